@@ -1,0 +1,126 @@
+"""Which of a repo's files loading needs, told from their names alone (pure)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+SAFETENSORS_SINGLE = "model.safetensors"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+TORCH_SINGLE = "pytorch_model.bin"
+CONFIG = "config.json"
+
+OTHER_CONFIGS = ("model_index.json", "adapter_config.json", "params.json")
+"""What stands in place of config.json in pipelines, adapters and original checkpoints."""
+
+PROCESSOR_FILES = frozenset(
+    {
+        "added_tokens.json",
+        "audio_tokenizer_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "feature_extractor_config.json",
+        "generation_config.json",
+        "image_processor_config.json",
+        "merges.txt",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "sentencepiece.bpe.model",
+        "special_tokens_map.json",
+        "spiece.model",
+        "tekken.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "video_preprocessor_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
+"""Names that transformers' tokenizers and processors look for at the top of a repo."""
+
+_ALTERNATIVES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".pkl")
+_CONVERTED = (".onnx", ".onnx_data", ".tflite", ".mlmodel", ".mlpackage", ".xml", ".npz", ".nemo")
+_CONVERTED_FOLDERS = re.compile(r"(?:^|/)(?:onnx|openvino|coreml|original|flax|tf|gguf)/")
+_TRAINING = re.compile(r"(?:^|/)(?:optimizer|scheduler|rng_state\w*|training_args|trainer_state)\.")
+_TORCH_WEIGHTS = re.compile(r"(?:^|/)pytorch_model[^/]*\.bin(?:\.index\.json)?$")
+_CONSOLIDATED = re.compile(r"(?:^|/)consolidated[^/]*\.safetensors$")
+
+
+def _is_safetensors(name: str) -> bool:
+    return name.endswith(".safetensors") and not _CONVERTED_FOLDERS.search(name)
+
+
+def wanted(names: Iterable[str]) -> set[str]:
+    """Return the files that loading can need; second weight formats are left out.
+
+    Where safetensors are there, pickled, TensorFlow, Flax, GGUF, ONNX and other converted weights
+    go, and so does a consolidated copy beside the sharded one. Without safetensors the PyTorch
+    weights stay; without these, everything does.
+    """
+    every = set(names)
+    has_safetensors = any(map(_is_safetensors, every))
+    has_torch = any(map(_TORCH_WEIGHTS.search, every))
+    if not has_safetensors and not has_torch:
+        return every
+    has_model = any(re.search(r"(?:^|/)model[^/]*\.safetensors$", name) for name in every)
+    return {
+        name
+        for name in every
+        if not name.endswith(_CONVERTED)
+        and not _CONVERTED_FOLDERS.search(name)
+        and not _TRAINING.search(name)
+        and not (has_safetensors and _is_alternative(name))
+        and not (not has_safetensors and _is_alternative(name) and not name.endswith(".bin"))
+        and not (has_model and _CONSOLIDATED.search(name))
+    }
+
+
+def _is_alternative(name: str) -> bool:
+    return name.endswith(_ALTERNATIVES) or name.endswith(".bin.index.json")
+
+
+def second_formats(names: Iterable[str]) -> set[str]:
+    """Return the weights that loading never reads because another format is there."""
+    every = set(names)
+    return every - wanted(every)
+
+
+def weight_candidates(names: AbstractSet[str]) -> list[tuple[str, bool]]:
+    """Return the ways in which a model's weights can be there, the preferred one first.
+
+    Args:
+        names: every file known of the revision, from the Hub's listing and from the disk.
+
+    Returns:
+        Pairs of a file name and whether it is an index of shards. Never empty: a model of which
+        nothing is known needs `model.safetensors`.
+    """
+    order = (
+        (SAFETENSORS_SINGLE, False),
+        (SAFETENSORS_INDEX, True),
+        (TORCH_SINGLE, False),
+        (TORCH_INDEX, True),
+        ("adapter_model.safetensors", False),
+        ("consolidated.safetensors", False),
+        ("adapter_model.bin", False),
+        ("tf_model.h5", False),
+        ("flax_model.msgpack", False),
+    )
+    found = [(name, index) for name, index in order if name in names]
+    if not found:
+        found = [(name, False) for name in sorted(names) if name.endswith(".gguf")]
+    return found or [(SAFETENSORS_SINGLE, False)]
+
+
+def needed_beside_weights(names: AbstractSet[str]) -> set[str]:
+    """Return the tokenizer, processor and code files that the listing names, at its top level."""
+    return {
+        name
+        for name in names
+        if name in PROCESSOR_FILES
+        or ("/" not in name and name.endswith((".py", ".tiktoken")))
+        or name.startswith("additional_chat_templates/")
+    }

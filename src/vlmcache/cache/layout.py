@@ -1,0 +1,182 @@
+"""The hub cache's folder layout as names and path arithmetic; nothing here touches a disk.
+
+The layout is the one that huggingface_hub 2.4 reads and writes: see its `file_download.py`
+(blobs, snapshots, refs, locks, partial downloads), `_tree_cache.py` (trees) and
+`utils/_shared_blobs.py` (the cache-wide blob store).
+"""
+
+from __future__ import annotations
+
+import re
+
+BLOBS = "blobs"
+SNAPSHOTS = "snapshots"
+REFS = "refs"
+TREES = "trees"
+NO_EXIST = ".no_exist"
+LOCKS = ".locks"
+CACHE_TAG = "CACHEDIR.TAG"
+PARTIAL_SUFFIX = ".incomplete"
+
+SHARED_STORE = "blobs"
+SHARED_MARKER = ".huggingface-shared-blobs"
+SHARED_MARKER_TEXT = "1\n"
+MANIFEST_SUFFIX = ".refs"
+LOCK_SUFFIX = ".lock"
+
+LEFTOVERS = ".vlmcache-leftovers"
+"""Folder in the cache root that holds what a removal has renamed away and not yet unlinked.
+
+Each run has a folder of its own in it, which mirrors the cache: `<unique>/<repo folder>/…`.
+"""
+WHOLE_REPO = "repo-"
+"""How the unique name begins where whole repos were renamed, and not parts of them."""
+
+MOVES = ".vlmcache-moved.json"
+"""File at the top of a destination that tells which repos `move` has brought there."""
+MOVING = ".vlmcache-moving"
+"""Folder at a destination in which `move` gathers what it copies: `<repo folder>/…`."""
+
+KINDS = {"models": "model", "datasets": "dataset", "spaces": "space", "kernels": "kernel"}
+"""Folder prefix of a repo -> its type."""
+
+DESKTOP_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+"""Files that file managers leave in any folder they show."""
+
+ROOT_FILES = frozenset(
+    {CACHE_TAG, MOVES, "version.txt", "version_diffusers_cache.txt", ".gitignore"}
+)
+"""Files that hub libraries and vlmcache themselves put into the cache root."""
+
+EMPTY_HASHES = frozenset(
+    {
+        "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391",
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    }
+)
+"""git blob sha1 and sha256 of the empty content."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHARED_HASH = re.compile(r"[0-9a-f]{64}")
+_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_DRIVE = re.compile(r".:", re.DOTALL)
+_SAFE_COMMIT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
+_PARTIAL = re.compile(r"(?P<etag>.+?)(?:\.[0-9a-f]{8})?\.incomplete", re.DOTALL)
+_TEMPORARY = re.compile(
+    r"tmp_[0-9a-f-]{36}|\..*\.[0-9a-f]{8}\.(?:shared|new|old)|.*\.[0-9a-f]{8}\.tmp|tmp.*\.tmp",
+    re.DOTALL,
+)
+_REPO_PART = r"[0-9A-Za-z_](?:[0-9A-Za-z._-]{0,94}[0-9A-Za-z_])?"
+_REPO_ID = re.compile(rf"{_REPO_PART}(?:/{_REPO_PART})?")
+_REF = re.compile(r"[0-9A-Za-z_][^\x00-\x20\\:*?\[~^\x7f]{0,254}")
+
+
+def repo_folder(kind: str, repo_id: str) -> str:
+    """Return the folder name of a repo: `models--Qwen--Qwen2-VL-2B-Instruct`."""
+    return "--".join([f"{kind}s", *repo_id.split("/")])
+
+
+def parse_repo_folder(name: str) -> tuple[str, str] | None:
+    """Return (type, repo id) of a repo's folder name, or `None` if it is not one."""
+    prefix, separator, rest = name.partition("--")
+    if not separator or prefix not in KINDS or not rest:
+        return None
+    return KINDS[prefix], rest.replace("--", "/")
+
+
+def is_repo_id(text: str) -> bool:
+    """Return whether the text is a repo id as the Hub allows them: `name` or `owner/name`.
+
+    The Hub forbids `--` and `..` in names and a length over 96 characters
+    (huggingface_hub `utils/_validators.py`).
+    """
+    return (
+        len(text) <= 96
+        and _REPO_ID.fullmatch(text) is not None
+        and "--" not in text
+        and ".." not in text
+        and not text.endswith((".git", ".ipynb"))
+    )
+
+
+def is_revision(text: str) -> bool:
+    """Return whether the text can be a branch, tag or commit without leaving `refs/`."""
+    return (
+        _REF.fullmatch(text) is not None
+        and all(part not in ("", ".", "..") for part in text.split("/"))
+        and not text.endswith(".lock")
+    )
+
+
+def file_name_problem(name: str) -> str | None:
+    """Return why a file of a repo cannot be written below a snapshot, or `None` if it can.
+
+    Names come from the network or from archives. What leaves the folder on any system is refused on
+    every system, since a cache can move between them.
+    """
+    parts = name.split("/")
+    if "\0" in name or any(ord(character) < 0x20 for character in name):
+        return "it holds control characters"
+    if "\\" in name or _DRIVE.match(name) or name.startswith("/") or ".." in parts:
+        return "it leaves the repo's folder"
+    if any(part in ("", ".") for part in parts):
+        return "it has an empty part"
+    try:
+        too_long = len(name.encode()) > 4000 or any(len(part.encode()) > 255 for part in parts)
+    except UnicodeEncodeError:
+        return "it is no valid text"
+    return "it is too long" if too_long else None
+
+
+def is_etag(text: str) -> bool:
+    """Return whether the text is a hash by which the Hub names a blob: git sha1 or sha256."""
+    return _ETAG.fullmatch(text) is not None
+
+
+def is_commit_folder(text: str) -> bool:
+    """Return whether the text can name one folder below `snapshots/`."""
+    return _SAFE_COMMIT.fullmatch(text) is not None and ".." not in text
+
+
+def partial_etag(name: str) -> str | None:
+    """Return the etag that a partial download's file name belongs to, `None` for other names."""
+    if not name.endswith(PARTIAL_SUFFIX):
+        return None
+    match = _PARTIAL.fullmatch(name)
+    return match["etag"] if match else None
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether the name is one that hub libraries give to files they are about to rename."""
+    # Blobs and links are many and temporaries few: most names need no pattern.
+    likely = name.startswith((".", "tmp")) or name.endswith(".tmp")
+    return likely and _TEMPORARY.fullmatch(name) is not None
+
+
+def link_target(name: str, depth: int) -> str:
+    """Return the relative target of a snapshot's link to a blob.
+
+    Args:
+        name: the blob's name.
+        depth: folders between the snapshot's own folder and the link; 0 for a file at its top.
+    """
+    return "../" * (depth + 2) + f"{BLOBS}/{name}"
+
+
+def shared_path(shared_hash: str) -> str:
+    """Return a shared blob's path relative to the cache root."""
+    return f"{SHARED_STORE}/{shared_hash[:2]}/{shared_hash}"
+
+
+def shared_hash_of(target: str) -> str | None:
+    """Return the hash of the shared blob that a repo blob's link target names, if it names one.
+
+    The hub writes `../../blobs/<xx>/<hash>`, relative to the repo's `blobs` folder.
+    """
+    parts = target.replace("\\", "/").split("/")
+    if len(parts) < 3 or parts[-3] != SHARED_STORE:
+        return None
+    shared_hash = parts[-1]
+    if SHARED_HASH.fullmatch(shared_hash) is None or parts[-2] != shared_hash[:2]:
+        return None
+    return shared_hash

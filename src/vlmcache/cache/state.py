@@ -1,0 +1,323 @@
+"""The values that describe a cache as it was at one instant.
+
+Sizes are bytes and instants are nanoseconds since the epoch (as `os.stat` gives them). `size` is
+the length of the content; `allocated` is what the entry occupies on its disk, as `du` counts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+ByteClass = Literal["referenced", "detached", "orphan", "partial", "shared", "metadata", "foreign"]
+Severity = Literal["error", "warning", "info"]
+State = Literal["cached", "partial", "missing", "damaged"]
+FileKind = Literal["link", "copy", "outside", "dangling", "loop"]
+
+
+class ByClass(msgspec.Struct, frozen=True):
+    """Allocated bytes of a folder, every one of them in exactly one class.
+
+    referenced: blobs of revisions that a ref names. detached: blobs only of other revisions.
+    orphan: blobs that nothing links to, and leftovers of removals. partial: unfinished downloads
+    and temporaries. shared: the cache-wide blob store. metadata: folders, links, refs, trees,
+    locks, manifests. foreign: whatever is not the hub's.
+    """
+
+    referenced: int = 0
+    detached: int = 0
+    orphan: int = 0
+    partial: int = 0
+    shared: int = 0
+    metadata: int = 0
+    foreign: int = 0
+
+    @property
+    def total(self) -> int:
+        """The sum of all classes: what `du` says."""
+        return sum(getattr(self, name) for name in self.__struct_fields__)
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something worth telling about a place in the cache.
+
+    Errors mean that something cannot be loaded; warnings that something is wasted or odd.
+    """
+
+    code: str
+    severity: Severity
+    repo: str | None
+    path: str
+    detail: str
+    remedy: str | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """What `lstat` says of a name: enough to tell later whether it is still the same.
+
+    allocated: for a folder whose content is of no interest, that of all below it included.
+    """
+
+    inode: int
+    mtime_ns: int
+    size: int
+    allocated: int
+
+
+class Blob(msgspec.Struct, frozen=True, gc=False):
+    """An entry of a repo's `blobs/`: a file, or a link into the shared store."""
+
+    name: str
+    size: int
+    allocated: int
+    inode: int
+    device: int
+    links: int
+    mtime_ns: int
+    atime_ns: int
+    shared: str | None = None
+    """Hash of the shared blob that this entry is a link to."""
+    present: bool = True
+    """False where the entry is a link to nothing."""
+    linked: bool = False
+    """Whether the entry is a link; allocated, inode and mtime_ns are those of the link then."""
+    allocated_there: int = 0
+    """What a link of a repo that lies elsewhere leads to occupies, in the shared store there."""
+
+
+class File(msgspec.Struct, frozen=True, gc=False):
+    """A file of a snapshot. `name` is its path in the repo, with forward slashes."""
+
+    name: str
+    kind: FileKind
+    blob: str | None
+    size: int
+    allocated: int
+    inode: int
+    device: int
+    links: int
+    mtime_ns: int
+    atime_ns: int
+
+
+class TreeFile(msgspec.Struct, frozen=True, gc=False):
+    """What the Hub said of one file at one commit."""
+
+    size: int
+    blob_id: str
+    lfs_sha256: str | None = None
+    lfs_size: int | None = None
+    xet_hash: str | None = None
+
+    @property
+    def etag(self) -> str:
+        """The name of the file's blob: sha256 for LFS and Xet files, git blob sha1 for others."""
+        return self.lfs_sha256 or self.blob_id
+
+    @property
+    def content_size(self) -> int:
+        """Length in bytes of the file itself, not of its LFS pointer."""
+        return self.size if self.lfs_size is None else self.lfs_size
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """One snapshot of a repo. `path` is the snapshot's folder."""
+
+    commit: str
+    path: str
+    refs: tuple[str, ...]
+    files: tuple[File, ...]
+    mtime_ns: int
+    tree: dict[str, TreeFile] | None = None
+    """The Hub's listing at this commit, where the cache holds it."""
+    linked: bool = False
+    """True where the snapshot's folder is itself a link, which is never followed."""
+    entry: Entry | None = None
+    """The snapshot's folder or link itself; allocated is that of its folders, not of its files."""
+
+
+class Partial(msgspec.Struct, frozen=True):
+    """An unfinished download. `name` is the file's name in `blobs/`."""
+
+    name: str
+    etag: str
+    path: str
+    size: int
+    allocated: int
+    inode: int
+    mtime_ns: int
+    locked: bool
+    """Whether some process holds the hub's lock of the blob."""
+    device: int = 0
+
+
+class Stray(msgspec.Struct, frozen=True):
+    """An entry that is not part of the layout, or a temporary that was left behind."""
+
+    path: str
+    size: int
+    allocated: int
+    inode: int
+    mtime_ns: int
+    folder: bool
+    leftover: bool = False
+    """True where the hub's libraries or vlmcache itself left it behind."""
+    device: int = 0
+
+
+class Leftover(msgspec.Struct, frozen=True):
+    """What an interrupted removal had renamed away from one repo and not yet unlinked.
+
+    Its folder below `.vlmcache-leftovers/` mirrors the repo's, so it tells what was to go: refs
+    (name -> commit), snapshots (commits), the blobs that these link to, and shared blobs.
+    """
+
+    path: str
+    repo_folder: str
+    whole: bool
+    """Whether it was the whole repo."""
+    refs: dict[str, str]
+    commits: tuple[str, ...]
+    blobs: tuple[str, ...]
+    shared: tuple[str, ...]
+    entry: Entry
+
+
+class LockFolder(msgspec.Struct, frozen=True):
+    """The hub's locks of one repo: `.locks/<repo folder>/<etag>.lock`. Held or not is not told."""
+
+    path: str
+    entry: Entry
+    files: dict[str, Entry]
+    """File name -> what is there."""
+    other: int = 0
+    """Entries that are no lock files."""
+
+
+class Repo(msgspec.Struct, frozen=True):
+    """A repo's folder and all that is in it."""
+
+    id: str
+    type: str
+    folder: str
+    path: str
+    refs: dict[str, str]
+    """Ref name -> commit, for every ref that names one."""
+    revisions: tuple[Revision, ...]
+    blobs: dict[str, Blob]
+    partials: tuple[Partial, ...]
+    strays: tuple[Stray, ...]
+    by_class: ByClass
+    findings: tuple[Finding, ...]
+    linked_to: str | None = None
+    """Where the folder is, if it is a link to another place."""
+    moved_to: str | None = None
+    """The destination's folder, if it was `vlmcache move` that left the link."""
+    entry: Entry | None = None
+    """The folder, or the link, itself."""
+    ref_files: dict[str, Entry] = msgspec.field(default_factory=dict)
+    """Ref name -> its file, whether it names a commit or not."""
+    ref_folders: dict[str, Entry] = msgspec.field(default_factory=dict)
+    """Folder below `refs/` -> what is there: `refs/pr` of the ref `refs/pr/1`."""
+    tree_files: dict[str, Entry] = msgspec.field(default_factory=dict)
+    """Commit -> the file of the Hub's listing."""
+    no_exist: dict[str, Entry] = msgspec.field(default_factory=dict)
+    """Commit -> the folder of names that the Hub is known not to have."""
+
+    @property
+    def size_on_disk(self) -> int:
+        """What `du` says of the folder (of the linked one, for a link)."""
+        return self.by_class.total
+
+    @property
+    def real_path(self) -> str:
+        """The folder itself: elsewhere, where the cache has but a link."""
+        return self.linked_to or self.path
+
+    @property
+    def size(self) -> int:
+        """Length of all blobs, shared ones included, and of copied files."""
+        return sum(blob.size for blob in self.blobs.values()) + sum(
+            file.size
+            for revision in self.revisions
+            for file in revision.files
+            if file.kind == "copy" and file.links == 1
+        )
+
+    def blob_users(self) -> dict[str, set[tuple[str, str]]]:
+        """Return blob name -> (commit, file name) of all that link to it, softly or hard."""
+        inodes = {
+            (blob.device, blob.inode): blob.name for blob in self.blobs.values() if blob.links > 1
+        }
+        users: dict[str, set[tuple[str, str]]] = {name: set() for name in self.blobs}
+        for revision in self.revisions:
+            for file in revision.files:
+                name = file.blob
+                if name is None and file.links > 1:
+                    name = inodes.get((file.device, file.inode))
+                if name is not None and name in users:
+                    users[name].add((revision.commit, file.name))
+        return users
+
+    def revision(self, commit: str) -> Revision | None:
+        """Return the snapshot of a commit, or `None`."""
+        for revision in self.revisions:
+            if revision.commit == commit:
+                return revision
+        return None
+
+
+class SharedBlob(msgspec.Struct, frozen=True):
+    """A file of the cache-wide blob store."""
+
+    hash: str
+    path: str
+    size: int
+    allocated: int
+    inode: int
+    device: int
+    links: int
+    mtime_ns: int
+    manifest: bool
+    """Whether the manifest of its references is there."""
+    users: tuple[str, ...] = ()
+    """Repo blobs that link to it, as `<repo folder>/blobs/<etag>`."""
+    manifest_allocated: int = 0
+
+
+class CacheState(msgspec.Struct, frozen=True):
+    """A whole cache folder at one instant."""
+
+    dir: str
+    exists: bool
+    repos: tuple[Repo, ...]
+    shared: dict[str, SharedBlob]
+    shared_marked: bool
+    strays: tuple[Stray, ...]
+    by_class: ByClass
+    findings: tuple[Finding, ...]
+    scanned_at: float
+    """Seconds since the epoch."""
+    locks: dict[str, LockFolder] = msgspec.field(default_factory=dict)
+    """Repo folder -> its locks, for repos that are no longer there too."""
+    leftovers: tuple[Leftover, ...] = ()
+
+    @property
+    def size_on_disk(self) -> int:
+        """What `du` says of the folder."""
+        return self.by_class.total
+
+    def all_findings(self) -> Iterator[Finding]:
+        """Yield the findings of the cache itself, then those of each repo."""
+        yield from self.findings
+        for repo in self.repos:
+            yield from repo.findings
+
+    def repo(self, repo_id: str, kind: str = "model") -> Repo | None:
+        """Return a repo by its id and type, or `None`."""
+        for repo in self.repos:
+            if repo.id == repo_id and repo.type == kind:
+                return repo
+        return None

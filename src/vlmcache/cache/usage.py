@@ -1,0 +1,399 @@
+"""Who uses what, and since when not: locks, open and mapped files, last use of each revision."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from typing import Literal
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.state import CacheState, Repo
+
+_SECRET = re.compile(r"(--token[ =]|\bhf_)\S+")
+
+AccessTimes = Literal["exact", "daily", "never", "unknown"]
+"""What the mount does with access times: each read counts, at most one a day, none, not known."""
+
+
+class Mount(msgspec.Struct, frozen=True):
+    """The filesystem that a path is on. `type` is its name as the system gives it: `ext4`."""
+
+    point: str
+    type: str
+    options: frozenset[str]
+
+    @property
+    def access_times(self) -> AccessTimes:
+        """What access times on this mount are worth."""
+        if "noatime" in self.options or "ro" in self.options:
+            return "never"
+        if "relatime" in self.options or "lazytime" in self.options:
+            return "daily"
+        if "strictatime" in self.options or "atime" in self.options:
+            return "exact"
+        # Linux names relatime and noatime in the mount table; a mount with neither updates always.
+        return "exact" if sys.platform.startswith("linux") else "unknown"
+
+    @property
+    def network(self) -> bool:
+        """Whether other machines can change the files without this one being told."""
+        return self.type.startswith(("nfs", "cifs", "smb", "fuse.sshfs", "lustre", "gpfs", "ceph"))
+
+
+def _mounts() -> Iterator[Mount]:
+    """Yield the mounts of this process, later ones shadowing earlier ones (see proc(5))."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.readlines()
+    except OSError:
+        return
+    for line in lines:
+        before, separator, after = line.rstrip("\n").partition(" - ")
+        fields, tail = before.split(" "), after.split(" ")
+        if not separator or len(fields) < 6 or len(tail) < 3:
+            continue
+        point = fields[4].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
+        yield Mount(point, tail[0], frozenset(fields[5].split(",")) | frozenset(tail[2].split(",")))
+
+
+def mount_of(path: str) -> Mount | None:
+    """Return the mount that a path is on, or `None` where the system does not say."""
+    real = os.path.realpath(path)
+    best: Mount | None = None
+    for mount in _mounts():
+        inside = real == mount.point or real.startswith(mount.point.rstrip("/") + "/")
+        if inside and (best is None or len(mount.point) >= len(best.point)):
+            best = mount
+    return best
+
+
+def nearest_folder(path: str) -> str:
+    """Return the path itself, or the nearest folder above it that is there."""
+    while not os.path.isdir(path):
+        parent = os.path.dirname(path)
+        if parent == path:
+            break
+        path = parent
+    return path
+
+
+def lock_held(path: str) -> bool:
+    """Return whether another process holds the hub's lock at `path` (a file of `filelock`).
+
+    The lock is tried and given back at once. Nothing is created; a lock that cannot be tried counts
+    as held, since deleting under it would be the greater harm.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            try:
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            except OSError:
+                return True
+            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+            return False
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return True
+        return False
+    finally:
+        os.close(descriptor)
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A process that uses something of the cache. command is its command line."""
+
+    pid: int
+    command: str
+    how: Literal["open", "mapped", "lock"]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What running processes use, as far as this user may see.
+
+    files: (device, inode) -> processes that hold the file open or mapped. locks: the hub's locks
+    that are held, as `<repo folder>/<etag>.lock` -> processes that have the lock's file open, none
+    where these cannot be seen. hidden: processes of other users that could not be looked into.
+    """
+
+    files: dict[tuple[int, int], tuple[Process, ...]] = {}
+    locks: dict[str, tuple[Process, ...]] = {}
+    hidden: int = 0
+
+    def of_repo(self, state: CacheState, repo: Repo) -> tuple[Process, ...] | None:
+        """Return who uses anything of a repo; `None` if nobody does.
+
+        Empty where a lock is held and its holder cannot be seen.
+        """
+        found = [self.files.get((blob.device, blob.inode), ()) for blob in repo.blobs.values()]
+        for revision in repo.revisions:
+            found += (
+                self.files.get((file.device, file.inode), ())
+                for file in revision.files
+                if file.kind == "copy"
+            )
+        found += (self.files.get((part.device, part.inode), ()) for part in repo.partials)
+        found += (self.files.get((stray.device, stray.inode), ()) for stray in repo.strays)
+        for blob in repo.blobs.values():
+            if blob.shared is not None and blob.shared in state.shared:
+                shared = state.shared[blob.shared]
+                found.append(self.files.get((shared.device, shared.inode), ()))
+        held = self.locks_of(repo.folder)
+        users = _distinct(found if held is None else [*found, held])
+        return users if users or held is not None else None
+
+    def locks_of(self, folder: str) -> tuple[Process, ...] | None:
+        """Return who holds a lock of a repo; `None` if none is held."""
+        held = [users for name, users in self.locks.items() if name.startswith(folder + "/")]
+        return _distinct(held) if held else None
+
+
+def _distinct(groups: Collection[tuple[Process, ...]]) -> tuple[Process, ...]:
+    seen: dict[int, Process] = {}
+    for group in groups:
+        for process in group:
+            seen.setdefault(process.pid, process)
+    return tuple(seen[pid] for pid in sorted(seen))
+
+
+def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage:
+    """Return which processes use files and locks of the cache; this process is never among them.
+
+    Linux tells through /proc, by device and inode (see proc_pid_fd(5) and proc_pid_maps(5));
+    elsewhere psutil does, by path.
+
+    Args:
+        state: the cache as it was scanned.
+        folders: the repo folders to look at; all of them if not given.
+    """
+    content: dict[tuple[int, int], str] = {}
+    for repo in state.repos:
+        if folders is None or repo.folder in folders:
+            content.update(_content_of(state, repo))
+    for stray in state.strays:
+        content[stray.device, stray.inode] = stray.path
+    locks: dict[tuple[int, int], str] = {}
+    held: list[str] = []
+    for folder, found in state.locks.items():
+        if folders is not None and folder not in folders:
+            continue
+        for name in found.files:
+            path = os.path.join(found.path, name)
+            if lock_held(path):
+                held.append(f"{folder}/{name}")
+                try:
+                    stat = os.stat(path)
+                except OSError:
+                    continue
+                locks[stat.st_dev, stat.st_ino] = f"{folder}/{name}"
+    return find_users(content, held, locks)
+
+
+def _content_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int], str]]:
+    base = os.path.realpath(repo.path)
+    for blob in repo.blobs.values():
+        yield (blob.device, blob.inode), os.path.join(base, layout.BLOBS, blob.name)
+        if blob.shared is not None and blob.shared in state.shared:
+            shared = state.shared[blob.shared]
+            yield (shared.device, shared.inode), os.path.realpath(shared.path)
+    for partial in repo.partials:
+        yield (partial.device, partial.inode), os.path.join(base, layout.BLOBS, partial.name)
+    for stray in repo.strays:
+        yield (stray.device, stray.inode), stray.path
+    for revision in repo.revisions:
+        for file in revision.files:
+            if file.kind == "copy":
+                path = os.path.join(base, layout.SNAPSHOTS, revision.commit, *file.name.split("/"))
+                yield (file.device, file.inode), path
+
+
+def find_users(
+    content: Mapping[tuple[int, int], str],
+    held: Collection[str] = (),
+    locks: Mapping[tuple[int, int], str] | None = None,
+) -> Usage:
+    """Return who has the given files open or mapped.
+
+    Args:
+        content: (device, inode) -> real path of the files that matter.
+        held: names of the locks that are held.
+        locks: (device, inode) -> name of the files of these locks.
+    """
+    if not content and not held:
+        return Usage()
+    files: dict[tuple[int, int], dict[int, Process]] = {}
+    holders: dict[str, dict[int, Process]] = {name: {} for name in held}
+    find = _find_by_proc if os.path.isdir("/proc/self/fd") else _find_by_psutil
+    wanted = dict(content) | dict(locks or {})
+    hidden = 0
+    for key, process in find(wanted):
+        if process is None:
+            hidden += 1
+        elif locks and key in locks:
+            holders[locks[key]][process.pid] = msgspec.structs.replace(process, how="lock")
+        else:
+            files.setdefault(key, {}).setdefault(process.pid, process)
+    return Usage(
+        {key: tuple(users.values()) for key, users in files.items()},
+        {name: tuple(users.values()) for name, users in holders.items()},
+        hidden,
+    )
+
+
+_Found = Iterator[tuple[tuple[int, int], Process | None]]
+
+
+def _find_by_proc(wanted: Mapping[tuple[int, int], str]) -> _Found:
+    paths = {path: key for key, path in wanted.items()}
+    inodes = {inode for _, inode in wanted}
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        base = f"/proc/{name}"
+        try:
+            found = {key: "open" for key in _open_files(f"{base}/fd") if key in wanted}
+            for key, path in _mapped_files(f"{base}/maps", inodes):
+                # Some filesystems (overlay, btrfs) name another device in maps than in stat.
+                key = key if key in wanted else paths.get(path, key)
+                if key in wanted:
+                    found[key] = "mapped"
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError:
+            yield (0, 0), None
+            continue
+        if not found:
+            continue
+        command = _command_line(base)
+        for key, how in found.items():
+            yield key, Process(int(name), command, "mapped" if how == "mapped" else "open")
+
+
+def _open_files(folder: str) -> Iterator[tuple[int, int]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                stat = os.stat(entry.path)
+            except OSError:
+                continue
+            yield stat.st_dev, stat.st_ino
+
+
+def _mapped_files(path: str, inodes: Collection[int]) -> Iterator[tuple[tuple[int, int], str]]:
+    with open(path, "rb") as file:
+        content = file.read()
+    for line in content.splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) < 6 or fields[4] == b"0":
+            continue
+        mapped = os.fsdecode(fields[5]).removesuffix(" (deleted)")
+        inode = int(fields[4])
+        if inode in inodes or mapped.startswith("/"):
+            major, _, minor = fields[3].partition(b":")
+            yield (os.makedev(int(major, 16), int(minor, 16)), inode), mapped
+
+
+def _command_line(base: str) -> str:
+    for name in ("cmdline", "comm"):
+        try:
+            with open(f"{base}/{name}", "rb") as file:
+                words = file.read(4096).rstrip(b"\0\n").split(b"\0")
+        except OSError:
+            continue
+        if words != [b""]:
+            return without_secrets(" ".join(map(os.fsdecode, words)))
+    return "?"
+
+
+def without_secrets(command: str) -> str:
+    """Return a command line with the tokens in it struck out; others may read what we print."""
+    return _SECRET.sub(r"\1***", command)
+
+
+def _find_by_psutil(wanted: Mapping[tuple[int, int], str]) -> _Found:
+    import psutil
+
+    paths = {os.path.normcase(path): key for key, path in wanted.items()}
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        try:
+            opened = {file.path for file in process.open_files()}
+        except psutil.NoSuchProcess:
+            continue
+        except (psutil.Error, OSError):
+            yield (0, 0), None
+            continue
+        try:
+            mapped = {part.path for part in process.memory_maps()}
+        except (psutil.Error, OSError, AttributeError):
+            mapped = set()  # macOS tells no mappings
+        for path in opened | mapped:
+            key = paths.get(os.path.normcase(path))
+            if key is None:
+                continue
+            try:
+                command = without_secrets(" ".join(process.cmdline()) or process.name())
+            except (psutil.Error, OSError):
+                command = "?"
+            yield key, Process(process.pid, command, "mapped" if path in mapped else "open")
+
+
+class LastUse(msgspec.Struct, frozen=True):
+    """When a revision was last used: seconds since the epoch, and what says so.
+
+    journal: vlmcache saw it. access: the access times of its files. written: nothing tells of
+    uses, so it is the time of the download.
+    """
+
+    at: float
+    source: Literal["journal", "access", "written"]
+
+
+def last_uses(
+    state: CacheState, journal: Mapping[tuple[str, str, str], float], access_times: AccessTimes
+) -> dict[tuple[str, str], LastUse]:
+    """Return (repo folder, commit) -> last use, for every revision.
+
+    Args:
+        state: the cache.
+        journal: (type, repo, commit) -> seconds since the epoch, as `Memory.uses` gives them.
+        access_times: what access times on the cache's mount are worth. Where they are `never`
+            kept, they are not looked at.
+    """
+    found: dict[tuple[str, str], LastUse] = {}
+    for repo in state.repos:
+        for revision in repo.revisions:
+            written = read = 0 if revision.files else revision.mtime_ns
+            for file in revision.files:
+                # A link is made by a download, even where its blob was there for long.
+                written = max(written, file.mtime_ns)
+                blob = repo.blobs.get(file.blob) if file.blob is not None else None
+                if blob is not None:
+                    written, read = max(written, blob.mtime_ns), max(read, blob.atime_ns)
+                elif file.kind == "copy":
+                    read = max(read, file.atime_ns)
+            use = LastUse(written / 1e9, "written")
+            if access_times != "never":
+                use = LastUse(max(written, read) / 1e9, "access")
+            noted = journal.get((repo.type, repo.id, revision.commit))
+            if noted is not None and (use.source == "written" or noted > use.at):
+                use = LastUse(max(noted, use.at), "journal")
+            found[repo.folder, revision.commit] = use
+    return found

@@ -1,0 +1,156 @@
+"""Safetensors headers, and the memory that their tensors take at a precision.
+
+The header's format is described at https://huggingface.co/docs/safetensors: eight bytes with its
+length, then JSON with dtype, shape and offsets of each tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from typing import Literal
+
+import msgspec
+
+from vlmcache.cache.reading import JSON_ERRORS, open_quietly
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+
+HEADER_LIMIT = 100_000_000
+"""The longest header that safetensors itself accepts, in bytes."""
+
+DTYPE_BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
+    "C64": 64,
+}
+
+_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 2, "int4": 2}
+"""Bytes of an element that is not quantised. bitsandbytes keeps those in half precision."""
+
+_UNQUANTISED = re.compile(r"embed|lm_head|norm|wte|wpe|(?:^|\.)output\.weight$")
+
+OVERHEAD_FRACTION = 0.10
+OVERHEAD_BYTES = 600_000_000
+"""What is added to the weights: a tenth of them for activations and the key-value cache of a short
+chat, and a fixed part for the runtime and the device's context. A rule of thumb, not a measurement;
+`vlmcache load-test` measures."""
+
+
+class Tensor(msgspec.Struct, frozen=True, gc=False):
+    """One tensor of a header. Offsets are bytes from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """What a model takes once loaded, in bytes: its weights, and what comes on top."""
+
+    weights: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        """Weights and overhead."""
+        return self.weights + self.overhead
+
+
+def with_overhead(weights: int) -> Memory:
+    """Return the memory of a model whose weights take so many bytes."""
+    return Memory(weights, round(weights * OVERHEAD_FRACTION) + OVERHEAD_BYTES)
+
+
+def read_header(path: str) -> dict[str, Tensor]:
+    """Return the tensors that a safetensors file says it holds, by name.
+
+    The file is content of a repo and so not to be trusted: each tensor must lie inside the file
+    and be as long as its dtype and shape say.
+
+    Raises:
+        ValueError: the file is no safetensors file, or its header contradicts itself.
+        OSError: the file cannot be read.
+    """
+    with open(open_quietly(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(HEADER_LIMIT, size - 8):
+            raise ValueError(f"not a safetensors file: {path}")
+        content = file.read(length)
+    try:
+        header: dict[str, msgspec.Raw] = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+        tensors = {
+            name: msgspec.json.decode(raw, type=Tensor)
+            for name, raw in header.items()
+            if name != "__metadata__"
+        }
+    except JSON_ERRORS as error:
+        raise ValueError(f"the safetensors header cannot be read: {error}: {path}") from error
+    for name, tensor in tensors.items():
+        begin, end = tensor.data_offsets
+        bits = DTYPE_BITS.get(tensor.dtype)
+        if not 0 <= begin <= end <= size - 8 - length or min(tensor.shape, default=0) < 0:
+            raise ValueError(f"tensor {name} lies outside its file: {path}")
+        if bits is not None and (tensor.elements * bits + 7) // 8 != end - begin:
+            raise ValueError(f"tensor {name} has not the length of its shape: {path}")
+    return tensors
+
+
+def tensor_bytes(name: str, tensor: Tensor, precision: Precision) -> int:
+    """Return the bytes that a tensor takes when loaded at a precision.
+
+    int8 and int4 are bitsandbytes' LLM.int8 and nf4: linear weights (two dimensions, no embedding,
+    no output head) take one byte with a float scale a row, or half a byte with a float scale for
+    each 64 elements; the rest stays in half precision.
+    """
+    elements = tensor.elements
+    if precision in ("int8", "int4") and len(tensor.shape) == 2 and not _UNQUANTISED.search(name):
+        if precision == "int8":
+            return elements + 4 * tensor.shape[0]
+        return elements // 2 + elements // 16
+    return elements * _BYTES[precision]
+
+
+def weights_bytes(tensors: dict[str, Tensor], precision: Precision) -> int:
+    """Return the bytes that all tensors take when loaded at a precision."""
+    return sum(tensor_bytes(name, tensor, precision) for name, tensor in tensors.items())
+
+
+def rescale(size: int, stored: Precision, precision: Precision) -> int:
+    """Return roughly what weights of `size` bytes at one precision take at another.
+
+    For models whose headers are not at hand. Quantised models are taken to keep an eighth of their
+    weights in half precision (embeddings, output head), as Qwen2-VL of 2B and 7B do roughly.
+    """
+    factors: dict[Precision, float] = {
+        "fp32": 4.0,
+        "fp16": 2.0,
+        "bf16": 2.0,
+        "int8": 1.13,
+        "int4": 0.74,
+    }
+    return round(size / factors[stored] * factors[precision])

@@ -1,0 +1,490 @@
+"""config.yaml and the environment, turned into values that know where they come from."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.weights import Precision
+from vlmcache.errors import ConfigError, UnknownModelError, UsageError
+from vlmcache.units import parse_size
+
+if TYPE_CHECKING:
+    import yaml
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
+_PRECISION_ALIASES: dict[str, Precision] = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+    "8bit": "int8",
+    "4bit": "int4",
+    "nf4": "int4",
+}
+_CONFIG_LIMIT = 4_000_000
+_DEEPEST = 100
+"""Levels of nesting; thousands of them would end the process within PyYAML's C part."""
+SHIPPED = os.path.join(os.path.dirname(__file__), "config.yaml")
+
+
+class ModelConfig(msgspec.Struct, frozen=True):
+    """A model as config.yaml names it, or as the command line named it by its repo id.
+
+    expected_size and expected_memory are bytes: the download, and the loaded model at `precision`.
+    """
+
+    key: str
+    repo: str
+    revision: str = "main"
+    precision: Precision = "fp16"
+    device_map: str | dict[str, Any] = "auto"
+    trust_remote_code: bool = False
+    expected_size: int | None = None
+    expected_memory: int | None = None
+    configured: bool = True
+    """False where only the command line named it."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds on disk use, in bytes.
+
+    A pull that would leave less than `min_free` is refused; below `comfortable_free` status
+    advises; `max_size` is a budget that `clean` keeps to.
+    """
+
+    min_free: int = 10_000_000_000
+    comfortable_free: int = 30_000_000_000
+    max_size: int | None = None
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The configuration in force, and the file it was read from."""
+
+    path: str
+    source: Literal["--config", "VLMCACHE_CONFIG", "./config.yaml", "user", "shipped"]
+    models: dict[str, ModelConfig]
+    limits: Limits
+    warnings: tuple[str, ...] = ()
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """The variables in force: the process's, and HF_* ones of a `.env` in the working folder."""
+
+    variables: dict[str, str]
+    from_file: frozenset[str]
+    """Names that the `.env` supplied."""
+    folder: str
+    """The working folder."""
+
+    def get(self, name: str) -> str | None:
+        """Return a variable's value; an empty one counts as not set."""
+        return self.variables.get(name) or None
+
+    def source(self, name: str) -> str:
+        """Return how to name a variable to a person, with the file it came from."""
+        return f"{name} (.env)" if name in self.from_file else name
+
+
+class CacheLocation(msgspec.Struct, frozen=True):
+    """The cache folder and the rule that chose it."""
+
+    dir: str
+    source: str
+    conflicts: tuple[str, ...] = ()
+    """Sentences about settings that disagree with the choice."""
+
+
+def read_environment(
+    variables: Mapping[str, str] | None = None, folder: str | None = None
+) -> Environment:
+    """Return the variables in force.
+
+    Args:
+        variables: the process's variables; those of this process if not given.
+        folder: the working folder; that of this process if not given.
+
+    Raises:
+        ConfigError: the `.env` is there and cannot be read as text.
+    """
+    merged = dict(os.environ if variables is None else variables)
+    where = os.getcwd() if folder is None else folder
+    path = os.path.join(where, ".env")
+    supplied: set[str] = set()
+    if os.path.isfile(path):
+        for name, value in _read_dotenv(path).items():
+            if not merged.get(name):
+                merged[name] = value
+                supplied.add(name)
+    return Environment(merged, frozenset(supplied), where)
+
+
+def _read_dotenv(path: str) -> dict[str, str]:
+    """Return the hub's variables of a `.env`. Lines that say nothing are passed over in silence."""
+    from dotenv.parser import parse_stream
+
+    from vlmcache.cache.reading import read_bytes
+
+    try:
+        lines = read_bytes(path, _CONFIG_LIMIT).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    values: dict[str, str] = {}
+    for line in parse_stream(io.StringIO(lines)):
+        name = line.key or ""
+        if not name.startswith("HF_") and name != "HUGGINGFACE_HUB_CACHE":
+            continue
+        if "\0" in (line.value or ""):
+            raise ConfigError(f"{path}:{line.original.line}: {name}: holds a null character")
+        values[name] = line.value or ""
+    return {name: value for name, value in values.items() if value}
+
+
+def _expand(path: str, environment: Environment) -> str:
+    """Return an absolute path with `~` and variables expanded, as huggingface_hub does it."""
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    return os.path.abspath(os.path.join(environment.folder, expanded))
+
+
+def locate_cache(option: str | None, environment: Environment) -> CacheLocation:
+    """Return the hub cache's folder: the first of the sources that INTERFACE names.
+
+    The order after `--cache-dir` is huggingface_hub's own (its `constants.py`).
+    """
+    candidates: list[tuple[str, str]] = []
+    if option:
+        candidates.append(("--cache-dir", _expand(option, environment)))
+    for name, below in (
+        ("HF_HUB_CACHE", ()),
+        ("HUGGINGFACE_HUB_CACHE", ()),
+        ("HF_HOME", ("hub",)),
+        ("XDG_CACHE_HOME", ("huggingface", "hub")),
+    ):
+        value = environment.get(name)
+        if value is not None:
+            path = os.path.join(_expand(value, environment), *below)
+            candidates.append((environment.source(name), path))
+    default = _expand(os.path.join("~", ".cache", "huggingface", "hub"), environment)
+    candidates.append(("default", default))
+    source, chosen = candidates[0]
+    conflicts = [
+        f"{other} points to {path}, but {source} decides: {chosen}"
+        for other, path in candidates[1:-1]
+        if os.path.realpath(path) != os.path.realpath(chosen)
+        and not other.startswith("XDG_CACHE_HOME")
+    ]
+    return CacheLocation(chosen, source, tuple(conflicts))
+
+
+def hub_home(environment: Environment) -> str:
+    """Return huggingface_hub's own folder: tokens, `xet` chunks, remote code `modules`."""
+    value = environment.get("HF_HOME")
+    if value is not None:
+        return _expand(value, environment)
+    base = environment.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    return os.path.join(_expand(base, environment), "huggingface")
+
+
+def side_caches(environment: Environment) -> dict[str, str]:
+    """Return name -> folder of the caches that hub libraries keep beside the hub cache.
+
+    `xet` holds chunks of transfers (huggingface_hub's `HF_XET_CACHE`), `modules` the code of
+    trust_remote_code (transformers' `HF_MODULES_CACHE`).
+    """
+    home = hub_home(environment)
+    return {
+        name: _expand(environment.get(variable) or os.path.join(home, name), environment)
+        for name, variable in (("xet", "HF_XET_CACHE"), ("modules", "HF_MODULES_CACHE"))
+    }
+
+
+def own_home(environment: Environment) -> tuple[str, str]:
+    """Return vlmcache's own folder (journal, reports, kept copies) and where that comes from."""
+    value = environment.get("VLMCACHE_HOME")
+    if value is not None:
+        return _expand(value, environment), environment.source("VLMCACHE_HOME")
+    import platformdirs
+
+    return platformdirs.user_cache_dir("vlmcache", appauthor=False), "default"
+
+
+def load_config(option: str | None, environment: Environment) -> Config:
+    """Return the configuration in force.
+
+    Raises:
+        ConfigError: the file that should be read cannot be, or holds a wrong value in a section of
+            ours; the message names file, line and key.
+    """
+    if option:
+        return _read_config(_expand(option, environment), "--config")
+    value = environment.get("VLMCACHE_CONFIG")
+    if value is not None:
+        return _read_config(_expand(value, environment), "VLMCACHE_CONFIG")
+    local = os.path.join(environment.folder, "config.yaml")
+    if os.path.lexists(local):
+        return _read_config(local, "./config.yaml")
+    import platformdirs
+
+    user = os.path.join(platformdirs.user_config_dir("vlmcache", appauthor=False), "config.yaml")
+    if os.path.lexists(user):
+        return _read_config(user, "user")
+    return shipped_config()
+
+
+def shipped_config() -> Config:
+    """Return the configuration that comes with the package."""
+    return _read_config(SHIPPED, "shipped")
+
+
+def _read_config(
+    path: str,
+    source: Literal["--config", "VLMCACHE_CONFIG", "./config.yaml", "user", "shipped"],
+) -> Config:
+    import yaml
+
+    from vlmcache.cache.reading import read_bytes
+
+    try:
+        content = read_bytes(path, _CONFIG_LIMIT)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file (named by {source})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        _check_depth(path, content)
+        loader = _loader(content)
+        try:
+            return _Reader(path, source, loader).read(loader.get_single_node())
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: a scalar such as a date of the 45th of May, which YAML itself lets through.
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML: {reason}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply") from error
+
+
+def _check_depth(path: str, content: bytes) -> None:
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _DEEPEST:
+            line = f":{event.start_mark.line + 1}" if event.start_mark is not None else ""
+            raise ConfigError(f"{path}{line}: nested too deeply")
+
+
+def _loader(content: bytes) -> Any:
+    """Return a loader for which merged mappings (`<<`) do not grow with each merge.
+
+    With PyYAML's own, a few lines that merge one another can fill all memory.
+    """
+    import yaml
+
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(base):  # type: ignore[misc]
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            super().flatten_mapping(node)
+            # As with PyYAML, the last of the same name counts.
+            last = {
+                name.value if isinstance(name, yaml.ScalarNode) else id(name): (name, value)
+                for name, value in node.value
+            }
+            node.value = list(last.values())
+
+    return Loader(content)
+
+
+class _Reader:
+    """Reads our sections out of a composed YAML document; each value knows its line."""
+
+    def __init__(self, path: str, source: Any, loader: Any) -> None:
+        self.path = path
+        self.source = source
+        self.loader = loader
+        self.warnings: list[str] = []
+
+    def read(self, root: yaml.Node | None) -> Config:
+        sections = {} if root is None else self.mapping(root, "the file")
+        if "models" in sections:
+            models = {
+                key: self.model(key, node)
+                for key, node in self.mapping(sections["models"], "models", empty=True).items()
+            }
+        elif self.source == "shipped":
+            models = {}
+        else:
+            models = shipped_config().models
+        limits = Limits()
+        if "vlmcache" in sections:
+            limits = self.limits(self.mapping(sections["vlmcache"], "vlmcache", empty=True))
+        return Config(self.path, self.source, models, limits, tuple(self.warnings))
+
+    def wrong(self, node: yaml.Node, key: str, problem: str) -> ConfigError:
+        line = node.start_mark.line + 1
+        return ConfigError(
+            f"{self.path}:{line}: {key}: {problem}", "mend that line, or name a file with --config"
+        )
+
+    def mapping(self, node: yaml.Node, key: str, *, empty: bool = False) -> dict[str, yaml.Node]:
+        import yaml
+
+        if empty and isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null"):
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            raise self.wrong(node, key, "must be a mapping of keys to values")
+        self.loader.flatten_mapping(node)
+        return {
+            name.value: value for name, value in node.value if isinstance(name, yaml.ScalarNode)
+        }
+
+    def text(self, node: yaml.Node, key: str) -> str:
+        """Return a scalar as it is written, so that a tag `1.0` stays `1.0`."""
+        import yaml
+
+        if not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":null") or not node.value:
+            raise self.wrong(node, key, "must be a text")
+        return str(node.value)
+
+    def value(self, node: yaml.Node, key: str) -> Any:
+        try:
+            return self.loader.construct_object(node, deep=True)
+        except (AttributeError, LookupError) as error:
+            # What PyYAML makes of a tag that does not suit its text: `!!bool maybe`, `!!int ''`.
+            raise self.wrong(node, key, "its tag does not suit it") from error
+
+    def size(self, node: yaml.Node, key: str) -> int:
+        try:
+            return parse_size(self.text(node, key).replace("_", ""))
+        except ValueError as error:
+            raise self.wrong(node, key, str(error)) from None
+
+    def model(self, key: str, node: yaml.Node) -> ModelConfig:
+        where = f"models.{key}"
+        fields = self.mapping(node, where)
+        repo_key = "model_path" if "model_path" in fields else "repo"
+        if repo_key not in fields:
+            raise self.wrong(node, where, "needs model_path: the repo id, as owner/name")
+        repo = self.text(fields[repo_key], f"{where}.{repo_key}")
+        if not layout.is_repo_id(repo):
+            problem = f"{repo!r} is not a repo id such as Qwen/Qwen2-VL-2B-Instruct"
+            raise self.wrong(fields[repo_key], f"{where}.{repo_key}", problem)
+        model: dict[str, Any] = {"key": key, "repo": repo}
+        if "revision" in fields and not fields["revision"].tag.endswith(":null"):
+            revision = self.text(fields["revision"], f"{where}.revision")
+            if not layout.is_revision(revision):
+                problem = f"{revision!r} is not a branch, tag or commit"
+                raise self.wrong(fields["revision"], f"{where}.revision", problem)
+            model["revision"] = revision
+        if "precision" in fields:
+            text = self.text(fields["precision"], f"{where}.precision")
+            model["precision"] = self.precision(fields["precision"], f"{where}.precision", text)
+        if "device_map" in fields:
+            value = self.value(fields["device_map"], f"{where}.device_map")
+            if not isinstance(value, str | dict):
+                problem = "must be a text such as auto, or a mapping of modules to devices"
+                raise self.wrong(fields["device_map"], f"{where}.device_map", problem)
+            model["device_map"] = value
+        if "trust_remote_code" in fields:
+            value = self.value(fields["trust_remote_code"], f"{where}.trust_remote_code")
+            if not isinstance(value, bool):
+                problem = "must be true or false"
+                raise self.wrong(fields["trust_remote_code"], f"{where}.trust_remote_code", problem)
+            model["trust_remote_code"] = value
+        for name in ("expected_size", "expected_memory"):
+            if name in fields:
+                model[name] = self.size(fields[name], f"{where}.{name}")
+        return ModelConfig(**model)
+
+    def precision(self, node: yaml.Node, key: str, text: str) -> Precision:
+        try:
+            return parse_precision(text)
+        except ValueError as error:
+            raise self.wrong(node, key, str(error)) from None
+
+    def limits(self, fields: dict[str, yaml.Node]) -> Limits:
+        values: dict[str, int | None] = {}
+        for name, node in fields.items():
+            key = f"vlmcache.{name}"
+            if name not in Limits.__struct_fields__:
+                near = difflib.get_close_matches(name, Limits.__struct_fields__, 1)
+                meant = f"; did you mean {near[0]}?" if near else ""
+                line = node.start_mark.line + 1
+                self.warnings.append(f"{self.path}:{line}: {key} is not known{meant}")
+            elif node.tag.endswith(":null"):
+                values[name] = None if name == "max_size" else 0
+            else:
+                values[name] = self.size(node, key)
+        return Limits(**values)  # type: ignore[arg-type]
+
+
+def parse_precision(text: str) -> Precision:
+    """Return a precision by its name or by one of torch's names for it.
+
+    Raises:
+        ValueError: the text names none.
+    """
+    lowered = text.lower().removeprefix("torch.")
+    for precision in PRECISIONS:
+        if lowered == precision:
+            return precision
+    if lowered in _PRECISION_ALIASES:
+        return _PRECISION_ALIASES[lowered]
+    raise ValueError(f"{text!r} is not one of {', '.join(PRECISIONS)}")
+
+
+def find_model(config: Config, text: str, cached: Iterable[str] = ()) -> ModelConfig:
+    """Return the model that a command's MODEL means: a key, or a repo id, with `@revision`.
+
+    Args:
+        config: the configuration whose keys count.
+        text: what was typed.
+        cached: repo ids in the cache; only these may lack an owner (`gpt2`).
+
+    Raises:
+        UnknownModelError: no such key, and the text is no repo id with an owner.
+        UsageError: the revision cannot be one.
+    """
+    if text in config.models:
+        return config.models[text]
+    name, at, revision = text.partition("@")
+    if at and not layout.is_revision(revision):
+        raise UsageError(f"{revision!r} is not a branch, tag or commit")
+    if name in config.models:
+        model = config.models[name]
+    else:
+        model = _by_repo(config, name, set(cached))
+    return msgspec.structs.replace(model, revision=revision) if at else model
+
+
+def _by_repo(config: Config, name: str, cached: set[str]) -> ModelConfig:
+    for model in config.models.values():
+        if model.repo == name:
+            return model
+    if layout.is_repo_id(name) and ("/" in name or name in cached):
+        return ModelConfig(key=name, repo=name, configured=False)
+    configured = {model.repo for model in config.models.values()}
+    near = difflib.get_close_matches(name, [*config.models, *sorted(cached - configured)], 3, 0.5)
+    if near:
+        hint = "did you mean " + " or ".join(near) + "?"
+    elif config.models:
+        hint = "known: " + ", ".join(config.models) + "; or a repo id such as owner/name"
+    else:
+        hint = "name a repo id such as owner/name"
+    raise UnknownModelError(f"no such model: {name}", hint)

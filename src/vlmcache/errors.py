@@ -1,0 +1,181 @@
+"""Every failure a user can meet: one tree of errors, one table of exit codes."""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar
+
+
+class ExitCode(enum.IntEnum):
+    """What the process answers to the shell. Scripts rely on these numbers."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    PARTLY = 3
+    DAMAGE = 4
+    UNCONFIRMED = 5
+    BUSY = 6
+    NO_MODEL = 7
+    HUB = 8
+    SPACE = 9
+    CHANGED = 10
+    UNLOADABLE = 11
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+    @property
+    def meaning(self) -> str:
+        """The words that `--help` and the README show for the number."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ExitCode.DONE: "done",
+    ExitCode.FAILED: "failed",
+    ExitCode.USAGE: "usage or configuration",
+    ExitCode.PARTLY: "done in part",
+    ExitCode.DAMAGE: "damage or missing found",
+    ExitCode.UNCONFIRMED: "needs confirmation (no terminal and no --yes)",
+    ExitCode.BUSY: "busy: in use or locked",
+    ExitCode.NO_MODEL: "no such model",
+    ExitCode.HUB: "hub unreachable, offline, or access denied",
+    ExitCode.SPACE: "not enough space",
+    ExitCode.CHANGED: "the cache changed since the plan was made",
+    ExitCode.UNLOADABLE: "the model cannot be loaded so",
+    ExitCode.INTERRUPTED: "interrupted",
+    ExitCode.TERMINATED: "terminated",
+}
+
+
+class VlmcacheError(Exception):
+    """A failure that is told to the user in one line, with what to type next.
+
+    Args:
+        message: what happened, and where.
+        hint: what the user can do about it; `None` where nothing sensible can be said.
+    """
+
+    code: ClassVar[str] = "failed"
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILED
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(VlmcacheError):
+    """The command line asks for something that makes no sense."""
+
+    code = "usage"
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(VlmcacheError):
+    """config.yaml or an environment variable holds a wrong value."""
+
+    code = "configuration"
+    exit_code = ExitCode.USAGE
+
+
+class UnknownModelError(VlmcacheError):
+    """No such key in config.yaml, and no such repo."""
+
+    code = "no-such-model"
+    exit_code = ExitCode.NO_MODEL
+
+
+class CacheError(VlmcacheError):
+    """The cache folder cannot be read or written as asked."""
+
+    code = "cache"
+    exit_code = ExitCode.FAILED
+
+
+class SpaceError(VlmcacheError):
+    """The disk has too little room, before or during the work."""
+
+    code = "no-space"
+    exit_code = ExitCode.SPACE
+
+
+class ChangedError(VlmcacheError):
+    """The cache is no longer what it was when the plan was made."""
+
+    code = "changed"
+    exit_code = ExitCode.CHANGED
+
+
+class PartlyError(VlmcacheError):
+    """Some of what was asked for is done, and some is not."""
+
+    code = "partly"
+    exit_code = ExitCode.PARTLY
+
+
+class UnloadableError(VlmcacheError):
+    """A model cannot be loaded so."""
+
+    code = "unloadable"
+    exit_code = ExitCode.UNLOADABLE
+
+
+class NotEnoughMemoryError(UnloadableError):
+    """The model does not fit into the memory of the machine or the device."""
+
+    code = "not-enough-memory"
+
+
+class MissingPackageError(UnloadableError):
+    """A Python package that loading needs is not installed."""
+
+    code = "missing-package"
+
+
+class NotDownloadedError(UnloadableError):
+    """The model is not in the cache, or not as a whole."""
+
+    code = "not-downloaded"
+
+
+class DamagedWeightsError(UnloadableError):
+    """The files are there and cannot be what they should be."""
+
+    code = "damaged-weights"
+
+
+class UnknownArchitectureError(UnloadableError):
+    """The installed transformers does not know the model's architecture."""
+
+    code = "unknown-architecture"
+
+
+class UntrustedCodeError(UnloadableError):
+    """The model needs Python code of its repo to run, and nobody allowed that."""
+
+    code = "untrusted-code"
+
+
+class UnsupportedPrecisionError(UnloadableError):
+    """The device or the model cannot work at the precision asked for."""
+
+    code = "unsupported-precision"
+
+
+class NoDeviceError(UnloadableError):
+    """The device asked for is not there."""
+
+    code = "no-device"
+
+
+class CrashedError(UnloadableError):
+    """The process that loaded the model ended without an answer."""
+
+    code = "crashed"
+
+
+def unloadable(code: str, message: str, hint: str | None) -> UnloadableError:
+    """Return the error that a child process told of, rebuilt from its parts."""
+    kinds = {kind.code: kind for kind in UnloadableError.__subclasses__()}
+    return kinds.get(code, UnloadableError)(message, hint)

@@ -1,0 +1,117 @@
+"""`--filter` and `--sort`: which rows of a listing to show, and in which order (pure)."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol, TypeVar
+
+from vlmcache.errors import UsageError
+from vlmcache.units import parse_duration, parse_size
+
+_EXPRESSION = re.compile(r"\s*([a-z_]+)\s*(>=|<=|!=|=|>|<)\s*(.+?)\s*")
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "!=": operator.ne,
+    "=": operator.eq,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+FIELDS = ("name", "size", "state", "type", "used")
+SORTS = ("name", "size", "state", "used")
+_STATE_ORDER = ("damaged", "partial", "missing", "cached")
+
+
+class Row(Protocol):
+    """What a row must offer. Sizes are bytes."""
+
+    @property
+    def repo(self) -> str:
+        """The repo's id."""
+
+    @property
+    def state(self) -> str:
+        """The state as `status` names it."""
+
+    @property
+    def size(self) -> int:
+        """Length of what is there."""
+
+    @property
+    def last_used(self) -> datetime | None:
+        """When it was last read, if that is known."""
+
+
+RowT = TypeVar("RowT", bound=Row)
+
+
+def parse_filter(expression: str, now: datetime) -> Callable[[Row], bool]:
+    """Return the test that an expression such as `size>1GB`, `used>30d` or `state=damaged` means.
+
+    `used` is the time since the last use: `used>30d` keeps what was not used for 30 days.
+
+    Raises:
+        UsageError: the expression has no such form.
+    """
+    match = _EXPRESSION.fullmatch(expression)
+    if match is None or match[1] not in FIELDS:
+        raise UsageError(
+            f"--filter {expression!r} has no such form",
+            "write FIELD OPERATOR VALUE, such as 'size>1GB', 'used>30d', 'state=partial'; fields: "
+            + ", ".join(FIELDS),
+        )
+    field, sign, value = match.groups()
+    compare = _COMPARISONS[sign]
+    try:
+        if field == "size":
+            bound = parse_size(value)
+            return lambda row: compare(row.size, bound)
+        if field == "used":
+            age = timedelta(seconds=parse_duration(value))
+            return lambda row: (
+                row.last_used is not None
+                and compare((now - row.last_used).total_seconds(), age.total_seconds())
+            )
+    except ValueError as error:
+        raise UsageError(f"--filter {expression!r}: {error}") from None
+    if sign not in ("=", "!="):
+        raise UsageError(f"--filter {expression!r}: {field} can only be = or !=")
+    wanted = sign == "="
+    if field == "name":
+        return lambda row: (value.lower() in _names(row)) == wanted
+    if field == "type":
+        return lambda row: (getattr(row, "type", "model") == value) == wanted
+    return lambda row: (row.state == value) == wanted
+
+
+def _names(row: Row) -> str:
+    return f"{getattr(row, 'key', '')} {row.repo}".lower()
+
+
+def select(
+    rows: Sequence[RowT], filters: Sequence[Callable[[Row], bool]], sort: str | None
+) -> tuple[RowT, ...]:
+    """Return the rows that pass every filter, in the order asked for.
+
+    Sizes sort the largest first, uses the longest unused first, states the worst first.
+
+    Raises:
+        UsageError: no such order.
+    """
+    kept = [row for row in rows if all(test(row) for test in filters)]
+    if sort is None:
+        return tuple(kept)
+    if sort == "name":
+        kept.sort(key=lambda row: row.repo.lower())
+    elif sort == "size":
+        kept.sort(key=lambda row: -row.size)
+    elif sort == "used":
+        kept.sort(key=lambda row: row.last_used.timestamp() if row.last_used else 0.0)
+    elif sort == "state":
+        kept.sort(key=lambda row: _STATE_ORDER.index(row.state))
+    else:
+        raise UsageError(f"--sort {sort!r} is not one of {', '.join(SORTS)}")
+    return tuple(kept)

@@ -1,0 +1,225 @@
+"""What vlmcache remembers, in one SQLite file of its own; all of it can be lost without harm.
+
+Every function works without the file: on a read-only home, a full disk or a damaged database,
+nothing is remembered and nothing fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+# Most commands look here and find no file yet; they need not wait for the library.
+if TYPE_CHECKING:
+    import sqlite3
+
+    from vlmcache.cache.hashing import Identity
+
+FILE = "memory.sqlite"
+_BUSY_SECONDS = 5.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS uses (
+    cache TEXT NOT NULL, type TEXT NOT NULL, repo TEXT NOT NULL, commit_hash TEXT NOT NULL,
+    what TEXT NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (cache, type, repo, commit_hash, what)
+);
+CREATE TABLE IF NOT EXISTS loads (at REAL NOT NULL, content BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS verified (
+    device TEXT NOT NULL, inode TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL, hash TEXT NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (device, inode, hash)
+);
+"""
+# Devices and inodes are text, since they can be longer than SQLite's integers.
+_FORGET_AFTER = 400 * 86400.0
+
+
+class Memory:
+    """The open file, or nothing where it cannot be opened. Use it as a context manager.
+
+    Args:
+        home: vlmcache's own folder (`config.own_home`).
+    """
+
+    def __init__(self, home: str) -> None:
+        self._home = home
+        self._connection: sqlite3.Connection | None = None
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _open(self, *, create: bool) -> sqlite3.Connection | None:
+        if self._connection is not None:
+            return self._connection
+        path = os.path.join(self._home, FILE)
+        if not create and not os.path.exists(path):
+            return None
+        import sqlite3
+
+        with contextlib.suppress(OSError, sqlite3.Error):
+            os.makedirs(self._home, exist_ok=True)
+            # The rollback journal, not WAL: WAL needs shared memory, which network homes lack.
+            connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+            try:
+                connection.executescript(_SCHEMA)
+            except sqlite3.Error:
+                # A database that can be read and not written is still good for reading.
+                if create:
+                    connection.close()
+                    raise
+            self._connection = connection
+        return self._connection
+
+    def record_use(
+        self, cache: str, repo_type: str, repo: str, commit: str, what: str, at: float | None = None
+    ) -> None:
+        """Remember that a revision was used.
+
+        Args:
+            cache: the hub cache's folder.
+            repo_type: `model`, `dataset` and so on
+            repo: the repo's id.
+            commit: the revision's commit.
+            what: by what: `pull`, `load`, `load-test`.
+            at: seconds since the epoch; now if not given.
+        """
+        connection = self._open(create=True)
+        if connection is None:
+            return
+        import sqlite3
+
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute(
+                "INSERT INTO uses VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
+                "SET at = max(at, excluded.at)",
+                (
+                    os.path.realpath(cache),
+                    repo_type,
+                    repo,
+                    commit,
+                    what,
+                    time.time() if at is None else at,
+                ),
+            )
+
+    def uses(self, cache: str) -> dict[tuple[str, str, str], float]:
+        """Return (type, repo, commit) -> seconds since the epoch of the last use remembered."""
+        return {(kind, repo, commit): at for kind, repo, commit, at in self._rows(cache)}
+
+    def _rows(self, cache: str) -> Iterator[tuple[str, str, str, float]]:
+        connection = self._open(create=False)
+        if connection is None:
+            return
+        import sqlite3
+
+        with contextlib.suppress(sqlite3.Error):
+            yield from connection.execute(
+                "SELECT type, repo, commit_hash, max(at) FROM uses WHERE cache = ? "
+                "GROUP BY type, repo, commit_hash",
+                (os.path.realpath(cache),),
+            )
+
+    def forget(self, cache: str, repo_type: str, repo: str, commit: str | None = None) -> None:
+        """Forget the uses of a repo, or of one revision of it, that is no longer there."""
+        connection = self._open(create=False)
+        if connection is None:
+            return
+        import sqlite3
+
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute(
+                "DELETE FROM uses WHERE cache = ? AND type = ? AND repo = ? "
+                "AND (? IS NULL OR commit_hash = ?)",
+                (os.path.realpath(cache), repo_type, repo, commit, commit),
+            )
+
+    def record_load(self, content: bytes, at: float | None = None) -> None:
+        """Remember the result of a load test.
+
+        Args:
+            content: the result as JSON; what it says is of no interest here.
+            at: seconds since the epoch; now if not given.
+        """
+        connection = self._open(create=True)
+        if connection is None:
+            return
+        import sqlite3
+
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute(
+                "INSERT INTO loads VALUES (?, ?)", (time.time() if at is None else at, content)
+            )
+
+    def loads(self, limit: int = 1000) -> list[bytes]:
+        """Return the results remembered, the latest first."""
+        connection = self._open(create=False)
+        if connection is None:
+            return []
+        import sqlite3
+
+        try:
+            rows = connection.execute(
+                "SELECT content FROM loads ORDER BY at DESC, rowid DESC LIMIT ?", (limit,)
+            )
+            return [bytes(content) for (content,) in rows]
+        except sqlite3.Error:
+            return []
+
+    def verified(self) -> dict[tuple[Identity, str], float]:
+        """Return (file, hash) -> seconds since the epoch when the file was found to have it."""
+        connection = self._open(create=False)
+        if connection is None:
+            return {}
+        import sqlite3
+
+        from vlmcache.cache.hashing import Identity
+
+        with contextlib.suppress(sqlite3.Error, ValueError):
+            rows = connection.execute(
+                "SELECT device, inode, size, mtime_ns, ctime_ns, hash, at FROM verified"
+            )
+            return {
+                (Identity(int(device), int(inode), size, mtime_ns, ctime_ns), name): at
+                for device, inode, size, mtime_ns, ctime_ns, name, at in rows
+            }
+        return {}
+
+    def record_verified(self, found: Iterable[tuple[Identity, str]], at: float) -> None:
+        """Remember files that were found to have the content that a hash names.
+
+        Args:
+            found: each file, and the hash.
+            at: seconds since the epoch.
+        """
+        connection = self._open(create=True)
+        if connection is None:
+            return
+        import sqlite3
+
+        rows = [
+            (str(one.device), str(one.inode), one.size, one.mtime_ns, one.ctime_ns, name, at)
+            for one, name in found
+        ]
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("BEGIN")
+            try:
+                connection.executemany(
+                    "INSERT OR REPLACE INTO verified VALUES (?, ?, ?, ?, ?, ?, ?)", rows
+                )
+                connection.execute("DELETE FROM verified WHERE at < ?", (at - _FORGET_AFTER,))
+            finally:
+                connection.execute("COMMIT")
