@@ -1,0 +1,245 @@
+"""What would be done, as a value; and what was done, as the disk says it.
+
+Every action names what it touches, what it expects to find there, and why. Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from vlmcache.cache.usage import Process
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """What a path was when the plan was made; anything else means that it changed since.
+
+    size is the entry's own length; `None` where the scan does not tell it, as of a link.
+    """
+
+    inode: int
+    mtime_ns: int
+    size: int | None
+
+
+class Remove(msgspec.Struct, frozen=True, tag="remove", tag_field="action"):
+    """Unlink one file or link, or a folder that is empty by then. Links are never followed.
+
+    frees: bytes of disk that unlinking gives back; 0 where another hard link keeps them.
+    commit: the revision that it belongs to and goes with.
+    """
+
+    path: str
+    kind: Literal["ref", "link", "file", "blob", "partial", "tree", "lock", "stray", "folder"]
+    repo: str | None
+    reason: str
+    frees: int
+    expected: Expected | None
+    commit: str | None = None
+
+
+class RemoveTree(msgspec.Struct, frozen=True, tag="remove-tree", tag_field="action"):
+    """Rename a whole folder (a repo, a snapshot) into the leftovers, then unlink all in it."""
+
+    path: str
+    kind: Literal["repo", "snapshot", "no-exist", "locks", "stray", "leftover", "side-cache"]
+    repo: str | None
+    reason: str
+    frees: int
+    expected: Expected | None
+    stamp: str | None = None
+    """What the folder holds, in short: of a repo or snapshot by `planning.stamp`."""
+    commit: str | None = None
+    at_once: bool = False
+    """Whether it is renamed away or stays, and is never removed in its place; only for a repo."""
+    link: str | None = None
+    """Where a link leads to that takes the place of what is renamed away at once."""
+
+
+class ReleaseShared(msgspec.Struct, frozen=True, tag="release-shared", tag_field="action"):
+    """Take repo blobs off a shared blob's manifest; unlink the shared blob if none is left."""
+
+    path: str
+    hash: str
+    references: tuple[str, ...]
+    """Repo blobs that go, as `<repo folder>/blobs/<etag>`."""
+    reason: str
+    frees: int
+    last: bool = False
+    """Whether nothing else refers to the shared blob, so that it goes."""
+
+
+class Fetch(msgspec.Struct, frozen=True, tag="fetch", tag_field="action"):
+    """Download one blob, or the rest of it, and link it into the snapshot.
+
+    size is the blob's length, have the bytes of a checked partial that need not be sent again.
+    """
+
+    repo: str
+    file: str
+    path: str
+    etag: str
+    size: int
+    have: int
+    reason: str
+
+
+class Link(msgspec.Struct, frozen=True, tag="link", tag_field="action"):
+    """Link a blob that is already there into the snapshot."""
+
+    repo: str
+    file: str
+    path: str
+    etag: str
+    reason: str
+
+
+class WriteRef(msgspec.Struct, frozen=True, tag="write-ref", tag_field="action"):
+    """Let a ref name a commit."""
+
+    repo: str
+    ref: str
+    path: str
+    commit: str
+    reason: str
+
+
+class Restore(msgspec.Struct, frozen=True, tag="restore", tag_field="action"):
+    """Take one blob of a given size and hash out of a backup."""
+
+    repo: str
+    path: str
+    hash: str
+    size: int
+    reason: str
+
+
+class SetAccess(msgspec.Struct, frozen=True, tag="set-access", tag_field="action"):
+    """Let a folder or file have other permissions, and another group.
+
+    old_mode and old_group are what it has, device and inode which it is: anything else means that
+    it changed since. inherit: let what is made in the folder be writable by its group too.
+    """
+
+    path: str
+    kind: Literal["folder", "blob", "file"]
+    reason: str
+    mode: int
+    group: int
+    old_mode: int
+    old_group: int
+    device: int
+    inode: int
+    inherit: bool = False
+
+
+class Move(msgspec.Struct, frozen=True, tag="move", tag_field="action"):
+    """Bring a whole repo to another cache: copied, hashed, then put there by one rename.
+
+    size is the length of all that is copied, shared blobs included, and needs the bytes of disk
+    that it takes at the destination; have are those of the length that are there already.
+    """
+
+    repo: str
+    path: str
+    destination: str
+    size: int
+    have: int
+    needs: int
+    reason: str
+    shared: tuple[str, ...] = ()
+    """Hashes of the blobs of the shared store that the repo links to."""
+
+
+class PlaceLink(msgspec.Struct, frozen=True, tag="place-link", tag_field="action"):
+    """Leave a link in the place of a repo that was moved."""
+
+    repo: str
+    path: str
+    destination: str
+    reason: str
+
+
+class PutBack(msgspec.Struct, frozen=True, tag="put-back", tag_field="action"):
+    """Rename a repo that an interrupted move had set aside back to its place."""
+
+    repo: str
+    path: str
+    aside: str
+    reason: str
+
+
+Action = (
+    Remove
+    | RemoveTree
+    | ReleaseShared
+    | Fetch
+    | Link
+    | WriteRef
+    | Restore
+    | SetAccess
+    | Move
+    | PlaceLink
+    | PutBack
+)
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """Something left alone on purpose."""
+
+    path: str
+    repo: str | None
+    reason: str
+    processes: tuple[Process, ...] = ()
+    """Who uses it, if that is why."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What would be done, in order.
+
+    frees: bytes of disk that removals give back. needs: bytes of disk that downloads take.
+    kept: what one might have expected to go, and why it stays.
+    """
+
+    actions: tuple[Action, ...]
+    frees: int = 0
+    needs: int = 0
+    kept: tuple[Kept, ...] = ()
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one action.
+
+    done: as planned. absent: it was gone already. stale: it changed since the plan and was left
+    alone. busy: some process uses it. failed: the system refused; `detail` says why.
+    """
+
+    action: str
+    path: str
+    result: Literal["done", "absent", "stale", "busy", "failed"]
+    freed: int = 0
+    fetched: int = 0
+    detail: str | None = None
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why something was not done for one model."""
+
+    code: str
+    message: str
+    hint: str | None
+    exit_code: int
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What was done. freed and fetched are bytes, measured and not predicted."""
+
+    outcomes: tuple[Outcome, ...]
+    freed: int = 0
+    fetched: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything is now as the plan wanted it."""
+        return all(outcome.result in ("done", "absent") for outcome in self.outcomes)

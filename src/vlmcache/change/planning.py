@@ -1,0 +1,983 @@
+"""What to remove, decided from the state of a cache alone: no disk, no clock, no processes here.
+
+A selection says what is to go and why; `_build` turns it into actions in an order that leaves waste
+and never a lie when it is cut short: refs, snapshots and repos, single files, blobs, shared blobs,
+locks, leftovers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.scan import STALE_AFTER, is_stale
+from vlmcache.cache.state import (
+    Blob,
+    CacheState,
+    Entry,
+    File,
+    Leftover,
+    Repo,
+    Revision,
+    Stray,
+)
+from vlmcache.cache.usage import LastUse, Process, Usage
+from vlmcache.change.plan import (
+    Action,
+    Expected,
+    Kept,
+    Plan,
+    ReleaseShared,
+    Remove,
+    RemoveTree,
+)
+
+Key: TypeAlias = tuple[str, str]
+"""(repo folder, commit)."""
+
+NO_USAGE = Usage()
+
+
+class Target(msgspec.Struct, frozen=True):
+    """One thing that `rm` was asked to remove.
+
+    With a commit it is that revision, else the whole repo, or the stray entry. ref is the ref that
+    was named where it leads to no snapshot. leftovers: what interrupted removals left of the repo.
+    gone: nothing else of the target is there.
+    """
+
+    name: str
+    folder: str | None = None
+    commit: str | None = None
+    ref: str | None = None
+    stray: Stray | None = None
+    leftovers: tuple[Leftover, ...] = ()
+    gone: bool = False
+
+
+class Protected(msgspec.Struct, frozen=True):
+    """What stays and why: revisions as (repo folder, commit), whole repos by their folders."""
+
+    revisions: dict[Key, str] = {}
+    repos: dict[str, str] = {}
+
+    def why(self, folder: str, commit: str) -> str | None:
+        """Return why a revision stays, `None` if it need not."""
+        return self.repos.get(folder) or self.revisions.get((folder, commit))
+
+
+class Selection:
+    """What is to go, each thing with the reason for it. Keys are repo folders, commits, names."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, str] = {}
+        self.revisions: dict[Key, str] = {}
+        self.refs: dict[tuple[str, str], str] = {}
+        self.blobs: dict[tuple[str, str], str] = {}
+        self.files: dict[tuple[str, str, str], str] = {}
+        self.metadata: dict[Key, str] = {}
+        self.partials: dict[tuple[str, str], str] = {}
+        self.strays: dict[str, str] = {}
+        self.shared: dict[str, str] = {}
+        self.locks: dict[tuple[str, str], str] = {}
+        self.leftovers: list[Leftover] = []
+        self.kept: list[Kept] = []
+
+    def folders(self) -> set[str]:
+        """Return the repo folders of which something goes."""
+        keyed = (
+            self.revisions,
+            self.refs,
+            self.blobs,
+            self.files,
+            self.metadata,
+            self.partials,
+        )
+        return {*self.repos, *(key[0] for group in keyed for key in group)}
+
+    def copy(self) -> Selection:
+        """Return a selection that can be added to without changing this one."""
+        other = Selection()
+        for name, value in vars(self).items():
+            setattr(other, name, value.copy())
+        return other
+
+
+def stamp(repo: Repo, revision: Revision | None = None) -> str:
+    """Return a digest of what the scan saw of a repo, or of one snapshot; access times left out.
+
+    If it is the same later, nothing was added, taken or written since.
+    """
+    import hashlib  # not needed to plan a cache of which no whole folder goes
+
+    digest = hashlib.sha256()
+
+    def add(*facts: object) -> None:
+        digest.update(repr(facts).encode("utf-8", "surrogateescape"))
+
+    revisions = repo.revisions if revision is None else (revision,)
+    for held in sorted(revisions, key=lambda one: one.commit):
+        add(held.commit, held.entry, held.linked)
+        for file in sorted(held.files, key=lambda one: one.name):
+            add(file.name, file.kind, file.blob, file.inode, file.mtime_ns, file.size)
+    if revision is None:
+        for name in sorted(repo.blobs):
+            blob = repo.blobs[name]
+            add(name, blob.inode, blob.mtime_ns, blob.size, blob.shared)
+        for part in sorted(repo.partials, key=lambda one: one.name):
+            add(part.name, part.inode, part.mtime_ns, part.size)
+        for stray in sorted(repo.strays, key=lambda one: one.path):
+            add(stray.path, stray.inode, stray.mtime_ns, stray.size)
+        add(sorted(repo.refs.items()), sorted(repo.ref_files.items()))
+    return digest.hexdigest()
+
+
+def sum_stamp(size: int, allocated: int) -> str:
+    """Return the stamp of a folder of which only the sums are known."""
+    return f"{size}:{allocated}"
+
+
+def _expected(entry: Entry | None) -> Expected | None:
+    return None if entry is None else Expected(entry.inode, entry.mtime_ns, entry.size)
+
+
+class _Builder:
+    """Turns a selection into actions, and counts what each gives back, each inode once."""
+
+    def __init__(self, state: CacheState, selection: Selection) -> None:
+        self.state = state
+        self.selection = selection
+        self.left: dict[tuple[int, int], int] = {}
+        self.released: dict[str, dict[str, str]] = {}
+        self.refs: list[Action] = []
+        self.trees: list[Action] = []
+        self.files: list[Action] = []
+        self.blobs: list[Action] = []
+        self.shared: list[Action] = []
+        self.locks: list[Action] = []
+        self.leftovers: list[Action] = []
+        self.kept = list(selection.kept)
+
+    def build(self) -> Plan:
+        whole: set[str] = set()
+        chosen = self.selection.folders()
+        for repo in self.state.repos:
+            if repo.folder not in chosen and not any(
+                stray.path in self.selection.strays for stray in repo.strays
+            ):
+                continue
+            reason = self._whole_reason(repo)
+            if reason is not None:
+                whole.add(repo.folder)
+                self._whole(repo, reason)
+            else:
+                self._parts(repo)
+        for stray in self.state.strays:
+            if stray.path in self.selection.strays:
+                self._stray(stray, None, self.selection.strays[stray.path])
+        for leftover in self.selection.leftovers:
+            parsed = layout.parse_repo_folder(leftover.repo_folder)
+            repo_id = parsed[1] if parsed else None
+            reason = "left by an interrupted removal"
+            self._leftover(leftover.path, repo_id, reason, leftover.entry.allocated)
+        self._release()
+        self._locks(whole)
+        actions = (
+            *self.refs,
+            *self.trees,
+            *self.files,
+            *self.blobs,
+            *self.shared,
+            *self.locks,
+            *self.leftovers,
+        )
+        return Plan(
+            actions,
+            frees=sum(getattr(action, "frees", 0) for action in actions),
+            kept=tuple(self.kept),
+        )
+
+    def _whole_reason(self, repo: Repo) -> str | None:
+        """Return why the whole repo goes: asked for, or because no revision of it would be left."""
+        chosen = self.selection
+        if repo.folder in chosen.repos:
+            return chosen.repos[repo.folder]
+        reasons = [chosen.revisions.get((repo.folder, one.commit)) for one in repo.revisions]
+        gone = {one.commit for one in repo.revisions}
+        loose = {name for name, users in repo.blob_users().items() if not users}
+        if (
+            not reasons
+            or None in reasons
+            or repo.linked_to is not None
+            or any(one.linked for one in repo.revisions)
+            or any(commit not in gone for commit in repo.refs.values())
+            or set(repo.ref_files) != set(repo.refs)
+            or any((repo.folder, one.name) not in chosen.partials for one in repo.partials)
+            or any(stray.path not in chosen.strays for stray in repo.strays)
+            or any((repo.folder, name) not in chosen.blobs for name in loose)
+            or any(finding.code == "unreadable-folder" for finding in repo.findings)
+        ):
+            return None
+        return reasons[0]
+
+    def _whole(self, repo: Repo, reason: str) -> None:
+        if repo.linked_to is not None:
+            frees = repo.entry.allocated if repo.entry else 0
+            self.trees.append(
+                Remove(repo.path, "link", repo.id, reason, frees, _expected(repo.entry))
+            )
+            why = "only the link goes: links are never followed"
+            if not repo.by_class.total:
+                why = "only the link goes: that place is not there now"
+            if repo.moved_to is None:
+                self.kept.append(Kept(repo.linked_to, repo.id, why))
+            return
+        frees = repo.by_class.total
+        seen: set[tuple[int, int]] = set()
+        entries: list[Blob | File] = [*repo.blobs.values()]
+        entries += (file for one in repo.revisions for file in one.files if file.kind == "copy")
+        for entry in entries:
+            if entry.links > 1:
+                key = entry.device, entry.inode
+                # by_class counts an inode with several links once; the last link alone frees it.
+                frees += self._unlink(entry) - (0 if key in seen else entry.allocated)
+                seen.add(key)
+        for name, blob in repo.blobs.items():
+            self._give_up(repo, name, blob, reason)
+        self.trees.append(
+            RemoveTree(
+                repo.path, "repo", repo.id, reason, frees, _expected(repo.entry), stamp(repo)
+            )
+        )
+
+    def _unlink(self, entry: Blob | File) -> int:
+        """Return the bytes that unlinking one more name of an inode gives back."""
+        if entry.links <= 1:
+            return entry.allocated
+        key = entry.device, entry.inode
+        self.left[key] = self.left.get(key, entry.links) - 1
+        return 0 if self.left[key] else entry.allocated
+
+    def _give_up(self, repo: Repo, name: str, blob: Blob, reason: str) -> None:
+        if blob.shared is not None and blob.shared in self.state.shared:
+            reference = f"{repo.folder}/{layout.BLOBS}/{name}"
+            self.released.setdefault(blob.shared, {})[reference] = reason
+
+    def _parts(self, repo: Repo) -> None:
+        chosen, folder = self.selection, repo.folder
+        for (where, ref), reason in chosen.refs.items():
+            if where == folder and ref in repo.ref_files:
+                self._ref(repo, ref, repo.refs.get(ref), reason)
+        used = repo.blob_users()
+        before = {name for name, users in used.items() if users}
+        why: dict[str, str] = {}
+        for revision in repo.revisions:
+            commit = revision.commit
+            gone = chosen.revisions.get((folder, commit))
+            if gone is not None:
+                self._revision(repo, revision, gone)
+            for file in revision.files:
+                because = gone or chosen.files.get((folder, commit, file.name))
+                if because is None:
+                    continue
+                if gone is None:
+                    self._file(repo, revision, file, because)
+                for name in [file.blob] if file.blob else list(before):
+                    if (commit, file.name) in used.get(name, ()):
+                        used[name].discard((commit, file.name))
+                        why.setdefault(name, because)
+        self._ref_folders(repo)
+        for (where, commit), reason in sorted(chosen.metadata.items()):
+            if where == folder and repo.revision(commit) is None:
+                self._metadata(repo, commit, reason)
+        for name, users in used.items():
+            loose = chosen.blobs.get((folder, name))
+            if not users and (name in before or loose is not None):
+                self._blob(repo, name, loose or why[name])
+        for partial in repo.partials:
+            left = chosen.partials.get((folder, partial.name))
+            if left is not None:
+                self.blobs.append(
+                    Remove(
+                        partial.path,
+                        "partial",
+                        repo.id,
+                        left,
+                        partial.allocated,
+                        Expected(partial.inode, partial.mtime_ns, partial.size),
+                    )
+                )
+                self._lock_of(repo, partial.etag)
+        for stray in repo.strays:
+            if stray.path in chosen.strays:
+                self._stray(stray, repo.id, chosen.strays[stray.path])
+
+    def _ref(self, repo: Repo, ref: str, commit: str | None, reason: str) -> None:
+        entry = repo.ref_files[ref]
+        path = os.path.join(repo.path, layout.REFS, *ref.split("/"))
+        self.refs.append(
+            Remove(path, "ref", repo.id, reason, entry.allocated, _expected(entry), commit)
+        )
+
+    def _ref_folders(self, repo: Repo) -> None:
+        """Folders of refs go with the last ref in them: an empty one looks like a broken ref."""
+        gone = {action.path: action for action in self.refs if isinstance(action, Remove)}
+        base = os.path.join(repo.path, layout.REFS)
+        for folder in sorted(repo.ref_folders, reverse=True):
+            below = [ref for ref in repo.ref_files if ref.startswith(folder + "/")]
+            paths = [os.path.join(base, *ref.split("/")) for ref in below]
+            if not paths or any(path not in gone for path in paths):
+                continue
+            last = gone[paths[-1]]
+            path = os.path.join(base, *folder.split("/"))
+            frees = repo.ref_folders[folder].allocated
+            self.refs.append(Remove(path, "folder", repo.id, last.reason, frees, None, last.commit))
+
+    def _revision(self, repo: Repo, revision: Revision, reason: str) -> None:
+        commit = revision.commit
+        for ref in revision.refs:
+            if (repo.folder, ref) not in self.selection.refs:
+                self._ref(repo, ref, commit, reason)
+        frees = revision.entry.allocated if revision.entry else 0
+        expected = _expected(revision.entry)
+        if revision.linked:
+            self.trees.append(
+                Remove(revision.path, "link", repo.id, reason, frees, expected, commit)
+            )
+        else:
+            frees += sum(
+                self._unlink(file) if file.kind == "copy" else file.allocated
+                for file in revision.files
+            )
+            mark = stamp(repo, revision)
+            self.trees.append(
+                RemoveTree(
+                    revision.path, "snapshot", repo.id, reason, frees, expected, mark, commit
+                )
+            )
+        self._metadata(repo, commit, reason)
+
+    def _metadata(self, repo: Repo, commit: str, reason: str) -> None:
+        """What the hub's client remembers of a commit: its listing, and names it does not have."""
+        tree = repo.tree_files.get(commit)
+        if tree is not None:
+            path = os.path.join(repo.path, layout.TREES, f"{commit}.json")
+            self.files.append(
+                Remove(path, "tree", repo.id, reason, tree.allocated, _expected(tree), commit)
+            )
+        absent = repo.no_exist.get(commit)
+        if absent is not None:
+            path = os.path.join(repo.path, layout.NO_EXIST, commit)
+            expected = _expected(absent)
+            self.trees.append(
+                RemoveTree(
+                    path, "no-exist", repo.id, reason, absent.allocated, expected, commit=commit
+                )
+            )
+
+    def _file(self, repo: Repo, revision: Revision, file: File, reason: str) -> None:
+        path = os.path.join(revision.path, *file.name.split("/"))
+        copy = file.kind == "copy"
+        frees = self._unlink(file) if copy else file.allocated
+        # A link's own length is that of its target's text; the scan gives the blob's.
+        expected = Expected(file.inode, file.mtime_ns, file.size if copy else None)
+        self.files.append(
+            Remove(path, "file" if copy else "link", repo.id, reason, frees, expected)
+        )
+
+    def _blob(self, repo: Repo, name: str, reason: str) -> None:
+        blob = repo.blobs[name]
+        path = os.path.join(repo.path, layout.BLOBS, name)
+        expected = Expected(blob.inode, blob.mtime_ns, None if blob.linked else blob.size)
+        self.blobs.append(Remove(path, "blob", repo.id, reason, self._unlink(blob), expected))
+        self._give_up(repo, name, blob, reason)
+        self._lock_of(repo, name)
+
+    def _lock_of(self, repo: Repo, etag: str) -> None:
+        name = etag + layout.LOCK_SUFFIX
+        folder = self.state.locks.get(repo.folder)
+        if folder is not None and name in folder.files:
+            self.selection.locks.setdefault((repo.folder, name), "its blob goes")
+
+    def _stray(self, stray: Stray, repo: str | None, reason: str) -> None:
+        if not stray.folder:
+            expected = Expected(stray.inode, stray.mtime_ns, stray.size)
+            self.files.append(Remove(stray.path, "stray", repo, reason, stray.allocated, expected))
+        elif os.path.basename(stray.path) == layout.LEFTOVERS and repo is None:
+            self._leftover(stray.path, None, reason, stray.allocated)
+        else:
+            expected = Expected(stray.inode, stray.mtime_ns, None)
+            mark = sum_stamp(stray.size, stray.allocated)
+            self.trees.append(
+                RemoveTree(stray.path, "stray", repo, reason, stray.allocated, expected, mark)
+            )
+
+    def _leftover(self, path: str, repo: str | None, reason: str, frees: int) -> None:
+        self.leftovers.append(RemoveTree(path, "leftover", repo, reason, frees, None))
+
+    def _release(self) -> None:
+        for shared_hash, reason in self.selection.shared.items():
+            self.released.setdefault(shared_hash, {}).setdefault("", reason)
+        for shared_hash, references in self.released.items():
+            shared = self.state.shared[shared_hash]
+            gone = tuple(sorted(filter(None, references)))
+            last = set(shared.users) <= set(gone)
+            frees = shared.manifest_allocated if last else 0
+            if last and shared.links == 1:
+                frees += shared.allocated
+            reason = next(iter(references.values()))
+            self.shared.append(ReleaseShared(shared.path, shared_hash, gone, reason, frees, last))
+
+    def _locks(self, whole: set[str]) -> None:
+        for folder, found in self.state.locks.items():
+            parsed = layout.parse_repo_folder(folder)
+            repo = parsed[1] if parsed else None
+            if folder in whole or (folder, "") in self.selection.locks:
+                reason = self.selection.locks.get((folder, ""), "locks of a repo that goes")
+                if not found.other:
+                    frees = sum(one.allocated for one in found.files.values())
+                    frees += found.entry.allocated
+                    self.locks.append(RemoveTree(found.path, "locks", repo, reason, frees, None))
+                    continue
+                for name in found.files:
+                    self.selection.locks.setdefault((folder, name), reason)
+            for name, entry in found.files.items():
+                if (folder, name) in self.selection.locks:
+                    path = os.path.join(found.path, name)
+                    reason = self.selection.locks[folder, name]
+                    # Nothing is expected of it: it is empty, it goes only while it is held, and
+                    # filelock before 4.2 changes its time whenever it is taken, by this run too.
+                    self.locks.append(Remove(path, "lock", repo, reason, entry.allocated, None))
+
+
+def _build(state: CacheState, selection: Selection) -> Plan:
+    return _Builder(state, selection.copy()).build()
+
+
+def plan_moved(state: CacheState, there: CacheState, targets: Sequence[Target]) -> Plan:
+    """Return the plan of `rm` for models that `move` has brought to another place, links included.
+
+    Args:
+        state: the cache that has the links.
+        there: the other place, as a cache of its own.
+        targets: what was named, as found in `state`.
+    """
+    found: list[Target] = []
+    for target in targets:
+        leftovers = tuple(one for one in there.leftovers if one.repo_folder == target.folder)
+        gone = _by_folder(there, target.folder or "") is None
+        if leftovers or not gone:
+            found.append(msgspec.structs.replace(target, leftovers=leftovers, gone=gone))
+    plan = plan_removal(there, found, why=f"asked for; it lies at {there.dir}")
+    whole = whole_repos(plan)
+    links = [
+        Target(target.name, target.folder)
+        for target in targets
+        if (target.commit is None and target.ref is None) or target.folder in whole
+    ]
+    return joined([plan, plan_removal(state, links)])
+
+
+def whole_repos(plan: Plan) -> set[str]:
+    """Return the folders of the repos that a plan takes as a whole."""
+    return {
+        os.path.basename(action.path)
+        for action in plan.actions
+        if isinstance(action, RemoveTree) and action.kind == "repo"
+    }
+
+
+def joined(plans: Sequence[Plan]) -> Plan:
+    """Return one plan of several, in their order."""
+    return Plan(
+        tuple(action for plan in plans for action in plan.actions),
+        frees=sum(plan.frees for plan in plans),
+        needs=sum(plan.needs for plan in plans),
+        kept=tuple(kept for plan in plans for kept in plan.kept),
+    )
+
+
+def plan_removal(state: CacheState, targets: Sequence[Target], *, why: str = "asked for") -> Plan:
+    """Return the plan of `rm`: the named repos, revisions and strays, and nothing else.
+
+    Args:
+        state: the cache.
+        targets: what was named, as found in this very state.
+        why: the reason that the actions give.
+    """
+    chosen = Selection()
+    for target in targets:
+        if target.stray is not None:
+            chosen.strays[target.stray.path] = why
+            continue
+        folder = target.folder
+        assert folder is not None
+        repo = _by_folder(state, folder)
+        if target.leftovers:
+            _select_rest(state, repo, target, chosen)
+        if target.gone:
+            continue
+        if target.ref is not None:
+            chosen.refs[folder, target.ref] = why
+        elif target.commit is not None:
+            chosen.revisions[folder, target.commit] = why
+        else:
+            chosen.repos[folder] = why
+    _merge_last_revisions(state, chosen, why)
+    return _build(state, chosen)
+
+
+def _merge_last_revisions(state: CacheState, chosen: Selection, why: str) -> None:
+    """Take the whole repo where every revision of it was named, its loose ends included."""
+    for repo in state.repos:
+        named = [(repo.folder, one.commit) in chosen.revisions for one in repo.revisions]
+        foreign = any(not stray.leftover for stray in repo.strays)
+        if named and all(named) and not foreign:
+            chosen.repos[repo.folder] = why
+
+
+def _select_rest(state: CacheState, repo: Repo | None, target: Target, chosen: Selection) -> None:
+    """Choose what an interrupted removal of the target did not come to."""
+    reason = "an interrupted removal"
+    folder = target.folder
+    assert folder is not None
+    if repo is None:
+        for name in ("", *(state.locks[folder].files if folder in state.locks else ())):
+            chosen.locks[folder, name] = reason
+    chosen.leftovers += (one for one in target.leftovers if one not in chosen.leftovers)
+    for leftover in target.leftovers:
+        for shared_hash in leftover.shared:
+            if shared_hash in state.shared:
+                chosen.shared[shared_hash] = reason
+        if repo is None or repo.linked_to is not None:
+            continue
+        users = repo.blob_users()
+        for name in leftover.blobs:
+            if name in users and not users[name]:
+                chosen.blobs[folder, name] = reason
+        for commit in (*leftover.commits, *leftover.refs.values()):
+            revision = repo.revision(commit)
+            if revision is None:
+                chosen.metadata[folder, commit] = reason
+            elif not revision.refs and target.commit == commit:
+                # Its ref was gone before the snapshot was reached.
+                chosen.revisions[folder, commit] = reason
+
+
+def _by_folder(state: CacheState, folder: str) -> Repo | None:
+    for repo in state.repos:
+        if repo.folder == folder:
+            return repo
+    return None
+
+
+class Cleaning(msgspec.Struct, frozen=True):
+    """What `clean` was asked for, beside removing waste. Sizes are bytes.
+
+    older_than: seconds since the last use after which a revision goes. max_size: what the cache may
+    occupy. free: what the disk is to have free. duplicates: (repo folder, commit) -> names of
+    second weight formats, for revisions that load without them. everything: all that is the hub's.
+    """
+
+    older_than: float | None = None
+    max_size: int | None = None
+    free: int | None = None
+    duplicates: dict[Key, tuple[str, ...]] = {}
+    everything: bool = False
+
+
+def plan_cleaning(
+    state: CacheState,
+    wishes: Cleaning | None = None,
+    *,
+    now: float,
+    free_now: int | None = None,
+    last_used: Mapping[Key, LastUse] | None = None,
+    pinned: Protected | None = None,
+    kept: Protected | None = None,
+    usage: Usage = NO_USAGE,
+) -> tuple[Plan, int]:
+    """Return the plan of `clean`, and by how many bytes it misses what was asked for.
+
+    Args:
+        state: the cache.
+        wishes: what to remove beside waste.
+        now: seconds since the epoch.
+        free_now: bytes free on the disk.
+        last_used: (repo folder, commit) -> last use; those not in it were never used.
+        pinned: revisions that are not evicted, nor taken for detached.
+        kept: revisions of which nothing goes, second formats included.
+        usage: who uses what now; nothing in use goes.
+    """
+    wishes = wishes or Cleaning()
+    pinned, kept = pinned or Protected(), kept or Protected()
+    uses = last_used or {}
+    busy = _busy_repos(state, usage)
+    chosen = Selection()
+    if wishes.everything:
+        _select_everything(state, chosen, kept, busy, usage)
+    _select_waste(state, chosen, now, pinned, kept, busy, usage)
+    _select_duplicates(state, chosen, wishes.duplicates, kept, busy)
+    active = {
+        repo.folder
+        for repo in state.repos
+        if repo.folder in busy or any(not is_stale(partial, now) for partial in repo.partials)
+    }
+    candidates = _candidates(state, chosen, uses, (pinned, kept), active)
+    if wishes.older_than is not None:
+        for key in candidates:
+            age = now - _used_at(uses, key)
+            if age > wishes.older_than:
+                chosen.revisions[key] = f"unused for {int(age // 86400)} days{_source(uses, key)}"
+    candidates = [key for key in candidates if key not in chosen.revisions]
+    goal = 0
+    if wishes.max_size is not None:
+        goal = max(goal, state.size_on_disk - wishes.max_size)
+    if wishes.free is not None and free_now is not None:
+        goal = max(goal, wishes.free - free_now)
+    plan = _evict(state, chosen, candidates, goal, uses)
+    if goal > plan.frees:
+        plan = _tell_protected(state, plan, (pinned, kept))
+    return plan, max(0, goal - plan.frees)
+
+
+def _evict(
+    state: CacheState,
+    chosen: Selection,
+    candidates: Sequence[Key],
+    goal: int,
+    uses: Mapping[Key, LastUse],
+) -> Plan:
+    """Add the fewest of the least recently used candidates that reach the goal."""
+
+    def with_first(count: int) -> Plan:
+        more = chosen.copy()
+        for key in candidates[:count]:
+            more.revisions[key] = f"least recently used{_source(uses, key)}"
+        return _build(state, more)
+
+    plan = with_first(0)
+    if plan.frees >= goal or not candidates:
+        return plan
+    low, high = 0, len(candidates)
+    best = with_first(high)
+    # What the first n give back never shrinks with n, so the smallest n can be halved for.
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried = with_first(middle)
+        if tried.frees >= goal:
+            high, best = middle, tried
+        else:
+            low = middle
+    return best
+
+
+def _used_at(uses: Mapping[Key, LastUse], key: Key) -> float:
+    return uses[key].at if key in uses else 0.0
+
+
+def _source(uses: Mapping[Key, LastUse], key: Key) -> str:
+    """Return what to add to a reason where no use is known and the download's time stands in."""
+    return ", told by its download" if key in uses and uses[key].source == "written" else ""
+
+
+def _candidates(
+    state: CacheState,
+    chosen: Selection,
+    uses: Mapping[Key, LastUse],
+    protected: Iterable[Protected],
+    busy: Collection[str],
+) -> list[Key]:
+    """Return the revisions that may be evicted, the least recently used first."""
+    found = [
+        (repo.folder, revision.commit)
+        for repo in state.repos
+        if repo.linked_to is None and repo.folder not in busy and repo.folder not in chosen.repos
+        for revision in repo.revisions
+        if (repo.folder, revision.commit) not in chosen.revisions
+        and not any(one.why(repo.folder, revision.commit) for one in protected)
+    ]
+    return sorted(found, key=lambda key: (_used_at(uses, key), key))
+
+
+def _busy_repos(state: CacheState, usage: Usage) -> dict[str, tuple[Process, ...]]:
+    """Return the repos that a process uses, or that a download is going into."""
+    busy: dict[str, tuple[Process, ...]] = {}
+    for repo in state.repos:
+        users = usage.of_repo(state, repo)
+        if users is not None:
+            busy[repo.folder] = users
+        elif any(partial.locked for partial in repo.partials):
+            busy[repo.folder] = ()
+    return busy
+
+
+def _in_use(path: str, repo: Repo, users: tuple[Process, ...]) -> Kept:
+    reason = "in use" if users else "in use: a lock of the hub is held"
+    return Kept(path, repo.id, reason, users)
+
+
+def _select_everything(
+    state: CacheState,
+    chosen: Selection,
+    kept: Protected,
+    busy: Mapping[str, tuple[Process, ...]],
+    usage: Usage,
+) -> None:
+    reason = "everything goes"
+    for repo in state.repos:
+        if repo.moved_to is not None:
+            continue
+        protected = [
+            revision.commit
+            for revision in repo.revisions
+            if kept.why(repo.folder, revision.commit) is not None
+        ]
+        if repo.folder in busy:
+            chosen.kept.append(_in_use(repo.path, repo, busy[repo.folder]))
+        elif protected or repo.folder in kept.repos:
+            why = kept.repos.get(repo.folder) or "named by --keep"
+            chosen.kept.append(Kept(repo.path, repo.id, why))
+            for revision in repo.revisions:
+                if kept.why(repo.folder, revision.commit) is None:
+                    chosen.revisions[repo.folder, revision.commit] = reason
+        elif any(not stray.leftover for stray in repo.strays):
+            chosen.revisions |= {
+                (repo.folder, revision.commit): reason for revision in repo.revisions
+            }
+            chosen.partials |= {(repo.folder, part.name): reason for part in repo.partials}
+        else:
+            chosen.repos[repo.folder] = reason
+    for folder, found in state.locks.items():
+        if _by_folder(state, folder) is None and usage.locks_of(folder) is None:
+            for name in ("", *found.files):
+                chosen.locks[folder, name] = reason
+
+
+def _select_waste(
+    state: CacheState,
+    chosen: Selection,
+    now: float,
+    pinned: Protected,
+    kept: Protected,
+    busy: Mapping[str, tuple[Process, ...]],
+    usage: Usage,
+) -> None:
+    for repo in state.repos:
+        if repo.folder in chosen.repos:
+            continue
+        if repo.linked_to is not None:
+            waste_there = repo.by_class.detached + repo.by_class.orphan + repo.by_class.partial
+            if waste_there and repo.moved_to is None:
+                why = f"lies at {repo.linked_to}: links are never followed"
+                chosen.kept.append(Kept(repo.path, repo.id, why))
+            continue
+        _select_partials(repo, chosen, now, kept, usage)
+        _select_strays(repo.strays, repo.id, chosen, now)
+        waste = _wasted(repo, chosen, pinned, kept)
+        if repo.folder in busy:
+            chosen.kept += (_in_use(path, repo, busy[repo.folder]) for _, path in waste)
+            continue
+        waste = _settled(state, repo, waste, chosen, now)
+        unsure = _unsure(repo)
+        if unsure is not None:
+            chosen.kept += (Kept(path, repo.id, unsure) for _, path in waste)
+            continue
+        known = {*repo.refs.values(), *(revision.commit for revision in repo.revisions)}
+        for commit in {*repo.tree_files, *repo.no_exist} - known:
+            chosen.metadata[repo.folder, commit] = "the listing of a revision that is not there"
+        for key, _ in waste:
+            if isinstance(key, str):
+                chosen.blobs[repo.folder, key] = "no snapshot links to it"
+            else:
+                chosen.revisions.setdefault(key, "no ref names it")
+    _select_strays(state.strays, None, chosen, now)
+    _select_shared(state, chosen, usage)
+    _select_locks(state, chosen, now, usage)
+
+
+def _wasted(
+    repo: Repo, chosen: Selection, pinned: Protected, kept: Protected
+) -> list[tuple[str | Key, str]]:
+    """Return orphan blobs (by name) and detached revisions (by key), each with its path."""
+    found: list[tuple[str | Key, str]] = []
+    for name, users in repo.blob_users().items():
+        if not users:
+            found.append((name, os.path.join(repo.path, layout.BLOBS, name)))
+    for revision in repo.revisions:
+        if revision.refs or (repo.folder, revision.commit) in chosen.revisions:
+            continue
+        why = kept.why(repo.folder, revision.commit) or pinned.revisions.get(
+            (repo.folder, revision.commit)
+        )
+        if why is not None:
+            chosen.kept.append(Kept(revision.path, repo.id, why))
+        else:
+            found.append(((repo.folder, revision.commit), revision.path))
+    return found
+
+
+def _settled(
+    state: CacheState, repo: Repo, waste: list[tuple[str | Key, str]], chosen: Selection, now: float
+) -> list[tuple[str | Key, str]]:
+    """Return the waste without revisions that a download may still be going into.
+
+    A download by commit writes no ref, and between two files it holds no lock. What tells of one is
+    a young partial, or a lock made within the hour beside a revision written within the hour; at
+    its very start, a young revision without files. A revision that a ref has moved on from is older
+    than the ref.
+    """
+    found: list[tuple[str | Key, str]] = []
+    locks = state.locks.get(repo.folder)
+    marks = [entry.mtime_ns for entry in locks.files.values()] if locks is not None else []
+    locked = any(now - mark / 1e9 <= STALE_AFTER for mark in marks)
+    begun = any(not is_stale(partial, now) for partial in repo.partials)
+    refs = max((entry.mtime_ns for entry in repo.ref_files.values()), default=0)
+    for key, path in waste:
+        revision = None if isinstance(key, str) else repo.revision(key[1])
+        if revision is not None:
+            written = max(revision.mtime_ns, *(file.mtime_ns for file in revision.files), 0)
+            young = (locked or not revision.files) and now - written / 1e9 <= STALE_AFTER
+            if written >= refs and (begun or young):
+                why = "no ref names it, but it was downloaded within the last hour"
+                chosen.kept.append(Kept(path, repo.id, why))
+                continue
+        found.append((key, path))
+    return found
+
+
+def _unsure(repo: Repo) -> str | None:
+    """Return why it cannot be told what a repo's revisions need, `None` if it can."""
+    for finding in repo.findings:
+        if finding.code == "unreadable-folder":
+            return "a folder of the repo cannot be read"
+    if set(repo.ref_files) != set(repo.refs):
+        return "a ref of the repo cannot be read"
+    return None
+
+
+def _select_partials(
+    repo: Repo, chosen: Selection, now: float, kept: Protected, usage: Usage
+) -> None:
+    for partial in repo.partials:
+        users = usage.files.get((partial.device, partial.inode), ())
+        lock = f"{repo.folder}/{partial.etag}{layout.LOCK_SUFFIX}"
+        if users or partial.locked or lock in usage.locks:
+            users = users or usage.locks.get(lock, ())
+            chosen.kept.append(Kept(partial.path, repo.id, "being downloaded", users))
+        elif repo.folder in kept.repos:
+            chosen.kept.append(Kept(partial.path, repo.id, kept.repos[repo.folder]))
+        elif is_stale(partial, now):
+            chosen.partials[repo.folder, partial.name] = "a download that was left unfinished"
+        elif (repo.folder, partial.name) not in chosen.partials:
+            chosen.kept.append(
+                Kept(partial.path, repo.id, "a download that was written within the last hour")
+            )
+
+
+def _select_strays(
+    strays: Iterable[Stray], repo: str | None, chosen: Selection, now: float
+) -> None:
+    for stray in strays:
+        if not stray.leftover:
+            chosen.kept.append(
+                Kept(stray.path, repo, "not the hub's: 'vlmcache rm PATH' removes it")
+            )
+        elif (
+            now - stray.mtime_ns / 1e9 > STALE_AFTER
+            or os.path.basename(stray.path) == layout.LEFTOVERS
+        ):
+            chosen.strays[stray.path] = "left behind by an interrupted run"
+        else:
+            chosen.kept.append(
+                Kept(stray.path, repo, "a temporary that was written within the last hour")
+            )
+
+
+def _select_shared(state: CacheState, chosen: Selection, usage: Usage) -> None:
+    """Choose shared blobs that no repo links to.
+
+    The hub itself frees none without its manifest. The scan looks at every repo of the cache, so it
+    can tell; but only where every repo could be read.
+    """
+    seen = all(
+        _unsure(repo) != "a folder of the repo cannot be read"
+        and not (repo.linked_to is not None and not repo.by_class.total)
+        for repo in state.repos
+    )
+    for shared in state.shared.values():
+        if shared.users:
+            continue
+        users = usage.files.get((shared.device, shared.inode), ())
+        if users:
+            chosen.kept.append(Kept(shared.path, None, "in use", users))
+        elif seen:
+            chosen.shared[shared.hash] = "no repo links to it"
+        else:
+            why = "a repo cannot be read, so it may still be needed"
+            chosen.kept.append(Kept(shared.path, None, why))
+
+
+def _select_locks(state: CacheState, chosen: Selection, now: float, usage: Usage) -> None:
+    for folder, found in state.locks.items():
+        repo = _by_folder(state, folder)
+        needed: set[str] = set()
+        if repo is not None:
+            needed = {*repo.blobs, *(partial.etag for partial in repo.partials)}
+        elif layout.parse_repo_folder(folder) is None:
+            continue
+        # The hub makes a repo's folder before it takes a lock of it, so where there is no such
+        # folder, a young lock is no sign of a download that begins.
+        free = [
+            name
+            for name, entry in found.files.items()
+            if name.removesuffix(layout.LOCK_SUFFIX) not in needed
+            and f"{folder}/{name}" not in usage.locks
+            and (repo is None or now - entry.mtime_ns / 1e9 > STALE_AFTER)
+        ]
+        for name in free:
+            chosen.locks.setdefault((folder, name), "no blob belongs to this lock")
+        if repo is None and len(free) == len(found.files):
+            chosen.locks.setdefault((folder, ""), "locks of a repo that is gone")
+
+
+def _select_duplicates(
+    state: CacheState,
+    chosen: Selection,
+    duplicates: Mapping[Key, tuple[str, ...]],
+    kept: Protected,
+    busy: Mapping[str, tuple[Process, ...]],
+) -> None:
+    for repo in state.repos:
+        for revision in repo.revisions:
+            key = repo.folder, revision.commit
+            names = duplicates.get(key, ())
+            if not names or key in chosen.revisions or repo.folder in chosen.repos:
+                continue
+            why = kept.why(*key)
+            if why is not None:
+                chosen.kept.append(Kept(revision.path, repo.id, why))
+            elif repo.folder in busy:
+                chosen.kept.append(_in_use(revision.path, repo, busy[repo.folder]))
+            elif repo.linked_to is None:
+                for name in names:
+                    chosen.files[repo.folder, revision.commit, name] = (
+                        "a second weight format: loading never reads it"
+                    )
+
+
+def _tell_protected(state: CacheState, plan: Plan, protected: Iterable[Protected]) -> Plan:
+    """Add why the rest stays, since not enough could be freed."""
+    told = {one.path for one in plan.kept}
+    more = []
+    for repo in state.repos:
+        for revision in repo.revisions:
+            reasons = [one.why(repo.folder, revision.commit) for one in protected]
+            why = next(filter(None, reasons), None)
+            if why is not None and revision.path not in told:
+                more.append(Kept(revision.path, repo.id, why))
+    return msgspec.structs.replace(plan, kept=(*plan.kept, *more))
