@@ -1,0 +1,1 @@
+"""Listing and transfer; the only room that knows huggingface_hub."""

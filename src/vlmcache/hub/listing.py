@@ -1,0 +1,184 @@
+"""What a hub says of a repo: the commit that a ref names, and the files at that commit."""
+
+from __future__ import annotations
+
+import difflib
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.state import TreeFile
+from vlmcache.errors import VlmcacheError
+from vlmcache.hub.client import Client
+from vlmcache.hub.errors import (
+    AccessError,
+    BadAnswerError,
+    HostileListingError,
+    NoSuchRepoError,
+    NoSuchRevisionError,
+)
+
+_MOST_FILES = 1_000_000
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """The commit that a revision means now.
+
+    name is what the hub calls the repo. gated says that its files are for those who were let in.
+    """
+
+    commit: str
+    name: str
+    gated: bool = False
+
+
+class _Info(msgspec.Struct):
+    sha: str
+    id: str = ""
+    gated: bool | str = False
+
+
+class _Lfs(msgspec.Struct):
+    oid: str
+    size: int
+
+
+class _Entry(msgspec.Struct, rename={"xet_hash": "xetHash"}):
+    type: str
+    path: str
+    oid: str = ""
+    size: int = 0
+    lfs: _Lfs | None = None
+    xet_hash: str | None = None
+
+
+class _Ref(msgspec.Struct):
+    name: str
+
+
+class _Refs(msgspec.Struct):
+    branches: list[_Ref] = []
+    tags: list[_Ref] = []
+
+
+def resolve(client: Client, repo: str, revision: str, *, attempts: int | None = None) -> Resolved:
+    """Return the commit of a branch, tag or beginning of a commit; one request.
+
+    Raises:
+        NoSuchRepoError: no such repo, or not for this user.
+        NoSuchRevisionError: the repo has no such revision; the hint names those that are near.
+        HubError: the hub cannot be asked, or refuses.
+    """
+    try:
+        info, _ = client.ask(client.api(repo, "revision", revision), _Info, attempts=attempts)
+    except VlmcacheError as error:
+        raise named_failure(client, repo, revision, error) from error
+    if layout.COMMIT.fullmatch(info.sha) is None:
+        raise BadAnswerError(f"{client.name} names no commit for {repo}@{revision}")
+    return Resolved(info.sha, info.id or repo, bool(info.gated))
+
+
+def check_access(client: Client, repo: str) -> None:
+    """Ask whether this user may have the files of a repo, which can be gated; one request.
+
+    Raises:
+        AccessError: not, or not yet. Any other failure is left to the download: a mirror may not
+            know this question.
+    """
+    try:
+        client.ask(client.api(repo, "auth-check"), msgspec.Raw, attempts=1)
+    except AccessError as error:
+        raise named_failure(client, repo, "", error) from error
+    except VlmcacheError:
+        pass
+
+
+def list_files(
+    client: Client, repo: str, commit: str, *, attempts: int | None = None
+) -> dict[str, TreeFile]:
+    """Return the files at a commit with sizes and hashes; one request a page.
+
+    Raises:
+        HostileListingError: a file's name or hash must not be used as a path.
+        NoSuchRepoError, NoSuchRevisionError, HubError: as for `resolve`.
+    """
+    files: dict[str, TreeFile] = {}
+    address: str | None = client.api(repo, "tree", commit, query="recursive=true&expand=false")
+    while address is not None:
+        try:
+            entries, following = client.ask(address, list[_Entry], attempts=attempts)
+        except VlmcacheError as error:
+            raise named_failure(client, repo, commit, error) from error
+        for entry in entries:
+            if entry.type != "file":
+                continue
+            if entry.path in files:
+                raise HostileListingError(f"{repo}: {entry.path!r} is listed twice")
+            lfs = entry.lfs
+            files[entry.path] = TreeFile(
+                size=entry.size,
+                blob_id=entry.oid,
+                lfs_sha256=lfs.oid.removeprefix("sha256:") if lfs else None,
+                lfs_size=lfs.size if lfs else None,
+                xet_hash=_xet_hash(entry.xet_hash),
+            )
+        if len(files) > _MOST_FILES:
+            raise HostileListingError(f"{repo}: the listing does not end")
+        address = client.within(following) if following else None
+    check_names(repo, files)
+    return dict(sorted(files.items()))
+
+
+def _xet_hash(text: str | None) -> str | None:
+    return text if text is not None and layout.SHARED_HASH.fullmatch(text) else None
+
+
+def check_names(repo: str, files: dict[str, TreeFile]) -> None:
+    """Refuse a listing of which some file cannot be written as it says.
+
+    Raises:
+        HostileListingError: a name leaves the repo's folder, is too long, or is both a file and a
+            folder; or a hash is none, or a size makes no sense.
+    """
+    folders = {name[:end] for name in files for end, letter in enumerate(name) if letter == "/"}
+    for name, file in files.items():
+        problem = layout.file_name_problem(name)
+        if problem is None and name in folders:
+            problem = "it is a folder too"
+        if problem is None and not layout.is_etag(file.etag):
+            problem = "its hash is none"
+        if problem is None and file.content_size < 0:
+            problem = "its size makes no sense"
+        if problem is not None:
+            shown = name if len(name) <= 80 else f"{name[:80]}…"
+            raise HostileListingError(
+                f"{repo}: the file name {shown!r} is refused: {problem}",
+                "nothing was written; do not trust this repo",
+            )
+
+
+def named_failure(client: Client, repo: str, revision: str, error: VlmcacheError) -> VlmcacheError:
+    """Return a failure with the repo in its words."""
+    if isinstance(error, NoSuchRevisionError):
+        return NoSuchRevisionError(
+            f"{repo} has no revision {revision}", _near(client, repo, revision)
+        )
+    if isinstance(error, NoSuchRepoError):
+        return NoSuchRepoError(f"no such model on {client.name}: {repo}", error.hint)
+    if isinstance(error, AccessError):
+        return AccessError(f"{repo}: {error.message}", error.hint)
+    return error
+
+
+def _near(client: Client, repo: str, revision: str) -> str | None:
+    """Return a hint that names the refs there are, those first that look like what was meant."""
+    try:
+        refs, _ = client.ask(client.api(repo, "refs"), _Refs, attempts=1)
+    except VlmcacheError:
+        return None
+    names = [ref.name for ref in (*refs.branches, *refs.tags)]
+    near = difflib.get_close_matches(revision, names, 3, 0.5)
+    if near:
+        return "did you mean " + " or ".join(near) + "?"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"it has {', '.join(names[:5])}{more}" if names else None

@@ -1,0 +1,364 @@
+"""More connections for one large file, where a single one is measured to be slow.
+
+The file is still written from front to back by one thread: what comes over the other connections
+waits in memory, in pieces of bounded size, until its turn.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from vlmcache.errors import VlmcacheError
+from vlmcache.hub.client import Client, ExpiredError, TroubleError
+from vlmcache.hub.errors import HubError
+from vlmcache.hub.progress import Stopped
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """When more connections are tried, and how far they run ahead.
+
+    Attributes:
+        least: bytes that must still be missing.
+        slow: bytes a second, of the time spent waiting for them, from which on a single connection
+            is left alone.
+        watch: seconds that a speed is measured; longer each time that more did not help.
+        gain: how many times as fast all together must be, for the others to stay.
+        piece: bytes of one request.
+        ahead: bytes that may wait in memory for each connection beside the first.
+        most: connections beside the first, of all files together.
+    """
+
+    least: int = 64_000_000
+    slow: int = 100_000_000
+    watch: float = 2.0
+    gain: float = 1.2
+    piece: int = 8 << 20
+    ahead: int = 16 << 20
+    most: int = 4
+
+
+RULES = Rules()
+
+
+class Spare:
+    """Counts the connections that no file needs for itself.
+
+    Args:
+        count: those that are idle from the start.
+    """
+
+    def __init__(self, count: int = 0) -> None:
+        self._idle = count
+        self._lent = 0
+        self._lock = threading.Lock()
+
+    def add(self) -> None:
+        """One more is idle: no file waits for it."""
+        with self._lock:
+            self._idle += 1
+
+    def take(self, most: int) -> int:
+        """Return how many may be used now; never more than `most` are in use together."""
+        with self._lock:
+            count = max(0, min(self._idle, most - self._lent))
+            self._idle -= count
+            self._lent += count
+            return count
+
+    def give_back(self) -> None:
+        """One that was taken is idle again."""
+        with self._lock:
+            self._idle += 1
+            self._lent -= 1
+
+
+class _Piece:
+    """A part of the file on its way. data holds what has come from the offset `first` to `end`."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start = self.first = self.end = start
+        self.stop = stop
+        self.data: deque[bytes] = deque()
+        self.trouble: TroubleError | None = None
+
+
+class Ranges:
+    """The connections beside the first, for one file; none until that one proves slow.
+
+    One thread, which writes the file, calls all methods; close it in the end.
+
+    Args:
+        client: the hub.
+        address: where the hub is asked for the file.
+        size: the file's length in bytes.
+        starts: returns the offset from which an answer sends the file, asked for from the offset
+            given, or raises TroubleError.
+        spare: connections that may be used.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        address: str,
+        size: int,
+        starts: Callable[[Any, int], int],
+        spare: Spare,
+    ) -> None:
+        self.received = 0
+        """Bytes that came over all connections."""
+        self._client = client
+        self._address = address
+        self._final = address
+        self._size = size
+        self._starts = starts
+        self._spare = spare
+        self._rules = RULES
+        self._watch = self._rules.watch
+        self._possible = True
+        self._pieces: deque[_Piece] = deque()
+        self._changed = threading.Condition()
+        self._position = 0
+        self._next = 0
+        self._window = 0
+        self._taking = False
+        self._own_used = False
+        # Of the speed that is being measured: since when, from which count, and what it must reach.
+        self._since = 0.0
+        self._from = 0
+        self._goal: float | None = None
+        # Seconds of it in which the first connection had nothing, and since when it has nothing.
+        self._waited = 0.0
+        self._waiting_since = 0.0
+
+    def opened(self, response: Any) -> None:
+        """The first connection begins to send."""
+        if response.headers.get("Accept-Ranges") == "none":
+            self._possible = False
+        self._final = str(response.url)
+        if not self._taking:
+            self._measure()
+
+    def arrived(self, count: int) -> None:
+        """The first connection has brought so many bytes, which are now dealt with."""
+        self._waited += time.monotonic() - self._waiting_since
+        with self._changed:
+            self.received += count
+
+    def reached(self, position: int) -> bool:
+        """What the first connection brought is in the file, up to a position.
+
+        Returns:
+            Whether what follows has begun to arrive over the others.
+        """
+        now = self._waiting_since = time.monotonic()
+        self._judge()
+        if self._pieces or self._taking:
+            with self._changed:
+                piece = self._piece_at(position)
+                return piece is not None and piece.end > position
+        elapsed = now - self._since
+        if elapsed >= self._watch:
+            count = self.received - self._from
+            rate = self._client.pace.rate
+            # A disk or a bound on the rate that holds the file up would hold up all connections.
+            slow = count < self._rules.slow * self._waited
+            slow = slow and (rate is None or count < 0.8 * rate * elapsed)
+            self._measure()
+            if self._possible and slow and self._size - position >= self._rules.least:
+                self._start(position, count / elapsed)
+        return False
+
+    def gap_end(self, position: int) -> int:
+        """Return where what is held goes on after a position: at the file's end if nowhere."""
+        with self._changed:
+            self._piece_at(position)
+            held = (p.start for p in self._pieces if p.data and p.start > position)
+            return next(held, self._size)
+
+    def read(self, position: int) -> Iterator[bytes]:
+        """Yield what follows a position, as far as it is here or on its way without a gap.
+
+        Raises:
+            TroubleError: a connection failed; what came before was yielded.
+            Stopped: the work was asked to stop.
+        """
+        while (data := self._take(position)) is not None:
+            position += len(data)
+            yield data
+            self._judge()
+
+    def close(self) -> None:
+        """Let go of all that is held or on its way, and try no more."""
+        with self._changed:
+            self._taking = self._possible = False
+            self._pieces.clear()
+            self._changed.notify_all()
+
+    def _measure(self, goal: float | None = None) -> None:
+        self._since = self._waiting_since = time.monotonic()
+        self._from, self._waited, self._goal = self.received, 0.0, goal
+
+    def _judge(self) -> None:
+        """Take no more pieces if they have not made the file come faster."""
+        elapsed = time.monotonic() - self._since
+        if self._goal is None or elapsed < self._watch:
+            return
+        if (self.received - self._from) / elapsed < self._goal:
+            self._give_up()
+        self._goal = None
+
+    def _give_up(self) -> None:
+        """Take no more pieces; those on their way still count."""
+        with self._changed:
+            if self._taking:
+                self._taking = False
+                self._watch *= 2
+                self._changed.notify_all()
+
+    def _start(self, position: int, speed: float) -> None:
+        count = self._spare.take(self._rules.most)
+        if not count:
+            return
+        with self._changed:
+            self._position = position
+            # The first connection goes on for a moment, until it is known whether others work.
+            self._next = position + min(self._rules.piece, int(speed / 2) + 1)
+            self._window = count * self._rules.ahead
+            self._taking = True
+            self._own_used = False
+        self._measure(goal=self._rules.gain * speed)
+        for _ in range(count):
+            self._begin_thread(borrowed=True)
+
+    def _begin_thread(self, *, borrowed: bool) -> None:
+        # Daemons, since a thread that waits for the network must not hold up the process's end.
+        threading.Thread(target=self._fetch_all, args=(borrowed,), daemon=True).start()
+
+    def _fetch_all(self, borrowed: bool) -> None:
+        try:
+            while (piece := self._next_piece()) is not None:
+                self._fetch(piece)
+        except Stopped:
+            pass
+        finally:
+            if borrowed:
+                self._spare.give_back()
+
+    def _next_piece(self) -> _Piece | None:
+        """Wait until there is room in memory, and return what to fetch next."""
+        with self._changed:
+            while True:
+                self._client.pace.sleep(0)
+                start = max(self._next, self._position)
+                stop = min(start + self._rules.piece, self._size)
+                if not self._taking or start >= self._size:
+                    return None
+                if stop <= self._position + self._window:
+                    break
+                self._changed.wait(0.2)
+            self._next = stop
+            piece = _Piece(start, stop)
+            self._pieces.append(piece)
+            return piece
+
+    def _fetch(self, piece: _Piece) -> None:
+        """Fetch a piece, or note what is wrong with it."""
+        try:
+            final = self._final
+            try:
+                self._receive(piece, final)
+            except ExpiredError:
+                if final == self._address:
+                    raise
+                if self._final == final:
+                    self._final = self._address
+                self._receive(piece, self._final)
+        except TroubleError as trouble:
+            self._failed(piece, trouble)
+        except VlmcacheError as error:
+            self._failed(piece, TroubleError(error))
+        except Stopped:
+            raise
+        except Exception as error:
+            problem = HubError(f"a part of a file failed: {type(error).__name__}: {error}")
+            self._failed(piece, TroubleError(problem))
+
+    def _failed(self, piece: _Piece, trouble: TroubleError) -> None:
+        with self._changed:
+            piece.trouble = trouble
+            self._changed.notify_all()
+        self._give_up()
+
+    def _receive(self, piece: _Piece, address: str) -> None:
+        client = self._client
+        headers = {"Range": f"bytes={piece.start}-{piece.stop - 1}"}
+        signed = address != self._address
+        with client.opened(address, headers=headers, signed=signed) as response:
+            if response.status_code != 206:
+                self._possible = False
+                raise TroubleError(client.bad_answer(response))
+            self._starts(response, piece.start)
+            if not signed:
+                self._final = str(response.url)
+            for data in client.pieces(response):
+                client.pace.take(len(data))
+                with self._changed:
+                    self.received += len(data)
+                    if piece not in self._pieces:
+                        return
+                    if piece.end + len(data) > piece.stop:
+                        raise TroubleError(client.bad_answer(response))
+                    piece.data.append(data)
+                    piece.end += len(data)
+                    self._changed.notify_all()
+        if piece.end < piece.stop:
+            raise TroubleError(
+                HubError(
+                    f"a connection to {client.name} ended at {piece.end} of {self._size} bytes",
+                    "pull again to go on from there",
+                )
+            )
+
+    def _piece_at(self, position: int) -> _Piece | None:
+        """Return the piece that a position is in, and make room: what lies before it is done."""
+        self._position = position
+        while self._pieces and self._pieces[0].stop <= position:
+            self._pieces.popleft()
+        self._changed.notify_all()
+        if self._pieces and self._pieces[0].start <= position:
+            return self._pieces[0]
+        return None
+
+    def _take(self, position: int) -> bytes | None:
+        """Wait for the next bytes; `None` if they are not on their way."""
+        with self._changed:
+            while True:
+                piece = self._piece_at(position)
+                if piece is None:
+                    if self._pieces or not self._taking or not self._next <= position < self._size:
+                        return None
+                else:
+                    self._use_own()
+                    while piece.data:
+                        data = piece.data.popleft()
+                        piece.first += len(data)
+                        if piece.first > position:
+                            # The first connection may have brought the beginning.
+                            return data[max(0, len(data) - (piece.first - position)) :]
+                    if piece.trouble is not None:
+                        self._pieces.popleft()
+                        raise piece.trouble
+                self._changed.wait(0.2)
+                self._client.pace.sleep(0)
+
+    def _use_own(self) -> None:
+        """The first connection has ended: there is room for one in its place."""
+        if self._taking and not self._own_used:
+            self._own_used = True
+            self._begin_thread(borrowed=False)

@@ -1,0 +1,267 @@
+"""The bytes of one blob: received, hashed on the way, kept when it is cut, published when right."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.state import TreeFile
+from vlmcache.cache.usage import mount_of
+from vlmcache.change import partials
+from vlmcache.change.placing import disk_failure, file_size, publish_blob
+from vlmcache.change.pulling import is_resumable
+from vlmcache.errors import VlmcacheError
+from vlmcache.hub.client import Backoff, Client, TroubleError
+from vlmcache.hub.errors import HubError, WrongBytesError
+from vlmcache.hub.ranges import Ranges, Spare
+
+_TRIES = 3
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One blob to fetch.
+
+    blobs is the folder it goes to, cache_dir the cache that this folder lies in: another one where
+    `move` has brought the repo there. shares: whether that cache's store of shared blobs may be
+    used, which is not so through a link that someone else has made.
+    """
+
+    repo: str
+    commit: str
+    file: str
+    listed: TreeFile
+    cache_dir: str
+    blobs: str
+    shares: bool = True
+
+    @property
+    def blob(self) -> str:
+        """The blob's place."""
+        return os.path.join(self.blobs, self.listed.etag)
+
+    @property
+    def partial(self) -> str:
+        """Where an unfinished download of it is kept: the client's name of old."""
+        return self.blob + layout.PARTIAL_SUFFIX
+
+
+class Transfer:
+    """Fetches one blob, whose lock the caller holds; use it once.
+
+    Args:
+        client: the hub.
+        job: the blob.
+        moved: is told how many bytes are there.
+        spare: connections beside its own that it may use where one is slow.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        job: Job,
+        moved: Callable[[int], None],
+        spare: Spare | None = None,
+    ) -> None:
+        self.client = client
+        self.job = job
+        self.moved = moved
+        self.spare = spare or Spare()
+        self.received = 0
+        """Bytes that came over the network, those that were thrown away included."""
+        self.resumed = 0
+        """Bytes of an earlier download that were used."""
+
+    def run(self) -> None:
+        """Fetch, check and publish the blob.
+
+        Raises:
+            WrongBytesError: what came was wrong three times; nothing is published.
+            VlmcacheError: the hub or the disk fails; what has arrived stays for the next time.
+            Stopped: the work was asked to stop; likewise.
+        """
+        with _disk_failures(self.job.partial):
+            if self._by_xet():
+                return
+            self._adopt()
+            wrong = 0
+            while wrong < _TRIES:
+                with partials.opened(self.job.partial) as descriptor:
+                    begun = partials.usable(descriptor, self.job.listed.content_size)
+                    self.resumed = begun
+                    digest = self._receive(descriptor, begun)
+                    if digest == self.job.listed.etag:
+                        os.fsync(descriptor)
+                        break
+                    os.ftruncate(descriptor, 0)
+                self.moved(0)
+                # A beginning that was wrong before says nothing of what the hub sends.
+                wrong += not begun
+                again = "from the start" if wrong < _TRIES else "no more"
+                self.client.note(
+                    f"{self.job.file}: wrong bytes (hash {digest[:12]}…, "
+                    f"not {self.job.listed.etag[:12]}…); fetched {again}"
+                )
+            else:
+                os.unlink(self.job.partial)
+                raise WrongBytesError(
+                    f"{self.job.repo}: {self.job.file} came with wrong bytes {_TRIES} times; "
+                    "nothing of it was kept",
+                    "a proxy or mirror that changes files? check HF_ENDPOINT, or try later",
+                )
+            publish_blob(self.job.partial, self.job.blob)
+
+    def _adopt(self) -> None:
+        """Go on with the longest download that the client has left behind.
+
+        Nobody writes it, since we hold the lock; on network drives, where locks can be empty words,
+        only what has long been left alone counts.
+        """
+        if file_size(self.job.partial) is not None:
+            return
+        found: list[tuple[int, str]] = []
+        pattern = re.compile(re.escape(self.job.listed.etag) + r"\.[0-9a-f]{8}\.incomplete")
+        with os.scandir(self.job.blobs) as entries:
+            for entry in entries:
+                if not pattern.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                    continue
+                status = entry.stat(follow_symlinks=False)
+                allocated = getattr(status, "st_blocks", status.st_size // 512 + 1) * 512
+                if is_resumable(
+                    self.job.listed, ours=False, size=status.st_size, allocated=allocated
+                ):
+                    found.append((status.st_size, entry.path))
+        mount = mount_of(self.job.blobs)
+        if found and not (mount and mount.network):
+            os.rename(max(found)[1], self.job.partial)
+
+    def _receive(self, descriptor: int, position: int) -> str:
+        """Receive the rest of the file and return the hash of the whole."""
+        client, size = self.client, self.job.listed.content_size
+        file = partials.Beginning(descriptor, self.job.listed.etag, size, self.moved)
+        file.resume(position, self._check)
+        backoff = Backoff(client.patience, client.pace, client.note)
+        address = client.file_address(self.job.repo, self.job.commit, self.job.file)
+        ranges = Ranges(client, address, size, self._start, self.spare)
+        try:
+            while file.position < size:
+                before = file.position
+                try:
+                    for data in ranges.read(file.position):
+                        file.add(data)
+                    if file.position < size:
+                        self._stream(address, file, ranges)
+                except TroubleError as trouble:
+                    if file.position > before:
+                        backoff.progressed()
+                    backoff.failed(trouble)
+        finally:
+            self.received += ranges.received
+            ranges.close()
+        return file.hash
+
+    def _stream(self, address: str, file: partials.Beginning, ranges: Ranges) -> None:
+        """Receive over one connection, to the end or to what has come over others.
+
+        Raises:
+            TroubleError: the connection failed; what came before is in the file.
+        """
+        client, size = self.client, self.job.listed.content_size
+        stop = ranges.gap_end(file.position)
+        headers = {}
+        if file.position:
+            headers["Range"] = f"bytes={file.position}-{stop - 1 if stop < size else ''}"
+        with client.opened(address, headers=headers) as response:
+            if self._start(response, file.position) != file.position:
+                ranges.close()
+                file.restart()
+            ranges.opened(response)
+            for data in client.pieces(response):
+                ranges.arrived(len(data))
+                client.pace.take(len(data))
+                if file.position + len(data) > size:
+                    raise TroubleError(client.bad_answer(response))
+                file.add(data)
+                if ranges.reached(file.position):
+                    return
+        if file.position < stop:
+            raise TroubleError(
+                HubError(
+                    f"the connection to {client.name} ended at {file.position} of {size} "
+                    f"bytes of {self.job.file}",
+                    "pull again to go on from there",
+                )
+            )
+
+    def _start(self, response: Any, position: int) -> int:
+        """Return the offset from which an answer sends the file.
+
+        Raises:
+            TroubleError: it sends something else.
+        """
+        size = self.job.listed.content_size
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise TroubleError(self.client.bad_answer(response))
+        if response.status_code == 206:
+            match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if (
+                match is None
+                or int(match[1]) != position
+                or (match[3] != "*" and int(match[3]) != size)
+            ):
+                raise TroubleError(self.client.bad_answer(response))
+            return position
+        length = response.headers.get("Content-Length", "")
+        if length.isdigit() and int(length) != size:
+            raise TroubleError(self.client.bad_answer(response))
+        return 0
+
+    def _check(self) -> None:
+        self.client.pace.sleep(0)
+
+    def _by_xet(self) -> bool:
+        """Fetch the blob through Xet, where the hub and this machine have it.
+
+        A download that was cut begins anew, but for the chunks that Xet's own cache kept if it is
+        on. Whatever goes wrong with it, plain HTTP follows.
+        """
+        from vlmcache.hub import xet
+
+        if not xet.is_usable(self.job.listed):
+            return False
+        temporary = f"{self.job.blob}.{uuid.uuid4().hex[:8]}{layout.PARTIAL_SUFFIX}"
+        try:
+            self.received += xet.fetch(self.client, self.job, temporary, self.moved)
+            with open(temporary, "rb+") as file:
+                size = self.job.listed.content_size
+                etag = self.job.listed.etag
+                digest = partials.hash_of(file.fileno(), etag, size, size, self._check)
+                os.fsync(file.fileno())
+            if digest.hexdigest() != etag:
+                raise OSError("wrong bytes")
+            publish_blob(temporary, self.job.blob)
+        except (OSError, RuntimeError, ValueError, VlmcacheError) as error:
+            self.client.pace.sleep(0)
+            self.client.note(f"{self.job.file}: Xet failed ({error}); plain HTTP follows")
+            self.moved(0)
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        xet.share(self.job)
+        return True
+
+
+@contextlib.contextmanager
+def _disk_failures(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_failure(error, path) from error
