@@ -1,0 +1,199 @@
+"""Devices as torch names them: which there are, what they hold, and when they are done.
+
+Everything goes through torch's accelerator interface (CUDA, ROCm under the name `cuda`, XPU, MPS);
+where torch is older than it, through the device's own module. torch is imported by the functions.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from vlmcache.cache.weights import Precision
+from vlmcache.errors import MissingPackageError, NoDeviceError, UnsupportedPrecisionError
+from vlmcache.load.report import Accelerator
+
+CPU = "cpu"
+_COPIED_BYTES = 256 * 1024 * 1024
+_COPIES = 3
+
+
+def _kind() -> str | None:
+    """Return the type of this machine's accelerator as torch calls it, or `None`."""
+    import torch
+
+    accelerator = getattr(torch, "accelerator", None)
+    if accelerator is not None:
+        if not accelerator.is_available():
+            return None
+        return str(accelerator.current_accelerator().type)
+    if torch.cuda.is_available():
+        return "cuda"
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        return "xpu"
+    return "mps" if torch.backends.mps.is_available() else None
+
+
+def _module(device: str) -> Any:
+    """Return torch's module for the type of a device: `torch.cuda`."""
+    import torch
+
+    return getattr(torch, device.partition(":")[0])
+
+
+def names() -> list[str]:
+    """Return the devices of this machine, accelerators first: `["cuda:0", "cpu"]`."""
+    kind = _kind()
+    count = 0 if kind is None else int(_module(kind).device_count())
+    return [f"{kind}:{number}" for number in range(count)] + [CPU]
+
+
+def resolve(name: str) -> str:
+    """Return the device that a name means: `auto` is the first accelerator, else the CPU.
+
+    Raises:
+        NoDeviceError: there is no such device.
+    """
+    there = names()
+    if name == "auto":
+        return there[0]
+    full = name if name == CPU or ":" in name else f"{name}:0"
+    if full not in there:
+        raise NoDeviceError(f"no device {name!r} on this machine", "there: " + ", ".join(there))
+    return full
+
+
+def placement(name: str, device_map: str | dict[str, Any]) -> str | dict[str, Any]:
+    """Return the device map that transformers is to follow.
+
+    Args:
+        name: the device asked for; only `auto` leaves the choice to `device_map`.
+        device_map: the configured one. `auto` spreads a model over several accelerators.
+
+    Raises:
+        NoDeviceError: there is no such device.
+    """
+    there = names()
+    if name == "auto" and len(there) > 1 and (isinstance(device_map, dict) or len(there) > 2):
+        return device_map
+    return {"": resolve(name)}
+
+
+def free_memory(device: str) -> int | None:
+    """Return the free bytes of an accelerator; `None` for the CPU or where it does not say."""
+    import torch
+
+    module = None if device == CPU else _module(device)
+    if module is None:
+        return None
+    if hasattr(module, "mem_get_info"):
+        return int(module.mem_get_info(torch.device(device))[0])
+    if hasattr(module, "recommended_max_memory"):
+        return int(module.recommended_max_memory() - module.driver_allocated_memory())
+    return None
+
+
+def total_memory(device: str) -> int | None:
+    """Return the bytes of an accelerator's memory; `None` where it does not say."""
+    import torch
+
+    module = _module(device)
+    if hasattr(module, "mem_get_info"):
+        return int(module.mem_get_info(torch.device(device))[1])
+    if hasattr(module, "recommended_max_memory"):
+        return int(module.recommended_max_memory())
+    return None
+
+
+def peak_memory(devices: list[str]) -> int | None:
+    """Return the most bytes that this process had allocated on the devices; `None` for the CPU."""
+    total: int | None = None
+    for device in devices:
+        if device == CPU:
+            continue
+        module = _module(device)
+        if hasattr(module, "max_memory_allocated"):
+            taken = module.max_memory_allocated(device)
+        else:
+            # MPS keeps no peak; what the driver holds now is the nearest figure.
+            taken = module.driver_allocated_memory()
+        total = (total or 0) + int(taken)
+    return total
+
+
+def synchronize(devices: list[str]) -> None:
+    """Return when the devices have done all that was asked of them."""
+    for device in devices:
+        if device == CPU:
+            continue
+        module = _module(device)
+        if device.startswith("mps"):
+            module.synchronize()
+        else:
+            module.synchronize(device)
+
+
+def accelerators(*, measure: bool = True) -> tuple[Accelerator, ...]:
+    """Return this machine's accelerators, with the measured speed of a copy to each if asked."""
+    found = []
+    for device in names():
+        if device == CPU:
+            continue
+        module = _module(device)
+        name = module.get_device_name(device) if hasattr(module, "get_device_name") else "Apple GPU"
+        speed = _copy_speed(device) if measure else None
+        found.append(Accelerator(device, str(name), total_memory(device), speed))
+    return tuple(found)
+
+
+def _copy_speed(device: str) -> float | None:
+    import torch
+
+    try:
+        content = torch.ones(_COPIED_BYTES, dtype=torch.uint8)
+        best = 0.0
+        # The first copy pays for the device's context.
+        for _ in range(_COPIES + 1):
+            begun = time.perf_counter()
+            copied = content.to(device)
+            synchronize([device])
+            best = max(best, _COPIED_BYTES / (time.perf_counter() - begun))
+            del copied
+        return best
+    except RuntimeError:
+        return None
+
+
+def check_precision(device: str, precision: Precision) -> None:
+    """Make sure that a device can work at a precision.
+
+    Raises:
+        MissingPackageError: int8 or int4, and bitsandbytes is not installed.
+        UnsupportedPrecisionError: the device cannot.
+    """
+    import torch
+
+    kind = device.partition(":")[0]
+    if precision in ("int8", "int4"):
+        try:
+            import bitsandbytes
+        except ImportError as error:
+            raise MissingPackageError(
+                f"{precision} needs bitsandbytes, which cannot be imported: {error}",
+                "pip install bitsandbytes",
+            ) from None
+        supported = getattr(bitsandbytes, "supported_torch_devices", {"cuda", "xpu", CPU})
+        if kind not in supported:
+            raise UnsupportedPrecisionError(
+                f"bitsandbytes has no {precision} on {kind}", "--precision fp16"
+            )
+        return
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    try:
+        one = torch.ones(8, 8, dtype=dtype, device=device)
+        (one @ one).sum().item()
+    except (RuntimeError, TypeError) as error:
+        raise UnsupportedPrecisionError(
+            f"{device} cannot work in {precision}: {str(error).splitlines()[0]}",
+            "--precision fp16" if precision != "fp16" else "--precision fp32",
+        ) from None

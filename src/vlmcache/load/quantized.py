@@ -1,0 +1,327 @@
+"""Making, checking and using kept quantised copies.
+
+A copy is made in a folder of its own and renamed into its place, so a copy that is there is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from datetime import datetime, timezone
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.weights import Precision
+from vlmcache.config import CacheLocation, Config, Environment, find_model, own_home
+from vlmcache.errors import DamagedWeightsError, SpaceError, UsageError
+from vlmcache.load.copies import (
+    FOLDER,
+    MANIFEST,
+    CopiedFile,
+    KeptCopy,
+    Manifest,
+    allocated,
+    copy_folder,
+    copy_folders_of,
+    describe,
+    installed_versions,
+    read_manifest,
+)
+from vlmcache.load.source import Source, find_source, read_source
+from vlmcache.units import size_text
+
+MAKING = ".making-"
+"""Beginning of the names of folders in which a copy is being made, then the process's number."""
+
+QUANTISED: tuple[Precision, ...] = ("int8", "int4")
+
+_HASHED_AT_ONCE = 4_000_000
+
+
+class Quantization(msgspec.Struct, frozen=True):
+    """What `vlmcache quantize` answers. Sizes are bytes.
+
+    made is False for a plan, and where the copy was there already. expected is what was reckoned
+    before, size what the copy takes.
+    """
+
+    model: str
+    repo: str
+    commit: str | None
+    precision: Precision
+    path: str
+    made: bool
+    source_bytes: int
+    expected: int
+    free: int
+    size: int | None = None
+    seconds: float | None = None
+    freed: int | None = None
+
+
+def find_copy(home: str, repo: str, commit: str, precision: Precision) -> KeptCopy | None:
+    """Return the copy that the installed libraries made and that is as it was made, or `None`.
+
+    A file whose length and time are those of the manifest is taken to be unchanged; one that was
+    touched since is hashed.
+    """
+    folder = copy_folder(home, repo, commit, precision)
+    manifest = read_manifest(folder)
+    if manifest is None or (manifest.repo, manifest.commit) != (repo, commit):
+        return None
+    if damaged_files(folder, manifest.files):
+        return None
+    return describe(folder, manifest)
+
+
+def damaged_files(
+    folder: str, files: dict[str, CopiedFile] | None = None, *, hash_all: bool = False
+) -> list[str]:
+    """Return the names of a copy's files that are not what its manifest says.
+
+    Args:
+        folder: the copy.
+        files: the manifest's; read from the folder if not given.
+        hash_all: hash even files that nobody touched since.
+    """
+    if files is None:
+        manifest = read_manifest(folder)
+        if manifest is None:
+            return [MANIFEST]
+        files = manifest.files
+    return [name for name, file in files.items() if not _is_whole(folder, name, file, hash_all)]
+
+
+def _is_whole(folder: str, name: str, file: CopiedFile, hash_all: bool) -> bool:
+    if os.path.basename(name) != name:
+        return False
+    path = os.path.join(folder, name)
+    try:
+        status = os.lstat(path)
+        if status.st_size != file.size:
+            return False
+        if status.st_mtime_ns == file.mtime_ns and not hash_all:
+            return True
+        return _sha256(path) == file.sha256
+    except OSError:
+        return False
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(_HASHED_AT_ONCE):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def preferred(home: str, source: Source) -> Source:
+    """Return the kept copy of a source where there is one for its precision, else the source."""
+    if source.precision not in QUANTISED or source.repo is None or source.commit is None:
+        return source
+    kept = find_copy(home, source.repo, source.commit, source.precision)
+    if kept is None:
+        return source
+    try:
+        return read_source(
+            kept.path,
+            model=source.model,
+            precision=source.precision,
+            repo=source.repo,
+            commit=source.commit,
+            kind="copy",
+            trust_remote_code=source.trust_remote_code,
+            device_map=source.device_map,
+        )
+    except DamagedWeightsError:
+        return source
+
+
+def quantize(
+    environment: Environment,
+    config: Config,
+    location: CacheLocation,
+    name: str,
+    precision: Precision,
+    *,
+    device: str = "auto",
+    dry_run: bool = False,
+    trust_remote_code: bool = False,
+) -> Quantization:
+    """Keep a quantised copy of a cached model, made in a fresh process.
+
+    Args:
+        environment: the variables in force.
+        config: the configuration in force.
+        location: the hub cache.
+        name: a key of the configuration or a repo id, with an optional `@revision`.
+        precision: int8 or int4.
+        device: what quantises.
+        dry_run: only say what would be done.
+        trust_remote_code: whether the user allows Python code of the repo to run.
+
+    Raises:
+        UsageError: the precision is not one that is quantised.
+        UnloadableError: the model cannot be loaded or quantised so.
+        SpaceError: the copy would leave less free than the configured minimum.
+        OSError: the copy cannot be written.
+    """
+    from vlmcache.load import capacity
+    from vlmcache.load.child import run_child
+    from vlmcache.load.models import require_packages
+
+    if precision not in QUANTISED:
+        raise UsageError(f"{precision} is not quantised", "--precision int8 or int4")
+    home, _ = own_home(environment)
+    _, source = find_source(config, location, name, precision, trust_remote_code=trust_remote_code)
+    assert source.repo is not None
+    assert source.commit is not None
+    need = capacity.estimate(source)
+    free = shutil.disk_usage(nearest_folder(home)).free
+    kept = find_copy(home, source.repo, source.commit, precision)
+    plan = Quantization(
+        model=source.model,
+        repo=source.repo,
+        commit=source.commit,
+        precision=precision,
+        path=copy_folder(home, source.repo, source.commit, precision),
+        made=False,
+        source_bytes=source.bytes,
+        expected=need.weights,
+        free=free,
+        size=kept.size if kept is not None else None,
+    )
+    if kept is not None or dry_run:
+        return plan
+    if free - need.weights < config.limits.min_free:
+        raise SpaceError(
+            f"the {precision} copy of {source.model} takes about {size_text(need.weights)}, and"
+            f" {home} has {size_text(free)} free with {size_text(config.limits.min_free)} kept",
+            "vlmcache clean, or another folder in VLMCACHE_HOME",
+        )
+    require_packages()
+    if device == "cpu":
+        capacity.check_fits(source, need, capacity.available_memory(), device)
+    making = making_folder(home)
+    try:
+        task = {"task": "quantise", "source": msgspec.to_builtins(source), "device": device}
+        answer = run_child(task | {"folder": making}, source.model)
+        made = publish(home, making, source)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return msgspec.structs.replace(plan, made=True, size=made.size, seconds=answer["seconds"])
+
+
+def discard(
+    environment: Environment, config: Config, name: str, precision: Precision
+) -> Quantization:
+    """Remove the kept copies of a model at a precision, of all its commits and library versions.
+
+    Raises:
+        UnknownModelError: the name is neither a key nor a repo id.
+        OSError: the system refuses.
+    """
+    home, _ = own_home(environment)
+    repo = find_model(config, name).repo
+    root = os.path.join(home, FOLDER, layout.repo_folder("model", repo))
+    freed = 0
+    for folder in copy_folders_of(root):
+        if os.path.basename(folder).startswith(f"{precision}-"):
+            freed += allocated(folder)
+            shutil.rmtree(folder)
+            for above in (os.path.dirname(folder), root):
+                with contextlib.suppress(OSError):
+                    os.rmdir(above)
+    return Quantization(
+        model=name,
+        repo=repo,
+        commit=None,
+        precision=precision,
+        path=root,
+        made=False,
+        source_bytes=0,
+        expected=0,
+        free=shutil.disk_usage(nearest_folder(home)).free,
+        freed=freed,
+    )
+
+
+def nearest_folder(path: str) -> str:
+    """Return the path itself, or the nearest folder above it that is there."""
+    while not os.path.isdir(path) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
+    return path
+
+
+def making_folder(home: str) -> str:
+    """Return a new folder below the copies for one that is being made by this process.
+
+    Folders that processes now gone left behind are removed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    root = os.path.join(home, FOLDER)
+    os.makedirs(root, exist_ok=True)
+    discard_leftovers(root)
+    path = os.path.join(root, f"{MAKING}{os.getpid()}")
+    os.makedirs(path)
+    return path
+
+
+def discard_leftovers(root: str) -> None:
+    """Remove the folders that processes now gone were making something in."""
+    import psutil
+
+    with contextlib.suppress(OSError):
+        for name in os.listdir(root):
+            number = name.removeprefix(MAKING)
+            if name.startswith(MAKING) and number.isdigit() and not psutil.pid_exists(int(number)):
+                shutil.rmtree(os.path.join(root, name), ignore_errors=True)
+
+
+def publish(home: str, making: str, source: Source) -> KeptCopy:
+    """Write the manifest of a copy that was made, and rename the copy into its place.
+
+    Raises:
+        OSError: that is refused; the folder `making` is then left to the caller.
+    """
+    assert source.repo is not None
+    assert source.commit is not None
+    files = {}
+    for entry in sorted(os.scandir(making), key=lambda entry: entry.name):
+        with open(entry.path, "rb") as file:
+            os.fsync(file.fileno())
+        status = os.stat(entry.path)
+        files[entry.name] = CopiedFile(status.st_size, _sha256(entry.path), status.st_mtime_ns)
+    manifest = Manifest(
+        source.repo,
+        source.commit,
+        source.precision,
+        installed_versions(),
+        datetime.now(timezone.utc).replace(microsecond=0),
+        files,
+    )
+    with open(os.path.join(making, MANIFEST), "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(manifest)))
+        file.flush()
+        os.fsync(file.fileno())
+    folder = copy_folder(home, source.repo, source.commit, source.precision)
+    parent = os.path.dirname(folder)
+    os.makedirs(parent, exist_ok=True)
+    if os.path.isdir(folder):
+        # A damaged one, else it would have been used: out of the way, and gone.
+        old = os.path.join(os.path.dirname(making), f"{MAKING}{os.getpid()}-old")
+        os.rename(folder, old)
+        shutil.rmtree(old, ignore_errors=True)
+    os.rename(making, folder)
+    if os.name == "posix":
+        descriptor = os.open(parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    return describe(folder, manifest)

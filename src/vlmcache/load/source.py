@@ -1,0 +1,183 @@
+"""Which files a load reads: a snapshot of the cache, a kept quantised copy, a synthetic model.
+
+Nothing of torch or transformers is needed to tell; a child process is handed the answer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from vlmcache.cache import formats, layout
+from vlmcache.cache.completeness import judge, read_shards
+from vlmcache.cache.reading import JSON_ERRORS, read_bytes
+from vlmcache.cache.scan import scan
+from vlmcache.cache.state import Revision
+from vlmcache.cache.weights import Precision, Tensor, read_header
+from vlmcache.config import CacheLocation, Config, ModelConfig, find_model
+from vlmcache.errors import DamagedWeightsError, NotDownloadedError
+from vlmcache.load.report import WeightsSource
+
+_CONFIG_LIMIT = 16_000_000
+
+
+class Source(msgspec.Struct, frozen=True):
+    """The files of one model at one precision, and what may be done with them.
+
+    weights: paths of the files that hold them, in the order in which they are loaded.
+    quantised_by: the method the stored weights are quantised by, if they are.
+    """
+
+    model: str
+    repo: str | None
+    commit: str | None
+    folder: str
+    weights: tuple[str, ...]
+    bytes: int
+    precision: Precision
+    model_type: str
+    kind: WeightsSource = "weights"
+    has_own_code: bool = False
+    """Whether config.json names Python code of the repo for its classes."""
+    trust_remote_code: bool = False
+    device_map: str | dict[str, Any] = "auto"
+    quantised_by: str | None = None
+
+
+class _ModelFile(msgspec.Struct):
+    """The part of config.json that is of interest here."""
+
+    model_type: str = ""
+    auto_map: dict[str, Any] = msgspec.field(default_factory=dict)
+    quantization_config: dict[str, Any] | None = None
+
+
+def find_source(
+    config: Config,
+    location: CacheLocation,
+    name: str,
+    precision: Precision | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> tuple[ModelConfig, Source]:
+    """Return a model's configuration, and its files in the cache.
+
+    Args:
+        config: the configuration in force.
+        location: the hub cache.
+        name: a key of the configuration or a repo id, with an optional `@revision`.
+        precision: at which it will be loaded; the configured one if not given.
+        trust_remote_code: whether the user allows Python code of the repo to run.
+
+    Raises:
+        UnknownModelError: the name is neither a key nor a repo id.
+        NotDownloadedError: the model is not cached as a whole.
+        DamagedWeightsError: a file is there and cannot be what it should be.
+    """
+    state = scan(location.dir)
+    model = find_model(config, name, [repo.id for repo in state.repos if repo.type == "model"])
+    judgement = judge(state.repo(model.repo), model.revision)
+    held = judgement.revision
+    pull = f"vlmcache pull {name}"
+    if judgement.state == "missing":
+        raise NotDownloadedError(f"{name} is not in the cache", pull)
+    if judgement.state == "damaged":
+        bad = ", ".join(judgement.damaged) or "its revision"
+        raise DamagedWeightsError(f"{name} is damaged: {bad}", pull)
+    if judgement.state == "partial" or held is None:
+        lacking = ", ".join(judgement.missing) or "its download was cut"
+        raise NotDownloadedError(f"{name} is not whole: missing {lacking}", pull)
+    pinned = layout.COMMIT.fullmatch(model.revision) is not None
+    source = read_source(
+        held.path,
+        model=model.key if model.configured else name,
+        precision=precision or model.precision,
+        repo=model.repo,
+        commit=held.commit,
+        trust_remote_code=trust_remote_code or (model.trust_remote_code and pinned),
+        device_map=model.device_map,
+    )
+    return model, source
+
+
+def read_source(
+    folder: str,
+    *,
+    model: str,
+    precision: Precision,
+    repo: str | None = None,
+    commit: str | None = None,
+    kind: WeightsSource = "weights",
+    trust_remote_code: bool = False,
+    device_map: str | dict[str, Any] = "auto",
+) -> Source:
+    """Return the files that loading from a folder in transformers' form reads.
+
+    Raises:
+        DamagedWeightsError: config.json or the index of the shards cannot be read.
+    """
+    remedy = f"vlmcache verify {model} --repair" if repo else None
+    path = os.path.join(folder, formats.CONFIG)
+    try:
+        content = msgspec.json.decode(read_bytes(path, _CONFIG_LIMIT), type=_ModelFile)
+    except (OSError, *JSON_ERRORS) as error:
+        raise DamagedWeightsError(f"{model}: config.json cannot be read: {error}", remedy) from None
+    weights = weight_files(folder)
+    if not weights:
+        raise DamagedWeightsError(f"{model}: no weights that can be loaded in {folder}", remedy)
+    method = (content.quantization_config or {}).get("quant_method")
+    return Source(
+        model=model,
+        repo=repo,
+        commit=commit,
+        folder=folder,
+        weights=tuple(weights),
+        bytes=sum(os.path.getsize(file) for file in weights),
+        precision=precision,
+        model_type=content.model_type,
+        kind=kind if kind == "copy" or precision not in ("int8", "int4") else "at-load",
+        has_own_code=bool(content.auto_map),
+        trust_remote_code=trust_remote_code,
+        device_map=device_map,
+        quantised_by=str(method) if content.quantization_config is not None else None,
+    )
+
+
+def weight_files(folder: str) -> list[str]:
+    """Return the paths of the weight files that transformers would load from a folder.
+
+    Empty where there are none, or not all that an index names.
+    """
+    names = {entry.name for entry in os.scandir(folder) if entry.is_file()}
+    for name, is_index in formats.weight_candidates(names):
+        if name not in names:
+            continue
+        shards: set[str] | None = {name}
+        if is_index:
+            shards = read_shards(Revision("", folder, (), (), 0), name)
+        if shards and all(os.path.isfile(os.path.join(folder, shard)) for shard in shards):
+            return [os.path.join(folder, *shard.split("/")) for shard in sorted(shards)]
+    return []
+
+
+def read_tensors(source: Source) -> dict[str, Tensor]:
+    """Return the tensors that the weight files say they hold; none for pickled weights.
+
+    Raises:
+        DamagedWeightsError: a header makes no sense, or the file is shorter than it says.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in _safetensors(source.weights):
+        try:
+            tensors |= read_header(path)
+        except (OSError, ValueError) as error:
+            remedy = f"vlmcache verify {source.model} --repair" if source.repo else None
+            raise DamagedWeightsError(f"{source.model}: {error}", remedy) from None
+    return tensors
+
+
+def _safetensors(paths: Sequence[str]) -> list[str]:
+    return [path for path in paths if path.endswith(".safetensors")]
