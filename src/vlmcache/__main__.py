@@ -1,0 +1,19 @@
+"""`vlmcache`, and `python -m vlmcache`."""
+
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    try:
+        from vlmcache.cli.main import main as run
+    except KeyboardInterrupt:
+        # Ctrl-C before the one place that answers for failures is there.
+        print("vlmcache: interrupted", file=sys.stderr)
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""`vlmcache clean`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vlmcache.cli.options import (
+    Answer,
+    CacheDir,
+    ConfigFile,
+    DryRun,
+    Json,
+    Output,
+    Quiet,
+    Verbose,
+    Yes,
+    complete_model,
+    duration_option,
+    open_session,
+    size_option,
+)
+from vlmcache.errors import ExitCode
+
+EXAMPLES = """Examples:
+
+  vlmcache clean --dry-run
+  vlmcache clean --older-than 30d --keep org/name --yes
+  vlmcache clean --free 30GB
+  vlmcache clean --max-size 50GB qwen_vl_7b
+  vlmcache clean --duplicates --xet"""
+
+
+def clean(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Configured models that --older-than, --max-size and --free may evict too.",
+            autocompletion=complete_model,
+            show_default=False,
+        ),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(metavar="AGE", help="Evict what was not used for so long: 30d, 12h."),
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Evict the least recently used down to this: 50GB."),
+    ] = None,
+    free: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Evict until the disk has this much free: 30GB."),
+    ] = None,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Remove second weight formats.")
+    ] = False,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="Remove nothing of this model. Repeatable."),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Remove everything; asks for the word 'all'.")
+    ] = False,
+    xet: Annotated[bool, typer.Option("--xet", help="Empty the cache of Xet chunks too.")] = False,
+    modules: Annotated[
+        bool, typer.Option("--modules", help="Empty the cache of remote code too.")
+    ] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    config: ConfigFile = None,
+    cache_dir: CacheDir = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> Answer:
+    """Remove waste, and what was not used for long.
+
+    Without options: stale partial downloads, orphan blobs, detached revisions, leftovers.
+    """
+    from vlmcache import removal
+    from vlmcache.cli.confirmation import confirmation
+
+    session = open_session(config, cache_dir)
+    output = Output(json, quiet, verbose)
+    wishes = removal.Wishes(
+        older_than=duration_option("--older-than", older_than),
+        max_size=size_option("--max-size", max_size),
+        free=size_option("--free", free),
+        duplicates=duplicates,
+        everything=every,
+        evict=tuple(models or ()),
+        keep=tuple(keep or ()),
+        xet=xet,
+        modules=modules,
+    )
+    value = removal.clean(
+        session.environment,
+        session.config,
+        session.cache,
+        wishes,
+        dry_run=dry_run,
+        confirm=confirmation(output, yes=yes, word="all" if every else None),
+    )
+
+    def show() -> None:
+        from vlmcache.show import plan as view
+
+        view.show(value, verbose=verbose)
+
+    error = removal.problem(value)
+    return Answer(
+        "clean",
+        value,
+        output,
+        show,
+        lambda: removal.ids(value),
+        error.exit_code if error else ExitCode.DONE,
+        error,
+    )

@@ -1,0 +1,47 @@
+"""The question before anything is removed."""
+
+from __future__ import annotations
+
+import sys
+
+from vlmcache.cli.options import Output
+from vlmcache.removal import Confirm, Removal, UnconfirmedError
+from vlmcache.units import size_text
+
+
+def confirmation(output: Output, *, yes: bool, word: str | None = None) -> Confirm | None:
+    """Return the function that asks, or `None` where `--yes` has answered.
+
+    It shows the plan and asks on stderr, and reads the answer from the terminal that stdin is.
+
+    Args:
+        output: how the user wants to be answered; with `--json` nothing is asked.
+        yes: whether `--yes` was given.
+        word: what has to be typed; `y` or `yes` if not given.
+    """
+    if yes:
+        return None
+
+    def ask(removal: Removal) -> bool:
+        from vlmcache.show import plan as view
+
+        count = len(removal.plan.actions)
+        size = size_text(removal.plan.frees)
+        if output.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UnconfirmedError(
+                f"{count} items would be removed, freeing {size}: nobody is there to ask",
+                "--dry-run shows them, --yes removes them",
+            )
+        view.show_plan(removal, stream=sys.stderr, verbose=output.verbose)
+        noun = "item" if count == 1 else "items"
+        choice = f"type {word} to go on" if word else "y/N"
+        print(f"Remove {count} {noun}, freeing {size}? [{choice}] ", end="", file=sys.stderr)
+        sys.stderr.flush()
+        try:
+            answer = sys.stdin.readline().strip()
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            raise
+        return answer == word if word else answer.lower() in ("y", "yes")
+
+    return ask

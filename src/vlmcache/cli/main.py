@@ -1,0 +1,238 @@
+"""The Typer app, and the one place where an outcome becomes output and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+import vlmcache
+from vlmcache.cli.light import LightCommand, LightGroup
+from vlmcache.cli.options import Answer
+from vlmcache.errors import ExitCode, UsageError, VlmcacheError
+
+COMMANDS = {
+    "status": "Show models, bytes, room and what to do next.",
+    "pull": "Download what is missing of models.",
+    "rm": "Remove models or single revisions.",
+    "clean": "Remove waste, and what was not used for long.",
+    "watch": "Watch the cache live.",
+    "verify": "Check every blob against its hash; mend what is bad.",
+    "move": "Move models to another drive; links stay.",
+    "backup": "Save models to a tar stream or a store, checked.",
+    "restore": "Bring a backup back, checked.",
+    "load-test": "Measure how fast models load, cold and warm.",
+    "quantize": "Keep a quantised copy for fast loads.",
+    "doctor": "Check paths, permissions, disk, versions, GPU.",
+    "schema": "Print the JSON Schema of a command's --json.",
+}
+"""Each command and what it does. Its function has the same name, in a module of the same name."""
+
+STREAMS = frozenset({"watch"})
+"""Commands that answer as they go along: with `--json` in lines, not in one document."""
+
+_HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+_EXIT_CODES = "Exit codes:\n\n" + "\n".join(
+    f"  {code.value:>3}  {code.meaning}" for code in ExitCode
+)
+
+app = typer.Typer(
+    name="vlmcache",
+    context_settings=_HELP_OPTIONS,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog="\b\n" + _EXIT_CODES.replace("\n\n", "\n"),
+)
+
+
+class Interrupted(BaseException):
+    """Ctrl-C arrived. Not KeyboardInterrupt, since Typer ends silently on that one."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; unwinds like Ctrl-C, so that everything is left in order."""
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"vlmcache {vlmcache.__version__}")
+        raise typer.Exit
+
+
+class _Commands(LightGroup):
+    """The commands; the module of each is imported only where it is run or asked about."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """Return the names in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        """Return a command, its module imported now.
+
+        Raises:
+            UsageError: there is none of that name.
+        """
+        if cmd_name not in COMMANDS:
+            near = difflib.get_close_matches(cmd_name, COMMANDS, 1)
+            hint = f"did you mean {near[0]}?" if near else "see 'vlmcache --help'"
+            raise UsageError(f"no such command: {cmd_name}", hint)
+        name = cmd_name.replace("-", "_")
+        module = importlib.import_module(f"vlmcache.cli.{name}")
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        epilog = "\b\n" + module.EXAMPLES.replace("\n\n", "\n")
+        single.command(
+            cmd_name,
+            cls=LightCommand,
+            epilog=epilog,
+            context_settings=_HELP_OPTIONS,
+        )(getattr(module, name))
+        return typer.main.get_command(single)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        """Write the table of commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@app.callback(cls=_Commands, invoke_without_command=True)
+def vlmcache_callback(
+    context: typer.Context,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Manage the Hugging Face model cache, and measure how fast its models load."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks is escaped, never a reason to fail.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _raise_interrupted)
+    code = _run(given)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader went away, which is its right. Python would complain once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(int(code))
+
+
+def _raise_interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise Interrupted
+
+
+def _raise_terminated(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        outcome = app(arguments, standalone_mode=False, prog_name="vlmcache")
+        if isinstance(outcome, Answer):
+            _show(outcome)
+            return outcome.exit_code
+        return outcome if isinstance(outcome, int) else ExitCode.DONE
+    except (BrokenPipeError, SystemExit):
+        # The reader of stdout went away; Typer itself ends with SystemExit where it sees that.
+        return ExitCode.DONE
+    except (KeyboardInterrupt, Interrupted, Terminated, Exception) as error:
+        # A second Ctrl-C, typed out of impatience, must not turn the one line into a traceback.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        failure = _failure(error)
+    try:
+        _show_failure(arguments, failure)
+    except BrokenPipeError:
+        pass
+    return failure.exit_code
+
+
+def _show(answer: Answer) -> None:
+    if answer.output.json:
+        from vlmcache.show.document import document
+
+        print(document(answer.command, answer.value, answer.exit_code, answer.error))
+        return
+    if answer.output.quiet:
+        from vlmcache.show.text import printable
+
+        for line in answer.ids():
+            print(printable(line))
+    else:
+        answer.show()
+    if answer.error is not None:
+        sys.stdout.flush()
+        _print_error(answer.error)
+
+
+def _show_failure(arguments: list[str], failure: VlmcacheError) -> None:
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--json" in options:
+        from vlmcache.show.document import document
+
+        command = next((word for word in options if word in COMMANDS), "vlmcache")
+        line = command in STREAMS
+        print(document(command, None, failure.exit_code, failure, line=line))
+    else:
+        _print_error(failure)
+
+
+def _print_error(error: VlmcacheError) -> None:
+    from vlmcache.show.text import printable
+
+    hint = f" ({error.hint})" if error.hint else ""
+    print(f"vlmcache: {printable(error.message + hint)}", file=sys.stderr)
+
+
+class _InterruptedError(VlmcacheError):
+    code = "interrupted"
+    exit_code = ExitCode.INTERRUPTED
+
+
+class _TerminatedError(VlmcacheError):
+    code = "terminated"
+    exit_code = ExitCode.TERMINATED
+
+
+class _InternalError(VlmcacheError):
+    code = "internal"
+
+
+def _failure(error: BaseException) -> VlmcacheError:
+    """Return any failure as one that can be shown. This is the only place that maps them."""
+    if isinstance(error, VlmcacheError):
+        return error
+    if isinstance(error, KeyboardInterrupt | typer.Abort | Interrupted):
+        return _InterruptedError("interrupted", *error.args)
+    if isinstance(error, Terminated):
+        return _TerminatedError("terminated", *error.args)
+    if os.environ.get("VLMCACHE_DEBUG"):
+        raise error
+    # Typer's errors of usage carry their own words; their classes are private to Typer.
+    words = getattr(error, "format_message", None)
+    if callable(words):
+        context = getattr(error, "ctx", None)
+        path = getattr(context, "command_path", "vlmcache")
+        return UsageError(" ".join(words().split()).rstrip("."), f"see '{path} --help'")
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return _InternalError(f"{error.strerror or error}{where}", "'vlmcache doctor' may tell why")
+    return _InternalError(
+        f"internal error: {type(error).__name__}: {error}",
+        "VLMCACHE_DEBUG=1 shows where; please report it",
+    )

@@ -1,0 +1,120 @@
+"""What every command takes, and what every command gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from vlmcache.errors import ExitCode, UsageError, VlmcacheError
+from vlmcache.units import parse_duration, parse_size
+
+# Help must not wait for what only commands need.
+if TYPE_CHECKING:
+    import msgspec
+
+    from vlmcache.config import CacheLocation, Config, Environment
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the keys of the configuration in force that begin so; none if it cannot be read."""
+    from vlmcache.config import load_config, read_environment
+
+    try:
+        config = load_config(None, read_environment())
+    except VlmcacheError:
+        return []
+    return [key for key in config.models if key.startswith(incomplete)]
+
+
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A key of config.yaml or a repo id, with an optional @revision.",
+        autocompletion=complete_model,
+        show_default=False,
+    ),
+]
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", metavar="FILE", help="The config.yaml to use.")
+]
+CacheDir = Annotated[
+    str | None, typer.Option("--cache-dir", metavar="FOLDER", help="The hub cache to work on.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print one id a line.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show more.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def size_option(name: str, text: str | None) -> int | None:
+    """Return the bytes that an option's value means.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    try:
+        return None if text is None else parse_size(text)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def duration_option(name: str, text: str | None) -> float | None:
+    """Return the seconds that an option's value means.
+
+    Raises:
+        UsageError: it is no duration.
+    """
+    try:
+        return None if text is None else parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+class Output(NamedTuple):
+    """How the user wants to be answered."""
+
+    json: bool
+    quiet: bool
+    verbose: bool
+
+
+class Answer(NamedTuple):
+    """What a command gives back to be shown.
+
+    show prints the value for people; ids are the lines of `--quiet`. `error` tells of a value that
+    is whole but not what was hoped for.
+    """
+
+    command: str
+    value: msgspec.Struct
+    output: Output
+    show: Callable[[], None]
+    ids: Callable[[], list[str]]
+    exit_code: ExitCode = ExitCode.DONE
+    error: VlmcacheError | None = None
+
+
+class Session(NamedTuple):
+    """Configuration and cache that a command works on."""
+
+    environment: Environment
+    config: Config
+    cache: CacheLocation
+
+
+def open_session(config: str | None, cache_dir: str | None) -> Session:
+    """Return what a command works on.
+
+    Raises:
+        ConfigError: the configuration or the `.env` cannot be read.
+    """
+    from vlmcache.config import load_config, locate_cache, read_environment
+
+    environment = read_environment()
+    return Session(
+        environment, load_config(config, environment), locate_cache(cache_dir, environment)
+    )

@@ -1,0 +1,91 @@
+"""`vlmcache rm`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vlmcache.cli.options import (
+    Answer,
+    CacheDir,
+    ConfigFile,
+    DryRun,
+    Json,
+    Output,
+    Quiet,
+    Verbose,
+    Yes,
+    complete_model,
+    open_session,
+)
+from vlmcache.errors import ExitCode
+
+EXAMPLES = """Examples:
+
+  vlmcache rm qwen_vl_2b --dry-run
+  vlmcache rm Qwen/Qwen2-VL-2B-Instruct@v1.0
+  vlmcache rm got_ocr datasets/owner/name --yes
+  vlmcache rm ./models--owner--name.bak"""
+
+
+def rm(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL",
+            help="A key of config.yaml or a repo id, with an optional @revision; "
+            "datasets/owner/name; or a path in the cache.",
+            autocompletion=complete_model,
+            show_default=False,
+        ),
+    ],
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Remove only this branch, tag or commit.")
+    ] = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Remove although a process uses it.")
+    ] = False,
+    config: ConfigFile = None,
+    cache_dir: CacheDir = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> Answer:
+    """Remove models or single revisions.
+
+    Blobs that other revisions need stay. Nothing in use is removed.
+    """
+    from vlmcache import removal
+    from vlmcache.cli.confirmation import confirmation
+
+    session = open_session(config, cache_dir)
+    output = Output(json, quiet, verbose)
+    value = removal.remove(
+        session.environment,
+        session.config,
+        session.cache,
+        models,
+        revision=revision,
+        force=force,
+        dry_run=dry_run,
+        confirm=confirmation(output, yes=yes),
+    )
+
+    def show() -> None:
+        from vlmcache.show import plan as view
+
+        view.show(value, verbose=verbose)
+
+    error = removal.problem(value) if not (dry_run and force) else None
+    return Answer(
+        "rm",
+        value,
+        output,
+        show,
+        lambda: removal.ids(value),
+        error.exit_code if error else ExitCode.DONE,
+        error,
+    )

@@ -1,0 +1,93 @@
+"""`vlmcache verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vlmcache.cli.options import (
+    Answer,
+    CacheDir,
+    ConfigFile,
+    DryRun,
+    Json,
+    Models,
+    Output,
+    Quiet,
+    Verbose,
+    duration_option,
+    open_session,
+)
+from vlmcache.errors import ExitCode, UsageError, VlmcacheError
+
+EXAMPLES = """Examples:
+
+  vlmcache verify
+  vlmcache verify qwen_vl_2b --max-age 0
+  vlmcache verify --repair --dry-run
+  vlmcache verify --json | jq '.damaged[] | {repo, path}'"""
+
+
+def verify(
+    models: Models = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Fetch what is bad or lacks, and only that.")
+    ] = False,
+    dry_run: DryRun = False,
+    max_age: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE",
+            help="Skip what was verified since and has not changed; 7d. 0 reads everything.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="COUNT", min=1, max=256, help="Threads; one a core.")
+    ] = None,
+    config: ConfigFile = None,
+    cache_dir: CacheDir = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> Answer:
+    """Check every file against its hash, without the network.
+
+    Exits with 4 if anything is damaged or missing, unless --repair mends it.
+    """
+    from vlmcache import verifying
+    from vlmcache.show import progress
+
+    if dry_run and not repair:
+        raise UsageError("--dry-run belongs to --repair: without it nothing is changed")
+
+    session = open_session(config, cache_dir)
+    age = duration_option("--max-age", max_age)
+    age = verifying.MAX_AGE if age is None else age
+    place = session.environment, session.config, session.cache, models or ()
+    watcher = progress.watcher(quiet=quiet)
+    error: VlmcacheError | None
+    if repair:
+        from vlmcache import repairing
+
+        value, error = repairing.repair(
+            *place, max_age=age, workers=workers, dry_run=dry_run, watcher=watcher
+        )
+    else:
+        value = verifying.verify(*place, max_age=age, workers=workers, watcher=watcher)
+        error = verifying.problem(value)
+
+    def show() -> None:
+        from vlmcache.show import verify as view
+
+        view.show(value, verbose=verbose)
+
+    return Answer(
+        "verify",
+        value,
+        Output(json, quiet, verbose),
+        show,
+        lambda: verifying.ids(value),
+        error.exit_code if error else ExitCode.DONE,
+        error,
+    )

@@ -1,0 +1,94 @@
+"""`vlmcache watch`."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Annotated
+
+import typer
+
+from vlmcache.cli.options import CacheDir, ConfigFile, Quiet, Verbose, open_session
+from vlmcache.errors import ExitCode, UsageError
+from vlmcache.units import parse_size
+
+EXAMPLES = """Examples:
+
+  vlmcache watch
+  vlmcache watch --once
+  vlmcache watch --json | jq -r 'select(.kind == "downloaded") | .repo'
+  vlmcache watch --min-free 20GB --exit-on-low || vlmcache clean --free 50GB
+  vlmcache watch --metrics /var/lib/node_exporter/vlmcache.prom"""
+
+
+def watch(
+    interval: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="Longest time between two looks.", min=0.1),
+    ] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    min_free: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Free space to warn below; config.yaml's by default."),
+    ] = None,
+    exit_on_low: Annotated[
+        bool, typer.Option("--exit-on-low", help="Exit with 9 when less than that is free.")
+    ] = False,
+    metrics_file: Annotated[
+        str | None,
+        typer.Option("--metrics", metavar="FILE", help="Keep a file of Prometheus metrics."),
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS:]PORT",
+            help="Answer GET /metrics; on the loopback unless an address is given.",
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    cache_dir: CacheDir = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> ExitCode:
+    """See models, downloads and room live.
+
+    On a terminal a full screen (q ends it), elsewhere plain lines as things happen. Nothing is
+    changed, and no network is touched.
+    """
+    import msgspec
+
+    from vlmcache import metrics, watching
+    from vlmcache.show import watch as view
+
+    session = open_session(config, cache_dir)
+    settings = session.config
+    if min_free is not None:
+        try:
+            limits = msgspec.structs.replace(settings.limits, min_free=parse_size(min_free))
+        except ValueError as error:
+            raise UsageError(f"--min-free: {error}") from None
+        settings = msgspec.structs.replace(settings, limits=limits)
+    with contextlib.ExitStack() as stack:
+        exposition = metrics.Exposition()
+        note = None
+        if listen is not None:
+            address = metrics.parse_address(listen)
+            note = stack.enter_context(metrics.Endpoint(exposition, *address)).url
+        output = view.output(json=json, quiet=quiet, once=once, verbose=verbose, note=note)
+        stack.enter_context(output)
+        file = metrics.File(metrics_file, interval) if metrics_file is not None else None
+        looks = watching.watch(
+            settings, session.cache, interval=interval, wait=output.wait, notify=not once
+        )
+        stack.enter_context(contextlib.closing(looks))
+        for look in looks:
+            text = exposition.update(look)
+            output.show(look)
+            if file is not None:
+                output.warn(file.update(text))
+            low = watching.low_space(look.snapshot)
+            if low is not None and exit_on_low:
+                raise low
+            if once:
+                break
+    return ExitCode.DONE

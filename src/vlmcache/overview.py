@@ -1,0 +1,532 @@
+"""`status`: each model's state, the cache's bytes, the disk's room, and what to type next."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Literal
+
+import msgspec
+
+from vlmcache.cache import formats
+from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision
+from vlmcache.cache.scan import scan
+from vlmcache.cache.state import ByClass, CacheState, Finding, Repo, Revision, State
+from vlmcache.cache.usage import AccessTimes, LastUse, mount_of, nearest_folder, who_uses
+from vlmcache.cache.weights import (
+    Memory,
+    Precision,
+    Tensor,
+    read_header,
+    rescale,
+    weights_bytes,
+    with_overhead,
+)
+from vlmcache.change.planning import Key
+from vlmcache.config import (
+    CacheLocation,
+    Config,
+    Environment,
+    ModelConfig,
+    find_model,
+    own_home,
+    read_environment,
+    shipped_config,
+)
+from vlmcache.errors import ExitCode, VlmcacheError
+from vlmcache.filters import parse_filter, select
+from vlmcache.load.copies import KeptCopy, list_copies
+from vlmcache.removal import last_use, plan_clean
+from vlmcache.units import size_text
+
+MemorySource = Literal["weights", "config", "table"]
+
+
+class NotCachedError(VlmcacheError):
+    """A model that was asked for is not there as a whole."""
+
+    code = "not-cached"
+    exit_code = ExitCode.DAMAGE
+
+
+class CacheSummary(msgspec.Struct, frozen=True):
+    """The cache folder as a whole. Sizes are bytes; free and total are the filesystem's."""
+
+    dir: str
+    source: str
+    exists: bool
+    filesystem: str | None
+    access_times: AccessTimes
+    size_on_disk: int
+    free: int | None
+    total: int | None
+    min_free: int
+    comfortable_free: int
+    max_size: int | None
+    by_class: ByClass
+
+
+class Outdated(msgspec.Struct, frozen=True):
+    """A newer revision on the hub: its commit, and the bytes that an update would fetch."""
+
+    commit: str
+    fetch: int
+
+
+class ModelStatus(msgspec.Struct, frozen=True):
+    """One configured or asked-for model.
+
+    size is the length of what is there, size_on_disk what it occupies, expected_size the length of
+    the whole download. memory_estimate is weights and overhead once loaded at `precision`;
+    memory_source says what it was reckoned from.
+    """
+
+    key: str
+    repo: str
+    revision: str
+    state: State
+    commit: str | None
+    path: str | None
+    size: int
+    size_on_disk: int
+    expected_size: int | None
+    missing_files: tuple[str, ...]
+    damaged_files: tuple[str, ...]
+    precision: Precision
+    memory_estimate: int | None
+    memory_overhead: int | None
+    memory_source: MemorySource | None
+    last_used: datetime | None
+    configured: bool
+    outdated: Outdated | None = None
+    """What `--outdated` found; `None` without it, and where there is nothing newer."""
+    linked_to: str | None = None
+    """Where the repo lies, if the cache has but a link to it."""
+
+
+class RevisionStatus(msgspec.Struct, frozen=True):
+    """One snapshot of a repo."""
+
+    commit: str
+    refs: tuple[str, ...]
+    state: State
+    path: str
+    files: int
+    size: int
+    size_on_disk: int
+    missing_files: tuple[str, ...]
+    last_modified: datetime
+
+
+class RepoStatus(msgspec.Struct, frozen=True):
+    """One repo of the cache, configured or not. size_on_disk is what `du` says of its folder."""
+
+    repo: str
+    type: str
+    path: str
+    state: State
+    size: int
+    size_on_disk: int
+    revisions: tuple[RevisionStatus, ...]
+    refs: dict[str, str]
+    partials: int
+    last_used: datetime | None
+    linked_to: str | None
+
+
+class Recommendation(msgspec.Struct, frozen=True):
+    """Something to do next, and the command that does it."""
+
+    text: str
+    command: str | None
+
+
+class Elsewhere(msgspec.Struct, frozen=True):
+    """A folder outside the cache with repos that the cache links to.
+
+    moved: whether `vlmcache move` has brought all of them there. size_on_disk includes what they
+    have in the shared store there. free is `None` where that place is not there now.
+    """
+
+    path: str
+    repos: tuple[str, ...]
+    moved: bool
+    size_on_disk: int
+    free: int | None
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What `vlmcache status` answers."""
+
+    cache: CacheSummary
+    models: tuple[ModelStatus, ...]
+    repos: tuple[RepoStatus, ...]
+    recommendations: tuple[Recommendation, ...]
+    findings: tuple[Finding, ...]
+    copies: tuple[KeptCopy, ...] = ()
+    """Kept quantised copies, which lie in vlmcache's own folder and not in the cache."""
+    elsewhere: tuple[Elsewhere, ...] = ()
+    """Where the repos lie of which the cache has but links; no part of its bytes."""
+
+
+def status(
+    config: Config,
+    location: CacheLocation,
+    names: Sequence[str] = (),
+    *,
+    environment: Environment | None = None,
+) -> Status:
+    """Return the state of the cache and of the models asked for (all configured ones by default).
+
+    Nothing is changed and no network is touched.
+
+    Args:
+        config: the configuration in force.
+        location: the hub cache.
+        names: keys or repo ids.
+        environment: the variables that tell where our journal is; those of the process if not
+            given.
+
+    Raises:
+        ConfigError: the cache path is no folder.
+        UnknownModelError: a name is neither a key nor a repo id.
+    """
+    state = scan(location.dir)
+    cached = [repo.id for repo in state.repos if repo.type == "model"]
+    wanted = [find_model(config, name, cached) for name in names] or list(config.models.values())
+    summary = summarise(state, config, location)
+    findings = list(state.all_findings())
+    findings += (
+        Finding("configuration", "warning", None, config.path, warning, None)
+        for warning in config.warnings
+    )
+    environment = environment or read_environment()
+    used = last_use(environment, state)
+    table = _Table()
+    models = tuple(_model_status(state, model, table, findings, used) for model in wanted)
+    repos = tuple(_repo_status(state, repo, used) for repo in state.repos)
+    reclaimable = _reclaimable(environment, config, state)
+    steps = _recommend(reclaimable, summary, models, repos)
+    copies = tuple(list_copies(own_home(environment)[0]))
+    elsewhere = tuple(_elsewhere(state))
+    return Status(summary, models, repos, tuple(steps), tuple(findings), copies, elsewhere)
+
+
+def ids(status: Status, *, every: bool) -> list[str]:
+    """Return one id a line for `--quiet`: repo ids, with the revision where it is not main."""
+    names = [
+        model.repo if model.revision == "main" else f"{model.repo}@{model.revision}"
+        for model in status.models
+    ]
+    if every:
+        names += [repo.repo for repo in status.repos if repo.repo not in names]
+    return names
+
+
+def not_cached(status: Status) -> NotCachedError | None:
+    """Return the failure that `--check` tells of, or `None` if every model is cached."""
+    lacking = [model for model in status.models if model.state != "cached"]
+    if not lacking:
+        return None
+    states = ", ".join(f"{model.key} is {model.state}" for model in lacking)
+    hint = "vlmcache pull " + " ".join(model.key for model in lacking)
+    return NotCachedError(f"not every model is cached: {states}", hint)
+
+
+def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Status:
+    """Return the status with only the models and repos that pass, in the order asked for.
+
+    Raises:
+        UsageError: a filter or the order has no known form.
+    """
+    now = datetime.now(timezone.utc)
+    tests = [parse_filter(expression, now) for expression in filters]
+    return msgspec.structs.replace(
+        status,
+        models=select(status.models, tests, sort),
+        repos=select(status.repos, tests, sort),
+    )
+
+
+def summarise(state: CacheState, config: Config, location: CacheLocation) -> CacheSummary:
+    """Return the facts about the folder as a whole."""
+    mount = mount_of(location.dir)
+    try:
+        usage = shutil.disk_usage(nearest_folder(location.dir))
+    except OSError:
+        usage = None
+    return CacheSummary(
+        dir=state.dir,
+        source=location.source,
+        exists=state.exists,
+        filesystem=mount.type if mount else None,
+        access_times=mount.access_times if mount else "unknown",
+        size_on_disk=state.size_on_disk,
+        free=usage.free if usage else None,
+        total=usage.total if usage else None,
+        min_free=config.limits.min_free,
+        comfortable_free=config.limits.comfortable_free,
+        max_size=config.limits.max_size,
+        by_class=state.by_class,
+    )
+
+
+class _Table:
+    """The shipped list of models, read only where some model has nothing better to go by."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, ModelConfig] | None = None
+
+    def get(self, repo: str) -> ModelConfig | None:
+        if self._models is None:
+            self._models = {model.repo: model for model in shipped_config().models.values()}
+        return self._models.get(repo)
+
+
+def _model_status(
+    state: CacheState,
+    model: ModelConfig,
+    table: _Table,
+    findings: list[Finding],
+    used: Mapping[Key, LastUse],
+) -> ModelStatus:
+    repo = state.repo(model.repo)
+    judgement = judge(repo, model.revision)
+    held = judgement.revision
+    size = size_on_disk = 0
+    last_used = None
+    if repo is not None and held is not None:
+        size, size_on_disk = _revision_sizes(state, repo, held)
+        last_used = _last_used(used, repo, [held])
+    tensors = _read_tensors(model.repo, held, findings) if judgement.state == "cached" else {}
+    memory, source = _memory(model, tensors, table)
+    return ModelStatus(
+        key=model.key,
+        repo=model.repo,
+        revision=model.revision,
+        state=judgement.state,
+        commit=judgement.commit,
+        path=held.path if held else None,
+        size=size,
+        size_on_disk=size_on_disk,
+        expected_size=_expected_size(model, judgement, size, table),
+        missing_files=judgement.missing,
+        damaged_files=judgement.damaged,
+        precision=model.precision,
+        memory_estimate=memory.total if memory else None,
+        memory_overhead=memory.overhead if memory else None,
+        memory_source=source,
+        last_used=last_used,
+        configured=model.configured,
+        linked_to=repo.linked_to if repo is not None else None,
+    )
+
+
+def _read_tensors(
+    repo: str, revision: Revision | None, findings: list[Finding]
+) -> dict[str, Tensor]:
+    """Return the tensors of a whole revision's safetensors; none where a header makes no sense."""
+    tensors: dict[str, Tensor] = {}
+    if revision is None:
+        return tensors
+    for name in formats.wanted(file.name for file in revision.files):
+        if not name.endswith(".safetensors"):
+            continue
+        path = os.path.join(revision.path, *name.split("/"))
+        try:
+            tensors |= read_header(path)
+        except (OSError, ValueError) as error:
+            findings.append(
+                Finding("unreadable-header", "warning", repo, path, str(error), "vlmcache verify")
+            )
+            return {}
+    return tensors
+
+
+def _memory(
+    model: ModelConfig, tensors: dict[str, Tensor], table: _Table
+) -> tuple[Memory | None, MemorySource | None]:
+    if tensors:
+        return with_overhead(weights_bytes(tensors, model.precision)), "weights"
+    if model.expected_memory is not None:
+        overhead = with_overhead(0).overhead
+        return Memory(max(0, model.expected_memory - overhead), overhead), "config"
+    if model.expected_size is not None:
+        return with_overhead(rescale(model.expected_size, "bf16", model.precision)), "config"
+    shipped = table.get(model.repo)
+    if shipped is not None and shipped.expected_size is not None:
+        return with_overhead(rescale(shipped.expected_size, "bf16", model.precision)), "table"
+    return None, None
+
+
+def _expected_size(
+    model: ModelConfig, judgement: Judgement, size: int, table: _Table
+) -> int | None:
+    """Return the length of the whole download, from the best that is known of it."""
+    tree = judgement.revision.tree if judgement.revision else None
+    if tree:
+        return sum(tree[name].content_size for name in formats.wanted(tree))
+    if judgement.state == "cached":
+        return size
+    if model.expected_size is not None:
+        return model.expected_size
+    shipped = table.get(model.repo)
+    return shipped.expected_size if shipped else None
+
+
+def _revision_sizes(state: CacheState, repo: Repo, revision: Revision) -> tuple[int, int]:
+    """Return length and occupied bytes of a revision's content, each blob counted once."""
+    size = allocated = 0
+    seen: set[tuple[int, int]] = set()
+    for file in revision.files:
+        blob = repo.blobs.get(file.blob) if file.blob is not None else None
+        entry = file if blob is None else blob
+        if file.kind not in ("link", "copy") or (entry.device, entry.inode) in seen:
+            continue
+        seen.add((entry.device, entry.inode))
+        size += file.size
+        shared = state.shared.get(blob.shared) if blob is not None and blob.shared else None
+        allocated += shared.allocated if shared is not None else entry.allocated
+        allocated += blob.allocated_there if blob is not None else 0
+    return size, allocated
+
+
+def _repo_status(state: CacheState, repo: Repo, used: Mapping[Key, LastUse]) -> RepoStatus:
+    revisions = []
+    for revision in repo.revisions:
+        judgement = judge_revision(repo, revision)
+        size, size_on_disk = _revision_sizes(state, repo, revision)
+        revisions.append(
+            RevisionStatus(
+                revision.commit,
+                revision.refs,
+                judgement.state,
+                revision.path,
+                len(revision.files),
+                size,
+                size_on_disk,
+                judgement.missing,
+                _instant(revision.mtime_ns),
+            )
+        )
+    return RepoStatus(
+        repo=repo.id,
+        type=repo.type,
+        path=repo.path,
+        state=judge_repo(repo),
+        size=repo.size,
+        size_on_disk=repo.size_on_disk,
+        revisions=tuple(revisions),
+        refs=repo.refs,
+        partials=len(repo.partials),
+        last_used=_last_used(used, repo, repo.revisions),
+        linked_to=repo.linked_to,
+    )
+
+
+def _last_used(
+    used: Mapping[Key, LastUse], repo: Repo, revisions: Sequence[Revision]
+) -> datetime | None:
+    """Return when one of the revisions was last used; `None` where only downloads are known."""
+    uses = [used[repo.folder, revision.commit] for revision in revisions]
+    known = [use.at for use in uses if use.source != "written"]
+    return datetime.fromtimestamp(int(max(known)), timezone.utc) if known else None
+
+
+def _instant(nanoseconds: int) -> datetime:
+    return datetime.fromtimestamp(nanoseconds // 1_000_000_000, timezone.utc)
+
+
+def _recommend(
+    reclaimable: int,
+    summary: CacheSummary,
+    models: Sequence[ModelStatus],
+    repos: Sequence[RepoStatus],
+) -> list[Recommendation]:
+    found: list[Recommendation] = []
+    broken = [model for model in models if model.state == "damaged"]
+    if broken:
+        names = " ".join(model.key for model in broken)
+        found.append(
+            Recommendation(f"damaged: {names}; fetch what is bad", f"vlmcache pull {names}")
+        )
+    asked = {model.repo for model in models}
+    found += (
+        Recommendation(f"damaged: {repo.repo}; mend it", f"vlmcache pull {repo.repo}")
+        for repo in repos
+        if repo.state == "damaged" and repo.repo not in asked and repo.type == "model"
+    )
+    lacking = [model for model in models if model.state in ("missing", "partial")]
+    if lacking:
+        found.append(_recommend_pull(summary, lacking))
+    if reclaimable:
+        found.append(
+            Recommendation(
+                f"{size_text(reclaimable)} can be freed: stale downloads, detached revisions, "
+                "blobs nothing refers to",
+                "vlmcache clean",
+            )
+        )
+    if summary.max_size is not None and summary.size_on_disk > summary.max_size:
+        found.append(
+            Recommendation(
+                f"the cache holds {size_text(summary.size_on_disk)}, over its budget of "
+                f"{size_text(summary.max_size)}",
+                f"vlmcache clean --max-size {summary.max_size}",
+            )
+        )
+    if summary.free is not None and summary.free < summary.comfortable_free:
+        low, bound = "under the comfortable", summary.comfortable_free
+        if summary.free < summary.min_free:
+            low, bound = "below the minimum of", summary.min_free
+        found.append(
+            Recommendation(
+                f"{size_text(summary.free)} free, {low} {size_text(bound)}",
+                f"vlmcache clean --free {bound}",
+            )
+        )
+    return found
+
+
+def _recommend_pull(summary: CacheSummary, lacking: Sequence[ModelStatus]) -> Recommendation:
+    known = [model for model in lacking if model.expected_size is not None]
+    need = sum(max(0, (model.expected_size or 0) - model.size) for model in known)
+    words = [f"{len(lacking)} {'model' if len(lacking) == 1 else 'models'} to download"]
+    if known:
+        more = " or more" if len(known) < len(lacking) else ""
+        words.append(f"{size_text(need)}{more}")
+        if summary.free is not None and need > summary.free - summary.min_free:
+            spare = max(0, summary.free - summary.min_free)
+            words.append(f"only {size_text(spare)} to spare above the minimum free")
+    command = "vlmcache pull " + " ".join(model.key for model in lacking)
+    return Recommendation(", ".join(words), command)
+
+
+def _elsewhere(state: CacheState) -> Iterator[Elsewhere]:
+    places: dict[str, list[Repo]] = {}
+    for repo in state.repos:
+        if repo.linked_to is not None:
+            places.setdefault(os.path.dirname(repo.linked_to), []).append(repo)
+    for path, repos in sorted(places.items()):
+        try:
+            free = shutil.disk_usage(path).free
+        except OSError:
+            free = None
+        there = sum(blob.allocated_there for repo in repos for blob in repo.blobs.values())
+        yield Elsewhere(
+            path,
+            tuple(repo.id for repo in repos),
+            all(repo.moved_to == path for repo in repos),
+            sum(repo.size_on_disk for repo in repos) + there,
+            free,
+        )
+
+
+def _reclaimable(environment: Environment, config: Config, state: CacheState) -> int:
+    """Return the bytes that `vlmcache clean` would free: those of the very plan that it makes."""
+    plan, _ = plan_clean(environment, config, state)
+    if plan.frees:
+        plan, _ = plan_clean(environment, config, state, usage=who_uses(state))
+    return plan.frees

@@ -1,0 +1,541 @@
+"""`pull`: what is missing of the models asked for, fetched, checked and linked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.completeness import judge
+from vlmcache.cache.scan import scan
+from vlmcache.cache.state import CacheState, Finding, TreeFile
+from vlmcache.cache.usage import nearest_folder
+from vlmcache.change.plan import Failure, Fetch, Outcome, Plan, Receipt
+from vlmcache.change.planning import joined
+from vlmcache.change.pulling import Order, Selection, plan_pull
+from vlmcache.config import (
+    CacheLocation,
+    Config,
+    Environment,
+    Limits,
+    ModelConfig,
+    find_model,
+    own_home,
+)
+from vlmcache.errors import PartlyError, SpaceError, UsageError, VlmcacheError
+from vlmcache.hub.client import Client, Patience
+from vlmcache.hub.errors import (
+    AccessError,
+    HostileListingError,
+    HubError,
+    NoSuchFileError,
+    OfflineError,
+)
+from vlmcache.hub.listing import check_access, check_names, list_files, resolve
+from vlmcache.hub.progress import Pace, Watcher
+from vlmcache.hub.quick import commit_of
+from vlmcache.memory import Memory
+from vlmcache.units import size_text
+
+if TYPE_CHECKING:
+    from vlmcache.removal import Removal
+
+PullState = Literal["cached", "pulled", "planned", "failed"]
+WORKERS = 8
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How to pull. limit_rate is bytes a second for all files together.
+
+    make_room: evict what was not used for long if the disk is too full; confirm is shown the
+    `removal.Removal` that is proposed and says whether to go on; without it nobody is asked.
+    """
+
+    selection: Selection = Selection()
+    dry_run: bool = False
+    max_workers: int = WORKERS
+    limit_rate: int | None = None
+    token: str | None = None
+    make_room: bool = False
+    confirm: Callable[[Any], bool] | None = None
+
+
+class PulledModel(msgspec.Struct, frozen=True):
+    """What became of one model.
+
+    state: `cached` was whole before, `pulled` is whole now, `planned` would be (`--dry-run`), and
+    `failed`. size is the length in bytes of the files that were wanted, fetched what came over the
+    network for them, seconds how long it took.
+    """
+
+    key: str
+    repo: str
+    revision: str
+    state: PullState
+    commit: str | None = None
+    path: str | None = None
+    files: int = 0
+    size: int = 0
+    fetched: int = 0
+    seconds: float = 0.0
+    error: Failure | None = None
+
+
+class Pulled(msgspec.Struct, frozen=True):
+    """What `vlmcache pull` answers. plan and receipt are of all models together."""
+
+    models: tuple[PulledModel, ...]
+    plan: Plan
+    receipt: Receipt | None
+    findings: tuple[Finding, ...]
+
+
+class Run(NamedTuple):
+    """An answer, and the failure that it tells of, if any."""
+
+    value: Pulled
+    error: VlmcacheError | None
+
+
+class _Part(NamedTuple):
+    """One model on its way: the plan for it, or why there is none."""
+
+    model: ModelConfig
+    order: Order | None = None
+    error: VlmcacheError | None = None
+    seconds: float = 0.0
+
+
+def pull(
+    config: Config,
+    location: CacheLocation,
+    environment: Environment,
+    names: Sequence[str],
+    options: Options | None = None,
+    watcher: Watcher | None = None,
+) -> Pulled:
+    """Download what is missing of models, and only that.
+
+    Args:
+        config: the configuration in force.
+        location: the cache.
+        environment: the variables in force.
+        names: keys of config.yaml or repo ids, with an optional `@revision`.
+        options: how.
+        watcher: is told of the progress, from several threads.
+
+    Raises:
+        VlmcacheError: a model is not whole in the cache now; the message says why.
+    """
+    run = run_pull(config, location, environment, names, options, watcher)
+    if run.error is not None:
+        raise run.error
+    return run.value
+
+
+def run_pull(
+    config: Config,
+    location: CacheLocation,
+    environment: Environment,
+    names: Sequence[str],
+    options: Options | None = None,
+    watcher: Watcher | None = None,
+    patience: Patience | None = None,
+) -> Run:
+    """Do as `pull` does with the same arguments, and return what was done beside what failed.
+
+    `patience` says how long to try.
+
+    Raises:
+        UnknownModelError: a name is neither a key nor a repo id.
+        ConfigError: the cache path is no folder.
+    """
+    options = options or Options()
+    watcher = watcher or Watcher()
+    models = _models(config, location, names)
+    client = Client(
+        environment,
+        token=options.token,
+        pace=Pace(options.limit_rate),
+        patience=patience,
+        note=watcher.note,
+    )
+    findings: list[Finding] = []
+    outcomes: list[Outcome] = []
+    done: list[PulledModel] = []
+    errors: list[VlmcacheError] = []
+    try:
+        parts = [_plan(client, location.dir, model, options, findings) for model in models]
+        plans = [part.order.plan for part in parts if part.order is not None]
+        whole_plan = joined(plans)
+        shortage = find_shortage(location.dir, config.limits, plans)
+        room = None
+        if shortage is not None and options.make_room:
+            room = _make_room(environment, config, location, parts, shortage, options)
+            if room is not None and room.receipt is not None:
+                outcomes += room.receipt.outcomes
+                shortage = find_shortage(location.dir, config.limits, plans)
+        # A dry run that would make room is short of nothing.
+        short = (
+            None
+            if shortage is None or (options.dry_run and room)
+            else shortage.error(in_vain=options.make_room)
+        )
+        for part in parts:
+            if part.order is not None and (options.dry_run or short is not None):
+                done.append(_described(part, "planned" if part.order.plan.actions else "cached"))
+                continue
+            result, made, error = _carry_out(client, part, options, watcher)
+            done.append(result)
+            outcomes += made
+            if error is not None:
+                errors.append(error)
+            elif part.order is not None:
+                with Memory(own_home(environment)[0]) as memory:
+                    memory.record_use(
+                        location.dir, "model", part.order.repo, part.order.commit, "pull"
+                    )
+    except BaseException as interruption:
+        if not isinstance(interruption, Exception):
+            # The one place that shows failures takes what an interruption carries as its hint.
+            interruption.args = (f"'vlmcache pull {' '.join(names)}' goes on from here",)
+        raise
+    finally:
+        client.stop()
+    if short is not None:
+        errors.insert(0, short)
+    executed = not options.dry_run and short is None
+    receipt = Receipt(
+        tuple(outcomes),
+        sum(outcome.freed for outcome in outcomes),
+        sum(outcome.fetched for outcome in outcomes),
+    )
+    if room is not None:
+        whole_plan = joined([room.plan, whole_plan])
+        executed = executed or room.receipt is not None
+    value = Pulled(tuple(done), whole_plan, receipt if executed else None, tuple(findings))
+    return Run(value, _summed_up(done, errors))
+
+
+def _models(config: Config, location: CacheLocation, names: Sequence[str]) -> list[ModelConfig]:
+    """Return the models that names mean, each once."""
+    try:
+        entries = os.listdir(location.dir)
+    except OSError:
+        entries = []
+    folders = [found for name in entries if (found := layout.parse_repo_folder(name)) is not None]
+    cached = [repo for kind, repo in folders if kind == "model"]
+    models = {(m.repo, m.revision): m for m in (find_model(config, n, cached) for n in names)}
+    return list(models.values())
+
+
+def _plan(
+    client: Client,
+    cache_dir: str,
+    model: ModelConfig,
+    options: Options,
+    findings: list[Finding],
+) -> _Part:
+    """Ask the hub, look at the cache, and return what is to be done for a model."""
+    begun = time.monotonic()
+    try:
+        state = scan(cache_dir, only={layout.repo_folder("model", model.repo)})
+        held = _held_whole(state, model, options.selection)
+        if held is not None and _is_current(client, state, model, held):
+            order = held
+        else:
+            order = _ask_or_hold(client, state, model, options.selection, held, findings)
+    except VlmcacheError as error:
+        return _Part(model, error=error, seconds=time.monotonic() - begun)
+    code = sorted(name for name in order.wanted if name.endswith(".py"))
+    if code:
+        advice = f"to trust just this code: revision: {order.commit}"
+        findings.append(
+            Finding(
+                "remote-code",
+                "info",
+                model.repo,
+                _snapshot(order),
+                f"remote code at commit {order.commit} ({', '.join(code)}); nothing of it was run",
+                None if model.revision == order.commit else advice,
+            )
+        )
+    return _Part(model, order, seconds=time.monotonic() - begun)
+
+
+def _is_current(client: Client, state: CacheState, model: ModelConfig, held: Order) -> bool:
+    """Whether what is cached is all there is to know, without a question or by a quick one."""
+    repo = state.repo(model.repo)
+    revision = repo.revision(held.commit) if repo is not None else None
+    if revision is None or revision.tree is None:
+        return False
+    pinned = held.commit == model.revision
+    return pinned or commit_of(client, model.repo, model.revision) == held.commit
+
+
+def _ask_or_hold(
+    client: Client,
+    state: CacheState,
+    model: ModelConfig,
+    selection: Selection,
+    held: Order | None,
+    findings: list[Finding],
+) -> Order:
+    """Ask the hub, or be content with what is cached where it does not answer."""
+    try:
+        return _ask(client, state, model, selection, findings, hurried=held is not None)
+    except HubError as error:
+        if held is None or isinstance(error, AccessError):
+            raise
+        findings.append(_unasked(model, held, error))
+        return held
+
+
+def _ask(
+    client: Client,
+    state: CacheState,
+    model: ModelConfig,
+    selection: Selection,
+    findings: list[Finding],
+    *,
+    hurried: bool,
+) -> Order:
+    attempts = 2 if hurried else None
+    commit = model.revision
+    # Of a pinned commit it is not known, since nothing has been asked.
+    gated = True
+    if layout.COMMIT.fullmatch(commit) is None:
+        resolved = resolve(client, model.repo, model.revision, attempts=attempts)
+        commit, gated = resolved.commit, resolved.gated
+        if resolved.name != model.repo:
+            findings.append(
+                Finding(
+                    "renamed",
+                    "info",
+                    model.repo,
+                    os.path.join(state.dir, layout.repo_folder("model", model.repo)),
+                    f"the hub calls it {resolved.name} now; the cache keeps the name asked for",
+                )
+            )
+    repo = state.repo(model.repo)
+    revision = repo.revision(commit) if repo is not None else None
+    listing = revision.tree if revision is not None else None
+    new = listing is None
+    if listing is None:
+        listing = list_files(client, model.repo, commit, attempts=attempts)
+    else:
+        check_names(model.repo, listing)
+    if not listing:
+        raise NoSuchFileError(f"{model.repo}@{model.revision} holds no files")
+    wanted = frozenset(selection.choose(model.repo, listing))
+    if len({name.casefold() for name in wanted}) < len(wanted) and ignores_case(state.dir):
+        raise HostileListingError(
+            f"{model.repo} has files whose names differ by case only, and this filesystem holds "
+            "but one of them",
+            "--exclude one, or name a cache on another filesystem with --cache-dir",
+        )
+    plan = plan_pull(state, model.repo, model.revision, commit, listing, wanted)
+    if gated and plan.needs:
+        # The listing is for all, the files are not: better told before anything is written.
+        check_access(client, model.repo)
+    return Order(state.dir, model.repo, commit, listing, wanted, plan, new)
+
+
+def ignores_case(path: str) -> bool:
+    """Return whether the filesystem that a path is on, or would be, takes `a` and `A` for one."""
+    place = nearest_folder(path)
+    while place.swapcase() == place and os.path.dirname(place) != place:
+        place = os.path.dirname(place)
+    try:
+        return place.swapcase() != place and os.path.samefile(place, place.swapcase())
+    except OSError:
+        return False
+
+
+def _held_whole(state: CacheState, model: ModelConfig, selection: Selection) -> Order | None:
+    """Return an order of nothing to do, if the cache alone can tell that all is there."""
+    repo = state.repo(model.repo)
+    judgement = judge(repo, model.revision)
+    if judgement.state != "cached" or judgement.revision is None:
+        return None
+    commit, listing = judgement.revision.commit, judgement.revision.tree
+    if listing is None:
+        # An older client's: what loading needs is there, and more cannot be said.
+        if selection != Selection():
+            return None
+        files = {file.name: TreeFile(file.size, "") for file in judgement.revision.files}
+        names = frozenset(files)
+        return Order(state.dir, model.repo, commit, files, names, Plan(()), new_listing=False)
+    try:
+        wanted = frozenset(selection.choose(model.repo, listing))
+    except UsageError:
+        return None
+    plan = plan_pull(state, model.repo, model.revision, commit, listing, wanted)
+    if plan.actions:
+        return None
+    return Order(state.dir, model.repo, commit, listing, wanted, plan, new_listing=False)
+
+
+def _unasked(model: ModelConfig, held: Order, error: HubError) -> Finding:
+    offline = isinstance(error, OfflineError)
+    reason = "HF_HUB_OFFLINE is set" if offline else error.message
+    return Finding(
+        "hub-not-asked",
+        "info" if offline else "warning",
+        model.repo,
+        _snapshot(held),
+        f"cached at commit {held.commit}; whether there is a newer one is not known: {reason}",
+    )
+
+
+def _snapshot(order: Order) -> str:
+    folder = layout.repo_folder("model", order.repo)
+    return os.path.join(order.cache_dir, folder, layout.SNAPSHOTS, order.commit)
+
+
+class Shortage(NamedTuple):
+    """A disk that has no room for downloads: what they need of it and what is free, in bytes."""
+
+    place: str
+    need: int
+    free: int
+    min_free: int
+
+    def error(self, in_vain: bool = False) -> SpaceError:
+        """Return the refusal, with the numbers; `in_vain` if evicting was thought of already."""
+        short = self.need + self.min_free - self.free
+        return SpaceError(
+            f"not enough space: the download needs {size_text(self.need)} and "
+            f"{size_text(self.min_free)} must stay free, but {size_text(self.free)} is free: "
+            f"{size_text(short)} short",
+            "evicting would not make enough room, and so nothing was evicted;"
+            " 'vlmcache clean --free SIZE MODEL' evicts configured models too"
+            if in_vain
+            else "'vlmcache pull --make-room' proposes what to evict;"
+            " or lower min_free in config.yaml",
+        )
+
+
+def find_shortage(cache_dir: str, limits: Limits, plans: Sequence[Plan]) -> Shortage | None:
+    """Return the disk that downloads would leave too full, or `None`.
+
+    What is left afterwards must be `min_free` at least; a pull that needs nothing is never refused.
+    A repo that was moved to another drive counts there.
+    """
+    needs: dict[int, int] = {}
+    places: dict[int, str] = {}
+    for plan in plans:
+        fetched = [action for action in plan.actions if isinstance(action, Fetch)]
+        if plan.needs <= 0 or not fetched:
+            continue
+        folder = os.path.join(cache_dir, layout.repo_folder("model", fetched[0].repo))
+        place = nearest_folder(folder)
+        device = os.stat(place).st_dev
+        needs[device] = needs.get(device, 0) + plan.needs
+        places[device] = place
+    for device, need in needs.items():
+        free = shutil.disk_usage(places[device]).free
+        if need + limits.min_free > free:
+            return Shortage(places[device], need, free, limits.min_free)
+    return None
+
+
+def _make_room(
+    environment: Environment,
+    config: Config,
+    location: CacheLocation,
+    parts: Sequence[_Part],
+    shortage: Shortage,
+    options: Options,
+) -> Removal | None:
+    """Evict what was not used for long, and nothing of the models asked for.
+
+    Returns:
+        The removal; its receipt is absent with `--dry-run`. `None` if the disk that is short is not
+        the cache's, or nothing that may go would be enough: then nothing is removed.
+    """
+    # Only here, since most pulls need no room.
+    from vlmcache.removal import Wishes, clean
+
+    if os.stat(shortage.place).st_dev != os.stat(nearest_folder(location.dir)).st_dev:
+        return None
+    folders = set(os.listdir(location.dir)) if os.path.isdir(location.dir) else set()
+    keep = tuple(
+        part.model.repo for part in parts if layout.repo_folder("model", part.model.repo) in folders
+    )
+    wishes = Wishes(free=shortage.need + shortage.min_free, keep=keep)
+    proposed = clean(environment, config, location, wishes, dry_run=True)
+    if options.dry_run or proposed.missed_by:
+        return None if proposed.missed_by else proposed
+    return clean(environment, config, location, wishes, confirm=options.confirm)
+
+
+def _carry_out(
+    client: Client, part: _Part, options: Options, watcher: Watcher
+) -> tuple[PulledModel, list[Outcome], VlmcacheError | None]:
+    order = part.order
+    if order is None:
+        assert part.error is not None
+        return _failed(_described(part, "failed"), part.error), [], part.error
+    if not order.plan.actions and not order.new_listing:
+        return _described(part, "cached"), [], None
+    # Only here, since most pulls find all in place.
+    from vlmcache.hub.download import carry_out
+
+    begun = time.monotonic()
+    done = carry_out(client, order, watcher, options.max_workers)
+    fetched = sum(outcome.fetched for outcome in done.outcomes)
+    result = msgspec.structs.replace(
+        _described(part, "pulled" if order.plan.actions else "cached"),
+        fetched=fetched,
+        seconds=part.seconds + time.monotonic() - begun,
+    )
+    error = done.error
+    if error is not None:
+        if isinstance(error, SpaceError):
+            hint = (
+                "what has arrived is kept; make room ('vlmcache clean'), then "
+                f"'vlmcache pull {part.model.key}'"
+            )
+            error = SpaceError(error.message, hint)
+        result = _failed(msgspec.structs.replace(result, state="failed"), error)
+    return result, done.outcomes, error
+
+
+def _described(part: _Part, state: PullState) -> PulledModel:
+    """Return a model's row, as far as the plan tells."""
+    model, order = part.model, part.order
+    row = PulledModel(model.key, model.repo, model.revision, state, seconds=part.seconds)
+    if order is None:
+        return row
+    return msgspec.structs.replace(
+        row,
+        commit=order.commit,
+        path=_snapshot(order),
+        files=len(order.wanted),
+        size=sum(order.files[name].content_size for name in order.wanted),
+    )
+
+
+def _failed(row: PulledModel, error: VlmcacheError) -> PulledModel:
+    failure = Failure(error.code, error.message, error.hint, int(error.exit_code))
+    return msgspec.structs.replace(row, error=failure)
+
+
+def _summed_up(
+    done: Sequence[PulledModel], errors: Sequence[VlmcacheError]
+) -> VlmcacheError | None:
+    """Return the one failure that a run ends with, or `None`."""
+    if not errors:
+        return None
+    failed = [model.key for model in done if model.state == "failed"]
+    if len(failed) < len(done) and not isinstance(errors[0], SpaceError):
+        return PartlyError(
+            f"{len(failed)} of {len(done)} models not pulled: {', '.join(failed)}", errors[0].hint
+        )
+    return errors[0]

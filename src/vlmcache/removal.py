@@ -1,0 +1,686 @@
+"""`rm` and `clean`: look, plan, see who uses it, ask, remove, and tell what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from vlmcache.cache import formats
+from vlmcache.cache.completeness import judge_revision, resolve
+from vlmcache.cache.moves import read_moves
+from vlmcache.cache.scan import allocated_bytes, scan
+from vlmcache.cache.state import CacheState
+from vlmcache.cache.usage import (
+    LastUse,
+    Process,
+    Usage,
+    find_users,
+    last_uses,
+    mount_of,
+    who_uses,
+)
+from vlmcache.change.plan import (
+    Kept,
+    Outcome,
+    Plan,
+    Receipt,
+    ReleaseShared,
+    Remove,
+    RemoveTree,
+)
+from vlmcache.change.planning import (
+    Cleaning,
+    Key,
+    Protected,
+    Target,
+    joined,
+    plan_cleaning,
+    plan_moved,
+    plan_removal,
+    whole_repos,
+)
+from vlmcache.config import (
+    CacheLocation,
+    Config,
+    Environment,
+    find_model,
+    own_home,
+    side_caches,
+)
+from vlmcache.errors import ChangedError, ExitCode, PartlyError, UsageError, VlmcacheError
+from vlmcache.load.copies import remove_copies
+from vlmcache.memory import Memory
+from vlmcache.units import size_text
+
+
+class UnconfirmedError(VlmcacheError):
+    """Nobody said yes."""
+
+    code = "unconfirmed"
+    exit_code = ExitCode.UNCONFIRMED
+
+
+class InUseError(VlmcacheError):
+    """A process uses what was to go."""
+
+    code = "in-use"
+    exit_code = ExitCode.BUSY
+
+
+class RemovalError(VlmcacheError):
+    """None of it was done."""
+
+    code = "not-removed"
+    exit_code = ExitCode.FAILED
+
+
+class SideCache(msgspec.Struct, frozen=True):
+    """A cache of the hub's libraries beside the hub cache: `xet` chunks, remote code `modules`."""
+
+    name: str
+    path: str
+    exists: bool
+    size_on_disk: int
+
+
+class Removal(msgspec.Struct, frozen=True):
+    """What `vlmcache rm` and `vlmcache clean` answer.
+
+    receipt is absent where nothing was carried out. in_use: what processes use, and who they are.
+    missed_by: bytes that could not be freed of those asked for. hidden_processes: processes of
+    other users that could not be looked into.
+    """
+
+    plan: Plan
+    receipt: Receipt | None = None
+    in_use: tuple[Kept, ...] = ()
+    missed_by: int = 0
+    hidden_processes: int = 0
+    side_caches: tuple[SideCache, ...] = ()
+
+
+Confirm: TypeAlias = Callable[[Removal], bool]
+
+
+def remove(
+    environment: Environment,
+    config: Config,
+    location: CacheLocation,
+    names: Sequence[str],
+    *,
+    revision: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    confirm: Confirm | None = None,
+) -> Removal:
+    """Remove models or single revisions, and nothing else.
+
+    Args:
+        environment: the variables in force.
+        config: whose keys count as names.
+        location: the hub cache.
+        names: keys, repo ids with `@revision` or without, or paths (see `change.targets`).
+        revision: the revision to remove of each; the whole repo if not given.
+        force: remove although a process uses it.
+        dry_run: only plan.
+        confirm: is shown the plan, and says whether to go on; without it nobody is asked.
+
+    Returns:
+        The plan, and the receipt if it was carried out. `problem` tells whether all went well.
+
+    Raises:
+        UnknownModelError: nothing of a name is in the cache.
+        UnconfirmedError: `confirm` said no.
+        ConfigError: the cache path is no folder.
+    """
+    from vlmcache.change.targets import find_targets
+
+    state = scan(location.dir)
+    targets = find_targets(state, config, names, revision=revision, folder=environment.folder)
+    moved = _moved_repos(state)
+    here = [target for target in targets if target.folder not in moved]
+    places = _scan_places({moved[one.folder] for one in targets if one.folder in moved})
+    plans = [
+        plan_moved(state, place, [one for one in targets if moved.get(one.folder or "") == path])
+        for path, place in places.items()
+    ]
+    plan = joined([*plans, plan_removal(state, here)])
+    usage, in_use = _find_use(state, places.values(), targets)
+    removal = Removal(plan, in_use=in_use, hidden_processes=usage.hidden)
+    if dry_run or (in_use and not force):
+        return removal
+    _ask(removal, confirm)
+    if confirm is not None and not force:
+        # The question may have been open for long.
+        usage, in_use = _find_use(state, places.values(), targets)
+        if in_use:
+            return msgspec.structs.replace(removal, in_use=in_use)
+    receipt = carry_out(removal.plan, state.dir, places, in_use=usage.files, force=force)
+    _forget(environment, state)
+    return msgspec.structs.replace(removal, receipt=receipt)
+
+
+class Wishes(msgspec.Struct, frozen=True):
+    """What `clean` is asked for beside waste. Sizes are bytes, durations seconds.
+
+    evict: configured models that may be evicted like any other. keep: models of which nothing goes.
+    xet, modules: empty that side cache.
+    """
+
+    older_than: float | None = None
+    max_size: int | None = None
+    free: int | None = None
+    duplicates: bool = False
+    everything: bool = False
+    evict: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    xet: bool = False
+    modules: bool = False
+
+
+def clean(
+    environment: Environment,
+    config: Config,
+    location: CacheLocation,
+    wishes: Wishes | None = None,
+    *,
+    dry_run: bool = False,
+    confirm: Confirm | None = None,
+) -> Removal:
+    """Remove waste, and what the wishes ask for beside it.
+
+    Without wishes: stale partial downloads, blobs that nothing links to, detached revisions that no
+    configured model pins, leftovers, and then the least recently used models until the cache is
+    within `vlmcache.max_size` of config.yaml. Nothing that a process uses goes.
+
+    Args:
+        environment: the variables in force.
+        config: its models are not evicted unless named.
+        location: the hub cache.
+        wishes: what to remove beside waste.
+        dry_run: only plan.
+        confirm: is shown the plan, and says whether to go on; without it nobody is asked.
+
+    Raises:
+        UnknownModelError: a name to keep or to evict is no model.
+        UnconfirmedError: `confirm` said no.
+        ConfigError: the cache path is no folder.
+    """
+    wishes = wishes or Wishes()
+    state = scan(location.dir)
+    usage = who_uses(state)
+    plan, missed = plan_clean(environment, config, state, wishes, usage)
+    beside = tuple(_side_caches(environment))
+    plan, side_use = _with_side_caches(plan, beside, wishes)
+    removal = Removal(
+        plan,
+        in_use=tuple(kept for kept in plan.kept if kept.processes) + side_use,
+        missed_by=missed,
+        hidden_processes=usage.hidden,
+        side_caches=beside,
+    )
+    if dry_run or not plan.actions:
+        return removal if dry_run else msgspec.structs.replace(removal, receipt=Receipt(()))
+    _ask(removal, confirm)
+    if confirm is not None:
+        usage = who_uses(state)
+    places = set(_moved_repos(state).values())
+    receipt = carry_out(plan, state.dir, places, in_use=usage.files)
+    _forget(environment, state)
+    return msgspec.structs.replace(removal, receipt=receipt)
+
+
+def plan_clean(
+    environment: Environment,
+    config: Config,
+    state: CacheState,
+    wishes: Wishes | None = None,
+    usage: Usage | None = None,
+) -> tuple[Plan, int]:
+    """Return the plan of `clean` for a scanned cache, and the bytes by which it misses its goal."""
+    wishes = wishes or Wishes()
+    limits = config.limits
+    budget = wishes.max_size
+    asked = (wishes.older_than, wishes.max_size, wishes.free)
+    if budget is None and asked == (None, None, None) and not wishes.everything:
+        budget = limits.max_size
+    try:
+        free_now = shutil.disk_usage(state.dir).free
+    except OSError:
+        free_now = None
+    kept = _kept_models(config, state, wishes.keep)
+    plan, missed = plan_cleaning(
+        state,
+        Cleaning(
+            older_than=wishes.older_than,
+            max_size=budget,
+            free=wishes.free,
+            duplicates=_duplicates(state) if wishes.duplicates else {},
+            everything=wishes.everything,
+        ),
+        now=state.scanned_at,
+        free_now=free_now,
+        last_used=last_use(environment, state),
+        pinned=pinned_models(config, state, wishes.evict),
+        kept=kept,
+        usage=usage or Usage(),
+    )
+    moved = _moved_repos(state)
+    plans = [
+        _plan_clean_there(environment, config, state, place, wishes, kept, usage)
+        for place in _scan_places(set(moved.values())).values()
+    ]
+    return joined([*plans, plan]), missed
+
+
+def _plan_clean_there(
+    environment: Environment,
+    config: Config,
+    state: CacheState,
+    place: CacheState,
+    wishes: Wishes,
+    kept: Protected,
+    usage: Usage | None,
+) -> Plan:
+    """Return the plan of `clean` for the repos that `move` has brought to one place.
+
+    What else is at that place is none of ours. Its bytes count for no goal, which is this disk's.
+    """
+    moved = _moved_repos(state)
+    ours = tuple(repo for repo in place.repos if moved.get(repo.folder) == place.dir)
+    there = msgspec.structs.replace(
+        place,
+        repos=ours,
+        shared={name: one for name, one in place.shared.items() if one.users},
+        strays=(),
+        leftovers=(),
+        locks={folder: one for folder, one in state.locks.items() if folder in moved},
+    )
+    if usage is not None:
+        files = who_uses(there, {repo.folder for repo in ours}).files
+        usage = Usage(usage.files | files, usage.locks, usage.hidden)
+    plan, _ = plan_cleaning(
+        there,
+        Cleaning(
+            older_than=wishes.older_than,
+            duplicates=_duplicates(there) if wishes.duplicates else {},
+            everything=wishes.everything,
+        ),
+        now=state.scanned_at,
+        last_used=last_use(environment, there, state.dir),
+        pinned=pinned_models(config, there),
+        kept=kept,
+        usage=usage or Usage(),
+    )
+    actions = tuple(
+        action
+        for action in plan.actions
+        if not (isinstance(action, Remove | RemoveTree) and action.kind in ("lock", "locks"))
+    )
+    frees = sum(getattr(action, "frees", 0) for action in actions)
+    plan = msgspec.structs.replace(plan, actions=actions, frees=frees)
+    links = [Target(folder, folder) for folder in sorted(whole_repos(plan))]
+    return joined([plan, plan_removal(state, links, why=f"goes at {place.dir}")])
+
+
+def _moved_repos(state: CacheState) -> dict[str, str]:
+    """Return the folders of repos that `move` has brought to another place -> that place."""
+    return {repo.folder: repo.moved_to for repo in state.repos if repo.moved_to is not None}
+
+
+def _scan_places(paths: Collection[str]) -> dict[str, CacheState]:
+    return {path: scan(path) for path in sorted(paths) if os.path.isdir(path)}
+
+
+def _find_use(
+    state: CacheState, places: Collection[CacheState], targets: Sequence[Target]
+) -> tuple[Usage, tuple[Kept, ...]]:
+    """Return who uses what of the targets, here and where `move` has brought them."""
+    folders = {target.folder for target in targets if target.folder is not None}
+    usage = who_uses(state, folders)
+    moved = _moved_repos(state)
+    found = list(_targets_in_use(state, targets, usage))
+    files = usage.files
+    for place in places:
+        there = who_uses(place, folders)
+        files = files | there.files
+        # The locks of what is used through a link are here.
+        there = Usage(there.files, there.locks | usage.locks, there.hidden)
+        named = [one for one in targets if moved.get(one.folder or "") == place.dir]
+        found += _targets_in_use(place, named, there)
+    return Usage(files, usage.locks, usage.hidden), tuple(found)
+
+
+def carry_out(
+    plan: Plan,
+    cache_dir: str,
+    places: Collection[str],
+    *,
+    in_use: Collection[tuple[int, int]] = (),
+    force: bool = False,
+) -> Receipt:
+    """Carry a plan of removals out: first at the places that models were moved to, then here.
+
+    A link stays as long as what it leads to, so that a second run finds what there is to finish.
+
+    Args:
+        plan: its actions lie in the cache or at the places.
+        cache_dir: the cache.
+        places: folders to which `move` has brought models.
+        in_use: (device, inode) of files that processes use.
+        force: remove in spite of locks and uses.
+    """
+    from vlmcache.change.copying import write_moves
+    from vlmcache.change.execute import execute
+
+    receipts: list[Receipt] = []
+    left = [one for one in plan.actions if isinstance(one, Remove | RemoveTree | ReleaseShared)]
+    for place in sorted(places):
+        inside = place.rstrip(os.sep) + os.sep
+        there = [action for action in left if action.path.startswith(inside)]
+        left = [action for action in left if not action.path.startswith(inside)]
+        if there:
+            receipts.append(execute(Plan(tuple(there)), place, in_use=in_use, force=force))
+    stay: list[Outcome] = []
+    results = {
+        one.path: one
+        for receipt in receipts
+        for one in receipt.outcomes
+        if one.result not in ("done", "absent")
+    }
+    for action in list(left):
+        parent, folder = os.path.split(action.path)
+        if not isinstance(action, Remove) or action.kind != "link" or parent != cache_dir:
+            continue
+        held = [
+            results[os.path.join(p, folder)] for p in places if os.path.join(p, folder) in results
+        ]
+        if held:
+            left.remove(action)
+            why = f"what it leads to stays: {held[0].path}"
+            stay.append(Outcome("remove", action.path, held[0].result, detail=why))
+    receipts.append(execute(Plan(tuple(left)), cache_dir, in_use=in_use, force=force))
+    for place in places:
+        noted = read_moves(place)
+        kept = {
+            folder: one
+            for folder, one in noted.items()
+            if os.path.lexists(os.path.join(place, folder))
+            or one.cache != os.path.realpath(cache_dir)
+            or os.path.lexists(os.path.join(cache_dir, folder))
+        }
+        if kept != noted:
+            # A note that stays of what is gone does no harm.
+            with contextlib.suppress(OSError, VlmcacheError):
+                write_moves(place, kept)
+    outcomes = (*(one for receipt in receipts for one in receipt.outcomes), *stay)
+    return Receipt(outcomes, sum(receipt.freed for receipt in receipts))
+
+
+def last_use(
+    environment: Environment, state: CacheState, noted_for: str | None = None
+) -> dict[Key, LastUse]:
+    """Return when each revision was last used: by our journal, and by this mount's access times.
+
+    Args:
+        environment: the variables in force.
+        state: the repos.
+        noted_for: the cache that the journal knows them by, where it is another.
+    """
+    mount = mount_of(state.dir)
+    with Memory(own_home(environment)[0]) as memory:
+        journal = memory.uses(noted_for or state.dir)
+    return last_uses(state, journal, mount.access_times if mount else "unknown")
+
+
+def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()) -> Protected:
+    """Return the revisions that configured models name, which nothing evicts.
+
+    Where such a revision cannot be told, every revision of its repo stays.
+
+    Args:
+        config: the configuration in force.
+        state: the cache.
+        evict: keys or repo ids that are not to be pinned.
+
+    Raises:
+        UnknownModelError: a name of `evict` is no model.
+    """
+    cached = [repo.id for repo in state.repos]
+    loose = {find_model(config, name, cached).repo for name in evict}
+    revisions: dict[Key, str] = {}
+    repos: dict[str, str] = {}
+    for model in config.models.values():
+        repo = state.repo(model.repo)
+        if repo is None or model.repo in loose:
+            continue
+        commit = resolve(repo, model.revision)
+        why = f"configured as {model.key}"
+        if commit is None or repo.revision(commit) is None:
+            repos[repo.folder] = why
+        else:
+            revisions[repo.folder, commit] = why
+    return Protected(revisions, repos)
+
+
+def _kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Protected:
+    if not names:
+        return Protected()
+    from vlmcache.change.targets import find_targets
+
+    revisions: dict[Key, str] = {}
+    repos: dict[str, str] = {}
+    cached = {repo.id for repo in state.repos}
+    # A configured model that is not there needs no keeping; any other name would be a slip.
+    absent = {
+        name
+        for model in config.models.values()
+        for name in (model.key, model.repo)
+        if model.repo not in cached
+    }
+    for target in find_targets(state, config, [name for name in names if name not in absent]):
+        if target.folder is None:
+            raise UsageError(f"--keep {target.name} is no model")
+        why = f"kept by --keep {target.name}"
+        if target.commit is not None:
+            revisions[target.folder, target.commit] = why
+        else:
+            repos[target.folder] = why
+    return Protected(revisions, repos)
+
+
+def _duplicates(state: CacheState) -> dict[Key, tuple[str, ...]]:
+    """Return the second weight formats of revisions that are whole without them."""
+    found: dict[Key, tuple[str, ...]] = {}
+    for repo in state.repos:
+        if repo.type != "model" or repo.linked_to is not None:
+            continue
+        for revision in repo.revisions:
+            extra = formats.second_formats(file.name for file in revision.files)
+            if not extra:
+                continue
+            rest = tuple(file for file in revision.files if file.name not in extra)
+            without = msgspec.structs.replace(revision, files=rest)
+            if judge_revision(repo, without).state == "cached":
+                found[repo.folder, revision.commit] = tuple(sorted(extra))
+    return found
+
+
+def _targets_in_use(state: CacheState, targets: Sequence[Target], usage: Usage) -> tuple[Kept, ...]:
+    found: list[Kept] = []
+    for target in targets:
+        if target.stray is not None:
+            inside = _inodes_below(target.stray.path)
+            users = find_users(inside).files
+            if users:
+                everyone = tuple(process for group in users.values() for process in group)
+                found.append(Kept(target.stray.path, None, "in use", everyone))
+            continue
+        for repo in state.repos:
+            if repo.folder != target.folder or repo.linked_to is not None:
+                continue
+            busy = usage.of_repo(state, repo)
+            if busy is not None:
+                why = "in use" if busy else "in use: a lock of the hub is held"
+                found.append(Kept(repo.path, repo.id, why, busy))
+    return tuple(found)
+
+
+def _inodes_below(path: str) -> dict[tuple[int, int], str]:
+    found: dict[tuple[int, int], str] = {}
+    pending = [path]
+    while pending:
+        here = pending.pop()
+        try:
+            stat = os.lstat(here)
+            found[stat.st_dev, stat.st_ino] = here
+            if os.path.isdir(here) and not os.path.islink(here):
+                pending += (entry.path for entry in os.scandir(here))
+        except OSError:
+            continue
+    return found
+
+
+def _side_caches(environment: Environment) -> list[SideCache]:
+    found = []
+    for name, path in side_caches(environment).items():
+        size = 0
+        seen: set[tuple[int, int]] = set()
+        for key, below in _inodes_below(path).items():
+            if key not in seen:
+                seen.add(key)
+                try:
+                    size += allocated_bytes(os.lstat(below))
+                except OSError:
+                    continue
+        found.append(SideCache(name, path, os.path.isdir(path), size))
+    return found
+
+
+def _with_side_caches(
+    plan: Plan, beside: Sequence[SideCache], wishes: Wishes
+) -> tuple[Plan, tuple[Kept, ...]]:
+    """Add the side caches that are to be emptied, unless a process uses them."""
+    actions = list(plan.actions)
+    kept: list[Kept] = []
+    frees = plan.frees
+    for cache in beside:
+        if not getattr(wishes, cache.name) or not cache.exists:
+            continue
+        if os.path.islink(cache.path):
+            kept.append(Kept(cache.path, None, "it is a link: links are never followed"))
+            continue
+        users = find_users(_inodes_below(cache.path)).files
+        if users:
+            processes = {one.pid: one for group in users.values() for one in group}
+            kept.append(Kept(cache.path, None, "in use", tuple(processes.values())))
+            continue
+        reason = f"--{cache.name}"
+        actions.append(RemoveTree(cache.path, "side-cache", None, reason, cache.size_on_disk, None))
+        frees += cache.size_on_disk
+    plan = msgspec.structs.replace(
+        plan, actions=tuple(actions), frees=frees, kept=(*plan.kept, *kept)
+    )
+    return plan, tuple(one for one in kept if one.processes)
+
+
+def _ask(removal: Removal, confirm: Confirm | None) -> None:
+    if removal.plan.actions and confirm is not None and not confirm(removal):
+        raise UnconfirmedError("not confirmed: nothing was removed")
+
+
+def _forget(environment: Environment, state: CacheState) -> None:
+    """Let the journal forget what is no longer there, and remove the copies made of it."""
+    home = own_home(environment)[0]
+    with Memory(home) as memory:
+        for repo in state.repos:
+            for revision in repo.revisions:
+                if not os.path.lexists(revision.path):
+                    memory.forget(state.dir, repo.type, repo.id, revision.commit)
+                    if repo.type == "model":
+                        # A copy that stays is listed by status; it stands in nobody's way.
+                        with contextlib.suppress(OSError):
+                            remove_copies(home, repo.id, revision.commit)
+
+
+def problem(removal: Removal) -> VlmcacheError | None:
+    """Return the failure that a removal has to tell of, or `None` if all went as asked."""
+    receipt = removal.receipt
+    if receipt is None:
+        blocked = [kept for kept in removal.in_use if kept.path not in _kept_paths(removal)]
+        return _in_use_error(blocked) if blocked else _shortfall(removal)
+    by_result: dict[str, list[str]] = {}
+    for outcome in receipt.outcomes:
+        by_result.setdefault(outcome.result, []).append(outcome.detail or outcome.path)
+    done = "done" in by_result or "absent" in by_result
+    failed = by_result.get("failed")
+    if failed:
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        words = f"{len(failed)} of {len(receipt.outcomes)} could not be removed: {failed[0]}{more}"
+        hint = "'vlmcache doctor' may tell why"
+        return PartlyError(words, hint) if done else RemovalError(words, hint)
+    if "stale" in by_result:
+        stale = len(by_result["stale"])
+        return ChangedError(
+            f"the cache changed since the plan was made: {stale} left alone", "run it again"
+        )
+    if "busy" in by_result:
+        words = f"{len(by_result['busy'])} came into use meanwhile and stay: {by_result['busy'][0]}"
+        return PartlyError(words, "run it again later") if done else InUseError(words)
+    return _shortfall(removal)
+
+
+def _kept_paths(removal: Removal) -> set[str]:
+    return {kept.path for kept in removal.plan.kept}
+
+
+def _in_use_error(blocked: Sequence[Kept]) -> InUseError:
+    words = in_use_words(blocked)
+    return InUseError(f"nothing was removed: {words}", "--force removes it nevertheless")
+
+
+def in_use_words(blocked: Sequence[Kept]) -> str:
+    """Return who uses what, with process ids and commands."""
+    return "; ".join(f"{kept.repo or kept.path} {_by_whom(kept.processes)}" for kept in blocked)
+
+
+def _by_whom(processes: Sequence[Process]) -> str:
+    if not processes:
+        return "is being downloaded: a lock of the hub is held"
+    users = ", ".join(f"PID {one.pid} ({_short(one.command)})" for one in processes[:3])
+    more = f" and {len(processes) - 3} more" if len(processes) > 3 else ""
+    return f"is in use by {users}{more}"
+
+
+def _short(command: str) -> str:
+    return command if len(command) <= 80 else command[:79] + "…"
+
+
+def _shortfall(removal: Removal) -> PartlyError | None:
+    if not removal.missed_by:
+        return None
+    return PartlyError(
+        f"{size_text(removal.missed_by)} short of what was asked for: the rest is configured, kept "
+        "or in use",
+        "name a configured model to let it be evicted, or 'vlmcache rm' it",
+    )
+
+
+def ids(removal: Removal) -> list[str]:
+    """Return one line for each repo or path that goes or went, for `--quiet`."""
+    outcomes = removal.receipt.outcomes if removal.receipt else ()
+    gone = {one.path for one in outcomes if one.result in ("done", "absent")}
+    names: dict[str, None] = {}
+    for action in removal.plan.actions:
+        if isinstance(action, Remove | RemoveTree | ReleaseShared) and (
+            removal.receipt is None or action.path in gone
+        ):
+            repo = getattr(action, "repo", None)
+            commit = getattr(action, "commit", None)
+            names[f"{repo}@{commit}" if repo and commit else repo or action.path] = None
+    return list(names)

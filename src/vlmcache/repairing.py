@@ -1,0 +1,365 @@
+"""`verify --repair`: what is bad or lacks is fetched again, links and refs are mended; no more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from vlmcache import removal
+from vlmcache.cache import layout
+from vlmcache.cache.scan import scan
+from vlmcache.cache.state import CacheState, Finding, Repo, Revision
+from vlmcache.change.plan import (
+    Action,
+    Expected,
+    Fetch,
+    Link,
+    Outcome,
+    Plan,
+    Receipt,
+    Remove,
+)
+from vlmcache.change.pulling import Order, Selection, plan_pull
+from vlmcache.config import CacheLocation, Config, Environment
+from vlmcache.errors import ExitCode, VlmcacheError
+from vlmcache.hub.client import Client, Patience
+from vlmcache.hub.errors import OfflineError
+from vlmcache.hub.listing import check_names, list_files, resolve
+from vlmcache.hub.progress import Watcher
+from vlmcache.pulling import WORKERS, find_shortage
+from vlmcache.units import size_text
+from vlmcache.verifying import Damage, Verification, verify_state
+
+_WHOLE_REF = frozenset({"malformed-ref", "unreadable-ref", "ref-to-missing-commit"})
+_NO_CONTENT = "other content than its hash says"
+
+
+class RepairError(VlmcacheError):
+    """Not everything could be mended."""
+
+    code = "not-repaired"
+    exit_code = ExitCode.PARTLY
+
+
+class Run(NamedTuple):
+    """An answer, and the failure that it tells of, if any."""
+
+    value: Verification
+    error: VlmcacheError | None
+
+
+def repair(
+    environment: Environment,
+    config: Config,
+    location: CacheLocation,
+    names: Sequence[str] = (),
+    *,
+    max_age: float,
+    workers: int | None = None,
+    dry_run: bool = False,
+    watcher: Watcher | None = None,
+    patience: Patience | None = None,
+) -> Run:
+    """Verify, then mend what is damaged or lacks, and look once more.
+
+    A bad blob stays where it is until the right one has arrived and been checked, which then takes
+    its place by one rename; a bad blob that nothing links to is removed. Models only: of other repo
+    types, damage stays as it is.
+
+    Args:
+        environment: the variables in force.
+        config: the configuration in force.
+        location: the hub cache.
+        names: as for `verify`.
+        max_age: seconds, as for `verify`.
+        workers: threads that hash.
+        dry_run: only plan.
+        watcher: is told of the progress, from several threads.
+        patience: how long to try to reach the hub.
+
+    Raises:
+        UnknownModelError: nothing of that name is configured or in the cache.
+        ConfigError: the cache path is no folder.
+    """
+    watcher = watcher or Watcher()
+    state = scan(location.dir)
+    found = verify_state(
+        environment, config, state, names, max_age=max_age, workers=workers, watcher=watcher
+    )
+    client = Client(environment, patience=patience, note=watcher.note)
+    work = _Repair(client, state, found)
+    try:
+        for repo in state.repos:
+            work.plan_repo(repo)
+        plan = work.plan()
+        value = msgspec.structs.replace(
+            found, plan=plan, findings=(*found.findings, *work.findings)
+        )
+        shortage = find_shortage(location.dir, config.limits, [order.plan for order in work.orders])
+        blocked: VlmcacheError | None = work.offline_error()
+        if blocked is None and shortage is not None:
+            blocked = shortage.error()
+        if dry_run or blocked is not None:
+            return Run(value, blocked or work.error)
+        outcomes, failure = work.carry_out(watcher)
+    finally:
+        client.stop()
+    # What was good is remembered, so that this reads little more than what came just now.
+    after = verify_state(
+        environment, config, scan(location.dir), names, max_age=max_age or 60.0, workers=workers
+    )
+    remaining = [one.path for one in after.damaged]
+    remaining += [f"{one.repo}@{one.revision}: {one.file}" for one in after.missing]
+    receipt = Receipt(
+        tuple(outcomes),
+        sum(one.freed for one in outcomes),
+        sum(one.fetched for one in outcomes),
+    )
+    value = msgspec.structs.replace(value, receipt=receipt, remaining=tuple(remaining))
+    return Run(value, failure or work.error or _left(remaining))
+
+
+def _left(remaining: Sequence[str]) -> RepairError | None:
+    if not remaining:
+        return None
+    more = f" and {len(remaining) - 1} more" if len(remaining) > 1 else ""
+    return RepairError(f"not mended: {remaining[0]}{more}", "'vlmcache verify' tells what it is")
+
+
+class _Repair:
+    """What mends a cache: orders for each revision, and what is to be removed."""
+
+    def __init__(self, client: Client, state: CacheState, found: Verification) -> None:
+        self.client = client
+        self.state = state
+        self.found = found
+        self.orders: list[Order] = []
+        self.removals: list[Remove] = []
+        self.findings: list[Finding] = []
+        self.error: VlmcacheError | None = None
+
+    def plan(self) -> Plan:
+        """Return all that would be done."""
+        actions: list[Action] = [action for order in self.orders for action in order.plan.actions]
+        return Plan(
+            (*actions, *self.removals),
+            frees=sum(action.frees for action in self.removals),
+            needs=sum(order.plan.needs for order in self.orders),
+        )
+
+    def plan_repo(self, repo: Repo) -> None:
+        """Plan what mends one repo; what cannot be planned becomes the error."""
+        damaged = {one.path: one for one in self.found.damaged if one.repo == repo.id}
+        damaged = {p: one for p, one in damaged.items() if p.startswith(repo.path + os.sep)}
+        missing = {(one.revision, one.file) for one in self.found.missing if one.repo == repo.id}
+        if not damaged and not missing:
+            return
+        if repo.type != "model":
+            self.findings.append(
+                Finding(
+                    "not-repairable",
+                    "warning",
+                    repo.id,
+                    repo.path,
+                    f"only models can be repaired: this is a {repo.type}",
+                    f"hf download --repo-type {repo.type} --force-download {repo.id}",
+                )
+            )
+            return
+        self._remove_orphans(repo, damaged)
+        try:
+            self._plan_revisions(repo, damaged, missing)
+        except VlmcacheError as error:
+            self.error = self.error or error
+
+    def _remove_orphans(self, repo: Repo, damaged: dict[str, Damage]) -> None:
+        users = repo.blob_users()
+        for damage in damaged.values():
+            blob = repo.blobs.get(damage.blob or "")
+            if blob is None or damage.problem != "wrong-content" or users[blob.name]:
+                continue
+            if blob.linked:
+                continue
+            frees = blob.allocated if blob.links == 1 else 0
+            reason = f"{_NO_CONTENT}, and nothing links to it"
+            expected = Expected(blob.inode, blob.mtime_ns, blob.size)
+            # Nothing is removed through a link, but where `move` has brought the repo.
+            folder = repo.path if repo.moved_to is None else repo.real_path
+            path = os.path.join(folder, layout.BLOBS, blob.name)
+            self.removals.append(Remove(path, "blob", repo.id, reason, frees, expected))
+
+    def _plan_revisions(
+        self, repo: Repo, damaged: dict[str, Damage], missing: set[tuple[str, str]]
+    ) -> None:
+        blobs = os.path.join(repo.path, layout.BLOBS)
+        bad = {
+            one.blob
+            for path, one in damaged.items()
+            if one.blob is not None and os.path.dirname(path) == blobs
+        }
+        refs = self._bad_refs(repo, damaged)
+        doubted = _doubted(self.state, repo, damaged, bad)
+        planned: dict[str, int] = {}
+        commits = [revision.commit for revision in repo.revisions]
+        for commit in dict.fromkeys([*commits, *refs.values()]):
+            revision = repo.revision(commit)
+            names = _bad_files(revision, damaged, bad) if revision is not None else set()
+            names |= {file for held, file in missing if held == commit}
+            its_refs = [ref for ref, named in refs.items() if named == commit]
+            whole = revision is None or not revision.files or revision.linked
+            if whole and revision is not None and revision.path not in damaged and not its_refs:
+                whole = False
+            if not names and not its_refs and not whole:
+                continue
+            order = self._order(doubted, repo, commit, its_refs, names, bad, whole=whole)
+            order = _without_known(order, repo, planned)
+            planned |= {
+                action.etag: action.size
+                for action in order.plan.actions
+                if isinstance(action, Fetch)
+            }
+            if order.plan.actions:
+                self.orders.append(order)
+
+    def _bad_refs(self, repo: Repo, damaged: dict[str, Damage]) -> dict[str, str]:
+        """Return ref -> the commit that it should name, for refs that are broken."""
+        found: dict[str, str] = {}
+        folder = os.path.join(repo.path, layout.REFS) + os.sep
+        for path, damage in damaged.items():
+            if damage.problem in _WHOLE_REF and path.startswith(folder):
+                ref = path[len(folder) :].replace(os.sep, "/")
+                # A ref that names a commit keeps it, whatever the hub has by now.
+                commit = repo.refs.get(ref)
+                if commit is None or layout.COMMIT.fullmatch(commit) is None:
+                    commit = resolve(self.client, repo.id, ref).commit
+                found[ref] = commit
+            elif damage.problem == "missing-snapshots":
+                found |= repo.refs
+        return found
+
+    def _order(
+        self,
+        doubted: CacheState,
+        repo: Repo,
+        commit: str,
+        refs: Sequence[str],
+        names: set[str],
+        bad: set[str],
+        *,
+        whole: bool,
+    ) -> Order:
+        revision = repo.revision(commit)
+        files = dict(revision.tree or {}) if revision is not None else {}
+        new = not files
+        if new:
+            files = list_files(self.client, repo.id, commit)
+        else:
+            check_names(repo.id, files)
+        wanted = names & set(files)
+        if whole or "*" in names:
+            wanted |= Selection().choose(repo.id, files)
+        for name, listed in files.items():
+            if listed.etag in bad:
+                # The shared store may hold the very content that is bad.
+                files[name] = msgspec.structs.replace(listed, xet_hash=None)
+        plan = plan_pull(doubted, repo.id, commit, commit, files, wanted)
+        actions = [_explained(action, bad) for action in plan.actions]
+        for ref in refs:
+            actions += plan_pull(doubted, repo.id, ref, commit, files, ()).actions
+        plan = msgspec.structs.replace(plan, actions=tuple(actions))
+        return Order(
+            self.state.dir, repo.id, commit, files, frozenset(wanted), plan, new, frozenset(bad)
+        )
+
+    def offline_error(self) -> OfflineError | None:
+        """Return the refusal of downloads where the network is switched off."""
+        fetches = [a for order in self.orders for a in order.plan.actions if isinstance(a, Fetch)]
+        if not fetches or not self.client.offline:
+            return None
+        size = size_text(sum(action.size - action.have for action in fetches))
+        names = ", ".join(f"{action.repo}: {action.file}" for action in fetches[:3])
+        more = f" and {len(fetches) - 3} more" if len(fetches) > 3 else ""
+        return OfflineError(
+            f"HF_HUB_OFFLINE is set: the repair would fetch {size} ({names}{more})",
+            "unset HF_HUB_OFFLINE, then repair again",
+        )
+
+    def carry_out(self, watcher: Watcher) -> tuple[list[Outcome], VlmcacheError | None]:
+        """Do all that is planned, as far as the hub and the disk let us."""
+        from vlmcache.hub.download import carry_out
+
+        outcomes: list[Outcome] = []
+        failure: VlmcacheError | None = None
+        for order in self.orders:
+            done = carry_out(self.client, order, watcher, WORKERS)
+            outcomes += done.outcomes
+            failure = failure or done.error
+        if self.removals:
+            places = {repo.moved_to for repo in self.state.repos if repo.moved_to is not None}
+            plan = Plan(tuple(self.removals))
+            outcomes += removal.carry_out(plan, self.state.dir, places).outcomes
+        return outcomes, failure
+
+
+def _doubted(
+    state: CacheState, repo: Repo, damaged: dict[str, Damage], bad: set[str]
+) -> CacheState:
+    """Return the cache as if what is damaged were not there."""
+    blobs = {name: blob for name, blob in repo.blobs.items() if name not in bad}
+    shared = {blob.shared for name, blob in repo.blobs.items() if name in bad}
+    revisions = []
+    for revision in repo.revisions:
+        names = _bad_files(revision, damaged, bad)
+        files = tuple(
+            msgspec.structs.replace(file, kind="dangling") if file.name in names else file
+            for file in revision.files
+        )
+        revisions.append(msgspec.structs.replace(revision, files=files))
+    changed = msgspec.structs.replace(repo, blobs=blobs, revisions=tuple(revisions))
+    return msgspec.structs.replace(
+        state,
+        repos=tuple(changed if one is repo else one for one in state.repos),
+        shared={name: one for name, one in state.shared.items() if name not in shared},
+    )
+
+
+def _bad_files(revision: Revision, damaged: dict[str, Damage], bad: set[str]) -> set[str]:
+    """Return the names of a revision's files that do not lead to what they should."""
+    return {
+        file.name
+        for file in revision.files
+        if file.blob in bad
+        or file.kind not in ("link", "copy")
+        or os.path.join(revision.path, *file.name.split("/")) in damaged
+    }
+
+
+def _explained(action: Action, bad: set[str]) -> Action:
+    if isinstance(action, Fetch) and action.etag in bad and not action.have:
+        return msgspec.structs.replace(action, reason=f"damaged: {_NO_CONTENT}")
+    return action
+
+
+def _without_known(order: Order, repo: Repo, planned: dict[str, int]) -> Order:
+    """Leave out what an order before this one fetches, and links that are right already."""
+    revision = repo.revision(order.commit)
+    held = {file.name: file for file in revision.files} if revision is not None else {}
+    actions: list[Action] = []
+    needs = order.plan.needs
+    for action in order.plan.actions:
+        if isinstance(action, Fetch) and action.etag in planned:
+            needs -= min(needs, action.size)
+            action = Link(
+                action.repo, action.file, action.path, action.etag, "the same content as another"
+            )
+        if isinstance(action, Link):
+            file = held.get(action.file)
+            if file is not None and file.kind == "link" and file.blob == action.etag:
+                continue
+        actions.append(action)
+    wanted = order.wanted if actions else frozenset()
+    plan = msgspec.structs.replace(order.plan, actions=tuple(actions), needs=needs)
+    return order._replace(plan=plan, wanted=wanted)

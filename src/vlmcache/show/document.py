@@ -1,0 +1,124 @@
+"""The JSON that every command prints with `--json`, and its schema."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from vlmcache.cache.state import Finding
+from vlmcache.errors import ExitCode, VlmcacheError
+from vlmcache.show.text import encodable
+
+
+class ErrorEntry(msgspec.Struct, frozen=True):
+    """A failure, as the JSON document carries it."""
+
+    code: str
+    message: str
+    hint: str | None
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """What every document has, whatever the command."""
+
+    schema: str
+    ok: bool
+    exit_code: int
+    findings: tuple[Finding, ...]
+    errors: tuple[ErrorEntry, ...]
+
+
+def document(
+    command: str,
+    value: msgspec.Struct | None,
+    exit_code: ExitCode,
+    error: VlmcacheError | None,
+    *,
+    line: bool = False,
+) -> str:
+    """Return the one JSON document of a command's run, without a newline at its end.
+
+    With `line` it is the last of a stream of lines, and is one line itself.
+    """
+    errors = () if error is None else (ErrorEntry(error.code, error.message, error.hint),)
+    content: dict[str, Any] = {
+        "schema": f"vlmcache.{command}/1",
+        "ok": exit_code == ExitCode.DONE,
+        "exit_code": int(exit_code),
+    }
+    if value is not None:
+        content |= msgspec.to_builtins(value)
+    content.setdefault("findings", [])
+    content["errors"] = msgspec.to_builtins(errors)
+    if line:
+        return _encode({"schema": content["schema"], "kind": "error"} | content).decode()
+    return msgspec.json.format(_encode(content), indent=2).decode()
+
+
+def stream_line(command: str, value: msgspec.Struct, *, at: datetime | None = None) -> str:
+    """Return one value of a command's stream as one line of JSON, without a newline at its end.
+
+    Args:
+        command: the command.
+        value: the value, whose `kind` tells the lines of a stream apart.
+        at: when it was so, where the value does not say so itself.
+    """
+    content: dict[str, Any] = {"schema": f"vlmcache.{command}/1"}
+    if at is not None:
+        content["at"] = at
+    return _encode(content | msgspec.to_builtins(value)).decode()
+
+
+def _encode(content: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(content)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(encodable(content))
+
+
+def schema_of(command: str, value: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a command's document.
+
+    A document of a failure has the envelope's keys only, so no others are required.
+    """
+    (envelope, fields), components = msgspec.json.schema_components(
+        (Envelope, value), ref_template="#/$defs/{name}"
+    )
+    envelope_schema = components[envelope["$ref"].rpartition("/")[2]]
+    value_schema = components[fields["$ref"].rpartition("/")[2]]
+    properties = dict(envelope_schema["properties"]) | dict(value_schema["properties"])
+    properties["schema"] = {"const": f"vlmcache.{command}/1"}
+    used = {name: part for name, part in components.items() if part is not envelope_schema}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"vlmcache {command} --json",
+        "type": "object",
+        "properties": properties,
+        "required": list(Envelope.__struct_fields__),
+        "$defs": used,
+    }
+
+
+def schema_of_stream(command: str, values: Sequence[type[msgspec.Struct]]) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of one line of a command's stream.
+
+    A line is one of the values, or tells of the failure that ended the stream.
+    """
+    roots, components = msgspec.json.schema_components(
+        (Envelope, *values), ref_template="#/$defs/{name}"
+    )
+    names = [root["$ref"].rpartition("/")[2] for root in roots]
+    for name in names:
+        properties = components[name]["properties"]
+        properties["schema"] = {"const": f"vlmcache.{command}/1"}
+        properties.setdefault("kind", {"const": "error"})
+        properties.setdefault("at", {"type": "string", "format": "date-time"})
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"one line of vlmcache {command} --json",
+        "anyOf": [*roots[1:], roots[0]],
+        "$defs": components,
+    }

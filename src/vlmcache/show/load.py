@@ -1,0 +1,387 @@
+"""`load-test` and `quantize` for people: tables, bars, sentences, and a plot."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from vlmcache.errors import MissingPackageError, UsageError
+from vlmcache.load.quantized import Quantization
+from vlmcache.load.report import (
+    PHASES,
+    Change,
+    Comparison,
+    LoadReport,
+    Remembered,
+    Result,
+    Spread,
+    Temperature,
+    median_phases,
+)
+from vlmcache.show.console import console, styled
+from vlmcache.show.text import NOTHING, ago, printable
+from vlmcache.units import size_text
+
+_WIDE = 110
+_LINE_SECONDS = 10.0
+_SOURCES = {"weights": "", "at-load": "quantised at load", "copy": "kept copy"}
+_VERDICTS = {
+    "faster": "green",
+    "slower": "red",
+    "same": "dim",
+    "too-few": "yellow",
+}
+_TEMPERATURES: tuple[Temperature, ...] = ("cold", "warm", "hot")
+_PLOTS = (".png", ".svg")
+
+
+@contextlib.contextmanager
+def progress(*, silent: bool) -> Iterator[Callable[[str], None]]:
+    """Yield what tells of progress on stderr: a moving line on a terminal, else one each 10 s."""
+    if silent:
+        yield lambda _text: None
+        return
+    if styled(sys.stderr):
+        with console(sys.stderr).status("") as status:
+            yield lambda text: status.update(printable(text))
+        return
+    last = time.monotonic()
+
+    def tell(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LINE_SECONDS:
+            last = time.monotonic()
+            print(printable(text), file=sys.stderr, flush=True)
+
+    yield tell
+
+
+def show(report: LoadReport, *, verbose: bool = False) -> None:
+    """Print a load report: times, phases, what to do, and what could not be measured."""
+    out = console()
+    if report.history:
+        out.print(_history_table(report.history, wide=out.width >= _WIDE))
+    elif report.machine is None and not report.failures:
+        out.print("Nothing is remembered yet: vlmcache load-test measures.")
+    if report.results:
+        out.print(_result_table(report.results, wide=out.width >= _WIDE))
+    for result in report.results:
+        out.print()
+        _print_result(out, result, verbose=verbose)
+    if report.failures:
+        out.print()
+    for one in report.failures:
+        at = f" {one.precision}" if one.precision else ""
+        line = Text("not measured", "red")
+        line.append(f"  {printable(one.model)}{at}: {printable(one.message)}", "default")
+        if one.hint:
+            line.append(f"\n              {printable(one.hint)}", "bold")
+        out.print(line)
+    if report.comparison is not None:
+        out.print()
+        _print_comparison(out, report.comparison)
+    if report.machine is not None and report.results:
+        out.print()
+        out.print(Text(_machine_line(report), "dim"))
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def _result_table(results: Sequence[Result], *, wide: bool) -> Table:
+    loaders = wide or len({result.loader for result in results}) > 1
+    table = _table()
+    table.add_column("MODEL", overflow="fold")
+    table.add_column("PRECISION", no_wrap=True)
+    if loaders:
+        table.add_column("LOADER", no_wrap=True)
+    for name in ("COLD", "WARM", "HOT", "TOKEN", "MEMORY"):
+        if name != "HOT" or wide or not loaders:
+            table.add_column(name, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("EXPECTED", justify="right", no_wrap=True)
+    table.add_column("OF LIMIT", justify="right", no_wrap=True)
+    for result in results:
+        cells = [printable(result.model), _precision(result)]
+        if loaders:
+            cells.append(result.loader)
+        cells += [_spread(result.cold, wide=wide), _spread(result.warm, wide=wide)]
+        if wide or not loaders:
+            cells.append(_median(result.hot))
+        cells += [_median(result.first_token), _memory(result)]
+        if wide:
+            cells.append(_amount(result.expected.memory if result.expected else None))
+        cells.append(NOTHING if result.efficiency is None else f"{result.efficiency:.0%}")
+        table.add_row(*cells)
+    return table
+
+
+def _precision(result: Result) -> str:
+    return result.precision + {"weights": "", "at-load": "", "copy": " copy"}[result.source]
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s"
+
+
+def _median(spread: Spread | None) -> str:
+    return NOTHING if spread is None else _seconds(spread.median)
+
+
+def _spread(spread: Spread | None, *, wide: bool) -> str:
+    if spread is None:
+        return NOTHING
+    if not wide or spread.count < 2:
+        return _seconds(spread.median)
+    return f"{_seconds(spread.median)} ({spread.min:.1f}-{spread.max:.1f})"
+
+
+def _amount(size: int | None) -> str:
+    return NOTHING if size is None else size_text(size)
+
+
+def _memory(result: Result) -> str:
+    return _amount(result.peak_device_memory or result.peak_memory)
+
+
+def _print_result(out: Console, result: Result, *, verbose: bool) -> None:
+    source = f", {_SOURCES[result.source]}" if _SOURCES[result.source] else ""
+    title = Text(f"{printable(result.model)} {result.precision}", "bold")
+    title.append(f" on {result.device}, {result.loader}{source}", "default")
+    out.print(title)
+    for temperature in ("cold", "warm"):
+        _print_bars(out, result, temperature)
+    for line in _facts(result):
+        out.print(_indented(Text(line, "dim")))
+    for reason, count in _invalid(result).items():
+        plural = "trial does" if count == 1 else "trials do"
+        out.print(_indented(Text(f"{count} {plural} not count: {reason}", "yellow")))
+    if verbose:
+        _print_trials(out, result)
+    if result.verdict:
+        out.print(_indented(Text(result.verdict)))
+    if result.advice:
+        out.print(_indented(Text(printable(result.advice), "bold")))
+
+
+def _indented(text: Text) -> Padding:
+    """Return a line whose further lines, where it is too long, begin below its first word."""
+    return Padding(text, (0, 0, 0, 2))
+
+
+def _print_bars(out: Console, result: Result, temperature: Temperature) -> None:
+    phases = median_phases(result, temperature)
+    if not phases:
+        return
+    whole = max(sum(median_phases(result, one).values()) for one in ("cold", "warm"))
+    room = max(10, min(48, out.width - 38))
+    full = "█" if (out.encoding or "").lower().startswith("utf") else "#"
+    for number, (phase, seconds) in enumerate(phases.items()):
+        length = round(room * seconds / whole) if whole else 0
+        label = temperature if number == 0 else ""
+        line = Text(f"  {label:<5}")
+        line.append(f"{PHASES[phase]:<16}", "dim")
+        line.append(full * length, "blue" if temperature == "cold" else "yellow")
+        line.append(f" {_seconds(seconds)}" if length else _seconds(seconds))
+        out.print(line)
+
+
+def _facts(result: Result) -> Iterator[str]:
+    if result.disk is not None:
+        yield (
+            f"disk: {size_text(result.bytes)} at {size_text(round(result.disk.best))}/s take"
+            f" {_seconds(result.disk_limit_seconds or 0)} at best"
+            f" (one reader {size_text(round(result.disk.sequential))}/s,"
+            f" four {size_text(round(result.disk.parallel))}/s)"
+        )
+    if result.limit_seconds is not None and result.efficiency is not None:
+        yield (
+            f"limit: {_seconds(result.limit_seconds)}, the larger of imports, disk and copy;"
+            f" reached to {result.efficiency:.0%}"
+        )
+    measured = result.peak_device_memory or result.peak_memory
+    if measured is not None and result.memory_estimate is not None:
+        text = (
+            f"memory: {size_text(measured)} at most, {size_text(result.memory_estimate)} reckoned"
+        )
+        expected = result.expected.memory if result.expected is not None else None
+        if expected is not None and result.expected is not None:
+            text += f", {size_text(expected)} expected ({result.expected.source})"
+        yield text
+    speeds = [one.tokens_per_second for one in result.trials if one.valid and one.tokens_per_second]
+    if speeds:
+        yield f"tokens: {max(speeds):.1f} a second"
+
+
+def _invalid(result: Result) -> dict[str, int]:
+    reasons: dict[str, int] = {}
+    for trial in result.trials:
+        if not trial.valid:
+            reason = f"{trial.temperature}: {trial.why_not}"
+            reasons[reason] = reasons.get(reason, 0) + 1
+    return reasons
+
+
+def _print_trials(out: Console, result: Result) -> None:
+    for trial in result.trials:
+        phases = ", ".join(f"{PHASES[name]} {trial.phases[name]:.2f}" for name in trial.phases)
+        seconds = NOTHING if trial.seconds is None else _seconds(trial.seconds)
+        resident = (
+            "" if trial.resident_before is None else f", {trial.resident_before:.0%} resident"
+        )
+        read = "" if trial.bytes_read is None else f", {size_text(trial.bytes_read)} read"
+        text = f"{trial.temperature:<5}{seconds}: {phases}{read}{resident}"
+        out.print(_indented(Text(text, "dim")))
+
+
+def _print_comparison(out: Console, comparison: Comparison) -> None:
+    if not comparison.alike:
+        out.print(Text("Not compared: the earlier report is of an unlike machine.", "yellow"))
+        for difference in comparison.differences:
+            out.print(Text(f"  {printable(difference)}", "dim"))
+        return
+    table = _table()
+    for name in ("MODEL", "PRECISION", "", "THEN", "NOW", "VERDICT"):
+        table.add_column(name, justify="right" if name in ("THEN", "NOW") else "left")
+    for change in comparison.changes:
+        table.add_row(
+            printable(change.model),
+            f"{change.precision} {change.loader}",
+            change.temperature,
+            _seconds(change.then.median),
+            _seconds(change.now.median),
+            Text(_verdict(change), _VERDICTS[change.verdict]),
+        )
+    out.print(table)
+    for difference in comparison.differences:
+        out.print(Text(f"  since then: {printable(difference)}", "dim"))
+    for name in comparison.only_then:
+        out.print(Text(f"  only then: {printable(name)}", "dim"))
+    for name in comparison.only_now:
+        out.print(Text(f"  only now: {printable(name)}", "dim"))
+
+
+def _verdict(change: Change) -> str:
+    if change.verdict == "too-few":
+        return "too few valid trials to tell (3 each)"
+    if change.verdict == "same":
+        return "no difference beyond the spread"
+    return f"{change.verdict}: {change.ratio:.2f} x"
+
+
+def _history_table(history: Iterable[Remembered], *, wide: bool) -> Table:
+    now = datetime.now(timezone.utc)
+    table = _table()
+    for name in ("WHEN", "MODEL", "PRECISION"):
+        table.add_column(name, overflow="fold")
+    if wide:
+        for name in ("LOADER", "DEVICE", "TORCH"):
+            table.add_column(name, no_wrap=True)
+    for name in ("COLD", "WARM", "HOT", "MEMORY"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in history:
+        result = one.result
+        cells = [ago(one.at, now), printable(result.model), _precision(result)]
+        if wide:
+            version = one.machine.versions.get("torch", NOTHING)
+            cells += [result.loader, result.device, printable(version)]
+        cells += [_spread(result.cold, wide=False), _spread(result.warm, wide=False)]
+        table.add_row(*cells, _median(result.hot), _memory(result))
+    return table
+
+
+def _machine_line(report: LoadReport) -> str:
+    machine = report.machine
+    assert machine is not None
+    devices = ", ".join(one.name for one in machine.accelerators) or "no accelerator"
+    versions = ", ".join(
+        f"{name} {machine.versions[name]}"
+        for name in ("torch", "transformers", "bitsandbytes")
+        if name in machine.versions
+    )
+    load = "" if machine.load_average is None else f", load average {machine.load_average:.1f}"
+    cores = "1 core" if machine.cores == 1 else f"{machine.cores} cores"
+    return printable(
+        f"{machine.cpu}, {cores}, {size_text(machine.memory)}, {devices};"
+        f" {machine.filesystem or 'unknown filesystem'}; {versions}{load}"
+    )
+
+
+def check_plot(path: str) -> None:
+    """Make sure that a plot can be drawn, before minutes of measuring.
+
+    Raises:
+        UsageError: the file's name ends in no known kind of picture.
+        MissingPackageError: matplotlib is not installed.
+    """
+    import importlib.util
+
+    if os.path.splitext(path)[1].lower() not in _PLOTS:
+        raise UsageError(f"{path}: a plot is a {' or '.join(_PLOTS)} file")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingPackageError("--plot needs matplotlib", "pip install 'vlmcache[plot]'")
+
+
+def plot(path: str, report: LoadReport) -> None:
+    """Draw the median phases of each result as stacked bars.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [
+        (f"{result.model} {_precision(result)} {result.loader}, {temperature}", phases)
+        for result in report.results
+        for temperature in _TEMPERATURES
+        if (phases := median_phases(result, temperature))
+    ]
+    figure = Figure(figsize=(9, 1.5 + 0.45 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    left = [0.0] * len(rows)
+    labels = [label for label, _ in rows]
+    for phase, name in PHASES.items():
+        widths = [phases.get(phase, 0.0) for _, phases in rows]
+        if any(widths):
+            axes.barh(labels, widths, left=left, label=name)
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds from process start to every weight on the device (median)")
+    if rows:
+        axes.legend(loc="best", fontsize="small")
+    metadata: dict[str, Any] = {"Date": None} if path.lower().endswith(".svg") else {}
+    figure.savefig(path, metadata=metadata)
+
+
+def show_quantization(value: Quantization) -> None:
+    """Print what became of a quantised copy."""
+    out = console()
+    model = f"{printable(value.model)} {value.precision}"
+    if value.freed is not None:
+        out.print(
+            f"{model}: {size_text(value.freed)} freed" if value.freed else f"{model}: no copy"
+        )
+    elif value.made and value.size is not None and value.seconds is not None:
+        out.print(
+            f"{model}: kept, {size_text(value.size)} in place of {size_text(value.source_bytes)},"
+            f" in {_seconds(value.seconds)}"
+        )
+    elif value.size is not None:
+        out.print(f"{model}: kept already, {size_text(value.size)}")
+    else:
+        out.print(
+            f"{model}: would take about {size_text(value.expected)} of {size_text(value.free)} free"
+        )
+    if value.freed is None:
+        out.print(Text(printable(value.path), "dim"), soft_wrap=True)

@@ -1,0 +1,111 @@
+"""Progress on stderr: bars on a terminal, elsewhere a plain line now and then.
+
+Nothing heavy is imported here: most pulls find all in place and show no progress.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+from vlmcache.hub.progress import Watcher
+from vlmcache.show.text import printable
+from vlmcache.units import duration_text, size_text
+
+LINE_EVERY = 10.0
+"""Seconds between the lines that stand in for bars."""
+
+
+def watcher(*, quiet: bool) -> Watcher:
+    """Return what shows a download's progress on this process's stderr."""
+    if quiet:
+        return Lines(sys.stderr, every=None)
+    if not sys.stderr.isatty():
+        return Lines(sys.stderr)
+    from vlmcache.show.bars import Bars
+    from vlmcache.show.console import styled
+
+    return Bars(sys.stderr) if styled(sys.stderr) else Lines(sys.stderr)
+
+
+class Sum:
+    """Bytes that are there, over all files of a repo."""
+
+    def __init__(self) -> None:
+        self.positions: dict[str, int] = {}
+        self.total = 0
+        self.have = 0
+
+    def begin(self, sizes: Mapping[str, int], have: int) -> None:
+        """Begin anew: file name -> bytes, and the bytes already there."""
+        self.positions = {}
+        self.total = sum(sizes.values())
+        self.have = have
+
+    @property
+    def done(self) -> int:
+        """The bytes that are there now."""
+        # Until its transfer begins, a file's earlier bytes are known only in sum.
+        return max(self.have, sum(self.positions.values()))
+
+
+class Lines(Watcher):
+    """One plain line every ten seconds; notes at once.
+
+    Args:
+        stream: where to.
+        every: seconds between lines; none but notes if not given.
+    """
+
+    def __init__(self, stream: TextIO, every: float | None = LINE_EVERY) -> None:
+        self._stream = stream
+        self._every = every
+        self._lock = threading.Lock()
+        self._sum = Sum()
+        self._ended = threading.Event()
+        self._ticker: threading.Thread | None = None
+
+    def started(self, repo: str, sizes: Mapping[str, int], have: int) -> None:
+        """Begin to show."""
+        with self._lock:
+            self._sum.begin(sizes, have)
+        if self._every is None or not sizes:
+            return
+        self._ended.clear()
+        self._ticker = threading.Thread(target=self._tick, args=(repo, self._every), daemon=True)
+        self._ticker.start()
+
+    def _tick(self, repo: str, every: float) -> None:
+        before, at = self._sum.have, time.monotonic()
+        while not self._ended.wait(every):
+            with self._lock:
+                done, total = self._sum.done, self._sum.total
+            now = time.monotonic()
+            speed = max(0.0, (done - before) / (now - at))
+            before, at = done, now
+            left = f", {duration_text((total - done) / speed)} left" if speed > 0 else ", stalled"
+            self._print(
+                f"{repo}: {size_text(done)} of {size_text(total)}, {size_text(int(speed))}/s{left}"
+            )
+
+    def moved(self, repo: str, file: str, position: int) -> None:  # noqa: ARG002
+        """Take note of a position."""
+        with self._lock:
+            self._sum.positions[file] = position
+
+    def ended(self, repo: str) -> None:  # noqa: ARG002
+        """Stop showing."""
+        self._ended.set()
+        if self._ticker is not None:
+            self._ticker.join()
+            self._ticker = None
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        print(f"vlmcache: {printable(text)}", file=self._stream, flush=True)

@@ -1,0 +1,157 @@
+"""The keyboard of a terminal that is watched while something else goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+RESIZED = "resized"
+SUSPEND = "suspend"
+
+_ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)
+"""A key that has no meaning here, such as an arrow (see ECMA-48)."""
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block is over, so that it is done as a whole."""
+    # Masking them would not do: another thread would take them, and Python act on them in this one.
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for waiting in came:
+            signal.raise_signal(waiting)
+
+
+class Keyboard:
+    """Single keys, changes of size and a wish to be suspended, from the terminal on stdin.
+
+    Between `open` and `close` keys arrive at once and unseen. Without a terminal on stdin, or in
+    the background, there are no keys.
+    """
+
+    def __init__(self) -> None:
+        self._settings: list[Any] | None = None
+        self._handlers: dict[int, Any] = {}
+        self._happened: list[str] = []
+        self._wake, self._waker = socket.socketpair()
+        self._wake.setblocking(False)
+        self._waker.setblocking(False)
+
+    @property
+    def listens(self) -> bool:
+        """Whether keys can arrive."""
+        return self._settings is not None
+
+    def open(self) -> None:
+        """Begin to listen."""
+        self.grab()
+        if sys.platform != "win32":
+            for number in (signal.SIGWINCH, signal.SIGTSTP):
+                self._handlers[number] = signal.signal(number, self._signalled)
+
+    def close(self) -> None:
+        """Put everything back; once is enough, and more does no harm."""
+        with undisturbed():
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            self._handlers.clear()
+            self.release()
+            self._wake.close()
+            self._waker.close()
+
+    def grab(self) -> None:
+        """Let keys arrive at once, without echo; Ctrl-C and Ctrl-Z keep their meaning."""
+        if sys.platform == "win32" or not sys.stdin.isatty():
+            return
+        import termios
+        import tty
+
+        descriptor = sys.stdin.fileno()
+        try:
+            if os.tcgetpgrp(descriptor) != os.getpgrp():
+                return
+            with undisturbed():
+                self._settings = termios.tcgetattr(descriptor)
+                tty.setcbreak(descriptor)
+        except (OSError, termios.error):
+            self._settings = None
+
+    def release(self) -> None:
+        """Give the terminal back as it was."""
+        if sys.platform == "win32" or self._settings is None:
+            return
+        import termios
+
+        with undisturbed(), contextlib.suppress(termios.error):
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, self._settings)
+        self._settings = None
+
+    def wait(self, seconds: float, wake: socket.socket | None) -> list[str]:
+        """Wait for keys or for the socket to be readable.
+
+        Returns:
+            The keys pressed, and `RESIZED` or `SUSPEND` where that happened.
+        """
+        watched: list[Any] = [self._wake]
+        if wake is not None:
+            watched.append(wake)
+        if self.listens:
+            watched.append(sys.stdin)
+        ready, _, _ = select.select(watched, [], [], seconds)
+        if self._wake in ready:
+            with contextlib.suppress(BlockingIOError):
+                while self._wake.recv(64):
+                    pass
+        happened, self._happened = self._happened, []
+        if sys.stdin in ready:
+            read = os.read(sys.stdin.fileno(), 64)
+            if not read:
+                # The terminal is gone: no key will ever come, and select would return at once.
+                self._settings = None
+            happened += _ESCAPE_SEQUENCE.sub("", read.decode(errors="ignore"))
+        return happened
+
+    def _signalled(self, number: int, _frame: FrameType | None) -> None:
+        self._happened.append(RESIZED if number == signal.SIGWINCH else SUSPEND)
+        with contextlib.suppress(BlockingIOError):
+            self._waker.send(b"\0")
+
+
+def suspend() -> None:
+    """Stop this process as Ctrl-Z would have, and return when it goes on."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def wait_for_reader(seconds: float, wake: socket.socket | None) -> None:
+    """Wait for the socket to be readable, or for so many seconds.
+
+    Raises:
+        BrokenPipeError: nobody reads stdout any more.
+    """
+    if not hasattr(select, "poll"):
+        select.select([wake] if wake is not None else [], [], [], seconds)
+        return
+    poll = select.poll()
+    # No event is asked for: the end of a pipe that lost its reader tells that unasked.
+    poll.register(sys.stdout.fileno(), 0)
+    if wake is not None:
+        poll.register(wake, select.POLLIN)
+    for descriptor, event in poll.poll(seconds * 1000):
+        if descriptor == sys.stdout.fileno() and event & (select.POLLERR | select.POLLHUP):
+            raise BrokenPipeError
