@@ -1,0 +1,253 @@
+"""A model is cached only if all that loading needs is there; otherwise it says what lacks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.kit.caches import CacheBuilder, CachedRepo, model_files
+from vlmcache.cache.completeness import Judgement, judge, judge_repo
+from vlmcache.cache.formats import second_formats, wanted
+from vlmcache.cache.scan import scan
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def judged(repo: CachedRepo, revision: str = "main") -> Judgement:
+    return judge(scan(repo.cache.root).repo(repo.id), revision)
+
+
+def without(files: Mapping[str, bytes], *names: str) -> set[str]:
+    return set(files) - set(names)
+
+
+@pytest.fixture
+def repo(cache: CacheBuilder) -> CachedRepo:
+    return cache.repo("org/name")
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("tree", [True, False])
+def test_a_whole_download_is_cached(repo: CachedRepo, shards: int, tree: bool) -> None:
+    repo.revision(model_files(shards=shards), tree=tree)
+    assert judged(repo).state == "cached"
+
+
+@pytest.mark.parametrize("tree", [True, False])
+def test_a_shard_that_the_index_names_and_is_absent_makes_it_partial(
+    repo: CachedRepo, tree: bool
+) -> None:
+    files = model_files(shards=3)
+    shard = "model-00002-of-00003.safetensors"
+    repo.revision(files, downloaded=without(files, shard), tree=tree)
+    assert judged(repo).state == "partial"
+    assert judged(repo).missing == (shard,)
+
+
+def test_an_index_that_is_absent_makes_it_partial(repo: CachedRepo) -> None:
+    files = model_files(shards=2)
+    repo.revision(files, downloaded=without(files, INDEX))
+    assert judged(repo).missing == (INDEX,)
+
+
+def test_absent_weights_make_it_partial_and_are_named(repo: CachedRepo) -> None:
+    files = model_files()
+    repo.revision(files, downloaded=without(files, WEIGHTS), tree=False)
+    assert judged(repo).state == "partial"
+    assert judged(repo).missing == (WEIGHTS,)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor_config.json"])
+def test_a_listed_file_that_loading_needs_makes_it_partial(repo: CachedRepo, name: str) -> None:
+    files = model_files()
+    repo.revision(files, downloaded=without(files, name))
+    assert judged(repo).missing == (name,)
+
+
+def test_config_is_needed_although_no_listing_names_it(repo: CachedRepo) -> None:
+    files = model_files()
+    repo.revision(files, downloaded=without(files, "config.json"), tree=False)
+    assert judged(repo).missing == ("config.json",)
+
+
+@pytest.mark.parametrize("name", ["README.md", "pytorch_model.bin"])
+def test_files_that_loading_does_not_need_may_be_absent(repo: CachedRepo, name: str) -> None:
+    files = model_files(second_format=True)
+    repo.revision(files, downloaded=without(files, name))
+    assert judged(repo).state == "cached"
+
+
+def test_remote_code_that_the_listing_names_is_needed(repo: CachedRepo) -> None:
+    files = model_files() | {"modeling_GOT.py": b"import torch\n", "qwen.tiktoken": b"x"}
+    repo.revision(files, downloaded=without(files, "modeling_GOT.py"))
+    assert judged(repo).missing == ("modeling_GOT.py",)
+
+
+def test_torch_weights_alone_are_enough(repo: CachedRepo) -> None:
+    files = model_files(second_format=True)
+    repo.revision({name: data for name, data in files.items() if name != WEIGHTS})
+    assert judged(repo).state == "cached"
+
+
+@pytest.mark.parametrize("damage", ["dangling_link", "truncated_blob", "empty_blob"])
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS, "README.md"])
+def test_a_file_that_cannot_be_what_it_should_is_damage(
+    repo: CachedRepo, damage: str, name: str
+) -> None:
+    repo.revision(model_files())
+    getattr(repo, damage)(name)
+    assert judged(repo).state == "damaged"
+    assert judged(repo).damaged == (name,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": "../../../../etc/passwd"}}',
+        '{"weight_map": {"a": "/etc/passwd"}}',
+        '{"weight_map": {"a": 7}}',
+        "[" * 100_000,
+    ],
+)
+def test_an_index_that_makes_no_sense_is_damage(repo: CachedRepo, text: str) -> None:
+    files = model_files(shards=2) | {INDEX: text.encode()}
+    repo.revision(files)
+    assert judged(repo).state == "damaged"
+    assert judged(repo).damaged == (INDEX,)
+
+
+def test_a_ref_with_a_newline_is_damage_since_offline_loading_fails(repo: CachedRepo) -> None:
+    repo.revision(model_files())
+    repo.ref_with_newline()
+    assert judged(repo).state == "damaged"
+
+
+def test_a_ref_to_an_absent_commit_is_damage_unless_its_download_has_begun(
+    repo: CachedRepo,
+) -> None:
+    repo.revision(model_files())
+    repo.ref_to_missing_commit()
+    assert judged(repo).state == "damaged"
+    repo.partial(size=10)
+    assert judged(repo).state == "partial"
+
+
+def test_a_ref_and_a_listing_alone_are_a_download_that_has_begun(repo: CachedRepo) -> None:
+    commit = repo.revision(model_files())
+    shutil.rmtree(repo.snapshots / commit)
+    assert judged(repo).state == "partial"
+
+
+def test_an_absent_repo_and_an_absent_revision_are_missing(repo: CachedRepo) -> None:
+    assert judge(None, "main").state == "missing"
+    repo.revision(model_files())
+    assert judged(repo, "v9").state == "missing"
+    assert judged(repo, "f" * 40).state == "missing"
+
+
+def test_a_first_download_that_left_only_partial_files_is_partial(repo: CachedRepo) -> None:
+    repo.partial(size=10)
+    assert judged(repo).state == "partial"
+
+
+def test_a_first_download_that_was_killed_before_its_ref_is_partial(repo: CachedRepo) -> None:
+    repo.revision(model_files(), refs=(), downloaded={"config.json"})
+    repo.partial(size=10)
+    assert judged(repo).state == "partial"
+    assert judged(repo, "v9").state == "partial"
+
+
+def test_a_revision_is_found_by_branch_tag_commit_and_beginning_of_commit(
+    repo: CachedRepo,
+) -> None:
+    commit = repo.revision(model_files(), refs=("main", "v1", "refs/pr/1"))
+    for revision in ("main", "v1", "refs/pr/1", commit, commit[:7]):
+        assert judged(repo, revision).commit == commit
+    assert judged(repo, commit[:6]).state == "missing"
+
+
+def test_a_datasets_listing_must_be_there_as_a_whole(cache: CacheBuilder) -> None:
+    repo = cache.repo("org/data", "dataset")
+    files = {"a.csv": b"1", "b/c.csv": b"2"}
+    repo.revision(files, downloaded={"a.csv"})
+    found = scan(cache.root).repo("org/data", "dataset")
+    assert found is not None
+    assert judge(found, "main").missing == ("b/c.csv",)
+    assert judge_repo(found) == "partial"
+
+
+def test_a_repo_is_as_bad_as_its_worst_revision(repo: CachedRepo) -> None:
+    repo.revision(model_files())
+    repo.revision(model_files(parameters=30_000), refs=("v1",))
+    repo.truncated_blob(WEIGHTS)
+    found = scan(repo.cache.root).repo(repo.id)
+    assert found is not None
+    assert judge_repo(found) == "damaged"
+    assert judged(repo, "main").state == "cached"
+
+
+def test_second_formats_are_left_out_where_safetensors_are_there() -> None:
+    names = {
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        INDEX,
+        "consolidated.safetensors",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "tf_model.h5",
+        "flax_model.msgpack",
+        "onnx/model.onnx",
+        "onnx/model.onnx_data",
+        "model-Q4_K_M.gguf",
+        "original/consolidated.00.pth",
+        "optimizer.pt",
+        "README.md",
+    }
+    kept = {
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        INDEX,
+        "README.md",
+    }
+    assert wanted(names) == kept
+    assert second_formats(names) == names - kept
+
+
+def test_without_safetensors_torch_weights_are_wanted_and_without_both_everything_is() -> None:
+    assert wanted({"pytorch_model.bin", "tf_model.h5", "x.gguf"}) == {"pytorch_model.bin"}
+    assert wanted({"x.gguf", "README.md"}) == {"x.gguf", "README.md"}
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_the_missing_files_are_exactly_what_turns_partial_into_cached(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    files = model_files(shards=data.draw(st.integers(1, 3)))
+    present = data.draw(st.sets(st.sampled_from(sorted(files))))
+    repo = CacheBuilder(tmp_path_factory.mktemp("some") / "hub").repo("org/name")
+    repo.revision(files, downloaded=present)
+    found = judged(repo)
+    if found.revision is None or found.state == "cached":
+        return
+    again = CacheBuilder(tmp_path_factory.mktemp("more") / "hub").repo("org/name")
+    again.revision(files, downloaded=present | set(found.missing))
+    rest = judged(again)
+    if INDEX in found.missing:  # only the index tells which shards there are
+        again.revision(files, downloaded=set(rest.missing))
+        rest = judged(again)
+    assert rest.state == "cached"
+    assert json.dumps(rest.missing) == "[]"

@@ -1,0 +1,114 @@
+"""Hashing: right, on several threads, stoppable, and gentle to the page cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.contents import git_blob_sha1
+from vlmcache.cache import page_cache
+from vlmcache.cache.hashing import BLOCK, Check, hash_all, hash_file
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 9 * BLOCK + 5])
+def test_hashes_are_those_of_the_hub(tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    assert hash_file(str(path), "0" * 64) == hashlib.sha256(data).hexdigest()
+    assert hash_file(str(path), "0" * 40) == git_blob_sha1(data)
+
+
+def test_every_file_is_judged_once_whatever_the_number_of_threads(tmp_path: Path) -> None:
+    checks = []
+    for number in range(40):
+        data = os.urandom(number * 1000)
+        path = tmp_path / str(number)
+        path.write_bytes(data)
+        checks.append(Check(str(path), hashlib.sha256(data).hexdigest()))
+    checks.append(Check(str(tmp_path / "absent"), "0" * 64))
+    os.mkfifo(tmp_path / "pipe")
+    checks.append(Check(str(tmp_path / "pipe"), "0" * 64))
+    for workers in (1, 3, 16):
+        judged = list(hash_all(checks, workers))
+        assert sorted(one.check.path for one in judged) == sorted(one.path for one in checks)
+        odd = {Path(one.check.path).name for one in judged if not one.good}
+        assert odd == {"absent", "pipe"}
+        assert all(one.problem for one in judged if not one.good)
+
+
+def test_progress_ends_at_the_length_of_each_file(tmp_path: Path) -> None:
+    (tmp_path / "long").write_bytes(b"x" * (20 * BLOCK))
+    told: list[int] = []
+    list(hash_all([Check(str(tmp_path / "long"), "0" * 64)], 1, lambda _, at: told.append(at)))
+    assert told == sorted(told)
+    assert len(told) > 2
+    assert told[-1] == 20 * BLOCK
+
+
+def test_closing_stops_the_threads(tmp_path: Path) -> None:
+    (tmp_path / "long").write_bytes(b"x" * (64 * BLOCK))
+    before = threading.active_count()
+    results = hash_all([Check(str(tmp_path / "long"), "0" * 64)] * 50, 2)
+    next(results)
+    results.close()
+    assert threading.active_count() == before
+
+
+def test_a_file_that_is_written_to_meanwhile_is_not_called_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * (16 * BLOCK))
+
+    def write(check: Check, position: int) -> None:
+        with path.open("ab") as file:
+            file.write(b"more")
+
+    (judged,) = hash_all([Check(str(path), "0" * 64)], 1, write)
+    assert judged.actual is None
+    assert judged.problem == "it changed while it was read"
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A folder on a disk: what is in memory only cannot leave it."""
+    folder = Path(__file__).parents[2] / f".page-cache-test-{os.getpid()}"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the page cache tells on Linux")
+def test_what_was_cold_is_left_cold_and_what_was_resident_stays(on_disk: Path) -> None:
+    stretch = 8 * BLOCK
+    path = on_disk / "file"
+    path.write_bytes(os.urandom(BLOCK) * 48)
+    subprocess.run(["sync", str(path)], check=True)
+    with path.open("rb", buffering=0) as file:
+        number, size = file.fileno(), 48 * BLOCK
+        page_cache.give_back(number, 0, size)
+        if any(page_cache.resident_blocks(number, size, stretch) or [True]):
+            pytest.skip("this filesystem keeps what it is asked to forget")
+        os.posix_fadvise(number, 0, 0, os.POSIX_FADV_RANDOM)
+        os.pread(number, 4096, 2 * stretch)
+        before = page_cache.resident_blocks(number, size, stretch)
+        assert before == [False, False, True, False, False, False]
+        with contextlib.closing(hash_all([Check(str(path), "0" * 64)], 1)) as results:
+            next(results)
+        assert page_cache.resident_blocks(number, size, stretch) == before
+
+
+def test_access_times_stay(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 3 * BLOCK)
+    os.utime(path, (0, 0))
+    hash_file(str(path), "0" * 64)
+    assert path.stat().st_atime == 0

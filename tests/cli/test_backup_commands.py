@@ -1,0 +1,104 @@
+"""`vlmcache backup` and `vlmcache restore` as processes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import jsonschema
+
+from tests.kit.caches import CacheBuilder
+from tests.kit.commands import Vlmcache
+
+FILES = {"config.json": b"{}", "pytorch_model.bin": b"weights" * 1000}
+
+
+def test_models_go_to_a_file_and_come_back(
+    cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path
+) -> None:
+    cache.repo("org/name").revision(FILES)
+    vlmcache.config("vlmcache: {min_free: 0}\n")
+    saved = vlmcache("backup", "saved.tar", "org/name", "--json")
+    assert saved.code == 0, saved.err
+    jsonschema.validate(saved.document, json.loads(vlmcache("schema", "backup").out))
+    new = str(tmp_path / "new")
+    planned = vlmcache("restore", "saved.tar", "--dry-run", "--cache-dir", new)
+    assert planned.code == 0, planned.err
+    assert "To restore: org/name, 2 blobs, 7 kB." in planned.out
+    done = vlmcache("restore", "saved.tar", "--json", "--cache-dir", new)
+    assert done.code == 0
+    assert done.document["plan"]["needs"] == 7002
+    assert len(done.document["receipt"]["outcomes"]) == 3
+    jsonschema.validate(done.document, json.loads(vlmcache("schema", "restore").out))
+    assert vlmcache("verify", "--cache-dir", new).code == 0
+    again = vlmcache("restore", "saved.tar", "--cache-dir", new)
+    assert "2 blobs there already" in again.out
+
+
+def test_models_go_to_a_store_once_and_come_back_by_name(
+    cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path
+) -> None:
+    repo = cache.repo("org/name")
+    old = repo.revision(FILES)
+    vlmcache.config("vlmcache: {min_free: 0}\nmodels: {one: {model_path: org/name}}\n")
+    saved = vlmcache("backup", "store/", "one", "--json")
+    assert saved.code == 0, saved.err
+    jsonschema.validate(saved.document, json.loads(vlmcache("schema", "backup").out))
+    assert saved.document["uploaded"] == {"blobs": 2, "size": 7002}
+    new = repo.revision({**FILES, "config.json": b"{1}"})
+    again = vlmcache("backup", "store", "--verify")
+    line, moved = again.out.splitlines()
+    assert re.fullmatch(
+        r"Saved org/name, 3 B in .* s \(.*/s\): store; 2 blobs, 7 kB, there already", line
+    )
+    assert moved == f"org/name: main is now {new[:12]}, was {old[:12]}"
+    done = vlmcache("restore", "store", "one@main", "--cache-dir", str(tmp_path / "new"))
+    assert done.out == "Restored: org/name, 2 blobs, 7 kB.\n"
+    etag = repo.file("pytorch_model.bin").etag
+    (tmp_path / "work/store/blobs" / etag[:2] / etag).write_bytes(b"x" * 7000)
+    failed = vlmcache("restore", "store", "--json", "--cache-dir", str(tmp_path / "other"))
+    assert failed.code == 4
+    assert failed.document["errors"][0]["code"] == "bad-backup"
+    assert "failed" in [one["result"] for one in failed.document["receipt"]["outcomes"]]
+
+
+def test_a_backup_goes_through_a_pipe(
+    cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path
+) -> None:
+    cache.repo("org/name").revision(FILES)
+    vlmcache.config("vlmcache: {min_free: 0}\n")
+    with vlmcache.start("backup", "-") as source:
+        done = subprocess.run(
+            [*vlmcache.command, "restore", "-", "-q", "--cache-dir", str(tmp_path / "new")],
+            env=vlmcache.environment,
+            cwd=vlmcache.folder,
+            stdin=source.stdout,
+            capture_output=True,
+            text=True,
+        )
+        _, errors = source.communicate()
+    assert (source.returncode, done.returncode) == (0, 0), done.stderr
+    assert done.stdout == "org/name\n"
+    assert "Saved org/name" in errors.decode()
+
+
+def test_what_cannot_be_is_told_in_one_line(cache: CacheBuilder, vlmcache: Vlmcache) -> None:
+    cache.repo("org/name").revision(FILES)
+    (vlmcache.folder / "no.tar").write_bytes(b"not a tar")
+    for arguments, code in (
+        (("backup", "-", "--json"), 2),
+        (("backup", "nosuch://bucket/key"), 2),
+        (("backup", "nowhere/saved.tar"), 2),
+        (("backup", "x.tar", "--verify"), 2),
+        (("backup", "x.tar", "org/nothing"), 7),
+        (("restore", "absent.tar"), 2),
+        (("restore", "no.tar"), 4),
+        (("restore", "."), 2),
+        (("restore",), 2),
+    ):
+        done = vlmcache(*arguments)
+        assert done.code == code, (arguments, done.err)
+        if "--json" not in arguments:
+            assert done.err.count("\n") == 1, done.err

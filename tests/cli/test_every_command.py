@@ -1,0 +1,151 @@
+"""What holds for every command, those that are yet to come included: forms, signals, pipes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from tests.kit.caches import CacheBuilder, model_files
+from tests.kit.commands import Vlmcache, run_here
+from vlmcache.cli.main import COMMANDS, STREAMS
+
+LINES = {
+    "pull": ["org/good"],
+    "rm": ["org/good", "--dry-run"],
+    "clean": ["--dry-run"],
+    "watch": ["--once"],
+    "move": ["elsewhere", "--dry-run"],
+    "backup": ["saved.tar", "org/good"],
+    "restore": ["there.tar", "--dry-run"],
+    "load-test": ["--history"],
+    "quantize": ["nobody/nothing"],
+    "schema": ["status"],
+}
+"""What makes a command answer soon; without a line here it is run without arguments."""
+
+WITHOUT_JSON = {"schema"}
+HARDLY_CAUGHT = {"schema"}
+"""Commands that read neither configuration nor cache, and are over before a signal comes."""
+
+
+@pytest.fixture
+def filled(
+    cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Vlmcache:
+    """A whole model, a detached one and a backup; torch, which takes its time, is not there."""
+    vlmcache.config("models: {good: {repo: org/good}}\nvlmcache: {min_free: 0}\n")
+    cache.repo("org/good").revision(model_files())
+    cache.repo("org/\x1b[31mred").revision({"config.json": b"{}"}, refs=())
+    # It keeps the variables that it was imported with, and other tests are not offline.
+    import huggingface_hub.constants  # noqa: F401
+
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "torch.py").write_text("raise ImportError('not in this test')\n")
+    for name, value in vlmcache.environment.items():
+        if name.startswith(("HF_", "VLMCACHE_", "HOME")):
+            monkeypatch.setenv(name, value)
+    for name, value in (("HF_HUB_OFFLINE", "1"), ("PYTHONPATH", str(trap))):
+        vlmcache.environment[name] = value
+        monkeypatch.setenv(name, value)
+    assert run_here("backup", "there.tar", "org/good").code == 0
+    return vlmcache
+
+
+def line(command: str) -> list[str]:
+    return [command, *LINES.get(command, [])]
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - WITHOUT_JSON))
+def test_json_is_one_document_of_its_schema_also_where_it_fails(
+    filled: Vlmcache, command: str
+) -> None:
+    schema = json.loads(run_here("schema", command).out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for more in ([], ["--config", "nowhere.yaml"], ["--nonsense"]):
+        done = run_here(*line(command), "--json", *more)
+        assert done.err == ""
+        texts = done.out.splitlines() if command in STREAMS else [done.out]
+        for text in texts:
+            document = json.loads(text)
+            jsonschema.validate(document, schema)
+        if more:
+            assert len(texts) == 1
+            assert (done.code, document["exit_code"], document["ok"]) == (2, 2, False)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_a_wrong_option_is_exit_2_and_one_line(filled: Vlmcache, command: str) -> None:
+    done = run_here(*line(command), "--nonsense")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("vlmcache: ")
+    assert "--nonsense" in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - WITHOUT_JSON))
+def test_quiet_is_one_id_a_line(filled: Vlmcache, command: str) -> None:
+    done = run_here(*line(command), "-q")
+    assert all(text and " " not in text and text.isprintable() for text in done.out.splitlines())
+    assert done.err.count("\n") <= 1
+
+
+def test_a_terminal_that_wants_no_colour_is_sent_no_escape_codes(filled: Vlmcache) -> None:
+    for number, command in enumerate(COMMANDS):
+        variables = {"NO_COLOR": "1"} if number % 2 else {"TERM": "dumb"}
+        assert "\x1b" not in filled.on_terminal(*line(command), **variables), command
+
+
+def test_a_pipe_is_sent_no_escape_codes_and_may_be_closed_at_once(filled: Vlmcache) -> None:
+    left = {c: filled.start(*line(c), FORCE_COLOR="1") for c in COMMANDS}
+    for process in left.values():
+        assert process.stdout is not None
+        process.stdout.close()
+    for command, process in left.items():
+        assert process.stderr is not None
+        errors = process.stderr.read().decode()
+        process.stderr.close()
+        code = process.wait(timeout=60)
+        open_to_the_end = run_here(*line(command))
+        assert "\x1b" not in open_to_the_end.out + errors, command
+        assert code == open_to_the_end.code, command
+        assert errors.count("\n") <= 1, command
+        assert "Traceback" not in errors, command
+        assert "Exception" not in errors, command
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_at_work_is_one_line_and_its_code(
+    filled: Vlmcache, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    # Each command is held where it has begun: the .env is read by a module of ours.
+    (filled.folder / ".env").write_text("HF_X=1\n")
+    (tmp_path / "trap/dotenv").mkdir()
+    (tmp_path / "trap/dotenv/__init__.py").touch()
+    (tmp_path / "trap/dotenv/parser.py").write_text(
+        "import os, time\n"
+        "def parse_stream(stream):\n"
+        "    open(os.environ['STARTED'], 'w').close()\n"
+        "    time.sleep(60)\n"
+    )
+    commands = sorted(COMMANDS.keys() - HARDLY_CAUGHT)
+    left: dict[str, subprocess.Popen[bytes]] = {}
+    for command in commands:
+        left[command] = filled.start(*line(command), STARTED=str(tmp_path / command))
+    deadline = time.monotonic() + 60
+    while missing := [c for c in commands if not (tmp_path / c).exists()]:
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.02)
+    for process in left.values():
+        process.send_signal(number)
+    for command, process in left.items():
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code, command
+        assert errors.startswith(b"vlmcache: "), command
+        assert errors.count(b"\n") == 1, command

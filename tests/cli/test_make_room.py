@@ -1,0 +1,124 @@
+"""`vlmcache pull --make-room`: what was not used for long goes, shown and asked for once."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kit.caches import CacheBuilder, CachedRepo, du_allocated, fingerprint
+from tests.kit.contents import Synthetic
+from tests.kit.disks import small_filesystem
+from tests.kit.hub import LoopbackHub
+from tests.kit.pulls import vlmcache
+
+MB = 1_000_000
+CONFIG = """
+models:
+  wanted: {repo: org/wanted}
+  pinned: {repo: org/pinned}
+vlmcache: {min_free: 2MB, comfortable_free: 3MB}
+"""
+
+
+def held(cache: CacheBuilder, name: str, days: int) -> CachedRepo:
+    """A model of 6 MB that was last used so many days ago."""
+    repo = cache.repo(name)
+    repo.revision({"config.json": b"{}", "model.safetensors": os.urandom(6 * MB)})
+    then = time.time() - days * 86400
+    for path in repo.folder.rglob("*"):
+        os.utime(path, (then, then), follow_symlinks=False)
+    return repo
+
+
+@pytest.fixture
+def disk() -> Iterator[tuple[LoopbackHub, CacheBuilder]]:
+    """A disk of 24 MB with three models of 6 MB, and a hub with a model of 7 MB."""
+    with small_filesystem(24 * MB) as place, LoopbackHub() as hub:
+        cache = CacheBuilder(place / "hub")
+        for name, days in (("org/pinned", 90), ("org/older", 60), ("org/newer", 30)):
+            held(cache, name, days)
+        content = Synthetic(size=7 * MB, seed=1)
+        hub.add_repo("org/wanted").commit({"config.json": b"{}", "model.safetensors": content})
+        (place / "small-config.yaml").write_text(CONFIG)
+        yield hub, cache
+
+
+def names(cache: CacheBuilder) -> set[str]:
+    return {path.name.rpartition("--")[2] for path in cache.root.glob("models--*")}
+
+
+def test_without_it_a_full_disk_is_told_before_anything_is_written(
+    disk: tuple[LoopbackHub, CacheBuilder],
+) -> None:
+    hub, cache = disk
+    before = fingerprint(cache.root)
+    done = vlmcache(hub, cache.root, "pull", "wanted")
+    assert done.returncode == 9
+    assert "--make-room' proposes what to evict" in done.stderr
+    assert fingerprint(cache.root) == before
+
+
+def test_the_least_recently_used_goes_and_no_more_than_is_needed(
+    disk: tuple[LoopbackHub, CacheBuilder],
+) -> None:
+    hub, cache = disk
+    done = vlmcache(hub, cache.root, "pull", "wanted", "--make-room", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert names(cache) == {"wanted", "pinned", "newer"}
+    assert vlmcache(hub, cache.root, "status", "wanted", "--check").returncode == 0
+
+
+def test_the_plan_and_the_receipt_tell_of_both(disk: tuple[LoopbackHub, CacheBuilder]) -> None:
+    hub, cache = disk
+    before = du_allocated(cache.repo("org/older").folder)
+    planned = vlmcache(hub, cache.root, "pull", "wanted", "--make-room", "--dry-run", "--json")
+    assert planned.returncode == 0, planned.stdout
+    plan = json.loads(planned.stdout)["plan"]
+    assert {action["action"] for action in plan["actions"]} >= {"remove-tree", "fetch"}
+    assert plan["frees"] >= before
+    assert plan["needs"] >= 7 * MB
+    assert names(cache) == {"pinned", "older", "newer"}
+    done = vlmcache(hub, cache.root, "pull", "wanted", "--make-room", "--yes", "--json")
+    receipt = json.loads(done.stdout)["receipt"]
+    assert receipt["freed"] >= before
+    assert receipt["fetched"] >= 7 * MB
+
+
+def test_without_a_terminal_and_yes_nobody_is_asked_and_nothing_goes(
+    disk: tuple[LoopbackHub, CacheBuilder],
+) -> None:
+    hub, cache = disk
+    before = fingerprint(cache.root)
+    done = vlmcache(hub, cache.root, "pull", "wanted", "--make-room")
+    assert done.returncode == 5
+    assert fingerprint(cache.root) == before
+
+
+def test_nothing_goes_where_all_that_may_go_would_not_be_enough(
+    disk: tuple[LoopbackHub, CacheBuilder],
+) -> None:
+    hub, cache = disk
+    content = Synthetic(size=19 * MB, seed=2)
+    hub.add_repo("org/huge").commit({"config.json": b"{}", "model.safetensors": content})
+    before = fingerprint(cache.root)
+    done = vlmcache(hub, cache.root, "pull", "org/huge", "--make-room", "--yes")
+    assert done.returncode == 9
+    assert "evicting would not make enough room" in done.stderr
+    assert "pull --make-room" not in done.stderr
+    assert fingerprint(cache.root) == before
+
+
+def test_what_is_to_be_pulled_is_not_evicted_for_itself(
+    disk: tuple[LoopbackHub, CacheBuilder],
+) -> None:
+    hub, cache = disk
+    content = Synthetic(size=7 * MB, seed=3)
+    newer = hub.add_repo("org/older")
+    newer.commit({"config.json": b"{}", "model.safetensors": content})
+    done = vlmcache(hub, cache.root, "pull", "org/older", "--make-room", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert names(cache) == {"pinned", "older"}

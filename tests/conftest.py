@@ -1,0 +1,64 @@
+"""What every test starts from: a home, a cache and an environment that are nobody's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit import damages
+from tests.kit.caches import CacheBuilder
+from tests.kit.commands import Vlmcache
+from tests.kit.hub import LoopbackHub
+from tests.kit.pulls import REPO
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A check started in the background ignores Ctrl-C, and so would every process it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the user's cache, configuration and variables out of every test."""
+    for name in list(os.environ):
+        if name.startswith(("HF_", "HUGGING", "VLMCACHE_", "XDG_", "TRANSFORMERS_")):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("VLMCACHE_HOME", str(tmp_path / "own"))
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> CacheBuilder:
+    """An empty cache that can be filled."""
+    return CacheBuilder(tmp_path / "hub")
+
+
+@pytest.fixture
+def mending_hub() -> Iterator[LoopbackHub]:
+    """A hub that has what tests/kit/damages.py damages in a cache."""
+    with LoopbackHub() as hub:
+        hub.add_repo(REPO).commit(damages.FILES)
+        yield hub
+
+
+@pytest.fixture
+def vlmcache(tmp_path: Path) -> Vlmcache:
+    """The command line, as a real process, on the cache in `tmp_path / "hub"`."""
+    environment = {
+        "PATH": os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"])),
+        "HOME": os.environ["HOME"],
+        "VLMCACHE_HOME": os.environ["VLMCACHE_HOME"],
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "LANG": "C.UTF-8",
+        "PYTHONWARNINGS": "error",
+    }
+    return Vlmcache(environment, tmp_path / "work")

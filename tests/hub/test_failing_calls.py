@@ -1,0 +1,79 @@
+"""Whichever call of a pull fails, or is its last: no lie in the cache, and running again finishes.
+
+A failure that the disk reports is told in one line with its exit code; it never passes for success.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.caches import Entry
+from tests.kit.contents import Content, Synthetic
+from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
+from tests.kit.hub_process import HubProcess, served
+from tests.kit.pulls import REPO, content, expected, lies, pull
+from vlmcache.cache import layout
+from vlmcache.errors import ExitCode
+from vlmcache.pulling import Run
+
+FILES: dict[str, Content] = {
+    "config.json": b'{"model_type": "qwen2_vl"}',
+    "model.safetensors": Synthetic(150_000, 9),
+    "sub/copy.json": b'{"model_type": "qwen2_vl"}',
+}
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubProcess]:
+    with served({REPO: FILES}) as hub:
+        yield hub
+
+
+class Pull(Subject[Run]):
+    command = "pull"
+
+    def __init__(self, hub: HubProcess, right: dict[str, Entry], fault: Fault) -> None:
+        self.hub = hub
+        # The tag only tells backup programs to skip the cache; nothing is told if it lacks.
+        self.right = {name: entry for name, entry in right.items() if name != layout.CACHE_TAG}
+        self.wanted = ExitCode.SPACE if fault == errno.ENOSPC else ExitCode.FAILED
+
+    def begin(self, place: Path) -> None:
+        """An empty cache."""
+
+    def run(self, place: Path) -> Run:
+        return pull(self.hub, place / "cache", max_workers=1)
+
+    def hold(self, place: Path, answer: Run | None) -> None:
+        assert lies(place / "cache") == []
+        if answer is None:
+            return
+        if answer.error is None:
+            # The failure was of no consequence: a folder that was there, the tag for backups.
+            self.check_content(place)
+            return
+        assert answer.error.exit_code == self.wanted
+        assert "\n" not in answer.error.message
+        assert "internal" not in answer.error.message
+
+    def again(self, place: Path) -> None:
+        assert self.run(place).error is None
+        self.check_content(place)
+
+    def check_content(self, place: Path) -> None:
+        found = content(place / "cache")
+        found.pop(layout.CACHE_TAG, None)
+        assert found == self.right
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", FAULTS, ids=fault_name)
+def test_a_fault_at_every_call_leaves_no_lie_and_the_next_pull_finishes(
+    hub: HubProcess, tmp_path: Path, fault: Fault
+) -> None:
+    expected(tmp_path / "right", FILES)
+    try_every(Pull(hub, content(tmp_path / "right"), fault), fault, at_least=30)

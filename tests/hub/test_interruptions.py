@@ -1,0 +1,290 @@
+"""Killed, interrupted, crowded, out of space: the cache never lies, and the next pull finishes."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.caches import Entry, fingerprint
+from tests.kit.contents import Content
+from tests.kit.disks import as_other_user, common_folder, read_only_view, small_filesystem
+from tests.kit.hub import LoopbackHub, Synthetic, slow
+from tests.kit.pulls import (
+    REPO,
+    Listener,
+    command,
+    expected,
+    lies,
+    pull,
+    small_config,
+    variables,
+    vlmcache,
+)
+from vlmcache import pulling
+from vlmcache.cache import layout
+from vlmcache.errors import ExitCode
+
+SIZE = 4_000_000
+WEIGHTS = "model.safetensors"
+FILES: dict[str, Content] = {
+    "config.json": b'{"model_type": "qwen2_vl"}',
+    WEIGHTS: Synthetic(SIZE, 5),
+    "sub/notes.txt": b"some notes",
+    "tokenizer.json": b"{}" * 3000,
+}
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    with LoopbackHub() as hub:
+        hub.send_buffer = 1 << 14
+        hub.add_repo(REPO).commit(FILES)
+        yield hub
+
+
+def start(hub: LoopbackHub, cache: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("pull", *(arguments or (REPO,))),
+        # A wait that ended by itself would look like an interruption that works.
+        env=variables(hub, cache)
+        | {"VLMCACHE_CONFIG": str(small_config(cache.parent)), "HF_HUB_DOWNLOAD_TIMEOUT": "300"},
+        cwd=cache.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_bytes(hub: LoopbackHub, count: int, child: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 30
+    while hub.bytes_sent(WEIGHTS) < count and child.poll() is None:
+        assert time.monotonic() < deadline, "the child asks for nothing"
+        time.sleep(0.002)
+
+
+def without_temporaries(entries: dict[str, Entry]) -> dict[str, Entry]:
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if not layout.is_temporary(Path(name).name) and not name.endswith(".tmp")
+    }
+
+
+def test_kill_9_anywhere_costs_little_and_never_lies(hub: LoopbackHub, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    rng = random.Random(20)
+    hub.fault(slow(8_000_000).on(WEIGHTS))
+    kills = 8
+    for number in range(kills):
+        with start(hub, cache) as child:
+            if number % 2:
+                # Somewhere in the start, the small files, the links.
+                time.sleep(rng.uniform(0.25, 0.6))
+            else:
+                wait_for_bytes(hub, hub.bytes_sent(WEIGHTS) + rng.randrange(1, SIZE // 10), child)
+            child.kill()
+        assert lies(cache) == []
+    hub.clear_faults()
+    last = vlmcache(hub, cache, "pull", REPO)
+    assert last.returncode == 0, last.stderr
+    time.sleep(0.1)
+    # What the hub counts as sent and the killed child had not yet read: two socket buffers.
+    assert hub.bytes_sent(WEIGHTS) < SIZE + kills * 300_000
+    assert without_temporaries(fingerprint(cache)) == expected(tmp_path / "expected", FILES)
+
+
+def test_after_kill_9_at_60_percent_at_most_42_percent_is_sent_again(tmp_path: Path) -> None:
+    size = 40_000_000
+    cache = tmp_path / "cache"
+    with LoopbackHub() as hub:
+        hub.add_repo(REPO).commit({"config.json": b"{}", WEIGHTS: Synthetic(size)})
+        hub.fault(slow(40_000_000).on(WEIGHTS))
+        with start(hub, cache) as child:
+            while sum(path.stat().st_size for path in cache.glob("**/*.incomplete")) < 0.6 * size:
+                assert child.poll() is None
+                time.sleep(0.005)
+            child.kill()
+        hub.clear_faults()
+        time.sleep(0.2)
+        hub.clear_requests()
+        assert pull(hub, cache).error is None
+        assert hub.bytes_sent(WEIGHTS) <= 0.42 * size
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+)
+def test_an_interrupted_pull_ends_at_once_and_names_how_to_go_on(
+    hub: LoopbackHub, tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
+    cache = tmp_path / "cache"
+    hub.fault(slow(2_000_000).on(WEIGHTS))
+    with start(hub, cache) as child:
+        wait_for_bytes(hub, SIZE // 4, child)
+        child.send_signal(number)
+        _, stderr = child.communicate(timeout=20)
+    assert child.returncode == exit_code
+    assert stderr.count("\n") == 1
+    assert f"'vlmcache pull {REPO}' goes on" in stderr
+    assert len(list(cache.glob("**/*.incomplete"))) == 1
+    assert lies(cache) == []
+    hub.clear_faults()
+    assert pull(hub, cache).error is None
+    assert hub.bytes_sent(WEIGHTS) < SIZE + 300_000
+
+
+def test_an_interruption_ends_a_pull_that_the_hub_lets_hang(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    from tests.kit.hub import hang
+
+    hub.fault(hang(after=SIZE // 2).on(WEIGHTS, times=None))
+    with start(hub, tmp_path / "cache") as child:
+        wait_for_bytes(hub, SIZE // 2, child)
+        time.sleep(0.2)
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=20)
+    assert child.returncode == 130
+
+
+def test_two_pulls_and_a_client_beside_them_fetch_nothing_twice(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    hub.fault(slow(2_000_000).on(WEIGHTS))
+    first = start(hub, cache)
+    wait_for_bytes(hub, 1, first)
+    second = start(hub, cache, "--json", REPO)
+    client = subprocess.Popen(
+        [Path(sys.executable).with_name("hf"), "download", REPO],
+        env=hub.environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said = [child.communicate(timeout=60) for child in (first, second, client)]
+    assert [first.returncode, second.returncode, client.returncode] == [0, 0, 0], said
+    assert hub.bytes_sent(WEIGHTS) == SIZE
+    assert f"waiting for process {first.pid}" in said[1][1]
+    assert json.loads(said[1][0])["receipt"]["fetched"] == 0
+    assert fingerprint(cache) == expected(tmp_path / "expected", FILES)
+
+
+def test_a_pull_waits_for_the_client_that_was_first(hub: LoopbackHub, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    hub.fault(slow(2_000_000).on(WEIGHTS))
+    client = subprocess.Popen(
+        [Path(sys.executable).with_name("hf"), "download", REPO],
+        env=hub.environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_bytes(hub, 1, client)
+    listener = Listener()
+    run = pull(hub, cache, watcher=listener)
+    client.communicate(timeout=60)
+    assert run.error is None
+    assert hub.bytes_sent(WEIGHTS) == SIZE
+    assert any(f"waiting for process {client.pid}" in note for note in listener.notes)
+    assert lies(cache) == []
+
+
+def test_a_repo_removed_while_it_is_pulled_is_reported_and_the_next_pull_finishes(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    hub.send_buffer = None
+    hub.fault(slow(8_000_000).on(WEIGHTS))
+    remover = threading.Timer(0.3, shutil.rmtree, (cache / "models--org--name",))
+    remover.start()
+    run = pull(hub, cache)
+    remover.join()
+    assert run.error is not None
+    assert "\n" not in run.error.message
+    assert lies(cache) == []
+    hub.clear_faults()
+    assert pull(hub, cache).error is None
+    assert fingerprint(cache) == expected(tmp_path / "expected", FILES)
+
+
+def test_too_little_room_is_refused_before_the_first_byte(hub: LoopbackHub) -> None:
+    with small_filesystem(SIZE + 2_000_000) as disk:
+        run = pull(hub, disk / "cache", limits={"min_free": 3_000_000})
+        assert run.error is not None
+        assert (run.error.code, run.error.exit_code) == ("no-space", ExitCode.SPACE)
+        for number in ("4 MB", "3 MB", "6 MB", "1 MB"):
+            assert number in run.error.message
+        assert hub.bytes_sent() == 0
+        assert not (disk / "cache").exists()
+        assert run.value.receipt is None
+        assert run.value.plan.needs > SIZE
+        # What is there already is credited.
+        assert pull(hub, disk / "cache").error is None
+        assert pull(hub, disk / "cache", limits={"min_free": 3_000_000}).error is None
+
+
+def test_a_disk_that_fills_up_keeps_what_came_and_the_rest_follows(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_filesystem(SIZE + 500_000) as disk:
+        cache = disk / "cache"
+        filler = disk / "filler"
+        filler.write_bytes(b"x" * (SIZE // 2))
+        monkeypatch.setattr(pulling, "find_shortage", lambda *_: None)
+        run = pull(hub, cache)
+        assert run.error is not None
+        assert run.error.exit_code == ExitCode.SPACE
+        assert "\n" not in run.error.message
+        assert "vlmcache clean" in (run.error.hint or "")
+        assert f"vlmcache pull {REPO}" in (run.error.hint or "")
+        assert lies(cache) == []
+        assert not list(cache.glob("**/refs/main"))
+        kept = sum(path.stat().st_size for path in cache.glob("**/*.incomplete"))
+        assert kept > SIZE // 4
+        filler.unlink()
+        hub.clear_requests()
+        assert pull(hub, cache).error is None
+        assert hub.bytes_sent(WEIGHTS) == SIZE - kept
+        assert fingerprint(cache) == expected(tmp_path / "expected", FILES)
+
+
+def test_a_read_only_cache_serves_what_it_has_and_refuses_the_rest_in_one_line(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    with common_folder() as folder:
+        assert pull(hub, folder).error is None
+        hub.add_repo("org/two").commit(FILES)
+        before = fingerprint(folder)
+        with read_only_view(folder) as view:
+            assert pull(hub, view).value.models[0].state == "cached"
+            run = pull(hub, view, "org/two")
+        assert run.error is not None
+        assert run.error.exit_code == ExitCode.FAILED
+        assert "cannot be written" in run.error.message
+        assert fingerprint(folder) == before
+
+
+def test_another_users_cache_is_refused_in_one_line(hub: LoopbackHub, tmp_path: Path) -> None:
+    with common_folder() as folder:
+        (folder / "cache").mkdir(mode=0o755)
+        result = as_other_user(
+            command("pull", REPO),
+            environment=variables(hub, folder / "cache")
+            | {"VLMCACHE_CONFIG": str(small_config(folder)), "HOME": "/tmp"},
+            folder=folder,
+        )
+        assert result.returncode == ExitCode.FAILED, result.stderr
+        assert result.stderr.count("\n") == 1
+        assert "Permission denied" in result.stderr
+        assert list((folder / "cache").iterdir()) == []

@@ -1,0 +1,1 @@
+"""What the tests are built from: a hub on loopback, caches on disk, and small or hostile disks."""

@@ -1,0 +1,133 @@
+"""Disks that fill up, and users who may not write."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+import vlmcache
+
+NOBODY = 65534
+CANNOT_PREPARE = 117
+# The interpreter's folder is held open while the one above it is covered, and then put back from
+# the open descriptor, whose own path leads nowhere by then.
+OPEN_UP = f"""
+exec 3<"$1" &&
+mount -t tmpfs -o mode=755 tmpfs "$0" && mkdir -p "$1" &&
+mount --no-canonicalize --bind /proc/self/fd/3 "$1" && exec 3<&- || exit {CANNOT_PREPARE}
+shift
+exec "$@"
+"""
+
+
+@contextlib.contextmanager
+def small_filesystem(size_bytes: int, *, inodes: int | None = None) -> Iterator[Path]:
+    """Mount a filesystem of its own that holds so many bytes; skip the test where not permitted."""
+    options = f"size={size_bytes},mode=0777"
+    if inodes is not None:
+        options += f",nr_inodes={inodes}"
+    with common_folder() as folder:
+        place = folder / "mounted"
+        place.mkdir()
+        _mount(["-t", "tmpfs", "-o", options, "tmpfs", str(place)])
+        try:
+            yield place
+        finally:
+            # Lazily, since a killed child may still be on its way out.
+            subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@contextlib.contextmanager
+def read_only_view(folder: Path) -> Iterator[Path]:
+    """Show a folder at a second place where nobody, root included, can write."""
+    with common_folder() as holder:
+        place = holder / "read-only"
+        place.mkdir()
+        _mount(["--bind", str(folder), str(place)])
+        try:
+            _mount(["-o", "remount,bind,ro", str(place)])
+            yield place
+        finally:
+            subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@contextlib.contextmanager
+def common_folder() -> Iterator[Path]:
+    """Make a temporary folder that every user can enter and read, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp(prefix="common-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def as_other_user(
+    command: Sequence[str | Path],
+    uid: int = NOBODY,
+    *,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    timeout: float = 60,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command as an unprivileged user: another one where we are root, else ourselves.
+
+    All permissions count for it, those to read included. This interpreter can be run even where
+    it is installed below a folder that is closed to others.
+    """
+    result = subprocess.run(
+        [*_becoming(uid), *command],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if result.returncode == CANNOT_PREPARE:
+        pytest.skip(f"cannot become another user here: {result.stderr.strip()}")
+    return result
+
+
+def _becoming(uid: int) -> list[str]:
+    """Return the start of a command line that gives up being root."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("becoming another user needs setpriv")
+    for needed in (Path(sys.prefix, "bin"), Path(vlmcache.__file__)):
+        shut = _closed_above(needed)
+        if shut is not None and not Path(sys.base_prefix).is_relative_to(sys.prefix):
+            pytest.skip(f"another user cannot read what the tests run from: {shut} is closed")
+    become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    closed = _closed_above(Path(sys.base_prefix))
+    if closed is None:
+        return become
+    # In a view of the filesystem that only the child has, the closed folder is replaced by an
+    # open one that holds nothing but the interpreter.
+    return ["unshare", "--mount", "sh", "-c", OPEN_UP, str(closed), sys.base_prefix, *become]
+
+
+def _closed_above(path: Path) -> Path | None:
+    """Return the outermost folder above a path that other users may not enter."""
+    for folder in reversed(path.resolve().parents):
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            return folder
+    return None
+
+
+def _mount(arguments: list[str]) -> None:
+    if shutil.which("mount") is None or os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    result = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        pytest.skip(f"cannot mount here: {result.stderr.strip()}")

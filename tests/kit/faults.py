@@ -1,0 +1,175 @@
+"""What can go wrong between a hub and its client, as values that a `LoopbackHub` acts out."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, replace
+from types import EllipsisType
+from typing import Literal
+
+Host = Literal["hub", "cdn"]
+Kind = Literal[
+    "cut",
+    "reset",
+    "hang",
+    "short",
+    "wrong_bytes",
+    "slow",
+    "no_sizes",
+    "wrong_etag",
+    "no_range",
+    "status",
+    "expired",
+    "redirect_loop",
+    "html",
+    "malformed_json",
+]
+
+DAMAGES_BODY: frozenset[Kind] = frozenset({"cut", "short", "wrong_bytes"})
+ALTERS_HEADERS: frozenset[Kind] = frozenset({"no_sizes", "wrong_etag"})
+REPLACES_ANSWER: frozenset[Kind] = frozenset(
+    {"status", "expired", "redirect_loop", "html", "malformed_json"}
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of trouble, and the requests it befalls.
+
+    A fault only counts as fired, or as skipped, on an answer that it changes: a cut after 1000
+    bytes passes over a HEAD, a redirect and a body of 900 bytes.
+    """
+
+    kind: Kind
+    match: str | None = None
+    method: str | None = None
+    host: Host | None = None
+    times: int | None = 1
+    skip: int = 0
+    after: int | None = None
+    at: int = 0
+    count: int = 1
+    rate: int = 0
+    seconds: float | None = None
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+    etag: str = ""
+
+    def on(
+        self,
+        match: str | None = None,
+        *,
+        method: str | None = None,
+        host: Host | None = None,
+        times: int | EllipsisType | None = ...,
+        skip: int = 0,
+    ) -> Fault:
+        """Return the same fault for these requests only.
+
+        `match` is a substring or glob of the path with its query, or of the file name in the repo.
+        The fault passes over the first `skip` requests it could befall, then fires `times` times;
+        None is for ever, and without it the fault keeps its own number.
+        """
+        often = self.times if times is ... else times
+        return replace(self, match=match, method=method, host=host, times=often, skip=skip)
+
+    def befalls(self, method: str, target: str, file: str | None, host: Host) -> bool:
+        """Say whether a request is among those the fault is for."""
+        if self.method not in (None, method) or self.host not in (None, host):
+            return False
+        pattern = self.match
+        if pattern is None:
+            return True
+        return any(
+            pattern in text or fnmatch.fnmatchcase(text, pattern)
+            for text in (target, file)
+            if text is not None
+        )
+
+
+def cut(after: int) -> Fault:
+    """Close the connection cleanly after so many body bytes, before Content-Length is reached."""
+    return Fault("cut", after=after)
+
+
+def reset(after: int | None = None) -> Fault:
+    """Reset the TCP connection: before the headers, or after so many body bytes."""
+    return Fault("reset", after=after)
+
+
+def hang(after: int | None = None, *, seconds: float | None = None) -> Fault:
+    """Fall silent before the headers or after so many body bytes.
+
+    With `seconds` the answer goes on after that time; otherwise the connection is held until
+    `LoopbackHub.release` or the end of the hub, and then closed.
+    """
+    return Fault("hang", after=after, seconds=seconds)
+
+
+def short(after: int) -> Fault:
+    """Send so many body bytes without a Content-Length, so that the end looks like the end."""
+    return Fault("short", after=after)
+
+
+def wrong_bytes(at: int = 0, count: int = 1) -> Fault:
+    """Invert `count` bytes from the offset `at` of the file; the length stays right."""
+    return Fault("wrong_bytes", at=at, count=count)
+
+
+def slow(rate: int) -> Fault:
+    """Send the body at so many bytes per second, every time unless told otherwise."""
+    return Fault("slow", rate=rate, times=None)
+
+
+def no_sizes() -> Fault:
+    """Leave out Content-Length and X-Linked-Size of answers about files."""
+    return Fault("no_sizes")
+
+
+def no_range() -> Fault:
+    """Answer a request for a range with the whole file, as some proxies do."""
+    return Fault("no_range")
+
+
+def wrong_etag(etag: str = "0" * 64) -> Fault:
+    """Give another hash in ETag and X-Linked-ETag of answers about files."""
+    return Fault("wrong_etag", etag=etag)
+
+
+def status(code: int, *, retry_after: int | str | None = None) -> Fault:
+    """Answer with an error status, with Retry-After where one is given."""
+    headers = () if retry_after is None else (("Retry-After", str(retry_after)),)
+    return Fault("status", status=code, headers=headers)
+
+
+def rate_limited(
+    seconds: int, *, header: Literal["Retry-After", "RateLimit"] = "RateLimit"
+) -> Fault:
+    """Answer 429 and say in one of the two headers how long to wait."""
+    if header == "Retry-After":
+        return status(429, retry_after=seconds)
+    headers = (
+        ("RateLimit", f'"api";r=0;t={seconds}'),
+        ("RateLimit-Policy", '"fixed window";"api";q=500;w=300'),
+    )
+    return Fault("status", status=429, headers=headers)
+
+
+def expired() -> Fault:
+    """Let the signed address asked for expire: 403 from now on, until resolve gives a new one."""
+    return Fault("expired")
+
+
+def redirect_loop() -> Fault:
+    """Redirect to the very address asked for, every time unless told otherwise."""
+    return Fault("redirect_loop", times=None)
+
+
+def html(code: int = 200) -> Fault:
+    """Answer with a page for people, as captive portals and proxies do."""
+    return Fault("html", status=code)
+
+
+def malformed_json() -> Fault:
+    """Answer an API request with JSON that stops half way."""
+    return Fault("malformed_json")

@@ -1,0 +1,236 @@
+"""Checks that need torch, run one after another in one process: its import takes seconds.
+
+Prints a JSON object: the name of each check -> what went wrong, or nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import json
+import logging
+import os
+import shutil
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import BitsAndBytesConfig
+
+import vlmcache
+from tests.kit.caches import CacheBuilder
+from tests.kit.models import CONFIGS
+from vlmcache.errors import (
+    DamagedWeightsError,
+    MissingPackageError,
+    NoDeviceError,
+    UnloadableError,
+    UnsupportedPrecisionError,
+)
+from vlmcache.load import models
+from vlmcache.load.quantized import quantize
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+HOME = os.environ["VLMCACHE_HOME"]
+CACHE = CacheBuilder(Path(os.environ["HF_HOME"]) / "hub")
+
+
+def snapshot(repo: str) -> Path:
+    folder = CACHE.repo(repo).snapshots
+    return next(folder.iterdir())
+
+
+def plain(name: str, precision: str) -> Any:
+    """Load as transformers' own documentation says, without vlmcache."""
+    arguments: dict[str, Any] = {"dtype": torch.bfloat16}
+    if precision in ("fp32", "fp16"):
+        arguments["dtype"] = {"fp32": torch.float32, "fp16": torch.float16}[precision]
+    if precision == "int8":
+        arguments |= {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    if precision == "int4":
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        arguments |= {"quantization_config": settings}
+    if precision in ("int8", "int4"):
+        arguments |= {"device_map": "cpu"}
+    loader = getattr(transformers, CONFIGS[name]["architectures"][0])
+    return loader.from_pretrained(snapshot(f"tiny/{name}"), **arguments).eval()
+
+
+def same_logits(name: str, precision: str) -> None:
+    model, processor = vlmcache.load_model(f"tiny/{name}", precision, "cpu")
+    assert type(model).__name__ == CONFIGS[name]["architectures"][0]
+    assert processor is None
+    ours, theirs = models.first_token(model), models.first_token(plain(name, precision))
+    assert ours.dtype == theirs.dtype
+    assert torch.isfinite(ours).all()
+    assert torch.equal(ours, theirs)
+    for number in range(3):
+        ids = torch.tensor([[number + 5, 7, 400 - number]])
+        with torch.inference_mode():
+            left = model(input_ids=ids).logits
+        assert left.shape[:2] == (1, 3)
+
+
+def copy_has_the_logits_of_quantising(precision: str) -> None:
+    environment = vlmcache.read_environment()
+    config = vlmcache.load_config(None, environment)
+    location = vlmcache.locate_cache(None, environment)
+    before = models.first_token(vlmcache.load_model("tiny/qwen2_vl", precision, "cpu")[0])
+    made = quantize(environment, config, location, "tiny/qwen2_vl", precision)  # type: ignore[arg-type]
+    assert made.made
+    model, _ = vlmcache.load_model("tiny/qwen2_vl", precision, "cpu")
+    assert model.config._name_or_path == made.path
+    assert torch.equal(models.first_token(model), before)
+    # A copy whose bytes changed is not used.
+    weights = Path(made.path) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    model, _ = vlmcache.load_model("tiny/qwen2_vl", precision, "cpu")
+    assert model.config._name_or_path != made.path
+    shutil.rmtree(Path(made.path).parent)
+
+
+def loaders_give_the_same_logits(loader: str) -> None:
+    from vlmcache.load.source import read_source
+
+    source = read_source(str(snapshot("tiny/qwen2_vl")), model="tiny", precision="bf16")
+    left = models.build(source, "cpu", loader=loader)  # type: ignore[arg-type]
+    models.settle(left)
+    assert torch.equal(models.first_token(left), models.first_token(plain("qwen2_vl", "bf16")))
+
+
+def own_code_runs_only_when_allowed() -> None:
+    repo = "tiny/own-code"
+    with contextlib.suppress(UnloadableError):
+        vlmcache.load_model(repo, "bf16", "cpu")
+        raise AssertionError("the code ran unasked")
+    model, _ = vlmcache.load_model(repo, "bf16", "cpu", trust_remote_code=True)
+    assert type(model).__name__ == "OwnModel"
+
+
+def sharded_weights_load() -> None:
+    model, _ = vlmcache.load_model("tiny/sharded", "fp32", "cpu")
+    assert torch.equal(models.first_token(model), models.first_token(plain("qwen2", "fp32")))
+
+
+def missing_weights_are_told() -> None:
+    with raises(DamagedWeightsError, "are not in its files: model.layers.1"):
+        vlmcache.load_model("tiny/lacking", "fp32", "cpu")
+
+
+def a_processor_without_torchvision_is_told() -> None:
+    with raises(MissingPackageError, "needs torchvision") as error:
+        vlmcache.load_model("tiny/with-processor", "fp32", "cpu")
+    assert error[0].hint == "pip install 'vlmcache[vision]'"
+
+
+def a_tokenizer_is_returned() -> None:
+    _, processor = vlmcache.load_model("tiny/with-tokenizer", "fp32", "cpu")
+    assert processor("a b")["input_ids"] == [3, 4]
+
+
+def an_absent_device_is_told() -> None:
+    with raises(NoDeviceError, "no device 'cuda:7'") as error:
+        vlmcache.load_model("tiny/qwen2", "fp32", "cuda:7")
+    assert "cpu" in str(error[0].hint)
+
+
+def a_quantised_model_is_not_quantised_again() -> None:
+    with raises(UnsupportedPrecisionError, "already quantised"):
+        vlmcache.load_model("tiny/quantised", "int4", "cpu")
+
+
+def bitsandbytes_says_nothing_of_no_use() -> None:
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    logging.getLogger("bitsandbytes").addHandler(handler)
+    models.first_token(vlmcache.load_model("tiny/qwen2", "int8", "cpu")[0])
+    logging.getLogger("bitsandbytes").removeHandler(handler)
+    assert said.getvalue() == ""
+
+
+def collecting_goes_on_after_a_load() -> None:
+    vlmcache.load_model("tiny/qwen2", "fp32", "cpu")
+    assert gc.isenabled()
+
+
+def every_weight_is_resident_afterwards() -> None:
+    from vlmcache.load import reader
+
+    weights = [str(snapshot("tiny/qwen2") / "model.safetensors")]
+    reader.evict(weights)
+    vlmcache.load_model("tiny/qwen2", "bf16", "cpu")
+    assert reader.resident_fraction(weights) == 1.0
+
+
+def the_use_is_remembered() -> None:
+    from vlmcache.memory import Memory
+
+    with Memory(HOME) as memory:
+        uses = memory.uses(str(CACHE.root))
+    assert ("model", "tiny/qwen2", snapshot("tiny/qwen2").name) in uses
+
+
+@contextlib.contextmanager
+def raises(kind: type[vlmcache.VlmcacheError], words: str) -> Iterator[list[Any]]:
+    caught: list[Any] = []
+    try:
+        yield caught
+    except kind as error:
+        caught.append(error)
+    if not caught:
+        raise AssertionError(f"{kind.__name__} was not raised")
+    assert words in caught[0].message, caught[0].message
+
+
+def checks() -> Iterator[tuple[str, Callable[[], None]]]:
+    for name in CONFIGS:
+        for precision in PRECISIONS:
+            yield f"{name} {precision}", lambda n=name, p=precision: same_logits(n, p)  # type: ignore[misc]
+    for precision in ("int8", "int4"):
+        yield f"copy {precision}", lambda p=precision: copy_has_the_logits_of_quantising(p)  # type: ignore[misc]
+    for loader in ("fastsafetensors", "runai"):
+        yield f"loader {loader}", lambda one=loader: loaders_give_the_same_logits(one)  # type: ignore[misc]
+    for check in (
+        own_code_runs_only_when_allowed,
+        sharded_weights_load,
+        missing_weights_are_told,
+        a_processor_without_torchvision_is_told,
+        a_tokenizer_is_returned,
+        an_absent_device_is_told,
+        a_quantised_model_is_not_quantised_again,
+        bitsandbytes_says_nothing_of_no_use,
+        collecting_goes_on_after_a_load,
+        every_weight_is_resident_afterwards,
+        the_use_is_remembered,
+    ):
+        yield check.__name__, check
+
+
+def main() -> None:
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    results: dict[str, str | None] = {}
+    for name, check in checks():
+        try:
+            check()
+            results[name] = None
+        except MissingPackageError as absent:
+            results[name] = f"skip: {absent.message}"
+        except Exception:
+            results[name] = traceback.format_exc()
+    with open(answer, "w") as file:
+        json.dump(results, file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,399 @@
+"""Trials are cold when they say so, failures stay apart, and every one has a line that helps."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.kit.contents import Content
+from tests.kit.disks import small_filesystem
+from tests.kit.hub import LoopbackHub
+from tests.kit.models import needs_bitsandbytes, needs_torch
+from tests.load.conftest import World
+from tests.load.test_report import report
+from vlmcache.config import CacheLocation
+from vlmcache.errors import CrashedError, UnloadableError
+from vlmcache.load import bench, capacity, reader
+from vlmcache.load.child import crash, run_child
+from vlmcache.load.report import Remembered
+from vlmcache.load.source import Source, read_source
+from vlmcache.load.wishes import Wishes
+from vlmcache.memory import Memory
+
+HOLD = """
+import mmap, sys
+file = open(sys.argv[1], "rb")
+held = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+sum(held[at] for at in range(0, len(held), mmap.PAGESIZE))
+print("held", flush=True)
+sys.stdin.read()
+"""
+DYING = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
+linux_only = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux evicts files from memory on request"
+)
+
+
+@contextlib.contextmanager
+def held_in_memory(path: Path) -> Iterator[None]:
+    """Let another process keep a file mapped and touched."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def write_file(path: Path, size: int = 5_000_000) -> Path:
+    path.write_bytes(bytes(range(256)) * (size // 256))
+    return path
+
+
+@linux_only
+def test_files_are_cold_after_preparing_a_cold_trial(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "weights")
+    assert reader.resident_bytes(str(path)) == path.stat().st_size
+    assert bench.prepare([str(path)], "cold") == (0.0, None)
+
+
+@linux_only
+def test_files_that_another_process_keeps_in_memory_are_not_cold(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "weights")
+    with held_in_memory(path):
+        resident, why_not = bench.prepare([str(path)], "cold")
+    assert resident is not None
+    assert resident > 0.9
+    assert why_not is not None
+    assert "stay in memory after eviction" in why_not
+
+
+@linux_only
+def test_files_on_a_filesystem_in_memory_are_never_cold() -> None:
+    with small_filesystem(10_000_000) as place:
+        path = write_file(place / "weights")
+        assert bench.prepare([str(path)], "cold") == (
+            1.0,
+            "the weights are on tmpfs, which is memory",
+        )
+
+
+def test_files_are_in_memory_after_preparing_a_warm_trial(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "weights")
+    reader.evict([str(path)])
+    assert bench.prepare([str(path)], "warm") == (1.0, None)
+
+
+@linux_only
+@needs_torch
+def test_a_trial_whose_pages_another_process_keeps_does_not_count(tiny_world: World) -> None:
+    weights = next(tiny_world.cache.repo("tiny/qwen2").snapshots.glob("*/model.safetensors"))
+    with held_in_memory(weights):
+        code, document = tiny_world.document(
+            "load-test", "tiny/qwen2", "--cold", "--trials", "1", "--precision", "bf16"
+        )
+    (result,) = document["results"]
+    (trial,) = result["trials"]
+    assert code == 0
+    assert trial["valid"] is False
+    assert "a process uses them" in trial["why_not"]
+    assert trial["resident_before"] > 0.9
+    assert trial["seconds"] > 0
+    assert result["cold"] is None
+    assert "no trial is valid" in result["verdict"]
+
+
+@needs_torch
+def test_a_synthetic_model_is_measured_and_leaves_nothing_behind(tiny_world: World) -> None:
+    code, document = tiny_world.document(
+        "load-test", "--synthetic", "tiny", "--trials", "1", "--tokens", "3"
+    )
+    assert code == 0
+    (result,) = document["results"]
+    assert [trial["temperature"] for trial in result["trials"]] == ["cold", "warm", "hot"]
+    cold, warm, hot = result["trials"]
+    assert result["bytes"] > 20_000_000
+    for trial in (cold, warm):
+        assert sum(trial["phases"].values()) == pytest.approx(trial["seconds"])
+        assert set(trial["phases"]) == {"start", "import", "build", "read"}
+        assert trial["peak_memory"] > result["bytes"]
+        assert trial["first_token"] > 0
+    assert warm["resident_before"] == 1.0
+    assert hot["seconds"] < warm["seconds"]
+    if cold["valid"]:
+        assert cold["resident_before"] <= 0.01
+        assert cold["bytes_read"] >= result["bytes"] * 0.9
+        assert result["disk_limit_seconds"] > 0
+        assert 0 < result["efficiency"] < 1.5
+    assert list((tiny_world.root / "own" / "synthetic").iterdir()) == []
+    code, history = tiny_world.document("load-test", "--history", "tiny")
+    assert code == 0
+    assert history["history"][0]["result"]["model"] == "tiny"
+    assert history["history"][0]["result"]["warm"] == result["warm"]
+
+
+def own_code(modeling: str) -> dict[str, Content]:
+    names = {"AutoConfig": "configuration_own.C", "AutoModelForCausalLM": "modeling_own.M"}
+    return {
+        "config.json": json.dumps({"model_type": "dying", "auto_map": names}).encode(),
+        "configuration_own.py": modeling.encode(),
+        "modeling_own.py": modeling.encode(),
+        "model.safetensors": (2).to_bytes(8, "little") + b"{}",
+    }
+
+
+@needs_torch
+def test_each_failure_is_told_and_none_takes_the_others_results_along(
+    tiny_world: World,
+) -> None:
+    cache = tiny_world.cache
+    config = {"config.json": tiny_world.made["qwen2"]["config.json"]}
+    index = {"metadata": {}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    cache.repo("bad/shard").revision(
+        config
+        | {
+            "model.safetensors.index.json": json.dumps(index).encode(),
+            "model-1.safetensors": b"x" * 100,
+        }
+    )
+    cache.repo("bad/header").revision(config | {"model.safetensors": b"\xff" * 1000})
+    cache.repo("bad/unknown").revision(
+        {"config.json": b'{"model_type": "nobody_knows"}'}
+        | {"model.safetensors": tiny_world.made["qwen2"]["model.safetensors"]}
+    )
+    cache.repo("bad/code").revision(own_code(DYING))
+    dying = cache.repo("bad/dying").revision(own_code(DYING), refs=())
+    big = cache.repo("bad/big")
+    big.revision(config | {"model.safetensors": b"small"}, tree=False)
+    shape = [1_000_000, 1_000_000]
+    header = {"w": {"dtype": "BF16", "shape": shape, "data_offsets": [0, 2 * 10**12]}}
+    encoded = json.dumps(header).encode()
+    blob = next(big.snapshots.glob("*/model.safetensors")).resolve()
+    with blob.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        # A hole: a length without content.
+        file.truncate(8 + len(encoded) + 2 * 10**12)
+    (tiny_world.root / "models.yaml").write_text(
+        f"models:\n  dying:\n    model_path: bad/dying\n    revision: {dying}\n"
+        "    trust_remote_code: true\n"
+    )
+    names = ["bad/shard", "bad/header", "bad/unknown", "bad/code", "bad/big", "dying", "bad/absent"]
+    code, document = tiny_world.document(
+        "load-test",
+        *names,
+        "tiny/qwen2",
+        "--config",
+        "models.yaml",
+        "--cold",
+        "--trials",
+        "1",
+        "--precision",
+        "bf16",
+        "--loader",
+        "readahead",
+    )
+    blob.unlink()
+    assert code == 3
+    assert [result["model"] for result in document["results"]] == ["tiny/qwen2"]
+    told = {one["model"]: one for one in document["failures"]}
+    assert {name: one["code"] for name, one in told.items()} == {
+        "bad/shard": "not-downloaded",
+        "bad/header": "damaged-weights",
+        "bad/unknown": "unknown-architecture",
+        "bad/code": "untrusted-code",
+        "bad/big": "not-enough-memory",
+        "bad/absent": "not-downloaded",
+        "dying": "crashed",
+    }
+    assert "model-2.safetensors" in told["bad/shard"]["message"]
+    assert told["bad/shard"]["hint"] == "vlmcache pull bad/shard"
+    assert "verify bad/header" in told["bad/header"]["hint"]
+    assert "nobody_knows" in told["bad/unknown"]["message"]
+    assert "--trust-remote-code" in told["bad/code"]["hint"]
+    assert "needs about 2.2 TB" in told["bad/big"]["message"]
+    assert "SIGKILL" in told["dying"]["message"]
+    assert document["errors"][0]["code"] == "partly"
+
+
+@needs_torch
+def test_an_absent_device_is_exit_11_and_one_line(tiny_world: World) -> None:
+    done = tiny_world.vlmcache("load-test", "tiny/qwen2", "--device", "cuda:9")
+    assert done.returncode == 11
+    assert done.stdout == ""
+    assert done.stderr == "vlmcache: no device 'cuda:9' on this machine (there: cpu)\n"
+
+
+@needs_bitsandbytes
+def test_a_missing_bitsandbytes_is_exit_11_and_one_line(tiny_world: World) -> None:
+    done = tiny_world.vlmcache(
+        "load-test", "tiny/qwen2", "--precision", "int8", **tiny_world.without("bitsandbytes")
+    )
+    assert done.returncode == 11
+    assert done.stderr.startswith("vlmcache: int8 needs bitsandbytes")
+    assert done.stderr.endswith("(pip install bitsandbytes)\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("load-test", "--synthetic", "tiny"), ("load-test", "org/name")]
+)
+def test_without_torch_one_line_says_what_to_install(
+    world: World, arguments: tuple[str, ...]
+) -> None:
+    done = world.vlmcache(*arguments, **world.without("torch", "transformers"))
+    assert done.returncode == 11
+    assert done.stderr == (
+        "vlmcache: loading models needs torch and transformers (pip install 'vlmcache[load]')\n"
+    )
+    assert done.stdout == ""
+
+
+@needs_bitsandbytes
+def test_a_kept_copy_is_measured_beside_quantising_at_load(tiny_world: World) -> None:
+    code, made = tiny_world.document("quantize", "tiny/qwen3_vl", "--precision", "int8")
+    assert code == 0
+    assert made["made"] is True
+    assert Path(made["path"]).is_dir()
+    code, document = tiny_world.document(
+        "load-test", "tiny/qwen3_vl", "--precision", "int8", "--warm", "--trials", "1"
+    )
+    assert code == 0
+    copy, at_load = document["results"]
+    assert (copy["source"], at_load["source"]) == ("copy", "at-load")
+    assert copy["bytes"] < at_load["bytes"]
+    assert "quantise" not in copy["trials"][0]["phases"]
+    assert at_load["trials"][0]["phases"]["quantise"] > 0
+    code, gone = tiny_world.document("quantize", "tiny/qwen3_vl", "--remove")
+    assert code == 0
+    assert gone["freed"] > 0
+    assert not Path(made["path"]).exists()
+
+
+def test_a_child_that_is_killed_is_told_of() -> None:
+    with pytest.raises(CrashedError, match="was killed") as caught:
+        raise crash("tiny", -signal.SIGKILL, [])
+    assert caught.value.hint is not None
+
+
+def test_a_child_without_an_answer_is_told_of_with_its_last_words() -> None:
+    with pytest.raises(UnloadableError, match="KeyError: 'no-such-task'"):
+        run_child({"task": "no-such-task"}, "tiny")
+
+
+def test_a_model_that_does_not_fit_is_told_with_a_precision_that_does(tmp_path: Path) -> None:
+    header = {"layer.weight": {"dtype": "F32", "shape": [1000, 1000], "data_offsets": [0, 4000000]}}
+    encoded = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(
+        len(encoded).to_bytes(8, "little") + encoded + bytes(4_000_000)
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    source = read_source(str(tmp_path), model="m", precision="fp32")
+    need = capacity.estimate(source)
+    capacity.check_fits(source, need, need.total, "cpu")
+    with pytest.raises(UnloadableError, match="needs about 604 MB") as caught:
+        capacity.check_fits(source, need, 603_000_000, "cpu")
+    assert "cpu has 603 MB free" in caught.value.message
+    assert caught.value.hint == "--precision fp16 takes about 602 MB"
+
+
+def test_available_memory_is_what_the_machine_has_at_most() -> None:
+    import psutil
+
+    assert 0 < capacity.available_memory() <= psutil.virtual_memory().total
+
+
+@needs_torch
+def test_an_interrupted_load_test_leaves_nothing_running(world: World) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlmcache", "load-test", "--synthetic", "tiny"],
+        env=world.environment,
+        cwd=world.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    making = world.root / "own" / "synthetic"
+    deadline = time.monotonic() + 60
+    while not (making.is_dir() and any(making.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output == ""
+    assert "Traceback" not in errors
+    assert list(making.iterdir()) == []
+
+
+@needs_torch
+def test_doctor_asks_torch_for_its_devices(world: World) -> None:
+    _, document = world.document("doctor")
+    assert document["devices"] == [one for one in document["devices"] if one["torch"]]
+    assert "torch-broken" not in {finding["code"] for finding in document["findings"]}
+    broken = world.root / "broken"
+    (broken / "torch").mkdir(parents=True)
+    (broken / "torch" / "__init__.py").write_text("raise ImportError('no libcudart.so')\n")
+    _, document = world.document("doctor", PYTHONPATH=str(broken))
+    (finding,) = [one for one in document["findings"] if one["code"] == "torch-broken"]
+    assert "no libcudart.so" in finding["detail"]
+
+
+@needs_torch
+def test_load_model_downloads_what_is_not_cached(tiny_world: World) -> None:
+    code = (
+        "import vlmcache; model, processor = vlmcache.load_model('org/far', 'bf16', 'cpu');"
+        "print(type(model).__name__)"
+    )
+    with LoopbackHub() as hub:
+        files = tiny_world.made["qwen2"]
+        hub.add_repo("org/far").commit(files)
+        told = tiny_world.python(code, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+    assert told == "Qwen2ForCausalLM\n"
+    assert tiny_world.python(code) == "Qwen2ForCausalLM\n"
+
+
+def test_the_loader_is_the_one_that_was_faster_here_beyond_the_spread(world: World) -> None:
+    home = str(world.root / "own")
+    machine = bench.describe_machine((), str(world.root))
+    source = read_source_of_nothing(world.root)
+
+    def chosen() -> str:
+        run = bench._Bench(home, CacheLocation("", ""), Wishes(), lambda _text: None)
+        run.machine, run.device = machine, "cpu"
+        return run._best_loader(source)
+
+    def measured(loader: str, *seconds: float, cpu: str = machine.cpu) -> None:
+        (result,) = report(*seconds, loader=loader).results
+        there = msgspec.structs.replace(machine, cpu=cpu)
+        with Memory(home) as memory:
+            at = datetime.now(timezone.utc)
+            memory.record_load(msgspec.json.encode(Remembered(at, there, result)))
+
+    assert chosen() == "readahead"
+    measured("plain", 1.0, 1.1, 1.2)
+    assert chosen() == "readahead"
+    measured("readahead", 1.1, 2.0, 3.0)
+    assert chosen() == "readahead"
+    measured("readahead", 2.0, 2.1, 2.2)
+    assert chosen() == "plain"
+    measured("plain", 0.1, 0.1, 0.1, cpu="another")
+    measured("plain", 5.0, 5.0, 5.0)
+    assert chosen() == "readahead"
+
+
+def read_source_of_nothing(folder: Path) -> Source:
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return read_source(str(folder), model="m", precision="bf16")

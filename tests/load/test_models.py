@@ -1,0 +1,166 @@
+"""Models load as transformers itself loads them, at each precision; what cannot be is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kit.contents import Content
+from tests.kit.models import CONFIGS, needs_torch
+from tests.load.conftest import World
+
+pytestmark = needs_torch
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+OWN_CONFIGURATION = """
+from transformers import Qwen2Config
+
+
+class OwnConfig(Qwen2Config):
+    model_type = "own"
+"""
+OWN_MODELING = """
+from transformers import Qwen2ForCausalLM
+
+from .configuration_own import OwnConfig
+
+
+class OwnModel(Qwen2ForCausalLM):
+    config_class = OwnConfig
+"""
+WORDS: dict[str, Any] = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": {"type": "Whitespace"},
+    "post_processor": None,
+    "decoder": None,
+    "model": {"type": "WordLevel", "vocab": {"[U]": 0, "a": 3, "b": 4}, "unk_token": "[U]"},
+}
+TOKENIZER = {
+    "tokenizer.json": json.dumps(WORDS).encode(),
+    "tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast"}',
+}
+
+
+def with_config(files: dict[str, Content], **changes: Any) -> dict[str, Content]:
+    path = files["config.json"]
+    assert isinstance(path, Path)
+    return files | {"config.json": json.dumps(json.loads(path.read_text()) | changes).encode()}
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Any], bytes]:
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def safetensors(header: dict[str, Any], content: bytes, names: list[str]) -> bytes:
+    """Return a file with only some tensors of another."""
+    kept: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    parts = b""
+    for name in names:
+        begin, end = header[name]["data_offsets"]
+        kept[name] = header[name] | {"data_offsets": [len(parts), len(parts) + end - begin]}
+        parts += content[begin:end]
+    encoded = json.dumps(kept).encode()
+    return len(encoded).to_bytes(8, "little") + encoded + parts
+
+
+@pytest.fixture(scope="session")
+def outcomes(tiny_world: World) -> dict[str, str | None]:
+    """What became of each check of checks.py."""
+    files = tiny_world.made["qwen2"]
+    weights = files["model.safetensors"]
+    assert isinstance(weights, Path)
+    header, content = read_safetensors(weights)
+    names = [name for name in header if name != "__metadata__"]
+    half = len(names) // 2
+    index = dict.fromkeys(names[:half], "model-1.safetensors")
+    index |= dict.fromkeys(names[half:], "model-2.safetensors")
+    config = {"config.json": files["config.json"]}
+    first = [name for name in names if ".layers.1." not in name]
+    own = {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModelForCausalLM": "modeling_own.OwnModel",
+    }
+    for repo, held in {
+        "sharded": config
+        | {
+            "model.safetensors.index.json": json.dumps(
+                {"metadata": {}, "weight_map": index}
+            ).encode(),
+            "model-1.safetensors": safetensors(header, content, names[:half]),
+            "model-2.safetensors": safetensors(header, content, names[half:]),
+        },
+        "lacking": config | {"model.safetensors": safetensors(header, content, first)},
+        "own-code": with_config(files, model_type="own", auto_map=own)
+        | {
+            "configuration_own.py": OWN_CONFIGURATION.encode(),
+            "modeling_own.py": OWN_MODELING.encode(),
+        },
+        "with-tokenizer": files | TOKENIZER,
+        "with-processor": tiny_world.made["qwen2_vl"]
+        | TOKENIZER
+        | {
+            "preprocessor_config.json": b'{"image_processor_type": "Qwen2VLImageProcessor",'
+            b' "processor_class": "Qwen2VLProcessor"}',
+        },
+        "quantised": with_config(files, quantization_config={"quant_method": "gptq", "bits": 4}),
+    }.items():
+        tiny_world.cache.repo(f"tiny/{repo}").revision(held)
+    checks = Path(__file__).with_name("checks.py").read_text()
+    results: dict[str, str | None] = json.loads(tiny_world.python(checks))
+    return results
+
+
+def assert_done(outcomes: dict[str, str | None], name: str) -> None:
+    problem = outcomes[name]
+    if problem is not None and problem.startswith("skip: "):
+        pytest.skip(problem.removeprefix("skip: "))
+    assert problem is None, problem
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_equal_those_of_plain_transformers(
+    outcomes: dict[str, str | None], name: str, precision: str
+) -> None:
+    assert_done(outcomes, f"{name} {precision}")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_kept_copy_has_the_logits_of_quantising_and_is_not_used_once_damaged(
+    outcomes: dict[str, str | None], precision: str
+) -> None:
+    assert_done(outcomes, f"copy {precision}")
+
+
+@pytest.mark.parametrize("loader", ["fastsafetensors", "runai"])
+def test_other_readers_give_the_same_logits(outcomes: dict[str, str | None], loader: str) -> None:
+    assert_done(outcomes, f"loader {loader}")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "own_code_runs_only_when_allowed",
+        "sharded_weights_load",
+        "missing_weights_are_told",
+        "a_processor_without_torchvision_is_told",
+        "a_tokenizer_is_returned",
+        "an_absent_device_is_told",
+        "a_quantised_model_is_not_quantised_again",
+        "bitsandbytes_says_nothing_of_no_use",
+        "collecting_goes_on_after_a_load",
+        "every_weight_is_resident_afterwards",
+        "the_use_is_remembered",
+    ],
+)
+def test_load_model(outcomes: dict[str, str | None], check: str) -> None:
+    assert_done(outcomes, check)

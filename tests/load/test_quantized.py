@@ -1,0 +1,203 @@
+"""Kept copies are found only while they are what was made, listed, and removed with their model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.load.conftest import World
+from vlmcache.config import load_config, locate_cache, read_environment
+from vlmcache.errors import NotDownloadedError, SpaceError, UsageError
+from vlmcache.load import copies, quantized
+from vlmcache.load.source import Source, read_source
+
+COMMIT = "1" * 40
+OTHER = "2" * 40
+
+
+def source(tmp_path: Path, commit: str = COMMIT) -> Source:
+    folder = tmp_path / "snapshot"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return read_source(str(folder), model="m", precision="int8", repo="org/name", commit=commit)
+
+
+def keep(home: Path, of: Source) -> copies.KeptCopy:
+    making = Path(quantized.making_folder(str(home)))
+    (making / "config.json").write_text('{"model_type": "qwen2", "quantization_config": {}}')
+    (making / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return quantized.publish(str(home), str(making), of)
+
+
+def test_a_copy_is_preferred_to_the_weights_it_was_made_of(tmp_path: Path) -> None:
+    snapshot = source(tmp_path)
+    assert quantized.preferred(str(tmp_path), snapshot) is snapshot
+    kept = keep(tmp_path, snapshot)
+    chosen = quantized.preferred(str(tmp_path), snapshot)
+    assert (chosen.kind, chosen.folder) == ("copy", kept.path)
+    assert chosen.commit == COMMIT
+
+
+def test_a_copy_made_again_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
+    snapshot = source(tmp_path)
+    weights = Path(keep(tmp_path, snapshot).path) / "model.safetensors"
+    os.truncate(weights, 4)
+    assert keep(tmp_path, snapshot).path == str(weights.parent)
+    assert quantized.preferred(str(tmp_path), snapshot).kind == "copy"
+    assert [entry.name for entry in (tmp_path / copies.FOLDER).iterdir()] == ["models--org--name"]
+
+
+@pytest.mark.parametrize("change", ["truncate", "bytes", "gone", "manifest"])
+def test_a_copy_that_changed_is_not_used(tmp_path: Path, change: str) -> None:
+    snapshot = source(tmp_path)
+    weights = Path(keep(tmp_path, snapshot).path) / "model.safetensors"
+    if change == "truncate":
+        os.truncate(weights, 4)
+    elif change == "bytes":
+        weights.write_bytes((2).to_bytes(8, "little") + b"[]")
+    elif change == "gone":
+        weights.unlink()
+    else:
+        weights.with_name(copies.MANIFEST).write_text("{")
+    assert quantized.preferred(str(tmp_path), snapshot) is snapshot
+
+
+def test_a_touched_copy_with_the_same_bytes_is_still_used(tmp_path: Path) -> None:
+    snapshot = source(tmp_path)
+    weights = Path(keep(tmp_path, snapshot).path) / "model.safetensors"
+    os.utime(weights)
+    assert quantized.preferred(str(tmp_path), snapshot).kind == "copy"
+
+
+def test_only_hashing_all_finds_a_change_that_kept_its_time(tmp_path: Path) -> None:
+    folder = keep(tmp_path, source(tmp_path)).path
+    weights = Path(folder) / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    weights.write_bytes((2).to_bytes(8, "little") + b"[]")
+    os.utime(weights, ns=(before, before))
+    assert quantized.damaged_files(folder) == []
+    assert quantized.damaged_files(folder, hash_all=True) == ["model.safetensors"]
+
+
+def test_a_copy_of_another_librarys_version_is_listed_and_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = source(tmp_path)
+    keep(tmp_path, snapshot)
+    monkeypatch.setattr(copies, "installed_versions", lambda: {"bitsandbytes": "99"})
+    assert quantized.preferred(str(tmp_path), snapshot) is snapshot
+    assert [copy.current for copy in copies.list_copies(str(tmp_path))] == [False]
+
+
+def test_copies_of_one_commit_or_of_all_are_removed(tmp_path: Path) -> None:
+    home = str(tmp_path)
+    keep(tmp_path, source(tmp_path))
+    keep(tmp_path, source(tmp_path, OTHER))
+    assert [copy.commit for copy in copies.list_copies(home)] == [COMMIT, OTHER]
+    assert copies.remove_copies(home, "org/name", COMMIT) > 0
+    assert [copy.commit for copy in copies.list_copies(home)] == [OTHER]
+    assert copies.remove_copies(home, "org/name") > 0
+    assert copies.remove_copies(home, "org/name") == 0
+    assert list((tmp_path / copies.FOLDER).iterdir()) == []
+
+
+def test_a_link_in_place_of_copies_is_never_followed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    folder = tmp_path / copies.FOLDER / "models--org--name"
+    folder.parent.mkdir()
+    folder.symlink_to(precious)
+    assert copies.remove_copies(str(tmp_path), "org/name") == 0
+    assert copies.list_copies(str(tmp_path)) == []
+    assert (precious / "file").exists()
+
+
+def test_what_a_killed_process_was_making_is_cleared_away(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    left = tmp_path / copies.FOLDER / f"{quantized.MAKING}{done.stdout.strip()}"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").touch()
+    running = left.with_name(f"{quantized.MAKING}{os.getppid()}")
+    running.mkdir()
+    quantized.making_folder(str(tmp_path))
+    assert not left.exists()
+    assert running.exists()
+
+
+def run_quantize(world: World, **changes: str | bool) -> quantized.Quantization:
+    environment = read_environment(world.environment, str(world.root))
+    config = load_config(None, environment)
+    arguments = {"name": "org/name", "precision": "int8"} | changes
+    return quantized.quantize(
+        environment,
+        config,
+        locate_cache(None, environment),
+        **arguments,  # type: ignore[arg-type]
+    )
+
+
+def test_a_copy_that_would_fill_the_disk_is_refused_before_it_is_begun(world: World) -> None:
+    header = {"w": {"dtype": "BF16", "shape": [1000, 1000], "data_offsets": [0, 2_000_000]}}
+    encoded = json.dumps(header).encode()
+    world.cache.repo("org/name").revision(
+        {
+            "config.json": b'{"model_type": "qwen2"}',
+            "model.safetensors": len(encoded).to_bytes(8, "little") + encoded + bytes(2_000_000),
+        }
+    )
+    (world.root / "config.yaml").write_text("models: {}\nvlmcache: {min_free: 900TB}\n")
+    plan = run_quantize(world, dry_run=True)
+    assert (plan.made, plan.source_bytes > 2_000_000, plan.expected) == (False, True, 1_004_000)
+    with pytest.raises(SpaceError, match="takes about 1 MB"):
+        run_quantize(world)
+    assert not (world.root / "own" / copies.FOLDER).exists()
+
+
+def test_only_int8_and_int4_are_quantised(world: World) -> None:
+    with pytest.raises(UsageError, match="bf16 is not quantised"):
+        run_quantize(world, precision="bf16")
+
+
+def test_a_model_that_is_not_cached_is_not_quantised(world: World) -> None:
+    with pytest.raises(NotDownloadedError) as caught:
+        run_quantize(world)
+    assert caught.value.hint == "vlmcache pull org/name"
+
+
+def test_status_lists_copies_and_rm_removes_them_with_their_model(world: World) -> None:
+    repo = world.cache.repo("org/name")
+    commit = repo.revision({"config.json": b"{}", "model.safetensors": b"x" * 100})
+    kept = keep(world.root / "own", source(world.root, commit))
+    (world.root / "config.yaml").write_text("models: {}\n")
+    _, document = world.document("status")
+    (copy,) = document["copies"]
+    assert (copy["repo"], copy["commit"], copy["precision"]) == ("org/name", commit, "int8")
+    assert copy["path"] == kept.path
+    assert "org/name int8, 60 B" in world.vlmcache("status").stdout
+    assert world.vlmcache("rm", "org/name", "--yes").returncode == 0
+    assert not Path(kept.path).exists()
+    assert world.document("status")[1]["copies"] == []
+
+
+def test_removing_a_copy_leaves_other_precisions(world: World) -> None:
+    snapshot = source(world.root)
+    kept = keep(world.root / "own", snapshot)
+    code, document = world.document("quantize", "org/name", "--precision", "int4", "--remove")
+    assert (code, document["freed"]) == (0, 0)
+    assert Path(kept.path).is_dir()
+    code, document = world.document("quantize", "org/name", "--precision", "int8", "--remove")
+    assert code == 0
+    assert document["freed"] > 0
+    assert not Path(kept.path).exists()

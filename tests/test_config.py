@@ -1,0 +1,293 @@
+"""Configuration and cache location: each value with its origin, each mistake with its line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vlmcache.config import (
+    Environment,
+    find_model,
+    load_config,
+    locate_cache,
+    own_home,
+    read_environment,
+    shipped_config,
+)
+from vlmcache.errors import ConfigError, UnknownModelError, UsageError
+
+REPOSITORY = Path(__file__).parent.parent
+
+APPLICATION = """\
+# Konfiguration der Anwendung — 日本語
+app: {name: "OCR für alle", debug: false}
+server:
+  host: 0.0.0.0
+  port: 7860
+models:
+  got_ocr:
+    name: "GOT-OCR 2.0 — schnell"
+    description: Erkennt Text, Формулы и 表
+    model_path: "stepfun-ai/GOT-OCR2_0"
+    precision: "fp16"
+    device_map: "cuda:0"
+    trust_remote_code: true
+    max_length: 4096
+    ocr_type: format
+  qwen_vl_2b: &qwen
+    model_path: Qwen/Qwen2-VL-2B-Instruct
+    precision: INT8
+    device_map: {visual: 0, model: 1, lm_head: 1}
+    min_pixels: 200704
+    max_pixels: 1003520
+    size: "2B"
+  qwen_vl_pinned:
+    <<: *qwen
+    revision: 1.0
+prompts: [ "Beschreibe das Bild", ~ ]
+logging: {level: INFO, file: ~/log.txt}
+"""
+
+
+def environment(folder: Path, **variables: str) -> Environment:
+    return read_environment({"HOME": os.environ["HOME"]} | variables, str(folder))
+
+
+def loaded(folder: Path, text: str | bytes) -> object:
+    path = folder / "config.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_config(None, environment(folder))
+
+
+def test_an_applications_own_file_is_used_unchanged(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(APPLICATION, encoding="utf-8")
+    config = load_config(None, environment(tmp_path))
+    assert list(config.models) == ["got_ocr", "qwen_vl_2b", "qwen_vl_pinned"]
+    got = config.models["got_ocr"]
+    assert (got.repo, got.precision, got.trust_remote_code) == (
+        "stepfun-ai/GOT-OCR2_0",
+        "fp16",
+        True,
+    )
+    assert config.models["qwen_vl_2b"].device_map == {"visual": 0, "model": 1, "lm_head": 1}
+    assert not config.warnings
+
+
+def test_a_merge_key_is_honoured_and_a_numeric_tag_stays_as_written(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(APPLICATION, encoding="utf-8")
+    pinned = load_config(None, environment(tmp_path)).models["qwen_vl_pinned"]
+    assert (pinned.repo, pinned.precision, pinned.revision) == (
+        "Qwen/Qwen2-VL-2B-Instruct",
+        "int8",
+        "1.0",
+    )
+
+
+def test_repo_is_accepted_in_place_of_model_path(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("models: {a: {repo: org/name}}")
+    assert load_config(None, environment(tmp_path)).models["a"].repo == "org/name"
+
+
+def test_the_shipped_file_is_the_one_at_the_top_of_the_project() -> None:
+    shipped = REPOSITORY / "src" / "vlmcache" / "config.yaml"
+    assert shipped.read_bytes() == (REPOSITORY / "config.yaml").read_bytes()
+
+
+def test_the_shipped_models_state_what_to_expect_of_them() -> None:
+    config = shipped_config()
+    assert list(config.models) == ["got_ocr", "qwen_vl_2b", "qwen_vl_7b"]
+    assert all(model.expected_size and model.expected_memory for model in config.models.values())
+
+
+def test_without_a_file_or_a_models_section_the_shipped_models_count(tmp_path: Path) -> None:
+    assert load_config(None, environment(tmp_path)).source == "shipped"
+    (tmp_path / "config.yaml").write_text("vlmcache: {min_free: 2GiB}\n")
+    config = load_config(None, environment(tmp_path))
+    assert config.limits.min_free == 2 * 1024**3
+    assert "qwen_vl_2b" in config.models
+
+
+def test_the_file_is_searched_in_the_stated_order(tmp_path: Path) -> None:
+    user = Path(os.environ["HOME"]) / ".config" / "vlmcache"
+    user.mkdir(parents=True)
+    (user / "config.yaml").write_text("models: {}")
+    assert load_config(None, environment(tmp_path)).source == "user"
+    (tmp_path / "config.yaml").write_text("models: {}")
+    assert load_config(None, environment(tmp_path)).source == "./config.yaml"
+    (tmp_path / "other.yaml").write_text("models: {}")
+    named = environment(tmp_path, VLMCACHE_CONFIG="other.yaml")
+    assert load_config(None, named).source == "VLMCACHE_CONFIG"
+    assert load_config("config.yaml", named).source == "--config"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("models:\n  a:\n    model_path: org/name\n    precision: fp17\n", 4, "models.a.precision"),
+        ("models:\n  a:\n    precision: fp16\n", 3, "needs model_path"),
+        ("models:\n  a:\n    model_path: ../../etc\n", 3, "not a repo id"),
+        ("models:\n  a:\n    model_path: null\n", 3, "models.a.model_path"),
+        ("models:\n  a:\n    model_path: [x]\n", 3, "models.a.model_path"),
+        ("models:\n  a: org/name\n", 2, "models.a"),
+        ("models: [a, b]\n", 1, "models"),
+        ("models:\n  a:\n    repo: org/name\n    revision: a..b/../c\n", 4, "models.a.revision"),
+        ("models:\n  a:\n    repo: o/n\n    trust_remote_code: maybe\n", 4, "trust_remote_code"),
+        ("models:\n  a:\n    repo: o/n\n    device_map: 7\n", 4, "device_map"),
+        ("vlmcache:\n  min_free: lots\n", 2, "vlmcache.min_free"),
+        ("vlmcache: 7\n", 1, "vlmcache"),
+        ("app: 1\nmodels: {a: {repo: o/n}\n", 3, "not valid YAML"),
+        ("a: \t- b\n", 1, "not valid YAML"),
+        ("just words", 1, "must be a mapping"),
+    ],
+)
+def test_a_wrong_value_names_file_line_and_key(
+    tmp_path: Path, text: str, line: int, words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, text)
+    assert caught.value.message.startswith(f"{tmp_path}/config.yaml:{line}: ")
+    assert words in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00bad",
+        b"models: {a: !!python/object/apply:os.system [true]}",
+        b"? [a, b]\n: c",
+        b"a: &a [*a]\nmodels: {}",
+        b"[" * 20_000,
+        b"models: &m\n  <<: *m\n",
+        b"date: 2024-05-45",
+    ],
+)
+def test_a_hostile_file_is_read_as_data_or_refused(tmp_path: Path, content: bytes) -> None:
+    message = ""
+    try:
+        loaded(tmp_path, content)
+    except ConfigError as error:
+        message = error.message
+    assert "\n" not in message
+
+
+def test_a_bomb_of_aliases_does_not_grow(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    loaded(tmp_path, "\n".join([*lines, "models: {}"]))
+
+
+def test_an_unknown_key_of_ours_is_told_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("vlmcache:\n  min_fre: 1GB\n")
+    (warning,) = load_config(None, environment(tmp_path)).warnings
+    assert "min_fre is not known; did you mean min_free?" in warning
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "."])
+def test_a_named_file_that_cannot_be_read_is_a_configuration_error(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"no such file|cannot be read"):
+        load_config(name, environment(tmp_path))
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
+def test_any_bytes_are_a_configuration_or_a_configuration_error(
+    tmp_path: Path, content: bytes
+) -> None:
+    try:
+        loaded(tmp_path, content)
+    except ConfigError:
+        return
+
+
+CHAIN = (
+    ("HF_HUB_CACHE", "/one", "/one"),
+    ("HUGGINGFACE_HUB_CACHE", "/two", "/two"),
+    ("HF_HOME", "/three", "/three/hub"),
+    ("XDG_CACHE_HOME", "/four", "/four/huggingface/hub"),
+)
+
+
+@pytest.mark.parametrize("first", range(5))
+def test_the_first_source_that_is_set_decides_where_the_cache_is(
+    tmp_path: Path, first: int
+) -> None:
+    variables = {name: value for name, value, _ in CHAIN[first:]}
+    location = locate_cache(None, environment(tmp_path, **variables))
+    if first == 4:
+        expected = (str(Path(os.environ["HOME"]) / ".cache/huggingface/hub"), "default")
+    else:
+        expected = (CHAIN[first][2], CHAIN[first][0])
+    assert (location.dir, location.source) == expected
+
+
+def test_the_option_comes_before_every_variable_and_empty_ones_count_as_unset(
+    tmp_path: Path,
+) -> None:
+    variables = environment(tmp_path, HF_HUB_CACHE="", HF_HOME="~/hf")
+    location = locate_cache(None, variables)
+    assert location.dir == str(Path(os.environ["HOME"]) / "hf" / "hub")
+    assert locate_cache("here", variables).dir == str(tmp_path / "here")
+
+
+def test_variables_that_disagree_are_told(tmp_path: Path) -> None:
+    location = locate_cache(None, environment(tmp_path, HF_HUB_CACHE="/one", HF_HOME="/three"))
+    assert location.conflicts == ("HF_HOME points to /three/hub, but HF_HUB_CACHE decides: /one",)
+    agreed = environment(tmp_path, HF_HUB_CACHE="/three/hub", HF_HOME="/three")
+    assert locate_cache(None, agreed).conflicts == ()
+
+
+def test_a_dotenv_supplies_what_the_environment_does_not_set(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(
+        "# of the application\nexport HF_HUB_CACHE='/from/file'\nHF_HOME=/kept\nSECRET=x\nPATH=y\n"
+    )
+    found = environment(tmp_path, HF_HOME="/set")
+    assert found.get("HF_HOME") == "/set"
+    assert found.get("SECRET") is None
+    assert found.get("PATH") is None
+    location = locate_cache(None, found)
+    assert (location.dir, location.source) == ("/from/file", "HF_HUB_CACHE (.env)")
+
+
+def test_a_dotenv_that_is_no_text_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"HF_HOME=\xff\xfe\n")
+    with pytest.raises(ConfigError, match=r"\.env: cannot be read"):
+        environment(tmp_path)
+
+
+def test_our_own_folder_is_named_by_its_variable(tmp_path: Path) -> None:
+    assert own_home(environment(tmp_path, VLMCACHE_HOME="/own")) == ("/own", "VLMCACHE_HOME")
+    assert own_home(environment(tmp_path))[1] == "default"
+
+
+def test_a_model_is_found_by_key_repo_id_and_revision() -> None:
+    config = shipped_config()
+    assert find_model(config, "qwen_vl_2b").repo == "Qwen/Qwen2-VL-2B-Instruct"
+    assert find_model(config, "Qwen/Qwen2-VL-2B-Instruct").key == "qwen_vl_2b"
+    assert find_model(config, "qwen_vl_2b@refs/pr/1").revision == "refs/pr/1"
+    other = find_model(config, "org/other@v1")
+    assert (other.key, other.revision, other.configured) == ("org/other", "v1", False)
+    assert find_model(config, "gpt2", cached=["gpt2"]).repo == "gpt2"
+
+
+@pytest.mark.parametrize("name", ["qwen_2b", "got_orc", "a/b/c", "../x", "", "gpt2", "/etc/passwd"])
+def test_an_unknown_model_is_refused_with_the_nearest_keys(name: str) -> None:
+    with pytest.raises(UnknownModelError) as caught:
+        find_model(shipped_config(), name)
+    assert caught.value.exit_code == 7
+    if name == "got_orc":
+        assert caught.value.hint == "did you mean got_ocr?"
+
+
+@pytest.mark.parametrize("revision", ["", "..", "a/../b", "-x", "a b", "x\0", "/x", "x.lock"])
+def test_a_revision_that_could_leave_its_folder_is_refused(revision: str) -> None:
+    with pytest.raises(UsageError):
+        find_model(shipped_config(), f"qwen_vl_2b@{revision}")
