@@ -1,0 +1,203 @@
+"""A real terminal for documentation: programs run in it, and what it shows becomes a picture."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import select
+import struct
+import subprocess
+import termios
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+from xml.sax.saxutils import escape
+
+import pyte
+
+PATIENCE = 300.0
+"""Seconds to wait for a command to end."""
+
+CELL_WIDTH, CELL_HEIGHT, MARGIN = 8.4, 19, 16
+FONTS = "ui-monospace,'SF Mono',Menlo,Consolas,'DejaVu Sans Mono','Liberation Mono',monospace"
+BACKGROUND, FOREGROUND = "#15191f", "#d6dbe3"
+COLOURS = {
+    "black": "#15191f",
+    "red": "#ff7b72",
+    "green": "#6fcf8b",
+    "brown": "#e3b341",
+    "blue": "#79b8ff",
+    "magenta": "#d2a8ff",
+    "cyan": "#76d7e0",
+    "white": "#d6dbe3",
+    "brightblack": "#8b949e",
+    "brightred": "#ffa198",
+    "brightgreen": "#8ae6a5",
+    "brightbrown": "#f2cc60",
+    "brightblue": "#a5d0ff",
+    "brightmagenta": "#e2c5ff",
+    "brightcyan": "#a5ecf2",
+    "brightwhite": "#ffffff",
+}
+"""Readable on the picture's own dark ground, and so on a light page as on a dark one."""
+
+UNITS = "[kMGT]?B(/s)?|s|min|hours?|days?|months?"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+class Run(NamedTuple):
+    """Neighbouring cells of one line that look alike."""
+
+    column: int
+    text: str
+    colour: str
+    bold: bool
+
+
+class Terminal:
+    """A pseudo-terminal of a fixed size, and the person before it.
+
+    `renames` says what is shown in place of what: the temporary home, say, as `/home/you`.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        folder: Path,
+        columns: int,
+        renames: Mapping[str, str],
+        lines: int = 40,
+    ) -> None:
+        self.environment = {**environment, "TERM": "xterm-256color"}
+        self.folder = folder
+        self.size = struct.pack("HHHH", lines, columns, 0, 0)
+        self.screen = pyte.Screen(columns, lines)
+        self.renames = {old.encode(): new.encode() for old, new in renames.items()}
+        self._stream = pyte.ByteStream(self.screen)
+        self._waiting = b""
+
+    def run(
+        self,
+        command: str,
+        *,
+        typed: str | None = None,
+        until: Callable[[str], bool] | None = None,
+        keys: str = "",
+        shot: Callable[[], None] | None = None,
+    ) -> None:
+        """Type a command and wait for its end; `typed` is shown in its place if given.
+
+        Where the screen's text satisfies `until`, `shot` is called and `keys` are typed.
+        """
+        self._show(f"\x1b[38;5;8m$\x1b[0m \x1b[1m{typed or command}\x1b[0m\r\n".encode())
+        ours, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, self.size)
+        # The leader of a session takes the first terminal that it opens for its own.
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f'exec <"$0" >"$0" 2>&1; exec {command}', os.ttyname(theirs)],
+            env=self.environment,
+            cwd=self.folder,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + PATIENCE
+        while process.poll() is None or select.select([ours], [], [], 0)[0]:
+            if select.select([ours], [], [], 0.05)[0]:
+                self._show(os.read(ours, 1 << 16))
+            if until is not None and until(self.text):
+                if shot is not None:
+                    shot()
+                os.write(ours, keys.encode())
+                until = None
+            if time.monotonic() > deadline:
+                process.kill()
+                raise TimeoutError(f"{command} shows after {PATIENCE} s:\n{self.text}")
+        os.close(theirs)
+        os.close(ours)
+        self._stream.feed(self._waiting)
+        self._waiting = b""
+
+    def _show(self, output: bytes) -> None:
+        self._waiting += output
+        for old, new in self.renames.items():
+            self._waiting = self._waiting.replace(old, new)
+        # What may be the beginning of something to rename waits for the rest of it.
+        held = max(
+            (n for old in self.renames for n in range(len(old)) if self._waiting.endswith(old[:n])),
+            default=0,
+        )
+        ready = self._waiting[: len(self._waiting) - held]
+        self._waiting = self._waiting[len(ready) :]
+        self._stream.feed(ready)
+
+    @property
+    def text(self) -> str:
+        """What the screen shows, without the empty rest."""
+        return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
+
+    def svg(self, title: str) -> str:
+        """Draw the screen as it is now."""
+        lines = [self._runs(number) for number in range(len(self.text.split("\n")))]
+        width = self.screen.columns * CELL_WIDTH + 2 * MARGIN
+        height = len(lines) * CELL_HEIGHT + 2 * MARGIN
+        size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
+        drawn = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{FONTS}" font-size="14">',
+            f"<title>{escape(title)}</title>",
+            f'<rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>',
+            f'<g fill="{FOREGROUND}" xml:space="preserve">',
+        ]
+        for number, runs in enumerate(lines):
+            y = MARGIN + number * CELL_HEIGHT + 14
+            for run in runs:
+                x = MARGIN + run.column * CELL_WIDTH
+                look = "" if run.colour == FOREGROUND else f' fill="{run.colour}"'
+                look += ' font-weight="bold"' if run.bold else ""
+                # The length keeps columns in line whatever font the reader has.
+                look += f' textLength="{len(run.text) * CELL_WIDTH:g}"'
+                drawn.append(f'<text x="{x:g}" y="{y}"{look}>{escape(run.text)}</text>')
+        return "\n".join([*drawn, "</g>", "</svg>", ""])
+
+    def _runs(self, number: int) -> list[Run]:
+        """Return the words of a line with their looks; spaces between them are not drawn."""
+        runs: list[Run] = []
+        for column in range(self.screen.columns):
+            cell = self.screen.buffer[number][column]
+            name = cell.bg if cell.reverse else cell.fg
+            colour = COLOURS.get(name, FOREGROUND if name == "default" else f"#{name}")
+            if cell.data == " ":
+                continue
+            last = runs[-1] if runs else None
+            if last is not None and (last.colour, last.bold) == (colour, cell.bold):
+                gap = column - last.column - len(last.text)
+                if gap <= 1:
+                    runs[-1] = last._replace(text=last.text + " " * gap + cell.data)
+                    continue
+            runs.append(Run(column, cell.data, colour, cell.bold))
+        return runs
+
+
+def text_of(svg: str) -> str:
+    """Return the text that a picture shows, line by line."""
+    lines: dict[int, str] = {}
+    for element in ET.fromstring(svg).iter(f"{SVG}text"):
+        number = round((float(element.attrib["y"]) - MARGIN - 14) / CELL_HEIGHT)
+        column = round((float(element.attrib["x"]) - MARGIN) / CELL_WIDTH)
+        lines[number] = lines.get(number, "").ljust(column) + (element.text or "")
+    return "\n".join(lines.get(number, "") for number in range(max(lines) + 1))
+
+
+def words_of(text: str) -> str:
+    """Return a text without what differs from run to run.
+
+    Numbers with their units, hashes and the filesystem's name become #, bars lose their length,
+    space between columns its width, and how many processes could not be looked into is left out.
+    """
+    text = re.sub(r"^Note .* could not be looked into, .*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\b[0-9a-f]{12,64}\b", "#", text)
+    text = re.sub(rf"(?<![\w.-])\d[\d.,:]*( ?({UNITS})\b)?", "#", text)
+    text = re.sub(r"(\((?:default|HF_HOME), )\w+", r"\1#", text)
+    text = re.sub(r"[━╸╺█▏▎▍▌▋▊▉]+( [━╸╺]+)?", "━", text)
+    return "\n".join(re.sub(r" +", " ", line).strip() for line in text.split("\n"))
