@@ -19,6 +19,7 @@ from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
 from tests.kit.pulls import Listener, config, lies
 from tests.kit.stores import contents, restored, store_lies
 from vlmcache import backups
+from vlmcache.archive.places import Folder
 from vlmcache.archive.saved import BackupError
 from vlmcache.archive.store import ChangedRef
 from vlmcache.backups import Amount, Backup, Restored, problem
@@ -155,6 +156,22 @@ def test_two_machines_that_save_at_once_come_out_right(store: Path, tmp_path: Pa
     assert problem(value) is None
     assert len(os.listdir(tmp_path / "new/models--org--name/snapshots")) == 3
     assert not [path for path in store.rglob("*") if layout.is_temporary(path.name)]
+
+
+def test_tidying_passes_over_a_temporary_that_its_writer_has_just_renamed(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, renamed = store / "old.0a0a0a0a.tmp", store / "new.0b0b0b0b.tmp"
+    store.mkdir()
+    for path in (left, renamed):
+        path.touch()
+        os.utime(path, (0, 0))
+    folder = Folder(str(store))
+    entries = list(folder._entries(""))
+    monkeypatch.setattr(folder, "_entries", lambda _: entries)
+    renamed.rename(store / "new")
+    folder.tidy()
+    assert os.listdir(store) == ["new"]
 
 
 def test_only_what_is_asked_for_is_restored(

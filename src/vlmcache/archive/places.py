@@ -169,9 +169,12 @@ class Folder:
         """Remove temporaries that were not written to for a day."""
         with self._failures(self.root, "written"):
             for entry in list(self._entries("")):
-                status = entry.stat(follow_symlinks=False)
-                if layout.is_temporary(entry.name) and status.st_mtime < time.time() - _STALE:
-                    with contextlib.suppress(FileNotFoundError):
+                if not layout.is_temporary(entry.name):
+                    continue
+                # Another writer may give it its name, or remove it, at any moment.
+                with contextlib.suppress(FileNotFoundError):
+                    modified = entry.stat(follow_symlinks=False).st_mtime
+                    if modified < time.time() - _STALE:
                         os.unlink(entry.path)
 
     def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
