@@ -47,10 +47,22 @@ def test_looking_creates_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database at all" * 100])
-def test_a_damaged_file_remembers_nothing_and_fails_nothing(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_file_fails_nothing_and_is_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE).write_bytes(content)
+    assert uses(tmp_path) == {}
     remember(tmp_path, 10.0)
-    assert uses(tmp_path) in ({}, {KEY: 10.0})
+    assert uses(tmp_path) == {KEY: 10.0}
+
+
+def test_a_file_that_is_damaged_further_on_is_replaced(tmp_path: Path) -> None:
+    remember(tmp_path, 10.0)
+    content = bytearray((tmp_path / FILE).read_bytes())
+    # The first page holds the tables' definitions, the rest the tables.
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    (tmp_path / FILE).write_bytes(content)
+    assert uses(tmp_path) == {}
+    remember(tmp_path, 20.0)
+    assert uses(tmp_path) == {KEY: 20.0}
 
 
 def test_a_read_only_home_can_be_read_and_not_written(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What vlmcache remembers, in one SQLite file of its own; all of it can be lost without harm.
 
-Every function works without the file: on a read-only home, a full disk or a damaged database,
-nothing is remembered and nothing fails.
+Every function works without the file: on a read-only home or a full disk nothing is remembered, and
+nothing fails. A damaged file is replaced when there is something to remember.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,9 @@ class Memory:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -70,7 +73,7 @@ class Memory:
             return None
         import sqlite3
 
-        with contextlib.suppress(OSError, sqlite3.Error):
+        with contextlib.suppress(OSError, sqlite3.OperationalError):
             os.makedirs(self._home, exist_ok=True)
             # The rollback journal, not WAL: WAL needs shared memory, which network homes lack.
             connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
@@ -83,6 +86,24 @@ class Memory:
                     raise
             self._connection = connection
         return self._connection
+
+    def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        """Let something be remembered; a file that is damaged makes room for a new one."""
+        import sqlite3
+
+        for again in (True, False):
+            try:
+                connection = self._open(create=True)
+                if connection is not None:
+                    work(connection)
+                return
+            except sqlite3.Error as error:
+                # The subclasses are for what passes, such as a full disk or a lock.
+                if type(error) is not sqlite3.DatabaseError or not again:
+                    return
+            self._close()
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self._home, FILE))
 
     def record_use(
         self, cache: str, repo_type: str, repo: str, commit: str, what: str, at: float | None = None
@@ -97,24 +118,15 @@ class Memory:
             what: by what: `pull`, `load`, `load-test`.
             at: seconds since the epoch; now if not given.
         """
-        connection = self._open(create=True)
-        if connection is None:
-            return
-        import sqlite3
-
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute(
+        when = time.time() if at is None else at
+        row = (os.path.realpath(cache), repo_type, repo, commit, what, when)
+        self._write(
+            lambda connection: connection.execute(
                 "INSERT INTO uses VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
                 "SET at = max(at, excluded.at)",
-                (
-                    os.path.realpath(cache),
-                    repo_type,
-                    repo,
-                    commit,
-                    what,
-                    time.time() if at is None else at,
-                ),
+                row,
             )
+        )
 
     def uses(self, cache: str) -> dict[tuple[str, str, str], float]:
         """Return (type, repo, commit) -> seconds since the epoch of the last use remembered."""
@@ -154,15 +166,8 @@ class Memory:
             content: the result as JSON; what it says is of no interest here.
             at: seconds since the epoch; now if not given.
         """
-        connection = self._open(create=True)
-        if connection is None:
-            return
-        import sqlite3
-
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute(
-                "INSERT INTO loads VALUES (?, ?)", (time.time() if at is None else at, content)
-            )
+        row = (time.time() if at is None else at, content)
+        self._write(lambda connection: connection.execute("INSERT INTO loads VALUES (?, ?)", row))
 
     def loads(self, limit: int = 1000) -> list[bytes]:
         """Return the results remembered, the latest first."""
@@ -205,16 +210,12 @@ class Memory:
             found: each file, and the hash.
             at: seconds since the epoch.
         """
-        connection = self._open(create=True)
-        if connection is None:
-            return
-        import sqlite3
-
         rows = [
             (str(one.device), str(one.inode), one.size, one.mtime_ns, one.ctime_ns, name, at)
             for one, name in found
         ]
-        with contextlib.suppress(sqlite3.Error):
+
+        def work(connection: sqlite3.Connection) -> None:
             connection.execute("BEGIN")
             try:
                 connection.executemany(
@@ -223,3 +224,5 @@ class Memory:
                 connection.execute("DELETE FROM verified WHERE at < ?", (at - _FORGET_AFTER,))
             finally:
                 connection.execute("COMMIT")
+
+        self._write(work)
