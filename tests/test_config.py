@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vlmcache.config import (
     Environment,
+    ModelConfig,
     find_model,
     load_config,
     locate_cache,
@@ -87,6 +88,25 @@ def test_a_merge_key_is_honoured_and_a_numeric_tag_stays_as_written(tmp_path: Pa
     )
 
 
+def test_what_is_null_is_left_to_its_default(tmp_path: Path) -> None:
+    fields = "device_map: null, precision: null, revision: null, trust_remote_code: null"
+    (tmp_path / "config.yaml").write_text(f"models: {{a: {{repo: org/name, {fields}}}}}")
+    model = load_config(None, environment(tmp_path)).models["a"]
+    assert model == ModelConfig("a", "org/name")
+
+
+def test_a_device_map_can_be_the_number_of_a_device(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("models: {a: {repo: org/name, device_map: 1}}")
+    assert load_config(None, environment(tmp_path)).models["a"].device_map == {"": 1}
+
+
+@pytest.mark.parametrize("content", [b"models: {}\n# caf\xe9\n", b"models: {}\n# \x01\n"])
+def test_a_file_that_is_no_text_names_the_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.yaml:2: holds bytes that are no UTF-8"):
+        load_config(None, environment(tmp_path))
+
+
 def test_repo_is_accepted_in_place_of_model_path(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("models: {a: {repo: org/name}}")
     assert load_config(None, environment(tmp_path)).models["a"].repo == "org/name"
@@ -136,7 +156,9 @@ def test_the_file_is_searched_in_the_stated_order(tmp_path: Path) -> None:
         ("models: [a, b]\n", 1, "models"),
         ("models:\n  a:\n    repo: org/name\n    revision: a..b/../c\n", 4, "models.a.revision"),
         ("models:\n  a:\n    repo: o/n\n    trust_remote_code: maybe\n", 4, "trust_remote_code"),
-        ("models:\n  a:\n    repo: o/n\n    device_map: 7\n", 4, "device_map"),
+        ("models:\n  a:\n    repo: o/n\n    device_map: [7]\n", 4, "device_map"),
+        ("models:\n  a:\n    repo: o/n\n    device_map: !!python/name:os.x\n", 4, "a.device_map"),
+        ("models:\n  a:\n    model_path: 7\n", 3, "models.a.model_path"),
         ("vlmcache:\n  min_free: lots\n", 2, "vlmcache.min_free"),
         ("vlmcache: 7\n", 1, "vlmcache"),
         ("app: 1\nmodels: {a: {repo: o/n}\n", 3, "not valid YAML"),

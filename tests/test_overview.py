@@ -33,7 +33,7 @@ def config(*repos: str, limits: Limits | None = None, **fields: object) -> Confi
 
 
 def asked(cache: CacheBuilder, configuration: Config, *names: str) -> Status:
-    return status(configuration, CacheLocation(str(cache.root), "--cache-dir"), names)
+    return status(configuration, CacheLocation(str(cache.root), "HF_HUB_CACHE"), names)
 
 
 def one(cache: CacheBuilder, configuration: Config) -> ModelStatus:

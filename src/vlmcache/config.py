@@ -267,6 +267,12 @@ def _read_config(
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        number = content[: error.position].count(b"\n") + 1
+        raise ConfigError(
+            f"{path}:{number}: holds bytes that are no UTF-8, or control characters",
+            "save the file as UTF-8 text",
+        ) from error
     except (yaml.YAMLError, ValueError) as error:
         # ValueError: a scalar such as a date of the 45th of May, which YAML itself lets through.
         reason = " ".join(str(error).split())
@@ -363,8 +369,12 @@ class _Reader:
         return str(node.value)
 
     def value(self, node: yaml.Node, key: str) -> Any:
+        import yaml
+
         try:
             return self.loader.construct_object(node, deep=True)
+        except yaml.constructor.ConstructorError as error:
+            raise self.wrong(node, key, str(error.problem)) from error
         except (AttributeError, LookupError) as error:
             # What PyYAML makes of a tag that does not suit its text: `!!bool maybe`, `!!int ''`.
             raise self.wrong(node, key, "its tag does not suit it") from error
@@ -377,16 +387,23 @@ class _Reader:
 
     def model(self, key: str, node: yaml.Node) -> ModelConfig:
         where = f"models.{key}"
-        fields = self.mapping(node, where)
+        # What is null is left to its default, as if it were not there.
+        fields = {
+            name: value
+            for name, value in self.mapping(node, where).items()
+            if not value.tag.endswith(":null") or name in ("model_path", "repo")
+        }
         repo_key = "model_path" if "model_path" in fields else "repo"
         if repo_key not in fields:
             raise self.wrong(node, where, "needs model_path: the repo id, as owner/name")
         repo = self.text(fields[repo_key], f"{where}.{repo_key}")
+        if not fields[repo_key].tag.endswith(":str"):
+            raise self.wrong(fields[repo_key], f"{where}.{repo_key}", "must be a text")
         if not layout.is_repo_id(repo):
             problem = f"{repo!r} is not a repo id such as Qwen/Qwen2-VL-2B-Instruct"
             raise self.wrong(fields[repo_key], f"{where}.{repo_key}", problem)
         model: dict[str, Any] = {"key": key, "repo": repo}
-        if "revision" in fields and not fields["revision"].tag.endswith(":null"):
+        if "revision" in fields:
             revision = self.text(fields["revision"], f"{where}.revision")
             if not layout.is_revision(revision):
                 problem = f"{revision!r} is not a branch, tag or commit"
@@ -396,11 +413,7 @@ class _Reader:
             text = self.text(fields["precision"], f"{where}.precision")
             model["precision"] = self.precision(fields["precision"], f"{where}.precision", text)
         if "device_map" in fields:
-            value = self.value(fields["device_map"], f"{where}.device_map")
-            if not isinstance(value, str | dict):
-                problem = "must be a text such as auto, or a mapping of modules to devices"
-                raise self.wrong(fields["device_map"], f"{where}.device_map", problem)
-            model["device_map"] = value
+            model["device_map"] = self.device_map(fields["device_map"], f"{where}.device_map")
         if "trust_remote_code" in fields:
             value = self.value(fields["trust_remote_code"], f"{where}.trust_remote_code")
             if not isinstance(value, bool):
@@ -411,6 +424,16 @@ class _Reader:
             if name in fields:
                 model[name] = self.size(fields[name], f"{where}.{name}")
         return ModelConfig(**model)
+
+    def device_map(self, node: yaml.Node, key: str) -> str | dict[str, Any]:
+        value = self.value(node, key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            # The number of a device, which transformers takes to be for the whole model.
+            return {"": value}
+        if not isinstance(value, str | dict):
+            problem = "must be a text such as auto, or a mapping of modules to devices"
+            raise self.wrong(node, key, problem)
+        return value
 
     def precision(self, node: yaml.Node, key: str, text: str) -> Precision:
         try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
+from vlmcache.cache import layout
 from vlmcache.errors import UsageError
 from vlmcache.units import parse_duration, parse_size
 
@@ -37,8 +38,8 @@ class Row(Protocol):
         """The state as `status` names it."""
 
     @property
-    def size(self) -> int:
-        """Length of what is there."""
+    def size_on_disk(self) -> int:
+        """What it occupies."""
 
     @property
     def last_used(self) -> datetime | None:
@@ -68,7 +69,7 @@ def parse_filter(expression: str, now: datetime) -> Callable[[Row], bool]:
     try:
         if field == "size":
             bound = parse_size(value)
-            return lambda row: compare(row.size, bound)
+            return lambda row: compare(row.size_on_disk, bound)
         if field == "used":
             age = timedelta(seconds=parse_duration(value))
             return lambda row: (
@@ -79,6 +80,9 @@ def parse_filter(expression: str, now: datetime) -> Callable[[Row], bool]:
         raise UsageError(f"--filter {expression!r}: {error}") from None
     if sign not in ("=", "!="):
         raise UsageError(f"--filter {expression!r}: {field} can only be = or !=")
+    known = {"state": _STATE_ORDER, "type": tuple(layout.KINDS.values())}.get(field)
+    if known is not None and value not in known:
+        raise UsageError(f"--filter {expression!r}: no such {field}", "known: " + ", ".join(known))
     wanted = sign == "="
     if field == "name":
         return lambda row: (value.lower() in _names(row)) == wanted
@@ -107,7 +111,7 @@ def select(
     if sort == "name":
         kept.sort(key=lambda row: row.repo.lower())
     elif sort == "size":
-        kept.sort(key=lambda row: -row.size)
+        kept.sort(key=lambda row: -row.size_on_disk)
     elif sort == "used":
         kept.sort(key=lambda row: row.last_used.timestamp() if row.last_used else 0.0)
     elif sort == "state":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlmcache import advice
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.config import Config, load_config, locate_cache, read_environment
@@ -29,7 +30,7 @@ def check_model_cache(key: str) -> tuple[bool, str]:
         return True, f"{model.repo} is cached at {model.path}"
     lacking = ", ".join((*model.damaged_files, *model.missing_files))
     reason = f"{model.repo} is {model.state}" + (f": {lacking}" if lacking else "")
-    return False, f"{reason} (vlmcache pull {model.key})"
+    return False, f"{reason} ({advice.command('pull', model.key)})"
 
 
 def delete_model_cache(repo_id: str) -> bool:

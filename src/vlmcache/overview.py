@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Literal
 
 import msgspec
 
-from vlmcache.cache import formats
+from vlmcache import advice
+from vlmcache.cache import formats, layout
 from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import ByClass, CacheState, Finding, Repo, Revision, State
@@ -19,6 +20,7 @@ from vlmcache.cache.weights import (
     Memory,
     Precision,
     Tensor,
+    TruncatedError,
     read_header,
     rescale,
     weights_bytes,
@@ -208,7 +210,7 @@ def status(
     models = tuple(_model_status(state, model, table, findings, used) for model in wanted)
     repos = tuple(_repo_status(state, repo, used) for repo in state.repos)
     reclaimable = _reclaimable(environment, config, state)
-    steps = _recommend(reclaimable, summary, models, repos)
+    steps = _recommend(Advice(config, location), reclaimable, summary, models, repos, findings)
     copies = tuple(list_copies(own_home(environment)[0]))
     elsewhere = tuple(_elsewhere(state))
     return Status(summary, models, repos, tuple(steps), tuple(findings), copies, elsewhere)
@@ -231,7 +233,7 @@ def not_cached(status: Status) -> NotCachedError | None:
     if not lacking:
         return None
     states = ", ".join(f"{model.key} is {model.state}" for model in lacking)
-    hint = "vlmcache pull " + " ".join(model.key for model in lacking)
+    hint = advice.command("pull", *(model.key for model in lacking))
     return NotCachedError(f"not every model is cached: {states}", hint)
 
 
@@ -300,7 +302,12 @@ def _model_status(
     if repo is not None and held is not None:
         size, size_on_disk = _revision_sizes(state, repo, held)
         last_used = _last_used(used, repo, [held])
-    tensors = _read_tensors(model.repo, held, findings) if judgement.state == "cached" else {}
+    findings += _unreadable_indexes(model.repo, judgement)
+    tensors: dict[str, Tensor] = {}
+    if judgement.state == "cached" and held is not None:
+        tensors, short = _read_tensors(model.repo, held, findings)
+        if short:
+            judgement = msgspec.structs.replace(judgement, state="damaged", damaged=short)
     memory, source = _memory(model, tensors, table)
     return ModelStatus(
         key=model.key,
@@ -324,25 +331,42 @@ def _model_status(
     )
 
 
+def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
+    """Tell of indexes that are there and make no sense; the scan itself opens no files."""
+    held = judgement.revision
+    for file in held.files if held is not None else ():
+        if file.name not in judgement.damaged or not file.name.endswith(".index.json"):
+            continue
+        if file.kind in ("link", "copy") and file.size:
+            path = os.path.join(held.path, *file.name.split("/")) if held is not None else ""
+            detail = f"{file.name} names no shards that could be loaded"
+            remedy = advice.command("verify", repo)
+            yield Finding("unreadable-index", "error", repo, path, detail, remedy)
+
+
 def _read_tensors(
-    repo: str, revision: Revision | None, findings: list[Finding]
-) -> dict[str, Tensor]:
-    """Return the tensors of a whole revision's safetensors; none where a header makes no sense."""
+    repo: str, revision: Revision, findings: list[Finding]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the tensors of a whole revision's safetensors, and the files that end too early.
+
+    There are no tensors where a header makes no sense.
+    """
     tensors: dict[str, Tensor] = {}
-    if revision is None:
-        return tensors
-    for name in formats.wanted(file.name for file in revision.files):
+    for name in sorted(formats.wanted(file.name for file in revision.files)):
         if not name.endswith(".safetensors"):
             continue
         path = os.path.join(revision.path, *name.split("/"))
         try:
             tensors |= read_header(path)
+        except TruncatedError as error:
+            remedy = advice.command("pull", repo)
+            findings.append(Finding("truncated-blob", "error", repo, path, str(error), remedy))
+            return {}, (name,)
         except (OSError, ValueError) as error:
-            findings.append(
-                Finding("unreadable-header", "warning", repo, path, str(error), "vlmcache verify")
-            )
-            return {}
-    return tensors
+            remedy = advice.command("verify", repo)
+            findings.append(Finding("unreadable-header", "warning", repo, path, str(error), remedy))
+            return {}, ()
+    return tensors, ()
 
 
 def _memory(
@@ -365,8 +389,8 @@ def _expected_size(
     model: ModelConfig, judgement: Judgement, size: int, table: _Table
 ) -> int | None:
     """Return the length of the whole download, from the best that is known of it."""
-    tree = judgement.revision.tree if judgement.revision else None
-    if tree:
+    if judgement.tree:
+        tree = judgement.tree
         return sum(tree[name].content_size for name in formats.wanted(tree))
     if judgement.state == "cached":
         return size
@@ -439,58 +463,88 @@ def _instant(nanoseconds: int) -> datetime:
     return datetime.fromtimestamp(nanoseconds // 1_000_000_000, timezone.utc)
 
 
+class Advice:
+    """Commands for what lacks and what is too much, for the same cache and configuration."""
+
+    def __init__(self, config: Config, location: CacheLocation) -> None:
+        self.options: list[str] = []
+        if location.source == "--cache-dir":
+            self.options += ["--cache-dir", location.dir]
+        if config.source == "--config":
+            self.options += ["--config", config.path]
+
+    def recommend(self, text: str, name: str, *words: str) -> Recommendation:
+        """Return a recommendation of one of our commands with its words."""
+        return Recommendation(text, advice.command(name, *words, *self.options))
+
+
 def _recommend(
+    advised: Advice,
     reclaimable: int,
     summary: CacheSummary,
     models: Sequence[ModelStatus],
     repos: Sequence[RepoStatus],
+    findings: Iterable[Finding],
 ) -> list[Recommendation]:
+    # What the hub does not list, no download mends.
+    unlisted = {one.repo for one in findings if (one.remedy or "").endswith(" --repair")}
     found: list[Recommendation] = []
-    broken = [model for model in models if model.state == "damaged"]
-    if broken:
-        names = " ".join(model.key for model in broken)
+    away = {
+        repo.repo: repo.linked_to
+        for repo in repos
+        if repo.type == "model" and repo.linked_to is not None and not os.path.isdir(repo.linked_to)
+    }
+    for name, place in away.items():
         found.append(
-            Recommendation(f"damaged: {names}; fetch what is bad", f"vlmcache pull {names}")
+            advised.recommend(
+                f"{name} lies at {place}, which is not there: mount that drive, or remove the link",
+                "rm",
+                name,
+            )
         )
     asked = {model.repo for model in models}
-    found += (
-        Recommendation(f"damaged: {repo.repo}; mend it", f"vlmcache pull {repo.repo}")
+    broken = [(model.key, model.repo) for model in models if model.state == "damaged"]
+    broken += (
+        (repo.repo, repo.repo)
         for repo in repos
-        if repo.state == "damaged" and repo.repo not in asked and repo.type == "model"
+        if repo.type == "model" and repo.state == "damaged" and layout.is_repo_id(repo.repo)
+        if repo.repo not in asked
     )
+    fetched = [name for name, repo in broken if repo not in away and repo not in unlisted]
+    if fetched:
+        text = f"damaged: {', '.join(fetched)}; fetch what is bad"
+        found.append(advised.recommend(text, "pull", *fetched))
+    mended = [name for name, repo in broken if repo not in away and repo in unlisted]
+    if mended:
+        text = f"damaged: {', '.join(mended)}; mend it"
+        found.append(advised.recommend(text, "verify", *mended, "--repair"))
     lacking = [model for model in models if model.state in ("missing", "partial")]
     if lacking:
-        found.append(_recommend_pull(summary, lacking))
+        keys = (model.key for model in lacking)
+        found.append(advised.recommend(_download(summary, lacking), "pull", *keys))
     if reclaimable:
-        found.append(
-            Recommendation(
-                f"{size_text(reclaimable)} can be freed: stale downloads, detached revisions, "
-                "blobs nothing refers to",
-                "vlmcache clean",
-            )
+        text = (
+            f"{size_text(reclaimable)} can be freed: stale downloads, detached revisions, "
+            "blobs nothing refers to"
         )
+        found.append(advised.recommend(text, "clean"))
     if summary.max_size is not None and summary.size_on_disk > summary.max_size:
-        found.append(
-            Recommendation(
-                f"the cache holds {size_text(summary.size_on_disk)}, over its budget of "
-                f"{size_text(summary.max_size)}",
-                f"vlmcache clean --max-size {summary.max_size}",
-            )
+        text = (
+            f"the cache holds {size_text(summary.size_on_disk)}, over its budget of "
+            f"{size_text(summary.max_size)}"
         )
+        found.append(advised.recommend(text, "clean", "--max-size", str(summary.max_size)))
     if summary.free is not None and summary.free < summary.comfortable_free:
         low, bound = "under the comfortable", summary.comfortable_free
         if summary.free < summary.min_free:
             low, bound = "below the minimum of", summary.min_free
-        found.append(
-            Recommendation(
-                f"{size_text(summary.free)} free, {low} {size_text(bound)}",
-                f"vlmcache clean --free {bound}",
-            )
-        )
+        text = f"{size_text(summary.free)} free, {low} {size_text(bound)}"
+        found.append(advised.recommend(text, "clean", "--free", str(bound)))
     return found
 
 
-def _recommend_pull(summary: CacheSummary, lacking: Sequence[ModelStatus]) -> Recommendation:
+def _download(summary: CacheSummary, lacking: Sequence[ModelStatus]) -> str:
+    """Return what a download of what lacks takes, in words."""
     known = [model for model in lacking if model.expected_size is not None]
     need = sum(max(0, (model.expected_size or 0) - model.size) for model in known)
     words = [f"{len(lacking)} {'model' if len(lacking) == 1 else 'models'} to download"]
@@ -500,8 +554,7 @@ def _recommend_pull(summary: CacheSummary, lacking: Sequence[ModelStatus]) -> Re
         if summary.free is not None and need > summary.free - summary.min_free:
             spare = max(0, summary.free - summary.min_free)
             words.append(f"only {size_text(spare)} to spare above the minimum free")
-    command = "vlmcache pull " + " ".join(model.key for model in lacking)
-    return Recommendation(", ".join(words), command)
+    return ", ".join(words)
 
 
 def _elsewhere(state: CacheState) -> Iterator[Elsewhere]:
@@ -525,7 +578,12 @@ def _elsewhere(state: CacheState) -> Iterator[Elsewhere]:
 
 
 def _reclaimable(environment: Environment, config: Config, state: CacheState) -> int:
-    """Return the bytes that `vlmcache clean` would free: those of the very plan that it makes."""
+    """Return the bytes that `vlmcache clean` would free: those of the very plan that it makes.
+
+    What it would evict for the budget is left out, since the budget is told of by itself.
+    """
+    limits = msgspec.structs.replace(config.limits, max_size=None)
+    config = msgspec.structs.replace(config, limits=limits)
     plan, _ = plan_clean(environment, config, state)
     if plan.frees:
         plan, _ = plan_clean(environment, config, state, usage=who_uses(state))

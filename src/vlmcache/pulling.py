@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
+from vlmcache import advice
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
@@ -203,7 +204,7 @@ def run_pull(
     except BaseException as interruption:
         if not isinstance(interruption, Exception):
             # The one place that shows failures takes what an interruption carries as its hint.
-            interruption.args = (f"'vlmcache pull {' '.join(names)}' goes on from here",)
+            interruption.args = (f"'{advice.command('pull', *names)}' goes on from here",)
         raise
     finally:
         client.stop()
@@ -500,7 +501,7 @@ def _carry_out(
         if isinstance(error, SpaceError):
             hint = (
                 "what has arrived is kept; make room ('vlmcache clean'), then "
-                f"'vlmcache pull {part.model.key}'"
+                f"'{advice.command('pull', part.model.key)}'"
             )
             error = SpaceError(error.message, hint)
         result = _failed(msgspec.structs.replace(result, state="failed"), error)

@@ -191,6 +191,21 @@ class _Repair:
             path = os.path.join(folder, layout.BLOBS, blob.name)
             self.removals.append(Remove(path, "blob", repo.id, reason, frees, expected))
 
+    def _remove_unlisted(self, repo: Repo, revision: Revision) -> None:
+        """Links that lead nowhere and that the hub does not list go: nothing could be fetched."""
+        for file in revision.files:
+            if revision.tree is None or file.name in revision.tree:
+                continue
+            if file.kind not in ("dangling", "loop", "outside") or revision.linked:
+                continue
+            folder = revision.path
+            if repo.moved_to is not None:
+                folder = os.path.join(repo.real_path, layout.SNAPSHOTS, revision.commit)
+            path = os.path.join(folder, *file.name.split("/"))
+            reason = f"the link is {file.kind}, and the hub lists no such file"
+            expected = Expected(file.inode, file.mtime_ns, None)
+            self.removals.append(Remove(path, "link", repo.id, reason, file.allocated, expected))
+
     def _plan_revisions(
         self, repo: Repo, damaged: dict[str, Damage], missing: set[tuple[str, str]]
     ) -> None:
@@ -206,6 +221,8 @@ class _Repair:
         commits = [revision.commit for revision in repo.revisions]
         for commit in dict.fromkeys([*commits, *refs.values()]):
             revision = repo.revision(commit)
+            if revision is not None:
+                self._remove_unlisted(repo, revision)
             names = _bad_files(revision, damaged, bad) if revision is not None else set()
             names |= {file for held, file in missing if held == commit}
             its_refs = [ref for ref, named in refs.items() if named == commit]

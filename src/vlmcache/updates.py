@@ -8,16 +8,20 @@ from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding
 from vlmcache.change.pulling import Selection, plan_pull
-from vlmcache.config import Environment
+from vlmcache.config import CacheLocation, Config, Environment
 from vlmcache.errors import VlmcacheError
 from vlmcache.hub.client import Client, Patience
 from vlmcache.hub.listing import list_files, resolve
-from vlmcache.overview import ModelStatus, Outdated, Recommendation, Status
+from vlmcache.overview import Advice, ModelStatus, Outdated, Status
 from vlmcache.units import size_text
 
 
 def with_updates(
-    status: Status, environment: Environment, patience: Patience | None = None
+    status: Status,
+    config: Config,
+    location: CacheLocation,
+    environment: Environment,
+    patience: Patience | None = None,
 ) -> Status:
     """Return the status with the newer revisions that the hub has of the models in it.
 
@@ -60,13 +64,10 @@ def with_updates(
     steps = list(status.recommendations)
     behind = [model for model in models if model.outdated is not None]
     if behind:
-        names = " ".join(model.key for model in behind)
+        names = [model.key for model in behind]
         fetch = sum(model.outdated.fetch for model in behind if model.outdated is not None)
-        steps.append(
-            Recommendation(
-                f"newer on the hub: {names}; {size_text(fetch)} to fetch", f"vlmcache pull {names}"
-            )
-        )
+        text = f"newer on the hub: {', '.join(names)}; {size_text(fetch)} to fetch"
+        steps.append(Advice(config, location).recommend(text, "pull", *names))
     return msgspec.structs.replace(
         status, models=models, recommendations=tuple(steps), findings=tuple(findings)
     )

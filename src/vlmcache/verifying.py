@@ -13,7 +13,7 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import Judgement, judge_repo, judge_revision
 from vlmcache.cache.hashing import Check, Identity, Judged, hash_all, identify
-from vlmcache.cache.scan import scan
+from vlmcache.cache.scan import UNREADABLE, scan
 from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision
 from vlmcache.cache.weights import read_header
 from vlmcache.change.plan import Plan, Receipt
@@ -485,7 +485,7 @@ def _add_findings(scope: _Scope, report: _Report) -> None:
     for finding in repo.findings:
         if finding.severity != "error":
             continue
-        if finding.code == "unreadable-folder":
+        if finding.code == UNREADABLE:
             report.unverifiable.append(Unverifiable(repo.id, finding.path, None, finding.detail))
             continue
         known = report.damaged.get(finding.path)

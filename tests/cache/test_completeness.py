@@ -229,6 +229,58 @@ def test_without_safetensors_torch_weights_are_wanted_and_without_both_everythin
     assert wanted({"x.gguf", "README.md"}) == {"x.gguf", "README.md"}
 
 
+def test_a_format_that_is_there_in_part_is_not_made_up_for_by_another(repo: CachedRepo) -> None:
+    """Transformers takes the first format it finds, and fails if that lacks a shard."""
+    files = {**model_files(shards=3), "pytorch_model.bin": b"pickled"}
+    repo.revision(files, downloaded=without(files, "model-00002-of-00003.safetensors"), tree=False)
+    assert judged(repo).state == "partial"
+    assert judged(repo).missing == ("model-00002-of-00003.safetensors",)
+
+
+def test_of_shards_without_their_index_the_index_and_the_other_shards_lack(
+    repo: CachedRepo,
+) -> None:
+    files = model_files(shards=3)
+    gone = without(files, INDEX, "model-00002-of-00003.safetensors")
+    repo.revision(files, downloaded=gone, tree=False)
+    assert judged(repo).missing == ("model-00002-of-00003.safetensors", INDEX)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["config.json", "model.bin", "tokenizer.json", "vocabulary.txt"],
+        ["config.json", "diffusion_pytorch_model.safetensors"],
+        ["config.json", "model.fp16.safetensors"],
+        ["open_clip_config.json", "open_clip_model.safetensors"],
+        ["tokenizer.json", "tokenizer_config.json"],
+        ["net.pth"],
+    ],
+)
+def test_a_repo_of_another_library_is_cached_once_all_that_is_listed_is_there(
+    cache: CacheBuilder, names: list[str]
+) -> None:
+    files = {name: name.encode() for name in names}
+    whole, part = cache.repo("org/whole"), cache.repo("org/part")
+    whole.revision(files)
+    assert judged(whole).state == "cached"
+    part.revision(files, downloaded=without(files, names[0]))
+    assert judged(part).missing == (names[0],)
+
+
+def test_a_download_that_came_no_further_than_the_listing_names_what_lacks(
+    repo: CachedRepo,
+) -> None:
+    files = {**model_files(), "README.md": b"read me"}
+    repo.revision(files, downloaded=[])
+    for path in (repo.snapshots, repo.blobs):
+        shutil.rmtree(path, ignore_errors=True)
+    found = judged(repo)
+    assert found.state == judge_repo(scan(repo.cache.root).repos[0]) == "partial"
+    assert set(found.missing) == without(files, "README.md")
+    assert found.tree is not None
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

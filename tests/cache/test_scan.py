@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.kit.caches import CacheBuilder, CachedRepo, du_allocated, fingerprint, model_files
 from tests.kit.disks import as_other_user, common_folder, read_only_view
+from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.errors import ConfigError
@@ -293,6 +295,83 @@ def test_a_folder_that_may_not_be_read_is_told_and_the_rest_is_listed() -> None:
     assert done.returncode == 0, done.stderr
     assert "['org/good', 'org/shut']" in done.stdout
     assert "unreadable-folder" in done.stdout
+
+
+SCAN = """
+import json, sys
+from vlmcache.cache.scan import scan
+from vlmcache.change.planning import plan_cleaning
+state = scan(sys.argv[1])
+plan, _ = plan_cleaning(state, now=state.scanned_at + 1e6)
+codes = sorted({finding.code for finding in state.all_findings()})
+print(json.dumps([codes, [action.path for action in plan.actions]]))
+"""
+
+
+@pytest.mark.parametrize("name", ["refs", "snapshots", "snapshots/COMMIT", "blobs", "."])
+@pytest.mark.parametrize("mode", [0, 0o444])
+def test_what_cannot_be_looked_into_is_not_taken_for_empty(name: str, mode: int) -> None:
+    with common_folder() as folder:
+        cache = CacheBuilder(folder / "hub")
+        repo = cache.repo("org/name")
+        commit = repo.revision(model_files())
+        shut = repo.folder / name.replace("COMMIT", commit)
+        shut.chmod(mode)
+        done = as_other_user([sys.executable, "-c", SCAN, str(cache.root)])
+        shut.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    found, planned = json.loads(done.stdout)
+    derived = {"orphan-blob", "empty-snapshot", "missing-snapshots", "link-loop"}
+    assert "unreadable-folder" in found
+    assert not derived.intersection(found)
+    assert planned == []
+
+
+@pytest.mark.parametrize("mode", [0, 0o444])
+def test_a_cache_that_cannot_be_read_is_not_taken_for_empty(mode: int) -> None:
+    with common_folder() as folder:
+        cache = CacheBuilder(folder / "hub")
+        cache.repo("org/name").revision(model_files())
+        cache.root.chmod(mode)
+        done = as_other_user([sys.executable, "-c", SCAN, str(cache.root)])
+        below = as_other_user([sys.executable, "-c", SCAN, str(cache.root / "models--org--name")])
+        cache.root.chmod(0o755)
+    for one in (done, below):
+        assert "CacheError: the cache cannot be read: Permission denied" in one.stderr
+
+
+def test_below_a_file_there_can_be_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="the cache path is not a folder"):
+        scan(tmp_path / "file" / "hub")
+
+
+def test_a_blob_that_is_a_link_to_a_folder_has_no_content(cache: CacheBuilder) -> None:
+    repo = cache.repo("org/name")
+    repo.revision(model_files())
+    blob = repo.blob("config.json")
+    blob.unlink()
+    blob.symlink_to(repo.refs)
+    state = checked(cache.root)
+    assert "missing-blob" in codes(state)
+    assert judge(state.repo("org/name"), "main").state == "damaged"
+
+
+def test_a_link_to_a_folder_of_like_name_beside_the_cache_is_no_loop(cache: CacheBuilder) -> None:
+    repo = cache.repo("org/name")
+    commit = repo.revision(model_files())
+    elsewhere = Path(f"{cache.root}"[:-1])
+    elsewhere.mkdir()
+    (repo.snapshots / commit / "aside").symlink_to(elsewhere)
+    assert codes(checked(cache.root)) == {"outside-link"}
+
+
+def test_names_are_quoted_in_the_commands_that_findings_advise(cache: CacheBuilder) -> None:
+    folder = cache.root / "datasets--a--b; touch x"
+    folder.mkdir(parents=True)
+    (cache.root / "models--a--$(id)").symlink_to("/nowhere")
+    remedies = {one.remedy for one in checked(cache.root).all_findings() if one.remedy}
+    assert remedies == {"mount that drive, or remove the link: vlmcache rm 'a/$(id)'"}
 
 
 def test_a_read_only_cache_is_scanned_like_any_other(cache: CacheBuilder) -> None:

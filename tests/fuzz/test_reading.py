@@ -357,7 +357,7 @@ def test_sizes_durations_and_filters_are_numbers_or_refused(text: str, digits: s
 class Row:
     repo = "org/name"
     state = "cached"
-    size = 5
+    size_on_disk = 5
     last_used = NOW
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import msgspec
 
 from vlmcache.cache import formats, layout
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
-from vlmcache.cache.state import File, Repo, Revision, State
+from vlmcache.cache.state import File, Repo, Revision, State, TreeFile
 
 _INDEX_LIMIT = 64_000_000
 
@@ -17,7 +18,8 @@ class Judgement(msgspec.Struct, frozen=True):
     """What can be said of one revision of a repo.
 
     missing: files that loading needs and that are not there. damaged: files that are there, but
-    cannot be what they should be. Both are names in the repo.
+    cannot be what they should be. Both are names in the repo. tree: the Hub's listing of the
+    commit, where the cache holds it.
     """
 
     state: State
@@ -25,6 +27,7 @@ class Judgement(msgspec.Struct, frozen=True):
     revision: Revision | None
     missing: tuple[str, ...] = ()
     damaged: tuple[str, ...] = ()
+    tree: Mapping[str, TreeFile] | None = None
 
 
 class _Index(msgspec.Struct):
@@ -65,10 +68,13 @@ def judge(repo: Repo | None, revision: str) -> Judgement:
     held = repo.revision(commit)
     if held is None:
         # The hub's client writes the listing and the ref first, and then the files.
-        begun = bool(repo.partials) or commit in repo.tree_files
-        if revision not in repo.refs:
-            return Judgement("partial" if begun else "missing", commit, None)
-        return Judgement("partial" if begun else "damaged", commit, None)
+        if repo.partials or commit in repo.tree_files:
+            tree = repo.trees.get(commit)
+            lacking: set[str] = set()
+            if tree is not None:
+                lacking, _ = _needs(repo, Revision(commit, "", (), (), 0, tree), {})
+            return Judgement("partial", commit, None, tuple(sorted(lacking)), tree=tree)
+        return Judgement("damaged" if revision in repo.refs else "missing", commit, None)
     judgement = judge_revision(repo, held)
     if judgement.state == "cached" and _ref_is_malformed(repo, revision):
         return msgspec.structs.replace(judgement, state="damaged")
@@ -87,23 +93,24 @@ def judge_revision(repo: Repo, revision: Revision) -> Judgement:
     """Return the state of one snapshot: damage first, then what lacks."""
     files = {file.name: file for file in revision.files}
     damaged = {name for name, file in files.items() if not _is_whole(revision, file)}
-    if repo.type == "model":
-        missing, broken = _model_needs(revision, files)
-        damaged |= broken
-    else:
-        missing = set(revision.tree or ()) - set(files)
-        if not files:
-            missing.add("*")
+    missing, broken = _needs(repo, revision, files)
+    damaged |= broken
     missing -= damaged
     state: State = "damaged" if damaged or revision.linked else "partial" if missing else "cached"
     return Judgement(
-        state, revision.commit, revision, tuple(sorted(missing)), tuple(sorted(damaged))
+        state,
+        revision.commit,
+        revision,
+        tuple(sorted(missing)),
+        tuple(sorted(damaged)),
+        revision.tree,
     )
 
 
 def judge_repo(repo: Repo) -> State:
     """Return the state of a repo as a whole: its worst."""
-    if any(finding.severity == "error" for finding in repo.findings) and not _only_begun(repo):
+    errors = {finding.code for finding in repo.findings if finding.severity == "error"}
+    if errors and not _only_begun(repo, errors):
         return "damaged"
     states = {judge_revision(repo, revision).state for revision in repo.revisions}
     order: tuple[State, ...] = ("damaged", "partial", "cached")
@@ -113,11 +120,15 @@ def judge_repo(repo: Repo) -> State:
     return "partial"
 
 
-def _only_begun(repo: Repo) -> bool:
-    """Whether the errors are no more than what a running first download looks like."""
-    begun = {"ref-to-missing-commit", "empty-snapshot", "missing-snapshots"}
-    errors = {finding.code for finding in repo.findings if finding.severity == "error"}
-    return bool(repo.partials) and errors <= begun
+def _only_begun(repo: Repo, errors: set[str]) -> bool:
+    """Whether the errors are no more than what a first download looks like while it runs.
+
+    The Hub's client writes the listing and the ref first, then the files.
+    """
+    begun = {"ref-to-missing-commit", "missing-snapshots"}
+    if repo.partials:
+        return errors <= {*begun, "empty-snapshot"}
+    return errors <= begun and bool(repo.tree_files) and not repo.blobs
 
 
 def _is_whole(revision: Revision, file: File) -> bool:
@@ -132,33 +143,42 @@ def _is_whole(revision: Revision, file: File) -> bool:
     return file.blob in layout.EMPTY_HASHES
 
 
-def _model_needs(revision: Revision, files: dict[str, File]) -> tuple[set[str], set[str]]:
+def _needs(repo: Repo, revision: Revision, files: Mapping[str, File]) -> tuple[set[str], set[str]]:
     """Return the needed files that are not there, and the indexes that cannot be read."""
-    known = set(files) | set(revision.tree or ())
+    if repo.type == "model":
+        return _model_needs(revision, files)
+    if revision.tree is not None:
+        return set(revision.tree) - set(files), set()
+    return (set() if files else {"*"}), set()
+
+
+def _model_needs(revision: Revision, files: Mapping[str, File]) -> tuple[set[str], set[str]]:
+    """Do as `_needs`, for a model: its configuration, weights, tokenizer and processor."""
+    listed = set(revision.tree or ())
+    known = set(files) | listed
+    candidates = formats.weight_candidates(known)
+    if "model_index.json" in known or (listed and not candidates):
+        # A pipeline keeps its weights in folders of its parts; and other libraries' models are
+        # what the Hub says they are.
+        return formats.wanted(known) - set(files), set()
     needed = formats.needed_beside_weights(known)
-    if formats.CONFIG in known or not known.intersection(formats.OTHER_CONFIGS):
-        gguf_only = any(name.endswith(".gguf") for name in known) and formats.CONFIG not in known
-        if not gguf_only:
-            needed.add(formats.CONFIG)
-    missing = needed - set(files)
+    gguf_only = any(name.endswith(".gguf") for name in known) and formats.CONFIG not in known
+    if formats.CONFIG in known or not (gguf_only or known.intersection(formats.OTHER_CONFIGS)):
+        needed.add(formats.CONFIG)
+    # Of several formats, the first one that is there is the one that transformers takes.
+    there = next((one for one in candidates if one[0] in files), None)
+    shards: set[str] | None = set()
     broken: set[str] = set()
-    if "model_index.json" in known:
-        # A pipeline keeps its weights in folders of its parts.
-        return missing | (formats.wanted(known) - set(files)), broken
-    shortest: set[str] | None = None
-    for name, is_index in formats.weight_candidates(known):
-        lacking = {name} - set(files)
-        if is_index and not lacking:
-            shards = read_shards(revision, name)
-            if shards is None:
-                broken.add(name)
-                shards = set()
-            lacking = shards - set(files)
-        if not lacking and name not in broken:
-            return missing, set()
-        if shortest is None:
-            shortest = lacking
-    return missing | (shortest or set()), broken
+    if there is None:
+        name, is_index = candidates[0] if candidates else (formats.SAFETENSORS_SINGLE, False)
+        needed |= {name, *(formats.shards_of(name, known) if is_index else ())}
+    elif there[1]:
+        shards = read_shards(revision, there[0])
+        broken = {there[0]} if shards is None else set()
+    if listed:
+        # What the Hub does not have cannot lack.
+        needed &= listed
+    return (needed | (shards or set())) - set(files), broken
 
 
 def read_shards(revision: Revision, index: str) -> set[str] | None:

@@ -41,6 +41,9 @@ PROCESSOR_FILES = frozenset(
 )
 """Names that transformers' tokenizers and processors look for at the top of a repo."""
 
+_MOST_SHARDS = 2000
+"""More than any model has; a name that claims more is not believed."""
+
 _ALTERNATIVES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".pkl")
 _CONVERTED = (".onnx", ".onnx_data", ".tflite", ".mlmodel", ".mlpackage", ".xml", ".npz", ".nemo")
 _CONVERTED_FOLDERS = re.compile(r"(?:^|/)(?:onnx|openvino|coreml|original|flax|tf|gguf)/")
@@ -95,8 +98,8 @@ def weight_candidates(names: AbstractSet[str]) -> list[tuple[str, bool]]:
         names: every file known of the revision, from the Hub's listing and from the disk.
 
     Returns:
-        Pairs of a file name and whether it is an index of shards. Never empty: a model of which
-        nothing is known needs `model.safetensors`.
+        Pairs of a file name and whether it is an index of shards. Shards stand for the index that
+        names them. Empty where none of the names is one that transformers looks for.
     """
     order = (
         (SAFETENSORS_SINGLE, False),
@@ -109,10 +112,25 @@ def weight_candidates(names: AbstractSet[str]) -> list[tuple[str, bool]]:
         ("tf_model.h5", False),
         ("flax_model.msgpack", False),
     )
-    found = [(name, index) for name, index in order if name in names]
-    if not found:
-        found = [(name, False) for name in sorted(names) if name.endswith(".gguf")]
-    return found or [(SAFETENSORS_SINGLE, False)]
+    found = [
+        (name, index)
+        for name, index in order
+        if name in names or (index and shards_of(name, names))
+    ]
+    return found or [(name, False) for name in sorted(names) if name.endswith(".gguf")]
+
+
+def shards_of(index: str, names: AbstractSet[str]) -> set[str]:
+    """Return all shards of an index, told from the names of some: `model-00001-of-00002…`."""
+    stem, ending = index.removesuffix(".index.json").split(".")
+    pattern = re.compile(rf"{stem}-\d{{5}}-of-(\d{{5}})\.{ending}")
+    counts = {match[1] for name in names if "-of-" in name and (match := pattern.fullmatch(name))}
+    if len(counts) != 1:
+        return set()
+    (count,) = counts
+    if not 0 < int(count) <= _MOST_SHARDS:
+        return set()
+    return {f"{stem}-{number:05}-of-{count}.{ending}" for number in range(1, int(count) + 1)}
 
 
 def needed_beside_weights(names: AbstractSet[str]) -> set[str]:

@@ -87,12 +87,11 @@ def parse_repo_folder(name: str) -> tuple[str, str] | None:
 def is_repo_id(text: str) -> bool:
     """Return whether the text is a repo id as the Hub allows them: `name` or `owner/name`.
 
-    The Hub forbids `--` and `..` in names and a length over 96 characters
+    The Hub forbids `--` and `..`, and owners and names of over 96 characters
     (huggingface_hub `utils/_validators.py`).
     """
     return (
-        len(text) <= 96
-        and _REPO_ID.fullmatch(text) is not None
+        _REPO_ID.fullmatch(text) is not None
         and "--" not in text
         and ".." not in text
         and not text.endswith((".git", ".ipynb"))

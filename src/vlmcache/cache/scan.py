@@ -7,6 +7,7 @@ finding, its own bytes are counted, and the rest is listed.
 
 from __future__ import annotations
 
+import errno
 import gc
 import operator
 import os
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from vlmcache import advice
 from vlmcache.cache import layout
 from vlmcache.cache.moves import destination_of
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
@@ -40,13 +42,16 @@ from vlmcache.cache.state import (
     TreeFile,
 )
 from vlmcache.cache.usage import lock_held
-from vlmcache.errors import ConfigError
+from vlmcache.errors import CacheError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STALE_AFTER = 3600.0
 """Seconds without a write after which an unlocked partial download counts as left behind."""
+
+UNREADABLE = "unreadable-folder"
+"""The code of the finding that says: what this folder holds is not known."""
 
 _REF_LIMIT = 4096
 _TREE_LIMIT = 256_000_000
@@ -138,6 +143,17 @@ class _Notes:
     def info(self, code: str, path: str, detail: str, remedy: str | None = None) -> None:
         self.findings.append(Finding(code, "info", self.repo, path, detail, remedy))
 
+    def unreadable(self, path: str, error: OSError) -> None:
+        detail = f"the folder cannot be read: {error.strerror or error}"
+        self.error(UNREADABLE, path, detail, advice.command("doctor"))
+
+    def could_read(self, path: str) -> bool:
+        """Whether a folder and all below it could be read, as far as it was looked at."""
+        return not any(
+            finding.code == UNREADABLE and f"{finding.path}{os.sep}".startswith(path + os.sep)
+            for finding in self.findings
+        )
+
 
 Listed = tuple[os.DirEntry[str], os.stat_result]
 """An entry of a folder, and the stat of the entry itself (of a link, not of its target)."""
@@ -153,12 +169,7 @@ def _entries(path: str, notes: _Notes) -> list[Listed]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        notes.error(
-            "unreadable-folder",
-            path,
-            f"the folder cannot be read: {error.strerror or error}",
-            "vlmcache doctor",
-        )
+        notes.unreadable(path, error)
         return []
     if not all(map(str.isascii, map(_NAME, found))):
         for entry in found:
@@ -167,7 +178,7 @@ def _entries(path: str, notes: _Notes) -> list[Listed]:
     try:
         return _stats(path, found)
     except OSError:
-        return [(entry, stat) for entry in found if (stat := _stat(entry)) is not None]
+        return _stats_one_by_one(path, found, notes)
 
 
 def _stats(path: str, entries: list[os.DirEntry[str]]) -> list[Listed]:
@@ -224,12 +235,24 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Return the stat of the entry itself, or `None` if it went while the folder was read."""
-    try:
-        return entry.stat(follow_symlinks=False)
-    except OSError:
-        return None
+def _stats_one_by_one(path: str, entries: list[os.DirEntry[str]], notes: _Notes) -> list[Listed]:
+    """Return the entries that have a stat: some may have gone while the folder was read.
+
+    One that is there and has none, for want of permission or of a working disk, is not nothing:
+    what the folder holds is not known then.
+    """
+    found: list[Listed] = []
+    failure: OSError | None = None
+    for entry in entries:
+        try:
+            found.append((entry, entry.stat(follow_symlinks=False)))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            failure = error
+    if failure is not None:
+        notes.unreadable(path, failure)
+    return found
 
 
 def _add_below(path: str, kind: ByteClass, tally: _Tally, notes: _Notes) -> tuple[int, int]:
@@ -278,7 +301,9 @@ def _add_stray(
         )
     )
     if leftover:
-        notes.warning("leftover", entry.path, "left behind by an interrupted run", "vlmcache clean")
+        notes.warning(
+            "leftover", entry.path, "left behind by an interrupted run", advice.command("clean")
+        )
     else:
         notes.warning("stray-folder" if folder else "stray-file", entry.path, detail)
 
@@ -316,7 +341,8 @@ class _RepoScan:
         self.ref_folders: dict[str, Entry] = {}
         self.tree_files: dict[str, Entry] = {}
         self.no_exist: dict[str, Entry] = {}
-        self.pull = f"vlmcache pull {repo_id}" if kind == "model" else None
+        mendable = kind == "model" and layout.is_repo_id(repo_id)
+        self.pull = advice.command("pull", repo_id) if mendable else None
 
     def run(self, now: float) -> Repo:
         folders: dict[str, os.DirEntry[str]] = {}
@@ -344,12 +370,13 @@ class _RepoScan:
             revisions = self._read_snapshots(folders[layout.SNAPSHOTS].path)
         else:
             revisions = []
-            self.notes.error(
-                "missing-snapshots",
-                self.path,
-                "the repo has no snapshots folder: nothing of it can be loaded",
-                self.pull,
-            )
+            if self.notes.could_read(self.path):
+                self.notes.error(
+                    "missing-snapshots",
+                    self.path,
+                    "the repo has no snapshots folder: nothing of it can be loaded",
+                    self.pull,
+                )
         self._check_refs(revisions)
         self._check_sizes(revisions)
         self._classify_blobs(revisions)
@@ -380,6 +407,7 @@ class _RepoScan:
             ref_folders=self.ref_folders,
             tree_files=self.tree_files,
             no_exist=self.no_exist,
+            trees=self.trees,
         )
 
     def _read_no_exist(self, path: str) -> None:
@@ -446,7 +474,8 @@ class _RepoScan:
         except OSError:
             present = False
         else:
-            size, atime, present = target.st_size, target.st_atime_ns, True
+            size, atime = target.st_size, target.st_atime_ns
+            present = modes.S_ISREG(target.st_mode)
             if shared_hash is not None and self.linked_to is not None:
                 # A repo that lies elsewhere has its store beside it there, and not here.
                 ours = self.shared.get(shared_hash)
@@ -467,7 +496,8 @@ class _RepoScan:
             allocated_there=there,
         )
         if not present:
-            self.notes.error("missing-blob", entry.path, "the blob is a link to nothing", self.pull)
+            detail = "the blob is a link to nothing that has content"
+            self.notes.error("missing-blob", entry.path, detail, self.pull)
         elif outside:
             self.notes.warning("outside-link", entry.path, "the blob is a link out of the cache")
 
@@ -589,12 +619,13 @@ class _RepoScan:
                             _file(prefix + entry.name, "link", status, blob.name, blob.size)
                         )
                     else:
-                        files.append(self._odd_link(prefix + entry.name, entry.path, status))
+                        odd = self._odd_link(commit, prefix + entry.name, entry.path, status)
+                        files.append(odd)
                 elif modes.S_ISREG(mode) and entry.name not in layout.DESKTOP_FILES:
                     files.append(_file(prefix + entry.name, "copy", status, None, status.st_size))
                 else:
                     _add_stray(entry, status, self.tally, self.notes)
-        if not files:
+        if not files and self.notes.could_read(snapshot.path):
             self.notes.error(
                 "empty-snapshot", snapshot.path, "the snapshot holds no files", self.pull
             )
@@ -618,31 +649,40 @@ class _RepoScan:
     def _refs_of(self, commit: str) -> tuple[str, ...]:
         return tuple(sorted(ref for ref, named in self.refs.items() if named == commit))
 
-    def _odd_link(self, name: str, path: str, stat: os.stat_result) -> File:
+    def _odd_link(self, commit: str, name: str, path: str, stat: os.stat_result) -> File:
         """A snapshot's link that is not the one that the hub writes to a blob that is there."""
+        remedy = self.pull
+        if self.pull is not None and name not in self.trees.get(commit, (name,)):
+            # No download mends what the hub does not list.
+            remedy = advice.command("verify", self.id, "--repair")
         try:
             target = os.stat(path)
         except FileNotFoundError:
             self.notes.error(
-                "dangling-link", path, f"the blob it links to is missing ({name})", self.pull
+                "dangling-link", path, f"the blob it links to is missing ({name})", remedy
             )
             return _file(name, "dangling", stat)
-        except OSError:
-            self.notes.error("link-loop", path, f"the link cannot be followed ({name})", self.pull)
-            return _file(name, "loop", stat)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                self.notes.error("link-loop", path, f"the link leads in a circle ({name})", remedy)
+                return _file(name, "loop", stat)
+            detail = f"the link cannot be followed ({name}): {error.strerror or error}"
+            self.notes.error("unreadable-file", path, detail, advice.command("doctor"))
+            return _file(name, "unreadable", stat)
         real = os.path.realpath(path)
         blob = self.blobs.get(os.path.basename(real))
         if blob is not None and (blob.device, blob.inode) == (target.st_dev, target.st_ino):
             return _file(name, "link", stat, blob.name, blob.size)
-        if os.path.realpath(os.path.dirname(path)).startswith(real):
-            self.notes.error("link-loop", path, f"the link leads back into itself ({name})")
+        if f"{os.path.realpath(os.path.dirname(path))}{os.sep}".startswith(real + os.sep):
+            detail = f"the link leads back into itself ({name})"
+            self.notes.error("link-loop", path, detail, remedy)
             return _file(name, "loop", stat)
-        self.notes.error(
-            "outside-link", path, f"the link leads out of the repo, to {real}", self.pull
-        )
+        self.notes.error("outside-link", path, f"the link leads out of the repo, to {real}", remedy)
         return _file(name, "outside", stat)
 
     def _check_refs(self, revisions: Iterable[Revision]) -> None:
+        if not self.notes.could_read(os.path.join(self.path, layout.SNAPSHOTS)):
+            return
         commits = {revision.commit for revision in revisions}
         for ref, commit in sorted(self.refs.items()):
             if commit not in commits:
@@ -689,6 +729,8 @@ class _RepoScan:
         """Give each blob's bytes to a class, by who links to it."""
         named: set[str] = set()
         linked: set[str] = set()
+        # Where a snapshot could not be read, what it links to is not known.
+        all_read = self.notes.could_read(self.path)
         inodes: dict[tuple[int, int], ByteClass] = {}
         for revision in revisions:
             kind: ByteClass = "referenced" if revision.refs else "detached"
@@ -711,12 +753,13 @@ class _RepoScan:
                 kind = "detached"
             else:
                 kind = "orphan"
-                self.notes.warning(
-                    "orphan-blob",
-                    os.path.join(self.path, layout.BLOBS, blob.name),
-                    "no snapshot links to this blob",
-                    "vlmcache clean",
-                )
+                if all_read and blob.present:
+                    self.notes.warning(
+                        "orphan-blob",
+                        os.path.join(self.path, layout.BLOBS, blob.name),
+                        "no snapshot links to this blob",
+                        advice.command("clean"),
+                    )
             if blob.name in self.linked_blobs:
                 continue  # The link is counted already, as metadata; its target lies elsewhere.
             if blob.links == 1:
@@ -736,7 +779,7 @@ class _RepoScan:
                     "stale-partial",
                     partial.path,
                     f"a download of {partial.size} bytes was left unfinished",
-                    self.pull or "vlmcache clean",
+                    self.pull or advice.command("clean"),
                 )
             else:
                 self.notes.info("live-partial", partial.path, "a download is in progress")
@@ -800,7 +843,11 @@ class _CacheScan:
     def run(self) -> CacheState:
         self.tally.add("metadata", os.stat(self.dir))
         found: list[tuple[Listed, str, str]] = []
-        for entry, stat in _entries(self.dir, self.notes):
+        entries = _entries(self.dir, self.notes)
+        for finding in self.notes.findings:
+            if finding.code == UNREADABLE:
+                raise _unreadable_cache(self.dir, finding.detail.rpartition(": ")[2])
+        for entry, stat in entries:
             repo = layout.parse_repo_folder(entry.name)
             if repo is not None and not modes.S_ISREG(stat.st_mode):
                 found.append(((entry, stat), *repo))
@@ -920,7 +967,7 @@ class _CacheScan:
             )
             self._read_leftovers(entry.path)
             self.notes.warning(
-                "leftover", entry.path, "a removal was interrupted", "vlmcache clean"
+                "leftover", entry.path, "a removal was interrupted", advice.command("clean")
             )
         elif folder and entry.name == layout.MOVING:
             self.tally.add("partial", stat)
@@ -1028,7 +1075,7 @@ class _CacheScan:
                     "dangling-link",
                     entry.path,
                     f"the repo's folder is a link to {linked_to}, which is not there",
-                    "mount that drive, or remove the link: vlmcache rm " + repo_id,
+                    f"mount that drive, or remove the link: {advice.command('rm', repo_id)}",
                 )
         repo_scan = _RepoScan(
             entry.path, entry.name, kind, repo_id, self.dir, self.shared, linked_to
@@ -1059,7 +1106,7 @@ class _CacheScan:
                     "orphan-shared-blob",
                     shared.path,
                     "no repo links to this shared blob",
-                    "vlmcache clean",
+                    advice.command("clean"),
                 )
             if not shared.manifest:
                 self.notes.warning(
@@ -1122,22 +1169,17 @@ class Scanner:
 
         Raises:
             ConfigError: the path exists and is no folder.
+            CacheError: the folder cannot be read: what it holds is not known.
         """
         now = time.time() if now is None else now
         known = {} if touched is None else self._untouched(touched)
         self._scanned = {}
-        if os.path.isdir(self.dir):
+        if _is_there(self.dir):
             with _without_collection():
                 cache_scan = _CacheScan(self.dir, now, known, only)
                 state = cache_scan.run()
             self._scanned = cache_scan.scanned
             return state
-        if os.path.lexists(self.dir):
-            raise ConfigError(
-                f"the cache path is not a folder: {self.dir}",
-                "name another with --cache-dir or HF_HUB_CACHE; "
-                "'vlmcache doctor' shows the sources",
-            )
         return CacheState(
             dir=self.dir,
             exists=False,
@@ -1161,6 +1203,37 @@ class Scanner:
         }
 
 
+def _is_there(path: str) -> bool:
+    """Return whether the cache's folder is there.
+
+    Raises:
+        ConfigError: something else is.
+        CacheError: that cannot be told.
+    """
+    try:
+        folder = modes.S_ISDIR(os.stat(path).st_mode)
+    except NotADirectoryError:
+        folder = False
+    except FileNotFoundError:
+        if not os.path.lexists(path):
+            return False
+        folder = False
+    except OSError as error:
+        raise _unreadable_cache(path, error.strerror or str(error)) from error
+    if not folder:
+        raise ConfigError(
+            f"the cache path is not a folder: {path}",
+            "name another with --cache-dir or HF_HUB_CACHE; 'vlmcache doctor' shows the sources",
+        )
+    return True
+
+
+def _unreadable_cache(path: str, reason: str) -> CacheError:
+    return CacheError(
+        f"the cache cannot be read: {reason}: {path}", "'vlmcache doctor' tells whose it is"
+    )
+
+
 def scan(
     cache_dir: str | os.PathLike[str],
     *,
@@ -1177,6 +1250,7 @@ def scan(
 
     Raises:
         ConfigError: the path exists and is no folder.
+        CacheError: the folder cannot be read: what it holds is not known.
     """
     return Scanner(cache_dir).scan(now=now, only=only)
 

@@ -14,7 +14,7 @@ import msgspec
 ByteClass = Literal["referenced", "detached", "orphan", "partial", "shared", "metadata", "foreign"]
 Severity = Literal["error", "warning", "info"]
 State = Literal["cached", "partial", "missing", "damaged"]
-FileKind = Literal["link", "copy", "outside", "dangling", "loop"]
+FileKind = Literal["link", "copy", "outside", "dangling", "loop", "unreadable"]
 
 
 class ByClass(msgspec.Struct, frozen=True):
@@ -225,6 +225,8 @@ class Repo(msgspec.Struct, frozen=True):
     """Commit -> the file of the Hub's listing."""
     no_exist: dict[str, Entry] = msgspec.field(default_factory=dict)
     """Commit -> the folder of names that the Hub is known not to have."""
+    trees: dict[str, dict[str, TreeFile]] = msgspec.field(default_factory=dict)
+    """Commit -> the Hub's listing, whether there is a snapshot of it or not."""
 
     @property
     def size_on_disk(self) -> int:

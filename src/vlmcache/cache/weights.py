@@ -55,6 +55,10 @@ chat, and a fixed part for the runtime and the device's context. A rule of thumb
 `vlmcache load-test` measures."""
 
 
+class TruncatedError(ValueError):
+    """A file of weights that is shorter than its own header says."""
+
+
 class Tensor(msgspec.Struct, frozen=True, gc=False):
     """One tensor of a header. Offsets are bytes from the end of the header."""
 
@@ -92,6 +96,7 @@ def read_header(path: str) -> dict[str, Tensor]:
     and be as long as its dtype and shape say.
 
     Raises:
+        TruncatedError: the file ends before its tensors do.
         ValueError: the file is no safetensors file, or its header contradicts itself.
         OSError: the file cannot be read.
     """
@@ -113,8 +118,10 @@ def read_header(path: str) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         begin, end = tensor.data_offsets
         bits = DTYPE_BITS.get(tensor.dtype)
-        if not 0 <= begin <= end <= size - 8 - length or min(tensor.shape, default=0) < 0:
-            raise ValueError(f"tensor {name} lies outside its file: {path}")
+        if not 0 <= begin <= end or min(tensor.shape, default=0) < 0:
+            raise ValueError(f"tensor {name} has no place: {path}")
+        if end > size - 8 - length:
+            raise TruncatedError(f"tensor {name} lies outside its file: {path}")
         if bits is not None and (tensor.elements * bits + 7) // 8 != end - begin:
             raise ValueError(f"tensor {name} has not the length of its shape: {path}")
     return tensors

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.scan import STALE_AFTER, is_stale
+from vlmcache.cache.scan import STALE_AFTER, UNREADABLE, is_stale
 from vlmcache.cache.state import (
     Blob,
     CacheState,
@@ -219,7 +219,7 @@ class _Builder:
             or any((repo.folder, one.name) not in chosen.partials for one in repo.partials)
             or any(stray.path not in chosen.strays for stray in repo.strays)
             or any((repo.folder, name) not in chosen.blobs for name in loose)
-            or any(finding.code == "unreadable-folder" for finding in repo.findings)
+            or _is_unread(repo)
         ):
             return None
         return reasons[0]
@@ -824,12 +824,15 @@ def _wasted(
 def _settled(
     state: CacheState, repo: Repo, waste: list[tuple[str | Key, str]], chosen: Selection, now: float
 ) -> list[tuple[str | Key, str]]:
-    """Return the waste without revisions that a download may still be going into.
+    """Return the waste without revisions that may still be needed.
 
-    A download by commit writes no ref, and between two files it holds no lock. What tells of one is
-    a young partial, or a lock made within the hour beside a revision written within the hour; at
-    its very start, a young revision without files. A revision that a ref has moved on from is older
-    than the ref.
+    Where a ref names a revision that is not here, an update was cut (the client moves the ref
+    before it fetches the files), and what it was to replace may be all there is.
+
+    A revision can also be on its way still: a download by commit writes no ref, and between two
+    files it holds no lock. What tells of one is a young partial, or a lock made within the hour
+    beside a revision written within the hour; at its very start, a young revision without files. A
+    revision that a ref has moved on from is older than the ref.
     """
     found: list[tuple[str | Key, str]] = []
     locks = state.locks.get(repo.folder)
@@ -837,9 +840,15 @@ def _settled(
     locked = any(now - mark / 1e9 <= STALE_AFTER for mark in marks)
     begun = any(not is_stale(partial, now) for partial in repo.partials)
     refs = max((entry.mtime_ns for entry in repo.ref_files.values()), default=0)
+    snapshots = {revision.commit for revision in repo.revisions}
+    dangling = [ref for ref, commit in sorted(repo.refs.items()) if commit not in snapshots]
     for key, path in waste:
         revision = None if isinstance(key, str) else repo.revision(key[1])
         if revision is not None:
+            if dangling:
+                why = f"{dangling[0]} names a revision that is not here, so this may be the last"
+                chosen.kept.append(Kept(path, repo.id, why))
+                continue
             written = max(revision.mtime_ns, *(file.mtime_ns for file in revision.files), 0)
             young = (locked or not revision.files) and now - written / 1e9 <= STALE_AFTER
             if written >= refs and (begun or young):
@@ -850,11 +859,14 @@ def _settled(
     return found
 
 
+def _is_unread(repo: Repo) -> bool:
+    return any(finding.code == UNREADABLE for finding in repo.findings)
+
+
 def _unsure(repo: Repo) -> str | None:
     """Return why it cannot be told what a repo's revisions need, `None` if it can."""
-    for finding in repo.findings:
-        if finding.code == "unreadable-folder":
-            return "a folder of the repo cannot be read"
+    if _is_unread(repo):
+        return "a folder of the repo cannot be read"
     if set(repo.ref_files) != set(repo.refs):
         return "a ref of the repo cannot be read"
     return None
@@ -905,8 +917,7 @@ def _select_shared(state: CacheState, chosen: Selection, usage: Usage) -> None:
     can tell; but only where every repo could be read.
     """
     seen = all(
-        _unsure(repo) != "a folder of the repo cannot be read"
-        and not (repo.linked_to is not None and not repo.by_class.total)
+        not _is_unread(repo) and not (repo.linked_to is not None and not repo.by_class.total)
         for repo in state.repos
     )
     for shared in state.shared.values():
@@ -927,6 +938,8 @@ def _select_locks(state: CacheState, chosen: Selection, now: float, usage: Usage
         repo = _by_folder(state, folder)
         needed: set[str] = set()
         if repo is not None:
+            if _is_unread(repo):
+                continue
             needed = {*repo.blobs, *(partial.etag for partial in repo.partials)}
         elif layout.parse_repo_folder(folder) is None:
             continue

@@ -117,19 +117,33 @@ def vlmcache_callback(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding lacks is escaped, never a reason to fail.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _prepare_streams()
     signal.signal(signal.SIGTERM, _raise_terminated)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _raise_interrupted)
     code = _run(given)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader went away, which is its right. Python would complain once more at its exit.
+    except OSError as problem:
+        # Python would complain once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # A reader who went away had enough; any other failure has lost a part of the answer.
+        if not isinstance(problem, BrokenPipeError) and not code:
+            _print_error(_failure(problem))
+            code = ExitCode.FAILED
     sys.exit(int(code))
+
+
+def _prepare_streams() -> None:
+    """Let output be possible at all: a stream may be closed, or have an encoding of its own."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # As the shell's `>&-` leaves it; what is printed there goes nowhere.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        else:
+            # A name that the terminal's encoding lacks is escaped, never a reason to fail.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _raise_interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -157,16 +171,18 @@ def _run(arguments: list[str]) -> int:
         failure = _failure(error)
     try:
         _show_failure(arguments, failure)
-    except BrokenPipeError:
-        pass
+    except OSError as problem:
+        # Nobody reads it any more, or the disk that it should go to is full.
+        if not isinstance(problem, BrokenPipeError):
+            _print_error(_failure(problem))
     return failure.exit_code
 
 
 def _show(answer: Answer) -> None:
     if answer.output.json:
-        from vlmcache.show.document import document
+        from vlmcache.show.document import document, write
 
-        print(document(answer.command, answer.value, answer.exit_code, answer.error))
+        write(document(answer.command, answer.value, answer.exit_code, answer.error))
         return
     if answer.output.quiet:
         from vlmcache.show.text import printable
@@ -183,11 +199,11 @@ def _show(answer: Answer) -> None:
 def _show_failure(arguments: list[str], failure: VlmcacheError) -> None:
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if "--json" in options:
-        from vlmcache.show.document import document
+        from vlmcache.show.document import document, write
 
         command = next((word for word in options if word in COMMANDS), "vlmcache")
         line = command in STREAMS
-        print(document(command, None, failure.exit_code, failure, line=line))
+        write(document(command, None, failure.exit_code, failure, line=line))
     else:
         _print_error(failure)
 

@@ -62,7 +62,7 @@ def status(
     if outdated:
         from vlmcache import updates
 
-        value = updates.with_updates(value, session.environment)
+        value = updates.with_updates(value, session.config, session.cache, session.environment)
     error = overview.not_cached(value) if check else None
     value = overview.select_rows(value, filters or (), sort)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from vlmcache import advice
 from vlmcache.cache.weights import Precision
 from vlmcache.config import CacheLocation
 from vlmcache.errors import (
@@ -260,7 +261,7 @@ def build(
         named = ", ".join(lacking[:_NAMED_KEYS])
         raise DamagedWeightsError(
             f"{source.model}: {len(lacking)} weights are not in its files: {named}",
-            f"vlmcache verify {source.model} --repair" if source.repo else None,
+            advice.command("verify", source.model, "--repair") if source.repo else None,
         )
     return model.eval()
 
@@ -412,7 +413,7 @@ def _explain(source: Source, error: Exception) -> UnloadableError:
     ):
         return DamagedWeightsError(
             f"{source.model}: the weights cannot be read: {words[:200]}",
-            f"vlmcache verify {source.model} --repair" if source.repo else None,
+            advice.command("verify", source.model, "--repair") if source.repo else None,
         )
     return UnloadableError(
         f"{source.model} cannot be loaded: {type(error).__name__}: {words[:300]}"

@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from vlmcache import advice
 from vlmcache.cache.weights import Precision
 from vlmcache.units import size_text
 
@@ -313,9 +314,8 @@ def judge(result: Result) -> tuple[str | None, str | None]:
 
 def _advise(result: Result, dominant: str, temperature: Temperature) -> str | None:
     if dominant == "quantise" or (result.source == "at-load" and dominant in ("read", "build")):
-        return (
-            f"keep a quantised copy: vlmcache quantize {result.model}"
-            f" --precision {result.precision}"
+        return "keep a quantised copy: " + advice.command(
+            "quantize", result.model, "--precision", result.precision
         )
     if dominant == "read" and temperature == "cold":
         if result.loader == "plain":

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from vlmcache import advice
 from vlmcache.cache import formats, layout
 from vlmcache.cache.completeness import judge, read_shards
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
@@ -81,7 +82,7 @@ def find_source(
     model = find_model(config, name, [repo.id for repo in state.repos if repo.type == "model"])
     judgement = judge(state.repo(model.repo), model.revision)
     held = judgement.revision
-    pull = f"vlmcache pull {name}"
+    pull = advice.command("pull", name)
     if judgement.state == "missing":
         raise NotDownloadedError(f"{name} is not in the cache", pull)
     if judgement.state == "damaged":
@@ -119,7 +120,7 @@ def read_source(
     Raises:
         DamagedWeightsError: config.json or the index of the shards cannot be read.
     """
-    remedy = f"vlmcache verify {model} --repair" if repo else None
+    remedy = advice.command("verify", model, "--repair") if repo else None
     path = os.path.join(folder, formats.CONFIG)
     try:
         content = msgspec.json.decode(read_bytes(path, _CONFIG_LIMIT), type=_ModelFile)
@@ -158,8 +159,9 @@ def weight_files(folder: str) -> list[str]:
         shards: set[str] | None = {name}
         if is_index:
             shards = read_shards(Revision("", folder, (), (), 0), name)
-        if shards and all(os.path.isfile(os.path.join(folder, shard)) for shard in shards):
-            return [os.path.join(folder, *shard.split("/")) for shard in sorted(shards)]
+        paths = [os.path.join(folder, *shard.split("/")) for shard in sorted(shards or ())]
+        # The first format that is there is the one that transformers takes, whole or not.
+        return paths if all(map(os.path.isfile, paths)) else []
     return []
 
 
@@ -174,7 +176,7 @@ def read_tensors(source: Source) -> dict[str, Tensor]:
         try:
             tensors |= read_header(path)
         except (OSError, ValueError) as error:
-            remedy = f"vlmcache verify {source.model} --repair" if source.repo else None
+            remedy = advice.command("verify", source.model, "--repair") if source.repo else None
             raise DamagedWeightsError(f"{source.model}: {error}", remedy) from None
     return tensors
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -29,6 +30,12 @@ class Envelope(msgspec.Struct, frozen=True):
     exit_code: int
     findings: tuple[Finding, ...]
     errors: tuple[ErrorEntry, ...]
+
+
+def write(text: str) -> None:
+    """Print JSON, which is UTF-8 whatever the encoding of the terminal."""
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    print(text)
 
 
 def document(

@@ -18,7 +18,10 @@ from vlmcache.units import size_text
 STATE_COLOURS = {"cached": "green", "partial": "yellow", "missing": "dim", "damaged": "bold red"}
 SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 _WIDE = 110
+_NARROW = 72
 _SHOWN_FILES = 3
+_ALWAYS_SHOWN = ("hub-not-asked", "configuration")
+"""Findings that are worth telling although nothing is damaged: an answer is missing, or a wish."""
 _SHOWN_FINDINGS = 8
 
 
@@ -27,8 +30,10 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
     out = console()
     now = datetime.now(timezone.utc)
     if status.models:
-        out.print(_model_table(status.models, now, wide=out.width >= _WIDE))
+        out.print(_model_table(status.models, now, out.width))
         _print_lacking(out, status.models)
+    else:
+        out.print("No model is configured, or none passes the filter.")
     asked = {model.repo for model in status.models}
     others = [repo for repo in status.repos if repo.type != "model" or repo.repo not in asked]
     if every and others:
@@ -49,7 +54,9 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
         outdated = "" if copy.current else ", made by other versions of its libraries"
         text = f"{printable(copy.repo)} {copy.precision}, {size_text(copy.size)}{outdated}"
         out.print(labelled("Copy", text))
-    _print_findings(out, status.findings, verbose=verbose)
+    # What is wrong with what was asked for is read first.
+    findings = sorted(status.findings, key=lambda one: one.repo not in asked)
+    _print_findings(out, findings, verbose=verbose)
     if status.recommendations:
         out.print("\nNext")
         for step in status.recommendations:
@@ -69,30 +76,34 @@ def _amount(size: int | None) -> str:
     return NOTHING if size is None else size_text(size)
 
 
-def _model_table(models: Iterable[ModelStatus], now: datetime, *, wide: bool) -> Table:
+def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("MODEL", overflow="fold")
-    if wide:
+    table.add_column("MODEL", overflow="fold", min_width=8)
+    if width >= _WIDE:
         table.add_column("REPO", overflow="fold")
     table.add_column("STATE", no_wrap=True)
     for name in ("ON DISK", "EXPECTED"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("PRECISION", no_wrap=True)
-    table.add_column("MEMORY", justify="right", no_wrap=True)
-    table.add_column("LAST USED", no_wrap=True)
+    if width >= _NARROW:
+        table.add_column("PRECISION", no_wrap=True)
+        table.add_column("MEMORY", justify="right", no_wrap=True)
+        table.add_column("LAST USED", no_wrap=True)
     for model in models:
         cells: list[str | Text] = [printable(model.key)]
-        if wide:
+        if width >= _WIDE:
             revision = "" if model.revision == "main" else f"@{model.revision}"
             cells.append(printable(model.repo + revision))
         cells += [
             _state(model.state),
             size_text(model.size_on_disk) if model.size_on_disk else NOTHING,
             _amount(model.expected_size),
-            model.precision,
-            _amount(model.memory_estimate),
-            ago(model.last_used, now),
         ]
+        if width >= _NARROW:
+            cells += [
+                model.precision,
+                _amount(model.memory_estimate),
+                ago(model.last_used, now),
+            ]
         table.add_row(*cells)
     return table
 
@@ -187,7 +198,7 @@ def _print_findings(out: Console, findings: Iterable[Finding], *, verbose: bool)
     every = list(findings)
     shown = every
     if not verbose:
-        shown = [one for one in every if one.severity == "error" or one.code == "hub-not-asked"]
+        shown = [one for one in every if one.severity == "error" or one.code in _ALWAYS_SHOWN]
     cut = 0 if verbose else max(0, len(shown) - _SHOWN_FINDINGS)
     if shown:
         out.print("\nProblems" if not verbose else "\nFindings")

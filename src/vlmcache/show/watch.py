@@ -19,7 +19,7 @@ from rich.text import Text
 
 from vlmcache.cache.events import Event
 from vlmcache.show.console import console, styled
-from vlmcache.show.document import stream_line
+from vlmcache.show.document import stream_line, write
 from vlmcache.show.status import STATE_COLOURS
 from vlmcache.show.terminal import (
     RESIZED,
@@ -268,10 +268,10 @@ class JsonLines(Lines):
     """One JSON object a line: the first look, then each event."""
 
     def _begin(self, snapshot: Snapshot) -> None:
-        print(stream_line("watch", snapshot))
+        write(stream_line("watch", snapshot))
 
     def _tell(self, at: datetime, event: Event) -> None:
-        print(stream_line("watch", event, at=at))
+        write(stream_line("watch", event, at=at))
 
 
 class Ids(Lines):
