@@ -214,6 +214,16 @@ def own_home(environment: Environment) -> tuple[str, str]:
     return platformdirs.user_cache_dir("vlmcache", appauthor=False), "default"
 
 
+def options_in_force(config: Config, location: CacheLocation) -> list[str]:
+    """Return the options that a command needs to work on the same cache as this one does."""
+    options: list[str] = []
+    if location.source == "--cache-dir":
+        options += ["--cache-dir", location.dir]
+    if config.source == "--config":
+        options += ["--config", config.path]
+    return options
+
+
 def load_config(option: str | None, environment: Environment) -> Config:
     """Return the configuration in force.
 

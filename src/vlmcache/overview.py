@@ -33,6 +33,7 @@ from vlmcache.config import (
     Environment,
     ModelConfig,
     find_model,
+    options_in_force,
     own_home,
     read_environment,
     shipped_config,
@@ -467,11 +468,7 @@ class Advice:
     """Commands for what lacks and what is too much, for the same cache and configuration."""
 
     def __init__(self, config: Config, location: CacheLocation) -> None:
-        self.options: list[str] = []
-        if location.source == "--cache-dir":
-            self.options += ["--cache-dir", location.dir]
-        if config.source == "--config":
-            self.options += ["--config", config.path]
+        self.options = options_in_force(config, location)
 
     def recommend(self, text: str, name: str, *words: str) -> Recommendation:
         """Return a recommendation of one of our commands with its words."""

@@ -16,7 +16,7 @@ from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, TreeFile
 from vlmcache.cache.usage import nearest_folder
-from vlmcache.change.plan import Failure, Fetch, Outcome, Plan, Receipt
+from vlmcache.change.plan import Action, Failure, Fetch, Link, Outcome, Plan, Receipt
 from vlmcache.change.planning import joined
 from vlmcache.change.pulling import Order, Selection, plan_pull
 from vlmcache.config import (
@@ -26,6 +26,7 @@ from vlmcache.config import (
     Limits,
     ModelConfig,
     find_model,
+    options_in_force,
     own_home,
 )
 from vlmcache.errors import PartlyError, SpaceError, UsageError, VlmcacheError
@@ -172,7 +173,7 @@ def run_pull(
     errors: list[VlmcacheError] = []
     try:
         parts = [_plan(client, location.dir, model, options, findings) for model in models]
-        plans = [part.order.plan for part in parts if part.order is not None]
+        plans = _each_blob_once([part.order.plan for part in parts if part.order is not None])
         whole_plan = joined(plans)
         shortage = find_shortage(location.dir, config.limits, plans)
         room = None
@@ -185,13 +186,19 @@ def run_pull(
         short = (
             None
             if shortage is None or (options.dry_run and room)
-            else shortage.error(in_vain=options.make_room)
+            else shortage.error(
+                _same_command(config, location, names, options), in_vain=options.make_room
+            )
         )
         for part in parts:
             if part.order is not None and (options.dry_run or short is not None):
-                done.append(_described(part, "planned" if part.order.plan.actions else "cached"))
+                row = _described(part, "planned" if part.order.plan.actions else "cached")
+                if short is not None and not options.dry_run and row.state == "planned":
+                    row = _failed(msgspec.structs.replace(row, state="failed"), short)
+                done.append(row)
                 continue
-            result, made, error = _carry_out(client, part, options, watcher)
+            again = _same_command(config, location, [_named(config, part.model)], options)
+            result, made, error = _carry_out(client, part, options, watcher, again)
             done.append(result)
             outcomes += made
             if error is not None:
@@ -204,13 +211,13 @@ def run_pull(
     except BaseException as interruption:
         if not isinstance(interruption, Exception):
             # The one place that shows failures takes what an interruption carries as its hint.
-            interruption.args = (f"'{advice.command('pull', *names)}' goes on from here",)
+            again = _same_command(config, location, names, options)
+            interruption.args = (f"'{again}' goes on from here",)
         raise
     finally:
         client.stop()
     if short is not None:
         errors.insert(0, short)
-    executed = not options.dry_run and short is None
     receipt = Receipt(
         tuple(outcomes),
         sum(outcome.freed for outcome in outcomes),
@@ -218,9 +225,24 @@ def run_pull(
     )
     if room is not None:
         whole_plan = joined([room.plan, whole_plan])
-        executed = executed or room.receipt is not None
-    value = Pulled(tuple(done), whole_plan, receipt if executed else None, tuple(findings))
+    value = Pulled(tuple(done), whole_plan, None if options.dry_run else receipt, tuple(findings))
     return Run(value, _summed_up(done, errors))
+
+
+def _same_command(
+    config: Config, location: CacheLocation, names: Sequence[str], options: Options
+) -> str:
+    """Return the command line that pulls the same again; a token is not for it."""
+    words = list(names)
+    for name, patterns in (
+        ("--include", options.selection.include),
+        ("--exclude", options.selection.exclude),
+    ):
+        for pattern in patterns:
+            words += [name, pattern]
+    if options.selection.every:
+        words.append("--all-files")
+    return advice.command("pull", *words, *options_in_force(config, location))
 
 
 def _models(config: Config, location: CacheLocation, names: Sequence[str]) -> list[ModelConfig]:
@@ -306,7 +328,7 @@ def _ask(
     *,
     hurried: bool,
 ) -> Order:
-    attempts = 2 if hurried else None
+    attempts = 1 if hurried else None
     commit = model.revision
     # Of a pinned commit it is not known, since nothing has been asked.
     gated = True
@@ -326,11 +348,14 @@ def _ask(
     repo = state.repo(model.repo)
     revision = repo.revision(commit) if repo is not None else None
     listing = revision.tree if revision is not None else None
+    try:
+        check_names(model.repo, listing or {})
+    except HostileListingError:
+        # Whoever wrote it here, the hub may say otherwise.
+        listing = None
     new = listing is None
     if listing is None:
         listing = list_files(client, model.repo, commit, attempts=attempts)
-    else:
-        check_names(model.repo, listing)
     if not listing:
         raise NoSuchFileError(f"{model.repo}@{model.revision} holds no files")
     wanted = frozenset(selection.choose(model.repo, listing))
@@ -407,19 +432,55 @@ class Shortage(NamedTuple):
     free: int
     min_free: int
 
-    def error(self, in_vain: bool = False) -> SpaceError:
-        """Return the refusal, with the numbers; `in_vain` if evicting was thought of already."""
+    def error(self, command: str | None = None, *, in_vain: bool = False) -> SpaceError:
+        """Return the refusal, with the numbers.
+
+        Args:
+            command: what was asked for and can be asked with `--make-room`, if it can.
+            in_vain: whether evicting was thought of already.
+        """
+        hint = "lower min_free in config.yaml, or see 'vlmcache clean --free SIZE --dry-run'"
+        if in_vain:
+            hint = (
+                "evicting would not make enough room, and so nothing was evicted;"
+                " 'vlmcache clean --free SIZE MODEL' evicts configured models too"
+            )
+        elif command is not None:
+            hint = f"'{command} --make-room' proposes what to evict; or lower min_free"
         short = self.need + self.min_free - self.free
         return SpaceError(
             f"not enough space: the download needs {size_text(self.need)} and "
             f"{size_text(self.min_free)} must stay free, but {size_text(self.free)} is free: "
             f"{size_text(short)} short",
-            "evicting would not make enough room, and so nothing was evicted;"
-            " 'vlmcache clean --free SIZE MODEL' evicts configured models too"
-            if in_vain
-            else "'vlmcache pull --make-room' proposes what to evict;"
-            " or lower min_free in config.yaml",
+            hint,
         )
+
+
+def _named(config: Config, model: ModelConfig) -> str:
+    """Return what to type for a model."""
+    known = config.models.get(model.key)
+    usual = known.revision if known is not None else "main"
+    return model.key if model.revision == usual else f"{model.key}@{model.revision}"
+
+
+def _each_blob_once(plans: Sequence[Plan]) -> list[Plan]:
+    """Return plans of which none fetches what one before it does: revisions share blobs."""
+    planned: set[tuple[str, str]] = set()
+    found = []
+    for plan in plans:
+        actions: list[Action] = []
+        needs = plan.needs
+        for action in plan.actions:
+            if isinstance(action, Fetch) and (action.repo, action.etag) in planned:
+                needs -= action.size - action.have
+                reason = "the same content as in another revision"
+                action = Link(action.repo, action.file, action.path, action.etag, reason)
+            actions.append(action)
+        planned |= {
+            (action.repo, action.etag) for action in plan.actions if isinstance(action, Fetch)
+        }
+        found.append(Plan(tuple(actions), plan.frees, max(0, needs)))
+    return found
 
 
 def find_shortage(cache_dir: str, limits: Limits, plans: Sequence[Plan]) -> Shortage | None:
@@ -477,7 +538,7 @@ def _make_room(
 
 
 def _carry_out(
-    client: Client, part: _Part, options: Options, watcher: Watcher
+    client: Client, part: _Part, options: Options, watcher: Watcher, again: str
 ) -> tuple[PulledModel, list[Outcome], VlmcacheError | None]:
     order = part.order
     if order is None:
@@ -499,10 +560,7 @@ def _carry_out(
     error = done.error
     if error is not None:
         if isinstance(error, SpaceError):
-            hint = (
-                "what has arrived is kept; make room ('vlmcache clean'), then "
-                f"'{advice.command('pull', part.model.key)}'"
-            )
+            hint = f"what has arrived is kept; make room ('vlmcache clean'), then '{again}'"
             error = SpaceError(error.message, hint)
         result = _failed(msgspec.structs.replace(result, state="failed"), error)
     return result, done.outcomes, error

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import email.utils
+import gzip
+import http.server
+import json
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +16,11 @@ import pytest
 from tests.kit.hub import LoopbackHub, status
 from tests.kit.pulls import REPO, pull
 from vlmcache.config import Environment, read_environment
+from vlmcache.errors import UsageError
 from vlmcache.hub import client as hub_client
 from vlmcache.hub.client import Client
-from vlmcache.hub.listing import resolve
+from vlmcache.hub.errors import HostileListingError, HubError
+from vlmcache.hub.listing import list_files, resolve
 from vlmcache.hub.quick import commit_of
 
 FILES = {"config.json": b"{}", "model.safetensors": b"w" * 5000, "z.json": b"{}"}
@@ -101,10 +108,12 @@ def test_secrets_are_cut_out_of_every_text() -> None:
         ("http://a/x", "http://b/y", True),
         ("http://a/x", "https://b/y", True),
         ("https://a/x", "file:///etc/passwd", False),
+        ("http://a/x", "http://b:99999/y", False),
+        ("http://a/x", "http://[b/y", False),
     ],
 )
 def test_a_redirect_never_leads_to_a_less_safe_place(address: str, target: str, may: bool) -> None:
-    assert hub_client._may_follow(address, target) is may
+    assert hub_client._followed(address, target) == (target if may else None)
 
 
 def test_a_token_in_the_hubs_own_words_is_not_repeated(tmp_path: Path) -> None:
@@ -116,3 +125,79 @@ def test_a_token_in_the_hubs_own_words_is_not_repeated(tmp_path: Path) -> None:
     assert run.error is not None
     assert "hf_topsecret" not in f"{run.error.message}{run.error.hint}"
     assert run.error.exit_code == 8
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n", " "])
+def test_a_token_with_the_end_of_its_line_is_used_without_it(tmp_path: Path, end: str) -> None:
+    with LoopbackHub() as hub:
+        hub.accept_token("hf_topsecret")
+        hub.add_repo(REPO, private=True).commit(FILES)
+        assert pull(hub, tmp_path / "cache", token=f"hf_topsecret{end}").error is None
+
+
+@pytest.mark.parametrize("token", ["", " ", "hf_top secret", "hf_top\nsecret", "hf_geheim\u00e4"])
+def test_what_cannot_be_a_token_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        client("http://127.0.0.1:9", token=token)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_secret_is_cut_out_as_python_writes_it_too() -> None:
+    one = client("http://127.0.0.1:9", token="hf_a\\b")
+    assert one.scrub(f"header {one.token!r}") == "header '***'"
+
+
+@pytest.mark.parametrize("endpoint", ["http://localhost:99999", "http://[bad", "http://h:x"])
+def test_an_endpoint_that_is_no_address_is_told_in_one_line(endpoint: str) -> None:
+    with pytest.raises(HubError, match="HF_ENDPOINT is no address"):
+        client(endpoint)
+
+
+@pytest.mark.parametrize("endpoint", ["mirror.example", "ftp://127.0.0.1", "http://"])
+def test_no_address_but_http_and_https_is_asked_quickly(endpoint: str) -> None:
+    assert commit_of(client(endpoint, token="hf_topsecret"), REPO, "main") is None
+
+
+def test_a_next_page_stays_below_the_path_of_the_endpoint() -> None:
+    mirror = client("http://127.0.0.1:9/mirror/hf")
+    page = "/api/models/a/b/tree/main?cursor=2"
+    assert mirror.within(f"https://huggingface.co{page}") == f"http://127.0.0.1:9/mirror/hf{page}"
+    named = f"http://127.0.0.1:9/mirror/hf{page}"
+    assert mirror.within(named) == named
+
+
+class _Odd(http.server.BaseHTTPRequestHandler):
+    """A hub that compresses its answers, or whose listing never ends."""
+
+    def do_GET(self) -> None:
+        body = gzip.compress(json.dumps({"sha": "c" * 40, "id": REPO}).encode())
+        if "/tree/" in self.path:
+            body = gzip.compress(b"[]")
+        self.send_response(200)
+        self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(body)))
+        if "/tree/" in self.path:
+            self.send_header("Link", f'<{self.path}>; rel="next"')
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def odd() -> Iterator[Client]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Odd)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield client(f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_that_compresses_although_asked_not_to_is_understood(odd: Client) -> None:
+    assert resolve(odd, REPO, "main").commit == "c" * 40
+
+
+def test_a_listing_whose_next_page_is_itself_is_refused(odd: Client) -> None:
+    with pytest.raises(HostileListingError, match="does not end"):
+        list_files(odd, REPO, "c" * 40)

@@ -32,6 +32,7 @@ from tests.kit.pulls import (
 )
 from vlmcache import pulling
 from vlmcache.cache import layout
+from vlmcache.change.plan import Receipt
 from vlmcache.errors import ExitCode
 
 SIZE = 4_000_000
@@ -227,7 +228,9 @@ def test_too_little_room_is_refused_before_the_first_byte(hub: LoopbackHub) -> N
             assert number in run.error.message
         assert hub.bytes_sent() == 0
         assert not (disk / "cache").exists()
-        assert run.value.receipt is None
+        assert run.value.receipt == Receipt((), 0, 0)
+        (model,) = run.value.models
+        assert (model.state, model.error and model.error.code) == ("failed", "no-space")
         assert run.value.plan.needs > SIZE
         # What is there already is credited.
         assert pull(hub, disk / "cache").error is None

@@ -80,9 +80,19 @@ def test_a_listing_in_the_cache_is_not_believed_either(hub: LoopbackHub, tmp_pat
     document = json.loads(tree.read_text())
     document["files"]["../../../x"] = document["files"]["config.json"]
     tree.write_text(json.dumps(document))
-    run = pull(hub, tmp_path / "cache")
-    assert run.error is not None
-    assert run.error.code == "hostile-listing"
+    assert pull(hub, tmp_path / "cache").error is None
+    assert "../../../x" not in json.loads(tree.read_text())["files"]
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_empty_listing_in_the_cache_is_none(hub: LoopbackHub, tmp_path: Path) -> None:
+    commit = hub.add_repo(REPO).commit({"config.json": b"{}"})
+    assert pull(hub, tmp_path / "cache").error is None
+    folder = tmp_path / "cache/models--org--name"
+    (folder / f"trees/{commit}.json").write_text('{"format_version": 1, "files": {}}')
+    (folder / f"snapshots/{commit}/config.json").unlink()
+    assert pull(hub, tmp_path / "cache").error is None
+    assert (folder / f"snapshots/{commit}/config.json").exists()
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=300))

@@ -128,6 +128,19 @@ def test_the_token_goes_to_no_foreign_host_with_pieces_either(
     assert all(asked.authorization == (asked.host == "hub") for asked in hub.requests)
 
 
+def test_a_piece_that_holds_up_all_others_is_fetched_anew(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "RULES", msgspec.structs.replace(RULES, lag=0.2))
+    hub.fault(slow(1000).on(WEIGHTS, host="cdn", skip=3, times=1))
+    hub.fault(slow(RATE).on(WEIGHTS))
+    run = pull(hub, tmp_path / "cache")
+    assert run.error is None
+    # At that rate the piece alone would have taken 80 s.
+    assert sum(model.seconds for model in run.value.models) < 40
+    assert_right(tmp_path / "cache", tmp_path)
+
+
 # How much more than the file may be sent: pieces that were half there, what a busy machine lets the
 # hub send before it closes a connection, and all again if need be.
 ON_PIECES: dict[str, tuple[list[Fault], float]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -30,10 +30,13 @@ from tests.kit.hub import (
     wrong_bytes,
     wrong_etag,
 )
-from tests.kit.pulls import REPO, Listener, expected, fetches, lies, pull
+from tests.kit.pulls import REPO, Listener, config, environment, expected, fetches, lies, pull
 from vlmcache.change import partials
+from vlmcache.change.pulling import Selection
+from vlmcache.config import CacheLocation
 from vlmcache.errors import ExitCode
 from vlmcache.hub.client import Patience
+from vlmcache.pulling import Options, run_pull
 
 SIZE = 1_000_000
 WEIGHTS = "model.safetensors"
@@ -308,3 +311,78 @@ def test_modes_follow_the_umask_as_the_clients_do(hub: LoopbackHub, tmp_path: Pa
 def test_a_slow_hub_is_no_hang(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault(slow(SIZE * 2).on(WEIGHTS))
     assert pull(hub, tmp_path / "cache").error is None
+
+
+def test_a_hub_that_sends_no_parts_of_a_file_is_asked_for_the_whole(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    hub.fault(cut(SIZE // 2).on(WEIGHTS))
+    hub.fault(status(416).on(WEIGHTS, host="cdn", skip=1, times=1))
+    assert pull(hub, tmp_path / "cache").error is None
+    assert_right(tmp_path / "cache", tmp_path)
+
+
+def test_a_file_that_is_refused_once_is_asked_for_again(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.fault(status(403).on(WEIGHTS, host="hub", times=1))
+    assert pull(hub, tmp_path / "cache").error is None
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "words"),
+    [
+        (404, ExitCode.HUB, f"{REPO}: the hub lists {WEIGHTS} and refuses it"),
+        (401, ExitCode.HUB, f"{REPO}: the hub lists {WEIGHTS} and refuses it"),
+        (403, ExitCode.HUB, f"{REPO}: {WEIGHTS}: "),
+    ],
+)
+def test_a_refusal_of_one_file_names_the_repo_and_the_file(
+    hub: LoopbackHub, tmp_path: Path, code: int, exit_code: ExitCode, words: str
+) -> None:
+    hub.fault(status(code).on(WEIGHTS, host="hub", times=None))
+    error = pull(hub, tmp_path / "cache").error
+    assert error is not None
+    assert error.exit_code == exit_code
+    assert error.message.startswith(words)
+
+
+def test_what_revisions_share_is_planned_and_counted_once(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub._repos["model", REPO].commit({**FILES, "config.json": b"{2}"}, "dev")
+    run = pull(hub, tmp_path / "cache", REPO, f"{REPO}@dev")
+    assert run.error is None
+    assert run.value.receipt is not None
+    assert run.value.plan.needs == run.value.receipt.fetched
+
+
+def test_a_cached_model_does_not_wait_for_a_hub_that_has_had_enough(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    assert pull(hub, tmp_path / "cache").error is None
+    hub.fault(rate_limited(60, header="Retry-After").on(times=None))
+    run = pull(hub, tmp_path / "cache", patience=Patience())
+    assert run.error is None
+    assert run.value.models[0].seconds < 30
+    assert [finding.code for finding in run.value.findings] == ["hub-not-asked"]
+
+
+@pytest.mark.parametrize("source", ["--cache-dir", "HF_HUB_CACHE"])
+def test_the_command_that_goes_on_is_the_one_that_was_given(
+    hub: LoopbackHub, tmp_path: Path, source: str
+) -> None:
+    cache = tmp_path / "my cache"
+
+    class Impatient(Listener):
+        def started(self, repo: str, sizes: Mapping[str, int], have: int) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        run_pull(
+            config(),
+            CacheLocation(str(cache), source),
+            environment(hub, cache),
+            [f"{REPO}@main"],
+            Options(Selection(include=("*.safetensors",)), token="hf_secret"),
+            Impatient(),
+        )
+    given = f" --cache-dir '{cache}'" if source == "--cache-dir" else ""
+    again = f"vlmcache pull {REPO}@main --include '*.safetensors'{given}"
+    assert raised.value.args == (f"'{again}' goes on from here",)

@@ -35,6 +35,16 @@ def _wrong_link(repo: CachedRepo) -> None:
     pointer.symlink_to(os.path.relpath(repo.blob(GOOD), pointer.parent))
 
 
+def _link_to_something_longer(repo: CachedRepo) -> None:
+    pointer = repo.pointer("config.json")
+    pointer.unlink()
+    pointer.symlink_to(os.path.relpath(repo.blob(GOOD), pointer.parent))
+
+
+def _broken_link_that_the_hub_does_not_list(repo: CachedRepo) -> None:
+    repo.pointer(WEIGHTS).with_name("extra.bin").symlink_to("../../blobs/none")
+
+
 SEEN_BY_LOOKING: dict[str, Damage] = {
     "dangling link": (lambda repo: repo.dangling_link(WEIGHTS), 0),
     "missing blob": (lambda repo: repo.missing_blob(WEIGHTS), SIZE),
@@ -43,6 +53,7 @@ SEEN_BY_LOOKING: dict[str, Damage] = {
     "ref with a newline": (lambda repo: repo.ref_with_newline(), 0),
     "ref that is a folder": (lambda repo: repo.ref_folder(), 0),
     "no snapshots": (lambda repo: repo.missing_snapshots(), 0),
+    "link to something longer": (_link_to_something_longer, 0),
     "link out of the cache": (lambda repo: repo.leaving_link(Path("/etc/hosts"), WEIGHTS), 0),
 }
 """What `status` sees and `pull` mends -> how it is done, and the bytes that mending it takes."""
@@ -58,6 +69,7 @@ SEEN_BY_HASHING: dict[str, Damage] = {
     "flipped bit": (lambda repo: repo.flipped_bit(WEIGHTS), SIZE),
     "flipped bit in a small file": (lambda repo: repo.flipped_bit("config.json"), 19),
     "wrong link": (_wrong_link, 0),
+    "broken link of an unlisted file": (_broken_link_that_the_hub_does_not_list, 0),
     "missing link": (lambda repo: repo.pointer(WEIGHTS).unlink(), 0),
 }
 """What only `verify` sees and mends."""

@@ -61,24 +61,43 @@ def judge(repo: Repo | None, revision: str) -> Judgement:
     if commit is None:
         # A first download that was cut before it wrote its ref leaves partial files, and maybe a
         # snapshot of the small ones.
-        begun = bool(repo.partials) and not repo.refs
-        unreadable = _ref_is_malformed(repo, revision)
-        state: State = "damaged" if unreadable else "partial" if begun else "missing"
-        return Judgement(state, None, None)
+        if _ref_is_malformed(repo, revision):
+            return Judgement("damaged", None, None)
+        if not repo.partials or repo.refs:
+            return Judgement("missing", None, None)
+        return _begun(repo, {*repo.trees, *(held.commit for held in repo.revisions)})
     held = repo.revision(commit)
     if held is None:
         # The hub's client writes the listing and the ref first, and then the files.
         if repo.partials or commit in repo.tree_files:
-            tree = repo.trees.get(commit)
-            lacking: set[str] = set()
-            if tree is not None:
-                lacking, _ = _needs(repo, Revision(commit, "", (), (), 0, tree), {})
-            return Judgement("partial", commit, None, tuple(sorted(lacking)), tree=tree)
+            return msgspec.structs.replace(_begun(repo, {commit}), commit=commit)
         return Judgement("damaged" if revision in repo.refs else "missing", commit, None)
     judgement = judge_revision(repo, held)
     if judgement.state == "cached" and _ref_is_malformed(repo, revision):
         return msgspec.structs.replace(judgement, state="damaged")
     return judgement
+
+
+def _begun(repo: Repo, commits: set[str]) -> Judgement:
+    """Return what is known of a download that has no ref or no snapshot yet.
+
+    Args:
+        repo: where it goes.
+        commits: what it may be of; if there are several, it cannot be told what lacks.
+    """
+    if len(commits) != 1:
+        return Judgement("partial", None, None)
+    (commit,) = commits
+    tree = repo.trees.get(commit)
+    held = repo.revision(commit)
+    if tree is None and held is None:
+        return Judgement("partial", None, None)
+    lacking, _ = _needs(
+        repo,
+        held or Revision(commit, "", (), (), 0, tree),
+        {} if held is None else {file.name: file for file in held.files},
+    )
+    return Judgement("partial", None, held, tuple(sorted(lacking)), tree=tree)
 
 
 def _ref_is_malformed(repo: Repo, revision: str) -> bool:

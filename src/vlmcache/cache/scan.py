@@ -562,7 +562,7 @@ class _RepoScan:
                     "unreadable-tree", entry.path, f"the listing cannot be read: {error}", self.pull
                 )
                 continue
-            if document.format_version == 1:
+            if document.format_version == 1 and document.files:
                 self.trees[commit] = document.files
 
     def _read_snapshots(self, path: str) -> list[Revision]:
@@ -702,6 +702,14 @@ class _RepoScan:
                 if file.kind not in ("link", "copy") or (file.blob and file.blob in told):
                     continue
                 listed = revision.tree.get(file.name) if revision.tree is not None else None
+                if listed is not None and _is_another_file(revision, file, listed):
+                    self.notes.error(
+                        "wrong-link",
+                        os.path.join(revision.path, *file.name.split("/")),
+                        f"{file.name} is a link to the content of another file",
+                        self.pull,
+                    )
+                    continue
                 if file.size and (listed is None or listed.content_size == file.size):
                     continue
                 if file.blob is None:
@@ -800,6 +808,13 @@ def _file(
         stat.st_mtime_ns,
         stat.st_atime_ns,
     )
+
+
+def _is_another_file(revision: Revision, file: File, listed: TreeFile) -> bool:
+    """Whether a link leads to a good blob, but to that of another file of the revision."""
+    if file.blob is None or file.blob == listed.etag or file.size == listed.content_size:
+        return False
+    return any(other.etag == file.blob for other in (revision.tree or {}).values())
 
 
 class _ScannedRepo(NamedTuple):

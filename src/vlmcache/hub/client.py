@@ -21,7 +21,7 @@ import msgspec
 
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.config import Environment
-from vlmcache.errors import VlmcacheError
+from vlmcache.errors import UsageError, VlmcacheError
 from vlmcache.hub.errors import (
     AccessError,
     BadAnswerError,
@@ -40,6 +40,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RATE_LIMIT = re.compile(r"r\s*=\s*0\b.*?t\s*=\s*(\d+)")
 _ANSWER_LIMIT = 256_000_000
+_HURRIED = 2.0
+"""Seconds that a hub may ask to wait where nothing much hangs on its answer."""
 
 
 class Patience(msgspec.Struct, frozen=True):
@@ -73,6 +75,10 @@ class TroubleError(Exception):
 
 class ExpiredError(TroubleError):
     """A signed address is no longer good; the hub gives a new one."""
+
+
+class NoRangeError(TroubleError):
+    """The hub does not send a part of a file; it may send the whole."""
 
 
 class _Library(NamedTuple):
@@ -142,6 +148,10 @@ class Client:
         pace: bounds the rate, and stops the work.
         patience: how long to try.
         note: is told what a person would want to know while waiting.
+
+    Raises:
+        UsageError: what was given as a token cannot be one.
+        HubError: HF_ENDPOINT is no address.
     """
 
     def __init__(
@@ -157,11 +167,17 @@ class Client:
         self.endpoint = (environment.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
         self.pace = pace or Pace()
         self.patience = patience or Patience()
-        self.token: str | Literal[False] | None = token
+        self.token: str | Literal[False] | None = None if token is None else _checked(token)
         if token is None and self.named_by_folder:
             # The working folder may be anybody's: the host that it names gets no token of the user.
             theirs = environment.get("HF_TOKEN") if "HF_TOKEN" in environment.from_file else None
-            self.token = theirs or False
+            self.token = _checked(theirs) if theirs else False
+        try:
+            urlsplit(self.endpoint).port  # noqa: B018 - raises where there is none that could be
+        except ValueError as error:
+            raise HubError(
+                f"HF_ENDPOINT is no address: {self.endpoint}", "write it as https://host"
+            ) from error
         self._note = note
         self._live: set[socket.socket] = set()
 
@@ -229,7 +245,8 @@ class Client:
     def scrub(self, text: str) -> str:
         """Return the text without the token and without signed or secret parts of addresses."""
         if self._secret:
-            text = text.replace(self._secret, "***")
+            for secret in (self._secret, repr(self._secret)[1:-1]):
+                text = text.replace(secret, "***")
         text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
         return re.sub(r"(https?://)[^\s/@]+@", r"\1", text)
 
@@ -247,7 +264,8 @@ class Client:
         A mirror can hand on the links of the hub behind it.
         """
         own, parts = urlsplit(self.endpoint), urlsplit(urljoin(self.endpoint + "/", address))
-        return parts._replace(scheme=own.scheme, netloc=own.netloc).geturl()
+        path = parts.path if parts.path.startswith(own.path + "/") else own.path + parts.path
+        return parts._replace(scheme=own.scheme, netloc=own.netloc, path=path).geturl()
 
     def api(self, repo: str, *parts: str, query: str = "") -> str:
         """Return the address of a question about a model."""
@@ -273,7 +291,11 @@ class Client:
             Stopped: the work was asked to stop.
         """
         asks = self.patience.asks if attempts is None else min(attempts, self.patience.asks)
-        backoff = Backoff(self.patience, self.pace, self.note, asks)
+        patience = self.patience
+        if attempts is not None:
+            # Whoever has something to fall back on does not wait for long.
+            patience = msgspec.structs.replace(patience, longest_asked=_HURRIED)
+        backoff = Backoff(patience, self.pace, self.note, asks)
         while True:
             try:
                 with self.opened(address, timeout=self._library.answer_timeout) as response:
@@ -288,11 +310,13 @@ class Client:
 
     def _body(self, response: Any) -> bytes:
         body = bytearray()
-        for piece in self.pieces(response):
-            self.pace.sleep(0)
-            body += piece
-            if len(body) > _ANSWER_LIMIT:
-                raise self.bad_answer(response)
+        # Some mirrors compress although they are asked not to.
+        with self._network_failures():
+            for piece in response.iter_bytes():
+                self.pace.sleep(0)
+                body += piece
+                if len(body) > _ANSWER_LIMIT:
+                    raise self.bad_answer(response)
         return bytes(body)
 
     def pieces(self, response: Any) -> Iterator[bytes]:
@@ -365,11 +389,11 @@ class Client:
             try:
                 self.pace.sleep(0)
                 if response.status_code in _REDIRECTS and "Location" in response.headers:
-                    target = urljoin(address, response.headers["Location"])
-                    if _may_follow(address, target):
-                        address = target
-                        continue
-                    raise self.bad_answer(response)
+                    target = _followed(address, response.headers["Location"])
+                    if target is None:
+                        raise self.bad_answer(response)
+                    address = target
+                    continue
                 if response.status_code in (200, 206):
                     yield response
                     return
@@ -387,7 +411,7 @@ class Client:
         http = self._library.http
         try:
             yield
-        except http.TransportError as error:
+        except (http.TransportError, http.DecodingError) as error:
             self.pace.sleep(0)
             raise self._unreachable(error) from error
         except (http.InvalidURL, ValueError) as error:
@@ -476,7 +500,7 @@ class Client:
                 f"{self.name} refuses access{words}", "is the token allowed to read this repo?"
             )
         if status == 416:
-            return TroubleError(HubError(f"{self.name} has no such range of the file"))
+            return NoRangeError(HubError(f"{self.name} has no such range of the file"))
         return HubError(f"{self.name} answers {status}{words}", self._hint())
 
     def _gated(self, said: str) -> AccessError:
@@ -506,10 +530,31 @@ def _origin(address: str) -> tuple[str, str, int | None]:
     return parts.scheme, parts.hostname or "", port
 
 
-def _may_follow(address: str, target: str) -> bool:
-    """Whether a redirect leads to a place that is no less safe than where it came from."""
+def _followed(address: str, location: str) -> str | None:
+    """Return where a redirect leads; `None` if that is no address or a less safe place."""
+    try:
+        target = urljoin(address, location)
+        _origin(target)
+    except ValueError:
+        return None
     scheme = urlsplit(target).scheme
-    return scheme == "https" or (scheme == "http" and urlsplit(address).scheme == "http")
+    safe = scheme == "https" or (scheme == "http" and urlsplit(address).scheme == "http")
+    return target if safe else None
+
+
+def _checked(token: str) -> str:
+    """Return a token without the white space around it, as files and pastes leave it.
+
+    Raises:
+        UsageError: it cannot be one; what it is is not told.
+    """
+    token = token.strip()
+    if not token.isascii() or not token.isprintable() or " " in token or not token:
+        raise UsageError(
+            "the token is empty or holds characters that no token has",
+            "give it as https://huggingface.co/settings/tokens shows it",
+        )
+    return token
 
 
 def _socket_of(response: Any) -> socket.socket | None:
@@ -524,7 +569,7 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
     Retry-After is seconds or a date (RFC 9110); RateLimit is `"api";r=0;t=55`.
     """
     text = headers.get("Retry-After", "").strip()
-    if text.isdigit():
+    if text.isascii() and text.isdecimal():
         return float(text)
     if text:
         import email.utils

@@ -17,7 +17,12 @@ from vlmcache.change.pulling import Order
 from vlmcache.errors import ChangedError, VlmcacheError
 from vlmcache.hub import xet
 from vlmcache.hub.client import Client
-from vlmcache.hub.errors import NoSuchFileError, WrongBytesError
+from vlmcache.hub.errors import (
+    AccessError,
+    NoSuchFileError,
+    NoSuchRepoError,
+    WrongBytesError,
+)
 from vlmcache.hub.locks import blob_lock
 from vlmcache.hub.progress import Stopped, Watcher
 from vlmcache.hub.ranges import Spare
@@ -123,7 +128,7 @@ class _Work:
             except Stopped:
                 return
             except Exception as error:
-                problem = _as_ours(error, self.folder)
+                problem = _named(transfer.job, _as_ours(error, self.folder))
             self._note_outcome(task, problem, transfer.received)
 
     def _note_outcome(self, task: _Task, problem: VlmcacheError | None, received: int) -> None:
@@ -214,6 +219,20 @@ def _tasks(plan: Plan) -> list[_Task]:
         if isinstance(action, Fetch)
     ]
     return tasks + [_Task(None, tuple(same)) for same in links.values()]
+
+
+def _named(job: Job, error: VlmcacheError) -> VlmcacheError:
+    """Return a refusal of the hub with the file in its words."""
+    if isinstance(error, NoSuchFileError):
+        return NoSuchFileError(
+            f"{job.repo}: {job.file} is listed, but the hub does not have it",
+            "pull again later, or leave it out with --exclude",
+        )
+    if isinstance(error, NoSuchRepoError):
+        return AccessError(f"{job.repo}: the hub lists {job.file} and refuses it", error.hint)
+    if isinstance(error, AccessError):
+        return AccessError(f"{job.repo}: {job.file}: {error.message}", error.hint)
+    return error
 
 
 def _without_links() -> bool:

@@ -19,6 +19,7 @@ from vlmcache.hub.errors import (
 )
 
 _MOST_FILES = 1_000_000
+_MOST_PAGES = 10_000
 
 
 class Resolved(msgspec.Struct, frozen=True):
@@ -103,8 +104,10 @@ def list_files(
         NoSuchRepoError, NoSuchRevisionError, HubError: as for `resolve`.
     """
     files: dict[str, TreeFile] = {}
+    asked: set[str] = set()
     address: str | None = client.api(repo, "tree", commit, query="recursive=true&expand=false")
     while address is not None:
+        asked.add(address)
         try:
             entries, following = client.ask(address, list[_Entry], attempts=attempts)
         except VlmcacheError as error:
@@ -122,9 +125,9 @@ def list_files(
                 lfs_size=lfs.size if lfs else None,
                 xet_hash=_xet_hash(entry.xet_hash),
             )
-        if len(files) > _MOST_FILES:
-            raise HostileListingError(f"{repo}: the listing does not end")
         address = client.within(following) if following else None
+        if len(files) > _MOST_FILES or address in asked or len(asked) > _MOST_PAGES:
+            raise HostileListingError(f"{repo}: the listing does not end")
     check_names(repo, files)
     return dict(sorted(files.items()))
 

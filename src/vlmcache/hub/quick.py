@@ -36,6 +36,8 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
         revision: a branch or tag.
     """
     parts = urlsplit(client.endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        return None
     variables = client.environment.variables
     proxied = any(name.lower() in _PROXIES and value for name, value in variables.items())
     # Windows keeps its proxies elsewhere.

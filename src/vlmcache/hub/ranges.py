@@ -29,6 +29,7 @@ class Rules(msgspec.Struct, frozen=True):
             is left alone.
         watch: seconds that a speed is measured; longer each time that more did not help.
         gain: how many times as fast all together must be, for the others to stay.
+        lag: seconds after which a piece is fetched anew that all the others wait for.
         piece: bytes of one request.
         ahead: bytes that may wait in memory for each connection beside the first.
         most: connections beside the first, of all files together.
@@ -38,8 +39,9 @@ class Rules(msgspec.Struct, frozen=True):
     slow: int = 100_000_000
     watch: float = 2.0
     gain: float = 1.2
-    piece: int = 8 << 20
-    ahead: int = 16 << 20
+    lag: float = 3.0
+    piece: int = 4 << 20
+    ahead: int = 6 << 20
     most: int = 4
 
 
@@ -135,6 +137,8 @@ class Ranges:
         # Seconds of it in which the first connection had nothing, and since when it has nothing.
         self._waited = 0.0
         self._waiting_since = 0.0
+        # Since when nothing but the first piece is on its way.
+        self._held_up_since: float | None = None
 
     def opened(self, response: Any) -> None:
         """The first connection begins to send."""
@@ -354,8 +358,26 @@ class Ranges:
                     if piece.trouble is not None:
                         self._pieces.popleft()
                         raise piece.trouble
+                    if self._is_held_up():
+                        # Its connection is slower than all others: the first one fetches the rest.
+                        self._pieces.popleft()
+                        return None
                 self._changed.wait(0.2)
                 self._client.pace.sleep(0)
+
+    def _is_held_up(self) -> bool:
+        """Whether all pieces but the first have been here for a while, and there is no room."""
+        full = self._next + self._rules.piece > self._position + self._window
+        others = len(self._pieces) > 1 and all(p.end == p.stop for p in list(self._pieces)[1:])
+        now = time.monotonic()
+        if not others or not (full or self._next >= self._size):
+            self._held_up_since = None
+        elif self._held_up_since is None:
+            self._held_up_since = now
+        elif now - self._held_up_since >= self._rules.lag:
+            self._held_up_since = None
+            return True
+        return False
 
     def _use_own(self) -> None:
         """The first connection has ended: there is room for one in its place."""

@@ -18,8 +18,8 @@ from vlmcache.change import partials
 from vlmcache.change.placing import disk_failure, file_size, publish_blob
 from vlmcache.change.pulling import is_resumable
 from vlmcache.errors import VlmcacheError
-from vlmcache.hub.client import Backoff, Client, TroubleError
-from vlmcache.hub.errors import HubError, WrongBytesError
+from vlmcache.hub.client import Backoff, Client, NoRangeError, TroubleError
+from vlmcache.hub.errors import AccessError, HubError, WrongBytesError
 from vlmcache.hub.ranges import Ranges, Spare
 
 _TRIES = 3
@@ -76,8 +76,6 @@ class Transfer:
         self.spare = spare or Spare()
         self.received = 0
         """Bytes that came over the network, those that were thrown away included."""
-        self.resumed = 0
-        """Bytes of an earlier download that were used."""
 
     def run(self) -> None:
         """Fetch, check and publish the blob.
@@ -95,7 +93,6 @@ class Transfer:
             while wrong < _TRIES:
                 with partials.opened(self.job.partial) as descriptor:
                     begun = partials.usable(descriptor, self.job.listed.content_size)
-                    self.resumed = begun
                     digest = self._receive(descriptor, begun)
                     if digest == self.job.listed.etag:
                         os.fsync(descriptor)
@@ -148,6 +145,7 @@ class Transfer:
         file = partials.Beginning(descriptor, self.job.listed.etag, size, self.moved)
         file.resume(position, self._check)
         backoff = Backoff(client.patience, client.pace, client.note)
+        refused = False
         address = client.file_address(self.job.repo, self.job.commit, self.job.file)
         ranges = Ranges(client, address, size, self._start, self.spare)
         try:
@@ -158,10 +156,22 @@ class Transfer:
                         file.add(data)
                     if file.position < size:
                         self._stream(address, file, ranges)
+                except NoRangeError as trouble:
+                    # It may send the whole file; what was there was of no use then.
+                    if file.position:
+                        ranges.close()
+                        file.restart()
+                    backoff.failed(trouble)
                 except TroubleError as trouble:
                     if file.position > before:
                         backoff.progressed()
                     backoff.failed(trouble)
+                except AccessError as error:
+                    # A guard in front of the hub may refuse once what it lets through later.
+                    if refused:
+                        raise
+                    refused = True
+                    backoff.failed(TroubleError(error))
         finally:
             self.received += ranges.received
             ranges.close()
@@ -219,7 +229,7 @@ class Transfer:
                 raise TroubleError(self.client.bad_answer(response))
             return position
         length = response.headers.get("Content-Length", "")
-        if length.isdigit() and int(length) != size:
+        if length.isascii() and length.isdecimal() and int(length) != size:
             raise TroubleError(self.client.bad_answer(response))
         return 0
 

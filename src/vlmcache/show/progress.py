@@ -5,6 +5,7 @@ Nothing heavy is imported here: most pulls find all in place and show no progres
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -23,12 +24,18 @@ def watcher(*, quiet: bool) -> Watcher:
     """Return what shows a download's progress on this process's stderr."""
     if quiet:
         return Lines(sys.stderr, every=None)
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or _switched_off():
         return Lines(sys.stderr)
     from vlmcache.show.bars import Bars
     from vlmcache.show.console import styled
 
     return Bars(sys.stderr) if styled(sys.stderr) else Lines(sys.stderr)
+
+
+def _switched_off() -> bool:
+    """Whether the hub's own variable says that there are to be no bars."""
+    value = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "")
+    return value.upper() in ("1", "ON", "YES", "TRUE")
 
 
 class Sum:
