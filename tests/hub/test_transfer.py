@@ -369,6 +369,7 @@ def test_the_command_that_goes_on_is_the_one_that_was_given(
     hub: LoopbackHub, tmp_path: Path, source: str
 ) -> None:
     cache = tmp_path / "my cache"
+    hub.accept_token("hf_secret")
 
     class Impatient(Listener):
         def started(self, repo: str, sizes: Mapping[str, int], have: int) -> None:
