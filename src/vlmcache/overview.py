@@ -213,6 +213,19 @@ def status(
     reclaimable = _reclaimable(environment, config, state)
     steps = _recommend(Advice(config, location), reclaimable, summary, models, repos, findings)
     copies = tuple(list_copies(own_home(environment)[0]))
+    findings += (
+        Finding(
+            "changed-copy",
+            "warning",
+            copy.repo,
+            copy.path,
+            f"the kept {copy.precision} copy is not as it was made: the next load checks it, and "
+            "quantises anew if it is damaged",
+            advice.command("quantize", copy.repo, "--precision", copy.precision),
+        )
+        for copy in copies
+        if copy.changed
+    )
     elsewhere = tuple(_elsewhere(state))
     return Status(summary, models, repos, tuple(steps), tuple(findings), copies, elsewhere)
 

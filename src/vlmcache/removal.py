@@ -53,7 +53,7 @@ from vlmcache.config import (
     side_caches,
 )
 from vlmcache.errors import ChangedError, ExitCode, PartlyError, UsageError, VlmcacheError
-from vlmcache.load.copies import remove_copies
+from vlmcache.load.copies import KeptCopy, list_copies, remove_copies
 from vlmcache.memory import Memory
 from vlmcache.units import size_text
 
@@ -93,7 +93,8 @@ class Removal(msgspec.Struct, frozen=True):
 
     receipt is absent where nothing was carried out. in_use: what processes use, and who they are.
     missed_by: bytes that could not be freed of those asked for. hidden_processes: processes of
-    other users that could not be looked into.
+    other users that could not be looked into. copies: kept quantised copies that go with their
+    models; they lie outside the cache, so that plan and receipt do not count them.
     """
 
     plan: Plan
@@ -102,6 +103,7 @@ class Removal(msgspec.Struct, frozen=True):
     missed_by: int = 0
     hidden_processes: int = 0
     side_caches: tuple[SideCache, ...] = ()
+    copies: tuple[KeptCopy, ...] = ()
 
 
 Confirm: TypeAlias = Callable[[Removal], bool]
@@ -151,7 +153,12 @@ def remove(
     ]
     plan = joined([*plans, plan_removal(state, here)])
     usage, in_use = _find_use(state, places.values(), targets)
-    removal = Removal(plan, in_use=in_use, hidden_processes=usage.hidden)
+    removal = Removal(
+        plan,
+        in_use=in_use,
+        hidden_processes=usage.hidden,
+        copies=_copies_of(environment, state, plan),
+    )
     if dry_run or (in_use and not force):
         return removal
     _ask(removal, confirm)
@@ -223,6 +230,7 @@ def clean(
         missed_by=missed,
         hidden_processes=usage.hidden,
         side_caches=beside,
+        copies=_copies_of(environment, state, plan),
     )
     if dry_run or not plan.actions:
         return removal if dry_run else msgspec.structs.replace(removal, receipt=Receipt(()))
@@ -592,6 +600,19 @@ def _with_side_caches(
 def _ask(removal: Removal, confirm: Confirm | None) -> None:
     if removal.plan.actions and confirm is not None and not confirm(removal):
         raise UnconfirmedError("not confirmed: nothing was removed")
+
+
+def _copies_of(environment: Environment, state: CacheState, plan: Plan) -> tuple[KeptCopy, ...]:
+    """Return the kept copies of the revisions that a plan removes."""
+    paths = {one.path for one in plan.actions if isinstance(one, Remove | RemoveTree)}
+    gone = {
+        (repo.id, revision.commit)
+        for repo in state.repos
+        for revision in repo.revisions
+        if repo.type == "model" and paths.intersection((repo.path, revision.path))
+    }
+    copies = list_copies(own_home(environment)[0]) if gone else []
+    return tuple(copy for copy in copies if (copy.repo, copy.commit) in gone)
 
 
 def _forget(environment: Environment, state: CacheState) -> None:

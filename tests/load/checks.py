@@ -138,6 +138,53 @@ def a_tokenizer_is_returned() -> None:
     assert processor("a b")["input_ids"] == [3, 4]
 
 
+def a_vision_model_with_but_a_tokenizer_has_that() -> None:
+    _, processor = vlmcache.load_model("tiny/vision-with-tokenizer", "fp32", "cpu")
+    assert processor("a b")["input_ids"] == [3, 4]
+
+
+def the_class_that_the_configuration_names_is_loaded() -> None:
+    from vlmcache.load.source import read_source
+
+    text = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    bert = transformers.BertConfig(**text)
+    qwen = transformers.Qwen3Config(**text, num_key_value_heads=1, head_dim=16)
+    for kind, config in (
+        (transformers.BertModel, bert),
+        (transformers.BertForSequenceClassification, bert),
+        (transformers.Qwen3Model, qwen),
+        (transformers.Qwen3ForCausalLM, qwen),
+    ):
+        folder = Path(HOME).with_name(kind.__name__)
+        kind(config).save_pretrained(folder)
+        source = read_source(str(folder), model="tiny", precision="fp32")
+        model = models.build(source, "cpu")
+        assert type(model) is kind, type(model)
+        theirs = kind.from_pretrained(folder).eval()
+        assert torch.equal(models.first_token(model), models.first_token(theirs))
+
+
+def tokens_that_cannot_be_generated_are_no_failure() -> None:
+    from vlmcache.load import worker
+
+    config = transformers.BertConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    told = worker._tokens(transformers.BertModel(config).eval(), 5)
+    assert told["first_token"] > 0
+    assert "generate" in told["no_token"]
+
+
 def an_absent_device_is_told() -> None:
     with raises(NoDeviceError, "no device 'cuda:7'") as error:
         vlmcache.load_model("tiny/qwen2", "fp32", "cuda:7")
@@ -206,6 +253,9 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
         missing_weights_are_told,
         a_processor_without_torchvision_is_told,
         a_tokenizer_is_returned,
+        a_vision_model_with_but_a_tokenizer_has_that,
+        the_class_that_the_configuration_names_is_loaded,
+        tokens_that_cannot_be_generated_are_no_failure,
         an_absent_device_is_told,
         a_quantised_model_is_not_quantised_again,
         bitsandbytes_says_nothing_of_no_use,

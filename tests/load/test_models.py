@@ -105,6 +105,7 @@ def outcomes(tiny_world: World) -> dict[str, str | None]:
             "modeling_own.py": OWN_MODELING.encode(),
         },
         "with-tokenizer": files | TOKENIZER,
+        "vision-with-tokenizer": tiny_world.made["qwen2_vl"] | TOKENIZER,
         "with-processor": tiny_world.made["qwen2_vl"]
         | TOKENIZER
         | {
@@ -154,6 +155,9 @@ def test_other_readers_give_the_same_logits(outcomes: dict[str, str | None], loa
         "missing_weights_are_told",
         "a_processor_without_torchvision_is_told",
         "a_tokenizer_is_returned",
+        "a_vision_model_with_but_a_tokenizer_has_that",
+        "the_class_that_the_configuration_names_is_loaded",
+        "tokens_that_cannot_be_generated_are_no_failure",
         "an_absent_device_is_told",
         "a_quantised_model_is_not_quantised_again",
         "bitsandbytes_says_nothing_of_no_use",

@@ -176,6 +176,41 @@ def test_a_model_that_is_not_cached_is_not_quantised(world: World) -> None:
     assert caught.value.hint == "vlmcache pull org/name"
 
 
+def test_a_dry_run_of_removing_a_copy_leaves_it(world: World) -> None:
+    world.cache.repo("org/name").revision({"config.json": b"{}"})
+    kept = keep(world.root / "own", source(world.root))
+    code, would = world.document("quantize", "org/name", "--remove", "--dry-run")
+    assert (code, would["removed"], os.path.isdir(kept.path)) == (0, False, True)
+    code, did = world.document("quantize", "org/name", "--remove")
+    assert (code, did["removed"], os.path.isdir(kept.path)) == (0, True, False)
+    assert did["freed"] == would["freed"] > 0
+
+
+@pytest.mark.parametrize("precision", ["int8,int4", "", "int3"])
+def test_a_copy_has_one_precision(world: World, precision: str) -> None:
+    code, document = world.document("quantize", "org/name", "--precision", precision)
+    assert (code, document["errors"][0]["code"]) == (2, "usage")
+
+
+def test_status_tells_of_a_copy_that_is_not_as_it_was_made(world: World) -> None:
+    world.cache.repo("org/name").revision({"config.json": b"{}"})
+    kept = keep(world.root / "own", source(world.root))
+    assert world.document("status")[1]["copies"][0]["changed"] is False
+    os.truncate(os.path.join(kept.path, "model.safetensors"), 4)
+    document = world.document("status")[1]
+    assert document["copies"][0]["changed"] is True
+    (finding,) = [one for one in document["findings"] if one["code"] == "changed-copy"]
+    assert finding["remedy"] == "vlmcache quantize org/name --precision int8"
+
+
+def test_the_plan_of_a_removal_names_the_copies_that_go(world: World) -> None:
+    commit = world.cache.repo("org/name").revision({"config.json": b"{}"})
+    kept = keep(world.root / "own", source(world.root, commit))
+    keep(world.root / "own", source(world.root, OTHER))
+    code, planned = world.document("rm", "org/name", "--dry-run")
+    assert (code, [one["path"] for one in planned["copies"]]) == (0, [kept.path])
+
+
 def test_status_lists_copies_and_rm_removes_them_with_their_model(world: World) -> None:
     repo = world.cache.repo("org/name")
     commit = repo.revision({"config.json": b"{}", "model.safetensors": b"x" * 100})

@@ -211,8 +211,8 @@ def test_versions_may_differ_and_are_named() -> None:
 def test_results_of_one_side_only_are_named() -> None:
     comparison = compare(report(5.0, precision="fp16"), report(5.0, precision="int8"))
     assert comparison.changes == ()
-    assert comparison.only_then == ("m fp16 cpu readahead weights",)
-    assert comparison.only_now == ("m int8 cpu readahead weights",)
+    assert comparison.only_then == ("m (synthetic) fp16 cpu readahead weights",)
+    assert comparison.only_now == ("m (synthetic) int8 cpu readahead weights",)
 
 
 def test_a_report_without_a_machine_is_not_compared() -> None:

@@ -146,3 +146,8 @@ def test_without_a_history_that_is_said(world: World) -> None:
     done = world.vlmcache("load-test", "--history")
     assert done.returncode == 0
     assert done.stdout == "Nothing is remembered yet: vlmcache load-test measures.\n"
+
+
+def test_a_name_that_nothing_bears_is_no_reason_for_an_empty_history(world: World) -> None:
+    code, document = world.document("load-test", "--history", "nokey")
+    assert (code, document["errors"][0]["code"]) == (7, "no-such-model")

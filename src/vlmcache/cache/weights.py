@@ -46,7 +46,9 @@ DTYPE_BITS = {
 _BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 2, "int4": 2}
 """Bytes of an element that is not quantised. bitsandbytes keeps those in half precision."""
 
-_UNQUANTISED = re.compile(r"embed|lm_head|norm|wte|wpe|(?:^|\.)output\.weight$")
+_UNQUANTISED = re.compile(r"embed|lm_head|norm|wte|wpe|(?:^|\.)output\.weight$|experts\.\d+\.")
+"""Names of what bitsandbytes leaves in half precision. Experts of a mixture are among them, since
+transformers 5 joins them into tensors of three dimensions."""
 
 OVERHEAD_FRACTION = 0.10
 OVERHEAD_BYTES = 600_000_000

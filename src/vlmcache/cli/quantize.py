@@ -56,13 +56,15 @@ def quantize(
     Later int8 and int4 loads neither read the full weights nor quantise again.
     """
     from vlmcache.load import quantized
-    from vlmcache.load.wishes import parse_wishes
+    from vlmcache.load.wishes import parse_one_precision
     from vlmcache.show import load as view
 
     session = open_session(config, cache_dir)
-    (wanted,) = parse_wishes([precision]).precisions
+    wanted = parse_one_precision(precision)
     if remove:
-        value = quantized.discard(session.environment, session.config, model, wanted)
+        value = quantized.discard(
+            session.environment, session.config, model, wanted, dry_run=dry_run
+        )
     else:
         with view.progress(silent=json or quiet) as tell:
             tell(f"quantising {model}")

@@ -14,8 +14,9 @@ from typing import Any
 
 import msgspec
 
+from vlmcache.cache.hashing import cores
 from vlmcache.cache.reading import JSON_ERRORS
-from vlmcache.cache.usage import mount_of
+from vlmcache.cache.usage import mount_of, nearest_folder
 from vlmcache.cache.weights import Precision
 from vlmcache.config import (
     CacheLocation,
@@ -118,11 +119,17 @@ def load_test(
     bench.look_around(synthetic_names)
     for model, source in bench.found:
         bench.measure(model, source)
-    for name in synthetic_names:
-        with made(home, name, config.limits.min_free, tell) as folder:
-            for precision in wishes.precisions or ("bf16",):
-                source = read_source(folder, model=name, precision=precision)
-                bench.measure(shipped_config().models.get(name), source)
+    for name in dict.fromkeys(synthetic_names):
+        try:
+            with made(home, name, config.limits.min_free, tell) as folder:
+                for precision in wishes.precisions or ("bf16",):
+                    source = read_source(folder, model=name, precision=precision)
+                    bench.measure(shipped_config().models.get(name), source)
+        except (SpaceError, UnloadableError) as error:
+            if not bench.results:
+                raise
+            # What was measured before counts, however the rest ends.
+            bench.fail(name, None, error)
     return bench.report()
 
 
@@ -157,7 +164,7 @@ class _Bench:
 
     def find(self, config: Config, names: Sequence[str], *, every: bool) -> None:
         """Find the files of the models asked for; what cannot be loaded becomes a failure."""
-        for name in config.models if every else names:
+        for name in dict.fromkeys(config.models if every else names):
             for precision in self.wishes.precisions or (None,):
                 try:
                     found = find_source(
@@ -217,8 +224,9 @@ class _Bench:
         latest: dict[Loader, Spread] = {}
         for one in remembered(self.home):
             then = one.result
-            same = (then.model, then.precision, then.device, then.source) == (
+            same = (then.model, then.repo, then.precision, then.device, then.source) == (
                 source.model,
+                source.repo,
                 source.precision,
                 self.device,
                 source.kind,
@@ -349,6 +357,7 @@ class _Bench:
             first_token=answer.get("first_token"),
             tokens_per_second=answer.get("tokens_per_second"),
             read_ahead=answer.get("read_ahead"),
+            no_token=answer.get("no_token"),
         )
         return trial, answer
 
@@ -380,12 +389,19 @@ def ids(report: LoadReport) -> list[str]:
 
 
 def history(environment: Environment, config: Config, names: Sequence[str]) -> LoadReport:
-    """Return the results of earlier runs, the latest first, of all models or of those named."""
-    wanted = {*names, *(find_model(config, name, names).repo for name in names)}
+    """Return the results of earlier runs, the latest first, of all models or of those named.
+
+    Raises:
+        UnknownModelError: a name is neither a key, nor a repo id, nor one that is remembered.
+    """
     home, _ = own_home(environment)
+    every = remembered(home)
+    known = {one.result.model for one in every}
+    wanted = {*names}
+    wanted |= {find_model(config, name).repo for name in names if name not in known}
     found = [
         one
-        for one in remembered(home)
+        for one in every
         if not wanted or one.result.model in wanted or one.result.repo in wanted
     ]
     return LoadReport(None, (), history=tuple(found))
@@ -516,9 +532,7 @@ def describe_machine(accelerators: tuple[Accelerator, ...], folder: str) -> Mach
     return Machine(
         system=platform.platform(),
         cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        cores=cores(),
         memory=int(psutil.virtual_memory().total),
         accelerators=accelerators,
         filesystem=mount.type if mount else None,
@@ -541,9 +555,7 @@ def _cpu_name() -> str:
 
 def _disk_name(folder: str) -> str | None:
     """Return the model of the drive below a folder, or the drive's name (Linux's sysfs)."""
-    while not os.path.exists(folder):
-        folder = os.path.dirname(folder)
-    device = os.stat(folder).st_dev
+    device = os.stat(nearest_folder(folder)).st_dev
     if not hasattr(os, "major"):
         return None
     link = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from vlmcache.cache.weights import Memory, Precision, rescale, weights_bytes, with_overhead
 from vlmcache.errors import NotEnoughMemoryError
@@ -18,28 +19,43 @@ def available_memory() -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    limited = _cgroup_room()
-    return free if limited is None else min(free, limited)
+    return min([free, *_cgroup_rooms(), *_process_limits()])
 
 
-def _cgroup_room() -> int | None:
-    """Return what is left of the tightest limit of this process's groups (cgroups version 2)."""
+def _process_limits() -> Iterator[int]:
+    """Yield what a process may have of addresses and data, where that is limited."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    for name in ("RLIMIT_AS", "RLIMIT_DATA"):
+        limit, _ = resource.getrlimit(getattr(resource, name))
+        if limit != resource.RLIM_INFINITY:
+            yield limit
+
+
+def _cgroup_rooms() -> Iterator[int]:
+    """Yield what is left below each memory limit of this process's groups, of both versions."""
     try:
         with open("/proc/self/cgroup", encoding="ascii") as file:
-            group = next(line[3:].strip() for line in file if line.startswith("0::"))
-    except (OSError, StopIteration, UnicodeDecodeError):
-        return None
-    room: int | None = None
-    while True:
-        folder = os.path.join(_CGROUPS, group.strip("/"))
-        limit = _number(os.path.join(folder, "memory.max"))
-        used = _number(os.path.join(folder, "memory.current"))
-        if limit is not None and used is not None:
-            left = max(0, limit - used + _reclaimable(folder))
-            room = left if room is None else min(room, left)
-        if not group.strip("/"):
-            return room
-        group = os.path.dirname(group.rstrip("/"))
+            lines = [line.strip().split(":", 2) for line in file]
+    except (OSError, UnicodeDecodeError):
+        return
+    for number, controllers, group in (line for line in lines if len(line) == 3):
+        if number == "0":
+            root, limit_file, used_file, stat = _CGROUPS, "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            root, stat = os.path.join(_CGROUPS, "memory"), "total_"
+            limit_file, used_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        parts = group.strip("/").split("/") if group.strip("/") else []
+        for depth in range(len(parts), -1, -1):
+            folder = os.path.join(root, *parts[:depth])
+            limit = _number(os.path.join(folder, limit_file))
+            used = _number(os.path.join(folder, used_file))
+            if limit is not None and used is not None:
+                yield max(0, limit - used + _reclaimable(folder, f"{stat}inactive_file"))
 
 
 def _number(path: str) -> int | None:
@@ -51,13 +67,13 @@ def _number(path: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _reclaimable(folder: str) -> int:
+def _reclaimable(folder: str, field: str) -> int:
     """Return the bytes of files in memory that count for the group and that it can drop."""
     try:
         with open(os.path.join(folder, "memory.stat"), encoding="ascii") as file:
             for line in file:
                 name, _, value = line.partition(" ")
-                if name == "inactive_file":
+                if name == field:
                     return int(value)
     except (OSError, ValueError):
         pass

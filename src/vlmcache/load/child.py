@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from vlmcache.errors import CrashedError, unloadable
+from vlmcache.errors import CrashedError, SpaceError, unloadable
 from vlmcache.load import worker
 
 _STDERR_LINES = 3
@@ -22,7 +22,8 @@ def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, An
     """Run a task of the worker in a fresh process and return its answer.
 
     Raises:
-        UnloadableError: the child told of a failure, or ended without an answer.
+        SpaceError: the disk was too full for what the child was to write.
+        UnloadableError: the child told of another failure, or ended without an answer.
     """
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
@@ -50,10 +51,14 @@ def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, An
             answer: dict[str, Any] = json.loads(output)
         except ValueError:
             stderr.seek(0)
-            told = stderr.read().decode(errors="replace").strip().splitlines()[-_STDERR_LINES:]
+            lines = stderr.read().decode(errors="replace").strip().splitlines()
+            told = lines[-_STDERR_LINES:] or ["it said nothing"]
             raise crash(model, child.returncode, told) from None
     if "error" in answer:
-        raise unloadable(**answer["error"])
+        told = answer["error"]
+        if told["code"] == SpaceError.code:
+            raise SpaceError(told["message"], told["hint"])
+        raise unloadable(**told)
     return answer
 
 

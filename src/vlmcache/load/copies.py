@@ -46,6 +46,8 @@ class KeptCopy(msgspec.Struct, frozen=True):
     made_at: datetime
     current: bool
     """Whether the installed libraries are those that made it."""
+    changed: bool = False
+    """Whether a file is not of the length or time that it was made with."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -133,7 +135,16 @@ def describe(folder: str, manifest: Manifest) -> KeptCopy:
         sum(file.size for file in manifest.files.values()),
         manifest.made_at,
         manifest.versions == installed_versions(),
+        any(_is_changed(os.path.join(folder, name), one) for name, one in manifest.files.items()),
     )
+
+
+def _is_changed(path: str, file: CopiedFile) -> bool:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return True
+    return (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns)
 
 
 def remove_copies(home: str, repo: str, commit: str | None = None) -> int:

@@ -177,9 +177,11 @@ def check_precision(device: str, precision: Precision) -> None:
     if precision in ("int8", "int4"):
         try:
             import bitsandbytes
-        except ImportError as error:
+        except Exception as error:
+            # One that is broken or was built for another torch fails in other ways too.
+            words = (str(error).splitlines() or [""])[0]
             raise MissingPackageError(
-                f"{precision} needs bitsandbytes, which cannot be imported: {error}",
+                f"{precision} needs bitsandbytes, which cannot be imported: {words}",
                 "pip install bitsandbytes",
             ) from None
         supported = getattr(bitsandbytes, "supported_torch_devices", {"cuda", "xpu", CPU})

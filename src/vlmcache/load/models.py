@@ -35,9 +35,14 @@ from vlmcache.load.source import Source
 INSTALL_LOAD = "pip install 'vlmcache[load]'"
 INSTALL_VISION = "pip install 'vlmcache[vision]'"
 _NAMED_KEYS = 3
-_PROCESSORS = (
+_FOR_IMAGES = (
     "processor_config.json",
     "preprocessor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+)
+_PROCESSORS = (
+    *_FOR_IMAGES,
     "tokenizer_config.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -98,9 +103,11 @@ def no_collection() -> Iterator[None]:
 
 
 def choose_class(source: Source) -> tuple[Any, Any]:
-    """Return the model's configuration object, and the auto class that loads it.
+    """Return the model's configuration object, and the class that loads it.
 
-    Image-text-to-text models come first, then language models, then whatever has a model at all.
+    It is an auto class where one leads to the class that config.json names, else that class
+    itself. Where none is named, image-text-to-text models come first, then language models, then
+    whatever has a model at all.
 
     Raises:
         UnknownArchitectureError: transformers does not know it, and the repo brings no code.
@@ -134,14 +141,23 @@ def choose_class(source: Source) -> tuple[Any, Any]:
             if name in named:
                 return settings, getattr(transformers, name)
         raise UnknownArchitectureError(f"{source.model}: its code names no model class")
-    for names, chosen in (
-        (auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "AutoModelForImageTextToText"),
-        (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "AutoModelForCausalLM"),
-        (auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "AutoModelForSeq2SeqLM"),
-    ):
-        if kind in names:
-            return settings, getattr(transformers, chosen)
-    return settings, transformers.AutoModel
+    by_task = [
+        (names[kind], getattr(transformers, chosen))
+        for names, chosen in (
+            (auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "AutoModelForImageTextToText"),
+            (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "AutoModelForCausalLM"),
+            (auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "AutoModelForSeq2SeqLM"),
+            (auto.MODEL_MAPPING_NAMES, "AutoModel"),
+        )
+        if kind in names
+    ]
+    for named in _named_classes(settings):
+        for leads_to, chosen in by_task:
+            if named.__name__ in ([leads_to] if isinstance(leads_to, str) else leads_to):
+                return settings, chosen
+        if getattr(getattr(named, "config_class", None), "model_type", None) == kind:
+            return settings, named
+    return settings, by_task[0][1] if by_task else transformers.AutoModel
 
 
 def import_for(source: Source) -> None:
@@ -205,6 +221,7 @@ def build(
 
     where = devices.placement(device, source.device_map)
     chosen = devices.resolve(device)
+    silence_bitsandbytes()
     devices.check_precision(chosen, source.precision)
     if where == {"": chosen}:
         free = devices.free_memory(chosen)
@@ -212,8 +229,7 @@ def build(
         capacity.check_fits(
             source, need, capacity.available_memory() if free is None else free, chosen
         )
-    silence_bitsandbytes()
-    settings, auto_class = choose_class(source)
+    settings, chosen_class = choose_class(source)
     arguments: dict[str, Any] = {
         "config": settings,
         "local_files_only": True,
@@ -255,7 +271,9 @@ def build(
         arguments["state_dict"] = streams.read(loader, source.weights, where)
         model, found = known.from_pretrained(None, **arguments)
     else:
-        model, found = auto_class.from_pretrained(source.folder, **arguments)
+        if not chosen_class.__name__.startswith("Auto"):
+            del arguments["trust_remote_code"]
+        model, found = chosen_class.from_pretrained(source.folder, **arguments)
     lacking = sorted(found["missing_keys"])
     if lacking:
         named = ", ".join(lacking[:_NAMED_KEYS])
@@ -354,18 +372,24 @@ def load_processor(source: Source) -> Any:
     """
     if not any(os.path.isfile(os.path.join(source.folder, name)) for name in _PROCESSORS):
         return None
-    from transformers import AutoProcessor
+    from transformers import AutoProcessor, AutoTokenizer
 
-    try:
-        return AutoProcessor.from_pretrained(
+    def read(auto_class: Any) -> Any:
+        return auto_class.from_pretrained(
             source.folder, trust_remote_code=source.trust_remote_code, local_files_only=True
         )
-    except ImportError as error:
-        if "torchvision" not in str(error).lower():
-            raise
-        raise MissingPackageError(
-            f"the processor of {source.model} needs torchvision", INSTALL_VISION
-        ) from None
+
+    try:
+        return read(AutoProcessor)
+    except (ImportError, OSError, ValueError) as error:
+        if not any(os.path.isfile(os.path.join(source.folder, name)) for name in _FOR_IMAGES):
+            # A vision model's repo that has but a tokenizer: there can be no processor.
+            return read(AutoTokenizer)
+        if isinstance(error, ImportError) and "torchvision" in str(error).lower():
+            raise MissingPackageError(
+                f"the processor of {source.model} needs torchvision", INSTALL_VISION
+            ) from None
+        raise
 
 
 @contextlib.contextmanager
@@ -380,7 +404,7 @@ def explained(source: Source) -> Iterator[None]:
     except UnloadableError:
         raise
     except ImportError as error:
-        name = error.name or str(error).splitlines()[0]
+        name = error.name or (str(error).splitlines() or [type(error).__name__])[0]
         raise MissingPackageError(
             f"{source.model}: a package is missing: {name}", _install_hint(name)
         ) from error
@@ -394,14 +418,20 @@ def _install_hint(name: str) -> str:
     root = name.partition(".")[0]
     if root in ("torch", "transformers", "accelerate", "PIL"):
         return INSTALL_LOAD
-    return f"pip install {root}" if root.isidentifier() else INSTALL_LOAD
+    return f"pip install {root}" if root.isidentifier() else "install what it names"
 
 
 def _explain(source: Source, error: Exception) -> UnloadableError:
     words = " ".join(str(error).split()) or type(error).__name__
     lowered = words.lower()
     if isinstance(error, MemoryError) or any(
-        sign in lowered for sign in ("out of memory", "can't allocate memory", "not enough memory")
+        sign in lowered
+        for sign in (
+            "out of memory",
+            "can't allocate memory",
+            "cannot allocate memory",
+            "not enough memory",
+        )
     ):
         return NotEnoughMemoryError(
             f"{source.model} at {source.precision} does not fit into memory: {words[:200]}",

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.cache.usage import nearest_folder
 from vlmcache.cache.weights import Precision
 from vlmcache.config import CacheLocation, Config, Environment, find_model, own_home
 from vlmcache.errors import DamagedWeightsError, SpaceError, UsageError
@@ -60,6 +61,8 @@ class Quantization(msgspec.Struct, frozen=True):
     size: int | None = None
     seconds: float | None = None
     freed: int | None = None
+    removed: bool = False
+    """Whether what `freed` counts is gone; with `--dry-run` it is still there."""
 
 
 def find_copy(home: str, repo: str, commit: str, precision: Precision) -> KeptCopy | None:
@@ -216,9 +219,16 @@ def quantize(
 
 
 def discard(
-    environment: Environment, config: Config, name: str, precision: Precision
+    environment: Environment,
+    config: Config,
+    name: str,
+    precision: Precision,
+    *,
+    dry_run: bool = False,
 ) -> Quantization:
     """Remove the kept copies of a model at a precision, of all its commits and library versions.
+
+    With `dry_run` nothing is removed, and freed is what would be.
 
     Raises:
         UnknownModelError: the name is neither a key nor a repo id.
@@ -231,6 +241,8 @@ def discard(
     for folder in copy_folders_of(root):
         if os.path.basename(folder).startswith(f"{precision}-"):
             freed += allocated(folder)
+            if dry_run:
+                continue
             shutil.rmtree(folder)
             for above in (os.path.dirname(folder), root):
                 with contextlib.suppress(OSError):
@@ -242,18 +254,12 @@ def discard(
         precision=precision,
         path=root,
         made=False,
+        removed=not dry_run,
         source_bytes=0,
         expected=0,
         free=shutil.disk_usage(nearest_folder(home)).free,
         freed=freed,
     )
-
-
-def nearest_folder(path: str) -> str:
-    """Return the path itself, or the nearest folder above it that is there."""
-    while not os.path.isdir(path) and os.path.dirname(path) != path:
-        path = os.path.dirname(path)
-    return path
 
 
 def making_folder(home: str) -> str:

@@ -76,6 +76,8 @@ class Trial(msgspec.Struct, frozen=True):
     first_token: float | None = None
     tokens_per_second: float | None = None
     read_ahead: float | None = None
+    no_token: str | None = None
+    """Why there is no first token, or no more than that."""
 
 
 class Disk(msgspec.Struct, frozen=True):
@@ -373,7 +375,9 @@ def compare(then: LoadReport, now: LoadReport) -> Comparison:
 
 
 def _identity(result: Result) -> tuple[str, ...]:
-    return (result.model, result.precision, result.device, result.loader, result.source)
+    # A synthetic model bears the name of the one that it stands for.
+    model = result.model if result.repo is not None else f"{result.model} (synthetic)"
+    return (model, result.precision, result.device, result.loader, result.source)
 
 
 def _changes(then: Result, now: Result) -> Iterable[Change]:

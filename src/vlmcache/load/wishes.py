@@ -79,6 +79,18 @@ def parse_wishes(
     )
 
 
+def parse_one_precision(text: str) -> Precision:
+    """Return the one precision that a text names.
+
+    Raises:
+        UsageError: it names none, or several.
+    """
+    found = parse_wishes([text]).precisions
+    if len(found) != 1:
+        raise UsageError(f"one precision at a time, not {text!r}", "--precision int8 or int4")
+    return found[0]
+
+
 def _words(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         yield from (word.strip() for word in text.split(",") if word.strip())

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from vlmcache.errors import UnloadableError, VlmcacheError
+from vlmcache.errors import SpaceError, UnloadableError, VlmcacheError
 from vlmcache.load import reader
 
 COMMAND = (
@@ -42,6 +42,11 @@ def main() -> None:
         answer = tasks[request["task"]](request)
     except VlmcacheError as error:
         answer = {"error": _told(error)}
+    except Exception as error:
+        if "No space left on device" not in str(error):
+            raise
+        full = SpaceError(f"the disk is full: {' '.join(str(error).split())[:200]}")
+        answer = {"error": _told(full)}
     _say(channel, answer)
     channel.close()
     sys.stderr.flush()
@@ -193,15 +198,17 @@ def _tokens(model: Any, count: int) -> dict[str, Any]:
         models.first_token(model)
     except Exception as error:
         return {"no_token": f"{type(error).__name__}: {error}"}
-    first = time.monotonic() - begun
-    answer: dict[str, Any] = {"first_token": first}
+    answer: dict[str, Any] = {"first_token": time.monotonic() - begun}
     if count > 1:
-        begun = time.monotonic()
-        models.more_tokens(model, 1)
-        one = time.monotonic() - begun
-        begun = time.monotonic()
-        models.more_tokens(model, count)
-        rest = time.monotonic() - begun - one
+        try:
+            begun = time.monotonic()
+            models.more_tokens(model, 1)
+            one = time.monotonic() - begun
+            begun = time.monotonic()
+            models.more_tokens(model, count)
+            rest = time.monotonic() - begun - one
+        except Exception as error:
+            return answer | {"no_token": f"{type(error).__name__}: {error}"}
         if rest > 0:
             answer["tokens_per_second"] = (count - 1) / rest
     return answer

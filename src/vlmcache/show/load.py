@@ -167,6 +167,10 @@ def _print_result(out: Console, result: Result, *, verbose: bool) -> None:
     for reason, count in _invalid(result).items():
         plural = "trial does" if count == 1 else "trials do"
         out.print(_indented(Text(f"{count} {plural} not count: {reason}", "yellow")))
+    for why in dict.fromkeys(trial.no_token for trial in result.trials if trial.no_token):
+        out.print(
+            _indented(Text(printable(f"no token, or no more of them: {why[:200]}"), "yellow"))
+        )
     if verbose:
         _print_trials(out, result)
     if result.verdict:
@@ -177,7 +181,7 @@ def _print_result(out: Console, result: Result, *, verbose: bool) -> None:
 
 def _indented(text: Text) -> Padding:
     """Return a line whose further lines, where it is too long, begin below its first word."""
-    return Padding(text, (0, 0, 0, 2))
+    return Padding(text, (0, 0, 0, 2), expand=False)
 
 
 def _print_bars(out: Console, result: Result, temperature: Temperature) -> None:
@@ -369,8 +373,9 @@ def show_quantization(value: Quantization) -> None:
     out = console()
     model = f"{printable(value.model)} {value.precision}"
     if value.freed is not None:
+        done = "freed" if value.removed else "would be freed"
         out.print(
-            f"{model}: {size_text(value.freed)} freed" if value.freed else f"{model}: no copy"
+            f"{model}: {size_text(value.freed)} {done}" if value.freed else f"{model}: no copy"
         )
     elif value.made and value.size is not None and value.seconds is not None:
         out.print(

@@ -87,6 +87,9 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
         out.print(labelled("Frees", size_text(plan.frees)))
     else:
         out.print("Nothing to remove.")
+    for copy in removal.copies:
+        text = f"the kept {copy.precision} copy of {copy.repo} goes too, {size_text(copy.size)}"
+        out.print(labelled("Copy", printable(text)))
     kept = [*plan.kept, *(one for one in removal.in_use if one not in plan.kept)]
     _show_kept(out, kept, verbose=verbose)
     _show_side_caches(out, removal)

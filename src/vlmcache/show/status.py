@@ -20,7 +20,7 @@ SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 _WIDE = 110
 _NARROW = 72
 _SHOWN_FILES = 3
-_ALWAYS_SHOWN = ("hub-not-asked", "configuration")
+_ALWAYS_SHOWN = ("hub-not-asked", "configuration", "changed-copy")
 """Findings that are worth telling although nothing is damaged: an answer is missing, or a wish."""
 _SHOWN_FINDINGS = 8
 
