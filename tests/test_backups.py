@@ -16,12 +16,14 @@ import pytest
 
 from tests.kit.caches import CacheBuilder, CachedRepo, Entry
 from tests.kit.contents import Content
+from tests.kit.disks import small_filesystem
 from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
 from tests.kit.pulls import config, content, lies
 from vlmcache.archive.saved import BackupError
 from vlmcache.archive.stream import MANIFEST
-from vlmcache.backups import Restored, backup, problem, restore
+from vlmcache.backups import Restored, _Restoring, backup, incomplete, problem, restore
 from vlmcache.cache import layout
+from vlmcache.change.plan import Receipt
 from vlmcache.config import CacheLocation
 from vlmcache.errors import SpaceError, UnknownModelError, UsageError, VlmcacheError
 
@@ -164,9 +166,89 @@ def test_too_little_room_is_told_before_anything_is_written(
     cache: CacheBuilder, repo: CachedRepo, tmp_path: Path
 ) -> None:
     path = save(cache)
-    with pytest.raises(SpaceError):
-        restore(config(min_free=1 << 62), place(tmp_path / "new"), str(path))
-    assert not (tmp_path / "new").exists()
+    with small_filesystem(100_000) as small:
+        with pytest.raises(SpaceError, match="short"):
+            bring(path, small / "new")
+        assert not (small / "new").exists()
+
+
+def test_what_must_stay_free_for_downloads_is_no_bound_for_restoring(
+    cache: CacheBuilder, repo: CachedRepo, tmp_path: Path
+) -> None:
+    path = save(cache)
+    restored = restore(config(min_free=1 << 62), place(tmp_path / "new"), str(path))
+    assert problem(restored) is None
+
+
+def test_a_pipe_gets_the_backup_and_stays_a_pipe(
+    cache: CacheBuilder, repo: CachedRepo, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with (
+        open(tmp_path / "read", "wb") as file,
+        subprocess.Popen(["cat", pipe], stdout=file) as reader,
+    ):
+        backup(config(), place(cache.root), str(pipe))
+        assert reader.wait(60) == 0
+    assert pipe.is_fifo()
+    assert (tmp_path / "read").read_bytes() == save(cache).read_bytes()
+
+
+def test_through_a_link_what_it_leads_to_is_written(
+    cache: CacheBuilder, repo: CachedRepo, tmp_path: Path
+) -> None:
+    link, target = tmp_path / "link.tar", tmp_path / "target.tar"
+    target.touch()
+    link.symlink_to(target)
+    backup(config(), place(cache.root), str(link))
+    assert link.is_symlink()
+    assert target.read_bytes() == save(cache).read_bytes()
+
+
+def test_a_repo_that_cannot_be_saved_is_told_of_and_the_others_are_saved(
+    cache: CacheBuilder, repo: CachedRepo, tmp_path: Path
+) -> None:
+    cut = cache.repo("org/cut")
+    cut.revision(FILES)
+    cut.missing_snapshots()
+    cache.repo("org/begun").partial(size=10, age=7200)
+    value = backup(config(), place(cache.root), str(tmp_path / "saved.tar"))
+    assert (value.repos, value.left_out) == (("org/name",), ("org/cut",))
+    error = incomplete(value)
+    assert error is not None
+    assert error.exit_code == 3
+
+
+def test_what_the_manifest_does_not_name_is_refused(
+    cache: CacheBuilder, repo: CachedRepo, tmp_path: Path
+) -> None:
+    path = save(cache)
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("../evil"), io.BytesIO())
+    with pytest.raises(BackupError, match="which its manifest does not name"):
+        bring(path, tmp_path / "new")
+    assert not list((tmp_path / "new").rglob("refs/main"))
+
+
+def test_a_ref_that_changed_since_the_plan_stays(
+    cache: CacheBuilder, repo: CachedRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(cache)
+    new = tmp_path / "new"
+    ref = new / "models--org--name/refs/main"
+    run = _Restoring.run
+
+    def late(self: _Restoring) -> Receipt:
+        ref.parent.mkdir(parents=True)
+        ref.write_text("e" * 40)
+        return run(self)
+
+    monkeypatch.setattr(_Restoring, "run", late)
+    error = problem(bring(path, new))
+    assert error is not None
+    assert error.exit_code == 10
+    assert ref.read_text() == "e" * 40
 
 
 @pytest.mark.parametrize("name", ["nosuch://bucket/key.tar", "nosuch://bucket"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,20 +34,21 @@ from vlmcache.archive.store import (
 )
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import BLOCK, Check, hash_all
-from vlmcache.cache.reading import open_quietly
+from vlmcache.cache.reading import open_quietly, read_bytes
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
-from vlmcache.cache.usage import nearest_folder
 from vlmcache.change import placing
 from vlmcache.change.plan import Action, Kept, Outcome, Plan, Receipt, Restore, WriteRef
+from vlmcache.change.planning import is_read
 from vlmcache.change.targets import find_targets
 from vlmcache.config import CacheLocation, Config
-from vlmcache.errors import PartlyError, SpaceError, UsageError, VlmcacheError
+from vlmcache.errors import ChangedError, PartlyError, UsageError, VlmcacheError
 from vlmcache.hub.progress import Pace, Watcher
-from vlmcache.units import size_text
 
 STREAM = "-"
 _LONG = 16 << 20
+_REF_LIMIT = 4096
+_MAKE_ROOM = "make room: 'vlmcache clean'"
 """Length in bytes from which on a file's progress is told."""
 
 
@@ -64,6 +64,7 @@ class Backup(msgspec.Struct, frozen=True):
 
     uploaded: what was written. skipped: what the store had already. Content that several repos or
     files share counts once in both. refs: what refs of the store were changed or are new.
+    left_out: repos of which nothing could be saved although none was named.
     """
 
     destination: str
@@ -74,6 +75,7 @@ class Backup(msgspec.Struct, frozen=True):
     skipped: Amount
     refs: tuple[ChangedRef, ...]
     seconds: float
+    left_out: tuple[str, ...] = ()
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -125,7 +127,7 @@ def backup(
     to_store = destination != STREAM and places.is_store(destination)
     if verify and not to_store:
         raise UsageError("only a store has something to verify", "name a folder or a bucket")
-    _check_outside(destination, location.dir)
+    _check_destination(destination, location.dir)
     state = scan(location.dir)
     parts = [prepare(repo, commits) for repo, commits in _chosen(state, config, names)]
     if not parts:
@@ -143,7 +145,23 @@ def backup(
         went.skipped,
         went.refs,
         time.monotonic() - begun,
+        () if names else tuple(repo.id for repo in state.repos if _is_left_out(repo)),
     )
+
+
+def incomplete(value: Backup) -> PartlyError | None:
+    """Return what a backup has to tell of, or `None` if nothing was left out."""
+    if not value.left_out:
+        return None
+    return PartlyError(
+        f"not saved, since it cannot be read or has no snapshot: {', '.join(value.left_out)}",
+        "'vlmcache status --all' tells why",
+    )
+
+
+def _is_left_out(repo: Repo) -> bool:
+    """Whether there is something of a repo that a backup does not hold; a begun download is not."""
+    return not is_read(repo) or (bool(repo.blobs) and not repo.revisions)
 
 
 def restore(
@@ -185,7 +203,7 @@ def restore(
         plan = _plan(location.dir, saved.repos, overwrite=overwrite)
         receipt = None
         if not dry_run:
-            _check_room(location.dir, plan.needs, config.limits.min_free)
+            placing.check_room(location.dir, plan.needs, _MAKE_ROOM)
             receipt = _Restoring(location.dir, saved, plan, watcher).run()
     actions = [action for action in plan.actions if isinstance(action, Restore)]
     blobs = [blob for repo in saved.repos for blob in repo.blobs.values()]
@@ -204,13 +222,17 @@ def restore(
 
 def problem(value: Restored) -> VlmcacheError | None:
     """Return what a restore has to tell of, or `None` if all is as in the backup."""
-    failed = [one for one in value.receipt.outcomes if one.detail] if value.receipt else []
+    outcomes = value.receipt.outcomes if value.receipt else ()
+    stale = [one for one in outcomes if one.result == "stale"]
+    failed = [one for one in outcomes if one.detail and one.result == "failed"]
     if failed:
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         return BackupError(
             f"{failed[0].detail}{more}; what needs it is not restored",
             "'vlmcache backup --verify' mends the store where there is a good copy",
         )
+    if stale:
+        return ChangedError(stale[0].detail or stale[0].path, "restore again")
     if not value.plan.kept:
         return None
     kept = value.plan.kept[0]
@@ -224,7 +246,7 @@ def _chosen(
     """Return the repos with the commits that are asked for, in the order of their folders."""
     repos = {repo.folder: repo for repo in state.repos}
     if not names:
-        return [(repos[f], None) for f in sorted(repos) if repos[f].revisions]
+        return [(repos[f], None) for f in sorted(repos) if repos[f].revisions and is_read(repos[f])]
     commits: dict[str, set[str] | None] = {}
     for target in find_targets(state, config, names):
         repo = repos.get(target.folder or "")
@@ -242,7 +264,9 @@ def _chosen(
     return found
 
 
-def _check_outside(destination: str, cache_dir: str) -> None:
+def _check_destination(destination: str, cache_dir: str) -> None:
+    if not destination:
+        raise UsageError("the destination is empty", "name a folder, a file, an address or -")
     path = places.local_path(destination)
     if path is None or destination == STREAM:
         return
@@ -277,23 +301,55 @@ def _to_stream(destination: str, parts: list[Saving], watcher: Watcher) -> _Went
 
 @contextlib.contextmanager
 def _writing(destination: str, size: int) -> Iterator[IO[bytes]]:
-    if destination == STREAM:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
     path = places.local_path(destination)
+    if destination == STREAM or (path is not None and _is_special(path)):
+        with _piped(destination) as file:
+            yield file
+        return
     place: places.Place
     if path is None:
         folder, name = places.split(destination)
         place = places.Remote(folder)
     else:
-        folder, name = os.path.split(os.path.abspath(path))
+        # Through a link, what it leads to is written and the link stays.
+        folder, name = os.path.split(os.path.realpath(path))
         if not os.path.isdir(folder):
             raise UsageError(f"no such folder: {folder}")
-        _check_room(folder, size, 0)
+        placing.check_room(folder, size, _MAKE_ROOM)
         place = places.Folder(folder)
     with place.writing(name, size) as file:
         yield file
+
+
+def _is_special(path: str) -> bool:
+    """Whether a path is that of a device or pipe, which is written to and never replaced."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+@contextlib.contextmanager
+def _piped(destination: str) -> Iterator[IO[bytes]]:
+    """Open what takes bytes as they come: stdout, a pipe or a device.
+
+    Raises:
+        PlaceError: whoever read it went away, or it takes no more.
+    """
+    try:
+        if destination == STREAM:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        else:
+            with open(destination, "wb", buffering=0) as file:
+                yield file
+    except OSError as error:
+        if isinstance(error.filename, str):
+            raise
+        if isinstance(error, BrokenPipeError):
+            raise places.PlaceError(
+                "the backup is not whole: its reader went away", "look at what read it"
+            ) from error
+        raise places.PlaceError(
+            f"the backup is not whole: {error.strerror or error}: {destination}"
+        ) from error
 
 
 def _source_names(parts: list[Saving]) -> dict[str, str]:
@@ -326,7 +382,7 @@ def _to_store(destination: str, parts: list[Saving], watcher: Watcher, *, verify
     size = sum(upload.blob.size for upload in missing)
     folder = places.local_path(destination)
     if folder is not None:
-        _check_room(folder, size, 0)
+        placing.check_room(folder, size, _MAKE_ROOM)
     lengths = {upload.source: upload.blob.size for upload in missing}
     with _told(watcher, "backup", lengths, names) as moved:
         store.save(missing, moved)
@@ -478,6 +534,11 @@ class _Restoring:
         self.pace = saved.store.pace if saved.store is not None else Pace()
         self.wanted = {one.path: one for one in plan.actions if isinstance(one, Restore)}
         self.arrivals = [Arrivals(cache_dir, repo, self.pace, watcher.note) for repo in saved.repos]
+        self.refs_before = {
+            action.path: _ref_now(action.path)
+            for action in plan.actions
+            if isinstance(action, WriteRef)
+        }
         self.taken: dict[str, int] = {}
         self.failed: dict[str, BackupError] = {}
         self.outcomes: list[Outcome] = []
@@ -572,9 +633,23 @@ class _Restoring:
             return
         refs = os.path.join(self.cache_dir, arrivals.repo.folder, layout.REFS) + os.sep
         for action in self.plan.actions:
-            if isinstance(action, WriteRef) and action.path.startswith(refs):
-                placing.write_ref(action.path, action.commit)
-                self.outcomes.append(Outcome("write-ref", action.path, "done"))
+            if not isinstance(action, WriteRef) or not action.path.startswith(refs):
+                continue
+            now = _ref_now(action.path)
+            if now not in (self.refs_before.get(action.path), action.commit):
+                detail = f"it names another commit by now, and stays: {action.path}"
+                self.outcomes.append(Outcome("write-ref", action.path, "stale", detail=detail))
+                continue
+            placing.write_ref(action.path, action.commit)
+            self.outcomes.append(Outcome("write-ref", action.path, "done"))
+
+
+def _ref_now(path: str) -> str | None:
+    """Return what a ref holds now; `None` if it cannot be read."""
+    try:
+        return read_bytes(path, _REF_LIMIT).decode().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _from_file(path: str, start: int) -> Iterator[bytes]:
@@ -629,13 +704,3 @@ def _names(repo: SavedRepo, path: Callable[[str], str]) -> dict[str, str]:
                 found[path(name)] = words
                 taken.add(words)
     return found
-
-
-def _check_room(place: str, needs: int, min_free: int) -> None:
-    free = shutil.disk_usage(nearest_folder(place)).free
-    if needs and needs + min_free > free:
-        raise SpaceError(
-            f"not enough space: {size_text(needs)} needed, {size_text(min_free)} to stay free, "
-            f"{size_text(free)} free: {place}",
-            "make room: 'vlmcache clean'",
-        )

@@ -87,6 +87,14 @@ class Environment(msgspec.Struct, frozen=True):
         """Return a variable's value; an empty one counts as not set."""
         return self.variables.get(name) or None
 
+    @property
+    def offline_by(self) -> str | None:
+        """The variable that switches the network off, as huggingface_hub reads them."""
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            if (self.get(name) or "").upper() in ("1", "ON", "YES", "TRUE"):
+                return name
+        return None
+
     def source(self, name: str) -> str:
         """Return how to name a variable to a person, with the file it came from."""
         return f"{name} (.env)" if name in self.from_file else name
@@ -153,7 +161,7 @@ def _expand(path: str, environment: Environment) -> str:
 
 
 def locate_cache(option: str | None, environment: Environment) -> CacheLocation:
-    """Return the hub cache's folder: the first of the sources that INTERFACE names.
+    """Return the hub cache's folder: what the first of the known sources says.
 
     The order after `--cache-dir` is huggingface_hub's own (its `constants.py`).
     """
@@ -177,7 +185,8 @@ def locate_cache(option: str | None, environment: Environment) -> CacheLocation:
         f"{other} points to {path}, but {source} decides: {chosen}"
         for other, path in candidates[1:-1]
         if os.path.realpath(path) != os.path.realpath(chosen)
-        and not other.startswith("XDG_CACHE_HOME")
+        # It is for all programs and says nothing of this one, unless models are there.
+        and (not other.startswith("XDG_CACHE_HOME") or os.path.isdir(path))
     ]
     return CacheLocation(chosen, source, tuple(conflicts))
 

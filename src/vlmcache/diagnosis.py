@@ -14,11 +14,19 @@ from collections.abc import Iterator
 
 import msgspec
 
+from vlmcache.cache import layout
 from vlmcache.cache.state import Finding
 from vlmcache.cache.usage import AccessTimes, mount_of, nearest_folder
 from vlmcache.change.plan import Plan, Receipt
-from vlmcache.config import CacheLocation, Config, Environment, hub_home, own_home
-from vlmcache.errors import ConfigError, UnloadableError
+from vlmcache.config import (
+    CacheLocation,
+    Config,
+    Environment,
+    hub_home,
+    own_home,
+    side_caches,
+)
+from vlmcache.errors import CacheError, ConfigError, UnloadableError
 from vlmcache.overview import Status, status
 from vlmcache.sharing import Sharing, check_access
 from vlmcache.units import size_text
@@ -148,7 +156,7 @@ def diagnose(
     try:
         found = status(config, location, environment=environment)
         lacking = tuple(model.key for model in found.models if model.state != "cached")
-    except ConfigError as error:
+    except (CacheError, ConfigError) as error:
         findings.append(_finding("cache-path", "error", location.dir, error.message, error.hint))
     findings += _check_paths(paths, location, environment)
     findings += _check_filesystem(filesystem, location.dir, config)
@@ -159,7 +167,6 @@ def diagnose(
     findings += (
         _finding("configuration", "warning", config.path, text) for text in config.warnings
     )
-    forced = (environment.get("HF_HUB_OFFLINE") or "").upper() in ("1", "ON", "YES", "TRUE")
     return Diagnosis(
         paths=paths,
         variables=_variables(environment),
@@ -169,7 +176,9 @@ def diagnose(
         versions=versions,
         devices=devices,
         quantization=f"bitsandbytes {version}" if (version := versions["bitsandbytes"]) else None,
-        offline=Offline(not lacking and found is not None, lacking, forced),
+        offline=Offline(
+            not lacking and found is not None, lacking, environment.offline_by is not None
+        ),
         findings=tuple(findings),
         shared=access.sharing if access is not None else None,
         plan=access.plan if access is not None else None,
@@ -187,13 +196,18 @@ def _paths(environment: Environment, config: Config, location: CacheLocation) ->
     home, home_source = own_home(environment)
     hub = hub_home(environment)
     hub_source = environment.source("HF_HOME") if environment.get("HF_HOME") else "default"
+    beside = side_caches(environment)
+
+    def source_of(variable: str) -> str:
+        return environment.source(variable) if environment.get(variable) else hub_source
+
     for name, path, source in (
         ("cache", location.dir, location.source),
         ("config", config.path, config.source),
         ("vlmcache", home, home_source),
         ("huggingface", hub, hub_source),
-        ("xet chunks", os.path.join(hub, "xet"), hub_source),
-        ("remote code", os.path.join(hub, "modules"), hub_source),
+        ("xet chunks", beside["xet"], source_of("HF_XET_CACHE")),
+        ("remote code", beside["modules"], source_of("HF_MODULES_CACHE")),
     ):
         yield PathFact(name, path, source, os.path.exists(path), _writable(path))
 
@@ -389,6 +403,9 @@ def _other_caches(location: CacheLocation, environment: Environment) -> Iterator
         os.path.join(home, ".cache", "huggingface", "transformers"),
         os.path.join(hub_home(environment), "hub"),
     ]
+    if environment.get("XDG_CACHE_HOME"):
+        base = os.path.expanduser(environment.variables["XDG_CACHE_HOME"])
+        candidates.append(os.path.join(base, "huggingface", "hub"))
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"):
         value = environment.get(name)
         if value:
@@ -400,7 +417,7 @@ def _other_caches(location: CacheLocation, environment: Environment) -> Iterator
             continue
         seen.add(real)
         try:
-            populated = any(name.startswith("models--") for name in os.listdir(path))
+            populated = any(map(layout.parse_repo_folder, os.listdir(path)))
         except OSError:
             continue
         if populated:

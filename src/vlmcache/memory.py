@@ -122,8 +122,9 @@ class Memory:
         row = (os.path.realpath(cache), repo_type, repo, commit, what, when)
         self._write(
             lambda connection: connection.execute(
-                "INSERT INTO uses VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
-                "SET at = max(at, excluded.at)",
+                "INSERT INTO uses VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (cache, type, repo, commit_hash, what) "
+                "DO UPDATE SET at = max(at, excluded.at)",
                 row,
             )
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
@@ -52,7 +51,6 @@ from vlmcache.errors import (
 )
 from vlmcache.hub.progress import Watcher
 from vlmcache.removal import InUseError, in_use_words
-from vlmcache.units import size_text
 
 MoveState = Literal["planned", "moved", "linked", "finished", "taken-back", "failed"]
 _LONG = 16 << 20
@@ -171,7 +169,7 @@ def move(
         hidden_processes=usage.hidden,
         seconds=time.monotonic() - begun,
     )
-    _check_room(place, plan.needs, config.limits.min_free)
+    placing.check_room(place, plan.needs, "make room there, or name fewer models")
     begun_before = os.path.lexists(there.gathered_at(""))
     if dry_run or in_use or not (plan.actions or rest or begun_before):
         return value if dry_run or in_use else msgspec.structs.replace(value, receipt=Receipt(()))
@@ -273,8 +271,9 @@ def problem(value: Moved) -> VlmcacheError | None:
                 return kind(first.message, first.hint)
         return NotMovedError(first.message, first.hint)
     if rest:
+        done = "moved" if any(repo.state != "taken-back" for repo in value.repos) else "taken back"
         return PartlyError(
-            f"moved, but {len(rest)} of {len(value.receipt.outcomes)} steps failed: "
+            f"{done}, but {len(rest)} of {len(value.receipt.outcomes)} steps failed: "
             f"{rest[0].detail or rest[0].path}",
             "run it again, or 'vlmcache clean'",
         )
@@ -299,6 +298,8 @@ def _check_places(cache_dir: str, destination: str) -> str:
     Raises:
         UsageError: it cannot be one.
     """
+    if not destination:
+        raise UsageError("the destination is empty", "name a folder")
     cache, place = os.path.realpath(cache_dir), os.path.realpath(destination)
     if not os.path.isdir(cache):
         raise UsageError(f"there is no cache to move: {cache_dir}", "'vlmcache doctor' tells which")
@@ -331,7 +332,9 @@ def _look(state: CacheState, place: str) -> Destination:
             placed = dict(_files_below(os.path.join(place, folder), folder + "/"))
             copied |= placed
             for left in state.leftovers:
-                ours = left.repo_folder == folder and left.whole and placed
+                ours = left.repo_folder == folder and left.whole and bool(placed)
+                # What it links to in the shared store may have gone since.
+                ours = ours and all(shared in state.shared for shared in left.shared)
                 if ours and dict(_files_below(left.path, folder + "/")) == placed:
                     aside[folder] = left.path
     names = frozenset(os.listdir(top)) if os.path.isdir(top) else frozenset()
@@ -381,7 +384,16 @@ def _choose(
     ends: list[str] = []
     kept = []
     for name in names:
-        folder = _folder_named(state, config, name, ended)
+        try:
+            folder = _folder_named(state, config, name, ended)
+        except UnknownModelError:
+            model = config.models.get(name)
+            folder = layout.repo_folder("model", model.repo if model is not None else name)
+            if not there.holds(folder):
+                raise
+            # Without a link nothing here tells of a move that has ended.
+            kept.append(Kept(there.place(folder), name, "lies there already"))
+            continue
         repo = repos.get(folder)
         if folder in rest:
             ends.append(folder)
@@ -487,17 +499,6 @@ def _described(plan: Plan) -> tuple[MovedRepo, ...]:
 def _row(path: str, repo: str, destination: str, size: int = 0) -> MovedRepo:
     parsed = layout.parse_repo_folder(os.path.basename(path))
     return MovedRepo(repo, parsed[0] if parsed else "model", path, destination, "planned", size)
-
-
-def _check_room(place: str, needs: int, min_free: int) -> None:
-    free = shutil.disk_usage(nearest_folder(place)).free
-    if needs and needs + min_free > free:
-        short = needs + min_free - free
-        raise SpaceError(
-            f"not enough space: {size_text(needs)} needed and {size_text(min_free)} to stay free, "
-            f"but {size_text(free)} is free: {size_text(short)} short: {place}",
-            "make room there, or name fewer models",
-        )
 
 
 # Doing it.

@@ -638,7 +638,7 @@ def problem(removal: Removal) -> VlmcacheError | None:
     by_result: dict[str, list[str]] = {}
     for outcome in receipt.outcomes:
         by_result.setdefault(outcome.result, []).append(outcome.detail or outcome.path)
-    done = "done" in by_result or "absent" in by_result
+    done = "done" in by_result or "absent" in by_result or receipt.freed > 0
     failed = by_result.get("failed")
     if failed:
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
@@ -652,7 +652,8 @@ def problem(removal: Removal) -> VlmcacheError | None:
         )
     if "busy" in by_result:
         words = f"{len(by_result['busy'])} came into use meanwhile and stay: {by_result['busy'][0]}"
-        return PartlyError(words, "run it again later") if done else InUseError(words)
+        later = "'vlmcache clean' removes the rest, once that has ended"
+        return PartlyError(words, later) if done else InUseError(words)
     return _shortfall(removal)
 
 
@@ -692,16 +693,29 @@ def _shortfall(removal: Removal) -> PartlyError | None:
     )
 
 
+_ALONG = frozenset({"ref", "tree", "no-exist", "blob", "lock", "locks", "folder"})
+"""Kinds of what goes along with a repo or revision."""
+
+
 def ids(removal: Removal) -> list[str]:
-    """Return one line for each repo or path that goes or went, for `--quiet`."""
+    """Return one line for each repo or path that goes or went, for `--quiet`.
+
+    What goes along with something of the same repo has no line of its own.
+    """
     outcomes = removal.receipt.outcomes if removal.receipt else ()
     gone = {one.path for one in outcomes if one.result in ("done", "absent")}
+    actions = [
+        action
+        for action in removal.plan.actions
+        if isinstance(action, Remove | RemoveTree)
+        and (removal.receipt is None or action.path in gone)
+    ]
+    named = {action.repo for action in actions if action.kind not in _ALONG}
     names: dict[str, None] = {}
-    for action in removal.plan.actions:
-        if isinstance(action, Remove | RemoveTree | ReleaseShared) and (
-            removal.receipt is None or action.path in gone
-        ):
-            repo = getattr(action, "repo", None)
-            commit = getattr(action, "commit", None)
-            names[f"{repo}@{commit}" if repo and commit else repo or action.path] = None
+    for action in actions:
+        if action.kind in _ALONG and action.repo in named:
+            continue
+        commit = action.commit if action.kind == "snapshot" else None
+        repo = action.repo or action.path
+        names[f"{repo}@{commit}" if commit else repo] = None
     return list(names)

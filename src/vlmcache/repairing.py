@@ -154,7 +154,11 @@ class _Repair:
         """Plan what mends one repo; what cannot be planned becomes the error."""
         damaged = {one.path: one for one in self.found.damaged if one.repo == repo.id}
         damaged = {p: one for p, one in damaged.items() if p.startswith(repo.path + os.sep)}
-        missing = {(one.revision, one.file) for one in self.found.missing if one.repo == repo.id}
+        missing = {
+            (one.revision, one.file)
+            for one in self.found.missing
+            if (one.repo, one.type) == (repo.id, repo.type)
+        }
         if not damaged and not missing:
             return
         if repo.type != "model":
@@ -229,7 +233,8 @@ class _Repair:
             whole = revision is None or not revision.files or revision.linked
             if whole and revision is not None and revision.path not in damaged and not its_refs:
                 whole = False
-            if not names and not its_refs and not whole:
+            listing = os.path.join(repo.path, layout.TREES, f"{commit}.json")
+            if not names and not its_refs and not whole and listing not in damaged:
                 continue
             order = self._order(doubted, repo, commit, its_refs, names, bad, whole=whole)
             order = _without_known(order, repo, planned)
@@ -238,7 +243,7 @@ class _Repair:
                 for action in order.plan.actions
                 if isinstance(action, Fetch)
             }
-            if order.plan.actions:
+            if order.plan.actions or listing in damaged:
                 self.orders.append(order)
 
     def _bad_refs(self, repo: Repo, damaged: dict[str, Damage]) -> dict[str, str]:

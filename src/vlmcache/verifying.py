@@ -64,6 +64,7 @@ class Missing(msgspec.Struct, frozen=True):
     repo: str
     revision: str
     file: str
+    type: str = "model"
 
 
 class Unverifiable(msgspec.Struct, frozen=True):
@@ -345,8 +346,9 @@ def _hash(
     due: dict[str, list[_Subject]] = {}
     sizes: dict[str, int] = {}
     for (identity, expected), group in places.items():
+        at = known.get((identity, expected))
         # An instant to come is none that can be trusted.
-        if 0 <= now - known.get((identity, expected), -1.0) < max_age:
+        if at is not None and 0 <= now - at < max_age:
             report.remembered += 1
             report.remembered_bytes += identity.size
             report.good |= {subject.path for subject in group}
@@ -479,6 +481,13 @@ def _check_headers(scope: _Scope, report: _Report) -> None:
 def _add_findings(scope: _Scope, report: _Report) -> None:
     """Let what the scan found broken count as damage: links, sizes, refs."""
     repo = scope.repo
+    listings = {
+        os.path.join(repo.path, layout.TREES, f"{revision.commit}.json")
+        for revision in scope.revisions
+    }
+    for finding in repo.findings:
+        if finding.code == "unreadable-tree" and finding.path in listings:
+            report.damaged[finding.path] = _broken(repo, finding)
     if judge_repo(repo) != "damaged":
         return  # What looks broken is a download that has just begun.
     inside = [revision.path + os.sep for revision in scope.revisions]
@@ -525,10 +534,11 @@ def _add_missing(scope: _Scope, report: _Report) -> None:
             continue  # Of a revision that no ref names, nobody loads what a pattern left out.
         judgement: Judgement = judge_revision(scope.repo, revision)
         report.missing += (
-            Missing(scope.repo.id, revision.commit, name) for name in judgement.missing
+            Missing(scope.repo.id, revision.commit, name, scope.repo.type)
+            for name in judgement.missing
         )
     if not scope.repo.revisions and judge_repo(scope.repo) != "damaged":
-        report.missing.append(Missing(scope.repo.id, "main", "*"))
+        report.missing.append(Missing(scope.repo.id, "main", "*", scope.repo.type))
 
 
 def problem(value: Verification) -> DamageError | None:

@@ -275,7 +275,18 @@ class Reader:
                     distrusted=name in wanted,
                     resumed=False,
                 )
+        if repo is self.manifest.repos[-1]:
+            self._expect_end()
         return taken
+
+    def _expect_end(self) -> None:
+        """Refuse what the manifest does not promise."""
+        try:
+            info = self._tar.next()
+        except tarfile.TarError as error:
+            raise BackupError(f"the backup is damaged: {error}") from error
+        if info is not None:
+            raise BackupError(f"the backup holds {info.name!r}, which its manifest does not name")
 
     def _blocks(self, info: tarfile.TarInfo, start: int) -> Iterator[bytes]:
         assert start == 0, "what comes from a stream is never gone on from"
@@ -298,6 +309,7 @@ def _compare(info: tarfile.TarInfo, member: _Member) -> None:
     else:
         right = right and info.issym() and info.linkname == member.link
     if not right:
-        raise BackupError(
-            f"the backup holds {info.name!r} where its manifest promises {member.name!r}"
-        )
+        promised = f"its manifest promises {member.name!r}"
+        if info.name == member.name:
+            raise BackupError(f"{promised}, and something of another kind or length is there")
+        raise BackupError(f"the backup holds {info.name!r} where {promised}")

@@ -16,6 +16,7 @@ import msgspec
 
 from vlmcache.cache import page_cache
 from vlmcache.cache.reading import open_quietly
+from vlmcache.errors import ChangedError
 
 BLOCK = 1 << 20
 """Bytes hashed at a time: few enough to stay in the processor's own cache meanwhile."""
@@ -62,8 +63,11 @@ class Judged(msgspec.Struct, frozen=True):
         return self.actual == self.check.expected
 
 
-class ContentChangedError(Exception):
+class ContentChangedError(ChangedError):
     """Someone wrote to the file while it was read."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"it was written to while it was read: {path}", "run it again")
 
 
 class _Stopped(Exception):  # noqa: N818 - not a failure: someone asked for it

@@ -106,7 +106,9 @@ def lock_held(path: str) -> bool:
         import fcntl
 
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A shared lock fails just where somebody holds the hub's exclusive one; two that only
+            # look do not see each other, and network drives take it on a file open for reading.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         except OSError:

@@ -83,6 +83,8 @@ class _Run:
         self.outcomes: dict[int, Outcome] = {}
         self.renamed: list[tuple[int, str]] = []
         self.freed: dict[int, int] = {}
+        self.finished = False
+        """Whether all actions had their turn; not so after an interruption."""
 
     def run(self, plan: Plan) -> Receipt:
         actions = [a for a in plan.actions if isinstance(a, Remove | RemoveTree | ReleaseShared)]
@@ -103,6 +105,7 @@ class _Run:
             for number, action in numbered:
                 if _step(action) == "lock":
                     self._attempt(number, action)
+            self.finished = True
         finally:
             self._empty_leftovers()
             left, failures = self._remove_made()
@@ -469,7 +472,8 @@ class _Run:
             # Once more as long as deep folders were moved up to the top meanwhile.
             for _ in range(_ROUNDS):
                 hoisted = False
-                for entry in _names_in(descriptor, path):
+                # What makes a repo one goes before what it leads to, wherever it is emptied.
+                for entry in sorted(_names_in(descriptor, path), key=_refs_first):
                     where = os.path.join(path, entry)
                     entry_name = entry if descriptor is not None else where
                     try:
@@ -501,14 +505,14 @@ class _Run:
                 os.close(descriptor)
 
     def _empty_leftovers(self) -> None:
-        """Unlink what was renamed: the refs last, and only if nothing failed.
+        """Unlink what was renamed: the refs last, and only if all was done.
 
         They tell a second run, which finds the revision no longer, what there is to finish.
         """
         for number, place in reversed(self.renamed):
             outcome = self.outcomes.get(number)
             failed = any(one.result == "failed" for one in self.outcomes.values())
-            if failed and _is_ref(os.path.relpath(place, self.root)):
+            if (failed or not self.finished) and _is_ref(os.path.relpath(place, self.root)):
                 continue
             detail, result = (outcome.detail, outcome.result) if outcome else (None, "done")
             try:
@@ -603,7 +607,7 @@ class _Run:
     def _remove_lock_folder(self, number: int, path: str) -> None:
         """Remove a repo's lock files and their folder, if the repo is gone and no lock is held."""
         repo = os.path.join(self.root, os.path.basename(path))
-        if os.path.lexists(repo):
+        if os.path.isdir(repo):
             raise _ChangedError("the repo is there")
         with self._parent(path) as (name, parent):
             found = os.stat(name, dir_fd=parent, follow_symlinks=False)
@@ -667,7 +671,7 @@ class _Run:
     def _release_one(self, number: int, action: ReleaseShared) -> Result:
         """Rewrite the manifest without what is gone, or unlink the blob if nothing is left.
 
-        A blob goes only if its manifest, where there is one, and the links of all repos agree.
+        What counts are the links of all repos; the manifest is made to agree with them.
         """
         links = self.links.get(action.hash, set())
         manifest = action.path + layout.MANIFEST_SUFFIX
@@ -775,6 +779,10 @@ def _held(path: str, mode: int, seconds: float, *, force: bool) -> Iterator[Base
     finally:
         with contextlib.suppress(OSError):
             lock.release()
+
+
+def _refs_first(name: str) -> int:
+    return {layout.REFS: 0, layout.SNAPSHOTS: 1}.get(name, 2)
 
 
 def _is_ref(place: str) -> bool:

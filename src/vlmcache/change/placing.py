@@ -18,7 +18,9 @@ from collections.abc import Mapping
 
 from vlmcache.cache import layout
 from vlmcache.cache.state import TreeFile
+from vlmcache.cache.usage import nearest_folder
 from vlmcache.errors import CacheError, SpaceError, VlmcacheError
+from vlmcache.units import size_text
 
 # huggingface_hub's `_local_folder.py`, word for word.
 _CACHE_TAG = """Signature: 8a477f597d28d172789f06886806bc55
@@ -49,6 +51,26 @@ def disk_failure(error: OSError, path: str) -> VlmcacheError:
 def is_full(error: OSError) -> bool:
     """Return whether the system refused because the disk, or the user's share of it, is full."""
     return error.errno in _FULL
+
+
+def check_room(place: str, needs: int, hint: str) -> None:
+    """Make sure that a disk has room, before anything is written to it.
+
+    Args:
+        place: a path on it, which need not be there.
+        needs: bytes.
+        hint: what to do where it has not.
+
+    Raises:
+        SpaceError: it has not.
+    """
+    free = shutil.disk_usage(nearest_folder(place)).free
+    if needs > free:
+        raise SpaceError(
+            f"not enough space: {size_text(needs)} needed and {size_text(free)} free, "
+            f"{size_text(needs - free)} short: {place}",
+            hint,
+        )
 
 
 def sync_folder(path: str) -> None:

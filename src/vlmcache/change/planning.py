@@ -219,7 +219,7 @@ class _Builder:
             or any((repo.folder, one.name) not in chosen.partials for one in repo.partials)
             or any(stray.path not in chosen.strays for stray in repo.strays)
             or any((repo.folder, name) not in chosen.blobs for name in loose)
-            or _is_unread(repo)
+            or not is_read(repo)
         ):
             return None
         return reasons[0]
@@ -859,16 +859,24 @@ def _settled(
     return found
 
 
-def _is_unread(repo: Repo) -> bool:
-    return any(finding.code == UNREADABLE for finding in repo.findings)
+def is_read(repo: Repo) -> bool:
+    """Return whether all folders of a repo could be read, so that what it holds is known."""
+    return all(finding.code != UNREADABLE for finding in repo.findings)
 
 
 def _unsure(repo: Repo) -> str | None:
     """Return why it cannot be told what a repo's revisions need, `None` if it can."""
-    if _is_unread(repo):
+    if not is_read(repo):
         return "a folder of the repo cannot be read"
     if set(repo.ref_files) != set(repo.refs):
         return "a ref of the repo cannot be read"
+    places = {
+        os.path.join(repo.path, name) for name in (layout.BLOBS, layout.SNAPSHOTS, layout.REFS)
+    }
+    if any(stray.path in places for stray in repo.strays):
+        return "something else is in the place of a folder of the repo"
+    if any(revision.linked for revision in repo.revisions):
+        return "a snapshot of the repo is a link"
     return None
 
 
@@ -917,7 +925,7 @@ def _select_shared(state: CacheState, chosen: Selection, usage: Usage) -> None:
     can tell; but only where every repo could be read.
     """
     seen = all(
-        not _is_unread(repo) and not (repo.linked_to is not None and not repo.by_class.total)
+        is_read(repo) and not (repo.linked_to is not None and not repo.by_class.total)
         for repo in state.repos
     )
     for shared in state.shared.values():
@@ -938,7 +946,7 @@ def _select_locks(state: CacheState, chosen: Selection, now: float, usage: Usage
         repo = _by_folder(state, folder)
         needed: set[str] = set()
         if repo is not None:
-            if _is_unread(repo):
+            if not is_read(repo):
                 continue
             needed = {*repo.blobs, *(partial.etag for partial in repo.partials)}
         elif layout.parse_repo_folder(folder) is None:

@@ -18,7 +18,7 @@ from vlmcache.cli.options import (
     Verbose,
     open_session,
 )
-from vlmcache.errors import UsageError
+from vlmcache.errors import ExitCode, UsageError
 
 EXAMPLES = """Examples:
 
@@ -77,4 +77,13 @@ def backup(
 
         view.show_backup(value, stream=sys.stderr if streamed else sys.stdout)
 
-    return Answer("backup", value, Output(json, quiet, verbose), show, lambda: list(value.repos))
+    error = backups.incomplete(value)
+    return Answer(
+        "backup",
+        value,
+        Output(json, quiet, verbose),
+        show,
+        lambda: list(value.repos),
+        error.exit_code if error else ExitCode.DONE,
+        error,
+    )

@@ -190,10 +190,7 @@ class Client:
     @property
     def offline(self) -> bool:
         """Whether the network is switched off."""
-        value = self.environment.get("HF_HUB_OFFLINE") or self.environment.get(
-            "TRANSFORMERS_OFFLINE"
-        )
-        return (value or "").upper() in ("1", "ON", "YES", "TRUE")
+        return self.environment.offline_by is not None
 
     @cached_property
     def _library(self) -> _Library:
@@ -365,7 +362,8 @@ class Client:
         """
         if self.offline:
             raise OfflineError(
-                f"HF_HUB_OFFLINE is set: {self.name} is not asked", "unset it to download"
+                f"{self.environment.offline_by} is set: {self.name} is not asked",
+                "unset it to download",
             )
         home = _origin(self.endpoint)
         timeout = self._library.data_timeout if timeout is None else timeout

@@ -41,9 +41,9 @@ def _show_facts(out: Console, diagnosis: Diagnosis, *, verbose: bool) -> None:
             text = f"{printable(fact.path)} ({fact.source}{absent}{locked})"
             out.print(labelled(fact.name, text, width=12))
     for name, value in diagnosis.variables.items():
-        out.print(labelled("variable", f"{name}={printable(value)}", width=12))
+        out.print(labelled("variable", f"{printable(name)}={printable(value)}", width=12))
     out.print(labelled("filesystem", _filesystem(diagnosis.filesystem), width=12))
-    out.print(labelled("python", f"{diagnosis.python}, {diagnosis.platform}", width=12))
+    out.print(labelled("python", printable(f"{diagnosis.python}, {diagnosis.platform}"), width=12))
     versions = [f"{name} {version}" for name, version in diagnosis.versions.items() if version]
     out.print(labelled("versions", ", ".join(versions), width=12))
     for device in diagnosis.devices:
@@ -58,8 +58,11 @@ def _show_facts(out: Console, diagnosis: Diagnosis, *, verbose: bool) -> None:
     offline = diagnosis.offline
     ready = "every configured model loads without a network"
     if not offline.ready:
-        ready = f"not ready: {', '.join(offline.lacking) or 'the cache cannot be read'}"
-    out.print(labelled("offline", ready + (" (HF_HUB_OFFLINE is set)" * offline.forced), width=12))
+        lacking = ", ".join(map(printable, offline.lacking))
+        ready = f"not ready: {lacking or 'the cache cannot be read'}"
+    out.print(
+        labelled("offline", ready + (" (the network is switched off)" * offline.forced), width=12)
+    )
 
 
 def _show_access(out: Console, diagnosis: Diagnosis, plan: Plan, *, verbose: bool) -> None:
