@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
@@ -555,11 +556,16 @@ def _sole(place: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # Unlinked while it is held, so that nobody locks a file that is about to go; Windows
+        # unlinks no open file, and there the lock has to be given back first.
+        if sys.platform == "win32":
+            lock.release()
         with contextlib.suppress(OSError):
             os.unlink(path)
             os.rmdir(os.path.dirname(path))
-        with contextlib.suppress(OSError):
-            lock.release()
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):
+                lock.release()
 
 
 class _Run:

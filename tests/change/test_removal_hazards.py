@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
@@ -22,7 +23,8 @@ from tests.kit.disks import as_other_user, common_folder, read_only_view, small_
 from tests.kit.hub import LoopbackHub, slow
 from tests.kit.rooms import OLD, OTHER, ROOMS, WEIGHTS, base
 from vlmcache.cache.scan import scan
-from vlmcache.change.execute import execute
+from vlmcache.cache.usage import lock_held
+from vlmcache.change.execute import _Run, execute
 from vlmcache.change.planning import Target, plan_cleaning, plan_removal
 from vlmcache.errors import ExitCode
 from vlmcache.removal import Wishes, problem
@@ -565,3 +567,109 @@ def test_a_stale_partial_of_a_kept_model_stays(place: Place) -> None:
     assert partial.exists()
     place.clean()
     assert not partial.exists()
+
+
+# Interruptions, and what cannot be told.
+
+
+def test_what_ctrl_c_cut_short_is_finished_by_the_same_command(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = base(place.root)
+    others = repo.blob("model.safetensors")
+    alone = repo.revision({"config.json": b"{}", "only.bin": OTHER}, refs=["v9"])
+    with monkeypatch.context() as patched:
+        patched.setattr(_Run, "_remove_blobs", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            place.rm("org/name@v9")
+    assert not (repo.snapshots / alone).exists()
+    assert repo.blob("only.bin", alone).exists()
+
+    again = place.rm("org/name@v9")
+
+    assert problem(again) is None
+    assert not repo.blob("only.bin", alone).exists()
+    assert others.exists()
+    assert not (place.root / ".vlmcache-leftovers").exists()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_refs_and_snapshots_go_first_where_a_repo_is_emptied_in_its_place(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = base(place.root)
+    gone: list[str] = []
+    unlink = os.unlink
+
+    def noted(path: str, **options: int) -> None:
+        gone.append(os.readlink(f"/proc/self/fd/{options['dir_fd']}"))
+        unlink(path, **options)
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(_Run, "_place_for", full)
+    monkeypatch.setattr(os, "unlink", noted)
+    place.rm("org/name")
+    parts = [os.path.relpath(path, repo.folder).split(os.sep)[0] for path in gone]
+    inside = [part for part in parts if part in ("refs", "snapshots", "blobs")]
+    assert [part for part, _ in itertools.groupby(inside)] == ["refs", "snapshots", "blobs"]
+
+
+@pytest.mark.parametrize("name", ["snapshots", "refs", "blobs"])
+def test_a_repo_with_a_link_in_the_place_of_a_folder_is_not_cleaned(
+    place: Place, name: str
+) -> None:
+    repo = base(place.root)
+    (repo.folder / name).rename(repo.folder / "moved")
+    (repo.folder / name).symlink_to("moved")
+    before = fingerprint(repo.folder)
+    done = place.clean()
+    assert fingerprint(repo.folder) == before
+    assert freed(done) == 0
+
+
+def test_revisions_beside_a_snapshot_that_is_a_link_stay(place: Place) -> None:
+    repo = base(place.root)
+    detached = next(iter(repo.revisions))
+    (repo.snapshots / ("d" * 40)).symlink_to(detached)
+    repo.ref("dev", "d" * 40)
+    place.clean()
+    assert (repo.snapshots / detached / "model.safetensors").exists()
+
+
+def test_the_last_whole_revision_stays_while_its_ref_leads_to_what_is_not_there(
+    place: Place,
+) -> None:
+    repo = base(place.root)
+    for ref in repo.refs.rglob("*"):
+        if ref.is_file():
+            ref.write_text("e" * 40)
+    before = sorted(path.name for path in repo.snapshots.iterdir())
+    place.clean()
+    assert sorted(path.name for path in repo.snapshots.iterdir()) == before
+
+
+def test_two_that_only_look_do_not_take_each_other_for_a_download(place: Place) -> None:
+    repo = base(place.root)
+    lock = repo._lock_file("e" * 64)
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert not lock_held(str(lock))
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert lock_held(str(lock))
+
+
+def test_force_removes_what_is_being_downloaded(place: Place) -> None:
+    repo = base(place.root)
+    partial = repo.partial(age=0, data=b"begun ")
+    state = scan(place.root)
+    plan = plan_removal(state, [Target("org/name", repo.folder.name)])
+    with partial.open("ab") as file:
+        file.write(b"and grown")
+    assert execute(plan, str(place.root)).outcomes[0].result == "stale"
+    assert execute(plan, str(place.root), force=True).whole
+    assert not repo.folder.exists()

@@ -423,10 +423,11 @@ def copy_file(source: str, target: str, expected: str, moved: Moved) -> str:
         os.fsync(writer)
         page_cache.give_back(writer, 0, size)
         actual = digest.hexdigest()
-        if actual != expected:
-            os.unlink(temporary)
-            return actual
-    os.replace(temporary, target)
+    # Not before both are closed: Windows removes and renames no open file.
+    if actual != expected:
+        os.unlink(temporary)
+    else:
+        os.replace(temporary, target)
     return actual
 
 

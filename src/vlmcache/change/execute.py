@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 import stat as modes
+import sys
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -45,7 +46,11 @@ _ROUNDS = 100
 """How often deep folders are moved up; more only where a process keeps making new ones."""
 _MANIFEST_LIMIT = 64_000_000
 _SHARED_LOCK_SECONDS = 5.0
+_PROBE_SECONDS = 0.2
+"""Seconds to wait for a lock: whoever only looks whether it is held lets go of it at once."""
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+_LOCKS_STAY_OPEN = sys.platform == "win32"
+"""Whether a lock cannot be unlinked while it is held, which keeps others from taking it."""
 _BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_fd
 
 
@@ -147,6 +152,9 @@ class _Run:
         if isinstance(action, Remove):
             if action.kind == "lock":
                 with self._hub_lock(action.path):
+                    if not _LOCKS_STAY_OPEN:
+                        self._unlink(number, action.path, action.expected)
+                if _LOCKS_STAY_OPEN:
                     self._unlink(number, action.path, action.expected)
             elif action.kind == "folder":
                 self._remove_folder(number, action.path)
@@ -220,7 +228,9 @@ class _Run:
             revision = repo.revision(commit) if repo is not None and commit else None
             if repo is None or (commit is not None and revision is None):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), action.path)
-            if action.stamp is not None and stamp(repo, revision) != action.stamp:
+            # A download that is to be overridden goes on writing.
+            growing = self.force and commit is None and bool(repo.partials)
+            if action.stamp is not None and stamp(repo, revision) != action.stamp and not growing:
                 raise _ChangedError("its content changed since the plan was made")
             self._check_locks(folder)
             self._check_use(repo, commit)
@@ -345,7 +355,7 @@ class _Run:
                     continue
                 lock = os.path.join(folder_of_locks, name)
                 if count < _BATCH:
-                    locks.enter_context(_held(lock, 0o664, 0.0, force=self.force))
+                    locks.enter_context(_held(lock, 0o664, _PROBE_SECONDS, force=self.force))
                 elif lock_held(lock) and not self.force:
                     raise _BusyError(f"the hub's lock is held: {lock}")
             place = self._place_for(path, whole=True)
@@ -505,14 +515,17 @@ class _Run:
                 os.close(descriptor)
 
     def _empty_leftovers(self) -> None:
-        """Unlink what was renamed: the refs last, and only if all was done.
+        """Unlink what was renamed: the refs last, and only if nothing failed.
 
-        They tell a second run, which finds the revision no longer, what there is to finish.
+        They tell a second run, which finds the revision no longer, what there is to finish. After
+        an interruption all of it stays, as after a kill.
         """
+        if not self.finished:
+            return
         for number, place in reversed(self.renamed):
             outcome = self.outcomes.get(number)
             failed = any(one.result == "failed" for one in self.outcomes.values())
-            if (failed or not self.finished) and _is_ref(os.path.relpath(place, self.root)):
+            if failed and _is_ref(os.path.relpath(place, self.root)):
                 continue
             detail, result = (outcome.detail, outcome.result) if outcome else (None, "done")
             try:
@@ -557,7 +570,7 @@ class _Run:
             # What cannot be made on a full disk is held by nobody, and room has to be made.
             yield
             return
-        with _held(path, 0o664, 0.0, force=self.force):
+        with _held(path, 0o664, _PROBE_SECONDS, force=self.force):
             try:
                 yield
             finally:
@@ -615,7 +628,10 @@ class _Run:
             try:
                 for entry in list(_names_in(descriptor, path)):
                     where = os.path.join(path, entry)
-                    with _held(where, 0o664, 0.0, force=self.force):
+                    with _held(where, 0o664, _PROBE_SECONDS, force=self.force):
+                        if not _LOCKS_STAY_OPEN:
+                            self._unlink(number, where, None)
+                    if _LOCKS_STAY_OPEN:
                         self._unlink(number, where, None)
             finally:
                 if descriptor is not None:

@@ -39,7 +39,8 @@ def confirmation(output: Output, *, yes: bool, word: str | None = None) -> Confi
         sys.stderr.flush()
         try:
             answer = sys.stdin.readline().strip()
-        except KeyboardInterrupt:
+        except BaseException:
+            # Ctrl-C: what follows begins on a line of its own.
             print(file=sys.stderr)
             raise
         return answer == word if word else answer.lower() in ("y", "yes")

@@ -13,7 +13,7 @@ from rich.text import Text
 from vlmcache.cache.layout import parse_repo_folder
 from vlmcache.cache.usage import Process
 from vlmcache.change.plan import Action, Kept, Outcome, ReleaseShared, Remove, RemoveTree
-from vlmcache.removal import Removal
+from vlmcache.removal import Removal, in_use_words
 from vlmcache.show.console import console
 from vlmcache.show.status import labelled
 from vlmcache.show.text import NOTHING, printable
@@ -188,6 +188,9 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
         out.print(f"Removed {len(done)} {noun}, freed {size_text(receipt.freed)}.")
     else:
         out.print("Nothing to remove.")
+    if receipt.outcomes and removal.in_use and not removal.plan.kept:
+        text = f"{in_use_words(removal.in_use)}; removed nevertheless"
+        out.print(labelled("Forced", printable(text), "yellow"))
     odd = [one for one in receipt.outcomes if one.result != "done"]
     shown = odd if verbose else [one for one in odd if one.result != "absent"][:_SHOWN]
     for one in shown:

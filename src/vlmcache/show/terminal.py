@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -145,7 +146,11 @@ def wait_for_reader(seconds: float, wake: socket.socket | None) -> None:
         BrokenPipeError: nobody reads stdout any more.
     """
     if not hasattr(select, "poll"):
-        select.select([wake] if wake is not None else [], [], [], seconds)
+        # Windows refuses to wait for nothing.
+        if wake is None:
+            time.sleep(seconds)
+        else:
+            select.select([wake], [], [], seconds)
         return
     poll = select.poll()
     # No event is asked for: the end of a pipe that lost its reader tells that unasked.
