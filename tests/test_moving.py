@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -778,3 +779,46 @@ def test_the_real_client_and_transformers_find_a_moved_model_offline(place: Plac
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_an_interrupted_move_set_aside_is_not_put_back_without_its_shared_blob(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its links would lead nowhere, and the copy at the destination would go."""
+    place.repo()
+    place.repo("org/second")
+    before = contents(place.root / FOLDER)
+    rename = os.rename
+
+    def cut(source: str, *arguments: Any, **folders: Any) -> None:
+        if str(source).startswith("link-"):
+            raise KeyboardInterrupt
+        rename(source, *arguments, **folders)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", cut)
+        with pytest.raises(KeyboardInterrupt):
+            place.move(NAME)
+    assert not os.path.lexists(place.root / FOLDER)
+    assert removal.problem(place.rm("org/second")) is None
+
+    with contextlib.suppress(VlmcacheError):
+        place.undo()
+
+    held = [contents(root / FOLDER) for root in (place.root, place.other)]
+    assert before in held
+
+
+def test_a_move_without_links_that_was_cut_goes_on_with_the_same_names(place: Place) -> None:
+    place.repo()
+    place.repo("org/second")
+    place.moved(NAME, link=False)
+    done = place.moved(NAME, "org/second", link=False)
+    assert [repo.repo for repo in done.repos] == ["org/second"]
+    assert [kept.reason for kept in done.plan.kept] == ["lies there already"]
+
+
+def test_no_destination_is_no_folder(place: Place) -> None:
+    place.repo()
+    with pytest.raises(UsageError, match="the destination is empty"):
+        moving.move(place.config, place.location, "")

@@ -131,6 +131,20 @@ def test_what_was_verified_too_long_ago_or_in_the_future_is_read_again(
             assert check(cache, max_age=500).checked == 0
 
 
+def test_what_was_never_read_is_not_taken_for_good_however_old_it_may_be(
+    cache: CacheBuilder, repo: CachedRepo
+) -> None:
+    repo.flipped_bit("weights.bin")
+    value = check(cache, max_age=100 * 365 * 86400.0)
+    assert (value.checked, value.remembered, len(value.damaged)) == (3, 0, 1)
+
+
+def test_a_listing_that_cannot_be_read_is_damage(cache: CacheBuilder, repo: CachedRepo) -> None:
+    path = repo.bad_tree("x")
+    (damage,) = check(cache).damaged
+    assert (damage.path, damage.problem) == (str(path), "unreadable-tree")
+
+
 def test_without_a_home_to_write_everything_is_read_every_time(
     cache: CacheBuilder, repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:

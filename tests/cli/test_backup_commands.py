@@ -102,3 +102,24 @@ def test_what_cannot_be_is_told_in_one_line(cache: CacheBuilder, vlmcache: Vlmca
         assert done.code == code, (arguments, done.err)
         if "--json" not in arguments:
             assert done.err.count("\n") == 1, done.err
+
+
+def test_a_backup_that_lost_its_reader_fails(
+    cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path
+) -> None:
+    cache.repo("org/name").revision({**FILES, "pytorch_model.bin": b"weights" * 300_000})
+    with vlmcache.start("backup", "-") as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.read(1000)
+        child.stdout.close()
+        told = child.stderr.read().decode()
+    assert child.returncode == 1
+    assert "the backup is not whole: its reader went away" in told
+    assert "Traceback" not in told
+
+
+def test_a_backup_to_no_place_is_refused(cache: CacheBuilder, vlmcache: Vlmcache) -> None:
+    cache.repo("org/name").revision(FILES)
+    done = vlmcache("backup", "")
+    assert (done.code, "the destination is empty" in done.err) == (2, True)

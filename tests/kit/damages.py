@@ -70,6 +70,7 @@ SEEN_BY_HASHING: dict[str, Damage] = {
     "flipped bit in a small file": (lambda repo: repo.flipped_bit("config.json"), 19),
     "wrong link": (_wrong_link, 0),
     "broken link of an unlisted file": (_broken_link_that_the_hub_does_not_list, 0),
+    "listing that cannot be read": (lambda repo: repo.bad_tree("{"), 0),
     "missing link": (lambda repo: repo.pointer(WEIGHTS).unlink(), 0),
 }
 """What only `verify` sees and mends."""
