@@ -107,3 +107,9 @@ def test_the_workflow_runs_on_each_python_that_the_metadata_names(
         assert set(job["strategy"]["matrix"]["python"]) <= named
         for step in job["steps"]:
             assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", step.get("uses", f"a@{'0' * 40}"))
+
+
+def test_every_public_name_is_there_and_listed_once() -> None:
+    assert sorted(set(vlmcache.__all__)) == sorted(vlmcache.__all__)
+    for name in vlmcache.__all__:
+        assert getattr(vlmcache, name) is not None

@@ -443,12 +443,15 @@ class Remote:
             else:
                 self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
                 file = self._fs.open(temporary, "wb")
+        writer = _Writer(file, self._failures)
         try:
-            yield cast("IO[bytes]", _Writer(file, self._failures))
+            yield cast("IO[bytes]", writer)
             with self._failures():
                 file.close()
                 if self._whole:
                     file.commit()
+                elif self._fs.info(temporary).get("size") != writer.count:
+                    raise PlaceError(f"{self.shown}: it kept another length than was sent: {name}")
                 else:
                     self._fs.mv(temporary, path)
         except BaseException:

@@ -18,7 +18,7 @@ from vlmcache.cli.options import (
     Verbose,
     open_session,
 )
-from vlmcache.errors import ExitCode, UsageError
+from vlmcache.errors import UsageError
 
 EXAMPLES = """Examples:
 
@@ -84,6 +84,5 @@ def backup(
         Output(json, quiet, verbose),
         show,
         lambda: list(value.repos),
-        error.exit_code if error else ExitCode.DONE,
         error,
     )

@@ -21,7 +21,6 @@ from vlmcache.cli.options import (
     open_session,
     size_option,
 )
-from vlmcache.errors import ExitCode
 
 EXAMPLES = """Examples:
 
@@ -117,6 +116,5 @@ def clean(
         output,
         show,
         lambda: removal.ids(value),
-        error.exit_code if error else ExitCode.DONE,
         error,
     )

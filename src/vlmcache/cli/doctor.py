@@ -70,6 +70,6 @@ def doctor(
         Output(json, quiet, verbose),
         show,
         lambda: [finding.code for finding in value.findings],
-        error.exit_code if error else ExitCode.DAMAGE if value.has_errors else ExitCode.DONE,
         error,
+        ExitCode.DAMAGE if value.has_errors else ExitCode.DONE,
     )

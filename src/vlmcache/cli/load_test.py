@@ -17,7 +17,6 @@ from vlmcache.cli.options import (
     Verbose,
     open_session,
 )
-from vlmcache.errors import ExitCode
 
 EXAMPLES = """Examples:
 
@@ -110,6 +109,5 @@ def load_test(
         Output(json, quiet, verbose),
         lambda: view.show(value, verbose=verbose),
         lambda: bench.ids(value),
-        error.exit_code if error else ExitCode.DONE,
         error,
     )

@@ -86,7 +86,7 @@ class Answer(NamedTuple):
     """What a command gives back to be shown.
 
     show prints the value for people; ids are the lines of `--quiet`. `error` tells of a value that
-    is whole but not what was hoped for.
+    is whole but not what was hoped for; without one, `code` is the exit code.
     """
 
     command: str
@@ -94,8 +94,13 @@ class Answer(NamedTuple):
     output: Output
     show: Callable[[], None]
     ids: Callable[[], list[str]]
-    exit_code: ExitCode = ExitCode.DONE
     error: VlmcacheError | None = None
+    code: ExitCode = ExitCode.DONE
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the process answers to the shell."""
+        return self.error.exit_code if self.error is not None else self.code
 
 
 class Session(NamedTuple):

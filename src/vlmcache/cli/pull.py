@@ -20,7 +20,7 @@ from vlmcache.cli.options import (
     Yes,
     open_session,
 )
-from vlmcache.errors import ExitCode, UsageError
+from vlmcache.errors import UsageError
 from vlmcache.units import parse_size
 
 EXAMPLES = """Examples:
@@ -113,7 +113,6 @@ def pull(
         output,
         show,
         lambda: [model.repo for model in run.value.models if model.state != "failed"],
-        run.error.exit_code if run.error else ExitCode.DONE,
         run.error,
     )
 

@@ -18,7 +18,6 @@ from vlmcache.cli.options import (
     Verbose,
     open_session,
 )
-from vlmcache.errors import ExitCode
 
 EXAMPLES = """Examples:
 
@@ -74,6 +73,5 @@ def restore(
         Output(json, quiet, verbose),
         show,
         lambda: list(value.repos),
-        error.exit_code if error else ExitCode.DONE,
         error,
     )

@@ -19,7 +19,6 @@ from vlmcache.cli.options import (
     complete_model,
     open_session,
 )
-from vlmcache.errors import ExitCode
 
 EXAMPLES = """Examples:
 
@@ -86,6 +85,5 @@ def rm(
         output,
         show,
         lambda: removal.ids(value),
-        error.exit_code if error else ExitCode.DONE,
         error,
     )

@@ -17,7 +17,6 @@ from vlmcache.cli.options import (
     Verbose,
     open_session,
 )
-from vlmcache.errors import ExitCode
 
 EXAMPLES = """Examples:
 
@@ -77,6 +76,5 @@ def status(
         Output(json, quiet, verbose),
         show,
         lambda: overview.ids(value, every=every),
-        error.exit_code if error else ExitCode.DONE,
         error,
     )

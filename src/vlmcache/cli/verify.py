@@ -19,7 +19,7 @@ from vlmcache.cli.options import (
     duration_option,
     open_session,
 )
-from vlmcache.errors import ExitCode, UsageError, VlmcacheError
+from vlmcache.errors import UsageError, VlmcacheError
 
 EXAMPLES = """Examples:
 
@@ -88,6 +88,5 @@ def verify(
         Output(json, quiet, verbose),
         show,
         lambda: verifying.ids(value),
-        error.exit_code if error else ExitCode.DONE,
         error,
     )
