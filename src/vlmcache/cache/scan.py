@@ -599,7 +599,7 @@ class _RepoScan:
         files: list[File] = []
         folders = 0
         pending = [(snapshot.path, "", "../../" + layout.BLOBS + "/")]
-        blobs = self.blobs
+        blobs, add = self.blobs, self.tally.add
         while pending:
             folder, prefix, to_blobs = pending.pop()
             skip = len(to_blobs)
@@ -611,12 +611,25 @@ class _RepoScan:
                     folders += self.tally.add("metadata", status)
                     pending.append((entry.path, f"{prefix}{entry.name}/", "../" + to_blobs))
                 elif modes.S_ISLNK(mode):
-                    self.tally.add("metadata", status)
-                    target = targets[entry.name]
+                    allocated = add("metadata", status)
+                    name = entry.name
+                    target = targets[name]
                     blob = blobs.get(target[skip:]) if target.startswith(to_blobs) else None
                     if blob is not None and blob.present:
+                        # As `_file` does it; this line is run for nearly every entry of a cache.
                         files.append(
-                            _file(prefix + entry.name, "link", status, blob.name, blob.size)
+                            File(
+                                prefix + name,
+                                "link",
+                                blob.name,
+                                blob.size,
+                                allocated,
+                                status.st_ino,
+                                status.st_dev,
+                                status.st_nlink,
+                                status.st_mtime_ns,
+                                status.st_atime_ns,
+                            )
                         )
                     else:
                         odd = self._odd_link(commit, prefix + entry.name, entry.path, status)
@@ -698,10 +711,13 @@ class _RepoScan:
         """Compare what is there with what the listing says, and find blobs that lost all bytes."""
         told: set[str] = set()
         for revision in revisions:
+            tree = revision.tree
             for file in revision.files:
+                if tree is None and file.size:
+                    continue
                 if file.kind not in ("link", "copy") or (file.blob and file.blob in told):
                     continue
-                listed = revision.tree.get(file.name) if revision.tree is not None else None
+                listed = tree.get(file.name) if tree is not None else None
                 if listed is not None and _is_another_file(revision, file, listed):
                     self.notes.error(
                         "wrong-link",
@@ -752,11 +768,10 @@ class _RepoScan:
                 elif file.blob is not None:
                     names.add(file.blob)
         for blob in self.blobs.values():
-            key = (blob.device, blob.inode)
             if blob.name in named:
                 kind = "referenced"
-            elif key in inodes:
-                kind = inodes[key]
+            elif inodes and (blob.device, blob.inode) in inodes:
+                kind = inodes[blob.device, blob.inode]
             elif blob.name in linked:
                 kind = "detached"
             else:
@@ -773,8 +788,8 @@ class _RepoScan:
             if blob.links == 1:
                 self.tally.bytes[kind] += blob.allocated
             else:
-                self.tally.add_linked(kind, blob.allocated, *key)
-        for revision in revisions:
+                self.tally.add_linked(kind, blob.allocated, blob.device, blob.inode)
+        for revision in revisions if inodes else ():
             for file in revision.files:
                 if file.kind == "copy" and file.links > 1:
                     kind = inodes[file.device, file.inode]
