@@ -433,8 +433,8 @@ def _revision_sizes(state: CacheState, repo: Repo, revision: Revision) -> tuple[
 
 def _repo_status(state: CacheState, repo: Repo, used: Mapping[Key, LastUse]) -> RepoStatus:
     revisions = []
-    for revision in repo.revisions:
-        judgement = judge_revision(repo, revision)
+    judged = [judge_revision(repo, revision) for revision in repo.revisions]
+    for revision, judgement in zip(repo.revisions, judged, strict=True):
         size, size_on_disk = _revision_sizes(state, repo, revision)
         revisions.append(
             RevisionStatus(
@@ -453,7 +453,7 @@ def _repo_status(state: CacheState, repo: Repo, used: Mapping[Key, LastUse]) -> 
         repo=repo.id,
         type=repo.type,
         path=repo.path,
-        state=judge_repo(repo),
+        state=judge_repo(repo, judged),
         size=repo.size,
         size_on_disk=repo.size_on_disk,
         revisions=tuple(revisions),

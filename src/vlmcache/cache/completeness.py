@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -126,12 +126,19 @@ def judge_revision(repo: Repo, revision: Revision) -> Judgement:
     )
 
 
-def judge_repo(repo: Repo) -> State:
-    """Return the state of a repo as a whole: its worst."""
+def judge_repo(repo: Repo, judged: Iterable[Judgement] | None = None) -> State:
+    """Return the state of a repo as a whole: its worst.
+
+    Args:
+        repo: the repo.
+        judged: what was said of each of its revisions, where that is known already.
+    """
     errors = {finding.code for finding in repo.findings if finding.severity == "error"}
     if errors and not _only_begun(repo, errors):
         return "damaged"
-    states = {judge_revision(repo, revision).state for revision in repo.revisions}
+    if judged is None:
+        judged = (judge_revision(repo, revision) for revision in repo.revisions)
+    states = {judgement.state for judgement in judged}
     order: tuple[State, ...] = ("damaged", "partial", "cached")
     for state in order:
         if state in states:

@@ -112,10 +112,11 @@ def weight_candidates(names: AbstractSet[str]) -> list[tuple[str, bool]]:
         ("tf_model.h5", False),
         ("flax_model.msgpack", False),
     )
+    numbered = any("-of-" in name for name in names)
     found = [
         (name, index)
         for name, index in order
-        if name in names or (index and shards_of(name, names))
+        if name in names or (index and numbered and shards_of(name, names))
     ]
     return found or [(name, False) for name in sorted(names) if name.endswith(".gguf")]
 
@@ -124,7 +125,7 @@ def shards_of(index: str, names: AbstractSet[str]) -> set[str]:
     """Return all shards of an index, told from the names of some: `model-00001-of-00002…`."""
     stem, ending = index.removesuffix(".index.json").split(".")
     pattern = re.compile(rf"{stem}-\d{{5}}-of-(\d{{5}})\.{ending}")
-    counts = {match[1] for name in names if "-of-" in name and (match := pattern.fullmatch(name))}
+    counts = {match[1] for name in names if (match := pattern.fullmatch(name))}
     if len(counts) != 1:
         return set()
     (count,) = counts
