@@ -91,7 +91,7 @@ class Environment(msgspec.Struct, frozen=True):
     def offline_by(self) -> str | None:
         """The variable that switches the network off, as huggingface_hub reads them."""
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-            if (self.get(name) or "").upper() in ("1", "ON", "YES", "TRUE"):
+            if is_on(self.get(name)):
                 return name
         return None
 
@@ -107,6 +107,11 @@ class CacheLocation(msgspec.Struct, frozen=True):
     source: str
     conflicts: tuple[str, ...] = ()
     """Sentences about settings that disagree with the choice."""
+
+
+def is_on(value: str | None) -> bool:
+    """Return whether a variable's value means yes, as huggingface_hub takes it."""
+    return (value or "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def read_environment(

@@ -385,18 +385,12 @@ def _choose(
     ends: list[str] = []
     kept = []
     for name in names:
-        try:
-            folder = _folder_named(state, config, name, ended)
-        except UnknownModelError:
-            model = config.models.get(name)
-            folder = layout.repo_folder("model", model.repo if model is not None else name)
-            if not there.holds(folder):
-                raise
+        folder, is_here = _folder_named(state, config, name, there, ended)
+        repo = repos.get(folder)
+        if not is_here:
             # Without a link nothing here tells of a move that has ended.
             kept.append(Kept(there.place(folder), name, "lies there already"))
-            continue
-        repo = repos.get(folder)
-        if folder in rest:
+        elif folder in rest:
             ends.append(folder)
         elif repo is None:
             raise UnknownModelError(
@@ -426,18 +420,21 @@ def _lacks_end(there: Destination, repo: Repo) -> bool:
     return repo.moved_to == there.path and not noted.finished
 
 
-def _folder_named(state: CacheState, config: Config, name: str, ended: Collection[str]) -> str:
+def _folder_named(
+    state: CacheState, config: Config, name: str, there: Destination, ended: Collection[str]
+) -> tuple[str, bool]:
+    """Return the repo folder that a name means, and whether anything of it is here."""
     try:
         target = find_targets(state, config, [name])[0]
     except UnknownModelError:
         model = config.models.get(name)
         folder = layout.repo_folder("model", model.repo if model is not None else name)
-        if folder not in ended:
+        if folder not in ended and not there.holds(folder):
             raise
-        return folder
+        return folder, folder in ended
     if target.folder is None or target.commit is not None or target.ref is not None:
         raise UsageError(f"{name} is no whole model: only such can be moved")
-    return target.folder
+    return target.folder, True
 
 
 def _check_sources(repos: Sequence[Repo], there: Destination) -> None:

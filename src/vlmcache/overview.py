@@ -348,11 +348,13 @@ def _model_status(
 def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
     """Tell of indexes that are there and make no sense; the scan itself opens no files."""
     held = judgement.revision
-    for file in held.files if held is not None else ():
+    if held is None:
+        return
+    for file in held.files:
         if file.name not in judgement.damaged or not file.name.endswith(".index.json"):
             continue
         if file.kind in ("link", "copy") and file.size:
-            path = os.path.join(held.path, *file.name.split("/")) if held is not None else ""
+            path = os.path.join(held.path, *file.name.split("/"))
             detail = f"{file.name} names no shards that could be loaded"
             remedy = advice.command("verify", repo)
             yield Finding("unreadable-index", "error", repo, path, detail, remedy)

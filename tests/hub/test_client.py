@@ -153,6 +153,12 @@ def test_an_endpoint_that_is_no_address_is_told_in_one_line(endpoint: str) -> No
         client(endpoint)
 
 
+def test_an_endpoint_that_is_no_address_is_shown_without_its_password() -> None:
+    with pytest.raises(HubError) as raised:
+        client("http://me:pass@localhost:99999")
+    assert raised.value.message.endswith("http://localhost:99999")
+
+
 @pytest.mark.parametrize("endpoint", ["mirror.example", "ftp://127.0.0.1", "http://"])
 def test_no_address_but_http_and_https_is_asked_quickly(endpoint: str) -> None:
     assert commit_of(client(endpoint, token="hf_topsecret"), REPO, "main") is None

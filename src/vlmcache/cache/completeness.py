@@ -61,7 +61,7 @@ def judge(repo: Repo | None, revision: str) -> Judgement:
     if commit is None:
         # A first download that was cut before it wrote its ref leaves partial files, and maybe a
         # snapshot of the small ones.
-        if _ref_is_malformed(repo, revision):
+        if ref_is_malformed(repo, revision):
             return Judgement("damaged", None, None)
         if not repo.partials or repo.refs:
             return Judgement("missing", None, None)
@@ -73,7 +73,7 @@ def judge(repo: Repo | None, revision: str) -> Judgement:
             return msgspec.structs.replace(_begun(repo, {commit}), commit=commit)
         return Judgement("damaged" if revision in repo.refs else "missing", commit, None)
     judgement = judge_revision(repo, held)
-    if judgement.state == "cached" and _ref_is_malformed(repo, revision):
+    if judgement.state == "cached" and ref_is_malformed(repo, revision):
         return msgspec.structs.replace(judgement, state="damaged")
     return judgement
 
@@ -100,7 +100,8 @@ def _begun(repo: Repo, commits: set[str]) -> Judgement:
     return Judgement("partial", None, held, tuple(sorted(lacking)), tree=tree)
 
 
-def _ref_is_malformed(repo: Repo, revision: str) -> bool:
+def ref_is_malformed(repo: Repo, revision: str) -> bool:
+    """Return whether a ref is there and does not hold a commit and nothing else."""
     path = os.path.join(repo.path, layout.REFS, *revision.split("/"))
     return any(
         finding.path == path and finding.code in ("malformed-ref", "unreadable-ref")

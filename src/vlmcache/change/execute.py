@@ -151,11 +151,8 @@ class _Run:
             return self._release_one(number, action)
         if isinstance(action, Remove):
             if action.kind == "lock":
-                with self._hub_lock(action.path):
-                    if not _LOCKS_STAY_OPEN:
-                        self._unlink(number, action.path, action.expected)
-                if _LOCKS_STAY_OPEN:
-                    self._unlink(number, action.path, action.expected)
+                held = self._hub_lock(action.path)
+                self._unlink_lock(number, action.path, action.expected, held)
             elif action.kind == "folder":
                 self._remove_folder(number, action.path)
             elif action.kind == "ref" or (action.kind == "blob" and os.path.islink(action.path)):
@@ -578,6 +575,20 @@ class _Run:
                     with contextlib.suppress(OSError), self._parent(path) as (name, parent):
                         os.unlink(name, dir_fd=parent)
 
+    def _unlink_lock(
+        self,
+        number: int,
+        path: str,
+        expected: Expected | None,
+        held: contextlib.AbstractContextManager[object],
+    ) -> None:
+        """Unlink a lock while it is held, or right after it where that cannot be."""
+        with held:
+            if not _LOCKS_STAY_OPEN:
+                self._unlink(number, path, expected)
+        if _LOCKS_STAY_OPEN:
+            self._unlink(number, path, expected)
+
     def _lock_path(self, folder: str, blob: str) -> str:
         etag = layout.partial_etag(blob) or blob
         return os.path.join(self.root, layout.LOCKS, folder, etag + layout.LOCK_SUFFIX)
@@ -628,11 +639,8 @@ class _Run:
             try:
                 for entry in list(_names_in(descriptor, path)):
                     where = os.path.join(path, entry)
-                    with _held(where, 0o664, _PROBE_SECONDS, force=self.force):
-                        if not _LOCKS_STAY_OPEN:
-                            self._unlink(number, where, None)
-                    if _LOCKS_STAY_OPEN:
-                        self._unlink(number, where, None)
+                    held = _held(where, 0o664, _PROBE_SECONDS, force=self.force)
+                    self._unlink_lock(number, where, None, held)
             finally:
                 if descriptor is not None:
                     os.close(descriptor)

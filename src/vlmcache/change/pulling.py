@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from vlmcache.cache import formats, layout
+from vlmcache.cache.completeness import ref_is_malformed
 from vlmcache.cache.state import CacheState, File, Repo, Revision, TreeFile
 from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef
 from vlmcache.errors import UsageError
@@ -175,12 +176,7 @@ def is_resumable(listed: TreeFile, *, ours: bool, size: int, allocated: int) -> 
 
 def _names(repo: Repo, ref: str, commit: str) -> bool:
     """Whether a ref is there and holds the commit and nothing else."""
-    path = os.path.join(repo.path, layout.REFS, *ref.split("/"))
-    malformed = any(
-        finding.path == path and finding.code in ("malformed-ref", "unreadable-ref")
-        for finding in repo.findings
-    )
-    return repo.refs.get(ref) == commit and not malformed
+    return repo.refs.get(ref) == commit and not ref_is_malformed(repo, ref)
 
 
 def _why_link(held: File | None, revision: Revision | None) -> str:

@@ -176,7 +176,8 @@ class Client:
             urlsplit(self.endpoint).port  # noqa: B018 - raises where there is none that could be
         except ValueError as error:
             raise HubError(
-                f"HF_ENDPOINT is no address: {self.endpoint}", "write it as https://host"
+                f"HF_ENDPOINT is no address: {_without_login(self.endpoint)}",
+                "write it as https://host",
             ) from error
         self._note = note
         self._live: set[socket.socket] = set()
@@ -245,7 +246,7 @@ class Client:
             for secret in (self._secret, repr(self._secret)[1:-1]):
                 text = text.replace(secret, "***")
         text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
-        return re.sub(r"(https?://)[^\s/@]+@", r"\1", text)
+        return _without_login(text)
 
     def stop(self) -> None:
         """Let all that is running end now; partial downloads stay."""
@@ -520,6 +521,11 @@ class Client:
             with contextlib.suppress(Exception):
                 text = str(msgspec.json.decode(response.read()[:10_000]).get("error", ""))
         return self.scrub(" ".join(text.split()))[:200]
+
+
+def _without_login(text: str) -> str:
+    """Return a text without the names and passwords that addresses in it carry."""
+    return re.sub(r"(https?://)[^\s/@]+@", r"\1", text)
 
 
 def _origin(address: str) -> tuple[str, str, int | None]:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.cache.scan import allocated_bytes
 from vlmcache.cache.state import TreeFile
 from vlmcache.cache.usage import mount_of
 from vlmcache.change import partials
@@ -130,9 +131,11 @@ class Transfer:
                 if not pattern.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
                     continue
                 status = entry.stat(follow_symlinks=False)
-                allocated = getattr(status, "st_blocks", status.st_size // 512 + 1) * 512
                 if is_resumable(
-                    self.job.listed, ours=False, size=status.st_size, allocated=allocated
+                    self.job.listed,
+                    ours=False,
+                    size=status.st_size,
+                    allocated=allocated_bytes(status),
                 ):
                     found.append((status.st_size, entry.path))
         mount = mount_of(self.job.blobs)

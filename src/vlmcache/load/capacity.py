@@ -49,7 +49,7 @@ def _cgroup_rooms() -> Iterator[int]:
             limit_file, used_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        parts = group.strip("/").split("/") if group.strip("/") else []
+        parts = [part for part in group.split("/") if part]
         for depth in range(len(parts), -1, -1):
             folder = os.path.join(root, *parts[:depth])
             limit = _number(os.path.join(folder, limit_file))

@@ -16,6 +16,7 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
+from vlmcache.cache.scan import allocated_bytes
 from vlmcache.cache.weights import Precision
 
 FOLDER = "quantized"
@@ -169,6 +170,5 @@ def allocated(folder: str) -> int:
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:
-            status = os.lstat(os.path.join(path, name))
-            total += getattr(status, "st_blocks", status.st_size // 512) * 512
+            total += allocated_bytes(os.lstat(os.path.join(path, name)))
     return total

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
+from vlmcache.config import is_on
 from vlmcache.hub.progress import Watcher
 from vlmcache.show.text import printable
 from vlmcache.units import duration_text, size_text
@@ -24,18 +25,13 @@ def watcher(*, quiet: bool) -> Watcher:
     """Return what shows a download's progress on this process's stderr."""
     if quiet:
         return Lines(sys.stderr, every=None)
-    if not sys.stderr.isatty() or _switched_off():
+    # The hub's own variable says whether there are to be bars.
+    if not sys.stderr.isatty() or is_on(os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")):
         return Lines(sys.stderr)
     from vlmcache.show.bars import Bars
     from vlmcache.show.console import styled
 
     return Bars(sys.stderr) if styled(sys.stderr) else Lines(sys.stderr)
-
-
-def _switched_off() -> bool:
-    """Whether the hub's own variable says that there are to be no bars."""
-    value = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "")
-    return value.upper() in ("1", "ON", "YES", "TRUE")
 
 
 class Sum:
