@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeAlias
 
 import msgspec
 
+from vlmcache import advice
 from vlmcache.cache import formats
 from vlmcache.cache.completeness import judge_revision, resolve
 from vlmcache.cache.moves import read_moves
@@ -22,8 +23,10 @@ from vlmcache.cache.usage import (
     find_users,
     last_uses,
     mount_of,
+    own_uses,
     who_uses,
 )
+from vlmcache.change.needed import UNUSED_AFTER, Evidence, in_question
 from vlmcache.change.plan import (
     Kept,
     Outcome,
@@ -49,6 +52,7 @@ from vlmcache.config import (
     Config,
     Environment,
     find_model,
+    options_in_force,
     own_home,
     side_caches,
 )
@@ -88,6 +92,16 @@ class SideCache(msgspec.Struct, frozen=True):
     size_on_disk: int
 
 
+class UnknownUse(msgspec.Struct, frozen=True):
+    """Old revisions that stay only because their last use is unknown.
+
+    size is what removing them would free, command what removes them.
+    """
+
+    size: int
+    command: str
+
+
 class Removal(msgspec.Struct, frozen=True):
     """What `vlmcache rm` and `vlmcache clean` answer.
 
@@ -104,9 +118,12 @@ class Removal(msgspec.Struct, frozen=True):
     hidden_processes: int = 0
     side_caches: tuple[SideCache, ...] = ()
     copies: tuple[KeptCopy, ...] = ()
+    unknown_use: UnknownUse | None = None
 
 
 Confirm: TypeAlias = Callable[[Removal], bool]
+Journal: TypeAlias = Mapping[tuple[str, str, str], float]
+"""(type, repo, commit) -> seconds since the epoch of the last use."""
 
 
 def remove(
@@ -173,10 +190,11 @@ def remove(
 
 
 class Wishes(msgspec.Struct, frozen=True):
-    """What `clean` is asked for beside waste. Sizes are bytes, durations seconds.
+    """What `clean` is asked for in addition to waste. Sizes are bytes, durations seconds.
 
-    evict: configured models that may be evicted like any other. keep: models of which nothing goes.
-    xet, modules: empty that side cache.
+    partials: unfinished downloads that nobody has written to for an hour, needed or not. evict:
+    configured models that may be evicted like any other. keep: models of which nothing goes. xet,
+    modules: empty that side cache.
     """
 
     older_than: float | None = None
@@ -188,6 +206,7 @@ class Wishes(msgspec.Struct, frozen=True):
     keep: tuple[str, ...] = ()
     xet: bool = False
     modules: bool = False
+    partials: bool = False
 
 
 def clean(
@@ -199,11 +218,13 @@ def clean(
     dry_run: bool = False,
     confirm: Confirm | None = None,
 ) -> Removal:
-    """Remove waste, and what the wishes ask for beside it.
+    """Remove waste, and what the wishes ask for in addition to it.
 
-    Without wishes: stale partial downloads, blobs that nothing links to, detached revisions that no
-    configured model pins, leftovers, and then the least recently used models until the cache is
-    within `vlmcache.max_size` of config.yaml. Nothing that a process uses goes.
+    Waste is what provably nobody needs (see `change.needed`): revisions that a newer one replaced
+    and nobody used for 30 days, blobs that nothing links to or lists, downloads that nobody has
+    continued for 30 days, leftovers. Then, without wishes, the least recently used models are
+    removed until the cache is within `vlmcache.max_size` of config.yaml. Nothing that a process
+    uses is removed.
 
     Args:
         environment: the variables in force.
@@ -231,6 +252,7 @@ def clean(
         hidden_processes=usage.hidden,
         side_caches=beside,
         copies=_copies_of(environment, state, plan),
+        unknown_use=_unknown_use(config, location, plan),
     )
     if dry_run or not plan.actions:
         return removal if dry_run else msgspec.structs.replace(removal, receipt=Receipt(()))
@@ -243,15 +265,34 @@ def clean(
     return msgspec.structs.replace(removal, receipt=receipt)
 
 
+def _unknown_use(config: Config, location: CacheLocation, plan: Plan) -> UnknownUse | None:
+    if not plan.unknown_use:
+        return None
+    days = f"{UNUSED_AFTER / 86400:.0f}d"
+    options = options_in_force(config, location)
+    return UnknownUse(plan.unknown_use, advice.command("clean", "--older-than", days, *options))
+
+
 def plan_clean(
     environment: Environment,
     config: Config,
     state: CacheState,
     wishes: Wishes | None = None,
     usage: Usage | None = None,
+    journal: Journal | None = None,
 ) -> tuple[Plan, int]:
-    """Return the plan of `clean` for a scanned cache, and the bytes by which it misses its goal."""
+    """Return the plan of `clean` for a scanned cache, and the bytes by which it misses its goal.
+
+    Args:
+        environment: the variables in force.
+        config: its models are not evicted unless named.
+        state: the cache.
+        wishes: what to remove in addition to waste.
+        usage: who uses what now.
+        journal: what `read_journal` answered; it is read if not given.
+    """
     wishes = wishes or Wishes()
+    journal = read_journal(environment, state) if journal is None else journal
     limits = config.limits
     budget = wishes.max_size
     asked = (wishes.older_than, wishes.max_size, wishes.free)
@@ -270,30 +311,32 @@ def plan_clean(
             free=wishes.free,
             duplicates=_duplicates(state) if wishes.duplicates else {},
             everything=wishes.everything,
+            partials=wishes.partials,
         ),
         now=state.scanned_at,
         free_now=free_now,
-        last_used=last_use(environment, state),
+        last_used=_last_uses(state, journal),
         pinned=pinned_models(config, state, wishes.evict),
         kept=kept,
         usage=usage or Usage(),
+        evidence=_evidence(state, journal),
     )
     moved = _moved_repos(state)
     plans = [
-        _plan_clean_there(environment, config, state, place, wishes, kept, usage)
+        _plan_clean_there(config, state, place, wishes, kept, usage, journal)
         for place in _scan_places(set(moved.values())).values()
     ]
     return joined([*plans, plan]), missed
 
 
 def _plan_clean_there(
-    environment: Environment,
     config: Config,
     state: CacheState,
     place: CacheState,
     wishes: Wishes,
     kept: Protected,
     usage: Usage | None,
+    journal: Journal,
 ) -> Plan:
     """Return the plan of `clean` for the repos that `move` has brought to one place.
 
@@ -318,12 +361,14 @@ def _plan_clean_there(
             older_than=wishes.older_than,
             duplicates=_duplicates(there) if wishes.duplicates else {},
             everything=wishes.everything,
+            partials=wishes.partials,
         ),
         now=state.scanned_at,
-        last_used=last_use(environment, there, state.dir),
+        last_used=_last_uses(there, journal),
         pinned=pinned_models(config, there),
         kept=kept,
         usage=usage or Usage(),
+        evidence=_evidence(there, journal),
     )
     actions = tuple(
         action
@@ -430,20 +475,34 @@ def carry_out(
     return Receipt(outcomes, sum(receipt.freed for receipt in receipts))
 
 
-def last_use(
-    environment: Environment, state: CacheState, noted_for: str | None = None
-) -> dict[Key, LastUse]:
-    """Return when each revision was last used: by our journal, and by this mount's access times.
-
-    Args:
-        environment: the variables in force.
-        state: the repos.
-        noted_for: the cache that the journal knows them by, where it is another.
-    """
-    mount = mount_of(state.dir)
+def read_journal(environment: Environment, state: CacheState) -> Journal:
+    """Return (type, repo, commit) -> last use in this cache that vlmcache itself remembers."""
     with Memory(own_home(environment)[0]) as memory:
-        journal = memory.uses(noted_for or state.dir)
+        return memory.uses(state.dir)
+
+
+def last_use(environment: Environment, state: CacheState) -> dict[Key, LastUse]:
+    """Return when each revision was last used: by our journal, and by this mount's access times."""
+    return _last_uses(state, read_journal(environment, state))
+
+
+def _last_uses(state: CacheState, journal: Journal) -> dict[Key, LastUse]:
+    mount = mount_of(state.dir)
     return last_uses(state, journal, mount.access_times if mount else "unknown")
+
+
+def _evidence(state: CacheState, journal: Journal) -> Evidence:
+    """Return what shows whether revisions are needed, for the repos where that is in question."""
+    mount = mount_of(state.dir)
+    every = any(not shared.users for shared in state.shared.values())
+    states = {
+        (repo.folder, revision.commit): judge_revision(repo, revision).state
+        for repo in state.repos
+        if every or in_question(repo)
+        for revision in repo.revisions
+    }
+    shows_reads = mount is not None and mount.shows_reads
+    return Evidence(states, own_uses(state, journal, shows_reads=shows_reads))
 
 
 def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()) -> Protected:
