@@ -11,7 +11,6 @@ from typing import TypeAlias
 import msgspec
 
 from vlmcache import advice
-from vlmcache.cache import formats
 from vlmcache.cache.completeness import judge_revision, resolve
 from vlmcache.cache.moves import read_moves
 from vlmcache.cache.scan import allocated_bytes, scan
@@ -561,20 +560,25 @@ def _kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Pro
     return Protected(revisions, repos)
 
 
-def _duplicates(state: CacheState) -> dict[Key, tuple[str, ...]]:
-    """Return the second weight formats of revisions that are whole without them."""
-    found: dict[Key, tuple[str, ...]] = {}
+def _duplicates(state: CacheState) -> dict[Key, dict[str, str]]:
+    """Return the second weight formats of revisions that are complete without them.
+
+    Each is a file's name -> where the same weights are.
+    """
+    from vlmcache.cache.duplicates import find_duplicates
+
+    found: dict[Key, dict[str, str]] = {}
     for repo in state.repos:
         if repo.type != "model" or repo.linked_to is not None:
             continue
         for revision in repo.revisions:
-            extra = formats.second_formats(file.name for file in revision.files)
+            extra = find_duplicates(revision)
             if not extra:
                 continue
             rest = tuple(file for file in revision.files if file.name not in extra)
             without = msgspec.structs.replace(revision, files=rest)
             if judge_revision(repo, without).state == "cached":
-                found[repo.folder, revision.commit] = tuple(sorted(extra))
+                found[repo.folder, revision.commit] = extra
     return found
 
 

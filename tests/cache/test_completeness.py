@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from tests.kit.caches import CacheBuilder, CachedRepo, model_files
 from vlmcache.cache.completeness import Judgement, judge, judge_repo
-from vlmcache.cache.formats import second_formats, wanted
 from vlmcache.cache.scan import scan
 
 WEIGHTS = "model.safetensors"
@@ -193,40 +192,6 @@ def test_a_repo_is_as_bad_as_its_worst_revision(repo: CachedRepo) -> None:
     assert found is not None
     assert judge_repo(found) == "damaged"
     assert judged(repo, "main").state == "cached"
-
-
-def test_second_formats_are_left_out_where_safetensors_are_there() -> None:
-    names = {
-        "config.json",
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-        INDEX,
-        "consolidated.safetensors",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-        "tf_model.h5",
-        "flax_model.msgpack",
-        "onnx/model.onnx",
-        "onnx/model.onnx_data",
-        "model-Q4_K_M.gguf",
-        "original/consolidated.00.pth",
-        "optimizer.pt",
-        "README.md",
-    }
-    kept = {
-        "config.json",
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-        INDEX,
-        "README.md",
-    }
-    assert wanted(names) == kept
-    assert second_formats(names) == names - kept
-
-
-def test_without_safetensors_torch_weights_are_wanted_and_without_both_everything_is() -> None:
-    assert wanted({"pytorch_model.bin", "tf_model.h5", "x.gguf"}) == {"pytorch_model.bin"}
-    assert wanted({"x.gguf", "README.md"}) == {"x.gguf", "README.md"}
 
 
 def test_a_format_that_is_there_in_part_is_not_made_up_for_by_another(repo: CachedRepo) -> None:

@@ -17,7 +17,13 @@ import jsonschema
 import pytest
 
 import vlmcache as package
-from tests.kit.caches import CacheBuilder, CachedRepo, du_allocated, fingerprint
+from tests.kit.caches import (
+    CacheBuilder,
+    CachedRepo,
+    du_allocated,
+    fingerprint,
+    model_files,
+)
 from tests.kit.commands import Done, Vlmcache
 from tests.kit.rooms import ROOMS, base
 from vlmcache.errors import ExitCode
@@ -163,6 +169,23 @@ def test_status_promises_what_clean_frees(place: Place) -> None:
     assert not [
         one for one in place.json("status")["recommendations"] if one["command"] == "vlmcache clean"
     ]
+
+
+def test_duplicates_says_which_file_has_the_same_weights_and_keeps_all_others(
+    place: Place,
+) -> None:
+    repo = CacheBuilder(place.root).repo("org/name")
+    repo.revision({**model_files(second_format=True), "flow.pt": b"flow", "voices.bin": b"voices"})
+
+    planned = place.json("clean", "--duplicates", "--dry-run")
+    reasons = {action["path"]: action["reason"] for action in planned["result"]["plan"]["actions"]}
+    pointer = repo.pointer("pytorch_model.bin")
+    assert reasons[str(pointer)] == "the same weights are in model.safetensors"
+
+    assert place.run("clean", "--duplicates", "--yes").code == 0
+    assert not os.path.lexists(pointer)
+    for name in ("model.safetensors", "flow.pt", "voices.bin"):
+        assert repo.pointer(name).exists()
 
 
 def test_quiet_prints_one_id_a_line(place: Place) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import stat
@@ -455,7 +456,8 @@ def model_files(
         **_weights(tensors, shards),
     }
     if second_format:
-        files["pytorch_model.bin"] = _torch_archive(b"".join(tensors.values()))
+        shaped = {name: (_shape(name, data), data) for name, data in tensors.items()}
+        files["pytorch_model.bin"] = torch_weights(shaped)
     return dict(sorted(files.items()))
 
 
@@ -553,16 +555,37 @@ def _tokenizer() -> dict[str, bytes]:
     }
 
 
-def _torch_archive(data: bytes) -> bytes:
-    """Return a zip file laid out as `torch.save` does."""
+def torch_weights(tensors: Mapping[str, tuple[list[int], bytes]]) -> bytes:
+    """Return what `torch.save` writes for a dict of float16 tensors, without PyTorch.
+
+    As there, names that are given the same bytes object are tied: they share a storage.
+    """
+    keys: dict[int, int] = {}
+    code = [b"\x80\x02}("]
+    for name, (shape, data) in tensors.items():
+        key = keys.setdefault(id(data), len(keys))
+        strides = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
+        storage = _text_op("storage") + b"ctorch\nHalfStorage\n" + _text_op(str(key))
+        storage = b"(" + storage + _text_op("cpu") + _number_op(len(data) // 2) + b"tQ"
+        sizes = b"".join(b"(" + b"".join(map(_number_op, row)) + b"t" for row in (shape, strides))
+        code.append(_text_op(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage)
+        code.append(_number_op(0) + sizes + b"\x89ccollections\nOrderedDict\n)RtR")
+    parts = {"data.pkl": b"".join(code) + b"u.", "version": b"3\n"}
+    parts |= {f"data/{keys[id(data)]}": data for _, data in tensors.values()}
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
-        # A pickled empty dict; nothing here is ever unpickled.
-        parts = {"data.pkl": b"\x80\x02}q\x00.", "data/0": data, "version": b"3\n"}
         for name, part in parts.items():
             # ZipInfo carries a fixed date, so that the bytes never differ.
             archive.writestr(zipfile.ZipInfo(f"pytorch_model/{name}"), part)
     return packed.getvalue()
+
+
+def _text_op(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text.encode())) + text.encode()
+
+
+def _number_op(number: int) -> bytes:
+    return b"J" + struct.pack("<i", number)
 
 
 def _json(value: object) -> bytes:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
+from typing import Literal, NamedTuple
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 SAFETENSORS_SINGLE = "model.safetensors"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 TORCH_SINGLE = "pytorch_model.bin"
 CONFIG = "config.json"
+PIPELINE = "model_index.json"
 
-OTHER_CONFIGS = ("model_index.json", "adapter_config.json", "params.json")
+OTHER_CONFIGS = (PIPELINE, "adapter_config.json", "params.json")
 """What stands in place of config.json in pipelines, adapters and original checkpoints."""
 
 PROCESSOR_FILES = frozenset(
@@ -44,56 +46,260 @@ PROCESSOR_FILES = frozenset(
 _MOST_SHARDS = 2000
 """More than any model has; a name that claims more is not believed."""
 
-_ALTERNATIVES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".pkl")
-_CONVERTED = (".onnx", ".onnx_data", ".tflite", ".mlmodel", ".mlpackage", ".xml", ".npz", ".nemo")
-_CONVERTED_FOLDERS = re.compile(r"(?:^|/)(?:onnx|openvino|coreml|original|flax|tf|gguf)/")
-_TRAINING = re.compile(r"(?:^|/)(?:optimizer|scheduler|rng_state\w*|training_args|trainer_state)\.")
-_TORCH_WEIGHTS = re.compile(r"(?:^|/)pytorch_model[^/]*\.bin(?:\.index\.json)?$")
+_SHARD = re.compile(r"(.+)-(\d{1,6})-of-(\d{1,6})")
+_TRAINING = re.compile(
+    r"(?:^|/)(?:(?:optimizer|scheduler|rng_state\w*|training_args)\.(?:pt|pth|bin)"
+    r"|trainer_state\.json)$"
+)
 _FOR_READERS = re.compile(
     r"(?:^|/)(?:README|LICEN[CS]E|NOTICE|USE_POLICY|\.gitattributes|\.gitignore)[^/]*$"
     r"|\.(?:md|png|jpe?g|gif|svg|webp|pdf)$",
     re.IGNORECASE,
 )
-_CONSOLIDATED = re.compile(r"(?:^|/)consolidated[^/]*\.safetensors$")
+_CONSOLIDATED = re.compile(r"consolidated[^/]*\.safetensors(?:\.index\.json)?$")
+_ALTERNATE_FOLDERS = ("coreml", "gguf", "metal", "onnx", "openvino", "original")
+"""Folders at the top of a repo that hold its weights once more, for other programs."""
+
+_OPENVINO = frozenset({"openvino_model.bin", "openvino_model.xml"})
+_CONVERTED_PARTS = frozenset({*_OPENVINO, "model.onnx", "model.onnx_data"})
+"""The names under which a part of a pipeline is kept once more for other runtimes."""
+
+_VARIANTS = frozenset({"bf16", "ema", "fp16", "fp32", "fp8", "non_ema"})
+"""Variants that are known to be the default weights at another precision or step. What another
+word in a name stands for cannot be told, as of `pytorch_model.generator.bin`."""
+
+_OTHER_WEIGHTS = re.compile("adapter|control|embed|lora|lycoris|motion|upscal", re.IGNORECASE)
+"""Words in the name of a single file which say that it is not the pipeline once more."""
+
+_FOREIGN = {
+    "diffusion_flax_model.msgpack": "diffusion_pytorch_model",
+    "flax_model.msgpack": "model",
+    "rust_model.ot": "model",
+    "tf_model.h5": "model",
+}
+"""TensorFlow's, Flax's and Rust's names for the weights of a stem."""
+
+_DEFAULT_STEMS = ("model", "diffusion_pytorch_model")
 
 
-def _is_safetensors(name: str) -> bool:
-    return name.endswith(".safetensors") and not _CONVERTED_FOLDERS.search(name)
+class WeightKey(NamedTuple):
+    """What files of the same weights in several formats have in common."""
+
+    folder: str
+    stem: str
+    variant: str
+
+
+class WeightSet(NamedTuple):
+    """The files of one format that together are one set of weights, told from names.
+
+    single: the file that holds all of it. index_file and shards: the same in several files. There
+    may be both, and shards may be absent.
+    """
+
+    single: str | None
+    index_file: str | None
+    shards: frozenset[str]
+    numbers: frozenset[tuple[int, int]]
+    """Number and count that the names of the shards say."""
+
+    @property
+    def files(self) -> frozenset[str]:
+        """All files of the set."""
+        return self.shards | {name for name in (self.single, self.index_file) if name is not None}
+
+    @property
+    def complete(self) -> bool:
+        """Whether the names are those of a complete set: one file, or an index and all shards."""
+        if self.single is not None:
+            return True
+        counts = {count for _, count in self.numbers}
+        if self.index_file is None or len(counts) != 1:
+            return False
+        (count,) = counts
+        found = {number for number, _ in self.numbers}
+        # Some sets are counted from zero, and then to one less or, as gpt-oss's, to the count.
+        return 0 < count <= _MOST_SHARDS and (
+            found.issuperset(range(1, count + 1)) or found.issuperset(range(count))
+        )
+
+
+class SecondFormat(NamedTuple):
+    """A set of weights that, by the names, is there once more in a format that loaders prefer."""
+
+    key: WeightKey
+    ending: str
+    weights: WeightSet
+    twins: tuple[tuple[str, WeightSet], ...]
+    """Ending and files of each complete set of the same weights, the preferred one first."""
+
+
+class _WeightFile(NamedTuple):
+    """What the name of a file of weights says; number and count for a shard."""
+
+    key: WeightKey
+    ending: str
+    role: Literal["single", "shard", "index"]
+    number: tuple[int, int] | None
+
+
+def _parse_weights(name: str) -> _WeightFile | None:
+    """Return what a name says; `None` if it does not say which weights the file holds."""
+    folder, _, base = name.rpartition("/")
+    if _TRAINING.search(name) or base in _OPENVINO:
+        return None
+    words = base.split(".")
+    role: Literal["single", "shard", "index"] = "single"
+    tag = ""
+    if len(words) > 3 and words[-1] == "json" and "index" in words[-3:-1]:
+        role, place = "index", words.index("index", len(words) - 3)
+        tag = ".".join(words[place + 1 : -1])
+        words = words[:place]
+    if len(words) < 2 or words[-1] not in ("safetensors", "bin", "h5", "msgpack", "ot"):
+        return None
+    numbered = None
+    for place, word in enumerate(words[:-1]):
+        match = _SHARD.fullmatch(word)
+        if match is not None:
+            if role != "single":
+                return None
+            words[place] = match[1]
+            role, numbered = "shard", (int(match[2]), int(match[3]))
+    stem, variant, ending = words[0], ".".join(words[1:-1]) or tag, words[-1]
+    if ending in ("h5", "msgpack", "ot"):
+        counterpart = _FOREIGN.get(f"{stem}.{ending}")
+        if counterpart is None:
+            return None
+        return _WeightFile(WeightKey(folder, counterpart, variant), ending, role, numbered)
+    if (stem, ending) == ("model", "bin"):
+        # CTranslate2's name; PyTorch's own is pytorch_model.bin.
+        return None
+    stem = stem.removeprefix("pytorch_")
+    if stem == "open_clip_pytorch_model":
+        stem = "open_clip_model"
+    return _WeightFile(WeightKey(folder, stem, variant), ending, role, numbered)
+
+
+def _weight_sets(names: Iterable[str]) -> dict[WeightKey, dict[str, WeightSet]]:
+    """Return the sets of weights among the names, by key and ending."""
+    found: dict[WeightKey, dict[str, WeightSet]] = {}
+    for name in sorted(names):
+        parsed = _parse_weights(name)
+        if parsed is None:
+            continue
+        key, ending, role, numbered = parsed
+        formats = found.setdefault(key, {})
+        held = formats.get(ending, WeightSet(None, None, frozenset(), frozenset()))
+        if role == "single" and held.single is None:
+            held = held._replace(single=name)
+        elif role == "index" and held.index_file is None:
+            held = held._replace(index_file=name)
+        elif numbered is not None:
+            numbers = held.numbers | {numbered}
+            held = held._replace(shards=held.shards | {name}, numbers=numbers)
+        formats[ending] = held
+    return found
+
+
+def second_formats(names: Iterable[str]) -> list[SecondFormat]:
+    """Return the sets of weights of which, by the names, a complete twin is in the same folder.
+
+    Twins have the same stem, once a leading `pytorch_` is dropped, and the same variant. Pickled
+    weights (`.bin`) are second to safetensors; those of TensorFlow, Flax and Rust are to both. A
+    pipeline keeps every `.bin` if one of its parts has weights as `.bin` only, since diffusers
+    then loads them all as `.bin`.
+    """
+    every = set(names)
+    sets = _weight_sets(every)
+    found: list[SecondFormat] = []
+    pickled_only = False
+    for key, formats in sets.items():
+        preferred = [
+            (ending, formats[ending])
+            for ending in ("safetensors", "bin")
+            if ending in formats and formats[ending].complete
+        ]
+        for ending, weights in formats.items():
+            if ending == "safetensors":
+                continue
+            twins = tuple(twin for twin in preferred if twin[0] != ending)
+            if twins:
+                found.append(SecondFormat(key, ending, weights, twins))
+            elif ending == "bin" and key.folder:
+                pickled_only = True
+    if pickled_only and PIPELINE in every:
+        found = [second for second in found if second.ending != "bin"]
+    return found
 
 
 def wanted(names: Iterable[str]) -> set[str]:
-    """Return the files that loading can need; second weight formats are left out.
+    """Return the files that loading can need: all but weights that stay in another form.
 
-    Where safetensors are there, pickled, TensorFlow, Flax, GGUF, ONNX and other converted weights
-    go, and so does a consolidated copy beside the sharded one. Without safetensors the PyTorch
-    weights stay; without these, everything does.
+    Weights are left out only if the same weights stay, complete by their names: in a preferred
+    format in the same folder (see `second_formats`), or as the default set of the repo, of which
+    the others are copies for other programs, at other precisions, or in a single file. Small files
+    that belong to such copies only are left out with them. In doubt a file is wanted.
     """
     every = set(names)
-    has_safetensors = any(map(_is_safetensors, every))
-    has_torch = any(map(_TORCH_WEIGHTS.search, every))
-    if not has_safetensors and not has_torch:
-        return every
-    has_model = any(re.search(r"(?:^|/)model[^/]*\.safetensors$", name) for name in every)
+    second = {name for one in second_formats(every) for name in one.weights.files}
+    return every - second - _copies_of_default(every)
+
+
+def _copies_of_default(every: AbstractSet[str]) -> set[str]:
+    """Return what is there in addition to the complete default set of a repo."""
+    sets = _weight_sets(every)
+    complete = {
+        key
+        for key, formats in sets.items()
+        if not key.variant
+        and any(formats[ending].complete for ending in ("safetensors", "bin") if ending in formats)
+    }
+    is_pipeline = PIPELINE in every
+    if is_pipeline:
+        parts = {
+            key._replace(variant="")
+            for key in sets
+            if key.stem in _DEFAULT_STEMS
+            and key.folder.partition("/")[0] not in ("", *_ALTERNATE_FOLDERS)
+        }
+        has_default = bool(parts) and parts <= complete
+    else:
+        parts = {WeightKey("", stem, "") for stem in _DEFAULT_STEMS} & complete
+        has_default = CONFIG in every and bool(parts)
+    if not has_default:
+        adapter = WeightKey("", "adapter_model", "") in complete
+        return {name for name in every if adapter and _TRAINING.search(name)}
+    variants = {
+        name
+        for key, formats in sets.items()
+        if key.variant in _VARIANTS and key._replace(variant="") in parts
+        for weights in formats.values()
+        for name in weights.files
+    }
+    folders = {key.folder for key in parts}
     return {
         name
         for name in every
-        if not name.endswith(_CONVERTED)
-        and not _CONVERTED_FOLDERS.search(name)
-        and not _TRAINING.search(name)
-        and not (has_safetensors and _is_alternative(name))
-        and not (not has_safetensors and _is_alternative(name) and not name.endswith(".bin"))
-        and not (has_model and _CONSOLIDATED.search(name))
+        if name in variants
+        or _TRAINING.search(name)
+        or name.startswith(tuple(f"{folder}/" for folder in _ALTERNATE_FOLDERS))
+        or ("/" not in name and name.endswith(".gguf"))
+        or (not is_pipeline and _CONSOLIDATED.match(name))
+        or (is_pipeline and (_is_single_file(name) or _is_converted_part(name, folders)))
     }
 
 
-def _is_alternative(name: str) -> bool:
-    return name.endswith(_ALTERNATIVES) or name.endswith(".bin.index.json")
+def _is_single_file(name: str) -> bool:
+    """Whether a file at the top of a pipeline is all of it in one file, as far as names tell."""
+    if "/" in name or not name.endswith((".safetensors", ".ckpt")) or _OTHER_WEIGHTS.search(name):
+        return False
+    parsed = _parse_weights(name)
+    return parsed is None or (parsed.role == "single" and parsed.key.stem not in _DEFAULT_STEMS)
 
 
-def second_formats(names: Iterable[str]) -> set[str]:
-    """Return the weights that loading never reads because another format is there."""
-    every = set(names)
-    return every - wanted(every)
+def _is_converted_part(name: str, folders: AbstractSet[str]) -> bool:
+    folder, _, base = name.rpartition("/")
+    return folder in folders and base in _CONVERTED_PARTS
 
 
 def weight_candidates(names: AbstractSet[str]) -> list[tuple[str, bool]]:

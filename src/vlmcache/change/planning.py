@@ -611,14 +611,15 @@ class Cleaning(msgspec.Struct, frozen=True):
 
     older_than: seconds since the last use after which a revision goes. max_size: what the cache may
     occupy. free: what the disk is to have free. duplicates: (repo folder, commit) -> names of
-    second weight formats, for revisions that load without them. everything: all that is the hub's.
+    second weight formats and where the same weights are, for revisions that load without them.
+    everything: all that is the hub's.
     partials: unfinished downloads that nobody has written to for an hour.
     """
 
     older_than: float | None = None
     max_size: int | None = None
     free: int | None = None
-    duplicates: dict[Key, tuple[str, ...]] = {}
+    duplicates: dict[Key, dict[str, str]] = {}
     everything: bool = False
     partials: bool = False
 
@@ -1070,14 +1071,14 @@ def _select_locks(state: CacheState, chosen: Selection, now: float, usage: Usage
 def _select_duplicates(
     state: CacheState,
     chosen: Selection,
-    duplicates: Mapping[Key, tuple[str, ...]],
+    duplicates: Mapping[Key, Mapping[str, str]],
     kept: Protected,
     busy: Mapping[str, tuple[Process, ...]],
 ) -> None:
     for repo in state.repos:
         for revision in repo.revisions:
             key = repo.folder, revision.commit
-            names = duplicates.get(key, ())
+            names = duplicates.get(key, {})
             if not names or key in chosen.revisions or repo.folder in chosen.repos:
                 continue
             why = kept.why(*key)
@@ -1086,10 +1087,9 @@ def _select_duplicates(
             elif repo.folder in busy:
                 chosen.kept.append(_in_use(revision.path, repo, busy[repo.folder]))
             elif repo.linked_to is None:
-                for name in names:
-                    chosen.files[repo.folder, revision.commit, name] = (
-                        "a second weight format: loading never reads it"
-                    )
+                for name, place in names.items():
+                    why = f"the same weights are in {place}"
+                    chosen.files[repo.folder, revision.commit, name] = why
 
 
 def _tell_protected(state: CacheState, plan: Plan, protected: Iterable[Protected]) -> Plan:
