@@ -20,6 +20,7 @@ from vlmcache.config import (
     shipped_config,
 )
 from vlmcache.overview import ModelStatus, Status, not_cached, select_rows, status
+from vlmcache.units import exact_size
 
 WEIGHTS = "model.safetensors"
 HUGE = 10**18
@@ -129,8 +130,8 @@ def test_each_trouble_has_the_command_that_mends_it(cache: CacheBuilder) -> None
     assert commands(found) == [
         "vlmcache pull bad",
         "vlmcache pull absent",
-        "vlmcache clean --max-size 1000",
-        f"vlmcache clean --free {HUGE}",
+        "vlmcache clean --max-size 1kB",
+        f"vlmcache clean --free {exact_size(HUGE)}",
     ]
 
 

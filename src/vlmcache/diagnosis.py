@@ -29,7 +29,7 @@ from vlmcache.config import (
 from vlmcache.errors import CacheError, ConfigError, UnloadableError
 from vlmcache.overview import Status, status
 from vlmcache.sharing import Sharing, check_access
-from vlmcache.units import size_text
+from vlmcache.units import exact_size, size_text
 
 PACKAGES = (
     "huggingface_hub",
@@ -164,8 +164,10 @@ def diagnose(
     findings += _check_versions(versions)
     if found is not None:
         findings += _check_cache(found)
+    findings += (_finding("configuration", "warning", config.path, text) for text in config.notices)
     findings += (
-        _finding("configuration", "warning", config.path, text) for text in config.warnings
+        _finding("configuration", "info", os.path.join(environment.folder, ".env"), text)
+        for text in environment.ignored
     )
     return Diagnosis(
         paths=paths,
@@ -199,7 +201,8 @@ def _paths(environment: Environment, config: Config, location: CacheLocation) ->
     beside = side_caches(environment)
 
     def source_of(variable: str) -> str:
-        return environment.source(variable) if environment.get(variable) else hub_source
+        names = (name for name in (variable, "HF_HOME") if environment.own(name))
+        return next(names, "default")
 
     for name, path, source in (
         ("cache", location.dir, location.source),
@@ -455,7 +458,7 @@ def _check_filesystem(filesystem: Filesystem, path: str, config: Config) -> Iter
             "warning",
             path,
             f"{size_text(free)} free, below the minimum of {size_text(config.limits.min_free)}",
-            f"vlmcache clean --free {config.limits.min_free}",
+            f"vlmcache clean --free {exact_size(config.limits.min_free)}",
         )
 
 

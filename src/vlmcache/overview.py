@@ -42,7 +42,7 @@ from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.filters import parse_filter, select
 from vlmcache.load.copies import KeptCopy, list_copies
 from vlmcache.removal import last_use, plan_clean
-from vlmcache.units import size_text
+from vlmcache.units import exact_size, size_text
 
 MemorySource = Literal["weights", "config", "table"]
 
@@ -203,7 +203,7 @@ def status(
     findings = list(state.all_findings())
     findings += (
         Finding("configuration", "warning", None, config.path, warning, None)
-        for warning in config.warnings
+        for warning in config.notices
     )
     environment = environment or read_environment()
     used = last_use(environment, state)
@@ -545,13 +545,13 @@ def _recommend(
             f"the cache holds {size_text(summary.size_on_disk)}, over its budget of "
             f"{size_text(summary.max_size)}"
         )
-        found.append(advised.recommend(text, "clean", "--max-size", str(summary.max_size)))
+        found.append(advised.recommend(text, "clean", "--max-size", exact_size(summary.max_size)))
     if summary.free is not None and summary.free < summary.comfortable_free:
         low, bound = "under the comfortable", summary.comfortable_free
         if summary.free < summary.min_free:
             low, bound = "below the minimum of", summary.min_free
         text = f"{size_text(summary.free)} free, {low} {size_text(bound)}"
-        found.append(advised.recommend(text, "clean", "--free", str(bound)))
+        found.append(advised.recommend(text, "clean", "--free", exact_size(bound)))
     return found
 
 

@@ -25,6 +25,7 @@ from vlmcache.config import (
     Environment,
     Limits,
     ModelConfig,
+    cached_models,
     find_model,
     options_in_force,
     own_home,
@@ -95,6 +96,8 @@ class Pulled(msgspec.Struct, frozen=True):
     plan: Plan
     receipt: Receipt | None
     findings: tuple[Finding, ...]
+    cache: str = ""
+    """The hub cache."""
 
 
 class Run(NamedTuple):
@@ -187,7 +190,9 @@ def run_pull(
             None
             if shortage is None or (options.dry_run and room)
             else shortage.error(
-                _same_command(config, location, names, options), in_vain=options.make_room
+                _same_command(config, location, names, options),
+                in_vain=options.make_room,
+                beyond=config.path if shortage.min_free > config.evict_for else None,
             )
         )
         for part in parts:
@@ -225,7 +230,8 @@ def run_pull(
     )
     if room is not None:
         whole_plan = joined([room.plan, whole_plan])
-    value = Pulled(tuple(done), whole_plan, None if options.dry_run else receipt, tuple(findings))
+    shown = None if options.dry_run else receipt
+    value = Pulled(tuple(done), whole_plan, shown, tuple(findings), location.dir)
     return Run(value, _summed_up(done, errors))
 
 
@@ -247,12 +253,7 @@ def _same_command(
 
 def _models(config: Config, location: CacheLocation, names: Sequence[str]) -> list[ModelConfig]:
     """Return the models that names mean, each once."""
-    try:
-        entries = os.listdir(location.dir)
-    except OSError:
-        entries = []
-    folders = [found for name in entries if (found := layout.parse_repo_folder(name)) is not None]
-    cached = [repo for kind, repo in folders if kind == "model"]
+    cached = cached_models(location)
     models = {(m.repo, m.revision): m for m in (find_model(config, n, cached) for n in names)}
     return list(models.values())
 
@@ -432,15 +433,23 @@ class Shortage(NamedTuple):
     free: int
     min_free: int
 
-    def error(self, command: str | None = None, *, in_vain: bool = False) -> SpaceError:
+    def error(
+        self, command: str | None = None, *, in_vain: bool = False, beyond: str | None = None
+    ) -> SpaceError:
         """Return the refusal, with the numbers.
 
         Args:
             command: what was asked for and can be asked with `--make-room`, if it can.
             in_vain: whether evicting was thought of already.
+            beyond: the working folder's file that asks for more than the user's own min_free.
         """
         hint = "lower min_free in config.yaml, or see 'vlmcache clean --free SIZE --dry-run'"
-        if in_vain:
+        if beyond is not None:
+            hint = (
+                f"{beyond} asks for more free space than your own configuration, and nothing is "
+                "evicted for that: lower its min_free"
+            )
+        elif in_vain:
             hint = (
                 "evicting would not make enough room, and so nothing was evicted;"
                 " 'vlmcache clean --free SIZE MODEL' evicts configured models too"
@@ -519,12 +528,15 @@ def _make_room(
 
     Returns:
         The removal; its receipt is absent with `--dry-run`. `None` if the disk that is short is not
-        the cache's, or nothing that may go would be enough: then nothing is removed.
+        the cache's, nothing that may go would be enough, or a working folder's `min_free` asks for
+        more than the user's own: then nothing is removed.
     """
     # Only here, since most pulls need no room.
     from vlmcache.removal import Wishes, clean
 
     if os.stat(shortage.place).st_dev != os.stat(nearest_folder(location.dir)).st_dev:
+        return None
+    if shortage.min_free > config.evict_for:
         return None
     folders = set(os.listdir(location.dir)) if os.path.isdir(location.dir) else set()
     keep = tuple(

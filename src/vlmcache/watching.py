@@ -23,7 +23,7 @@ from vlmcache.cache.usage import Process, Usage, find_users, mount_of
 from vlmcache.config import CacheLocation, Config, ModelConfig
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.overview import CacheSummary, summarise
-from vlmcache.units import size_text
+from vlmcache.units import exact_size, size_text
 
 DownloadState = Literal["running", "stalled", "left-behind"]
 
@@ -193,7 +193,7 @@ def low_space(snapshot: Snapshot) -> LowSpaceError | None:
         return None
     return LowSpaceError(
         f"{size_text(cache.free)} free, less than {size_text(cache.min_free)}",
-        f"vlmcache clean --free {cache.min_free}",
+        f"vlmcache clean --free {exact_size(cache.min_free)}",
     )
 
 
