@@ -160,7 +160,8 @@ class _Repair:
     def plan_repo(self, repo: Repo) -> None:
         """Plan what mends one repo; what cannot be planned becomes the error."""
         damaged = {one.path: one for one in self.found.damaged if one.repo == repo.id}
-        damaged = {p: one for p, one in damaged.items() if p.startswith(repo.path + os.sep)}
+        inside = repo.path + os.sep
+        damaged = {p: one for p, one in damaged.items() if f"{p}{os.sep}".startswith(inside)}
         missing = {
             (one.revision, one.file)
             for one in self.found.missing
