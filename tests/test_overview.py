@@ -124,7 +124,7 @@ def test_each_trouble_has_the_command_that_mends_it(cache: CacheBuilder) -> None
     cache.repo("org/good").revision(model_files())
     bad = cache.repo("org/bad")
     bad.revision(model_files())
-    bad.dangling_link(WEIGHTS)
+    bad.missing_blob(WEIGHTS)
     limits = Limits(min_free=HUGE, comfortable_free=2 * HUGE, max_size=1000)
     found = asked(cache, config("org/good", "org/bad", "org/absent", limits=limits))
     assert commands(found) == [

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from vlmcache import removal
+from vlmcache import advice, removal
 from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import CacheState, Finding, Repo, Revision
+from vlmcache.cache.state import CacheState, Finding, Repo, Revision, TreeFile
 from vlmcache.change.plan import (
     Action,
     Expected,
@@ -21,12 +21,13 @@ from vlmcache.change.plan import (
     Plan,
     Receipt,
     Remove,
+    WriteRef,
 )
 from vlmcache.change.pulling import Order, Selection, plan_pull
 from vlmcache.config import CacheLocation, Config, Environment
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.hub.client import Client, Patience
-from vlmcache.hub.errors import OfflineError
+from vlmcache.hub.errors import HubError, OfflineError
 from vlmcache.hub.listing import check_names, list_files, resolve
 from vlmcache.hub.progress import Watcher
 from vlmcache.pulling import WORKERS, find_shortage
@@ -102,11 +103,12 @@ def repair(
             cache=location.dir,
         )
         shortage = find_shortage(location.dir, config.limits, [order.plan for order in work.orders])
-        blocked: VlmcacheError | None = work.offline_error()
-        if blocked is None and shortage is not None:
-            blocked = shortage.error()
-        if dry_run or blocked is not None:
+        offline = work.offline_error()
+        if dry_run or (offline is None and shortage is not None):
+            blocked = shortage.error() if offline is None and shortage is not None else offline
             return Run(value, blocked or work.error)
+        if offline is not None and not work.keep_links():
+            return Run(value, offline)
         outcomes, failure = work.carry_out(watcher)
     finally:
         client.stop()
@@ -114,6 +116,7 @@ def repair(
     after = verify_state(
         environment, config, scan(location.dir), names, max_age=max_age or 60.0, workers=workers
     )
+    begun = [one.repo for one in after.missing if one.file == "*"]
     remaining = [one.path for one in after.damaged]
     remaining += [f"{one.repo}@{one.revision}: {one.file}" for one in after.missing]
     receipt = Receipt(
@@ -122,14 +125,18 @@ def repair(
         sum(one.fetched for one in outcomes),
     )
     value = msgspec.structs.replace(value, receipt=receipt, remaining=tuple(remaining))
-    return Run(value, failure or work.error or _left(remaining))
+    return Run(value, failure or offline or work.error or _left(remaining, begun))
 
 
-def _left(remaining: Sequence[str]) -> RepairError | None:
+def _left(remaining: Sequence[str], begun: Sequence[str]) -> RepairError | None:
+    """Return the failure of what is not right even now; of the begun repos nothing is here."""
     if not remaining:
         return None
     more = f" and {len(remaining) - 1} more" if len(remaining) > 1 else ""
-    return RepairError(f"not mended: {remaining[0]}{more}", "'vlmcache verify' tells what it is")
+    hint = "'vlmcache verify' shows what it is"
+    if len(begun) == len(remaining):
+        hint = f"finish the download: {advice.command('pull', *begun)}"
+    return RepairError(f"not repaired: {remaining[0]}{more}", hint)
 
 
 class _Repair:
@@ -156,7 +163,8 @@ class _Repair:
     def plan_repo(self, repo: Repo) -> None:
         """Plan what mends one repo; what cannot be planned becomes the error."""
         damaged = {one.path: one for one in self.found.damaged if one.repo == repo.id}
-        damaged = {p: one for p, one in damaged.items() if p.startswith(repo.path + os.sep)}
+        inside = repo.path + os.sep
+        damaged = {p: one for p, one in damaged.items() if f"{p}{os.sep}".startswith(inside)}
         missing = {
             (one.revision, one.file)
             for one in self.found.missing
@@ -184,11 +192,15 @@ class _Repair:
 
     def _remove_orphans(self, repo: Repo, damaged: dict[str, Damage]) -> None:
         users = repo.blob_users()
+        # What lost its link is fetched again in its place.
+        listed = {
+            one.etag for commit in _commits(repo) for one in repo.trees.get(commit, {}).values()
+        }
         for damage in damaged.values():
             blob = repo.blobs.get(damage.blob or "")
             if blob is None or damage.problem != "wrong-content" or users[blob.name]:
                 continue
-            if blob.linked:
+            if blob.linked or blob.name in listed:
                 continue
             frees = blob.allocated if blob.links == 1 else 0
             reason = f"{_NO_CONTENT}, and nothing links to it"
@@ -203,7 +215,7 @@ class _Repair:
         for file in revision.files:
             if revision.tree is None or file.name in revision.tree:
                 continue
-            if file.kind not in ("dangling", "loop", "outside") or revision.linked:
+            if file.kind not in ("dangling", "loop", "outside") or revision.linked or file.blob:
                 continue
             folder = revision.path
             if repo.moved_to is not None:
@@ -225,13 +237,14 @@ class _Repair:
         refs = self._bad_refs(repo, damaged)
         doubted = _doubted(self.state, repo, damaged, bad)
         planned: dict[str, int] = {}
-        commits = [revision.commit for revision in repo.revisions]
-        for commit in dict.fromkeys([*commits, *refs.values()]):
+        for commit in _commits(repo, refs):
             revision = repo.revision(commit)
             if revision is not None:
                 self._remove_unlisted(repo, revision)
             names = _bad_files(revision, damaged, bad) if revision is not None else set()
             names |= {file for held, file in missing if held == commit}
+            tree = repo.trees.get(commit, {})
+            names |= {name for name in repo.lost_names(commit) if tree[name].etag in bad}
             its_refs = [ref for ref, named in refs.items() if named == commit]
             whole = revision is None or not revision.files or revision.linked
             if whole and revision is not None and revision.path not in damaged and not its_refs:
@@ -276,16 +289,10 @@ class _Repair:
         *,
         whole: bool,
     ) -> Order:
-        revision = repo.revision(commit)
-        files = dict(revision.tree or {}) if revision is not None else {}
-        new = not files
-        if new:
-            files = list_files(self.client, repo.id, commit)
-        else:
-            check_names(repo.id, files)
+        files, new = self._listing(repo, commit, names, whole=whole)
         wanted = names & set(files)
         if whole or "*" in names:
-            wanted |= Selection().choose(repo.id, files)
+            wanted |= Selection().choose(repo.id, files) | repo.lost_names(commit)
         for name, listed in files.items():
             if listed.etag in bad:
                 # The shared store may hold the very content that is bad.
@@ -298,6 +305,52 @@ class _Repair:
         return Order(
             self.state.dir, repo.id, commit, files, frozenset(wanted), plan, new, frozenset(bad)
         )
+
+    def _listing(
+        self, repo: Repo, commit: str, names: set[str], *, whole: bool
+    ) -> tuple[dict[str, TreeFile], bool]:
+        """Return the files of a commit, and whether they are the hub's answer and to be kept."""
+        files = dict(repo.trees.get(commit, {}))
+        told = _told_by_links(repo, commit)
+        if files or (names and not whole and names <= told.keys()):
+            files = told | files
+            check_names(repo.id, files)
+            return files, False
+        try:
+            return list_files(self.client, repo.id, commit), True
+        except HubError as error:
+            lacking = (
+                f"{repo.id}: the cache holds no listing of commit {commit[:12]}, "
+                f"and the network is needed for it: {error.message}"
+            )
+            missing = type(error)(lacking, error.hint)
+            if whole or not names & told.keys():
+                raise missing from error
+            self.error = self.error or missing
+            return {name: told[name] for name in names & told.keys()}, False
+
+    def keep_links(self) -> bool:
+        """Leave out what would be fetched, and return whether anything is left to do."""
+        fetched = {
+            action.etag
+            for order in self.orders
+            for action in order.plan.actions
+            if isinstance(action, Fetch)
+        }
+        orders = []
+        for order in self.orders:
+            held = {name for name in order.wanted if order.files[name].etag not in fetched}
+            actions = tuple(
+                action
+                for action in order.plan.actions
+                if (isinstance(action, Link) and action.file in held)
+                or (isinstance(action, WriteRef) and held == order.wanted)
+            )
+            if actions:
+                plan = msgspec.structs.replace(order.plan, actions=actions, needs=0)
+                orders.append(order._replace(wanted=frozenset(held), plan=plan))
+        self.orders = orders
+        return bool(orders or self.removals)
 
     def offline_error(self) -> OfflineError | None:
         """Return the refusal of downloads where the network is switched off."""
@@ -327,6 +380,31 @@ class _Repair:
             plan = Plan(tuple(self.removals))
             outcomes += removal.carry_out(plan, self.state.dir, places).outcomes
         return outcomes, failure
+
+
+def _commits(repo: Repo, refs: Mapping[str, str] | None = None) -> list[str]:
+    """Return the commits that a repo is to hold: of its snapshots, of its refs, of bad ones too.
+
+    Where all of these were lost, the listings tell.
+    """
+    found = [revision.commit for revision in repo.revisions]
+    found += (repo.refs if refs is None else refs).values()
+    if not found and not repo.ref_files:
+        found += (commit for commit in repo.trees if repo.lost_names(commit))
+    return list(dict.fromkeys(found))
+
+
+def _told_by_links(repo: Repo, commit: str) -> dict[str, TreeFile]:
+    """Return the files of a snapshot whose links say by themselves which blob they mean."""
+    revision = repo.revision(commit)
+    found: dict[str, TreeFile] = {}
+    for file in revision.files if revision is not None else ():
+        blob = repo.blobs.get(file.blob or "")
+        if file.kind not in ("stub", "dangling", "outside") or blob is None:
+            continue
+        if blob.present and layout.is_etag(blob.name):
+            found[file.name] = TreeFile(blob.size, blob.name)
+    return found
 
 
 def _doubted(

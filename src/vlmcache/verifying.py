@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.completeness import Judgement, judge_repo, judge_revision
+from vlmcache.cache.completeness import judge_repo, judge_revision
 from vlmcache.cache.hashing import Check, Identity, Judged, hash_all, identify
 from vlmcache.cache.scan import UNREADABLE, scan
 from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision
@@ -241,12 +241,14 @@ def _scopes(
             report.missing.append(Missing(model.repo, revision or model.revision, "*"))
             continue
         repo = repos.get(target.folder or "")
-        if repo is None or target.ref is not None:
+        # Of a ref whose snapshot was lost, the content may be here.
+        commit = repo.refs.get(target.ref) if repo is not None and target.ref else target.commit
+        if repo is None or (target.ref is not None and commit is None):
             raise UsageError(f"{name} is no model of which anything is there to verify")
-        if target.commit is None:
+        if commit is None:
             whole[repo.folder] = repo
         else:
-            parts.setdefault(repo.folder, set()).add(target.commit)
+            parts.setdefault(repo.folder, set()).add(commit)
     found = [_Scope(repo, None) for repo in whole.values()]
     return found + [
         _Scope(repos[folder], frozenset(commits))
@@ -261,11 +263,17 @@ def _subjects(scope: _Scope, report: _Report) -> list[_Subject]:
     users = repo.blob_users()
     commits = {revision.commit for revision in scope.revisions}
     trees = {revision.commit: revision.tree or {} for revision in scope.revisions}
+    # What was lost is checked too, since a repair would link it again.
+    lost = {
+        repo.trees[commit][name].etag
+        for commit in scope.commits or ()
+        for name in repo.lost_names(commit)
+    }
     found: list[_Subject] = []
     covered: set[tuple[int, int]] = set()
     for name, blob in repo.blobs.items():
         links = [(commit, file) for commit, file in sorted(users[name]) if commit in commits]
-        if not blob.present or (scope.commits is not None and not links):
+        if not blob.present or (scope.commits is not None and not links and name not in lost):
             continue
         covered.add((blob.device, blob.inode))
         path = os.path.join(repo.path, layout.BLOBS, name)
@@ -492,9 +500,17 @@ def _add_findings(scope: _Scope, report: _Report) -> None:
     for finding in repo.findings:
         if finding.code == "unreadable-tree" and finding.path in listings:
             report.damaged[finding.path] = _broken(repo, finding)
+        elif finding.code == "unreadable-file" and finding.path in listings:
+            report.unverifiable.append(Unverifiable(repo.id, finding.path, None, finding.detail))
     if judge_repo(repo) != "damaged":
         return  # What looks broken is a download that has just begun.
     inside = [revision.path + os.sep for revision in scope.revisions]
+    refs = os.path.join(repo.path, layout.REFS)
+    inside += [
+        os.path.join(refs, *ref.split("/")) + os.sep
+        for ref, commit in repo.refs.items()
+        if scope.commits is not None and commit in scope.commits and repo.revision(commit) is None
+    ]
     for finding in repo.findings:
         if finding.severity != "error":
             continue
@@ -534,12 +550,12 @@ def _broken(repo: Repo, finding: Finding) -> Damage:
 
 def _add_missing(scope: _Scope, report: _Report) -> None:
     for revision in scope.revisions:
-        if scope.commits is None and not revision.refs:
-            continue  # Of a revision that no ref names, nobody loads what a pattern left out.
-        judgement: Judgement = judge_revision(scope.repo, revision)
+        names = scope.repo.lost_names(revision.commit) if revision.files else set()
+        if scope.commits is not None or revision.refs:
+            # Of a revision that no ref names, nobody loads what a pattern left out.
+            names.update(judge_revision(scope.repo, revision).missing)
         report.missing += (
-            Missing(scope.repo.id, revision.commit, name, scope.repo.type)
-            for name in judgement.missing
+            Missing(scope.repo.id, revision.commit, name, scope.repo.type) for name in sorted(names)
         )
     if not scope.repo.revisions and judge_repo(scope.repo) != "damaged":
         report.missing.append(Missing(scope.repo.id, "main", "*", scope.repo.type))

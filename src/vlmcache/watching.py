@@ -513,10 +513,12 @@ def _expected_size(revision: Revision | None) -> int | None:
 
 
 def _received(partial: Partial, expected: int | None) -> int:
-    """Return the bytes received, also of a file that was given its full length beforehand."""
-    if expected is not None and partial.size >= expected and partial.allocated < partial.size:
-        return partial.allocated
-    return partial.size
+    """Return the bytes received, also of a file that was given its full length beforehand.
+
+    The Rust client does that with every file, and keeps no listing that says the length.
+    """
+    full = partial.client is not None if expected is None else partial.size >= expected
+    return min(partial.allocated, partial.size) if full else partial.size
 
 
 def _add_sample(samples: deque[_Sample], at: float, value: int, window: float) -> None:

@@ -143,7 +143,16 @@ def test_a_ref_to_an_absent_commit_is_damage_unless_its_download_has_begun(
 def test_a_ref_and_a_listing_alone_are_a_download_that_has_begun(repo: CachedRepo) -> None:
     commit = repo.revision(model_files())
     shutil.rmtree(repo.snapshots / commit)
+    shutil.rmtree(repo.blobs)
     assert judged(repo).state == "partial"
+
+
+def test_content_without_any_link_to_it_is_damage_and_no_download_that_has_begun(
+    repo: CachedRepo,
+) -> None:
+    commit = repo.revision(model_files())
+    shutil.rmtree(repo.snapshots / commit)
+    assert judged(repo).state == "damaged"
 
 
 def test_an_absent_repo_and_an_absent_revision_are_missing(repo: CachedRepo) -> None:

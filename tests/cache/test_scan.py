@@ -259,7 +259,7 @@ def test_leftovers_of_interrupted_runs_are_told_as_such(cache: CacheBuilder) -> 
     repo = cache.repo("org/name")
     repo.revision(model_files())
     (repo.refs / "main.0123abcd.tmp").write_text("x")
-    (repo.trees / "tmpabc.tmp").write_text("x")
+    (repo.trees / "tmpabc_0123.tmp").write_text("x")
     (repo.blobs / "tmp_01234567-89ab-cdef-0123-456789abcdef").write_text("")
     (repo.blobs / f".{'a' * 64}.0123abcd.shared").symlink_to("nowhere")
     trash = cache.root / ".vlmcache-leftovers" / "1"

@@ -348,16 +348,17 @@ class CachedRepo:
         sparse: bool = False,
         number: int = 0,
         data: bytes | None = None,
+        suffix: str | None = None,
     ) -> Path:
         """Leave an unfinished download of `size` bytes, last written `age` seconds ago.
 
-        The old style has no random part in its name. A sparse one has the size but no bytes on
-        disk. With `data` it holds exactly those bytes.
+        The old style has no random part in its name; with a suffix it is another program's. A
+        sparse one has the size but no bytes on disk. With `data` it holds exactly those bytes.
         """
         self.blobs.mkdir(parents=True, exist_ok=True)
         etag = etag or hashlib.sha256(b"unfinished").hexdigest()
         unique = "" if old_style else f".{number:08x}"
-        path = self.blobs / f"{etag}{unique}.incomplete"
+        path = self.blobs / f"{etag}{suffix or f'{unique}.incomplete'}"
         with path.open("wb") as file:
             if sparse:
                 file.truncate(size)

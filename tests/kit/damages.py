@@ -45,6 +45,62 @@ def _broken_link_that_the_hub_does_not_list(repo: CachedRepo) -> None:
     repo.pointer(WEIGHTS).with_name("extra.bin").symlink_to("../../blobs/none")
 
 
+def _each_link(change: Callable[[CachedRepo, Path], object]) -> Callable[[CachedRepo], object]:
+    def lose(repo: CachedRepo) -> None:
+        for name in repo.revisions[repo.latest]:
+            change(repo, repo.pointer(name))
+
+    return lose
+
+
+def _becomes_text(repo: CachedRepo, pointer: Path) -> None:
+    target = os.readlink(pointer)
+    pointer.unlink()
+    pointer.write_text(target)
+
+
+def _becomes_empty(repo: CachedRepo, pointer: Path) -> None:
+    pointer.unlink()
+    pointer.touch()
+
+
+def _leads_to_the_old_place(repo: CachedRepo, pointer: Path) -> None:
+    blob = os.path.basename(os.readlink(pointer))
+    pointer.unlink()
+    pointer.symlink_to(Path("/old/place/hub", repo.folder.name, "blobs", blob))
+
+
+def _leads_to_a_copy_elsewhere(repo: CachedRepo, pointer: Path) -> None:
+    elsewhere = repo.cache.root.parent / "old"
+    elsewhere.mkdir(exist_ok=True)
+    blob = pointer.resolve()
+    (elsewhere / blob.name).write_bytes(blob.read_bytes())
+    pointer.unlink()
+    pointer.symlink_to(elsewhere / blob.name)
+
+
+def _loses_its_folders(repo: CachedRepo) -> None:
+    repo.missing_snapshots()
+    repo.snapshots.mkdir()
+
+
+LOST_LINKS: dict[str, tuple[Callable[[CachedRepo], object], bool]] = {
+    "no snapshots": (lambda repo: repo.missing_snapshots(), False),
+    "no snapshots beside an old partial": (
+        lambda repo: (repo.missing_snapshots(), repo.partial(age=7200)),
+        False,
+    ),
+    "no snapshot of the commit": (_loses_its_folders, False),
+    "an empty snapshot": (lambda repo: repo.empty_snapshot(repo.latest), False),
+    "one link is missing": (lambda repo: repo.pointer(WEIGHTS).unlink(), False),
+    "empty files": (_each_link(_becomes_empty), False),
+    "text files": (_each_link(_becomes_text), True),
+    "links to the old place": (_each_link(_leads_to_the_old_place), True),
+    "links to a copy elsewhere": (_each_link(_leads_to_a_copy_elsewhere), True),
+}
+"""How the links of a cache get lost while every blob is good, and whether what is left of a link
+says which blob it meant."""
+
 SEEN_BY_LOOKING: dict[str, Damage] = {
     "dangling link": (lambda repo: repo.dangling_link(WEIGHTS), 0),
     "missing blob": (lambda repo: repo.missing_blob(WEIGHTS), SIZE),

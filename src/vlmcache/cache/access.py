@@ -151,8 +151,9 @@ def _kind(relative: str) -> EntryKind:
     parts = relative.split(os.sep)
     if parts[0] == layout.LOCKS:
         return "file"
-    changing = (layout.PARTIAL_SUFFIX, layout.MANIFEST_SUFFIX, layout.LOCK_SUFFIX)
+    changing = (layout.MANIFEST_SUFFIX, layout.LOCK_SUFFIX)
     in_blobs = parts[0] == layout.SHARED_STORE or parts[1:2] == [layout.BLOBS]
     if in_blobs:
-        return "file" if parts[-1].endswith(changing) else "blob"
+        partial = layout.partial_etag(parts[-1]) is not None
+        return "file" if partial or parts[-1].endswith(changing) else "blob"
     return "blob" if parts[1:2] == [layout.SNAPSHOTS] else "file"

@@ -68,6 +68,9 @@ def judge(repo: Repo | None, revision: str) -> Judgement:
         return _begun(repo, {*repo.trees, *(held.commit for held in repo.revisions)})
     held = repo.revision(commit)
     if held is None:
+        if lost := repo.lost_names(commit):
+            tree = repo.trees[commit]
+            return Judgement("damaged", commit, None, damaged=tuple(sorted(lost)), tree=tree)
         # The hub's client writes the listing and the ref first, and then the files.
         if repo.partials or commit in repo.tree_files:
             return msgspec.structs.replace(_begun(repo, {commit}), commit=commit)
@@ -114,7 +117,8 @@ def judge_revision(repo: Repo, revision: Revision) -> Judgement:
     files = {file.name: file for file in revision.files}
     damaged = {name for name, file in files.items() if not _is_whole(revision, file)}
     missing, broken = _needs(repo, revision, files)
-    damaged |= broken
+    # What is here and linked from nowhere was not left out: its link is lost.
+    damaged |= broken | (missing & repo.lost_names(revision.commit) if missing else set())
     missing -= damaged
     state: State = "damaged" if damaged or revision.linked else "partial" if missing else "cached"
     return Judgement(
@@ -153,6 +157,8 @@ def _only_begun(repo: Repo, errors: set[str]) -> bool:
     The Hub's client writes the listing and the ref first, then the files.
     """
     begun = {"ref-to-missing-commit", "missing-snapshots"}
+    if any(map(repo.lost_names, repo.refs.values())):
+        return False  # A file that has arrived is linked at once.
     if repo.partials:
         return errors <= {*begun, "empty-snapshot"}
     return errors <= begun and bool(repo.tree_files) and not repo.blobs

@@ -18,6 +18,17 @@ LOCKS = ".locks"
 CACHE_TAG = "CACHEDIR.TAG"
 PARTIAL_SUFFIX = ".incomplete"
 
+OTHER_CLIENTS = {
+    ".downloadInProgress": "llama.cpp",
+    ".sync.part": "the Rust client hf-hub",
+    ".downloading": "go-huggingface",
+}
+"""Suffix of an unfinished download in `blobs/` -> the program that writes it, and it alone.
+
+From their sources: llama.cpp `common/download.cpp`, hf-hub 0.4 `src/api/tokio.rs` (which candle and
+mistral.rs use), go-huggingface `internal/downloader/locked.go`.
+"""
+
 SHARED_STORE = "blobs"
 SHARED_MARKER = ".huggingface-shared-blobs"
 SHARED_MARKER_TEXT = "1\n"
@@ -61,9 +72,21 @@ SHARED_HASH = re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _DRIVE = re.compile(r".:", re.DOTALL)
 _SAFE_COMMIT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
-_PARTIAL = re.compile(r"(?P<etag>.+?)(?:\.[0-9a-f]{8})?\.incomplete", re.DOTALL)
+# The Hub's hashes, and those of S3 that mirrors pass on.
+_BLOB_NAME = r"[0-9a-f]{32,128}(?:-[0-9]{1,5})?"
+_PARTIAL_ENDS = (PARTIAL_SUFFIX, *OTHER_CLIENTS)
+_PARTIAL = re.compile(
+    rf"(?P<etag>{_BLOB_NAME})(?:(?:\.[0-9a-f]{{8}})?{re.escape(PARTIAL_SUFFIX)}"
+    rf"|(?P<other>{'|'.join(map(re.escape, OTHER_CLIENTS))}))"
+)
+_BLOB_LOCK = re.compile(rf"{_BLOB_NAME}{re.escape(LOCK_SUFFIX)}")
+# huggingface_hub 2.4: `file_download.py` (a probe of the umask, refs, a file that is replaced),
+# `_tree_cache.py` (tempfile's names), `utils/_shared_blobs.py`. Ours: `change/placing.py`.
 _TEMPORARY = re.compile(
-    r"tmp_[0-9a-f-]{36}|\..*\.[0-9a-f]{8}\.(?:shared|new|old)|.*\.[0-9a-f]{8}\.tmp|tmp.*\.tmp",
+    r"tmp_[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    rf"|\.(?:{_BLOB_NAME}|link|copy)\.[0-9a-f]{{8}}\.(?:shared|new|old)"
+    r"|.+\.[0-9a-f]{8}\.tmp"
+    r"|tmp[0-9a-z_]{8}\.tmp",
     re.DOTALL,
 )
 _REPO_PART = r"[0-9A-Za-z_](?:[0-9A-Za-z._-]{0,94}[0-9A-Za-z_])?"
@@ -139,10 +162,36 @@ def is_commit_folder(text: str) -> bool:
 
 def partial_etag(name: str) -> str | None:
     """Return the etag that a partial download's file name belongs to, `None` for other names."""
-    if not name.endswith(PARTIAL_SUFFIX):
-        return None
-    match = _PARTIAL.fullmatch(name)
+    match = _PARTIAL.fullmatch(name) if name.endswith(_PARTIAL_ENDS) else None
     return match["etag"] if match else None
+
+
+def partial_client(name: str) -> str | None:
+    """Return the program that alone continues a partial download, `None` for the hub's own."""
+    match = _PARTIAL.fullmatch(name)
+    return OTHER_CLIENTS[match["other"]] if match and match["other"] else None
+
+
+def is_blob_lock(name: str) -> bool:
+    """Return whether the name is that of a lock which other clients keep beside their blobs.
+
+    The Rust, Go and Swift clients write `blobs/<etag>.lock`; the hub's library has `.locks/`.
+    """
+    return _BLOB_LOCK.fullmatch(name) is not None
+
+
+def blob_of_text(text: bytes, depth: int) -> str | None:
+    """Return the blob that a file means which holds a link's target in place of being that link.
+
+    git, zip and copies to a filesystem without links leave such files.
+
+    Args:
+        text: the file's content.
+        depth: as for `link_target`.
+    """
+    start = link_target("", depth).encode()
+    name = text.removeprefix(start).decode("ascii", "replace")
+    return name if text.startswith(start) and is_etag(name) else None
 
 
 def is_temporary(name: str) -> bool:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from vlmcache import advice
-from vlmcache.cache import layout
+from vlmcache.cache import formats, layout
 from vlmcache.cache.moves import destination_of
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
+from vlmcache.cache.state import UNREADABLE as UNREADABLE
 from vlmcache.cache.state import (
     Blob,
     ByClass,
@@ -50,11 +51,12 @@ if TYPE_CHECKING:
 STALE_AFTER = 3600.0
 """Seconds without a write after which an unlocked partial download counts as left behind."""
 
-UNREADABLE = "unreadable-folder"
-"""The code of the finding that says: what this folder holds is not known."""
-
 _REF_LIMIT = 4096
 _TREE_LIMIT = 256_000_000
+_NEVER_EMPTY = (".json", ".safetensors", ".gguf", ".bin")
+"""Endings of a model's files that make no sense without content."""
+_LONGEST_STUB = 512
+"""Bytes beyond which no file is taken for the text of a link."""
 _MANY = 16
 """Entries from which on it pays to open their folder."""
 
@@ -273,15 +275,23 @@ def _add_below(path: str, kind: ByteClass, tally: _Tally, notes: _Notes) -> tupl
     return allocated, size
 
 
+def _is_left_behind(name: str, stat: os.stat_result) -> bool:
+    """Whether an entry is a temporary of the hub's libraries or ours: a file or a link."""
+    file = modes.S_ISREG(stat.st_mode) or modes.S_ISLNK(stat.st_mode)
+    return file and layout.is_temporary(name)
+
+
 def _add_stray(
     entry: os.DirEntry[str],
     stat: os.stat_result,
     tally: _Tally,
     notes: _Notes,
     *,
-    leftover: bool = False,
+    leftover: bool | None = None,
     detail: str = "not part of the hub's cache layout",
 ) -> None:
+    if leftover is None:
+        leftover = _is_left_behind(entry.name, stat)
     kind: ByteClass = "partial" if leftover else "foreign"
     allocated, size = tally.add(kind, stat), stat.st_size
     folder = modes.S_ISDIR(stat.st_mode)
@@ -333,6 +343,8 @@ class _RepoScan:
         self.notes = _Notes(repo_id)
         self.blobs: dict[str, Blob] = {}
         self.linked_blobs: set[str] = set()
+        self.unknown: dict[str, Listed] = {}
+        """Entries of `blobs/` that count as blobs only if something says that they are."""
         self.partials: list[Partial] = []
         self.refs: dict[str, str] = {}
         self.trees: dict[str, dict[str, TreeFile]] = {}
@@ -343,6 +355,7 @@ class _RepoScan:
         self.no_exist: dict[str, Entry] = {}
         mendable = kind == "model" and layout.is_repo_id(repo_id)
         self.pull = advice.command("pull", repo_id) if mendable else None
+        self.repair = advice.command("verify", repo_id, "--repair") if mendable else None
 
     def run(self, now: float) -> Repo:
         folders: dict[str, os.DirEntry[str]] = {}
@@ -357,7 +370,7 @@ class _RepoScan:
                         entry, stat, self.tally, self.notes, detail="a folder belongs in its place"
                     )
             else:
-                _add_stray(entry, stat, self.tally, self.notes, leftover=layout.is_temporary(name))
+                _add_stray(entry, stat, self.tally, self.notes)
         if layout.BLOBS in folders:
             self._read_blobs(folders[layout.BLOBS].path)
         if layout.REFS in folders:
@@ -375,13 +388,30 @@ class _RepoScan:
                     "missing-snapshots",
                     self.path,
                     "the repo has no snapshots folder: nothing of it can be loaded",
-                    self.pull,
+                    self._remedy(*self.refs.values()),
                 )
         self._check_refs(revisions)
         self._check_sizes(revisions)
         self._classify_blobs(revisions)
         self._judge_partials(now)
         return self._repo(revisions)
+
+    def _remedy(self, *commits: str, name: str | None = None) -> str | None:
+        """Return what brings commits, or one file of a commit, back.
+
+        A repair, which needs no network, where the content is here and only links are not; or where
+        the hub does not list the file, so that no download could bring it.
+        """
+        for commit in commits:
+            tree = self.trees.get(commit, {})
+            names = formats.wanted(tree) if name is None else {name}
+            if names and tree and all(one not in tree or self._holds(tree[one]) for one in names):
+                return self.repair
+        return self.pull
+
+    def _holds(self, listed: TreeFile) -> bool:
+        blob = self.blobs.get(listed.etag)
+        return blob is not None and blob.present and blob.size == listed.content_size
 
     def nothing(self) -> Repo:
         """A repo whose folder is a link to a place that is not there."""
@@ -429,8 +459,12 @@ class _RepoScan:
             elif not plain and (etag := layout.partial_etag(name)) is not None:
                 self._read_partial(entry, stat, etag)
             elif not plain and layout.is_temporary(name):
-                _add_stray(entry, stat, self.tally, self.notes, leftover=True)
+                _add_stray(entry, stat, self.tally, self.notes)
+            elif not plain and layout.is_blob_lock(name):
+                self.tally.add("metadata", stat)
             else:
+                if not layout.is_etag(name):
+                    self.unknown[name] = entry, stat
                 self.blobs[name] = Blob(
                     name,
                     stat.st_size,
@@ -452,16 +486,22 @@ class _RepoScan:
                 self.tally.add("partial", stat),
                 stat.st_ino,
                 stat.st_mtime_ns,
-                lock_held(os.path.join(self.locks, etag + layout.LOCK_SUFFIX)),
+                any(
+                    lock_held(os.path.join(folder, etag + layout.LOCK_SUFFIX))
+                    for folder in (self.locks, os.path.dirname(entry.path))
+                ),
                 stat.st_dev,
+                layout.partial_client(entry.name),
             )
         )
 
     def _read_linked_blob(self, entry: os.DirEntry[str], stat: os.stat_result) -> None:
         """A blob that is a link: into the shared store, or to anywhere."""
         if layout.is_temporary(entry.name):
-            _add_stray(entry, stat, self.tally, self.notes, leftover=True)
+            _add_stray(entry, stat, self.tally, self.notes)
             return
+        if not layout.is_etag(entry.name):
+            self.unknown[entry.name] = entry, stat
         self.tally.add("metadata", stat)
         self.linked_blobs.add(entry.name)
         shared_hash = layout.shared_hash_of(_read_link(entry.path))
@@ -507,10 +547,7 @@ class _RepoScan:
             folder, prefix = pending.pop()
             for entry, stat in _entries(folder, self.notes):
                 name = prefix + entry.name
-                if layout.is_temporary(entry.name) and modes.S_ISREG(stat.st_mode):
-                    _add_stray(entry, stat, self.tally, self.notes, leftover=True)
-                    continue
-                if entry.name in layout.DESKTOP_FILES:
+                if _is_left_behind(entry.name, stat) or entry.name in layout.DESKTOP_FILES:
                     _add_stray(entry, stat, self.tally, self.notes)
                     continue
                 self.tally.add("metadata", stat)
@@ -549,14 +586,18 @@ class _RepoScan:
     def _read_trees(self, path: str) -> None:
         for entry, stat in _entries(path, self.notes):
             if not modes.S_ISREG(stat.st_mode) or not entry.name.endswith(".json"):
-                leftover = entry.name.endswith(".tmp") and modes.S_ISREG(stat.st_mode)
-                _add_stray(entry, stat, self.tally, self.notes, leftover=leftover)
+                _add_stray(entry, stat, self.tally, self.notes)
                 continue
             self.tally.add("metadata", stat)
             commit = entry.name.removesuffix(".json")
             self.tree_files[commit] = entry_of(stat)
             try:
                 document = _TREE_DECODER.decode(read_bytes(entry.path, _TREE_LIMIT))
+            except PermissionError as error:
+                # The hub's library lets only its own user read a listing.
+                detail = f"this user may not read the listing: {error.strerror}"
+                self.notes.info("unreadable-file", entry.path, detail, advice.command("doctor"))
+                continue
             except (OSError, *JSON_ERRORS) as error:
                 self.notes.warning(
                     "unreadable-tree", entry.path, f"the listing cannot be read: {error}", self.pull
@@ -635,12 +676,15 @@ class _RepoScan:
                         odd = self._odd_link(commit, prefix + entry.name, entry.path, status)
                         files.append(odd)
                 elif modes.S_ISREG(mode) and entry.name not in layout.DESKTOP_FILES:
-                    files.append(_file(prefix + entry.name, "copy", status, None, status.st_size))
+                    files.append(self._regular_file(commit, prefix + entry.name, entry, status))
                 else:
                     _add_stray(entry, status, self.tally, self.notes)
         if not files and self.notes.could_read(snapshot.path):
             self.notes.error(
-                "empty-snapshot", snapshot.path, "the snapshot holds no files", self.pull
+                "empty-snapshot",
+                snapshot.path,
+                "the snapshot holds no files",
+                self._remedy(commit),
             )
         copies = sum(file.kind == "copy" for file in files)
         if copies:
@@ -662,19 +706,53 @@ class _RepoScan:
     def _refs_of(self, commit: str) -> tuple[str, ...]:
         return tuple(sorted(ref for ref, named in self.refs.items() if named == commit))
 
+    def _regular_file(
+        self, commit: str, name: str, entry: os.DirEntry[str], stat: os.stat_result
+    ) -> File:
+        """A file of a snapshot that is no link: its content, or what was left of its link."""
+        listed = self.trees.get(commit, {}).get(name)
+        blob, detail = None, f"{name} is an empty file in place of its link"
+        if stat.st_size:
+            blob = self._blob_of_text(entry.path, name.count("/"), stat)
+            detail = f"{name} holds the text of its link in place of being the link"
+        elif listed is not None:
+            blob = listed.etag if listed.content_size and self._holds(listed) else None
+        if blob is None and (stat.st_size or listed is not None or not self._is_never_empty(name)):
+            return _file(name, "copy", stat, None, stat.st_size)
+        here = blob in self.blobs
+        self.tally.add("metadata", stat)
+        self.notes.error("lost-link", entry.path, detail, self.repair if here else self.pull)
+        return _file(name, "stub", stat, blob if here else None)
+
+    def _is_never_empty(self, name: str) -> bool:
+        return self.kind == "model" and name.endswith(_NEVER_EMPTY)
+
+    def _blob_of_text(self, path: str, depth: int, stat: os.stat_result) -> str | None:
+        """Return the blob that a file's content means, if that is the text of a link to one."""
+        lengths = {len(layout.link_target("", depth)) + digits for digits in (40, 64)}
+        if stat.st_size not in lengths or stat.st_size > _LONGEST_STUB:
+            return None
+        try:
+            return layout.blob_of_text(read_bytes(path, _LONGEST_STUB), depth)
+        except OSError:
+            return None
+
     def _odd_link(self, commit: str, name: str, path: str, stat: os.stat_result) -> File:
         """A snapshot's link that is not the one that the hub writes to a blob that is there."""
-        remedy = self.pull
-        if self.pull is not None and name not in self.trees.get(commit, (name,)):
-            # No download mends what the hub does not list.
-            remedy = advice.command("verify", self.id, "--repair")
+        remedy = self._remedy(commit, name=name)
+        # A link to the cache's old place says which blob it means.
+        meant = self.blobs.get(_read_link(path).replace("\\", "/").rpartition("/")[2])
+        held = meant.name if meant is not None and meant.present else None
+        if held is not None:
+            remedy = self.repair
         try:
             target = os.stat(path)
         except FileNotFoundError:
-            self.notes.error(
-                "dangling-link", path, f"the blob it links to is missing ({name})", remedy
-            )
-            return _file(name, "dangling", stat)
+            detail = f"the blob it links to is missing ({name})"
+            if held is not None:
+                detail = f"the link leads to another place than the blob's ({name})"
+            self.notes.error("dangling-link", path, detail, remedy)
+            return _file(name, "dangling", stat, held)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 self.notes.error("link-loop", path, f"the link leads in a circle ({name})", remedy)
@@ -691,7 +769,7 @@ class _RepoScan:
             self.notes.error("link-loop", path, detail, remedy)
             return _file(name, "loop", stat)
         self.notes.error("outside-link", path, f"the link leads out of the repo, to {real}", remedy)
-        return _file(name, "outside", stat)
+        return _file(name, "outside", stat, held)
 
     def _check_refs(self, revisions: Iterable[Revision]) -> None:
         if not self.notes.could_read(os.path.join(self.path, layout.SNAPSHOTS)):
@@ -704,7 +782,7 @@ class _RepoScan:
                     "ref-to-missing-commit",
                     path,
                     f"{ref} names commit {commit}, which has no snapshot",
-                    self.pull,
+                    self._remedy(commit),
                 )
 
     def _check_sizes(self, revisions: Iterable[Revision]) -> None:
@@ -723,22 +801,24 @@ class _RepoScan:
                         "wrong-link",
                         os.path.join(revision.path, *file.name.split("/")),
                         f"{file.name} is a link to the content of another file",
-                        self.pull,
+                        self._remedy(revision.commit, name=file.name),
                     )
                     continue
                 if file.size and (listed is None or listed.content_size == file.size):
                     continue
                 if file.blob is None:
                     path = os.path.join(revision.path, *file.name.split("/"))
+                    remedy = self._remedy(revision.commit, name=file.name)
                 else:
                     path = os.path.join(self.path, layout.BLOBS, file.blob)
+                    remedy = self.pull
                 if listed is not None and listed.content_size != file.size:
                     short = file.size < listed.content_size
                     self.notes.error(
                         "truncated-blob" if short else "oversized-blob",
                         path,
                         f"{file.name} has {file.size} of {listed.content_size} bytes",
-                        self.pull,
+                        remedy,
                     )
                 elif file.size == 0 and file.blob is not None and listed is None:
                     if file.blob in layout.EMPTY_HASHES:
@@ -767,7 +847,9 @@ class _RepoScan:
                         inodes[file.device, file.inode] = kind
                 elif file.blob is not None:
                     names.add(file.blob)
-        for blob in self.blobs.values():
+        listed: dict[str, str] | None = None
+        loose: set[str] = set()
+        for blob in list(self.blobs.values()):
             if blob.name in named:
                 kind = "referenced"
             elif inodes and (blob.device, blob.inode) in inodes:
@@ -775,8 +857,16 @@ class _RepoScan:
             elif blob.name in linked:
                 kind = "detached"
             else:
-                kind = "orphan"
-                if all_read and blob.present:
+                listed = self._listed_blobs(revisions) if listed is None else listed
+                if blob.name in listed:
+                    loose.add(blob.name)
+                    kind = "referenced" if listed[blob.name] in self.refs.values() else "detached"
+                elif blob.name in self.unknown and all_read:
+                    self._disown(blob)
+                    continue
+                else:
+                    kind = "orphan"
+                if kind == "orphan" and all_read and blob.present:
                     self.notes.warning(
                         "orphan-blob",
                         os.path.join(self.path, layout.BLOBS, blob.name),
@@ -795,17 +885,63 @@ class _RepoScan:
                     kind = inodes[file.device, file.inode]
                     self.tally.add_linked(kind, file.allocated, file.device, file.inode)
 
+        if loose and all_read:
+            self._find_lost_links(revisions, loose)
+
+    def _listed_blobs(self, revisions: Iterable[Revision]) -> dict[str, str]:
+        """Return blob -> commit, by the listings of snapshots and of commits that a ref names."""
+        commits = [revision.commit for revision in revisions if not revision.refs]
+        commits += self.refs.values()
+        return {
+            listed.etag: commit
+            for commit in commits
+            for listed in self.trees.get(commit, {}).values()
+        }
+
+    def _disown(self, blob: Blob) -> None:
+        """Count as foreign what is in `blobs/` and of which nothing says that it is a blob."""
+        entry, stat = self.unknown[blob.name]
+        del self.blobs[blob.name]
+        if blob.name in self.linked_blobs:
+            self.linked_blobs.remove(blob.name)
+            self.tally.bytes["metadata"] -= blob.allocated
+            told = self.notes.findings
+            self.notes.findings = [finding for finding in told if finding.path != entry.path]
+        _add_stray(entry, stat, self.tally, self.notes, leftover=False)
+
+    def _find_lost_links(self, revisions: Iterable[Revision], loose: Collection[str]) -> None:
+        """Tell of content that a snapshot's listing names, and that nothing links to."""
+        for revision in revisions:
+            there = {file.name for file in revision.files}
+            lost = [
+                name
+                for name, listed in (revision.tree or {}).items()
+                if listed.etag in loose and name not in there and self._holds(listed)
+            ]
+            if lost and there:
+                more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+                detail = (
+                    f"the content is here, and its link is missing: {', '.join(lost[:3])}{more}"
+                )
+                self.notes.warning("lost-link", revision.path, detail, self.repair)
+
     def _judge_partials(self, now: float) -> None:
         for partial in self.partials:
+            client = partial.client
+            by = "" if client is None else f" of {client}"
             if is_stale(partial, now):
+                remedy = self.pull or advice.command("clean")
+                if client is not None:
+                    remove = advice.command("clean", "--partials")
+                    remedy = f"let {client} download it again, or remove it: {remove}"
                 self.notes.warning(
                     "stale-partial",
                     partial.path,
-                    f"a download of {partial.size} bytes was left unfinished",
-                    self.pull or advice.command("clean"),
+                    f"a download{by} of {partial.size} bytes was left unfinished",
+                    remedy,
                 )
             else:
-                self.notes.info("live-partial", partial.path, "a download is in progress")
+                self.notes.info("live-partial", partial.path, f"a download{by} is in progress")
 
 
 def _file(
@@ -1011,9 +1147,7 @@ class _CacheScan:
         elif entry.name in layout.ROOT_FILES and modes.S_ISREG(stat.st_mode):
             self.tally.add("metadata", stat)
         else:
-            _add_stray(
-                entry, stat, self.tally, self.notes, leftover=layout.is_temporary(entry.name)
-            )
+            _add_stray(entry, stat, self.tally, self.notes)
 
     def _read_shared_store(self, store: os.DirEntry[str], stat: os.stat_result) -> None:
         marker = os.path.join(store.path, layout.SHARED_MARKER)
@@ -1038,9 +1172,7 @@ class _CacheScan:
                 self.tally.add("metadata", status)
                 self._read_shared_folder(entry.path, entry.name)
             else:
-                _add_stray(
-                    entry, status, self.tally, self.notes, leftover=layout.is_temporary(entry.name)
-                )
+                _add_stray(entry, status, self.tally, self.notes)
 
     def _read_shared_folder(self, path: str, prefix: str) -> None:
         entries = _entries(path, self.notes)
@@ -1070,9 +1202,7 @@ class _CacheScan:
                 if name.endswith(layout.MANIFEST_SUFFIX):
                     manifests[payload] = allocated
             else:
-                _add_stray(
-                    entry, status, self.tally, self.notes, leftover=layout.is_temporary(name)
-                )
+                _add_stray(entry, status, self.tally, self.notes)
         for shared_hash, allocated in manifests.items():
             if shared_hash in self.shared:
                 self.shared[shared_hash] = msgspec.structs.replace(

@@ -14,14 +14,19 @@ import msgspec
 ByteClass = Literal["referenced", "detached", "orphan", "partial", "shared", "metadata", "foreign"]
 Severity = Literal["error", "warning", "info"]
 State = Literal["cached", "partial", "missing", "damaged"]
-FileKind = Literal["link", "copy", "outside", "dangling", "loop", "unreadable"]
+FileKind = Literal["link", "copy", "stub", "outside", "dangling", "loop", "unreadable"]
+"""A stub is a file that is there in place of its link: empty, or with the link's target as text."""
+
+UNREADABLE = "unreadable-folder"
+"""The code of the finding that says: what this folder holds is not known."""
 
 
 class ByClass(msgspec.Struct, frozen=True):
     """Allocated bytes of a folder, every one of them in exactly one class.
 
     referenced: blobs of revisions that a ref names. detached: blobs only of other revisions.
-    orphan: blobs that nothing links to, and leftovers of removals. partial: unfinished downloads
+    A blob whose link was lost counts as if it were there: the listing of the commit names it.
+    orphan: blobs that nothing needs, and leftovers of removals. partial: unfinished downloads
     and temporaries. shared: the cache-wide blob store. metadata: folders, links, refs, trees,
     locks, manifests. foreign: whatever is not the hub's.
     """
@@ -88,7 +93,10 @@ class Blob(msgspec.Struct, frozen=True, gc=False):
 
 
 class File(msgspec.Struct, frozen=True, gc=False):
-    """A file of a snapshot. `name` is its path in the repo, with forward slashes."""
+    """A file of a snapshot. `name` is its path in the repo, with forward slashes.
+
+    blob: the blob of the repo that it leads to; of a broken link or a stub, the one that it means.
+    """
 
     name: str
     kind: FileKind
@@ -151,6 +159,8 @@ class Partial(msgspec.Struct, frozen=True):
     locked: bool
     """Whether some process holds the hub's lock of the blob."""
     device: int = 0
+    client: str | None = None
+    """The other program that wrote it, and alone continues it; `None` for the hub's and ours."""
 
 
 class Stray(msgspec.Struct, frozen=True):
@@ -262,6 +272,25 @@ class Repo(msgspec.Struct, frozen=True):
                 if name is not None and name in users:
                     users[name].add((revision.commit, file.name))
         return users
+
+    def holds(self, listed: TreeFile) -> bool:
+        """Return whether a listed file's content is here, linked or not, as far as a stat tells."""
+        blob = self.blobs.get(listed.etag)
+        return blob is not None and blob.present and blob.size == listed.content_size
+
+    def lost_names(self, commit: str) -> set[str]:
+        """Return the files of a commit's listing whose content is here and linked from nowhere.
+
+        None where a folder could not be read: what links to what is not known then.
+        """
+        tree = self.trees.get(commit, {})
+        revision = self.revision(commit)
+        there = {file.name for file in revision.files} if revision is not None else set()
+        held = [name for name in tree if name not in there and self.holds(tree[name])]
+        if not held or any(finding.code == UNREADABLE for finding in self.findings):
+            return set()
+        users = self.blob_users()
+        return {name for name in held if not users[tree[name].etag]}
 
     def revision(self, commit: str) -> Revision | None:
         """Return the snapshot of a commit, or `None`."""

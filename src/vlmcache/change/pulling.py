@@ -104,7 +104,7 @@ def plan_pull(
         if held is not None and _is_right(held, file):
             continue
         path = os.path.join(snapshot, *name.split("/"))
-        if _has_blob(repo, file):
+        if repo is not None and repo.holds(file):
             links.append(Link(repo_id, name, path, file.etag, _why_link(held, revision)))
         elif (repo is None or repo.linked_to is None) and _is_shared(state, file):
             links.append(Link(repo_id, name, path, file.etag, "in the shared store already"))
@@ -133,11 +133,6 @@ def _is_right(held: File, listed: TreeFile) -> bool:
     return held.kind == "copy" or (held.kind == "link" and held.blob == listed.etag)
 
 
-def _has_blob(repo: Repo | None, listed: TreeFile) -> bool:
-    blob = repo.blobs.get(listed.etag) if repo is not None else None
-    return blob is not None and blob.present and blob.size == listed.content_size
-
-
 def _is_shared(state: CacheState, listed: TreeFile) -> bool:
     if not state.shared_marked or listed.xet_hash is None:
         return False
@@ -150,8 +145,11 @@ def _partial(repo: Repo | None, listed: TreeFile) -> tuple[int, int]:
     best = (0, 0)
     for partial in repo.partials if repo is not None else ():
         ours = partial.name == listed.etag + layout.PARTIAL_SUFFIX
-        if partial.etag != listed.etag or not is_resumable(
-            listed, ours=ours, size=partial.size, allocated=partial.allocated
+        # What another program writes is continued by that program only.
+        if (
+            partial.client is not None
+            or partial.etag != listed.etag
+            or not is_resumable(listed, ours=ours, size=partial.size, allocated=partial.allocated)
         ):
             continue
         if not partial.locked or ours:
@@ -180,6 +178,8 @@ def _names(repo: Repo, ref: str, commit: str) -> bool:
 
 
 def _why_link(held: File | None, revision: Revision | None) -> str:
+    if held is not None and held.kind in ("copy", "stub"):
+        return "a file is in the place of the link"
     if held is not None and held.kind != "link":
         return f"the link is {held.kind}"
     if held is not None:

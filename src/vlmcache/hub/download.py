@@ -208,7 +208,7 @@ class _Work:
 
 
 def _tasks(plan: Plan) -> list[_Task]:
-    """Return the plan's blobs with their files, in its order: the largest first."""
+    """Return the plan's blobs with their files: those that are here, then the largest first."""
     links: dict[str, list[Link]] = {}
     for action in plan.actions:
         if isinstance(action, Link):
@@ -218,7 +218,8 @@ def _tasks(plan: Plan) -> list[_Task]:
         for action in plan.actions
         if isinstance(action, Fetch)
     ]
-    return tasks + [_Task(None, tuple(same)) for same in links.values()]
+    # A link costs nothing, and is made even where the hub turns out not to answer.
+    return [*(_Task(None, tuple(same)) for same in links.values()), *tasks]
 
 
 def _named(job: Job, error: VlmcacheError) -> VlmcacheError:
