@@ -205,13 +205,14 @@ def _with(name: str, content: bytes) -> bytes:
         archive(b"\x80\x02\x86."),
         archive(b"\x80\x02NQ."),
         archive(b"\x80\x02]]\x86Q."),
+        archive(b"\x80\x02cos\\l\nsystem\n."),
         archive(b"\x80\x02cos\nsystem\nX\x02\0\0\0ls\x85R."),
         archive(b"\x80\x02ccollections\nOrderedDict\n)\x81."),
         archive(b"I" + b"9" * 5000 + b"\n."),
         archive(b"\x80\x02" + b")\x85" * 200_000 + b"."),
         archive(b"\x8d" + struct.pack("<Q", 2**63) + b"x."),
     ],
-    ids=range(25),
+    ids=range(26),
 )
 def test_what_makes_no_sense_is_one_error(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(PickleError):

@@ -179,7 +179,7 @@ def test_duplicates_says_which_file_has_the_same_weights_and_keeps_all_others(
     repo.revision({**model_files(second_format=True), "flow.pt": b"flow", "voices.bin": b"voices"})
 
     planned = place.json("clean", "--duplicates", "--dry-run")
-    reasons = {action["path"]: action["reason"] for action in planned["result"]["plan"]["actions"]}
+    reasons = {action["path"]: action["reason"] for action in planned["plan"]["actions"]}
     pointer = repo.pointer("pytorch_model.bin")
     assert reasons[str(pointer)] == "the same weights are in model.safetensors"
 

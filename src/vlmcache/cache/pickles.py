@@ -372,6 +372,7 @@ def read_pickle(path: str) -> dict[str, PickledTensor]:
             OSError,
             RuntimeError,
             ValueError,
+            Warning,
             struct.error,
             zipfile.BadZipFile,
         ) as error:
