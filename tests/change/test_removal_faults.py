@@ -145,6 +145,8 @@ class Removing(Subject[Removal]):
             assert settle(Place(place)) == self.wanted
 
     def again(self, place: Path) -> None:
+        # What was checked was read, and what was read is needed.
+        age(Place(place).root)
         again(Place(place), self.action)
         self.check(Place(place))
         assert settle(Place(place)) == self.wanted
