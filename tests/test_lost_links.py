@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from
 
 from tests.kit.caches import CacheBuilder, CachedRepo, fingerprint
 from tests.kit.damages import FILES, GOOD, LOST_LINKS, SIZE, WEIGHTS
+from tests.kit.disks import as_other_user, common_folder
 from tests.kit.hub import LoopbackHub
 from tests.kit.hub_process import Hub
 from tests.kit.pulls import QUICK, REPO, config, environment, lies, pull
@@ -17,6 +20,7 @@ from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
 from vlmcache.config import CacheLocation, read_environment
 from vlmcache.errors import ExitCode
+from vlmcache.overview import status
 from vlmcache.repairing import Run, repair
 from vlmcache.verifying import Verification, problem, verify
 
@@ -24,19 +28,25 @@ NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", **NO_HUB}
 
 
+def location(cache: Path) -> CacheLocation:
+    return CacheLocation(str(cache), "--cache-dir")
+
+
 def checked(cache: Path, *names: str) -> Verification:
-    location = CacheLocation(str(cache), "test")
-    return verify(read_environment(), config(), location, names, max_age=0.0)
+    return verify(read_environment(), config(), location(cache), names, max_age=0.0)
 
 
-def mend(cache: Path, *names: str, hub: Hub | None = None, **extra: str) -> Run:
+def mend(
+    cache: Path,
+    *names: str,
+    hub: Hub | None = None,
+    variables: dict[str, str] = OFFLINE,
+) -> Run:
     """Repair; without a hub none answers, and unless told otherwise none is asked."""
-    variables = extra or OFFLINE
     where = read_environment(read_environment().variables | variables, str(cache.parent))
     if hub is not None:
         where = environment(hub, cache)
-    location = CacheLocation(str(cache), "test")
-    return repair(where, config(), location, names, max_age=60.0, patience=QUICK)
+    return repair(where, config(), location(cache), names, max_age=60.0, patience=QUICK)
 
 
 def loads(cache: Path) -> None:
@@ -125,6 +135,8 @@ def test_no_finding_of_lost_links_advises_to_remove_anything(
         remedies = {one.remedy for one in state.all_findings() if one.code != "stale-partial"}
         assert remedies == {f"vlmcache verify {REPO} --repair"}
         assert state.by_class.orphan == 0
+        advised = [one.command for one in status(config(), location(cache.root)).recommendations]
+        assert f"vlmcache verify {REPO} --repair --cache-dir {cache.root}" in advised
     assert not any(word in (one.remedy or "") for one in errors for word in ("rm", "clean"))
 
 
@@ -153,7 +165,7 @@ def test_what_has_to_be_fetched_does_not_keep_the_other_links_from_coming_back(
     repo.revision(FILES)
     repo.missing_blob(WEIGHTS)
     repo.missing_snapshots()
-    run = mend(cache.root, **extra)
+    run = mend(cache.root, variables=extra)
     assert run.error is not None
     assert run.error.exit_code == ExitCode.HUB
     assert repo.pointer(GOOD).exists()
@@ -194,6 +206,31 @@ def test_files_that_loading_does_not_need_get_their_links_back_too(
     assert mend(cache.root).error is None
     loads(cache.root)
     assert repo.pointer(".gitattributes").read_bytes() == b"*.bin"
+
+
+LOOK = """
+import json, sys
+from vlmcache.cache.scan import scan
+from vlmcache.config import CacheLocation, read_environment, shipped_config
+from vlmcache.verifying import problem, verify
+state = scan(sys.argv[1])
+value = verify(read_environment(), shipped_config(), CacheLocation(sys.argv[1], "test"))
+found = [(one.code, one.severity, one.remedy) for one in state.all_findings()]
+print(json.dumps([found, problem(value) is None, [one.path for one in value.unverifiable]]))
+"""
+
+
+def test_a_listing_that_this_user_may_not_read_is_no_damage() -> None:
+    with common_folder() as folder:
+        repo = CacheBuilder(folder / "hub").repo(REPO)
+        listing = repo.trees / f"{repo.revision(FILES)}.json"
+        listing.chmod(0)
+        done = as_other_user([sys.executable, "-c", LOOK, str(folder / "hub")])
+    assert done.returncode == 0, done.stderr
+    found, good, unverifiable = json.loads(done.stdout)
+    assert found == [["unreadable-file", "info", "vlmcache doctor"]]
+    assert good
+    assert unverifiable == [str(listing)]
 
 
 def test_what_a_pattern_left_out_is_not_lost_although_another_revision_holds_it(

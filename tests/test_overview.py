@@ -121,8 +121,9 @@ def test_a_header_that_makes_no_sense_is_a_finding_and_no_failure(cache: CacheBu
 
 
 def test_each_trouble_has_the_command_that_mends_it(cache: CacheBuilder) -> None:
-    cache.repo("org/good").revision(model_files())
-    bad = cache.repo("org/bad")
+    good, bad = cache.repo("org/good"), cache.repo("org/bad")
+    good.revision(model_files())
+    os.utime(good.orphan_blob(), (0, 0))
     bad.revision(model_files())
     bad.missing_blob(WEIGHTS)
     limits = Limits(min_free=HUGE, comfortable_free=2 * HUGE, max_size=1000)

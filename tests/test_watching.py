@@ -18,6 +18,7 @@ import pytest
 
 from tests.kit.caches import CacheBuilder, CachedRepo, model_files
 from vlmcache import overview, watching
+from vlmcache.cache import layout
 from vlmcache.cache.scan import Scanner
 from vlmcache.cache.usage import Mount
 from vlmcache.config import CacheLocation, Config, Limits, ModelConfig
@@ -163,6 +164,36 @@ def test_a_partial_given_its_length_beforehand_counts_what_was_written(repo: Cac
     repo.partial(etag, size=size, sparse=True)
     found, _ = looks(repo.cache.root, [])
     assert found[0].snapshot.downloads[0].size == 0
+
+
+@pytest.mark.parametrize("suffix", layout.OTHER_CLIENTS)
+def test_a_download_by_another_program_is_shown_as_one_until_it_is_whole(
+    repo: CachedRepo, suffix: str
+) -> None:
+    etag = missing_weights(repo)
+    size = repo.file("model.safetensors").size
+    steps: Steps = [
+        lambda: repo.partial(etag, size=1000, suffix=suffix),
+        lambda: repo.partial(etag, size=3000, suffix=suffix),
+        lambda: repo.partial(etag, size=size, suffix=suffix).rename(repo.blobs / etag),
+        nothing,
+    ]
+    found, _ = looks(repo.cache.root, steps)
+    (download,) = found[2].snapshot.downloads
+    assert (download.file, download.size) == ("model.safetensors", 3000)
+    assert (download.expected_size, download.state) == (size, "running")
+    told = [["download-started"], ["download-advanced"], ["downloaded"], []]
+    assert [kinds(look) for look in found][1:] == told
+    assert found[3].events[0].files == ("model.safetensors",)
+    assert found[3].snapshot.downloads == ()
+
+
+def test_what_the_rust_client_has_received_is_told_without_a_listing_too(tmp_path: Path) -> None:
+    repo = CacheBuilder(tmp_path / "hub").repo("org/name")
+    repo.partial(size=5_000_008, sparse=True, suffix=".sync.part")
+    found, _ = looks(repo.cache.root, [])
+    (download,) = found[0].snapshot.downloads
+    assert (download.size, download.expected_size) == (0, None)
 
 
 @pytest.mark.parametrize(("age", "state"), [(0, "running"), (60, "left-behind")])

@@ -390,7 +390,8 @@ def _commits(repo: Repo, refs: Mapping[str, str] | None = None) -> list[str]:
     found = [revision.commit for revision in repo.revisions]
     found += (repo.refs if refs is None else refs).values()
     if not found and not repo.ref_files:
-        found += (commit for commit in repo.trees if repo.lost_names(commit))
+        commits = filter(layout.COMMIT.fullmatch, repo.trees)
+        found += (commit for commit in commits if repo.lost_names(commit))
     return list(dict.fromkeys(found))
 
 
