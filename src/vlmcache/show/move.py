@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import IO
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,18 +24,32 @@ _WORDS = {
     "linked": "linked: an interrupted move is finished",
     "finished": "finished: what was set aside is removed",
     "taken-back": "taken back: it is where it was",
+    "relinked": "linked to where it is now",
     "failed": "not moved",
 }
 
 
-def show(value: Moved, *, undone: bool = False, verbose: bool = False) -> None:
-    """Print what would be or was moved, or taken back."""
-    out = console()
+def show(
+    value: Moved,
+    *,
+    undone: bool = False,
+    relinked: bool = False,
+    verbose: bool = False,
+    stream: IO[str] | None = None,
+) -> None:
+    """Print what would be or was moved, taken back, or linked to where it is now."""
+    out = console(sys.stdout if stream is None else stream)
     if value.repos:
         out.print(_table(value, undone=undone))
         out.print()
     planned = value.receipt is None
-    if not value.repos:
+    if relinked:
+        words = "would lead" if planned else "lead"
+        count = len([repo for repo in value.repos if repo.error is None])
+        noun = "link" if count == 1 else "links"
+        text = f"{count} {noun} {words} to {printable(value.destination)}."
+        out.print(Text(text), soft_wrap=True)
+    elif not value.repos:
         out.print("Nothing to take back." if undone else "Nothing to move.")
     elif undone:
         words = "Would free" if planned else "Freed"
@@ -54,7 +71,7 @@ def show(value: Moved, *, undone: bool = False, verbose: bool = False) -> None:
         noun = "process" if count == 1 else "processes"
         text = f"{count} {noun} could not be looked into, and may use some of this"
         out.print(labelled("Note", text))
-    if value.repos and not undone and not value.in_use:
+    if value.repos and not undone and not relinked and not value.in_use:
         _show_setting(out, value)
 
 
