@@ -133,6 +133,9 @@ def backup(
     state = scan(location.dir)
     parts = [prepare(repo, commits) for repo, commits in _chosen(state, config, names)]
     if not parts:
+        for repo in state.repos:
+            if repo.away is not None:
+                raise away_error(repo, repo.away)
         raise UsageError(f"nothing to back up in {state.dir}", "'vlmcache pull' fills it")
     if to_store:
         went = _to_store(destination, parts, watcher, verify=verify)

@@ -61,6 +61,7 @@ STALE_AFTER = 3600.0
 UNREADABLE = "unreadable-folder"
 """The code of the finding that says: what this folder holds is not known."""
 
+_MOUNT_IT = "mount that drive"
 _REF_LIMIT = 4096
 _TREE_LIMIT = 256_000_000
 _MANY = 16
@@ -1139,16 +1140,12 @@ class _CacheScan:
             notes.warning(DRIVE_AWAY, entry.path, words, away_remedy(repo_scan.away))
         elif linked_to is not None:
             moved = linked_destination(self.dir, entry.name) is not None
+            back = "'vlmcache move --relink FOLDER' if it was moved on" if moved else _MOUNT_IT
             notes.error(
                 "dangling-link",
                 entry.path,
                 f"the repo's folder is a link to {linked_to}, which is not there",
-                (
-                    "'vlmcache move --relink FOLDER' if it was moved on"
-                    if moved
-                    else "mount that drive"
-                )
-                + f", or remove the link: {advice.command('rm', repo_id)}",
+                f"{back}, or remove the link: {advice.command('rm', repo_id)}",
             )
         repo_scan.entry = entry_of(stat)
         if linked_to is not None and not os.path.isdir(entry.path):

@@ -237,7 +237,10 @@ class _Builder:
                 self.trees.append(Remove(path, "record", repo.id, reason, frees, expected))
             why = "only the link goes: links are never followed"
             if repo.away is not None:
-                why = f"only the link is removed: the model stays there; {away_remedy(repo.away)}"
+                why = (
+                    "only the link is removed: the model stays on its drive, which is away; "
+                    + away_remedy(repo.away)
+                )
             elif not repo.by_class.total:
                 why = "only the link goes: that place is not there now"
             if repo.moved_to is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import IO
 
 from rich.console import Console
@@ -38,7 +37,7 @@ def show(
     stream: IO[str] | None = None,
 ) -> None:
     """Print what would be or was moved, taken back, or linked to where it is now."""
-    out = console(sys.stdout if stream is None else stream)
+    out = console(stream)
     if value.repos:
         out.print(_table(value, undone=undone))
         out.print()
