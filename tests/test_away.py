@@ -117,9 +117,7 @@ def test_a_model_is_away_while_its_drive_is_not_mounted_and_back_with_it(
     assert (judge(repo, "main").state, judge_repo(repo)) == ("away", "away")
     (finding,) = repo.findings
     assert (finding.code, finding.severity) == ("drive-away", "warning")
-    assert finding.detail == (
-        f"{NAME} is away: it is at {place.other}, on a drive that is not mounted"
-    )
+    assert finding.detail == f"away: it is at {place.other}, on a drive that is not mounted"
     assert finding.remedy == f"mount the drive with UUID {known} at {drive.place}"
     drive.mount()
     back = place.scan()

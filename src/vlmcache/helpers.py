@@ -30,7 +30,7 @@ def check_model_cache(key: str) -> tuple[bool, str]:
     if model.state == "cached":
         return True, f"{model.repo} is cached at {model.path}"
     if model.away is not None:
-        return False, f"{away_words(model.repo, model.away)} ({away_remedy(model.away)})"
+        return False, f"{away_words(model.away, model.repo)} ({away_remedy(model.away)})"
     lacking = ", ".join((*model.damaged_files, *model.missing_files))
     reason = f"{model.repo} is {model.state}" + (f": {lacking}" if lacking else "")
     return False, f"{reason} ({advice.command('pull', model.key)})"

@@ -436,7 +436,7 @@ def _choose(
 
 def _lies(repo: Repo, path: str, there: Destination) -> str:
     if repo.away is not None:
-        return away_words(repo.id, repo.away)
+        return away_words(repo.away)
     if os.path.dirname(path) == there.path:
         return "lies there already"
     return f"lies elsewhere already: {path}"

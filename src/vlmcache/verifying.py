@@ -543,7 +543,7 @@ def _add_missing(scope: _Scope, report: _Report) -> None:
         )
     away = scope.repo.away
     if away is not None:
-        reason = f"{away_words(scope.repo.id, away)}; {away_remedy(away)}"
+        reason = f"{away_words(away, scope.repo.id)}; {away_remedy(away)}"
         report.unverifiable.append(Unverifiable(scope.repo.id, scope.repo.path, None, reason))
     elif not scope.repo.revisions and judge_repo(scope.repo) != "damaged":
         report.missing.append(Missing(scope.repo.id, "main", "*", scope.repo.type))

@@ -93,7 +93,7 @@ def changes(before: CacheState, after: CacheState) -> tuple[Event, ...]:
         if now.away is not None:
             # Nothing of it was removed, whatever is not seen of it now.
             if was is None or was.away is None:
-                detail = f"{away_words(now.id, now.away)}; {away_remedy(now.away)}"
+                detail = f"{away_words(now.away)}; {away_remedy(now.away)}"
                 found.append(_event("away", now, path=now.path, detail=detail))
             continue
         if was is not None and was.away is not None and now.linked_to is not None:

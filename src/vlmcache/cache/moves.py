@@ -206,9 +206,10 @@ def _looks_unmounted(destination: str, cache_dir: str) -> bool:
         return True
 
 
-def away_words(name: str, away: Away) -> str:
-    """Return the one sentence that says where a repo is."""
-    return f"{name} is away: it is at {away.destination}, on a drive that is not mounted"
+def away_words(away: Away, name: str | None = None) -> str:
+    """Return the one sentence that says where a repo is, next to its name or with it."""
+    subject = "away" if name is None else f"{name} is away"
+    return f"{subject}: it is at {away.destination}, on a drive that is not mounted"
 
 
 def away_remedy(away: Away) -> str:
@@ -225,7 +226,7 @@ def away_remedy(away: Away) -> str:
 
 def away_error(repo: Repo, away: Away) -> AwayError:
     """Return the refusal of a command that needs what is away."""
-    return AwayError(away_words(repo.id, away), away_remedy(away))
+    return AwayError(away_words(away, repo.id), away_remedy(away))
 
 
 def leads_back(destination: str, folder: str, cache_dir: str) -> bool:

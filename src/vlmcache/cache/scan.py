@@ -1136,7 +1136,7 @@ class _CacheScan:
         if linked_to is not None and os.path.isdir(entry.path):
             notes.info("linked-repo", entry.path, f"the repo lies at {linked_to}")
         elif repo_scan.away is not None:
-            words = away_words(repo_id, repo_scan.away)
+            words = away_words(repo_scan.away)
             notes.warning(DRIVE_AWAY, entry.path, words, away_remedy(repo_scan.away))
         elif linked_to is not None:
             moved = linked_destination(self.dir, entry.name) is not None

@@ -743,7 +743,7 @@ def _select_everything(
         if repo.moved_to is not None:
             continue
         if repo.away is not None:
-            chosen.kept.append(Kept(repo.path, repo.id, away_words(repo.id, repo.away)))
+            chosen.kept.append(Kept(repo.path, repo.id, away_words(repo.away)))
             continue
         protected = [
             revision.commit
