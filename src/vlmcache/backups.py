@@ -34,6 +34,7 @@ from vlmcache.archive.store import (
 )
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import BLOCK, Check, hash_all
+from vlmcache.cache.moves import away_error
 from vlmcache.cache.reading import open_quietly, read_bytes
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
@@ -118,6 +119,7 @@ def backup(
 
     Raises:
         UnknownModelError: nothing of that name is in the cache.
+        AwayError: what is named is on a drive that is not mounted.
         UsageError: the destination makes no sense.
         BackupError: something is damaged. No tar stream is kept; what a store got before stays, and
             no revision there leads to anything that it lacks.
@@ -133,6 +135,9 @@ def backup(
     state = scan(location.dir)
     parts = [prepare(repo, commits) for repo, commits in _chosen(state, config, names)]
     if not parts:
+        for repo in state.repos:
+            if repo.away is not None:
+                raise away_error(repo, repo.away)
         raise UsageError(f"nothing to back up in {state.dir}", "'vlmcache pull' fills it")
     if to_store:
         went = _to_store(destination, parts, watcher, verify=verify)
@@ -156,7 +161,8 @@ def incomplete(value: Backup) -> PartlyError | None:
     if not value.left_out:
         return None
     return PartlyError(
-        f"not saved, since it cannot be read or has no snapshot: {', '.join(value.left_out)}",
+        "not saved, since it is on a drive that is not mounted, cannot be read or has no snapshot: "
+        f"{', '.join(value.left_out)}",
         "'vlmcache status --all' tells why",
     )
 
@@ -253,6 +259,8 @@ def _chosen(
     commits: dict[str, set[str] | None] = {}
     for target in find_targets(state, config, names):
         repo = repos.get(target.folder or "")
+        if repo is not None and repo.away is not None:
+            raise away_error(repo, repo.away)
         if repo is None or not repo.revisions or target.ref is not None:
             raise UsageError(f"{target.name} is no model of which anything is there to back up")
         held = commits.setdefault(repo.folder, set())

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.cache.moves import DRIVE_AWAY
 from vlmcache.cache.state import Finding
 from vlmcache.cache.usage import AccessTimes, mount_of, nearest_folder
 from vlmcache.change.plan import Plan, Receipt
@@ -521,6 +522,7 @@ def _check_versions(versions: dict[str, str | None]) -> Iterator[Finding]:
 
 
 def _check_cache(found: Status) -> Iterator[Finding]:
+    yield from (finding for finding in found.findings if finding.code == DRIVE_AWAY)
     errors = [finding for finding in found.findings if finding.severity == "error"]
     if errors:
         repos = sorted({finding.repo for finding in errors if finding.repo})

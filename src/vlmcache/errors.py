@@ -145,6 +145,13 @@ class DamagedWeightsError(UnloadableError):
     code = "damaged-weights"
 
 
+class AwayError(UnloadableError):
+    """The model is on a drive that is not mounted."""
+
+    code = "drive-away"
+    exit_code = ExitCode.DAMAGE
+
+
 class UnknownArchitectureError(UnloadableError):
     """The installed transformers does not know the model's architecture."""
 

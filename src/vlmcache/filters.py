@@ -23,7 +23,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 }
 FIELDS = ("name", "size", "state", "type", "used")
 SORTS = ("name", "size", "state", "used")
-_STATE_ORDER = ("damaged", "partial", "missing", "cached")
+_STATE_ORDER = ("damaged", "away", "partial", "missing", "cached")
 
 
 class Row(Protocol):

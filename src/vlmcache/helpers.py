@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlmcache import advice
+from vlmcache.cache.moves import away_remedy, away_words
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.config import Config, load_config, locate_cache, read_environment
@@ -28,6 +29,8 @@ def check_model_cache(key: str) -> tuple[bool, str]:
         return False, error.message if error.hint is None else f"{error.message} ({error.hint})"
     if model.state == "cached":
         return True, f"{model.repo} is cached at {model.path}"
+    if model.away is not None:
+        return False, f"{away_words(model.away, model.repo)} ({away_remedy(model.away)})"
     lacking = ", ".join((*model.damaged_files, *model.missing_files))
     reason = f"{model.repo} is {model.state}" + (f": {lacking}" if lacking else "")
     return False, f"{reason} ({advice.command('pull', model.key)})"

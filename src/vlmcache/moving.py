@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -15,12 +15,27 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge_repo
 from vlmcache.cache.moves import Move as Noted
-from vlmcache.cache.moves import leads_back, read_moves
+from vlmcache.cache.moves import (
+    away_error,
+    away_words,
+    can_relink,
+    leads_back,
+    linked_destination,
+    read_moves,
+    read_record,
+)
 from vlmcache.cache.scan import scan, scan_repo
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import Usage, nearest_folder, who_uses
 from vlmcache.change import placing
-from vlmcache.change.copying import Copier, SourceDamagedError, write_moves
+from vlmcache.change.copying import (
+    Copier,
+    SourceDamagedError,
+    record_size,
+    remove_record,
+    write_moves,
+    write_record,
+)
 from vlmcache.change.execute import execute
 from vlmcache.change.moving import Destination, plan_move, plan_undo
 from vlmcache.change.plan import (
@@ -51,9 +66,9 @@ from vlmcache.errors import (
     VlmcacheError,
 )
 from vlmcache.hub.progress import Watcher
-from vlmcache.removal import InUseError, in_use_words
+from vlmcache.removal import InUseError, UnconfirmedError, in_use_words
 
-MoveState = Literal["planned", "moved", "linked", "finished", "taken-back", "failed"]
+MoveState = Literal["planned", "moved", "linked", "finished", "taken-back", "relinked", "failed"]
 _LONG = 16 << 20
 """Length in bytes from which on a file's progress is told."""
 
@@ -77,8 +92,8 @@ class MovedRepo(msgspec.Struct, frozen=True):
 
     state: `planned` (`--dry-run`); `moved` now; `linked` where an interrupted move lacked but the
     link; `finished` where it lacked but the removal of what it had set aside; `taken-back` by
-    `--undo`; `failed`. path is its place in the cache, destination the new one, size its length in
-    bytes, shared blobs included.
+    `--undo`; `relinked` by `--relink`; `failed`. path is its place in the
+    cache, destination the new one, size its length in bytes, shared blobs included.
     """
 
     repo: str
@@ -147,10 +162,16 @@ def move(
         SpaceError: the destination has too little room.
         BusyError: another process moves to the same place.
         CacheError: the destination cannot be written.
+        AwayError: a name, or what was moved to the destination before, is on a drive that is not
+            mounted.
     """
     begun = time.monotonic()
     place = _check_places(location.dir, destination)
     state = scan(os.path.realpath(location.dir))
+    for repo in state.repos:
+        if repo.away is not None and os.path.realpath(repo.away.destination) == place:
+            # What is there now is the system's own disk, which the mounted drive would hide.
+            raise away_error(repo, repo.away)
     there = _look(state, place)
     folders, rest, kept = _choose(state, config, there, names)
     repos = {repo.folder: repo for repo in state.repos}
@@ -240,6 +261,9 @@ def _take_back(value: Moved, unfinished: Sequence[str]) -> Receipt:
             outcomes.append(Outcome("put-back", action.path, "done"))
     receipt = execute(_only(value.plan.actions, place), place)
     if receipt.whole:
+        for folder in unfinished:
+            if not os.path.islink(os.path.join(value.cache, folder)):
+                remove_record(value.cache, folder)
         stays = {os.path.basename(one.path) for one in value.plan.kept}
         noted = {
             folder: one
@@ -376,7 +400,7 @@ def _choose(
     ]
     if not names:
         kept = [
-            Kept(repo.path, repo.id, _lies(repo.linked_to, there))
+            Kept(repo.path, repo.id, _lies(repo, repo.linked_to, there))
             for repo in state.repos
             if repo.linked_to is not None and repo.folder not in rest
         ]
@@ -396,19 +420,23 @@ def _choose(
             raise UnknownModelError(
                 f"{name} is not in the cache: a removal of it was interrupted", "vlmcache clean"
             )
+        elif repo.away is not None:
+            raise away_error(repo, repo.away)
         elif repo.linked_to is not None:
             if os.path.dirname(repo.linked_to) != there.path:
                 raise UsageError(
                     f"{name} lies elsewhere already: {repo.linked_to}",
                     f"move it from there: --cache-dir {os.path.dirname(repo.linked_to)}",
                 )
-            kept.append(Kept(repo.path, repo.id, _lies(repo.linked_to, there)))
+            kept.append(Kept(repo.path, repo.id, _lies(repo, repo.linked_to, there)))
         else:
             folders.append(folder)
     return list(dict.fromkeys(folders)), list(dict.fromkeys(ends)), kept
 
 
-def _lies(path: str, there: Destination) -> str:
+def _lies(repo: Repo, path: str, there: Destination) -> str:
+    if repo.away is not None:
+        return away_words(repo.away)
     if os.path.dirname(path) == there.path:
         return "lies there already"
     return f"lies elsewhere already: {path}"
@@ -618,6 +646,7 @@ class _Run:
             if moves:
                 write_moves(self.there.path, self.noted)
             for link in links:
+                self._record(os.path.basename(link.path))
                 placing.place_repo_link(link.path, link.destination)
                 self.outcomes.append(Outcome("place-link", link.path, "done"))
                 row = _row(link.path, link.repo, link.destination)
@@ -726,6 +755,8 @@ class _Run:
                     actions.append(msgspec.structs.replace(action, last=last, frees=frees))
         assert tree is not None
         try:
+            if tree.link is not None:
+                self._record(folder)
             receipt = execute(Plan(tuple(actions)), self.state.dir, in_use=self.usage.files)
         except OSError as error:
             return self._refused(folder, _refusal(error, self.state.dir))
@@ -751,7 +782,23 @@ class _Run:
         if os.path.isdir(os.path.join(self.state.dir, folder)):
             with contextlib.suppress(OSError):
                 self.copier.take_away(folder)
+            with contextlib.suppress(OSError), self._counted(folder):
+                remove_record(self.state.dir, folder)
         return error
+
+    def _record(self, folder: str) -> None:
+        """Record where a repo goes, before its link is all that there is of it here."""
+        with self._counted(folder):
+            write_record(self.state.dir, folder, self.there.path)
+
+    @contextlib.contextmanager
+    def _counted(self, folder: str) -> Iterator[None]:
+        """Let the bytes of a repo's record count as what they free or occupy, whatever happens."""
+        before = record_size(self.state.dir, folder)
+        try:
+            yield
+        finally:
+            self.freed += before - record_size(self.state.dir, folder)
 
     def _finish_rest(self) -> None:
         """Remove what interrupted moves have left here, now that all of it is there."""
@@ -811,6 +858,10 @@ class _Run:
         """Forget here that repos had come from the destination, to which they are back."""
         before = read_moves(self.state.dir)
         back = {os.path.basename(row.path) for row in self.repos if row.error is None}
+        for folder in back:
+            if not os.path.islink(self.there.place(folder)):
+                with contextlib.suppress(OSError):
+                    remove_record(self.there.path, folder)
         noted = {
             folder: one
             for folder, one in before.items()
@@ -825,6 +876,108 @@ class _Run:
         top = os.path.join(self.state.dir, layout.LEFTOVERS)
         jobs = os.listdir(top) if os.path.isdir(top) else []
         return any(os.path.lexists(os.path.join(top, job, folder)) for job in jobs)
+
+
+# Links that lead to where a drive is mounted no more.
+
+
+def relink(
+    location: CacheLocation,
+    folder: str,
+    *,
+    dry_run: bool = False,
+    confirm: Callable[[Moved], bool] | None = None,
+) -> Moved:
+    """Let the links of repos that were moved lead to where they are now: nothing else changes.
+
+    Each link that leads nowhere is rewritten if a repo of its name is at the folder, and the note
+    there says that it came out of this cache.
+
+    Args:
+        location: the hub cache.
+        folder: where the repos are now.
+        dry_run: only plan.
+        confirm: is shown the plan, and says whether to go on; without it nobody is asked.
+
+    Raises:
+        UsageError: the folder cannot be one.
+        UnknownModelError: none of these repos is there.
+        NotMovedError: they did not come out of this cache, as far as can be trusted.
+        UnconfirmedError: `confirm` said no.
+        CacheError: the cache cannot be written.
+    """
+    begun = time.monotonic()
+    place = _check_places(location.dir, folder)
+    state = scan(os.path.realpath(location.dir))
+    lost: list[Repo] = []
+    same: list[Repo] = []
+    for repo in state.repos:
+        if linked_destination(state.dir, repo.folder) is None:
+            continue
+        if repo.moved_to == place and os.path.isdir(repo.path):
+            same.append(repo)
+        elif not os.path.isdir(repo.path):
+            lost.append(repo)
+    ours = [repo for repo in lost if can_relink(state.dir, repo.folder, place)]
+    if not ours and not same:
+        raise _nothing_to_relink(lost, place)
+    reason = "its drive is mounted elsewhere now"
+    actions = tuple(
+        PlaceLink(repo.id, repo.path, os.path.join(place, repo.folder), reason) for repo in ours
+    )
+    plan = Plan(
+        actions,
+        kept=tuple(Kept(repo.path, repo.id, "its link leads there already") for repo in same),
+    )
+    value = Moved(
+        state.dir, place, True, f"export HF_HUB_CACHE={shlex.quote(place)}", _described(plan), plan
+    )
+    if dry_run:
+        return value
+    if actions and confirm is not None and not confirm(value):
+        raise UnconfirmedError("not confirmed: nothing was changed")
+    rows: list[MovedRepo] = []
+    outcomes: list[Outcome] = []
+    try:
+        for row, repo in zip(value.repos, ours, strict=True):
+            if os.path.isdir(repo.path) or not os.path.islink(repo.path):
+                changed = ChangedError(f"it is there by now: {repo.path}", "run it again")
+                failure = Failure(changed.code, changed.message, changed.hint, changed.exit_code)
+                rows.append(msgspec.structs.replace(row, state="failed", error=failure))
+                outcomes.append(Outcome("place-link", repo.path, "stale", detail=changed.message))
+                continue
+            placing.replace_repo_link(repo.path, row.destination)
+            write_record(state.dir, repo.folder, place)
+            rows.append(msgspec.structs.replace(row, state="relinked"))
+            outcomes.append(Outcome("place-link", repo.path, "done"))
+        for repo in same:
+            # A run that was interrupted may have left the record as it was.
+            if read_record(state.dir, repo.folder) is None:
+                write_record(state.dir, repo.folder, place)
+    except OSError as error:
+        raise placing.disk_failure(error, state.dir) from error
+    return msgspec.structs.replace(
+        value, repos=tuple(rows), receipt=Receipt(tuple(outcomes)), seconds=time.monotonic() - begun
+    )
+
+
+def _nothing_to_relink(lost: Sequence[Repo], place: str) -> VlmcacheError:
+    """Return why no link can be rewritten."""
+    if not lost:
+        return UnknownModelError("every link of this cache leads to its model: nothing to relink")
+    there = [repo for repo in lost if os.path.isdir(os.path.join(place, repo.folder))]
+    if there:
+        return NotMovedError(
+            f"{there[0].id} is at {place}, but no note there that can be trusted says that it was "
+            "moved from this cache",
+            "the note is .vlmcache-moved.json; 'vlmcache rm' removes the link",
+        )
+    names = ", ".join(repo.id for repo in lost[:5])
+    more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+    return UnknownModelError(
+        f"{place} holds none of the models that are away: {names}{more}",
+        "name the folder that has their models--… folders in it",
+    )
 
 
 def _only(actions: Sequence[Action], root: str) -> Plan:

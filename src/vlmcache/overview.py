@@ -13,8 +13,9 @@ import msgspec
 from vlmcache import advice
 from vlmcache.cache import formats, layout
 from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision
+from vlmcache.cache.moves import away_remedy
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import ByClass, CacheState, Finding, Repo, Revision, State
+from vlmcache.cache.state import Away, ByClass, CacheState, Finding, Repo, Revision, State
 from vlmcache.cache.usage import AccessTimes, LastUse, mount_of, nearest_folder, who_uses
 from vlmcache.cache.weights import (
     Memory,
@@ -107,6 +108,8 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """What `--outdated` found; `None` without it, and where there is nothing newer."""
     linked_to: str | None = None
     """Where the repo lies, if the cache has but a link to it."""
+    away: Away | None = None
+    """Where it is and what to mount, if the state is `away`."""
 
 
 class RevisionStatus(msgspec.Struct, frozen=True):
@@ -137,6 +140,7 @@ class RepoStatus(msgspec.Struct, frozen=True):
     partials: int
     last_used: datetime | None
     linked_to: str | None
+    away: Away | None = None
 
 
 class Recommendation(msgspec.Struct, frozen=True):
@@ -247,7 +251,9 @@ def not_cached(status: Status) -> NotCachedError | None:
     if not lacking:
         return None
     states = ", ".join(f"{model.key} is {model.state}" for model in lacking)
-    hint = advice.command("pull", *(model.key for model in lacking))
+    fetched = [model.key for model in lacking if model.away is None]
+    hints = {away_remedy(model.away): None for model in lacking if model.away is not None}
+    hint = "; ".join([*([advice.command("pull", *fetched)] if fetched else []), *hints])
     return NotCachedError(f"not every model is cached: {states}", hint)
 
 
@@ -342,6 +348,7 @@ def _model_status(
         last_used=last_used,
         configured=model.configured,
         linked_to=repo.linked_to if repo is not None else None,
+        away=repo.away if repo is not None else None,
     )
 
 
@@ -463,6 +470,7 @@ def _repo_status(state: CacheState, repo: Repo, used: Mapping[Key, LastUse]) -> 
         partials=len(repo.partials),
         last_used=_last_used(used, repo, repo.revisions),
         linked_to=repo.linked_to,
+        away=repo.away,
     )
 
 
@@ -501,19 +509,26 @@ def _recommend(
     # What the hub does not list, no download mends.
     unlisted = {one.repo for one in findings if (one.remedy or "").endswith(" --repair")}
     found: list[Recommendation] = []
+    unmounted: dict[Away, list[str]] = {}
+    for repo in repos:
+        if repo.away is not None:
+            unmounted.setdefault(repo.away, []).append(repo.repo)
+    for place, names in unmounted.items():
+        text = f"away: {', '.join(names)}; {away_remedy(place)}"
+        if place.found_at is None:
+            found.append(Recommendation(text, None))
+        else:
+            text = f"away: {', '.join(names)}; the drive is mounted elsewhere now"
+            found.append(advised.recommend(text, "move", "--relink", place.found_at))
     away = {
         repo.repo: repo.linked_to
         for repo in repos
         if repo.type == "model" and repo.linked_to is not None and not os.path.isdir(repo.linked_to)
     }
-    for name, place in away.items():
-        found.append(
-            advised.recommend(
-                f"{name} lies at {place}, which is not there: mount that drive, or remove the link",
-                "rm",
-                name,
-            )
-        )
+    for repo in repos:
+        if repo.away is None and repo.repo in away:
+            text = f"{repo.repo} was at {repo.linked_to}, which does not exist: remove the link"
+            found.append(advised.recommend(text, "rm", repo.repo))
     asked = {model.repo for model in models}
     broken = [(model.key, model.repo) for model in models if model.state == "damaged"]
     broken += (
@@ -583,7 +598,7 @@ def _elsewhere(state: CacheState) -> Iterator[Elsewhere]:
         yield Elsewhere(
             path,
             tuple(repo.id for repo in repos),
-            all(repo.moved_to == path for repo in repos),
+            all(repo.moved_to == path or repo.away is not None for repo in repos),
             sum(repo.size_on_disk for repo in repos) + there,
             free,
         )

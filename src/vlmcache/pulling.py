@@ -13,6 +13,7 @@ import msgspec
 from vlmcache import advice
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge
+from vlmcache.cache.moves import away_error
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, TreeFile
 from vlmcache.cache.usage import nearest_folder
@@ -269,6 +270,9 @@ def _plan(
     begun = time.monotonic()
     try:
         state = scan(cache_dir, only={layout.repo_folder("model", model.repo)})
+        repo = state.repo(model.repo)
+        if repo is not None and repo.away is not None:
+            raise away_error(repo, repo.away)
         held = _held_whole(state, model, options.selection)
         if held is not None and _is_current(client, state, model, held):
             order = held

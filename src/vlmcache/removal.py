@@ -13,7 +13,7 @@ import msgspec
 from vlmcache import advice
 from vlmcache.cache.beside import LIBRARIES, library_entries
 from vlmcache.cache.completeness import judge_revision, resolve
-from vlmcache.cache.moves import read_moves
+from vlmcache.cache.moves import read_moves, record_path
 from vlmcache.cache.scan import allocated_bytes, scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import (
@@ -477,7 +477,8 @@ def carry_out(
             results[os.path.join(p, folder)] for p in places if os.path.join(p, folder) in results
         ]
         if held:
-            left.remove(action)
+            record = record_path(cache_dir, folder)
+            left = [one for one in left if one.path not in (action.path, record)]
             why = f"what it leads to stays: {held[0].path}"
             stay.append(Outcome("remove", action.path, held[0].result, detail=why))
     receipts.append(execute(Plan(tuple(left)), cache_dir, in_use=in_use, force=force))

@@ -13,6 +13,7 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge_repo, judge_revision
 from vlmcache.cache.hashing import Check, Identity, Judged, hash_all, identify
+from vlmcache.cache.moves import away_error, away_remedy, away_words
 from vlmcache.cache.scan import UNREADABLE, scan
 from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision
 from vlmcache.cache.weights import read_header
@@ -148,6 +149,7 @@ def verify(
 
     Raises:
         UnknownModelError: nothing of that name is configured or in the cache.
+        AwayError: what is named is on a drive that is not mounted.
         ConfigError: the cache path is no folder.
     """
     return verify_state(
@@ -245,6 +247,8 @@ def _scopes(
         commit = repo.refs.get(target.ref) if repo is not None and target.ref else target.commit
         if repo is None or (target.ref is not None and commit is None):
             raise UsageError(f"{name} is no model of which anything is there to verify")
+        if repo.away is not None:
+            raise away_error(repo, repo.away)
         if commit is None:
             whole[repo.folder] = repo
         else:
@@ -557,7 +561,11 @@ def _add_missing(scope: _Scope, report: _Report) -> None:
         report.missing += (
             Missing(scope.repo.id, revision.commit, name, scope.repo.type) for name in sorted(names)
         )
-    if not scope.repo.revisions and judge_repo(scope.repo) != "damaged":
+    away = scope.repo.away
+    if away is not None:
+        reason = f"{away_words(away, scope.repo.id)}; {away_remedy(away)}"
+        report.unverifiable.append(Unverifiable(scope.repo.id, scope.repo.path, None, reason))
+    elif not scope.repo.revisions and judge_repo(scope.repo) != "damaged":
         report.missing.append(Missing(scope.repo.id, "main", "*", scope.repo.type))
 
 

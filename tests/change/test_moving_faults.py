@@ -17,6 +17,8 @@ from tests.kit.disks import small_filesystem
 from tests.kit.faulty import ERRORS, Fault, Subject, fault_name, try_every
 from tests.kit.rooms import WEIGHTS, settle
 from vlmcache import moving
+from vlmcache.cache import layout
+from vlmcache.cache.moves import read_record
 from vlmcache.cache.scan import allocated_bytes, scan
 from vlmcache.cache.usage import Usage
 from vlmcache.config import CacheLocation, Config, Limits
@@ -82,7 +84,12 @@ class Place:
             assert problem(done) is None, problem(done)
 
     def check(self) -> None:
-        """The repo is whole at the old place or the new one; what stays is as it was."""
+        """The repo is whole at the old place or the new one; what stays is as it was.
+
+        A link of it is there only once it is recorded where it leads.
+        """
+        if (self.root / FOLDER).is_symlink():
+            assert read_record(str(self.root), FOLDER) is not None
         places = [self.root / FOLDER, self.other / FOLDER]
         places += self.root.glob(f".vlmcache-leftovers/*/{FOLDER}")
         assert any(is_whole(place) for place in places), list(map(listed, places))
@@ -108,7 +115,7 @@ class Place:
             for name, entry in found.items()
             if not name.endswith((".lock", "CACHEDIR.TAG"))
             and ".refs" not in name
-            and ".locks" not in name
+            and (".locks" not in name or name.endswith(layout.RECORD_SUFFIX))
             and not (".vlmcache-" in name and entry[0] == "folder")
         }
 
@@ -214,6 +221,7 @@ class Undoing(Moving):
         self.drives.check()
         if (self.drives.root / FOLDER).is_symlink():
             self.done += 1
+            assert read_record(str(self.drives.root), FOLDER) is not None
             assert is_whole(self.drives.other / FOLDER)
             return
         self.back += 1
@@ -228,6 +236,52 @@ class Undoing(Moving):
             for name, entry in self.drives.left().items()
             if name.startswith("here/") and "leftovers" not in name
         }
+
+
+class Relinking(Subject[Moved | VlmcacheError]):
+    """The folder to which a model was moved has another name by now, and its link follows."""
+
+    command = "move --relink"
+    everywhere = True
+
+    def __init__(self, drives: tuple[Path, Path]) -> None:
+        self.drives = Place(*drives, link=True)
+        self.now = drives[1] / "renamed"
+
+    def begin(self, place: Path) -> None:
+        self.drives.make()
+        shutil.rmtree(self.now, ignore_errors=True)
+        assert problem(self.drives.move()) is None
+        self.drives.other.rename(self.now)
+
+    def run(self, place: Path) -> Moved | VlmcacheError:
+        location = CacheLocation(str(self.drives.root), "--cache-dir")
+        try:
+            return moving.relink(location, str(self.now))
+        except VlmcacheError as error:
+            return error
+
+    def hold(self, place: Path, answer: Moved | VlmcacheError | None) -> None:
+        target = os.readlink(self.drives.root / FOLDER)
+        assert target in {str(root / FOLDER) for root in (self.drives.other, self.now)}
+        assert is_whole(self.now / FOLDER)
+
+    def again(self, place: Path) -> None:
+        done = self.run(place)
+        assert isinstance(done, Moved), done
+        assert problem(done) is None
+        assert is_whole(self.drives.root / FOLDER)
+        record = read_record(str(self.drives.root), FOLDER)
+        assert record is not None
+        assert record.destination == str(self.now)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EACCES, "kill"], ids=fault_name)
+def test_after_a_fault_at_any_call_each_link_leads_to_one_of_the_places(
+    drives: tuple[Path, Path], fault: Fault
+) -> None:
+    try_every(Relinking(drives), fault, at_least=5)
 
 
 @pytest.mark.faults

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -44,6 +45,53 @@ def small_filesystem(size_bytes: int, *, inodes: int | None = None) -> Iterator[
         finally:
             # Lazily, since a killed child may still be on its way out.
             subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+class RemovableDrive:
+    """A real filesystem on a device of its own, which is unplugged and plugged in elsewhere."""
+
+    def __init__(self, folder: Path, device: str, uuid: str) -> None:
+        self.folder = folder
+        self.device = device
+        self.uuid = uuid
+        self.place = folder / "usual"
+        self.mounted: Path | None = None
+
+    def mount(self, name: str = "usual") -> Path:
+        """Mount it at a folder of this name and return that."""
+        place = self.folder / name
+        place.mkdir(exist_ok=True)
+        _mount([self.device, str(place)])
+        self.mounted = place
+        return place
+
+    def unmount(self) -> None:
+        if self.mounted is not None:
+            subprocess.run(["umount", str(self.mounted)], check=True)
+            self.mounted = None
+
+
+@contextlib.contextmanager
+def removable_drive() -> Iterator[RemovableDrive]:
+    """Make a small drive and mount it; skip the test where not permitted."""
+    if os.geteuid() != 0 or not all(map(shutil.which, ("losetup", "mkfs.ext4"))):
+        pytest.skip("a drive of its own needs root, losetup and mkfs.ext4")
+    with common_folder() as folder:
+        image, unique = folder / "image", str(uuid.uuid4())
+        with image.open("wb") as file:
+            file.truncate(8_000_000)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-U", unique, str(image)], check=True)
+        attach = ["losetup", "--show", "--find", str(image)]
+        done = subprocess.run(attach, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"no loop device here: {done.stderr.strip()}")
+        drive = RemovableDrive(folder, done.stdout.strip(), unique)
+        try:
+            drive.mount()
+            yield drive
+        finally:
+            drive.unmount()
+            subprocess.run(["losetup", "--detach", drive.device], check=True)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Whether a revision can be loaded: `cached`, `partial`, `missing` or `damaged`, and what lacks."""
+"""Whether a revision can be loaded: `cached`, `partial`, `missing`, `damaged` or `away`."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ def judge(repo: Repo | None, revision: str) -> Judgement:
     """Return the state of one revision (branch, tag or commit) of a repo."""
     if repo is None:
         return Judgement("missing", None, None)
+    if repo.away is not None:
+        return Judgement("away", None, None)
     commit = resolve(repo, revision)
     if commit is None:
         # A first download that was cut before it wrote its ref leaves partial files, and maybe a
@@ -138,6 +140,8 @@ def judge_repo(repo: Repo, judged: Iterable[Judgement] | None = None) -> State:
         repo: the repo.
         judged: what was said of each of its revisions, where that is known already.
     """
+    if repo.away is not None:
+        return "away"
     errors = {finding.code for finding in repo.findings if finding.severity == "error"}
     if errors and not _only_begun(repo, errors):
         return "damaged"

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.cache.moves import away_remedy, away_words
 from vlmcache.cache.scan import is_stale
 from vlmcache.cache.state import CacheState, Finding, Partial, Repo, Revision
 
@@ -18,6 +19,8 @@ EventKind = Literal[
     "downloaded",
     "removed",
     "damaged",
+    "away",
+    "back",
     "new-revision",
     "download-started",
     "download-advanced",
@@ -86,6 +89,15 @@ def changes(before: CacheState, after: CacheState) -> tuple[Event, ...]:
         if now is None:
             assert was is not None
             found.append(_event("removed", was, size=was.size_on_disk))
+            continue
+        if now.away is not None:
+            # Nothing of it was removed, whatever is not seen of it now.
+            if was is None or was.away is None:
+                detail = f"{away_words(now.away)}; {away_remedy(now.away)}"
+                found.append(_event("away", now, path=now.path, detail=detail))
+            continue
+        if was is not None and was.away is not None and now.linked_to is not None:
+            found.append(_event("back", now, path=now.path))
             continue
         if was is not None:
             found += _removed(was, now)

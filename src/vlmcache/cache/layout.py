@@ -45,6 +45,12 @@ WHOLE_REPO = "repo-"
 
 MOVES = ".vlmcache-moved.json"
 """File at the top of a destination that tells which repos `move` has brought there."""
+RECORD_SUFFIX = ".moved.json"
+"""How the file's name ends that records where `move` has brought one repo of a cache.
+
+It is `.locks/<repo folder>.moved.json`: of all that is in a cache's root, the Hub's own scan warns
+of every entry but that folder.
+"""
 MOVING = ".vlmcache-moving"
 """Folder at a destination in which `move` gathers what it copies: `<repo folder>/…`."""
 

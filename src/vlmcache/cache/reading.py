@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection
 
 import msgspec
 
@@ -14,8 +15,12 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_ATIME = getattr(os, "O_NOATIME", 0)
 
 
-def open_quietly(path: str) -> int:
+def open_quietly(path: str, *, follow: bool = True) -> int:
     """Open a regular file for reading, without changing its access time where that is allowed.
+
+    Args:
+        path: the file.
+        follow: whether it may be a link.
 
     Returns:
         A file descriptor, which the caller closes.
@@ -23,28 +28,32 @@ def open_quietly(path: str) -> int:
     Raises:
         OSError: it cannot be opened, or is no regular file (a pipe would block the reader).
     """
+    flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)
     try:
-        descriptor = os.open(path, _FLAGS | _NO_ATIME)
+        descriptor = os.open(path, flags | _NO_ATIME)
     except PermissionError:
         # O_NOATIME is allowed to the owner of the file only.
-        descriptor = os.open(path, _FLAGS)
+        descriptor = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(f"not a regular file: {path}")
     return descriptor
 
 
-def read_bytes(path: str, limit: int) -> bytes:
+def read_bytes(path: str, limit: int, *, owners: Collection[int] | None = None) -> bytes:
     """Return the content of a regular file.
 
     Args:
-        path: the file; links are followed.
+        path: the file; links are followed, unless owners are given.
         limit: the most bytes that make sense for it.
+        owners: the users whose file it may be; anybody's if not given.
 
     Raises:
-        OSError: it cannot be read, or is longer than `limit`.
+        OSError: it cannot be read, is longer than `limit`, or is a link or another user's.
     """
-    with open(open_quietly(path), "rb") as file:
+    with open(open_quietly(path, follow=owners is None), "rb") as file:
+        if owners is not None and os.fstat(file.fileno()).st_uid not in owners:
+            raise PermissionError(f"another user's: {path}")
         content = file.read(limit + 1)
     if len(content) > limit:
         raise OSError(f"longer than the {limit} bytes that make sense here: {path}")

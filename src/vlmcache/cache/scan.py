@@ -21,7 +21,15 @@ import msgspec
 
 from vlmcache import advice
 from vlmcache.cache import formats, layout
-from vlmcache.cache.moves import destination_of
+from vlmcache.cache.moves import (
+    DRIVE_AWAY,
+    away_remedy,
+    away_words,
+    destination_of,
+    find_away,
+    linked_destination,
+    record_path,
+)
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.state import UNREADABLE as UNREADABLE
 from vlmcache.cache.state import (
@@ -51,6 +59,7 @@ if TYPE_CHECKING:
 STALE_AFTER = 3600.0
 """Seconds without a write after which an unlocked partial download counts as left behind."""
 
+_MOUNT_IT = "mount that drive"
 _REF_LIMIT = 4096
 _TREE_LIMIT = 256_000_000
 _NEVER_EMPTY = (".json", ".safetensors", ".gguf", ".bin")
@@ -318,6 +327,15 @@ def _add_stray(
         notes.warning("stray-folder" if folder else "stray-file", entry.path, detail)
 
 
+def _record_of(cache_dir: str, folder: str) -> Entry | None:
+    """Return the file that records where a repo went, whoever wrote it; `None` if there is none."""
+    try:
+        stat = os.lstat(record_path(cache_dir, folder))
+    except OSError:
+        return None
+    return entry_of(stat) if modes.S_ISREG(stat.st_mode) else None
+
+
 class _RepoScan:
     """The scan of one repo's folder; `run` returns the `Repo`."""
 
@@ -338,7 +356,10 @@ class _RepoScan:
         self.locks = os.path.join(cache_dir, layout.LOCKS, folder)
         self.shared = shared
         self.linked_to = linked_to
-        self.moved_to = destination_of(cache_dir, folder) if linked_to is not None else None
+        linked = linked_to is not None
+        self.moved_to = destination_of(cache_dir, folder) if linked else None
+        self.away = find_away(cache_dir, folder) if linked and not os.path.isdir(path) else None
+        self.record = _record_of(cache_dir, folder) if linked else None
         self.tally = _Tally()
         self.notes = _Notes(repo_id)
         self.blobs: dict[str, Blob] = {}
@@ -432,6 +453,8 @@ class _RepoScan:
             findings=tuple(self.notes.findings),
             linked_to=self.linked_to,
             moved_to=self.moved_to,
+            away=self.away,
+            record=self.record,
             entry=self.entry,
             ref_files=self.ref_files,
             ref_folders=self.ref_folders,
@@ -1043,9 +1066,13 @@ class _CacheScan:
 
     def _read_locks(self, path: str) -> None:
         for entry, stat in _entries(path, self.notes):
-            self.tally.add("metadata", stat)
             if not modes.S_ISDIR(stat.st_mode):
+                if self._is_needless_record(entry.name):
+                    _add_stray(entry, stat, self.tally, self.notes, leftover=True)
+                else:
+                    self.tally.add("metadata", stat)
                 continue
+            self.tally.add("metadata", stat)
             files: dict[str, Entry] = {}
             other = 0
             for lock, status in _entries(entry.path, self.notes):
@@ -1057,6 +1084,13 @@ class _CacheScan:
                 if modes.S_ISDIR(status.st_mode):
                     _add_below(lock.path, "metadata", self.tally, self.notes)
             self.locks[entry.name] = LockFolder(entry.path, entry_of(stat), files, other)
+
+    def _is_needless_record(self, name: str) -> bool:
+        """Whether a file among the locks records where a repo went that has no link here."""
+        folder, suffix, rest = name.partition(layout.RECORD_SUFFIX)
+        if not suffix or layout.parse_repo_folder(folder) is None:
+            return False
+        return bool(rest) or not os.path.islink(os.path.join(self.dir, folder))
 
     def _read_leftovers(self, path: str) -> None:
         """Read what interrupted removals left: `<unique>/<repo folder>/…`, as in a repo."""
@@ -1224,23 +1258,25 @@ class _CacheScan:
     def _scan_repo(
         self, entry: os.DirEntry[str], stat: os.stat_result, kind: str, repo_id: str
     ) -> _ScannedRepo:
-        linked_to = None
-        notes = _Notes(repo_id)
-        if modes.S_ISLNK(stat.st_mode):
-            linked_to = os.path.realpath(entry.path)
-            if os.path.isdir(entry.path):
-                notes.info("linked-repo", entry.path, f"the repo lies at {linked_to}")
-            else:
-                notes.error(
-                    "dangling-link",
-                    entry.path,
-                    f"the repo's folder is a link to {linked_to}, which is not there",
-                    f"mount that drive, or remove the link: {advice.command('rm', repo_id)}",
-                )
+        linked_to = os.path.realpath(entry.path) if modes.S_ISLNK(stat.st_mode) else None
         repo_scan = _RepoScan(
             entry.path, entry.name, kind, repo_id, self.dir, self.shared, linked_to
         )
-        repo_scan.notes = notes
+        notes = repo_scan.notes
+        if linked_to is not None and os.path.isdir(entry.path):
+            notes.info("linked-repo", entry.path, f"the repo lies at {linked_to}")
+        elif repo_scan.away is not None:
+            words = away_words(repo_scan.away)
+            notes.warning(DRIVE_AWAY, entry.path, words, away_remedy(repo_scan.away))
+        elif linked_to is not None:
+            moved = linked_destination(self.dir, entry.name) is not None
+            back = "'vlmcache move --relink FOLDER' if it was moved on" if moved else _MOUNT_IT
+            notes.error(
+                "dangling-link",
+                entry.path,
+                f"the repo's folder is a link to {linked_to}, which is not there",
+                f"{back}, or remove the link: {advice.command('rm', repo_id)}",
+            )
         repo_scan.entry = entry_of(stat)
         if linked_to is not None and not os.path.isdir(entry.path):
             repo = repo_scan.nothing()

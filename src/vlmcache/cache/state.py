@@ -13,7 +13,7 @@ import msgspec
 
 ByteClass = Literal["referenced", "detached", "orphan", "partial", "shared", "metadata", "foreign"]
 Severity = Literal["error", "warning", "info"]
-State = Literal["cached", "partial", "missing", "damaged"]
+State = Literal["cached", "partial", "missing", "damaged", "away"]
 FileKind = Literal["link", "copy", "stub", "outside", "dangling", "loop", "unreadable"]
 """A stub is a file that is there in place of its link: empty, or with the link's target as text."""
 
@@ -206,6 +206,29 @@ class LockFolder(msgspec.Struct, frozen=True):
     """Entries that are no lock files."""
 
 
+class Drive(msgspec.Struct, frozen=True):
+    """A mounted filesystem, by what it takes to know it again."""
+
+    mount_point: str
+    type: str
+    """As the system names it: `ext4`, `nfs4`."""
+    source: str
+    """The device or the address that it was mounted from."""
+    uuid: str | None = None
+    """`None` where it has none, as in memory and on a network."""
+
+
+class Away(msgspec.Struct, frozen=True):
+    """Where a repo is whose link leads to a drive that is not mounted."""
+
+    destination: str
+    """The folder to which `move` has brought it, as its link says."""
+    drive: Drive | None = None
+    """`None` where the move did not record it."""
+    found_at: str | None = None
+    """Where that folder is now, if the same filesystem is mounted elsewhere."""
+
+
 class Repo(msgspec.Struct, frozen=True):
     """A repo's folder and all that is in it."""
 
@@ -225,6 +248,10 @@ class Repo(msgspec.Struct, frozen=True):
     """Where the folder is, if it is a link to another place."""
     moved_to: str | None = None
     """The destination's folder, if it was `vlmcache move` that left the link."""
+    away: Away | None = None
+    """Where it is, if `vlmcache move` left the link and that drive is not mounted."""
+    record: Entry | None = None
+    """The file in which `vlmcache move` has recorded where a linked repo went."""
     entry: Entry | None = None
     """The folder, or the link, itself."""
     ref_files: dict[str, Entry] = msgspec.field(default_factory=dict)

@@ -30,11 +30,16 @@ AccessTimes = Literal["exact", "daily", "never", "unknown"]
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """The filesystem that a path is on. `type` is its name as the system gives it: `ext4`."""
+    """The filesystem that a path is on. `type` is its name as the system gives it: `ext4`.
+
+    source is the device or address that it is mounted from, device its number as in `st_dev`.
+    """
 
     point: str
     type: str
     options: frozenset[str]
+    source: str = ""
+    device: int = 0
 
     @property
     def access_times(self) -> AccessTimes:
@@ -59,7 +64,7 @@ class Mount(msgspec.Struct, frozen=True):
         return self.type.startswith(("nfs", "cifs", "smb", "fuse.sshfs", "lustre", "gpfs", "ceph"))
 
 
-def _mounts() -> Iterator[Mount]:
+def mounts() -> Iterator[Mount]:
     """Yield the mounts of this process, later ones shadowing earlier ones (see proc(5))."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
@@ -71,15 +76,21 @@ def _mounts() -> Iterator[Mount]:
         fields, tail = before.split(" "), after.split(" ")
         if not separator or len(fields) < 6 or len(tail) < 3:
             continue
-        point = fields[4].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
-        yield Mount(point, tail[0], frozenset(fields[5].split(",")) | frozenset(tail[2].split(",")))
+        options = frozenset(fields[5].split(",")) | frozenset(tail[2].split(","))
+        major, _, minor = fields[2].partition(":")
+        device = os.makedev(int(major), int(minor))
+        yield Mount(_unescaped(fields[4]), tail[0], options, _unescaped(tail[1]), device)
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def mount_of(path: str) -> Mount | None:
     """Return the mount that a path is on, or `None` where the system does not say."""
     real = os.path.realpath(path)
     best: Mount | None = None
-    for mount in _mounts():
+    for mount in mounts():
         inside = real == mount.point or real.startswith(mount.point.rstrip("/") + "/")
         if inside and (best is None or len(mount.point) >= len(best.point)):
             best = mount

@@ -17,9 +17,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import msgspec
 
 from vlmcache.cache import layout, page_cache
+from vlmcache.cache.drives import drive_of
 from vlmcache.cache.hashing import hash_file, new_hash
-from vlmcache.cache.moves import FORMAT, Move, Note, is_trusted, leads_back, note_path
+from vlmcache.cache.moves import (
+    FORMAT,
+    RECORD_FORMAT,
+    Move,
+    Note,
+    RepoRecord,
+    is_trusted,
+    leads_back,
+    note_path,
+    record_path,
+)
 from vlmcache.cache.reading import open_quietly, read_bytes
+from vlmcache.cache.scan import allocated_bytes
 from vlmcache.cache.state import Repo, SharedBlob
 from vlmcache.change import placing
 from vlmcache.change.execute import execute
@@ -35,6 +47,8 @@ _SYNC_EVERY = 8
 """Blocks after which what was written is brought to the disk, so that memory does not fill up."""
 _MANIFEST_LIMIT = 64_000_000
 _COPYING = ".copying"
+_TEMPORARY = ".00000000.tmp"
+"""Always the same name, so that one that a kill left behind goes with the next note."""
 _NO_HASH = "0" * 64
 _NOT_HERE = frozenset(
     {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
@@ -543,5 +557,53 @@ def write_moves(destination: str, moves: Mapping[str, Move]) -> None:
             os.unlink(path)
         return
     content = msgspec.json.encode(Note(FORMAT, dict(sorted(moves.items()))))
-    # Always the same name, so that one that a kill left behind goes with the next note.
-    placing.write_file(path, content, 0o644, temporary=path + ".00000000.tmp")
+    placing.write_file(path, content, 0o644, temporary=path + _TEMPORARY)
+
+
+def write_record(cache_dir: str, folder: str, destination: str) -> None:
+    """Record in a cache where one of its repos goes.
+
+    Args:
+        cache_dir: the real path of the cache.
+        folder: the name of the repo's folder.
+        destination: the real path of the folder to which it is moved.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    path = record_path(cache_dir, folder)
+    locks = os.path.dirname(path)
+    record = RepoRecord(RECORD_FORMAT, cache_dir, destination, drive_of(destination))
+    try:
+        content = msgspec.json.encode(record)
+    except UnicodeEncodeError:
+        return  # a name that JSON cannot hold; the link itself still says where the repo is
+    try:
+        os.mkdir(locks)
+    except FileExistsError:
+        pass
+    else:
+        placing.sync_folder(cache_dir)
+    placing.write_file(path, content, 0o644, temporary=path + _TEMPORARY)
+
+
+def remove_record(cache_dir: str, folder: str) -> None:
+    """Remove what is recorded of a repo, if anything is.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    path = record_path(cache_dir, folder)
+    for name in (path, path + _TEMPORARY):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def record_size(cache_dir: str, folder: str) -> int:
+    """Return the bytes of disk that the record of a repo and the folder of records occupy."""
+    path = record_path(cache_dir, folder)
+    found = 0
+    for name in (os.path.dirname(path), path, path + _TEMPORARY):
+        with contextlib.suppress(OSError):
+            found += allocated_bytes(os.lstat(name))
+    return found

@@ -62,7 +62,7 @@ def is_young(mtime_ns: int, now: float) -> bool:
 
 def is_read(repo: Repo) -> bool:
     """Return whether all folders of a repo could be read, so that what it holds is known."""
-    return all(finding.code != UNREADABLE for finding in repo.findings)
+    return repo.away is None and all(one.code != UNREADABLE for one in repo.findings)
 
 
 def looks_wasted(repo: Repo) -> list[tuple[str, str]]:

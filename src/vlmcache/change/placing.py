@@ -385,6 +385,23 @@ def place_repo_link(path: str, target: str) -> None:
     sync_folder(os.path.dirname(path))
 
 
+def replace_repo_link(path: str, target: str) -> None:
+    """Let a link in the place of a repo's folder lead elsewhere, with no instant without one.
+
+    Raises:
+        OSError: the system refuses; the link is as it was.
+    """
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.new")
+    try:
+        os.symlink(target, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        _discard(temporary)
+        raise
+    sync_folder(folder)
+
+
 def put_back(aside: str, path: str) -> None:
     """Rename a repo that was set aside back to its place, where nothing is.
 

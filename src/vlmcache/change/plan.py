@@ -31,7 +31,9 @@ class Remove(msgspec.Struct, frozen=True, tag="remove", tag_field="action"):
     """
 
     path: str
-    kind: Literal["ref", "link", "file", "blob", "partial", "tree", "lock", "stray", "folder"]
+    kind: Literal[
+        "ref", "link", "file", "blob", "partial", "tree", "lock", "stray", "folder", "record"
+    ]
     repo: str | None
     reason: str
     frees: int

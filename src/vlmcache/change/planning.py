@@ -14,6 +14,7 @@ from typing import TypeAlias
 import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.cache.moves import away_remedy, away_words, record_path
 from vlmcache.cache.scan import STALE_AFTER, is_stale
 from vlmcache.cache.state import (
     Blob,
@@ -256,8 +257,17 @@ class _Builder:
             self.trees.append(
                 Remove(repo.path, "link", repo.id, reason, frees, _expected(repo.entry))
             )
+            if repo.record is not None:
+                path, expected = record_path(self.state.dir, repo.folder), _expected(repo.record)
+                frees = repo.record.allocated
+                self.trees.append(Remove(path, "record", repo.id, reason, frees, expected))
             why = "only the link goes: links are never followed"
-            if not repo.by_class.total:
+            if repo.away is not None:
+                why = (
+                    "only the link is removed: the model stays on its drive, which is away; "
+                    + away_remedy(repo.away)
+                )
+            elif not repo.by_class.total:
                 why = "only the link goes: that place is not there now"
             if repo.moved_to is None:
                 self.kept.append(Kept(repo.linked_to, repo.id, why))
@@ -812,6 +822,9 @@ def _select_everything(
     reason = "everything goes"
     for repo in state.repos:
         if repo.moved_to is not None:
+            continue
+        if repo.away is not None:
+            chosen.kept.append(Kept(repo.path, repo.id, away_words(repo.away)))
             continue
         protected = [
             revision.commit

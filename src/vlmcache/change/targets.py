@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import resolve
+from vlmcache.cache.moves import away_error
 from vlmcache.cache.state import CacheState, Repo, Stray
 from vlmcache.change.planning import Target
 from vlmcache.config import Config, cached_repo
@@ -37,6 +38,7 @@ def find_targets(
     Raises:
         UnknownModelError: nothing of that name is in the cache.
         UsageError: a revision cannot be one, or two were given.
+        AwayError: it is a revision of a repo on a drive that is not mounted.
     """
     found: list[Target] = []
     for name in names:
@@ -115,6 +117,8 @@ def _target(
         if any(one.whole for one in rest):
             return Target(text, folder, leftovers=rest, gone=True)
         raise _unknown(state, text, config)
+    if repo is not None and repo.away is not None:
+        raise away_error(repo, repo.away)
     commit = resolve(repo, revision) if repo is not None else None
     if repo is not None and commit is not None and repo.revision(commit) is not None:
         return Target(text, folder, commit, leftovers=rest)

@@ -27,22 +27,37 @@ def confirmation(output: Output, *, yes: bool, word: str | None = None) -> Confi
 
         count = len(removal.plan.actions)
         size = size_text(removal.plan.frees)
-        if output.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if not can_ask(output):
             raise UnconfirmedError(
                 f"{count} items would be removed, freeing {size}: nobody is there to ask",
                 "--dry-run shows them, --yes removes them",
             )
         view.show_plan(removal, stream=sys.stderr, verbose=output.verbose)
         noun = "item" if count == 1 else "items"
-        choice = f"type {word} to go on" if word else "y/N"
-        print(f"Remove {count} {noun}, freeing {size}? [{choice}] ", end="", file=sys.stderr)
-        sys.stderr.flush()
-        try:
-            answer = sys.stdin.readline().strip()
-        except BaseException:
-            # Ctrl-C: what follows begins on a line of its own.
-            print(file=sys.stderr)
-            raise
-        return answer == word if word else answer.lower() in ("y", "yes")
+        return is_agreed(f"Remove {count} {noun}, freeing {size}?", word)
 
     return ask
+
+
+def can_ask(output: Output) -> bool:
+    """Return whether there is a terminal on which to ask, and an answer that a person reads."""
+    return not output.json and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def is_agreed(question: str, word: str | None = None) -> bool:
+    """Ask on stderr and return whether the answer is yes.
+
+    Args:
+        question: what is asked.
+        word: what has to be typed; `y` or `yes` if not given.
+    """
+    choice = f"type {word} to go on" if word else "y/N"
+    print(f"{question} [{choice}] ", end="", file=sys.stderr)
+    sys.stderr.flush()
+    try:
+        answer = sys.stdin.readline().strip()
+    except BaseException:
+        # Ctrl-C: what follows begins on a line of its own.
+        print(file=sys.stderr)
+        raise
+    return answer == word if word else answer.lower() in ("y", "yes")

@@ -14,6 +14,7 @@ import msgspec
 from vlmcache import advice
 from vlmcache.cache import formats, layout
 from vlmcache.cache.completeness import judge, read_shards
+from vlmcache.cache.moves import away_error
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Revision
@@ -80,10 +81,14 @@ def find_source(
         UnknownModelError: the name is neither a key nor a repo id.
         NotDownloadedError: the model is not cached as a whole.
         DamagedWeightsError: a file is there and cannot be what it should be.
+        AwayError: it is on a drive that is not mounted.
     """
     state = scan(location.dir)
     model = find_model(config, name, [repo.id for repo in state.repos if repo.type == "model"])
-    judgement = judge(state.repo(model.repo), model.revision)
+    repo = state.repo(model.repo)
+    if repo is not None and repo.away is not None:
+        raise away_error(repo, repo.away)
+    judgement = judge(repo, model.revision)
     held = judgement.revision
     pull = advice.command("pull", name)
     if judgement.state == "missing":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import IO
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,25 +18,37 @@ from vlmcache.units import pace_text, size_text
 
 _COLOURS = {"failed": "red", "planned": "dim"}
 _WORDS = {
-    "planned": "to move",
     "moved": "moved",
     "linked": "linked: an interrupted move is finished",
     "finished": "finished: what was set aside is removed",
     "taken-back": "taken back: it is where it was",
+    "relinked": "linked to where it is now",
     "failed": "not moved",
 }
 
 
-def show(value: Moved, *, undone: bool = False, verbose: bool = False) -> None:
-    """Print what would be or was moved, or taken back."""
-    out = console()
+def show(
+    value: Moved,
+    *,
+    undone: bool = False,
+    relinked: bool = False,
+    verbose: bool = False,
+    stream: IO[str] | None = None,
+) -> None:
+    """Print what would be or was moved, taken back, or linked to where it is now."""
+    out = console(stream)
     if value.receipt is None:
         show_cache(out, value.cache)
     if value.repos:
-        out.print(_table(value, undone=undone))
+        out.print(_table(value, undone=undone, relinked=relinked))
         out.print()
     planned = value.receipt is None
-    if not value.repos:
+    if relinked:
+        count = len([repo for repo in value.repos if repo.error is None])
+        words = "1 link" if count == 1 else f"{count} links"
+        words = f"Would rewrite {words}" if planned else f"Rewrote {words}"
+        out.print(Text(f"{words}: {printable(value.destination)}"), soft_wrap=True)
+    elif not value.repos:
         out.print("Nothing to take back." if undone else "Nothing to move.")
     elif undone:
         words = "Would free" if planned else "Freed"
@@ -56,7 +70,7 @@ def show(value: Moved, *, undone: bool = False, verbose: bool = False) -> None:
         noun = "process" if count == 1 else "processes"
         text = f"{count} {noun} could not be looked into, and may use some of this"
         out.print(labelled("Note", text))
-    if value.repos and not undone and not value.in_use:
+    if value.repos and not undone and not relinked and not value.in_use:
         _show_setting(out, value)
 
 
@@ -64,10 +78,11 @@ def _freed(value: Moved) -> int:
     return value.receipt.freed if value.receipt is not None else 0
 
 
-def _table(value: Moved, *, undone: bool) -> Table:
+def _table(value: Moved, *, undone: bool, relinked: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("MODEL", overflow="fold")
-    if not undone:
+    sized = not undone and not relinked
+    if sized:
         table.add_column("SIZE", justify="right", no_wrap=True)
         table.add_column("TO COPY", justify="right", no_wrap=True)
     table.add_column("STATE", overflow="fold")
@@ -75,16 +90,17 @@ def _table(value: Moved, *, undone: bool) -> Table:
     for repo in value.repos:
         move = moves.get(repo.path)
         cells: list[str | Text] = [printable(repo.repo)]
-        if not undone:
+        if sized:
             to_copy = move.size - move.have if move is not None and move.needs else 0
             cells.append(size_text(repo.size) if repo.size else NOTHING)
             cells.append(size_text(to_copy) if to_copy else NOTHING)
-        table.add_row(*cells, _state(repo, undone=undone))
+        planned = "to take back" if undone else "to link" if relinked else "to move"
+        table.add_row(*cells, _state(repo, planned))
     return table
 
 
-def _state(repo: MovedRepo, *, undone: bool) -> Text:
-    words = "to take back" if undone and repo.state == "planned" else _WORDS[repo.state]
+def _state(repo: MovedRepo, planned: str) -> Text:
+    words = planned if repo.state == "planned" else _WORDS[repo.state]
     text = Text(words, _COLOURS.get(repo.state, "green"))
     if repo.error is not None:
         text.append(f": {printable(repo.error.message)}", "default")

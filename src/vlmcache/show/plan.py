@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import IO
@@ -26,6 +27,7 @@ _WORDS = {
     "ref": ("ref", "refs"),
     "folder": ("folder", "folders"),
     "link": ("link", "links"),
+    "record": ("record of its move", "records of moves"),
     "file": ("file", "files"),
     "blob": ("blob", "blobs"),
     "partial": ("partial download", "partial downloads"),
@@ -212,7 +214,14 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
     for one in shown:
         _show_outcome(out, one)
     if not verbose:
-        busy = [one for one in removal.plan.kept if one.processes]
+        links = {
+            os.path.basename(action.path)
+            for action in removal.plan.actions
+            if isinstance(action, Remove) and action.kind == "link"
+        }
+        busy = [
+            one for one in removal.plan.kept if one.processes or os.path.basename(one.path) in links
+        ]
         _show_kept(out, busy, verbose=False)
         _show_unknown_use(out, removal)
         if not receipt.outcomes:

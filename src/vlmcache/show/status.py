@@ -9,18 +9,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlmcache.cache.moves import DRIVE_AWAY
 from vlmcache.cache.state import Finding
 from vlmcache.overview import CacheSummary, ModelStatus, RepoStatus, Status
 from vlmcache.show.console import console
 from vlmcache.show.text import NOTHING, ago, printable
 from vlmcache.units import size_text
 
-STATE_COLOURS = {"cached": "green", "partial": "yellow", "missing": "dim", "damaged": "bold red"}
+STATE_COLOURS = {
+    "cached": "green",
+    "partial": "yellow",
+    "missing": "dim",
+    "damaged": "bold red",
+    "away": "magenta",
+}
 SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 _WIDE = 110
 _NARROW = 72
 _SHOWN_FILES = 3
-_ALWAYS_SHOWN = ("hub-not-asked", "configuration", "changed-copy")
+_ALWAYS_SHOWN = ("hub-not-asked", "configuration", "changed-copy", DRIVE_AWAY)
 """Findings that are worth telling although nothing is damaged: an answer is missing, or a wish."""
 _SHOWN_FINDINGS = 8
 
@@ -63,7 +70,7 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
             command, text = printable(step.command or ""), f"# {printable(step.text)}"
             together = len(command) + len(text) + 4 <= out.width
             line = Text(command, "bold")
-            line.append("  " if together else "\n")
+            line.append(("  " if together else "\n") if command else "")
             line.append(text, "not bold dim")
             out.print(hanging(line, 2))
 

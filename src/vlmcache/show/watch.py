@@ -34,7 +34,7 @@ from vlmcache.units import duration_text, size_text
 from vlmcache.watching import Download, Look, Program, Snapshot, WatchedModel
 
 _SORTS = ("name", "size", "state")
-_STATES = ("damaged", "partial", "missing", "cached")
+_STATES = ("damaged", "away", "partial", "missing", "cached")
 _KEPT_EVENTS = 50
 _SHOWN_EVENTS = 6
 _WIDE = 110
@@ -43,6 +43,8 @@ _ADVANCE_SECONDS = 10.0
 _EVENT_COLOURS = {
     "downloaded": "green",
     "damaged": "bold red",
+    "away": "magenta",
+    "back": "green",
     "removed": "yellow",
     "download-left-behind": "yellow",
     "low-space": "bold red",
