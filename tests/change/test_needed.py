@@ -76,6 +76,7 @@ def _write_ref_earlier(repo: CachedRepo) -> None:
 
 
 def _rename(repo: CachedRepo) -> None:
+    (repo.trees / f"{first(repo).name}.json").unlink()
     first(repo).rename(repo.snapshots / "main")
 
 
@@ -86,6 +87,13 @@ def _touch_folder(repo: CachedRepo) -> None:
 def _date_a_link_into_the_future(repo: CachedRepo) -> None:
     when = time.time() + 10 * DAY
     os.utime(first(repo) / "config.json", (when, when), follow_symlinks=False)
+
+
+def _forget_what_the_new_one_should_have(repo: CachedRepo) -> None:
+    """As an older client left it, and one file of it was never fetched."""
+    (repo.trees / f"{repo.latest}.json").unlink()
+    repo.pointer("README.md").unlink()
+    repo.blob("README.md").unlink()
 
 
 def _purge_refs(repo: CachedRepo) -> None:
@@ -126,6 +134,10 @@ NEEDED: dict[str, tuple[Callable[[CachedRepo], object], str]] = {
     "its name is not a commit": (_rename, "its name is not a commit"),
     "its folder was written now": (_touch_folder, "written within the last hour"),
     "a link of it is of tomorrow": (_date_a_link_into_the_future, "written within the last hour"),
+    "the newer one has fewer files and no listing": (
+        _forget_what_the_new_one_should_have,
+        "no newer complete revision replaces it",
+    ),
     "all refs were purged": (_purge_refs, "no newer complete revision replaces it"),
     "main has the configuration alone": (
         _let_main_be_the_configuration_alone,
