@@ -308,7 +308,7 @@ class Repo(msgspec.Struct, frozen=True):
     def lost_names(self, commit: str) -> set[str]:
         """Return the files of a commit's listing whose content is here and linked from nowhere.
 
-        None where a folder could not be read: what links to what is not known then.
+        There are none where a folder could not be read: what links to what is not known then.
         """
         tree = self.trees.get(commit, {})
         revision = self.revision(commit)
