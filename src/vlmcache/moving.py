@@ -170,7 +170,7 @@ def move(
     state = scan(os.path.realpath(location.dir))
     for repo in state.repos:
         if repo.away is not None and os.path.realpath(repo.away.destination) == place:
-            # What is there now is the system's own disk, which the mounted drive would hide.
+            # Below the mount point is the system's own disk, which the mounted drive would hide.
             raise away_error(repo, repo.away)
     there = _look(state, place)
     folders, rest, kept = _choose(state, config, there, names)

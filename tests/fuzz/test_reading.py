@@ -273,6 +273,31 @@ def test_a_file_of_the_cache_becomes_a_value_or_a_finding(
         path.write_bytes(before)
 
 
+RECORD = {
+    "format": "vlmcache.move-record/1",
+    "cache": "/cache/hub",
+    "destination": "/mnt/away/hub",
+    "drive": {"mount_point": "/mnt/away", "type": "ext4", "source": "/dev/sdz9", "uuid": "1-2"},
+}
+
+
+@examples(80)
+@given(as_json(RECORD) | st.binary(max_size=60))
+def test_a_record_of_a_move_says_where_a_model_is_or_nothing(place: Path, content: bytes) -> None:
+    locks = place / "moved/.locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    link = place / "moved/models--org--name"
+    if not link.is_symlink():
+        link.symlink_to("/mnt/away/hub/models--org--name")
+    (locks / "models--org--name.moved.json").write_bytes(content)
+    state = scan(place / "moved")
+    encodes(state)
+    repo = state.repo("org/name")
+    assert repo is not None
+    assert repo.away is None or repo.away.destination == "/mnt/away/hub"
+    assert not state.strays
+
+
 COPY = {
     "repo": "org/name",
     "commit": COMMIT,
