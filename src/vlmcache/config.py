@@ -520,6 +520,13 @@ def find_model(config: Config, text: str, cached: Iterable[str] = ()) -> ModelCo
     return msgspec.structs.replace(model, revision=revision) if at else model
 
 
+def name_of(config: Config, key: str, revision: str) -> str:
+    """Return what to type for one revision of a model, given its key or repo id."""
+    known = config.models.get(key)
+    usual = known.revision if known is not None else "main"
+    return key if revision == usual else f"{key}@{revision}"
+
+
 def _by_repo(config: Config, name: str, cached: set[str]) -> ModelConfig:
     for model in config.models.values():
         if model.repo == name:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from vlmcache import advice
 from vlmcache.cache import layout
 from vlmcache.cache.state import Finding
 from vlmcache.cache.usage import AccessTimes, mount_of, nearest_folder
@@ -28,6 +29,7 @@ from vlmcache.config import (
 )
 from vlmcache.errors import CacheError, ConfigError, UnloadableError
 from vlmcache.overview import Status, status
+from vlmcache.recommending import Advice, what_frees
 from vlmcache.sharing import Sharing, check_access
 from vlmcache.units import size_text
 
@@ -159,7 +161,8 @@ def diagnose(
     except (CacheError, ConfigError) as error:
         findings.append(_finding("cache-path", "error", location.dir, error.message, error.hint))
     findings += _check_paths(paths, location, environment)
-    findings += _check_filesystem(filesystem, location.dir, config)
+    steps = found.recommendations if found is not None else ()
+    findings += _check_filesystem(filesystem, location.dir, config, what_frees(steps))
     findings += _check_permissions(location.dir)
     findings += _check_versions(versions)
     if found is not None:
@@ -179,7 +182,7 @@ def diagnose(
         offline=Offline(
             not lacking and found is not None, lacking, environment.offline_by is not None
         ),
-        findings=tuple(findings),
+        findings=tuple(map(Advice(config, location).completed, findings)),
         shared=access.sharing if access is not None else None,
         plan=access.plan if access is not None else None,
         receipt=access.receipt if access is not None else None,
@@ -382,7 +385,7 @@ def _check_paths(
             path,
             f"another cache with models lies at {path}; {location.source} decides for "
             f"{location.dir}",
-            f"vlmcache status --cache-dir {path}",
+            advice.command("status", "--cache-dir", path),
         )
     for fact in paths:
         if fact.name == "vlmcache" and not fact.writable:
@@ -424,7 +427,9 @@ def _other_caches(location: CacheLocation, environment: Environment) -> Iterator
             yield path
 
 
-def _check_filesystem(filesystem: Filesystem, path: str, config: Config) -> Iterator[Finding]:
+def _check_filesystem(
+    filesystem: Filesystem, path: str, config: Config, frees: str
+) -> Iterator[Finding]:
     if filesystem.symlinks is False:
         yield _finding(
             "no-symlinks",
@@ -455,7 +460,7 @@ def _check_filesystem(filesystem: Filesystem, path: str, config: Config) -> Iter
             "warning",
             path,
             f"{size_text(free)} free, below the minimum of {size_text(config.limits.min_free)}",
-            f"vlmcache clean --free {config.limits.min_free}",
+            frees,
         )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from typing import TypeAlias
 
 import msgspec
@@ -16,7 +17,9 @@ from vlmcache.cache.moves import read_moves
 from vlmcache.cache.scan import allocated_bytes, scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import (
+    AccessTimes,
     LastUse,
+    Mount,
     Process,
     Usage,
     find_users,
@@ -86,6 +89,64 @@ class SideCache(msgspec.Struct, frozen=True):
     path: str
     exists: bool
     size_on_disk: int
+
+
+class Known:
+    """What plans need to know next to a scan. Each fact is read once, and only if it is asked for.
+
+    Args:
+        environment: the variables that say where our journal is.
+        state: the cache as it was scanned.
+    """
+
+    def __init__(self, environment: Environment, state: CacheState) -> None:
+        self.environment = environment
+        self.state = state
+        self._used_there: dict[str, dict[Key, LastUse]] = {}
+        self._usage_there: dict[str, Usage] = {}
+
+    @cached_property
+    def mount(self) -> Mount | None:
+        """The filesystem of the cache."""
+        return mount_of(self.state.dir)
+
+    @cached_property
+    def journal(self) -> dict[tuple[str, str, str], float]:
+        """When our journal saw each revision in use: (type, repo, commit) -> seconds."""
+        with Memory(own_home(self.environment)[0]) as memory:
+            return memory.uses(self.state.dir)
+
+    @cached_property
+    def used(self) -> dict[Key, LastUse]:
+        """When each revision of the cache was last used."""
+        return last_uses(self.state, self.journal, _access_times(self.mount))
+
+    @cached_property
+    def usage(self) -> Usage:
+        """What running processes use now."""
+        return who_uses(self.state)
+
+    @cached_property
+    def places(self) -> dict[str, CacheState]:
+        """The folders to which models were moved, scanned."""
+        return _scan_places(set(_moved_repos(self.state).values()))
+
+    def used_at(self, place: CacheState) -> dict[Key, LastUse]:
+        """Return when each revision of models that were moved to a place was last used."""
+        if place.dir not in self._used_there:
+            access = _access_times(mount_of(place.dir))
+            self._used_there[place.dir] = last_uses(place, self.journal, access)
+        return self._used_there[place.dir]
+
+    def usage_at(self, place: CacheState) -> Usage:
+        """Return what running processes use of models that were moved to a place."""
+        if place.dir not in self._usage_there:
+            self._usage_there[place.dir] = who_uses(place, {repo.folder for repo in place.repos})
+        return self._usage_there[place.dir]
+
+
+def _access_times(mount: Mount | None) -> AccessTimes:
+    return mount.access_times if mount else "unknown"
 
 
 class Removal(msgspec.Struct, frozen=True):
@@ -220,8 +281,9 @@ def clean(
     """
     wishes = wishes or Wishes()
     state = scan(location.dir)
-    usage = who_uses(state)
-    plan, missed = plan_clean(environment, config, state, wishes, usage)
+    known = Known(environment, state)
+    usage = known.usage
+    plan, missed = plan_clean(environment, config, state, wishes, usage, known)
     beside = tuple(_side_caches(environment))
     plan, side_use = _with_side_caches(plan, beside, wishes)
     removal = Removal(
@@ -249,9 +311,11 @@ def plan_clean(
     state: CacheState,
     wishes: Wishes | None = None,
     usage: Usage | None = None,
+    known: Known | None = None,
 ) -> tuple[Plan, int]:
     """Return the plan of `clean` for a scanned cache, and the bytes by which it misses its goal."""
     wishes = wishes or Wishes()
+    known = known or Known(environment, state)
     limits = config.limits
     budget = wishes.max_size
     asked = (wishes.older_than, wishes.max_size, wishes.free)
@@ -273,23 +337,21 @@ def plan_clean(
         ),
         now=state.scanned_at,
         free_now=free_now,
-        last_used=last_use(environment, state),
+        last_used=known.used,
         pinned=pinned_models(config, state, wishes.evict),
         kept=kept,
         usage=usage or Usage(),
     )
-    moved = _moved_repos(state)
     plans = [
-        _plan_clean_there(environment, config, state, place, wishes, kept, usage)
-        for place in _scan_places(set(moved.values())).values()
+        _plan_clean_there(config, known, place, wishes, kept, usage)
+        for place in known.places.values()
     ]
     return joined([*plans, plan]), missed
 
 
 def _plan_clean_there(
-    environment: Environment,
     config: Config,
-    state: CacheState,
+    known: Known,
     place: CacheState,
     wishes: Wishes,
     kept: Protected,
@@ -299,6 +361,7 @@ def _plan_clean_there(
 
     What else is at that place is none of ours. Its bytes count for no goal, which is this disk's.
     """
+    state = known.state
     moved = _moved_repos(state)
     ours = tuple(repo for repo in place.repos if moved.get(repo.folder) == place.dir)
     there = msgspec.structs.replace(
@@ -310,7 +373,7 @@ def _plan_clean_there(
         locks={folder: one for folder, one in state.locks.items() if folder in moved},
     )
     if usage is not None:
-        files = who_uses(there, {repo.folder for repo in ours}).files
+        files = known.usage_at(there).files
         usage = Usage(usage.files | files, usage.locks, usage.hidden)
     plan, _ = plan_cleaning(
         there,
@@ -320,7 +383,7 @@ def _plan_clean_there(
             everything=wishes.everything,
         ),
         now=state.scanned_at,
-        last_used=last_use(environment, there, state.dir),
+        last_used=known.used_at(there),
         pinned=pinned_models(config, there),
         kept=kept,
         usage=usage or Usage(),
@@ -428,22 +491,6 @@ def carry_out(
                 write_moves(place, kept)
     outcomes = (*(one for receipt in receipts for one in receipt.outcomes), *stay)
     return Receipt(outcomes, sum(receipt.freed for receipt in receipts))
-
-
-def last_use(
-    environment: Environment, state: CacheState, noted_for: str | None = None
-) -> dict[Key, LastUse]:
-    """Return when each revision was last used: by our journal, and by this mount's access times.
-
-    Args:
-        environment: the variables in force.
-        state: the repos.
-        noted_for: the cache that the journal knows them by, where it is another.
-    """
-    mount = mount_of(state.dir)
-    with Memory(own_home(environment)[0]) as memory:
-        journal = memory.uses(noted_for or state.dir)
-    return last_uses(state, journal, mount.access_times if mount else "unknown")
 
 
 def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()) -> Protected:

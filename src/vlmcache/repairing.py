@@ -29,7 +29,10 @@ from vlmcache.hub.client import Client, Patience
 from vlmcache.hub.errors import OfflineError
 from vlmcache.hub.listing import check_names, list_files, resolve
 from vlmcache.hub.progress import Watcher
-from vlmcache.pulling import WORKERS, find_shortage
+from vlmcache.pulling import WORKERS
+from vlmcache.recommending import what_makes_room
+from vlmcache.removal import Known
+from vlmcache.room import find_shortage
 from vlmcache.units import size_text
 from vlmcache.verifying import Damage, Verification, verify_state
 
@@ -101,7 +104,9 @@ def repair(
         shortage = find_shortage(location.dir, config.limits, [order.plan for order in work.orders])
         blocked: VlmcacheError | None = work.offline_error()
         if blocked is None and shortage is not None:
-            blocked = shortage.error()
+            known = Known(environment, state)
+            repos = {order.repo for order in work.orders}
+            blocked = shortage.error(what_makes_room(known, config, location, shortage, repos))
         if dry_run or blocked is not None:
             return Run(value, blocked or work.error)
         outcomes, failure = work.carry_out(watcher)

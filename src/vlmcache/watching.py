@@ -186,14 +186,19 @@ def watch(
         watcher.close()
 
 
-def low_space(snapshot: Snapshot) -> LowSpaceError | None:
-    """Return the failure of a disk with too little free, or `None`."""
+def low_space(snapshot: Snapshot, hint: str | None = None) -> LowSpaceError | None:
+    """Return the failure of a disk with too little free, or `None`.
+
+    Args:
+        snapshot: the cache at one look.
+        hint: what makes room.
+    """
     cache = snapshot.cache
     if not snapshot.low or cache.free is None:
         return None
     return LowSpaceError(
         f"{size_text(cache.free)} free, less than {size_text(cache.min_free)}",
-        f"vlmcache clean --free {cache.min_free}",
+        hint,
     )
 
 

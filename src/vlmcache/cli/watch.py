@@ -57,7 +57,8 @@ def watch(
     """
     import msgspec
 
-    from vlmcache import metrics, watching
+    from vlmcache import metrics, overview, watching
+    from vlmcache.recommending import what_frees
     from vlmcache.show import watch as view
 
     session = open_session(config, cache_dir)
@@ -88,7 +89,8 @@ def watch(
                 output.warn(file.update(text))
             low = watching.low_space(look.snapshot)
             if low is not None and exit_on_low:
-                raise low
+                status = overview.status(settings, session.cache, environment=session.environment)
+                raise watching.low_space(look.snapshot, what_frees(status.recommendations)) or low
             if once:
                 break
     return ExitCode.DONE
