@@ -327,7 +327,7 @@ class _Choice:
                 yield msgspec.structs.replace(step, text=f"{room.low}: {step.text}")
         if short is not None:
             names = ", ".join(one.name for one in waiting)
-            reasons.append(f"{size_text(short.short)} short for {names}")
+            reasons.append(f"no room to download {names}")
             wanted = max(wanted, short.short)
         if reasons and wanted > freed:
             yield from self._models("; ".join(reasons), wanted - freed, gone)
