@@ -92,6 +92,8 @@ class Restored(msgspec.Struct, frozen=True):
     plan: Plan
     receipt: Receipt | None
     seconds: float
+    cache: str = ""
+    """The hub cache."""
 
 
 def backup(
@@ -217,6 +219,7 @@ def restore(
         plan,
         receipt,
         time.monotonic() - begun,
+        location.dir,
     )
 
 

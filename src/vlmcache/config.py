@@ -6,7 +6,7 @@ import difflib
 import io
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -32,6 +32,35 @@ _CONFIG_LIMIT = 4_000_000
 _DEEPEST = 100
 """Levels of nesting; thousands of them would end the process within PyYAML's C part."""
 SHIPPED = os.path.join(os.path.dirname(__file__), "config.yaml")
+Source: TypeAlias = Literal["--config", "VLMCACHE_CONFIG", "./config.yaml", "user", "shipped"]
+_OWN_ONLY = ("max_size", "archive", "base", "sources", "trash_days")
+"""Keys that make a command remove more or lead it elsewhere: no working folder sets them."""
+_DOTENV = frozenset(
+    {
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "HF_HOME",
+        "HF_ENDPOINT",
+        "HF_TOKEN",
+        "HF_HUB_OFFLINE",
+        "HF_HUB_ETAG_TIMEOUT",
+        "HF_HUB_DOWNLOAD_TIMEOUT",
+        "HF_HUB_USER_AGENT_ORIGIN",
+        "HF_HUB_VERBOSITY",
+        "HF_DEBUG",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+        "HF_HUB_DISABLE_PROGRESS_BARS",
+        "HF_HUB_DISABLE_SHARED_BLOBS",
+        "HF_HUB_DISABLE_SYMLINKS",
+        "HF_HUB_DISABLE_SYMLINKS_WARNING",
+        "HF_HUB_DISABLE_TELEMETRY",
+        "HF_HUB_DISABLE_XET",
+        "HF_HUB_ENABLE_HF_TRANSFER",
+        "HF_XET_HIGH_PERFORMANCE",
+        "HF_XET_CHUNK_CACHE_SIZE_BYTES",
+    }
+)
+"""What a `.env` may set: no file or folder but the hub cache, for a checkout may be anybody's."""
 
 
 class ModelConfig(msgspec.Struct, frozen=True):
@@ -68,10 +97,28 @@ class Config(msgspec.Struct, frozen=True):
     """The configuration in force, and the file it was read from."""
 
     path: str
-    source: Literal["--config", "VLMCACHE_CONFIG", "./config.yaml", "user", "shipped"]
+    source: Source
     models: dict[str, ModelConfig]
     limits: Limits
     warnings: tuple[str, ...] = ()
+    also: tuple[tuple[str, ModelConfig], ...] = ()
+    """Models that other files on the search path name, each with its file: `clean` keeps them."""
+    unread: str | None = None
+    """Why such a file cannot be read. What it names is not known then, so nothing is evicted."""
+    own_min_free: int | None = None
+    """The most that evicting may work towards, if a working folder sets `limits.min_free`."""
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What `status` and `doctor` say of the files."""
+        if self.unread is None:
+            return self.warnings
+        return *self.warnings, f"clean removes nothing until this is repaired: {self.unread}"
+
+    @property
+    def evict_for(self) -> int:
+        """The free space that making room may aim at: what a working folder adds is left out."""
+        return self.limits.min_free if self.own_min_free is None else self.own_min_free
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -82,10 +129,16 @@ class Environment(msgspec.Struct, frozen=True):
     """Names that the `.env` supplied."""
     folder: str
     """The working folder."""
+    ignored: tuple[str, ...] = ()
+    """Sentences about variables that the `.env` may not set."""
 
     def get(self, name: str) -> str | None:
         """Return a variable's value; an empty one counts as not set."""
         return self.variables.get(name) or None
+
+    def own(self, name: str) -> str | None:
+        """Return a variable's value if the process has it, whatever a `.env` says."""
+        return None if name in self.from_file else self.get(name)
 
     @property
     def offline_by(self) -> str | None:
@@ -130,12 +183,17 @@ def read_environment(
     where = os.getcwd() if folder is None else folder
     path = os.path.join(where, ".env")
     supplied: set[str] = set()
+    ignored: list[str] = []
     if os.path.isfile(path):
         for name, value in _read_dotenv(path).items():
-            if not merged.get(name):
+            if merged.get(name):
+                continue
+            if name in _DOTENV:
                 merged[name] = value
                 supplied.add(name)
-    return Environment(merged, frozenset(supplied), where)
+            else:
+                ignored.append(f"{path}: {name} is ignored: it counts only from the environment")
+    return Environment(merged, frozenset(supplied), where, tuple(ignored))
 
 
 def _read_dotenv(path: str) -> dict[str, str]:
@@ -151,7 +209,7 @@ def _read_dotenv(path: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for line in parse_stream(io.StringIO(lines)):
         name = line.key or ""
-        if not name.startswith("HF_") and name != "HUGGINGFACE_HUB_CACHE":
+        if not name.startswith(("HF_", "HUGGINGFACE_", "VLMCACHE_")):
             continue
         if "\0" in (line.value or ""):
             raise ConfigError(f"{path}:{line.original.line}: {name}: holds a null character")
@@ -209,8 +267,12 @@ def side_caches(environment: Environment) -> dict[str, str]:
     """Return name -> folder of the caches that hub libraries keep beside the hub cache.
 
     `xet` holds chunks of transfers (huggingface_hub's `HF_XET_CACHE`), `modules` the code of
-    trust_remote_code (transformers' `HF_MODULES_CACHE`).
+    trust_remote_code (transformers' `HF_MODULES_CACHE`). `clean` can empty them, so only the
+    process's own variables say where they are.
     """
+    names = {name for name in environment.variables if name not in environment.from_file}
+    own = {name: environment.variables[name] for name in names}
+    environment = msgspec.structs.replace(environment, variables=own)
     home = hub_home(environment)
     return {
         name: _expand(environment.get(variable) or os.path.join(home, name), environment)
@@ -238,38 +300,86 @@ def options_in_force(config: Config, location: CacheLocation) -> list[str]:
     return options
 
 
+def user_config() -> str:
+    """Return the path of the user's own config.yaml, which need not exist."""
+    import platformdirs
+
+    return os.path.join(platformdirs.user_config_dir("vlmcache", appauthor=False), "config.yaml")
+
+
+def _search_path(option: str | None, environment: Environment) -> list[tuple[Source, str]]:
+    """Return the files that may be read, the one that counts first; no file twice."""
+    own = user_config()
+    found: list[tuple[Source, str]] = []
+    if option:
+        found.append(("--config", _expand(option, environment)))
+    value = environment.get("VLMCACHE_CONFIG")
+    if value is not None:
+        found.append(("VLMCACHE_CONFIG", _expand(value, environment)))
+    local = os.path.join(environment.folder, "config.yaml")
+    # In the user's own config folder, the file is the user's.
+    if os.path.lexists(local) and os.path.realpath(local) != os.path.realpath(own):
+        found.append(("./config.yaml", local))
+    if os.path.lexists(own):
+        found.append(("user", own))
+    places: dict[str, tuple[Source, str]] = {}
+    for source, path in found:
+        places.setdefault(os.path.realpath(path), (source, path))
+    return list(places.values())
+
+
 def load_config(option: str | None, environment: Environment) -> Config:
-    """Return the configuration in force.
+    """Return the configuration in force, and what other files on the search path protect.
 
     Raises:
         ConfigError: the file that should be read cannot be, or holds a wrong value in a section of
             ours; the message names file, line and key.
     """
-    if option:
-        return _read_config(_expand(option, environment), "--config")
-    value = environment.get("VLMCACHE_CONFIG")
-    if value is not None:
-        return _read_config(_expand(value, environment), "VLMCACHE_CONFIG")
-    local = os.path.join(environment.folder, "config.yaml")
-    if os.path.lexists(local):
-        return _read_config(local, "./config.yaml")
-    import platformdirs
-
-    user = os.path.join(platformdirs.user_config_dir("vlmcache", appauthor=False), "config.yaml")
-    if os.path.lexists(user):
-        return _read_config(user, "user")
-    return shipped_config()
+    active: Config | None = None
+    notes: list[str] = []
+    also: list[tuple[str, ModelConfig]] = []
+    unread: str | None = None
+    own_min_free = Limits().min_free
+    for source, path in _search_path(option, environment):
+        try:
+            config = _read_config(path, source, alone=active is not None)
+        except ConfigError as error:
+            if active is None:
+                raise
+            unread = unread or error.message
+            continue
+        if config is None:
+            if active is None:
+                notes.append(f"{path}: not used: none of its models has model_path or repo")
+        elif active is None:
+            active = config
+        else:
+            also += ((path, model) for model in config.models.values())
+            own_min_free = config.limits.min_free
+    active = active or shipped_config()
+    return msgspec.structs.replace(
+        active,
+        warnings=(*notes, *active.warnings),
+        also=tuple(also),
+        unread=unread,
+        own_min_free=min(own_min_free, active.limits.min_free)
+        if active.source == "./config.yaml"
+        else None,
+    )
 
 
 def shipped_config() -> Config:
     """Return the configuration that comes with the package."""
-    return _read_config(SHIPPED, "shipped")
+    config = _read_config(SHIPPED, "shipped")
+    assert config is not None
+    return config
 
 
-def _read_config(
-    path: str,
-    source: Literal["--config", "VLMCACHE_CONFIG", "./config.yaml", "user", "shipped"],
-) -> Config:
+def _read_config(path: str, source: Source, *, alone: bool = False) -> Config | None:
+    """Return what a file configures, or `None` if it is a working folder's and not ours.
+
+    Without a `models` section the shipped models count, unless the file is read `alone`.
+    """
     import yaml
 
     from vlmcache.cache.reading import read_bytes
@@ -284,7 +394,11 @@ def _read_config(
         _check_depth(path, content)
         loader = _loader(content)
         try:
-            return _Reader(path, source, loader).read(loader.get_single_node())
+            reader = _Reader(path, source, loader, alone=alone)
+            root = loader.get_single_node()
+            if source == "./config.yaml" and not reader.is_ours(root):
+                return None
+            return reader.read(root)
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
@@ -344,11 +458,32 @@ def _loader(content: bytes) -> Any:
 class _Reader:
     """Reads our sections out of a composed YAML document; each value knows its line."""
 
-    def __init__(self, path: str, source: Any, loader: Any) -> None:
+    def __init__(self, path: str, source: Source, loader: Any, *, alone: bool) -> None:
         self.path = path
         self.source = source
+        self.alone = alone
         self.loader = loader
         self.warnings: list[str] = []
+
+    def is_ours(self, root: yaml.Node | None) -> bool:
+        """Return whether a file says anything to us: an application may have its own of the name.
+
+        `models: {}` does: it says that there are none.
+        """
+        import yaml
+
+        sections = self.mapping(root, "") if isinstance(root, yaml.MappingNode) else {}
+        models = sections.get("models")
+        if "vlmcache" in sections or models is None:
+            return "vlmcache" in sections
+        if not isinstance(models, yaml.MappingNode):
+            return models.tag.endswith(":null")
+        entries = self.mapping(models, "models").values()
+        return not models.value or any(
+            not self.mapping(entry, "").keys().isdisjoint(("model_path", "repo"))
+            for entry in entries
+            if isinstance(entry, yaml.MappingNode)
+        )
 
     def read(self, root: yaml.Node | None) -> Config:
         sections = {} if root is None else self.mapping(root, "the file")
@@ -357,7 +492,7 @@ class _Reader:
                 key: self.model(key, node)
                 for key, node in self.mapping(sections["models"], "models", empty=True).items()
             }
-        elif self.source == "shipped":
+        elif self.source == "shipped" or self.alone:
             models = {}
         else:
             models = shipped_config().models
@@ -469,12 +604,21 @@ class _Reader:
         values: dict[str, int | None] = {}
         for name, node in fields.items():
             key = f"vlmcache.{name}"
-            if name not in Limits.__struct_fields__:
+            line = node.start_mark.line + 1
+            null = node.tag.endswith(":null")
+            if self.source == "./config.yaml" and name in _OWN_ONLY:
+                if name == "max_size" and not null:
+                    self.size(node, key)
+                if not null:
+                    self.warnings.append(
+                        f"{self.path}:{line}: {key} is ignored: it counts only from "
+                        f"{user_config()}, --config or VLMCACHE_CONFIG"
+                    )
+            elif name not in Limits.__struct_fields__:
                 near = difflib.get_close_matches(name, Limits.__struct_fields__, 1)
                 meant = f"; did you mean {near[0]}?" if near else ""
-                line = node.start_mark.line + 1
                 self.warnings.append(f"{self.path}:{line}: {key} is not known{meant}")
-            elif node.tag.endswith(":null"):
+            elif null:
                 values[name] = None if name == "max_size" else 0
             else:
                 values[name] = self.size(node, key)
@@ -496,41 +640,92 @@ def parse_precision(text: str) -> Precision:
     raise ValueError(f"{text!r} is not one of {', '.join(PRECISIONS)}")
 
 
+def cached_repo(name: str, cached: Iterable[str]) -> str | None:
+    """Return the cached repo whose id a name is, in whatever case; the exact one if there are two.
+
+    Raises:
+        UsageError: it is several repos' id in another case.
+    """
+    found = {repo for repo in cached if repo.casefold() == name.casefold()}
+    if name in found:
+        return name
+    if len(found) > 1:
+        raise UsageError(f"{name} can be {' or '.join(sorted(found))}", "type one of them")
+    return found.pop() if found else None
+
+
 def find_model(config: Config, text: str, cached: Iterable[str] = ()) -> ModelConfig:
-    """Return the model that a command's MODEL means: a key, or a repo id, with `@revision`.
+    """Return the model that a command's MODEL means: a repo id or a key, with `@revision`.
+
+    The id of a repo in the cache comes first, so that no key can stand for another repo than the
+    one that is read off it; then keys, then other repo ids.
 
     Args:
         config: the configuration whose keys count.
         text: what was typed.
-        cached: repo ids in the cache; only these may lack an owner (`gpt2`).
+        cached: ids of the models in the cache; only these may be without an owner (`gpt2`).
 
     Raises:
-        UnknownModelError: no such key, and the text is no repo id with an owner.
-        UsageError: the revision cannot be one.
+        UnknownModelError: no such key, and the text is not a repo id with an owner.
+        UsageError: the revision cannot be one, or the name can be two repos.
     """
-    if text in config.models:
-        return config.models[text]
+    cached = set(cached)
     name, at, revision = text.partition("@")
+    repo = cached_repo(name, cached)
+    if repo is None and text in config.models:
+        return config.models[text]
     if at and not layout.is_revision(revision):
         raise UsageError(f"{revision!r} is not a branch, tag or commit")
-    if name in config.models:
-        model = config.models[name]
-    else:
-        model = _by_repo(config, name, set(cached))
+    model = config.models.get(name)
+    if model is None or repo not in (None, model.repo):
+        model = _by_repo(config, repo or name, cached)
     return msgspec.structs.replace(model, revision=revision) if at else model
 
 
-def name_of(config: Config, key: str, revision: str) -> str:
-    """Return what to type for one revision of a model, given its key or repo id."""
-    known = config.models.get(key)
+def name_of(config: Config, model: ModelConfig, cached: Iterable[str]) -> str:
+    """Return what to type for a model, which `find_model` takes for it: its key, usually.
+
+    Args:
+        config: the configuration whose keys count.
+        model: the model, at the revision that is meant.
+        cached: ids of the models in the cache, which come before keys.
+    """
+    known = config.models.get(model.key)
+    shadow = cached_repo(model.key.partition("@")[0], cached)
+    if shadow is not None and shadow != model.repo:
+        return f"{model.repo}@{model.revision}"
     usual = known.revision if known is not None else "main"
-    return key if revision == usual else f"{key}@{revision}"
+    return model.key if model.revision == usual else f"{model.key}@{model.revision}"
+
+
+def names_of_all(config: Config, cached: Iterable[str]) -> list[str]:
+    """Return a name for each configured model that `find_model` takes for it: its key, usually."""
+    ids: dict[str, set[str]] = {}
+    for repo in cached:
+        ids.setdefault(repo.casefold(), set()).add(repo)
+    return [
+        key
+        if ids.get(key.partition("@")[0].casefold(), set()) <= {model.repo}
+        else f"{model.repo}@{model.revision}"
+        for key, model in config.models.items()
+    ]
+
+
+def cached_models(location: CacheLocation) -> list[str]:
+    """Return the ids of the models that have a folder in the cache, without a scan."""
+    try:
+        entries = os.listdir(location.dir)
+    except OSError:
+        return []
+    folders = [found for name in entries if (found := layout.parse_repo_folder(name)) is not None]
+    return [repo for kind, repo in folders if kind == "model"]
 
 
 def _by_repo(config: Config, name: str, cached: set[str]) -> ModelConfig:
-    for model in config.models.values():
-        if model.repo == name:
-            return model
+    for same in (str, str.casefold):
+        for model in config.models.values():
+            if same(model.repo) == same(name) and (name not in cached or model.repo == name):
+                return model
     if layout.is_repo_id(name) and ("/" in name or name in cached):
         return ModelConfig(key=name, repo=name, configured=False)
     configured = {model.repo for model in config.models.values()}

@@ -167,8 +167,10 @@ def diagnose(
     findings += _check_versions(versions)
     if found is not None:
         findings += _check_cache(found)
+    findings += (_finding("configuration", "warning", config.path, text) for text in config.notices)
     findings += (
-        _finding("configuration", "warning", config.path, text) for text in config.warnings
+        _finding("configuration", "info", os.path.join(environment.folder, ".env"), text)
+        for text in environment.ignored
     )
     return Diagnosis(
         paths=paths,
@@ -202,7 +204,8 @@ def _paths(environment: Environment, config: Config, location: CacheLocation) ->
     beside = side_caches(environment)
 
     def source_of(variable: str) -> str:
-        return environment.source(variable) if environment.get(variable) else hub_source
+        names = (name for name in (variable, "HF_HOME") if environment.own(name))
+        return next(names, "default")
 
     for name, path, source in (
         ("cache", location.dir, location.source),

@@ -5,6 +5,7 @@ The weights are read ahead before torch and transformers are imported, so this i
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from vlmcache.config import (
@@ -60,19 +61,24 @@ def load_model(
         wanted = parse_precision(precision) if precision is not None else None
     except ValueError as error:
         raise UsageError(str(error)) from None
+    find = partial(
+        find_source,
+        settings,
+        location,
+        key,
+        wanted,
+        trust_remote_code=trust_remote_code,
+        for_application=True,
+    )
     models.require_packages()
     try:
-        _, source = find_source(
-            settings, location, key, wanted, trust_remote_code=trust_remote_code
-        )
+        _, source = find()
     except NotDownloadedError:
         # The pull's machinery is imported only where there is something to pull.
         from vlmcache.pulling import pull
 
         pull(settings, location, environment, [key])
-        _, source = find_source(
-            settings, location, key, wanted, trust_remote_code=trust_remote_code
-        )
+        _, source = find()
     home, _ = own_home(environment)
     snapshot = source
     source = quantized.preferred(home, source)

@@ -428,7 +428,9 @@ def _folder_named(
         target = find_targets(state, config, [name])[0]
     except UnknownModelError:
         model = config.models.get(name)
-        folder = layout.repo_folder("model", model.repo if model is not None else name)
+        folder = layout.repo_folder("model", name)
+        if model is not None and folder not in ended and not there.holds(folder):
+            folder = layout.repo_folder("model", model.repo)
         if folder not in ended and not there.holds(folder):
             raise
         return folder, folder in ended

@@ -203,7 +203,7 @@ def status(
     findings = list(state.all_findings())
     findings += (
         Finding("configuration", "warning", None, config.path, warning, None)
-        for warning in config.warnings
+        for warning in config.notices
     )
     environment = environment or read_environment()
     known = Known(environment, state)
@@ -546,6 +546,12 @@ def _recommend(
     return found + choose(advised, planner, room, downloads, needed)
 
 
+def name_to_pull(state: CacheState, config: Config, model: ModelStatus) -> str:
+    """Return what to type for a model of the status."""
+    cached = [repo.id for repo in state.repos if repo.type == "model"]
+    return name_of(config, ModelConfig(model.key, model.repo, model.revision), cached)
+
+
 def download_of(
     state: CacheState, config: Config, model: ModelStatus, *, repair: bool = False
 ) -> Download:
@@ -560,7 +566,7 @@ def download_of(
     estimate = model.expected_size
     return planned_download(
         state,
-        name_of(config, model.key, model.revision),
+        name_to_pull(state, config, model),
         model.repo,
         model.revision,
         commit=model.commit,

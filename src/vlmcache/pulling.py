@@ -23,6 +23,7 @@ from vlmcache.config import (
     Config,
     Environment,
     ModelConfig,
+    cached_models,
     find_model,
     name_of,
     options_in_force,
@@ -94,6 +95,8 @@ class Pulled(msgspec.Struct, frozen=True):
     plan: Plan
     receipt: Receipt | None
     findings: tuple[Finding, ...]
+    cache: str = ""
+    """The hub cache."""
 
 
 class Run(NamedTuple):
@@ -196,9 +199,8 @@ def run_pull(
                     row = _failed(msgspec.structs.replace(row, state="failed"), short)
                 done.append(row)
                 continue
-            again = _same_command(
-                config, location, [name_of(config, part.model.key, part.model.revision)], options
-            )
+            name = name_of(config, part.model, cached_models(location))
+            again = _same_command(config, location, [name], options)
             result, made, error = _carry_out(client, part, options, watcher, again)
             done.append(result)
             outcomes += made
@@ -226,7 +228,8 @@ def run_pull(
     )
     if room is not None:
         whole_plan = joined([room.plan, whole_plan])
-    value = Pulled(tuple(done), whole_plan, None if options.dry_run else receipt, tuple(findings))
+    shown = None if options.dry_run else receipt
+    value = Pulled(tuple(done), whole_plan, shown, tuple(findings), location.dir)
     return Run(value, _summed_up(done, errors))
 
 
@@ -248,12 +251,7 @@ def _same_command(
 
 def _models(config: Config, location: CacheLocation, names: Sequence[str]) -> list[ModelConfig]:
     """Return the models that names mean, each once."""
-    try:
-        entries = os.listdir(location.dir)
-    except OSError:
-        entries = []
-    folders = [found for name in entries if (found := layout.parse_repo_folder(name)) is not None]
-    cached = [repo for kind, repo in folders if kind == "model"]
+    cached = cached_models(location)
     models = {(m.repo, m.revision): m for m in (find_model(config, n, cached) for n in names)}
     return list(models.values())
 
@@ -457,12 +455,15 @@ def _make_room(
 
     Returns:
         The removal; its receipt is absent with `--dry-run`. `None` if the disk that is short is not
-        the cache's, or nothing that may go would be enough: then nothing is removed.
+        the cache's, nothing that may go would be enough, or a working folder's `min_free` asks for
+        more than the user's own: then nothing is removed.
     """
     # Only here, since most pulls need no room.
     from vlmcache.removal import Wishes, clean
 
     if not same_disk(shortage.place, location.dir):
+        return None
+    if shortage.min_free > config.evict_for:
         return None
     folders = set(os.listdir(location.dir)) if os.path.isdir(location.dir) else set()
     keep = tuple(
@@ -489,6 +490,11 @@ def _what_helps(
     from vlmcache.recommending import what_makes_room
     from vlmcache.removal import Known
 
+    if shortage.min_free > config.evict_for:
+        return (
+            f"{config.path} asks for more free space than your own configuration, and nothing is "
+            "evicted for that: lower its min_free"
+        )
     planned = msgspec.structs.replace(options, dry_run=True)
     if not options.make_room and _make_room(
         environment, config, location, parts, shortage, planned

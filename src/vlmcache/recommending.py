@@ -25,7 +25,7 @@ from vlmcache.change.pulling import plan_pull
 from vlmcache.config import CacheLocation, Config, options_in_force
 from vlmcache.removal import Known, Wishes, pinned_models, plan_clean
 from vlmcache.room import Shortage, find_shortage, same_disk
-from vlmcache.units import duration_text, size_text
+from vlmcache.units import duration_text, exact_size, size_text
 
 _RECENT = 30 * 86400.0
 _MOST_MODELS = 5
@@ -135,6 +135,9 @@ class Plans(Protocol):
     def on_cache_disk(self, shortage: Shortage) -> bool:
         """Return whether removing something from the cache makes room on that disk."""
 
+    def may_evict(self, shortage: Shortage) -> bool:
+        """Return whether `--make-room` may work towards that much free space."""
+
     def keepable(self, repos: Iterable[str]) -> tuple[str, ...]:
         """Return what `--keep` takes for those of the repos that are in the cache."""
 
@@ -152,11 +155,6 @@ class Plans(Protocol):
 
     def largest(self) -> str:
         """Return the largest models by size and last use, in words; empty if there is none."""
-
-
-def exact(size: int) -> str:
-    """Return a size as an option takes it, to the byte."""
-    return f"{size}B" if size else "0"
 
 
 def choose(
@@ -256,7 +254,7 @@ class _Choice:
     def _evicting(self, waiting: Sequence[Download], short: Shortage) -> list[Download]:
         """Return the downloads for which `pull --make-room` would make enough room."""
         pulled = [one for one in waiting if one.known and not one.repair]
-        if not pulled:
+        if not pulled or not self.plans.may_evict(short):
             return []
         # Whatever else is fetched takes its room too, so the goal is that of all downloads.
         wishes = Wishes(free=short.goal, keep=self.plans.keepable(one.repo for one in pulled))
@@ -294,7 +292,7 @@ class _Choice:
         cleaned = None
         words: tuple[str, ...] = ()
         if over and room.max_size is not None:
-            words = ("--max-size", exact(room.max_size))
+            words = ("--max-size", exact_size(room.max_size))
             cleaned = self._cleaning(words, Wishes(max_size=room.max_size))
         within = cleaned is not None
         if cleaned is None:
@@ -317,7 +315,7 @@ class _Choice:
         if bound is not None:
             emptied = None
             if short is None:
-                emptied = self._cleaning(("--free", exact(bound)), Wishes(free=bound))
+                emptied = self._cleaning(("--free", exact_size(bound)), Wishes(free=bound))
             if emptied is None:
                 reasons.append(room.low)
                 wanted = max(wanted, bound - (room.free or 0))
@@ -469,11 +467,9 @@ def fetching(repo_id: str, size: int) -> Plan:
     return Plan((Fetch(repo_id, "", "", "", size, 0, "not cached"),), needs=size)
 
 
-def name_to_type(config: Config, repo: Repo) -> str:
-    """Return what `rm` and `--keep` take for a repo: its id, or its path where a key has that."""
-    name = repo.id if repo.type == "model" else f"{repo.type}s/{repo.id}"
-    known = config.models.get(name)
-    return repo.path if known is not None and known.repo != repo.id else name
+def name_to_type(repo: Repo) -> str:
+    """Return what `rm` and `--keep` take for a repo."""
+    return repo.id if repo.type == "model" else f"{repo.type}s/{repo.id}"
 
 
 class Planner:
@@ -488,6 +484,9 @@ class Planner:
     def clean(self, wishes: Wishes) -> tuple[Plan, int]:
         """Return the plan of `clean`; who uses what is looked up only if it would free anything."""
         known, config = self.known, self.config
+        if config.unread is not None:
+            # `clean` refuses to work then.
+            return Plan(()), 1
         plan, missed = plan_clean(known.environment, config, self.state, wishes, Usage(), known)
         if not plan.frees:
             return plan, missed
@@ -502,10 +501,14 @@ class Planner:
         """Return whether that disk is the cache's."""
         return same_disk(shortage.place, self.location.dir)
 
+    def may_evict(self, shortage: Shortage) -> bool:
+        """Return whether that much free space is what the user's own configuration asks for."""
+        return shortage.min_free <= self.config.evict_for
+
     def keepable(self, repos: Iterable[str]) -> tuple[str, ...]:
         """Return what `--keep` takes for those of the repos that are in the cache."""
         there = [self.state.repo(one) for one in sorted(set(repos))]
-        return tuple(name_to_type(self.config, one) for one in there if one is not None)
+        return tuple(name_to_type(one) for one in there if one is not None)
 
     def locked_folder(self, plan: Plan) -> str | None:
         """Return a folder that the removals would change and this user cannot."""
@@ -573,7 +576,7 @@ class Planner:
                 continue
             plan = plan_removal(state, [Target(repo.id, repo.folder)])
             if plan.frees and self.locked_folder(plan) is None:
-                name = name_to_type(self.config, repo)
+                name = name_to_type(repo)
                 age = self._age(repo)
                 recent = age is not None and age < _RECENT
                 found.append(Evictable(name, repo.id, plan.frees, _used(age), recent))

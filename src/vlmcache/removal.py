@@ -12,6 +12,7 @@ from typing import TypeAlias
 import msgspec
 
 from vlmcache.cache import formats
+from vlmcache.cache.beside import LIBRARIES, library_entries
 from vlmcache.cache.completeness import judge_revision, resolve
 from vlmcache.cache.moves import read_moves
 from vlmcache.cache.scan import allocated_bytes, scan
@@ -28,6 +29,7 @@ from vlmcache.cache.usage import (
     who_uses,
 )
 from vlmcache.change.plan import (
+    Expected,
     Kept,
     Outcome,
     Plan,
@@ -52,10 +54,18 @@ from vlmcache.config import (
     Config,
     Environment,
     find_model,
+    hub_home,
     own_home,
     side_caches,
 )
-from vlmcache.errors import ChangedError, ExitCode, PartlyError, UsageError, VlmcacheError
+from vlmcache.errors import (
+    ChangedError,
+    ConfigError,
+    ExitCode,
+    PartlyError,
+    UsageError,
+    VlmcacheError,
+)
 from vlmcache.load.copies import KeptCopy, list_copies, remove_copies
 from vlmcache.memory import Memory
 from vlmcache.units import size_text
@@ -83,7 +93,10 @@ class RemovalError(VlmcacheError):
 
 
 class SideCache(msgspec.Struct, frozen=True):
-    """A cache of the hub's libraries beside the hub cache: `xet` chunks, remote code `modules`."""
+    """A cache of the hub's libraries beside the hub cache: `xet` chunks, remote code `modules`.
+
+    size_on_disk counts what that library wrote there, and nothing else of the folder.
+    """
 
     name: str
     path: str
@@ -165,6 +178,8 @@ class Removal(msgspec.Struct, frozen=True):
     hidden_processes: int = 0
     side_caches: tuple[SideCache, ...] = ()
     copies: tuple[KeptCopy, ...] = ()
+    cache: str = ""
+    """The hub cache."""
 
 
 Confirm: TypeAlias = Callable[[Removal], bool]
@@ -219,6 +234,7 @@ def remove(
         in_use=in_use,
         hidden_processes=usage.hidden,
         copies=_copies_of(environment, state, plan),
+        cache=state.dir,
     )
     if dry_run or (in_use and not force):
         return removal
@@ -277,15 +293,22 @@ def clean(
     Raises:
         UnknownModelError: a name to keep or to evict is no model.
         UnconfirmedError: `confirm` said no.
-        ConfigError: the cache path is no folder.
+        ConfigError: the cache path is not a folder, or another file on the search path of
+            config.yaml cannot be read: models that it names could be evicted.
     """
     wishes = wishes or Wishes()
+    if config.unread is not None:
+        raise ConfigError(
+            f"nothing was removed: which models another configuration names is not known: "
+            f"{config.unread}",
+            "repair or remove that file",
+        )
     state = scan(location.dir)
     known = Known(environment, state)
     usage = known.usage
     plan, missed = plan_clean(environment, config, state, wishes, usage, known)
     beside = tuple(_side_caches(environment))
-    plan, side_use = _with_side_caches(plan, beside, wishes)
+    plan, side_use = _with_side_caches(plan, beside, wishes, environment, state.dir)
     removal = Removal(
         plan,
         in_use=tuple(kept for kept in plan.kept if kept.processes) + side_use,
@@ -293,6 +316,7 @@ def clean(
         hidden_processes=usage.hidden,
         side_caches=beside,
         copies=_copies_of(environment, state, plan),
+        cache=state.dir,
     )
     if dry_run or not plan.actions:
         return removal if dry_run else msgspec.structs.replace(removal, receipt=Receipt(()))
@@ -496,7 +520,9 @@ def carry_out(
 def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()) -> Protected:
     """Return the revisions that configured models name, which nothing evicts.
 
-    Where such a revision cannot be told, every revision of its repo stays.
+    Models of every file on the search path count, not only those of the active one. If such a
+    revision is not known, every revision of its repo stays; if one of those files cannot be read,
+    every repo does.
 
     Args:
         config: the configuration in force.
@@ -506,20 +532,23 @@ def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()
     Raises:
         UnknownModelError: a name of `evict` is no model.
     """
-    cached = [repo.id for repo in state.repos]
+    cached = [repo.id for repo in state.repos if repo.type == "model"]
     loose = {find_model(config, name, cached).repo for name in evict}
     revisions: dict[Key, str] = {}
     repos: dict[str, str] = {}
-    for model in config.models.values():
+    if config.unread is not None:
+        repos = dict.fromkeys((repo.folder for repo in state.repos), config.unread)
+    named = [(f"configured as {model.key}", model) for model in config.models.values()]
+    named += ((f"configured as {model.key} in {path}", model) for path, model in config.also)
+    for why, model in named:
         repo = state.repo(model.repo)
         if repo is None or model.repo in loose:
             continue
         commit = resolve(repo, model.revision)
-        why = f"configured as {model.key}"
         if commit is None or repo.revision(commit) is None:
-            repos[repo.folder] = why
+            repos.setdefault(repo.folder, why)
         else:
-            revisions[repo.folder, commit] = why
+            revisions.setdefault((repo.folder, commit), why)
     return Protected(revisions, repos)
 
 
@@ -601,47 +630,83 @@ def _inodes_below(path: str) -> dict[tuple[int, int], str]:
     return found
 
 
+def _size_below(path: str) -> int:
+    """Return the bytes on disk of an entry with all that is below it; links count as themselves."""
+    size = 0
+    for below in _inodes_below(path).values():
+        with contextlib.suppress(OSError):
+            size += allocated_bytes(os.lstat(below))
+    return size
+
+
 def _side_caches(environment: Environment) -> list[SideCache]:
     found = []
     for name, path in side_caches(environment).items():
-        size = 0
-        seen: set[tuple[int, int]] = set()
-        for key, below in _inodes_below(path).items():
-            if key not in seen:
-                seen.add(key)
-                try:
-                    size += allocated_bytes(os.lstat(below))
-                except OSError:
-                    continue
+        own, _ = library_entries(name, path)
+        size = sum(_size_below(os.path.join(path, one)) for one in own)
         found.append(SideCache(name, path, os.path.isdir(path), size))
     return found
 
 
 def _with_side_caches(
-    plan: Plan, beside: Sequence[SideCache], wishes: Wishes
+    plan: Plan,
+    beside: Sequence[SideCache],
+    wishes: Wishes,
+    environment: Environment,
+    cache_dir: str,
 ) -> tuple[Plan, tuple[Kept, ...]]:
-    """Add the side caches that are to be emptied, unless a process uses them."""
-    actions = list(plan.actions)
+    """Add what the libraries wrote into the side caches asked for, unless a process uses it."""
+    actions: list[RemoveTree] = []
     kept: list[Kept] = []
-    frees = plan.frees
+    needed = (
+        ("the cache", cache_dir),
+        ("a cache of models", os.path.join(hub_home(environment), "hub")),
+        ("your home folder", os.path.expanduser("~")),
+        ("vlmcache's own folder", own_home(environment)[0]),
+    )
     for cache in beside:
         if not getattr(wishes, cache.name) or not cache.exists:
             continue
         if os.path.islink(cache.path):
             kept.append(Kept(cache.path, None, "it is a link: links are never followed"))
             continue
-        users = find_users(_inodes_below(cache.path)).files
-        if users:
-            processes = {one.pid: one for group in users.values() for one in group}
-            kept.append(Kept(cache.path, None, "in use", tuple(processes.values())))
+        holds = [what for what, path in needed if _is_at_or_below(path, cache.path)]
+        if holds:
+            kept.append(Kept(cache.path, None, f"it holds {holds[0]}, and is not emptied"))
             continue
-        reason = f"--{cache.name}"
-        actions.append(RemoveTree(cache.path, "side-cache", None, reason, cache.size_on_disk, None))
-        frees += cache.size_on_disk
+        own, others = library_entries(cache.name, cache.path)
+        if others:
+            shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
+            why = f"{LIBRARIES[cache.name]} did not write it: {shown}"
+            if not own:
+                why = (
+                    f"it does not look like a cache of {LIBRARIES[cache.name]}: nothing is removed"
+                )
+            kept.append(Kept(cache.path, None, why))
+        for path in (os.path.join(cache.path, name) for name in own):
+            users = find_users(_inodes_below(path)).files
+            if users:
+                processes = {one.pid: one for group in users.values() for one in group}
+                kept.append(Kept(path, None, "in use", tuple(processes.values())))
+                continue
+            stat = os.lstat(path)
+            expected = Expected(stat.st_ino, stat.st_mtime_ns, None)
+            reason = f"--{cache.name}"
+            actions.append(
+                RemoveTree(path, "side-cache", None, reason, _size_below(path), expected)
+            )
     plan = msgspec.structs.replace(
-        plan, actions=tuple(actions), frees=frees, kept=(*plan.kept, *kept)
+        plan,
+        actions=(*plan.actions, *actions),
+        frees=plan.frees + sum(action.frees for action in actions),
+        kept=(*plan.kept, *kept),
     )
     return plan, tuple(one for one in kept if one.processes)
+
+
+def _is_at_or_below(path: str, folder: str) -> bool:
+    real, root = os.path.realpath(path), os.path.realpath(folder)
+    return real == root or real.startswith(root.rstrip(os.sep) + os.sep)
 
 
 def _ask(removal: Removal, confirm: Confirm | None) -> None:

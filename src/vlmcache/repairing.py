@@ -99,7 +99,10 @@ def repair(
             work.plan_repo(repo)
         plan = work.plan()
         value = msgspec.structs.replace(
-            found, plan=plan, findings=(*found.findings, *work.findings)
+            found,
+            plan=plan,
+            findings=(*found.findings, *work.findings),
+            cache=location.dir,
         )
         shortage = find_shortage(location.dir, config.limits, [order.plan for order in work.orders])
         blocked: VlmcacheError | None = work.offline_error()

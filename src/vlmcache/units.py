@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgtp])(i?)b?|b)\s*", re.IGNORECASE)
+_POWERS = ("", "k", "m", "g", "t", "p")
 
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([smhdwy])\s*", re.IGNORECASE)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
+
+_BARE = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_DIGITS = 40
+"""As many digits of a number are read; more say nothing that a disk or a calendar could hold."""
 
 LARGEST = (1 << 63) - 1
 """The largest size in bytes that a filesystem can have: what is typed beyond it is a mistake."""
@@ -17,39 +21,71 @@ LONGEST = 1000 * _SECONDS["y"]
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that a text such as `1.5GB` (decimal), `2GiB` (binary) or `4096` means.
+    """Return the bytes that a string such as `1.5GB` (decimal), `2GiB` (binary), `7B` or `0` means.
 
     Raises:
-        ValueError: the text is no size.
+        ValueError: the string is not a size, or has no unit.
     """
+    if _is_zero(text, ("GB", "MB")):
+        return 0
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise ValueError(f"not a size: {text!r} (write 1.5GB, 2GiB or a number of bytes)")
+        raise ValueError(f"not a size: {_short(text)} (write 1.5GB, 2GiB or 4096B)")
     number, prefix, binary = match.groups()
-    base = 1024 if binary else 1000
-    unit: int = base ** _POWERS[prefix.lower()]
-    size = float(number) * unit
+    unit = (1024 if binary else 1000) ** _POWERS.index((prefix or "").lower())
+    whole, _, digits = number.partition(".")
+    whole, digits = whole.lstrip("0"), digits[:_DIGITS]
+    # Whole numbers all the way: what is written must be read back to the byte.
+    scale = 10 ** len(digits)
+    size = LARGEST
+    if len(whole) <= _DIGITS:
+        size = (2 * int(whole + digits or "0") * unit + scale) // (2 * scale)
     if size >= LARGEST:
         raise ValueError(f"no disk has that size: {_short(text)}")
-    return round(size)
+    return size
+
+
+def exact_size(size: int) -> str:
+    """Return a size in bytes as it is typed, which `parse_size` reads back to the byte: `50GB`."""
+    for base, end in ((1000, "B"), (1024, "iB")):
+        for power in range(len(_POWERS) - 1, 0, -1):
+            if size and size % base**power == 0:
+                prefix = _POWERS[power] if power == 1 and base == 1000 else _POWERS[power].upper()
+                return f"{size // base**power}{prefix}{end}"
+    return f"{size}B"
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds that a text such as `30d`, `12h`, `90s` or `0` means.
+    """Return the seconds that a string such as `30d`, `12h`, `90s` or `0` means.
 
     Raises:
-        ValueError: the text is no duration.
+        ValueError: the string is not a duration, or has no unit.
     """
-    if text.strip() == "0":
+    if _is_zero(text, ("d", "h")):
         return 0.0
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise ValueError(f"not a duration: {text!r} (write 30d, 12h or 90s)")
+        raise ValueError(f"not a duration: {_short(text)} (write 30d, 12h or 90s)")
     number, unit = match.groups()
     seconds = float(number) * _SECONDS[unit.lower()]
     if seconds > LONGEST:
         raise ValueError(f"longer than a thousand years: {_short(text)}")
     return seconds
+
+
+def _is_zero(text: str, units: tuple[str, str]) -> bool:
+    """Return whether a string is a plain 0, which needs no unit.
+
+    Raises:
+        ValueError: it is another number without a unit, and so could mean anything.
+    """
+    number = text.strip()
+    if not _BARE.fullmatch(number):
+        return False
+    if not number.strip("0."):
+        return True
+    short = number[:20]
+    raise ValueError(f"{_short(text)} has no unit ({short}{units[0]}? {short}{units[1]}?)")
 
 
 def _short(text: str) -> str:

@@ -9,11 +9,11 @@ from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding
 from vlmcache.change.plan import Plan
 from vlmcache.change.pulling import Selection, plan_pull
-from vlmcache.config import CacheLocation, Config, Environment, name_of
+from vlmcache.config import CacheLocation, Config, Environment
 from vlmcache.errors import VlmcacheError
 from vlmcache.hub.client import Client, Patience
 from vlmcache.hub.listing import list_files, resolve
-from vlmcache.overview import ModelStatus, Outdated, Status, download_of
+from vlmcache.overview import ModelStatus, Outdated, Status, download_of, name_to_pull
 from vlmcache.recommending import Advice, Recommendation
 from vlmcache.room import find_shortage
 from vlmcache.units import size_text
@@ -71,7 +71,7 @@ def with_updates(
     # A pull of what is not complete fetches the newest anyway, and takes its room first.
     behind = [model for model in models if model.outdated is not None and model.state == "cached"]
     if behind:
-        names = [name_of(config, model.key, model.revision) for model in behind]
+        names = [name_to_pull(state, config, model) for model in behind]
         fetch = sum(model.outdated.fetch for model in behind if model.outdated is not None)
         text = f"newer on the hub: {', '.join(names)}; {size_text(fetch)} to fetch"
         first = [download_of(state, config, one).plan for one in models if one.state != "cached"]

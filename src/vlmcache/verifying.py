@@ -18,7 +18,7 @@ from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision
 from vlmcache.cache.weights import read_header
 from vlmcache.change.plan import Plan, Receipt
 from vlmcache.change.targets import find_targets
-from vlmcache.config import CacheLocation, Config, Environment, own_home
+from vlmcache.config import CacheLocation, Config, Environment, cached_repo, own_home
 from vlmcache.errors import ExitCode, UnknownModelError, UsageError, VlmcacheError
 from vlmcache.hub.progress import Watcher
 from vlmcache.memory import Memory
@@ -98,6 +98,8 @@ class Verification(msgspec.Struct, frozen=True):
     plan: Plan | None = None
     receipt: Receipt | None = None
     remaining: tuple[str, ...] = ()
+    cache: str = ""
+    """The hub cache."""
 
 
 class _Scope(NamedTuple):
@@ -230,8 +232,10 @@ def _scopes(
         try:
             target = find_targets(state, config, [name])[0]
         except UnknownModelError:
-            model = config.models.get(name) or config.models.get(name.partition("@")[0])
-            if model is None:
+            plain = name.partition("@")[0]
+            model = config.models.get(name) or config.models.get(plain)
+            cached = cached_repo(plain, [repo.id for repo in state.repos if repo.type == "model"])
+            if model is None or cached not in (None, model.repo):
                 raise
             revision = name.partition("@")[2] if name not in config.models else model.revision
             report.missing.append(Missing(model.repo, revision or model.revision, "*"))

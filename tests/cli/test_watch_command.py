@@ -407,7 +407,7 @@ def test_metrics_are_kept_in_a_file_and_answered_on_the_loopback_only(
     repo: CachedRepo, vlmcache: Vlmcache, tmp_path: Path
 ) -> None:
     path = tmp_path / "vlmcache.prom"
-    with piped(vlmcache, "--metrics", str(path), "--listen", "0", "--interval", "1") as process:
+    with piped(vlmcache, "--metrics", str(path), "--listen", "0", "--interval", "1s") as process:
         match = re.search(r"metrics at http://127\.0\.0\.1:(\d+)/", line_of(process.stderr))
         assert match is not None
         port = int(match[1])

@@ -13,7 +13,7 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import hash_file
 from vlmcache.cache.state import Repo, TreeFile
-from vlmcache.config import Config
+from vlmcache.config import Config, cached_repo
 from vlmcache.errors import ExitCode, UnknownModelError, UsageError, VlmcacheError
 
 _BLOB_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
@@ -162,10 +162,12 @@ def wishes(folders: Iterable[str], config: Config, names: Sequence[str]) -> Wish
         return dict.fromkeys(sorted(there))
     found: dict[str, frozenset[str] | None] = {}
     for text in names:
-        name, at, revision = (text, "", "") if text in config.models else text.partition("@")
+        name, at, revision = text.partition("@")
+        if text in config.models and cached_repo(name, _models(there)) is None:
+            name, at, revision = text, "", ""
         if at and not layout.is_revision(revision):
             raise UsageError(f"{revision!r} is not a branch, tag or commit")
-        folder = next((one for one in _folders(config, name) if one in there), None)
+        folder = next((one for one in _folders(config, name, there) if one in there), None)
         if folder is None:
             raise _unknown(text, there)
         before = found.get(folder, frozenset())
@@ -174,11 +176,17 @@ def wishes(folders: Iterable[str], config: Config, names: Sequence[str]) -> Wish
     return dict(sorted(found.items()))
 
 
-def _folders(config: Config, name: str) -> list[str]:
+def _models(folders: Iterable[str]) -> list[str]:
+    found = map(layout.parse_repo_folder, folders)
+    return [one[1] for one in found if one is not None and one[0] == "model"]
+
+
+def _folders(config: Config, name: str, there: Iterable[str]) -> list[str]:
     """Return the folders that a name can mean, the likeliest first."""
-    if name in config.models:
+    repo = cached_repo(name, _models(there))
+    if repo is None and name in config.models:
         return [layout.repo_folder("model", config.models[name].repo)]
-    folders = [layout.repo_folder("model", name)]
+    folders = [layout.repo_folder("model", repo or name)]
     prefix, _, rest = name.partition("/")
     if prefix in layout.KINDS and rest:
         folders.append(layout.repo_folder(layout.KINDS[prefix], rest))

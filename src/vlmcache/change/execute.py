@@ -162,7 +162,8 @@ class _Run:
                 self._unlink(number, action.path, action.expected)
             return "done"
         if action.kind in ("leftover", "side-cache"):
-            self._empty_in_place(number, action.path)
+            own = action.kind == "leftover"
+            self._empty_in_place(number, action.path, None if own else action.expected)
         elif action.kind == "locks":
             self._remove_lock_folder(number, action.path)
         else:
@@ -272,15 +273,16 @@ class _Run:
 
         Where the system has no such calls, the folder is `None` and the name is the whole path.
         """
-        root = self.root
+        root, flags = self.root, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
         if not self._is_inside(path):
-            root = os.path.dirname(path)  # a side cache, which is named by its own folder
+            # A side cache, in which entries were found; a link that has taken its place is not it.
+            root, flags = os.path.dirname(path), _FOLDER
         folder, name = os.path.split(path)
         if not _BY_DESCRIPTOR:
             _refuse_links(root, folder)
             yield path, None
             return
-        descriptor = os.open(root, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        descriptor = os.open(root, flags)
         try:
             relative = os.path.relpath(folder, root)
             for part in [] if relative == os.curdir else relative.split(os.sep):
@@ -428,9 +430,10 @@ class _Run:
 
     # Emptying folders.
 
-    def _empty_in_place(self, number: int, path: str) -> None:
+    def _empty_in_place(self, number: int, path: str, expected: Expected | None) -> None:
         with self._parent(path) as (name, folder):
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            _compare(found, expected)
             if not modes.S_ISDIR(found.st_mode):
                 os.unlink(name, dir_fd=folder)
                 self._add_freed(number, _freed_by(found))

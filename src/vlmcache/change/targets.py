@@ -10,7 +10,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.completeness import resolve
 from vlmcache.cache.state import CacheState, Repo, Stray
 from vlmcache.change.planning import Target
-from vlmcache.config import Config
+from vlmcache.config import Config, cached_repo
 from vlmcache.errors import UnknownModelError, UsageError
 
 _PREFIXES = {f"{kind}s": kind for kind in layout.KINDS.values()}
@@ -47,13 +47,14 @@ def find_targets(
 
 
 def _find(state: CacheState, config: Config, text: str, option: str | None, folder: str) -> Target:
-    path = None if text in config.models else _find_path(state, text, folder)
+    name, at, revision = text.partition("@")
+    is_key = text in config.models and _cached(state, name) is None
+    path = None if is_key else _find_path(state, text, folder)
     if isinstance(path, Stray):
         return Target(text, stray=path)
     if path is not None:
         return _target(state, text, path.folder, path, option)
-    name, at, revision = text.partition("@")
-    if text in config.models:
+    if is_key:
         name, at, revision = text, "", ""
     if at and option is not None and option != revision:
         raise UsageError(f"{text} and --revision {option} name two revisions")
@@ -66,14 +67,37 @@ def _find(state: CacheState, config: Config, text: str, option: str | None, fold
 
 
 def _identify(state: CacheState, config: Config, name: str) -> tuple[str, str]:
+    """Return the kind and id of the repo that a name means, first of all one that is there.
+
+    Names are read as `config.find_model` reads them.
+    """
+    cached = _cached(state, name)
+    if cached is not None:
+        return cached
     if name in config.models:
         return "model", config.models[name].repo
-    prefix, _, rest = name.partition("/")
-    if prefix in _PREFIXES and rest:
-        kind = _PREFIXES[prefix]
-        if "/" in rest or state.repo(rest, kind) is not None or kind == "model":
-            return kind, rest
+    kind, rest = _prefixed(name)
+    if "/" in rest or kind == "model":
+        return kind, rest
     return "model", name
+
+
+def _cached(state: CacheState, name: str) -> tuple[str, str] | None:
+    """Return the kind and id of the repo in the cache whose id a name is, in whatever case."""
+    there = {(repo.type, repo.id) for repo in state.repos}
+    # What is left of a removal that was interrupted is named like what it was.
+    folders = (one.repo_folder for one in state.leftovers if one.whole)
+    there |= {found for one in folders if (found := layout.parse_repo_folder(one)) is not None}
+    for kind, rest in (("model", name), _prefixed(name)):
+        repo = cached_repo(rest, [repo_id for one, repo_id in there if one == kind])
+        if repo is not None:
+            return kind, repo
+    return None
+
+
+def _prefixed(name: str) -> tuple[str, str]:
+    prefix, _, rest = name.partition("/")
+    return (_PREFIXES[prefix], rest) if prefix in _PREFIXES and rest else ("model", name)
 
 
 def _target(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple, overload
 
 import typer
 
@@ -50,11 +50,15 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
+@overload
+def size_option(name: str, text: str) -> int: ...
+@overload
+def size_option(name: str, text: str | None) -> int | None: ...
 def size_option(name: str, text: str | None) -> int | None:
     """Return the bytes that an option's value means.
 
     Raises:
-        UsageError: it is no size.
+        UsageError: it is not a size, or has no unit.
     """
     try:
         return None if text is None else parse_size(text)
@@ -62,11 +66,15 @@ def size_option(name: str, text: str | None) -> int | None:
         raise UsageError(f"{name}: {error}") from None
 
 
+@overload
+def duration_option(name: str, text: str) -> float: ...
+@overload
+def duration_option(name: str, text: str | None) -> float | None: ...
 def duration_option(name: str, text: str | None) -> float | None:
     """Return the seconds that an option's value means.
 
     Raises:
-        UsageError: it is no duration.
+        UsageError: it is not a duration, or has no unit.
     """
     try:
         return None if text is None else parse_duration(text)

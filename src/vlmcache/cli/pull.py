@@ -19,9 +19,9 @@ from vlmcache.cli.options import (
     Verbose,
     Yes,
     open_session,
+    size_option,
 )
 from vlmcache.errors import UsageError
-from vlmcache.units import parse_size
 
 EXAMPLES = """Examples:
 
@@ -118,10 +118,7 @@ def pull(
 
 
 def _rate(text: str | None) -> int | None:
-    try:
-        rate = None if text is None else parse_size(text.removesuffix("/s"))
-    except ValueError as error:
-        raise UsageError(f"--limit-rate: {error}") from None
+    rate = size_option("--limit-rate", text.removesuffix("/s") if text is not None else None)
     if rate == 0:
         raise UsageError("--limit-rate must be more than nothing")
     return rate
@@ -131,7 +128,9 @@ def _names(session: Session, models: list[str], *, every: bool) -> list[str]:
     if every and models:
         raise UsageError("name models, or say --all: not both")
     if every:
-        return list(session.config.models)
+        from vlmcache.config import cached_models, names_of_all
+
+        return names_of_all(session.config, cached_models(session.cache))
     if models:
         return models
     if not (sys.stdin.isatty() and sys.stderr.isatty()):

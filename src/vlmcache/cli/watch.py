@@ -7,9 +7,16 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import CacheDir, ConfigFile, Quiet, Verbose, open_session
+from vlmcache.cli.options import (
+    CacheDir,
+    ConfigFile,
+    Quiet,
+    Verbose,
+    duration_option,
+    open_session,
+    size_option,
+)
 from vlmcache.errors import ExitCode, UsageError
-from vlmcache.units import parse_size
 
 EXAMPLES = """Examples:
 
@@ -22,9 +29,9 @@ EXAMPLES = """Examples:
 
 def watch(
     interval: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", help="Longest time between two looks.", min=0.1),
-    ] = 5.0,
+        str,
+        typer.Option(metavar="TIME", help="Longest time between two looks, 0.1s to 1d."),
+    ] = "5s",
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     min_free: Annotated[
         str | None,
@@ -63,11 +70,12 @@ def watch(
 
     session = open_session(config, cache_dir)
     settings = session.config
+    seconds = duration_option("--interval", interval)
+    if not 0.1 <= seconds <= 86400:
+        raise UsageError("--interval must be 0.1s to 1d")
     if min_free is not None:
-        try:
-            limits = msgspec.structs.replace(settings.limits, min_free=parse_size(min_free))
-        except ValueError as error:
-            raise UsageError(f"--min-free: {error}") from None
+        bound = size_option("--min-free", min_free)
+        limits = msgspec.structs.replace(settings.limits, min_free=bound)
         settings = msgspec.structs.replace(settings, limits=limits)
     with contextlib.ExitStack() as stack:
         exposition = metrics.Exposition()
@@ -77,9 +85,9 @@ def watch(
             note = stack.enter_context(metrics.Endpoint(exposition, *address)).url
         output = view.output(json=json, quiet=quiet, once=once, verbose=verbose, note=note)
         stack.enter_context(output)
-        file = metrics.File(metrics_file, interval) if metrics_file is not None else None
+        file = metrics.File(metrics_file, seconds) if metrics_file is not None else None
         looks = watching.watch(
-            settings, session.cache, interval=interval, wait=output.wait, notify=not once
+            settings, session.cache, interval=seconds, wait=output.wait, notify=not once
         )
         stack.enter_context(contextlib.closing(looks))
         for look in looks:

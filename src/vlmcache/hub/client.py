@@ -20,7 +20,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import msgspec
 
 from vlmcache.cache.reading import JSON_ERRORS
-from vlmcache.config import Environment
+from vlmcache.config import Environment, side_caches
 from vlmcache.errors import UsageError, VlmcacheError
 from vlmcache.hub.errors import (
     AccessError,
@@ -196,6 +196,10 @@ class Client:
     @cached_property
     def _library(self) -> _Library:
         """What is taken from huggingface_hub, imported when the first request is made."""
+        if "HF_HOME" in self.environment.from_file:
+            # It chooses the cache of models, and these stay where the process's variables say.
+            for variable, name in (("HF_XET_CACHE", "xet"), ("HF_MODULES_CACHE", "modules")):
+                os.environ.setdefault(variable, side_caches(self.environment)[name])
         for variable in self.environment.from_file:
             os.environ[variable] = self.environment.variables[variable]
         from huggingface_hub import constants

@@ -23,7 +23,9 @@ from vlmcache.config import (
     Config,
     Environment,
     ModelConfig,
+    cached_models,
     find_model,
+    names_of_all,
     own_home,
     shipped_config,
 )
@@ -164,7 +166,9 @@ class _Bench:
 
     def find(self, config: Config, names: Sequence[str], *, every: bool) -> None:
         """Find the files of the models asked for; what cannot be loaded becomes a failure."""
-        for name in dict.fromkeys(config.models if every else names):
+        if every:
+            names = names_of_all(config, cached_models(self.location))
+        for name in dict.fromkeys(names):
             for precision in self.wishes.precisions or (None,):
                 try:
                     found = find_source(
@@ -397,8 +401,9 @@ def history(environment: Environment, config: Config, names: Sequence[str]) -> L
     home, _ = own_home(environment)
     every = remembered(home)
     known = {one.result.model for one in every}
+    repos = {one.result.repo for one in every if one.result.repo is not None}
     wanted = {*names}
-    wanted |= {find_model(config, name).repo for name in names if name not in known}
+    wanted |= {find_model(config, name, repos).repo for name in names if name not in known}
     found = [
         one
         for one in every

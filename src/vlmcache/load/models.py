@@ -130,7 +130,7 @@ def choose_class(source: Source) -> tuple[Any, Any]:
         raise UntrustedCodeError(
             f"{source.model} needs Python code of its repo (architecture {kind!r}) to run",
             "read that code, then pass --trust-remote-code, or set trust_remote_code and a full"
-            " commit as revision in config.yaml",
+            " commit as revision in a config.yaml of your own (for commands, not ./config.yaml)",
         )
     settings = AutoConfig.from_pretrained(
         source.folder, trust_remote_code=not known, local_files_only=True

@@ -29,6 +29,7 @@ from vlmcache.load.copies import (
     copy_folders_of,
     describe,
     installed_versions,
+    list_copies,
     read_manifest,
 )
 from vlmcache.load.source import Source, find_source, read_source
@@ -235,7 +236,7 @@ def discard(
         OSError: the system refuses.
     """
     home, _ = own_home(environment)
-    repo = find_model(config, name).repo
+    repo = find_model(config, name, {copy.repo for copy in list_copies(home)}).repo
     root = os.path.join(home, FOLDER, layout.repo_folder("model", repo))
     freed = 0
     for folder in copy_folders_of(root):

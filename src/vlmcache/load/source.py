@@ -63,6 +63,7 @@ def find_source(
     precision: Precision | None = None,
     *,
     trust_remote_code: bool = False,
+    for_application: bool = False,
 ) -> tuple[ModelConfig, Source]:
     """Return a model's configuration, and its files in the cache.
 
@@ -72,6 +73,8 @@ def find_source(
         name: a key of the configuration or a repo id, with an optional `@revision`.
         precision: at which it will be loaded; the configured one if not given.
         trust_remote_code: whether the user allows Python code of the repo to run.
+        for_application: whether an application loads it, in whose folder `./config.yaml` is its own
+            and may allow that code; for a command that folder may be anybody's.
 
     Raises:
         UnknownModelError: the name is neither a key nor a repo id.
@@ -91,14 +94,18 @@ def find_source(
     if judgement.state == "partial" or held is None:
         lacking = ", ".join(judgement.missing) or "its download was cut"
         raise NotDownloadedError(f"{name} is not whole: missing {lacking}", pull)
-    pinned = layout.COMMIT.fullmatch(model.revision) is not None
+    allowed = (
+        model.trust_remote_code
+        and layout.COMMIT.fullmatch(model.revision) is not None
+        and (for_application or config.source != "./config.yaml")
+    )
     source = read_source(
         held.path,
         model=model.key if model.configured else name,
         precision=precision or model.precision,
         repo=model.repo,
         commit=held.commit,
-        trust_remote_code=trust_remote_code or (model.trust_remote_code and pinned),
+        trust_remote_code=trust_remote_code or allowed,
         device_map=model.device_map,
     )
     return model, source

@@ -9,6 +9,7 @@ from rich.text import Text
 from vlmcache.backups import Backup, Restored
 from vlmcache.change.plan import Restore
 from vlmcache.show.console import console
+from vlmcache.show.plan import show_cache
 from vlmcache.show.text import printable
 from vlmcache.units import pace_text, size_text
 
@@ -34,6 +35,8 @@ def show_backup(value: Backup, *, stream: IO[str]) -> None:
 def show_restore(value: Restored, *, verbose: bool = False) -> None:
     """Print what was restored, or would be."""
     out = console()
+    if value.receipt is None:
+        show_cache(out, value.cache)
     blobs = [action for action in value.plan.actions if isinstance(action, Restore)]
     size = size_text(value.plan.needs)
     if verbose or value.receipt is None:

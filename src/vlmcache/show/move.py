@@ -9,7 +9,7 @@ from rich.text import Text
 from vlmcache.change.plan import Move
 from vlmcache.moving import Moved, MovedRepo
 from vlmcache.show.console import console
-from vlmcache.show.plan import process_text
+from vlmcache.show.plan import process_text, show_cache
 from vlmcache.show.status import labelled
 from vlmcache.show.text import NOTHING, printable
 from vlmcache.units import pace_text, size_text
@@ -28,6 +28,8 @@ _WORDS = {
 def show(value: Moved, *, undone: bool = False, verbose: bool = False) -> None:
     """Print what would be or was moved, or taken back."""
     out = console()
+    if value.receipt is None:
+        show_cache(out, value.cache)
     if value.repos:
         out.print(_table(value, undone=undone))
         out.print()

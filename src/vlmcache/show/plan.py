@@ -81,6 +81,8 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
     """Print the plan: a line for each thing that goes, and what stays on purpose."""
     out = console(sys.stdout if stream is None else stream)
     plan = removal.plan
+    if removal.cache:
+        show_cache(out, removal.cache)
     if plan.actions:
         out.print(_actions_table(plan.actions, verbose=verbose))
         out.print()
@@ -98,6 +100,11 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
         noun = "process" if count == 1 else "processes"
         text = f"{count} {noun} could not be looked into, and may use some of this"
         out.print(labelled("Note", text))
+
+
+def show_cache(out: Console, path: str) -> None:
+    """Print the first line of every plan: the cache that it changes, which a `.env` may choose."""
+    out.print(Text(f"Cache {printable(path)}", "dim"), soft_wrap=True)
 
 
 def _actions_table(actions: tuple[Action, ...], *, verbose: bool) -> Table:

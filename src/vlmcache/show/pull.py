@@ -20,6 +20,7 @@ from vlmcache.change.plan import (
 from vlmcache.overview import Status
 from vlmcache.pulling import Pulled, PulledModel
 from vlmcache.show.console import console
+from vlmcache.show.plan import show_cache
 from vlmcache.show.status import SEVERITY_COLOURS, STATE_COLOURS
 from vlmcache.show.text import NOTHING, printable
 from vlmcache.units import duration_text, size_text
@@ -28,6 +29,8 @@ from vlmcache.units import duration_text, size_text
 def show(pulled: Pulled, *, verbose: bool = False) -> None:
     """Print what was done, or what would be."""
     out = console()
+    if pulled.receipt is None:
+        show_cache(out, pulled.cache)
     _show_room(pulled, verbose=verbose)
     for model in pulled.models:
         if model.state != "failed":

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from vlmcache.change.plan import Fetch, Plan
 from vlmcache.show.console import console
+from vlmcache.show.plan import show_cache
 from vlmcache.show.status import SEVERITY_COLOURS
 from vlmcache.show.text import printable
 from vlmcache.units import pace_text, size_text
@@ -41,6 +42,8 @@ def show(value: Verification, *, verbose: bool = False) -> None:
     _show_rest(out, len(value.findings), most)
     _print(out, Text(_summary(value)))
     if value.plan is not None:
+        if value.receipt is None:
+            show_cache(out, value.cache)
         _show_plan(out, value.plan, done=value.receipt is not None)
     if value.receipt is not None and value.receipt.outcomes:
         done = [one for one in value.receipt.outcomes if one.result in ("done", "absent")]
