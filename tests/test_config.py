@@ -160,6 +160,11 @@ def test_the_file_is_searched_in_the_stated_order(tmp_path: Path) -> None:
         ("models:\n  a:\n    repo: o/n\n    device_map: !!python/name:os.x\n", 4, "a.device_map"),
         ("models:\n  a:\n    model_path: 7\n", 3, "models.a.model_path"),
         ("vlmcache:\n  min_free: lots\n", 2, "vlmcache.min_free"),
+        ("vlmcache:\n  min_free: 50\n", 2, "vlmcache.min_free: '50' has no unit (50GB? 50MB?)"),
+        ("vlmcache:\n  comfortable_free: 5e9\n", 2, "vlmcache.comfortable_free"),
+        ("vlmcache:\n  max_size: 200\n", 2, "vlmcache.max_size: '200' has no unit"),
+        ("models: {a: {repo: o/n,\n expected_size: 4_430}}\n", 2, "models.a.expected_size: '4430'"),
+        ("models: {a: {repo: o/n,\n expected_memory: 55}}\n", 2, "expected_memory: '55' has no"),
         ("vlmcache: 7\n", 1, "vlmcache"),
         ("app: 1\nmodels: {a: {repo: o/n}\n", 3, "not valid YAML"),
         ("a: \t- b\n", 1, "not valid YAML"),
@@ -169,8 +174,9 @@ def test_the_file_is_searched_in_the_stated_order(tmp_path: Path) -> None:
 def test_a_wrong_value_names_file_line_and_key(
     tmp_path: Path, text: str, line: int, words: str
 ) -> None:
+    (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ConfigError) as caught:
-        loaded(tmp_path, text)
+        load_config("config.yaml", environment(tmp_path))
     assert caught.value.message.startswith(f"{tmp_path}/config.yaml:{line}: ")
     assert words in caught.value.message
     assert "\n" not in caught.value.message

@@ -6,14 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmcache.units import duration_text, pace_text, parse_duration, parse_size, size_text
+from vlmcache.units import (
+    LARGEST,
+    duration_text,
+    exact_size,
+    pace_text,
+    parse_duration,
+    parse_size,
+    size_text,
+)
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
     [
         ("0", 0),
-        ("4096", 4096),
+        ("4096B", 4096),
+        (" 0.0 ", 0),
+        ("0.0000001kB", 0),
         ("1kB", 1000),
         ("1.5GB", 1_500_000_000),
         ("1.5 gb", 1_500_000_000),
@@ -27,7 +37,7 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1.5.2GB", "ten", "1e9", "nan", "1 XB", "１GB"])
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1.5.2GB", "ten", "1e9", "nan", "1 XB", "１GB", "5i", "1ib"])
 def test_a_text_that_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
         parse_size(text)
@@ -41,7 +51,7 @@ def test_durations_are_read_as_people_write_them(text: str, seconds: int) -> Non
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "30", "d", "-3d", "3 months"])
+@pytest.mark.parametrize("text", ["", "d", "-3d", "3 months"])
 def test_a_text_that_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         parse_duration(text)
@@ -62,6 +72,58 @@ def test_a_text_that_is_no_duration_is_refused(text: str) -> None:
 )
 def test_sizes_are_shown_in_decimal_units(size: int, text: str) -> None:
     assert size_text(size) == text
+
+
+@given(st.integers(1, 10**30) | st.sampled_from([50, 1000, 1 << 40]))
+def test_a_number_without_a_unit_could_mean_anything_and_is_refused(number: int) -> None:
+    with pytest.raises(ValueError, match="has no unit"):
+        parse_size(f"{number}")
+    with pytest.raises(ValueError, match="has no unit"):
+        parse_duration(f" {number}.5 ")
+
+
+def test_the_refusal_of_a_bare_number_offers_it_with_units() -> None:
+    with pytest.raises(ValueError, match=r"^'50' has no unit \(50GB\? 50MB\?\)$"):
+        parse_size("50")
+    with pytest.raises(ValueError, match=r"^'30' has no unit \(30d\? 30h\?\)$"):
+        parse_duration("30")
+
+
+SIZES = st.integers(0, LARGEST - 1) | st.builds(
+    lambda count, base, power: min(count * base**power, LARGEST - 1),
+    st.integers(0, 5000),
+    st.sampled_from([1000, 1024]),
+    st.integers(0, 5),
+)
+
+
+@given(SIZES)
+def test_a_size_to_be_typed_is_read_back_to_the_byte(size: int) -> None:
+    assert parse_size(exact_size(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0B"),
+        (50_000_000_000, "50GB"),
+        (200_000, "200kB"),
+        (2 << 30, "2GiB"),
+        (3 << 10, "3KiB"),
+        (1_234_567, "1234567B"),
+        (1_500_000_000, "1500MB"),
+    ],
+)
+def test_a_size_to_be_typed_has_the_largest_unit_that_is_exact(size: int, text: str) -> None:
+    assert exact_size(size) == text
+
+
+@pytest.mark.parametrize("text", ["9" * 5000 + "GB", "0" * 5000 + "1PB", "1." + "3" * 5000 + "kB"])
+def test_numbers_of_any_length_are_read_or_refused_in_one_short_line(text: str) -> None:
+    try:
+        assert parse_size(text) in (10**15, 1333)
+    except ValueError as error:
+        assert len(str(error)) < 100
 
 
 @given(st.integers(0, 10**16))

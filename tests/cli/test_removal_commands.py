@@ -22,6 +22,7 @@ from tests.kit.commands import Done, Vlmcache
 from tests.kit.rooms import ROOMS, base
 from vlmcache.errors import ExitCode
 from vlmcache.memory import Memory
+from vlmcache.units import exact_size
 
 DAY = 86400.0
 
@@ -242,7 +243,7 @@ def test_the_journal_counts_as_use(place: Place) -> None:
 def test_max_size_evicts_the_longest_unused_and_no_more(place: Place) -> None:
     repos = _aged(place.root, first=30, second=20, third=10)
     held = du_allocated(place.root)
-    found = place.json("clean", "--max-size", str(held - 90_000), "-y")
+    found = place.json("clean", "--max-size", exact_size(held - 90_000), "-y")
 
     assert found["exit_code"] == 0
     assert [name for name, repo in repos.items() if repo.folder.exists()] == ["second", "third"]
@@ -252,7 +253,7 @@ def test_max_size_evicts_the_longest_unused_and_no_more(place: Place) -> None:
 def test_the_budget_of_the_configuration_is_kept_by_a_plain_clean(place: Place) -> None:
     repos = _aged(place.root, first=30, second=20)
     place.configure("models: {}\nvlmcache:\n  max_size: 200kB\n")
-    assert place.run("clean", "-y").code == 0
+    assert place.run("clean", "-y", "--config", "config.yaml").code == 0
     assert [name for name, repo in repos.items() if repo.folder.exists()] == ["second"]
 
 
@@ -269,22 +270,109 @@ def test_a_goal_out_of_reach_is_done_in_part_and_says_by_how_much(place: Place) 
     assert any(kept["reason"] == "configured as mine" for kept in found["plan"]["kept"])
 
 
+XET_FILES = (
+    "http___127_0_0_1-fPS9ESocpm7VXpc6/shard-cache/one.mdb",
+    "http___127_0_0_1-fPS9ESocpm7VXpc6/staging/shard-session/xorb_metadata/two",
+    "https_cas_serv-tGqkUaZf_CBPHQ6h/chunk_cache/aa/chunk",
+    "logs/xet_20260101T000000000+0000_7.log",
+)
+CODE_FILES = (
+    "transformers_modules/__init__.py",
+    "transformers_modules/org/name/modeling.py",
+    "datasets_modules/__init__.py",
+    "__pycache__/__init__.cpython-311.pyc",
+)
+FOREIGN = (
+    "logs2/file",
+    "notes.txt",
+    "hub/models--org--own/blobs/x",
+    "src-0123456789abcdef/main.py",
+    "transformers_modules2/__init__.py",
+    "evaluate_modules/no_package.py",
+)
+
+
+def _fill(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 10_000)
+
+
 def test_side_caches_are_listed_and_emptied_on_request_only(place: Place) -> None:
     base(place.root)
-    for name in ("xet", "modules"):
-        path = place.beside / name / "deep" / "file"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(b"x" * 10_000)
-    sizes = {name: du_allocated(place.beside / name) for name in ("xet", "modules")}
+    _fill(place.beside / "xet", *XET_FILES)
+    _fill(place.beside / "modules", *CODE_FILES)
+    (place.beside / "modules" / "__init__.py").touch()
+    sizes = {
+        name: sum(map(du_allocated, (place.beside / name).iterdir())) for name in ("xet", "modules")
+    }
 
     found = place.json("clean", "-y")
     assert {one["name"]: one["size_on_disk"] for one in found["side_caches"]} == sizes
-    assert (place.beside / "xet" / "deep" / "file").exists()
+    assert all((place.beside / "xet" / name).exists() for name in XET_FILES)
 
     found = place.json("clean", "-y", "--xet")
     assert found["receipt"]["freed"] == sizes["xet"]
-    assert not (place.beside / "xet").exists()
-    assert (place.beside / "modules" / "deep" / "file").exists()
+    assert list((place.beside / "xet").iterdir()) == []
+    assert all((place.beside / "modules" / name).exists() for name in CODE_FILES)
+
+    assert place.json("clean", "-y", "--modules")["receipt"]["freed"] == sizes["modules"]
+    assert list((place.beside / "modules").iterdir()) == []
+
+
+@pytest.mark.parametrize(("option", "own"), [("xet", XET_FILES), ("modules", CODE_FILES)])
+def test_in_a_side_cache_only_what_its_library_wrote_goes(
+    place: Place, option: str, own: tuple[str, ...]
+) -> None:
+    base(place.root)
+    folder = place.beside / option
+    _fill(folder, *own, *FOREIGN)
+    (folder / "logs").mkdir(exist_ok=True)
+    (folder / "logs" / "app.log").write_bytes(b"of another program")
+    (folder / "diffusers_modules").symlink_to(place.root)
+    (folder / "other-0123456789abcdef").symlink_to(place.root)
+    done = place.run("clean", "-y", f"--{option}")
+
+    assert done.code == 0, done
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    logs = {name for name in own if name.startswith("logs/")}
+    assert left == {*FOREIGN, "logs/app.log", *logs}
+    assert (folder / "diffusers_modules").is_symlink()
+    assert "does not look like a cache" in place.run("clean", f"--{option}", "--dry-run").out
+
+
+@pytest.mark.parametrize("option", ["xet", "modules"])
+@pytest.mark.parametrize("what", ["no cache", "link", "the hub", "above the hub", "home", "own"])
+def test_a_folder_that_is_not_a_side_cache_is_left_with_one_sentence(
+    place: Place, option: str, what: str
+) -> None:
+    CacheBuilder(place.root).repo("org/name").revision({"config.json": b"{}"})
+    elsewhere = place.root.parent / "elsewhere"
+    _fill(elsewhere, *FOREIGN)
+    _fill(place.root.parent / "linked", *XET_FILES, *CODE_FILES)
+    (place.root.parent / "link").symlink_to(place.root.parent / "linked")
+    folder, words = {
+        "no cache": (elsewhere, "does not look like a cache of"),
+        "link": (place.root.parent / "link", "it is a link"),
+        "the hub": (place.root, "it holds the cache"),
+        "above the hub": (place.root.parent, "it holds the cache"),
+        "home": (place.root.parent / "home", "it holds a cache of models"),
+        "own": (place.own, "it holds vlmcache's own folder"),
+    }[what]
+    place.own.mkdir(exist_ok=True)
+    if what not in ("link", "no cache"):
+        _fill(folder, *XET_FILES, *CODE_FILES)
+    place.vlmcache.environment[f"HF_{option.upper()}_CACHE"] = str(folder)
+    before = fingerprint(place.root.parent)
+    done = place.run("clean", "-y", f"--{option}", "--json")
+
+    assert [kept["reason"] for kept in done.document["plan"]["kept"] if words in kept["reason"]]
+    after = fingerprint(place.root.parent)
+    # The journal may be written.
+    assert all(after.get(name) == before[name] for name in before if not name.startswith("own"))
+    if what != "no cache":
+        assert all((folder / name).is_file() for name in (*XET_FILES, *CODE_FILES))
 
 
 def test_no_escape_codes_reach_a_pipe_and_hostile_names_are_escaped(place: Place) -> None:

@@ -210,7 +210,7 @@ def test_a_mistake_is_one_line_and_its_exit_code_with_and_without_json(
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("models: {a: {repo: org/name, precision: fp17}}", 1), ("models:\n  - a\n", 2), ("\ta: b", 1)],
+    [("models: {a: {repo: org/name, precision: fp17}}", 1), ("vlmcache:\n  - a\n", 2), ("\ta: b", 1)],
 )
 def test_a_wrong_configuration_is_exit_2_and_names_its_line(
     vlmcache: Vlmcache, text: str, line: int
@@ -295,7 +295,7 @@ def test_status_itself_imports_no_model_library_and_no_hub_client(
 def test_the_status_command_as_json_imports_neither_pydantic_nor_rich(
     filled: CacheBuilder, vlmcache: Vlmcache
 ) -> None:
-    arguments = ["status", "good", "--json", "--sort", "name", "--filter", "size>1"]
+    arguments = ["status", "good", "--json", "--sort", "name", "--filter", "size>1B"]
     program = (
         "import contextlib, io\nfrom vlmcache.cli.main import app\n"
         f"app({arguments!r}, standalone_mode=False)"
