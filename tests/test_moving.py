@@ -18,7 +18,7 @@ from tests.kit.caches import CacheBuilder, CachedRepo, du_allocated, fingerprint
 from tests.kit.disks import read_only_view, small_filesystem
 from tests.kit.faulty import Subject, try_every
 from tests.kit.hub import LoopbackHub
-from tests.kit.rooms import OLD, OTHER, WEIGHTS, settle
+from tests.kit.rooms import LONG, OTHER, WEIGHTS, settle
 from vlmcache import moving, removal
 from vlmcache.backups import backup, restore
 from vlmcache.cache.completeness import judge
@@ -648,12 +648,12 @@ def test_a_way_back_that_is_killed_anywhere_is_finished_by_the_next(
 def test_clean_removes_waste_of_moved_models_and_nothing_else_there(place: Place) -> None:
     repo = place.repo()
     repo.orphan_blob(b"waste" * 2000)
-    repo.partial(size=5000, age=OLD)
+    repo.partial(size=5000, age=LONG)
     place.moved()
     stranger = CacheBuilder(place.other).repo("org/stranger")
     stranger.revision({"w.bin": OTHER})
     stranger.orphan_blob()
-    stranger.partial(age=OLD)
+    stranger.partial(age=LONG)
     kept = fingerprint(stranger.folder)
     before = du_allocated(place.other)
 

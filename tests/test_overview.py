@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tests.kit.caches import CacheBuilder, du_allocated, model_files
+from tests.kit.rooms import LONG
 from vlmcache.cache.usage import mount_of
 from vlmcache.config import (
     CacheLocation,
@@ -142,8 +143,8 @@ def test_reclaimable_bytes_are_what_orphans_detached_and_stale_occupy(cache: Cac
     repo = cache.repo("org/name")
     repo.revision(model_files())
     repo.orphan_blob(b"x" * 100_000)
-    repo.partial(size=50_000, age=7200)
-    repo.partial("d" * 64, size=70_000, age=5)
+    repo.partial(size=50_000, age=LONG)
+    cache.repo("org/begun").partial("d" * 64, size=70_000, age=5)
     (step,) = asked(cache, config("org/name")).recommendations
     assert step.text.startswith("156 kB can be freed")
 

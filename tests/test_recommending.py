@@ -36,6 +36,8 @@ class Held:
     size: int
     waste: int
     pinned: bool
+    begun: int = 0
+    """Bytes of downloads that only `--partials` removes."""
     need: int | None = None
     """Bytes to fetch; -1 where nobody knows, `None` where nothing is missing."""
     shut: bool = False
@@ -55,7 +57,7 @@ class Disk:
 
     @property
     def size(self) -> int:
-        return sum(repo.size + repo.waste for repo in self.repos)
+        return sum(repo.size + repo.waste + repo.begun for repo in self.repos)
 
     def clean(self, wishes: Wishes) -> tuple[Plan, int]:
         budget = wishes.max_size
@@ -68,6 +70,11 @@ class Disk:
             for one in self.repos
             if one.waste and one.name not in wishes.keep
         ]
+        actions += (
+            Remove(f"/{one.name}/begun", "partial", one.name, "begun", one.begun, None)
+            for one in self.repos
+            if one.begun and wishes.partials and one.name not in wishes.keep
+        )
         frees = sum(action.frees for action in actions)
         for one in self.repos:
             if frees >= goal:
@@ -107,7 +114,9 @@ class Disk:
 
     def evictable(self, pending: Collection[str]) -> Sequence[Evictable]:
         return [
-            Evictable(one.name, one.name, one.size + one.waste, "last used 3 days ago", False)
+            Evictable(
+                one.name, one.name, one.size + one.waste + one.begun, "last used 3 days ago", False
+            )
             for one in self.repos
             if one.size and not one.pinned and one.name not in pending and not one.shut
         ]
@@ -139,12 +148,15 @@ class Disk:
         assert not words
 
     def run_clean(self, words: list[str]) -> None:
+        partials = "--partials" in words
+        words = [word for word in words if word != "--partials"]
         pairs = list(zip(words[::2], words[1::2], strict=True))
         sizes = {name: parse_size(value) for name, value in pairs if name != "--keep"}
         wishes = Wishes(
             free=sizes.get("--free"),
             max_size=sizes.get("--max-size"),
             keep=tuple(value for name, value in pairs if name == "--keep"),
+            partials=partials,
         )
         plan, missed = self.clean(wishes)
         assert not missed, "clean ends with 3"
@@ -158,6 +170,8 @@ class Disk:
             assert repo.need is None, "what a pull would use is removed"
             if action.kind == "repo":
                 repo.size = 0
+            elif action.reason == "begun":
+                repo.begun = 0
             else:
                 repo.waste = 0
             self.free += action.frees
@@ -167,8 +181,8 @@ class Disk:
         assert repo.size, "rm ends with 7"
         assert not repo.pinned
         assert not repo.shut
-        self.free += repo.size + repo.waste
-        repo.size = repo.waste = 0
+        self.free += repo.size + repo.waste + repo.begun
+        repo.size = repo.waste = repo.begun = 0
 
     def run_pull(self, words: list[str]) -> None:
         names = [word for word in words if word != "--make-room"]
@@ -196,6 +210,7 @@ held = st.builds(
     size=numbers,
     waste=st.sampled_from([0, 0, 5, 30]),
     pinned=st.booleans(),
+    begun=st.sampled_from([0, 0, 0, 20]),
     need=st.sampled_from([None, None, None, 0, 10, 40, -1]),
     shut=st.sampled_from([False] * 7 + [True]),
     running=st.sampled_from([False] * 7 + [True]),

@@ -38,8 +38,8 @@ from vlmcache.cache.reading import open_quietly, read_bytes
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change import placing
+from vlmcache.change.needed import is_read
 from vlmcache.change.plan import Action, Kept, Outcome, Plan, Receipt, Restore, WriteRef
-from vlmcache.change.planning import is_read
 from vlmcache.change.targets import find_targets
 from vlmcache.config import CacheLocation, Config
 from vlmcache.errors import ChangedError, PartlyError, UsageError, VlmcacheError

@@ -313,22 +313,46 @@ class _Choice:
         wanted = room.size_on_disk - (room.max_size or 0) if reasons else 0
         bound = room.bound
         if bound is not None:
-            emptied = None
-            if short is None:
-                emptied = self._cleaning(("--free", exact_size(bound)), Wishes(free=bound))
-            if emptied is None:
-                reasons.append(room.low)
-                wanted = max(wanted, bound - (room.free or 0))
-            elif emptied[1].frees > freed:
-                step, plan = emptied
-                gone |= _repos_of(plan)
-                yield msgspec.structs.replace(step, text=f"{room.low}: {step.text}")
+            reasons.append(room.low)
         if short is not None:
-            names = ", ".join(one.name for one in waiting)
-            reasons.append(f"no room to download {names}")
-            wanted = max(wanted, short.short)
+            reasons.append(f"no room to download {', '.join(one.name for one in waiting)}")
+        needed = max(
+            0 if bound is None else bound - (room.free or 0), 0 if short is None else short.short
+        )
+        emptied = None
+        if needed > freed:
+            emptied = self._emptying(needed, ("--free", "0") if over else (), bound, short)
+        if emptied is not None:
+            step, plan = emptied
+            gone |= _repos_of(plan)
+            freed = max(freed, plan.frees)
+            yield msgspec.structs.replace(step, text=f"{'; '.join(reasons)}: {step.text}")
+            needed = 0
+        wanted = max(wanted, needed)
         if reasons and wanted > freed:
             yield from self._models("; ".join(reasons), wanted - freed, gone)
+
+    def _emptying(
+        self, needed: int, words: tuple[str, ...], bound: int | None, short: Shortage | None
+    ) -> tuple[Recommendation, Plan] | None:
+        """Return the `clean` that makes the room needed, and its plan.
+
+        Unfinished downloads are removed before models. Evicting for downloads is left to
+        `pull --make-room`, which was tried first.
+
+        Args:
+            needed: bytes to free.
+            words: what keeps `clean` from working towards the size limit too.
+            bound: what should be free.
+            short: the disk without room for downloads.
+        """
+        wishes = Wishes(partials=True, free=0 if words else None)
+        found = self._cleaning((*words, "--partials"), wishes)
+        if found is not None and found[1].frees >= needed:
+            return found
+        if bound is None or short is not None:
+            return None
+        return self._cleaning(("--free", exact_size(bound)), Wishes(free=bound))
 
     def _cleaning(
         self, words: tuple[str, ...], wishes: Wishes

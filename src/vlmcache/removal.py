@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TypeAlias
 
 import msgspec
 
+from vlmcache import advice
 from vlmcache.cache import formats
 from vlmcache.cache.beside import LIBRARIES, library_entries
 from vlmcache.cache.completeness import judge_revision, resolve
@@ -26,8 +27,10 @@ from vlmcache.cache.usage import (
     find_users,
     last_uses,
     mount_of,
+    own_uses,
     who_uses,
 )
+from vlmcache.change.needed import UNUSED_AFTER, Evidence, in_question
 from vlmcache.change.plan import (
     Expected,
     Kept,
@@ -55,6 +58,7 @@ from vlmcache.config import (
     Environment,
     find_model,
     hub_home,
+    options_in_force,
     own_home,
     side_caches,
 )
@@ -115,7 +119,7 @@ class Known:
     def __init__(self, environment: Environment, state: CacheState) -> None:
         self.environment = environment
         self.state = state
-        self._used_there: dict[str, dict[Key, LastUse]] = {}
+        self._there: dict[str, tuple[dict[Key, LastUse], Evidence]] = {}
         self._usage_there: dict[str, Usage] = {}
 
     @cached_property
@@ -124,8 +128,8 @@ class Known:
         return mount_of(self.state.dir)
 
     @cached_property
-    def journal(self) -> dict[tuple[str, str, str], float]:
-        """When our journal saw each revision in use: (type, repo, commit) -> seconds."""
+    def journal(self) -> Mapping[tuple[str, str, str], float]:
+        """(type, repo, commit) -> seconds since the epoch of the last use that we remember."""
         with Memory(own_home(self.environment)[0]) as memory:
             return memory.uses(self.state.dir)
 
@@ -133,6 +137,11 @@ class Known:
     def used(self) -> dict[Key, LastUse]:
         """When each revision of the cache was last used."""
         return last_uses(self.state, self.journal, _access_times(self.mount))
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What shows whether revisions of the cache are needed."""
+        return _evidence(self.state, self.journal, self.mount)
 
     @cached_property
     def usage(self) -> Usage:
@@ -144,12 +153,13 @@ class Known:
         """The folders to which models were moved, scanned."""
         return _scan_places(set(_moved_repos(self.state).values()))
 
-    def used_at(self, place: CacheState) -> dict[Key, LastUse]:
-        """Return when each revision of models that were moved to a place was last used."""
-        if place.dir not in self._used_there:
-            access = _access_times(mount_of(place.dir))
-            self._used_there[place.dir] = last_uses(place, self.journal, access)
-        return self._used_there[place.dir]
+    def of_place(self, place: CacheState) -> tuple[dict[Key, LastUse], Evidence]:
+        """Return last uses and evidence for the models that were moved to a place."""
+        if place.dir not in self._there:
+            mount = mount_of(place.dir)
+            used = last_uses(place, self.journal, _access_times(mount))
+            self._there[place.dir] = used, _evidence(place, self.journal, mount)
+        return self._there[place.dir]
 
     def usage_at(self, place: CacheState) -> Usage:
         """Return what running processes use of models that were moved to a place."""
@@ -160,6 +170,16 @@ class Known:
 
 def _access_times(mount: Mount | None) -> AccessTimes:
     return mount.access_times if mount else "unknown"
+
+
+class UnknownUse(msgspec.Struct, frozen=True):
+    """Old revisions that stay only because their last use is unknown.
+
+    size is what removing them would free, command what removes them.
+    """
+
+    size: int
+    command: str
 
 
 class Removal(msgspec.Struct, frozen=True):
@@ -180,6 +200,7 @@ class Removal(msgspec.Struct, frozen=True):
     copies: tuple[KeptCopy, ...] = ()
     cache: str = ""
     """The hub cache."""
+    unknown_use: UnknownUse | None = None
 
 
 Confirm: TypeAlias = Callable[[Removal], bool]
@@ -250,10 +271,11 @@ def remove(
 
 
 class Wishes(msgspec.Struct, frozen=True):
-    """What `clean` is asked for beside waste. Sizes are bytes, durations seconds.
+    """What `clean` is asked for in addition to waste. Sizes are bytes, durations seconds.
 
-    evict: configured models that may be evicted like any other. keep: models of which nothing goes.
-    xet, modules: empty that side cache.
+    partials: unfinished downloads that nobody has written to for an hour, needed or not. evict:
+    configured models that may be evicted like any other. keep: models of which nothing goes. xet,
+    modules: empty that side cache.
     """
 
     older_than: float | None = None
@@ -265,6 +287,7 @@ class Wishes(msgspec.Struct, frozen=True):
     keep: tuple[str, ...] = ()
     xet: bool = False
     modules: bool = False
+    partials: bool = False
 
 
 def clean(
@@ -276,11 +299,13 @@ def clean(
     dry_run: bool = False,
     confirm: Confirm | None = None,
 ) -> Removal:
-    """Remove waste, and what the wishes ask for beside it.
+    """Remove waste, and what the wishes ask for in addition to it.
 
-    Without wishes: stale partial downloads, blobs that nothing links to, detached revisions that no
-    configured model pins, leftovers, and then the least recently used models until the cache is
-    within `vlmcache.max_size` of config.yaml. Nothing that a process uses goes.
+    Waste is what provably nobody needs (see `change.needed`): revisions that a newer one replaced
+    and nobody used for 30 days, blobs that nothing links to or lists, downloads that nobody has
+    continued for 30 days, leftovers. Then, without wishes, the least recently used models are
+    removed until the cache is within `vlmcache.max_size` of config.yaml. Nothing that a process
+    uses is removed.
 
     Args:
         environment: the variables in force.
@@ -317,6 +342,7 @@ def clean(
         side_caches=beside,
         copies=_copies_of(environment, state, plan),
         cache=state.dir,
+        unknown_use=_unknown_use(config, location, plan),
     )
     if dry_run or not plan.actions:
         return removal if dry_run else msgspec.structs.replace(removal, receipt=Receipt(()))
@@ -329,6 +355,14 @@ def clean(
     return msgspec.structs.replace(removal, receipt=receipt)
 
 
+def _unknown_use(config: Config, location: CacheLocation, plan: Plan) -> UnknownUse | None:
+    if not plan.unknown_use:
+        return None
+    days = f"{UNUSED_AFTER / 86400:.0f}d"
+    options = options_in_force(config, location)
+    return UnknownUse(plan.unknown_use, advice.command("clean", "--older-than", days, *options))
+
+
 def plan_clean(
     environment: Environment,
     config: Config,
@@ -337,7 +371,16 @@ def plan_clean(
     usage: Usage | None = None,
     known: Known | None = None,
 ) -> tuple[Plan, int]:
-    """Return the plan of `clean` for a scanned cache, and the bytes by which it misses its goal."""
+    """Return the plan of `clean` for a scanned cache, and the bytes by which it misses its goal.
+
+    Args:
+        environment: the variables in force.
+        config: its models are not evicted unless named.
+        state: the cache.
+        wishes: what to remove in addition to waste.
+        usage: who uses what now.
+        known: the rest of what is known of the cache; it is read if not given.
+    """
     wishes = wishes or Wishes()
     known = known or Known(environment, state)
     limits = config.limits
@@ -358,6 +401,7 @@ def plan_clean(
             free=wishes.free,
             duplicates=_duplicates(state) if wishes.duplicates else {},
             everything=wishes.everything,
+            partials=wishes.partials,
         ),
         now=state.scanned_at,
         free_now=free_now,
@@ -365,6 +409,7 @@ def plan_clean(
         pinned=pinned_models(config, state, wishes.evict),
         kept=kept,
         usage=usage or Usage(),
+        evidence=known.evidence,
     )
     plans = [
         _plan_clean_there(config, known, place, wishes, kept, usage)
@@ -399,18 +444,21 @@ def _plan_clean_there(
     if usage is not None:
         files = known.usage_at(there).files
         usage = Usage(usage.files | files, usage.locks, usage.hidden)
+    used, evidence = known.of_place(there)
     plan, _ = plan_cleaning(
         there,
         Cleaning(
             older_than=wishes.older_than,
             duplicates=_duplicates(there) if wishes.duplicates else {},
             everything=wishes.everything,
+            partials=wishes.partials,
         ),
         now=state.scanned_at,
-        last_used=known.used_at(there),
+        last_used=used,
         pinned=pinned_models(config, there),
         kept=kept,
         usage=usage or Usage(),
+        evidence=evidence,
     )
     actions = tuple(
         action
@@ -515,6 +563,21 @@ def carry_out(
                 write_moves(place, kept)
     outcomes = (*(one for receipt in receipts for one in receipt.outcomes), *stay)
     return Receipt(outcomes, sum(receipt.freed for receipt in receipts))
+
+
+def _evidence(
+    state: CacheState, journal: Mapping[tuple[str, str, str], float], mount: Mount | None
+) -> Evidence:
+    """Return what shows whether revisions are needed, for the repos where that is in question."""
+    every = any(not shared.users for shared in state.shared.values())
+    states = {
+        (repo.folder, revision.commit): judge_revision(repo, revision).state
+        for repo in state.repos
+        if every or in_question(repo)
+        for revision in repo.revisions
+    }
+    shows_reads = mount is not None and mount.shows_reads
+    return Evidence(states, own_uses(state, journal, shows_reads=shows_reads))
 
 
 def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()) -> Protected:

@@ -17,8 +17,10 @@ from vlmcache.cache.state import (
     Repo,
     Revision,
     SharedBlob,
+    State,
 )
 from vlmcache.cache.usage import LastUse, Process, Usage
+from vlmcache.change.needed import Evidence
 from vlmcache.change.plan import Plan, ReleaseShared, Remove, RemoveTree
 from vlmcache.change.planning import (
     Cleaning,
@@ -31,6 +33,7 @@ from vlmcache.change.planning import (
 
 NOW = 1_000_000_000.0
 BLOCK = 4096
+DAY = 86400
 EMPTY = Plan(())
 
 
@@ -50,14 +53,15 @@ def caches(draw: st.DrawFn) -> CacheState:
         folder = f"models--o--r{number}"
         path = f"/cache/{folder}"
         blobs: dict[str, Blob] = {}
-        for name in range(draw(st.integers(0, 5))):
+        for count in range(draw(st.integers(0, 5))):
+            name = f"{count:040x}"
             in_store = draw(st.integers(-4, len(shared_sizes) - 1)) if shared_sizes else -1
             size = draw(st.integers(1, 9)) * BLOCK
             shared = _hash(in_store) if in_store >= 0 else None
             if shared is not None:
-                users[shared].append(f"{folder}/blobs/b{name}")
+                users[shared].append(f"{folder}/blobs/{name}")
             allocated = 0 if shared else size
-            blobs[f"b{name}"] = Blob(f"b{name}", size, allocated, next(inodes), 1, 1, 0, 0, shared)
+            blobs[name] = Blob(name, size, allocated, next(inodes), 1, 1, 0, 0, shared)
         revisions = []
         for place in range(draw(st.integers(0, 4))):
             commit = f"{place:040x}"
@@ -85,7 +89,7 @@ def caches(draw: st.DrawFn) -> CacheState:
                 BLOCK,
                 BLOCK,
                 next(inodes),
-                int(draw(st.sampled_from([NOW - 10, NOW - 10_000])) * 1e9),
+                int((NOW - draw(st.sampled_from([10, 10_000, 40 * DAY]))) * 1e9),
                 draw(st.booleans()),
                 1,
             )
@@ -108,7 +112,9 @@ def caches(draw: st.DrawFn) -> CacheState:
                 ByClass(referenced=own, partial=BLOCK * len(partials), metadata=metadata),
                 (),
                 entry=Entry(next(inodes), 0, BLOCK, BLOCK),
-                ref_files={ref: Entry(next(inodes), 0, 40, 0) for ref in named},
+                ref_files={
+                    ref: Entry(next(inodes), draw(st.sampled_from([0, 1])), 40, 0) for ref in named
+                },
             )
         )
         files_of_locks = {f"{blob}.lock": Entry(next(inodes), 0, 0, 0) for blob in blobs}
@@ -146,6 +152,27 @@ def caches(draw: st.DrawFn) -> CacheState:
         NOW,
         locks,
     )
+
+
+UNUSED = LastUse(NOW - 40 * DAY, "access")
+
+
+@st.composite
+def evidences(draw: st.DrawFn, state: CacheState) -> Evidence:
+    """What can be known of the revisions of a cache, mostly that they load and are unused."""
+    uses = [UNUSED, UNUSED, LastUse(NOW - 9, "access"), LastUse(NOW - 40 * DAY, "written"), None]
+    states: dict[Key, State] = {}
+    known: dict[Key, LastUse] = {}
+    for key in keys(state):
+        states[key] = draw(st.sampled_from(("cached", "cached", "cached", "partial")))
+        use = draw(st.sampled_from(uses))
+        if use is not None:
+            known[key] = use
+    return Evidence(states, known)
+
+
+def loads(evidence: Evidence, repo: Repo, revision: Revision) -> bool:
+    return evidence.states[repo.folder, revision.commit] == "cached"
 
 
 def keys(state: CacheState) -> list[Key]:
@@ -257,19 +284,44 @@ def test_rm_of_repos_leaves_nothing_of_them(state: CacheState, data: st.DataObje
 def test_clean_takes_waste_and_no_more(state: CacheState, data: st.DataObject) -> None:
     kept = data.draw(st.sets(st.sampled_from(keys(state)))) if keys(state) else set()
     kept_by = Protected(dict.fromkeys(kept, "kept"))
-    plan, missed = plan_cleaning(state, now=NOW, kept=kept_by)
+    evidence = data.draw(evidences(state))
+    asked = data.draw(st.booleans())
+    plan, missed = plan_cleaning(
+        state, Cleaning(partials=asked), now=NOW, kept=kept_by, evidence=evidence
+    )
 
     check(state, plan)
     assert missed == 0
-    removed = gone(state, plan)
+    removed, lost = gone(state, plan), lost_blobs(state, plan)
     paths = {action.path for action in plan.actions}
     for repo in state.repos:
-        for one in repo.revisions:
-            key = repo.folder, one.commit
-            assert (key in removed) == (not one.refs and key not in kept and not begun(repo))
+        assert repo.path not in paths
+        cached = {one.commit for one in repo.revisions if loads(evidence, repo, one)}
+        replaced = {
+            one.commit
+            for one in repo.revisions
+            if not one.refs and (repo.folder, one.commit) not in kept
+            if evidence.uses.get((repo.folder, one.commit)) == UNUSED
+            if any(
+                repo.ref_files[ref].mtime_ns
+                for other in repo.revisions
+                if other.commit in cached
+                for ref in other.refs
+            )
+        }
+        staying = {one.commit for one in repo.revisions} - replaced
+        sound = bool(repo.refs) and staying <= cached
+        if begun(repo) or not sound:
+            assert not {commit for folder, commit in removed if folder == repo.folder}
+        else:
+            assert {key[1] for key in removed if key[0] == repo.folder} == replaced
+        unlinked = {name for name, users in repo.blob_users().items() if not users}
+        waits = any(partial.path not in paths for partial in repo.partials)
+        orphans = unlinked if sound and not waits and not begun(repo) else set()
+        assert {name for folder, name in lost if folder == repo.folder} & unlinked == orphans
         for partial in repo.partials:
-            stale = not partial.locked and partial.mtime_ns < (NOW - 3600) * 1e9
-            assert (partial.path in paths or repo.path in paths) == stale
+            idle = 0 if partial.locked else NOW - partial.mtime_ns / 1e9
+            assert (partial.path in paths) == (idle > (3600 if asked else 30 * DAY))
 
 
 @given(caches(), st.data())
@@ -357,9 +409,7 @@ def test_older_than_takes_all_that_is_older_and_not_pinned(state: CacheState, ag
         for one in repo.revisions:
             key = repo.folder, one.commit
             old = NOW - uses[key].at > age
-            assert (key in removed) == (
-                key not in pinned and not begun(repo) and (old or not one.refs)
-            )
+            assert (key in removed) == (key not in pinned and not begun(repo) and old)
 
 
 @given(caches())

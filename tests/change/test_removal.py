@@ -11,9 +11,11 @@ from tests.kit.caches import CacheBuilder, du_allocated, fingerprint, model_file
 from tests.kit.rooms import ROOMS, WEIGHTS, base
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
+from vlmcache.cache.usage import who_uses
+from vlmcache.change.plan import Plan
 from vlmcache.config import CacheLocation, Config, Environment, Limits, ModelConfig
 from vlmcache.errors import ExitCode, UnknownModelError
-from vlmcache.removal import Removal, Wishes, clean, problem, remove
+from vlmcache.removal import Removal, Wishes, clean, plan_clean, problem, remove
 
 
 class Place:
@@ -45,6 +47,10 @@ class Place:
             revision=revision,
             force=force,
         )
+
+    def plan(self, wishes: Wishes | None = None) -> Plan:
+        state = scan(self.root)
+        return plan_clean(self.environment, self.config, state, wishes, who_uses(state))[0]
 
     def clean(self, wishes: Wishes | None = None) -> Removal:
         return clean(self.environment, self.config, self.location, wishes)

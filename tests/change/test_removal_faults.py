@@ -10,7 +10,7 @@ import pytest
 from tests.change.test_removal import Place
 from tests.kit.caches import CacheBuilder, Entry, fingerprint
 from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
-from tests.kit.rooms import OLD, OTHER, WEIGHTS
+from tests.kit.rooms import LONG, OTHER, WEIGHTS
 from tests.kit.rooms import settle as age
 from vlmcache import removal
 from vlmcache.cache.scan import allocated_bytes
@@ -39,7 +39,7 @@ def make(place: Place) -> None:
     repo = cache.repo("org/name")
     repo.revision({"a/c.json": b"{}", "w.bin": WEIGHTS}, refs=(), shared=("w.bin",))
     repo.revision({"a/c.json": b"{1}", "w.bin": WEIGHTS, "v.bin": OTHER}, shared=("w.bin",))
-    repo.partial(age=OLD)
+    repo.partial(age=LONG)
     repo.no_exist("absent.json")
     xet = repo.file("w.bin").xet_hash
     assert xet is not None

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,11 +20,11 @@ from tests.kit.caches import CacheBuilder, CachedRepo, du_allocated, fingerprint
 from tests.kit.commands import Vlmcache
 from tests.kit.disks import as_other_user, common_folder, read_only_view, small_filesystem
 from tests.kit.hub import LoopbackHub, slow
-from tests.kit.rooms import OLD, OTHER, ROOMS, WEIGHTS, base
+from tests.kit.rooms import LONG, OLD, OTHER, ROOMS, WEIGHTS, base, settle
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import lock_held
 from vlmcache.change.execute import _Run, execute
-from vlmcache.change.planning import Target, plan_cleaning, plan_removal
+from vlmcache.change.planning import Target, plan_removal
 from vlmcache.errors import ExitCode
 from vlmcache.removal import Wishes, problem
 
@@ -116,7 +115,7 @@ def test_clean_keeps_what_a_process_uses_and_names_it(place: Place) -> None:
 def test_a_partial_that_another_process_writes_survives_clean(place: Place, locked: bool) -> None:
     repo = base(place.root)
     partial = repo.partial(age=10 * OLD, data=b"begun ")
-    dead = repo.partial(age=10 * OLD, number=1)
+    dead = repo.partial(age=LONG, number=1)
     with holding("writing", partial) as child:
         os.utime(partial, (0, 0))
         lock = repo._lock_file(partial.name.partition(".")[0])
@@ -151,8 +150,8 @@ def test_a_use_that_begins_after_the_plan_is_respected(place: Place) -> None:
 def test_what_changed_since_the_plan_is_stale_and_left_alone(place: Place) -> None:
     repo = base(place.root)
     detached = next(iter(repo.revisions))
-    partial = repo.partial(age=OLD)
-    plan, _ = plan_cleaning(scan(place.root), now=10**11)
+    partial = repo.partial(age=LONG)
+    plan = place.plan()
     # Both begin to be used again, by another process, before the plan is carried out.
     repo.ref("v1", detached)
     with partial.open("ab") as file:
@@ -171,7 +170,7 @@ def test_what_changed_since_the_plan_is_stale_and_left_alone(place: Place) -> No
 def test_a_blob_that_a_download_linked_to_meanwhile_stays(place: Place) -> None:
     repo = base(place.root)
     orphan = repo.orphan_blob(OTHER)
-    plan, _ = plan_cleaning(scan(place.root), now=0)
+    plan = place.plan()
     (repo.snapshots / repo.latest / "late.bin").symlink_to(f"../../blobs/{orphan.name}")
 
     receipt = execute(plan, str(place.root))
@@ -184,7 +183,7 @@ def test_a_held_lock_keeps_its_blob(place: Place) -> None:
     repo = base(place.root)
     orphan = repo.orphan_blob(OTHER)
     lock = repo._lock_file(orphan.name)
-    plan, _ = plan_cleaning(scan(place.root), now=0)
+    plan = place.plan()
     with lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         receipt = execute(plan, str(place.root))
@@ -290,8 +289,8 @@ def test_a_folder_that_was_swapped_for_a_link_after_the_plan_leads_nowhere(
 ) -> None:
     repo = base(place.root)
     repo.orphan_blob()
-    repo.partial(age=OLD)
-    plan, _ = plan_cleaning(scan(place.root), now=10**11)
+    repo.partial(age=LONG)
+    plan = place.plan()
     target = plan_removal(scan(place.root), [Target("x", repo.folder.name, repo.latest)])
     outside = tmp_path / "outside"
     folder = Path(os.path.normpath(repo.folder / swapped))
@@ -313,6 +312,8 @@ def test_another_users_cache_stays_and_every_refusal_is_told() -> None:
         root = folder / "hub"
         repo = base(root)
         repo.orphan_blob()
+        for listing in repo.trees.iterdir():
+            listing.chmod(0o644)
         home = folder / "home"
         home.mkdir(mode=0o777)
         home.chmod(0o777)
@@ -526,44 +527,45 @@ def test_clean_beside_a_download_by_the_hubs_own_client_breaks_nothing(
     assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == files
 
 
-def test_a_snapshot_folder_that_a_download_has_only_just_made_stays_for_an_hour(
-    place: Place,
-) -> None:
+def test_a_snapshot_folder_that_a_download_has_only_just_made_stays(place: Place) -> None:
     """The client makes it first, and a lock or a partial only after it."""
-    folder = place.root / "models--org--name" / "snapshots" / ("a" * 40)
-    folder.mkdir(parents=True)
-    (place.root / "models--org--name" / "blobs").mkdir()
+    repo = base(place.root)
+    folder = repo.empty_snapshot("a" * 40)
+    before = {path for path in repo.folder.rglob("*") if not path.is_dir()}
     place.clean()
     assert folder.is_dir()
-    os.utime(folder, (time.time() - 4000, time.time() - 4000))
-    place.clean()
-    assert not folder.exists()
+    assert {path for path in repo.folder.rglob("*") if not path.is_dir()} == before
 
 
-def test_a_revision_that_its_ref_moved_on_from_goes_however_young(place: Place) -> None:
+def test_a_revision_that_its_ref_moved_on_from_stays_until_nobody_has_used_it_for_30_days(
+    place: Place,
+) -> None:
     with LoopbackHub() as hub:
         repo = hub.add_repo("org/name")
         environment = hub.environment(place.root)
         commits = []
         for content in (b"one", b"two"):
-            commits.append(repo.commit({"config.json": b"{}", "w.bin": content * 1000}))
+                files = {"config.json": b"{}", "model.safetensors": content * 1000}
+                commits.append(repo.commit(files))
             subprocess.run(
                 [sys.executable, "-c", DOWNLOAD, "org/name@main"],
                 env=environment,
                 check=True,
                 capture_output=True,
             )
-    done = place.clean()
-
+    place.clean()
     snapshots = place.root / "models--org--name" / "snapshots"
-    assert done.receipt is not None
+    assert {path.name for path in snapshots.iterdir()} == set(commits)
+
+    settle(place.root)
+    freed(place.clean())
     assert [path.name for path in snapshots.iterdir()] == commits[1:]
 
 
 def test_a_stale_partial_of_a_kept_model_stays(place: Place) -> None:
     repo = base(place.root)
-    partial = repo.partial(size=100, age=9000)
-    place.clean(Wishes(keep=("org/name",)))
+    partial = repo.partial(size=100, age=LONG)
+    place.clean(Wishes(keep=("org/name",), partials=True))
     assert partial.exists()
     place.clean()
     assert not partial.exists()

@@ -100,13 +100,13 @@ CACHES: dict[str, tuple[Build, str]] = {
     "begun": (begun, ""),
     "begun on a full disk": (begun, f"min_free: {HUGE}"),
     "begun on a disk under the comfortable": (begun, f"comfortable_free: {HUGE}"),
-    "begun and over the limit": (begun, "max_size: 300KB"),
-    "over a limit that can be held": (complete_and_several, "max_size: 600KB"),
-    "over a limit that cannot be held": (complete_and_several, "max_size: 1KB"),
+    "begun and over the limit": (begun, "max_size: 300kB"),
+    "over a limit that can be held": (complete_and_several, "max_size: 600kB"),
+    "over a limit that cannot be held": (complete_and_several, "max_size: 1kB"),
     "a full disk": (complete_and_several, f"min_free: {HUGE}"),
     "a full disk with configured models only": (wanted, f"min_free: {HUGE}"),
     "under the comfortable": (complete_and_several, f"comfortable_free: {HUGE}"),
-    "over the limit on a full disk": (complete_and_several, f"max_size: 1KB, min_free: {HUGE}"),
+    "over the limit on a full disk": (complete_and_several, f"max_size: 1kB, min_free: {HUGE}"),
     "lost links": (lambda cache: wanted(cache).missing_snapshots(), ""),
     "a ref to nothing": (lambda cache: wanted(cache).ref_to_missing_commit(), ""),
     **{kind: (damaged(kind), "") for kind in ("missing blob", "ref with a newline")},
@@ -271,7 +271,7 @@ def test_a_cache_that_this_user_cannot_change_gets_no_command_that_would_fail(
         begun(cache)
         config = folder / "config.yaml"
         config.write_text(
-            "models: {wanted: {repo: org/wanted}}\nvlmcache: {min_free: 900PB, max_size: 1KB}\n"
+            "models: {wanted: {repo: org/wanted}}\nvlmcache: {min_free: 900PB, max_size: 1kB}\n"
         )
         words = ["status", "--json", "--config", str(config)]
         variables = vlmcache.environment | {"VLMCACHE_HOME": str(folder / "own")}
@@ -305,7 +305,7 @@ def test_a_status_reads_the_cache_the_journal_and_the_processes_once(
     monkeypatch.setattr("vlmcache.overview.scan", counted("scan", scan))
     monkeypatch.setattr("vlmcache.removal.who_uses", counted("who_uses", who_uses))
     monkeypatch.setattr(Memory, "uses", counted("uses", Memory.uses))
-    limits = configured(tmp_path, f"min_free: {HUGE}, max_size: 1KB")
+    limits = configured(tmp_path, f"min_free: {HUGE}, max_size: 1kB")
     assert recommended(["--cache-dir", str(place.root), *limits])
     assert counts == {"scan": 1, "who_uses": 1, "uses": 1}
 

@@ -87,7 +87,7 @@ def place(tmp_path: Path, vlmcache: Vlmcache) -> Place:
 def test_without_a_terminal_and_yes_nothing_is_removed(
     place: Place, command: tuple[str, ...]
 ) -> None:
-    base(place.root)
+    base(place.root).orphan_blob()
     before = fingerprint(place.root)
     for more in ((), ("--json",)):
         result = place.run(*command, *more)

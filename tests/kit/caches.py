@@ -328,11 +328,13 @@ class CachedRepo:
 
     # Waste and strangers.
 
-    def orphan_blob(self, data: bytes = b"nobody links here") -> Path:
-        """Add a blob that no snapshot links to."""
+    def orphan_blob(self, data: bytes = b"nobody links here", age: float = 7200) -> Path:
+        """Add a blob that no snapshot links to, written `age` seconds ago."""
         self.blobs.mkdir(parents=True, exist_ok=True)
         path = self.blobs / hashlib.sha256(data).hexdigest()
         path.write_bytes(data)
+        when = time.time() - age
+        os.utime(path, (when, when))
         return path
 
     def partial(

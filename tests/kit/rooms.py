@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.kit.caches import CacheBuilder, CachedRepo
 
 OLD = 7200.0
+LONG = 40 * 86400.0
+"""Seconds after which what nobody used or continued is waste, if nobody needs it either."""
 WEIGHTS = bytes(range(256)) * 40
 OTHER = b"other weights" * 1000
 
 
 def settle(root: Path) -> None:
-    """Let all snapshots be old: what was written within the last hour may be a download."""
-    for snapshots in root.glob("*/snapshots"):
-        for path in (*snapshots.rglob("*"), *snapshots.iterdir()):
+    """Let all content be old, and only what revisions with a ref have be read now.
+
+    What was written within the last hour may be a download.
+    """
+    for repo in root.glob("*--*"):
+        refs = [path for path in (repo / "refs").rglob("*") if path.is_file()]
+        named = {path.read_text(errors="replace") for path in refs}
+        content: dict[str, float] = {}
+        for blob in (repo / "blobs").glob("*"):
+            if blob.name.isalnum():
+                content[os.path.realpath(blob)] = 0
+        for path in (repo / "snapshots").rglob("*"):
+            used = path.relative_to(repo / "snapshots").parts[0] in named
+            if used and path.is_file():
+                content[os.path.realpath(path)] = time.time()
             os.utime(path, (0, 0), follow_symlinks=False)
+        for name, read in content.items():
+            if os.path.isfile(name):
+                os.utime(name, (read, 0))
+        for snapshot in (repo / "snapshots").glob("*"):
+            os.utime(snapshot, (0, 0), follow_symlinks=False)
 
 
 def base(root: Path) -> CachedRepo:
@@ -74,8 +94,8 @@ def _no_manifest(root: Path) -> None:
 def _waste(root: Path) -> None:
     repo = base(root)
     repo.orphan_blob()
-    repo.partial(size=5000, age=OLD)
-    repo.partial(size=100, number=7)
+    repo.partial(size=5000, age=LONG)
+    repo.cache.repo("org/begun").partial(size=100, number=7)
     repo.no_exist("absent.json")
     for lock in repo.leftover_locks(3):
         os.utime(lock, (0, 0))

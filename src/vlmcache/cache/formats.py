@@ -49,6 +49,11 @@ _CONVERTED = (".onnx", ".onnx_data", ".tflite", ".mlmodel", ".mlpackage", ".xml"
 _CONVERTED_FOLDERS = re.compile(r"(?:^|/)(?:onnx|openvino|coreml|original|flax|tf|gguf)/")
 _TRAINING = re.compile(r"(?:^|/)(?:optimizer|scheduler|rng_state\w*|training_args|trainer_state)\.")
 _TORCH_WEIGHTS = re.compile(r"(?:^|/)pytorch_model[^/]*\.bin(?:\.index\.json)?$")
+_FOR_READERS = re.compile(
+    r"(?:^|/)(?:README|LICEN[CS]E|NOTICE|USE_POLICY|\.gitattributes|\.gitignore)[^/]*$"
+    r"|\.(?:md|png|jpe?g|gif|svg|webp|pdf)$",
+    re.IGNORECASE,
+)
 _CONSOLIDATED = re.compile(r"(?:^|/)consolidated[^/]*\.safetensors$")
 
 
@@ -143,3 +148,35 @@ def needed_beside_weights(names: AbstractSet[str]) -> set[str]:
         or ("/" not in name and name.endswith((".py", ".tiktoken")))
         or name.startswith("additional_chat_templates/")
     }
+
+
+def show_use(names: Iterable[str], own: Iterable[str], *, model: bool) -> bool:
+    """Return whether a revision cannot be used without one of some of its files being read.
+
+    Args:
+        names: the files of the revision that are there.
+        own: those of them that are looked at.
+        model: whether it is one of a model; of anything else a program may read any part.
+    """
+    every, seen = set(names), set(own)
+    if model and seen & _always_opened(every):
+        return True
+    read = {name for name in every if not _FOR_READERS.search(name)}
+    return bool(read) and read <= seen
+
+
+def _always_opened(names: set[str]) -> set[str]:
+    """Return the files that every load of a model opens, whatever library does it.
+
+    Where weights are there in several formats, no single one is opened by all; and what reads GGUF
+    files needs no configuration.
+    """
+    if any(name.endswith(".gguf") for name in names):
+        return set()
+    configs = names.intersection((CONFIG, *OTHER_CONFIGS))
+    opened = configs if len(configs) == 1 else set()
+    weights = [one for one in weight_candidates(names) if one[0] in names]
+    if len(weights) == 1 and not second_formats(names):
+        name, is_index = weights[0]
+        opened |= {name, *(shards_of(name, names) if is_index else ())}
+    return opened

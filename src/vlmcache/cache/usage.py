@@ -10,8 +10,18 @@ from typing import Literal
 
 import msgspec
 
-from vlmcache.cache import layout
-from vlmcache.cache.state import CacheState, Repo
+from vlmcache.cache import formats, layout
+from vlmcache.cache.state import CacheState, Repo, Revision
+
+_LOCAL = frozenset(
+    {"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "tmpfs", "xfs", "zfs"}
+)
+"""Filesystems of which it is known that each read reaches their access times.
+
+Through a network drive, FUSE or an overlay a read can leave none, whatever the mount's options say.
+"""
+_ONE_READER = 3600 * 10**9
+"""If all of a repo was read within so many nanoseconds, a backup or a copy may have read it."""
 
 _SECRET = re.compile(r"(--token[ =]|\bhf_)\S+")
 
@@ -37,6 +47,11 @@ class Mount(msgspec.Struct, frozen=True):
             return "exact"
         # Linux names relatime and noatime in the mount table; a mount with neither updates always.
         return "exact" if sys.platform.startswith("linux") else "unknown"
+
+    @property
+    def shows_reads(self) -> bool:
+        """Whether a file with an old access time was not read since."""
+        return self.access_times in ("exact", "daily") and self.type in _LOCAL
 
     @property
     def network(self) -> bool:
@@ -398,4 +413,57 @@ def last_uses(
             if noted is not None and (use.source == "written" or noted > use.at):
                 use = LastUse(max(noted, use.at), "journal")
             found[repo.folder, revision.commit] = use
+    return found
+
+
+def own_uses(
+    state: CacheState, journal: Mapping[tuple[str, str, str], float], *, shows_reads: bool
+) -> dict[tuple[str, str], LastUse]:
+    """Return (repo folder, commit) -> last use of the revisions that no ref names.
+
+    It is read from the content that no other revision of the repo has: whoever reads what two share
+    may use either. The source is `access` only where a use would have shown; elsewhere nothing but
+    the download and our journal speak, and neither says that nobody used it since.
+
+    Args:
+        state: the cache.
+        journal: (type, repo, commit) -> seconds since the epoch, as `Memory.uses` gives them.
+        shows_reads: whether the mount keeps access times (`Mount.shows_reads`).
+    """
+    found: dict[tuple[str, str], LastUse] = {}
+    for repo in state.repos:
+        detached = [revision for revision in repo.revisions if not revision.refs]
+        if not detached:
+            continue
+        contents = {one.commit: _reads(repo, one) for one in repo.revisions}
+        users: dict[tuple[int, int], set[str]] = {}
+        times = []
+        for commit, reads in contents.items():
+            for key, at in reads.values():
+                users.setdefault(key, set()).add(commit)
+                times.append(at)
+        shown = shows_reads and bool(times) and max(times) - min(times) > _ONE_READER
+        for revision in detached:
+            reads = contents[revision.commit]
+            own = {name: at for name, (key, at) in reads.items() if len(users[key]) == 1}
+            latest = max(revision.mtime_ns, *(file.mtime_ns for file in revision.files), 0)
+            if shown:
+                latest = max(latest, *own.values(), 0)
+            noted = journal.get((repo.type, repo.id, revision.commit), 0.0)
+            certain = shown and formats.show_use(reads, own, model=repo.type == "model")
+            found[repo.folder, revision.commit] = LastUse(
+                max(latest / 1e9, noted), "access" if certain else "written"
+            )
+    return found
+
+
+def _reads(repo: Repo, revision: Revision) -> dict[str, tuple[tuple[int, int], int]]:
+    """Return file name -> (device, inode) of its content, and when that was last read."""
+    found: dict[str, tuple[tuple[int, int], int]] = {}
+    for file in revision.files:
+        blob = repo.blobs.get(file.blob) if file.blob is not None else None
+        if blob is not None:
+            found[file.name] = (blob.device, blob.inode), blob.atime_ns
+        elif file.kind == "copy":
+            found[file.name] = (file.device, file.inode), file.atime_ns
     return found

@@ -206,6 +206,8 @@ class Plan(msgspec.Struct, frozen=True):
     frees: int = 0
     needs: int = 0
     kept: tuple[Kept, ...] = ()
+    unknown_use: int = 0
+    """Bytes of old revisions that stay only because nothing shows whether they are used."""
 
 
 class Outcome(msgspec.Struct, frozen=True):

@@ -14,18 +14,30 @@ from typing import TypeAlias
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.scan import STALE_AFTER, UNREADABLE, is_stale
+from vlmcache.cache.scan import STALE_AFTER, is_stale
 from vlmcache.cache.state import (
     Blob,
     CacheState,
     Entry,
     File,
     Leftover,
+    Partial,
     Repo,
     Revision,
     Stray,
 )
 from vlmcache.cache.usage import LastUse, Process, Usage
+from vlmcache.change.needed import (
+    LISTED,
+    UNUSED_AFTER,
+    Evidence,
+    damage,
+    find_waste,
+    is_read,
+    is_young,
+    looks_wasted,
+    unsure,
+)
 from vlmcache.change.plan import (
     Action,
     Expected,
@@ -40,6 +52,7 @@ Key: TypeAlias = tuple[str, str]
 """(repo folder, commit)."""
 
 NO_USAGE = Usage()
+NO_EVIDENCE = Evidence()
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -85,6 +98,10 @@ class Selection:
         self.shared: dict[str, str] = {}
         self.locks: dict[tuple[str, str], str] = {}
         self.leftovers: list[Leftover] = []
+        self.listed: set[tuple[str, str]] = set()
+        """Blobs that stay although the last link to them is removed: a listing names them."""
+        self.unknown: list[Key] = []
+        """Revisions that stay only because their last use is unknown."""
         self.kept: list[Kept] = []
 
     def folders(self) -> set[str]:
@@ -195,10 +212,19 @@ class _Builder:
             *self.locks,
             *self.leftovers,
         )
+        gone = {getattr(action, "path", "") for action in actions}
         return Plan(
             actions,
             frees=sum(getattr(action, "frees", 0) for action in actions),
-            kept=tuple(self.kept),
+            # What was to stay by itself is removed with its repo after all.
+            kept=tuple(
+                one
+                for one in self.kept
+                if one.path not in gone
+                and not one.path.startswith(
+                    tuple(os.path.join(self.state.dir, folder, "") for folder in whole)
+                )
+            ),
         )
 
     def _whole_reason(self, repo: Repo) -> str | None:
@@ -296,8 +322,12 @@ class _Builder:
                 self._metadata(repo, commit, reason)
         for name, users in used.items():
             loose = chosen.blobs.get((folder, name))
-            if not users and (name in before or loose is not None):
+            freed = name in before and (folder, name) not in chosen.listed
+            if not users and (freed or loose is not None):
                 self._blob(repo, name, loose or why[name])
+            elif not users and name in before:
+                path = os.path.join(repo.path, layout.BLOBS, name)
+                self.kept.append(Kept(path, repo.id, LISTED))
         for partial in repo.partials:
             left = chosen.partials.get((folder, partial.name))
             if left is not None:
@@ -498,6 +528,7 @@ def joined(plans: Sequence[Plan]) -> Plan:
         frees=sum(plan.frees for plan in plans),
         needs=sum(plan.needs for plan in plans),
         kept=tuple(kept for plan in plans for kept in plan.kept),
+        unknown_use=sum(plan.unknown_use for plan in plans),
     )
 
 
@@ -581,6 +612,7 @@ class Cleaning(msgspec.Struct, frozen=True):
     older_than: seconds since the last use after which a revision goes. max_size: what the cache may
     occupy. free: what the disk is to have free. duplicates: (repo folder, commit) -> names of
     second weight formats, for revisions that load without them. everything: all that is the hub's.
+    partials: unfinished downloads that nobody has written to for an hour.
     """
 
     older_than: float | None = None
@@ -588,6 +620,7 @@ class Cleaning(msgspec.Struct, frozen=True):
     free: int | None = None
     duplicates: dict[Key, tuple[str, ...]] = {}
     everything: bool = False
+    partials: bool = False
 
 
 def plan_cleaning(
@@ -600,6 +633,7 @@ def plan_cleaning(
     pinned: Protected | None = None,
     kept: Protected | None = None,
     usage: Usage = NO_USAGE,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> tuple[Plan, int]:
     """Return the plan of `clean`, and by how many bytes it misses what was asked for.
 
@@ -609,9 +643,10 @@ def plan_cleaning(
         now: seconds since the epoch.
         free_now: bytes free on the disk.
         last_used: (repo folder, commit) -> last use; those not in it were never used.
-        pinned: revisions that are not evicted, nor taken for detached.
+        pinned: revisions that are not evicted, and are no waste.
         kept: revisions of which nothing goes, second formats included.
         usage: who uses what now; nothing in use goes.
+        evidence: what shows that a revision is not needed; without it, each is.
     """
     wishes = wishes or Cleaning()
     pinned, kept = pinned or Protected(), kept or Protected()
@@ -620,7 +655,8 @@ def plan_cleaning(
     chosen = Selection()
     if wishes.everything:
         _select_everything(state, chosen, kept, busy, usage)
-    _select_waste(state, chosen, now, pinned, kept, busy, usage)
+    _select_unfinished(state, chosen, now, kept, usage, wishes.partials)
+    _select_waste(state, chosen, now, (kept, pinned), busy, usage, evidence)
     _select_duplicates(state, chosen, wishes.duplicates, kept, busy)
     active = {
         repo.folder
@@ -628,21 +664,62 @@ def plan_cleaning(
         if repo.folder in busy or any(not is_stale(partial, now) for partial in repo.partials)
     }
     candidates = _candidates(state, chosen, uses, (pinned, kept), active)
+    rest = _Rest(state, now, usage, wishes.older_than or 0)
     if wishes.older_than is not None:
         for key in candidates:
             age = now - _used_at(uses, key)
             if age > wishes.older_than:
                 chosen.revisions[key] = f"unused for {int(age // 86400)} days{_source(uses, key)}"
+        rest.add_to(chosen)
     candidates = [key for key in candidates if key not in chosen.revisions]
     goal = 0
     if wishes.max_size is not None:
         goal = max(goal, state.size_on_disk - wishes.max_size)
     if wishes.free is not None and free_now is not None:
         goal = max(goal, wishes.free - free_now)
-    plan = _evict(state, chosen, candidates, goal, uses)
+    plan = _evict(state, chosen, candidates, goal, uses, rest)
     if goal > plan.frees:
         plan = _tell_protected(state, plan, (pinned, kept))
+    old = [key for key in chosen.unknown if now - _used_at(uses, key) > UNUSED_AFTER]
+    old = [key for key in old if key in candidates and not goal]
+    if old:
+        more = chosen.copy()
+        more.revisions |= dict.fromkeys(old, "unused")
+        unknown = _build(state, more).frees - plan.frees
+        plan = msgspec.structs.replace(plan, unknown_use=unknown)
     return plan, max(0, goal - plan.frees)
+
+
+class _Rest:
+    """What is left of a repo once all its revisions are evicted: loose blobs, partial downloads."""
+
+    def __init__(self, state: CacheState, now: float, usage: Usage, idle: float) -> None:
+        self.state = state
+        self.now = now
+        self.usage = usage
+        self.idle = max(idle, STALE_AFTER)
+        self.users: dict[str, dict[str, set[tuple[str, str]]]] = {}
+
+    def add_to(self, chosen: Selection) -> None:
+        """Choose it for the repos of which every revision is chosen."""
+        for repo in self.state.repos:
+            folder = repo.folder
+            reasons = [chosen.revisions.get((folder, one.commit)) for one in repo.revisions]
+            if not reasons or repo.linked_to is not None or unsure(repo) is not None:
+                continue
+            reason = reasons[0]
+            if reason is None or None in reasons:
+                continue
+            if folder not in self.users:
+                self.users[folder] = repo.blob_users()
+            for name, users in self.users[folder].items():
+                young = is_young(repo.blobs[name].mtime_ns, self.now)
+                if not users and layout.is_etag(name) and not young:
+                    chosen.blobs.setdefault((folder, name), reason)
+            for partial in repo.partials:
+                old = self.now - partial.mtime_ns / 1e9 > self.idle
+                if old and _writers(repo, partial, self.usage) is None:
+                    chosen.partials.setdefault((folder, partial.name), reason)
 
 
 def _evict(
@@ -651,6 +728,7 @@ def _evict(
     candidates: Sequence[Key],
     goal: int,
     uses: Mapping[Key, LastUse],
+    rest: _Rest,
 ) -> Plan:
     """Add the fewest of the least recently used candidates that reach the goal."""
 
@@ -658,6 +736,8 @@ def _evict(
         more = chosen.copy()
         for key in candidates[:count]:
             more.revisions[key] = f"least recently used{_source(uses, key)}"
+        if count:
+            rest.add_to(more)
         return _build(state, more)
 
     plan = with_first(0)
@@ -750,6 +830,8 @@ def _select_everything(
                 (repo.folder, revision.commit): reason for revision in repo.revisions
             }
             chosen.partials |= {(repo.folder, part.name): reason for part in repo.partials}
+            loose = (name for name, users in repo.blob_users().items() if not users)
+            chosen.blobs |= {(repo.folder, name): reason for name in loose}
         else:
             chosen.repos[repo.folder] = reason
     for folder, found in state.locks.items():
@@ -762,141 +844,152 @@ def _select_waste(
     state: CacheState,
     chosen: Selection,
     now: float,
-    pinned: Protected,
-    kept: Protected,
+    protected: Sequence[Protected],
     busy: Mapping[str, tuple[Process, ...]],
     usage: Usage,
+    evidence: Evidence,
 ) -> None:
+    sound = True
     for repo in state.repos:
-        if repo.folder in chosen.repos:
+        folder = repo.folder
+        if folder in chosen.repos:
             continue
         if repo.linked_to is not None:
             waste_there = repo.by_class.detached + repo.by_class.orphan + repo.by_class.partial
             if waste_there and repo.moved_to is None:
                 why = f"lies at {repo.linked_to}: links are never followed"
                 chosen.kept.append(Kept(repo.path, repo.id, why))
+            sound = sound and damage(repo, repo.revisions, evidence.states) is None
             continue
-        _select_partials(repo, chosen, now, kept, usage)
         _select_strays(repo.strays, repo.id, chosen, now)
-        waste = _wasted(repo, chosen, pinned, kept)
-        if repo.folder in busy:
-            chosen.kept += (_in_use(path, repo, busy[repo.folder]) for _, path in waste)
+
+        def why_protected(commit: str, folder: str = folder) -> str | None:
+            return next(filter(None, (one.why(folder, commit) for one in protected)), None)
+
+        gone = {commit for where, commit in chosen.revisions if where == folder}
+        waste = find_waste(
+            repo,
+            evidence,
+            now,
+            gone=gone,
+            why=why_protected,
+            unfinished=any((folder, one.name) not in chosen.partials for one in repo.partials),
+        )
+        sound = sound and waste.damage is None
+        if folder in busy:
+            chosen.kept += (
+                _in_use(path, repo, busy[folder])
+                for name, path in looks_wasted(repo)
+                if name not in gone and why_protected(name) is None
+            )
             continue
-        waste = _settled(state, repo, waste, chosen, now)
-        unsure = _unsure(repo)
-        if unsure is not None:
-            chosen.kept += (Kept(path, repo.id, unsure) for _, path in waste)
-            continue
-        known = {*repo.refs.values(), *(revision.commit for revision in repo.revisions)}
-        for commit in {*repo.tree_files, *repo.no_exist} - known:
-            chosen.metadata[repo.folder, commit] = "the listing of a revision that is not there"
-        for key, _ in waste:
-            if isinstance(key, str):
-                chosen.blobs[repo.folder, key] = "no snapshot links to it"
-            else:
-                chosen.revisions.setdefault(key, "no ref names it")
+        chosen.kept += waste.kept
+        chosen.revisions |= {
+            (folder, one): "a newer revision replaced it" for one in waste.revisions
+        }
+        chosen.blobs |= {
+            (folder, name): "no snapshot links to it"
+            for name in waste.blobs
+            if (folder, name) not in chosen.blobs
+        }
+        chosen.metadata |= {
+            (folder, one): "the listing of a revision that is not there" for one in waste.listings
+        }
+        chosen.unknown += ((folder, one) for one in waste.unknown)
+        if waste.revisions:
+            chosen.listed |= {(folder, name) for name in waste.listed}
+        _select_begun(state, repo, chosen, waste.listed, now)
     _select_strays(state.strays, None, chosen, now)
-    _select_shared(state, chosen, usage)
+    _select_shared(state, chosen, now, usage, sound)
     _select_locks(state, chosen, now, usage)
 
 
-def _wasted(
-    repo: Repo, chosen: Selection, pinned: Protected, kept: Protected
-) -> list[tuple[str | Key, str]]:
-    """Return orphan blobs (by name) and detached revisions (by key), each with its path."""
-    found: list[tuple[str | Key, str]] = []
-    for name, users in repo.blob_users().items():
-        if not users:
-            found.append((name, os.path.join(repo.path, layout.BLOBS, name)))
-    for revision in repo.revisions:
-        if revision.refs or (repo.folder, revision.commit) in chosen.revisions:
-            continue
-        why = kept.why(repo.folder, revision.commit) or pinned.revisions.get(
-            (repo.folder, revision.commit)
-        )
-        if why is not None:
-            chosen.kept.append(Kept(revision.path, repo.id, why))
-        else:
-            found.append(((repo.folder, revision.commit), revision.path))
-    return found
+def _select_begun(
+    state: CacheState, repo: Repo, chosen: Selection, listed: Collection[str], now: float
+) -> None:
+    """Choose what an interrupted removal did not come to: somebody had asked for it already."""
+    begun = [one for one in state.leftovers if one.repo_folder == repo.folder]
+    if not begun or any(not is_stale(partial, now) for partial in repo.partials):
+        return
+    reason = "left by an interrupted removal"
+    users = repo.blob_users()
+    known = {*repo.refs.values(), *(revision.commit for revision in repo.revisions)}
+    for leftover in begun:
+        for name in leftover.blobs:
+            if name in users and not users[name] and name not in listed:
+                chosen.blobs.setdefault((repo.folder, name), reason)
+        for commit in leftover.commits:
+            if commit not in known:
+                chosen.metadata.setdefault((repo.folder, commit), reason)
 
 
-def _settled(
-    state: CacheState, repo: Repo, waste: list[tuple[str | Key, str]], chosen: Selection, now: float
-) -> list[tuple[str | Key, str]]:
-    """Return the waste without revisions that may still be needed.
-
-    Where a ref names a revision that is not here, an update was cut (the client moves the ref
-    before it fetches the files), and what it was to replace may be all there is.
-
-    A revision can also be on its way still: a download by commit writes no ref, and between two
-    files it holds no lock. What tells of one is a young partial, or a lock made within the hour
-    beside a revision written within the hour; at its very start, a young revision without files. A
-    revision that a ref has moved on from is older than the ref.
-    """
-    found: list[tuple[str | Key, str]] = []
-    locks = state.locks.get(repo.folder)
-    marks = [entry.mtime_ns for entry in locks.files.values()] if locks is not None else []
-    locked = any(now - mark / 1e9 <= STALE_AFTER for mark in marks)
-    begun = any(not is_stale(partial, now) for partial in repo.partials)
-    refs = max((entry.mtime_ns for entry in repo.ref_files.values()), default=0)
-    snapshots = {revision.commit for revision in repo.revisions}
-    dangling = [ref for ref, commit in sorted(repo.refs.items()) if commit not in snapshots]
-    for key, path in waste:
-        revision = None if isinstance(key, str) else repo.revision(key[1])
-        if revision is not None:
-            if dangling:
-                why = f"{dangling[0]} names a revision that is not here, so this may be the last"
-                chosen.kept.append(Kept(path, repo.id, why))
-                continue
-            written = max(revision.mtime_ns, *(file.mtime_ns for file in revision.files), 0)
-            young = (locked or not revision.files) and now - written / 1e9 <= STALE_AFTER
-            if written >= refs and (begun or young):
-                why = "no ref names it, but it was downloaded within the last hour"
-                chosen.kept.append(Kept(path, repo.id, why))
-                continue
-        found.append((key, path))
-    return found
-
-
-def is_read(repo: Repo) -> bool:
-    """Return whether all folders of a repo could be read, so that what it holds is known."""
-    return all(finding.code != UNREADABLE for finding in repo.findings)
-
-
-def _unsure(repo: Repo) -> str | None:
-    """Return why it cannot be told what a repo's revisions need, `None` if it can."""
-    if not is_read(repo):
-        return "a folder of the repo cannot be read"
-    if set(repo.ref_files) != set(repo.refs):
-        return "a ref of the repo cannot be read"
-    places = {
-        os.path.join(repo.path, name) for name in (layout.BLOBS, layout.SNAPSHOTS, layout.REFS)
-    }
-    if any(stray.path in places for stray in repo.strays):
-        return "something else is in the place of a folder of the repo"
-    if any(revision.linked for revision in repo.revisions):
-        return "a snapshot of the repo is a link"
+def _writers(repo: Repo, partial: Partial, usage: Usage) -> tuple[Process, ...] | None:
+    """Return who writes to a partial, none if that cannot be seen; `None` if nobody does."""
+    users = usage.files.get((partial.device, partial.inode), ())
+    lock = f"{repo.folder}/{partial.etag}{layout.LOCK_SUFFIX}"
+    if users or partial.locked or lock in usage.locks:
+        return users or usage.locks.get(lock, ())
     return None
 
 
-def _select_partials(
-    repo: Repo, chosen: Selection, now: float, kept: Protected, usage: Usage
+def _select_unfinished(
+    state: CacheState,
+    chosen: Selection,
+    now: float,
+    kept: Protected,
+    usage: Usage,
+    asked: bool,
 ) -> None:
-    for partial in repo.partials:
-        users = usage.files.get((partial.device, partial.inode), ())
-        lock = f"{repo.folder}/{partial.etag}{layout.LOCK_SUFFIX}"
-        if users or partial.locked or lock in usage.locks:
-            users = users or usage.locks.get(lock, ())
-            chosen.kept.append(Kept(partial.path, repo.id, "being downloaded", users))
-        elif repo.folder in kept.repos:
-            chosen.kept.append(Kept(partial.path, repo.id, kept.repos[repo.folder]))
-        elif is_stale(partial, now):
-            chosen.partials[repo.folder, partial.name] = "a download that was left unfinished"
-        elif (repo.folder, partial.name) not in chosen.partials:
-            chosen.kept.append(
-                Kept(partial.path, repo.id, "a download that was written within the last hour")
-            )
+    """Choose the partial downloads that nobody continues.
+
+    Args:
+        state: the cache.
+        chosen: where they are added.
+        now: seconds since the epoch.
+        kept: repos of which nothing goes.
+        usage: who uses what now.
+        asked: whether those are to go that a pull would still continue.
+    """
+    for repo in state.repos:
+        if repo.folder in chosen.repos or repo.linked_to is not None:
+            continue
+        for partial in repo.partials:
+            key = repo.folder, partial.name
+            users = _writers(repo, partial, usage)
+            reason = None
+            if users is not None:
+                reason = "being downloaded"
+            elif repo.folder in kept.repos:
+                reason = kept.repos[repo.folder]
+            elif key in chosen.partials:
+                continue
+            elif not is_stale(partial, now):
+                reason = "a download that was written within the last hour"
+            elif asked:
+                chosen.partials[key] = "an unfinished download (--partials)"
+            elif _is_finished(repo, partial):
+                chosen.partials[key] = "its download was finished in another file"
+            elif now - partial.mtime_ns / 1e9 > UNUSED_AFTER:
+                chosen.partials[key] = "a download that was not continued for 30 days"
+            else:
+                reason = "an unfinished download: pull continues it, --partials removes it"
+            if reason is not None:
+                chosen.kept.append(Kept(partial.path, repo.id, reason, users or ()))
+
+
+def _is_finished(repo: Repo, partial: Partial) -> bool:
+    """Whether the blob of a partial download is there, as long as every listing says."""
+    blob = repo.blobs.get(partial.etag)
+    return (
+        blob is not None
+        and blob.present
+        and all(
+            file.content_size == blob.size
+            for tree in repo.trees.values()
+            for file in tree.values()
+            if file.etag == partial.etag
+        )
+    )
 
 
 def _select_strays(
@@ -918,27 +1011,35 @@ def _select_strays(
             )
 
 
-def _select_shared(state: CacheState, chosen: Selection, usage: Usage) -> None:
+def _select_shared(
+    state: CacheState, chosen: Selection, now: float, usage: Usage, sound: bool
+) -> None:
     """Choose shared blobs that no repo links to.
 
     The hub itself frees none without its manifest. The scan looks at every repo of the cache, so it
-    can tell; but only where every repo could be read.
+    can tell; but only where no repo is damaged, and so none has lost a link.
     """
-    seen = all(
-        is_read(repo) and not (repo.linked_to is not None and not repo.by_class.total)
-        for repo in state.repos
+    begun = {name for leftover in state.leftovers for name in leftover.shared}
+    seen = sound and not any(
+        repo.linked_to is not None and not repo.by_class.total for repo in state.repos
     )
     for shared in state.shared.values():
         if shared.users:
             continue
         users = usage.files.get((shared.device, shared.inode), ())
+        why = None
         if users:
-            chosen.kept.append(Kept(shared.path, None, "in use", users))
-        elif seen:
-            chosen.shared[shared.hash] = "no repo links to it"
+            why = "in use"
+        elif shared.hash in begun:
+            chosen.shared[shared.hash] = "left by an interrupted removal"
+        elif is_young(shared.mtime_ns, now):
+            why = "written within the last hour"
+        elif not seen:
+            why = "a repo is damaged or not complete, so it may still be needed"
         else:
-            why = "a repo cannot be read, so it may still be needed"
-            chosen.kept.append(Kept(shared.path, None, why))
+            chosen.shared[shared.hash] = "no repo links to it"
+        if why is not None:
+            chosen.kept.append(Kept(shared.path, None, why, users))
 
 
 def _select_locks(state: CacheState, chosen: Selection, now: float, usage: Usage) -> None:

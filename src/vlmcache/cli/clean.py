@@ -56,6 +56,12 @@ def clean(
     duplicates: Annotated[
         bool, typer.Option("--duplicates", help="Remove second weight formats.")
     ] = False,
+    partials: Annotated[
+        bool,
+        typer.Option(
+            "--partials", help="Remove unfinished downloads that were not written for an hour."
+        ),
+    ] = False,
     keep: Annotated[
         list[str] | None,
         typer.Option(metavar="MODEL", help="Remove nothing of this model. Repeatable."),
@@ -75,9 +81,13 @@ def clean(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> Answer:
-    """Remove waste, and what was not used for long.
+    """Remove what nobody needs, and what was not used for a while.
 
-    Without options: stale partial downloads, orphan blobs, detached revisions, leftovers.
+    Without options: revisions that a newer complete one replaced and that were not used for 30
+    days; blobs that nothing links to; downloads that nobody continued for 30 days, or that were
+    finished in another file; leftovers of interrupted runs; and then, if vlmcache.max_size is
+    configured, the least recently used models. Nothing younger than an hour is removed, and
+    nothing of a damaged repo.
     """
     from vlmcache import removal
     from vlmcache.cli.confirmation import confirmation
@@ -94,6 +104,7 @@ def clean(
         keep=tuple(keep or ()),
         xet=xet,
         modules=modules,
+        partials=partials,
     )
     value = removal.clean(
         session.environment,

@@ -94,6 +94,7 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
         out.print(labelled("Copy", printable(text)))
     kept = [*plan.kept, *(one for one in removal.in_use if one not in plan.kept)]
     _show_kept(out, kept, verbose=verbose)
+    _show_unknown_use(out, removal)
     _show_side_caches(out, removal)
     if removal.hidden_processes:
         count = removal.hidden_processes
@@ -177,6 +178,14 @@ def process_text(process: Process) -> str:
     return f"PID {process.pid} ({process.how}): {printable(process.command)}"
 
 
+def _show_unknown_use(out: Console, removal: Removal) -> None:
+    unknown = removal.unknown_use
+    if unknown is not None:
+        text = f"{size_text(unknown.size)} of old revisions whose use is unknown: {unknown.command}"
+        # A command that is wrapped cannot be pasted.
+        out.print(Text(printable(text)), soft_wrap=True)
+
+
 def _show_side_caches(out: Console, removal: Removal) -> None:
     beside = [one for one in removal.side_caches if one.exists]
     planned = {getattr(action, "path", None) for action in removal.plan.actions}
@@ -205,6 +214,7 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
     if not verbose:
         busy = [one for one in removal.plan.kept if one.processes]
         _show_kept(out, busy, verbose=False)
+        _show_unknown_use(out, removal)
         if not receipt.outcomes:
             _show_side_caches(out, removal)
 

@@ -1,0 +1,251 @@
+"""What of a repo somebody may need, so that it is not waste: the rules of plain `clean` (pure).
+
+That no ref names a revision, or no snapshot links to a blob, does not mean that nobody needs it. In
+doubt it stays, and the plan says why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.scan import STALE_AFTER, UNREADABLE
+from vlmcache.cache.state import File, Repo, Revision, State
+from vlmcache.cache.usage import LastUse
+from vlmcache.change.plan import Kept
+
+UNUSED_AFTER = 30 * 86400.0
+"""Seconds without a use after which what a newer revision replaces is waste."""
+
+UNKNOWN_USE = "its last use is unknown"
+LISTED = "the listing of a revision that stays names it"
+
+_LINK_SIZES = frozenset({len(layout.link_target("0" * digits, 0)) for digits in (40, 64)})
+"""Lengths of the text of a link at the top of a snapshot."""
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """What the state of a cache does not say about its revisions, by (repo folder, commit).
+
+    states: whether each can be loaded. uses: last uses as only their own files show them, see
+    `usage.own_uses`. What is missing from either is not known, and never speaks for waste.
+    """
+
+    states: Mapping[tuple[str, str], State] = {}
+    uses: Mapping[tuple[str, str], LastUse] = {}
+
+
+class Waste(msgspec.Struct):
+    """What of one repo is waste, and why the rest of what looks like it stays.
+
+    revisions and listings are commits, blobs names. listed: blobs that a listing names which stays
+    in force; they are not waste even after the last link to them is removed. unknown: the commits
+    that stay only because their last use is unknown.
+    """
+
+    revisions: list[str] = []
+    blobs: list[str] = []
+    listings: list[str] = []
+    listed: frozenset[str] = frozenset()
+    unknown: list[str] = []
+    kept: list[Kept] = []
+    damage: str | None = None
+
+
+def is_young(mtime_ns: int, now: float) -> bool:
+    """Return whether something was written within the last hour, or in the future."""
+    return now - mtime_ns / 1e9 <= STALE_AFTER
+
+
+def is_read(repo: Repo) -> bool:
+    """Return whether all folders of a repo could be read, so that what it holds is known."""
+    return all(finding.code != UNREADABLE for finding in repo.findings)
+
+
+def looks_wasted(repo: Repo) -> list[tuple[str, str]]:
+    """Return name and path of the blobs that nothing links to, and of revisions without a ref."""
+    found = [
+        (name, os.path.join(repo.path, layout.BLOBS, name))
+        for name, users in repo.blob_users().items()
+        if not users
+    ]
+    found += ((revision.commit, revision.path) for revision in repo.revisions if not revision.refs)
+    return found
+
+
+def in_question(repo: Repo) -> bool:
+    """Return whether anything of a repo looks like waste, so that its revisions must be judged."""
+    known = {*repo.refs.values(), *(revision.commit for revision in repo.revisions)}
+    return bool(looks_wasted(repo) or {*repo.tree_files, *repo.no_exist} - known)
+
+
+def find_waste(
+    repo: Repo,
+    evidence: Evidence,
+    now: float,
+    *,
+    gone: Collection[str],
+    why: Callable[[str], str | None],
+    unfinished: bool,
+) -> Waste:
+    """Return what of a repo is waste.
+
+    Args:
+        repo: the repo.
+        evidence: what is known of its revisions.
+        now: seconds since the epoch.
+        gone: commits of the revisions that are removed for another reason.
+        why: returns why a revision is protected, and for an empty commit why the repo is.
+        unfinished: whether a partial download of the repo stays.
+    """
+    found = Waste()
+    detached = [one for one in repo.revisions if not one.refs and one.commit not in gone]
+    stays = {
+        one.commit: why(one.commit) or _why_needed(repo, one, evidence, now, gone)
+        for one in detached
+    }
+    staying = [
+        one for one in repo.revisions if one.commit not in gone and stays.get(one.commit, "ref")
+    ]
+    found.damage = damage(repo, staying, evidence.states)
+    everything = why("") or found.damage
+    for revision in detached:
+        reason = stays[revision.commit] or everything
+        if reason is None:
+            found.revisions.append(revision.commit)
+            continue
+        found.kept.append(Kept(revision.path, repo.id, reason))
+        if reason == UNKNOWN_USE and everything is None:
+            found.unknown.append(revision.commit)
+    found.listed = frozenset(_listed(repo, staying))
+    users = repo.blob_users()
+    strange = any(not by and not layout.is_etag(name) for name, by in users.items())
+    for name, by in users.items():
+        if by:
+            continue
+        reason = everything or _why_blob_needed(repo, name, found.listed, now)
+        if reason is None and unfinished:
+            reason = "a download of the repo is unfinished"
+        if reason is None and strange:
+            reason = "another program writes into this folder"
+        if reason is None:
+            found.blobs.append(name)
+        else:
+            found.kept.append(Kept(os.path.join(repo.path, layout.BLOBS, name), repo.id, reason))
+    if everything is None and not unfinished:
+        known = {*repo.refs.values(), *(revision.commit for revision in repo.revisions)}
+        written = {
+            commit: max(one.mtime_ns for one in entries if one is not None)
+            for commit in {*repo.tree_files, *repo.no_exist} - known
+            for entries in [(repo.tree_files.get(commit), repo.no_exist.get(commit))]
+        }
+        found.listings = [
+            commit for commit, mtime_ns in written.items() if not is_young(mtime_ns, now)
+        ]
+    return found
+
+
+def _why_needed(
+    repo: Repo, revision: Revision, evidence: Evidence, now: float, gone: Collection[str]
+) -> str | None:
+    """Return why a revision that no ref names may be needed, `None` if it is not."""
+    if layout.COMMIT.fullmatch(revision.commit) is None:
+        return "its name is not a commit"
+    written = max(revision.mtime_ns, *(file.mtime_ns for file in revision.files), 0)
+    if is_young(written, now):
+        return "written within the last hour"
+    if any(is_young(partial.mtime_ns, now) or partial.locked for partial in repo.partials):
+        return "a download into the repo is in progress"
+    if not any(
+        repo.ref_files[ref].mtime_ns > written
+        for other in repo.revisions
+        if other.commit not in gone and evidence.states.get((repo.folder, other.commit)) == "cached"
+        for ref in other.refs
+        if ref in repo.ref_files
+    ):
+        return "no newer complete revision replaces it"
+    use = evidence.uses.get((repo.folder, revision.commit))
+    if use is not None and now - use.at <= UNUSED_AFTER:
+        return "used or written within the last 30 days"
+    if use is None or use.source != "access":
+        return UNKNOWN_USE
+    return None
+
+
+def _why_blob_needed(repo: Repo, name: str, listed: Collection[str], now: float) -> str | None:
+    if not layout.is_etag(name):
+        return "not a name that the hub's libraries give a blob"
+    if is_young(repo.blobs[name].mtime_ns, now):
+        return "written within the last hour"
+    return LISTED if name in listed else None
+
+
+def _listed(repo: Repo, staying: Iterable[Revision]) -> set[str]:
+    """Return the blobs that the listings name, of revisions that stay and of what refs name."""
+    commits = {*repo.refs.values(), *(revision.commit for revision in staying)}
+    return {file.etag for commit in commits for file in repo.trees.get(commit, {}).values()}
+
+
+def unsure(repo: Repo) -> str | None:
+    """Return why it cannot be known what a repo's revisions need, `None` if it can."""
+    if not is_read(repo):
+        return "a folder of the repo cannot be read"
+    if set(repo.ref_files) != set(repo.refs):
+        return "a ref of the repo cannot be read"
+    places = {
+        os.path.join(repo.path, name) for name in (layout.BLOBS, layout.SNAPSHOTS, layout.REFS)
+    }
+    if any(stray.path in places for stray in repo.strays):
+        return "something else is in the place of a folder of the repo"
+    if any(revision.linked for revision in repo.revisions):
+        return "a snapshot of the repo is a link"
+    return None
+
+
+def damage(
+    repo: Repo, staying: Collection[Revision], states: Mapping[tuple[str, str], State]
+) -> str | None:
+    """Return what is wrong with a repo, so that nothing of it is waste; `None` if all is well.
+
+    What a damaged repo does not link to may be just what repairs it without a download.
+
+    Args:
+        repo: the repo.
+        staying: its revisions that are not removed.
+        states: (repo folder, commit) -> whether the revision can be loaded.
+    """
+    doubt = unsure(repo)
+    if doubt is not None:
+        return doubt
+    for finding in repo.findings:
+        if finding.severity == "error" or finding.code == "outside-link":
+            return f"the repo is damaged: {finding.detail}"
+    if set(repo.trees) != set(repo.tree_files):
+        return "a listing of the repo cannot be read"
+    if any(stray.folder and not stray.leftover for stray in repo.strays):
+        return "the repo has a folder that is not the hub's"
+    if not any(revision.refs for revision in staying):
+        return "no ref names a revision of the repo"
+    for revision in staying:
+        if states.get((repo.folder, revision.commit)) != "cached":
+            return f"revision {revision.commit[:12]} of the repo is not complete"
+    users = repo.blob_users()
+    for revision in repo.revisions:
+        for file in revision.files:
+            if revision.tree is None and _stands_for_a_link(file):
+                return f"a file is in the place of a link ({file.name})"
+        there = {file.name for file in revision.files}
+        for name, listed in (revision.tree or {}).items():
+            if name not in there and users.get(listed.etag) == set():
+                return f"a link to a blob was lost ({name})"
+    return None
+
+
+def _stands_for_a_link(file: File) -> bool:
+    """Whether a file may be what some copying tools make of a link: empty, or the link's text."""
+    deeper = 3 * file.name.count("/")
+    alone = file.kind == "copy" and file.links == 1
+    return alone and (not file.size or file.size - deeper in _LINK_SIZES)
