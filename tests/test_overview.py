@@ -163,6 +163,16 @@ def test_models_asked_for_replace_the_configured_ones(cache: CacheBuilder) -> No
     assert failure.hint == "vlmcache pull qwen_vl_2b org/nowhere"
 
 
+def test_the_revision_asked_for_is_the_one_that_is_recommended(cache: CacheBuilder) -> None:
+    cache.repo("org/name").revision(model_files())
+    assert commands(asked(cache, config(), "org/name@v1")) == ["vlmcache pull org/name@v1"]
+
+
+def test_a_key_that_is_a_cached_repo_is_recommended_by_its_repo(cache: CacheBuilder) -> None:
+    cache.repo("wanted").revision(model_files())
+    assert commands(asked(cache, config("org/wanted"))) == ["vlmcache pull org/wanted@main"]
+
+
 def test_rows_are_filtered_and_sorted(cache: CacheBuilder) -> None:
     cache.repo("org/small").revision(model_files(parameters=6_000))
     cache.repo("org/large").revision(model_files(parameters=600_000))

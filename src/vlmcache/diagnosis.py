@@ -162,7 +162,8 @@ def diagnose(
         findings.append(_finding("cache-path", "error", location.dir, error.message, error.hint))
     findings += _check_paths(paths, location, environment)
     steps = found.recommendations if found is not None else ()
-    findings += _check_filesystem(filesystem, location.dir, config, what_frees(steps))
+    advised = Advice(config, location)
+    findings += _check_filesystem(filesystem, location.dir, config, what_frees(steps, advised))
     findings += _check_permissions(location.dir)
     findings += _check_versions(versions)
     if found is not None:
@@ -184,7 +185,7 @@ def diagnose(
         offline=Offline(
             not lacking and found is not None, lacking, environment.offline_by is not None
         ),
-        findings=tuple(map(Advice(config, location).completed, findings)),
+        findings=tuple(map(advised.completed, findings)),
         shared=access.sharing if access is not None else None,
         plan=access.plan if access is not None else None,
         receipt=access.receipt if access is not None else None,

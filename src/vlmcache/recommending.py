@@ -409,11 +409,11 @@ def _to_download(downloads: Sequence[Download]) -> str:
     """Return what downloads take, in words."""
     noun = "model" if len(downloads) == 1 else "models"
     known = [one for one in downloads if one.known]
+    size = sum(one.plan.needs for one in known)
     words = f"{len(downloads)} {noun} to download"
-    if not known:
+    if not size:
         return words
-    more = " or more" if len(known) < len(downloads) else ""
-    return f"{words}, {size_text(sum(one.plan.needs for one in known))}{more}"
+    return f"{words}, {size_text(size)}{' or more' if len(known) < len(downloads) else ''}"
 
 
 def _classes(plan: Plan) -> str:
@@ -623,7 +623,9 @@ class Planner:
 
 
 def _used(age: float | None) -> str:
-    return "last use unknown" if age is None else f"last used {duration_text(age)} ago"
+    if age is None:
+        return "last use unknown"
+    return "used just now" if age < 60 else f"last used {duration_text(age)} ago"
 
 
 def _is_shut(folder: str) -> bool:
@@ -642,12 +644,14 @@ def _may_unlink(path: str) -> bool:
     return os.geteuid() in (0, folder.st_uid, entry.st_uid)
 
 
-def what_frees(steps: Iterable[Recommendation]) -> str:
-    """Return the first of the recommended commands that frees bytes, or what else would help."""
-    return next(
-        (step.command for step in steps if step.frees and step.command),
-        "remove other files from that disk, or lower min_free in config.yaml",
-    )
+def what_frees(steps: Iterable[Recommendation], advised: Advice) -> str:
+    """Return a command that frees bytes of what nobody chose to keep, or else one that shows sizes.
+
+    A model to remove is never named without its size and last use.
+    """
+    cleaning = (one.command for one in steps if one.frees and one.command)
+    found = next((one for one in cleaning if one.startswith("vlmcache clean")), None)
+    return found or advised.command("status", "--all", "--sort", "size")
 
 
 def what_makes_room(

@@ -191,7 +191,7 @@ def test_a_full_disk_of_configured_models_only_names_the_largest(
     assert step["command"] is None
     assert "below the minimum of" in step["text"]
     assert "org/wanted (" in step["text"]
-    assert "last use" in step["text"]
+    assert "used just now" in step["text"]
 
 
 def recommended(options: list[str]) -> list[str]:

@@ -64,8 +64,7 @@ def watch(
     """
     import msgspec
 
-    from vlmcache import metrics, overview, watching
-    from vlmcache.recommending import what_frees
+    from vlmcache import metrics, overview, recommending, watching
     from vlmcache.show import watch as view
 
     session = open_session(config, cache_dir)
@@ -98,7 +97,9 @@ def watch(
             low = watching.low_space(look.snapshot)
             if low is not None and exit_on_low:
                 status = overview.status(settings, session.cache, environment=session.environment)
-                raise watching.low_space(look.snapshot, what_frees(status.recommendations)) or low
+                advised = recommending.Advice(settings, session.cache)
+                hint = recommending.what_frees(status.recommendations, advised)
+                raise watching.low_space(look.snapshot, hint) or low
             if once:
                 break
     return ExitCode.DONE
