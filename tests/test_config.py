@@ -10,16 +10,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlmcache.config import (
+    Config,
     Environment,
+    Limits,
     ModelConfig,
     find_model,
     load_config,
     locate_cache,
+    names_of_all,
     own_home,
     read_environment,
     shipped_config,
+    side_caches,
 )
 from vlmcache.errors import ConfigError, UnknownModelError, UsageError
+from vlmcache.units import parse_size
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -236,6 +241,133 @@ def test_any_bytes_are_a_configuration_or_a_configuration_error(
         return
 
 
+NOT_OURS = {
+    "no section of ours": "app: {name: x}\n",
+    "other models": "models: {small: {layers: 3}, large: {layers: 24}}\n",
+    "a list of models": "models: [resnet, vit]\n",
+    "names only": "models: {a: org/name}\n",
+    "words": "just words\n",
+    "a list": "- 1\n- 2\n",
+    "nothing": "",
+}
+
+
+def write_user_config(text: str) -> Path:
+    path = Path(os.environ["HOME"]) / ".config" / "vlmcache" / "config.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", NOT_OURS)
+def test_a_working_folders_file_that_is_not_ours_is_one_note_and_the_next_file_counts(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(NOT_OURS[name])
+    shipped = load_config(None, environment(tmp_path))
+    assert (shipped.source, len(shipped.warnings)) == ("shipped", 1)
+    write_user_config("models: {mine: {repo: org/mine}}\n")
+    config = load_config(None, environment(tmp_path))
+    assert (config.source, list(config.models)) == ("user", ["mine"])
+    (note,) = config.warnings
+    assert note.startswith(f"{tmp_path}/config.yaml: not used: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "models: {a: {layers: 3}, b: {repo: org/name}}",
+        "vlmcache: {min_free: lots}",
+        "models: {b: {repo: 7}}",
+        "models: [a\n",
+    ],
+)
+def test_a_file_of_ours_with_a_mistake_is_not_passed_over(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml:\d+: "):
+        load_config(None, environment(tmp_path))
+
+
+LIMITS = "models: {}\nvlmcache:\n  max_size: 5GB\n  min_free: 1GB\n"
+
+
+def test_a_budget_counts_from_the_users_own_files_only(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(LIMITS)
+    local = load_config(None, environment(tmp_path))
+    assert (local.source, local.limits.max_size, local.limits.min_free) == (
+        "./config.yaml",
+        None,
+        10**9,
+    )
+    (warning,) = local.warnings
+    assert warning.startswith(f"{tmp_path}/config.yaml:3: vlmcache.max_size is ignored")
+    assert load_config("config.yaml", environment(tmp_path)).limits.max_size == 5 * 10**9
+    named = environment(tmp_path, VLMCACHE_CONFIG="config.yaml")
+    assert load_config(None, named).limits.max_size == 5 * 10**9
+    (tmp_path / "empty").mkdir()
+    user = write_user_config(LIMITS)
+    assert load_config(None, environment(tmp_path / "empty")).limits.max_size == 5 * 10**9
+    at_home = load_config(None, environment(user.parent))
+    assert (at_home.source, at_home.limits.max_size) == ("user", 5 * 10**9)
+
+
+@pytest.mark.parametrize("key", ["max_size: 1MB", "archive: /x", "base: /x", "sources: [/x]"])
+def test_each_key_that_leads_elsewhere_or_removes_more_is_shown_and_ignored(
+    tmp_path: Path, key: str
+) -> None:
+    name = key.partition(":")[0]
+    (tmp_path / "config.yaml").write_text(f"vlmcache:\n  {key}\n")
+    (warning,) = load_config(None, environment(tmp_path)).warnings
+    assert f"config.yaml:2: vlmcache.{name} is ignored" in warning
+
+
+@pytest.mark.parametrize(
+    ("local", "own", "most"),
+    [("50GB", None, 10), ("1GB", None, 1), ("50GB", "20GB", 20), ("5GB", "20GB", 5)],
+)
+def test_making_room_aims_at_no_more_than_the_users_own_free_space(
+    tmp_path: Path, local: str, own: str | None, most: int
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"vlmcache: {{min_free: {local}}}\n")
+    if own is not None:
+        write_user_config(f"vlmcache: {{min_free: {own}}}\n")
+    config = load_config(None, environment(tmp_path))
+    assert config.limits.min_free == parse_size(local)
+    assert config.evict_for == most * 10**9
+    named = load_config("config.yaml", environment(tmp_path))
+    assert named.evict_for == parse_size(local)
+
+
+def test_models_of_all_files_on_the_search_path_are_known_with_their_files(tmp_path: Path) -> None:
+    user = write_user_config("models: {mine: {repo: org/mine}}")
+    (tmp_path / "config.yaml").write_text("models: {local: {repo: org/local}}")
+    (tmp_path / "named.yaml").write_text("models: {named: {repo: org/named}}")
+    (tmp_path / "option.yaml").write_text("vlmcache: {min_free: 0}")
+    named = environment(tmp_path, VLMCACHE_CONFIG="named.yaml")
+    config = load_config("option.yaml", named)
+    assert [(path, model.repo) for path, model in config.also] == [
+        (f"{tmp_path}/named.yaml", "org/named"),
+        (f"{tmp_path}/config.yaml", "org/local"),
+        (str(user), "org/mine"),
+    ]
+    assert load_config("config.yaml", environment(tmp_path)).also == (
+        (str(user), ModelConfig("mine", "org/mine")),
+    )
+
+
+@pytest.mark.parametrize("broken", ["models: [a\n", "models: {a: {repo: 7}}\n"])
+def test_another_file_that_cannot_be_read_is_noted_with_its_line_and_fails_nothing_here(
+    tmp_path: Path, broken: str
+) -> None:
+    user = write_user_config(broken)
+    (tmp_path / "config.yaml").write_text("models: {local: {repo: org/local}}")
+    config = load_config(None, environment(tmp_path))
+    assert list(config.models) == ["local"]
+    assert config.unread is not None
+    assert config.unread.startswith(f"{user}:")
+    assert config.notices[-1].endswith(config.unread)
+
+
 CHAIN = (
     ("HF_HUB_CACHE", "/one", "/one"),
     ("HUGGINGFACE_HUB_CACHE", "/two", "/two"),
@@ -285,6 +417,32 @@ def test_a_dotenv_supplies_what_the_environment_does_not_set(tmp_path: Path) -> 
     assert (location.dir, location.source) == ("/from/file", "HF_HUB_CACHE (.env)")
 
 
+SIDE = ("HF_XET_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE", "HF_TOKEN_PATH", "HF_XET_LOG_DEST")
+
+
+@pytest.mark.parametrize("name", [*SIDE, "VLMCACHE_HOME", "VLMCACHE_CONFIG", "HF_DATASETS_CACHE"])
+def test_a_dotenv_sets_no_other_folder_or_file_than_the_hub_cache(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / ".env").write_text(f"{name}=/from/file\n")
+    found = environment(tmp_path)
+    assert found.get(name) is None
+    (sentence,) = found.ignored
+    assert sentence.startswith(f"{tmp_path}/.env: {name} is ignored")
+    assert environment(tmp_path, **{name: "/set"}).ignored == ()
+    assert own_home(found)[1] == "default"
+
+
+@given(st.dictionaries(st.sampled_from([*SIDE, "HF_HOME", "XDG_CACHE_HOME"]), st.just("/hostile")))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_no_dotenv_moves_a_side_cache(tmp_path: Path, lines: dict[str, str]) -> None:
+    (tmp_path / ".env").write_text("".join(f"{name}={path}\n" for name, path in lines.items()))
+    for own in ({}, {"HF_HOME": "/own"}, {"HF_XET_CACHE": "/x"}, {"XDG_CACHE_HOME": "/cache"}):
+        assert side_caches(environment(tmp_path, **own)) == side_caches(
+            environment(tmp_path / "none", **own)
+        )
+
+
 def test_a_dotenv_that_is_no_text_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"HF_HOME=\xff\xfe\n")
     with pytest.raises(ConfigError, match=r"\.env: cannot be read"):
@@ -304,6 +462,39 @@ def test_a_model_is_found_by_key_repo_id_and_revision() -> None:
     other = find_model(config, "org/other@v1")
     assert (other.key, other.revision, other.configured) == ("org/other", "v1", False)
     assert find_model(config, "gpt2", cached=["gpt2"]).repo == "gpt2"
+
+
+IDS = st.sampled_from(["gpt2", "GPT2", "org/name", "Org/Name", "org/other", "a/b"])
+
+
+@given(
+    keys=st.dictionaries(IDS | st.sampled_from(["mine", "org/name@main"]), IDS, max_size=4),
+    cached=st.sets(IDS, max_size=4),
+    typed=IDS,
+)
+def test_a_key_never_stands_for_another_repo_than_the_cached_one_it_is_spelled_like(
+    keys: dict[str, str], cached: set[str], typed: str
+) -> None:
+    models = {key: ModelConfig(key, repo) for key, repo in keys.items()}
+    config = Config("config.yaml", "user", models, Limits())
+    alike = {repo for repo in cached if repo.casefold() == typed.casefold()}
+    for text in (typed, f"{typed}@main"):
+        try:
+            found = find_model(config, text, cached)
+        except UsageError:
+            assert typed not in alike
+            assert len(alike) > 1
+        except UnknownModelError:
+            assert not alike
+        else:
+            assert (found.repo == typed) if typed in alike else (not alike or found.repo in alike)
+    for name, model in zip(names_of_all(config, cached), models.values(), strict=True):
+        if "@" in name and keys.get(model.repo, model.repo) != model.repo:
+            continue
+        meant = find_model(config, name, cached)
+        # The hub knows no two repos whose ids differ by case only.
+        assert meant.repo.casefold() == model.repo.casefold()
+        assert meant.revision == model.revision
 
 
 @pytest.mark.parametrize("name", ["qwen_2b", "got_orc", "a/b/c", "../x", "", "gpt2", "/etc/passwd"])

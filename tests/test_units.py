@@ -37,7 +37,9 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1.5.2GB", "ten", "1e9", "nan", "1 XB", "１GB", "5i", "1ib"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-1GB", "1.5.2GB", "ten", "1e9", "nan", "1 XB", "１GB", "5i", "1ib"]
+)
 def test_a_text_that_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
         parse_size(text)
@@ -120,10 +122,11 @@ def test_a_size_to_be_typed_has_the_largest_unit_that_is_exact(size: int, text: 
 
 @pytest.mark.parametrize("text", ["9" * 5000 + "GB", "0" * 5000 + "1PB", "1." + "3" * 5000 + "kB"])
 def test_numbers_of_any_length_are_read_or_refused_in_one_short_line(text: str) -> None:
-    try:
+    if text.startswith("9"):
+        with pytest.raises(ValueError, match=r"^no disk has that size: .{1,60}$"):
+            parse_size(text)
+    else:
         assert parse_size(text) in (10**15, 1333)
-    except ValueError as error:
-        assert len(str(error)) < 100
 
 
 @given(st.integers(0, 10**16))

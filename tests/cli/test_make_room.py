@@ -116,6 +116,24 @@ def test_nothing_goes_where_all_that_may_go_would_not_be_enough(
     assert fingerprint(cache.root) == before
 
 
+def test_a_working_folders_free_space_refuses_a_pull_and_evicts_nothing_for_it(
+    disk: tuple[LoopbackHub, CacheBuilder],
+) -> None:
+    hub, cache = disk
+    folder = cache.root.parent
+    home = folder / "home"
+    own = home / ".config" / "vlmcache" / "config.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("vlmcache: {min_free: 1MB}\n")
+    (folder / "config.yaml").write_text(CONFIG.replace("min_free: 2MB", "min_free: 16MB"))
+    before = fingerprint(cache.root)
+    settings = {"VLMCACHE_CONFIG": "", "HOME": str(home)}
+    done = vlmcache(hub, cache.root, "pull", "wanted", "--make-room", "--yes", **settings)
+    assert done.returncode == 9
+    assert f"{folder}/config.yaml asks for more free space than your own" in done.stderr
+    assert fingerprint(cache.root) == before
+
+
 def test_what_is_to_be_pulled_is_not_evicted_for_itself(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:

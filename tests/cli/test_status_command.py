@@ -210,7 +210,11 @@ def test_a_mistake_is_one_line_and_its_exit_code_with_and_without_json(
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("models: {a: {repo: org/name, precision: fp17}}", 1), ("vlmcache:\n  - a\n", 2), ("\ta: b", 1)],
+    [
+        ("models: {a: {repo: org/name, precision: fp17}}", 1),
+        ("vlmcache:\n  - a\n", 2),
+        ("\ta: b", 1),
+    ],
 )
 def test_a_wrong_configuration_is_exit_2_and_names_its_line(
     vlmcache: Vlmcache, text: str, line: int
