@@ -37,8 +37,13 @@ def make(place: Place) -> None:
     """A small cache with everything that removals go through, and a repo that has to stay."""
     cache = CacheBuilder(place.root)
     repo = cache.repo("org/name")
-    repo.revision({"a/c.json": b"{}", "w.bin": WEIGHTS}, refs=(), shared=("w.bin",))
-    repo.revision({"a/c.json": b"{1}", "w.bin": WEIGHTS, "v.bin": OTHER}, shared=("w.bin",))
+    repo.revision(
+        {"a/c.json": b"{}", "config.json": b"0", "w.bin": WEIGHTS}, refs=(), shared=("w.bin",)
+    )
+    repo.revision(
+        {"a/c.json": b"{1}", "config.json": b"1", "w.bin": WEIGHTS, "v.bin": OTHER},
+        shared=("w.bin",),
+    )
     repo.partial(age=LONG)
     repo.no_exist("absent.json")
     xet = repo.file("w.bin").xet_hash
@@ -140,6 +145,8 @@ class Removing(Subject[Removal]):
             assert settle(Place(place)) == self.wanted
 
     def again(self, place: Path) -> None:
+        # What was checked was read, and what was read is needed.
+        age(Place(place).root)
         again(Place(place), self.action)
         self.check(Place(place))
         assert settle(Place(place)) == self.wanted

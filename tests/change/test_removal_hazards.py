@@ -545,8 +545,8 @@ def test_a_revision_that_its_ref_moved_on_from_stays_until_nobody_has_used_it_fo
         environment = hub.environment(place.root)
         commits = []
         for content in (b"one", b"two"):
-                files = {"config.json": b"{}", "model.safetensors": content * 1000}
-                commits.append(repo.commit(files))
+            files = {"config.json": b"{}", "model.safetensors": content * 1000}
+            commits.append(repo.commit(files))
             subprocess.run(
                 [sys.executable, "-c", DOWNLOAD, "org/name@main"],
                 env=environment,

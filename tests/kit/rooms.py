@@ -36,8 +36,9 @@ def settle(root: Path) -> None:
         for name, read in content.items():
             if os.path.isfile(name):
                 os.utime(name, (read, 0))
-        for snapshot in (repo / "snapshots").glob("*"):
-            os.utime(snapshot, (0, 0), follow_symlinks=False)
+        for folder in ("snapshots", "trees", ".no_exist"):
+            for path in (repo / folder).glob("*"):
+                os.utime(path, (0, 0), follow_symlinks=False)
 
 
 def base(root: Path) -> CachedRepo:

@@ -517,15 +517,20 @@ class _Run:
     def _empty_leftovers(self) -> None:
         """Unlink what was renamed: the refs last, and only if nothing failed.
 
-        They tell a second run, which finds the revision no longer, what there is to finish. After
-        an interruption all of it stays, as after a kill.
+        They tell a second run, which finds the revision no longer, what there is to finish; so do
+        the links of a snapshot, as long as one of the blobs stays. After an interruption all of it
+        stays, as after a kill.
         """
         if not self.finished:
             return
+        blobs = f"{os.sep}{layout.BLOBS}{os.sep}"
         for number, place in reversed(self.renamed):
             outcome = self.outcomes.get(number)
-            failed = any(one.result == "failed" for one in self.outcomes.values())
+            failed = [one.path for one in self.outcomes.values() if one.result == "failed"]
+            parts = os.path.relpath(place, self.root).split(os.sep)
             if failed and _is_ref(os.path.relpath(place, self.root)):
+                continue
+            if parts[3:4] == [layout.SNAPSHOTS] and any(blobs in path for path in failed):
                 continue
             detail, result = (outcome.detail, outcome.result) if outcome else (None, "done")
             try:

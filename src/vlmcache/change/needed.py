@@ -41,9 +41,9 @@ class Evidence(msgspec.Struct, frozen=True):
 class Waste(msgspec.Struct):
     """What of one repo is waste, and why the rest of what looks like it stays.
 
-    revisions and listings are commits, blobs names. listed: blobs that a listing names which stays
-    in force; they are not waste even after the last link to them is removed. unknown: the commits
-    that stay only because their last use is unknown.
+    revisions and listings are commits, blobs names. listed: blobs that a listing names of what
+    stays; they are not waste even after the last link to them is removed. unknown: the commits that
+    stay only because their last use is unknown.
     """
 
     revisions: list[str] = []
@@ -78,8 +78,18 @@ def looks_wasted(repo: Repo) -> list[tuple[str, str]]:
 
 def in_question(repo: Repo) -> bool:
     """Return whether anything of a repo looks like waste, so that its revisions must be judged."""
-    known = {*repo.refs.values(), *(revision.commit for revision in repo.revisions)}
-    return bool(looks_wasted(repo) or {*repo.tree_files, *repo.no_exist} - known)
+    if any(not revision.refs for revision in repo.revisions):
+        return True
+    # Nearly every repo has nothing of it, and a set of names tells that quickly.
+    linked = {file.blob for revision in repo.revisions for file in revision.files}
+    if not repo.blobs.keys() <= linked and looks_wasted(repo):
+        return True
+    return bool({*repo.tree_files, *repo.no_exist} - _known(repo))
+
+
+def _known(repo: Repo) -> set[str]:
+    """Return the commits that refs name or that are there."""
+    return {*repo.refs.values(), *(revision.commit for revision in repo.revisions)}
 
 
 def find_waste(
@@ -136,10 +146,9 @@ def find_waste(
         else:
             found.kept.append(Kept(os.path.join(repo.path, layout.BLOBS, name), repo.id, reason))
     if everything is None and not unfinished:
-        known = {*repo.refs.values(), *(revision.commit for revision in repo.revisions)}
         written = {
             commit: max(one.mtime_ns for one in entries if one is not None)
-            for commit in {*repo.tree_files, *repo.no_exist} - known
+            for commit in {*repo.tree_files, *repo.no_exist} - _known(repo)
             for entries in [(repo.tree_files.get(commit), repo.no_exist.get(commit))]
         }
         found.listings = [
@@ -159,10 +168,13 @@ def _why_needed(
         return "written within the last hour"
     if any(is_young(partial.mtime_ns, now) or partial.locked for partial in repo.partials):
         return "a download into the repo is in progress"
+    names = {file.name for file in revision.files}
     if not any(
         repo.ref_files[ref].mtime_ns > written
         for other in repo.revisions
         if other.commit not in gone and evidence.states.get((repo.folder, other.commit)) == "cached"
+        # Without the hub's listing, only what was there before shows what is complete.
+        if other.tree is not None or names <= {file.name for file in other.files}
         for ref in other.refs
         if ref in repo.ref_files
     ):

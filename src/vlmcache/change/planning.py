@@ -33,6 +33,7 @@ from vlmcache.change.needed import (
     Evidence,
     damage,
     find_waste,
+    in_question,
     is_read,
     is_young,
     looks_wasted,
@@ -850,6 +851,7 @@ def _select_waste(
     evidence: Evidence,
 ) -> None:
     sound = True
+    every = any(not shared.users for shared in state.shared.values())
     for repo in state.repos:
         folder = repo.folder
         if folder in chosen.repos:
@@ -862,6 +864,8 @@ def _select_waste(
             sound = sound and damage(repo, repo.revisions, evidence.states) is None
             continue
         _select_strays(repo.strays, repo.id, chosen, now)
+        if not every and not in_question(repo):
+            continue
 
         def why_protected(commit: str, folder: str = folder) -> str | None:
             return next(filter(None, (one.why(folder, commit) for one in protected)), None)
