@@ -510,10 +510,11 @@ def _recommend(
                 name,
             )
         )
+    incomplete = ("missing", "partial", "damaged")
     downloads = [
         download_of(planner.state, planner.config, model, repair=model.repo in unlisted)
         for model in models
-        if model.state in ("missing", "partial", "damaged") and model.repo not in away
+        if model.state in incomplete and model.repo not in away
     ]
     asked = {model.repo for model in models}
     downloads += (
@@ -534,7 +535,7 @@ def _recommend(
         model.repo
         for model in planner.config.models.values()
         if model.repo not in asked
-        and judge(planner.state.repo(model.repo), model.revision).state != "cached"
+        and judge(planner.state.repo(model.repo), model.revision).state in incomplete
     }
     room = Room(
         summary.size_on_disk,
