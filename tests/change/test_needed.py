@@ -93,6 +93,7 @@ def _forget_what_the_new_one_should_have(repo: CachedRepo) -> None:
     """As an older client left it, and one file of it was never fetched."""
     (repo.trees / f"{repo.latest}.json").unlink()
     repo.pointer("README.md").unlink()
+    repo.blob("README.md").unlink()
 
 
 def _purge_refs(repo: CachedRepo) -> None:
