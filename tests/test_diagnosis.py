@@ -97,7 +97,9 @@ def test_a_cache_path_that_is_a_file_is_told_and_not_fatal(
 
 def test_a_low_disk_is_told(cache: CacheBuilder) -> None:
     Path("config.yaml").write_text("vlmcache: {min_free: 900PB}")
-    assert "low-disk" in codes(diagnosed(HF_HUB_CACHE=str(cache.root)))
+    found = diagnosed(HF_HUB_CACHE=str(cache.root))
+    (low,) = [finding for finding in found.findings if finding.code == "low-disk"]
+    assert low.remedy == "vlmcache status --all --sort size"
 
 
 def test_a_driver_that_does_not_answer_is_told(cache: CacheBuilder, tmp_path: Path) -> None:

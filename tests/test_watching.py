@@ -290,8 +290,9 @@ def test_free_space_that_shrinks_is_told_with_when_it_ends(
     assert last.full_in == pytest.approx(35)
     assert [look.snapshot.low for look in found] == [False, True, True]
     assert [kinds(look) for look in found] == [[], ["low-space"], []]
-    error = watching.low_space(last)
+    error = watching.low_space(last, "what helps")
     assert error is not None
+    assert error.hint == "what helps"
     assert error.exit_code == 9
     assert error.message == "7 GB free, less than 8.5 GB"
     assert watching.low_space(found[0].snapshot) is None

@@ -49,7 +49,7 @@ from vlmcache.hub.progress import Pace, Watcher
 STREAM = "-"
 _LONG = 16 << 20
 _REF_LIMIT = 4096
-_MAKE_ROOM = "make room: 'vlmcache clean'"
+_MAKE_ROOM = "'vlmcache status' shows what makes room"
 """Length in bytes from which on a file's progress is told."""
 
 

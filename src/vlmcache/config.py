@@ -682,6 +682,22 @@ def find_model(config: Config, text: str, cached: Iterable[str] = ()) -> ModelCo
     return msgspec.structs.replace(model, revision=revision) if at else model
 
 
+def name_of(config: Config, model: ModelConfig, cached: Iterable[str]) -> str:
+    """Return what to type for a model, which `find_model` takes for it: its key, usually.
+
+    Args:
+        config: the configuration whose keys count.
+        model: the model, at the revision that is meant.
+        cached: ids of the models in the cache, which come before keys.
+    """
+    known = config.models.get(model.key)
+    shadow = cached_repo(model.key.partition("@")[0], cached)
+    if shadow is not None and shadow != model.repo:
+        return f"{model.repo}@{model.revision}"
+    usual = known.revision if known is not None else "main"
+    return model.key if model.revision == usual else f"{model.key}@{model.revision}"
+
+
 def names_of_all(config: Config, cached: Iterable[str]) -> list[str]:
     """Return a name for each configured model that `find_model` takes for it: its key, usually."""
     ids: dict[str, set[str]] = {}

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from vlmcache import advice
 from vlmcache.cache import layout
 from vlmcache.cache.moves import DRIVE_AWAY
 from vlmcache.cache.state import Finding
@@ -29,8 +30,9 @@ from vlmcache.config import (
 )
 from vlmcache.errors import CacheError, ConfigError, UnloadableError
 from vlmcache.overview import Status, status
+from vlmcache.recommending import Advice, what_frees
 from vlmcache.sharing import Sharing, check_access
-from vlmcache.units import exact_size, size_text
+from vlmcache.units import size_text
 
 PACKAGES = (
     "huggingface_hub",
@@ -160,7 +162,9 @@ def diagnose(
     except (CacheError, ConfigError) as error:
         findings.append(_finding("cache-path", "error", location.dir, error.message, error.hint))
     findings += _check_paths(paths, location, environment)
-    findings += _check_filesystem(filesystem, location.dir, config)
+    steps = found.recommendations if found is not None else ()
+    advised = Advice(config, location)
+    findings += _check_filesystem(filesystem, location.dir, config, what_frees(steps, advised))
     findings += _check_permissions(location.dir)
     findings += _check_versions(versions)
     if found is not None:
@@ -182,7 +186,7 @@ def diagnose(
         offline=Offline(
             not lacking and found is not None, lacking, environment.offline_by is not None
         ),
-        findings=tuple(findings),
+        findings=tuple(map(advised.completed, findings)),
         shared=access.sharing if access is not None else None,
         plan=access.plan if access is not None else None,
         receipt=access.receipt if access is not None else None,
@@ -386,7 +390,7 @@ def _check_paths(
             path,
             f"another cache with models lies at {path}; {location.source} decides for "
             f"{location.dir}",
-            f"vlmcache status --cache-dir {path}",
+            advice.command("status", "--cache-dir", path),
         )
     for fact in paths:
         if fact.name == "vlmcache" and not fact.writable:
@@ -428,7 +432,9 @@ def _other_caches(location: CacheLocation, environment: Environment) -> Iterator
             yield path
 
 
-def _check_filesystem(filesystem: Filesystem, path: str, config: Config) -> Iterator[Finding]:
+def _check_filesystem(
+    filesystem: Filesystem, path: str, config: Config, frees: str
+) -> Iterator[Finding]:
     if filesystem.symlinks is False:
         yield _finding(
             "no-symlinks",
@@ -459,7 +465,7 @@ def _check_filesystem(filesystem: Filesystem, path: str, config: Config) -> Iter
             "warning",
             path,
             f"{size_text(free)} free, below the minimum of {size_text(config.limits.min_free)}",
-            f"vlmcache clean --free {exact_size(config.limits.min_free)}",
+            frees,
         )
 
 

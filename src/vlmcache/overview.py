@@ -16,7 +16,7 @@ from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revi
 from vlmcache.cache.moves import away_remedy
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Away, ByClass, CacheState, Finding, Repo, Revision, State
-from vlmcache.cache.usage import AccessTimes, LastUse, mount_of, nearest_folder, who_uses
+from vlmcache.cache.usage import AccessTimes, LastUse, mount_of, nearest_folder
 from vlmcache.cache.weights import (
     Memory,
     Precision,
@@ -34,7 +34,7 @@ from vlmcache.config import (
     Environment,
     ModelConfig,
     find_model,
-    options_in_force,
+    name_of,
     own_home,
     read_environment,
     shipped_config,
@@ -42,8 +42,16 @@ from vlmcache.config import (
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.filters import parse_filter, select
 from vlmcache.load.copies import KeptCopy, list_copies
-from vlmcache.removal import last_use, plan_clean
-from vlmcache.units import exact_size, size_text
+from vlmcache.recommending import (
+    Advice,
+    Download,
+    Planner,
+    Recommendation,
+    Room,
+    choose,
+    planned_download,
+)
+from vlmcache.removal import Known
 
 MemorySource = Literal["weights", "config", "table"]
 
@@ -143,13 +151,6 @@ class RepoStatus(msgspec.Struct, frozen=True):
     away: Away | None = None
 
 
-class Recommendation(msgspec.Struct, frozen=True):
-    """Something to do next, and the command that does it."""
-
-    text: str
-    command: str | None
-
-
 class Elsewhere(msgspec.Struct, frozen=True):
     """A folder outside the cache with repos that the cache links to.
 
@@ -203,20 +204,22 @@ def status(
     state = scan(location.dir)
     cached = [repo.id for repo in state.repos if repo.type == "model"]
     wanted = [find_model(config, name, cached) for name in names] or list(config.models.values())
-    summary = summarise(state, config, location)
     findings = list(state.all_findings())
     findings += (
         Finding("configuration", "warning", None, config.path, warning, None)
         for warning in config.notices
     )
     environment = environment or read_environment()
-    used = last_use(environment, state)
+    known = Known(environment, state)
+    summary = summarise(state, config, location, known)
     table = _Table()
-    models = tuple(_model_status(state, model, table, findings, used) for model in wanted)
-    repos = tuple(_repo_status(state, repo, used) for repo in state.repos)
-    reclaimable = _reclaimable(environment, config, state)
-    steps = _recommend(Advice(config, location), reclaimable, summary, models, repos, findings)
+    models = tuple(_model_status(state, model, table, findings, known.used) for model in wanted)
+    repos = tuple(_repo_status(state, repo, known.used) for repo in state.repos)
+    advised = Advice(config, location)
+    planner = Planner(known, config, location)
+    steps = _recommend(advised, planner, summary, models, repos, findings)
     copies = tuple(list_copies(own_home(environment)[0]))
+    findings = [advised.completed(finding) for finding in findings]
     findings += (
         Finding(
             "changed-copy",
@@ -225,7 +228,7 @@ def status(
             copy.path,
             f"the kept {copy.precision} copy is not as it was made: the next load checks it, and "
             "quantises anew if it is damaged",
-            advice.command("quantize", copy.repo, "--precision", copy.precision),
+            advised.command("quantize", copy.repo, "--precision", copy.precision),
         )
         for copy in copies
         if copy.changed
@@ -251,9 +254,11 @@ def not_cached(status: Status) -> NotCachedError | None:
     if not lacking:
         return None
     states = ", ".join(f"{model.key} is {model.state}" for model in lacking)
-    fetched = [model.key for model in lacking if model.away is None]
-    hints = {away_remedy(model.away): None for model in lacking if model.away is not None}
-    hint = "; ".join([*([advice.command("pull", *fetched)] if fetched else []), *hints])
+    commands = [one.command for one in status.recommendations if one.command]
+    fetching = (one for one in commands if one.startswith(("vlmcache pull ", "vlmcache verify ")))
+    away = {away_remedy(model.away): None for model in lacking if model.away is not None}
+    first = next(fetching, None if away else next(iter(commands), None))
+    hint = "; ".join([*([first] if first else []), *away]) or None
     return NotCachedError(f"not every model is cached: {states}", hint)
 
 
@@ -272,9 +277,11 @@ def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Sta
     )
 
 
-def summarise(state: CacheState, config: Config, location: CacheLocation) -> CacheSummary:
+def summarise(
+    state: CacheState, config: Config, location: CacheLocation, known: Known | None = None
+) -> CacheSummary:
     """Return the facts about the folder as a whole."""
-    mount = mount_of(location.dir)
+    mount = known.mount if known is not None else mount_of(location.dir)
     try:
         usage = shutil.disk_usage(nearest_folder(location.dir))
     except OSError:
@@ -487,20 +494,9 @@ def _instant(nanoseconds: int) -> datetime:
     return datetime.fromtimestamp(nanoseconds // 1_000_000_000, timezone.utc)
 
 
-class Advice:
-    """Commands for what lacks and what is too much, for the same cache and configuration."""
-
-    def __init__(self, config: Config, location: CacheLocation) -> None:
-        self.options = options_in_force(config, location)
-
-    def recommend(self, text: str, name: str, *words: str) -> Recommendation:
-        """Return a recommendation of one of our commands with its words."""
-        return Recommendation(text, advice.command(name, *words, *self.options))
-
-
 def _recommend(
     advised: Advice,
-    reclaimable: int,
+    planner: Planner,
     summary: CacheSummary,
     models: Sequence[ModelStatus],
     repos: Sequence[RepoStatus],
@@ -529,59 +525,71 @@ def _recommend(
         if repo.away is None and repo.repo in away:
             text = f"{repo.repo} was at {repo.linked_to}, which does not exist: remove the link"
             found.append(advised.recommend(text, "rm", repo.repo))
+    incomplete = ("missing", "partial", "damaged")
+    downloads = [
+        download_of(planner.state, planner.config, model, repair=model.repo in unlisted)
+        for model in models
+        if model.state in incomplete and model.repo not in away
+    ]
     asked = {model.repo for model in models}
-    broken = [(model.key, model.repo) for model in models if model.state == "damaged"]
-    broken += (
-        (repo.repo, repo.repo)
+    downloads += (
+        planned_download(
+            planner.state,
+            repo.repo,
+            repo.repo,
+            "main",
+            commit=repo.refs.get("main"),
+            damaged=True,
+            repair=repo.repo in unlisted,
+        )
         for repo in repos
         if repo.type == "model" and repo.state == "damaged" and layout.is_repo_id(repo.repo)
-        if repo.repo not in asked
+        if repo.repo not in asked and repo.repo not in away
     )
-    fetched = [name for name, repo in broken if repo not in away and repo not in unlisted]
-    if fetched:
-        text = f"damaged: {', '.join(fetched)}; fetch what is bad"
-        found.append(advised.recommend(text, "pull", *fetched))
-    mended = [name for name, repo in broken if repo not in away and repo in unlisted]
-    if mended:
-        text = f"damaged: {', '.join(mended)}; mend it"
-        found.append(advised.recommend(text, "verify", *mended, "--repair"))
-    lacking = [model for model in models if model.state in ("missing", "partial")]
-    if lacking:
-        keys = (model.key for model in lacking)
-        found.append(advised.recommend(_download(summary, lacking), "pull", *keys))
-    if reclaimable:
-        text = (
-            f"{size_text(reclaimable)} can be freed: stale downloads, detached revisions, "
-            "blobs nothing refers to"
-        )
-        found.append(advised.recommend(text, "clean"))
-    if summary.max_size is not None and summary.size_on_disk > summary.max_size:
-        text = (
-            f"the cache holds {size_text(summary.size_on_disk)}, over its budget of "
-            f"{size_text(summary.max_size)}"
-        )
-        found.append(advised.recommend(text, "clean", "--max-size", exact_size(summary.max_size)))
-    if summary.free is not None and summary.free < summary.comfortable_free:
-        low, bound = "under the comfortable", summary.comfortable_free
-        if summary.free < summary.min_free:
-            low, bound = "below the minimum of", summary.min_free
-        text = f"{size_text(summary.free)} free, {low} {size_text(bound)}"
-        found.append(advised.recommend(text, "clean", "--free", exact_size(bound)))
-    return found
+    needed = {
+        model.repo
+        for model in planner.config.models.values()
+        if model.repo not in asked
+        and judge(planner.state.repo(model.repo), model.revision).state in incomplete
+    }
+    room = Room(
+        summary.size_on_disk,
+        summary.free,
+        summary.min_free,
+        summary.comfortable_free,
+        summary.max_size,
+    )
+    return found + choose(advised, planner, room, downloads, needed)
 
 
-def _download(summary: CacheSummary, lacking: Sequence[ModelStatus]) -> str:
-    """Return what a download of what lacks takes, in words."""
-    known = [model for model in lacking if model.expected_size is not None]
-    need = sum(max(0, (model.expected_size or 0) - model.size) for model in known)
-    words = [f"{len(lacking)} {'model' if len(lacking) == 1 else 'models'} to download"]
-    if known:
-        more = " or more" if len(known) < len(lacking) else ""
-        words.append(f"{size_text(need)}{more}")
-        if summary.free is not None and need > summary.free - summary.min_free:
-            spare = max(0, summary.free - summary.min_free)
-            words.append(f"only {size_text(spare)} to spare above the minimum free")
-    return ", ".join(words)
+def name_to_pull(state: CacheState, config: Config, model: ModelStatus) -> str:
+    """Return what to type for a model of the status."""
+    cached = [repo.id for repo in state.repos if repo.type == "model"]
+    return name_of(config, ModelConfig(model.key, model.repo, model.revision), cached)
+
+
+def download_of(
+    state: CacheState, config: Config, model: ModelStatus, *, repair: bool = False
+) -> Download:
+    """Return what a pull would fetch for a model that is not complete.
+
+    Args:
+        state: the cache.
+        config: the configuration.
+        model: the model.
+        repair: whether no pull repairs damage of it.
+    """
+    estimate = model.expected_size
+    return planned_download(
+        state,
+        name_to_pull(state, config, model),
+        model.repo,
+        model.revision,
+        commit=model.commit,
+        estimate=None if estimate is None else max(0, estimate - model.size),
+        damaged=model.state == "damaged",
+        repair=model.state == "damaged" and repair,
+    )
 
 
 def _elsewhere(state: CacheState) -> Iterator[Elsewhere]:
@@ -602,16 +610,3 @@ def _elsewhere(state: CacheState) -> Iterator[Elsewhere]:
             sum(repo.size_on_disk for repo in repos) + there,
             free,
         )
-
-
-def _reclaimable(environment: Environment, config: Config, state: CacheState) -> int:
-    """Return the bytes that `vlmcache clean` would free: those of the very plan that it makes.
-
-    What it would evict for the budget is left out, since the budget is told of by itself.
-    """
-    limits = msgspec.structs.replace(config.limits, max_size=None)
-    config = msgspec.structs.replace(config, limits=limits)
-    plan, _ = plan_clean(environment, config, state)
-    if plan.frees:
-        plan, _ = plan_clean(environment, config, state, usage=who_uses(state))
-    return plan.frees

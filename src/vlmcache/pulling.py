@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -24,10 +23,10 @@ from vlmcache.config import (
     CacheLocation,
     Config,
     Environment,
-    Limits,
     ModelConfig,
     cached_models,
     find_model,
+    name_of,
     options_in_force,
     own_home,
 )
@@ -44,7 +43,7 @@ from vlmcache.hub.listing import check_access, check_names, list_files, resolve
 from vlmcache.hub.progress import Pace, Watcher
 from vlmcache.hub.quick import commit_of
 from vlmcache.memory import Memory
-from vlmcache.units import size_text
+from vlmcache.room import Shortage, find_shortage, same_disk
 
 if TYPE_CHECKING:
     from vlmcache.removal import Removal
@@ -191,9 +190,7 @@ def run_pull(
             None
             if shortage is None or (options.dry_run and room)
             else shortage.error(
-                _same_command(config, location, names, options),
-                in_vain=options.make_room,
-                beyond=config.path if shortage.min_free > config.evict_for else None,
+                _what_helps(environment, config, location, names, parts, shortage, options)
             )
         )
         for part in parts:
@@ -203,7 +200,8 @@ def run_pull(
                     row = _failed(msgspec.structs.replace(row, state="failed"), short)
                 done.append(row)
                 continue
-            again = _same_command(config, location, [_named(config, part.model)], options)
+            name = name_of(config, part.model, cached_models(location))
+            again = _same_command(config, location, [name], options)
             result, made, error = _carry_out(client, part, options, watcher, again)
             done.append(result)
             outcomes += made
@@ -429,53 +427,6 @@ def _snapshot(order: Order) -> str:
     return os.path.join(order.cache_dir, folder, layout.SNAPSHOTS, order.commit)
 
 
-class Shortage(NamedTuple):
-    """A disk that has no room for downloads: what they need of it and what is free, in bytes."""
-
-    place: str
-    need: int
-    free: int
-    min_free: int
-
-    def error(
-        self, command: str | None = None, *, in_vain: bool = False, beyond: str | None = None
-    ) -> SpaceError:
-        """Return the refusal, with the numbers.
-
-        Args:
-            command: what was asked for and can be asked with `--make-room`, if it can.
-            in_vain: whether evicting was thought of already.
-            beyond: the working folder's file that asks for more than the user's own min_free.
-        """
-        hint = "lower min_free in config.yaml, or see 'vlmcache clean --free SIZE --dry-run'"
-        if beyond is not None:
-            hint = (
-                f"{beyond} asks for more free space than your own configuration, and nothing is "
-                "evicted for that: lower its min_free"
-            )
-        elif in_vain:
-            hint = (
-                "evicting would not make enough room, and so nothing was evicted;"
-                " 'vlmcache clean --free SIZE MODEL' evicts configured models too"
-            )
-        elif command is not None:
-            hint = f"'{command} --make-room' proposes what to evict; or lower min_free"
-        short = self.need + self.min_free - self.free
-        return SpaceError(
-            f"not enough space: the download needs {size_text(self.need)} and "
-            f"{size_text(self.min_free)} must stay free, but {size_text(self.free)} is free: "
-            f"{size_text(short)} short",
-            hint,
-        )
-
-
-def _named(config: Config, model: ModelConfig) -> str:
-    """Return what to type for a model."""
-    known = config.models.get(model.key)
-    usual = known.revision if known is not None else "main"
-    return model.key if model.revision == usual else f"{model.key}@{model.revision}"
-
-
 def _each_blob_once(plans: Sequence[Plan]) -> list[Plan]:
     """Return plans of which none fetches what one before it does: revisions share blobs."""
     planned: set[tuple[str, str]] = set()
@@ -496,30 +447,6 @@ def _each_blob_once(plans: Sequence[Plan]) -> list[Plan]:
     return found
 
 
-def find_shortage(cache_dir: str, limits: Limits, plans: Sequence[Plan]) -> Shortage | None:
-    """Return the disk that downloads would leave too full, or `None`.
-
-    What is left afterwards must be `min_free` at least; a pull that needs nothing is never refused.
-    A repo that was moved to another drive counts there.
-    """
-    needs: dict[int, int] = {}
-    places: dict[int, str] = {}
-    for plan in plans:
-        fetched = [action for action in plan.actions if isinstance(action, Fetch)]
-        if plan.needs <= 0 or not fetched:
-            continue
-        folder = os.path.join(cache_dir, layout.repo_folder("model", fetched[0].repo))
-        place = nearest_folder(folder)
-        device = os.stat(place).st_dev
-        needs[device] = needs.get(device, 0) + plan.needs
-        places[device] = place
-    for device, need in needs.items():
-        free = shutil.disk_usage(places[device]).free
-        if need + limits.min_free > free:
-            return Shortage(places[device], need, free, limits.min_free)
-    return None
-
-
 def _make_room(
     environment: Environment,
     config: Config,
@@ -538,7 +465,7 @@ def _make_room(
     # Only here, since most pulls need no room.
     from vlmcache.removal import Wishes, clean
 
-    if os.stat(shortage.place).st_dev != os.stat(nearest_folder(location.dir)).st_dev:
+    if not same_disk(shortage.place, location.dir):
         return None
     if shortage.min_free > config.evict_for:
         return None
@@ -546,11 +473,44 @@ def _make_room(
     keep = tuple(
         part.model.repo for part in parts if layout.repo_folder("model", part.model.repo) in folders
     )
-    wishes = Wishes(free=shortage.need + shortage.min_free, keep=keep)
+    wishes = Wishes(free=shortage.goal, keep=keep)
     proposed = clean(environment, config, location, wishes, dry_run=True)
     if options.dry_run or proposed.missed_by:
         return None if proposed.missed_by else proposed
     return clean(environment, config, location, wishes, confirm=options.confirm)
+
+
+def _what_helps(
+    environment: Environment,
+    config: Config,
+    location: CacheLocation,
+    names: Sequence[str],
+    parts: Sequence[_Part],
+    shortage: Shortage,
+    options: Options,
+) -> str:
+    """Return the hint of a pull that there is no room for: only what its plan says would help."""
+    # Only here, since most pulls need no room.
+    from vlmcache.recommending import what_makes_room
+    from vlmcache.removal import Known
+
+    if shortage.min_free > config.evict_for:
+        return (
+            f"{config.path} asks for more free space than your own configuration, and nothing is "
+            "evicted for that: lower its min_free"
+        )
+    planned = msgspec.structs.replace(options, dry_run=True)
+    if not options.make_room and _make_room(
+        environment, config, location, parts, shortage, planned
+    ):
+        again = _same_command(config, location, names, options)
+        return f"'{again} --make-room' proposes what to evict; or lower min_free"
+    known = Known(environment, scan(location.dir))
+    repos = {part.model.repo for part in parts}
+    helps = what_makes_room(known, config, location, shortage, repos)
+    if same_disk(shortage.place, location.dir):
+        return f"evicting would not make enough room, and so nothing was evicted; {helps}"
+    return helps
 
 
 def _carry_out(
@@ -576,7 +536,10 @@ def _carry_out(
     error = done.error
     if error is not None:
         if isinstance(error, SpaceError):
-            hint = f"what has arrived is kept; make room ('vlmcache clean'), then '{again}'"
+            hint = (
+                "what has arrived is kept; 'vlmcache status' shows what makes room, "
+                f"then '{again}' continues"
+            )
             error = SpaceError(error.message, hint)
         result = _failed(msgspec.structs.replace(result, state="failed"), error)
     return result, done.outcomes, error

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from typing import TypeAlias
 
 import msgspec
@@ -17,7 +18,9 @@ from vlmcache.cache.moves import read_moves, record_path
 from vlmcache.cache.scan import allocated_bytes, scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import (
+    AccessTimes,
     LastUse,
+    Mount,
     Process,
     Usage,
     find_users,
@@ -104,6 +107,70 @@ class SideCache(msgspec.Struct, frozen=True):
     size_on_disk: int
 
 
+class Known:
+    """What plans need to know next to a scan. Each fact is read once, and only if it is asked for.
+
+    Args:
+        environment: the variables that say where our journal is.
+        state: the cache as it was scanned.
+    """
+
+    def __init__(self, environment: Environment, state: CacheState) -> None:
+        self.environment = environment
+        self.state = state
+        self._there: dict[str, tuple[dict[Key, LastUse], Evidence]] = {}
+        self._usage_there: dict[str, Usage] = {}
+
+    @cached_property
+    def mount(self) -> Mount | None:
+        """The filesystem of the cache."""
+        return mount_of(self.state.dir)
+
+    @cached_property
+    def journal(self) -> Mapping[tuple[str, str, str], float]:
+        """(type, repo, commit) -> seconds since the epoch of the last use that we remember."""
+        with Memory(own_home(self.environment)[0]) as memory:
+            return memory.uses(self.state.dir)
+
+    @cached_property
+    def used(self) -> dict[Key, LastUse]:
+        """When each revision of the cache was last used."""
+        return last_uses(self.state, self.journal, _access_times(self.mount))
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What shows whether revisions of the cache are needed."""
+        return _evidence(self.state, self.journal, self.mount)
+
+    @cached_property
+    def usage(self) -> Usage:
+        """What running processes use now."""
+        return who_uses(self.state)
+
+    @cached_property
+    def places(self) -> dict[str, CacheState]:
+        """The folders to which models were moved, scanned."""
+        return _scan_places(set(_moved_repos(self.state).values()))
+
+    def of_place(self, place: CacheState) -> tuple[dict[Key, LastUse], Evidence]:
+        """Return last uses and evidence for the models that were moved to a place."""
+        if place.dir not in self._there:
+            mount = mount_of(place.dir)
+            used = last_uses(place, self.journal, _access_times(mount))
+            self._there[place.dir] = used, _evidence(place, self.journal, mount)
+        return self._there[place.dir]
+
+    def usage_at(self, place: CacheState) -> Usage:
+        """Return what running processes use of models that were moved to a place."""
+        if place.dir not in self._usage_there:
+            self._usage_there[place.dir] = who_uses(place, {repo.folder for repo in place.repos})
+        return self._usage_there[place.dir]
+
+
+def _access_times(mount: Mount | None) -> AccessTimes:
+    return mount.access_times if mount else "unknown"
+
+
 class UnknownUse(msgspec.Struct, frozen=True):
     """Old revisions that stay only because their last use is unknown.
 
@@ -130,14 +197,12 @@ class Removal(msgspec.Struct, frozen=True):
     hidden_processes: int = 0
     side_caches: tuple[SideCache, ...] = ()
     copies: tuple[KeptCopy, ...] = ()
-    unknown_use: UnknownUse | None = None
     cache: str = ""
     """The hub cache."""
+    unknown_use: UnknownUse | None = None
 
 
 Confirm: TypeAlias = Callable[[Removal], bool]
-Journal: TypeAlias = Mapping[tuple[str, str, str], float]
-"""(type, repo, commit) -> seconds since the epoch of the last use."""
 
 
 def remove(
@@ -263,8 +328,9 @@ def clean(
             "repair or remove that file",
         )
     state = scan(location.dir)
-    usage = who_uses(state)
-    plan, missed = plan_clean(environment, config, state, wishes, usage)
+    known = Known(environment, state)
+    usage = known.usage
+    plan, missed = plan_clean(environment, config, state, wishes, usage, known)
     beside = tuple(_side_caches(environment))
     plan, side_use = _with_side_caches(plan, beside, wishes, environment, state.dir)
     removal = Removal(
@@ -274,8 +340,8 @@ def clean(
         hidden_processes=usage.hidden,
         side_caches=beside,
         copies=_copies_of(environment, state, plan),
-        unknown_use=_unknown_use(config, location, plan),
         cache=state.dir,
+        unknown_use=_unknown_use(config, location, plan),
     )
     if dry_run or not plan.actions:
         return removal if dry_run else msgspec.structs.replace(removal, receipt=Receipt(()))
@@ -302,7 +368,7 @@ def plan_clean(
     state: CacheState,
     wishes: Wishes | None = None,
     usage: Usage | None = None,
-    journal: Journal | None = None,
+    known: Known | None = None,
 ) -> tuple[Plan, int]:
     """Return the plan of `clean` for a scanned cache, and the bytes by which it misses its goal.
 
@@ -312,10 +378,10 @@ def plan_clean(
         state: the cache.
         wishes: what to remove in addition to waste.
         usage: who uses what now.
-        journal: what `read_journal` answered; it is read if not given.
+        known: the rest of what is known of the cache; it is read if not given.
     """
     wishes = wishes or Wishes()
-    journal = read_journal(environment, state) if journal is None else journal
+    known = known or Known(environment, state)
     limits = config.limits
     budget = wishes.max_size
     asked = (wishes.older_than, wishes.max_size, wishes.free)
@@ -338,33 +404,32 @@ def plan_clean(
         ),
         now=state.scanned_at,
         free_now=free_now,
-        last_used=_last_uses(state, journal),
+        last_used=known.used,
         pinned=pinned_models(config, state, wishes.evict),
         kept=kept,
         usage=usage or Usage(),
-        evidence=_evidence(state, journal),
+        evidence=known.evidence,
     )
-    moved = _moved_repos(state)
     plans = [
-        _plan_clean_there(config, state, place, wishes, kept, usage, journal)
-        for place in _scan_places(set(moved.values())).values()
+        _plan_clean_there(config, known, place, wishes, kept, usage)
+        for place in known.places.values()
     ]
     return joined([*plans, plan]), missed
 
 
 def _plan_clean_there(
     config: Config,
-    state: CacheState,
+    known: Known,
     place: CacheState,
     wishes: Wishes,
     kept: Protected,
     usage: Usage | None,
-    journal: Journal,
 ) -> Plan:
     """Return the plan of `clean` for the repos that `move` has brought to one place.
 
     What else is at that place is none of ours. Its bytes count for no goal, which is this disk's.
     """
+    state = known.state
     moved = _moved_repos(state)
     ours = tuple(repo for repo in place.repos if moved.get(repo.folder) == place.dir)
     there = msgspec.structs.replace(
@@ -376,8 +441,9 @@ def _plan_clean_there(
         locks={folder: one for folder, one in state.locks.items() if folder in moved},
     )
     if usage is not None:
-        files = who_uses(there, {repo.folder for repo in ours}).files
+        files = known.usage_at(there).files
         usage = Usage(usage.files | files, usage.locks, usage.hidden)
+    used, evidence = known.of_place(there)
     plan, _ = plan_cleaning(
         there,
         Cleaning(
@@ -387,11 +453,11 @@ def _plan_clean_there(
             partials=wishes.partials,
         ),
         now=state.scanned_at,
-        last_used=_last_uses(there, journal),
+        last_used=used,
         pinned=pinned_models(config, there),
         kept=kept,
         usage=usage or Usage(),
-        evidence=_evidence(there, journal),
+        evidence=evidence,
     )
     actions = tuple(
         action
@@ -499,25 +565,10 @@ def carry_out(
     return Receipt(outcomes, sum(receipt.freed for receipt in receipts))
 
 
-def read_journal(environment: Environment, state: CacheState) -> Journal:
-    """Return (type, repo, commit) -> last use in this cache that vlmcache itself remembers."""
-    with Memory(own_home(environment)[0]) as memory:
-        return memory.uses(state.dir)
-
-
-def last_use(environment: Environment, state: CacheState) -> dict[Key, LastUse]:
-    """Return when each revision was last used: by our journal, and by this mount's access times."""
-    return _last_uses(state, read_journal(environment, state))
-
-
-def _last_uses(state: CacheState, journal: Journal) -> dict[Key, LastUse]:
-    mount = mount_of(state.dir)
-    return last_uses(state, journal, mount.access_times if mount else "unknown")
-
-
-def _evidence(state: CacheState, journal: Journal) -> Evidence:
+def _evidence(
+    state: CacheState, journal: Mapping[tuple[str, str, str], float], mount: Mount | None
+) -> Evidence:
     """Return what shows whether revisions are needed, for the repos where that is in question."""
-    mount = mount_of(state.dir)
     every = any(not shared.users for shared in state.shared.values())
     states = {
         (repo.folder, revision.commit): judge_revision(repo, revision).state

@@ -30,7 +30,10 @@ from vlmcache.hub.client import Client, Patience
 from vlmcache.hub.errors import HubError, OfflineError
 from vlmcache.hub.listing import check_names, list_files, resolve
 from vlmcache.hub.progress import Watcher
-from vlmcache.pulling import WORKERS, find_shortage
+from vlmcache.pulling import WORKERS
+from vlmcache.recommending import what_makes_room
+from vlmcache.removal import Known
+from vlmcache.room import find_shortage
 from vlmcache.units import size_text
 from vlmcache.verifying import Damage, Verification, verify_state
 
@@ -104,8 +107,12 @@ def repair(
         )
         shortage = find_shortage(location.dir, config.limits, [order.plan for order in work.orders])
         offline = work.offline_error()
-        if dry_run or (offline is None and shortage is not None):
-            blocked = shortage.error() if offline is None and shortage is not None else offline
+        blocked: VlmcacheError | None = offline
+        if offline is None and shortage is not None:
+            known = Known(environment, state)
+            repos = {order.repo for order in work.orders}
+            blocked = shortage.error(what_makes_room(known, config, location, shortage, repos))
+        if dry_run or (offline is None and blocked is not None):
             return Run(value, blocked or work.error)
         if offline is not None and not work.keep_links():
             return Run(value, offline)

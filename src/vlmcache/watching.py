@@ -23,7 +23,7 @@ from vlmcache.cache.usage import Process, Usage, find_users, mount_of
 from vlmcache.config import CacheLocation, Config, ModelConfig
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.overview import CacheSummary, summarise
-from vlmcache.units import exact_size, size_text
+from vlmcache.units import size_text
 
 DownloadState = Literal["running", "stalled", "left-behind"]
 
@@ -186,14 +186,19 @@ def watch(
         watcher.close()
 
 
-def low_space(snapshot: Snapshot) -> LowSpaceError | None:
-    """Return the failure of a disk with too little free, or `None`."""
+def low_space(snapshot: Snapshot, hint: str | None = None) -> LowSpaceError | None:
+    """Return the failure of a disk with too little free, or `None`.
+
+    Args:
+        snapshot: the cache at one look.
+        hint: what makes room.
+    """
     cache = snapshot.cache
     if not snapshot.low or cache.free is None:
         return None
     return LowSpaceError(
         f"{size_text(cache.free)} free, less than {size_text(cache.min_free)}",
-        f"vlmcache clean --free {exact_size(cache.min_free)}",
+        hint,
     )
 
 

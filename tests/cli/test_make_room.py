@@ -109,6 +109,10 @@ def test_nothing_goes_where_all_that_may_go_would_not_be_enough(
     assert done.returncode == 9
     assert "evicting would not make enough room" in done.stderr
     assert "pull --make-room" not in done.stderr
+    assert "'vlmcache rm org/older' frees 6 MB (" in done.stderr
+    asked = vlmcache(hub, cache.root, "pull", "org/huge")
+    assert "--make-room" not in asked.stderr
+    assert "vlmcache rm org/newer" in asked.stderr
     assert fingerprint(cache.root) == before
 
 
@@ -140,3 +144,20 @@ def test_what_is_to_be_pulled_is_not_evicted_for_itself(
     done = vlmcache(hub, cache.root, "pull", "org/older", "--make-room", "--yes")
     assert done.returncode == 0, done.stderr
     assert names(cache) == {"pinned", "older"}
+
+
+def test_a_newer_revision_without_room_is_told_of_without_a_command(
+    disk: tuple[LoopbackHub, CacheBuilder],
+) -> None:
+    hub, cache = disk
+    repo = hub.add_repo("org/pinned")
+    repo.commit({"config.json": b"{}", "model.safetensors": Synthetic(size=9 * MB, seed=4)})
+    done = vlmcache(hub, cache.root, "status", "pinned", "--outdated", "--json")
+    (step,) = [
+        step
+        for step in json.loads(done.stdout)["recommendations"]
+        if step["text"].startswith("newer on the hub")
+    ]
+    assert step["command"] is None
+    assert "9 MB to fetch" in step["text"]
+    assert "short" in step["text"]

@@ -37,7 +37,7 @@ def disk_failure(error: OSError, path: str) -> VlmcacheError:
     where = error.filename if isinstance(error.filename, str) else path
     reason = error.strerror or str(error)
     if is_full(error):
-        return SpaceError(f"the disk is full: {where}", "make room: 'vlmcache clean'")
+        return SpaceError(f"the disk is full: {where}", "'vlmcache status' shows what makes room")
     hint = "'vlmcache doctor' may tell why"
     if error.errno == errno.EROFS:
         hint = "the cache is read-only here; name another with --cache-dir"

@@ -64,7 +64,7 @@ def watch(
     """
     import msgspec
 
-    from vlmcache import metrics, watching
+    from vlmcache import metrics, overview, recommending, watching
     from vlmcache.show import watch as view
 
     session = open_session(config, cache_dir)
@@ -96,7 +96,10 @@ def watch(
                 output.warn(file.update(text))
             low = watching.low_space(look.snapshot)
             if low is not None and exit_on_low:
-                raise low
+                status = overview.status(settings, session.cache, environment=session.environment)
+                advised = recommending.Advice(settings, session.cache)
+                hint = recommending.what_frees(status.recommendations, advised)
+                raise watching.low_space(look.snapshot, hint) or low
             if once:
                 break
     return ExitCode.DONE

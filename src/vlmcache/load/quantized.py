@@ -204,7 +204,7 @@ def quantize(
         raise SpaceError(
             f"the {precision} copy of {source.model} takes about {size_text(need.weights)}, and"
             f" {home} has {size_text(free)} free with {size_text(config.limits.min_free)} kept",
-            "vlmcache clean, or another folder in VLMCACHE_HOME",
+            "make room on that disk, or name another folder with VLMCACHE_HOME",
         )
     require_packages()
     if device == "cpu":

@@ -68,11 +68,13 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
         out.print("\nNext")
         for step in status.recommendations:
             command, text = printable(step.command or ""), f"# {printable(step.text)}"
-            together = len(command) + len(text) + 4 <= out.width
-            line = Text(command, "bold")
-            line.append(("  " if together else "\n") if command else "")
-            line.append(text, "not bold dim")
-            out.print(hanging(line, 2))
+            if command and len(command) + len(text) + 4 <= out.width:
+                out.print(hanging(Text.assemble((command, "bold"), (f"  {text}", "dim")), 2))
+                continue
+            if command:
+                # Not folded: it is there to be pasted.
+                out.print(Text(f"  {command}", "bold"), soft_wrap=True)
+            out.print(hanging(Text(text, "dim"), 2))
 
 
 def _state(state: str) -> Text:

@@ -1,0 +1,72 @@
+"""Room on the disks that downloads go to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vlmcache.cache import layout
+from vlmcache.cache.usage import nearest_folder
+from vlmcache.change.plan import Fetch, Plan
+from vlmcache.config import Limits
+from vlmcache.errors import SpaceError
+from vlmcache.units import size_text
+
+
+class Shortage(NamedTuple):
+    """A disk that has no room for downloads: what they need of it and what is free, in bytes."""
+
+    place: str
+    need: int
+    free: int
+    min_free: int
+
+    @property
+    def goal(self) -> int:
+        """The bytes that have to be free for the downloads to begin."""
+        return self.need + self.min_free
+
+    @property
+    def short(self) -> int:
+        """The bytes that are missing."""
+        return self.goal - self.free
+
+    def error(self, hint: str) -> SpaceError:
+        """Return the refusal, with the numbers and what to do."""
+        return SpaceError(
+            f"not enough space: the download needs {size_text(self.need)} and "
+            f"{size_text(self.min_free)} must stay free, but {size_text(self.free)} is free: "
+            f"{size_text(self.short)} short",
+            hint,
+        )
+
+
+def find_shortage(cache_dir: str, limits: Limits, plans: Sequence[Plan]) -> Shortage | None:
+    """Return the disk that downloads would leave too full, or `None`.
+
+    What is left afterwards must be `min_free` at least; a pull that needs nothing is never refused.
+    A repo that was moved to another drive counts there.
+    """
+    needs: dict[int, int] = {}
+    places: dict[int, str] = {}
+    for plan in plans:
+        fetched = [action for action in plan.actions if isinstance(action, Fetch)]
+        if plan.needs <= 0 or not fetched:
+            continue
+        folder = os.path.join(cache_dir, layout.repo_folder("model", fetched[0].repo))
+        place = nearest_folder(folder)
+        device = os.stat(place).st_dev
+        needs[device] = needs.get(device, 0) + plan.needs
+        places[device] = place
+    for device, need in needs.items():
+        free = shutil.disk_usage(places[device]).free
+        if need + limits.min_free > free:
+            return Shortage(places[device], need, free, limits.min_free)
+    return None
+
+
+def same_disk(one: str, other: str) -> bool:
+    """Return whether two paths are, or would be, on one filesystem."""
+    return os.stat(nearest_folder(one)).st_dev == os.stat(nearest_folder(other)).st_dev
