@@ -329,7 +329,7 @@ def _search_path(option: str | None, environment: Environment) -> list[tuple[Sou
 
 
 def load_config(option: str | None, environment: Environment) -> Config:
-    """Return the configuration in force, and what other files on the search path protect.
+    """Return the active configuration, and what other files on the search path protect.
 
     Raises:
         ConfigError: the file that should be read cannot be, or holds a wrong value in a section of

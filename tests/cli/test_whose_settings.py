@@ -205,7 +205,7 @@ def test_load_model_asks_as_an_application(monkeypatch: pytest.MonkeyPatch) -> N
         raise NotCachedError
 
     monkeypatch.setattr(loading, "find_source", find)
-    monkeypatch.setattr(loading.models, "require_packages", lambda: None)
+    monkeypatch.setattr("vlmcache.load.models.require_packages", lambda: None)
     with pytest.raises(NotCachedError):
         loading.load_model("org/name")
     assert asked == [{"trust_remote_code": False, "for_application": True}]

@@ -6,6 +6,7 @@ import email.utils
 import gzip
 import http.server
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -39,6 +40,21 @@ def test_a_next_page_is_asked_of_the_hub_itself_whatever_host_it_names(tmp_path:
         hub.url, real = "http://hub.invalid", hub.url
         environment = {"HF_ENDPOINT": real}
         assert pull(hub, tmp_path / "cache", extra=environment).error is None
+
+
+def test_a_home_that_a_dotenv_names_is_not_where_the_libraries_keep_their_side_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HOME", "HF_XET_CACHE", "HF_MODULES_CACHE"):
+        # Set first, so that what is handed on to the libraries is taken back afterwards.
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    (tmp_path / ".env").write_text(f"HF_HOME={tmp_path}/theirs\n")
+    home = os.environ["HOME"]
+    assert Client(read_environment({"HOME": home}, str(tmp_path))).headers
+    assert os.environ["HF_HOME"] == f"{tmp_path}/theirs"
+    assert os.environ["HF_XET_CACHE"] == f"{home}/.cache/huggingface/xet"
+    assert os.environ["HF_MODULES_CACHE"] == f"{home}/.cache/huggingface/modules"
 
 
 @pytest.mark.parametrize(
