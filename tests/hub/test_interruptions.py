@@ -249,7 +249,7 @@ def test_a_disk_that_fills_up_keeps_what_came_and_the_rest_follows(
         assert run.error is not None
         assert run.error.exit_code == ExitCode.SPACE
         assert "\n" not in run.error.message
-        assert "vlmcache clean" in (run.error.hint or "")
+        assert "vlmcache status" in (run.error.hint or "")
         assert f"vlmcache pull {REPO}" in (run.error.hint or "")
         assert lies(cache) == []
         assert not list(cache.glob("**/refs/main"))

@@ -132,7 +132,10 @@ def find_waste(
             found.unknown.append(revision.commit)
     found.listed = frozenset(_listed(repo, staying))
     users = repo.blob_users()
-    strange = any(not by and not layout.is_etag(name) for name, by in users.items())
+    folder = os.path.join(repo.path, layout.BLOBS)
+    strange = any(not by and not layout.is_etag(name) for name, by in users.items()) or any(
+        os.path.dirname(stray.path) == folder and not stray.leftover for stray in repo.strays
+    )
     for name, by in users.items():
         if by:
             continue

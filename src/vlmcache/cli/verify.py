@@ -16,6 +16,7 @@ from vlmcache.cli.options import (
     Output,
     Quiet,
     Verbose,
+    Yes,
     duration_option,
     open_session,
 )
@@ -35,6 +36,7 @@ def verify(
         bool, typer.Option("--repair", help="Fetch what is bad or lacks, and only that.")
     ] = False,
     dry_run: DryRun = False,
+    yes: Yes = False,
     max_age: Annotated[
         str | None,
         typer.Option(
@@ -58,8 +60,9 @@ def verify(
     from vlmcache import verifying
     from vlmcache.show import progress
 
-    if dry_run and not repair:
-        raise UsageError("--dry-run belongs to --repair: without it nothing is changed")
+    if (dry_run or yes) and not repair:
+        option = "--dry-run" if dry_run else "--yes"
+        raise UsageError(f"{option} belongs to --repair: without it nothing is changed")
 
     session = open_session(config, cache_dir)
     age = duration_option("--max-age", max_age)
