@@ -1,4 +1,4 @@
-"""Sizes and durations: from the words people type to numbers, and back."""
+"""Sizes, durations and command lines: from what people type, and back."""
 
 from __future__ import annotations
 
@@ -121,3 +121,10 @@ def duration_text(seconds: float) -> str:
     if seconds >= 60:
         return f"{int(seconds // 60)} min"
     return f"{max(0, int(seconds))} s"
+
+
+def command(name: str, *words: str) -> str:
+    """Return a command line that a shell takes as it is meant, whatever the words hold."""
+    import shlex  # only for hints
+
+    return shlex.join(["vlmcache", name, *words])

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.change.test_removal import Place, freed
+from tests.commands.remove.test_remove import Place, freed
 from tests.kit.caches import CacheBuilder, CachedRepo, fingerprint
 from tests.kit.commands import run_here
 from tests.kit.hub import LoopbackHub
 from tests.kit.rooms import LONG, OLD, settle
-from vlmcache import removal
+from vlmcache.cache.mounts import Mount
 from vlmcache.cache.scan import scan
-from vlmcache.cache.usage import Mount
-from vlmcache.memory import Memory
-from vlmcache.removal import Wishes
+from vlmcache.commands.remove import facts
+from vlmcache.commands.remove.values import Wishes
+from vlmcache.home.journal import Memory
 
 NAME = "org/name"
 SHARED = os.urandom(20_000)
@@ -38,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def mounted(monkeypatch: pytest.MonkeyPatch, kind: str, *options: str) -> None:
-    monkeypatch.setattr(removal, "mount_of", lambda _: Mount("/", kind, frozenset(options)))
+    monkeypatch.setattr(facts, "mount_of", lambda _: Mount("/", kind, frozenset(options)))
 
 
 def replaced(place: Place, **more: bytes) -> CachedRepo:
@@ -563,7 +563,7 @@ def test_finished_parts_wait_for_the_part_that_is_still_a_partial(place: Place) 
 
 
 def test_what_move_took_to_another_place_is_as_safe_there(place: Place, tmp_path: Path) -> None:
-    from tests.test_moving import Place as Moving
+    from tests.commands.move.test_move import Place as Moving
 
     (tmp_path / "drive").mkdir()
     moving = Moving(tmp_path, tmp_path / "drive")
