@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from vlmcache.progress import Pace, Stopped
+from vlmcache.progress import Stopped, StopToken
 
 _LEAVE_AFTER = 5.0
 """Seconds that threads get to put things in order when the work is stopped."""
@@ -46,14 +46,16 @@ def run_in_threads(
         raise
 
 
-def each(items: Iterable[_T], work: Callable[[_T], None], workers: int, pace: Pace) -> None:
+def each(
+    items: Iterable[_T], work: Callable[[_T], None], workers: int, stop_token: StopToken
+) -> None:
     """Do some work for each item, in several threads.
 
     Args:
         items: taken in their order.
-        work: does it; it calls `pace.sleep(0)` now and then, which ends it with `Stopped`.
+        work: does it; it calls `stop_token.check()` now and then, which ends it with `Stopped`.
         workers: threads.
-        pace: is stopped if any of the work fails, or a signal arrives here.
+        stop_token: is stopped if any of the work fails, or a signal arrives here.
 
     Raises:
         Exception: the first that some work raised; what else was begun has ended by then.
@@ -62,7 +64,7 @@ def each(items: Iterable[_T], work: Callable[[_T], None], workers: int, pace: Pa
     failures: list[Exception] = []
 
     def work_on() -> None:
-        while not pace.stopped.is_set():
+        while not stop_token.stopped.is_set():
             try:
                 item = pending.popleft()
             except IndexError:
@@ -73,8 +75,8 @@ def each(items: Iterable[_T], work: Callable[[_T], None], workers: int, pace: Pa
                 return
             except Exception as error:
                 failures.append(error)
-                pace.stopped.set()
+                stop_token.stopped.set()
 
-    run_in_threads(work_on, min(workers, len(pending)), pace.stopped.set, _LEAVE_AFTER)
+    run_in_threads(work_on, min(workers, len(pending)), stop_token.stopped.set, _LEAVE_AFTER)
     if failures:
         raise failures[0]

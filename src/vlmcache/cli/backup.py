@@ -69,7 +69,7 @@ def backup(
         session.cache,
         destination,
         models or (),
-        progress.watcher(quiet=quiet),
+        progress.on_stderr(quiet=quiet),
         verify=verify,
     )
 

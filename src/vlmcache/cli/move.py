@@ -109,7 +109,7 @@ def move(
             models or (),
             link=not no_link,
             dry_run=dry_run,
-            watcher=progress.watcher(quiet=quiet),
+            progress=progress.on_stderr(quiet=quiet),
         )
     error = values.problem(value)
 

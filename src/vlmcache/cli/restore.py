@@ -59,7 +59,7 @@ def restore(
         models or (),
         overwrite=overwrite,
         dry_run=dry_run,
-        watcher=progress.watcher(quiet=quiet),
+        progress=progress.on_stderr(quiet=quiet),
     )
     error = values.problem(value)
 

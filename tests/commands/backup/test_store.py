@@ -254,7 +254,7 @@ def test_a_restore_waits_for_the_download_of_the_same_blob(
     lock.parent.mkdir(parents=True)
     listener = Listener()
     with WeakFileLock(lock):
-        thread = threading.Thread(target=bring, args=(store, new), kwargs={"watcher": listener})
+        thread = threading.Thread(target=bring, args=(store, new), kwargs={"progress": listener})
         thread.start()
         while not listener.notes:
             time.sleep(0.01)

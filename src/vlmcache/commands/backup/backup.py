@@ -23,7 +23,7 @@ from vlmcache.commands.backup.transfer import MAKE_ROOM, names_of, telling
 from vlmcache.commands.backup.values import STREAM, Amount, Backup, ChangedRef
 from vlmcache.config import CacheLocation, Config
 from vlmcache.errors import UsageError
-from vlmcache.progress import Pace, Watcher
+from vlmcache.progress import Progress, StopToken
 from vlmcache.threads import each
 
 
@@ -32,7 +32,7 @@ def backup(
     location: CacheLocation,
     destination: str,
     names: Sequence[str] = (),
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
     *,
     verify: bool = False,
 ) -> Backup:
@@ -44,7 +44,7 @@ def backup(
         destination: a folder or an address of fsspec for a store, to which only what it lacks is
             written; a file or an address that ends in `.tar` for one tar stream, or `-` for stdout.
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
-        watcher: is told of the progress.
+        progress: called as the work proceeds.
         verify: read what a store has already, and write anew what is not what its hash says.
 
     Raises:
@@ -57,7 +57,7 @@ def backup(
         SpaceError: the disk has too little room.
     """
     begun = time.monotonic()
-    watcher = watcher or Watcher()
+    progress = progress or Progress()
     to_store = destination != STREAM and places.is_store(destination)
     if verify and not to_store:
         raise UsageError("only a store has something to verify", "name a folder or a bucket")
@@ -70,9 +70,9 @@ def backup(
                 raise away_error(repo, repo.away)
         raise UsageError(f"nothing to back up in {state.dir}", "'vlmcache pull' fills it")
     if to_store:
-        went = _to_store(destination, parts, watcher, verify=verify)
+        went = _to_store(destination, parts, progress, verify=verify)
     else:
-        went = _to_stream(destination, parts, watcher)
+        went = _to_stream(destination, parts, progress)
     return Backup(
         places.without_password(destination),
         tuple(part.saved.id for part in parts),
@@ -139,14 +139,14 @@ class _Went(NamedTuple):
     refs: tuple[ChangedRef, ...] = ()
 
 
-def _to_stream(destination: str, parts: list[Saving], watcher: Watcher) -> _Went:
+def _to_stream(destination: str, parts: list[Saving], progress: Progress) -> _Went:
     sizes = {
         path: part.saved.blobs[name].size for part in parts for name, path in part.sources.items()
     }
     size = sum(blob.size for part in parts for blob in part.saved.blobs.values())
     with (
         _writing(destination, size) as file,
-        telling(watcher, "backup", sizes, _source_names(parts)) as moved,
+        telling(progress, "backup", sizes, _source_names(parts)) as moved,
     ):
         tar.write(file, parts, moved)
     return _Went(Amount(sum(len(part.sources) for part in parts), size))
@@ -212,9 +212,9 @@ def _source_names(parts: list[Saving]) -> dict[str, str]:
     return found
 
 
-def _to_store(destination: str, parts: list[Saving], watcher: Watcher, *, verify: bool) -> _Went:
-    pace = Pace()
-    store = Store(places.open_place(destination), pace)
+def _to_store(destination: str, parts: list[Saving], progress: Progress, *, verify: bool) -> _Went:
+    stop_token = StopToken()
+    store = Store(places.open_place(destination), stop_token)
     folders = {part.saved.folder: part.saved for part in parts}
     revisions = {folder: revisions_of(repo) for folder, repo in folders.items()}
     store.create()
@@ -230,14 +230,14 @@ def _to_store(destination: str, parts: list[Saving], watcher: Watcher, *, verify
     sizes = store.blobs()
     good = {key for key, upload in uploads.items() if sizes.get(key) == upload.blob.size}
     if verify:
-        good -= _wrong(store, [uploads[key] for key in sorted(good)], names, watcher)
+        good -= _wrong(store, [uploads[key] for key in sorted(good)], names, progress)
     missing = [upload for key, upload in uploads.items() if key not in good]
     size = sum(upload.blob.size for upload in missing)
     folder = places.local_path(destination)
     if folder is not None:
         change_place.check_room(folder, size, MAKE_ROOM)
     lengths = {upload.source: upload.blob.size for upload in missing}
-    with telling(watcher, "backup", lengths, names) as moved:
+    with telling(progress, "backup", lengths, names) as moved:
         store.save(missing, moved)
     store.describe(manifests)
     skipped = sum(uploads[key].blob.size for key in good)
@@ -246,18 +246,18 @@ def _to_store(destination: str, parts: list[Saving], watcher: Watcher, *, verify
 
 
 def _wrong(
-    store: Store, uploads: Sequence[Upload], names: Mapping[str, str], watcher: Watcher
+    store: Store, uploads: Sequence[Upload], names: Mapping[str, str], progress: Progress
 ) -> set[str]:
     """Return the hashes of contents in a store that are not what they should be."""
     wrong: set[str] = set()
     sizes = {upload.source: upload.blob.size for upload in uploads}
-    with telling(watcher, "verify", sizes, names) as moved:
+    with telling(progress, "verify", sizes, names) as moved:
 
         def judge(upload: Upload) -> None:
             if not store.is_right(upload.blob, partial(moved, upload.source)):
                 wrong.add(upload.blob.hash)
 
-        each(uploads, judge, store.place.workers, store.pace)
+        each(uploads, judge, store.place.workers, store.stop_token)
     return wrong
 
 

@@ -24,7 +24,7 @@ from vlmcache.commands.backup.transfer import MAKE_ROOM, names_of, telling
 from vlmcache.commands.backup.values import STREAM, Amount, BackupError, Restored
 from vlmcache.config import CacheLocation, Config
 from vlmcache.errors import UsageError
-from vlmcache.progress import Pace, Watcher
+from vlmcache.progress import Progress, StopToken
 from vlmcache.threads import each
 
 _REF_LIMIT = 4096
@@ -38,7 +38,7 @@ def restore(
     *,
     overwrite: bool = False,
     dry_run: bool = False,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> Restored:
     """Bring a backup back into the cache, every byte compared with its hash before it counts.
 
@@ -53,7 +53,7 @@ def restore(
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
         overwrite: let refs of the backup take the place of others.
         dry_run: only plan.
-        watcher: is told of the progress.
+        progress: called as the work proceeds.
 
     Raises:
         BackupError: it is no backup, or a damaged or hostile one. Blobs that were whole before that
@@ -64,13 +64,13 @@ def restore(
         UsageError: the source makes no sense.
     """
     begun = time.monotonic()
-    watcher = watcher or Watcher()
+    progress = progress or Progress()
     with _opened(source, config, names) as saved:
         plan = _plan(location.dir, saved.repos, overwrite=overwrite)
         receipt = None
         if not dry_run:
             change_place.check_room(location.dir, plan.needs, MAKE_ROOM)
-            receipt = _Restoring(location.dir, saved, plan, watcher).run()
+            receipt = _Restoring(location.dir, saved, plan, progress).run()
     actions = [action for action in plan.actions if isinstance(action, Restore)]
     blobs = [blob for repo in saved.repos for blob in repo.blobs.values()]
     size = sum(blob.size for blob in blobs)
@@ -104,7 +104,7 @@ def _opened(source: str, config: Config, names: Sequence[str]) -> Iterator[_Save
         path = places.local_path(source)
         if path is not None and not os.path.isdir(path):
             raise UsageError(f"no such folder: {path}")
-        store = Store(places.open_place(source), Pace())
+        store = Store(places.open_place(source), StopToken())
         store.check()
         wanted = wishes(store.folders(), config, names)
         repos = [narrowed(repo, wanted[repo.folder]) for repo in store.repos(wanted)]
@@ -192,14 +192,16 @@ class _Slot(NamedTuple):
 class _Restoring:
     """A plan of a restore, carried out."""
 
-    def __init__(self, cache_dir: str, saved: _Saved, plan: Plan, watcher: Watcher) -> None:
+    def __init__(self, cache_dir: str, saved: _Saved, plan: Plan, progress: Progress) -> None:
         self.cache_dir = cache_dir
         self.saved = saved
         self.plan = plan
-        self.watcher = watcher
-        self.pace = saved.store.pace if saved.store is not None else Pace()
+        self.progress = progress
+        self.stop_token = saved.store.stop_token if saved.store is not None else StopToken()
         self.wanted = {one.path: one for one in plan.actions if isinstance(one, Restore)}
-        self.arrivals = [Arrivals(cache_dir, repo, self.pace, watcher.note) for repo in saved.repos]
+        self.arrivals = [
+            Arrivals(cache_dir, repo, self.stop_token, progress.note) for repo in saved.repos
+        ]
         self.refs_before = {
             action.path: _ref_now(action.path)
             for action in plan.actions
@@ -220,7 +222,7 @@ class _Restoring:
         for one in self.arrivals:
             names |= names_of(one.repo, one.path)
         try:
-            with telling(self.watcher, "restore", sizes, names) as moved:
+            with telling(self.progress, "restore", sizes, names) as moved:
                 if self.saved.reader is not None:
                     self._from_stream(self.saved.reader, moved)
                 elif self.saved.store is not None:
@@ -251,7 +253,7 @@ class _Restoring:
             longest_first,
             lambda same: self._bring(store, sizes, same, moved),
             store.place.workers,
-            self.pace,
+            self.stop_token,
         )
         for one in self.arrivals:
             self._finish(one)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 from vlmcache.commands.backup.contents import SavedRepo
-from vlmcache.progress import Watcher
+from vlmcache.progress import Progress
 
 _LONG = 16 << 20
 """Length in bytes from which on a file's progress is told."""
@@ -16,9 +16,9 @@ MAKE_ROOM = "'vlmcache status' shows what makes room"
 
 @contextlib.contextmanager
 def telling(
-    watcher: Watcher, label: str, sizes: Mapping[str, int], names: Mapping[str, str]
+    progress: Progress, label: str, sizes: Mapping[str, int], names: Mapping[str, str]
 ) -> Iterator[Callable[[str, int], None]]:
-    """Let a watcher be told of the long files; the others are over before anyone looks.
+    """Report the progress of the long files; the others are over before anyone looks.
 
     names are what people know them by.
     """
@@ -26,13 +26,13 @@ def telling(
 
     def moved(path: str, position: int) -> None:
         if path in long:
-            watcher.moved(label, long[path], position)
+            progress.moved(label, long[path], position)
 
-    watcher.started(label, {long[path]: sizes[path] for path in long}, 0)
+    progress.started(label, {long[path]: sizes[path] for path in long}, 0)
     try:
         yield moved
     finally:
-        watcher.ended(label)
+        progress.ended(label)
 
 
 def names_of(repo: SavedRepo, path: Callable[[str], str]) -> dict[str, str]:

@@ -37,7 +37,7 @@ from vlmcache.commands.move.copy import Copier
 from vlmcache.commands.move.plan import Destination
 from vlmcache.commands.move.values import Moved, MovedRepo, planned_repo
 from vlmcache.errors import CacheError, ChangedError, SpaceError, VlmcacheError
-from vlmcache.progress import Watcher
+from vlmcache.progress import Progress
 
 _LONG = 16 << 20
 """Length in bytes from which on a file's progress is told."""
@@ -114,14 +114,14 @@ class Run:
         rest: Sequence[str],
         *,
         link: bool,
-        watcher: Watcher,
+        progress: Progress,
     ) -> None:
         self.state = state
         self.there = there
         self.plan = plan
         self.rest = rest
         self.link = link
-        self.watcher = watcher
+        self.progress = progress
         self.repos: list[MovedRepo] = []
         self.outcomes: list[Outcome] = []
         self.freed = 0
@@ -133,7 +133,7 @@ class Run:
 
     def _moved(self, path: str, position: int) -> None:
         if path in self.long:
-            self.watcher.moved(self.label, self.long[path], position)
+            self.progress.moved(self.label, self.long[path], position)
 
     def carry_out(self) -> None:
         """Carry the plan out; what became of it is in the attributes."""
@@ -179,7 +179,7 @@ class Run:
         folder = os.path.basename(move.path)
         repo = next(one for one in self.state.repos if one.folder == folder)
         self.label = move.repo
-        self.watcher.started(move.repo, self._long_files(repo), 0)
+        self.progress.started(move.repo, self._long_files(repo), 0)
         try:
             if folder in self.strange:
                 raise ChangedError(f"it came there meanwhile: {move.destination}", "move again")
@@ -196,7 +196,7 @@ class Run:
             self._failed(move, refusal)
             return refusal
         finally:
-            self.watcher.ended(move.repo)
+            self.progress.ended(move.repo)
         self.outcomes.append(Outcome("move", move.path, "done"))
         return self._switch(folder, gone)
 

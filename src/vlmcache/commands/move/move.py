@@ -53,7 +53,7 @@ from vlmcache.commands.move.values import (
 from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import CacheLocation, Config
 from vlmcache.errors import ChangedError, UnknownModelError, UsageError, VlmcacheError
-from vlmcache.progress import Watcher
+from vlmcache.progress import Progress
 
 
 def move(
@@ -64,7 +64,7 @@ def move(
     *,
     link: bool = True,
     dry_run: bool = False,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> Moved:
     """Move models to another folder, which becomes a hub cache of its own.
 
@@ -79,7 +79,7 @@ def move(
         names: keys or repo ids, `datasets/owner/name`; every repo if none.
         link: leave links in the cache.
         dry_run: only plan.
-        watcher: is told of the progress.
+        progress: called as the work proceeds.
 
     Returns:
         What was planned and done. `problem` tells whether all went well.
@@ -125,7 +125,7 @@ def move(
     if dry_run or in_use or not (plan.actions or rest or begun_before):
         return value if dry_run or in_use else msgspec.structs.replace(value, receipt=Receipt(()))
     with _interruption(destination, names), _sole(place):
-        run = Run(state, there, plan, rest, link=link, watcher=watcher or Watcher())
+        run = Run(state, there, plan, rest, link=link, progress=progress or Progress())
         run.carry_out()
     return msgspec.structs.replace(
         value,
