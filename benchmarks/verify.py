@@ -17,8 +17,9 @@ from benchmarks.pull import OURS as PULL
 from benchmarks.pull import PEER, REPO, environment, serving, timed
 from tests.kit.contents import Synthetic
 from vlmcache.cache.hashing import cores
+from vlmcache.commands.verify.values import VerifyOptions
 from vlmcache.commands.verify.verify import verify
-from vlmcache.config import CacheLocation, read_environment, shipped_config
+from vlmcache.config import CacheLocation, Session, read_environment, shipped_config
 
 VERIFY = [PULL[0], "verify", REPO, "-q"]
 PEER_VERIFY = [PEER[0], "cache", "verify", REPO]
@@ -68,7 +69,8 @@ def rows(setting: Setting) -> list[Row]:
         location = CacheLocation(str(cache), "benchmark")
 
         def in_process(max_age: float) -> float:
-            return verify(own, shipped_config(), location, [REPO], max_age=max_age).seconds
+            session = Session(own, shipped_config(), location)
+            return verify(session, [REPO], VerifyOptions(max_age)).seconds
 
         for command in (everything, PEER_VERIFY):
             timed(command, variables)

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from vlmcache.commands.doctor.doctor import diagnose
     from vlmcache.commands.move.move import move
     from vlmcache.commands.move.values import Moved
-    from vlmcache.commands.pull.plan import Selection
+    from vlmcache.commands.pull.plan import FileSelection
     from vlmcache.commands.pull.pull import pull
-    from vlmcache.commands.pull.values import Options as PullOptions
-    from vlmcache.commands.pull.values import Pulled
+    from vlmcache.commands.pull.values import PullOptions, PullReport
     from vlmcache.commands.remove.clean import clean
     from vlmcache.commands.remove.remove import remove
     from vlmcache.commands.remove.values import Removal
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.status.status import status
     from vlmcache.commands.status.values import Status
     from vlmcache.commands.verify.repair import repair
-    from vlmcache.commands.verify.values import Verification
+    from vlmcache.commands.verify.values import RepairReport, Verification, VerifyOptions
     from vlmcache.commands.verify.verify import verify
     from vlmcache.commands.watch.watch import watch
     from vlmcache.compat import (
@@ -67,11 +66,11 @@ _HOMES = {
     "load_model": "vlmcache.loading.load_model",
     "quantize": "vlmcache.load.quantized.quantize",
     "LoadWishes": "vlmcache.load.wishes.Wishes",
-    "Selection": "vlmcache.commands.pull.plan.Selection",
+    "FileSelection": "vlmcache.commands.pull.plan.FileSelection",
     "Moved": "vlmcache.commands.move.values.Moved",
     "move": "vlmcache.commands.move.move.move",
-    "PullOptions": "vlmcache.commands.pull.values.Options",
-    "Pulled": "vlmcache.commands.pull.values.Pulled",
+    "PullOptions": "vlmcache.commands.pull.values.PullOptions",
+    "PullReport": "vlmcache.commands.pull.values.PullReport",
     "pull": "vlmcache.commands.pull.pull.pull",
     "Status": "vlmcache.commands.status.values.Status",
     "status": "vlmcache.commands.status.status.status",
@@ -80,7 +79,9 @@ _HOMES = {
     "clean": "vlmcache.commands.remove.clean.clean",
     "remove": "vlmcache.commands.remove.remove.remove",
     "repair": "vlmcache.commands.verify.repair.repair",
+    "RepairReport": "vlmcache.commands.verify.values.RepairReport",
     "Verification": "vlmcache.commands.verify.values.Verification",
+    "VerifyOptions": "vlmcache.commands.verify.values.VerifyOptions",
     "verify": "vlmcache.commands.verify.verify.verify",
     "watch": "vlmcache.commands.watch.watch.watch",
 }
@@ -89,15 +90,17 @@ __all__ = [
     "Backup",
     "CleanWishes",
     "ExitCode",
+    "FileSelection",
     "LoadWishes",
     "Moved",
     "PullOptions",
-    "Pulled",
+    "PullReport",
     "Removal",
+    "RepairReport",
     "Restored",
-    "Selection",
     "Status",
     "Verification",
+    "VerifyOptions",
     "VlmcacheError",
     "__version__",
     "backup",

@@ -8,7 +8,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from vlmcache.config import load_config, locate_cache, own_home, parse_precision, read_environment
+from vlmcache.config import (
+    Session,
+    load_config,
+    locate_cache,
+    own_home,
+    parse_precision,
+    read_environment,
+)
 from vlmcache.errors import NotDownloadedError, UsageError
 from vlmcache.load import models, quantized
 from vlmcache.load.reader import ReadAhead
@@ -71,7 +78,7 @@ def load_model(
         # The pull's machinery is imported only where there is something to pull.
         from vlmcache.commands.pull.pull import pull
 
-        pull(settings, location, environment, [key])
+        pull(Session(environment, settings, location), [key]).check()
         _, source = find()
     home, _ = own_home(environment)
     snapshot = source

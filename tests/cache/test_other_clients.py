@@ -84,8 +84,8 @@ def test_a_pull_neither_continues_nor_removes_what_another_program_downloads(
     before = path.stat()
     planned = pull(mending_hub, cache.root, dry_run=True)
     assert fetches(planned)[WEIGHTS].have == 0
-    assert planned.value.plan.needs == len(data)
-    assert pull(mending_hub, cache.root).error is None
+    assert planned.plan.needs == len(data)
+    assert pull(mending_hub, cache.root).problem is None
     assert mending_hub.bytes_sent() == len(data)
     assert repo.blob(WEIGHTS).read_bytes() == data
     after = path.stat()

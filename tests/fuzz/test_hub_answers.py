@@ -183,6 +183,6 @@ def test_a_pull_ends_in_words_and_leaves_no_lie(hub: FuzzedHub, answers: dict[st
     run = pull(served, cache, patience=HURRIED, max_workers=1)
     assert lies(cache) == []
     assert {one.name for one in place.iterdir()} <= {"cache", "cache-own"}
-    if run.error is not None:
-        assert "internal" not in run.error.code
-        assert "secret" not in run.error.message + (run.error.hint or "")
+    if run.problem is not None:
+        assert "internal" not in run.problem.code
+        assert "secret" not in run.problem.message + (run.problem.hint or "")

@@ -39,7 +39,7 @@ def test_a_next_page_is_asked_of_the_hub_itself_whatever_host_it_names(tmp_path:
         hub.add_repo(REPO).commit(FILES)
         hub.url, real = "http://hub.invalid", hub.url
         environment = {"HF_ENDPOINT": real}
-        assert pull(hub, tmp_path / "cache", extra=environment).error is None
+        assert pull(hub, tmp_path / "cache", extra=environment).problem is None
 
 
 def test_a_home_that_a_dotenv_names_is_not_where_the_libraries_keep_their_side_caches(
@@ -138,9 +138,9 @@ def test_a_token_in_the_hubs_own_words_is_not_repeated(tmp_path: Path) -> None:
         hub.accept_token("hf_topsecret")
         hub.fault(status(418).on(times=None))
         run = pull(hub, tmp_path / "cache", token="hf_topsecret")
-    assert run.error is not None
-    assert "hf_topsecret" not in f"{run.error.message}{run.error.hint}"
-    assert run.error.exit_code == 8
+    assert run.problem is not None
+    assert "hf_topsecret" not in f"{run.problem.message}{run.problem.hint}"
+    assert run.problem.exit_code == 8
 
 
 @pytest.mark.parametrize("end", ["\r", "\n", "\r\n", " "])
@@ -148,7 +148,7 @@ def test_a_token_with_the_end_of_its_line_is_used_without_it(tmp_path: Path, end
     with LoopbackHub() as hub:
         hub.accept_token("hf_topsecret")
         hub.add_repo(REPO, private=True).commit(FILES)
-        assert pull(hub, tmp_path / "cache", token=f"hf_topsecret{end}").error is None
+        assert pull(hub, tmp_path / "cache", token=f"hf_topsecret{end}").problem is None
 
 
 @pytest.mark.parametrize("token", ["", " ", "hf_top secret", "hf_top\nsecret", "hf_geheim\u00e4"])

@@ -17,7 +17,7 @@ from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
 from tests.kit.hub_process import HubProcess, served
 from tests.kit.pulls import REPO, content, expected, lies, pull
 from vlmcache.cache import layout
-from vlmcache.commands.pull.values import Run
+from vlmcache.commands.pull.values import PullReport
 from vlmcache.errors import ExitCode
 
 FILES: dict[str, Content] = {
@@ -33,7 +33,7 @@ def hub() -> Iterator[HubProcess]:
         yield hub
 
 
-class Pull(Subject[Run]):
+class Pull(Subject[PullReport]):
     command = "pull"
 
     def __init__(self, hub: HubProcess, right: dict[str, Entry], fault: Fault) -> None:
@@ -45,23 +45,23 @@ class Pull(Subject[Run]):
     def begin(self, place: Path) -> None:
         """An empty cache."""
 
-    def run(self, place: Path) -> Run:
+    def run(self, place: Path) -> PullReport:
         return pull(self.hub, place / "cache", max_workers=1)
 
-    def hold(self, place: Path, answer: Run | None) -> None:
+    def hold(self, place: Path, answer: PullReport | None) -> None:
         assert lies(place / "cache") == []
         if answer is None:
             return
-        if answer.error is None:
+        if answer.problem is None:
             # The failure was of no consequence: a folder that was there, the tag for backups.
             self.check_content(place)
             return
-        assert answer.error.exit_code == self.wanted
-        assert "\n" not in answer.error.message
-        assert "internal" not in answer.error.message
+        assert answer.problem.exit_code == self.wanted
+        assert "\n" not in answer.problem.message
+        assert "internal" not in answer.problem.message
 
     def again(self, place: Path) -> None:
-        assert self.run(place).error is None
+        assert self.run(place).problem is None
         self.check_content(place)
 
     def check_content(self, place: Path) -> None:

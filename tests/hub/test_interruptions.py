@@ -118,7 +118,7 @@ def test_after_kill_9_at_60_percent_at_most_42_percent_is_sent_again(tmp_path: P
         hub.clear_faults()
         time.sleep(0.2)
         hub.clear_requests()
-        assert pull(hub, cache).error is None
+        assert pull(hub, cache).problem is None
         assert hub.bytes_sent(WEIGHTS) <= 0.42 * size
 
 
@@ -140,7 +140,7 @@ def test_an_interrupted_pull_ends_at_once_and_names_how_to_go_on(
     assert len(list(cache.glob("**/*.incomplete"))) == 1
     assert lies(cache) == []
     hub.clear_faults()
-    assert pull(hub, cache).error is None
+    assert pull(hub, cache).problem is None
     assert hub.bytes_sent(WEIGHTS) < SIZE + 300_000
 
 
@@ -195,7 +195,7 @@ def test_a_pull_waits_for_the_client_that_was_first(hub: LoopbackHub, tmp_path: 
     listener = Listener()
     run = pull(hub, cache, progress=listener)
     client.communicate(timeout=60)
-    assert run.error is None
+    assert run.problem is None
     assert hub.bytes_sent(WEIGHTS) == SIZE
     assert any(f"waiting for process {client.pid}" in note for note in listener.notes)
     assert lies(cache) == []
@@ -211,30 +211,30 @@ def test_a_repo_removed_while_it_is_pulled_is_reported_and_the_next_pull_finishe
     remover.start()
     run = pull(hub, cache)
     remover.join()
-    assert run.error is not None
-    assert "\n" not in run.error.message
+    assert run.problem is not None
+    assert "\n" not in run.problem.message
     assert lies(cache) == []
     hub.clear_faults()
-    assert pull(hub, cache).error is None
+    assert pull(hub, cache).problem is None
     assert fingerprint(cache) == expected(tmp_path / "expected", FILES)
 
 
 def test_too_little_room_is_refused_before_the_first_byte(hub: LoopbackHub) -> None:
     with small_filesystem(SIZE + 2_000_000) as disk:
         run = pull(hub, disk / "cache", limits={"min_free": 3_000_000})
-        assert run.error is not None
-        assert (run.error.code, run.error.exit_code) == ("no-space", ExitCode.SPACE)
+        assert run.problem is not None
+        assert (run.problem.code, run.problem.exit_code) == ("no-space", ExitCode.SPACE)
         for number in ("4 MB", "3 MB", "6 MB", "1 MB"):
-            assert number in run.error.message
+            assert number in run.problem.message
         assert hub.bytes_sent() == 0
         assert not (disk / "cache").exists()
-        assert run.value.receipt == Receipt((), 0, 0)
-        (model,) = run.value.models
+        assert run.receipt == Receipt((), 0, 0)
+        (model,) = run.models
         assert (model.state, model.error and model.error.code) == ("failed", "no-space")
-        assert run.value.plan.needs > SIZE
+        assert run.plan.needs > SIZE
         # What is there already is credited.
-        assert pull(hub, disk / "cache").error is None
-        assert pull(hub, disk / "cache", limits={"min_free": 3_000_000}).error is None
+        assert pull(hub, disk / "cache").problem is None
+        assert pull(hub, disk / "cache", limits={"min_free": 3_000_000}).problem is None
 
 
 def test_a_disk_that_fills_up_keeps_what_came_and_the_rest_follows(
@@ -246,18 +246,18 @@ def test_a_disk_that_fills_up_keeps_what_came_and_the_rest_follows(
         filler.write_bytes(b"x" * (SIZE // 2))
         monkeypatch.setattr(pull_command, "find_shortage", lambda *_: None)
         run = pull(hub, cache)
-        assert run.error is not None
-        assert run.error.exit_code == ExitCode.SPACE
-        assert "\n" not in run.error.message
-        assert "vlmcache status" in (run.error.hint or "")
-        assert f"vlmcache pull {REPO}" in (run.error.hint or "")
+        assert run.problem is not None
+        assert run.problem.exit_code == ExitCode.SPACE
+        assert "\n" not in run.problem.message
+        assert "vlmcache status" in (run.problem.hint or "")
+        assert f"vlmcache pull {REPO}" in (run.problem.hint or "")
         assert lies(cache) == []
         assert not list(cache.glob("**/refs/main"))
         kept = sum(path.stat().st_size for path in cache.glob("**/*.incomplete"))
         assert kept > SIZE // 4
         filler.unlink()
         hub.clear_requests()
-        assert pull(hub, cache).error is None
+        assert pull(hub, cache).problem is None
         assert hub.bytes_sent(WEIGHTS) == SIZE - kept
         assert fingerprint(cache) == expected(tmp_path / "expected", FILES)
 
@@ -266,15 +266,15 @@ def test_a_read_only_cache_serves_what_it_has_and_refuses_the_rest_in_one_line(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     with common_folder() as folder:
-        assert pull(hub, folder).error is None
+        assert pull(hub, folder).problem is None
         hub.add_repo("org/two").commit(FILES)
         before = fingerprint(folder)
         with read_only_view(folder) as view:
-            assert pull(hub, view).value.models[0].state == "cached"
+            assert pull(hub, view).models[0].state == "cached"
             run = pull(hub, view, "org/two")
-        assert run.error is not None
-        assert run.error.exit_code == ExitCode.FAILED
-        assert "cannot be written" in run.error.message
+        assert run.problem is not None
+        assert run.problem.exit_code == ExitCode.FAILED
+        assert "cannot be written" in run.problem.message
         assert fingerprint(folder) == before
 
 

@@ -15,7 +15,7 @@ from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import REPO, pull
 from vlmcache.cache import layout
 from vlmcache.cache.state import TreeFile
-from vlmcache.commands.pull import pull as pull_command
+from vlmcache.commands.pull import prepare
 from vlmcache.errors import ExitCode
 from vlmcache.hub.errors import HostileListingError
 from vlmcache.hub.listing import check_names
@@ -55,8 +55,8 @@ def test_a_name_that_leaves_the_folder_refuses_the_whole_repo(
     hub.add_repo(REPO).commit({"config.json": b"{}", name: b"evil"})
     before = fingerprint(tmp_path)
     run = pull(hub, tmp_path / "inner" / "cache")
-    assert run.error is not None
-    assert (run.error.code, run.error.exit_code) == ("hostile-listing", ExitCode.FAILED)
+    assert run.problem is not None
+    assert (run.problem.code, run.problem.exit_code) == ("hostile-listing", ExitCode.FAILED)
     assert fingerprint(tmp_path) == before
     assert hub.bytes_sent() == 0
 
@@ -75,23 +75,23 @@ def test_a_hash_that_is_none_refuses_the_whole_repo(etag: str) -> None:
 
 def test_a_listing_in_the_cache_is_not_believed_either(hub: LoopbackHub, tmp_path: Path) -> None:
     commit = hub.add_repo(REPO).commit({"config.json": b"{}"})
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     tree = tmp_path / f"cache/models--org--name/trees/{commit}.json"
     document = json.loads(tree.read_text())
     document["files"]["../../../x"] = document["files"]["config.json"]
     tree.write_text(json.dumps(document))
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert "../../../x" not in json.loads(tree.read_text())["files"]
     assert not (tmp_path / "x").exists()
 
 
 def test_an_empty_listing_in_the_cache_is_none(hub: LoopbackHub, tmp_path: Path) -> None:
     commit = hub.add_repo(REPO).commit({"config.json": b"{}"})
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     folder = tmp_path / "cache/models--org--name"
     (folder / f"trees/{commit}.json").write_text('{"format_version": 1, "files": {}}')
     (folder / f"snapshots/{commit}/config.json").unlink()
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert (folder / f"snapshots/{commit}/config.json").exists()
 
 
@@ -112,10 +112,10 @@ def test_names_that_differ_by_case_only_are_refused_where_the_disk_takes_them_fo
 ) -> None:
     hub.add_repo(REPO).commit({"config.json": b"{}", "Config.json": b"[]"})
     with monkeypatch.context() as patch:
-        patch.setattr(pull_command, "ignores_case", lambda _: True)
+        patch.setattr(prepare, "ignores_case", lambda _: True)
         run = pull(hub, tmp_path / "cache")
-        assert run.error is not None
-        assert run.error.code == "hostile-listing"
+        assert run.problem is not None
+        assert run.problem.code == "hostile-listing"
         assert not (tmp_path / "cache").exists()
-    assert not pull_command.ignores_case(str(tmp_path / "cache"))
-    assert pull(hub, tmp_path / "cache").error is None
+    assert not prepare.ignores_case(str(tmp_path / "cache"))
+    assert pull(hub, tmp_path / "cache").problem is None

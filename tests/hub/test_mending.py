@@ -28,14 +28,14 @@ def test_damage_is_mended_and_what_is_good_is_left_alone(
     damage(repo)
     assert judge(scan(cache).repo(REPO), "main").state != "cached"
     run = pull(mending_hub, cache)
-    assert run.error is None
+    assert run.problem is None
     assert mending_hub.bytes_sent() == bytes_needed
     state = scan(cache).repo(REPO)
     assert judge(state, "main").state == "cached"
     assert lies(cache) == []
     after = repo.blob(GOOD).stat()
     assert (after.st_ino, after.st_mtime_ns) == (good.st_ino, good.st_mtime_ns)
-    assert pull(mending_hub, cache).value.models[0].state == "cached"
+    assert pull(mending_hub, cache).models[0].state == "cached"
 
 
 @pytest.mark.parametrize("part", ["blobs", "refs", "snapshots"])
@@ -48,8 +48,8 @@ def test_nothing_is_written_through_a_link_that_leads_out_of_the_repo(
     folder.mkdir(parents=True)
     (folder / part).symlink_to(outside)
     run = pull(mending_hub, tmp_path / "cache")
-    assert run.error is not None
-    assert "a link where a folder belongs" in run.error.message
+    assert run.problem is not None
+    assert "a link where a folder belongs" in run.problem.message
     assert list(outside.iterdir()) == []
 
 
@@ -63,7 +63,7 @@ def test_nothing_is_written_through_a_linked_folder_of_a_snapshot(
     snapshot.mkdir(parents=True)
     (snapshot / "sub").symlink_to(outside)
     run = pull(mending_hub, tmp_path / "cache")
-    assert run.error is not None
+    assert run.problem is not None
     assert list(outside.iterdir()) == []
 
 
@@ -77,5 +77,5 @@ def test_a_partial_that_is_a_link_is_not_written_through(
     victim.write_bytes(b"precious")
     (repo.blobs / f"{etag}.incomplete").symlink_to(victim)
     run = pull(mending_hub, tmp_path / "cache")
-    assert run.error is not None
+    assert run.problem is not None
     assert victim.read_bytes() == b"precious"

@@ -84,11 +84,11 @@ def test_a_renamed_repo_a_proxy_and_no_network_are_left_to_the_client(hub: Loopb
 
 def test_a_hub_that_hangs_does_not_hold_up_what_is_cached(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add_repo(REPO).commit(FILES)
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     hub.fault(hang().on(times=None))
     run = pull(hub, tmp_path / "cache")
-    assert run.value.models[0].state == "cached"
-    assert run.value.findings[0].code == "hub-not-asked"
+    assert run.models[0].state == "cached"
+    assert run.findings[0].code == "hub-not-asked"
 
 
 def test_what_is_cached_is_told_without_huggingface_hub(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -114,11 +114,11 @@ def test_a_cache_without_a_listing_is_asked_about_and_gets_one(
 ) -> None:
     commit = hub.add_repo(REPO).commit(FILES)
     cache = tmp_path / "cache"
-    assert pull(hub, cache).error is None
+    assert pull(hub, cache).problem is None
     tree = cache / f"models--org--name/trees/{commit}.json"
     tree.unlink()
     offline = pull(hub, cache, extra={"HF_HUB_OFFLINE": "1"})
-    assert offline.error is None
-    assert offline.value.models[0].size == 5002
-    assert pull(hub, cache, f"{REPO}@{commit}").value.models[0].state == "cached"
+    assert offline.problem is None
+    assert offline.models[0].size == 5002
+    assert pull(hub, cache, f"{REPO}@{commit}").models[0].state == "cached"
     assert tree.exists()

@@ -77,13 +77,13 @@ def test_a_slow_file_comes_over_several_connections_and_nothing_much_twice(
     hub.fault(slow(RATE).on(WEIGHTS))
     listener = Listener()
     run = pull(hub, tmp_path / "cache", progress=listener)
-    assert run.error is None
+    assert run.problem is None
     assert len(sent(hub)) > 10
     assert hub.bytes_sent(WEIGHTS) < 1.5 * SIZE
-    assert run.value.receipt is not None
+    assert run.receipt is not None
     # The hub does not count the step in which the first connection is closed.
     uncounted = RATE // 20
-    assert SIZE <= run.value.receipt.fetched - len(b"{}") <= hub.bytes_sent(WEIGHTS) + uncounted
+    assert SIZE <= run.receipt.fetched - len(b"{}") <= hub.bytes_sent(WEIGHTS) + uncounted
     positions = [position for file, position in listener.positions if file == WEIGHTS]
     assert positions == sorted(positions)
     assert positions[-1] == SIZE
@@ -94,7 +94,7 @@ def test_pieces_are_asked_of_the_final_address_and_not_of_the_hub_each_time(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     hub.fault(slow(RATE).on(WEIGHTS))
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert hub.count(contains=f"resolve/{hub._repos['model', REPO].find('main')}/{WEIGHTS}") == 1
 
 
@@ -103,7 +103,7 @@ def test_an_address_that_expires_is_renewed_and_the_pieces_go_on(
 ) -> None:
     hub.fault(slow(RATE).on(WEIGHTS))
     hub.fault(expired().on(WEIGHTS, skip=8))
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     refused = [number for number, asked in enumerate(hub.requests) if asked.status == 403]
     assert refused
     after = [asked for asked in hub.requests[refused[-1] :] if asked.status == 206]
@@ -123,7 +123,7 @@ def test_the_token_goes_to_no_foreign_host_with_pieces_either(
     hub.fault(slow(RATE).on(WEIGHTS))
     hub.fault(expired().on(WEIGHTS, skip=5))
     run = pull(hub, tmp_path / "cache", "org/private", token="hf_secret")
-    assert run.error is None
+    assert run.problem is None
     assert len(sent(hub)) > 10
     assert all(asked.authorization == (asked.host == "hub") for asked in hub.requests)
 
@@ -135,7 +135,7 @@ def test_a_piece_that_holds_up_all_others_is_fetched_anew(
     hub.fault(slow(1000).on(WEIGHTS, host="cdn", skip=3, times=1))
     hub.fault(slow(RATE).on(WEIGHTS))
     run = pull(hub, tmp_path / "cache")
-    assert run.error is None
+    assert run.problem is None
     assert any(asked.bytes_sent < _length(asked) // 2 for asked in sent(hub)), "it was waited for"
     assert_right(tmp_path / "cache", tmp_path)
 
@@ -183,7 +183,7 @@ def test_trouble_with_pieces_ends_in_the_right_file(
         spared = skip - (fault.kind == "no_range")
         hub.fault(fault.on(WEIGHTS, host="cdn", times=fault.times, skip=spared))
     run = pull(hub, tmp_path / "cache")
-    assert run.error is None
+    assert run.problem is None
     assert len(sent(hub)) > 1, "there were no pieces"
     assert hub.bytes_sent(WEIGHTS) < most * SIZE
     assert_right(tmp_path / "cache", tmp_path)
@@ -194,7 +194,7 @@ def test_a_hub_that_ignores_ranges_costs_the_first_connection_nothing(
 ) -> None:
     hub.fault(slow(RATE).on(WEIGHTS))
     hub.fault(no_range().on(WEIGHTS, times=None))
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert sent(hub)[0].bytes_sent == SIZE
     assert len(sent(hub)) <= 1 + RULES.most
     assert_right(tmp_path / "cache", tmp_path)
@@ -206,13 +206,13 @@ def test_a_fast_hub_gets_one_connection(
     monkeypatch.setattr(ranges, "RULES", msgspec.structs.replace(RULES, slow=RATE // 2))
     hub.fault(slow(30 * RATE).on(WEIGHTS))
     hub.add_repo(REPO).commit({"config.json": b"{}", WEIGHTS: Synthetic(12_000_000, 11)})
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert len(sent(hub)) == 1
 
 
 def test_no_more_connections_than_workers(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault(slow(2 * RATE).on(WEIGHTS))
-    assert pull(hub, tmp_path / "cache", max_workers=1).error is None
+    assert pull(hub, tmp_path / "cache", max_workers=1).problem is None
     assert len(sent(hub)) == 1
 
 
@@ -221,7 +221,7 @@ def test_a_rate_that_one_connection_fills_gets_one(
 ) -> None:
     monkeypatch.setattr(ranges, "RULES", msgspec.structs.replace(RULES, watch=0.4))
     hub.fault(slow(8 * RATE).on(WEIGHTS))
-    assert pull(hub, tmp_path / "cache", limit_rate=RATE).error is None
+    assert pull(hub, tmp_path / "cache", limit_rate=RATE).problem is None
     assert len(sent(hub)) == 1
 
 
@@ -230,7 +230,7 @@ def test_connections_that_do_not_help_are_dropped(
 ) -> None:
     monkeypatch.setattr(ranges, "RULES", msgspec.structs.replace(RULES, gain=1000.0))
     hub.fault(slow(RATE).on(WEIGHTS))
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     streams = [asked for asked in sent(hub) if not (asked.range or "-").rpartition("-")[2]]
     assert len(streams) >= 2, "the single connection did not come back"
     assert hub.bytes_sent(WEIGHTS) < 1.5 * SIZE
@@ -250,7 +250,7 @@ def test_what_waits_in_memory_is_bounded(
     monkeypatch.setattr(transfer, "Ranges", Watched)
     # The first connection is slow and the others are not: they could run far ahead.
     hub.fault(slow(RATE).on(WEIGHTS, host="cdn", times=1))
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert 0 < max(held) <= RULES.most * RULES.ahead
     assert_right(tmp_path / "cache", tmp_path)
 
@@ -316,7 +316,7 @@ def test_after_kill_9_amid_pieces_the_partial_is_a_beginning_and_is_gone_on_from
     assert lies(cache) == []
     hub.clear_faults()
     hub.clear_requests()
-    assert pull(hub, cache).error is None
+    assert pull(hub, cache).problem is None
     assert SIZE - len(kept) <= hub.bytes_sent(WEIGHTS) < SIZE - len(kept) + 2 * RULES.piece
     assert_right(cache, tmp_path)
 

@@ -32,10 +32,10 @@ from tests.kit.hub import (
 )
 from tests.kit.pulls import REPO, Listener, config, environment, expected, fetches, lies, pull
 from vlmcache.change import partials
-from vlmcache.commands.pull.plan import Selection
-from vlmcache.commands.pull.pull import run_pull
-from vlmcache.commands.pull.values import Options
-from vlmcache.config import CacheLocation
+from vlmcache.commands.pull.plan import FileSelection
+from vlmcache.commands.pull.pull import pull as run_pull
+from vlmcache.commands.pull.values import PullOptions
+from vlmcache.config import CacheLocation, Session
 from vlmcache.errors import ExitCode
 from vlmcache.hub.client import Patience
 
@@ -69,12 +69,12 @@ def test_a_pull_leaves_exactly_what_the_client_leaves(
     with LoopbackHub(redirect=redirect, page_size=page_size) as hub:  # type: ignore[arg-type]
         hub.add_repo(REPO).commit(FILES)
         run = pull(hub, tmp_path / "cache")
-    assert run.error is None
-    assert run.value.models[0].state == "pulled"
-    assert run.value.receipt is not None
+    assert run.problem is None
+    assert run.models[0].state == "pulled"
+    assert run.receipt is not None
     # Two files share their content, and an empty one needs no transfer.
     distinct = SIZE + 6000 + len(FILES["config.json"])  # type: ignore[arg-type]
-    assert run.value.receipt.fetched == distinct
+    assert run.receipt.fetched == distinct
     assert_right(tmp_path / "cache", tmp_path)
 
 
@@ -103,14 +103,14 @@ def test_trouble_that_passes_ends_in_the_right_cache(
     for fault in SOME_TROUBLE[trouble]:
         hub.fault(fault.on(WEIGHTS, times=fault.times))
     run = pull(hub, tmp_path / "cache")
-    assert run.error is None
+    assert run.problem is None
     assert_right(tmp_path / "cache", tmp_path)
 
 
 @pytest.mark.parametrize("tenth", range(1, 10))
 def test_a_cut_costs_nothing_that_had_arrived(hub: LoopbackHub, tmp_path: Path, tenth: int) -> None:
     hub.fault(cut(SIZE * tenth // 10).on(WEIGHTS))
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert hub.bytes_sent(WEIGHTS) == SIZE
     assert_right(tmp_path / "cache", tmp_path)
 
@@ -121,15 +121,15 @@ def test_a_pull_after_one_that_gave_up_goes_on_from_its_partial(
     hub.fault(cut(SIZE * 6 // 10).on(WEIGHTS))
     hub.fault(status(503).on(WEIGHTS, times=4, skip=2))
     first = pull(hub, tmp_path / "cache")
-    assert first.error is not None
-    assert first.error.exit_code == ExitCode.HUB
+    assert first.problem is not None
+    assert first.problem.exit_code == ExitCode.HUB
     assert lies(tmp_path / "cache") == []
     assert not (tmp_path / "cache/models--org--name/refs").exists()
     hub.clear_requests()
     planned = pull(hub, tmp_path / "cache", dry_run=True)
     assert fetches(planned)[WEIGHTS].have == SIZE * 6 // 10
     second = pull(hub, tmp_path / "cache")
-    assert second.error is None
+    assert second.problem is None
     assert hub.bytes_sent(WEIGHTS) == SIZE * 4 // 10
     assert_right(tmp_path / "cache", tmp_path)
 
@@ -138,7 +138,7 @@ def test_a_server_without_ranges_sends_all_again_and_the_file_is_right(tmp_path:
     with LoopbackHub(support_ranges=False) as hub:
         hub.add_repo(REPO).commit(FILES)
         hub.fault(cut(SIZE // 2).on(WEIGHTS))
-        assert pull(hub, tmp_path / "cache").error is None
+        assert pull(hub, tmp_path / "cache").problem is None
         assert hub.bytes_sent(WEIGHTS) == SIZE + SIZE // 2
     assert_right(tmp_path / "cache", tmp_path)
 
@@ -149,8 +149,8 @@ def test_bytes_that_stay_wrong_are_fetched_three_times_and_never_published(
     hub.fault(wrong_bytes(17).on(WEIGHTS, times=None))
     listener = Listener()
     run = pull(hub, tmp_path / "cache", progress=listener)
-    assert run.error is not None
-    assert (run.error.code, run.error.exit_code) == ("wrong-bytes", ExitCode.FAILED)
+    assert run.problem is not None
+    assert (run.problem.code, run.problem.exit_code) == ("wrong-bytes", ExitCode.FAILED)
     assert hub.bytes_sent(WEIGHTS) == 3 * SIZE
     assert len(listener.notes) == 3
     repo = tmp_path / "cache/models--org--name"
@@ -161,7 +161,7 @@ def test_bytes_that_stay_wrong_are_fetched_three_times_and_never_published(
     # What was right is kept, and only the rest is fetched once the hub is well again.
     hub.clear_faults()
     hub.clear_requests()
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert hub.bytes_sent() == SIZE
     assert_right(tmp_path / "cache", tmp_path)
 
@@ -171,7 +171,7 @@ def test_a_partial_that_is_wrong_costs_one_new_start(hub: LoopbackHub, tmp_path:
     etag = hub._repos["model", REPO].file(WEIGHTS).etag
     repo.partial(etag, data=b"z" * (SIZE // 2), old_style=True)
     run = pull(hub, tmp_path / "cache")
-    assert run.error is None
+    assert run.problem is None
     assert hub.bytes_sent(WEIGHTS) == SIZE + SIZE // 2
     assert_right(tmp_path / "cache", tmp_path)
 
@@ -181,7 +181,7 @@ def test_a_partial_of_the_client_is_gone_on_from(hub: LoopbackHub, tmp_path: Pat
     file = hub._repos["model", REPO].file(WEIGHTS)
     repo.partial(file.etag, data=file.read()[: SIZE // 2])
     assert fetches(pull(hub, tmp_path / "cache", dry_run=True))[WEIGHTS].have == SIZE // 2
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert hub.bytes_sent(WEIGHTS) == SIZE - SIZE // 2
     assert_right(tmp_path / "cache", tmp_path)
 
@@ -196,7 +196,7 @@ def test_a_partial_that_cannot_be_a_beginning_is_not_counted(
     partial = repo.partial(etag, size=size, sparse=kind == "sparse")
     plan = pull(hub, tmp_path / "cache", dry_run=True)
     assert fetches(plan)[WEIGHTS].have == 0
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert hub.bytes_sent(WEIGHTS) == SIZE
     # It is not ours to remove: `clean` tells when it is stale.
     assert partial.exists()
@@ -211,7 +211,7 @@ def test_what_was_written_before_the_machine_went_down_is_trusted_to_the_last_sy
     torn = file.read()[: SIZE // 2] + b"\0" * (SIZE // 20)
     repo.partial(file.etag, data=torn, old_style=True, age=10)
     monkeypatch.setattr(partials, "_boot_time", time.time)
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert hub.bytes_sent(WEIGHTS) == SIZE * 6 // 10
     assert_right(tmp_path / "cache", tmp_path)
 
@@ -236,11 +236,11 @@ def test_trouble_that_stays_ends_soon_with_its_exit_code_and_no_lie(
     hub.fault(fault.on(WEIGHTS, host="cdn", times=None))
     quick = Patience(attempts=2, asks=2, first_wait=0.01, answer_timeout=0.5, data_timeout=0.3)
     run = pull(hub, tmp_path / "cache", patience=quick)
-    assert run.error is not None
-    assert run.error.exit_code == exit_code
+    assert run.problem is not None
+    assert run.problem.exit_code == exit_code
     assert lies(tmp_path / "cache") == []
     hub.clear_faults()
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert_right(tmp_path / "cache", tmp_path)
 
 
@@ -248,36 +248,36 @@ def test_the_hub_says_how_long_to_wait_and_is_obeyed(hub: LoopbackHub, tmp_path:
     for header in ("Retry-After", "RateLimit"):
         hub.fault(rate_limited(1, header=header).on("/revision/"))
     started = time.monotonic()
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert time.monotonic() - started >= 2.0
 
 
 def test_a_wait_that_is_too_long_is_refused_at_once(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault(rate_limited(100_000).on("/revision/", times=None))
     run = pull(hub, tmp_path / "cache")
-    assert run.error is not None
-    assert run.error.exit_code == ExitCode.HUB
+    assert run.problem is not None
+    assert run.problem.exit_code == ExitCode.HUB
 
 
 def test_the_token_goes_to_the_hub_and_to_no_other_host(tmp_path: Path) -> None:
     with LoopbackHub(redirect="other-host") as hub:
         hub.accept_token("hf_secret")
         hub.add_repo(REPO, private=True).commit(FILES)
-        assert pull(hub, tmp_path / "cache", token="hf_secret").error is None
+        assert pull(hub, tmp_path / "cache", token="hf_secret").problem is None
         assert all(asked.authorization == (asked.host == "hub") for asked in hub.requests)
         assert {asked.host for asked in hub.requests} == {"hub", "cdn"}
 
 
 def test_the_rate_is_kept_by_all_files_together(hub: LoopbackHub, tmp_path: Path) -> None:
     started = time.monotonic()
-    assert pull(hub, tmp_path / "cache", limit_rate=SIZE // 2).error is None
+    assert pull(hub, tmp_path / "cache", limit_rate=SIZE // 2).problem is None
     assert time.monotonic() - started > 1.5
 
 
 def test_progress_never_passes_the_size_and_ends_there(hub: LoopbackHub, tmp_path: Path) -> None:
     listener = Listener()
     hub.fault(cut(SIZE // 2).on(WEIGHTS))
-    assert pull(hub, tmp_path / "cache", progress=listener).error is None
+    assert pull(hub, tmp_path / "cache", progress=listener).problem is None
     positions = [position for file, position in listener.positions if file == WEIGHTS]
     assert positions == sorted(positions)
     assert positions[-1] == SIZE
@@ -289,20 +289,20 @@ def test_without_links_files_are_put_where_the_client_puts_them(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     snapshot = next((tmp_path / "cache/models--org--name/snapshots").iterdir())
     assert not any(path.is_symlink() for path in snapshot.rglob("*"))
     for name in ("tokenizer.json", "vocab.json"):
         assert (snapshot / name).read_bytes() == b"{}" * 3000
     assert not any((tmp_path / "cache/models--org--name/blobs").iterdir())
     again = pull(hub, tmp_path / "cache")
-    assert again.value.models[0].state == "cached"
+    assert again.models[0].state == "cached"
 
 
 def test_modes_follow_the_umask_as_the_clients_do(hub: LoopbackHub, tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        assert pull(hub, tmp_path / "cache").error is None
+        assert pull(hub, tmp_path / "cache").problem is None
     finally:
         os.umask(before)
     blobs = list((tmp_path / "cache/models--org--name/blobs").iterdir())
@@ -311,7 +311,7 @@ def test_modes_follow_the_umask_as_the_clients_do(hub: LoopbackHub, tmp_path: Pa
 
 def test_a_slow_hub_is_no_hang(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault(slow(SIZE * 2).on(WEIGHTS))
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
 
 
 def test_a_hub_that_sends_no_parts_of_a_file_is_asked_for_the_whole(
@@ -319,13 +319,13 @@ def test_a_hub_that_sends_no_parts_of_a_file_is_asked_for_the_whole(
 ) -> None:
     hub.fault(cut(SIZE // 2).on(WEIGHTS))
     hub.fault(status(416).on(WEIGHTS, host="cdn", skip=1, times=1))
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert_right(tmp_path / "cache", tmp_path)
 
 
 def test_a_file_that_is_refused_once_is_asked_for_again(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault(status(403).on(WEIGHTS, host="hub", times=1))
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_a_refusal_of_one_file_names_the_repo_and_the_file(
     hub: LoopbackHub, tmp_path: Path, code: int, exit_code: ExitCode, words: str
 ) -> None:
     hub.fault(status(code).on(WEIGHTS, host="hub", times=None))
-    error = pull(hub, tmp_path / "cache").error
+    error = pull(hub, tmp_path / "cache").problem
     assert error is not None
     assert error.exit_code == exit_code
     assert error.message.startswith(words)
@@ -349,21 +349,21 @@ def test_a_refusal_of_one_file_names_the_repo_and_the_file(
 def test_what_revisions_share_is_planned_and_counted_once(hub: LoopbackHub, tmp_path: Path) -> None:
     hub._repos["model", REPO].commit({**FILES, "config.json": b"{2}"}, "dev")
     run = pull(hub, tmp_path / "cache", REPO, f"{REPO}@dev")
-    assert run.error is None
-    assert run.value.receipt is not None
-    assert run.value.plan.needs == run.value.receipt.fetched
+    assert run.problem is None
+    assert run.receipt is not None
+    assert run.plan.needs == run.receipt.fetched
 
 
 def test_a_cached_model_does_not_wait_for_a_hub_that_has_had_enough(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     hub.clear_requests()
     hub.fault(rate_limited(60, header="Retry-After").on(times=None))
     run = pull(hub, tmp_path / "cache", patience=Patience())
-    assert run.error is None
+    assert run.problem is None
     assert len(hub.requests) <= 2, "it was waited and asked again"
-    assert [finding.code for finding in run.value.findings] == ["hub-not-asked"]
+    assert [finding.code for finding in run.findings] == ["hub-not-asked"]
 
 
 @pytest.mark.parametrize("source", ["--cache-dir", "HF_HUB_CACHE"])
@@ -379,13 +379,11 @@ def test_the_command_that_goes_on_is_the_one_that_was_given(
 
     with pytest.raises(KeyboardInterrupt) as raised:
         run_pull(
-            config(),
-            CacheLocation(str(cache), source),
-            environment(hub, cache),
+            Session(environment(hub, cache), config(), CacheLocation(str(cache), source)),
             [f"{REPO}@main"],
-            Options(Selection(include=("*.safetensors",)), token="hf_secret"),
+            PullOptions(FileSelection(include=("*.safetensors",)), token="hf_secret"),
             Impatient(),
         )
     given = f" --cache-dir '{cache}'" if source == "--cache-dir" else ""
     again = f"vlmcache pull {REPO}@main --include '*.safetensors'{given}"
-    assert raised.value.args == (f"'{again}' goes on from here",)
+    assert raised.value.args == (f"'{again}' continues from here",)

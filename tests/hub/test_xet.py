@@ -47,7 +47,7 @@ def test_a_file_comes_through_xet_and_is_shared_as_the_client_does(
 ) -> None:
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(file_download, "xet_get", fake_xet(DATA, seen))
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert [options["xet_file_data"].file_hash for options in seen] == [XET[WEIGHTS]]
     assert hub.bytes_sent(WEIGHTS) == 0
     right = expected(tmp_path / "expected", FILES, xet=XET, shared=[WEIGHTS])
@@ -60,7 +60,7 @@ def test_wrong_bytes_from_xet_are_never_published_and_plain_http_follows(
 ) -> None:
     monkeypatch.setattr(file_download, "xet_get", fake_xet(data, []))
     listener = Listener()
-    assert pull(hub, tmp_path / "cache", progress=listener).error is None
+    assert pull(hub, tmp_path / "cache", progress=listener).problem is None
     assert any("Xet failed" in note for note in listener.notes)
     assert hub.bytes_sent(WEIGHTS) == len(DATA)
     assert fingerprint(tmp_path / "cache") == expected(tmp_path / "expected", FILES, xet=XET)
@@ -73,7 +73,7 @@ def test_a_failure_of_xet_is_followed_by_plain_http(
         raise RuntimeError("no CAS server")
 
     monkeypatch.setattr(file_download, "xet_get", fail)
-    assert pull(hub, tmp_path / "cache").error is None
+    assert pull(hub, tmp_path / "cache").problem is None
     assert lies(tmp_path / "cache") == []
     assert hub.bytes_sent(WEIGHTS) == len(DATA)
 
@@ -84,7 +84,7 @@ def test_content_in_the_shared_store_is_linked_and_not_fetched(
     builder = CacheBuilder(tmp_path / "cache")
     builder.repo("org/donor").revision(FILES, xet=XET, shared=[WEIGHTS])
     run = pull(hub, tmp_path / "cache")
-    assert run.error is None
+    assert run.problem is None
     assert hub.bytes_sent(WEIGHTS) == 0
     both = CacheBuilder(tmp_path / "both")
     both.repo("org/donor").revision(FILES, xet=XET, shared=[WEIGHTS])
@@ -113,8 +113,8 @@ def test_what_xet_says_was_transferred_is_what_was_fetched(
     monkeypatch.setattr(file_download, "xet_get", xet_get)
     listener = Listener()
     run = pull(hub, tmp_path / "cache", progress=listener)
-    assert run.value.receipt is not None
-    assert run.value.receipt.fetched == 20_000 + len(b"{}")
+    assert run.receipt is not None
+    assert run.receipt.fetched == 20_000 + len(b"{}")
     positions = [position for file, position in listener.positions if file == WEIGHTS]
     assert positions == sorted(positions)
     assert positions[-1] == len(DATA)
@@ -132,9 +132,9 @@ def test_chunks_that_xet_may_use_again_are_told_where_its_cache_is_on(
     (chunks / "chunk").write_bytes(b"c" * 3_000_000)
     listener = Listener()
     run = pull(hub, tmp_path / "cache", progress=listener)
-    assert run.value.receipt is not None
+    assert run.receipt is not None
     # The stand-in tells of no transfer: all came from the chunks, if there were any.
-    assert run.value.receipt.fetched == len(b"{}") + (0 if capacity else len(DATA))
+    assert run.receipt.fetched == len(b"{}") + (0 if capacity else len(DATA))
     told = f"{WEIGHTS}: through Xet; 3 MB in its chunk cache may be used again"
     assert (told in listener.notes) == bool(capacity)
 
@@ -146,5 +146,5 @@ def test_an_empty_chunk_cache_is_not_told_of(
     monkeypatch.setattr(constants, "HF_XET_CACHE", str(tmp_path / "xet"))
     monkeypatch.setenv("HF_XET_CHUNK_CACHE_SIZE_BYTES", "10000000000")
     listener = Listener()
-    assert pull(hub, tmp_path / "cache", progress=listener).error is None
+    assert pull(hub, tmp_path / "cache", progress=listener).problem is None
     assert listener.notes == []

@@ -16,14 +16,15 @@ from tests.kit.contents import Content
 from tests.kit.hub_process import Hub
 from vlmcache.cache import layout
 from vlmcache.change.plan import Fetch
-from vlmcache.commands.pull.plan import Selection
-from vlmcache.commands.pull.pull import run_pull
-from vlmcache.commands.pull.values import Options, Run
+from vlmcache.commands.pull.plan import FileSelection
+from vlmcache.commands.pull.pull import pull as run_pull
+from vlmcache.commands.pull.values import PullOptions, PullReport
 from vlmcache.config import (
     CacheLocation,
     Config,
     Environment,
     Limits,
+    Session,
     read_environment,
     shipped_config,
 )
@@ -69,23 +70,21 @@ def pull(
     hub: Hub,
     cache: Path,
     *names: str,
-    selection: Selection | None = None,
+    selection: FileSelection | None = None,
     patience: Patience = QUICK,
     progress: Progress | None = None,
     limits: Mapping[str, int] | None = None,
     extra: Mapping[str, str] | None = None,
     **options: Any,
-) -> Run:
+) -> PullReport:
     """Pull in this process; `org/name` unless told otherwise."""
     where = environment(hub, cache)
     if extra:
         where = msgspec.structs.replace(where, variables=where.variables | dict(extra))
     return run_pull(
-        config(**(limits or {})),
-        CacheLocation(str(cache), "test"),
-        where,
+        Session(where, config(**(limits or {})), CacheLocation(str(cache), "test")),
         names or (REPO,),
-        Options(selection=selection or Selection(), **options),
+        PullOptions(selection=selection or FileSelection(), **options),
         progress,
         patience,
     )
@@ -180,6 +179,6 @@ def lies(cache: Path) -> list[str]:
     return found + [f"dangling {link}" for link in links if not os.path.exists(link)]
 
 
-def fetches(run: Run) -> dict[str, Fetch]:
+def fetches(run: PullReport) -> dict[str, Fetch]:
     """Return what a run's plan fetches, by file name."""
-    return {action.file: action for action in run.value.plan.actions if isinstance(action, Fetch)}
+    return {action.file: action for action in run.plan.actions if isinstance(action, Fetch)}

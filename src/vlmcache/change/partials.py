@@ -54,7 +54,7 @@ def usable(descriptor: int, size: int) -> int:
     return length
 
 
-class Beginning:
+class ResumableFile:
     """What of a blob is on the disk by now.
 
     Args:

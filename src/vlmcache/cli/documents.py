@@ -14,7 +14,7 @@ _TYPES = {
     "quantize": ("vlmcache.load.quantized", "Quantization"),
     "rm": ("vlmcache.commands.remove.values", "Removal"),
     "clean": ("vlmcache.commands.remove.values", "Removal"),
-    "pull": ("vlmcache.commands.pull.values", "Pulled"),
+    "pull": ("vlmcache.commands.pull.values", "PullReport"),
     "verify": ("vlmcache.commands.verify.values", "Verification"),
     "move": ("vlmcache.commands.move.values", "Moved"),
     "backup": ("vlmcache.commands.backup.values", "Backup"),

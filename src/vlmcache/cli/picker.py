@@ -1,4 +1,4 @@
-"""Which models a person means by the numbers that were typed (pure)."""
+"""Which models a person means by the numbers typed (pure)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def chosen(text: str, models: Sequence[ModelStatus]) -> list[str]:
     """Return the keys that `1,3`, `1-3` or `all` mean, without those that are cached already.
 
     Raises:
-        UsageError: the text means none of the models, or all that it means is cached.
+        UsageError: `text` means none of the models, or everything that it means is cached.
     """
     numbers: list[int] = []
     for part in re.split(r"[,\s]+", re.sub(r"\s*-\s*", "-", text.strip())):
@@ -32,7 +32,9 @@ def chosen(text: str, models: Sequence[ModelStatus]) -> list[str]:
     if not numbers:
         raise UsageError("nothing chosen")
     picked = [models[number - 1] for number in dict.fromkeys(numbers)]
-    lacking = [model.key for model in picked if model.state != "cached"]
-    if not lacking:
-        raise UsageError("all that was chosen is cached already", "'vlmcache status' shows them")
-    return lacking
+    missing = [model.key for model in picked if model.state != "cached"]
+    if not missing:
+        raise UsageError(
+            "everything that was chosen is cached already", "'vlmcache status' shows them"
+        )
+    return missing

@@ -38,26 +38,41 @@ def pull(
     models: Models = None,
     every: Annotated[bool, typer.Option("--all", help="Pull every configured model.")] = False,
     revision: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="A branch, tag or commit.")
+        str | None,
+        typer.Option(
+            metavar="REVISION", help="Branch, tag or commit to pull; by default the configured one."
+        ),
     ] = None,
     include: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Only files that match, of all formats."),
+        typer.Option(
+            metavar="PATTERN",
+            help="Only files that match, of all formats: '*.gguf'. Can be repeated.",
+        ),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="No files that match.")
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Leave out files that match: '*.bin'. Can be repeated."
+        ),
     ] = None,
     all_files: Annotated[
-        bool, typer.Option("--all-files", help="Second weight formats too.")
+        bool, typer.Option("--all-files", help="Pull all files, second weight formats too.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan; write nothing.")
+        bool, typer.Option("--dry-run", help="Show the plan and write nothing.")
     ] = False,
     max_workers: Annotated[
-        int | None, typer.Option(metavar="COUNT", min=1, max=64, help="Files at a time; 8.")
+        int | None,
+        typer.Option(
+            metavar="COUNT", min=1, max=64, help="Fetch this many files at a time; 8 by default."
+        ),
     ] = None,
     limit_rate: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Bytes a second in all: 10MB.")
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Limit the bytes per second of all files together: 10MB."
+        ),
     ] = None,
     make_room: Annotated[
         bool,
@@ -66,7 +81,10 @@ def pull(
     yes: Yes = False,
     token: Annotated[
         str | None,
-        typer.Option(metavar="TOKEN", help="In place of HF_TOKEN and of 'hf auth login'."),
+        typer.Option(
+            metavar="TOKEN",
+            help="Use this token instead of HF_TOKEN or 'hf auth login'.",
+        ),
     ] = None,
     config: ConfigFile = None,
     cache_dir: CacheDir = None,
@@ -76,18 +94,18 @@ def pull(
 ) -> Answer:
     """Download what is missing of models, and only that.
 
-    Every byte is checked; a download that was cut goes on where it stopped.
+    Every byte is checked. An interrupted download continues where it stopped.
     """
     from vlmcache.cli.confirmation import confirmation
     from vlmcache.commands.pull import pull as pull_command
     from vlmcache.commands.pull import values
-    from vlmcache.commands.pull.plan import Selection
+    from vlmcache.commands.pull.plan import FileSelection
     from vlmcache.show import progress
 
     session = open_session(config, cache_dir)
     output = Output(json, quiet, verbose)
-    options = values.Options(
-        Selection(tuple(include or ()), tuple(exclude or ()), all_files),
+    options = values.PullOptions(
+        FileSelection(tuple(include or ()), tuple(exclude or ()), all_files),
         dry_run,
         max_workers or values.WORKERS,
         _rate(limit_rate),
@@ -96,46 +114,32 @@ def pull(
         confirmation(output, yes=yes),
     )
     names = _with_revision(_names(session, models or [], every=every), revision)
-    run = pull_command.run_pull(
-        session.config,
-        session.cache,
-        session.environment,
-        names,
-        options,
-        progress.on_stderr(quiet=quiet),
-    )
+    report = pull_command.pull(session, names, options, progress.on_stderr(quiet=quiet))
 
     def show() -> None:
         from vlmcache.commands.pull import view
 
-        room = view.evicted(run.value)
+        room = view.evicted(report)
         if room is not None:
             from vlmcache.commands.remove import view as remove_view
 
             remove_view.show(room, verbose=verbose)
 
-        view.show(run.value, verbose=verbose)
+        view.show(report, verbose=verbose)
 
-    return Answer(
-        "pull",
-        run.value,
-        output,
-        show,
-        lambda: [model.repo for model in run.value.models if model.state != "failed"],
-        run.error,
-    )
+    return Answer("pull", report, output, show, lambda: report.ids, report.problem)
 
 
 def _rate(text: str | None) -> int | None:
     rate = size_option("--limit-rate", text.removesuffix("/s") if text is not None else None)
     if rate == 0:
-        raise UsageError("--limit-rate must be more than nothing")
+        raise UsageError("--limit-rate must be more than 0")
     return rate
 
 
 def _names(session: Session, models: list[str], *, every: bool) -> list[str]:
     if every and models:
-        raise UsageError("name models, or say --all: not both")
+        raise UsageError("name models or use --all, not both")
     if every:
         from vlmcache.config import cached_models, names_of_all
 
@@ -144,7 +148,7 @@ def _names(session: Session, models: list[str], *, every: bool) -> list[str]:
         return models
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(
-            "no MODEL is named", "name one, or say --all; 'vlmcache status' lists them"
+            "no MODEL is named", "name one, or use --all; 'vlmcache status' lists them"
         )
     from vlmcache.cli import picker
     from vlmcache.commands.pull import view
@@ -158,5 +162,5 @@ def _with_revision(names: list[str], revision: str | None) -> list[str]:
     if revision is None:
         return names
     if any("@" in name for name in names):
-        raise UsageError("a revision is given twice: by @ and by --revision")
+        raise UsageError("a revision is given twice: with @ and with --revision")
     return [f"{name}@{revision}" for name in names]

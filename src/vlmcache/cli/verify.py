@@ -20,7 +20,7 @@ from vlmcache.cli.options import (
     duration_option,
     open_session,
 )
-from vlmcache.errors import UsageError, VlmcacheError
+from vlmcache.errors import UsageError
 
 EXAMPLES = """Examples:
 
@@ -33,7 +33,7 @@ EXAMPLES = """Examples:
 def verify(
     models: Models = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Fetch what is bad or lacks, and only that.")
+        bool, typer.Option("--repair", help="Fetch what is damaged or missing, and only that.")
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -41,11 +41,17 @@ def verify(
         str | None,
         typer.Option(
             metavar="AGE",
-            help="Skip what was verified since and has not changed; 7d. 0 reads everything.",
+            help="Skip files verified since and unchanged: 7d by default; 0 reads everything.",
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="COUNT", min=1, max=256, help="Threads; one a core.")
+        int | None,
+        typer.Option(
+            metavar="COUNT",
+            min=1,
+            max=256,
+            help="Hash with this many threads; by default one per core.",
+        ),
     ] = None,
     config: ConfigFile = None,
     cache_dir: CacheDir = None,
@@ -55,10 +61,9 @@ def verify(
 ) -> Answer:
     """Check every file against its hash, without the network.
 
-    Exits with 4 if anything is damaged or missing, unless --repair mends it.
+    Exits with 4 if anything is damaged or missing, unless --repair fixes it.
     """
     from vlmcache.commands.verify import values
-    from vlmcache.commands.verify import verify as verify_command
     from vlmcache.show import progress
 
     if (dry_run or yes) and not repair:
@@ -67,30 +72,22 @@ def verify(
 
     session = open_session(config, cache_dir)
     age = duration_option("--max-age", max_age)
-    age = verify_command.MAX_AGE if age is None else age
-    place = session.environment, session.config, session.cache, models or ()
+    options = values.VerifyOptions(values.MAX_AGE if age is None else age, workers, dry_run)
     shown = progress.on_stderr(quiet=quiet)
-    error: VlmcacheError | None
+    report: values.Verification
     if repair:
-        from vlmcache.commands.verify import repair as verify_repair
+        from vlmcache.commands.verify import repair as repair_command
 
-        value, error = verify_repair.repair(
-            *place, max_age=age, workers=workers, dry_run=dry_run, progress=shown
-        )
+        report = repair_command.repair(session, models or (), options, shown)
     else:
-        value = verify_command.verify(*place, max_age=age, workers=workers, progress=shown)
-        error = values.problem(value)
+        from vlmcache.commands.verify import verify as verify_command
+
+        report = verify_command.verify(session, models or (), options, shown)
 
     def show() -> None:
         from vlmcache.commands.verify import view
 
-        view.show(value, verbose=verbose)
+        view.show(report, verbose=verbose)
 
-    return Answer(
-        "verify",
-        value,
-        Output(json, quiet, verbose),
-        show,
-        lambda: values.ids(value),
-        error,
-    )
+    output = Output(json, quiet, verbose)
+    return Answer("verify", report, output, show, lambda: report.ids, report.problem)

@@ -10,7 +10,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.state import TreeFile
 
 
-class Job(msgspec.Struct, frozen=True):
+class BlobJob(msgspec.Struct, frozen=True):
     """One blob to fetch.
 
     blobs is the folder it goes to, cache_dir the cache that this folder lies in: another one where

@@ -14,7 +14,7 @@ from vlmcache.units import size_text
 
 if TYPE_CHECKING:
     from vlmcache.hub.client import Client
-    from vlmcache.hub.job import Job
+    from vlmcache.hub.job import BlobJob
 
 
 def is_usable(listed: TreeFile) -> bool:
@@ -46,7 +46,7 @@ def reusable() -> int:
         return 0
 
 
-def fetch(client: Client, job: Job, path: str, moved: Callable[[int], None]) -> int:
+def fetch(client: Client, job: BlobJob, path: str, moved: Callable[[int], None]) -> int:
     """Download a file through Xet into `path`, and note what Xet may use again.
 
     Returns:
@@ -108,7 +108,7 @@ class _Bar:
         return lambda *_arguments, **_options: None
 
 
-def share(job: Job) -> None:
+def share(job: BlobJob) -> None:
     """Put a blob that came through Xet into the shared store, as the client does."""
     from huggingface_hub.utils import _shared_blobs
 
@@ -121,7 +121,7 @@ def share(job: Job) -> None:
         )
 
 
-def link_shared(job: Job) -> bool:
+def link_shared(job: BlobJob) -> bool:
     """Take a blob from the shared store, where another repo has put the same content.
 
     Returns:

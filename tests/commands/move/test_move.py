@@ -39,8 +39,9 @@ from vlmcache.commands.remove import values as remove_values
 from vlmcache.commands.remove.values import Removal, Wishes
 from vlmcache.commands.status.status import status
 from vlmcache.commands.verify.repair import repair
+from vlmcache.commands.verify.values import VerifyOptions
 from vlmcache.commands.verify.verify import verify
-from vlmcache.config import CacheLocation, Config, Environment, Limits
+from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
 from vlmcache.errors import (
     CacheError,
     ExitCode,
@@ -704,14 +705,15 @@ def test_status_tells_where_moved_models_lie_and_counts_them_apart(place: Place)
 def test_verify_and_backup_read_moved_models(place: Place, tmp_path: Path) -> None:
     repo = place.repo()
     place.moved()
-    assert not verify(place.environment, place.config, place.location).damaged
+    session = Session(place.environment, place.config, place.location)
+    assert not verify(session).damaged
     saved = backup(place.config, place.location, str(tmp_path / "b.tar"), [NAME])
     assert saved.blobs == 3
     restore(place.config, CacheLocation(str(tmp_path / "new"), "test"), str(tmp_path / "b.tar"))
     assert contents(tmp_path / "new" / FOLDER) == contents(repo.folder)
     blob = place.other / FOLDER / "blobs" / repo.file("v.bin").etag
     blob.write_bytes(b"wrong" + OTHER[5:])
-    (damaged,) = verify(place.environment, place.config, place.location, max_age=0).damaged
+    (damaged,) = verify(session, options=VerifyOptions(max_age=0)).damaged
     assert damaged.path == str(repo.blob("v.bin"))
 
 
@@ -720,7 +722,7 @@ def test_pull_and_repair_write_where_the_model_lies(tmp_path: Path, drive: Path)
     with LoopbackHub() as hub:
         model = hub.add_repo(pulls.REPO)
         model.commit(model_files())
-        assert pulls.pull(hub, place.root).error is None
+        assert pulls.pull(hub, place.root).problem is None
         place.moved()
         used = du_allocated(place.root)
         newer = model_files(parameters=30_000)
@@ -731,7 +733,7 @@ def test_pull_and_repair_write_where_the_model_lies(tmp_path: Path, drive: Path)
 
         run = pulls.pull(hub, place.root)
 
-        assert run.error is None
+        assert run.problem is None
         (fetched,) = [one for one in pulls.fetches(run).values() if one.etag == etag]
         assert fetched.have == 9000
         assert du_allocated(place.root) == used
@@ -740,20 +742,15 @@ def test_pull_and_repair_write_where_the_model_lies(tmp_path: Path, drive: Path)
         blob = place.other / FOLDER / "blobs" / etag
         blob.write_bytes(bytes([begun[0] ^ 1]) + newer["model.safetensors"][1:])
         (place.other / FOLDER / "blobs" / ("e" * 64)).write_bytes(b"nobody links here")
-        mended = repair(
-            pulls.environment(hub, place.root),
-            place.config,
-            place.location,
-            max_age=0,
-            patience=pulls.QUICK,
-        )
-        assert mended.error is None
+        session = Session(pulls.environment(hub, place.root), place.config, place.location)
+        mended = repair(session, options=VerifyOptions(max_age=0), patience=pulls.QUICK)
+        assert mended.problem is None
         assert blob.read_bytes() == newer["model.safetensors"]
         assert not (place.other / FOLDER / "blobs" / ("e" * 64)).exists()
         assert du_allocated(place.root) == used
         assert not pulls.lies(place.other)
         place.other.rename(drive / "away")
-        error = pulls.pull(hub, place.root).error
+        error = pulls.pull(hub, place.root).problem
         assert error is not None
         assert "mount that drive" in (error.hint or "")
         assert not place.other.exists()

@@ -13,7 +13,7 @@ from tests.kit.caches import CacheBuilder, CachedRepo
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Blob, ByClass, CacheState, File, Partial, Repo, Revision, TreeFile
 from vlmcache.change.plan import Fetch, Link, Plan, WriteRef
-from vlmcache.commands.pull.plan import Selection, plan_pull
+from vlmcache.commands.pull.plan import FileSelection, Listing, plan_pull
 from vlmcache.errors import UsageError
 
 COMMIT = "c" * 40
@@ -70,7 +70,7 @@ def caches(draw: st.DrawFn, listing: dict[str, TreeFile]) -> CacheState:
 def test_a_plan_is_whole_and_says_nothing_twice(data: st.DataObject) -> None:
     listing = data.draw(listings())
     state = data.draw(caches(listing))
-    plan = plan_pull(state, "org/name", "main", COMMIT, listing, listing)
+    plan = plan_pull(state, "org/name", "main", Listing(COMMIT, listing), listing)
     repo = state.repo("org/name")
     blobs = repo.blobs if repo else {}
     fetches = [action for action in plan.actions if isinstance(action, Fetch)]
@@ -100,7 +100,7 @@ def test_a_plan_is_whole_and_says_nothing_twice(data: st.DataObject) -> None:
 def test_a_pinned_commit_writes_no_ref() -> None:
     listing = {"config.json": TreeFile(2, "a" * 40)}
     state = CacheState("/cache", False, (), {}, False, (), ByClass(), (), 0.0)
-    plan = plan_pull(state, "org/name", COMMIT, COMMIT, listing, listing)
+    plan = plan_pull(state, "org/name", COMMIT, Listing(COMMIT, listing), listing)
     assert [type(action) for action in plan.actions] == [Fetch]
 
 
@@ -110,23 +110,25 @@ MANY = ["config.json", "model.safetensors", "pytorch_model.bin", "onnx/model.onn
 @pytest.mark.parametrize(
     ("selection", "chosen"),
     [
-        (Selection(), {"config.json", "model.safetensors"}),
-        (Selection(every=True), set(MANY)),
-        (Selection(include=("*.gguf",)), {"m.gguf"}),
-        (Selection(include=("onnx/",)), {"onnx/model.onnx"}),
-        (Selection(exclude=("*.json",)), {"model.safetensors"}),
-        (Selection(include=("*.bin", "*.json"), exclude=("c*",)), {"pytorch_model.bin"}),
-        (Selection(every=True, exclude=("onnx/*",)), set(MANY) - {"onnx/model.onnx"}),
+        (FileSelection(), {"config.json", "model.safetensors"}),
+        (FileSelection(every=True), set(MANY)),
+        (FileSelection(include=("*.gguf",)), {"m.gguf"}),
+        (FileSelection(include=("onnx/",)), {"onnx/model.onnx"}),
+        (FileSelection(exclude=("*.json",)), {"model.safetensors"}),
+        (FileSelection(include=("*.bin", "*.json"), exclude=("c*",)), {"pytorch_model.bin"}),
+        (FileSelection(every=True, exclude=("onnx/*",)), set(MANY) - {"onnx/model.onnx"}),
     ],
 )
-def test_patterns_choose_as_the_client_does(selection: Selection, chosen: set[str]) -> None:
+def test_patterns_choose_as_the_client_does(selection: FileSelection, chosen: set[str]) -> None:
     assert selection.choose("org/name", MANY) == chosen
 
 
 @pytest.mark.parametrize(
-    "selection", [Selection(include=("*.pth",)), Selection(exclude=("*",))], ids=["none", "all"]
+    "selection",
+    [FileSelection(include=("*.pth",)), FileSelection(exclude=("*",))],
+    ids=["none", "all"],
 )
-def test_patterns_that_leave_nothing_are_an_error_of_usage(selection: Selection) -> None:
+def test_patterns_that_leave_nothing_are_an_error_of_usage(selection: FileSelection) -> None:
     with pytest.raises(UsageError):
         selection.choose("org/name", MANY)
 
@@ -150,7 +152,7 @@ def plan_for(cache: Path, repo: CachedRepo) -> Plan:
         name: TreeFile(file.size, file.git_oid, file.lfs_sha256, file.size)
         for name, file in repo.revisions[repo.latest].items()
     }
-    return plan_pull(scan(cache), "org/name", "main", repo.latest, listing, listing)
+    return plan_pull(scan(cache), "org/name", "main", Listing(repo.latest, listing), listing)
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -171,7 +173,7 @@ def test_what_another_revision_holds_is_linked_and_not_fetched(tmp_path: Path) -
         name: TreeFile(file.size, file.git_oid, file.lfs_sha256, file.size)
         for name, file in new.revisions[new.latest].items()
     }
-    plan = plan_pull(scan(tmp_path), "org/name", "main", new.latest, listing, listing)
+    plan = plan_pull(scan(tmp_path), "org/name", "main", Listing(new.latest, listing), listing)
     kinds = {(type(a), getattr(a, "file", None)) for a in plan.actions}
     assert kinds == {
         (Fetch, "config.json"),
@@ -189,6 +191,10 @@ def test_a_blob_of_the_shared_store_is_linked_and_not_fetched(tmp_path: Path) ->
     for xet_hash, kind in ((file.xet_hash, Link), (None, Fetch)):
         one = TreeFile(130, file.git_oid, file.lfs_sha256, file.size, xet_hash)
         plan = plan_pull(
-            scan(tmp_path), "org/name", COMMIT, COMMIT, {"model.safetensors": one}, listing
+            scan(tmp_path),
+            "org/name",
+            COMMIT,
+            Listing(COMMIT, {"model.safetensors": one}),
+            listing,
         )
         assert [type(action) for action in plan.actions] == [kind]

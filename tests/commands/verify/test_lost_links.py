@@ -19,10 +19,10 @@ from tests.kit.pulls import QUICK, REPO, config, environment, lies, pull
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
 from vlmcache.commands.status.status import status
-from vlmcache.commands.verify.repair import Run, repair
-from vlmcache.commands.verify.values import Verification, problem
+from vlmcache.commands.verify.repair import repair
+from vlmcache.commands.verify.values import RepairReport, Verification, VerifyOptions
 from vlmcache.commands.verify.verify import verify
-from vlmcache.config import CacheLocation, read_environment
+from vlmcache.config import CacheLocation, Session, read_environment
 from vlmcache.errors import ExitCode
 
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -34,7 +34,8 @@ def location(cache: Path) -> CacheLocation:
 
 
 def checked(cache: Path, *names: str) -> Verification:
-    return verify(read_environment(), config(), location(cache), names, max_age=0.0)
+    session = Session(read_environment(), config(), location(cache))
+    return verify(session, names, VerifyOptions(max_age=0.0))
 
 
 def mend(
@@ -42,12 +43,13 @@ def mend(
     *names: str,
     hub: Hub | None = None,
     variables: dict[str, str] = OFFLINE,
-) -> Run:
+) -> RepairReport:
     """Repair; without a hub none answers, and unless told otherwise none is asked."""
     where = read_environment(read_environment().variables | variables, str(cache.parent))
     if hub is not None:
         where = environment(hub, cache)
-    return repair(where, config(), location(cache), names, max_age=60.0, patience=QUICK)
+    session = Session(where, config(), location(cache))
+    return repair(session, names, VerifyOptions(max_age=60.0), patience=QUICK)
 
 
 def loads(cache: Path) -> None:
@@ -72,15 +74,15 @@ def test_with_a_listing_all_links_come_back_offline_and_the_model_loads(
     repo.revision(FILES)
     LOST_LINKS[kind][0](repo)
     assert judge(scan(cache.root).repo(REPO), "main").state == "damaged"
-    assert problem(checked(cache.root)) is not None
+    assert checked(cache.root).problem is not None
     run = mend(cache.root)
-    assert run.error is None
-    assert run.value.remaining == ()
-    assert run.value.receipt is not None
-    assert run.value.receipt.fetched == 0
+    assert run.problem is None
+    assert run.remaining == ()
+    assert run.receipt is not None
+    assert run.receipt.fetched == 0
     loads(cache.root)
-    assert problem(checked(cache.root)) is None
-    assert mend(cache.root).value.plan.actions == ()  # type: ignore[union-attr]
+    assert checked(cache.root).problem is None
+    assert mend(cache.root).plan.actions == ()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", LOST_LINKS)
@@ -93,19 +95,19 @@ def test_without_a_listing_a_repair_does_what_the_links_tell_and_says_what_else_
     before = fingerprint(cache.root)
     run = mend(cache.root)
     if told:
-        assert run.error is None
+        assert run.problem is None
     elif "partial" in kind:
         # Other programs link what they have only when all of it is here.
-        assert run.error is not None
-        assert run.error.hint == f"finish the download: vlmcache pull {REPO}"
+        assert run.problem is not None
+        assert run.problem.hint == f"finish the download: vlmcache pull {REPO}"
         return
     else:
-        assert run.error is not None
-        assert run.error.exit_code == ExitCode.HUB
-        assert f"the cache holds no listing of commit {commit[:12]}" in run.error.message
-        assert "\n" not in run.error.message
+        assert run.problem is not None
+        assert run.problem.exit_code == ExitCode.HUB
+        assert f"the cache holds no listing of commit {commit[:12]}" in run.problem.message
+        assert "\n" not in run.problem.message
         assert fingerprint(cache.root) == before
-        assert mend(cache.root, hub=mending_hub).error is None
+        assert mend(cache.root, hub=mending_hub).problem is None
         assert mending_hub.bytes_sent() == 0
     loads(cache.root)
 
@@ -117,7 +119,7 @@ def test_a_pull_links_what_is_here_and_fetches_nothing(
 ) -> None:
     repo.revision(FILES, tree=listing)
     LOST_LINKS[kind][0](repo)
-    assert pull(mending_hub, cache.root).error is None
+    assert pull(mending_hub, cache.root).problem is None
     assert mending_hub.bytes_sent() == 0
     loads(cache.root)
 
@@ -149,12 +151,12 @@ def test_a_blob_with_wrong_content_is_never_linked_again_and_the_others_are(
     repo.flipped_bit(WEIGHTS)
     repo.missing_snapshots()
     run = mend(cache.root)
-    assert run.error is not None
-    assert run.error.exit_code == ExitCode.HUB
-    assert "20 kB" in run.error.message
+    assert run.problem is not None
+    assert run.problem.exit_code == ExitCode.HUB
+    assert "20 kB" in run.problem.message
     assert repo.pointer(GOOD).exists()
     assert not os.path.lexists(repo.pointer(WEIGHTS))
-    assert mend(cache.root, hub=mending_hub).error is None
+    assert mend(cache.root, hub=mending_hub).problem is None
     assert mending_hub.bytes_sent() == SIZE
     assert fingerprint(cache.root) == right
 
@@ -167,8 +169,8 @@ def test_what_has_to_be_fetched_does_not_keep_the_other_links_from_coming_back(
     repo.missing_blob(WEIGHTS)
     repo.missing_snapshots()
     run = mend(cache.root, variables=extra)
-    assert run.error is not None
-    assert run.error.exit_code == ExitCode.HUB
+    assert run.problem is not None
+    assert run.problem.exit_code == ExitCode.HUB
     assert repo.pointer(GOOD).exists()
     assert repo.pointer("config.json").exists()
     assert lies(cache.root) == []
@@ -180,9 +182,9 @@ def test_a_revision_whose_snapshot_was_lost_can_be_asked_for_by_its_ref(
     repo.revision({**FILES, "config.json": b"{}"}, refs=("v1",))
     repo.revision(FILES)
     repo.empty_snapshot(repo.latest).rmdir()
-    assert problem(checked(cache.root, f"{REPO}@v1")) is None
-    assert problem(checked(cache.root, f"{REPO}@main")) is not None
-    assert mend(cache.root, f"{REPO}@main").error is None
+    assert checked(cache.root, f"{REPO}@v1").problem is None
+    assert checked(cache.root, f"{REPO}@main").problem is not None
+    assert mend(cache.root, f"{REPO}@main").problem is None
     loads(cache.root)
 
 
@@ -191,7 +193,7 @@ def test_where_refs_and_snapshots_were_lost_the_listing_brings_the_commit_back(
 ) -> None:
     commit = repo.revision(FILES, refs=())
     repo.missing_snapshots()
-    assert mend(cache.root).error is None
+    assert mend(cache.root).problem is None
     folder = snapshot_download(REPO, revision=commit, cache_dir=cache.root, local_files_only=True)
     assert Path(folder, WEIGHTS).read_bytes() == FILES[WEIGHTS]
 
@@ -202,9 +204,9 @@ def test_files_that_loading_does_not_need_get_their_links_back_too(
     repo.revision({**FILES, "README.md": b"# Name", ".gitattributes": b"*.bin"})
     repo.pointer("README.md").unlink()
     assert [one.file for one in checked(cache.root).missing] == ["README.md"]
-    assert mend(cache.root).error is None
+    assert mend(cache.root).problem is None
     repo.missing_snapshots()
-    assert mend(cache.root).error is None
+    assert mend(cache.root).problem is None
     loads(cache.root)
     assert repo.pointer(".gitattributes").read_bytes() == b"*.bin"
 
@@ -212,13 +214,13 @@ def test_files_that_loading_does_not_need_get_their_links_back_too(
 LOOK = """
 import json, sys
 from vlmcache.cache.scan import scan
-from vlmcache.config import CacheLocation, read_environment, shipped_config
-from vlmcache.commands.verify.values import problem
+from vlmcache.config import CacheLocation, Session, read_environment, shipped_config
 from vlmcache.commands.verify.verify import verify
 state = scan(sys.argv[1])
-value = verify(read_environment(), shipped_config(), CacheLocation(sys.argv[1], "test"))
+session = Session(read_environment(), shipped_config(), CacheLocation(sys.argv[1], "test"))
+value = verify(session)
 found = [(one.code, one.severity, one.remedy) for one in state.all_findings()]
-print(json.dumps([found, problem(value) is None, [one.path for one in value.unverifiable]]))
+print(json.dumps([found, value.problem is None, [one.path for one in value.unverifiable]]))
 """
 
 

@@ -16,19 +16,21 @@ from tests.kit.hub import LoopbackHub
 from tests.kit.hub_process import Hub, HubProcess, served
 from tests.kit.pulls import QUICK, REPO, config, content, environment, expected, lies
 from vlmcache.change.plan import Fetch
-from vlmcache.commands.verify.repair import Run, repair
-from vlmcache.config import CacheLocation, read_environment
+from vlmcache.commands.verify.repair import repair
+from vlmcache.commands.verify.values import RepairReport, VerifyOptions
+from vlmcache.config import CacheLocation, Session, read_environment
 from vlmcache.errors import ExitCode
 
 DAMAGE = SEEN_BY_LOOKING | SEEN_BY_HASHING
 
 
-def mend(hub: Hub, cache: Path, *, dry_run: bool = False, **extra: str) -> Run:
+def mend(hub: Hub, cache: Path, *, dry_run: bool = False, **extra: str) -> RepairReport:
     where = environment(hub, cache)
     if extra:
         where = read_environment(where.variables | extra, str(cache.parent))
     location = CacheLocation(str(cache), "test")
-    return repair(where, config(), location, max_age=60.0, dry_run=dry_run, patience=QUICK)
+    options = VerifyOptions(max_age=60.0, dry_run=dry_run)
+    return repair(Session(where, config(), location), (), options, patience=QUICK)
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -43,15 +45,15 @@ def test_damage_is_mended_with_only_the_bytes_that_are_bad(
     damage, size = DAMAGE[kind]
     damage(repo)
     planned = mend(mending_hub, cache, dry_run=True)
-    assert planned.value.receipt is None
+    assert planned.receipt is None
     assert mending_hub.bytes_sent() == 0
     run = mend(mending_hub, cache)
-    assert run.error is None
-    assert run.value.plan == planned.value.plan
-    assert run.value.receipt is not None
-    assert run.value.receipt.fetched == mending_hub.bytes_sent() == size
-    assert run.value.receipt.whole
-    assert run.value.remaining == ()
+    assert run.problem is None
+    assert run.plan == planned.plan
+    assert run.receipt is not None
+    assert run.receipt.fetched == mending_hub.bytes_sent() == size
+    assert run.receipt.whole
+    assert run.remaining == ()
     assert lies(cache) == []
     assert fingerprint(cache) == right
     after = repo.blob(GOOD).stat()
@@ -67,7 +69,7 @@ def test_the_commit_stays_although_the_hub_has_a_newer_one(
     mending_hub._repos["model", REPO].commit({**FILES, "config.json": b"{}"})
     repo.flipped_bit(WEIGHTS)
     repo.ref_with_newline()
-    assert mend(mending_hub, cache).error is None
+    assert mend(mending_hub, cache).problem is None
     assert (repo.refs / "main").read_text() == commit
     assert os.listdir(repo.snapshots) == [commit]
 
@@ -84,7 +86,7 @@ def test_a_blob_that_two_revisions_share_is_fetched_once(
     right = fingerprint(cache)
     repo.flipped_bit(WEIGHTS)
     run = mend(mending_hub, cache)
-    assert run.error is None
+    assert run.problem is None
     assert mending_hub.bytes_sent() == SIZE
     assert fingerprint(cache) == right
 
@@ -108,7 +110,7 @@ def test_bad_content_of_the_shared_store_is_mended_for_every_repo_at_once(
     (snapshot / "sub").rmdir()
     snapshot.rmdir()
     run = mend(mending_hub, builder.root)
-    assert run.error is None
+    assert run.problem is None
     assert mending_hub.bytes_sent() == SIZE
     assert fingerprint(builder.root) == right
 
@@ -122,9 +124,9 @@ def test_a_bad_blob_that_nothing_links_to_is_removed(
     good, bad = repo.orphan_blob(b"good"), repo.orphan_blob(b"bad!")
     bad.write_bytes(b"worse")
     run = mend(mending_hub, cache)
-    assert run.error is None
-    assert run.value.receipt is not None
-    assert run.value.receipt.freed > 0
+    assert run.problem is None
+    assert run.receipt is not None
+    assert run.receipt.freed > 0
     assert good.exists()
     assert not bad.exists()
 
@@ -138,16 +140,16 @@ def test_offline_it_says_what_it_would_need_and_changes_nothing(
     repo.flipped_bit(WEIGHTS)
     before = fingerprint(cache)
     run = mend(mending_hub, cache, HF_HUB_OFFLINE="1")
-    assert run.error is not None
-    assert run.error.exit_code == ExitCode.HUB
-    assert "20 kB" in run.error.message
-    assert WEIGHTS in run.error.message
-    assert run.value.plan is not None
-    assert [type(action) for action in run.value.plan.actions] == [Fetch]
+    assert run.problem is not None
+    assert run.problem.exit_code == ExitCode.HUB
+    assert "20 kB" in run.problem.message
+    assert WEIGHTS in run.problem.message
+    assert run.plan is not None
+    assert [type(action) for action in run.plan.actions] == [Fetch]
     assert fingerprint(cache) == before
     repo.flipped_bit(WEIGHTS)
     repo.dangling_link(WEIGHTS)
-    assert mend(mending_hub, cache, HF_HUB_OFFLINE="1").error is None
+    assert mend(mending_hub, cache, HF_HUB_OFFLINE="1").problem is None
 
 
 def test_what_the_hub_no_longer_has_is_told_and_the_rest_is_mended(
@@ -161,8 +163,8 @@ def test_what_the_hub_no_longer_has_is_told_and_the_rest_is_mended(
     repo.revision(FILES)
     repo.flipped_bit(WEIGHTS)
     run = mend(mending_hub, builder.root)
-    assert run.error is not None
-    assert run.value.remaining == (str(gone.blob(WEIGHTS)),)
+    assert run.problem is not None
+    assert run.remaining == (str(gone.blob(WEIGHTS)),)
 
 
 SMALL: dict[str, Content] = {"config.json": b"{1}", WEIGHTS: b"weights" * 100}
@@ -174,7 +176,7 @@ def served_hub() -> Iterator[HubProcess]:
         yield hub
 
 
-class Repair(Subject[Run]):
+class Repair(Subject[RepairReport]):
     """A wrong blob, a dangling link and a ref with a newline are mended."""
 
     command = "verify --repair"
@@ -192,19 +194,19 @@ class Repair(Subject[Run]):
         repo.ref_with_newline()
         self.before = set(lies(place / "cache"))
 
-    def run(self, place: Path) -> Run:
+    def run(self, place: Path) -> RepairReport:
         return mend(self.hub, place / "cache")
 
-    def hold(self, place: Path, answer: Run | None) -> None:
+    def hold(self, place: Path, answer: RepairReport | None) -> None:
         assert set(lies(place / "cache")) <= self.before
-        if answer is not None and answer.error is None:
+        if answer is not None and answer.problem is None:
             assert content(place / "cache") == self.right
-        if answer is not None and answer.error is not None:
-            assert "\n" not in answer.error.message
-            assert "internal" not in answer.error.message
+        if answer is not None and answer.problem is not None:
+            assert "\n" not in answer.problem.message
+            assert "internal" not in answer.problem.message
 
     def again(self, place: Path) -> None:
-        assert self.run(place).error is None
+        assert self.run(place).problem is None
         assert content(place / "cache") == self.right
 
 

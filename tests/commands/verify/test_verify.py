@@ -13,9 +13,9 @@ import pytest
 from tests.kit.caches import CacheBuilder, CachedRepo, fingerprint
 from tests.kit.contents import Content
 from vlmcache.cache.hashing import identify
-from vlmcache.commands.verify.values import Verification, problem
+from vlmcache.commands.verify.values import Verification, VerifyOptions
 from vlmcache.commands.verify.verify import verify
-from vlmcache.config import CacheLocation, own_home, read_environment, shipped_config
+from vlmcache.config import CacheLocation, Session, own_home, read_environment, shipped_config
 from vlmcache.errors import ExitCode, UnknownModelError
 from vlmcache.home.journal import Memory
 
@@ -32,7 +32,8 @@ FILES: dict[str, Content] = {
 def check(cache: CacheBuilder, *names: str, **options: Any) -> Verification:
     environment = read_environment()
     location = CacheLocation(str(cache.root), "test")
-    return verify(environment, shipped_config(), location, names, **options)
+    session = Session(environment, shipped_config(), location)
+    return verify(session, names, VerifyOptions(**options))
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_a_whole_cache_is_good_and_is_not_touched(cache: CacheBuilder, repo: Cac
     before = fingerprint(cache.root)
     value = check(cache)
     assert fingerprint(cache.root) == before
-    assert problem(value) is None
+    assert value.problem is None
     assert (value.checked, value.bytes) == (3, sum(f.stat().st_size for f in repo.blobs.iterdir()))
     assert not value.unverifiable
     assert not value.findings
@@ -66,7 +67,7 @@ def test_one_flipped_bit_is_found_in_each_kind_of_file(
     assert damage.actual not in (None, damage.expected)
     assert damage.problem == "wrong-content"
     assert name in damage.files
-    found = problem(value)
+    found = value.problem
     assert found is not None
     assert found.exit_code == ExitCode.DAMAGE
 
@@ -159,7 +160,7 @@ def test_copies_in_place_of_links_are_checked_against_the_listing(
 ) -> None:
     repo = cache.repo("org/name")
     repo.revision(FILES, link=link)
-    assert problem(check(cache)) is None
+    assert check(cache).problem is None
     pointer = repo.pointer("weights.bin")
     pointer.write_bytes(b"y" * pointer.stat().st_size)
     damaged = {damage.path for damage in check(cache).damaged}
@@ -169,7 +170,7 @@ def test_copies_in_place_of_links_are_checked_against_the_listing(
 def test_copies_without_a_listing_cannot_be_judged(cache: CacheBuilder) -> None:
     cache.repo("org/name").revision(FILES, link="move", tree=False)
     value = check(cache)
-    assert problem(value) is None
+    assert value.problem is None
     assert {one.files[0] for one in value.unverifiable} == set(FILES)
 
 
@@ -180,10 +181,10 @@ def test_a_blob_named_otherwise_is_judged_by_the_listing_or_not_at_all(
     renamed = blob.rename(blob.with_name("d41d8cd98f00b204e9800998ecf8427e-5"))
     pointer.unlink()
     pointer.symlink_to(os.path.relpath(renamed, pointer.parent))
-    assert problem(check(cache)) is None
+    assert check(cache).problem is None
     (repo.trees / f"{repo.latest}.json").unlink()
     value = check(cache)
-    assert problem(value) is None
+    assert value.problem is None
     assert [one.path for one in value.unverifiable] == [str(renamed)]
 
 
@@ -192,7 +193,7 @@ def test_a_header_that_makes_no_sense_is_damage_where_no_hash_vouches_for_it(
 ) -> None:
     cache.repo("org/odd").revision({"config.json": b"{}", WEIGHTS: b"not tensors"})
     vouched = check(cache)
-    assert problem(vouched) is None
+    assert vouched.problem is None
     assert [one.code for one in vouched.findings] == ["unreadable-header"]
     cache.repo("org/copy").revision({"config.json": b"{}", WEIGHTS: b"x"}, link="move", tree=False)
     (damage,) = check(cache).damaged
@@ -230,11 +231,11 @@ def test_only_what_is_asked_for_is_read(cache: CacheBuilder, repo: CachedRepo) -
     first = other.revision({"config.json": b"{}", "pytorch_model.bin": b"1"}, refs=())
     other.revision({"config.json": b"{}", "pytorch_model.bin": b"2"})
     repo.flipped_bit("weights.bin")
-    assert problem(check(cache, "org/other")) is None
-    assert problem(check(cache, "org/name")) is not None
+    assert check(cache, "org/other").problem is None
+    assert check(cache, "org/name").problem is not None
     other.flipped_bit("pytorch_model.bin")
-    assert problem(check(cache, f"org/other@{first}")) is None
-    assert problem(check(cache, "org/other@main")) is not None
+    assert check(cache, f"org/other@{first}").problem is None
+    assert check(cache, "org/other@main").problem is not None
 
 
 def test_what_lacks_is_told(cache: CacheBuilder) -> None:

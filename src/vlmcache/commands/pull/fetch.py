@@ -1,4 +1,4 @@
-"""A plan of a pull, carried out: blobs in parallel, each linked when it is whole, the ref last."""
+"""A download order, carried out: blobs in parallel, each linked when complete, the ref last."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vlmcache.cache.hashing import hash_file
 from vlmcache.cache.moved import destination_of
 from vlmcache.change import place, shared_store
 from vlmcache.change.plan import Fetch, Link, Outcome, Plan, WriteRef
-from vlmcache.commands.pull.plan import Order
+from vlmcache.commands.pull.plan import DownloadOrder
 from vlmcache.errors import ChangedError, VlmcacheError
 from vlmcache.hub import xet
 from vlmcache.hub.client import Client
 from vlmcache.hub.errors import AccessError, NoSuchFileError, NoSuchRepoError, WrongBytesError
-from vlmcache.hub.job import Job
+from vlmcache.hub.job import BlobJob
 from vlmcache.hub.locks import blob_lock
 from vlmcache.hub.ranges import Spare
 from vlmcache.hub.transfer import Transfer, without_links
@@ -26,24 +26,23 @@ from vlmcache.progress import Progress, Stopped
 from vlmcache.threads import run_in_threads
 
 _LEAVE_AFTER = 3.0
-"""Seconds that threads get to put things in order when the work is stopped."""
+"""Seconds that threads get to finish cleanly when the work is stopped."""
 
 
-class Done(NamedTuple):
+class Download(NamedTuple):
     """What became of an order. error is the first failure, if there was one."""
 
     outcomes: list[Outcome]
     error: VlmcacheError | None
 
 
-def carry_out(client: Client, order: Order, progress: Progress, workers: int) -> Done:
-    """Do what a plan says, as far as the hub and the disk let us.
+def download(client: Client, order: DownloadOrder, progress: Progress, workers: int) -> Download:
+    """Do what an order's plan says, as far as the hub and the disk allow.
 
-    Files that fail do not stop those beside them, unless the same would befall them all. Nothing is
-    raised but interruptions: on these the threads are stopped, and partial downloads stay.
+    A file that fails does not stop the others, unless they would fail for the same reason. Only
+    interruptions are raised: the threads are stopped then, and partial downloads stay.
     """
-    work = _Work(client, order, progress)
-    return work.run(workers)
+    return _Work(client, order, progress).run(workers)
 
 
 class _Task(NamedTuple):
@@ -58,13 +57,13 @@ class _Task(NamedTuple):
 
 
 class _Work:
-    def __init__(self, client: Client, order: Order, progress: Progress) -> None:
+    def __init__(self, client: Client, order: DownloadOrder, progress: Progress) -> None:
         self.client = client
         self.order = order
         self.progress = progress
         self.folder = os.path.join(order.cache_dir, layout.repo_folder("model", order.repo))
         name = os.path.basename(self.folder)
-        # Links into the shared store are relative: where the folder is a link, to the one there.
+        # Links into the shared store are relative to where the repo's folder really is.
         moved = destination_of(order.cache_dir, name) if os.path.islink(self.folder) else None
         self.shares = moved is not None or not os.path.islink(self.folder)
         self.home = moved or order.cache_dir
@@ -77,7 +76,7 @@ class _Work:
         self.spare = Spare()
         self.lock = threading.Lock()
 
-    def run(self, workers: int) -> Done:
+    def run(self, workers: int) -> Download:
         sizes = {fetch.file: fetch.size for fetch in self.fetches}
         self.progress.started(self.order.repo, sizes, sum(fetch.have for fetch in self.fetches))
         try:
@@ -92,11 +91,11 @@ class _Work:
             self.error = _as_ours(error, self.folder)
         finally:
             self.progress.ended(self.order.repo)
-        return Done(self.outcomes, self.error)
+        return Download(self.outcomes, self.error)
 
     def _prepare(self) -> None:
         if not self.order.plan.actions:
-            # All is there. A cache that cannot be written does without the listing.
+            # Everything is there. In a cache that cannot be written, the listing is left out.
             with contextlib.suppress(OSError):
                 place.write_tree(self.folder, self.order.commit, self.order.files)
             return
@@ -141,14 +140,14 @@ class _Work:
                 )
             if problem is not None:
                 self.error = self.error or problem
-                # What befalls this file only is no reason to leave the others.
+                # A failure of this file alone is no reason to leave the others.
                 only_this = isinstance(problem, WrongBytesError | NoSuchFileError)
                 self.broken_off = self.broken_off or not only_this
 
     def _transfer(self, task: _Task) -> Transfer:
         order, file = self.order, task.actions[0].file
         listed = order.files[file]
-        job = Job(order.repo, order.commit, file, listed, self.home, self.blobs, self.shares)
+        job = BlobJob(order.repo, order.commit, file, listed, self.home, self.blobs, self.shares)
         return Transfer(
             self.client,
             job,
@@ -157,21 +156,21 @@ class _Work:
         )
 
     def _do(self, task: _Task, transfer: Transfer) -> None:
-        """Bring one blob to its place, and links to it into the snapshot."""
+        """Fetch one blob to its place, and link it into the snapshot."""
         job = transfer.job
         size, etag = job.listed.content_size, job.listed.etag
         locks = os.path.join(self.order.cache_dir, layout.LOCKS, os.path.basename(self.folder))
         lock = os.path.join(locks, etag + layout.LOCK_SUFFIX)
         with blob_lock(lock, self.client.stop_token, self.client.note):
-            # Whoever held the lock before may have done the work.
-            wrong = place.file_size(job.blob) != size or (
+            # The process that held the lock before may have done the work.
+            bad = place.file_size(job.blob) != size or (
                 etag in self.order.distrusted and hash_file(job.blob, etag) != etag
             )
-            store = shared_store.shared_target(job.cache_dir, job.blob) if wrong else None
-            new = wrong and not xet.link_shared(job)
+            store = shared_store.shared_target(job.cache_dir, job.blob) if bad else None
+            new = bad and not xet.link_shared(job)
             if new and task.fetch is None:
                 raise ChangedError(
-                    f"{job.repo}: the content of {job.file} went away while it was being pulled",
+                    f"{job.repo}: the content of {job.file} was removed while it was being pulled",
                     "pull again",
                 )
             if new:
@@ -188,13 +187,13 @@ class _Work:
                     place.place_copy(self.folder, job.commit, file, etag, move=move)
 
     def _write_ref(self) -> None:
-        """Let the ref name the commit, now that all that was wanted of it is there."""
+        """Let the ref name the commit, now that every wanted file is there."""
         snapshot = os.path.join(self.folder, layout.SNAPSHOTS, self.order.commit)
         for file in self.order.wanted:
             path = os.path.join(snapshot, *file.split("/"))
             if place.file_size(path) != self.order.files[file].content_size:
                 raise ChangedError(
-                    f"{self.order.repo}: {file} went away while the repo was being pulled",
+                    f"{self.order.repo}: {file} was removed while the repo was being pulled",
                     "pull again",
                 )
         for action in self.order.plan.actions:
@@ -204,7 +203,7 @@ class _Work:
 
 
 def _tasks(plan: Plan) -> list[_Task]:
-    """Return the plan's blobs with their files: those that are here, then the largest first."""
+    """Return the plan's blobs with their files: first those that are here, then the largest."""
     links: dict[str, list[Link]] = {}
     for action in plan.actions:
         if isinstance(action, Link):
@@ -214,12 +213,12 @@ def _tasks(plan: Plan) -> list[_Task]:
         for action in plan.actions
         if isinstance(action, Fetch)
     ]
-    # A link costs nothing, and is made even where the hub turns out not to answer.
+    # A link costs nothing, and is made even if the hub turns out not to answer.
     return [*(_Task(None, tuple(same)) for same in links.values()), *tasks]
 
 
-def _named(job: Job, error: VlmcacheError) -> VlmcacheError:
-    """Return a refusal of the hub with the file in its words."""
+def _named(job: BlobJob, error: VlmcacheError) -> VlmcacheError:
+    """Return a refusal of the hub that names the file."""
     if isinstance(error, NoSuchFileError):
         return NoSuchFileError(
             f"{job.repo}: {job.file} is listed, but the hub does not have it",

@@ -1,4 +1,4 @@
-"""What a pull would do: from what is there and what the hub lists to a plan (pure)."""
+"""What a pull would do: from the state of the cache and the hub's listing to a plan (pure)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef, is_resumab
 from vlmcache.errors import UsageError
 
 
-class Selection(msgspec.Struct, frozen=True):
-    """Which files of a repo are wanted: those that loading needs, unless told otherwise.
+class FileSelection(msgspec.Struct, frozen=True):
+    """Which files of a repo are wanted: by default, those that loading needs.
 
-    include and exclude are patterns as `hf download` takes them: shell wildcards over the whole
-    name, where a name that ends in a slash means all below it.
+    Patterns are as `hf download` takes them: shell wildcards over the complete name, and a pattern
+    that ends in a slash means everything below that folder.
     """
 
     include: tuple[str, ...] = ()
+    """Patterns of the only files that are wanted, of all weight formats."""
     exclude: tuple[str, ...] = ()
+    """Patterns of files that are not wanted."""
     every: bool = False
+    """Whether all files are wanted, second weight formats too."""
 
     def choose(self, repo: str, names: Collection[str]) -> set[str]:
         """Return the names that are wanted.
@@ -37,27 +40,34 @@ class Selection(msgspec.Struct, frozen=True):
         if self.include:
             chosen = set()
             for pattern in self.include:
-                found = _matching(chosen_from=names, pattern=pattern)
-                if not found:
+                matching = _matching(names, pattern)
+                if not matching:
                     raise UsageError(
                         f"{repo} has no file that matches --include {pattern}",
                         "'vlmcache pull --all-files --dry-run -v' lists its files",
                     )
-                chosen |= found
+                chosen |= matching
         for pattern in self.exclude:
-            chosen -= _matching(chosen_from=names, pattern=pattern)
+            chosen -= _matching(names, pattern)
         if names and not chosen:
             raise UsageError(f"--exclude leaves no file of {repo}")
         return chosen
 
 
-def _matching(chosen_from: Iterable[str], pattern: str) -> set[str]:
+def _matching(names: Iterable[str], pattern: str) -> set[str]:
     # As huggingface_hub's filter_repo_objects does it (`utils/_paths.py`).
-    whole = pattern + "*" if pattern.endswith("/") else pattern
-    return {name for name in chosen_from if fnmatch.fnmatch(name, whole)}
+    complete = pattern + "*" if pattern.endswith("/") else pattern
+    return {name for name in names if fnmatch.fnmatch(name, complete)}
 
 
-class Order(NamedTuple):
+class Listing(NamedTuple):
+    """The files that the hub lists at a commit."""
+
+    commit: str
+    files: Mapping[str, TreeFile]
+
+
+class DownloadOrder(NamedTuple):
     """What to carry out: the plan of one repo, and the hub's listing of its commit."""
 
     cache_dir: str
@@ -71,41 +81,46 @@ class Order(NamedTuple):
     distrusted: frozenset[str] = frozenset()
     """Etags of blobs that have the right length and wrong content."""
 
+    @property
+    def snapshot(self) -> str:
+        """The folder that the commit's files are linked into."""
+        folder = layout.repo_folder("model", self.repo)
+        return os.path.join(self.cache_dir, folder, layout.SNAPSHOTS, self.commit)
+
 
 def plan_pull(
     state: CacheState,
     repo_id: str,
     ref: str,
-    commit: str,
-    files: Mapping[str, TreeFile],
+    listing: Listing,
     wanted: Iterable[str],
 ) -> Plan:
-    """Return what makes the wanted files of a commit whole in the cache.
+    """Return what makes the wanted files of a commit complete in the cache.
 
     Args:
-        state: the cache, or that part of it which holds the repo.
+        state: the cache, or the part of it that holds the repo.
         repo_id: a model.
         ref: the revision asked for; the plan lets it name the commit, unless it is the commit.
-        commit: the commit that `ref` means on the hub.
-        files: the hub's listing of the commit.
-        wanted: those of the files that are wanted.
+        listing: the commit that `ref` means on the hub, and its files.
+        wanted: names of the files that are wanted.
     """
+    commit, files = listing
     folder = os.path.join(state.dir, layout.repo_folder("model", repo_id))
     snapshot = os.path.join(folder, layout.SNAPSHOTS, commit)
     repo = state.repo(repo_id)
     revision = repo.revision(commit) if repo is not None else None
-    here = {file.name: file for file in revision.files} if revision is not None else {}
+    linked = {file.name: file for file in revision.files} if revision is not None else {}
     fetches: dict[str, Fetch] = {}
     links: list[Link] = []
     needs = 0
     for name in sorted(wanted):
         file = files[name]
-        held = here.get(name)
-        if held is not None and _is_right(held, file):
+        cached = linked.get(name)
+        if cached is not None and _is_correct(cached, file):
             continue
         path = os.path.join(snapshot, *name.split("/"))
         if repo is not None and repo.holds(file):
-            links.append(Link(repo_id, name, path, file.etag, _why_link(held, revision)))
+            links.append(Link(repo_id, name, path, file.etag, _why_link(cached, revision)))
         elif (repo is None or repo.linked_to is None) and _is_shared(state, file):
             links.append(Link(repo_id, name, path, file.etag, "in the shared store already"))
         elif file.etag in fetches:
@@ -113,7 +128,7 @@ def plan_pull(
         else:
             have, credit = _partial(repo, file)
             size = file.content_size
-            reason = _why_fetch(repo, held, file, have)
+            reason = _why_fetch(repo, cached, file, have)
             fetches[file.etag] = Fetch(repo_id, name, path, file.etag, size, have, reason)
             needs += size - credit
     largest_first = sorted(fetches.values(), key=lambda fetch: -fetch.size)
@@ -126,11 +141,11 @@ def plan_pull(
     return Plan(tuple(actions), needs=needs)
 
 
-def _is_right(held: File, listed: TreeFile) -> bool:
+def _is_correct(cached: File, listed: TreeFile) -> bool:
     """Whether a snapshot's file is the one that the hub lists, as far as a stat can tell."""
-    if held.size != listed.content_size:
+    if cached.size != listed.content_size:
         return False
-    return held.kind == "copy" or (held.kind == "link" and held.blob == listed.etag)
+    return cached.kind == "copy" or (cached.kind == "link" and cached.blob == listed.etag)
 
 
 def _is_shared(state: CacheState, listed: TreeFile) -> bool:
@@ -141,7 +156,7 @@ def _is_shared(state: CacheState, listed: TreeFile) -> bool:
 
 
 def _partial(repo: Repo | None, listed: TreeFile) -> tuple[int, int]:
-    """Return the bytes of the blob that need not be sent again, and those that occupy disk."""
+    """Return the bytes of the blob that are here already, and how many of them occupy disk."""
     best = (0, 0)
     for partial in repo.partials if repo is not None else ():
         ours = partial.name == listed.etag + layout.PARTIAL_SUFFIX
@@ -158,26 +173,26 @@ def _partial(repo: Repo | None, listed: TreeFile) -> tuple[int, int]:
 
 
 def _names(repo: Repo, ref: str, commit: str) -> bool:
-    """Whether a ref is there and holds the commit and nothing else."""
+    """Whether a ref exists and holds the commit and nothing else."""
     return repo.refs.get(ref) == commit and not ref_is_malformed(repo, ref)
 
 
-def _why_link(held: File | None, revision: Revision | None) -> str:
-    if held is not None and held.kind in ("copy", "stub"):
+def _why_link(cached: File | None, revision: Revision | None) -> str:
+    if cached is not None and cached.kind in ("copy", "stub"):
         return "a file is in the place of the link"
-    if held is not None and held.kind != "link":
-        return f"the link is {held.kind}"
-    if held is not None:
-        return "the link leads to other content"
-    return "not linked yet" if revision is not None else "held by another revision"
+    if cached is not None and cached.kind != "link":
+        return f"the link is {cached.kind}"
+    if cached is not None:
+        return "the link points to other content"
+    return "not linked yet" if revision is not None else "in another revision already"
 
 
-def _why_fetch(repo: Repo | None, held: File | None, listed: TreeFile, have: int) -> str:
+def _why_fetch(repo: Repo | None, cached: File | None, listed: TreeFile, have: int) -> str:
     blob = repo.blobs.get(listed.etag) if repo is not None else None
     if blob is not None and blob.present:
         return f"damaged: {blob.size} of {listed.content_size} bytes"
     if have:
         return "begun"
-    if held is not None:
+    if cached is not None:
         return "damaged: its content is missing" if blob is None else "damaged"
     return "missing"

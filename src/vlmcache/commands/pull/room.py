@@ -7,11 +7,14 @@ import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from vlmcache.cache import layout
 from vlmcache.cache.mounts import nearest_folder
+from vlmcache.cache.scan import scan
 from vlmcache.change.plan import Fetch, Plan
-from vlmcache.commands.pull.values import Options, Part
-from vlmcache.config import CacheLocation, Config, Environment, Limits
+from vlmcache.commands.pull.values import PlannedModel, PullOptions
+from vlmcache.config import Limits, Session
 from vlmcache.errors import SpaceError
 from vlmcache.units import size_text
 
@@ -50,8 +53,8 @@ class Shortage(NamedTuple):
 def find_shortage(cache_dir: str, limits: Limits, plans: Sequence[Plan]) -> Shortage | None:
     """Return the disk that downloads would leave too full, or `None`.
 
-    What is left afterwards must be `min_free` at least; a pull that needs nothing is never refused.
-    A repo that was moved to another drive counts there.
+    At least `min_free` must stay free; a pull that needs nothing is never refused. What is pulled
+    of a repo that was moved to another drive counts on that drive.
     """
     needs: dict[int, int] = {}
     places: dict[int, str] = {}
@@ -77,34 +80,58 @@ def same_disk(one: str, other: str) -> bool:
 
 
 def make_room(
-    environment: Environment,
-    config: Config,
-    location: CacheLocation,
-    parts: Sequence[Part],
-    shortage: Shortage,
-    options: Options,
+    session: Session, planned: Sequence[PlannedModel], shortage: Shortage, options: PullOptions
 ) -> Removal | None:
-    """Evict what was not used for long, and nothing of the models asked for.
+    """Evict what was not used for a long time, but nothing of the models asked for.
 
     Returns:
         The removal; its receipt is absent with `--dry-run`. `None` if the disk that is short is not
-        the cache's, nothing that may go would be enough, or a working folder's `min_free` asks for
-        more than the user's own: then nothing is removed.
+        the cache's, if evicting everything that may be evicted would not be enough, or if a working
+        folder's `min_free` asks for more than the user's own: then nothing is removed.
     """
-    # Only here, since most pulls need no room.
+    # Imported only here, since most pulls need no room.
     from vlmcache.commands.remove.clean import clean
     from vlmcache.commands.remove.values import Wishes
 
-    if not same_disk(shortage.place, location.dir):
-        return None
-    if shortage.min_free > config.evict_for:
+    location = session.cache
+    if not same_disk(shortage.place, location.dir) or shortage.min_free > session.config.evict_for:
         return None
     folders = set(os.listdir(location.dir)) if os.path.isdir(location.dir) else set()
-    keep = tuple(
-        part.model.repo for part in parts if layout.repo_folder("model", part.model.repo) in folders
-    )
+    repos = [part.model.repo for part in planned]
+    keep = tuple(repo for repo in repos if layout.repo_folder("model", repo) in folders)
     wishes = Wishes(free=shortage.goal, keep=keep)
-    proposed = clean(environment, config, location, wishes, dry_run=True)
+    where = session.environment, session.config, location
+    proposed = clean(*where, wishes, dry_run=True)
     if options.dry_run or proposed.missed_by:
         return None if proposed.missed_by else proposed
-    return clean(environment, config, location, wishes, confirm=options.confirm)
+    return clean(*where, wishes, confirm=options.confirm)
+
+
+def what_helps(
+    session: Session,
+    names: Sequence[str],
+    planned: Sequence[PlannedModel],
+    shortage: Shortage,
+    options: PullOptions,
+) -> str:
+    """Return the hint of a pull that there is no room for: only what its plan says would help."""
+    # Imported only here, since most pulls need no room.
+    from vlmcache.commands.remove.facts import Known
+    from vlmcache.commands.status.recommend import what_makes_room
+
+    config, location = session.config, session.cache
+    if shortage.min_free > config.evict_for:
+        return (
+            f"{config.path} asks for more free space than your own configuration, and nothing is "
+            "evicted for that: lower its min_free"
+        )
+    proposal = msgspec.structs.replace(options, dry_run=True)
+    if not options.make_room and make_room(session, planned, shortage, proposal):
+        again = options.command(session, names)
+        return f"'{again} --make-room' proposes what to evict; or lower min_free"
+    known = Known(session.environment, scan(location.dir))
+    repos = {part.model.repo for part in planned}
+    helps = what_makes_room(known, config, location, shortage, repos)
+    if same_disk(shortage.place, location.dir):
+        return f"evicting would not make enough room, and so nothing was evicted; {helps}"
+    return helps

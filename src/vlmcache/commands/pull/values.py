@@ -1,61 +1,74 @@
-"""What `pull` is asked for and answers with."""
+"""What `pull` is asked for and returns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from vlmcache import units
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Plan, Receipt
-from vlmcache.commands.pull.plan import Order, Selection
-from vlmcache.config import ModelConfig
+from vlmcache.commands.pull.plan import DownloadOrder, FileSelection
+from vlmcache.config import ModelConfig, Session, options_in_force
 from vlmcache.errors import VlmcacheError
+from vlmcache.report import Report
 
 PullState = Literal["cached", "pulled", "planned", "failed"]
 WORKERS = 8
 
 
-class Options(msgspec.Struct, frozen=True):
-    """How to pull. limit_rate is bytes a second for all files together.
+class PullOptions(msgspec.Struct, frozen=True):
+    """How to pull."""
 
-    make_room: evict what was not used for long if the disk is too full; confirm is shown the
-    `removal.Removal` that is proposed and says whether to go on; without it nobody is asked.
-    """
-
-    selection: Selection = Selection()
+    selection: FileSelection = FileSelection()
     dry_run: bool = False
+    """Only plan; write nothing."""
     max_workers: int = WORKERS
+    """Files that are fetched at the same time."""
     limit_rate: int | None = None
+    """Bytes per second for all files together; unlimited if `None`."""
     token: str | None = None
+    """Used instead of HF_TOKEN and the token of 'hf auth login'."""
     make_room: bool = False
+    """If the disk is too full, evict what was not used for a long time."""
     confirm: Callable[[Any], bool] | None = None
+    """Called with the proposed `Removal`; says whether to continue. Nobody is asked if `None`."""
+
+    def command(self, session: Session, names: Iterable[str]) -> str:
+        """Return the command line that pulls names again with the same options, but no token."""
+        words = list(names)
+        for pattern in self.selection.include:
+            words += ["--include", pattern]
+        for pattern in self.selection.exclude:
+            words += ["--exclude", pattern]
+        if self.selection.every:
+            words.append("--all-files")
+        return units.command("pull", *words, *options_in_force(session.config, session.cache))
 
 
 class PulledModel(msgspec.Struct, frozen=True):
-    """What became of one model.
-
-    state: `cached` was whole before, `pulled` is whole now, `planned` would be (`--dry-run`), and
-    `failed`. size is the length in bytes of the files that were wanted, fetched what came over the
-    network for them, seconds how long it took.
-    """
+    """What became of one model."""
 
     key: str
     repo: str
     revision: str
     state: PullState
+    """`cached`: complete before; `pulled`: complete now; `planned`: would be (`--dry-run`)."""
     commit: str | None = None
     path: str | None = None
     files: int = 0
     size: int = 0
+    """Bytes of the files that were wanted."""
     fetched: int = 0
+    """Bytes that came over the network for them."""
     seconds: float = 0.0
     error: Failure | None = None
 
 
-class Pulled(msgspec.Struct, frozen=True):
-    """What `vlmcache pull` answers. plan and receipt are of all models together."""
+class PullReport(Report, frozen=True):
+    """What `vlmcache pull` returns. Its plan and receipt are of all models together."""
 
     models: tuple[PulledModel, ...]
     plan: Plan
@@ -64,18 +77,17 @@ class Pulled(msgspec.Struct, frozen=True):
     cache: str = ""
     """The hub cache."""
 
-
-class Run(NamedTuple):
-    """An answer, and the failure that it tells of, if any."""
-
-    value: Pulled
-    error: VlmcacheError | None
+    @property
+    def ids(self) -> list[str]:
+        """The repos that are complete, or would be."""
+        return [model.repo for model in self.models if model.state != "failed"]
 
 
-class Part(NamedTuple):
-    """One model on its way: the plan for it, or why there is none."""
+class PlannedModel(NamedTuple):
+    """One model before its download: the order for it, or why there is none."""
 
     model: ModelConfig
-    order: Order | None = None
-    error: VlmcacheError | None = None
-    seconds: float = 0.0
+    order: DownloadOrder | None
+    error: VlmcacheError | None
+    seconds: float
+    findings: tuple[Finding, ...]

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmcache.change.plan import Fetch, Link, Plan, Receipt, ReleaseShared, Remove, RemoveTree
-from vlmcache.commands.pull.values import Pulled, PulledModel
+from vlmcache.commands.pull.values import PulledModel, PullReport
 from vlmcache.commands.status.values import Status
 from vlmcache.show.console import console
 from vlmcache.show.tables import SEVERITY_COLOURS, STATE_COLOURS, show_cache
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from vlmcache.commands.remove.values import Removal
 
 
-def show(pulled: Pulled, *, verbose: bool = False) -> None:
+def show(report: PullReport, *, verbose: bool = False) -> None:
     """Print what was done, or what would be."""
     out = console()
-    if pulled.receipt is None:
-        show_cache(out, pulled.cache)
-    for model in pulled.models:
+    if report.receipt is None:
+        show_cache(out, report.cache)
+    for model in report.models:
         if model.state != "failed":
-            _print(out, _line(model, pulled))
-        elif len(pulled.models) > 1 and model.error is not None:
+            _print(out, _line(model, report))
+        elif len(report.models) > 1 and model.error is not None:
             line = Text(f"{printable(model.key)}: ", "red")
             _print(out, line + Text(printable(model.error.message)))
-    if verbose or pulled.receipt is None:
-        _print_files(pulled)
-    for finding in pulled.findings:
+    if verbose or report.receipt is None:
+        _print_files(report)
+    for finding in report.findings:
         out = console(sys.stdout if finding.severity == "info" else sys.stderr)
         line = Text(f"{finding.severity}: ", SEVERITY_COLOURS[finding.severity])
         line.append(f"{printable(finding.repo or '')}: {printable(finding.detail)}")
@@ -43,36 +43,36 @@ def show(pulled: Pulled, *, verbose: bool = False) -> None:
         _print(out, line)
 
 
-def evicted(pulled: Pulled) -> Removal | None:
+def evicted(report: PullReport) -> Removal | None:
     """Return what `--make-room` evicts or evicted; `None` if that is nothing."""
     removals = Remove | RemoveTree | ReleaseShared
-    actions = tuple(action for action in pulled.plan.actions if isinstance(action, removals))
+    actions = tuple(action for action in report.plan.actions if isinstance(action, removals))
     if not actions:
         return None
     from vlmcache.commands.remove.values import Removal
 
-    receipt = pulled.receipt
+    receipt = report.receipt
     if receipt is not None:
         paths = {action.path for action in actions}
-        outcomes = tuple(one for one in receipt.outcomes if one.path in paths)
+        outcomes = tuple(outcome for outcome in receipt.outcomes if outcome.path in paths)
         receipt = Receipt(outcomes, receipt.freed)
-    plan = Plan(actions, pulled.plan.frees, kept=pulled.plan.kept)
+    plan = Plan(actions, report.plan.frees, kept=report.plan.kept)
     return Removal(plan, receipt)
 
 
 def _print(out: Console, line: Text) -> None:
-    # Whole lines for whoever reads a pipe.
+    # A pipe gets complete lines.
     out.print(line, soft_wrap=not out.is_terminal)
 
 
-def _line(model: PulledModel, pulled: Pulled) -> Text:
+def _line(model: PulledModel, report: PullReport) -> Text:
     commit = (model.commit or "")[:12]
     what = f"{model.files} files, {size_text(model.size)}, commit {commit}"
     name = printable(model.key)
     if model.state == "cached":
         return Text(f"{name}: already cached ({what})")
     if model.state == "planned":
-        fetches = [a for a in pulled.plan.actions if isinstance(a, Fetch) and a.repo == model.repo]
+        fetches = [a for a in report.plan.actions if isinstance(a, Fetch) and a.repo == model.repo]
         need = sum(fetch.size - fetch.have for fetch in fetches)
         noun = "file" if len(fetches) == 1 else "files"
         return Text(f"{name}: {size_text(need)} in {len(fetches)} {noun} to fetch (of {what})")
@@ -87,8 +87,8 @@ def _line(model: PulledModel, pulled: Pulled) -> Text:
     return line
 
 
-def _print_files(pulled: Pulled) -> None:
-    actions = [action for action in pulled.plan.actions if isinstance(action, Fetch | Link)]
+def _print_files(report: PullReport) -> None:
+    actions = [action for action in report.plan.actions if isinstance(action, Fetch | Link)]
     if not actions:
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")

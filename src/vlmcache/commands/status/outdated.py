@@ -8,7 +8,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding
 from vlmcache.change.plan import Plan
-from vlmcache.commands.pull.plan import Selection, plan_pull
+from vlmcache.commands.pull.plan import FileSelection, Listing, plan_pull
 from vlmcache.commands.pull.room import find_shortage
 from vlmcache.commands.status.recommend import Advice, download_of, name_to_pull
 from vlmcache.commands.status.values import ModelStatus, Outdated, Recommendation, Status
@@ -91,5 +91,5 @@ def _newer(client: Client, state: CacheState, model: ModelStatus) -> tuple[str, 
     if commit == model.commit:
         return None
     files = list_files(client, model.repo, commit)
-    wanted = Selection().choose(model.repo, files)
-    return commit, plan_pull(state, model.repo, model.revision, commit, files, wanted)
+    wanted = FileSelection().choose(model.repo, files)
+    return commit, plan_pull(state, model.repo, model.revision, Listing(commit, files), wanted)

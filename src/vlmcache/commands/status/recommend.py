@@ -21,7 +21,7 @@ from vlmcache.cache.usage import Usage, lock_held
 from vlmcache.change.names import Target
 from vlmcache.change.plan import Fetch, Plan, ReleaseShared, Remove, RemoveTree
 from vlmcache.change.removal_plan import plan_removal
-from vlmcache.commands.pull.plan import plan_pull
+from vlmcache.commands.pull.plan import Listing, plan_pull
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk
 from vlmcache.commands.remove.clean import pinned_models, plan_clean
 from vlmcache.commands.remove.facts import Known
@@ -473,7 +473,9 @@ def planned_download(
     listing = repo.trees.get(commit) if repo is not None and commit is not None else None
     known = True
     if repo is not None and commit is not None and listing:
-        plan = plan_pull(state, repo_id, revision, commit, listing, formats.wanted(listing))
+        plan = plan_pull(
+            state, repo_id, revision, Listing(commit, listing), formats.wanted(listing)
+        )
     else:
         known = estimate is not None
         plan = fetching(repo_id, 1 if estimate is None else estimate)

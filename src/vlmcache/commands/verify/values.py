@@ -1,4 +1,4 @@
-"""What `verify` answers with."""
+"""What `verify` is asked for and returns."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import msgspec
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Plan, Receipt
 from vlmcache.errors import ExitCode, VlmcacheError
+from vlmcache.report import Report
+
+MAX_AGE = 7 * 86400.0
+"""Seconds for which an unchanged file that was found good need not be read again."""
 
 
 class DamageError(VlmcacheError):
@@ -16,36 +20,54 @@ class DamageError(VlmcacheError):
     exit_code = ExitCode.DAMAGE
 
 
-class Damage(msgspec.Struct, frozen=True):
-    """Something that cannot be what it should be.
+class RepairError(VlmcacheError):
+    """Not everything could be repaired."""
 
-    blob is the name in `blobs/`, expected the hash that the content should have, actual the hash
-    that it has; each `None` where there is none. problem is a word for scripts: `wrong-content`,
-    `wrong-link`, `unreadable-header`, or the code of the finding that tells of it. files are the
-    names in the repo that lead there.
-    """
+    code = "not-repaired"
+    exit_code = ExitCode.PARTLY
+
+
+class VerifyOptions(msgspec.Struct, frozen=True):
+    """How to verify, and to repair."""
+
+    max_age: float = MAX_AGE
+    """Seconds for which a file that was found good and is unchanged is not read again."""
+    workers: int | None = None
+    """Threads that hash; one per core if `None`."""
+    dry_run: bool = False
+    """Of a repair: only plan."""
+
+
+class Damage(msgspec.Struct, frozen=True):
+    """Something that cannot be what it should be."""
 
     repo: str
     path: str
     blob: str | None
+    """Its name in `blobs/`; `None` for what is not a blob."""
     expected: str | None
+    """The hash that the content should have, if that is known."""
     actual: str | None
+    """The hash that it has, if it was read."""
     problem: str
+    """`wrong-content`, `wrong-link`, `unreadable-header`, or the code of the scan's finding."""
     detail: str
     files: tuple[str, ...] = ()
+    """The names in the repo that lead there."""
 
 
 class Missing(msgspec.Struct, frozen=True):
-    """A file that loading needs and that is not there; `*` where nothing is."""
+    """A file that loading needs and that does not exist."""
 
     repo: str
     revision: str
     file: str
+    """`*` if nothing of the revision is in the cache."""
     type: str = "model"
 
 
 class Unverifiable(msgspec.Struct, frozen=True):
-    """Something of which it cannot be said whether it is right, and why."""
+    """Something that cannot be said to be correct or damaged, and why."""
 
     repo: str | None
     path: str
@@ -54,49 +76,58 @@ class Unverifiable(msgspec.Struct, frozen=True):
     files: tuple[str, ...] = ()
 
 
-class Verification(msgspec.Struct, frozen=True):
-    """What `vlmcache verify` answers.
-
-    checked and bytes: files that were read and hashed this time, and their length. remembered and
-    remembered_bytes: files found good not longer than `--max-age` ago, and unchanged since. seconds
-    is how long all of it took. Of `--repair`: plan is what mends the damage, receipt what was done,
-    remaining the paths (of what lacks: the names) that are not right even now.
-    """
+class Verification(Report, frozen=True):
+    """What `vlmcache verify` returns."""
 
     checked: int
+    """Files that were read and hashed this time."""
     bytes: int
+    """Their length."""
     remembered: int
+    """Files found good not longer than `--max-age` ago, and unchanged since."""
     remembered_bytes: int
+    """Their length."""
     seconds: float
     damaged: tuple[Damage, ...]
     missing: tuple[Missing, ...]
     unverifiable: tuple[Unverifiable, ...]
     findings: tuple[Finding, ...] = ()
     plan: Plan | None = None
+    """Of `--repair`: what repairs the damage."""
     receipt: Receipt | None = None
+    """Of `--repair`: what was done."""
     remaining: tuple[str, ...] = ()
+    """Of `--repair`: paths that are damaged, and names of files that are missing, even now."""
     cache: str = ""
     """The hub cache."""
 
+    @property
+    def ids(self) -> list[str]:
+        """The repos in which something is damaged or missing."""
+        repos = [damage.repo for damage in self.damaged] + [gap.repo for gap in self.missing]
+        return list(dict.fromkeys(repos))
 
-def problem(value: Verification) -> DamageError | None:
-    """Return the failure that a verification has to tell of, or `None` if all is well."""
-    parts = []
-    if value.damaged:
-        count = len(value.damaged)
-        parts.append(f"{count} damaged")
-    if value.missing:
-        parts.append(f"{len(value.missing)} missing")
-    if not parts:
-        return None
-    repos = ids(value)
-    return DamageError(
-        f"{', '.join(parts)}: {', '.join(repos[:5])}{' …' if len(repos) > 5 else ''}",
-        "'vlmcache verify --repair' fetches what is bad, and only that",
-    )
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """That something is damaged or missing, if anything is."""
+        counts = [
+            f"{len(bad)} {word}"
+            for word, bad in (("damaged", self.damaged), ("missing", self.missing))
+            if bad
+        ]
+        if not counts:
+            return None
+        repos = self.ids
+        return DamageError(
+            f"{', '.join(counts)}: {', '.join(repos[:5])}{' …' if len(repos) > 5 else ''}",
+            "'vlmcache verify --repair' fetches what is bad, and only that",
+        )
 
 
-def ids(value: Verification) -> list[str]:
-    """Return the repos in which something is damaged or missing, for `--quiet`."""
-    found = [one.repo for one in value.damaged] + [one.repo for one in value.missing]
-    return list(dict.fromkeys(found))
+class RepairReport(Verification, frozen=True):
+    """What `vlmcache verify --repair` returns: what was found before, and what became of it."""
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """Why something is damaged or missing even now."""
+        return super(Verification, self).problem

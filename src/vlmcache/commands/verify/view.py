@@ -1,4 +1,4 @@
-"""`verify` for people: what is damaged, what lacks, what cannot be judged, and how fast it was."""
+"""`verify` for people: what is damaged, missing or cannot be judged, and how fast it was."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def show(value: Verification, *, verbose: bool = False) -> None:
     _show_rest(out, len(value.damaged), most)
     for missing in value.missing[:most]:
         line = Text("missing  ", "yellow")
-        what = "nothing of it is there" if missing.file == "*" else printable(missing.file)
+        what = "nothing of it is in the cache" if missing.file == "*" else printable(missing.file)
         line.append(f"{printable(missing.repo)}@{printable(missing.revision[:12])}: {what}", "none")
         _print(out, line)
     _show_rest(out, len(value.missing), most)
-    for one in value.unverifiable[:most]:
+    for unverifiable in value.unverifiable[:most]:
         line = Text("unverifiable  ", "yellow")
-        line.append(printable(one.path), "none")
-        line.append(f"  {printable(one.reason)}", "dim")
+        line.append(printable(unverifiable.path), "none")
+        line.append(f"  {printable(unverifiable.reason)}", "dim")
         _print(out, line)
     _show_rest(out, len(value.unverifiable), most)
     for finding in value.findings[:most]:
@@ -45,7 +45,7 @@ def show(value: Verification, *, verbose: bool = False) -> None:
             show_cache(out, value.cache)
         _show_plan(out, value.plan, done=value.receipt is not None)
     if value.receipt is not None and value.receipt.outcomes:
-        done = [one for one in value.receipt.outcomes if one.result in ("done", "absent")]
+        done = [end for end in value.receipt.outcomes if end.result in ("done", "absent")]
         fetched = size_text(value.receipt.fetched)
         _print(
             out, Text(f"Repaired {len(done)} of {len(value.receipt.outcomes)}, {fetched} fetched.")
@@ -77,7 +77,7 @@ def _summary(value: Verification) -> str:
         size = size_text(value.remembered_bytes)
         parts.append(f"{_files(value.remembered)}, {size}, verified before and unchanged since")
     if not (value.damaged or value.missing):
-        parts.append("all as it should be" if not value.unverifiable else "no damage found")
+        parts.append("everything is correct" if not value.unverifiable else "no damage found")
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."
 
@@ -101,5 +101,5 @@ def _show_rest(out: Console, count: int, most: int | None) -> None:
 
 
 def _print(out: Console, line: Text) -> None:
-    # Whole lines for whoever reads a pipe.
+    # A pipe gets complete lines.
     out.print(line, soft_wrap=not out.is_terminal)
