@@ -23,6 +23,7 @@ from vlmcache.hub.client import Client
 from vlmcache.hub.errors import HostileListingError, HubError
 from vlmcache.hub.listing import list_files, resolve
 from vlmcache.hub.quick import commit_of
+from vlmcache.hub.retry import asked_wait
 
 FILES = {"config.json": b"{}", "model.safetensors": b"w" * 5000, "z.json": b"{}"}
 
@@ -97,12 +98,12 @@ def test_a_hub_that_the_working_folder_names_gets_no_token_of_the_user(
 def test_the_wait_that_an_answer_asks_for_is_read(
     headers: dict[str, str], seconds: float | None
 ) -> None:
-    assert hub_client._asked_wait(headers) == seconds
+    assert asked_wait(headers) == seconds
 
 
 def test_a_wait_can_be_given_as_a_date() -> None:
     date = email.utils.formatdate(time.time() + 30, usegmt=True)
-    wait = hub_client._asked_wait({"Retry-After": date})
+    wait = asked_wait({"Retry-After": date})
     assert wait is not None
     assert 25 < wait <= 31
 
@@ -165,7 +166,7 @@ def test_a_secret_is_cut_out_as_python_writes_it_too() -> None:
 
 @pytest.mark.parametrize("endpoint", ["http://localhost:99999", "http://[bad", "http://h:x"])
 def test_an_endpoint_that_is_no_address_is_told_in_one_line(endpoint: str) -> None:
-    with pytest.raises(HubError, match="HF_ENDPOINT is no address"):
+    with pytest.raises(HubError, match="HF_ENDPOINT is not an address"):
         client(endpoint)
 
 

@@ -125,7 +125,7 @@ def test_after_kill_9_at_60_percent_at_most_42_percent_is_sent_again(tmp_path: P
 @pytest.mark.parametrize(
     ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
 )
-def test_an_interrupted_pull_ends_at_once_and_names_how_to_go_on(
+def test_an_interrupted_pull_ends_at_once_and_names_how_to_continue(
     hub: LoopbackHub, tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
     cache = tmp_path / "cache"
@@ -136,7 +136,7 @@ def test_an_interrupted_pull_ends_at_once_and_names_how_to_go_on(
         _, stderr = child.communicate(timeout=20)
     assert child.returncode == exit_code
     assert stderr.count("\n") == 1
-    assert f"'vlmcache pull {REPO}' goes on" in stderr
+    assert f"'vlmcache pull {REPO}' continues" in stderr
     assert len(list(cache.glob("**/*.incomplete"))) == 1
     assert lies(cache) == []
     hub.clear_faults()

@@ -37,7 +37,7 @@ from vlmcache.commands.pull.pull import pull as run_pull
 from vlmcache.commands.pull.values import PullOptions
 from vlmcache.config import CacheLocation, Session
 from vlmcache.errors import ExitCode
-from vlmcache.hub.client import Patience
+from vlmcache.hub.retry import Patience
 
 SIZE = 1_000_000
 WEIGHTS = "model.safetensors"

@@ -28,7 +28,7 @@ from vlmcache.config import (
     read_environment,
     shipped_config,
 )
-from vlmcache.hub.client import Patience
+from vlmcache.hub.retry import Patience
 from vlmcache.progress import Progress
 
 QUICK = Patience(

@@ -31,13 +31,13 @@ class AccessError(HubError):
 
 
 class BadAnswerError(HubError):
-    """The answer is none that a hub gives: a login page of a network, or a broken mirror."""
+    """The answer is not a hub's: a login page of a network, or a broken mirror."""
 
     code = "bad-answer"
 
 
 class NoSuchRepoError(UnknownModelError):
-    """The hub knows no such repo, or does not tell this user of it."""
+    """The hub knows no such repo, or does not show it to this user."""
 
     code = "no-such-repo"
 
@@ -49,7 +49,7 @@ class NoSuchRevisionError(UnknownModelError):
 
 
 class NoSuchFileError(VlmcacheError):
-    """A listed file is not there."""
+    """A listed file does not exist."""
 
     code = "no-such-file"
 
@@ -61,6 +61,6 @@ class HostileListingError(VlmcacheError):
 
 
 class WrongBytesError(VlmcacheError):
-    """What the hub sent is not what it listed, again and again."""
+    """What the hub sent is not what it listed, several times in a row."""
 
     code = "wrong-bytes"

@@ -11,20 +11,18 @@ from vlmcache.cache.state import TreeFile
 
 
 class BlobJob(msgspec.Struct, frozen=True):
-    """One blob to fetch.
-
-    blobs is the folder it goes to, cache_dir the cache that this folder lies in: another one where
-    `move` has brought the repo there. shares: whether that cache's store of shared blobs may be
-    used, which is not so through a link that someone else has made.
-    """
+    """One blob to fetch."""
 
     repo: str
     commit: str
     file: str
     listed: TreeFile
     cache_dir: str
+    """The cache that `blobs` lies in: another one if `move` has put the repo there."""
     blobs: str
+    """The folder of the repo's blobs."""
     shares: bool = True
+    """Whether that cache's store of shared blobs may be used: not through a user's own link."""
 
     @property
     def blob(self) -> str:
@@ -33,5 +31,5 @@ class BlobJob(msgspec.Struct, frozen=True):
 
     @property
     def partial(self) -> str:
-        """Where an unfinished download of it is kept: the client's name of old."""
+        """Where an unfinished download of it is kept: the name that older clients use."""
         return self.blob + layout.PARTIAL_SUFFIX

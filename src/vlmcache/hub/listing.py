@@ -1,4 +1,4 @@
-"""What a hub says of a repo: the commit that a ref names, and the files at that commit."""
+"""What a hub says about a repo: the commit that a ref names, and the files at that commit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_PAGES = 10_000
 class Resolved(msgspec.Struct, frozen=True):
     """The commit that a revision means now.
 
-    name is what the hub calls the repo. gated says that its files are for those who were let in.
+    name is what the hub calls the repo. gated: its files are only for those who were given access.
     """
 
     commit: str
@@ -66,8 +66,8 @@ def resolve(client: Client, repo: str, revision: str, *, attempts: int | None = 
     """Return the commit of a branch, tag or beginning of a commit; one request.
 
     Raises:
-        NoSuchRepoError: no such repo, or not for this user.
-        NoSuchRevisionError: the repo has no such revision; the hint names those that are near.
+        NoSuchRepoError: no such repo, or this user may not see it.
+        NoSuchRevisionError: the repo has no such revision; the hint names similar ones.
         HubError: the hub cannot be asked, or refuses.
     """
     try:
@@ -97,7 +97,7 @@ def check_access(client: Client, repo: str) -> None:
 def list_files(
     client: Client, repo: str, commit: str, *, attempts: int | None = None
 ) -> dict[str, TreeFile]:
-    """Return the files at a commit with sizes and hashes; one request a page.
+    """Return the files at a commit with sizes and hashes; one request per page.
 
     Raises:
         HostileListingError: a file's name or hash must not be used as a path.
@@ -141,7 +141,7 @@ def check_names(repo: str, files: dict[str, TreeFile]) -> None:
 
     Raises:
         HostileListingError: a name leaves the repo's folder, is too long, or is both a file and a
-            folder; or a hash is none, or a size makes no sense.
+            folder; or a hash or a size is not one.
     """
     folders = {name[:end] for name in files for end, letter in enumerate(name) if letter == "/"}
     for name, file in files.items():
@@ -149,7 +149,7 @@ def check_names(repo: str, files: dict[str, TreeFile]) -> None:
         if problem is None and name in folders:
             problem = "it is a folder too"
         if problem is None and not layout.is_etag(file.etag):
-            problem = "its hash is none"
+            problem = "its hash is not one"
         if problem is None and file.content_size < 0:
             problem = "its size makes no sense"
         if problem is not None:
@@ -161,7 +161,7 @@ def check_names(repo: str, files: dict[str, TreeFile]) -> None:
 
 
 def named_failure(client: Client, repo: str, revision: str, error: VlmcacheError) -> VlmcacheError:
-    """Return a failure with the repo in its words."""
+    """Return a failure that names the repo."""
     if isinstance(error, NoSuchRevisionError):
         return NoSuchRevisionError(
             f"{repo} has no revision {revision}", _near(client, repo, revision)
@@ -174,7 +174,7 @@ def named_failure(client: Client, repo: str, revision: str, error: VlmcacheError
 
 
 def _near(client: Client, repo: str, revision: str) -> str | None:
-    """Return a hint that names the refs there are, those first that look like what was meant."""
+    """Return a hint that names the refs, similar ones first."""
     try:
         refs, _ = client.ask(client.api(repo, "refs"), _Refs, attempts=1)
     except VlmcacheError:

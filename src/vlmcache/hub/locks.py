@@ -1,4 +1,4 @@
-"""The hub's own locks: one a blob, held while it is downloaded."""
+"""The hub's own locks: one per blob, held while it is downloaded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _TELL_EVERY = 30.0
 
 @contextlib.contextmanager
 def blob_lock(path: str, stop_token: StopToken, note: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a blob, as the client's downloads do; wait for it, and say on whom.
+    """Hold the lock of a blob, as the client's downloads do; wait for it, and say for whom.
 
     Args:
         path: the lock's file, `.locks/<repo folder>/<etag>.lock`.
         stop_token: ends the waiting.
-        note: is told of the waiting.
+        note: called with a line about the waiting.
 
     Raises:
         OSError: the lock cannot be made.
@@ -46,7 +46,7 @@ def blob_lock(path: str, stop_token: StopToken, note: Callable[[str], None]) -> 
 
 
 def _holder(path: str) -> int | None:
-    """Return the process that holds a lock, where Linux tells (`/proc/locks`, proc(5))."""
+    """Return the process that holds a lock, if Linux shows it (`/proc/locks`, proc(5))."""
     try:
         inode = os.stat(path).st_ino
         with open("/proc/locks", encoding="ascii", errors="replace") as file:

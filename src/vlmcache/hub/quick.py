@@ -1,7 +1,7 @@
-"""The one question of a pull that finds all in place, without the weight of an HTTP library.
+"""The one question of a pull that finds everything in place, without a heavy HTTP library.
 
-Starting huggingface_hub's session takes several times as long as asking. So where the cache seems
-whole, the standard library asks first; anything but a plain answer leaves the matter to `Client`.
+Starting huggingface_hub's session takes several times as long as asking. So if the cache seems
+complete, the standard library asks first; anything but a plain answer is left to `Client`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Info(msgspec.Struct):
 
 
 def commit_of(client: Client, repo: str, revision: str) -> str | None:
-    """Return the commit that a revision means on the hub, or `None` where that takes more.
+    """Return the commit that a revision means on the hub, or `None` if that takes more.
 
     Args:
         client: the hub; it is not used, only what it knows of address and token.

@@ -1,4 +1,4 @@
-"""More connections for one large file, where a single one is measured to be slow.
+"""More connections for one large file, if a single one is measured to be slow.
 
 The file is still written from front to back by one thread: what comes over the other connections
 waits in memory, in pieces of bounded size, until its turn.
@@ -15,8 +15,10 @@ from typing import Any
 import msgspec
 
 from vlmcache.errors import VlmcacheError
-from vlmcache.hub.client import Client, ExpiredError, TroubleError
+from vlmcache.hub.client import Client
 from vlmcache.hub.errors import HubError
+from vlmcache.hub.refusals import bad_answer
+from vlmcache.hub.retry import ExpiredError, TroubleError
 from vlmcache.progress import Stopped
 
 
@@ -25,14 +27,13 @@ class Rules(msgspec.Struct, frozen=True):
 
     Attributes:
         least: bytes that must still be missing.
-        slow: bytes a second, of the time spent waiting for them, from which on a single connection
-            is left alone.
+        slow: bytes per second of waiting, above which a single connection is left alone.
         watch: seconds that a speed is measured; longer each time that more did not help.
-        gain: how many times as fast all together must be, for the others to stay.
-        lag: seconds after which a piece is fetched anew that all the others wait for.
+        gain: how many times as fast all together must be for the others to stay.
+        lag: seconds after which a piece that all the others wait for is fetched again.
         piece: bytes of one request.
-        ahead: bytes that may wait in memory for each connection beside the first.
-        most: connections beside the first, of all files together.
+        ahead: bytes that may wait in memory for each connection except the first.
+        most: connections except the first, of all files together.
     """
 
     least: int = 64_000_000
@@ -81,7 +82,7 @@ class Spare:
 
 
 class _Piece:
-    """A part of the file on its way. data holds what has come from the offset `first` to `end`."""
+    """A part of the file on its way. data is what has arrived from offset `first` to `end`."""
 
     def __init__(self, start: int, stop: int) -> None:
         self.start = self.first = self.end = start
@@ -91,9 +92,10 @@ class _Piece:
 
 
 class Ranges:
-    """The connections beside the first, for one file; none until that one proves slow.
+    """Additional connections for one file; none until the first proves slow.
 
-    One thread, which writes the file, calls all methods; close it in the end.
+    One thread, which writes the file, calls all methods; close it in the end. It is one class
+    although it is long, since all of it is one state that one lock guards.
 
     Args:
         client: the hub.
@@ -179,11 +181,11 @@ class Ranges:
         return False
 
     def gap_end(self, position: int) -> int:
-        """Return where what is held goes on after a position: at the file's end if nowhere."""
+        """Return where the next bytes that are here begin; at the file's end if nowhere."""
         with self._changed:
             self._piece_at(position)
-            held = (p.start for p in self._pieces if p.data and p.start > position)
-            return next(held, self._size)
+            starts = (p.start for p in self._pieces if p.data and p.start > position)
+            return next(starts, self._size)
 
     def read(self, position: int) -> Iterator[bytes]:
         """Yield what follows a position, as far as it is here or on its way without a gap.
@@ -198,7 +200,7 @@ class Ranges:
             self._judge()
 
     def close(self) -> None:
-        """Let go of all that is held or on its way, and try no more."""
+        """Drop everything that is here or on its way, and stop."""
         with self._changed:
             self._taking = self._possible = False
             self._pieces.clear()
@@ -231,7 +233,7 @@ class Ranges:
             return
         with self._changed:
             self._position = position
-            # The first connection goes on for a moment, until it is known whether others work.
+            # The first connection continues for a moment, until it is known whether others work.
             self._next = position + min(self._rules.piece, int(speed / 2) + 1)
             self._window = count * self._rules.ahead
             self._taking = True
@@ -306,7 +308,7 @@ class Ranges:
         with client.opened(address, headers=headers, signed=signed) as response:
             if response.status_code != 206:
                 self._possible = False
-                raise TroubleError(client.bad_answer(response))
+                raise TroubleError(bad_answer(response))
             self._starts(response, piece.start)
             if not signed:
                 self._final = str(response.url)
@@ -317,7 +319,7 @@ class Ranges:
                     if piece not in self._pieces:
                         return
                     if piece.end + len(data) > piece.stop:
-                        raise TroubleError(client.bad_answer(response))
+                        raise TroubleError(bad_answer(response))
                     piece.data.append(data)
                     piece.end += len(data)
                     self._changed.notify_all()
@@ -325,7 +327,7 @@ class Ranges:
             raise TroubleError(
                 HubError(
                     f"a connection to {client.name} ended at {piece.end} of {self._size} bytes",
-                    "pull again to go on from there",
+                    "pull again to continue from there",
                 )
             )
 

@@ -1,4 +1,4 @@
-"""The bytes of one blob: received, hashed on the way, kept when it is cut, published when right."""
+"""The bytes of one blob: received, hashed on the way, kept if interrupted, published if correct."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from vlmcache.change import partials
 from vlmcache.change.place import disk_failure, file_size, publish_blob
 from vlmcache.change.plan import is_resumable
 from vlmcache.errors import VlmcacheError
-from vlmcache.hub.client import Backoff, Client, NoRangeError, TroubleError
+from vlmcache.hub.client import Client
 from vlmcache.hub.errors import AccessError, HubError, WrongBytesError
 from vlmcache.hub.job import BlobJob
 from vlmcache.hub.ranges import Ranges, Spare
+from vlmcache.hub.refusals import bad_answer
+from vlmcache.hub.retry import Backoff, NoRangeError, TroubleError
 
 _TRIES = 3
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -31,8 +33,8 @@ class Transfer:
     Args:
         client: the hub.
         job: the blob.
-        moved: is told how many bytes are there.
-        spare: connections beside its own that it may use where one is slow.
+        moved: called with the number of bytes that are there.
+        spare: additional connections that it may use if its own is slow.
     """
 
     def __init__(
@@ -47,13 +49,13 @@ class Transfer:
         self.moved = moved
         self.spare = spare or Spare()
         self.received = 0
-        """Bytes that came over the network, those that were thrown away included."""
+        """Bytes that came over the network, including those that were thrown away."""
 
     def run(self) -> None:
         """Fetch, check and publish the blob.
 
         Raises:
-            WrongBytesError: what came was wrong three times; nothing is published.
+            WrongBytesError: what arrived was corrupted three times; nothing is published.
             VlmcacheError: the hub or the disk fails; what has arrived stays for the next time.
             Stopped: the work was asked to stop; likewise.
         """
@@ -71,7 +73,7 @@ class Transfer:
                         break
                     os.ftruncate(descriptor, 0)
                 self.moved(0)
-                # A beginning that was wrong before says nothing of what the hub sends.
+                # A beginning that was corrupted before says nothing about what the hub sends.
                 wrong += not begun
                 again = "from the start" if wrong < _TRIES else "no more"
                 self.client.note(
@@ -81,21 +83,21 @@ class Transfer:
             else:
                 os.unlink(self.job.partial)
                 raise WrongBytesError(
-                    f"{self.job.repo}: {self.job.file} came with wrong bytes {_TRIES} times; "
+                    f"{self.job.repo}: {self.job.file} arrived corrupted {_TRIES} times; "
                     "nothing of it was kept",
                     "a proxy or mirror that changes files? check HF_ENDPOINT, or try later",
                 )
             publish_blob(self.job.partial, self.job.blob)
 
     def _adopt(self) -> None:
-        """Go on with the longest download that the client has left behind.
+        """Continue the longest download that the client has left behind.
 
-        Nobody writes it, since we hold the lock; on network drives, where locks can be empty words,
-        only what has long been left alone counts.
+        Nobody writes it, since we hold the lock. On network drives, where locks may have no effect,
+        nothing is continued.
         """
         if file_size(self.job.partial) is not None:
             return
-        found: list[tuple[int, str]] = []
+        candidates: list[tuple[int, str]] = []
         pattern = re.compile(re.escape(self.job.listed.etag) + r"\.[0-9a-f]{8}\.incomplete")
         with os.scandir(self.job.blobs) as entries:
             for entry in entries:
@@ -108,13 +110,13 @@ class Transfer:
                     size=status.st_size,
                     allocated=allocated_bytes(status),
                 ):
-                    found.append((status.st_size, entry.path))
+                    candidates.append((status.st_size, entry.path))
         mount = mount_of(self.job.blobs)
-        if found and not (mount and mount.network):
-            os.rename(max(found)[1], self.job.partial)
+        if candidates and not (mount and mount.network):
+            os.rename(max(candidates)[1], self.job.partial)
 
     def _receive(self, descriptor: int, position: int) -> str:
-        """Receive the rest of the file and return the hash of the whole."""
+        """Receive the rest of the file and return the hash of the complete file."""
         client, size = self.client, self.job.listed.content_size
         file = partials.ResumableFile(descriptor, self.job.listed.etag, size, self.moved)
         file.resume(position, self._check)
@@ -131,7 +133,7 @@ class Transfer:
                     if file.position < size:
                         self._stream(address, file, ranges)
                 except NoRangeError as trouble:
-                    # It may send the whole file; what was there was of no use then.
+                    # It may send the complete file; what was there is of no use then.
                     if file.position:
                         ranges.close()
                         file.restart()
@@ -141,7 +143,7 @@ class Transfer:
                         backoff.progressed()
                     backoff.failed(trouble)
                 except AccessError as error:
-                    # A guard in front of the hub may refuse once what it lets through later.
+                    # A guard in front of the hub may refuse a request once and allow it later.
                     if refused:
                         raise
                     refused = True
@@ -155,7 +157,7 @@ class Transfer:
         """Receive over one connection, to the end or to what has come over others.
 
         Raises:
-            TroubleError: the connection failed; what came before is in the file.
+            TroubleError: the connection failed; what arrived before is in the file.
         """
         client, size = self.client, self.job.listed.content_size
         stop = ranges.gap_end(file.position)
@@ -171,7 +173,7 @@ class Transfer:
                 ranges.arrived(len(data))
                 client.throttle.take(len(data))
                 if file.position + len(data) > size:
-                    raise TroubleError(client.bad_answer(response))
+                    raise TroubleError(bad_answer(response))
                 file.add(data)
                 if ranges.reached(file.position):
                     return
@@ -180,7 +182,7 @@ class Transfer:
                 HubError(
                     f"the connection to {client.name} ended at {file.position} of {size} "
                     f"bytes of {self.job.file}",
-                    "pull again to go on from there",
+                    "pull again to continue from there",
                 )
             )
 
@@ -192,7 +194,7 @@ class Transfer:
         """
         size = self.job.listed.content_size
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise TroubleError(self.client.bad_answer(response))
+            raise TroubleError(bad_answer(response))
         if response.status_code == 206:
             match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if (
@@ -200,21 +202,21 @@ class Transfer:
                 or int(match[1]) != position
                 or (match[3] != "*" and int(match[3]) != size)
             ):
-                raise TroubleError(self.client.bad_answer(response))
+                raise TroubleError(bad_answer(response))
             return position
         length = response.headers.get("Content-Length", "")
         if length.isascii() and length.isdecimal() and int(length) != size:
-            raise TroubleError(self.client.bad_answer(response))
+            raise TroubleError(bad_answer(response))
         return 0
 
     def _check(self) -> None:
         self.client.stop_token.check()
 
     def _by_xet(self) -> bool:
-        """Fetch the blob through Xet, where the hub and this machine have it.
+        """Fetch the blob through Xet, if the hub and this machine have it.
 
-        A download that was cut begins anew, but for the chunks that Xet's own cache kept if it is
-        on. Whatever goes wrong with it, plain HTTP follows.
+        An interrupted download starts again, except for the chunks that Xet's own cache has kept
+        if it is on. If anything goes wrong, plain HTTP follows.
         """
         from vlmcache.hub import xet
 
@@ -229,7 +231,7 @@ class Transfer:
                 digest = partials.hash_of(file.fileno(), etag, size, size, self._check)
                 os.fsync(file.fileno())
             if digest.hexdigest() != etag:
-                raise OSError("wrong bytes")
+                raise OSError("corrupted")
             publish_blob(temporary, self.job.blob)
         except (OSError, RuntimeError, ValueError, VlmcacheError) as error:
             self.client.stop_token.check()
@@ -252,7 +254,7 @@ def _disk_failures(path: str) -> Iterator[None]:
 
 
 def without_links() -> bool:
-    """Return whether the client is told to place no links."""
+    """Return whether the client is configured to place no links."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_DISABLE_SYMLINKS)

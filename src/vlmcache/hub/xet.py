@@ -29,9 +29,9 @@ def is_usable(listed: TreeFile) -> bool:
 
 
 def reusable() -> int:
-    """Return the bytes that Xet's own cache of chunks holds, of whatever files, 0 if it is off.
+    """Return the bytes of all files in Xet's own cache of chunks, 0 if it is off.
 
-    Chunks are all that Xet can go on from: it writes a file anew each time. hf_xet ships with the
+    Xet can reuse only chunks: it writes each file from the start. hf_xet ships with the
     cache off (its `chunk_cache.size_bytes` is 0); HF_XET_CHUNK_CACHE_SIZE_BYTES switches it on.
     """
     import hf_xet
@@ -50,8 +50,8 @@ def fetch(client: Client, job: BlobJob, path: str, moved: Callable[[int], None])
     """Download a file through Xet into `path`, and note what Xet may use again.
 
     Returns:
-        The bytes that came over the network, as Xet tells: fewer than the file's where it holds
-        chunks already or has compressed them. The file's size where it does not tell.
+        The bytes that came over the network, as Xet reports: fewer than the file's if it has
+        chunks already or has compressed them. The file's size if it does not report any.
 
     Raises:
         Exception: huggingface_hub's, hf_xet's or the system's failures.
@@ -59,10 +59,10 @@ def fetch(client: Client, job: BlobJob, path: str, moved: Callable[[int], None])
     from huggingface_hub.file_download import xet_get
     from huggingface_hub.utils._xet import XetFileData
 
-    held = reusable()
-    if held:
+    cached = reusable()
+    if cached:
         client.note(
-            f"{job.file}: through Xet; {size_text(held)} in its chunk cache may be used again"
+            f"{job.file}: through Xet; {size_text(cached)} in its chunk cache may be used again"
         )
     bar = _Bar(moved)
     route = client.api(job.repo, "xet-read-token", job.commit)
@@ -74,8 +74,8 @@ def fetch(client: Client, job: BlobJob, path: str, moved: Callable[[int], None])
         displayed_filename=job.file,
         _tqdm_bar=bar,
     )
-    # Nothing at all can only be true where there was something to go on from.
-    return bar.transferred if bar.transferred or held else job.listed.content_size
+    # It can only be 0 if there were chunks to reuse.
+    return bar.transferred if bar.transferred or cached else job.listed.content_size
 
 
 def abort() -> None:
@@ -88,7 +88,7 @@ def abort() -> None:
 
 
 class _Bar:
-    """What huggingface_hub takes for a tqdm bar, and tells the transfer to as well."""
+    """What huggingface_hub takes for a tqdm bar, and reports the transfer to as well."""
 
     def __init__(self, moved: Callable[[int], None]) -> None:
         self._moved = moved
@@ -101,7 +101,7 @@ class _Bar:
         self._moved(self.n)
 
     def update_transfer(self, count: float) -> None:
-        """So many bytes more came over the network."""
+        """`count` more bytes came over the network."""
         self.transferred += int(count)
 
     def __getattr__(self, _name: str) -> Callable[..., None]:
@@ -122,7 +122,7 @@ def share(job: BlobJob) -> None:
 
 
 def link_shared(job: BlobJob) -> bool:
-    """Take a blob from the shared store, where another repo has put the same content.
+    """Take a blob from the shared store, if another repo has put the same content there.
 
     Returns:
         Whether it is there now.
@@ -136,10 +136,10 @@ def link_shared(job: BlobJob) -> bool:
     except ImportError:
         return False
     os.makedirs(job.blobs, exist_ok=True)
-    found: Any = _shared_blobs.shared_blobs_enabled() and _shared_blobs.try_link_from_shared_store(
+    linked: Any = _shared_blobs.shared_blobs_enabled() and _shared_blobs.try_link_from_shared_store(
         blob_path=job.blob,
         xet_hash=job.listed.xet_hash,
         cache_dir=job.cache_dir,
         expected_size=job.listed.content_size,
     )
-    return bool(found)
+    return bool(linked)

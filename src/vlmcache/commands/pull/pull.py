@@ -9,8 +9,9 @@ from functools import partial
 import msgspec
 
 from vlmcache.change.plan import Action, Failure, Fetch, Link, Outcome, Plan, Receipt, joined
+from vlmcache.commands.pull.make_room import make_room, what_helps
 from vlmcache.commands.pull.prepare import prepare
-from vlmcache.commands.pull.room import find_shortage, make_room, what_helps
+from vlmcache.commands.pull.room import find_shortage
 from vlmcache.commands.pull.values import (
     PlannedModel,
     PulledModel,
@@ -21,7 +22,8 @@ from vlmcache.commands.pull.values import (
 from vlmcache.config import ModelConfig, Session, cached_models, find_model, name_of, own_home
 from vlmcache.errors import PartlyError, SpaceError, VlmcacheError
 from vlmcache.home.journal import Memory
-from vlmcache.hub.client import Client, Patience
+from vlmcache.hub.client import Client
+from vlmcache.hub.retry import Patience
 from vlmcache.progress import Progress, Throttle
 
 

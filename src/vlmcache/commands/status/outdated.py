@@ -14,8 +14,9 @@ from vlmcache.commands.status.recommend import Advice, download_of, name_to_pull
 from vlmcache.commands.status.values import ModelStatus, Outdated, Recommendation, Status
 from vlmcache.config import CacheLocation, Config, Environment
 from vlmcache.errors import VlmcacheError
-from vlmcache.hub.client import Client, Patience
+from vlmcache.hub.client import Client
 from vlmcache.hub.listing import list_files, resolve
+from vlmcache.hub.retry import Patience
 from vlmcache.units import size_text
 
 

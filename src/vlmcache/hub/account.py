@@ -1,0 +1,165 @@
+"""A hub's address and who asks it: what every request needs to know.
+
+The session, its proxies and its headers are huggingface_hub's own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote, urljoin, urlsplit
+
+from vlmcache.config import Environment, side_caches
+from vlmcache.errors import UsageError
+from vlmcache.hub.errors import HubError
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+
+
+class Library(NamedTuple):
+    """huggingface_hub's session, and the library that it belongs to: httpx2, formerly httpx."""
+
+    session: Any
+    http: Any
+    headers: dict[str, str]
+    answer_timeout: float
+    data_timeout: float
+
+
+class Account:
+    """A hub's address, and the token that it is sent.
+
+    Args:
+        environment: the variables to use; those of a `.env` are passed on to huggingface_hub,
+            which reads its variables when it is imported.
+        token: used instead of the one that huggingface_hub finds. A hub that a `.env` names gets
+            only the token of the same `.env`.
+
+    Raises:
+        UsageError: what was given as a token cannot be one.
+        HubError: HF_ENDPOINT is not an address.
+    """
+
+    def __init__(self, environment: Environment, token: str | None = None) -> None:
+        self.environment = environment
+        self.endpoint = (environment.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+        self.token: str | Literal[False] | None = None if token is None else _checked(token)
+        if token is None and self.named_by_folder:
+            # The working folder may be anybody's: its host does not get the user's token.
+            its_own = environment.get("HF_TOKEN") if "HF_TOKEN" in environment.from_file else None
+            self.token = _checked(its_own) if its_own else False
+        try:
+            urlsplit(self.endpoint).port  # noqa: B018 - raises if it is not a number
+        except ValueError as error:
+            raise HubError(
+                f"HF_ENDPOINT is not an address: {_without_login(self.endpoint)}",
+                "write it as https://host",
+            ) from error
+
+    @property
+    def named_by_folder(self) -> bool:
+        """Whether a `.env` chose the hub, and chose another than the usual one."""
+        chosen = "HF_ENDPOINT" in self.environment.from_file
+        return chosen and self.endpoint != DEFAULT_ENDPOINT
+
+    @property
+    def offline(self) -> bool:
+        """Whether the network is switched off."""
+        return self.environment.offline_by is not None
+
+    @cached_property
+    def library(self) -> Library:
+        """What is taken from huggingface_hub, imported when the first request is made."""
+        if "HF_HOME" in self.environment.from_file:
+            # It moves the cache of models, but these stay where the process's variables say.
+            for variable, name in (("HF_XET_CACHE", "xet"), ("HF_MODULES_CACHE", "modules")):
+                os.environ.setdefault(variable, side_caches(self.environment)[name])
+        for variable in self.environment.from_file:
+            os.environ[variable] = self.environment.variables[variable]
+        from huggingface_hub import constants
+        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub.utils._http import get_session
+
+        session = get_session()
+        return Library(
+            session,
+            sys.modules[type(session).__module__.partition(".")[0]],
+            build_hf_headers(token=self.token, library_name="vlmcache"),
+            float(constants.HF_HUB_ETAG_TIMEOUT),
+            float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is sent to the hub itself with every request, the token included."""
+        return self.library.headers
+
+    @property
+    def secret(self) -> str:
+        """The token, or an empty string."""
+        for name, value in self.headers.items():
+            if name.lower() == "authorization":
+                return value.partition(" ")[2]
+        return ""
+
+    @property
+    def how_to_log_in(self) -> str:
+        """What to do to be let in."""
+        if self.named_by_folder:
+            return "give --token: a .env named this hub, so that yours is not sent to it"
+        return "log in: 'hf auth login', HF_TOKEN or --token"
+
+    @property
+    def name(self) -> str:
+        """The hub's address for people, without a password that it may carry."""
+        parts = urlsplit(self.endpoint)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    def scrub(self, text: str) -> str:
+        """Return the text without the token and without signed or secret parts of addresses."""
+        if self.secret:
+            for secret in (self.secret, repr(self.secret)[1:-1]):
+                text = text.replace(secret, "***")
+        text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
+        return _without_login(text)
+
+    def within(self, address: str) -> str:
+        """Return the address of a next page, at the hub's own origin whatever it says.
+
+        A mirror can hand on the links of the hub behind it.
+        """
+        own, parts = urlsplit(self.endpoint), urlsplit(urljoin(self.endpoint + "/", address))
+        path = parts.path if parts.path.startswith(own.path + "/") else own.path + parts.path
+        return parts._replace(scheme=own.scheme, netloc=own.netloc, path=path).geturl()
+
+    def api(self, repo: str, *parts: str, query: str = "") -> str:
+        """Return the address of a question about a model."""
+        path = "/".join(quote(part, safe="") for part in parts)
+        return f"{self.endpoint}/api/models/{quote(repo)}/{path}" + (f"?{query}" if query else "")
+
+    def file_address(self, repo: str, commit: str, file: str) -> str:
+        """Return the address of a file."""
+        return f"{self.endpoint}/{quote(repo)}/resolve/{commit}/{quote(file)}"
+
+
+def _without_login(text: str) -> str:
+    """Return `text` without the names and passwords in the addresses that it contains."""
+    return re.sub(r"(https?://)[^\s/@]+@", r"\1", text)
+
+
+def _checked(token: str) -> str:
+    """Return a token without the white space that files and pasting leave around it.
+
+    Raises:
+        UsageError: it cannot be a token; the message does not repeat it.
+    """
+    token = token.strip()
+    if not token.isascii() or not token.isprintable() or " " in token or not token:
+        raise UsageError(
+            "the token is empty or holds characters that no token has",
+            "give it as https://huggingface.co/settings/tokens shows it",
+        )
+    return token
