@@ -39,8 +39,7 @@ class StopToken:
         Raises:
             Stopped: it was.
         """
-        if self.stopped.is_set():
-            raise Stopped
+        self.sleep(0.0)
 
     def sleep(self, seconds: float) -> None:
         """Wait, but only until the work is asked to stop.
@@ -48,8 +47,8 @@ class StopToken:
         Raises:
             Stopped: it was.
         """
-        self.stopped.wait(max(seconds, 0.0))
-        self.check()
+        if self.stopped.wait(seconds) if seconds > 0 else self.stopped.is_set():
+            raise Stopped
 
 
 class Throttle:

@@ -21,7 +21,7 @@ from vlmcache.errors import UsageError
 from vlmcache.hub import client as hub_client
 from vlmcache.hub.client import Client
 from vlmcache.hub.errors import HostileListingError, HubError
-from vlmcache.hub.listing import list_files, resolve
+from vlmcache.hub.listing import find_commit, list_files
 from vlmcache.hub.quick import commit_of
 from vlmcache.hub.retry import asked_wait
 
@@ -80,7 +80,7 @@ def test_a_hub_that_the_working_folder_names_gets_no_token_of_the_user(
             variables["HF_ENDPOINT"] = hub.url
         (tmp_path / ".env").write_text(lines.format(hub.url))
         asking = Client(read_environment(variables, str(tmp_path)))
-        assert commit_of(asking, REPO, "main") == resolve(asking, REPO, "main").commit
+        assert commit_of(asking, REPO, "main") == find_commit(asking, REPO, "main").commit
         assert [request.authorization for request in hub.requests] == [sent is not None] * 2
         assert asking.headers.get("authorization") == (sent and f"Bearer {sent}")
 
@@ -218,7 +218,7 @@ def odd() -> Iterator[Client]:
 
 
 def test_a_hub_that_compresses_although_asked_not_to_is_understood(odd: Client) -> None:
-    assert resolve(odd, REPO, "main").commit == "c" * 40
+    assert find_commit(odd, REPO, "main").commit == "c" * 40
 
 
 def test_a_listing_whose_next_page_is_itself_is_refused(odd: Client) -> None:

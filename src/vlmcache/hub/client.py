@@ -224,5 +224,5 @@ def _followed(address: str, location: str) -> str | None:
 
 def _socket_of(response: Any) -> socket.socket | None:
     stream = response.extensions.get("network_stream")
-    found = stream.get_extra_info("socket") if stream is not None else None
-    return found if isinstance(found, socket.socket) else None
+    live = stream.get_extra_info("socket") if stream is not None else None
+    return live if isinstance(live, socket.socket) else None

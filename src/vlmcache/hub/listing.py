@@ -62,7 +62,9 @@ class _Refs(msgspec.Struct):
     tags: list[_Ref] = []
 
 
-def resolve(client: Client, repo: str, revision: str, *, attempts: int | None = None) -> Resolved:
+def find_commit(
+    client: Client, repo: str, revision: str, *, attempts: int | None = None
+) -> Resolved:
     """Return the commit of a branch, tag or beginning of a commit; one request.
 
     Raises:
@@ -79,7 +81,7 @@ def resolve(client: Client, repo: str, revision: str, *, attempts: int | None = 
     return Resolved(info.sha, info.id or repo, bool(info.gated))
 
 
-def check_access(client: Client, repo: str) -> None:
+def check_download_access(client: Client, repo: str) -> None:
     """Ask whether this user may have the files of a repo, which can be gated; one request.
 
     Raises:
@@ -101,7 +103,7 @@ def list_files(
 
     Raises:
         HostileListingError: a file's name or hash must not be used as a path.
-        NoSuchRepoError, NoSuchRevisionError, HubError: as for `resolve`.
+        NoSuchRepoError, NoSuchRevisionError, HubError: as for `find_commit`.
     """
     files: dict[str, TreeFile] = {}
     asked: set[str] = set()

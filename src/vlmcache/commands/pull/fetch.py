@@ -29,14 +29,14 @@ _LEAVE_AFTER = 3.0
 """Seconds that threads get to finish cleanly when the work is stopped."""
 
 
-class Download(NamedTuple):
+class Downloaded(NamedTuple):
     """What became of an order. error is the first failure, if there was one."""
 
     outcomes: list[Outcome]
     error: VlmcacheError | None
 
 
-def download(client: Client, order: DownloadOrder, progress: Progress, workers: int) -> Download:
+def download(client: Client, order: DownloadOrder, progress: Progress, workers: int) -> Downloaded:
     """Do what an order's plan says, as far as the hub and the disk allow.
 
     A file that fails does not stop the others, unless they would fail for the same reason. Only
@@ -76,7 +76,7 @@ class _Work:
         self.spare = Spare()
         self.lock = threading.Lock()
 
-    def run(self, workers: int) -> Download:
+    def run(self, workers: int) -> Downloaded:
         sizes = {fetch.file: fetch.size for fetch in self.fetches}
         self.progress.started(self.order.repo, sizes, sum(fetch.have for fetch in self.fetches))
         try:
@@ -91,7 +91,7 @@ class _Work:
             self.error = _as_ours(error, self.folder)
         finally:
             self.progress.ended(self.order.repo)
-        return Download(self.outcomes, self.error)
+        return Downloaded(self.outcomes, self.error)
 
     def _prepare(self) -> None:
         if not self.order.plan.actions:

@@ -25,11 +25,11 @@ from vlmcache.hub.errors import (
     NoSuchFileError,
     OfflineError,
 )
-from vlmcache.hub.listing import check_access, check_names, list_files, resolve
+from vlmcache.hub.listing import check_download_access, check_names, find_commit, list_files
 from vlmcache.hub.quick import commit_of
 
 
-def prepare(
+def prepare_pull(
     client: Client, cache_dir: str, model: ModelConfig, selection: FileSelection
 ) -> PlannedModel:
     """Return what is to be done for a model, or why that is not known."""
@@ -115,28 +115,30 @@ class _Preparation(NamedTuple):
 
     def _complete_order(self) -> DownloadOrder | None:
         """Return an order of nothing to do, if the cache alone shows that everything is there."""
-        model, cache_dir = self.model, self.state.dir
+        model = self.model
         judgement = judge(self.state.repo(model.repo), model.revision)
         if judgement.state != "cached" or judgement.revision is None:
             return None
         commit, files = judgement.revision.commit, judgement.revision.tree
+        plan = Plan(())
         if files is None:
             # Of an older client: what loading needs is there, and more is not known.
             if self.selection != FileSelection():
                 return None
             files = {file.name: TreeFile(file.size, "") for file in judgement.revision.files}
-            names = frozenset(files)
-            return DownloadOrder(
-                cache_dir, model.repo, commit, files, names, Plan(()), new_listing=False
-            )
-        try:
-            wanted = frozenset(self.selection.choose(model.repo, files))
-        except UsageError:
-            return None
-        plan = plan_pull(self.state, model.repo, model.revision, Listing(commit, files), wanted)
+            wanted = frozenset(files)
+        else:
+            try:
+                wanted = frozenset(self.selection.choose(model.repo, files))
+            except UsageError:
+                return None
+            listing = Listing(commit, files)
+            plan = plan_pull(self.state, model.repo, model.revision, listing, wanted)
         if plan.actions:
             return None
-        return DownloadOrder(cache_dir, model.repo, commit, files, wanted, plan, new_listing=False)
+        return DownloadOrder(
+            self.state.dir, model.repo, commit, files, wanted, plan, new_listing=False
+        )
 
     def _ask(self, attempts: int | None) -> DownloadOrder:
         model, cache_dir = self.model, self.state.dir
@@ -144,7 +146,7 @@ class _Preparation(NamedTuple):
         # Whether a pinned commit's repo is gated is not known: nothing has been asked.
         gated = True
         if layout.COMMIT.fullmatch(commit) is None:
-            resolved = resolve(self.client, model.repo, model.revision, attempts=attempts)
+            resolved = find_commit(self.client, model.repo, model.revision, attempts=attempts)
             commit, gated = resolved.commit, resolved.gated
             if resolved.name != model.repo:
                 self.findings.append(
@@ -179,5 +181,5 @@ class _Preparation(NamedTuple):
         plan = plan_pull(self.state, model.repo, model.revision, Listing(commit, files), wanted)
         if gated and plan.needs:
             # Everybody may read the listing, but not the files: say so before anything is written.
-            check_access(self.client, model.repo)
+            check_download_access(self.client, model.repo)
         return DownloadOrder(cache_dir, model.repo, commit, files, wanted, plan, new)

@@ -10,7 +10,7 @@ import msgspec
 
 from vlmcache.change.plan import Action, Failure, Fetch, Link, Outcome, Plan, Receipt, joined
 from vlmcache.commands.pull.make_room import make_room, what_helps
-from vlmcache.commands.pull.prepare import prepare
+from vlmcache.commands.pull.prepare import prepare_pull
 from vlmcache.commands.pull.room import find_shortage
 from vlmcache.commands.pull.values import (
     PlannedModel,
@@ -65,7 +65,9 @@ def pull(
     errors: list[VlmcacheError] = []
     shortage_of = partial(find_shortage, session.cache.dir, session.config.limits)
     try:
-        planned = [prepare(client, session.cache.dir, model, options.selection) for model in models]
+        planned = [
+            prepare_pull(client, session.cache.dir, model, options.selection) for model in models
+        ]
         plans = _each_blob_once([part.order.plan for part in planned if part.order is not None])
         shortage = shortage_of(plans)
         room = None

@@ -67,6 +67,6 @@ def find_shortage(cache_dir: str, limits: Limits, plans: Sequence[Plan]) -> Shor
     return None
 
 
-def same_disk(one: str, other: str) -> bool:
+def same_disk(path: str, other: str) -> bool:
     """Return whether two paths are, or would be, on one filesystem."""
-    return os.stat(nearest_folder(one)).st_dev == os.stat(nearest_folder(other)).st_dev
+    return os.stat(nearest_folder(path)).st_dev == os.stat(nearest_folder(other)).st_dev

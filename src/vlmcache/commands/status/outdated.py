@@ -15,7 +15,7 @@ from vlmcache.commands.status.values import ModelStatus, Outdated, Recommendatio
 from vlmcache.config import CacheLocation, Config, Environment
 from vlmcache.errors import VlmcacheError
 from vlmcache.hub.client import Client
-from vlmcache.hub.listing import list_files, resolve
+from vlmcache.hub.listing import find_commit, list_files
 from vlmcache.hub.retry import Patience
 from vlmcache.units import size_text
 
@@ -88,7 +88,7 @@ def with_updates(
 
 def _newer(client: Client, state: CacheState, model: ModelStatus) -> tuple[str, Plan] | None:
     """Return the commit that the hub has, if it is another, and the plan of a pull of it."""
-    commit = resolve(client, model.repo, model.revision).commit
+    commit = find_commit(client, model.repo, model.revision).commit
     if commit == model.commit:
         return None
     files = list_files(client, model.repo, commit)

@@ -11,14 +11,13 @@ from vlmcache.cache.completeness import judge_repo, judge_revision
 from vlmcache.cache.moved import away_remedy, away_words
 from vlmcache.cache.state import UNREADABLE, Finding, Repo
 from vlmcache.cache.weights import read_header
-from vlmcache.commands.verify.scope import Scope
-from vlmcache.commands.verify.tally import Tally
+from vlmcache.commands.verify.scope import Results, Scope
 from vlmcache.commands.verify.values import Damage, Missing, Unverifiable
 
 _WEIGHTS = ".safetensors"
 
 
-def check_headers(scope: Scope, tally: Tally) -> None:
+def check_headers(scope: Scope, results: Results) -> None:
     """Check the headers of safetensors files.
 
     A file that is what the Hub has and has an unreadable header is not damaged in this cache.
@@ -29,12 +28,12 @@ def check_headers(scope: Scope, tally: Tally) -> None:
                 continue
             path = os.path.join(revision.path, *file.name.split("/"))
             blob = os.path.join(scope.repo.path, layout.BLOBS, file.blob) if file.blob else path
-            if blob in tally.damaged or (blob in tally.good and blob not in tally.fresh):
+            if blob in results.damaged or (blob in results.good and blob not in results.fresh):
                 continue
             try:
                 read_header(path)
             except (OSError, ValueError) as error:
-                if blob in tally.good:
+                if blob in results.good:
                     finding = Finding(
                         "unreadable-header",
                         "warning",
@@ -42,9 +41,9 @@ def check_headers(scope: Scope, tally: Tally) -> None:
                         path,
                         f"it is what the Hub has, but {error}",
                     )
-                    tally.findings.append(finding)
+                    results.findings.append(finding)
                 else:
-                    tally.damaged[blob] = Damage(
+                    results.damaged[blob] = Damage(
                         scope.repo.id,
                         blob,
                         file.blob,
@@ -56,7 +55,7 @@ def check_headers(scope: Scope, tally: Tally) -> None:
                     )
 
 
-def add_findings(scope: Scope, tally: Tally) -> None:
+def add_findings(scope: Scope, results: Results) -> None:
     """Count what the scan found broken as damage: links, sizes, refs."""
     repo = scope.repo
     listings = {
@@ -65,9 +64,9 @@ def add_findings(scope: Scope, tally: Tally) -> None:
     }
     for finding in repo.findings:
         if finding.code == "unreadable-tree" and finding.path in listings:
-            tally.damaged[finding.path] = _broken(repo, finding)
+            results.damaged[finding.path] = _broken(repo, finding)
         elif finding.code == "unreadable-file" and finding.path in listings:
-            tally.unverifiable.append(Unverifiable(repo.id, finding.path, None, finding.detail))
+            results.unverifiable.append(Unverifiable(repo.id, finding.path, None, finding.detail))
     if judge_repo(repo) != "damaged":
         return  # What looks broken is a download that has just begun.
     inside = [revision.path + os.sep for revision in scope.revisions]
@@ -81,11 +80,11 @@ def add_findings(scope: Scope, tally: Tally) -> None:
         if finding.severity != "error":
             continue
         if finding.code == UNREADABLE:
-            tally.unverifiable.append(Unverifiable(repo.id, finding.path, None, finding.detail))
+            results.unverifiable.append(Unverifiable(repo.id, finding.path, None, finding.detail))
             continue
-        known = tally.damaged.get(finding.path)
+        known = results.damaged.get(finding.path)
         if known is not None:
-            tally.damaged[finding.path] = msgspec.structs.replace(
+            results.damaged[finding.path] = msgspec.structs.replace(
                 known, problem=finding.code, detail=finding.detail
             )
             continue
@@ -94,25 +93,25 @@ def add_findings(scope: Scope, tally: Tally) -> None:
             in_blobs or not f"{finding.path}{os.sep}".startswith(tuple(inside))
         ):
             continue
-        tally.damaged[finding.path] = _broken(repo, finding)
+        results.damaged[finding.path] = _broken(repo, finding)
 
 
-def add_missing(scope: Scope, tally: Tally) -> None:
+def add_missing(scope: Scope, results: Results) -> None:
     """Note what loading needs and what does not exist, or is on a drive that is away."""
     for revision in scope.revisions:
         names = scope.repo.lost_names(revision.commit) if revision.files else set()
         if scope.commits is not None or revision.refs:
             # In a revision that no ref names, nobody needs what a pattern left out.
             names.update(judge_revision(scope.repo, revision).missing)
-        tally.missing += (
+        results.missing += (
             Missing(scope.repo.id, revision.commit, name, scope.repo.type) for name in sorted(names)
         )
     away = scope.repo.away
     if away is not None:
         reason = f"{away_words(away, scope.repo.id)}; {away_remedy(away)}"
-        tally.unverifiable.append(Unverifiable(scope.repo.id, scope.repo.path, None, reason))
+        results.unverifiable.append(Unverifiable(scope.repo.id, scope.repo.path, None, reason))
     elif not scope.repo.revisions and judge_repo(scope.repo) != "damaged":
-        tally.missing.append(Missing(scope.repo.id, "main", "*", scope.repo.type))
+        results.missing.append(Missing(scope.repo.id, "main", "*", scope.repo.type))
 
 
 def _broken(repo: Repo, finding: Finding) -> Damage:

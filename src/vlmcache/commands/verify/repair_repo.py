@@ -16,7 +16,7 @@ from vlmcache.commands.verify.values import Damage, Verification
 from vlmcache.errors import VlmcacheError
 from vlmcache.hub.client import Client
 from vlmcache.hub.errors import HubError
-from vlmcache.hub.listing import check_names, list_files, resolve
+from vlmcache.hub.listing import check_names, find_commit, list_files
 
 _BAD_REF = frozenset({"malformed-ref", "unreadable-ref", "ref-to-missing-commit"})
 _NO_CONTENT = "other content than its hash says"
@@ -43,6 +43,8 @@ class RepoRepair:
         self._client = client
         self._state = state
         self._repo = repo
+        # Nothing is removed through a link, except where `move` has put the repo.
+        self._home = repo.path if repo.moved_to is None else repo.real_path
         inside = repo.path + os.sep
         self._damaged = {
             damage.path: damage
@@ -98,16 +100,18 @@ class RepoRepair:
         }
         for damage in self._damaged.values():
             blob = repo.blobs.get(damage.blob or "")
-            if blob is None or damage.problem != "wrong-content" or users[blob.name]:
-                continue
-            if blob.linked or blob.name in listed:
+            if (
+                blob is None
+                or damage.problem != "wrong-content"
+                or users[blob.name]
+                or blob.linked
+                or blob.name in listed
+            ):
                 continue
             frees = blob.allocated if blob.links == 1 else 0
             reason = f"{_NO_CONTENT}, and nothing links to it"
             expected = Expected(blob.inode, blob.mtime_ns, blob.size)
-            # Nothing is removed through a link, except where `move` has put the repo.
-            folder = repo.path if repo.moved_to is None else repo.real_path
-            path = os.path.join(folder, layout.BLOBS, blob.name)
+            path = os.path.join(self._home, layout.BLOBS, blob.name)
             self.removals.append(Remove(path, "blob", repo.id, reason, frees, expected))
 
     def _remove_unlisted(self, revision: Revision) -> None:
@@ -118,10 +122,8 @@ class RepoRepair:
                 continue
             if file.kind not in ("dangling", "loop", "outside") or revision.linked or file.blob:
                 continue
-            folder = revision.path
-            if repo.moved_to is not None:
-                folder = os.path.join(repo.real_path, layout.SNAPSHOTS, revision.commit)
-            path = os.path.join(folder, *file.name.split("/"))
+            snapshot = os.path.join(self._home, layout.SNAPSHOTS, revision.commit)
+            path = os.path.join(snapshot, *file.name.split("/"))
             reason = f"the link is {file.kind}, and the hub lists no such file"
             expected = Expected(file.inode, file.mtime_ns, None)
             self.removals.append(Remove(path, "link", repo.id, reason, file.allocated, expected))
@@ -163,7 +165,7 @@ class RepoRepair:
                 # A ref that names a commit keeps it, even if the hub has a newer one now.
                 commit = repo.refs.get(ref)
                 if commit is None or layout.COMMIT.fullmatch(commit) is None:
-                    commit = resolve(self._client, repo.id, ref).commit
+                    commit = find_commit(self._client, repo.id, ref).commit
                 commits[ref] = commit
             elif damage.problem == "missing-snapshots":
                 commits |= repo.refs

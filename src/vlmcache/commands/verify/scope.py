@@ -1,19 +1,92 @@
-"""What of the cache is to be verified."""
+"""What of the cache is to be verified, and what was found."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from vlmcache.cache import layout
+from vlmcache.cache.hashing import Judged
 from vlmcache.cache.moved import away_error
-from vlmcache.cache.state import CacheState, File, Repo, Revision
+from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision
 from vlmcache.change.names import find_targets
-from vlmcache.commands.verify.tally import Subject, Tally
-from vlmcache.commands.verify.values import Damage, Missing, Unverifiable
+from vlmcache.commands.verify.values import Damage, Missing, Unverifiable, Verification
 from vlmcache.config import Config, cached_repo
 from vlmcache.errors import UnknownModelError, UsageError
+
+
+class Subject(NamedTuple):
+    """A place whose content is to be compared with a hash."""
+
+    repo: str
+    path: str
+    blob: str | None
+    expected: str
+    files: tuple[str, ...]
+
+
+class Results:
+    """What is found, as it is found."""
+
+    def __init__(self) -> None:
+        self.checked = 0
+        self.bytes = 0
+        self.remembered = 0
+        self.remembered_bytes = 0
+        self.damaged: dict[str, Damage] = {}
+        self.good: set[str] = set()
+        self.fresh: set[str] = set()
+        """Paths that were hashed in this run."""
+        self.missing: list[Missing] = []
+        self.unverifiable: list[Unverifiable] = []
+        self.findings: list[Finding] = []
+
+    def add(self, group: Iterable[Subject], judged: Judged) -> None:
+        """Take note of what hashing says about places that have the same content."""
+        if judged.actual is not None and judged.identity is not None:
+            self.checked += 1
+            self.bytes += judged.identity.size
+        for subject in group:
+            self.fresh.add(subject.path)
+            if judged.good:
+                self.good.add(subject.path)
+            elif judged.actual is None:
+                self.unverifiable.append(
+                    Unverifiable(
+                        subject.repo,
+                        subject.path,
+                        subject.blob,
+                        judged.problem or "",
+                        subject.files,
+                    )
+                )
+            else:
+                name = ", ".join(subject.files) or "a blob that nothing links to"
+                self.damaged[subject.path] = Damage(
+                    subject.repo,
+                    subject.path,
+                    subject.blob,
+                    subject.expected,
+                    judged.actual,
+                    "wrong-content",
+                    f"{name} has other content than its hash says",
+                    subject.files,
+                )
+
+    def verification(self, seconds: float) -> Verification:
+        """Return all of it as the command's answer."""
+        return Verification(
+            self.checked,
+            self.bytes,
+            self.remembered,
+            self.remembered_bytes,
+            seconds,
+            tuple(sorted(self.damaged.values(), key=lambda damage: (damage.repo, damage.path))),
+            tuple(self.missing),
+            tuple(self.unverifiable),
+            tuple(self.findings),
+        )
 
 
 class Scope(NamedTuple):
@@ -33,7 +106,7 @@ class Scope(NamedTuple):
 
 
 def find_scopes(
-    state: CacheState, config: Config, names: Sequence[str], tally: Tally
+    state: CacheState, config: Config, names: Sequence[str], results: Results
 ) -> list[Scope]:
     """Return what names mean: the complete cache if there are none.
 
@@ -57,7 +130,7 @@ def find_scopes(
             if model is None or cached not in (None, model.repo):
                 raise
             revision = name.partition("@")[2] if name not in config.models else model.revision
-            tally.missing.append(Missing(model.repo, revision or model.revision, "*"))
+            results.missing.append(Missing(model.repo, revision or model.revision, "*"))
             continue
         repo = repos.get(target.folder or "")
         # A ref whose snapshot was lost: its blobs may still be in the cache.
@@ -79,7 +152,7 @@ def find_scopes(
     ]
 
 
-def subjects_of(scope: Scope, tally: Tally) -> list[Subject]:
+def subjects_of(scope: Scope, results: Results) -> list[Subject]:
     """Return what of a repo can be compared with a hash, and note what cannot."""
     repo = scope.repo
     users = repo.blob_users()
@@ -108,16 +181,16 @@ def subjects_of(scope: Scope, tally: Tally) -> list[Subject]:
             subjects.append(Subject(repo.id, path, name, listed.pop(), files))
         else:
             reason = "its name is not a hash of the Hub's, and no listing names one"
-            tally.unverifiable.append(Unverifiable(repo.id, path, name, reason, files))
+            results.unverifiable.append(Unverifiable(repo.id, path, name, reason, files))
     for revision in scope.revisions:
         for file in revision.files:
-            copy = _copy(repo, revision, file, covered, tally)
+            copy = _copy(repo, revision, file, covered, results)
             subjects += [copy] if copy is not None else []
     return subjects
 
 
 def _copy(
-    repo: Repo, revision: Revision, file: File, covered: set[tuple[int, int]], tally: Tally
+    repo: Repo, revision: Revision, file: File, covered: set[tuple[int, int]], results: Results
 ) -> Subject | None:
     """Return a copy that stands in the place of a link; note a link to the wrong blob."""
     listed = revision.tree.get(file.name) if revision.tree is not None else None
@@ -128,7 +201,7 @@ def _copy(
         if expected is not None and blob not in (None, expected) and layout.is_etag(blob or ""):
             detail = f"{file.name} is linked to other content than the listing names"
             names = (file.name,)
-            tally.damaged[path] = Damage(
+            results.damaged[path] = Damage(
                 repo.id, path, blob, expected, blob, "wrong-link", detail, names
             )
     elif file.kind == "copy":
@@ -136,5 +209,5 @@ def _copy(
             return Subject(repo.id, path, None, expected, (file.name,))
         if (file.device, file.inode) not in covered:
             reason = "a copy in place of a link, and no listing names its hash"
-            tally.unverifiable.append(Unverifiable(repo.id, path, None, reason, (file.name,)))
+            results.unverifiable.append(Unverifiable(repo.id, path, None, reason, (file.name,)))
     return None

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from vlmcache.cache.hashing import Check, Identity, Judged, hash_all, identify
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
-from vlmcache.commands.verify.content import hash_subjects
 from vlmcache.commands.verify.damage import add_findings, add_missing, check_headers
-from vlmcache.commands.verify.scope import find_scopes, subjects_of
-from vlmcache.commands.verify.tally import Tally
+from vlmcache.commands.verify.scope import Results, Subject, find_scopes, subjects_of
 from vlmcache.commands.verify.values import Unverifiable, Verification, VerifyOptions
 from vlmcache.config import Session, own_home
 from vlmcache.home.journal import Memory
 from vlmcache.progress import Progress
+
+_REMEMBER_EVERY = 5.0
+_LONG = 16 << 20
+"""Length in bytes from which on a file's own progress is reported."""
+_SHORT_FILES = "small files"
 
 
 def verify(
@@ -48,19 +53,101 @@ def verify_state(
 ) -> Verification:
     """Do as `verify` does, for a cache that is scanned already."""
     begun = time.monotonic()
-    tally = Tally()
-    scopes = find_scopes(state, session.config, names, tally)
-    subjects = [subject for scope in scopes for subject in subjects_of(scope, tally)]
+    results = Results()
+    scopes = find_scopes(state, session.config, names, results)
+    subjects = [subject for scope in scopes for subject in subjects_of(scope, results)]
     if not names:
-        tally.unverifiable += (
+        results.unverifiable += (
             Unverifiable(None, shared.path, shared.hash, "no repo names its hash")
             for shared in state.shared.values()
             if not shared.users
         )
     with Memory(own_home(session.environment)[0]) as memory:
-        hash_subjects(subjects, tally, memory, options or VerifyOptions(), progress or Progress())
+        _hash(subjects, results, memory, options or VerifyOptions(), progress or Progress())
     for scope in scopes:
-        check_headers(scope, tally)
-        add_findings(scope, tally)
-        add_missing(scope, tally)
-    return tally.verification(time.monotonic() - begun)
+        check_headers(scope, results)
+        add_findings(scope, results)
+        add_missing(scope, results)
+    return results.verification(time.monotonic() - begun)
+
+
+def _hash(
+    subjects: Sequence[Subject],
+    results: Results,
+    memory: Memory,
+    options: VerifyOptions,
+    progress: Progress,
+) -> None:
+    """Hash what is not known to be good; content that several places share is hashed once."""
+    now = time.time()
+    known = memory.verified() if options.max_age > 0 else {}
+    places: dict[tuple[Identity, str], list[Subject]] = {}
+    for subject in subjects:
+        try:
+            identity = identify(subject.path)
+        except OSError as error:
+            check = Check(subject.path, subject.expected)
+            reason = f"it cannot be read: {error.strerror or error}"
+            results.add([subject], Judged(check, None, problem=reason))
+            continue
+        places.setdefault((identity, subject.expected), []).append(subject)
+    due: dict[Check, list[Subject]] = {}
+    sizes: dict[str, int] = {}
+    for (identity, expected), group in places.items():
+        at = known.get((identity, expected))
+        # A time in the future cannot be trusted.
+        if at is not None and 0 <= now - at < options.max_age:
+            results.remembered += 1
+            results.remembered_bytes += identity.size
+            results.good |= {subject.path for subject in group}
+            continue
+        due[Check(group[0].path, expected)] = group
+        sizes[group[0].path] = identity.size
+    if not due:
+        return
+    largest_first = sorted(due, key=lambda check: -sizes[check.path])
+    repos = {subject.repo for group in due.values() for subject in group}
+    label = repos.pop() if len(repos) == 1 else "verify"
+    fresh: list[tuple[Identity, str]] = []
+    recorded = time.monotonic()
+    try:
+        with (
+            _reported(progress, label, sizes) as moved,
+            contextlib.closing(hash_all(largest_first, options.workers, moved)) as answers,
+        ):
+            for judged in answers:
+                results.add(due[judged.check], judged)
+                if judged.good and judged.identity is not None:
+                    fresh.append((judged.identity, judged.check.expected))
+                if fresh and time.monotonic() - recorded > _REMEMBER_EVERY:
+                    memory.record_verified(fresh, now)
+                    fresh, recorded = [], time.monotonic()
+    finally:
+        if fresh:
+            memory.record_verified(fresh, now)
+
+
+@contextlib.contextmanager
+def _reported(
+    progress: Progress, label: str, sizes: Mapping[str, int]
+) -> Iterator[Callable[[Check, int], None]]:
+    """Report the progress of long files one by one, and of all the others together."""
+    long = {path: size for path, size in sizes.items() if size >= _LONG}
+    rest = sum(sizes.values()) - sum(long.values())
+    done = 0
+
+    def moved(check: Check, position: int) -> None:
+        nonlocal done
+        size = sizes[check.path]
+        if size >= _LONG:
+            progress.moved(label, check.path, position)
+        elif position >= size:
+            # If two threads add at once, the sum may miss one file: that does no harm.
+            done += size
+            progress.moved(label, _SHORT_FILES, done)
+
+    progress.started(label, long | ({_SHORT_FILES: rest} if rest else {}), 0)
+    try:
+        yield moved
+    finally:
+        progress.ended(label)
