@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.backup.values import Backup, Restored
     from vlmcache.commands.doctor.doctor import diagnose
     from vlmcache.commands.move.move import move
-    from vlmcache.commands.move.values import Moved
+    from vlmcache.commands.move.values import MoveReport
     from vlmcache.commands.pull.plan import Selection
     from vlmcache.commands.pull.pull import pull
     from vlmcache.commands.pull.values import Options as PullOptions
@@ -68,7 +68,7 @@ _HOMES = {
     "quantize": "vlmcache.load.quantized.quantize",
     "LoadWishes": "vlmcache.load.wishes.Wishes",
     "Selection": "vlmcache.commands.pull.plan.Selection",
-    "Moved": "vlmcache.commands.move.values.Moved",
+    "MoveReport": "vlmcache.commands.move.values.MoveReport",
     "move": "vlmcache.commands.move.move.move",
     "PullOptions": "vlmcache.commands.pull.values.Options",
     "Pulled": "vlmcache.commands.pull.values.Pulled",
@@ -90,7 +90,7 @@ __all__ = [
     "CleanWishes",
     "ExitCode",
     "LoadWishes",
-    "Moved",
+    "MoveReport",
     "PullOptions",
     "Pulled",
     "Removal",

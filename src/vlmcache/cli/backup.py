@@ -65,8 +65,7 @@ def backup(
     if streamed and sys.stdout.isatty():
         raise UsageError("a terminal cannot keep a backup", "name a file, or pipe it on")
     value = backup_command.backup(
-        session.config,
-        session.cache,
+        session,
         destination,
         models or (),
         progress.watcher(quiet=quiet),
@@ -78,12 +77,11 @@ def backup(
 
         view.show_backup(value, stream=sys.stderr if streamed else sys.stdout)
 
-    error = values.incomplete(value)
     return Answer(
         "backup",
         value,
         Output(json, quiet, verbose),
         show,
-        lambda: list(value.repos),
-        error,
+        lambda: value.ids,
+        value.problem,
     )

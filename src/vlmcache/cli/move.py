@@ -83,7 +83,7 @@ def move(
         raise UsageError("--undo takes back all that is unfinished: no MODEL and no --no-link")
     session = open_session(config, cache_dir)
 
-    def ask(planned: values.Moved) -> bool:
+    def ask(planned: values.MoveReport) -> bool:
         from vlmcache.commands.move import view
 
         count = len(planned.repos)
@@ -98,20 +98,18 @@ def move(
 
     if relink is not None:
         confirm = None if yes else ask
-        value = move_command.relink(session.cache, relink, dry_run=dry_run, confirm=confirm)
+        value = move_command.relink(session, relink, dry_run=dry_run, confirm=confirm)
     elif undo:
-        value = move_command.undo(session.cache, destination or "", dry_run=dry_run)
+        value = move_command.undo(session, destination or "", dry_run=dry_run)
     else:
         value = move_command.move(
-            session.config,
-            session.cache,
+            session,
             destination or "",
             models or (),
             link=not no_link,
             dry_run=dry_run,
             watcher=progress.watcher(quiet=quiet),
         )
-    error = values.problem(value)
 
     def show() -> None:
         from vlmcache.commands.move import view
@@ -123,6 +121,6 @@ def move(
         value,
         output,
         show,
-        lambda: values.ids(value),
-        error,
+        lambda: value.ids,
+        value.problem,
     )

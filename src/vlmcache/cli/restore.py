@@ -48,20 +48,17 @@ def restore(
     What is there already is skipped, so that a restore that was cut goes on.
     """
     from vlmcache.commands.backup import restore as backup_restore
-    from vlmcache.commands.backup import values
     from vlmcache.show import progress
 
     session = open_session(config, cache_dir)
     value = backup_restore.restore(
-        session.config,
-        session.cache,
+        session,
         source,
         models or (),
         overwrite=overwrite,
         dry_run=dry_run,
         watcher=progress.watcher(quiet=quiet),
     )
-    error = values.problem(value)
 
     def show() -> None:
         from vlmcache.commands.backup import view
@@ -73,6 +70,6 @@ def restore(
         value,
         Output(json, quiet, verbose),
         show,
-        lambda: list(value.repos),
-        error,
+        lambda: value.ids,
+        value.problem,
     )

@@ -32,7 +32,7 @@ from vlmcache.commands.backup.restore import restore
 from vlmcache.commands.move import apply, values
 from vlmcache.commands.move import move as move_command
 from vlmcache.commands.move.plan import Destination
-from vlmcache.commands.move.values import Moved, SourceDamagedError, problem
+from vlmcache.commands.move.values import MoveReport, SourceDamagedError
 from vlmcache.commands.remove import clean as remove_clean
 from vlmcache.commands.remove import facts, remove
 from vlmcache.commands.remove import values as remove_values
@@ -40,7 +40,7 @@ from vlmcache.commands.remove.values import Removal, Wishes
 from vlmcache.commands.status.status import status
 from vlmcache.commands.verify.repair import repair
 from vlmcache.commands.verify.verify import verify
-from vlmcache.config import CacheLocation, Config, Environment, Limits
+from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
 from vlmcache.errors import (
     CacheError,
     ExitCode,
@@ -73,6 +73,7 @@ class Place:
         self.environment = Environment(variables, frozenset(), str(folder))
         self.config = Config("config.yaml", "--config", {}, Limits(min_free=0))
         self.location = CacheLocation(str(self.root), "--cache-dir")
+        self.session = Session(self.environment, self.config, self.location)
 
     def repo(self, name: str = NAME) -> CachedRepo:
         """A repo with a file in the shared store, and one of its own."""
@@ -84,18 +85,19 @@ class Place:
 
     def move(
         self, *names: str, to: Path | None = None, link: bool = True, dry_run: bool = False
-    ) -> Moved:
+    ) -> MoveReport:
         where = str(self.other if to is None else to)
-        return move_command.move(
-            self.config, self.location, where, names, link=link, dry_run=dry_run
-        )
+        return move_command.move(self.session, where, names, link=link, dry_run=dry_run)
 
-    def undo(self) -> Moved:
-        return move_command.undo(self.location, str(self.other))
+    def session_at(self, root: Path) -> Session:
+        return self.session._replace(cache=CacheLocation(str(root), "--cache-dir"))
 
-    def moved(self, *names: str, link: bool = True) -> Moved:
+    def undo(self) -> MoveReport:
+        return move_command.undo(self.session, str(self.other))
+
+    def moved(self, *names: str, link: bool = True) -> MoveReport:
         done = self.move(*names, link=link)
-        assert problem(done) is None, problem(done)
+        assert done.problem is None, done.problem
         return done
 
     def rm(self, *names: str) -> Removal:
@@ -186,7 +188,7 @@ def test_on_the_same_disk_nothing_is_copied(place: Place, tmp_path: Path) -> Non
     inode = repo.blob("v.bin").stat().st_ino
     used = du_allocated(tmp_path)
     done = place.move(to=tmp_path / "beside")
-    assert problem(done) is None
+    assert done.problem is None
     assert done.plan.needs == 0
     assert done.copied < 2000
     assert (tmp_path / "beside" / FOLDER / "blobs" / repo.blob("v.bin").name).stat().st_ino == inode
@@ -247,7 +249,7 @@ def test_what_a_killed_move_has_copied_is_not_copied_again(place: Place) -> None
     place.repo("org/second")
     child = os.fork()
     if child == 0:
-        move_command.move(place.config, place.location, str(place.other), watcher=Killer())
+        move_command.move(place.session, str(place.other), watcher=Killer())
         os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
     assert (place.root / FOLDER).is_symlink()
@@ -290,7 +292,7 @@ def test_what_the_destination_has_already_is_left_alone(place: Place) -> None:
     with pytest.raises(UsageError, match="has org/name already"):
         place.move()
     write_moves(str(place.other), {FOLDER: Noted(str(place.root), finished=False)})
-    failed = problem(place.move())
+    failed = place.move().problem
     assert failed is not None
     assert "its own copy" in failed.message
     write_moves(str(place.other), {})
@@ -319,7 +321,7 @@ def test_a_damaged_model_stays_where_it_is(place: Place, seen: bool) -> None:
         with pytest.raises(SourceDamagedError, match="is damaged"):
             place.move()
     else:
-        error = problem(place.move())
+        error = place.move().problem
         assert error is not None
         assert error.exit_code == ExitCode.DAMAGE
         assert "verify --repair" in (error.hint or "")
@@ -349,7 +351,7 @@ def test_what_a_process_has_open_or_locked_is_refused_with_its_id(place: Place) 
             assert child.stdout is not None
             assert child.stdout.readline()
             done = place.move()
-            error = problem(done)
+            error = done.problem
             child.communicate()
         assert error is not None
         assert error.exit_code == ExitCode.BUSY
@@ -366,8 +368,8 @@ def test_a_model_that_changes_while_it_is_copied_stays(place: Place) -> None:
             repo.orphan_blob()
 
     where = str(place.other)
-    done = move_command.move(place.config, place.location, where, watcher=Writer())
-    error = problem(done)
+    done = move_command.move(place.session, where, watcher=Writer())
+    error = done.problem
     assert error is not None
     assert error.exit_code == ExitCode.CHANGED
     assert repo.folder.is_dir()
@@ -388,12 +390,12 @@ def test_a_disk_that_fills_up_all_the_same_is_told_and_undo_empties_it(place: Pl
     place.repo()
     before = fingerprint(place.root)
     with small_filesystem(1_000_000, inodes=24) as small:
-        error = problem(place.move(to=small / "hub"))
+        error = place.move(to=small / "hub").problem
         assert error is not None
         assert error.exit_code == ExitCode.SPACE
         assert fingerprint(place.root) == before
-        undone = move_command.undo(place.location, str(small / "hub"))
-        assert problem(undone) is None
+        undone = move_command.undo(place.session, str(small / "hub"))
+        assert undone.problem is None
         left = {path.name for path in (small / "hub").rglob("*") if path.is_file()}
         assert left <= {".huggingface-shared-blobs", f"{XET}.lock"}
     assert fingerprint(place.root) == before
@@ -437,7 +439,7 @@ def test_a_plan_that_another_move_has_overtaken_harms_nothing(
         return found
 
     monkeypatch.setattr(move_command, "_look", overtaken)
-    error = problem(place.move())
+    error = place.move().problem
     assert error is not None
     assert error.exit_code == ExitCode.CHANGED
     assert repo.folder.is_symlink()
@@ -591,9 +593,9 @@ def test_a_moved_model_comes_back_into_the_place_of_its_link(place: Place, link:
     before = fingerprint(place.root / FOLDER)
     right = contents(place.root / FOLDER)
     place.moved(NAME)
-    away = CacheLocation(str(place.other), "--cache-dir")
-    done = move_command.move(place.config, away, str(place.root), [NAME], link=link)
-    assert problem(done) is None
+    away = place.session_at(place.other)
+    done = move_command.move(away, str(place.root), [NAME], link=link)
+    assert done.problem is None
     assert not (place.root / FOLDER).is_symlink()
     assert fingerprint(place.root / FOLDER) == before
     assert (place.other / FOLDER).is_symlink() == link
@@ -620,12 +622,10 @@ class ComingBack(Subject[None]):
         lay_out(self.patterns)
 
     def run(self, place: Path) -> None:
-        away = CacheLocation(str(self.drives.other), "--cache-dir")
+        away = self.drives.session_at(self.drives.other)
         with contextlib.suppress(UnknownModelError):
-            back = move_command.move(
-                self.drives.config, away, str(self.drives.root), [NAME], link=False
-            )
-            assert problem(back) is None, problem(back)
+            back = move_command.move(away, str(self.drives.root), [NAME], link=False)
+            assert back.problem is None, back.problem
 
     def hold(self, place: Path, answer: None) -> None:
         whole = [contents(root / FOLDER) == self.right for root in self.patterns]
@@ -705,9 +705,9 @@ def test_verify_and_backup_read_moved_models(place: Place, tmp_path: Path) -> No
     repo = place.repo()
     place.moved()
     assert not verify(place.environment, place.config, place.location).damaged
-    saved = backup(place.config, place.location, str(tmp_path / "b.tar"), [NAME])
+    saved = backup(place.session, str(tmp_path / "b.tar"), [NAME])
     assert saved.blobs == 3
-    restore(place.config, CacheLocation(str(tmp_path / "new"), "test"), str(tmp_path / "b.tar"))
+    restore(place.session_at(tmp_path / "new"), str(tmp_path / "b.tar"))
     assert contents(tmp_path / "new" / FOLDER) == contents(repo.folder)
     blob = place.other / FOLDER / "blobs" / repo.file("v.bin").etag
     blob.write_bytes(b"wrong" + OTHER[5:])
@@ -834,4 +834,4 @@ def test_a_move_without_links_that_was_cut_goes_on_with_the_same_names(place: Pl
 def test_no_destination_is_no_folder(place: Place) -> None:
     place.repo()
     with pytest.raises(UsageError, match="the destination is empty"):
-        move_command.move(place.config, place.location, "")
+        move_command.move(place.session, "")

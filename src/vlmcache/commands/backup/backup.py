@@ -21,15 +21,14 @@ from vlmcache.commands.backup.contents import SavedRepo, Saving, prepare
 from vlmcache.commands.backup.store import Store, Upload, new_manifests, revisions_of
 from vlmcache.commands.backup.transfer import MAKE_ROOM, names_of, telling
 from vlmcache.commands.backup.values import STREAM, Amount, Backup, ChangedRef
-from vlmcache.config import CacheLocation, Config
+from vlmcache.config import Config, Session
 from vlmcache.errors import UsageError
 from vlmcache.progress import Pace, Watcher
 from vlmcache.threads import each
 
 
 def backup(
-    config: Config,
-    location: CacheLocation,
+    session: Session,
     destination: str,
     names: Sequence[str] = (),
     watcher: Watcher | None = None,
@@ -39,8 +38,7 @@ def backup(
     """Save models, every byte that is written compared with its hash on the way.
 
     Args:
-        config: whose keys count.
-        location: the hub cache.
+        session: the hub cache, and the configuration whose keys count.
         destination: a folder or an address of fsspec for a store, to which only what it lacks is
             written; a file or an address that ends in `.tar` for one tar stream, or `-` for stdout.
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
@@ -61,9 +59,9 @@ def backup(
     to_store = destination != STREAM and places.is_store(destination)
     if verify and not to_store:
         raise UsageError("only a store has something to verify", "name a folder or a bucket")
-    _check_destination(destination, location.dir)
-    state = scan(location.dir)
-    parts = [prepare(repo, commits) for repo, commits in _chosen(state, config, names)]
+    _check_destination(destination, session.cache.dir)
+    state = scan(session.cache.dir)
+    parts = [prepare(repo, commits) for repo, commits in _chosen(state, session.config, names)]
     if not parts:
         for repo in state.repos:
             if repo.away is not None:

@@ -22,7 +22,7 @@ from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, narrowed, wi
 from vlmcache.commands.backup.store import Store, blob_name
 from vlmcache.commands.backup.transfer import MAKE_ROOM, names_of, telling
 from vlmcache.commands.backup.values import STREAM, Amount, BackupError, Restored
-from vlmcache.config import CacheLocation, Config
+from vlmcache.config import Config, Session
 from vlmcache.errors import UsageError
 from vlmcache.progress import Pace, Watcher
 from vlmcache.threads import each
@@ -31,8 +31,7 @@ _REF_LIMIT = 4096
 
 
 def restore(
-    config: Config,
-    location: CacheLocation,
+    session: Session,
     source: str,
     names: Sequence[str] = (),
     *,
@@ -47,8 +46,7 @@ def restore(
     What a store has damaged of one repo does not keep the others: see `problem`.
 
     Args:
-        config: its limits and keys count.
-        location: the hub cache.
+        session: the hub cache, and the configuration whose keys count.
         source: a store or a tar stream, as of `backup`, or `-` for stdin.
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
         overwrite: let refs of the backup take the place of others.
@@ -65,12 +63,12 @@ def restore(
     """
     begun = time.monotonic()
     watcher = watcher or Watcher()
-    with _opened(source, config, names) as saved:
-        plan = _plan(location.dir, saved.repos, overwrite=overwrite)
+    with _opened(source, session.config, names) as saved:
+        plan = _plan(session.cache.dir, saved.repos, overwrite=overwrite)
         receipt = None
         if not dry_run:
-            change_place.check_room(location.dir, plan.needs, MAKE_ROOM)
-            receipt = _Restoring(location.dir, saved, plan, watcher).run()
+            change_place.check_room(session.cache.dir, plan.needs, MAKE_ROOM)
+            receipt = _Restoring(session.cache.dir, saved, plan, watcher).run()
     actions = [action for action in plan.actions if isinstance(action, Restore)]
     blobs = [blob for repo in saved.repos for blob in repo.blobs.values()]
     size = sum(blob.size for blob in blobs)
@@ -83,7 +81,7 @@ def restore(
         plan,
         receipt,
         time.monotonic() - begun,
-        location.dir,
+        session.cache.dir,
     )
 
 

@@ -6,6 +6,7 @@ import msgspec
 
 from vlmcache.change.plan import Plan, Receipt
 from vlmcache.errors import ChangedError, ExitCode, PartlyError, VlmcacheError
+from vlmcache.report import Report
 
 STREAM = "-"
 
@@ -33,7 +34,7 @@ class Amount(msgspec.Struct, frozen=True):
     size: int = 0
 
 
-class Backup(msgspec.Struct, frozen=True):
+class Backup(Report, frozen=True):
     """What `vlmcache backup` answers. size is the length of all blobs, seconds how long it took.
 
     uploaded: what was written. skipped: what the store had already. Content that several repos or
@@ -51,8 +52,24 @@ class Backup(msgspec.Struct, frozen=True):
     seconds: float
     left_out: tuple[str, ...] = ()
 
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the repos."""
+        return list(self.repos)
 
-class Restored(msgspec.Struct, frozen=True):
+    @property
+    def problem(self) -> PartlyError | None:
+        """What was left out, or `None` if everything was saved."""
+        if not self.left_out:
+            return None
+        return PartlyError(
+            "not saved, since it is on a drive that is not mounted, cannot be read or has no "
+            f"snapshot: {', '.join(self.left_out)}",
+            "'vlmcache status --all' shows why",
+        )
+
+
+class Restored(Report, frozen=True):
     """What `vlmcache restore` answers. size is the length of all blobs that were asked for.
 
     skipped: what the cache had already.
@@ -69,33 +86,27 @@ class Restored(msgspec.Struct, frozen=True):
     cache: str = ""
     """The hub cache."""
 
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the repos."""
+        return list(self.repos)
 
-def incomplete(value: Backup) -> PartlyError | None:
-    """Return what a backup has to tell of, or `None` if nothing was left out."""
-    if not value.left_out:
-        return None
-    return PartlyError(
-        "not saved, since it is on a drive that is not mounted, cannot be read or has no snapshot: "
-        f"{', '.join(value.left_out)}",
-        "'vlmcache status --all' tells why",
-    )
-
-
-def problem(value: Restored) -> VlmcacheError | None:
-    """Return what a restore has to tell of, or `None` if all is as in the backup."""
-    outcomes = value.receipt.outcomes if value.receipt else ()
-    stale = [one for one in outcomes if one.result == "stale"]
-    failed = [one for one in outcomes if one.detail and one.result == "failed"]
-    if failed:
-        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        return BackupError(
-            f"{failed[0].detail}{more}; what needs it is not restored",
-            "'vlmcache backup --verify' mends the store where there is a good copy",
-        )
-    if stale:
-        return ChangedError(stale[0].detail or stale[0].path, "restore again")
-    if not value.plan.kept:
-        return None
-    kept = value.plan.kept[0]
-    more = f" and {len(value.plan.kept) - 1} more" if len(value.plan.kept) > 1 else ""
-    return PartlyError(f"{kept.reason}: {kept.path}{more}", "--overwrite takes the backup's")
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What is not as in the backup, or `None` if everything is."""
+        outcomes = self.receipt.outcomes if self.receipt else ()
+        stale = [one for one in outcomes if one.result == "stale"]
+        failed = [one for one in outcomes if one.detail and one.result == "failed"]
+        if failed:
+            more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+            return BackupError(
+                f"{failed[0].detail}{more}; what needs it is not restored",
+                "'vlmcache backup --verify' mends the store where there is a good copy",
+            )
+        if stale:
+            return ChangedError(stale[0].detail or stale[0].path, "restore again")
+        if not self.plan.kept:
+            return None
+        kept = self.plan.kept[0]
+        more = f" and {len(self.plan.kept) - 1} more" if len(self.plan.kept) > 1 else ""
+        return PartlyError(f"{kept.reason}: {kept.path}{more}", "--overwrite takes the backup's")

@@ -35,7 +35,7 @@ from vlmcache.change.plan import (
 from vlmcache.change.remove import execute
 from vlmcache.commands.move.copy import Copier
 from vlmcache.commands.move.plan import Destination
-from vlmcache.commands.move.values import Moved, MovedRepo, planned_repo
+from vlmcache.commands.move.values import MovedRepo, MoveReport, planned_repo
 from vlmcache.errors import CacheError, ChangedError, SpaceError, VlmcacheError
 from vlmcache.progress import Watcher
 
@@ -43,7 +43,7 @@ _LONG = 16 << 20
 """Length in bytes from which on a file's progress is told."""
 
 
-def take_back(value: Moved, unfinished: Sequence[str]) -> Receipt:
+def take_back(value: MoveReport, unfinished: Sequence[str]) -> Receipt:
     """Undo unfinished moves, and return what became of each step."""
     place = value.destination
     outcomes: list[Outcome] = []

@@ -25,7 +25,7 @@ from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.commands.move.walk import (
     NO_HARD_LINK,
     NO_HASH,
-    Moved,
+    OnProgress,
     copy_file,
     hard_link,
     hashes_of,
@@ -51,7 +51,7 @@ class Copier:
     """
 
     def __init__(
-        self, cache_dir: str, destination: str, moved: Moved, *, same_disk: bool = False
+        self, cache_dir: str, destination: str, moved: OnProgress, *, same_disk: bool = False
     ) -> None:
         self.cache_dir = cache_dir
         self.destination = destination

@@ -44,28 +44,27 @@ from vlmcache.commands.move.apply import Run, refusals, repos_in_use, take_back
 from vlmcache.commands.move.plan import Destination, plan_move, plan_undo
 from vlmcache.commands.move.values import (
     BusyError,
-    Moved,
     MovedRepo,
+    MoveReport,
     NotMovedError,
     SourceDamagedError,
     planned_repo,
 )
 from vlmcache.commands.remove.values import UnconfirmedError
-from vlmcache.config import CacheLocation, Config
+from vlmcache.config import Config, Session
 from vlmcache.errors import ChangedError, UnknownModelError, UsageError, VlmcacheError
 from vlmcache.progress import Watcher
 
 
 def move(
-    config: Config,
-    location: CacheLocation,
+    session: Session,
     destination: str,
     names: Sequence[str] = (),
     *,
     link: bool = True,
     dry_run: bool = False,
     watcher: Watcher | None = None,
-) -> Moved:
+) -> MoveReport:
     """Move models to another folder, which becomes a hub cache of its own.
 
     Each repo is copied and hashed there first, and appears by one rename; then its folder here
@@ -73,8 +72,7 @@ def move(
     and the same call goes on from there.
 
     Args:
-        config: whose keys and limits count.
-        location: the hub cache.
+        session: the hub cache, and the configuration whose keys and limits count.
         destination: a folder; it is made if the one above it is there.
         names: keys or repo ids, `datasets/owner/name`; every repo if none.
         link: leave links in the cache.
@@ -82,7 +80,7 @@ def move(
         watcher: is told of the progress.
 
     Returns:
-        What was planned and done. `problem` tells whether all went well.
+        What was planned and done.
 
     Raises:
         UsageError: the destination cannot be one, or a name is no whole repo.
@@ -95,21 +93,21 @@ def move(
             mounted.
     """
     begun = time.monotonic()
-    place = _check_places(location.dir, destination)
-    state = scan(os.path.realpath(location.dir))
+    place = _check_places(session.cache.dir, destination)
+    state = scan(os.path.realpath(session.cache.dir))
     for repo in state.repos:
         if repo.away is not None and os.path.realpath(repo.away.destination) == place:
             # Below the mount point is the system's own disk, which the mounted drive would hide.
             raise away_error(repo, repo.away)
     there = _look(state, place)
-    folders, rest, kept = _choose(state, config, there, names)
+    folders, rest, kept = _choose(state, session.config, there, names)
     repos = {repo.folder: repo for repo in state.repos}
     chosen = [repos[folder] for folder in folders]
     _check_sources(chosen, there)
     plan = plan_move(state, there, folders, link=link, rest=rest, kept=kept)
     usage = who_uses(state, set(folders))
     in_use = repos_in_use(state, chosen, usage)
-    value = Moved(
+    value = MoveReport(
         state.dir,
         place,
         link,
@@ -136,11 +134,11 @@ def move(
     )
 
 
-def undo(location: CacheLocation, destination: str, *, dry_run: bool = False) -> Moved:
+def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveReport:
     """Take every unfinished move of this cache to a destination back.
 
     Args:
-        location: the hub cache.
+        session: whose hub cache it is.
         destination: where it was moved to.
         dry_run: only plan.
 
@@ -150,13 +148,13 @@ def undo(location: CacheLocation, destination: str, *, dry_run: bool = False) ->
         CacheError: something cannot be written.
     """
     begun = time.monotonic()
-    place = _check_places(location.dir, destination)
+    place = _check_places(session.cache.dir, destination)
     # Planned under the lock: a move that ends meanwhile must not be taken for an unfinished one.
     there_is_one = os.path.lexists(os.path.join(place, layout.MOVING)) or bool(read_moves(place))
     with contextlib.ExitStack() as stack:
         if there_is_one and not dry_run:
             stack.enter_context(_sole(place))
-        value, unfinished = _plan_undo(os.path.realpath(location.dir), place)
+        value, unfinished = _plan_undo(os.path.realpath(session.cache.dir), place)
         if dry_run:
             return value
         stack.enter_context(refusals(place))
@@ -167,7 +165,7 @@ def undo(location: CacheLocation, destination: str, *, dry_run: bool = False) ->
     )
 
 
-def _plan_undo(cache_dir: str, place: str) -> tuple[Moved, list[str]]:
+def _plan_undo(cache_dir: str, place: str) -> tuple[MoveReport, list[str]]:
     """Return the answer with the plan, and the folders of the moves that are unfinished."""
     state = scan(cache_dir)
     there = _look(state, place)
@@ -178,7 +176,7 @@ def _plan_undo(cache_dir: str, place: str) -> tuple[Moved, list[str]]:
         for folder, noted in there.noted.items()
         if noted.cache == state.dir and not noted.finished
     ]
-    return Moved(state.dir, place, True, setting, _described(plan), plan), unfinished
+    return MoveReport(state.dir, place, True, setting, _described(plan), plan), unfinished
 
 
 # What is there, and what is meant.
@@ -431,19 +429,19 @@ def _sole(place: str) -> Iterator[None]:
 
 
 def relink(
-    location: CacheLocation,
+    session: Session,
     folder: str,
     *,
     dry_run: bool = False,
-    confirm: Callable[[Moved], bool] | None = None,
-) -> Moved:
+    confirm: Callable[[MoveReport], bool] | None = None,
+) -> MoveReport:
     """Let the links of repos that were moved lead to where they are now: nothing else changes.
 
     Each link that leads nowhere is rewritten if a repo of its name is at the folder, and the note
     there says that it came out of this cache.
 
     Args:
-        location: the hub cache.
+        session: whose hub cache it is.
         folder: where the repos are now.
         dry_run: only plan.
         confirm: is shown the plan, and says whether to go on; without it nobody is asked.
@@ -456,8 +454,8 @@ def relink(
         CacheError: the cache cannot be written.
     """
     begun = time.monotonic()
-    place = _check_places(location.dir, folder)
-    state = scan(os.path.realpath(location.dir))
+    place = _check_places(session.cache.dir, folder)
+    state = scan(os.path.realpath(session.cache.dir))
     lost: list[Repo] = []
     same: list[Repo] = []
     for repo in state.repos:
@@ -478,7 +476,7 @@ def relink(
         actions,
         kept=tuple(Kept(repo.path, repo.id, "its link leads there already") for repo in same),
     )
-    value = Moved(
+    value = MoveReport(
         state.dir, place, True, f"export HF_HUB_CACHE={shlex.quote(place)}", _described(plan), plan
     )
     if dry_run:

@@ -18,6 +18,7 @@ from vlmcache.errors import (
     SpaceError,
     VlmcacheError,
 )
+from vlmcache.report import Report
 
 MoveState = Literal["planned", "moved", "linked", "finished", "taken-back", "relinked", "failed"]
 
@@ -61,7 +62,7 @@ class MovedRepo(msgspec.Struct, frozen=True):
     error: Failure | None = None
 
 
-class Moved(msgspec.Struct, frozen=True):
+class MoveReport(Report, frozen=True):
     """What `vlmcache move` answers.
 
     link: whether links are left in the cache. setting: the line that makes the destination the
@@ -82,40 +83,44 @@ class Moved(msgspec.Struct, frozen=True):
     copied: int = 0
     seconds: float = 0.0
 
+    @property
+    def ids(self) -> list[str]:
+        """The repos that are or would be elsewhere now."""
+        return [repo.repo for repo in self.repos if repo.error is None]
 
-def problem(value: Moved) -> VlmcacheError | None:
-    """Return the failure that a move has to tell of, or `None` if all went as asked."""
-    if value.receipt is None:
-        if value.in_use:
-            return InUseError(
-                f"nothing was moved: {in_use_words(value.in_use)}", "end it first, then move"
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """Why something was not moved, or `None` if all went as asked."""
+        if self.receipt is None:
+            if self.in_use:
+                return InUseError(
+                    f"nothing was moved: {in_use_words(self.in_use)}", "end it first, then move"
+                )
+            return None
+        failed = [repo for repo in self.repos if repo.error is not None]
+        rest = [one for one in self.receipt.outcomes if one.result not in ("done", "absent")]
+        if failed:
+            first = failed[0].error
+            assert first is not None
+            if len(failed) < len(self.repos):
+                more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+                return PartlyError(
+                    f"not moved: {failed[0].repo}{more}: {first.message}", first.hint
+                )
+            for kind in (SpaceError, SourceDamagedError, InUseError, ChangedError, CacheError):
+                if kind.code == first.code:
+                    return kind(first.message, first.hint)
+            return NotMovedError(first.message, first.hint)
+        if rest:
+            done = (
+                "moved" if any(repo.state != "taken-back" for repo in self.repos) else "taken back"
+            )
+            return PartlyError(
+                f"{done}, but {len(rest)} of {len(self.receipt.outcomes)} steps failed: "
+                f"{rest[0].detail or rest[0].path}",
+                "run it again, or 'vlmcache clean'",
             )
         return None
-    failed = [repo for repo in value.repos if repo.error is not None]
-    rest = [one for one in value.receipt.outcomes if one.result not in ("done", "absent")]
-    if failed:
-        first = failed[0].error
-        assert first is not None
-        if len(failed) < len(value.repos):
-            more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-            return PartlyError(f"not moved: {failed[0].repo}{more}: {first.message}", first.hint)
-        for kind in (SpaceError, SourceDamagedError, InUseError, ChangedError, CacheError):
-            if kind.code == first.code:
-                return kind(first.message, first.hint)
-        return NotMovedError(first.message, first.hint)
-    if rest:
-        done = "moved" if any(repo.state != "taken-back" for repo in value.repos) else "taken back"
-        return PartlyError(
-            f"{done}, but {len(rest)} of {len(value.receipt.outcomes)} steps failed: "
-            f"{rest[0].detail or rest[0].path}",
-            "run it again, or 'vlmcache clean'",
-        )
-    return None
-
-
-def ids(value: Moved) -> list[str]:
-    """Return the repos that are or would be elsewhere now, for `--quiet`."""
-    return [repo.repo for repo in value.repos if repo.error is None]
 
 
 def planned_repo(path: str, repo: str, destination: str, size: int = 0) -> MovedRepo:

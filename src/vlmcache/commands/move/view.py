@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmcache.change.plan import Move
-from vlmcache.commands.move.values import Moved, MovedRepo
+from vlmcache.commands.move.values import MovedRepo, MoveReport
 from vlmcache.show.console import console
 from vlmcache.show.tables import labelled, process_text, show_cache
 from vlmcache.show.text import NOTHING, printable
@@ -27,7 +27,7 @@ _WORDS = {
 
 
 def show(
-    value: Moved,
+    value: MoveReport,
     *,
     undone: bool = False,
     relinked: bool = False,
@@ -73,11 +73,11 @@ def show(
         _show_setting(out, value)
 
 
-def _freed(value: Moved) -> int:
+def _freed(value: MoveReport) -> int:
     return value.receipt.freed if value.receipt is not None else 0
 
 
-def _table(value: Moved, *, undone: bool, relinked: bool) -> Table:
+def _table(value: MoveReport, *, undone: bool, relinked: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("MODEL", overflow="fold")
     sized = not undone and not relinked
@@ -106,7 +106,7 @@ def _state(repo: MovedRepo, planned: str) -> Text:
     return text
 
 
-def _show_kept(out: Console, value: Moved, *, verbose: bool) -> None:
+def _show_kept(out: Console, value: MoveReport, *, verbose: bool) -> None:
     kept = [*value.plan.kept, *value.in_use]
     if not kept:
         return
@@ -122,7 +122,7 @@ def _show_kept(out: Console, value: Moved, *, verbose: bool) -> None:
         out.print(f"  and {len(kept) - len(shown)} more (-v shows all)")
 
 
-def _show_setting(out: Console, value: Moved) -> None:
+def _show_setting(out: Console, value: MoveReport) -> None:
     """Tell what makes programs find the models, or send new downloads there."""
     if value.link:
         words = "Links stay in the cache. To send new downloads there too:"

@@ -16,7 +16,7 @@ from vlmcache.cache.reading import open_quietly
 from vlmcache.cache.state import Repo
 from vlmcache.change.partials import write_all
 
-Moved = Callable[[str, int], None]
+OnProgress = Callable[[str, int], None]
 """Is told a source's path and how many of its bytes are copied by now."""
 
 _BLOCK = 8 << 20
@@ -153,7 +153,7 @@ def _where_possible() -> Iterator[None]:
             raise
 
 
-def copy_file(source: str, target: str, expected: str, moved: Moved) -> str:
+def copy_file(source: str, target: str, expected: str, moved: OnProgress) -> str:
     """Copy a file, by the filesystem itself where it can, and hash what is copied.
 
     The target appears by one rename, whole and on the disk, if the hash is the expected one. What
@@ -194,7 +194,7 @@ def copy_file(source: str, target: str, expected: str, moved: Moved) -> str:
 
 
 def _copy_blocks(
-    source: str, reader: int, writer: int, size: int, digest: hashlib._Hash, moved: Moved
+    source: str, reader: int, writer: int, size: int, digest: hashlib._Hash, moved: OnProgress
 ) -> None:
     resident = page_cache.resident_blocks(reader, size, _BLOCK) or ()
     by_kernel = hasattr(os, "copy_file_range")
