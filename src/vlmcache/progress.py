@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 
 class Watcher:
@@ -63,3 +64,35 @@ class Pace:
         """
         if self.stopped.wait(seconds) if seconds > 0 else self.stopped.is_set():
             raise Stopped
+
+
+LONG_FILE = 16 << 20
+"""Length in bytes from which on a file's own progress is shown: others end before anyone reads."""
+
+
+@contextlib.contextmanager
+def long_files(
+    watcher: Watcher, label: str, sizes: Mapping[str, int], names: Mapping[str, str]
+) -> Iterator[Callable[[str, int], None]]:
+    """Show the progress of long files.
+
+    Args:
+        watcher: shows it.
+        label: what is done, or the repo to which it is done.
+        sizes: path of each file -> its length in bytes.
+        names: path of a file -> what people know it by; its path if not given.
+
+    Yields:
+        What is called with a file's path, and how many of its bytes are done.
+    """
+    long = {path: names.get(path, path) for path, size in sizes.items() if size >= LONG_FILE}
+
+    def moved(path: str, position: int) -> None:
+        if path in long:
+            watcher.moved(label, long[path], position)
+
+    watcher.started(label, {long[path]: sizes[path] for path in long}, 0)
+    try:
+        yield moved
+    finally:
+        watcher.ended(label)

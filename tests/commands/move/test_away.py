@@ -21,7 +21,7 @@ from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change.moved_note import write_record
 from vlmcache.commands.move import move as move_command
 from vlmcache.commands.move import values as move_values
-from vlmcache.commands.move.values import NotMovedError
+from vlmcache.commands.move.values import MoveOptions, NotMovedError
 from vlmcache.commands.remove import clean, remove, values
 from vlmcache.commands.remove.values import Wishes
 from vlmcache.commands.status.status import status
@@ -355,7 +355,7 @@ def test_a_model_that_is_mounted_goes_with_its_record(place: Place) -> None:
 
 def test_a_model_that_comes_back_has_no_record_any_more(place: Place) -> None:
     there = place.session._replace(cache=CacheLocation(str(place.other), "--cache-dir"))
-    done = move_command.move(there, str(place.root), [NAME], link=False)
+    done = move_command.move(there, str(place.root), [NAME], MoveOptions(link=False))
     assert done.problem is None
     assert not place.link.is_symlink()
     assert not place.record.exists()

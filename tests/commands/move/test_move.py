@@ -29,10 +29,10 @@ from vlmcache.change.moved_note import write_moves
 from vlmcache.change.plan import Move, RemoveTree
 from vlmcache.commands.backup.backup import backup
 from vlmcache.commands.backup.restore import restore
-from vlmcache.commands.move import apply, values
+from vlmcache.commands.move import apply, survey, values
 from vlmcache.commands.move import move as move_command
 from vlmcache.commands.move.plan import Destination
-from vlmcache.commands.move.values import MoveReport, SourceDamagedError
+from vlmcache.commands.move.values import MoveOptions, MoveReport, SourceDamagedError
 from vlmcache.commands.remove import clean as remove_clean
 from vlmcache.commands.remove import facts, remove
 from vlmcache.commands.remove import values as remove_values
@@ -87,7 +87,7 @@ class Place:
         self, *names: str, to: Path | None = None, link: bool = True, dry_run: bool = False
     ) -> MoveReport:
         where = str(self.other if to is None else to)
-        return move_command.move(self.session, where, names, link=link, dry_run=dry_run)
+        return move_command.move(self.session, where, names, MoveOptions(link, dry_run))
 
     def session_at(self, root: Path) -> Session:
         return self.session._replace(cache=CacheLocation(str(root), "--cache-dir"))
@@ -301,9 +301,9 @@ def test_what_the_destination_has_already_is_left_alone(place: Place) -> None:
     assert repo.folder.is_dir()
 
 
-def test_a_name_that_means_no_whole_model_is_refused(place: Place) -> None:
+def test_a_name_that_means_no_complete_model_is_refused(place: Place) -> None:
     place.repo()
-    with pytest.raises(UsageError, match="no whole model"):
+    with pytest.raises(UsageError, match="not a complete model"):
         place.move(f"{NAME}@main")
     with pytest.raises(UnknownModelError):
         place.move("org/nothing")
@@ -430,15 +430,15 @@ def test_a_plan_that_another_move_has_overtaken_harms_nothing(
     """Whatever happens between the look and the lock, the model stays whole and linked."""
     repo = place.repo()
     before = contents(repo.folder)
-    look = move_command._look
+    read = survey.read_destination
 
     def overtaken(state: CacheState, there: str) -> Destination:
-        found = look(state, there)
-        monkeypatch.setattr(move_command, "_look", look)
+        found = read(state, there)
+        monkeypatch.setattr(move_command, "read_destination", read)
         place.moved()
         return found
 
-    monkeypatch.setattr(move_command, "_look", overtaken)
+    monkeypatch.setattr(move_command, "read_destination", overtaken)
     error = place.move().problem
     assert error is not None
     assert error.exit_code == ExitCode.CHANGED
@@ -594,7 +594,7 @@ def test_a_moved_model_comes_back_into_the_place_of_its_link(place: Place, link:
     right = contents(place.root / FOLDER)
     place.moved(NAME)
     away = place.session_at(place.other)
-    done = move_command.move(away, str(place.root), [NAME], link=link)
+    done = move_command.move(away, str(place.root), [NAME], MoveOptions(link=link))
     assert done.problem is None
     assert not (place.root / FOLDER).is_symlink()
     assert fingerprint(place.root / FOLDER) == before
@@ -624,7 +624,7 @@ class ComingBack(Subject[None]):
     def run(self, place: Path) -> None:
         away = self.drives.session_at(self.drives.other)
         with contextlib.suppress(UnknownModelError):
-            back = move_command.move(away, str(self.drives.root), [NAME], link=False)
+            back = move_command.move(away, str(self.drives.root), [NAME], MoveOptions(link=False))
             assert back.problem is None, back.problem
 
     def hold(self, place: Path, answer: None) -> None:
@@ -828,7 +828,7 @@ def test_a_move_without_links_that_was_cut_goes_on_with_the_same_names(place: Pl
     place.moved(NAME, link=False)
     done = place.moved(NAME, "org/second", link=False)
     assert [repo.repo for repo in done.repos] == ["org/second"]
-    assert [kept.reason for kept in done.plan.kept] == ["lies there already"]
+    assert [kept.reason for kept in done.plan.kept] == ["is there already"]
 
 
 def test_no_destination_is_no_folder(place: Place) -> None:

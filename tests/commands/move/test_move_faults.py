@@ -23,7 +23,7 @@ from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import Usage
 from vlmcache.commands.move import apply
 from vlmcache.commands.move import move as move_command
-from vlmcache.commands.move.values import MoveReport
+from vlmcache.commands.move.values import MoveOptions, MoveReport
 from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
 from vlmcache.errors import UnknownModelError, VlmcacheError
 
@@ -71,7 +71,7 @@ class Place:
         shutil.copytree(self.pattern, self.root, symlinks=True)
 
     def move(self) -> MoveReport:
-        return move_command.move(self.session, str(self.other), [REPO], link=self.link)
+        return move_command.move(self.session, str(self.other), [REPO], MoveOptions(link=self.link))
 
     def undo(self) -> MoveReport:
         return move_command.undo(self.session, str(self.other))

@@ -15,7 +15,7 @@ from vlmcache.show.tables import labelled, process_text, show_cache
 from vlmcache.show.text import NOTHING, printable
 from vlmcache.units import pace_text, size_text
 
-_COLOURS = {"failed": "red", "planned": "dim"}
+_COLORS = {"failed": "red", "planned": "dim"}
 _WORDS = {
     "moved": "moved",
     "linked": "linked: an interrupted move is finished",
@@ -67,7 +67,7 @@ def show(
     if value.hidden_processes:
         count = value.hidden_processes
         noun = "process" if count == 1 else "processes"
-        text = f"{count} {noun} could not be looked into, and may use some of this"
+        text = f"{count} {noun} of other users may use some of this: their files cannot be seen"
         out.print(labelled("Note", text))
     if value.repos and not undone and not relinked and not value.in_use:
         _show_setting(out, value)
@@ -85,7 +85,7 @@ def _table(value: MoveReport, *, undone: bool, relinked: bool) -> Table:
         table.add_column("SIZE", justify="right", no_wrap=True)
         table.add_column("TO COPY", justify="right", no_wrap=True)
     table.add_column("STATE", overflow="fold")
-    moves = {one.path: one for one in value.plan.actions if isinstance(one, Move)}
+    moves = {action.path: action for action in value.plan.actions if isinstance(action, Move)}
     for repo in value.repos:
         move = moves.get(repo.path)
         cells: list[str | Text] = [printable(repo.repo)]
@@ -100,7 +100,7 @@ def _table(value: MoveReport, *, undone: bool, relinked: bool) -> Table:
 
 def _state(repo: MovedRepo, planned: str) -> Text:
     words = planned if repo.state == "planned" else _WORDS[repo.state]
-    text = Text(words, _COLOURS.get(repo.state, "green"))
+    text = Text(words, _COLORS.get(repo.state, "green"))
     if repo.error is not None:
         text.append(f": {printable(repo.error.message)}", "default")
     return text
@@ -112,10 +112,10 @@ def _show_kept(out: Console, value: MoveReport, *, verbose: bool) -> None:
         return
     out.print("\nStays")
     shown = kept if verbose else kept[:12]
-    for one in shown:
-        line = Text(f"  {printable(one.repo or one.path)}")
-        line.append(f"  {printable(one.reason)}", "dim")
-        for process in one.processes[:3]:
+    for item in shown:
+        line = Text(f"  {printable(item.repo or item.path)}")
+        line.append(f"  {printable(item.reason)}", "dim")
+        for process in item.processes[:3]:
             line.append(f"\n    {process_text(process)}", "yellow")
         out.print(line)
     if len(kept) > len(shown):
@@ -123,7 +123,7 @@ def _show_kept(out: Console, value: MoveReport, *, verbose: bool) -> None:
 
 
 def _show_setting(out: Console, value: MoveReport) -> None:
-    """Tell what makes programs find the models, or send new downloads there."""
+    """Show the setting with which programs find the models, or send new downloads there."""
     if value.link:
         words = "Links stay in the cache. To send new downloads there too:"
     else:
