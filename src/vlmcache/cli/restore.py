@@ -16,6 +16,7 @@ from vlmcache.cli.options import (
     Output,
     Quiet,
     Verbose,
+    Yes,
     open_session,
 )
 
@@ -34,20 +35,22 @@ def restore(
     ],
     models: Models = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Refs that differ here become the backup's.")
+        bool, typer.Option("--overwrite", help="Replace refs that differ here with the backup's.")
     ] = False,
     dry_run: DryRun = False,
+    yes: Yes = False,  # noqa: ARG001 - nothing is asked, and scripts may give it all the same
     config: ConfigFile = None,
     cache_dir: CacheDir = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> Answer:
-    """Bring a backup back, every byte checked before it counts.
+    """Restore a backup, every byte checked before it counts.
 
-    What is there already is skipped, so that a restore that was cut goes on.
+    What the cache has already is skipped: after an interruption, run it again. Nothing is asked.
     """
     from vlmcache.commands.backup import restore as backup_restore
+    from vlmcache.commands.backup import values
     from vlmcache.show import progress
 
     session = open_session(config, cache_dir)
@@ -55,9 +58,8 @@ def restore(
         session,
         source,
         models or (),
-        overwrite=overwrite,
-        dry_run=dry_run,
-        watcher=progress.watcher(quiet=quiet),
+        values.RestoreOptions(overwrite, dry_run),
+        progress.watcher(quiet=quiet),
     )
 
     def show() -> None:

@@ -22,9 +22,9 @@ from tests.kit.pulls import config, content, lies
 from vlmcache.cache import layout
 from vlmcache.change.plan import Receipt
 from vlmcache.commands.backup.backup import backup
-from vlmcache.commands.backup.restore import _Restoring, restore
+from vlmcache.commands.backup.restore import Restorer, restore
 from vlmcache.commands.backup.tar import MANIFEST
-from vlmcache.commands.backup.values import BackupError, Restored
+from vlmcache.commands.backup.values import BackupError, Restored, RestoreOptions
 from vlmcache.config import CacheLocation, Environment, Session
 from vlmcache.errors import SpaceError, UnknownModelError, UsageError, VlmcacheError
 
@@ -48,7 +48,7 @@ def save(cache: CacheBuilder, name: str = "saved.tar", *models: str) -> Path:
 
 
 def bring(path: Path, root: Path, **options: Any) -> Restored:
-    return restore(session(root), str(path), **options)
+    return restore(session(root), str(path), (), RestoreOptions(**options))
 
 
 @pytest.fixture
@@ -239,14 +239,14 @@ def test_a_ref_that_changed_since_the_plan_stays(
     path = save(cache)
     new = tmp_path / "new"
     ref = new / "models--org--name/refs/main"
-    run = _Restoring.run
+    run = Restorer.run
 
-    def late(self: _Restoring) -> Receipt:
+    def late(self: Restorer) -> Receipt:
         ref.parent.mkdir(parents=True)
         ref.write_text("e" * 40)
         return run(self)
 
-    monkeypatch.setattr(_Restoring, "run", late)
+    monkeypatch.setattr(Restorer, "run", late)
     error = bring(path, new).problem
     assert error is not None
     assert error.exit_code == 10

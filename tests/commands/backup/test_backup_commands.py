@@ -115,7 +115,7 @@ def test_a_backup_that_lost_its_reader_fails(
         child.stdout.close()
         told = child.stderr.read().decode()
     assert child.returncode == 1
-    assert "the backup is not whole: its reader went away" in told
+    assert "the backup is not complete: its reader ended" in told
     assert "Traceback" not in told
 
 

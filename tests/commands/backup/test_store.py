@@ -20,13 +20,15 @@ from tests.kit.pulls import Listener, config, lies
 from tests.kit.stores import contents, restored, store_lies
 from vlmcache.cache import layout
 from vlmcache.commands.backup import backup, restore
-from vlmcache.commands.backup.places import Folder
+from vlmcache.commands.backup.folder import Folder
 from vlmcache.commands.backup.values import (
     Amount,
     Backup,
     BackupError,
+    BackupOptions,
     ChangedRef,
     Restored,
+    RestoreOptions,
 )
 from vlmcache.config import CacheLocation, Environment, Session
 from vlmcache.errors import UnknownModelError, UsageError, VlmcacheError
@@ -47,11 +49,11 @@ def session(root: Path) -> Session:
 
 
 def save(cache: CacheBuilder, store: Path | str, *models: str, **options: Any) -> Backup:
-    return backup.backup(session(cache.root), f"{store}/", models, **options)
+    return backup.backup(session(cache.root), f"{store}/", models, BackupOptions(**options))
 
 
 def bring(store: Path | str, root: Path, *models: str, **options: Any) -> Restored:
-    return restore.restore(session(root), f"{store}/", models, **options)
+    return restore.restore(session(root), f"{store}/", models, RestoreOptions(**options))
 
 
 def machine(tmp_path: Path, name: str) -> CacheBuilder:
@@ -326,9 +328,9 @@ def test_a_store_is_only_made_where_nothing_else_is(
     (used / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="neither a store nor empty"):
         save(cache, used)
-    with pytest.raises(UsageError, match="within the cache"):
+    with pytest.raises(UsageError, match="in the cache"):
         save(cache, cache.root / "store")
-    with pytest.raises(UsageError, match="no store"):
+    with pytest.raises(UsageError, match="not a store"):
         bring(used, tmp_path / "new")
     with pytest.raises(UsageError, match="no such folder"):
         bring(tmp_path / "nowhere", tmp_path / "new")

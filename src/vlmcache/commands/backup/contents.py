@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -50,7 +50,7 @@ class Saving(NamedTuple):
     sources: Mapping[str, str]
 
 
-def prepare(repo: Repo, commits: frozenset[str] | None) -> Saving:
+def plan_saving(repo: Repo, commits: frozenset[str] | None) -> Saving:
     """Return what is to be saved of a repo: its snapshots and what they, refs and listings name.
 
     Copies in place of links become blobs. What no snapshot needs is left out.
@@ -74,7 +74,7 @@ def prepare(repo: Repo, commits: frozenset[str] | None) -> Saving:
             path = os.path.join(revision.path, *file.name.split("/"))
             if file.kind not in ("link", "copy") or revision.linked:
                 raise BackupError(
-                    f"{repo.id} is damaged: {path}", "'vlmcache verify --repair' mends it"
+                    f"{repo.id} is damaged: {path}", "'vlmcache verify --repair' repairs it"
                 )
             listed = (revision.tree or {}).get(file.name)
             name = file.blob
@@ -95,9 +95,9 @@ def prepare(repo: Repo, commits: frozenset[str] | None) -> Saving:
         dict(sorted(snapshots.items())),
         {ref: commit for ref, commit in sorted(repo.refs.items()) if commit in snapshots},
         {
-            one.commit: dict(sorted(one.tree.items()))
-            for one in repo.revisions
-            if one.tree is not None and one.commit in snapshots
+            revision.commit: dict(sorted(revision.tree.items()))
+            for revision in repo.revisions
+            if revision.tree is not None and revision.commit in snapshots
         },
     )
     problem = problem_of(saved)
@@ -109,17 +109,17 @@ def prepare(repo: Repo, commits: frozenset[str] | None) -> Saving:
 def problem_of(repo: SavedRepo) -> str | None:
     """Return why a repo must not be restored, or `None` if it can be."""
     if repo.type not in layout.KINDS.values() or not layout.is_repo_id(repo.id):
-        return f"{repo.id!r} is no repo id"
+        return f"{repo.id!r} is not a repo id"
     for name, blob in repo.blobs.items():
         if _BLOB_NAME.fullmatch(name) is None or blob.size < 0 or not layout.is_etag(blob.hash):
-            return f"{name!r} is no blob that can be checked"
+            return f"{name!r} is not a blob that can be checked"
         if layout.is_etag(name) and name != blob.hash:
             return f"the blob {name} is said to have another hash"
     names = [(commit, list(files)) for commit, files in repo.snapshots.items()]
     names += [(commit, list(files)) for commit, files in repo.trees.items()]
     for commit, listed in names:
         if layout.COMMIT.fullmatch(commit) is None:
-            return f"{commit!r} is no commit"
+            return f"{commit!r} is not a commit"
         folders = {file[:at] for file in listed for at, letter in enumerate(file) if letter == "/"}
         for file in listed:
             reason = layout.file_name_problem(file)
@@ -128,18 +128,18 @@ def problem_of(repo: SavedRepo) -> str | None:
     for files in repo.snapshots.values():
         for file, name in files.items():
             if name not in repo.blobs:
-                return f"the content of {file!r} lacks"
+                return f"the content of {file!r} is missing"
     for ref, commit in repo.refs.items():
         if not layout.is_revision(ref) or commit not in repo.snapshots:
             return f"the ref {ref!r} makes no sense"
     return None
 
 
-Wishes = Mapping[str, frozenset[str] | None]
-"""Folder of a repo -> the revisions of it that are asked for, as they were typed; all if None."""
+RestoreSelection = Mapping[str, frozenset[str] | None]
+"""Folder of a repo -> the revisions of it that are asked for, as typed; all if `None`."""
 
 
-def wishes(folders: Iterable[str], config: Config, names: Sequence[str]) -> Wishes:
+def select_repos(folders: Iterable[str], config: Config, names: Sequence[str]) -> RestoreSelection:
     """Return what the names mean in a backup (pure).
 
     Args:
@@ -151,33 +151,35 @@ def wishes(folders: Iterable[str], config: Config, names: Sequence[str]) -> Wish
         UnknownModelError: nothing of that name is in the backup.
         UsageError: a revision cannot be one.
     """
-    there = set(folders)
+    present = set(folders)
     if not names:
-        return dict.fromkeys(sorted(there))
-    found: dict[str, frozenset[str] | None] = {}
+        return dict.fromkeys(sorted(present))
+    selection: dict[str, frozenset[str] | None] = {}
     for text in names:
         name, at, revision = text.partition("@")
-        if text in config.models and cached_repo(name, _models(there)) is None:
+        if text in config.models and cached_repo(name, _models(present)) is None:
             name, at, revision = text, "", ""
         if at and not layout.is_revision(revision):
             raise UsageError(f"{revision!r} is not a branch, tag or commit")
-        folder = next((one for one in _folders(config, name, there) if one in there), None)
+        folder = next(
+            (folder for folder in _folders(config, name, present) if folder in present), None
+        )
         if folder is None:
-            raise _unknown(text, there)
-        before = found.get(folder, frozenset())
+            raise _unknown(text, present)
+        before = selection.get(folder, frozenset())
         alone = before is None or not at
-        found[folder] = None if alone else (before or frozenset()) | {revision}
-    return dict(sorted(found.items()))
+        selection[folder] = None if alone else (before or frozenset()) | {revision}
+    return dict(sorted(selection.items()))
 
 
 def _models(folders: Iterable[str]) -> list[str]:
-    found = map(layout.parse_repo_folder, folders)
-    return [one[1] for one in found if one is not None and one[0] == "model"]
+    repos = map(layout.parse_repo_folder, folders)
+    return [repo[1] for repo in repos if repo is not None and repo[0] == "model"]
 
 
-def _folders(config: Config, name: str, there: Iterable[str]) -> list[str]:
+def _folders(config: Config, name: str, present: Iterable[str]) -> list[str]:
     """Return the folders that a name can mean, the likeliest first."""
-    repo = cached_repo(name, _models(there))
+    repo = cached_repo(name, _models(present))
     if repo is None and name in config.models:
         return [layout.repo_folder("model", config.models[name].repo)]
     folders = [layout.repo_folder("model", repo or name)]
@@ -213,11 +215,11 @@ def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:
     for text in revisions:
         commit = repo.refs.get(text)
         if commit is None and len(text) >= 7:
-            commit = next((one for one in repo.snapshots if one.startswith(text)), None)
+            commit = next((known for known in repo.snapshots if known.startswith(text)), None)
         if commit is None:
-            known = sorted({*repo.refs, *(one[:12] for one in repo.snapshots)})
+            known = sorted({*repo.refs, *(commit[:12] for commit in repo.snapshots)})
             raise UnknownModelError(
-                f"{repo.id} has no revision {text} in the backup", "there: " + ", ".join(known[:8])
+                f"{repo.id} has no revision {text} in the backup", "it has " + ", ".join(known[:8])
             )
         commits.add(commit)
     snapshots = {commit: repo.snapshots[commit] for commit in repo.snapshots if commit in commits}
@@ -230,3 +232,16 @@ def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:
         {ref: commit for ref, commit in repo.refs.items() if commit in commits},
         {commit: files for commit, files in repo.trees.items() if commit in commits},
     )
+
+
+def names_of(repo: SavedRepo, path: Callable[[str], str]) -> dict[str, str]:
+    """Return path of each blob -> a file that has its content, if no other blob has that name."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for files in repo.snapshots.values():
+        for file, name in files.items():
+            words = f"{repo.id}: {file}"
+            if path(name) not in names and words not in taken:
+                names[path(name)] = words
+                taken.add(words)
+    return names
