@@ -32,6 +32,7 @@ from vlmcache.commands.backup.values import (
 )
 from vlmcache.config import CacheLocation, Environment, Session
 from vlmcache.errors import UnknownModelError, UsageError, VlmcacheError
+from vlmcache.progress import Watcher
 
 WEIGHTS = "model.safetensors"
 FILES = {
@@ -52,8 +53,14 @@ def save(cache: CacheBuilder, store: Path | str, *models: str, **options: Any) -
     return backup.backup(session(cache.root), f"{store}/", models, BackupOptions(**options))
 
 
-def bring(store: Path | str, root: Path, *models: str, **options: Any) -> Restored:
-    return restore.restore(session(root), f"{store}/", models, RestoreOptions(**options))
+def bring(
+    store: Path | str,
+    root: Path,
+    *models: str,
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> Restored:
+    return restore.restore(session(root), f"{store}/", models, RestoreOptions(**options), watcher)
 
 
 def machine(tmp_path: Path, name: str) -> CacheBuilder:
@@ -288,6 +295,26 @@ def test_verify_finds_what_a_store_has_damaged_and_mends_it(
     # A wrong length shows without reading.
     blob.write_bytes(b"short")
     assert save(cache, store).uploaded == Amount(1, 300_000)
+
+
+def test_a_dry_run_says_what_would_be_saved_and_writes_nothing(
+    cache: CacheBuilder, repo: CachedRepo, store: Path
+) -> None:
+    planned = save(cache, store, dry_run=True)
+    assert planned.dry_run
+    assert not store.exists()
+    done = save(cache, store)
+    assert (done.uploaded, done.skipped, done.refs) == (
+        planned.uploaded,
+        planned.skipped,
+        planned.refs,
+    )
+    repo.revision({**FILES, "config.json": b"{1}"})
+    before = contents(store)
+    again = save(cache, store, dry_run=True)
+    assert (again.uploaded, again.skipped.blobs) == (Amount(1, 3), done.uploaded.blobs)
+    assert [ref.ref for ref in again.refs] == ["main"]
+    assert contents(store) == before
 
 
 def test_damage_of_one_repo_does_not_keep_the_others(

@@ -127,11 +127,11 @@ class Arrivals:
             taken = self._fill(place, blob, source, moved)
         except BaseException:
             if not resumed or not change_place.file_size(place):
-                _discard(place)
+                change_place.discard(place)
             raise
         change_place.publish_blob(place, self.path(name))
         # Nobody needs or writes an interrupted download now: we hold its lock.
-        _discard(partial)
+        change_place.discard(partial)
         return taken
 
     def _fill(
@@ -179,8 +179,3 @@ def _is_there(path: str, blob: SavedBlob, *, read: bool) -> bool:
         return not read or hash_file(path, blob.hash) == blob.hash
     except (OSError, ContentChangedError):
         return False
-
-
-def _discard(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)

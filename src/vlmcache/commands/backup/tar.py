@@ -251,10 +251,7 @@ class Reader:
         if arrivals is not None:
             arrivals.prepare()
         for member in _members(TarManifest(FORMAT, (repo,))):
-            try:
-                info = self._tar.next()
-            except tarfile.TarError as error:
-                raise BackupError(f"the backup is damaged: {error}") from error
+            info = self._next()
             if info is None:
                 raise BackupError(f"the backup ends before {member.name}")
             _compare(info, member)
@@ -274,12 +271,15 @@ class Reader:
             self._expect_end()
         return taken
 
-    def _expect_end(self) -> None:
-        """Refuse what the manifest does not promise."""
+    def _next(self) -> tarfile.TarInfo | None:
         try:
-            info = self._tar.next()
+            return self._tar.next()
         except tarfile.TarError as error:
             raise BackupError(f"the backup is damaged: {error}") from error
+
+    def _expect_end(self) -> None:
+        """Refuse what the manifest does not promise."""
+        info = self._next()
         if info is not None:
             raise BackupError(f"the backup holds {info.name!r}, which its manifest does not name")
 

@@ -18,7 +18,6 @@ from vlmcache.change.in_use import InUseError, in_use_words
 from vlmcache.change.moved_note import remove_record, write_moves
 from vlmcache.change.plan import (
     Action,
-    Failure,
     Kept,
     Move,
     Outcome,
@@ -35,7 +34,7 @@ from vlmcache.change.remove import execute
 from vlmcache.commands.move.copy import Copier
 from vlmcache.commands.move.notes import MoveNotes
 from vlmcache.commands.move.plan import Destination
-from vlmcache.commands.move.values import MovedRepo, MoveReport, planned_repo
+from vlmcache.commands.move.values import MovedRepo, MoveReport, MoveState, repo_row
 from vlmcache.errors import CacheError, ChangedError, SpaceError, VlmcacheError
 from vlmcache.progress import Watcher, long_files
 
@@ -138,17 +137,12 @@ class Mover:
                 self.notes.record(os.path.basename(link.path))
                 change_place.place_repo_link(link.path, link.destination)
                 self.outcomes.append(Outcome("place-link", link.path, "done"))
-                row = planned_repo(link.path, link.repo, link.destination)
-                self.repos.append(msgspec.structs.replace(row, state="linked"))
+                self.repos.append(repo_row(link.path, link.destination, "linked"))
         for move in moves:
-            row = planned_repo(move.path, move.repo, move.destination, move.size)
             error = self._move(move, is_foreign=os.path.basename(move.path) in foreign)
-            failure = None
-            if error is not None:
-                hint = error.hint
-                failure = Failure(error.code, error.message, hint, int(error.exit_code))
+            state: MoveState = "moved" if error is None else "failed"
             self.repos.append(
-                msgspec.structs.replace(row, state="failed" if failure else "moved", error=failure)
+                repo_row(move.path, move.destination, state, size=move.size, error=error)
             )
             if isinstance(error, SpaceError):
                 break
@@ -292,11 +286,8 @@ class Mover:
         known = {os.path.basename(row.path) for row in self.repos}
         for folder in self.rest:
             if folder not in known:
-                parsed = layout.parse_repo_folder(folder)
                 path = os.path.join(self.state.dir, folder)
-                there = self.destination.place(folder)
-                row = planned_repo(path, parsed[1] if parsed else folder, there)
-                self.repos.append(msgspec.structs.replace(row, state="finished"))
+                self.repos.append(repo_row(path, self.destination.place(folder), "finished"))
         failure = self.notes.finish(link=self.planned.link)
         if failure is not None:
             self.outcomes.append(failure)

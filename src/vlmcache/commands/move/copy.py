@@ -127,7 +127,7 @@ class Copier:
             # Held until the repo is in place: until then the hub would take the blobs for unused.
             for shared_hash in sorted(references):
                 locks.enter_context(self._published(shared_hash, references[shared_hash]))
-            place = self._place_of(repo.folder)
+            place = os.path.join(self.destination, repo.folder)
             if leads_back(self.destination, repo.folder, self.cache_dir):
                 # The repo comes back to where it has left a link.
                 os.unlink(place)
@@ -142,15 +142,12 @@ class Copier:
         Raises:
             OSError: the system refuses.
         """
-        os.rename(self._place_of(folder), os.path.join(self.staging, folder))
+        os.rename(os.path.join(self.destination, folder), os.path.join(self.staging, folder))
         change_place.sync_folder(self.destination)
-
-    def _place_of(self, folder: str) -> str:
-        return os.path.join(self.destination, folder)
 
     def _reclaim(self, folder: str, source: Mapping[str, os.stat_result]) -> None:
         """Reuse a repo that an interrupted move has placed while its source is still here."""
-        placed = self._place_of(folder)
+        placed = os.path.join(self.destination, folder)
         if not os.path.lexists(placed):
             return
         if os.path.islink(placed) or set(walk(placed)) - set(source):

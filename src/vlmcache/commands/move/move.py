@@ -25,7 +25,6 @@ from vlmcache.cache.usage import who_uses
 from vlmcache.change import place as change_place
 from vlmcache.change.moved_note import write_record
 from vlmcache.change.plan import (
-    Failure,
     Kept,
     Move,
     Outcome,
@@ -49,7 +48,7 @@ from vlmcache.commands.move.values import (
     MoveOptions,
     MoveReport,
     NotMovedError,
-    planned_repo,
+    repo_row,
 )
 from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import Session
@@ -174,15 +173,13 @@ def _planned_repos(plan: Plan) -> tuple[MovedRepo, ...]:
     rows: dict[str, MovedRepo] = {}
     for action in plan.actions:
         if isinstance(action, Move):
-            row = planned_repo(action.path, action.repo, action.destination, action.size)
+            row = repo_row(action.path, action.destination, size=action.size)
         elif isinstance(action, PlaceLink):
-            row = planned_repo(action.path, action.repo, action.destination)
-        elif isinstance(action, PutBack):
-            row = planned_repo(action.path, action.repo, "")
-        elif isinstance(action, RemoveTree) and action.kind in ("leftover", "repo"):
-            if action.repo is None:
-                continue
-            row = planned_repo(action.path, action.repo, "")
+            row = repo_row(action.path, action.destination)
+        elif isinstance(action, PutBack) or (
+            isinstance(action, RemoveTree) and action.kind in ("leftover", "repo") and action.repo
+        ):
+            row = repo_row(action.path)
         else:
             continue
         rows.setdefault(os.path.basename(row.path), row)
@@ -301,13 +298,12 @@ def relink(
                 changed = ChangedError(
                     f"its link leads to a model now: {repo.path}", "run it again"
                 )
-                failure = Failure(changed.code, changed.message, changed.hint, changed.exit_code)
-                rows.append(msgspec.structs.replace(row, state="failed", error=failure))
+                rows.append(repo_row(repo.path, row.destination, "failed", error=changed))
                 outcomes.append(Outcome("place-link", repo.path, "stale", detail=changed.message))
                 continue
             change_place.replace_repo_link(repo.path, row.destination)
             write_record(state.dir, repo.folder, place)
-            rows.append(msgspec.structs.replace(row, state="relinked"))
+            rows.append(repo_row(repo.path, row.destination, "relinked"))
             outcomes.append(Outcome("place-link", repo.path, "done"))
         for repo in same:
             # A run that was interrupted may have left the record as it was.

@@ -132,7 +132,18 @@ class MoveReport(Report, frozen=True):
         return None
 
 
-def planned_repo(path: str, repo: str, destination: str, size: int = 0) -> MovedRepo:
-    """Return the row of a repo that is to be moved."""
-    parsed = layout.parse_repo_folder(os.path.basename(path))
-    return MovedRepo(repo, parsed[0] if parsed else "model", path, destination, "planned", size)
+def repo_row(
+    path: str,
+    destination: str = "",
+    state: MoveState = "planned",
+    *,
+    size: int = 0,
+    error: VlmcacheError | None = None,
+) -> MovedRepo:
+    """Return the row of the repo whose place in the cache is a path."""
+    folder = os.path.basename(path)
+    kind, repo = layout.parse_repo_folder(folder) or ("model", folder)
+    failure = None
+    if error is not None:
+        failure = Failure(error.code, error.message, error.hint, int(error.exit_code))
+    return MovedRepo(repo, kind, path, destination, state, size, failure)
