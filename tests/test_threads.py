@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from vlmcache.progress import Pace, Stopped
+from vlmcache.progress import StopToken, Stopped
 from vlmcache.threads import each, results
 
 
@@ -18,7 +18,7 @@ def test_each_item_is_done_once_whatever_the_number_of_threads(workers: int) -> 
 
 
 def test_the_first_failure_is_raised_once_the_other_threads_have_ended() -> None:
-    pace = Pace()
+    stop_token = StopToken()
     before = threading.active_count()
     begun = threading.Barrier(3)
     ended: list[int] = []
@@ -27,12 +27,12 @@ def test_the_first_failure_is_raised_once_the_other_threads_have_ended() -> None
         begun.wait()
         if item == 0:
             raise ValueError("the first")
-        pace.stopped.wait()
+        stop_token.stopped.wait()
         ended.append(item)
         raise Stopped
 
     with pytest.raises(ValueError, match="the first"):
-        each(range(9), work, 3, pace)
+        each(range(9), work, 3, stop_token)
     assert sorted(ended) == [1, 2]
     assert threading.active_count() == before
 
@@ -48,7 +48,7 @@ def test_closing_early_stops_the_threads() -> None:
 
 
 def test_work_that_somebody_else_stops_ends_as_stopped() -> None:
-    pace = Pace()
-    pace.stopped.set()
+    stop_token = StopToken()
+    stop_token.stopped.set()
     with pytest.raises(Stopped):
-        each([1], lambda _: None, 1, pace)
+        each([1], lambda _: None, 1, stop_token)

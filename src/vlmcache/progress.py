@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 
-class Watcher:
+class Progress:
     """Is told of a download's progress, from several threads; this one keeps it to itself."""
 
     def started(self, repo: str, sizes: Mapping[str, int], have: int) -> None:
@@ -28,7 +28,7 @@ class Stopped(Exception):  # noqa: N818 - not a failure: someone asked for it
     """The work was asked to stop."""
 
 
-class Pace:
+class StopToken:
     """Keeps all transfers together below a rate, and lets each of them stop at once.
 
     Args:
@@ -72,12 +72,12 @@ LONG_FILE = 16 << 20
 
 @contextlib.contextmanager
 def long_files(
-    watcher: Watcher, label: str, sizes: Mapping[str, int], names: Mapping[str, str]
+    progress: Progress, label: str, sizes: Mapping[str, int], names: Mapping[str, str]
 ) -> Iterator[Callable[[str, int], None]]:
     """Show the progress of long files.
 
     Args:
-        watcher: shows it.
+        progress: shows it.
         label: what is done, or the repo to which it is done.
         sizes: path of each file -> its length in bytes.
         names: path of a file -> what people know it by; its path if not given.
@@ -89,10 +89,10 @@ def long_files(
 
     def moved(path: str, position: int) -> None:
         if path in long:
-            watcher.moved(label, long[path], position)
+            progress.moved(label, long[path], position)
 
-    watcher.started(label, {long[path]: sizes[path] for path in long}, 0)
+    progress.started(label, {long[path]: sizes[path] for path in long}, 0)
     try:
         yield moved
     finally:
-        watcher.ended(label)
+        progress.ended(label)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeVar
 
-from vlmcache.progress import Pace, Stopped
+from vlmcache.progress import StopToken, Stopped
 
 _LEAVE_AFTER = 5.0
 """Seconds that threads get to put things in order when the work is stopped."""
@@ -108,18 +108,18 @@ def results(
         raise failure
 
 
-def each(items: Iterable[_T], work: Callable[[_T], None], workers: int, pace: Pace) -> None:
+def each(items: Iterable[_T], work: Callable[[_T], None], workers: int, stop_token: StopToken) -> None:
     """Do some work for each item, in several threads.
 
     Args:
         items: taken in their order.
-        work: does it; it calls `pace.sleep(0)` now and then, which ends it with `Stopped`.
+        work: does it; it calls `stop_token.check()` now and then, which ends it with `Stopped`.
         workers: threads.
-        pace: is stopped if any of the work fails, or a signal arrives here.
+        stop_token: is stopped if any of the work fails, or a signal arrives here.
 
     Raises:
         Exception: the first that some work raised; what else was begun has ended by then.
     """
-    with contextlib.closing(results(items, work, workers, pace.stopped)) as done:
+    with contextlib.closing(results(items, work, workers, stop_token.stopped)) as done:
         for _ in done:
             pass

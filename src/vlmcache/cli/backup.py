@@ -74,7 +74,7 @@ def backup(
         destination,
         models or (),
         values.BackupOptions(verify, dry_run),
-        progress.watcher(quiet=quiet),
+        progress.on_stderr(quiet=quiet),
     )
 
     def show() -> None:

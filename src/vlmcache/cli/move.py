@@ -111,7 +111,7 @@ def move(
             destination or "",
             models or (),
             values.MoveOptions(link=not no_link, dry_run=dry_run),
-            progress.watcher(quiet=quiet),
+            progress.on_stderr(quiet=quiet),
         )
 
     def show() -> None:

@@ -59,7 +59,7 @@ def restore(
         source,
         models or (),
         values.RestoreOptions(overwrite, dry_run),
-        progress.watcher(quiet=quiet),
+        progress.on_stderr(quiet=quiet),
     )
 
     def show() -> None:

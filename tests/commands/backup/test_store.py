@@ -32,7 +32,7 @@ from vlmcache.commands.backup.values import (
 )
 from vlmcache.config import CacheLocation, Environment, Session
 from vlmcache.errors import UnknownModelError, UsageError, VlmcacheError
-from vlmcache.progress import Watcher
+from vlmcache.progress import Progress
 
 WEIGHTS = "model.safetensors"
 FILES = {
@@ -57,10 +57,10 @@ def bring(
     store: Path | str,
     root: Path,
     *models: str,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Restored:
-    return restore.restore(session(root), f"{store}/", models, RestoreOptions(**options), watcher)
+    return restore.restore(session(root), f"{store}/", models, RestoreOptions(**options), progress)
 
 
 def machine(tmp_path: Path, name: str) -> CacheBuilder:
@@ -265,7 +265,7 @@ def test_a_restore_waits_for_the_download_of_the_same_blob(
     lock.parent.mkdir(parents=True)
     listener = Listener()
     with WeakFileLock(lock):
-        thread = threading.Thread(target=bring, args=(store, new), kwargs={"watcher": listener})
+        thread = threading.Thread(target=bring, args=(store, new), kwargs={"progress": listener})
         thread.start()
         while not listener.notes:
             time.sleep(0.01)

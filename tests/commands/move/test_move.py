@@ -49,7 +49,7 @@ from vlmcache.errors import (
     UsageError,
     VlmcacheError,
 )
-from vlmcache.progress import Watcher
+from vlmcache.progress import Progress
 
 NAME, FOLDER = "org/name", "models--org--name"
 XET = "ab" * 32
@@ -241,7 +241,7 @@ def du_allocated_left(place: Place) -> int:
 def test_what_a_killed_move_has_copied_is_not_copied_again(place: Place) -> None:
     place.repo()
 
-    class Killer(Watcher):
+    class Killer(Progress):
         def started(self, repo: str, *_: object) -> None:
             if repo != NAME:
                 os._exit(0)
@@ -249,7 +249,7 @@ def test_what_a_killed_move_has_copied_is_not_copied_again(place: Place) -> None
     place.repo("org/second")
     child = os.fork()
     if child == 0:
-        move_command.move(place.session, str(place.other), watcher=Killer())
+        move_command.move(place.session, str(place.other), progress=Killer())
         os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
     assert (place.root / FOLDER).is_symlink()
@@ -363,12 +363,12 @@ def test_what_a_process_has_open_or_locked_is_refused_with_its_id(place: Place) 
 def test_a_model_that_changes_while_it_is_copied_stays(place: Place) -> None:
     repo = place.repo()
 
-    class Writer(Watcher):
+    class Writer(Progress):
         def started(self, *_: object) -> None:
             repo.orphan_blob()
 
     where = str(place.other)
-    done = move_command.move(place.session, where, watcher=Writer())
+    done = move_command.move(place.session, where, progress=Writer())
     error = done.problem
     assert error is not None
     assert error.exit_code == ExitCode.CHANGED

@@ -18,7 +18,7 @@ from vlmcache.change import place as change_place
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.hub.locks import blob_lock
-from vlmcache.progress import Pace
+from vlmcache.progress import StopToken
 
 
 class BlobSource(Protocol):
@@ -34,18 +34,18 @@ class Arrivals:
     Args:
         cache_dir: the hub cache.
         repo: what is to be restored of it.
-        pace: stops the work.
+        stop_token: stops the work.
         note: is called with what a person would want to know while waiting.
     """
 
     def __init__(
-        self, cache_dir: str, repo: SavedRepo, pace: Pace, note: Callable[[str], None]
+        self, cache_dir: str, repo: SavedRepo, stop_token: StopToken, note: Callable[[str], None]
     ) -> None:
         self.repo = repo
         self._cache_dir = cache_dir
         self._folder = os.path.join(cache_dir, repo.folder)
         self._blobs = os.path.join(self._folder, layout.BLOBS)
-        self._pace = pace
+        self._stop_token = stop_token
         self._note = note
         self._links: dict[str, list[tuple[str, str]]] = {}
         for commit, files in repo.snapshots.items():
@@ -72,7 +72,7 @@ class Arrivals:
     def _held(self, name: str) -> Iterator[None]:
         folder = os.path.join(self._cache_dir, layout.LOCKS, self.repo.folder)
         path = os.path.join(folder, name + layout.LOCK_SUFFIX)
-        with blob_lock(path, self._pace, self._note):
+        with blob_lock(path, self._stop_token, self._note):
             yield
 
     def fetch(
@@ -162,7 +162,7 @@ class Arrivals:
                 begun = 0
 
     def _check(self) -> None:
-        self._pace.sleep(0)
+        self._stop_token.check()
 
 
 def _is_there(path: str, blob: SavedBlob, *, read: bool) -> bool:

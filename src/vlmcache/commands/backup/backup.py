@@ -31,7 +31,7 @@ from vlmcache.commands.backup.values import (
 )
 from vlmcache.config import Config, Session
 from vlmcache.errors import UsageError
-from vlmcache.progress import Pace, Watcher, long_files
+from vlmcache.progress import StopToken, Progress, long_files
 from vlmcache.threads import each
 
 
@@ -40,7 +40,7 @@ def backup(
     destination: str,
     names: Sequence[str] = (),
     options: BackupOptions | None = None,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> Backup:
     """Save models, every byte that is written compared with its hash on the way.
 
@@ -51,7 +51,7 @@ def backup(
             stdout.
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
         options: whether to verify what a store has already, and whether to write nothing.
-        watcher: shows the progress.
+        progress: shows the progress.
 
     Raises:
         UnknownModelError: nothing of that name is in the cache.
@@ -63,7 +63,7 @@ def backup(
         SpaceError: the disk has too little room.
     """
     begun = time.monotonic()
-    options, watcher = options or BackupOptions(), watcher or Watcher()
+    options, progress = options or BackupOptions(), progress or Progress()
     to_store = destination != STREAM and places.is_store(destination)
     if options.verify and not to_store:
         raise UsageError("only a store can be verified", "name a folder or a bucket")
@@ -76,9 +76,9 @@ def backup(
                 raise away_error(repo, repo.away)
         raise UsageError(f"nothing to back up in {state.dir}", "'vlmcache pull' fills it")
     if to_store:
-        totals = _to_store(destination, parts, options, watcher)
+        totals = _to_store(destination, parts, options, progress)
     else:
-        totals = _to_stream(destination, parts, options, watcher)
+        totals = _to_stream(destination, parts, options, progress)
     return Backup(
         places.without_password(destination),
         tuple(part.saved.id for part in parts),
@@ -148,7 +148,7 @@ class BackupTotals(NamedTuple):
 
 
 def _to_stream(
-    destination: str, parts: list[Saving], options: BackupOptions, watcher: Watcher
+    destination: str, parts: list[Saving], options: BackupOptions, progress: Progress
 ) -> BackupTotals:
     sizes = {
         path: part.saved.blobs[name].size for part in parts for name, path in part.sources.items()
@@ -157,7 +157,7 @@ def _to_stream(
     if not options.dry_run:
         with (
             _writing(destination, size) as file,
-            long_files(watcher, "backup", sizes, _source_names(parts)) as moved,
+            long_files(progress, "backup", sizes, _source_names(parts)) as moved,
         ):
             tar.write_tar(file, parts, moved)
     return BackupTotals(Amount(sum(len(part.sources) for part in parts), size))
@@ -224,10 +224,10 @@ def _source_names(parts: list[Saving]) -> dict[str, str]:
 
 
 def _to_store(
-    destination: str, parts: list[Saving], options: BackupOptions, watcher: Watcher
+    destination: str, parts: list[Saving], options: BackupOptions, progress: Progress
 ) -> BackupTotals:
-    pace = Pace()
-    store = Store(open_place(destination), pace)
+    stop_token = StopToken()
+    store = Store(open_place(destination), stop_token)
     folders = {part.saved.folder: part.saved for part in parts}
     revisions = {folder: revisions_of(repo) for folder, repo in folders.items()}
     store.create(dry_run=options.dry_run)
@@ -243,7 +243,7 @@ def _to_store(
     sizes = store.blobs()
     good = {key for key, upload in uploads.items() if sizes.get(key) == upload.blob.size}
     if options.verify:
-        good -= _damaged_contents(store, [uploads[key] for key in sorted(good)], names, watcher)
+        good -= _damaged_contents(store, [uploads[key] for key in sorted(good)], names, progress)
     missing = [upload for key, upload in uploads.items() if key not in good]
     size = sum(upload.blob.size for upload in missing)
     if not options.dry_run:
@@ -251,7 +251,7 @@ def _to_store(
         if folder is not None:
             change_place.check_room(folder, size, MAKE_ROOM)
         lengths = {upload.source: upload.blob.size for upload in missing}
-        with long_files(watcher, "backup", lengths, names) as moved:
+        with long_files(progress, "backup", lengths, names) as moved:
             store.save(missing, moved)
         store.describe(manifests)
     skipped = sum(uploads[key].blob.size for key in good)
@@ -260,18 +260,18 @@ def _to_store(
 
 
 def _damaged_contents(
-    store: Store, uploads: Sequence[Upload], names: Mapping[str, str], watcher: Watcher
+    store: Store, uploads: Sequence[Upload], names: Mapping[str, str], progress: Progress
 ) -> set[str]:
     """Return the hashes of contents in a store that are not what they should be."""
     damaged: set[str] = set()
     sizes = {upload.source: upload.blob.size for upload in uploads}
-    with long_files(watcher, "verify", sizes, names) as moved:
+    with long_files(progress, "verify", sizes, names) as moved:
 
         def judge(upload: Upload) -> None:
             if not store.is_good(upload.blob, partial(moved, upload.source)):
                 damaged.add(upload.blob.hash)
 
-        each(uploads, judge, store.place.workers, store.pace)
+        each(uploads, judge, store.place.workers, store.stop_token)
     return damaged
 
 

@@ -31,7 +31,7 @@ from vlmcache.commands.backup.values import (
 )
 from vlmcache.config import Config, Session
 from vlmcache.errors import UsageError
-from vlmcache.progress import Pace, Watcher, long_files
+from vlmcache.progress import StopToken, Progress, long_files
 from vlmcache.threads import each
 
 _REF_LIMIT = 4096
@@ -42,7 +42,7 @@ def restore(
     source: str,
     names: Sequence[str] = (),
     options: RestoreOptions | None = None,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> Restored:
     """Bring a backup back into the cache, every byte compared with its hash before it counts.
 
@@ -55,7 +55,7 @@ def restore(
         source: a store or a tar stream, as of `backup`, or `-` for stdin.
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
         options: whether to overwrite refs, and whether only to plan.
-        watcher: shows the progress.
+        progress: shows the progress.
 
     Raises:
         BackupError: it is not a backup, or a damaged or hostile one. Blobs that were complete
@@ -66,13 +66,13 @@ def restore(
         UsageError: the source makes no sense.
     """
     begun = time.monotonic()
-    options, watcher = options or RestoreOptions(), watcher or Watcher()
+    options, progress = options or RestoreOptions(), progress or Progress()
     with _opened(source, session.config, names) as saved:
         plan = _plan(session.cache.dir, saved.repos, overwrite=options.overwrite)
         receipt = None
         if not options.dry_run:
             change_place.check_room(session.cache.dir, plan.needs, MAKE_ROOM)
-            receipt = Restorer(session.cache.dir, saved, plan, watcher).run()
+            receipt = Restorer(session.cache.dir, saved, plan, progress).run()
     actions = [action for action in plan.actions if isinstance(action, Restore)]
     blobs = [blob for repo in saved.repos for blob in repo.blobs.values()]
     size = sum(blob.size for blob in blobs)
@@ -106,7 +106,7 @@ def _opened(source: str, config: Config, names: Sequence[str]) -> Iterator[OpenB
         path = places.local_path(source)
         if path is not None and not os.path.isdir(path):
             raise UsageError(f"no such folder: {path}")
-        store = Store(open_place(source), Pace())
+        store = Store(open_place(source), StopToken())
         store.check()
         selection = select_repos(store.folders(), config, names)
         repos = [narrowed(repo, selection[repo.folder]) for repo in store.repos(selection)]
@@ -194,16 +194,16 @@ class _Slot(NamedTuple):
 class Restorer:
     """Carries a plan of a restore out."""
 
-    def __init__(self, cache_dir: str, saved: OpenBackup, plan: Plan, watcher: Watcher) -> None:
+    def __init__(self, cache_dir: str, saved: OpenBackup, plan: Plan, progress: Progress) -> None:
         self.cache_dir = cache_dir
         self.saved = saved
         self.plan = plan
-        self.watcher = watcher
-        self.pace = saved.store.pace if saved.store is not None else Pace()
+        self.progress = progress
+        self.stop_token = saved.store.stop_token if saved.store is not None else StopToken()
         self.wanted = {
             action.path: action for action in plan.actions if isinstance(action, Restore)
         }
-        self.arrivals = [Arrivals(cache_dir, repo, self.pace, watcher.note) for repo in saved.repos]
+        self.arrivals = [Arrivals(cache_dir, repo, self.stop_token, progress.note) for repo in saved.repos]
         self.refs_before = {
             action.path: _ref_now(action.path)
             for action in plan.actions
@@ -224,7 +224,7 @@ class Restorer:
         for arrivals in self.arrivals:
             names |= names_of(arrivals.repo, arrivals.path)
         try:
-            with long_files(self.watcher, "restore", sizes, names) as moved:
+            with long_files(self.progress, "restore", sizes, names) as moved:
                 if self.saved.reader is not None:
                     self._from_stream(self.saved.reader, moved)
                 elif self.saved.store is not None:
@@ -257,7 +257,7 @@ class Restorer:
             longest_first,
             lambda same: self._fetch(store, sizes, same, moved),
             store.place.workers,
-            self.pace,
+            self.stop_token,
         )
         for arrivals in self.arrivals:
             self._finish(arrivals)

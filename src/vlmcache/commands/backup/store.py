@@ -28,7 +28,7 @@ from vlmcache.commands.backup.contents import RestoreSelection, SavedBlob, Saved
 from vlmcache.commands.backup.places import Place, write_small
 from vlmcache.commands.backup.values import BackupError, damaged
 from vlmcache.errors import UsageError
-from vlmcache.progress import Pace
+from vlmcache.progress import StopToken
 from vlmcache.threads import each
 
 MARKER = "vlmcache-store.json"
@@ -98,12 +98,12 @@ class Store:
 
     Args:
         place: where it is.
-        pace: stops the work.
+        stop_token: stops the work.
     """
 
-    def __init__(self, place: Place, pace: Pace) -> None:
+    def __init__(self, place: Place, stop_token: StopToken) -> None:
         self.place = place
-        self.pace = pace
+        self.stop_token = stop_token
 
     def check(self) -> None:
         """Make sure that there is a store.
@@ -229,7 +229,7 @@ class Store:
 
     def _each(self, names: Iterable[str], work: Callable[[str], None]) -> None:
         count = 1 if self.place.workers == 1 else _SMALL
-        each(names, work, count, self.pace)
+        each(names, work, count, self.stop_token)
 
     def repos(self, selection: RestoreSelection) -> list[SavedRepo]:
         """Return what the store has of some repos.
@@ -270,7 +270,7 @@ class Store:
             PlaceError: the place cannot be written.
         """
         longest_first = sorted(uploads, key=lambda upload: -upload.blob.size)
-        each(longest_first, lambda upload: self._save(upload, moved), self.place.workers, self.pace)
+        each(longest_first, lambda upload: self._save(upload, moved), self.place.workers, self.stop_token)
 
     def _save(self, upload: Upload, moved: Callable[[str, int], None]) -> None:
         digest = new_hash(upload.blob.hash, upload.blob.size)
@@ -280,7 +280,7 @@ class Store:
             self.place.writing(blob_name(upload.blob.hash), upload.blob.size) as stream,
         ):
             while position <= upload.blob.size and (block := file.read(BLOCK)):
-                self.pace.sleep(0)
+                self.stop_token.check()
                 digest.update(block)
                 stream.write(block)
                 position += len(block)
@@ -298,7 +298,7 @@ class Store:
         position = 0
         with self.place.reading(blob_name(blob.hash), blob.size) as stream:
             while block := stream.read(BLOCK):
-                self.pace.sleep(0)
+                self.stop_token.check()
                 digest.update(block)
                 position += len(block)
                 moved(position)

@@ -36,7 +36,7 @@ from vlmcache.commands.move.notes import MoveNotes
 from vlmcache.commands.move.plan import Destination
 from vlmcache.commands.move.values import MovedRepo, MoveReport, MoveState, repo_row
 from vlmcache.errors import CacheError, ChangedError, SpaceError, VlmcacheError
-from vlmcache.progress import Watcher, long_files
+from vlmcache.progress import Progress, long_files
 
 
 def take_back(value: MoveReport, unfinished: Sequence[str]) -> Receipt:
@@ -103,7 +103,7 @@ class Mover:
         destination: what was there when the plan was made.
         planned: the answer of a dry run.
         rest: folders of repos that an interrupted move has brought over and not finished.
-        watcher: shows the progress.
+        progress: shows the progress.
     """
 
     def __init__(
@@ -112,14 +112,14 @@ class Mover:
         destination: Destination,
         planned: MoveReport,
         rest: Sequence[str],
-        watcher: Watcher,
+        progress: Progress,
     ) -> None:
         self.state = state
         self.destination = destination
         self.planned = planned
         self.actions = planned.plan.actions
         self.rest = rest
-        self.watcher = watcher
+        self.progress = progress
         self.repos: list[MovedRepo] = []
         self.outcomes: list[Outcome] = []
         self.freed = 0
@@ -160,7 +160,7 @@ class Mover:
         repo = next(repo for repo in self.state.repos if repo.folder == folder)
         sizes, names = self._files(repo)
         try:
-            with long_files(self.watcher, move.repo, sizes, names) as self.copier.on_progress:
+            with long_files(self.progress, move.repo, sizes, names) as self.copier.on_progress:
                 if is_foreign:
                     raise ChangedError(
                         f"something else was put there meanwhile: {move.destination}", "move again"

@@ -53,7 +53,7 @@ from vlmcache.commands.move.values import (
 from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import Session
 from vlmcache.errors import ChangedError, UnknownModelError, VlmcacheError
-from vlmcache.progress import Watcher
+from vlmcache.progress import Progress
 
 
 def move(
@@ -61,7 +61,7 @@ def move(
     destination: str,
     names: Sequence[str] = (),
     options: MoveOptions | None = None,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> MoveReport:
     """Move models to another folder, which becomes a hub cache of its own.
 
@@ -74,7 +74,7 @@ def move(
         destination: a folder; it is made if the one above it exists.
         names: keys or repo ids, `datasets/owner/name`; every repo if none.
         options: whether to leave links, and whether only to plan.
-        watcher: shows the progress.
+        progress: shows the progress.
 
     Raises:
         UsageError: the destination cannot be one, or a name is not a complete repo.
@@ -114,7 +114,7 @@ def move(
     if not (plan.actions or choice.rest or os.path.lexists(there.staged_at(""))):
         return msgspec.structs.replace(value, receipt=Receipt(()))
     with _interruption(destination, names), _sole(place):
-        value = Mover(state, there, value, choice.rest, watcher or Watcher()).run()
+        value = Mover(state, there, value, choice.rest, progress or Progress()).run()
     return msgspec.structs.replace(value, seconds=time.monotonic() - begun)
 
 
