@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from vlmcache.progress import StopToken, Stopped
+from vlmcache.progress import Stopped, StopToken
 from vlmcache.threads import each, results
 
 

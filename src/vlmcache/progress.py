@@ -1,4 +1,4 @@
-"""How a download tells what it does; whoever shows it decides how."""
+"""How work in progress is reported, slowed down and stopped."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Mapping
 
 
 class Progress:
-    """Is told of a download's progress, from several threads; this one keeps it to itself."""
+    """Receives the progress of a transfer, from several threads. This base class shows nothing."""
 
     def started(self, repo: str, sizes: Mapping[str, int], have: int) -> None:
-        """A repo's transfer begins: file name -> bytes, and the bytes already there."""
+        """A repo's transfer begins: file name -> bytes, and the bytes that are there already."""
 
     def moved(self, repo: str, file: str, position: int) -> None:
-        """So many bytes of a file are there now; fewer than before where it starts again."""
+        """`position` bytes of a file are there now; fewer than before if it starts again."""
 
     def ended(self, repo: str) -> None:
-        """A repo's transfer is over, well or not."""
+        """A repo's transfer is over, whether it succeeded or failed."""
 
     def note(self, text: str) -> None:
         """Something that a person would want to know while waiting."""
@@ -29,20 +29,45 @@ class Stopped(Exception):  # noqa: N818 - not a failure: someone asked for it
 
 
 class StopToken:
-    """Keeps all transfers together below a rate, and lets each of them stop at once.
+    """Asks work to stop; whoever does the work checks it now and then."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+
+    def check(self) -> None:
+        """Do nothing unless the work was asked to stop.
+
+        Raises:
+            Stopped: it was.
+        """
+        if self.stopped.is_set():
+            raise Stopped
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, but only until the work is asked to stop.
+
+        Raises:
+            Stopped: it was.
+        """
+        self.stopped.wait(max(seconds, 0.0))
+        self.check()
+
+
+class Throttle:
+    """Keeps all transfers together below a rate.
 
     Args:
-        rate: bytes a second; no bound if not given.
+        rate: bytes per second; unlimited if not given.
     """
 
     def __init__(self, rate: int | None = None) -> None:
         self.rate = rate
-        self.stopped = threading.Event()
+        self.stop_token = StopToken()
         self._lock = threading.Lock()
         self._free_at = 0.0
 
     def take(self, count: int) -> None:
-        """Wait until so many bytes may be received.
+        """Wait until `count` more bytes may be received.
 
         Raises:
             Stopped: the work was asked to stop.
@@ -51,19 +76,10 @@ class StopToken:
         if self.rate:
             with self._lock:
                 now = time.monotonic()
-                # What was not used in the last quarter of a second may be made up for.
+                # Up to a quarter of a second of unused rate may be used later.
                 self._free_at = max(self._free_at, now - 0.25) + count / self.rate
                 wait = self._free_at - now
-        self.sleep(wait)
-
-    def sleep(self, seconds: float) -> None:
-        """Wait, and no longer than until the work is asked to stop.
-
-        Raises:
-            Stopped: it was.
-        """
-        if self.stopped.wait(seconds) if seconds > 0 else self.stopped.is_set():
-            raise Stopped
+        self.stop_token.sleep(wait)
 
 
 LONG_FILE = 16 << 20

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeVar
 
-from vlmcache.progress import StopToken, Stopped
+from vlmcache.progress import Stopped, StopToken
 
 _LEAVE_AFTER = 5.0
 """Seconds that threads get to put things in order when the work is stopped."""
@@ -108,7 +108,9 @@ def results(
         raise failure
 
 
-def each(items: Iterable[_T], work: Callable[[_T], None], workers: int, stop_token: StopToken) -> None:
+def each(
+    items: Iterable[_T], work: Callable[[_T], None], workers: int, stop_token: StopToken
+) -> None:
     """Do some work for each item, in several threads.
 
     Args:

@@ -193,7 +193,7 @@ def test_a_pull_waits_for_the_client_that_was_first(hub: LoopbackHub, tmp_path: 
     )
     wait_for_bytes(hub, 1, client)
     listener = Listener()
-    run = pull(hub, cache, watcher=listener)
+    run = pull(hub, cache, progress=listener)
     client.communicate(timeout=60)
     assert run.error is None
     assert hub.bytes_sent(WEIGHTS) == SIZE

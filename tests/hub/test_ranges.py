@@ -76,7 +76,7 @@ def test_a_slow_file_comes_over_several_connections_and_nothing_much_twice(
     hub.redirect = redirect  # type: ignore[assignment]
     hub.fault(slow(RATE).on(WEIGHTS))
     listener = Listener()
-    run = pull(hub, tmp_path / "cache", watcher=listener)
+    run = pull(hub, tmp_path / "cache", progress=listener)
     assert run.error is None
     assert len(sent(hub)) > 10
     assert hub.bytes_sent(WEIGHTS) < 1.5 * SIZE

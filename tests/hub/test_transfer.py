@@ -148,7 +148,7 @@ def test_bytes_that_stay_wrong_are_fetched_three_times_and_never_published(
 ) -> None:
     hub.fault(wrong_bytes(17).on(WEIGHTS, times=None))
     listener = Listener()
-    run = pull(hub, tmp_path / "cache", watcher=listener)
+    run = pull(hub, tmp_path / "cache", progress=listener)
     assert run.error is not None
     assert (run.error.code, run.error.exit_code) == ("wrong-bytes", ExitCode.FAILED)
     assert hub.bytes_sent(WEIGHTS) == 3 * SIZE
@@ -277,7 +277,7 @@ def test_the_rate_is_kept_by_all_files_together(hub: LoopbackHub, tmp_path: Path
 def test_progress_never_passes_the_size_and_ends_there(hub: LoopbackHub, tmp_path: Path) -> None:
     listener = Listener()
     hub.fault(cut(SIZE // 2).on(WEIGHTS))
-    assert pull(hub, tmp_path / "cache", watcher=listener).error is None
+    assert pull(hub, tmp_path / "cache", progress=listener).error is None
     positions = [position for file, position in listener.positions if file == WEIGHTS]
     assert positions == sorted(positions)
     assert positions[-1] == SIZE

@@ -60,7 +60,7 @@ def test_wrong_bytes_from_xet_are_never_published_and_plain_http_follows(
 ) -> None:
     monkeypatch.setattr(file_download, "xet_get", fake_xet(data, []))
     listener = Listener()
-    assert pull(hub, tmp_path / "cache", watcher=listener).error is None
+    assert pull(hub, tmp_path / "cache", progress=listener).error is None
     assert any("Xet failed" in note for note in listener.notes)
     assert hub.bytes_sent(WEIGHTS) == len(DATA)
     assert fingerprint(tmp_path / "cache") == expected(tmp_path / "expected", FILES, xet=XET)
@@ -112,7 +112,7 @@ def test_what_xet_says_was_transferred_is_what_was_fetched(
 
     monkeypatch.setattr(file_download, "xet_get", xet_get)
     listener = Listener()
-    run = pull(hub, tmp_path / "cache", watcher=listener)
+    run = pull(hub, tmp_path / "cache", progress=listener)
     assert run.value.receipt is not None
     assert run.value.receipt.fetched == 20_000 + len(b"{}")
     positions = [position for file, position in listener.positions if file == WEIGHTS]
@@ -131,7 +131,7 @@ def test_chunks_that_xet_may_use_again_are_told_where_its_cache_is_on(
     chunks.mkdir(parents=True)
     (chunks / "chunk").write_bytes(b"c" * 3_000_000)
     listener = Listener()
-    run = pull(hub, tmp_path / "cache", watcher=listener)
+    run = pull(hub, tmp_path / "cache", progress=listener)
     assert run.value.receipt is not None
     # The stand-in tells of no transfer: all came from the chunks, if there were any.
     assert run.value.receipt.fetched == len(b"{}") + (0 if capacity else len(DATA))
@@ -146,5 +146,5 @@ def test_an_empty_chunk_cache_is_not_told_of(
     monkeypatch.setattr(constants, "HF_XET_CACHE", str(tmp_path / "xet"))
     monkeypatch.setenv("HF_XET_CHUNK_CACHE_SIZE_BYTES", "10000000000")
     listener = Listener()
-    assert pull(hub, tmp_path / "cache", watcher=listener).error is None
+    assert pull(hub, tmp_path / "cache", progress=listener).error is None
     assert listener.notes == []

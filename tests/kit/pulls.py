@@ -28,7 +28,7 @@ from vlmcache.config import (
     shipped_config,
 )
 from vlmcache.hub.client import Patience
-from vlmcache.progress import Watcher
+from vlmcache.progress import Progress
 
 QUICK = Patience(
     attempts=4, asks=4, first_wait=0.01, longest_wait=0.05, answer_timeout=1.0, data_timeout=0.5
@@ -36,7 +36,7 @@ QUICK = Patience(
 REPO = "org/name"
 
 
-class Listener(Watcher):
+class Listener(Progress):
     """Remembers what it was told."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ def pull(
     *names: str,
     selection: Selection | None = None,
     patience: Patience = QUICK,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
     limits: Mapping[str, int] | None = None,
     extra: Mapping[str, str] | None = None,
     **options: Any,
@@ -86,7 +86,7 @@ def pull(
         where,
         names or (REPO,),
         Options(selection=selection or Selection(), **options),
-        watcher,
+        progress,
         patience,
     )
 

@@ -102,7 +102,7 @@ def pull(
         session.environment,
         names,
         options,
-        progress.watcher(quiet=quiet),
+        progress.on_stderr(quiet=quiet),
     )
 
     def show() -> None:

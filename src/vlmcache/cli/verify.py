@@ -69,16 +69,16 @@ def verify(
     age = duration_option("--max-age", max_age)
     age = verify_command.MAX_AGE if age is None else age
     place = session.environment, session.config, session.cache, models or ()
-    watcher = progress.watcher(quiet=quiet)
+    shown = progress.on_stderr(quiet=quiet)
     error: VlmcacheError | None
     if repair:
         from vlmcache.commands.verify import repair as verify_repair
 
         value, error = verify_repair.repair(
-            *place, max_age=age, workers=workers, dry_run=dry_run, watcher=watcher
+            *place, max_age=age, workers=workers, dry_run=dry_run, progress=shown
         )
     else:
-        value = verify_command.verify(*place, max_age=age, workers=workers, watcher=watcher)
+        value = verify_command.verify(*place, max_age=age, workers=workers, progress=shown)
         error = values.problem(value)
 
     def show() -> None:

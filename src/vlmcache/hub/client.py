@@ -32,7 +32,7 @@ from vlmcache.hub.errors import (
     OfflineError,
     UnreachableError,
 )
-from vlmcache.progress import Pace
+from vlmcache.progress import StopToken, Throttle
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
@@ -97,13 +97,13 @@ class Backoff:
     def __init__(
         self,
         patience: Patience,
-        pace: Pace,
+        stop_token: StopToken,
         note: Callable[[str], None],
         attempts: int | None = None,
     ) -> None:
         self._patience = patience
         self._attempts = patience.attempts if attempts is None else attempts
-        self._pace = pace
+        self._stop_token = stop_token
         self._note = note
         self._failures = 0
 
@@ -134,7 +134,7 @@ class Backoff:
             wait = max(asked, 0.0)
         if wait >= 2:
             self._note(f"{trouble.error.message}; next try in {wait:.0f} s")
-        self._pace.sleep(wait)
+        self._stop_token.sleep(wait)
 
 
 class Client:
@@ -145,7 +145,7 @@ class Client:
             which reads its variables when it is imported.
         token: in place of the one that huggingface_hub finds. A hub that a `.env` names gets that
             of the same `.env` only.
-        pace: bounds the rate, and stops the work.
+        throttle: limits the rate, and stops the work.
         patience: how long to try.
         note: is told what a person would want to know while waiting.
 
@@ -159,13 +159,14 @@ class Client:
         environment: Environment,
         *,
         token: str | None = None,
-        pace: Pace | None = None,
+        throttle: Throttle | None = None,
         patience: Patience | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.environment = environment
         self.endpoint = (environment.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
-        self.pace = pace or Pace()
+        self.throttle = throttle or Throttle()
+        self.stop_token = self.throttle.stop_token
         self.patience = patience or Patience()
         self.token: str | Literal[False] | None = None if token is None else _checked(token)
         if token is None and self.named_by_folder:
@@ -254,7 +255,7 @@ class Client:
 
     def stop(self) -> None:
         """Let all that is running end now; partial downloads stay."""
-        self.pace.stopped.set()
+        self.stop_token.stopped.set()
         for live in list(self._live):
             # Wakes the thread that waits for bytes.
             with contextlib.suppress(OSError):
@@ -297,7 +298,7 @@ class Client:
         if attempts is not None:
             # Whoever has something to fall back on does not wait for long.
             patience = msgspec.structs.replace(patience, longest_asked=_HURRIED)
-        backoff = Backoff(patience, self.pace, self.note, asks)
+        backoff = Backoff(patience, self.stop_token, self.note, asks)
         while True:
             try:
                 with self.opened(address, timeout=self._library.answer_timeout) as response:
@@ -315,7 +316,7 @@ class Client:
         # Some mirrors compress although they are asked not to.
         with self._network_failures():
             for piece in response.iter_bytes():
-                self.pace.sleep(0)
+                self.stop_token.check()
                 body += piece
                 if len(body) > _ANSWER_LIMIT:
                     raise self.bad_answer(response)
@@ -390,7 +391,7 @@ class Client:
             if live is not None:
                 self._live.add(live)
             try:
-                self.pace.sleep(0)
+                self.stop_token.check()
                 if response.status_code in _REDIRECTS and "Location" in response.headers:
                     target = _followed(address, response.headers["Location"])
                     if target is None:
@@ -415,7 +416,7 @@ class Client:
         try:
             yield
         except (http.TransportError, http.DecodingError) as error:
-            self.pace.sleep(0)
+            self.stop_token.check()
             raise self._unreachable(error) from error
         except (http.InvalidURL, ValueError) as error:
             raise HubError(

@@ -6,19 +6,19 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
-from vlmcache.progress import Pace
+from vlmcache.progress import StopToken
 
 _POLL = 0.25
 _TELL_EVERY = 30.0
 
 
 @contextlib.contextmanager
-def blob_lock(path: str, pace: Pace, note: Callable[[str], None]) -> Iterator[None]:
+def blob_lock(path: str, stop_token: StopToken, note: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of a blob, as the client's downloads do; wait for it, and say on whom.
 
     Args:
         path: the lock's file, `.locks/<repo folder>/<etag>.lock`.
-        pace: stops the waiting.
+        stop_token: ends the waiting.
         note: is told of the waiting.
 
     Raises:
@@ -41,7 +41,7 @@ def blob_lock(path: str, pace: Pace, note: Callable[[str], None]) -> Iterator[No
                     who = f"process {holder}" if holder else "another process"
                     note(f"waiting for {who}, which downloads the same file (lock: {path})")
                 waited += _POLL
-                pace.sleep(0)
+                stop_token.check()
         yield
 
 

@@ -169,7 +169,7 @@ class Ranges:
         elapsed = now - self._since
         if elapsed >= self._watch:
             count = self.received - self._from
-            rate = self._client.pace.rate
+            rate = self._client.throttle.rate
             # A disk or a bound on the rate that holds the file up would hold up all connections.
             slow = count < self._rules.slow * self._waited
             slow = slow and (rate is None or count < 0.8 * rate * elapsed)
@@ -258,7 +258,7 @@ class Ranges:
         """Wait until there is room in memory, and return what to fetch next."""
         with self._changed:
             while True:
-                self._client.pace.sleep(0)
+                self._client.stop_token.check()
                 start = max(self._next, self._position)
                 stop = min(start + self._rules.piece, self._size)
                 if not self._taking or start >= self._size:
@@ -311,7 +311,7 @@ class Ranges:
             if not signed:
                 self._final = str(response.url)
             for data in client.pieces(response):
-                client.pace.take(len(data))
+                client.throttle.take(len(data))
                 with self._changed:
                     self.received += len(data)
                     if piece not in self._pieces:
@@ -363,7 +363,7 @@ class Ranges:
                         self._pieces.popleft()
                         return None
                 self._changed.wait(0.2)
-                self._client.pace.sleep(0)
+                self._client.stop_token.check()
 
     def _is_held_up(self) -> bool:
         """Whether all pieces but the first have been here for a while, and there is no room."""

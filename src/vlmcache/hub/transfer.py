@@ -118,7 +118,7 @@ class Transfer:
         client, size = self.client, self.job.listed.content_size
         file = partials.Beginning(descriptor, self.job.listed.etag, size, self.moved)
         file.resume(position, self._check)
-        backoff = Backoff(client.patience, client.pace, client.note)
+        backoff = Backoff(client.patience, client.stop_token, client.note)
         refused = False
         address = client.file_address(self.job.repo, self.job.commit, self.job.file)
         ranges = Ranges(client, address, size, self._start, self.spare)
@@ -169,7 +169,7 @@ class Transfer:
             ranges.opened(response)
             for data in client.pieces(response):
                 ranges.arrived(len(data))
-                client.pace.take(len(data))
+                client.throttle.take(len(data))
                 if file.position + len(data) > size:
                     raise TroubleError(client.bad_answer(response))
                 file.add(data)
@@ -208,7 +208,7 @@ class Transfer:
         return 0
 
     def _check(self) -> None:
-        self.client.pace.sleep(0)
+        self.client.stop_token.check()
 
     def _by_xet(self) -> bool:
         """Fetch the blob through Xet, where the hub and this machine have it.
@@ -232,7 +232,7 @@ class Transfer:
                 raise OSError("wrong bytes")
             publish_blob(temporary, self.job.blob)
         except (OSError, RuntimeError, ValueError, VlmcacheError) as error:
-            self.client.pace.sleep(0)
+            self.client.stop_token.check()
             self.client.note(f"{self.job.file}: Xet failed ({error}); plain HTTP follows")
             self.moved(0)
             return False

@@ -9,14 +9,14 @@ from typing import TextIO
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.progress import Progress as RichProgress
 
-from vlmcache.progress import Watcher
+from vlmcache.progress import Progress
 from vlmcache.show.console import console
 from vlmcache.show.sum import Sum
 from vlmcache.show.text import printable
@@ -24,7 +24,7 @@ from vlmcache.show.text import printable
 _NAME_WIDTH = 40
 
 
-class Bars(Watcher):
+class Bars(Progress):
     """One bar a file that is on its way, and one for all."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -32,7 +32,7 @@ class Bars(Watcher):
         self._lock = threading.Lock()
         self._sum = Sum()
         self._sizes: Mapping[str, int] = {}
-        self._progress: Progress | None = None
+        self._progress: RichProgress | None = None
         self._all: TaskID | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -44,7 +44,7 @@ class Bars(Watcher):
             self._sum.begin(sizes, have)
             self._sizes = sizes
             self._tasks = {}
-            self._progress = Progress(
+            self._progress = RichProgress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
                 DownloadColumn(),

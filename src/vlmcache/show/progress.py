@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TextIO
 
 from vlmcache.config import is_on
-from vlmcache.progress import Watcher
+from vlmcache.progress import Progress
 from vlmcache.show.sum import Sum
 from vlmcache.show.text import printable
 from vlmcache.units import duration_text, size_text
@@ -22,7 +22,7 @@ LINE_EVERY = 10.0
 """Seconds between the lines that stand in for bars."""
 
 
-def watcher(*, quiet: bool) -> Watcher:
+def on_stderr(*, quiet: bool) -> Progress:
     """Return what shows a download's progress on this process's stderr."""
     if quiet:
         return Lines(sys.stderr, every=None)
@@ -35,7 +35,7 @@ def watcher(*, quiet: bool) -> Watcher:
     return Bars(sys.stderr) if styled(sys.stderr) else Lines(sys.stderr)
 
 
-class Lines(Watcher):
+class Lines(Progress):
     """One plain line every ten seconds; notes at once.
 
     Args:

@@ -31,7 +31,7 @@ from vlmcache.commands.backup.values import (
 )
 from vlmcache.config import Config, Session
 from vlmcache.errors import UsageError
-from vlmcache.progress import StopToken, Progress, long_files
+from vlmcache.progress import Progress, StopToken, long_files
 from vlmcache.threads import each
 
 

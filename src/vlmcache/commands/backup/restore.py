@@ -31,7 +31,7 @@ from vlmcache.commands.backup.values import (
 )
 from vlmcache.config import Config, Session
 from vlmcache.errors import UsageError
-from vlmcache.progress import StopToken, Progress, long_files
+from vlmcache.progress import Progress, StopToken, long_files
 from vlmcache.threads import each
 
 _REF_LIMIT = 4096
@@ -203,7 +203,9 @@ class Restorer:
         self.wanted = {
             action.path: action for action in plan.actions if isinstance(action, Restore)
         }
-        self.arrivals = [Arrivals(cache_dir, repo, self.stop_token, progress.note) for repo in saved.repos]
+        self.arrivals = [
+            Arrivals(cache_dir, repo, self.stop_token, progress.note) for repo in saved.repos
+        ]
         self.refs_before = {
             action.path: _ref_now(action.path)
             for action in plan.actions

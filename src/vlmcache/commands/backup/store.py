@@ -270,7 +270,12 @@ class Store:
             PlaceError: the place cannot be written.
         """
         longest_first = sorted(uploads, key=lambda upload: -upload.blob.size)
-        each(longest_first, lambda upload: self._save(upload, moved), self.place.workers, self.stop_token)
+        each(
+            longest_first,
+            lambda upload: self._save(upload, moved),
+            self.place.workers,
+            self.stop_token,
+        )
 
     def _save(self, upload: Upload, moved: Callable[[str, int], None]) -> None:
         digest = new_hash(upload.blob.hash, upload.blob.size)

@@ -22,7 +22,7 @@ from vlmcache.hub.job import Job
 from vlmcache.hub.locks import blob_lock
 from vlmcache.hub.ranges import Spare
 from vlmcache.hub.transfer import Transfer, without_links
-from vlmcache.progress import Stopped, Watcher
+from vlmcache.progress import Progress, Stopped
 from vlmcache.threads import run_in_threads
 
 _LEAVE_AFTER = 3.0
@@ -36,13 +36,13 @@ class Done(NamedTuple):
     error: VlmcacheError | None
 
 
-def carry_out(client: Client, order: Order, watcher: Watcher, workers: int) -> Done:
+def carry_out(client: Client, order: Order, progress: Progress, workers: int) -> Done:
     """Do what a plan says, as far as the hub and the disk let us.
 
     Files that fail do not stop those beside them, unless the same would befall them all. Nothing is
     raised but interruptions: on these the threads are stopped, and partial downloads stay.
     """
-    work = _Work(client, order, watcher)
+    work = _Work(client, order, progress)
     return work.run(workers)
 
 
@@ -58,10 +58,10 @@ class _Task(NamedTuple):
 
 
 class _Work:
-    def __init__(self, client: Client, order: Order, watcher: Watcher) -> None:
+    def __init__(self, client: Client, order: Order, progress: Progress) -> None:
         self.client = client
         self.order = order
-        self.watcher = watcher
+        self.progress = progress
         self.folder = os.path.join(order.cache_dir, layout.repo_folder("model", order.repo))
         name = os.path.basename(self.folder)
         # Links into the shared store are relative: where the folder is a link, to the one there.
@@ -79,7 +79,7 @@ class _Work:
 
     def run(self, workers: int) -> Done:
         sizes = {fetch.file: fetch.size for fetch in self.fetches}
-        self.watcher.started(self.order.repo, sizes, sum(fetch.have for fetch in self.fetches))
+        self.progress.started(self.order.repo, sizes, sum(fetch.have for fetch in self.fetches))
         try:
             self._prepare()
             if self.error is None:
@@ -91,7 +91,7 @@ class _Work:
         except (OSError, VlmcacheError) as error:
             self.error = _as_ours(error, self.folder)
         finally:
-            self.watcher.ended(self.order.repo)
+            self.progress.ended(self.order.repo)
         return Done(self.outcomes, self.error)
 
     def _prepare(self) -> None:
@@ -152,7 +152,7 @@ class _Work:
         return Transfer(
             self.client,
             job,
-            lambda position: self.watcher.moved(order.repo, file, position),
+            lambda position: self.progress.moved(order.repo, file, position),
             self.spare,
         )
 
@@ -162,7 +162,7 @@ class _Work:
         size, etag = job.listed.content_size, job.listed.etag
         locks = os.path.join(self.order.cache_dir, layout.LOCKS, os.path.basename(self.folder))
         lock = os.path.join(locks, etag + layout.LOCK_SUFFIX)
-        with blob_lock(lock, self.client.pace, self.client.note):
+        with blob_lock(lock, self.client.stop_token, self.client.note):
             # Whoever held the lock before may have done the work.
             wrong = place.file_size(job.blob) != size or (
                 etag in self.order.distrusted and hash_file(job.blob, etag) != etag

@@ -42,7 +42,7 @@ from vlmcache.hub.errors import (
 )
 from vlmcache.hub.listing import check_access, check_names, list_files, resolve
 from vlmcache.hub.quick import commit_of
-from vlmcache.progress import Pace, Watcher
+from vlmcache.progress import Progress, Throttle
 
 
 def pull(
@@ -51,7 +51,7 @@ def pull(
     environment: Environment,
     names: Sequence[str],
     options: Options | None = None,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> Pulled:
     """Download what is missing of models, and only that.
 
@@ -61,12 +61,12 @@ def pull(
         environment: the variables in force.
         names: keys of config.yaml or repo ids, with an optional `@revision`.
         options: how.
-        watcher: is told of the progress, from several threads.
+        progress: called as the work proceeds, from several threads.
 
     Raises:
         VlmcacheError: a model is not whole in the cache now; the message says why.
     """
-    run = run_pull(config, location, environment, names, options, watcher)
+    run = run_pull(config, location, environment, names, options, progress)
     if run.error is not None:
         raise run.error
     return run.value
@@ -78,7 +78,7 @@ def run_pull(
     environment: Environment,
     names: Sequence[str],
     options: Options | None = None,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
     patience: Patience | None = None,
 ) -> Run:
     """Do as `pull` does with the same arguments, and return what was done beside what failed.
@@ -90,14 +90,14 @@ def run_pull(
         ConfigError: the cache path is no folder.
     """
     options = options or Options()
-    watcher = watcher or Watcher()
+    progress = progress or Progress()
     models = _models(config, location, names)
     client = Client(
         environment,
         token=options.token,
-        pace=Pace(options.limit_rate),
+        throttle=Throttle(options.limit_rate),
         patience=patience,
-        note=watcher.note,
+        note=progress.note,
     )
     findings: list[Finding] = []
     outcomes: list[Outcome] = []
@@ -131,7 +131,7 @@ def run_pull(
                 continue
             name = name_of(config, part.model, cached_models(location))
             again = _same_command(config, location, [name], options)
-            result, made, error = _carry_out(client, part, options, watcher, again)
+            result, made, error = _carry_out(client, part, options, progress, again)
             done.append(result)
             outcomes += made
             if error is not None:
@@ -408,7 +408,7 @@ def _what_helps(
 
 
 def _carry_out(
-    client: Client, part: Part, options: Options, watcher: Watcher, again: str
+    client: Client, part: Part, options: Options, progress: Progress, again: str
 ) -> tuple[PulledModel, list[Outcome], VlmcacheError | None]:
     order = part.order
     if order is None:
@@ -420,7 +420,7 @@ def _carry_out(
     from vlmcache.commands.pull.fetch import carry_out
 
     begun = time.monotonic()
-    done = carry_out(client, order, watcher, options.max_workers)
+    done = carry_out(client, order, progress, options.max_workers)
     fetched = sum(outcome.fetched for outcome in done.outcomes)
     result = msgspec.structs.replace(
         _described(part, "pulled" if order.plan.actions else "cached"),

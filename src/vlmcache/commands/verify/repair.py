@@ -36,7 +36,7 @@ from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.hub.client import Client, Patience
 from vlmcache.hub.errors import HubError, OfflineError
 from vlmcache.hub.listing import check_names, list_files, resolve
-from vlmcache.progress import Watcher
+from vlmcache.progress import Progress
 from vlmcache.units import size_text
 
 _WHOLE_REF = frozenset({"malformed-ref", "unreadable-ref", "ref-to-missing-commit"})
@@ -66,7 +66,7 @@ def repair(
     max_age: float,
     workers: int | None = None,
     dry_run: bool = False,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
     patience: Patience | None = None,
 ) -> Run:
     """Verify, then mend what is damaged or lacks, and look once more.
@@ -83,19 +83,19 @@ def repair(
         max_age: seconds, as for `verify`.
         workers: threads that hash.
         dry_run: only plan.
-        watcher: is told of the progress, from several threads.
+        progress: called as the work proceeds, from several threads.
         patience: how long to try to reach the hub.
 
     Raises:
         UnknownModelError: nothing of that name is configured or in the cache.
         ConfigError: the cache path is no folder.
     """
-    watcher = watcher or Watcher()
+    progress = progress or Progress()
     state = scan(location.dir)
     found = verify_state(
-        environment, config, state, names, max_age=max_age, workers=workers, watcher=watcher
+        environment, config, state, names, max_age=max_age, workers=workers, progress=progress
     )
-    client = Client(environment, patience=patience, note=watcher.note)
+    client = Client(environment, patience=patience, note=progress.note)
     work = _Repair(client, state, found)
     try:
         for repo in state.repos:
@@ -118,7 +118,7 @@ def repair(
             return Run(value, blocked or work.error)
         if offline is not None and not work.keep_links():
             return Run(value, offline)
-        outcomes, failure = work.carry_out(watcher)
+        outcomes, failure = work.carry_out(progress)
     finally:
         client.stop()
     # What was good is remembered, so that this reads little more than what came just now.
@@ -374,14 +374,14 @@ class _Repair:
             "unset HF_HUB_OFFLINE, then repair again",
         )
 
-    def carry_out(self, watcher: Watcher) -> tuple[list[Outcome], VlmcacheError | None]:
+    def carry_out(self, progress: Progress) -> tuple[list[Outcome], VlmcacheError | None]:
         """Do all that is planned, as far as the hub and the disk let us."""
         from vlmcache.commands.pull.fetch import carry_out
 
         outcomes: list[Outcome] = []
         failure: VlmcacheError | None = None
         for order in self.orders:
-            done = carry_out(self.client, order, watcher, WORKERS)
+            done = carry_out(self.client, order, progress, WORKERS)
             outcomes += done.outcomes
             failure = failure or done.error
         if self.removals:

@@ -22,7 +22,7 @@ from vlmcache.commands.verify.values import Damage, Missing, Unverifiable, Verif
 from vlmcache.config import CacheLocation, Config, Environment, cached_repo, own_home
 from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.home.journal import Memory
-from vlmcache.progress import Watcher
+from vlmcache.progress import Progress
 
 MAX_AGE = 7 * 86400.0
 """Seconds for which an unchanged file that was found good need not be read again."""
@@ -64,7 +64,7 @@ def verify(
     *,
     max_age: float = MAX_AGE,
     workers: int | None = None,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> Verification:
     """Compare every blob with its hash. Nothing is changed and no network is touched.
 
@@ -75,7 +75,7 @@ def verify(
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
         max_age: seconds for which a file that was found good and is unchanged is not read again.
         workers: threads; one a core if not given.
-        watcher: is told of the progress, from several threads.
+        progress: called as the work proceeds, from several threads.
 
     Raises:
         UnknownModelError: nothing of that name is configured or in the cache.
@@ -89,7 +89,7 @@ def verify(
         names,
         max_age=max_age,
         workers=workers,
-        watcher=watcher,
+        progress=progress,
     )
 
 
@@ -101,7 +101,7 @@ def verify_state(
     *,
     max_age: float = MAX_AGE,
     workers: int | None = None,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> Verification:
     """Do as `verify` does, for a cache that is scanned already."""
     begun = time.monotonic()
@@ -117,7 +117,7 @@ def verify_state(
             if not shared.users
         )
     with Memory(own_home(environment)[0]) as memory:
-        _hash(subjects, report, memory, max_age, workers, watcher or Watcher())
+        _hash(subjects, report, memory, max_age, workers, progress or Progress())
     for scope in scopes:
         _check_headers(scope, report)
         _add_findings(scope, report)
@@ -268,7 +268,7 @@ def _hash(
     memory: Memory,
     max_age: float,
     workers: int | None,
-    watcher: Watcher,
+    progress: Progress,
 ) -> None:
     """Hash what is not known to be good; content that several places share is hashed once."""
     now = time.time()
@@ -308,15 +308,15 @@ def _hash(
     checks = [Check(due[key][0].path, due[key][0].expected) for key in order]
     repos = {subject.repo for group in due.values() for subject in group}
     label = repos.pop() if len(repos) == 1 else "verify"
-    progress = _Progress(
-        watcher,
+    shown = _FileProgress(
+        progress,
         label,
         dict(zip((check.path for check in checks), (sizes[key] for key in order), strict=True)),
     )
     fresh: list[tuple[Identity, str]] = []
     recorded = time.monotonic()
     try:
-        with contextlib.closing(hash_all(checks, workers, progress.moved)) as results:
+        with contextlib.closing(hash_all(checks, workers, shown.moved)) as results:
             for judged in results:
                 group = due[f"{judged.check.expected} {judged.check.path}"]
                 _judged(report, group, judged)
@@ -326,36 +326,36 @@ def _hash(
                     memory.record_verified(fresh, now)
                     fresh, recorded = [], time.monotonic()
     finally:
-        progress.ended()
+        shown.ended()
         if fresh:
             memory.record_verified(fresh, now)
 
 
-class _Progress:
-    """Tells a watcher of long files one by one, and of all the others together."""
+class _FileProgress:
+    """Reports the progress of long files one by one, and of all the others together."""
 
-    def __init__(self, watcher: Watcher, label: str, sizes: dict[str, int]) -> None:
-        self._watcher = watcher
+    def __init__(self, progress: Progress, label: str, sizes: dict[str, int]) -> None:
+        self._progress = progress
         self._label = label
         self._sizes = sizes
         self._short = 0
         long = {path: size for path, size in sizes.items() if size >= _LONG}
         rest = sum(sizes.values()) - sum(long.values())
-        watcher.started(label, long | ({_SHORT_FILES: rest} if rest else {}), 0)
+        progress.started(label, long | ({_SHORT_FILES: rest} if rest else {}), 0)
 
     def moved(self, check: Check, position: int) -> None:
         """Take note of a file's progress."""
         size = self._sizes[check.path]
         if size >= _LONG:
-            self._watcher.moved(self._label, check.path, position)
+            self._progress.moved(self._label, check.path, position)
         elif position >= size:
             # A sum that loses a step to another thread does no harm.
             self._short += size
-            self._watcher.moved(self._label, _SHORT_FILES, self._short)
+            self._progress.moved(self._label, _SHORT_FILES, self._short)
 
     def ended(self) -> None:
         """Stop showing."""
-        self._watcher.ended(self._label)
+        self._progress.ended(self._label)
 
 
 def _judged(report: _Report, group: Iterable[_Subject], judged: Judged) -> None:
