@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -71,7 +70,7 @@ def plan_saving(repo: Repo, commits: frozenset[str] | None) -> Saving:
             continue
         files: dict[str, str] = {}
         for file in revision.files:
-            path = os.path.join(revision.path, *file.name.split("/"))
+            path = revision.file_path(file.name)
             if file.kind not in ("link", "copy") or revision.linked:
                 raise BackupError(
                     f"{repo.id} is damaged: {path}", "'vlmcache verify --repair' repairs it"
@@ -81,7 +80,7 @@ def plan_saving(repo: Repo, commits: frozenset[str] | None) -> Saving:
             if name is None:
                 name = listed.etag if listed is not None else hash_file(path, "0" * 64)
             else:
-                path = os.path.join(repo.path, layout.BLOBS, name)
+                path = repo.blob_path(name)
             files[file.name] = name
             if name not in blobs:
                 known = layout.is_etag(name)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from vlmcache.cache import layout
 from vlmcache.cache.moved import read_moves
 from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import CacheState, Repo
@@ -187,9 +186,7 @@ class Mover:
         names: dict[str, str] = {}
         for blob in repo.blobs.values():
             shared = self.state.shared.get(blob.shared or "")
-            path = os.path.join(repo.path, layout.BLOBS, blob.name)
-            if shared is not None:
-                path = shared.path
+            path = repo.blob_path(blob.name) if shared is None else shared.path
             name = min((file for _, file in users[blob.name]), default=blob.name)
             sizes[path] = blob.size
             # The file of another revision may have the same name.

@@ -7,8 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 
 from vlmcache.cache import layout
-from vlmcache.cache.moved import Move as Noted
-from vlmcache.cache.moved import leads_back, read_moves
+from vlmcache.cache.moved import MoveRecord, leads_back, read_moves
 from vlmcache.change.moved_note import record_size, remove_record, write_moves, write_record
 from vlmcache.change.plan import Move, Outcome
 from vlmcache.errors import CacheError
@@ -45,7 +44,7 @@ class MoveNotes:
             if os.path.lexists(move.destination) and not ours and not linked:
                 foreign.add(folder)
             else:
-                noted[folder] = Noted(self.cache_dir, finished=False)
+                noted[folder] = MoveRecord(self.cache_dir, finished=False)
         if moves:
             write_moves(self.destination, noted)
         return foreign
@@ -82,7 +81,7 @@ class MoveNotes:
             if move.cache != self.cache_dir or move.finished:
                 continue
             if os.path.islink(path):
-                noted[folder] = Noted(move.cache, finished=True)
+                noted[folder] = MoveRecord(move.cache, finished=True)
             elif not link and not os.path.lexists(path) and not self._has_leftovers(folder):
                 del noted[folder]
         if noted != before:

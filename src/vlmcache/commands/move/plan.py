@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.moved import Move as Noted
+from vlmcache.cache.moved import MoveRecord
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change.names import Target
 from vlmcache.change.plan import (
@@ -49,7 +49,7 @@ class Destination(msgspec.Struct, frozen=True):
     """Its real path."""
     state: CacheState
     """What it holds as a cache."""
-    noted: Mapping[str, Noted]
+    noted: Mapping[str, MoveRecord]
     """What moves have noted there."""
     staged: Collection[str] = ()
     """Names in the folder in which a move stages its copies."""
