@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,8 +12,8 @@ from vlmcache.cache import layout
 from vlmcache.cache.hashing import hash_file
 from vlmcache.cache.state import Repo, TreeFile
 from vlmcache.commands.backup.values import BackupError
-from vlmcache.config import Config, cached_repo
-from vlmcache.errors import UnknownModelError, UsageError
+from vlmcache.config import Config, Names
+from vlmcache.errors import UnknownModelError
 
 _BLOB_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
 
@@ -153,49 +152,19 @@ def select_repos(folders: Iterable[str], config: Config, names: Sequence[str]) -
     present = set(folders)
     if not names:
         return dict.fromkeys(sorted(present))
+    repos = (repo for folder in present if (repo := layout.parse_repo_folder(folder)) is not None)
+    resolver = Names(config, repos)
     selection: dict[str, frozenset[str] | None] = {}
     for text in names:
-        name, at, revision = text.partition("@")
-        if text in config.models and cached_repo(name, _models(present)) is None:
-            name, at, revision = text, "", ""
-        if at and not layout.is_revision(revision):
-            raise UsageError(f"{revision!r} is not a branch, tag or commit")
-        folder = next(
-            (folder for folder in _folders(config, name, present) if folder in present), None
-        )
-        if folder is None:
-            raise _unknown(text, present)
-        before = selection.get(folder, frozenset())
-        alone = before is None or not at
-        selection[folder] = None if alone else (before or frozenset()) | {revision}
+        named = resolver.resolve(text)
+        if named.folder not in present:
+            raise resolver.unknown(text, "backup")
+        before = selection.get(named.folder, frozenset())
+        if before is None or named.revision is None:
+            selection[named.folder] = None
+        else:
+            selection[named.folder] = before | {named.revision}
     return dict(sorted(selection.items()))
-
-
-def _models(folders: Iterable[str]) -> list[str]:
-    repos = map(layout.parse_repo_folder, folders)
-    return [repo[1] for repo in repos if repo is not None and repo[0] == "model"]
-
-
-def _folders(config: Config, name: str, present: Iterable[str]) -> list[str]:
-    """Return the folders that a name can mean, the likeliest first."""
-    repo = cached_repo(name, _models(present))
-    if repo is None and name in config.models:
-        return [layout.repo_folder("model", config.models[name].repo)]
-    folders = [layout.repo_folder("model", repo or name)]
-    prefix, _, rest = name.partition("/")
-    if prefix in layout.KINDS and rest:
-        folders.append(layout.repo_folder(layout.KINDS[prefix], rest))
-    return folders
-
-
-def _unknown(text: str, folders: Iterable[str]) -> UnknownModelError:
-    names = []
-    for folder in folders:
-        kind, repo_id = layout.parse_repo_folder(folder) or ("model", folder)
-        names.append(repo_id if kind == "model" else f"{kind}s/{repo_id}")
-    near = difflib.get_close_matches(text.partition("@")[0], names, 3, 0.5)
-    hint = "did you mean " + " or ".join(near) + "?" if near else None
-    return UnknownModelError(f"nothing like {text} is in the backup", hint)
 
 
 def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:

@@ -17,9 +17,9 @@ from vlmcache.cache.moved import away_error, away_remedy, away_words
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import UNREADABLE, CacheState, File, Finding, Repo, Revision
 from vlmcache.cache.weights import read_header
-from vlmcache.change.names import find_targets
+from vlmcache.change.names import find_targets, names_in
 from vlmcache.commands.verify.values import Damage, Missing, Unverifiable, Verification
-from vlmcache.config import CacheLocation, Config, Environment, cached_repo, own_home
+from vlmcache.config import CacheLocation, Config, Environment, own_home, parse_name
 from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.home.journal import Journal
 from vlmcache.progress import Progress
@@ -164,13 +164,11 @@ def _scopes(
         try:
             target = find_targets(state, config, [name])[0]
         except UnknownModelError:
-            plain = name.partition("@")[0]
-            model = config.models.get(name) or config.models.get(plain)
-            cached = cached_repo(plain, [repo.id for repo in state.repos if repo.type == "model"])
-            if model is None or cached not in (None, model.repo):
+            named = names_in(state, config).resolve(name)
+            model = named.model
+            if model is None or model.key not in (name, parse_name(name).name):
                 raise
-            revision = name.partition("@")[2] if name not in config.models else model.revision
-            report.missing.append(Missing(model.repo, revision or model.revision, "*"))
+            report.missing.append(Missing(model.repo, named.revision or model.revision, "*"))
             continue
         repo = repos.get(target.folder or "")
         # Of a ref whose snapshot was lost, the content may be here.
