@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.kit.caches import CacheBuilder
 from vlmcache.cache.scan import scan
 from vlmcache.change.names import find_targets
-from vlmcache.commands.backup.contents import wishes
+from vlmcache.commands.backup.contents import select_repos
 from vlmcache.config import Config, Limits, ModelConfig, Names, find_model, parse_name
 from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.names import Name
@@ -48,7 +48,7 @@ def test_a_command_without_variants_refuses_one_and_says_what_to_type(
     for read in (
         lambda: find_model(CONFIG, text, ["org/name"]),
         lambda: find_targets(state, CONFIG, [text]),
-        lambda: wishes(["models--org--name"], CONFIG, [text]),
+        lambda: select_repos(["models--org--name"], CONFIG, [text]),
     ):
         with pytest.raises(UsageError, match="no variants") as caught:
             read()
