@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -217,10 +218,8 @@ def _piped(destination: str) -> Iterator[IO[bytes]]:
 
 
 def _source_names(parts: list[Saving]) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for part in parts:
-        names |= names_of(part.saved, part.sources.__getitem__)
-    return names
+    names = (names_of(part.saved, part.sources.__getitem__).items() for part in parts)
+    return dict(itertools.chain.from_iterable(names))
 
 
 def _to_store(

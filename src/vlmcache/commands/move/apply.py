@@ -64,13 +64,12 @@ def take_back(value: MoveReport, unfinished: Sequence[str]) -> Receipt:
 
 def repos_in_use(state: CacheState, repos: Sequence[Repo], usage: Usage) -> tuple[Kept, ...]:
     """Return the repos that processes use, and who they are."""
-    in_use: list[Kept] = []
-    for repo in repos:
-        users = usage.of_repo(state, repo)
-        if users is not None:
-            why = "in use" if users else "in use: a lock of the hub is held"
-            in_use.append(Kept(repo.path, repo.id, why, users))
-    return tuple(in_use)
+    users = ((repo, usage.of_repo(state, repo)) for repo in repos)
+    return tuple(
+        Kept(repo.path, repo.id, "in use" if who else "in use: a lock of the hub is held", who)
+        for repo, who in users
+        if who is not None
+    )
 
 
 @contextlib.contextmanager

@@ -189,27 +189,28 @@ def _move(state: CacheState, destination: Destination, repo: Repo, counted: set[
 
 def _files(repo: Repo) -> list[tuple[str, int, int, tuple[int, int]]]:
     """Return name in the repo, length, occupied bytes and inode of each file with content."""
-    files = [
-        (f"{layout.BLOBS}/{blob.name}", blob.size, blob.allocated, (blob.device, blob.inode))
-        for blob in repo.blobs.values()
-        if not blob.linked
+    return [
+        *(
+            (f"{layout.BLOBS}/{blob.name}", blob.size, blob.allocated, (blob.device, blob.inode))
+            for blob in repo.blobs.values()
+            if not blob.linked
+        ),
+        *(
+            (f"{layout.BLOBS}/{part.name}", part.size, part.allocated, (part.device, part.inode))
+            for part in repo.partials
+        ),
+        *(
+            (
+                f"{layout.SNAPSHOTS}/{revision.commit}/{file.name}",
+                file.size,
+                file.allocated,
+                (file.device, file.inode),
+            )
+            for revision in repo.revisions
+            for file in revision.files
+            if file.kind == "copy"
+        ),
     ]
-    files += (
-        (f"{layout.BLOBS}/{part.name}", part.size, part.allocated, (part.device, part.inode))
-        for part in repo.partials
-    )
-    files += (
-        (
-            f"{layout.SNAPSHOTS}/{revision.commit}/{file.name}",
-            file.size,
-            file.allocated,
-            (file.device, file.inode),
-        )
-        for revision in repo.revisions
-        for file in revision.files
-        if file.kind == "copy"
-    )
-    return files
 
 
 def _content(repo: Repo) -> int:
