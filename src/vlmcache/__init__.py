@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.backup.values import Backup, Restored
     from vlmcache.commands.doctor.doctor import diagnose
     from vlmcache.commands.move.move import move
-    from vlmcache.commands.move.values import Moved
+    from vlmcache.commands.move.values import MoveReport
     from vlmcache.commands.pull.plan import FileSelection
     from vlmcache.commands.pull.pull import pull
     from vlmcache.commands.pull.values import PullOptions, PullReport
@@ -67,7 +67,7 @@ _HOMES = {
     "quantize": "vlmcache.load.quantized.quantize",
     "LoadWishes": "vlmcache.load.wishes.Wishes",
     "FileSelection": "vlmcache.commands.pull.plan.FileSelection",
-    "Moved": "vlmcache.commands.move.values.Moved",
+    "MoveReport": "vlmcache.commands.move.values.MoveReport",
     "move": "vlmcache.commands.move.move.move",
     "PullOptions": "vlmcache.commands.pull.values.PullOptions",
     "PullReport": "vlmcache.commands.pull.values.PullReport",
@@ -92,7 +92,7 @@ __all__ = [
     "ExitCode",
     "FileSelection",
     "LoadWishes",
-    "Moved",
+    "MoveReport",
     "PullOptions",
     "PullReport",
     "Removal",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 
 class Progress:
@@ -78,3 +79,35 @@ class Throttle:
                 self._free_at = max(self._free_at, now - 0.25) + count / self.rate
                 wait = self._free_at - now
         self.stop_token.sleep(wait)
+
+
+LONG_FILE = 16 << 20
+"""Length in bytes from which on a file's own progress is shown: others end before anyone reads."""
+
+
+@contextlib.contextmanager
+def long_files(
+    progress: Progress, label: str, sizes: Mapping[str, int], names: Mapping[str, str]
+) -> Iterator[Callable[[str, int], None]]:
+    """Show the progress of long files.
+
+    Args:
+        progress: shows it.
+        label: what is done, or the repo to which it is done.
+        sizes: path of each file -> its length in bytes.
+        names: path of a file -> what people know it by; its path if not given.
+
+    Yields:
+        What is called with a file's path, and how many of its bytes are done.
+    """
+    long = {path: names.get(path, path) for path, size in sizes.items() if size >= LONG_FILE}
+
+    def moved(path: str, position: int) -> None:
+        if path in long:
+            progress.moved(label, long[path], position)
+
+    progress.started(label, {long[path]: sizes[path] for path in long}, 0)
+    try:
+        yield moved
+    finally:
+        progress.ended(label)

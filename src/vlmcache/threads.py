@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeVar
 
 from vlmcache.progress import Stopped, StopToken
@@ -13,6 +15,30 @@ _LEAVE_AFTER = 5.0
 """Seconds that threads get to put things in order when the work is stopped."""
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@contextlib.contextmanager
+def _threads(
+    work: Callable[[], None], count: int, stop: Callable[[], None], leave_after: float
+) -> Iterator[None]:
+    """Let threads do some work while the block runs, and wait for their end after it."""
+    # Daemons, since a thread that waits for somebody else must not hold up the process's end.
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+        yield
+        for thread in threads:
+            while thread.is_alive():
+                # With a bound, since a wait without one keeps signals out on Windows.
+                thread.join(0.5)
+    except BaseException:
+        stop()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(leave_after)
+        raise
 
 
 def run_in_threads(
@@ -29,21 +55,57 @@ def run_in_threads(
     Raises:
         BaseException: what the signal's handler raised.
     """
-    # Daemons, since a thread that waits for somebody else must not hold up the process's end.
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                # With a bound, since a wait without one keeps signals out on Windows.
-                thread.join(0.5)
-    except BaseException:
-        stop()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join(leave_after)
-        raise
+    with _threads(work, count, stop, leave_after):
+        pass
+
+
+def results(
+    items: Iterable[_T], work: Callable[[_T], _R], workers: int, stopped: threading.Event
+) -> Generator[_R, None, None]:
+    """Do some work for each item in several threads, and yield what it returns, in no order.
+
+    Close the iterator to stop early.
+
+    Args:
+        items: taken in their order.
+        work: does it; it raises `Stopped` soon once `stopped` is set.
+        workers: threads.
+        stopped: is set if any of the work fails, or a signal arrives here.
+
+    Raises:
+        Exception: the first that some work raised; what else was begun has ended by then.
+    """
+    pending = deque(items)
+    left = len(pending)
+    done: queue.SimpleQueue[_R | Exception] = queue.SimpleQueue()
+
+    def work_on() -> None:
+        while not stopped.is_set():
+            try:
+                item = pending.popleft()
+            except IndexError:
+                return
+            try:
+                done.put(work(item))
+            except Exception as error:
+                done.put(error)
+                stopped.set()
+
+    failure: Exception | None = None
+    with _threads(work_on, min(workers, left), stopped.set, _LEAVE_AFTER):
+        while left and failure is None:
+            try:
+                result = done.get(timeout=0.5)
+            except queue.Empty:
+                failure = Stopped() if stopped.is_set() else None
+                continue
+            if isinstance(result, Exception):
+                failure = result
+            else:
+                left -= 1
+                yield result
+    if failure is not None:
+        raise failure
 
 
 def each(
@@ -60,23 +122,6 @@ def each(
     Raises:
         Exception: the first that some work raised; what else was begun has ended by then.
     """
-    pending = deque(items)
-    failures: list[Exception] = []
-
-    def work_on() -> None:
-        while not stop_token.stopped.is_set():
-            try:
-                item = pending.popleft()
-            except IndexError:
-                return
-            try:
-                work(item)
-            except Stopped:
-                return
-            except Exception as error:
-                failures.append(error)
-                stop_token.stopped.set()
-
-    run_in_threads(work_on, min(workers, len(pending)), stop_token.stopped.set, _LEAVE_AFTER)
-    if failures:
-        raise failures[0]
+    with contextlib.closing(results(items, work, workers, stop_token.stopped)) as done:
+        for _ in done:
+            pass

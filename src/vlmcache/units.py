@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgtp])(i?)b?|b)\s*", re.IGNORECASE)
 _POWERS = ("", "k", "m", "g", "t", "p")
@@ -128,3 +129,17 @@ def command(name: str, *words: str) -> str:
     import shlex  # only for hints
 
     return shlex.join(["vlmcache", name, *words])
+
+
+def did_you_mean(text: str, known: Iterable[str], most: int = 3) -> str | None:
+    """Return the question that names what comes close to a text; `None` if nothing does.
+
+    Args:
+        text: what was typed.
+        known: what could have been meant.
+        most: how many of these to name.
+    """
+    import difflib  # only for mistakes
+
+    near = difflib.get_close_matches(text, known, most, 0.5)
+    return f"did you mean {' or '.join(near)}?" if near else None

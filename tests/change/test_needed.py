@@ -21,7 +21,7 @@ from vlmcache.cache.mounts import Mount
 from vlmcache.cache.scan import scan
 from vlmcache.commands.remove import facts
 from vlmcache.commands.remove.values import Wishes
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 
 NAME = "org/name"
 SHARED = os.urandom(20_000)
@@ -230,11 +230,11 @@ def test_our_own_journal_keeps_a_revision_and_its_silence_removes_none(
 ) -> None:
     repo = replaced(place)
     key = str(place.root), "model", NAME, first(repo).name
-    with Memory(place.environment.variables["VLMCACHE_HOME"]) as memory:
+    with Journal(place.environment.variables["VLMCACHE_HOME"]) as memory:
         memory.record_use(*key, "load", time.time() - DAY)
     place.clean()
     assert first(repo).exists()
-    with Memory(place.environment.variables["VLMCACHE_HOME"]) as memory:
+    with Journal(place.environment.variables["VLMCACHE_HOME"]) as memory:
         memory.forget(*key)
         memory.record_use(*key, "pull", time.time() - LONG)
     mounted(monkeypatch, "ext4", "noatime")

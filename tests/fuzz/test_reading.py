@@ -29,6 +29,8 @@ from vlmcache.commands.backup.restore import restore
 from vlmcache.commands.status.filters import parse_filter
 from vlmcache.config import (
     CacheLocation,
+    Environment,
+    Session,
     find_model,
     load_config,
     locate_cache,
@@ -50,6 +52,11 @@ COMMIT = "a" * 40
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
+
+
+def session(root: Path) -> Session:
+    location = CacheLocation(str(root), "test")
+    return Session(Environment({}, frozenset(), ""), config(), location)
 
 
 def encodes(value: msgspec.Struct) -> None:
@@ -401,7 +408,7 @@ def test_a_models_name_means_something_or_is_refused(heap: CacheBuilder, text: s
 def saved(place: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
     cache = CacheBuilder(place / "saving")
     cache.repo("org/name").revision({"config.json": b"{}", "w.bin": b"weights" * 9})
-    backup(config(), CacheLocation(str(cache.root), "test"), str(place / "saved.tar"))
+    backup(session(cache.root), str(place / "saved.tar"))
     with tarfile.open(place / "saved.tar") as tar:
         return [(one, stream.read() if (stream := tar.extractfile(one)) else b"") for one in tar]
 
@@ -443,7 +450,7 @@ def test_a_backup_is_restored_or_refused_and_leads_nowhere(
     path = place / "hostile.tar"
     path.write_bytes(data.draw(archives(saved)))
     with contextlib.suppress(VlmcacheError):
-        restore(config(), CacheLocation(str(folder / "new"), "test"), str(path))
+        restore(session(folder / "new"), str(path))
     assert [one.name for one in folder.iterdir()] == ["new"]
     for name, entry in fingerprint(folder / "new").items():
         assert entry[0] != "link" or not entry[3].startswith("/"), name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -107,7 +106,7 @@ def _begun(repo: Repo, commits: set[str]) -> Judgement:
 
 def ref_is_malformed(repo: Repo, revision: str) -> bool:
     """Return whether a ref is there and does not hold a commit and nothing else."""
-    path = os.path.join(repo.path, layout.REFS, *revision.split("/"))
+    path = repo.ref_path(revision)
     return any(
         finding.path == path and finding.code in ("malformed-ref", "unreadable-ref")
         for finding in repo.findings
@@ -224,7 +223,7 @@ def read_shards(revision: Revision, index: str) -> set[str] | None:
     The index is content of a repo and so not to be trusted: a shard that is no plain name below
     the index's folder makes it unreadable.
     """
-    path = os.path.join(revision.path, *index.split("/"))
+    path = revision.file_path(index)
     try:
         weight_map = _INDEX_DECODER.decode(read_bytes(path, _INDEX_LIMIT)).weight_map
     except (OSError, *JSON_ERRORS):

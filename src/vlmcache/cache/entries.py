@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from vlmcache import units
 from vlmcache.cache import layout
-from vlmcache.cache.state import UNREADABLE, ByClass, ByteClass, Entry, Finding, Partial, Stray
+from vlmcache.cache.state import UNREADABLE, ByClass, ByteClass, Finding, Partial, Stamp, Stray
 
 STALE_AFTER = 3600.0
 """Seconds without a write after which an unlocked partial download counts as left behind."""
@@ -36,14 +36,14 @@ def is_stale(partial: Partial, now: float) -> bool:
     return not partial.locked and now - partial.mtime_ns / 1e9 > STALE_AFTER
 
 
-def entry_of(stat: os.stat_result, below: int = 0) -> Entry:
+def entry_of(stat: os.stat_result, below: int = 0) -> Stamp:
     """Return what a stat says of an entry.
 
     Args:
         stat: of the entry itself, links not followed.
         below: allocated bytes of what the entry holds, where these are to be counted with it.
     """
-    return Entry(stat.st_ino, stat.st_mtime_ns, stat.st_size, allocated_bytes(stat) + below)
+    return Stamp(stat.st_ino, stat.st_mtime_ns, stat.st_size, allocated_bytes(stat) + below)
 
 
 class Tally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import queue
 import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
@@ -17,13 +16,13 @@ import msgspec
 from vlmcache.cache import page_cache
 from vlmcache.cache.reading import open_quietly
 from vlmcache.errors import ChangedError
+from vlmcache.progress import Stopped
+from vlmcache.threads import results
 
 BLOCK = 1 << 20
 """Bytes hashed at a time: few enough to stay in the processor's own cache meanwhile."""
 _STRETCH = 8
 """Blocks that are read ahead of the hash, and given back after it, at a time."""
-_LEAVE_AFTER = 3.0
-"""Seconds that threads get to end when the work is stopped."""
 
 
 class Identity(NamedTuple):
@@ -70,12 +69,8 @@ class ContentChangedError(ChangedError):
         super().__init__(f"it was written to while it was read: {path}", "run it again")
 
 
-class _Stopped(Exception):  # noqa: N818 - not a failure: someone asked for it
-    pass
-
-
-Moved = Callable[[Check, int], None]
-"""Is told, from several threads, how many bytes of a check's file are hashed by now."""
+OnProgress = Callable[[Check, int], None]
+"""Is called, from several threads, with how many bytes of a check's file are hashed by now."""
 
 
 def cores() -> int:
@@ -119,7 +114,7 @@ def hash_file(path: str, expected: str) -> str:
 
 
 def hash_all(
-    checks: Sequence[Check], workers: int | None = None, moved: Moved | None = None
+    checks: Sequence[Check], workers: int | None = None, on_progress: OnProgress | None = None
 ) -> Generator[Judged, None, None]:
     """Hash files in several threads and yield each as it is done, in no order.
 
@@ -128,55 +123,25 @@ def hash_all(
     Args:
         checks: the files; the longest are best named first, so that no core idles at the end.
         workers: threads; one a core if not given.
-        moved: is told of the progress.
+        on_progress: is called with the progress.
     """
-    results: queue.SimpleQueue[Judged | Exception] = queue.SimpleQueue()
-    pending = iter(checks)
-    lock = threading.Lock()
     stopped = threading.Event()
+    own = threading.local()
 
-    def work() -> None:
-        buffer = bytearray(BLOCK)
-        while not stopped.is_set():
-            with lock:
-                check = next(pending, None)
-            if check is None:
-                return
-            try:
-                results.put(_judge(check, buffer, moved, stopped))
-            except Exception as error:
-                results.put(error)
+    def judge(check: Check) -> Judged:
+        if not hasattr(own, "buffer"):
+            own.buffer = bytearray(BLOCK)
+        return _judge(check, own.buffer, on_progress, stopped)
 
-    # Daemons, since a disk that does not answer must not hold up the process's end.
-    count = max(1, min(workers or cores(), len(checks)))
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
-    try:
-        for thread in threads:
-            thread.start()
-        left = len(checks)
-        while left:
-            try:
-                # With a bound, since a wait without one keeps signals out on Windows.
-                judged = results.get(timeout=0.5)
-            except queue.Empty:
-                continue
-            if isinstance(judged, Exception):
-                raise judged
-            left -= 1
-            yield judged
-    finally:
-        stopped.set()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join(_LEAVE_AFTER)
+    return results(checks, judge, workers or cores(), stopped)
 
 
 def _judge(
-    check: Check, buffer: bytearray, moved: Moved | None, stopped: threading.Event
+    check: Check, buffer: bytearray, on_progress: OnProgress | None, stopped: threading.Event
 ) -> Judged:
     for last in (False, True):
         try:
-            identity, actual = _digest(check, buffer, moved, stopped)
+            identity, actual = _digest(check, buffer, on_progress, stopped)
             if actual == check.expected or identify(check.path) == identity or last:
                 return Judged(check, identity, actual)
         except ContentChangedError:
@@ -189,7 +154,7 @@ def _judge(
 
 
 def _digest(
-    check: Check, buffer: bytearray, moved: Moved | None, stopped: threading.Event
+    check: Check, buffer: bytearray, on_progress: OnProgress | None, stopped: threading.Event
 ) -> tuple[Identity, str]:
     with open(open_quietly(check.path), "rb", buffering=0) as file:
         descriptor = file.fileno()
@@ -205,7 +170,7 @@ def _digest(
         # A file that grows as fast as it is read would never end.
         while position <= size and (count := file.readinto(buffer)):
             if stopped.is_set():
-                raise _Stopped
+                raise Stopped
             number, within = divmod(position, stretch)
             if within == 0 and number + 1 < len(resident) and not resident[number + 1]:
                 page_cache.read_ahead(descriptor, (number + 1) * stretch, stretch)
@@ -215,10 +180,10 @@ def _digest(
                 if not resident[number]:
                     page_cache.give_back(descriptor, given_back, position - given_back)
                 given_back = position
-                if moved is not None:
-                    moved(check, position)
-        if moved is not None:
-            moved(check, position)
+                if on_progress is not None:
+                    on_progress(check, position)
+        if on_progress is not None:
+            on_progress(check, position)
         if position != size or _identity(os.fstat(descriptor))[:4] != identity[:4]:
             raise ContentChangedError(check.path)
         return identity, digest.hexdigest()

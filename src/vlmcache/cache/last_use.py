@@ -29,7 +29,7 @@ def last_uses(
 
     Args:
         state: the cache.
-        journal: (type, repo, commit) -> seconds since the epoch, as `Memory.uses` gives them.
+        journal: (type, repo, commit) -> seconds since the epoch, as `Journal.uses` gives them.
         access_times: what access times on the cache's mount are worth. Where they are `never`
             kept, they are not looked at.
     """

@@ -7,6 +7,7 @@ The layout is the one that huggingface_hub 2.4 reads and writes: see its `file_d
 
 from __future__ import annotations
 
+import os
 import re
 
 BLOBS = "blobs"
@@ -103,6 +104,36 @@ _REF = re.compile(r"[0-9A-Za-z_][^\x00-\x20\\:*?\[~^\x7f]{0,254}")
 def repo_folder(kind: str, repo_id: str) -> str:
     """Return the folder name of a repo: `models--Qwen--Qwen2-VL-2B-Instruct`."""
     return "--".join([f"{kind}s", *repo_id.split("/")])
+
+
+def blob_path(folder: str, name: str) -> str:
+    """Return where a blob of the repo in a folder is."""
+    return os.path.join(folder, BLOBS, name)
+
+
+def ref_path(folder: str, ref: str) -> str:
+    """Return where a ref of the repo in a folder is: `refs/pr/1` is two folders down."""
+    return os.path.join(folder, REFS, *ref.split("/"))
+
+
+def tree_path(folder: str, commit: str) -> str:
+    """Return where the Hub's listing of a commit is, in the folder of its repo."""
+    return os.path.join(folder, TREES, f"{commit}.json")
+
+
+def snapshot_path(folder: str, commit: str) -> str:
+    """Return where the snapshot of a commit is, in the folder of its repo."""
+    return os.path.join(folder, SNAPSHOTS, commit)
+
+
+def file_path(snapshot: str, name: str) -> str:
+    """Return where a file of a snapshot is; its name has forward slashes on every system."""
+    return os.path.join(snapshot, *name.split("/"))
+
+
+def shared_blob_path(cache_dir: str, shared_hash: str) -> str:
+    """Return where a shared blob of a cache is."""
+    return os.path.join(cache_dir, SHARED_STORE, shared_hash[:2], shared_hash)
 
 
 def parse_repo_folder(name: str) -> tuple[str, str] | None:
@@ -215,11 +246,6 @@ def link_target(name: str, depth: int) -> str:
         depth: folders between the snapshot's own folder and the link; 0 for a file at its top.
     """
     return "../" * (depth + 2) + f"{BLOBS}/{name}"
-
-
-def shared_path(shared_hash: str) -> str:
-    """Return a shared blob's path relative to the cache root."""
-    return f"{SHARED_STORE}/{shared_hash[:2]}/{shared_hash}"
 
 
 def shared_hash_of(target: str) -> str | None:

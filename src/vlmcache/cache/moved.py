@@ -29,7 +29,7 @@ _RECORD_LIMIT = 64_000
 _IN_MEMORY = ("tmpfs", "autofs")
 
 
-class Move(msgspec.Struct, frozen=True):
+class MoveRecord(msgspec.Struct, frozen=True):
     """A repo that was brought to a destination, or is on its way.
 
     cache: the real path of the cache that it comes from. finished: whether its folder there has
@@ -44,7 +44,7 @@ class Note(msgspec.Struct, frozen=True):
     """The content of the file: name of the repo's folder -> its move."""
 
     format: str
-    repos: dict[str, Move]
+    repos: dict[str, MoveRecord]
 
 
 class RepoRecord(msgspec.Struct, frozen=True):
@@ -80,7 +80,7 @@ def is_trusted(destination: str) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_uid in (0, own, folder.st_uid)
 
 
-def read_moves(destination: str) -> dict[str, Move]:
+def read_moves(destination: str) -> dict[str, MoveRecord]:
     """Return folder -> move, of all that is noted at a destination; nothing that is not trusted."""
     if not is_trusted(destination):
         return {}

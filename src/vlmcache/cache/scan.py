@@ -38,11 +38,11 @@ from vlmcache.cache.state import (
     UNREADABLE,
     ByClass,
     CacheState,
-    Entry,
     Leftover,
     LockFolder,
     Repo,
     SharedBlob,
+    Stamp,
     Stray,
 )
 from vlmcache.errors import CacheError, ConfigError
@@ -136,7 +136,7 @@ class _CacheScan:
                     self.tally.add("metadata", stat)
                 continue
             self.tally.add("metadata", stat)
-            files: dict[str, Entry] = {}
+            files: dict[str, Stamp] = {}
             other = 0
             for lock, status in read_entries(entry.path, self.notes):
                 self.tally.add("metadata", status)

@@ -33,13 +33,13 @@ from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.state import (
     Blob,
     ByteClass,
-    Entry,
     File,
     FileKind,
     Partial,
     Repo,
     Revision,
     SharedBlob,
+    Stamp,
     TreeFile,
 )
 from vlmcache.cache.usage import lock_held
@@ -58,7 +58,7 @@ class _TreeDocument(msgspec.Struct):
 _TREE_DECODER = msgspec.json.Decoder(_TreeDocument)
 
 
-def _record_of(cache_dir: str, folder: str) -> Entry | None:
+def _record_of(cache_dir: str, folder: str) -> Stamp | None:
     """Return the file that records where a repo went, whoever wrote it; `None` if there is none."""
     try:
         stat = os.lstat(record_path(cache_dir, folder))
@@ -100,11 +100,11 @@ class RepoScan:
         self.partials: list[Partial] = []
         self.refs: dict[str, str] = {}
         self.trees: dict[str, dict[str, TreeFile]] = {}
-        self.entry: Entry | None = None
-        self.ref_files: dict[str, Entry] = {}
-        self.ref_folders: dict[str, Entry] = {}
-        self.tree_files: dict[str, Entry] = {}
-        self.no_exist: dict[str, Entry] = {}
+        self.entry: Stamp | None = None
+        self.ref_files: dict[str, Stamp] = {}
+        self.ref_folders: dict[str, Stamp] = {}
+        self.tree_files: dict[str, Stamp] = {}
+        self.no_exist: dict[str, Stamp] = {}
         mendable = kind == "model" and layout.is_repo_id(repo_id)
         self.pull = units.command("pull", repo_id) if mendable else None
         self.repair = units.command("verify", repo_id, "--repair") if mendable else None
@@ -532,7 +532,7 @@ class RepoScan:
         commits = {revision.commit for revision in revisions}
         for ref, commit in sorted(self.refs.items()):
             if commit not in commits:
-                path = os.path.join(self.path, layout.REFS, *ref.split("/"))
+                path = layout.ref_path(self.path, ref)
                 self.notes.error(
                     "ref-to-missing-commit",
                     path,
@@ -554,7 +554,7 @@ class RepoScan:
                 if listed is not None and _is_another_file(revision, file, listed):
                     self.notes.error(
                         "wrong-link",
-                        os.path.join(revision.path, *file.name.split("/")),
+                        revision.file_path(file.name),
                         f"{file.name} is a link to the content of another file",
                         self._remedy(revision.commit, name=file.name),
                     )
@@ -562,10 +562,10 @@ class RepoScan:
                 if file.size and (listed is None or listed.content_size == file.size):
                     continue
                 if file.blob is None:
-                    path = os.path.join(revision.path, *file.name.split("/"))
+                    path = revision.file_path(file.name)
                     remedy = self._remedy(revision.commit, name=file.name)
                 else:
-                    path = os.path.join(self.path, layout.BLOBS, file.blob)
+                    path = layout.blob_path(self.path, file.blob)
                     remedy = self.pull
                 if listed is not None and listed.content_size != file.size:
                     short = file.size < listed.content_size
@@ -624,7 +624,7 @@ class RepoScan:
                 if kind == "orphan" and all_read and blob.present:
                     self.notes.warning(
                         "orphan-blob",
-                        os.path.join(self.path, layout.BLOBS, blob.name),
+                        layout.blob_path(self.path, blob.name),
                         "no snapshot links to this blob",
                         units.command("clean"),
                     )

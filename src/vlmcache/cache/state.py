@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from vlmcache.cache import layout
+
 ByteClass = Literal["referenced", "detached", "orphan", "partial", "shared", "metadata", "foreign"]
 Severity = Literal["error", "warning", "info"]
 State = Literal["cached", "partial", "missing", "damaged", "away"]
@@ -59,7 +61,7 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str | None = None
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class Stamp(msgspec.Struct, frozen=True, gc=False):
     """What `lstat` says of a name: enough to tell later whether it is still the same.
 
     allocated: for a folder whose content is of no interest, that of all below it included.
@@ -142,8 +144,12 @@ class Revision(msgspec.Struct, frozen=True):
     """The Hub's listing at this commit, where the cache holds it."""
     linked: bool = False
     """True where the snapshot's folder is itself a link, which is never followed."""
-    entry: Entry | None = None
+    entry: Stamp | None = None
     """The snapshot's folder or link itself; allocated is that of its folders, not of its files."""
+
+    def file_path(self, name: str) -> str:
+        """Return the path of one of its files, by the file's name in the repo."""
+        return layout.file_path(self.path, name)
 
 
 class Partial(msgspec.Struct, frozen=True):
@@ -192,15 +198,15 @@ class Leftover(msgspec.Struct, frozen=True):
     commits: tuple[str, ...]
     blobs: tuple[str, ...]
     shared: tuple[str, ...]
-    entry: Entry
+    entry: Stamp
 
 
 class LockFolder(msgspec.Struct, frozen=True):
     """The hub's locks of one repo: `.locks/<repo folder>/<etag>.lock`. Held or not is not told."""
 
     path: str
-    entry: Entry
-    files: dict[str, Entry]
+    entry: Stamp
+    files: dict[str, Stamp]
     """File name -> what is there."""
     other: int = 0
     """Entries that are no lock files."""
@@ -250,17 +256,17 @@ class Repo(msgspec.Struct, frozen=True):
     """The destination's folder, if it was `vlmcache move` that left the link."""
     away: Away | None = None
     """Where it is, if `vlmcache move` left the link and that drive is not mounted."""
-    record: Entry | None = None
+    record: Stamp | None = None
     """The file in which `vlmcache move` has recorded where a linked repo went."""
-    entry: Entry | None = None
+    entry: Stamp | None = None
     """The folder, or the link, itself."""
-    ref_files: dict[str, Entry] = msgspec.field(default_factory=dict)
+    ref_files: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Ref name -> its file, whether it names a commit or not."""
-    ref_folders: dict[str, Entry] = msgspec.field(default_factory=dict)
+    ref_folders: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Folder below `refs/` -> what is there: `refs/pr` of the ref `refs/pr/1`."""
-    tree_files: dict[str, Entry] = msgspec.field(default_factory=dict)
+    tree_files: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Commit -> the file of the Hub's listing."""
-    no_exist: dict[str, Entry] = msgspec.field(default_factory=dict)
+    no_exist: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Commit -> the folder of names that the Hub is known not to have."""
     trees: dict[str, dict[str, TreeFile]] = msgspec.field(default_factory=dict)
     """Commit -> the Hub's listing, whether there is a snapshot of it or not."""
@@ -271,9 +277,21 @@ class Repo(msgspec.Struct, frozen=True):
         return self.by_class.total
 
     @property
-    def real_path(self) -> str:
-        """The folder itself: elsewhere, where the cache has but a link."""
+    def home(self) -> str:
+        """The folder itself: if the repo was moved, where it really is."""
         return self.linked_to or self.path
+
+    def blob_path(self, name: str) -> str:
+        """Return the path of a blob, below the repo's place in the cache."""
+        return layout.blob_path(self.path, name)
+
+    def ref_path(self, ref: str) -> str:
+        """Return the path of a ref, below the repo's place in the cache."""
+        return layout.ref_path(self.path, ref)
+
+    def tree_path(self, commit: str) -> str:
+        """Return the path of the Hub's listing of a commit, below the repo's place in the cache."""
+        return layout.tree_path(self.path, commit)
 
     @property
     def size(self) -> int:

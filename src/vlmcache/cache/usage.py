@@ -149,18 +149,18 @@ def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage
 def _content_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int], str]]:
     base = os.path.realpath(repo.path)
     for blob in repo.blobs.values():
-        yield (blob.device, blob.inode), os.path.join(base, layout.BLOBS, blob.name)
+        yield (blob.device, blob.inode), layout.blob_path(base, blob.name)
         if blob.shared is not None and blob.shared in state.shared:
             shared = state.shared[blob.shared]
             yield (shared.device, shared.inode), os.path.realpath(shared.path)
     for partial in repo.partials:
-        yield (partial.device, partial.inode), os.path.join(base, layout.BLOBS, partial.name)
+        yield (partial.device, partial.inode), layout.blob_path(base, partial.name)
     for stray in repo.strays:
         yield (stray.device, stray.inode), stray.path
     for revision in repo.revisions:
         for file in revision.files:
             if file.kind == "copy":
-                path = os.path.join(base, layout.SNAPSHOTS, revision.commit, *file.name.split("/"))
+                path = layout.file_path(layout.snapshot_path(base, revision.commit), file.name)
                 yield (file.device, file.inode), path
 
 
@@ -307,7 +307,7 @@ def own_uses(
 
     Args:
         state: the cache.
-        journal: (type, repo, commit) -> seconds since the epoch, as `Memory.uses` gives them.
+        journal: (type, repo, commit) -> seconds since the epoch, as `Journal.uses` gives them.
         shows_reads: whether the mount keeps access times (`Mount.shows_reads`).
     """
     found: dict[tuple[str, str], LastUse] = {}

@@ -74,7 +74,7 @@ class Tensor(msgspec.Struct, frozen=True, gc=False):
         return math.prod(self.shape)
 
 
-class Memory(msgspec.Struct, frozen=True):
+class MemoryEstimate(msgspec.Struct, frozen=True):
     """What a model takes once loaded, in bytes: its weights, and what comes on top."""
 
     weights: int
@@ -86,9 +86,9 @@ class Memory(msgspec.Struct, frozen=True):
         return self.weights + self.overhead
 
 
-def with_overhead(weights: int) -> Memory:
+def with_overhead(weights: int) -> MemoryEstimate:
     """Return the memory of a model whose weights take so many bytes."""
-    return Memory(weights, round(weights * OVERHEAD_FRACTION) + OVERHEAD_BYTES)
+    return MemoryEstimate(weights, round(weights * OVERHEAD_FRACTION) + OVERHEAD_BYTES)
 
 
 def read_header(path: str) -> dict[str, Tensor]:

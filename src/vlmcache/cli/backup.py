@@ -11,11 +11,13 @@ from vlmcache.cli.options import (
     Answer,
     CacheDir,
     ConfigFile,
+    DryRun,
     Json,
     Models,
     Output,
     Quiet,
     Verbose,
+    Yes,
     open_session,
 )
 from vlmcache.errors import UsageError
@@ -23,6 +25,7 @@ from vlmcache.errors import UsageError
 EXAMPLES = """Examples:
 
   vlmcache backup models.tar
+  vlmcache backup models.tar --dry-run
   vlmcache backup s3://bucket/qwen.tar qwen_vl_2b
   vlmcache backup /mnt/store/
   vlmcache backup s3://bucket/store qwen_vl_2b
@@ -34,15 +37,17 @@ def backup(
         str,
         typer.Argument(
             metavar="DEST",
-            help="A folder or an address for a store; a file or an address ending in .tar for one "
-            "tar stream; - for stdout.",
+            help="Where to save to: a folder or an address for a store; a file or an address "
+            "ending in .tar for one tar stream; - for stdout.",
         ),
     ],
     models: Models = None,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Read what the store has, and mend what is damaged there."),
+        typer.Option("--verify", help="Read what the store has, and repair what is damaged there."),
     ] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,  # noqa: ARG001 - nothing is asked, and scripts may give it all the same
     config: ConfigFile = None,
     cache_dir: CacheDir = None,
     json: Json = False,
@@ -51,8 +56,8 @@ def backup(
 ) -> Answer:
     """Save models, every byte checked on the way.
 
-    To a store, which several machines can share, only what it lacks is written. A tar stream has a
-    manifest with all hashes in front; any tar can list it.
+    To a store, which several machines can share, only what is missing there is written. A tar
+    stream begins with a manifest of all hashes; any tar can list it. Nothing is asked.
     """
     from vlmcache.commands.backup import backup as backup_command
     from vlmcache.commands.backup import values
@@ -61,16 +66,15 @@ def backup(
     session = open_session(config, cache_dir)
     streamed = destination == values.STREAM
     if streamed and (json or quiet):
-        raise UsageError("the backup itself goes to stdout: no --json and no -q beside it")
+        raise UsageError("--json and -q cannot be used with -: the backup is written to stdout")
     if streamed and sys.stdout.isatty():
-        raise UsageError("a terminal cannot keep a backup", "name a file, or pipe it on")
+        raise UsageError("a terminal cannot keep a backup", "name a file, or pipe it to a program")
     value = backup_command.backup(
-        session.config,
-        session.cache,
+        session,
         destination,
         models or (),
+        values.BackupOptions(verify, dry_run),
         progress.on_stderr(quiet=quiet),
-        verify=verify,
     )
 
     def show() -> None:
@@ -78,12 +82,11 @@ def backup(
 
         view.show_backup(value, stream=sys.stderr if streamed else sys.stdout)
 
-    error = values.incomplete(value)
     return Answer(
         "backup",
         value,
         Output(json, quiet, verbose),
         show,
-        lambda: list(value.repos),
-        error,
+        lambda: value.ids,
+        value.problem,
     )

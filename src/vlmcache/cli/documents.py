@@ -16,7 +16,7 @@ _TYPES = {
     "clean": ("vlmcache.commands.remove.values", "Removal"),
     "pull": ("vlmcache.commands.pull.values", "PullReport"),
     "verify": ("vlmcache.commands.verify.values", "Verification"),
-    "move": ("vlmcache.commands.move.values", "Moved"),
+    "move": ("vlmcache.commands.move.values", "MoveReport"),
     "backup": ("vlmcache.commands.backup.values", "Backup"),
     "restore": ("vlmcache.commands.backup.values", "Restored"),
     "doctor": ("vlmcache.commands.doctor.values", "Diagnosis"),

@@ -37,22 +37,26 @@ def move(
         str | None,
         typer.Argument(
             metavar="DEST",
-            help="The folder to move to: a hub cache of its own.",
+            help="The folder to move to; it becomes a hub cache of its own.",
             show_default=False,
         ),
     ] = None,
     models: Models = None,
     no_link: Annotated[
-        bool, typer.Option("--no-link", help="Leave no links: HF_HUB_CACHE has to name DEST then.")
+        bool,
+        typer.Option(
+            "--no-link",
+            help="Leave no links; programs find the models only if HF_HUB_CACHE names DEST.",
+        ),
     ] = False,
     undo: Annotated[
-        bool, typer.Option("--undo", help="Take an unfinished move to DEST back.")
+        bool, typer.Option("--undo", help="Take back an unfinished move to DEST.")
     ] = False,
     relink: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Let links that lead nowhere lead to DIR, where their drive is mounted now.",
+            help="Rewrite links that lead nowhere to DIR, where their drive is mounted now.",
         ),
     ] = None,
     dry_run: DryRun = False,
@@ -65,8 +69,8 @@ def move(
 ) -> Answer:
     """Move models to another drive: copied and hashed there, then switched.
 
-    All models unless some are named. A link stays in the place of each, which every command and
-    the hub's libraries follow. If it was interrupted, run it again. Only --relink asks.
+    Moves all models unless some are named. A link stays in the place of each, which every command
+    and the hub's libraries follow. After an interruption, run it again. Only --relink asks first.
     """
     from vlmcache.cli.confirmation import can_ask, is_agreed
     from vlmcache.commands.move import move as move_command
@@ -76,14 +80,14 @@ def move(
 
     output = Output(json, quiet, verbose)
     if relink is not None and (destination is not None or models or no_link or undo):
-        raise UsageError("--relink rewrites links and moves nothing: only DIR can be named")
+        raise UsageError("--relink rewrites links and moves nothing: name only DIR")
     if relink is None and destination is None:
         raise UsageError("Missing argument 'DEST'", "see 'vlmcache move --help'")
     if undo and (models or no_link):
-        raise UsageError("--undo takes back all that is unfinished: no MODEL and no --no-link")
+        raise UsageError("--undo takes back all that is unfinished: give no MODEL and no --no-link")
     session = open_session(config, cache_dir)
 
-    def ask(planned: values.Moved) -> bool:
+    def ask(planned: values.MoveReport) -> bool:
         from vlmcache.commands.move import view
 
         count = len(planned.repos)
@@ -98,20 +102,17 @@ def move(
 
     if relink is not None:
         confirm = None if yes else ask
-        value = move_command.relink(session.cache, relink, dry_run=dry_run, confirm=confirm)
+        value = move_command.relink(session, relink, dry_run=dry_run, confirm=confirm)
     elif undo:
-        value = move_command.undo(session.cache, destination or "", dry_run=dry_run)
+        value = move_command.undo(session, destination or "", dry_run=dry_run)
     else:
         value = move_command.move(
-            session.config,
-            session.cache,
+            session,
             destination or "",
             models or (),
-            link=not no_link,
-            dry_run=dry_run,
-            progress=progress.on_stderr(quiet=quiet),
+            values.MoveOptions(link=not no_link, dry_run=dry_run),
+            progress.on_stderr(quiet=quiet),
         )
-    error = values.problem(value)
 
     def show() -> None:
         from vlmcache.commands.move import view
@@ -123,6 +124,6 @@ def move(
         value,
         output,
         show,
-        lambda: values.ids(value),
-        error,
+        lambda: value.ids,
+        value.problem,
     )

@@ -16,6 +16,7 @@ from vlmcache.cli.options import (
     Output,
     Quiet,
     Verbose,
+    Yes,
     open_session,
 )
 
@@ -34,18 +35,19 @@ def restore(
     ],
     models: Models = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Refs that differ here become the backup's.")
+        bool, typer.Option("--overwrite", help="Replace refs that differ here with the backup's.")
     ] = False,
     dry_run: DryRun = False,
+    yes: Yes = False,  # noqa: ARG001 - nothing is asked, and scripts may give it all the same
     config: ConfigFile = None,
     cache_dir: CacheDir = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> Answer:
-    """Bring a backup back, every byte checked before it counts.
+    """Restore a backup, every byte checked before it counts.
 
-    What is there already is skipped, so that a restore that was cut goes on.
+    What the cache has already is skipped: after an interruption, run it again. Nothing is asked.
     """
     from vlmcache.commands.backup import restore as backup_restore
     from vlmcache.commands.backup import values
@@ -53,15 +55,12 @@ def restore(
 
     session = open_session(config, cache_dir)
     value = backup_restore.restore(
-        session.config,
-        session.cache,
+        session,
         source,
         models or (),
-        overwrite=overwrite,
-        dry_run=dry_run,
-        progress=progress.on_stderr(quiet=quiet),
+        values.RestoreOptions(overwrite, dry_run),
+        progress.on_stderr(quiet=quiet),
     )
-    error = values.problem(value)
 
     def show() -> None:
         from vlmcache.commands.backup import view
@@ -73,6 +72,6 @@ def restore(
         value,
         Output(json, quiet, verbose),
         show,
-        lambda: list(value.repos),
-        error,
+        lambda: value.ids,
+        value.problem,
     )

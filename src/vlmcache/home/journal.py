@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS verified (
 _FORGET_AFTER = 400 * 86400.0
 
 
-class Memory:
+class Journal:
     """The open file, or nothing where it cannot be opened. Use it as a context manager.
 
     Args:
@@ -49,7 +49,7 @@ class Memory:
         self._home = home
         self._connection: sqlite3.Connection | None = None
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> Journal:
         return self
 
     def __exit__(

@@ -22,10 +22,10 @@ from tests.kit.pulls import config, content, lies
 from vlmcache.cache import layout
 from vlmcache.change.plan import Receipt
 from vlmcache.commands.backup.backup import backup
-from vlmcache.commands.backup.restore import _Restoring, restore
+from vlmcache.commands.backup.restore import Restorer, restore
 from vlmcache.commands.backup.tar import MANIFEST
-from vlmcache.commands.backup.values import BackupError, Restored, incomplete, problem
-from vlmcache.config import CacheLocation
+from vlmcache.commands.backup.values import BackupError, Restored, RestoreOptions
+from vlmcache.config import CacheLocation, Environment, Session
 from vlmcache.errors import SpaceError, UnknownModelError, UsageError, VlmcacheError
 
 WEIGHTS = "model.safetensors"
@@ -36,18 +36,19 @@ FILES: dict[str, Content] = {
 }
 
 
-def place(root: Path) -> CacheLocation:
-    return CacheLocation(str(root), "test")
+def session(root: Path, **limits: int) -> Session:
+    location = CacheLocation(str(root), "test")
+    return Session(Environment({}, frozenset(), ""), config(**limits), location)
 
 
 def save(cache: CacheBuilder, name: str = "saved.tar", *models: str) -> Path:
     path = cache.root.parent / name
-    backup(config(), place(cache.root), str(path), models)
+    backup(session(cache.root), str(path), models)
     return path
 
 
 def bring(path: Path, root: Path, **options: Any) -> Restored:
-    return restore(config(), place(root), str(path), **options)
+    return restore(session(root), str(path), (), RestoreOptions(**options))
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_backup_comes_back_as_it_was(
 ) -> None:
     cache.repo("org/data", "dataset").revision({"data.csv": b"1,2"})
     value = bring(save(cache), tmp_path / "new")
-    assert problem(value) is None
+    assert value.problem is None
     assert value.receipt is not None
     assert value.receipt.whole
     assert content(tmp_path / "new") == content(cache.root)
@@ -155,11 +156,11 @@ def test_a_ref_that_differs_stays_unless_told_otherwise(
     commit = repo.latest
     newer = repo.revision({**FILES, "config.json": b"{new}"})
     value = bring(path, cache.root)
-    failure = problem(value)
+    failure = value.problem
     assert failure is not None
     assert failure.exit_code == 3
     assert (repo.refs / "main").read_text() == newer
-    assert problem(bring(path, cache.root, overwrite=True)) is None
+    assert bring(path, cache.root, overwrite=True).problem is None
     assert (repo.refs / "main").read_text() == commit
 
 
@@ -177,8 +178,8 @@ def test_what_must_stay_free_for_downloads_is_no_bound_for_restoring(
     cache: CacheBuilder, repo: CachedRepo, tmp_path: Path
 ) -> None:
     path = save(cache)
-    restored = restore(config(min_free=1 << 62), place(tmp_path / "new"), str(path))
-    assert problem(restored) is None
+    restored = restore(session(tmp_path / "new", min_free=1 << 62), str(path))
+    assert restored.problem is None
 
 
 def test_a_pipe_gets_the_backup_and_stays_a_pipe(
@@ -190,7 +191,7 @@ def test_a_pipe_gets_the_backup_and_stays_a_pipe(
         open(tmp_path / "read", "wb") as file,
         subprocess.Popen(["cat", pipe], stdout=file) as reader,
     ):
-        backup(config(), place(cache.root), str(pipe))
+        backup(session(cache.root), str(pipe))
         assert reader.wait(60) == 0
     assert pipe.is_fifo()
     assert (tmp_path / "read").read_bytes() == save(cache).read_bytes()
@@ -202,7 +203,7 @@ def test_through_a_link_what_it_leads_to_is_written(
     link, target = tmp_path / "link.tar", tmp_path / "target.tar"
     target.touch()
     link.symlink_to(target)
-    backup(config(), place(cache.root), str(link))
+    backup(session(cache.root), str(link))
     assert link.is_symlink()
     assert target.read_bytes() == save(cache).read_bytes()
 
@@ -214,9 +215,9 @@ def test_a_repo_that_cannot_be_saved_is_told_of_and_the_others_are_saved(
     cut.revision(FILES)
     cut.missing_snapshots()
     cache.repo("org/begun").partial(size=10, age=7200)
-    value = backup(config(), place(cache.root), str(tmp_path / "saved.tar"))
+    value = backup(session(cache.root), str(tmp_path / "saved.tar"))
     assert (value.repos, value.left_out) == (("org/name",), ("org/cut",))
-    error = incomplete(value)
+    error = value.problem
     assert error is not None
     assert error.exit_code == 3
 
@@ -238,15 +239,15 @@ def test_a_ref_that_changed_since_the_plan_stays(
     path = save(cache)
     new = tmp_path / "new"
     ref = new / "models--org--name/refs/main"
-    run = _Restoring.run
+    run = Restorer.run
 
-    def late(self: _Restoring) -> Receipt:
+    def late(self: Restorer) -> Receipt:
         ref.parent.mkdir(parents=True)
         ref.write_text("e" * 40)
         return run(self)
 
-    monkeypatch.setattr(_Restoring, "run", late)
-    error = problem(bring(path, new))
+    monkeypatch.setattr(Restorer, "run", late)
+    error = bring(path, new).problem
     assert error is not None
     assert error.exit_code == 10
     assert ref.read_text() == "e" * 40
@@ -255,7 +256,7 @@ def test_a_ref_that_changed_since_the_plan_stays(
 @pytest.mark.parametrize("name", ["nosuch://bucket/key.tar", "nosuch://bucket"])
 def test_a_place_that_is_no_file_is_refused(cache: CacheBuilder, name: str) -> None:
     with pytest.raises(UsageError):
-        backup(config(), place(cache.root), name)
+        backup(session(cache.root), name)
 
 
 def rewritten(path: Path, change: Callable[[list[Any]], None]) -> Path:
@@ -423,7 +424,7 @@ class Saving(Subject[VlmcacheError | None]):
 
     def run(self, place: Path) -> VlmcacheError | None:
         try:
-            backup(config(), CacheLocation(str(self.cache.root), "test"), str(place / "saved.tar"))
+            backup(session(self.cache.root), str(place / "saved.tar"))
         except VlmcacheError as error:
             return error
         return None

@@ -37,6 +37,19 @@ def test_models_go_to_a_file_and_come_back(
     assert "2 blobs there already" in again.out
 
 
+def test_backup_and_restore_take_yes_and_a_dry_run_writes_nothing(
+    cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path
+) -> None:
+    cache.repo("org/name").revision(FILES)
+    vlmcache.config("vlmcache: {min_free: 0}\n")
+    planned = vlmcache("backup", "saved.tar", "--dry-run")
+    assert (planned.code, planned.out) == (0, "To save: org/name, 7 kB: saved.tar\n")
+    assert not (vlmcache.folder / "saved.tar").exists()
+    assert vlmcache("backup", "saved.tar", "--yes").code == 0
+    assert vlmcache("restore", "saved.tar", "-y", "--cache-dir", str(tmp_path / "new")).code == 0
+    assert (tmp_path / "new/models--org--name/refs/main").is_file()
+
+
 def test_models_go_to_a_store_once_and_come_back_by_name(
     cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path
 ) -> None:
@@ -115,7 +128,7 @@ def test_a_backup_that_lost_its_reader_fails(
         child.stdout.close()
         told = child.stderr.read().decode()
     assert child.returncode == 1
-    assert "the backup is not whole: its reader went away" in told
+    assert "the backup is not complete: its reader ended" in told
     assert "Traceback" not in told
 
 

@@ -20,17 +20,19 @@ from tests.kit.pulls import Listener, config, lies
 from tests.kit.stores import contents, restored, store_lies
 from vlmcache.cache import layout
 from vlmcache.commands.backup import backup, restore
-from vlmcache.commands.backup.places import Folder
+from vlmcache.commands.backup.folder import Folder
 from vlmcache.commands.backup.values import (
     Amount,
     Backup,
     BackupError,
+    BackupOptions,
     ChangedRef,
     Restored,
-    problem,
+    RestoreOptions,
 )
-from vlmcache.config import CacheLocation
+from vlmcache.config import CacheLocation, Environment, Session
 from vlmcache.errors import UnknownModelError, UsageError, VlmcacheError
+from vlmcache.progress import Progress
 
 WEIGHTS = "model.safetensors"
 FILES = {
@@ -42,14 +44,23 @@ BYTES = 300_019
 FEW = {"sub/model.safetensors": b"weights" * 1000}
 
 
+def session(root: Path) -> Session:
+    location = CacheLocation(str(root), "test")
+    return Session(Environment({}, frozenset(), ""), config(), location)
+
+
 def save(cache: CacheBuilder, store: Path | str, *models: str, **options: Any) -> Backup:
-    place = CacheLocation(str(cache.root), "test")
-    return backup.backup(config(), place, f"{store}/", models, **options)
+    return backup.backup(session(cache.root), f"{store}/", models, BackupOptions(**options))
 
 
-def bring(store: Path | str, root: Path, *models: str, **options: Any) -> Restored:
-    place = CacheLocation(str(root), "test")
-    return restore.restore(config(), place, f"{store}/", models, **options)
+def bring(
+    store: Path | str,
+    root: Path,
+    *models: str,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Restored:
+    return restore.restore(session(root), f"{store}/", models, RestoreOptions(**options), progress)
 
 
 def machine(tmp_path: Path, name: str) -> CacheBuilder:
@@ -77,7 +88,7 @@ def test_what_was_saved_comes_back_as_it_was(
     assert saved.uploaded == Amount(4, BYTES + 2 + 3)
     assert saved.skipped == Amount()
     value = bring(store, tmp_path / "new")
-    assert problem(value) is None
+    assert value.problem is None
     assert restored(tmp_path / "new") == restored(cache.root)
     assert lies(tmp_path / "new") == []
     assert store_lies(contents(store)) == []
@@ -158,7 +169,7 @@ def test_two_machines_that_save_at_once_come_out_right(store: Path, tmp_path: Pa
     assert failures == []
     assert store_lies(contents(store)) == []
     value = bring(store, tmp_path / "new")
-    assert problem(value) is None
+    assert value.problem is None
     assert len(os.listdir(tmp_path / "new/models--org--name/snapshots")) == 3
     assert not [path for path in store.rglob("*") if layout.is_temporary(path.name)]
 
@@ -273,17 +284,37 @@ def test_verify_finds_what_a_store_has_damaged_and_mends_it(
     blob.write_bytes(b"x" * 300_000)
     assert save(cache, store).uploaded == Amount()
     value = bring(store, tmp_path / "new")
-    failure = problem(value)
+    failure = value.problem
     assert failure is not None
     assert failure.exit_code == 4
     assert etag in failure.message
     assert lies(tmp_path / "new") == []
     assert save(cache, store, verify=True).uploaded == Amount(1, 300_000)
-    assert problem(bring(store, tmp_path / "new")) is None
+    assert bring(store, tmp_path / "new").problem is None
     assert restored(tmp_path / "new") == restored(cache.root)
     # A wrong length shows without reading.
     blob.write_bytes(b"short")
     assert save(cache, store).uploaded == Amount(1, 300_000)
+
+
+def test_a_dry_run_says_what_would_be_saved_and_writes_nothing(
+    cache: CacheBuilder, repo: CachedRepo, store: Path
+) -> None:
+    planned = save(cache, store, dry_run=True)
+    assert planned.dry_run
+    assert not store.exists()
+    done = save(cache, store)
+    assert (done.uploaded, done.skipped, done.refs) == (
+        planned.uploaded,
+        planned.skipped,
+        planned.refs,
+    )
+    repo.revision({**FILES, "config.json": b"{1}"})
+    before = contents(store)
+    again = save(cache, store, dry_run=True)
+    assert (again.uploaded, again.skipped.blobs) == (Amount(1, 3), done.uploaded.blobs)
+    assert [ref.ref for ref in again.refs] == ["main"]
+    assert contents(store) == before
 
 
 def test_damage_of_one_repo_does_not_keep_the_others(
@@ -297,7 +328,7 @@ def test_damage_of_one_repo_does_not_keep_the_others(
         CacheBuilder(tmp_path / "new").repo("org/name").partial(etag, data=b"begun", old_style=True)
     )
     value = bring(store, tmp_path / "new")
-    assert problem(value) is not None
+    assert value.problem is not None
     assert part.read_bytes() == b"begun"
     assert value.receipt is not None
     assert [one.result for one in value.receipt.outcomes].count("failed") == 1
@@ -324,9 +355,9 @@ def test_a_store_is_only_made_where_nothing_else_is(
     (used / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="neither a store nor empty"):
         save(cache, used)
-    with pytest.raises(UsageError, match="within the cache"):
+    with pytest.raises(UsageError, match="in the cache"):
         save(cache, cache.root / "store")
-    with pytest.raises(UsageError, match="no store"):
+    with pytest.raises(UsageError, match="not a store"):
         bring(used, tmp_path / "new")
     with pytest.raises(UsageError, match="no such folder"):
         bring(tmp_path / "nowhere", tmp_path / "new")
@@ -353,12 +384,10 @@ def test_other_places_than_folders_do_as_well(
     store = address.format(tmp_path / "store")
     assert save(cache, store).uploaded.blobs == 3
     assert save(cache, store).uploaded.blobs == 0
-    assert problem(bring(store, tmp_path / "new")) is None
+    assert bring(store, tmp_path / "new").problem is None
     assert restored(tmp_path / "new") == restored(cache.root)
-    place = CacheLocation(str(cache.root), "test")
-    backup.backup(config(), place, f"{store}.tar")
-    new = CacheLocation(str(tmp_path / "other"), "test")
-    restore.restore(config(), new, f"{store}.tar")
+    backup.backup(session(cache.root), f"{store}.tar")
+    restore.restore(session(tmp_path / "other"), f"{store}.tar")
     assert restored(tmp_path / "other") == restored(cache.root)
     with pytest.raises(UsageError, match="neither a store nor empty"):
         save(cache, store.rpartition("/")[0])
@@ -451,7 +480,7 @@ def test_what_is_hostile_is_refused_and_leads_nowhere(
     new = tmp_path / "deep/down/new"
     new.parent.mkdir(parents=True)
     with contextlib.suppress(BackupError):
-        failure = problem(bring(store, new))
+        failure = bring(store, new).problem
         assert failure is not None
         assert failure.exit_code == 4
     assert lies(new) == []
@@ -468,7 +497,7 @@ def test_names_that_mean_nothing_are_passed_over(
     placed("repos/models--org--name/notes.txt", b"mine")(store)
     placed("repos/models--org--name/refs/main.12345678.tmp", b"cut")(store)
     placed("blobs/ab/notes", b"mine")(store)
-    assert problem(bring(store, tmp_path / "new")) is None
+    assert bring(store, tmp_path / "new").problem is None
     assert restored(tmp_path / "new") == restored(cache.root)
 
 
@@ -536,7 +565,7 @@ class RestoringFromStore(Subject[VlmcacheError | None]):
 
     def run(self, place: Path) -> VlmcacheError | None:
         try:
-            assert problem(bring(self.store, place / "new")) is None
+            assert bring(self.store, place / "new").problem is None
         except VlmcacheError as error:
             return error
         return None

@@ -21,12 +21,12 @@ from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change.moved_note import write_record
 from vlmcache.commands.move import move as move_command
 from vlmcache.commands.move import values as move_values
-from vlmcache.commands.move.values import NotMovedError, problem
+from vlmcache.commands.move.values import MoveOptions, NotMovedError
 from vlmcache.commands.remove import clean, remove, values
 from vlmcache.commands.remove.values import Wishes
 from vlmcache.commands.status.status import status
 from vlmcache.commands.watch.events import changes
-from vlmcache.config import CacheLocation, Config, Environment, Limits
+from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
 from vlmcache.errors import ExitCode, UnknownModelError
 
 NAME, FOLDER = "org/name", "models--org--name"
@@ -49,14 +49,15 @@ class Place:
         self.link = root / FOLDER
         self.location = CacheLocation(str(root), "--cache-dir")
         self.environment = Environment({"VLMCACHE_HOME": str(root.parent / "own")}, frozenset(), "")
+        self.session = Session(self.environment, CONFIG, self.location)
         cache = CacheBuilder(root)
         for name in (NAME, "org/stays"):
             cache.repo(name).revision(model_files())
         self.move()
 
     def move(self) -> None:
-        done = move_command.move(CONFIG, self.location, str(self.other), [NAME])
-        assert problem(done) is None, problem(done)
+        done = move_command.move(self.session, str(self.other), [NAME])
+        assert done.problem is None, done.problem
 
     @property
     def record(self) -> Path:
@@ -73,8 +74,8 @@ class Place:
     def rm(self) -> values.Removal:
         return remove.remove(self.environment, CONFIG, self.location, [NAME])
 
-    def relink(self, place: Path, *, dry_run: bool = False) -> move_values.Moved:
-        return move_command.relink(self.location, str(place), dry_run=dry_run)
+    def relink(self, place: Path, *, dry_run: bool = False) -> move_values.MoveReport:
+        return move_command.relink(self.session, str(place), dry_run=dry_run)
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ def test_a_mounted_drive_that_does_not_hold_the_model_is_damage(
     assert finding.code == "dangling-link"
     assert "vlmcache move --relink FOLDER" in (finding.remedy or "")
     done = place.relink(place.other.with_name("renamed"))
-    assert problem(done) is None
+    assert done.problem is None
     assert judge(place.repo(), "main").state == "cached"
 
 
@@ -353,9 +354,9 @@ def test_a_model_that_is_mounted_goes_with_its_record(place: Place) -> None:
 
 
 def test_a_model_that_comes_back_has_no_record_any_more(place: Place) -> None:
-    there = CacheLocation(str(place.other), "--cache-dir")
-    done = move_command.move(CONFIG, there, str(place.root), [NAME], link=False)
-    assert problem(done) is None
+    there = place.session._replace(cache=CacheLocation(str(place.other), "--cache-dir"))
+    done = move_command.move(there, str(place.root), [NAME], MoveOptions(link=False))
+    assert done.problem is None
     assert not place.link.is_symlink()
     assert not place.record.exists()
 
@@ -399,7 +400,7 @@ def test_a_drive_that_is_mounted_elsewhere_is_relinked(
     assert not place.scan().strays
     again = place.relink(now)
     assert not again.repos
-    assert problem(again) is None
+    assert again.problem is None
     assert place.rm().receipt is not None
     assert not (now / FOLDER).exists()
 

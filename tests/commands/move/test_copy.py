@@ -13,9 +13,9 @@ import pytest
 from tests.kit.caches import CacheBuilder, fingerprint
 from tests.kit.rooms import WEIGHTS
 from vlmcache.cache import page_cache
-from vlmcache.commands.move import move, values
+from vlmcache.commands.move import move
 from vlmcache.commands.move.walk import copy_file
-from vlmcache.config import CacheLocation, Config, Limits
+from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
 from vlmcache.errors import ExitCode
 
 BLOCK = 8 << 20
@@ -99,11 +99,14 @@ def test_a_strangers_folder_in_the_place_of_the_shared_store_is_left_alone(tmp_p
     (there / "blobs" / "mine.txt").write_text("mine")
     before = fingerprint(tmp_path / "hub"), fingerprint(there / "blobs")
     done = move.move(
-        Config("config.yaml", "--config", {}, Limits(min_free=0)),
-        CacheLocation(str(tmp_path / "hub"), "--cache-dir"),
+        Session(
+            Environment({}, frozenset(), ""),
+            Config("config.yaml", "--config", {}, Limits(min_free=0)),
+            CacheLocation(str(tmp_path / "hub"), "--cache-dir"),
+        ),
         str(there),
     )
-    error = values.problem(done)
+    error = done.problem
     assert error is not None
     assert error.exit_code == ExitCode.FAILED
     assert "store of shared blobs" in error.message

@@ -20,8 +20,7 @@ from tests.kit.faulty import Subject, try_every
 from tests.kit.hub import LoopbackHub
 from tests.kit.rooms import LONG, OTHER, WEIGHTS, settle
 from vlmcache.cache.completeness import judge
-from vlmcache.cache.moved import Move as Noted
-from vlmcache.cache.moved import read_moves
+from vlmcache.cache.moved import MoveRecord, read_moves
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage
@@ -29,10 +28,10 @@ from vlmcache.change.moved_note import write_moves
 from vlmcache.change.plan import Move, RemoveTree
 from vlmcache.commands.backup.backup import backup
 from vlmcache.commands.backup.restore import restore
-from vlmcache.commands.move import apply, values
+from vlmcache.commands.move import apply, survey, values
 from vlmcache.commands.move import move as move_command
 from vlmcache.commands.move.plan import Destination
-from vlmcache.commands.move.values import Moved, SourceDamagedError, problem
+from vlmcache.commands.move.values import MoveOptions, MoveReport, SourceDamagedError
 from vlmcache.commands.remove import clean as remove_clean
 from vlmcache.commands.remove import facts, remove
 from vlmcache.commands.remove import values as remove_values
@@ -74,6 +73,7 @@ class Place:
         self.environment = Environment(variables, frozenset(), str(folder))
         self.config = Config("config.yaml", "--config", {}, Limits(min_free=0))
         self.location = CacheLocation(str(self.root), "--cache-dir")
+        self.session = Session(self.environment, self.config, self.location)
 
     def repo(self, name: str = NAME) -> CachedRepo:
         """A repo with a file in the shared store, and one of its own."""
@@ -85,18 +85,19 @@ class Place:
 
     def move(
         self, *names: str, to: Path | None = None, link: bool = True, dry_run: bool = False
-    ) -> Moved:
+    ) -> MoveReport:
         where = str(self.other if to is None else to)
-        return move_command.move(
-            self.config, self.location, where, names, link=link, dry_run=dry_run
-        )
+        return move_command.move(self.session, where, names, MoveOptions(link, dry_run))
 
-    def undo(self) -> Moved:
-        return move_command.undo(self.location, str(self.other))
+    def session_at(self, root: Path) -> Session:
+        return self.session._replace(cache=CacheLocation(str(root), "--cache-dir"))
 
-    def moved(self, *names: str, link: bool = True) -> Moved:
+    def undo(self) -> MoveReport:
+        return move_command.undo(self.session, str(self.other))
+
+    def moved(self, *names: str, link: bool = True) -> MoveReport:
         done = self.move(*names, link=link)
-        assert problem(done) is None, problem(done)
+        assert done.problem is None, done.problem
         return done
 
     def rm(self, *names: str) -> Removal:
@@ -187,7 +188,7 @@ def test_on_the_same_disk_nothing_is_copied(place: Place, tmp_path: Path) -> Non
     inode = repo.blob("v.bin").stat().st_ino
     used = du_allocated(tmp_path)
     done = place.move(to=tmp_path / "beside")
-    assert problem(done) is None
+    assert done.problem is None
     assert done.plan.needs == 0
     assert done.copied < 2000
     assert (tmp_path / "beside" / FOLDER / "blobs" / repo.blob("v.bin").name).stat().st_ino == inode
@@ -248,7 +249,7 @@ def test_what_a_killed_move_has_copied_is_not_copied_again(place: Place) -> None
     place.repo("org/second")
     child = os.fork()
     if child == 0:
-        move_command.move(place.config, place.location, str(place.other), progress=Killer())
+        move_command.move(place.session, str(place.other), progress=Killer())
         os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
     assert (place.root / FOLDER).is_symlink()
@@ -287,11 +288,11 @@ def test_what_the_destination_has_already_is_left_alone(place: Place) -> None:
     before = fingerprint(place.other), fingerprint(place.root)
     with pytest.raises(UsageError, match="has org/name already"):
         place.move()
-    write_moves(str(place.other), {FOLDER: Noted(str(place.root), finished=True)})
+    write_moves(str(place.other), {FOLDER: MoveRecord(str(place.root), finished=True)})
     with pytest.raises(UsageError, match="has org/name already"):
         place.move()
-    write_moves(str(place.other), {FOLDER: Noted(str(place.root), finished=False)})
-    failed = problem(place.move())
+    write_moves(str(place.other), {FOLDER: MoveRecord(str(place.root), finished=False)})
+    failed = place.move().problem
     assert failed is not None
     assert "its own copy" in failed.message
     write_moves(str(place.other), {})
@@ -300,9 +301,9 @@ def test_what_the_destination_has_already_is_left_alone(place: Place) -> None:
     assert repo.folder.is_dir()
 
 
-def test_a_name_that_means_no_whole_model_is_refused(place: Place) -> None:
+def test_a_name_that_means_no_complete_model_is_refused(place: Place) -> None:
     place.repo()
-    with pytest.raises(UsageError, match="no whole model"):
+    with pytest.raises(UsageError, match="not a complete model"):
         place.move(f"{NAME}@main")
     with pytest.raises(UnknownModelError):
         place.move("org/nothing")
@@ -320,7 +321,7 @@ def test_a_damaged_model_stays_where_it_is(place: Place, seen: bool) -> None:
         with pytest.raises(SourceDamagedError, match="is damaged"):
             place.move()
     else:
-        error = problem(place.move())
+        error = place.move().problem
         assert error is not None
         assert error.exit_code == ExitCode.DAMAGE
         assert "verify --repair" in (error.hint or "")
@@ -350,7 +351,7 @@ def test_what_a_process_has_open_or_locked_is_refused_with_its_id(place: Place) 
             assert child.stdout is not None
             assert child.stdout.readline()
             done = place.move()
-            error = problem(done)
+            error = done.problem
             child.communicate()
         assert error is not None
         assert error.exit_code == ExitCode.BUSY
@@ -367,8 +368,8 @@ def test_a_model_that_changes_while_it_is_copied_stays(place: Place) -> None:
             repo.orphan_blob()
 
     where = str(place.other)
-    done = move_command.move(place.config, place.location, where, progress=Writer())
-    error = problem(done)
+    done = move_command.move(place.session, where, progress=Writer())
+    error = done.problem
     assert error is not None
     assert error.exit_code == ExitCode.CHANGED
     assert repo.folder.is_dir()
@@ -389,12 +390,12 @@ def test_a_disk_that_fills_up_all_the_same_is_told_and_undo_empties_it(place: Pl
     place.repo()
     before = fingerprint(place.root)
     with small_filesystem(1_000_000, inodes=24) as small:
-        error = problem(place.move(to=small / "hub"))
+        error = place.move(to=small / "hub").problem
         assert error is not None
         assert error.exit_code == ExitCode.SPACE
         assert fingerprint(place.root) == before
-        undone = move_command.undo(place.location, str(small / "hub"))
-        assert problem(undone) is None
+        undone = move_command.undo(place.session, str(small / "hub"))
+        assert undone.problem is None
         left = {path.name for path in (small / "hub").rglob("*") if path.is_file()}
         assert left <= {".huggingface-shared-blobs", f"{XET}.lock"}
     assert fingerprint(place.root) == before
@@ -429,16 +430,16 @@ def test_a_plan_that_another_move_has_overtaken_harms_nothing(
     """Whatever happens between the look and the lock, the model stays whole and linked."""
     repo = place.repo()
     before = contents(repo.folder)
-    look = move_command._look
+    read = survey.read_destination
 
     def overtaken(state: CacheState, there: str) -> Destination:
-        found = look(state, there)
-        monkeypatch.setattr(move_command, "_look", look)
+        found = read(state, there)
+        monkeypatch.setattr(move_command, "read_destination", read)
         place.moved()
         return found
 
-    monkeypatch.setattr(move_command, "_look", overtaken)
-    error = problem(place.move())
+    monkeypatch.setattr(move_command, "read_destination", overtaken)
+    error = place.move().problem
     assert error is not None
     assert error.exit_code == ExitCode.CHANGED
     assert repo.folder.is_symlink()
@@ -497,9 +498,9 @@ def test_a_link_that_no_move_has_left_is_never_followed(
     repo = place.repo()
     repo.moved_elsewhere(place.other)
     if proof == "of another cache":
-        write_moves(str(place.other), {FOLDER: Noted("/some/cache", finished=True)})
+        write_moves(str(place.other), {FOLDER: MoveRecord("/some/cache", finished=True)})
     elif proof != "none":
-        write_moves(str(place.other), {FOLDER: Noted(str(place.root), finished=True)})
+        write_moves(str(place.other), {FOLDER: MoveRecord(str(place.root), finished=True)})
         note = place.other / ".vlmcache-moved.json"
         if proof == "a link":
             shutil.move(note, tmp_path / "note")
@@ -592,9 +593,9 @@ def test_a_moved_model_comes_back_into_the_place_of_its_link(place: Place, link:
     before = fingerprint(place.root / FOLDER)
     right = contents(place.root / FOLDER)
     place.moved(NAME)
-    away = CacheLocation(str(place.other), "--cache-dir")
-    done = move_command.move(place.config, away, str(place.root), [NAME], link=link)
-    assert problem(done) is None
+    away = place.session_at(place.other)
+    done = move_command.move(away, str(place.root), [NAME], MoveOptions(link=link))
+    assert done.problem is None
     assert not (place.root / FOLDER).is_symlink()
     assert fingerprint(place.root / FOLDER) == before
     assert (place.other / FOLDER).is_symlink() == link
@@ -621,12 +622,10 @@ class ComingBack(Subject[None]):
         lay_out(self.patterns)
 
     def run(self, place: Path) -> None:
-        away = CacheLocation(str(self.drives.other), "--cache-dir")
+        away = self.drives.session_at(self.drives.other)
         with contextlib.suppress(UnknownModelError):
-            back = move_command.move(
-                self.drives.config, away, str(self.drives.root), [NAME], link=False
-            )
-            assert problem(back) is None, problem(back)
+            back = move_command.move(away, str(self.drives.root), [NAME], MoveOptions(link=False))
+            assert back.problem is None, back.problem
 
     def hold(self, place: Path, answer: None) -> None:
         whole = [contents(root / FOLDER) == self.right for root in self.patterns]
@@ -705,15 +704,14 @@ def test_status_tells_where_moved_models_lie_and_counts_them_apart(place: Place)
 def test_verify_and_backup_read_moved_models(place: Place, tmp_path: Path) -> None:
     repo = place.repo()
     place.moved()
-    session = Session(place.environment, place.config, place.location)
-    assert not verify(session).damaged
-    saved = backup(place.config, place.location, str(tmp_path / "b.tar"), [NAME])
+    assert not verify(place.session).damaged
+    saved = backup(place.session, str(tmp_path / "b.tar"), [NAME])
     assert saved.blobs == 3
-    restore(place.config, CacheLocation(str(tmp_path / "new"), "test"), str(tmp_path / "b.tar"))
+    restore(place.session_at(tmp_path / "new"), str(tmp_path / "b.tar"))
     assert contents(tmp_path / "new" / FOLDER) == contents(repo.folder)
     blob = place.other / FOLDER / "blobs" / repo.file("v.bin").etag
     blob.write_bytes(b"wrong" + OTHER[5:])
-    (damaged,) = verify(session, options=VerifyOptions(max_age=0)).damaged
+    (damaged,) = verify(place.session, options=VerifyOptions(max_age=0)).damaged
     assert damaged.path == str(repo.blob("v.bin"))
 
 
@@ -825,10 +823,10 @@ def test_a_move_without_links_that_was_cut_goes_on_with_the_same_names(place: Pl
     place.moved(NAME, link=False)
     done = place.moved(NAME, "org/second", link=False)
     assert [repo.repo for repo in done.repos] == ["org/second"]
-    assert [kept.reason for kept in done.plan.kept] == ["lies there already"]
+    assert [kept.reason for kept in done.plan.kept] == ["is there already"]
 
 
 def test_no_destination_is_no_folder(place: Place) -> None:
     place.repo()
     with pytest.raises(UsageError, match="the destination is empty"):
-        move_command.move(place.config, place.location, "")
+        move_command.move(place.session, "")

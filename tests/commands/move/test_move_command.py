@@ -77,7 +77,7 @@ def test_quiet_prints_the_repos(vlmcache: Vlmcache, repo: CachedRepo, drive: Pat
     [
         (("--undo", "small"), ExitCode.USAGE, "no MODEL"),
         (("nothing/such",), ExitCode.NO_MODEL, "nothing like"),
-        (("small@main",), ExitCode.USAGE, "no whole model"),
+        (("small@main",), ExitCode.USAGE, "not a complete model"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(
@@ -118,7 +118,7 @@ def test_ctrl_c_tells_how_to_go_on_and_how_to_go_back(
         if child.returncode == ExitCode.DONE:
             pytest.skip("it was done before it could be interrupted")
         assert child.returncode == ExitCode.INTERRUPTED, said
-        assert f"'vlmcache move {there}' goes on from here" in said.decode()
+        assert f"'vlmcache move {there}' continues" in said.decode()
         assert "Traceback" not in said.decode()
         assert fingerprint(repo.folder) == before
         undone = vlmcache("move", there, "--undo")

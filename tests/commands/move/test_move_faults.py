@@ -23,8 +23,8 @@ from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import Usage
 from vlmcache.commands.move import apply
 from vlmcache.commands.move import move as move_command
-from vlmcache.commands.move.values import Moved, problem
-from vlmcache.config import CacheLocation, Config, Limits
+from vlmcache.commands.move.values import MoveOptions, MoveReport
+from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
 from vlmcache.errors import UnknownModelError, VlmcacheError
 
 REPO, FOLDER = "org/name", "models--org--name"
@@ -51,6 +51,8 @@ class Place:
     def __init__(self, first: Path, second: Path, *, link: bool) -> None:
         self.root = first / "hub"
         self.other = second / "hub"
+        location = CacheLocation(str(self.root), "--cache-dir")
+        self.session = Session(Environment({}, frozenset(), ""), CONFIG, location)
         self.link = link
         self.pattern = first / "pattern"
         shutil.rmtree(self.pattern, ignore_errors=True)
@@ -68,12 +70,11 @@ class Place:
             shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.pattern, self.root, symlinks=True)
 
-    def move(self) -> Moved:
-        location = CacheLocation(str(self.root), "--cache-dir")
-        return move_command.move(CONFIG, location, str(self.other), [REPO], link=self.link)
+    def move(self) -> MoveReport:
+        return move_command.move(self.session, str(self.other), [REPO], MoveOptions(link=self.link))
 
-    def undo(self) -> Moved:
-        return move_command.undo(CacheLocation(str(self.root), "--cache-dir"), str(self.other))
+    def undo(self) -> MoveReport:
+        return move_command.undo(self.session, str(self.other))
 
     def again(self) -> None:
         """Move once more: it finishes, or finds that the repo is whole at the other place."""
@@ -84,7 +85,7 @@ class Place:
             assert is_whole(self.other / FOLDER)
             assert not os.path.lexists(self.root / FOLDER)
         else:
-            assert problem(done) is None, problem(done)
+            assert done.problem is None, done.problem
 
     def check(self) -> None:
         """The repo is whole at the old place or the new one; what stays is as it was.
@@ -149,7 +150,7 @@ def allocated(*roots: Path) -> int:
     return sum(found.values())
 
 
-class Moving(Subject[Moved | VlmcacheError]):
+class Moving(Subject[MoveReport | VlmcacheError]):
     """A model with a shared blob, which another model shares, goes to another drive."""
 
     everywhere = True
@@ -158,7 +159,7 @@ class Moving(Subject[Moved | VlmcacheError]):
         self.command = "move" if link else "move --no-link"
         self.drives = Place(*drives, link=link)
         self.drives.make()
-        assert problem(self.drives.move()) is None
+        assert self.drives.move().problem is None
         self.wanted = self.drives.left()
         self.before = 0
         self.killed = False
@@ -167,19 +168,19 @@ class Moving(Subject[Moved | VlmcacheError]):
         self.drives.make()
         self.before = allocated(self.drives.root)
 
-    def run(self, place: Path) -> Moved | VlmcacheError:
+    def run(self, place: Path) -> MoveReport | VlmcacheError:
         try:
             return self.drives.move()
         except VlmcacheError as error:
             return error
 
-    def hold(self, place: Path, answer: Moved | VlmcacheError | None) -> None:
+    def hold(self, place: Path, answer: MoveReport | VlmcacheError | None) -> None:
         self.killed = answer is None
         self.drives.check()
-        if isinstance(answer, Moved):
+        if isinstance(answer, MoveReport):
             if answer.receipt is not None:
                 assert answer.receipt.freed == self.before - allocated(self.drives.root)
-            if problem(answer) is None:
+            if answer.problem is None:
                 assert self.drives.left() == self.wanted
 
     def again(self, place: Path) -> None:
@@ -218,9 +219,9 @@ class Undoing(Moving):
         self.first = self.here()
         self.back = self.done = 0
 
-    def hold(self, place: Path, answer: Moved | VlmcacheError | None) -> None:
+    def hold(self, place: Path, answer: MoveReport | VlmcacheError | None) -> None:
         self.killed = True
-        assert problem(self.drives.undo()) is None
+        assert self.drives.undo().problem is None
         self.drives.check()
         if (self.drives.root / FOLDER).is_symlink():
             self.done += 1
@@ -241,7 +242,7 @@ class Undoing(Moving):
         }
 
 
-class Relinking(Subject[Moved | VlmcacheError]):
+class Relinking(Subject[MoveReport | VlmcacheError]):
     """The folder to which a model was moved has another name by now, and its link follows."""
 
     command = "move --relink"
@@ -254,25 +255,24 @@ class Relinking(Subject[Moved | VlmcacheError]):
     def begin(self, place: Path) -> None:
         self.drives.make()
         shutil.rmtree(self.now, ignore_errors=True)
-        assert problem(self.drives.move()) is None
+        assert self.drives.move().problem is None
         self.drives.other.rename(self.now)
 
-    def run(self, place: Path) -> Moved | VlmcacheError:
-        location = CacheLocation(str(self.drives.root), "--cache-dir")
+    def run(self, place: Path) -> MoveReport | VlmcacheError:
         try:
-            return move_command.relink(location, str(self.now))
+            return move_command.relink(self.drives.session, str(self.now))
         except VlmcacheError as error:
             return error
 
-    def hold(self, place: Path, answer: Moved | VlmcacheError | None) -> None:
+    def hold(self, place: Path, answer: MoveReport | VlmcacheError | None) -> None:
         target = os.readlink(self.drives.root / FOLDER)
         assert target in {str(root / FOLDER) for root in (self.drives.other, self.now)}
         assert is_whole(self.now / FOLDER)
 
     def again(self, place: Path) -> None:
         done = self.run(place)
-        assert isinstance(done, Moved), done
-        assert problem(done) is None
+        assert isinstance(done, MoveReport), done
+        assert done.problem is None
         assert is_whole(self.drives.root / FOLDER)
         record = read_record(str(self.drives.root), FOLDER)
         assert record is not None

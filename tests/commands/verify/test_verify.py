@@ -17,7 +17,7 @@ from vlmcache.commands.verify.values import Verification, VerifyOptions
 from vlmcache.commands.verify.verify import verify
 from vlmcache.config import CacheLocation, Session, own_home, read_environment, shipped_config
 from vlmcache.errors import ExitCode, UnknownModelError
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 
 WEIGHTS = "model.safetensors"
 SAFETENSORS = b"\x02\0\0\0\0\0\0\0{}"
@@ -126,7 +126,7 @@ def test_what_was_verified_too_long_ago_or_in_the_future_is_read_again(
 ) -> None:
     check(cache)
     blob = repo.blob("weights.bin")
-    with Memory(own_home(read_environment())[0]) as memory:
+    with Journal(own_home(read_environment())[0]) as memory:
         for at in (time.time() - 1000, time.time() + 1000):
             memory.record_verified([(identify(str(blob)), blob.name)], at)
             assert check(cache, max_age=500).checked == 1

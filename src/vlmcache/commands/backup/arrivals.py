@@ -1,6 +1,6 @@
 """What is restored, put into a cache: each blob under its lock, and linked while that is held.
 
-So neither a download nor a `clean` beside it can take away what a link is about to lead to.
+So neither a download nor a `clean` at the same time can remove what a link is about to lead to.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from vlmcache.hub.locks import blob_lock
 from vlmcache.progress import StopToken
 
 
-class Source(Protocol):
+class BlobSource(Protocol):
     """Where a blob's bytes come from."""
 
     def __call__(self, start: int) -> Iterator[bytes]:
-        """Yield all bytes from an offset on, and none beyond the blob's length and a few more."""
+        """Yield all bytes from an offset on, and at most a few beyond the blob's length."""
 
 
 class Arrivals:
@@ -34,8 +34,8 @@ class Arrivals:
     Args:
         cache_dir: the hub cache.
         repo: what is to be restored of it.
-        stop_token: ends the work.
-        note: is told what a person would want to know while waiting.
+        stop_token: stops the work.
+        note: is called with what a person would want to know while waiting.
     """
 
     def __init__(
@@ -75,24 +75,24 @@ class Arrivals:
         with blob_lock(path, self._stop_token, self._note):
             yield
 
-    def bring(
+    def fetch(
         self,
         name: str,
-        source: Source,
+        source: BlobSource,
         moved: Callable[[int], None],
         *,
         distrusted: bool,
         resumed: bool,
     ) -> int:
-        """See to it that a blob is there, and linked into each snapshot that needs it.
+        """Make sure that a blob is there, and linked into each snapshot that needs it.
 
         Args:
             name: the blob's.
-            source: where its bytes come from, if it is not there by now.
-            moved: is told how many of them are there.
-            distrusted: whether its length alone does not tell that it is right.
-            resumed: whether what has come is kept when the work is cut, and gone on from; by a
-                download too, if that comes first.
+            source: where its bytes come from, if it is not there yet.
+            moved: is called with how many of them are there.
+            distrusted: whether its length alone does not show that it is good.
+            resumed: whether what has come is kept when the work is interrupted, so that a restore
+                or a download can resume it.
 
         Returns:
             How many bytes were taken from the source.
@@ -116,7 +116,7 @@ class Arrivals:
         self,
         name: str,
         blob: SavedBlob,
-        source: Source,
+        source: BlobSource,
         moved: Callable[[int], None],
         *,
         resumed: bool,
@@ -127,15 +127,15 @@ class Arrivals:
             taken = self._fill(place, blob, source, moved)
         except BaseException:
             if not resumed or not change_place.file_size(place):
-                _discard(place)
+                change_place.discard(place)
             raise
         change_place.publish_blob(place, self.path(name))
-        # A download that was cut before is of no use any more; nobody writes it, we hold its lock.
-        _discard(partial)
+        # Nobody needs or writes an interrupted download now: we hold its lock.
+        change_place.discard(partial)
         return taken
 
     def _fill(
-        self, place: str, blob: SavedBlob, source: Source, moved: Callable[[int], None]
+        self, place: str, blob: SavedBlob, source: BlobSource, moved: Callable[[int], None]
     ) -> int:
         taken = 0
         with partials.opened(place) as descriptor:
@@ -158,7 +158,7 @@ class Arrivals:
                         f"the backup is damaged: {self.repo.id}: the content of {blob.hash} is "
                         "not what its hash says"
                     )
-                # What was there before may have been wrong, whoever left it.
+                # What was there before may have been damaged, whoever left it.
                 begun = 0
 
     def _check(self) -> None:
@@ -179,8 +179,3 @@ def _is_there(path: str, blob: SavedBlob, *, read: bool) -> bool:
         return not read or hash_file(path, blob.hash) == blob.hash
     except (OSError, ContentChangedError):
         return False
-
-
-def _discard(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -17,77 +18,84 @@ from vlmcache.change import place as change_place
 from vlmcache.change.names import find_targets
 from vlmcache.change.needed import is_read
 from vlmcache.commands.backup import places, tar
-from vlmcache.commands.backup.contents import SavedRepo, Saving, prepare
+from vlmcache.commands.backup.contents import SavedRepo, Saving, names_of, plan_saving
+from vlmcache.commands.backup.folder import Folder
+from vlmcache.commands.backup.remote import Remote, open_place
 from vlmcache.commands.backup.store import Store, Upload, new_manifests, revisions_of
-from vlmcache.commands.backup.transfer import MAKE_ROOM, names_of, telling
-from vlmcache.commands.backup.values import STREAM, Amount, Backup, ChangedRef
-from vlmcache.config import CacheLocation, Config
+from vlmcache.commands.backup.values import (
+    MAKE_ROOM,
+    STREAM,
+    Amount,
+    Backup,
+    BackupOptions,
+    ChangedRef,
+)
+from vlmcache.config import Config, Session
 from vlmcache.errors import UsageError
-from vlmcache.progress import Progress, StopToken
+from vlmcache.progress import Progress, StopToken, long_files
 from vlmcache.threads import each
 
 
 def backup(
-    config: Config,
-    location: CacheLocation,
+    session: Session,
     destination: str,
     names: Sequence[str] = (),
+    options: BackupOptions | None = None,
     progress: Progress | None = None,
-    *,
-    verify: bool = False,
 ) -> Backup:
     """Save models, every byte that is written compared with its hash on the way.
 
     Args:
-        config: whose keys count.
-        location: the hub cache.
-        destination: a folder or an address of fsspec for a store, to which only what it lacks is
-            written; a file or an address that ends in `.tar` for one tar stream, or `-` for stdout.
+        session: the hub cache, and the configuration whose keys count.
+        destination: a folder or an address of fsspec for a store, to which only what is missing
+            there is written; a file or an address that ends in `.tar` for one tar stream; `-` for
+            stdout.
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
-        progress: called as the work proceeds.
-        verify: read what a store has already, and write anew what is not what its hash says.
+        options: whether to verify what a store has already, and whether to write nothing.
+        progress: shows the progress.
 
     Raises:
         UnknownModelError: nothing of that name is in the cache.
         AwayError: what is named is on a drive that is not mounted.
         UsageError: the destination makes no sense.
         BackupError: something is damaged. No tar stream is kept; what a store got before stays, and
-            no revision there leads to anything that it lacks.
+            no revision there leads to anything that is missing.
         PlaceError: the destination cannot be reached or written.
         SpaceError: the disk has too little room.
     """
     begun = time.monotonic()
-    progress = progress or Progress()
+    options, progress = options or BackupOptions(), progress or Progress()
     to_store = destination != STREAM and places.is_store(destination)
-    if verify and not to_store:
-        raise UsageError("only a store has something to verify", "name a folder or a bucket")
-    _check_destination(destination, location.dir)
-    state = scan(location.dir)
-    parts = [prepare(repo, commits) for repo, commits in _chosen(state, config, names)]
+    if options.verify and not to_store:
+        raise UsageError("only a store can be verified", "name a folder or a bucket")
+    _check_destination(destination, session.cache.dir)
+    state = scan(session.cache.dir)
+    parts = [plan_saving(repo, commits) for repo, commits in _chosen(state, session.config, names)]
     if not parts:
         for repo in state.repos:
             if repo.away is not None:
                 raise away_error(repo, repo.away)
         raise UsageError(f"nothing to back up in {state.dir}", "'vlmcache pull' fills it")
     if to_store:
-        went = _to_store(destination, parts, progress, verify=verify)
+        totals = _to_store(destination, parts, options, progress)
     else:
-        went = _to_stream(destination, parts, progress)
+        totals = _to_stream(destination, parts, options, progress)
     return Backup(
         places.without_password(destination),
         tuple(part.saved.id for part in parts),
         sum(len(part.saved.blobs) for part in parts),
         sum(blob.size for part in parts for blob in part.saved.blobs.values()),
-        went.uploaded,
-        went.skipped,
-        went.refs,
+        totals.uploaded,
+        totals.skipped,
+        totals.refs,
         time.monotonic() - begun,
         () if names else tuple(repo.id for repo in state.repos if _is_left_out(repo)),
+        options.dry_run,
     )
 
 
 def _is_left_out(repo: Repo) -> bool:
-    """Whether there is something of a repo that a backup does not hold; a begun download is not."""
+    """Whether a repo has content that a backup does not hold; an unfinished download is none."""
     return not is_read(repo) or (bool(repo.blobs) and not repo.revisions)
 
 
@@ -104,17 +112,16 @@ def _chosen(
         if repo is not None and repo.away is not None:
             raise away_error(repo, repo.away)
         if repo is None or not repo.revisions or target.ref is not None:
-            raise UsageError(f"{target.name} is no model of which anything is there to back up")
-        held = commits.setdefault(repo.folder, set())
+            raise UsageError(f"the cache has nothing of {target.name} to back up")
+        chosen = commits.setdefault(repo.folder, set())
         if target.commit is None:
             commits[repo.folder] = None
-        elif held is not None:
-            held.add(target.commit)
-    found: list[tuple[Repo, frozenset[str] | None]] = []
-    for folder in sorted(commits):
-        wanted = commits[folder]
-        found.append((repos[folder], None if wanted is None else frozenset(wanted)))
-    return found
+        elif chosen is not None:
+            chosen.add(target.commit)
+    return [
+        (repos[folder], None if chosen is None else frozenset(chosen))
+        for folder, chosen in sorted(commits.items())
+    ]
 
 
 def _check_destination(destination: str, cache_dir: str) -> None:
@@ -125,31 +132,36 @@ def _check_destination(destination: str, cache_dir: str) -> None:
         return
     cache = os.path.join(os.path.realpath(cache_dir), "")
     if os.path.join(os.path.realpath(path), "").startswith(cache):
-        raise UsageError(f"within the cache itself: {path}", "name a place outside of it")
+        raise UsageError(
+            f"the destination is in the cache: {path}", "name a place outside the cache"
+        )
 
 
 # Saving.
 
 
-class _Went(NamedTuple):
-    """What a backup came to."""
+class BackupTotals(NamedTuple):
+    """What a backup has written and found."""
 
     uploaded: Amount
     skipped: Amount = Amount()
     refs: tuple[ChangedRef, ...] = ()
 
 
-def _to_stream(destination: str, parts: list[Saving], progress: Progress) -> _Went:
+def _to_stream(
+    destination: str, parts: list[Saving], options: BackupOptions, progress: Progress
+) -> BackupTotals:
     sizes = {
         path: part.saved.blobs[name].size for part in parts for name, path in part.sources.items()
     }
     size = sum(blob.size for part in parts for blob in part.saved.blobs.values())
-    with (
-        _writing(destination, size) as file,
-        telling(progress, "backup", sizes, _source_names(parts)) as moved,
-    ):
-        tar.write(file, parts, moved)
-    return _Went(Amount(sum(len(part.sources) for part in parts), size))
+    if not options.dry_run:
+        with (
+            _writing(destination, size) as file,
+            long_files(progress, "backup", sizes, _source_names(parts)) as moved,
+        ):
+            tar.write_tar(file, parts, moved)
+    return BackupTotals(Amount(sum(len(part.sources) for part in parts), size))
 
 
 @contextlib.contextmanager
@@ -162,14 +174,14 @@ def _writing(destination: str, size: int) -> Iterator[IO[bytes]]:
     place: places.Place
     if path is None:
         folder, name = places.split(destination)
-        place = places.Remote(folder)
+        place = Remote(folder)
     else:
         # Through a link, what it leads to is written and the link stays.
         folder, name = os.path.split(os.path.realpath(path))
         if not os.path.isdir(folder):
             raise UsageError(f"no such folder: {folder}")
         change_place.check_room(folder, size, MAKE_ROOM)
-        place = places.Folder(folder)
+        place = Folder(folder)
     with place.writing(name, size) as file:
         yield file
 
@@ -184,7 +196,7 @@ def _piped(destination: str) -> Iterator[IO[bytes]]:
     """Open what takes bytes as they come: stdout, a pipe or a device.
 
     Raises:
-        PlaceError: whoever read it went away, or it takes no more.
+        PlaceError: its reader ended, or it takes no more.
     """
     try:
         if destination == STREAM:
@@ -198,29 +210,29 @@ def _piped(destination: str) -> Iterator[IO[bytes]]:
             raise
         if isinstance(error, BrokenPipeError):
             raise places.PlaceError(
-                "the backup is not whole: its reader went away", "look at what read it"
+                "the backup is not complete: its reader ended", "check the program that read it"
             ) from error
         raise places.PlaceError(
-            f"the backup is not whole: {error.strerror or error}: {destination}"
+            f"the backup is not complete: {error.strerror or error}: {destination}"
         ) from error
 
 
 def _source_names(parts: list[Saving]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for part in parts:
-        found |= names_of(part.saved, part.sources.__getitem__)
-    return found
+    names = (names_of(part.saved, part.sources.__getitem__).items() for part in parts)
+    return dict(itertools.chain.from_iterable(names))
 
 
-def _to_store(destination: str, parts: list[Saving], progress: Progress, *, verify: bool) -> _Went:
+def _to_store(
+    destination: str, parts: list[Saving], options: BackupOptions, progress: Progress
+) -> BackupTotals:
     stop_token = StopToken()
-    store = Store(places.open_place(destination), stop_token)
+    store = Store(open_place(destination), stop_token)
     folders = {part.saved.folder: part.saved for part in parts}
     revisions = {folder: revisions_of(repo) for folder, repo in folders.items()}
-    store.create()
-    # What contradicts the store is found before anything travels.
-    there = store.manifests(sorted(folders))
-    manifests = [one for f in folders for one in new_manifests(there[f], revisions[f])]
+    store.create(dry_run=options.dry_run)
+    # What contradicts the store is found before anything is written.
+    known = store.manifests(sorted(folders))
+    manifests = [new for f in folders for new in new_manifests(known[f], revisions[f])]
     uploads: dict[str, Upload] = {}
     for part in parts:
         for name, source in part.sources.items():
@@ -229,46 +241,50 @@ def _to_store(destination: str, parts: list[Saving], progress: Progress, *, veri
     names = _source_names(parts)
     sizes = store.blobs()
     good = {key for key, upload in uploads.items() if sizes.get(key) == upload.blob.size}
-    if verify:
-        good -= _wrong(store, [uploads[key] for key in sorted(good)], names, progress)
+    if options.verify:
+        good -= _damaged_contents(store, [uploads[key] for key in sorted(good)], names, progress)
     missing = [upload for key, upload in uploads.items() if key not in good]
     size = sum(upload.blob.size for upload in missing)
-    folder = places.local_path(destination)
-    if folder is not None:
-        change_place.check_room(folder, size, MAKE_ROOM)
-    lengths = {upload.source: upload.blob.size for upload in missing}
-    with telling(progress, "backup", lengths, names) as moved:
-        store.save(missing, moved)
-    store.describe(manifests)
+    if not options.dry_run:
+        folder = places.local_path(destination)
+        if folder is not None:
+            change_place.check_room(folder, size, MAKE_ROOM)
+        lengths = {upload.source: upload.blob.size for upload in missing}
+        with long_files(progress, "backup", lengths, names) as moved:
+            store.save(missing, moved)
+        store.describe(manifests)
     skipped = sum(uploads[key].blob.size for key in good)
-    refs = _write_refs(store, folders)
-    return _Went(Amount(len(missing), size), Amount(len(good), skipped), refs)
+    refs = _write_refs(store, folders, dry_run=options.dry_run)
+    return BackupTotals(Amount(len(missing), size), Amount(len(good), skipped), refs)
 
 
-def _wrong(
+def _damaged_contents(
     store: Store, uploads: Sequence[Upload], names: Mapping[str, str], progress: Progress
 ) -> set[str]:
     """Return the hashes of contents in a store that are not what they should be."""
-    wrong: set[str] = set()
+    damaged: set[str] = set()
     sizes = {upload.source: upload.blob.size for upload in uploads}
-    with telling(progress, "verify", sizes, names) as moved:
+    with long_files(progress, "verify", sizes, names) as moved:
 
         def judge(upload: Upload) -> None:
-            if not store.is_right(upload.blob, partial(moved, upload.source)):
-                wrong.add(upload.blob.hash)
+            if not store.is_good(upload.blob, partial(moved, upload.source)):
+                damaged.add(upload.blob.hash)
 
         each(uploads, judge, store.place.workers, store.stop_token)
-    return wrong
+    return damaged
 
 
-def _write_refs(store: Store, repos: Mapping[str, SavedRepo]) -> tuple[ChangedRef, ...]:
-    """Let the store's refs be the repos', and return those that were not."""
+def _write_refs(
+    store: Store, repos: Mapping[str, SavedRepo], *, dry_run: bool
+) -> tuple[ChangedRef, ...]:
+    """Make the store's refs the same as the repos', and return those that differed."""
     known = store.refs(sorted(repos))
     changed = []
     for folder, repo in repos.items():
         for ref, commit in repo.refs.items():
             old = known[folder].get(ref)
             if old != commit:
-                store.write_ref(folder, ref, commit)
+                if not dry_run:
+                    store.write_ref(folder, ref, commit)
                 changed.append(ChangedRef(repo.id, ref, old, commit))
     return tuple(changed)

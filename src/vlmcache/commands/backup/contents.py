@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -14,8 +12,8 @@ from vlmcache.cache import layout
 from vlmcache.cache.hashing import hash_file
 from vlmcache.cache.state import Repo, TreeFile
 from vlmcache.commands.backup.values import BackupError
-from vlmcache.config import Config, cached_repo
-from vlmcache.errors import UnknownModelError, UsageError
+from vlmcache.config import Config, Names
+from vlmcache.errors import UnknownModelError
 
 _BLOB_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
 
@@ -50,7 +48,7 @@ class Saving(NamedTuple):
     sources: Mapping[str, str]
 
 
-def prepare(repo: Repo, commits: frozenset[str] | None) -> Saving:
+def plan_saving(repo: Repo, commits: frozenset[str] | None) -> Saving:
     """Return what is to be saved of a repo: its snapshots and what they, refs and listings name.
 
     Copies in place of links become blobs. What no snapshot needs is left out.
@@ -71,17 +69,17 @@ def prepare(repo: Repo, commits: frozenset[str] | None) -> Saving:
             continue
         files: dict[str, str] = {}
         for file in revision.files:
-            path = os.path.join(revision.path, *file.name.split("/"))
+            path = revision.file_path(file.name)
             if file.kind not in ("link", "copy") or revision.linked:
                 raise BackupError(
-                    f"{repo.id} is damaged: {path}", "'vlmcache verify --repair' mends it"
+                    f"{repo.id} is damaged: {path}", "'vlmcache verify --repair' repairs it"
                 )
             listed = (revision.tree or {}).get(file.name)
             name = file.blob
             if name is None:
                 name = listed.etag if listed is not None else hash_file(path, "0" * 64)
             else:
-                path = os.path.join(repo.path, layout.BLOBS, name)
+                path = repo.blob_path(name)
             files[file.name] = name
             if name not in blobs:
                 known = layout.is_etag(name)
@@ -95,9 +93,9 @@ def prepare(repo: Repo, commits: frozenset[str] | None) -> Saving:
         dict(sorted(snapshots.items())),
         {ref: commit for ref, commit in sorted(repo.refs.items()) if commit in snapshots},
         {
-            one.commit: dict(sorted(one.tree.items()))
-            for one in repo.revisions
-            if one.tree is not None and one.commit in snapshots
+            revision.commit: dict(sorted(revision.tree.items()))
+            for revision in repo.revisions
+            if revision.tree is not None and revision.commit in snapshots
         },
     )
     problem = problem_of(saved)
@@ -109,17 +107,17 @@ def prepare(repo: Repo, commits: frozenset[str] | None) -> Saving:
 def problem_of(repo: SavedRepo) -> str | None:
     """Return why a repo must not be restored, or `None` if it can be."""
     if repo.type not in layout.KINDS.values() or not layout.is_repo_id(repo.id):
-        return f"{repo.id!r} is no repo id"
+        return f"{repo.id!r} is not a repo id"
     for name, blob in repo.blobs.items():
         if _BLOB_NAME.fullmatch(name) is None or blob.size < 0 or not layout.is_etag(blob.hash):
-            return f"{name!r} is no blob that can be checked"
+            return f"{name!r} is not a blob that can be checked"
         if layout.is_etag(name) and name != blob.hash:
             return f"the blob {name} is said to have another hash"
     names = [(commit, list(files)) for commit, files in repo.snapshots.items()]
     names += [(commit, list(files)) for commit, files in repo.trees.items()]
     for commit, listed in names:
         if layout.COMMIT.fullmatch(commit) is None:
-            return f"{commit!r} is no commit"
+            return f"{commit!r} is not a commit"
         folders = {file[:at] for file in listed for at, letter in enumerate(file) if letter == "/"}
         for file in listed:
             reason = layout.file_name_problem(file)
@@ -128,18 +126,18 @@ def problem_of(repo: SavedRepo) -> str | None:
     for files in repo.snapshots.values():
         for file, name in files.items():
             if name not in repo.blobs:
-                return f"the content of {file!r} lacks"
+                return f"the content of {file!r} is missing"
     for ref, commit in repo.refs.items():
         if not layout.is_revision(ref) or commit not in repo.snapshots:
             return f"the ref {ref!r} makes no sense"
     return None
 
 
-Wishes = Mapping[str, frozenset[str] | None]
-"""Folder of a repo -> the revisions of it that are asked for, as they were typed; all if None."""
+RestoreSelection = Mapping[str, frozenset[str] | None]
+"""Folder of a repo -> the revisions of it that are asked for, as typed; all if `None`."""
 
 
-def wishes(folders: Iterable[str], config: Config, names: Sequence[str]) -> Wishes:
+def select_repos(folders: Iterable[str], config: Config, names: Sequence[str]) -> RestoreSelection:
     """Return what the names mean in a backup (pure).
 
     Args:
@@ -151,50 +149,22 @@ def wishes(folders: Iterable[str], config: Config, names: Sequence[str]) -> Wish
         UnknownModelError: nothing of that name is in the backup.
         UsageError: a revision cannot be one.
     """
-    there = set(folders)
+    present = set(folders)
     if not names:
-        return dict.fromkeys(sorted(there))
-    found: dict[str, frozenset[str] | None] = {}
+        return dict.fromkeys(sorted(present))
+    repos = (repo for folder in present if (repo := layout.parse_repo_folder(folder)) is not None)
+    resolver = Names(config, repos)
+    selection: dict[str, frozenset[str] | None] = {}
     for text in names:
-        name, at, revision = text.partition("@")
-        if text in config.models and cached_repo(name, _models(there)) is None:
-            name, at, revision = text, "", ""
-        if at and not layout.is_revision(revision):
-            raise UsageError(f"{revision!r} is not a branch, tag or commit")
-        folder = next((one for one in _folders(config, name, there) if one in there), None)
-        if folder is None:
-            raise _unknown(text, there)
-        before = found.get(folder, frozenset())
-        alone = before is None or not at
-        found[folder] = None if alone else (before or frozenset()) | {revision}
-    return dict(sorted(found.items()))
-
-
-def _models(folders: Iterable[str]) -> list[str]:
-    found = map(layout.parse_repo_folder, folders)
-    return [one[1] for one in found if one is not None and one[0] == "model"]
-
-
-def _folders(config: Config, name: str, there: Iterable[str]) -> list[str]:
-    """Return the folders that a name can mean, the likeliest first."""
-    repo = cached_repo(name, _models(there))
-    if repo is None and name in config.models:
-        return [layout.repo_folder("model", config.models[name].repo)]
-    folders = [layout.repo_folder("model", repo or name)]
-    prefix, _, rest = name.partition("/")
-    if prefix in layout.KINDS and rest:
-        folders.append(layout.repo_folder(layout.KINDS[prefix], rest))
-    return folders
-
-
-def _unknown(text: str, folders: Iterable[str]) -> UnknownModelError:
-    names = []
-    for folder in folders:
-        kind, repo_id = layout.parse_repo_folder(folder) or ("model", folder)
-        names.append(repo_id if kind == "model" else f"{kind}s/{repo_id}")
-    near = difflib.get_close_matches(text.partition("@")[0], names, 3, 0.5)
-    hint = "did you mean " + " or ".join(near) + "?" if near else None
-    return UnknownModelError(f"nothing like {text} is in the backup", hint)
+        named = resolver.resolve(text)
+        if named.folder not in present:
+            raise resolver.unknown(text, "backup")
+        before = selection.get(named.folder, frozenset())
+        if before is None or named.revision is None:
+            selection[named.folder] = None
+        else:
+            selection[named.folder] = before | {named.revision}
+    return dict(sorted(selection.items()))
 
 
 def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:
@@ -213,11 +183,11 @@ def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:
     for text in revisions:
         commit = repo.refs.get(text)
         if commit is None and len(text) >= 7:
-            commit = next((one for one in repo.snapshots if one.startswith(text)), None)
+            commit = next((known for known in repo.snapshots if known.startswith(text)), None)
         if commit is None:
-            known = sorted({*repo.refs, *(one[:12] for one in repo.snapshots)})
+            known = sorted({*repo.refs, *(commit[:12] for commit in repo.snapshots)})
             raise UnknownModelError(
-                f"{repo.id} has no revision {text} in the backup", "there: " + ", ".join(known[:8])
+                f"{repo.id} has no revision {text} in the backup", "it has " + ", ".join(known[:8])
             )
         commits.add(commit)
     snapshots = {commit: repo.snapshots[commit] for commit in repo.snapshots if commit in commits}
@@ -230,3 +200,16 @@ def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:
         {ref: commit for ref, commit in repo.refs.items() if commit in commits},
         {commit: files for commit, files in repo.trees.items() if commit in commits},
     )
+
+
+def names_of(repo: SavedRepo, path: Callable[[str], str]) -> dict[str, str]:
+    """Return path of each blob -> a file that has its content, if no other blob has that name."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for files in repo.snapshots.values():
+        for file, name in files.items():
+            words = f"{repo.id}: {file}"
+            if path(name) not in names and words not in taken:
+                names[path(name)] = words
+                taken.add(words)
+    return names

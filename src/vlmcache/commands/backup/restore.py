@@ -18,59 +18,61 @@ from vlmcache.change import place as change_place
 from vlmcache.change.plan import Action, Kept, Outcome, Plan, Receipt, Restore, WriteRef
 from vlmcache.commands.backup import places, tar
 from vlmcache.commands.backup.arrivals import Arrivals
-from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, narrowed, wishes
+from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, names_of, narrowed, select_repos
+from vlmcache.commands.backup.remote import Remote, open_place
 from vlmcache.commands.backup.store import Store, blob_name
-from vlmcache.commands.backup.transfer import MAKE_ROOM, names_of, telling
-from vlmcache.commands.backup.values import STREAM, Amount, BackupError, Restored
-from vlmcache.config import CacheLocation, Config
+from vlmcache.commands.backup.values import (
+    MAKE_ROOM,
+    STREAM,
+    Amount,
+    BackupError,
+    Restored,
+    RestoreOptions,
+)
+from vlmcache.config import Config, Session
 from vlmcache.errors import UsageError
-from vlmcache.progress import Progress, StopToken
+from vlmcache.progress import Progress, StopToken, long_files
 from vlmcache.threads import each
 
 _REF_LIMIT = 4096
 
 
 def restore(
-    config: Config,
-    location: CacheLocation,
+    session: Session,
     source: str,
     names: Sequence[str] = (),
-    *,
-    overwrite: bool = False,
-    dry_run: bool = False,
+    options: RestoreOptions | None = None,
     progress: Progress | None = None,
 ) -> Restored:
     """Bring a backup back into the cache, every byte compared with its hash before it counts.
 
-    Blobs that are there and right are skipped, so that an interrupted restore goes on; from a store
-    within a blob too. Refs come last; one that names another commit here stays unless `overwrite`.
-    What a store has damaged of one repo does not keep the others: see `problem`.
+    Good blobs that are there already are skipped, so that an interrupted restore continues; from a
+    store within a blob too. Refs come last; one that names another commit here stays unless
+    `overwrite`. Damage to one repo of a store does not keep the others from being restored.
 
     Args:
-        config: its limits and keys count.
-        location: the hub cache.
+        session: the hub cache, and the configuration whose keys count.
         source: a store or a tar stream, as of `backup`, or `-` for stdin.
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
-        overwrite: let refs of the backup take the place of others.
-        dry_run: only plan.
-        progress: called as the work proceeds.
+        options: whether to overwrite refs, and whether only to plan.
+        progress: shows the progress.
 
     Raises:
-        BackupError: it is no backup, or a damaged or hostile one. Blobs that were whole before that
-            came to light stay; no ref leads to anything that is not there.
+        BackupError: it is not a backup, or a damaged or hostile one. Blobs that were complete
+            before that was found stay; no ref leads to anything that is missing.
         PlaceError: the source cannot be reached or read.
         SpaceError: the disk has too little room.
         UnknownModelError: nothing of that name is in the backup.
         UsageError: the source makes no sense.
     """
     begun = time.monotonic()
-    progress = progress or Progress()
-    with _opened(source, config, names) as saved:
-        plan = _plan(location.dir, saved.repos, overwrite=overwrite)
+    options, progress = options or RestoreOptions(), progress or Progress()
+    with _opened(source, session.config, names) as saved:
+        plan = _plan(session.cache.dir, saved.repos, overwrite=options.overwrite)
         receipt = None
-        if not dry_run:
-            change_place.check_room(location.dir, plan.needs, MAKE_ROOM)
-            receipt = _Restoring(location.dir, saved, plan, progress).run()
+        if not options.dry_run:
+            change_place.check_room(session.cache.dir, plan.needs, MAKE_ROOM)
+            receipt = Restorer(session.cache.dir, saved, plan, progress).run()
     actions = [action for action in plan.actions if isinstance(action, Restore)]
     blobs = [blob for repo in saved.repos for blob in repo.blobs.values()]
     size = sum(blob.size for blob in blobs)
@@ -83,15 +85,15 @@ def restore(
         plan,
         receipt,
         time.monotonic() - begun,
-        location.dir,
+        session.cache.dir,
     )
 
 
 # Restoring.
 
 
-class _Saved(NamedTuple):
-    """What of a backup is asked for, and the backup itself: one of the two."""
+class OpenBackup(NamedTuple):
+    """A backup, open for reading: one of reader and store, and what is asked for of it."""
 
     repos: list[SavedRepo]
     reader: tar.Reader | None = None
@@ -99,23 +101,23 @@ class _Saved(NamedTuple):
 
 
 @contextlib.contextmanager
-def _opened(source: str, config: Config, names: Sequence[str]) -> Iterator[_Saved]:
+def _opened(source: str, config: Config, names: Sequence[str]) -> Iterator[OpenBackup]:
     if source != STREAM and places.is_store(source):
         path = places.local_path(source)
         if path is not None and not os.path.isdir(path):
             raise UsageError(f"no such folder: {path}")
-        store = Store(places.open_place(source), StopToken())
+        store = Store(open_place(source), StopToken())
         store.check()
-        wanted = wishes(store.folders(), config, names)
-        repos = [narrowed(repo, wanted[repo.folder]) for repo in store.repos(wanted)]
-        yield _Saved(repos, store=store)
+        selection = select_repos(store.folders(), config, names)
+        repos = [narrowed(repo, selection[repo.folder]) for repo in store.repos(selection)]
+        yield OpenBackup(repos, store=store)
         return
     with _reading(source) as file, contextlib.closing(tar.Reader(file)) as reader:
-        held = {repo.folder: repo for repo in reader.manifest.repos}
-        wanted = wishes(held, config, names)
+        by_folder = {repo.folder: repo for repo in reader.manifest.repos}
+        selection = select_repos(by_folder, config, names)
         # In the manifest's order.
-        repos = [narrowed(repo, wanted[f]) for f, repo in held.items() if f in wanted]
-        yield _Saved(repos, reader=reader)
+        repos = [narrowed(repo, selection[f]) for f, repo in by_folder.items() if f in selection]
+        yield OpenBackup(repos, reader=reader)
 
 
 @contextlib.contextmanager
@@ -126,7 +128,7 @@ def _reading(source: str) -> Iterator[IO[bytes]]:
     path = places.local_path(source)
     if path is None:
         folder, name = places.split(source)
-        place = places.Remote(folder)
+        place = Remote(folder)
         with place.reading(name, place.size(name)) as remote:
             yield remote
         return
@@ -142,16 +144,16 @@ def _plan(cache_dir: str, repos: Iterable[SavedRepo], *, overwrite: bool) -> Pla
     actions: list[Action] = []
     kept: list[Kept] = []
     needs = 0
-    held = {repo.folder: repo for repo in scan(cache_dir).repos}
+    cached = {repo.folder: repo for repo in scan(cache_dir).repos}
     for repo in repos:
         folder = os.path.join(cache_dir, repo.folder)
         reasons = _reasons(os.path.join(folder, layout.BLOBS), repo.blobs)
         for path, (blob, reason) in reasons.items():
             actions.append(Restore(repo.id, path, blob.hash, blob.size, reason))
             needs += blob.size
-        known = held[repo.folder].refs if repo.folder in held else {}
+        known = cached[repo.folder].refs if repo.folder in cached else {}
         for ref, commit in repo.refs.items():
-            path = os.path.join(folder, layout.REFS, *ref.split("/"))
+            path = layout.ref_path(folder, ref)
             old = known.get(ref)
             if old is not None and old != commit and not overwrite:
                 kept.append(Kept(path, repo.id, f"{ref} names another commit here ({old[:12]})"))
@@ -162,15 +164,15 @@ def _plan(cache_dir: str, repos: Iterable[SavedRepo], *, overwrite: bool) -> Pla
 
 
 def _reasons(folder: str, blobs: Mapping[str, SavedBlob]) -> dict[str, tuple[SavedBlob, str]]:
-    """Return path -> blob and why it has to be restored, of those that are not there and right."""
+    """Return path -> blob and why it has to be restored, of those that are missing or damaged."""
     paths = {os.path.join(folder, name): blob for name, blob in blobs.items()}
     sizes = {path: change_place.file_size(path) for path in paths}
     checks = [Check(path, blob.hash) for path, blob in paths.items() if sizes[path] == blob.size]
-    right = {judged.check.path for judged in hash_all(checks) if judged.good}
+    good = {judged.check.path for judged in hash_all(checks) if judged.good}
     return {
         path: (blob, "missing" if sizes[path] is None else "damaged")
         for path, blob in paths.items()
-        if path not in right
+        if path not in good
     }
 
 
@@ -189,16 +191,18 @@ class _Slot(NamedTuple):
         return self.arrivals.repo.blobs[self.name]
 
 
-class _Restoring:
-    """A plan of a restore, carried out."""
+class Restorer:
+    """Carries a plan of a restore out."""
 
-    def __init__(self, cache_dir: str, saved: _Saved, plan: Plan, progress: Progress) -> None:
+    def __init__(self, cache_dir: str, saved: OpenBackup, plan: Plan, progress: Progress) -> None:
         self.cache_dir = cache_dir
         self.saved = saved
         self.plan = plan
         self.progress = progress
         self.stop_token = saved.store.stop_token if saved.store is not None else StopToken()
-        self.wanted = {one.path: one for one in plan.actions if isinstance(one, Restore)}
+        self.wanted = {
+            action.path: action for action in plan.actions if isinstance(action, Restore)
+        }
         self.arrivals = [
             Arrivals(cache_dir, repo, self.stop_token, progress.note) for repo in saved.repos
         ]
@@ -212,17 +216,17 @@ class _Restoring:
         self.outcomes: list[Outcome] = []
 
     def run(self) -> Receipt:
-        """Restore all; blobs that a store has damaged are told of in the receipt.
+        """Restore all; blobs that are damaged in a store are failures in the receipt.
 
         Raises:
             VlmcacheError: the backup or the disk fails.
         """
         sizes = {path: action.size for path, action in self.wanted.items()}
         names: dict[str, str] = {}
-        for one in self.arrivals:
-            names |= names_of(one.repo, one.path)
+        for arrivals in self.arrivals:
+            names |= names_of(arrivals.repo, arrivals.path)
         try:
-            with telling(self.progress, "restore", sizes, names) as moved:
+            with long_files(self.progress, "restore", sizes, names) as moved:
                 if self.saved.reader is not None:
                     self._from_stream(self.saved.reader, moved)
                 elif self.saved.store is not None:
@@ -232,40 +236,42 @@ class _Restoring:
         return Receipt(tuple(self.outcomes), fetched=sum(self.taken.values()))
 
     def _from_stream(self, reader: tar.Reader, moved: Callable[[str, int], None]) -> None:
-        arrivals = {one.repo.folder: one for one in self.arrivals}
+        by_folder = {arrivals.repo.folder: arrivals for arrivals in self.arrivals}
         for repo in reader.manifest.repos:
-            one = arrivals.get(repo.folder)
-            wanted = frozenset(name for name in repo.blobs if one and one.path(name) in self.wanted)
-            taken = reader.restore(repo, one, wanted, moved)
-            if one is not None:
-                self.taken |= {one.path(name): count for name, count in taken.items()}
-                self._finish(one)
+            arrivals = by_folder.get(repo.folder)
+            wanted = frozenset(
+                name for name in repo.blobs if arrivals and arrivals.path(name) in self.wanted
+            )
+            taken = reader.restore(repo, arrivals, wanted, moved)
+            if arrivals is not None:
+                self.taken |= {arrivals.path(name): count for name, count in taken.items()}
+                self._finish(arrivals)
 
     def _from_store(self, store: Store, moved: Callable[[str, int], None]) -> None:
         slots: dict[str, list[_Slot]] = {}
-        for one in self.arrivals:
-            one.prepare()
-            for name, blob in one.repo.blobs.items():
-                slots.setdefault(blob.hash, []).append(_Slot(one, name))
+        for arrivals in self.arrivals:
+            arrivals.prepare()
+            for name, blob in arrivals.repo.blobs.items():
+                slots.setdefault(blob.hash, []).append(_Slot(arrivals, name))
         sizes = store.blobs()
         longest_first = sorted(slots.values(), key=lambda same: -same[0].blob.size)
         each(
             longest_first,
-            lambda same: self._bring(store, sizes, same, moved),
+            lambda same: self._fetch(store, sizes, same, moved),
             store.place.workers,
             self.stop_token,
         )
-        for one in self.arrivals:
-            self._finish(one)
+        for arrivals in self.arrivals:
+            self._finish(arrivals)
 
-    def _bring(
+    def _fetch(
         self,
         store: Store,
         sizes: Mapping[str, int],
         same: list[_Slot],
         moved: Callable[[str, int], None],
     ) -> None:
-        """Let one content be wherever it belongs; it travels once."""
+        """Put one content wherever it belongs; it is transferred once."""
         copy: str | None = None
         # What is there already comes first, so that the others are copied from it.
         for slot in sorted(same, key=lambda slot: slot.path in self.wanted):
@@ -274,7 +280,7 @@ class _Restoring:
             else:
                 source = partial(_from_store, store, sizes, slot.blob)
             try:
-                taken = slot.arrivals.bring(
+                taken = slot.arrivals.fetch(
                     slot.name,
                     source,
                     partial(moved, slot.path),
@@ -305,7 +311,7 @@ class _Restoring:
                 continue
             now = _ref_now(action.path)
             if now not in (self.refs_before.get(action.path), action.commit):
-                detail = f"it names another commit by now, and stays: {action.path}"
+                detail = f"it names another commit now, and stays: {action.path}"
                 self.outcomes.append(Outcome("write-ref", action.path, "stale", detail=detail))
                 continue
             change_place.write_ref(action.path, action.commit)
@@ -332,8 +338,8 @@ def _from_store(
 ) -> Iterator[bytes]:
     name = blob_name(blob.hash)
     if sizes.get(blob.hash) != blob.size:
-        what = "has a wrong length of" if blob.hash in sizes else "lacks"
-        raise BackupError(f"the store {what} {name}: {store.place.shown}")
+        what = "has the wrong length" if blob.hash in sizes else "is missing"
+        raise BackupError(f"the store is damaged: {name} {what}: {store.place.shown}")
     with store.place.reading(name, blob.size) as file:
         file.seek(start)
         while block := file.read(BLOCK):

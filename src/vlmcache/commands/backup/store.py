@@ -7,7 +7,7 @@
 
 Nothing but a ref ever changes, and nothing is removed. A revision is the union of its manifests, so
 that two machines that save different files of it at the same time need not know of each other.
-Contents come first, then manifests, then refs: what is cut leaves waste, and never a lie.
+Contents come first, then manifests, then refs: what is interrupted leaves waste, and nothing wrong.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from vlmcache.cache import layout
 from vlmcache.cache.hashing import BLOCK, new_hash
 from vlmcache.cache.reading import JSON_ERRORS, open_quietly
 from vlmcache.cache.state import TreeFile
-from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, Wishes, problem_of
-from vlmcache.commands.backup.places import Place, write
-from vlmcache.commands.backup.values import BackupError
+from vlmcache.commands.backup.contents import RestoreSelection, SavedBlob, SavedRepo, problem_of
+from vlmcache.commands.backup.places import Place, write_small
+from vlmcache.commands.backup.values import BackupError, damaged
 from vlmcache.errors import UsageError
 from vlmcache.progress import StopToken
 from vlmcache.threads import each
@@ -98,7 +98,7 @@ class Store:
 
     Args:
         place: where it is.
-        stop_token: ends the work.
+        stop_token: stops the work.
     """
 
     def __init__(self, place: Place, stop_token: StopToken) -> None:
@@ -109,28 +109,33 @@ class Store:
         """Make sure that there is a store.
 
         Raises:
-            UsageError: there is none.
-            BackupError: it is one of another form.
+            UsageError: it is not a store.
+            BackupError: it is a store of another form.
         """
         if not self._is_marked():
-            raise UsageError(f"no store of vlmcache: {self.place.shown}", f"it lacks its {MARKER}")
+            raise UsageError(f"not a store of vlmcache: {self.place.shown}", f"{MARKER} is missing")
 
-    def create(self) -> None:
-        """Make sure that there is a store, and make one where nothing is.
+    def create(self, *, dry_run: bool) -> None:
+        """Make sure that there is a store, and make one if the place is empty.
+
+        Args:
+            dry_run: write nothing.
 
         Raises:
-            UsageError: something else is there.
+            UsageError: the place holds something else.
             BackupError: it is a store of another form.
         """
         if self._is_marked():
-            self.place.tidy()
+            if not dry_run:
+                self.place.tidy()
             return
         # Another machine may have made it just now.
         if not self.place.is_empty() and not self._is_marked():
             raise UsageError(
                 f"neither a store nor empty: {self.place.shown}", "name a new folder in it"
             )
-        write(self.place, MARKER, msgspec.json.encode(_Marker(FORMAT)) + b"\n")
+        if not dry_run:
+            write_small(self.place, MARKER, msgspec.json.encode(_Marker(FORMAT)) + b"\n")
 
     def _is_marked(self) -> bool:
         content = self.place.read(MARKER, _MARKER_LIMIT)
@@ -144,7 +149,7 @@ class Store:
             raise BackupError(f"a store of another form: {form}", "a newer vlmcache may know it")
         return True
 
-    # What is there.
+    # What the store has.
 
     def blobs(self) -> dict[str, int]:
         """Return hash -> length in bytes of all contents."""
@@ -171,18 +176,18 @@ class Store:
             match = _REF.fullmatch(name)
             if match is not None and match[1] in folders:
                 names[name] = match[1], unquote(match[2], errors="replace")
-        found: dict[str, dict[str, str]] = {folder: {} for folder in folders}
+        by_folder: dict[str, dict[str, str]] = {folder: {} for folder in folders}
 
         def read(name: str) -> None:
             content = self.place.read(name, _REF_LIMIT) or b""
             folder, ref = names[name]
             commit = content.decode("ascii", "replace").strip()
             if not layout.is_revision(ref) or layout.COMMIT.fullmatch(commit) is None:
-                raise BackupError(f"the store is damaged: no ref: {self.place.shown}: {name}")
-            found[folder][ref] = commit
+                raise BackupError(f"the store is damaged: not a ref: {self.place.shown}: {name}")
+            by_folder[folder][ref] = commit
 
         self._each(names, read)
-        return {folder: dict(sorted(refs.items())) for folder, refs in found.items()}
+        return {folder: dict(sorted(refs.items())) for folder, refs in by_folder.items()}
 
     def manifests(self, folders: Collection[str]) -> dict[str, list[RevisionManifest]]:
         """Return folder -> what is known of its revisions, whoever saved it.
@@ -196,7 +201,7 @@ class Store:
             if match is not None and match[1] in folders:
                 names[name] = match
                 if size > _MANIFEST_LIMIT:
-                    raise BackupError(f"too long to make sense: {self.place.shown}: {name}")
+                    raise BackupError(f"too long for a manifest: {self.place.shown}: {name}")
         found: dict[str, RevisionManifest] = {}
 
         def read(name: str) -> None:
@@ -226,20 +231,20 @@ class Store:
         count = 1 if self.place.workers == 1 else _SMALL
         each(names, work, count, self.stop_token)
 
-    def repos(self, wishes: Wishes) -> list[SavedRepo]:
-        """Return what is there of some repos.
+    def repos(self, selection: RestoreSelection) -> list[SavedRepo]:
+        """Return what the store has of some repos.
 
         Args:
-            wishes: the repos, by their folders.
+            selection: the repos, by their folders.
 
         Raises:
             BackupError: it must not be restored.
         """
         # Refs first: whatever they name was there before them.
-        refs = self.refs(list(wishes))
-        manifests = self.manifests(list(wishes))
+        refs = self.refs(list(selection))
+        manifests = self.manifests(list(selection))
         found = []
-        for folder in wishes:
+        for folder in selection:
             repo = union(manifests[folder], refs[folder])
             problem = problem_of(repo)
             if problem is not None:
@@ -257,7 +262,7 @@ class Store:
 
         Args:
             uploads: the contents.
-            moved: is told the sources and how many of their bytes are there.
+            moved: is called with the sources and how many of their bytes are there.
 
         Raises:
             BackupError: a file is not what its hash says; nothing is there under that hash.
@@ -265,7 +270,12 @@ class Store:
             PlaceError: the place cannot be written.
         """
         longest_first = sorted(uploads, key=lambda upload: -upload.blob.size)
-        each(longest_first, lambda one: self._save(one, moved), self.place.workers, self.stop_token)
+        each(
+            longest_first,
+            lambda upload: self._save(upload, moved),
+            self.place.workers,
+            self.stop_token,
+        )
 
     def _save(self, upload: Upload, moved: Callable[[str, int], None]) -> None:
         digest = new_hash(upload.blob.hash, upload.blob.size)
@@ -281,10 +291,10 @@ class Store:
                 position += len(block)
                 moved(upload.source, position)
             if position != upload.blob.size or digest.hexdigest() != upload.blob.hash:
-                raise _damaged(upload.source)
+                raise damaged(upload.source)
 
-    def is_right(self, blob: SavedBlob, moved: Callable[[int], None]) -> bool:
-        """Return whether a content that is there is what its hash says: all of it is read.
+    def is_good(self, blob: SavedBlob, moved: Callable[[int], None]) -> bool:
+        """Return whether a content is what its hash says: all of it is read.
 
         Raises:
             PlaceError: it cannot be reached.
@@ -311,7 +321,7 @@ class Store:
             folder = layout.repo_folder(manifest.type, manifest.id)
             digest = hashlib.sha256(content).hexdigest()
             names[f"{REPOS}/{folder}/{manifest.commit}/{digest}.json"] = content
-        self._each(names, lambda name: write(self.place, name, names[name]))
+        self._each(names, lambda name: write_small(self.place, name, names[name]))
 
     def write_ref(self, folder: str, ref: str, commit: str) -> None:
         """Let a ref name a commit, whose manifests are there.
@@ -319,7 +329,7 @@ class Store:
         Raises:
             PlaceError: the place cannot be written.
         """
-        write(self.place, f"{REPOS}/{folder}/refs/{_ref_name(ref)}", commit.encode() + b"\n")
+        write_small(self.place, f"{REPOS}/{folder}/refs/{_ref_name(ref)}", commit.encode() + b"\n")
 
 
 def _ref_name(ref: str) -> str:
@@ -327,12 +337,6 @@ def _ref_name(ref: str) -> str:
     if len(name) > _LONGEST_NAME:
         raise BackupError(f"the ref's name is too long for a store: {ref}")
     return name
-
-
-def _damaged(path: str) -> BackupError:
-    return BackupError(
-        f"damaged, so the backup is not whole: {path}", "'vlmcache verify --repair' mends it"
-    )
 
 
 def revisions_of(repo: SavedRepo) -> list[RevisionManifest]:
@@ -392,16 +396,16 @@ def _agree(known: dict[_K, _V], key: _K, value: _V, where: str) -> None:
 def new_manifests(
     known: Sequence[RevisionManifest], wanted: Sequence[RevisionManifest]
 ) -> list[RevisionManifest]:
-    """Return the manifests that say more than those that are there (pure).
+    """Return the manifests that say more than those of the store (pure).
 
     Raises:
-        BackupError: one contradicts what is there.
+        BackupError: one contradicts the store.
     """
     commits = {manifest.commit for manifest in wanted}
     if wanted:
-        union([*(one for one in known if one.commit in commits), *wanted], {})
+        union([*(manifest for manifest in known if manifest.commit in commits), *wanted], {})
     return [
         manifest
         for manifest in wanted
-        if not any(one.commit == manifest.commit and one.covers(manifest) for one in known)
+        if not any(old.commit == manifest.commit and old.covers(manifest) for old in known)
     ]

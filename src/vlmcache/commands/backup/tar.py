@@ -21,7 +21,7 @@ from vlmcache.cache.reading import JSON_ERRORS, open_quietly
 from vlmcache.change import place
 from vlmcache.commands.backup.arrivals import Arrivals
 from vlmcache.commands.backup.contents import SavedRepo, Saving, problem_of
-from vlmcache.commands.backup.values import BackupError
+from vlmcache.commands.backup.values import BackupError, damaged
 
 MANIFEST = "vlmcache-backup.json"
 FORMAT = "vlmcache.backup/1"
@@ -29,7 +29,7 @@ _MANIFEST_LIMIT = 256_000_000
 _BLOCK = 1 << 20
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class TarManifest(msgspec.Struct, frozen=True):
     """What a backup holds."""
 
     format: str
@@ -41,19 +41,19 @@ class Manifest(msgspec.Struct, frozen=True):
         return sum(blob.size for repo in self.repos for blob in repo.blobs.values())
 
 
-def write(stream: IO[bytes], parts: list[Saving], moved: Callable[[str, int], None]) -> None:
+def write_tar(stream: IO[bytes], parts: list[Saving], moved: Callable[[str, int], None]) -> None:
     """Write a backup.
 
     Args:
         stream: where to; it need not be seekable.
         parts: the repos, in the order of their folders.
-        moved: is told blob paths and how many of their bytes are written.
+        moved: is called with blob paths and how many of their bytes are written.
 
     Raises:
         BackupError: a blob is not what its hash says.
         OSError: the system refuses.
     """
-    manifest = Manifest(FORMAT, tuple(part.saved for part in parts))
+    manifest = TarManifest(FORMAT, tuple(part.saved for part in parts))
     sources = {
         f"{part.saved.folder}/{layout.BLOBS}/{name}": path
         for part in parts
@@ -84,15 +84,9 @@ def write(stream: IO[bytes], parts: list[Saving], moved: Callable[[str, int], No
                     except OSError as error:
                         if error.errno is not None:
                             raise
-                        raise _wrong(path) from error
+                        raise damaged(path) from error
                     if source.hash() != member.hash or file.read(1):
-                        raise _wrong(path)
-
-
-def _wrong(path: str) -> BackupError:
-    return BackupError(
-        f"damaged, so nothing was backed up: {path}", "'vlmcache verify --repair' mends it"
-    )
+                        raise damaged(path)
 
 
 class _Sink:
@@ -114,7 +108,7 @@ class _Sink:
 
 
 class _Hashed:
-    """Reads a stream and hashes what it reads beside whatever the reader does with it."""
+    """Reads a stream and hashes it while the reader works with it."""
 
     def __init__(
         self,
@@ -161,7 +155,7 @@ class _Member(NamedTuple):
     link: str | None = None
 
 
-def _members(manifest: Manifest) -> Iterator[_Member]:
+def _members(manifest: TarManifest) -> Iterator[_Member]:
     for repo in manifest.repos:
         for name, blob in repo.blobs.items():
             yield _Member(f"{repo.folder}/{layout.BLOBS}/{name}", blob.size, blob.hash)
@@ -198,16 +192,16 @@ class Reader:
 
     def __init__(self, stream: IO[bytes]) -> None:
         try:
-            # Where the stream can be sought in, what need not be restored is not read either.
+            # If the stream can seek, what need not be restored is not read either.
             mode: Literal["r:", "r|"] = "r:" if stream.seekable() else "r|"
             self._tar = tarfile.open(fileobj=stream, mode=mode, bufsize=_BLOCK)  # noqa: SIM115
             first = self._tar.next()
             if first is None or first.name != MANIFEST or not first.isreg():
-                raise BackupError("not a backup of vlmcache: its first member is no manifest")
+                raise BackupError("not a backup of vlmcache: its first member is not a manifest")
             if first.size > _MANIFEST_LIMIT:
                 raise BackupError("not a backup that makes sense: its manifest is too long")
             content = self._extract(first).read()
-            self.manifest = msgspec.json.decode(content, type=Manifest)
+            self.manifest = msgspec.json.decode(content, type=TarManifest)
         except (tarfile.TarError, EOFError, *JSON_ERRORS) as error:
             raise BackupError(f"not a backup of vlmcache: {error}") from error
         if self.manifest.format != FORMAT:
@@ -244,7 +238,7 @@ class Reader:
             repo: of the manifest.
             arrivals: what is asked for of it, and where it goes; nothing if not given.
             wanted: names of the blobs that are not there yet.
-            moved: is told blob paths and how many of their bytes are there.
+            moved: is called with blob paths and how many of their bytes are there.
 
         Returns:
             Blob name -> how many bytes of it were taken from the backup.
@@ -256,11 +250,8 @@ class Reader:
         taken: dict[str, int] = {}
         if arrivals is not None:
             arrivals.prepare()
-        for member in _members(Manifest(FORMAT, (repo,))):
-            try:
-                info = self._tar.next()
-            except tarfile.TarError as error:
-                raise BackupError(f"the backup is damaged: {error}") from error
+        for member in _members(TarManifest(FORMAT, (repo,))):
+            info = self._next()
             if info is None:
                 raise BackupError(f"the backup ends before {member.name}")
             _compare(info, member)
@@ -269,7 +260,7 @@ class Reader:
                 if info.isreg() and self._content(info, member) != member.content:
                     raise BackupError(f"not what the manifest promises: {member.name}")
             elif arrivals is not None and name in arrivals.repo.blobs:
-                taken[name] = arrivals.bring(
+                taken[name] = arrivals.fetch(
                     name,
                     partial(self._blocks, info),
                     partial(moved, arrivals.path(name)),
@@ -280,17 +271,20 @@ class Reader:
             self._expect_end()
         return taken
 
-    def _expect_end(self) -> None:
-        """Refuse what the manifest does not promise."""
+    def _next(self) -> tarfile.TarInfo | None:
         try:
-            info = self._tar.next()
+            return self._tar.next()
         except tarfile.TarError as error:
             raise BackupError(f"the backup is damaged: {error}") from error
+
+    def _expect_end(self) -> None:
+        """Refuse what the manifest does not promise."""
+        info = self._next()
         if info is not None:
             raise BackupError(f"the backup holds {info.name!r}, which its manifest does not name")
 
     def _blocks(self, info: tarfile.TarInfo, start: int) -> Iterator[bytes]:
-        assert start == 0, "what comes from a stream is never gone on from"
+        assert start == 0, "what comes from a stream is never resumed"
         stream = self._extract(info)
         try:
             while block := stream.read(_BLOCK):
@@ -304,13 +298,13 @@ class Reader:
 
 
 def _compare(info: tarfile.TarInfo, member: _Member) -> None:
-    right = info.name == member.name and info.size == member.size and not info.issparse()
+    same = info.name == member.name and info.size == member.size and not info.issparse()
     if member.link is None:
-        right = right and info.type == tarfile.REGTYPE
+        same = same and info.type == tarfile.REGTYPE
     else:
-        right = right and info.issym() and info.linkname == member.link
-    if not right:
+        same = same and info.issym() and info.linkname == member.link
+    if not same:
         promised = f"its manifest promises {member.name!r}"
         if info.name == member.name:
-            raise BackupError(f"{promised}, and something of another kind or length is there")
+            raise BackupError(f"{promised}, but its kind or length is different")
         raise BackupError(f"the backup holds {info.name!r} where {promised}")

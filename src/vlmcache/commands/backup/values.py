@@ -1,4 +1,4 @@
-"""What `backup` and `restore` answer with."""
+"""What `backup` and `restore` are asked for, and what they return."""
 
 from __future__ import annotations
 
@@ -6,96 +6,139 @@ import msgspec
 
 from vlmcache.change.plan import Plan, Receipt
 from vlmcache.errors import ChangedError, ExitCode, PartlyError, VlmcacheError
+from vlmcache.report import Report
 
 STREAM = "-"
+"""The place that means stdin or stdout."""
+MAKE_ROOM = "'vlmcache status' shows what makes room"
 
 
 class BackupError(VlmcacheError):
-    """What is to be backed up is not what it should be, or a backup is none that can be trusted."""
+    """What is to be backed up is damaged, or a backup cannot be trusted."""
 
     code = "bad-backup"
     exit_code = ExitCode.DAMAGE
 
 
+class BackupOptions(msgspec.Struct, frozen=True):
+    """How to back up."""
+
+    verify: bool = False
+    """Read what a store has already, and write again what is not what its hash says."""
+    dry_run: bool = False
+    """Write nothing."""
+
+
+class RestoreOptions(msgspec.Struct, frozen=True):
+    """How to restore."""
+
+    overwrite: bool = False
+    """Let refs of the backup replace those that name another commit."""
+    dry_run: bool = False
+    """Only plan."""
+
+
 class ChangedRef(msgspec.Struct, frozen=True):
-    """A ref of the store that names another commit now; old is `None` for one that is new."""
+    """A ref of the store that names another commit now."""
 
     repo: str
     ref: str
     old: str | None
+    """`None` for a new one."""
     commit: str
 
 
 class Amount(msgspec.Struct, frozen=True):
-    """So many blobs, and their length in bytes."""
+    """A number of blobs."""
 
     blobs: int = 0
     size: int = 0
+    """Their length in bytes."""
 
 
-class Backup(msgspec.Struct, frozen=True):
-    """What `vlmcache backup` answers. size is the length of all blobs, seconds how long it took.
-
-    uploaded: what was written. skipped: what the store had already. Content that several repos or
-    files share counts once in both. refs: what refs of the store were changed or are new.
-    left_out: repos of which nothing could be saved although none was named.
-    """
+class Backup(Report, frozen=True):
+    """What `vlmcache backup` returns."""
 
     destination: str
     repos: tuple[str, ...]
     blobs: int
     size: int
+    """Length of all blobs in bytes."""
     uploaded: Amount
+    """What was written; content that several repos or files share counts once."""
     skipped: Amount
+    """What the store had already, counted in the same way."""
     refs: tuple[ChangedRef, ...]
+    """Refs of the store that were changed or are new."""
     seconds: float
     left_out: tuple[str, ...] = ()
+    """Repos of which nothing could be saved, if no repo was named."""
+    dry_run: bool = False
+    """Whether nothing was written: the rest says what would have been."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the repos."""
+        return list(self.repos)
+
+    @property
+    def problem(self) -> PartlyError | None:
+        """What was left out, or `None` if everything was saved."""
+        if not self.left_out:
+            return None
+        return PartlyError(
+            "not saved, since it is on a drive that is not mounted, cannot be read or has no "
+            f"snapshot: {', '.join(self.left_out)}",
+            "'vlmcache status --all' shows why",
+        )
 
 
-class Restored(msgspec.Struct, frozen=True):
-    """What `vlmcache restore` answers. size is the length of all blobs that were asked for.
-
-    skipped: what the cache had already.
-    """
+class Restored(Report, frozen=True):
+    """What `vlmcache restore` returns."""
 
     source: str
     repos: tuple[str, ...]
     blobs: int
     size: int
+    """Length in bytes of all blobs that were asked for."""
     skipped: Amount
+    """What the cache had already."""
     plan: Plan
     receipt: Receipt | None
     seconds: float
     cache: str = ""
     """The hub cache."""
 
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the repos."""
+        return list(self.repos)
 
-def incomplete(value: Backup) -> PartlyError | None:
-    """Return what a backup has to tell of, or `None` if nothing was left out."""
-    if not value.left_out:
-        return None
-    return PartlyError(
-        "not saved, since it is on a drive that is not mounted, cannot be read or has no snapshot: "
-        f"{', '.join(value.left_out)}",
-        "'vlmcache status --all' tells why",
-    )
-
-
-def problem(value: Restored) -> VlmcacheError | None:
-    """Return what a restore has to tell of, or `None` if all is as in the backup."""
-    outcomes = value.receipt.outcomes if value.receipt else ()
-    stale = [one for one in outcomes if one.result == "stale"]
-    failed = [one for one in outcomes if one.detail and one.result == "failed"]
-    if failed:
-        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        return BackupError(
-            f"{failed[0].detail}{more}; what needs it is not restored",
-            "'vlmcache backup --verify' mends the store where there is a good copy",
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What is not as in the backup, or `None` if everything is."""
+        outcomes = self.receipt.outcomes if self.receipt else ()
+        stale = [step for step in outcomes if step.result == "stale"]
+        failed = [step for step in outcomes if step.detail and step.result == "failed"]
+        if failed:
+            more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+            return BackupError(
+                f"{failed[0].detail}{more}; what needs it is not restored",
+                "'vlmcache backup --verify' repairs the store from a good copy",
+            )
+        if stale:
+            return ChangedError(stale[0].detail or stale[0].path, "restore again")
+        if not self.plan.kept:
+            return None
+        kept = self.plan.kept[0]
+        more = f" and {len(self.plan.kept) - 1} more" if len(self.plan.kept) > 1 else ""
+        return PartlyError(
+            f"{kept.reason}: {kept.path}{more}", "--overwrite replaces it with the backup's"
         )
-    if stale:
-        return ChangedError(stale[0].detail or stale[0].path, "restore again")
-    if not value.plan.kept:
-        return None
-    kept = value.plan.kept[0]
-    more = f" and {len(value.plan.kept) - 1} more" if len(value.plan.kept) > 1 else ""
-    return PartlyError(f"{kept.reason}: {kept.path}{more}", "--overwrite takes the backup's")
+
+
+def damaged(path: str) -> BackupError:
+    """Return the error that says that a file of the cache is not what its hash says."""
+    return BackupError(
+        f"damaged, so the backup is not complete: {path}", "'vlmcache verify --repair' repairs it"
+    )

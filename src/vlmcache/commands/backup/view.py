@@ -17,18 +17,20 @@ from vlmcache.units import pace_text, size_text
 def show_backup(value: Backup, *, stream: IO[str]) -> None:
     """Print what was saved."""
     out = console(stream)
-    there = ""
+    skipped = ""
     if value.skipped.blobs:
         size = size_text(value.skipped.size)
-        there = f"; {_blobs(value.skipped.blobs)}, {size}, there already"
+        skipped = f"; {_blobs(value.skipped.blobs)}, {size}, there already"
     speed = ""
-    if value.uploaded.size:
+    if value.uploaded.size and not value.dry_run:
         speed = f" in {pace_text(value.uploaded.size, value.seconds)}"
-    saved = f"Saved {_repos(value.repos)}, {size_text(value.uploaded.size)}{speed}"
-    out.print(Text(f"{saved}: {printable(value.destination)}{there}"), soft_wrap=True)
-    for one in value.refs:
-        if one.old is not None:
-            line = f"{one.repo}: {one.ref} is now {one.commit[:12]}, was {one.old[:12]}"
+    verb = "To save:" if value.dry_run else "Saved"
+    saved = f"{verb} {_repos(value.repos)}, {size_text(value.uploaded.size)}{speed}"
+    out.print(Text(f"{saved}: {printable(value.destination)}{skipped}"), soft_wrap=True)
+    now = "would be" if value.dry_run else "is now"
+    for change in value.refs:
+        if change.old is not None:
+            line = f"{change.repo}: {change.ref} {now} {change.commit[:12]}, was {change.old[:12]}"
             out.print(Text(printable(line)), soft_wrap=True)
 
 
@@ -47,7 +49,7 @@ def show_restore(value: Restored, *, verbose: bool = False) -> None:
     there = value.skipped.blobs
     count = len(blobs)
     if value.receipt is not None:
-        done = {one.path for one in value.receipt.outcomes if one.result == "done"}
+        done = {step.path for step in value.receipt.outcomes if step.result == "done"}
         count = sum(action.path in done for action in blobs)
         size = size_text(sum(action.size for action in blobs if action.path in done))
     out.print(

@@ -1,4 +1,4 @@
-"""A move carried out, and an unfinished one taken back."""
+"""A planned move carried out, and an unfinished one taken back."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from vlmcache.cache import layout
-from vlmcache.cache.moved import Move as Noted
-from vlmcache.cache.moved import leads_back, read_moves
+from vlmcache.cache.moved import read_moves
 from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import Usage, who_uses
 from vlmcache.change import place as change_place
 from vlmcache.change.in_use import InUseError, in_use_words
-from vlmcache.change.moved_note import record_size, remove_record, write_moves, write_record
+from vlmcache.change.moved_note import remove_record, write_moves
 from vlmcache.change.plan import (
     Action,
-    Failure,
     Kept,
     Move,
     Outcome,
@@ -34,16 +31,14 @@ from vlmcache.change.plan import (
 )
 from vlmcache.change.remove import execute
 from vlmcache.commands.move.copy import Copier
+from vlmcache.commands.move.notes import MoveNotes
 from vlmcache.commands.move.plan import Destination
-from vlmcache.commands.move.values import Moved, MovedRepo, planned_repo
+from vlmcache.commands.move.values import MovedRepo, MoveReport, MoveState, repo_row
 from vlmcache.errors import CacheError, ChangedError, SpaceError, VlmcacheError
-from vlmcache.progress import Progress
-
-_LONG = 16 << 20
-"""Length in bytes from which on a file's progress is told."""
+from vlmcache.progress import Progress, long_files
 
 
-def take_back(value: Moved, unfinished: Sequence[str]) -> Receipt:
+def take_back(value: MoveReport, unfinished: Sequence[str]) -> Receipt:
     """Undo unfinished moves, and return what became of each step."""
     place = value.destination
     outcomes: list[Outcome] = []
@@ -51,35 +46,30 @@ def take_back(value: Moved, unfinished: Sequence[str]) -> Receipt:
         if isinstance(action, PutBack):
             change_place.put_back(action.aside, action.path)
             outcomes.append(Outcome("put-back", action.path, "done"))
-    receipt = execute(removals_below(value.plan.actions, place), place)
+    receipt = execute(_removals_below(value.plan.actions, place), place)
     if receipt.whole:
         for folder in unfinished:
             if not os.path.islink(os.path.join(value.cache, folder)):
                 remove_record(value.cache, folder)
-        stays = {os.path.basename(one.path) for one in value.plan.kept}
+        stays = {os.path.basename(kept.path) for kept in value.plan.kept}
         noted = {
-            folder: one
-            for folder, one in read_moves(place).items()
+            folder: move
+            for folder, move in read_moves(place).items()
             if folder not in unfinished or folder in stays
         }
         write_moves(place, noted)
-        Copier(value.cache, place, _silent).finish()
+        Copier(value.cache, place).finish()
     return Receipt((*outcomes, *receipt.outcomes), receipt.freed)
-
-
-def _silent(_path: str, _position: int) -> None:
-    pass
 
 
 def repos_in_use(state: CacheState, repos: Sequence[Repo], usage: Usage) -> tuple[Kept, ...]:
     """Return the repos that processes use, and who they are."""
-    found: list[Kept] = []
-    for repo in repos:
-        users = usage.of_repo(state, repo)
-        if users is not None:
-            why = "in use" if users else "in use: a lock of the hub is held"
-            found.append(Kept(repo.path, repo.id, why, users))
-    return tuple(found)
+    users = ((repo, usage.of_repo(state, repo)) for repo in repos)
+    return tuple(
+        Kept(repo.path, repo.id, "in use" if who else "in use: a lock of the hub is held", who)
+        for repo, who in users
+        if who is not None
+    )
 
 
 @contextlib.contextmanager
@@ -103,138 +93,120 @@ def _refusal(error: OSError, place: str) -> VlmcacheError:
     return CacheError(f"{reason}: {where}", "what was copied is kept: move again, or --undo")
 
 
-class Run:
-    """A plan of a move, carried out repo by repo."""
+class Mover:
+    """Carries a plan out, repo by repo.
+
+    Args:
+        state: the cache.
+        destination: what was there when the plan was made.
+        planned: the answer of a dry run.
+        rest: folders of repos that an interrupted move has brought over and not finished.
+        progress: shows the progress.
+    """
 
     def __init__(
         self,
         state: CacheState,
-        there: Destination,
-        plan: Plan,
+        destination: Destination,
+        planned: MoveReport,
         rest: Sequence[str],
-        *,
-        link: bool,
         progress: Progress,
     ) -> None:
         self.state = state
-        self.there = there
-        self.plan = plan
+        self.destination = destination
+        self.planned = planned
+        self.actions = planned.plan.actions
         self.rest = rest
-        self.link = link
         self.progress = progress
         self.repos: list[MovedRepo] = []
         self.outcomes: list[Outcome] = []
         self.freed = 0
-        self.label = ""
-        self.long: dict[str, str] = {}
-        self.copier = Copier(state.dir, there.path, self._moved, same_disk=there.same_disk)
-        self.noted: dict[str, Noted] = {}
-        self.strange: set[str] = set()
+        self.gone: set[str] = set()
+        self.copier = Copier(state.dir, destination.path, same_disk=destination.same_disk)
+        self.notes = MoveNotes(state.dir, destination.path)
 
-    def _moved(self, path: str, position: int) -> None:
-        if path in self.long:
-            self.progress.moved(self.label, self.long[path], position)
-
-    def carry_out(self) -> None:
-        """Carry the plan out; what became of it is in the attributes."""
-        moves = [action for action in self.plan.actions if isinstance(action, Move)]
-        links = [action for action in self.plan.actions if isinstance(action, PlaceLink)]
-        gone: set[str] = set()
-        with refusals(self.there.path):
-            # Read again, now that no other move can change it.
-            self.noted = dict(read_moves(self.there.path))
-            for move in moves:
-                folder = os.path.basename(move.path)
-                known = self.noted.get(folder)
-                ours = known is not None and known.cache == self.state.dir and not known.finished
-                linked = leads_back(self.there.path, folder, self.state.dir)
-                if os.path.lexists(move.destination) and not ours and not linked:
-                    self.strange.add(folder)
-                    continue
-                self.noted[folder] = Noted(self.state.dir, finished=False)
-            if moves:
-                write_moves(self.there.path, self.noted)
+    def run(self) -> MoveReport:
+        """Carry the plan out, and return what became of it."""
+        moves = [action for action in self.actions if isinstance(action, Move)]
+        links = [action for action in self.actions if isinstance(action, PlaceLink)]
+        with refusals(self.destination.path):
+            foreign = self.notes.begin(moves)
             for link in links:
-                self._record(os.path.basename(link.path))
+                self.notes.record(os.path.basename(link.path))
                 change_place.place_repo_link(link.path, link.destination)
                 self.outcomes.append(Outcome("place-link", link.path, "done"))
-                row = planned_repo(link.path, link.repo, link.destination)
-                self.repos.append(msgspec.structs.replace(row, state="linked"))
+                self.repos.append(repo_row(link.path, link.destination, "linked"))
         for move in moves:
-            row = planned_repo(move.path, move.repo, move.destination, move.size)
-            error = self._one(move, gone)
-            failure = None
-            if error is not None:
-                hint = error.hint
-                failure = Failure(error.code, error.message, hint, int(error.exit_code))
+            error = self._move(move, is_foreign=os.path.basename(move.path) in foreign)
+            state: MoveState = "moved" if error is None else "failed"
             self.repos.append(
-                msgspec.structs.replace(row, state="failed" if failure else "moved", error=failure)
+                repo_row(move.path, move.destination, state, size=move.size, error=error)
             )
             if isinstance(error, SpaceError):
                 break
-        self._finish_rest()
+        self._finish(moves)
+        return msgspec.structs.replace(
+            self.planned,
+            repos=tuple(self.repos),
+            receipt=Receipt(tuple(self.outcomes), self.freed + self.notes.freed),
+            copied=self.copier.copied,
+        )
 
-    def _one(self, move: Move, gone: set[str]) -> VlmcacheError | None:
-        """Move one repo; whatever fails, it is whole at its old place or at the new one."""
+    def _move(self, move: Move, *, is_foreign: bool) -> VlmcacheError | None:
+        """Move one repo; whatever fails, all of it is at its old place or at the new one."""
         folder = os.path.basename(move.path)
-        repo = next(one for one in self.state.repos if one.folder == folder)
-        self.label = move.repo
-        self.progress.started(move.repo, self._long_files(repo), 0)
+        repo = next(repo for repo in self.state.repos if repo.folder == folder)
+        sizes, names = self._files(repo)
         try:
-            if folder in self.strange:
-                raise ChangedError(f"it came there meanwhile: {move.destination}", "move again")
-            self._check_unchanged(repo)
-            self.copier.gather(repo, self.state.shared)
-            self._check_unchanged(repo)
-            self._check_unused(repo)
-            self.copier.place(repo)
-        except VlmcacheError as error:
-            self._failed(move, error)
-            return error
-        except OSError as error:
-            refusal = _refusal(error, self.there.path)
-            self._failed(move, refusal)
+            with long_files(self.progress, move.repo, sizes, names) as self.copier.on_progress:
+                if is_foreign:
+                    raise ChangedError(
+                        f"something else was put there meanwhile: {move.destination}", "move again"
+                    )
+                self._check_unchanged(repo)
+                self.copier.stage(repo, self.state.shared)
+                self._check_unchanged(repo)
+                self._check_unused(repo)
+                self.copier.place(repo)
+        except (VlmcacheError, OSError) as error:
+            refusal = error
+            if isinstance(refusal, OSError):
+                refusal = _refusal(refusal, self.destination.path)
+            detail = refusal.message
+            self.outcomes.append(Outcome("move", move.path, "failed", detail=detail))
             return refusal
-        finally:
-            self.progress.ended(move.repo)
         self.outcomes.append(Outcome("move", move.path, "done"))
-        return self._switch(folder, gone)
+        return self._switch(folder)
 
-    def _long_files(self, repo: Repo) -> dict[str, int]:
-        """Return name -> length of the files whose progress is told, and note their paths."""
+    def _files(self, repo: Repo) -> tuple[dict[str, int], dict[str, str]]:
+        """Return path of each blob -> its length, and path -> the name of a file that has it."""
         users = repo.blob_users()
-        found: dict[str, int] = {}
-        self.long = {}
+        sizes: dict[str, int] = {}
+        names: dict[str, str] = {}
         for blob in repo.blobs.values():
-            if blob.size < _LONG:
-                continue
             shared = self.state.shared.get(blob.shared or "")
-            path = os.path.join(repo.path, layout.BLOBS, blob.name)
+            path = repo.blob_path(blob.name) if shared is None else shared.path
             name = min((file for _, file in users[blob.name]), default=blob.name)
-            if name in found:
-                name = blob.name  # the file of another revision has the same name
-            self.long[path if shared is None else shared.path] = name
-            found[name] = blob.size
-        return found
-
-    def _failed(self, move: Move, error: VlmcacheError) -> None:
-        self.outcomes.append(Outcome("move", move.path, "failed", detail=error.message))
+            sizes[path] = blob.size
+            # The file of another revision may have the same name.
+            names[path] = blob.name if name in names.values() else name
+        return sizes, names
 
     def _check_unchanged(self, repo: Repo) -> None:
-        """See that the source is what was planned, and so what is copied.
+        """Make sure that the source is what was planned, and so what is copied.
 
         Raises:
-            ChangedError: it was written to meanwhile, or has gone.
+            ChangedError: it was written to meanwhile, or was removed.
         """
         now = scan_repo(self.state.dir, repo.folder)
         if now is None or now.linked_to is not None or stamp(now) != stamp(repo):
             raise ChangedError(f"{repo.id} changed while it was to be copied", "move again")
 
     def _check_unused(self, repo: Repo) -> None:
-        """See that nobody uses the source.
+        """Make sure that nobody uses the source.
 
         Raises:
-            InUseError: a process uses it by now.
+            InUseError: a process uses it now.
         """
         self.usage = who_uses(self.state, {repo.folder})
         in_use = repos_in_use(self.state, [repo], self.usage)
@@ -243,12 +215,12 @@ class Run:
                 f"not moved: {in_use_words(in_use)}", "what was copied is kept: move again later"
             )
 
-    def _switch(self, folder: str, gone: set[str]) -> VlmcacheError | None:
-        """Let the source give way to the link, and free what it occupies."""
-        before = {*gone, folder}
+    def _switch(self, folder: str) -> VlmcacheError | None:
+        """Put the link in the place of the source, and free what the source occupies."""
+        before = {*self.gone, folder}
         tree: RemoveTree | None = None
         actions: list[Action] = []
-        for action in self.plan.actions:
+        for action in self.actions:
             if isinstance(action, RemoveTree) and action.kind == "repo":
                 if os.path.basename(action.path) == folder:
                     tree = action
@@ -265,135 +237,69 @@ class Run:
         assert tree is not None
         try:
             if tree.link is not None:
-                self._record(folder)
+                self.notes.record(folder)
             receipt = execute(Plan(tuple(actions)), self.state.dir, in_use=self.usage.files)
         except OSError as error:
             return self._refused(folder, _refusal(error, self.state.dir))
         self.outcomes += receipt.outcomes
         self.freed += receipt.freed
-        first = next(one for one in receipt.outcomes if one.path == tree.path)
-        if self._has_given_way(tree):
-            gone.add(folder)
+        first = next(outcome for outcome in receipt.outcomes if outcome.path == tree.path)
+        if os.path.islink(tree.path) if tree.link is not None else not os.path.lexists(tree.path):
+            self.gone.add(folder)
             return None
         words = first.detail or f"it could not be switched: {tree.path}"
         if first.result == "busy":
             return self._refused(folder, InUseError(words, "move again later"))
         if first.result == "stale":
             return self._refused(folder, ChangedError(words, "move again"))
-        return self._refused(folder, CacheError(words, "'vlmcache doctor' may tell why"))
-
-    def _has_given_way(self, tree: RemoveTree) -> bool:
-        if tree.link is None:
-            return not os.path.lexists(tree.path)
-        return os.path.islink(tree.path)
+        return self._refused(folder, CacheError(words, "'vlmcache doctor' checks permissions"))
 
     def _refused(self, folder: str, error: VlmcacheError) -> VlmcacheError:
+        """Take a copy that was placed back, since its source stays; return why it stays."""
         if os.path.isdir(os.path.join(self.state.dir, folder)):
             with contextlib.suppress(OSError):
-                self.copier.take_away(folder)
-            with contextlib.suppress(OSError), self._counted(folder):
-                remove_record(self.state.dir, folder)
+                self.copier.unplace(folder)
+            self.notes.forget(folder)
         return error
 
-    def _record(self, folder: str) -> None:
-        """Record where a repo goes, before its link is all that there is of it here."""
-        with self._counted(folder):
-            write_record(self.state.dir, folder, self.there.path)
-
-    @contextlib.contextmanager
-    def _counted(self, folder: str) -> Iterator[None]:
-        """Let the bytes of a repo's record count as what they free or occupy, whatever happens."""
-        before = record_size(self.state.dir, folder)
-        try:
-            yield
-        finally:
-            self.freed += before - record_size(self.state.dir, folder)
-
-    def _finish_rest(self) -> None:
-        """Remove what interrupted moves have left here, now that all of it is there."""
-        rest = [
+    def _finish(self, moves: Sequence[Move]) -> None:
+        """Remove what interrupted moves have left here, now that all is at the destination."""
+        moved = {os.path.basename(move.path) for move in moves}
+        leftovers = [
             action
-            for action in self.plan.actions
+            for action in self.actions
             if (isinstance(action, RemoveTree) and action.kind == "leftover")
             or (isinstance(action, ReleaseShared) and not action.references)
             or (
                 isinstance(action, RemoveTree | Remove)
                 and action.kind in ("lock", "locks")
-                and not any(name in action.path.split(os.sep) for name in self._folders())
+                and moved.isdisjoint(action.path.split(os.sep))
             )
         ]
-        receipt = execute(Plan(tuple(rest)), self.state.dir)
+        receipt = execute(Plan(tuple(leftovers)), self.state.dir)
         self.outcomes += receipt.outcomes
         self.freed += receipt.freed
         known = {os.path.basename(row.path) for row in self.repos}
         for folder in self.rest:
             if folder not in known:
-                parsed = layout.parse_repo_folder(folder)
                 path = os.path.join(self.state.dir, folder)
-                row = planned_repo(path, parsed[1] if parsed else folder, self.there.place(folder))
-                self.repos.append(msgspec.structs.replace(row, state="finished"))
-        self._note_ends()
-        self._forget_coming()
+                self.repos.append(repo_row(path, self.destination.place(folder), "finished"))
+        failure = self.notes.finish(link=self.planned.link)
+        if failure is not None:
+            self.outcomes.append(failure)
+        self.notes.forget_return(
+            {os.path.basename(row.path) for row in self.repos if row.error is None}
+        )
         self.copier.finish()
 
-    def _folders(self) -> set[str]:
-        return {
-            os.path.basename(action.path)
-            for action in self.plan.actions
-            if isinstance(action, Move)
-        }
 
-    def _note_ends(self) -> None:
-        """Note as finished whatever has its link by now, and forget what is to have none."""
-        before = read_moves(self.there.path)
-        noted = dict(before)
-        for folder, one in before.items():
-            path = os.path.join(self.state.dir, folder)
-            if one.cache != self.state.dir or one.finished:
-                continue
-            if os.path.islink(path):
-                noted[folder] = Noted(one.cache, finished=True)
-            elif not self.link and not os.path.lexists(path) and not self._has_waste(folder):
-                del noted[folder]
-        if noted == before:
-            return
-        try:
-            write_moves(self.there.path, noted)
-        except OSError as error:
-            detail = f"it could not be noted: {error.strerror}: {self.there.path}"
-            self.outcomes.append(Outcome("note", self.there.path, "failed", detail=detail))
-
-    def _forget_coming(self) -> None:
-        """Forget here that repos had come from the destination, to which they are back."""
-        before = read_moves(self.state.dir)
-        back = {os.path.basename(row.path) for row in self.repos if row.error is None}
-        for folder in back:
-            if not os.path.islink(self.there.place(folder)):
-                with contextlib.suppress(OSError):
-                    remove_record(self.there.path, folder)
-        noted = {
-            folder: one
-            for folder, one in before.items()
-            if folder not in back or one.cache != self.there.path
-        }
-        if noted != before:
-            with contextlib.suppress(OSError, CacheError):
-                write_moves(self.state.dir, noted)
-
-    def _has_waste(self, folder: str) -> bool:
-        """Whether something of a repo is still in the leftovers."""
-        top = os.path.join(self.state.dir, layout.LEFTOVERS)
-        jobs = os.listdir(top) if os.path.isdir(top) else []
-        return any(os.path.lexists(os.path.join(top, job, folder)) for job in jobs)
-
-
-def removals_below(actions: Sequence[Action], root: str) -> Plan:
+def _removals_below(actions: Sequence[Action], root: str) -> Plan:
     """Return the removals below a folder as a plan of their own."""
     inside = root.rstrip(os.sep) + os.sep
-    found = [
+    removals = [
         action
         for action in actions
         if isinstance(action, Remove | RemoveTree | ReleaseShared)
         and action.path.startswith(inside)
     ]
-    return Plan(tuple(found))
+    return Plan(tuple(removals))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.moved import Move as Noted
+from vlmcache.cache.moved import MoveRecord
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change.names import Target
 from vlmcache.change.plan import (
@@ -27,36 +28,51 @@ from vlmcache.change.removal_plan import plan_removal
 _COPIED = "copied by an interrupted move"
 
 
-class Destination(msgspec.Struct, frozen=True):
-    """What is at the destination.
+class MoveChoice(NamedTuple):
+    """Which repos are to be moved, by their folders.
 
-    path is its real path, state what it holds as a cache, noted what moves have noted there.
-    gathering: names in the folder in which a move gathers. copied: path below that folder, or below
-    a repo that was placed while its source is still here, -> length of the file. aside: folder of a
-    repo that an interrupted move has set aside here -> where, if nothing of it is lost. same_disk:
-    whether a file can be there and in the cache under two names, so that nothing is copied. links:
-    folders in whose place is a link to the very repo here, which an earlier move has left.
+    Args:
+        folders: those that are in the cache, and not links.
+        rest: those that an interrupted move has brought over and not finished.
+        kept: what stays on purpose.
     """
 
+    folders: Sequence[str]
+    rest: Sequence[str] = ()
+    kept: Sequence[Kept] = ()
+
+
+class Destination(msgspec.Struct, frozen=True):
+    """What is at the destination."""
+
     path: str
+    """Its real path."""
     state: CacheState
-    noted: Mapping[str, Noted]
-    gathering: Collection[str] = ()
+    """What it holds as a cache."""
+    noted: Mapping[str, MoveRecord]
+    """What moves have noted there."""
+    staged: Collection[str] = ()
+    """Names in the folder in which a move stages its copies."""
     copied: Mapping[str, int] = {}
+    """Path below that folder, or below a repo that was placed while its source is still here ->
+    length of the file."""
     aside: Mapping[str, str] = {}
+    """Folder of a repo that an interrupted move has set aside here -> where, if nothing is lost."""
     same_disk: bool = False
+    """Whether a file can be there and in the cache under two names, so that nothing is copied."""
     links: Collection[str] = ()
+    """Folders in whose place is a link to the very repo here, which an earlier move has left."""
 
     def place(self, folder: str) -> str:
-        """Return where a repo comes to lie."""
+        """Return the place of a repo."""
         return os.path.join(self.path, folder)
 
     def holds(self, folder: str) -> bool:
         """Return whether something is in the repo's place that is not a link to the repo here."""
         return folder not in self.links and any(repo.folder == folder for repo in self.state.repos)
 
-    def gathered_at(self, name: str) -> str:
-        """Return the path of something in the folder in which a move gathers."""
+    def staged_at(self, name: str) -> str:
+        """Return the path of something in the folder in which a move stages its copies."""
         return os.path.join(self.path, layout.MOVING, name)
 
     def begun(self, cache_dir: str, folder: str) -> bool:
@@ -73,31 +89,29 @@ class Destination(msgspec.Struct, frozen=True):
 def plan_move(
     state: CacheState,
     destination: Destination,
-    folders: Sequence[str],
+    choice: MoveChoice,
     *,
     link: bool,
-    rest: Collection[str] = (),
-    kept: Sequence[Kept] = (),
 ) -> Plan:
     """Return the plan of a move: what is copied, then what goes here and is linked there.
 
     Args:
         state: the cache; its `dir` is a real path.
-        destination: what is there.
-        folders: the repos' folders, each there and no link.
+        destination: the other cache.
+        choice: the repos.
         link: leave a link in the place of each.
-        rest: folders of repos that an interrupted move has brought over and not ended.
-        kept: what stays on purpose.
     """
     why = f"moved to {destination.path}"
     repos = {repo.folder: repo for repo in state.repos}
     counted: set[str] = set(destination.state.shared)
     actions: list[Action] = [
-        _move(state, destination, repos[folder], counted) for folder in folders
+        _move(state, destination, repos[folder], counted) for folder in choice.folders
     ]
-    targets = [Target(repos[folder].id, folder) for folder in folders]
-    for folder in rest:
-        leftovers = tuple(one for one in state.leftovers if one.repo_folder == folder and one.whole)
+    targets = [Target(repos[folder].id, folder) for folder in choice.folders]
+    for folder in choice.rest:
+        leftovers = tuple(
+            left for left in state.leftovers if left.repo_folder == folder and left.whole
+        )
         repo_id = _id_of(folder)
         if folder not in repos and link:
             path = os.path.join(state.dir, folder)
@@ -123,7 +137,7 @@ def plan_move(
         tuple(actions),
         frees=sum(getattr(action, "frees", 0) for action in actions),
         needs=sum(action.needs for action in actions if isinstance(action, Move)),
-        kept=tuple(kept),
+        kept=tuple(choice.kept),
     )
 
 
@@ -146,15 +160,16 @@ def _move(state: CacheState, destination: Destination, repo: Repo, counted: set[
             have += length
             needs -= max(length, allocated)
     named = {blob.shared for blob in repo.blobs.values() if blob.shared is not None}
-    shared = tuple(sorted(one for one in named if one in state.shared))
-    for one in shared:
-        blob = state.shared[one]
+    shared = tuple(sorted(named & state.shared.keys()))
+    for shared_hash in shared:
+        blob = state.shared[shared_hash]
         size += blob.size
-        if one in counted or destination.copied.get(f"{layout.SHARED_STORE}/{one}") == blob.size:
+        copied = destination.copied.get(f"{layout.SHARED_STORE}/{shared_hash}")
+        if shared_hash in counted or copied == blob.size:
             have += blob.size
         else:
             needs += max(blob.size, blob.allocated)
-        counted.add(one)
+        counted.add(shared_hash)
     begun = destination.begun(state.dir, repo.folder)
     return Move(
         repo.id,
@@ -174,27 +189,28 @@ def _move(state: CacheState, destination: Destination, repo: Repo, counted: set[
 
 def _files(repo: Repo) -> list[tuple[str, int, int, tuple[int, int]]]:
     """Return name in the repo, length, occupied bytes and inode of each file with content."""
-    found = [
-        (f"{layout.BLOBS}/{blob.name}", blob.size, blob.allocated, (blob.device, blob.inode))
-        for blob in repo.blobs.values()
-        if not blob.linked
+    return [
+        *(
+            (f"{layout.BLOBS}/{blob.name}", blob.size, blob.allocated, (blob.device, blob.inode))
+            for blob in repo.blobs.values()
+            if not blob.linked
+        ),
+        *(
+            (f"{layout.BLOBS}/{part.name}", part.size, part.allocated, (part.device, part.inode))
+            for part in repo.partials
+        ),
+        *(
+            (
+                f"{layout.SNAPSHOTS}/{revision.commit}/{file.name}",
+                file.size,
+                file.allocated,
+                (file.device, file.inode),
+            )
+            for revision in repo.revisions
+            for file in revision.files
+            if file.kind == "copy"
+        ),
     ]
-    found += (
-        (f"{layout.BLOBS}/{part.name}", part.size, part.allocated, (part.device, part.inode))
-        for part in repo.partials
-    )
-    found += (
-        (
-            f"{layout.SNAPSHOTS}/{revision.commit}/{file.name}",
-            file.size,
-            file.allocated,
-            (file.device, file.inode),
-        )
-        for revision in repo.revisions
-        for file in revision.files
-        if file.kind == "copy"
-    )
-    return found
 
 
 def _content(repo: Repo) -> int:
@@ -205,12 +221,12 @@ def _content(repo: Repo) -> int:
 def plan_undo(state: CacheState, destination: Destination) -> Plan:
     """Return the plan that takes every unfinished move of this cache back.
 
-    What was copied goes, and what was set aside comes back. A repo that has its link already is
-    moved; nothing of it is taken back.
+    What was copied is removed, and what was set aside comes back. A repo that has its link already
+    is moved; nothing of it is taken back.
 
     Args:
         state: the cache; its `dir` is a real path.
-        destination: what is there.
+        destination: the other cache.
     """
     actions: list[Action] = []
     kept: list[Kept] = []
@@ -239,10 +255,10 @@ def plan_undo(state: CacheState, destination: Destination) -> Plan:
             loose |= {blob.shared for blob in repo.blobs.values() if blob.shared is not None}
         if destination.holds(folder):
             gone.append(Target(name, folder))
-        if folder in destination.gathering:
-            actions.append(_ungather(destination, folder, name))
-    if layout.SHARED_STORE in destination.gathering:
-        actions.append(_ungather(destination, layout.SHARED_STORE, None))
+        if folder in destination.staged:
+            actions.append(_remove_staged(destination, folder, name))
+    if layout.SHARED_STORE in destination.staged:
+        actions.append(_remove_staged(destination, layout.SHARED_STORE, None))
     why = _COPIED
     for action in plan_removal(destination.state, gone, why=why).actions:
         if isinstance(action, RemoveTree | Remove) and action.kind in ("lock", "locks"):
@@ -263,8 +279,8 @@ def plan_undo(state: CacheState, destination: Destination) -> Plan:
     )
 
 
-def _ungather(destination: Destination, name: str, repo: str | None) -> RemoveTree:
+def _remove_staged(destination: Destination, name: str, repo: str | None) -> RemoveTree:
     sizes = [size for path, size in destination.copied.items() if path.startswith(name + "/")]
     frees = 0 if destination.same_disk else sum(sizes)
-    path = destination.gathered_at(name)
+    path = destination.staged_at(name)
     return RemoveTree(path, "leftover", repo, _COPIED, frees, None)

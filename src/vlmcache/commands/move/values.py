@@ -1,4 +1,4 @@
-"""What `move` answers with."""
+"""What `move` is asked for, and what it returns."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from vlmcache.errors import (
     SpaceError,
     VlmcacheError,
 )
+from vlmcache.report import Report
 
 MoveState = Literal["planned", "moved", "linked", "finished", "taken-back", "relinked", "failed"]
 
@@ -43,82 +44,106 @@ class NotMovedError(VlmcacheError):
     exit_code = ExitCode.FAILED
 
 
-class MovedRepo(msgspec.Struct, frozen=True):
-    """What became of one repo.
+class MoveOptions(msgspec.Struct, frozen=True):
+    """How to move."""
 
-    state: `planned` (`--dry-run`); `moved` now; `linked` where an interrupted move lacked but the
-    link; `finished` where it lacked but the removal of what it had set aside; `taken-back` by
-    `--undo`; `relinked` by `--relink`; `failed`. path is its place in the
-    cache, destination the new one, size its length in bytes, shared blobs included.
-    """
+    link: bool = True
+    """Leave links in the cache."""
+    dry_run: bool = False
+    """Only plan."""
+
+
+class MovedRepo(msgspec.Struct, frozen=True):
+    """What became of one repo."""
 
     repo: str
     type: str
     path: str
+    """Its place in the cache."""
     destination: str
+    """Its new place."""
     state: MoveState
+    """`planned` (`--dry-run`); `moved`; `linked` if only the link was missing after an interrupted
+    move; `finished` if only the removal of what that move had set aside was; `taken-back` by
+    `--undo`; `relinked` by `--relink`; `failed`."""
     size: int = 0
+    """Length in bytes, shared blobs included."""
     error: Failure | None = None
 
 
-class Moved(msgspec.Struct, frozen=True):
-    """What `vlmcache move` answers.
-
-    link: whether links are left in the cache. setting: the line that makes the destination the
-    cache, for new downloads or, without links, for all. copied: bytes written at the destination.
-    in_use: what processes use, and who they are; then nothing is moved. hidden_processes: processes
-    of other users that could not be looked into. receipt is absent where nothing was carried out.
-    """
+class MoveReport(Report, frozen=True):
+    """What `vlmcache move` returns."""
 
     cache: str
     destination: str
     link: bool
+    """Whether links are left in the cache."""
     setting: str
+    """The line that makes the destination the cache: for new downloads; without links, for all."""
     repos: tuple[MovedRepo, ...]
     plan: Plan
     receipt: Receipt | None = None
+    """What was done; `None` if nothing was."""
     in_use: tuple[Kept, ...] = ()
+    """What processes use, and who they are; then nothing is moved."""
     hidden_processes: int = 0
+    """Processes of other users whose files cannot be seen."""
     copied: int = 0
+    """Bytes written at the destination."""
     seconds: float = 0.0
 
+    @property
+    def ids(self) -> list[str]:
+        """The repos that are or would be elsewhere now."""
+        return [repo.repo for repo in self.repos if repo.error is None]
 
-def problem(value: Moved) -> VlmcacheError | None:
-    """Return the failure that a move has to tell of, or `None` if all went as asked."""
-    if value.receipt is None:
-        if value.in_use:
-            return InUseError(
-                f"nothing was moved: {in_use_words(value.in_use)}", "end it first, then move"
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """Why something was not moved, or `None` if all went as asked."""
+        if self.receipt is None:
+            if self.in_use:
+                return InUseError(
+                    f"nothing was moved: {in_use_words(self.in_use)}", "end it, then move again"
+                )
+            return None
+        failed = [repo for repo in self.repos if repo.error is not None]
+        undone = [step for step in self.receipt.outcomes if step.result not in ("done", "absent")]
+        if failed:
+            first = failed[0].error
+            assert first is not None
+            if len(failed) < len(self.repos):
+                more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+                return PartlyError(
+                    f"not moved: {failed[0].repo}{more}: {first.message}", first.hint
+                )
+            for kind in (SpaceError, SourceDamagedError, InUseError, ChangedError, CacheError):
+                if kind.code == first.code:
+                    return kind(first.message, first.hint)
+            return NotMovedError(first.message, first.hint)
+        if undone:
+            done = (
+                "moved" if any(repo.state != "taken-back" for repo in self.repos) else "taken back"
+            )
+            return PartlyError(
+                f"{done}, but {len(undone)} of {len(self.receipt.outcomes)} steps failed: "
+                f"{undone[0].detail or undone[0].path}",
+                "run it again, or remove what is left with 'vlmcache clean'",
             )
         return None
-    failed = [repo for repo in value.repos if repo.error is not None]
-    rest = [one for one in value.receipt.outcomes if one.result not in ("done", "absent")]
-    if failed:
-        first = failed[0].error
-        assert first is not None
-        if len(failed) < len(value.repos):
-            more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-            return PartlyError(f"not moved: {failed[0].repo}{more}: {first.message}", first.hint)
-        for kind in (SpaceError, SourceDamagedError, InUseError, ChangedError, CacheError):
-            if kind.code == first.code:
-                return kind(first.message, first.hint)
-        return NotMovedError(first.message, first.hint)
-    if rest:
-        done = "moved" if any(repo.state != "taken-back" for repo in value.repos) else "taken back"
-        return PartlyError(
-            f"{done}, but {len(rest)} of {len(value.receipt.outcomes)} steps failed: "
-            f"{rest[0].detail or rest[0].path}",
-            "run it again, or 'vlmcache clean'",
-        )
-    return None
 
 
-def ids(value: Moved) -> list[str]:
-    """Return the repos that are or would be elsewhere now, for `--quiet`."""
-    return [repo.repo for repo in value.repos if repo.error is None]
-
-
-def planned_repo(path: str, repo: str, destination: str, size: int = 0) -> MovedRepo:
-    """Return the row of a repo that is to be moved."""
-    parsed = layout.parse_repo_folder(os.path.basename(path))
-    return MovedRepo(repo, parsed[0] if parsed else "model", path, destination, "planned", size)
+def repo_row(
+    path: str,
+    destination: str = "",
+    state: MoveState = "planned",
+    *,
+    size: int = 0,
+    error: VlmcacheError | None = None,
+) -> MovedRepo:
+    """Return the row of the repo whose place in the cache is a path."""
+    folder = os.path.basename(path)
+    kind, repo = layout.parse_repo_folder(folder) or ("model", folder)
+    failure = None
+    if error is not None:
+        failure = Failure(error.code, error.message, error.hint, int(error.exit_code))
+    return MovedRepo(repo, kind, path, destination, state, size, failure)

@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmcache.change.plan import Move
-from vlmcache.commands.move.values import Moved, MovedRepo
+from vlmcache.commands.move.values import MovedRepo, MoveReport
 from vlmcache.show.console import console
 from vlmcache.show.tables import labelled, process_text, show_cache
 from vlmcache.show.text import NOTHING, printable
 from vlmcache.units import pace_text, size_text
 
-_COLOURS = {"failed": "red", "planned": "dim"}
+_COLORS = {"failed": "red", "planned": "dim"}
 _WORDS = {
     "moved": "moved",
     "linked": "linked: an interrupted move is finished",
@@ -27,7 +27,7 @@ _WORDS = {
 
 
 def show(
-    value: Moved,
+    value: MoveReport,
     *,
     undone: bool = False,
     relinked: bool = False,
@@ -67,17 +67,17 @@ def show(
     if value.hidden_processes:
         count = value.hidden_processes
         noun = "process" if count == 1 else "processes"
-        text = f"{count} {noun} could not be looked into, and may use some of this"
+        text = f"{count} {noun} of other users may use some of this: their files cannot be seen"
         out.print(labelled("Note", text))
     if value.repos and not undone and not relinked and not value.in_use:
         _show_setting(out, value)
 
 
-def _freed(value: Moved) -> int:
+def _freed(value: MoveReport) -> int:
     return value.receipt.freed if value.receipt is not None else 0
 
 
-def _table(value: Moved, *, undone: bool, relinked: bool) -> Table:
+def _table(value: MoveReport, *, undone: bool, relinked: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("MODEL", overflow="fold")
     sized = not undone and not relinked
@@ -85,7 +85,7 @@ def _table(value: Moved, *, undone: bool, relinked: bool) -> Table:
         table.add_column("SIZE", justify="right", no_wrap=True)
         table.add_column("TO COPY", justify="right", no_wrap=True)
     table.add_column("STATE", overflow="fold")
-    moves = {one.path: one for one in value.plan.actions if isinstance(one, Move)}
+    moves = {action.path: action for action in value.plan.actions if isinstance(action, Move)}
     for repo in value.repos:
         move = moves.get(repo.path)
         cells: list[str | Text] = [printable(repo.repo)]
@@ -100,30 +100,30 @@ def _table(value: Moved, *, undone: bool, relinked: bool) -> Table:
 
 def _state(repo: MovedRepo, planned: str) -> Text:
     words = planned if repo.state == "planned" else _WORDS[repo.state]
-    text = Text(words, _COLOURS.get(repo.state, "green"))
+    text = Text(words, _COLORS.get(repo.state, "green"))
     if repo.error is not None:
         text.append(f": {printable(repo.error.message)}", "default")
     return text
 
 
-def _show_kept(out: Console, value: Moved, *, verbose: bool) -> None:
+def _show_kept(out: Console, value: MoveReport, *, verbose: bool) -> None:
     kept = [*value.plan.kept, *value.in_use]
     if not kept:
         return
     out.print("\nStays")
     shown = kept if verbose else kept[:12]
-    for one in shown:
-        line = Text(f"  {printable(one.repo or one.path)}")
-        line.append(f"  {printable(one.reason)}", "dim")
-        for process in one.processes[:3]:
+    for item in shown:
+        line = Text(f"  {printable(item.repo or item.path)}")
+        line.append(f"  {printable(item.reason)}", "dim")
+        for process in item.processes[:3]:
             line.append(f"\n    {process_text(process)}", "yellow")
         out.print(line)
     if len(kept) > len(shown):
         out.print(f"  and {len(kept) - len(shown)} more (-v shows all)")
 
 
-def _show_setting(out: Console, value: Moved) -> None:
-    """Tell what makes programs find the models, or send new downloads there."""
+def _show_setting(out: Console, value: MoveReport) -> None:
+    """Show the setting with which programs find the models, or send new downloads there."""
     if value.link:
         words = "Links stay in the cache. To send new downloads there too:"
     else:

@@ -16,8 +16,8 @@ from vlmcache.cache.reading import open_quietly
 from vlmcache.cache.state import Repo
 from vlmcache.change.partials import write_all
 
-Moved = Callable[[str, int], None]
-"""Is told a source's path and how many of its bytes are copied by now."""
+OnProgress = Callable[[str, int], None]
+"""Is called with a source's path and how many of its bytes are copied."""
 
 _BLOCK = 8 << 20
 _SYNC_EVERY = 8
@@ -29,38 +29,38 @@ NO_HASH = "0" * 64
 _NOT_HERE = frozenset(
     {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 )
-"""Why the kernel copies nothing by itself: `copy_file_range(2)`."""
+"""Why the kernel cannot copy a block: `copy_file_range(2)`."""
 NO_HARD_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def walk(top: str) -> dict[str, os.stat_result]:
-    """Return path below a folder -> what is there, folders before what they hold.
+    """Return path below a folder -> its status, folders before what they hold.
 
     Raises:
-        OSError: a folder cannot be read, or there is something that is no file, folder or link.
+        OSError: a folder cannot be read, or something is not a file, folder or link.
     """
-    found: dict[str, os.stat_result] = {}
+    statuses: dict[str, os.stat_result] = {}
     pending = [""]
     while pending:
         prefix = pending.pop()
         with os.scandir(os.path.join(top, prefix)) as entries:
-            for entry in sorted(entries, key=lambda one: one.name):
+            for entry in sorted(entries, key=lambda entry: entry.name):
                 status = entry.stat(follow_symlinks=False)
                 name = os.path.join(prefix, entry.name)
-                found[name] = status
+                statuses[name] = status
                 if modes.S_ISDIR(status.st_mode):
                     pending.append(name)
                 elif not modes.S_ISREG(status.st_mode) and not modes.S_ISLNK(status.st_mode):
-                    raise OSError(errno.EINVAL, "no file, folder or link", entry.path)
-    return found
+                    raise OSError(errno.EINVAL, "not a file, folder or link", entry.path)
+    return statuses
 
 
 def hashes_of(repo: Repo) -> dict[str, str]:
-    """Return path in the repo -> hash of the content, where blob names or listings tell it."""
-    found: dict[str, str] = {}
+    """Return path in the repo -> hash of the content, if blob names or listings name it."""
+    hashes: dict[str, str] = {}
     for name in repo.blobs:
         if layout.is_etag(name):
-            found[os.path.join(layout.BLOBS, name)] = name
+            hashes[os.path.join(layout.BLOBS, name)] = name
     for revision in repo.revisions:
         for file in revision.files:
             listed = (revision.tree or {}).get(file.name)
@@ -70,8 +70,8 @@ def hashes_of(repo: Repo) -> dict[str, str]:
             if file.kind == "copy":
                 parts = [layout.SNAPSHOTS, revision.commit, *file.name.split("/")]
             if parts is not None:
-                found.setdefault(os.path.join(*parts), listed.etag)
-    return found
+                hashes.setdefault(os.path.join(*parts), listed.etag)
+    return hashes
 
 
 def shared_hashes_of(repo: Repo) -> dict[str, str | None]:
@@ -85,17 +85,17 @@ def shared_hashes_of(repo: Repo) -> dict[str, str | None]:
 
 def links_of(repo: Repo) -> dict[str, str]:
     """Return path in the repo -> target of links that the hub writes relative to themselves."""
-    found: dict[str, str] = {}
+    links: dict[str, str] = {}
     for revision in repo.revisions:
         for file in revision.files:
             if file.kind == "link" and file.blob is not None:
                 name = os.path.join(layout.SNAPSHOTS, revision.commit, *file.name.split("/"))
-                found[name] = layout.link_target(file.blob, file.name.count("/"))
-    return found
+                links[name] = layout.link_target(file.blob, file.name.count("/"))
+    return links
 
 
 def link(target: str, place: str) -> None:
-    """Let a path be a link to a target."""
+    """Make a path a link to a target."""
     with contextlib.suppress(OSError):
         if os.readlink(place) == target:
             return
@@ -105,7 +105,7 @@ def link(target: str, place: str) -> None:
 
 
 def hard_link(source: str, place: str) -> None:
-    """Let a path be another name of a file."""
+    """Make a path another name of a file."""
     if os.path.lexists(place):
         os.unlink(place)
     os.link(source, place)
@@ -135,8 +135,8 @@ def keep_mode(place: str, status: os.stat_result) -> None:
 
 
 def keep_times(place: str, status: os.stat_result, *, follow: bool) -> None:
-    """Give a path the times of its source, where that is possible."""
-    # They tell when a model was downloaded and used.
+    """Give a path the times of its source, if that is possible."""
+    # They show when a model was downloaded and used.
     with _where_possible():
         times = status.st_atime_ns, status.st_mtime_ns
         os.utime(place, ns=times, follow_symlinks=follow)
@@ -153,17 +153,17 @@ def _where_possible() -> Iterator[None]:
             raise
 
 
-def copy_file(source: str, target: str, expected: str, moved: Moved) -> str:
-    """Copy a file, by the filesystem itself where it can, and hash what is copied.
+def copy_file(source: str, target: str, expected: str, on_progress: OnProgress) -> str:
+    """Copy a file, by the filesystem itself if it can, and hash what is copied.
 
-    The target appears by one rename, whole and on the disk, if the hash is the expected one. What
-    of the source was not in the page cache is not left there, and of the target nothing is.
+    The target appears by one rename, complete and on the disk, if the hash is the expected one.
+    What of the source was not in the page cache is not left there, and of the target nothing is.
 
     Args:
         source: a regular file.
         target: the copy's path; only this user may read it at first.
         expected: the hash, of the kind that is to be made.
-        moved: is told of the progress.
+        on_progress: is called with the progress.
 
     Returns:
         The hash.
@@ -181,7 +181,7 @@ def copy_file(source: str, target: str, expected: str, moved: Moved) -> str:
         stack.callback(os.close, writer)
         size = os.fstat(reader).st_size
         digest = new_hash(expected, size)
-        _copy_blocks(source, reader, writer, size, digest, moved)
+        _copy_blocks(source, reader, writer, digest, on_progress)
         os.fsync(writer)
         page_cache.give_back(writer, 0, size)
         actual = digest.hexdigest()
@@ -194,8 +194,9 @@ def copy_file(source: str, target: str, expected: str, moved: Moved) -> str:
 
 
 def _copy_blocks(
-    source: str, reader: int, writer: int, size: int, digest: hashlib._Hash, moved: Moved
+    source: str, reader: int, writer: int, digest: hashlib._Hash, on_progress: OnProgress
 ) -> None:
+    size = os.fstat(reader).st_size
     resident = page_cache.resident_blocks(reader, size, _BLOCK) or ()
     by_kernel = hasattr(os, "copy_file_range")
     position = number = synced = 0
@@ -209,7 +210,7 @@ def _copy_blocks(
                 except OSError as error:
                     if error.errno not in _NOT_HERE:
                         raise
-                # Some filesystems answer with nothing where they cannot.
+                # Some filesystems copy nothing and report no error.
                 by_kernel = count > 0
             block: bytes | None = None
             if not by_kernel:
@@ -234,7 +235,7 @@ def _copy_blocks(
                 os.fsync(writer)
                 page_cache.give_back(writer, synced, position - synced)
                 synced = position
-            moved(source, position)
+            on_progress(source, position)
         if hashed is not None:
             hashed.result()
 
@@ -242,7 +243,7 @@ def _copy_blocks(
 def _hash(
     digest: hashlib._Hash, descriptor: int, position: int, count: int, block: bytes | None
 ) -> None:
-    """Hash a block: as it was read, or as it reads at the destination where the kernel copied."""
+    """Hash a block: as it was read, or as it reads at the destination if the kernel copied it."""
     while block is None and count:
         part = os.pread(descriptor, count, position)
         if not part:

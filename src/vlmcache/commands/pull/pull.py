@@ -21,7 +21,7 @@ from vlmcache.commands.pull.values import (
 )
 from vlmcache.config import ModelConfig, Session, cached_models, find_model, name_of, own_home
 from vlmcache.errors import PartlyError, SpaceError, VlmcacheError
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client
 from vlmcache.hub.retry import Patience
 from vlmcache.progress import Progress, Throttle
@@ -100,7 +100,7 @@ def pull(
             if error is not None:
                 errors.append(error)
             elif part.order is not None:
-                with Memory(own_home(session.environment)[0]) as memory:
+                with Journal(own_home(session.environment)[0]) as memory:
                     memory.record_use(
                         session.cache.dir, "model", part.order.repo, part.order.commit, "pull"
                     )

@@ -17,7 +17,7 @@ from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, Repo, Revision
 from vlmcache.cache.weights import (
-    Memory,
+    MemoryEstimate,
     Tensor,
     TruncatedError,
     read_header,
@@ -216,7 +216,7 @@ def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
         if file.name not in judgement.damaged or not file.name.endswith(".index.json"):
             continue
         if file.kind in ("link", "copy") and file.size:
-            path = os.path.join(held.path, *file.name.split("/"))
+            path = held.file_path(file.name)
             detail = f"{file.name} names no shards that could be loaded"
             remedy = units.command("verify", repo)
             yield Finding("unreadable-index", "error", repo, path, detail, remedy)
@@ -233,7 +233,7 @@ def _read_tensors(
     for name in sorted(formats.wanted(file.name for file in revision.files)):
         if not name.endswith(".safetensors"):
             continue
-        path = os.path.join(revision.path, *name.split("/"))
+        path = revision.file_path(name)
         try:
             tensors |= read_header(path)
         except TruncatedError as error:
@@ -249,12 +249,12 @@ def _read_tensors(
 
 def _memory(
     model: ModelConfig, tensors: dict[str, Tensor], table: _Table
-) -> tuple[Memory | None, MemorySource | None]:
+) -> tuple[MemoryEstimate | None, MemorySource | None]:
     if tensors:
         return with_overhead(weights_bytes(tensors, model.precision)), "weights"
     if model.expected_memory is not None:
         overhead = with_overhead(0).overhead
-        return Memory(max(0, model.expected_memory - overhead), overhead), "config"
+        return MemoryEstimate(max(0, model.expected_memory - overhead), overhead), "config"
     if model.expected_size is not None:
         return with_overhead(rescale(model.expected_size, "bf16", model.precision)), "config"
     shipped = table.get(model.repo)

@@ -44,7 +44,7 @@ class RepoRepair:
         self._state = state
         self._repo = repo
         # Nothing is removed through a link, except where `move` has put the repo.
-        self._home = repo.path if repo.moved_to is None else repo.real_path
+        self._home = repo.path if repo.moved_to is None else repo.home
         inside = repo.path + os.sep
         self._damaged = {
             damage.path: damage

@@ -10,9 +10,9 @@ from vlmcache.cache import layout
 from vlmcache.cache.hashing import Judged
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision
-from vlmcache.change.names import find_targets
+from vlmcache.change.names import find_targets, names_in
 from vlmcache.commands.verify.values import Damage, Missing, Unverifiable, Verification
-from vlmcache.config import Config, cached_repo
+from vlmcache.config import Config, parse_name
 from vlmcache.errors import UnknownModelError, UsageError
 
 
@@ -124,13 +124,11 @@ def find_scopes(
         try:
             target = find_targets(state, config, [name])[0]
         except UnknownModelError:
-            plain = name.partition("@")[0]
-            model = config.models.get(name) or config.models.get(plain)
-            cached = cached_repo(plain, [repo.id for repo in state.repos if repo.type == "model"])
-            if model is None or cached not in (None, model.repo):
+            named = names_in(state, config).resolve(name)
+            model = named.model
+            if model is None or model.key not in (name, parse_name(name).name):
                 raise
-            revision = name.partition("@")[2] if name not in config.models else model.revision
-            results.missing.append(Missing(model.repo, revision or model.revision, "*"))
+            results.missing.append(Missing(model.repo, named.revision or model.revision, "*"))
             continue
         repo = repos.get(target.folder or "")
         # A ref whose snapshot was lost: its blobs may still be in the cache.

@@ -13,7 +13,7 @@ from vlmcache.commands.verify.damage import add_findings, add_missing, check_hea
 from vlmcache.commands.verify.scope import Results, Subject, find_scopes, subjects_of
 from vlmcache.commands.verify.values import Unverifiable, Verification, VerifyOptions
 from vlmcache.config import Session, own_home
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 from vlmcache.progress import Progress
 
 _REMEMBER_EVERY = 5.0
@@ -62,7 +62,7 @@ def verify_state(
             for shared in state.shared.values()
             if not shared.users
         )
-    with Memory(own_home(session.environment)[0]) as memory:
+    with Journal(own_home(session.environment)[0]) as memory:
         _hash(subjects, results, memory, options or VerifyOptions(), progress or Progress())
     for scope in scopes:
         check_headers(scope, results)
@@ -74,7 +74,7 @@ def verify_state(
 def _hash(
     subjects: Sequence[Subject],
     results: Results,
-    memory: Memory,
+    memory: Journal,
     options: VerifyOptions,
     progress: Progress,
 ) -> None:

@@ -461,13 +461,13 @@ def _files_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int], 
         if shared is not None:
             yield (shared.device, shared.inode), os.path.realpath(shared.path)
         else:
-            yield (blob.device, blob.inode), os.path.join(base, layout.BLOBS, blob.name)
+            yield (blob.device, blob.inode), layout.blob_path(base, blob.name)
     for partial in repo.partials:
-        yield (partial.device, partial.inode), os.path.join(base, layout.BLOBS, partial.name)
+        yield (partial.device, partial.inode), layout.blob_path(base, partial.name)
     for revision in repo.revisions:
         for file in revision.files:
             if file.kind == "copy":
-                path = os.path.join(base, layout.SNAPSHOTS, revision.commit, *file.name.split("/"))
+                path = layout.file_path(layout.snapshot_path(base, revision.commit), file.name)
                 yield (file.device, file.inode), path
 
 

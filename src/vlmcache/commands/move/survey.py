@@ -1,0 +1,198 @@
+"""What is at both ends of a move, and which of it is meant."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterator, Sequence
+
+from vlmcache.cache import layout
+from vlmcache.cache.completeness import judge_repo
+from vlmcache.cache.mounts import nearest_folder
+from vlmcache.cache.moved import away_error, away_words, leads_back, read_moves
+from vlmcache.cache.scan import scan
+from vlmcache.cache.state import CacheState, Repo
+from vlmcache.change.names import find_targets
+from vlmcache.change.plan import Kept
+from vlmcache.commands.move.plan import Destination, MoveChoice
+from vlmcache.commands.move.values import SourceDamagedError
+from vlmcache.config import Config
+from vlmcache.errors import UnknownModelError, UsageError
+
+
+def check_places(cache_dir: str, destination: str) -> str:
+    """Return the destination's real path.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    if not destination:
+        raise UsageError("the destination is empty", "name a folder")
+    cache, place = os.path.realpath(cache_dir), os.path.realpath(destination)
+    if not os.path.isdir(cache):
+        raise UsageError(f"there is no cache to move: {cache_dir}", "'vlmcache doctor' shows which")
+    if place == cache or (os.path.isdir(place) and os.path.samefile(place, cache)):
+        raise UsageError(f"the destination is the cache itself: {destination}")
+    if place.startswith(cache.rstrip(os.sep) + os.sep):
+        raise UsageError(f"the destination is in the cache: {destination}", "name another")
+    if cache.startswith(place.rstrip(os.sep) + os.sep):
+        raise UsageError(
+            f"the cache is in the destination: {destination}",
+            f"name a folder in it: {os.path.join(destination, 'hub')}",
+        )
+    if os.path.lexists(place) and not os.path.isdir(place):
+        raise UsageError(f"the destination is not a folder: {destination}")
+    if not os.path.isdir(os.path.dirname(place)):
+        raise UsageError(
+            f"no such folder: {os.path.dirname(place)}", "mount the drive, or make the folder"
+        )
+    return place
+
+
+def read_destination(state: CacheState, place: str) -> Destination:
+    """Return what is at the destination, and what earlier moves have left here of it."""
+    top = os.path.join(place, layout.MOVING)
+    copied = dict(_files_below(top, ""))
+    noted = read_moves(place)
+    aside: dict[str, str] = {}
+    for folder, move in noted.items():
+        if move.cache == state.dir and not move.finished:
+            # One that was placed before its source was removed is used again.
+            placed = dict(_files_below(os.path.join(place, folder), folder + "/"))
+            copied |= placed
+            for left in state.leftovers:
+                ours = left.repo_folder == folder and left.whole and bool(placed)
+                # What it links to in the shared store may have gone since.
+                ours = ours and all(shared in state.shared for shared in left.shared)
+                if ours and dict(_files_below(left.path, folder + "/")) == placed:
+                    aside[folder] = left.path
+    names = frozenset(os.listdir(top)) if os.path.isdir(top) else frozenset()
+    device = os.stat(nearest_folder(place)).st_dev
+    same_disk = device == os.stat(state.dir).st_dev
+    cache = scan(place)
+    links = frozenset(
+        repo.folder
+        for repo in cache.repos
+        if repo.linked_to is not None and leads_back(place, repo.folder, state.dir)
+    )
+    return Destination(place, cache, noted, names, copied, aside, same_disk, links)
+
+
+def _files_below(top: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """Yield path below a folder and length of each file; a link counts as one without length."""
+    for folder, _, files in os.walk(top):
+        for name in files:
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                size = 0 if os.path.islink(path) else os.stat(path).st_size
+                yield prefix + os.path.relpath(path, top).replace(os.sep, "/"), size
+
+
+def choose_repos(
+    state: CacheState, config: Config, destination: Destination, names: Sequence[str]
+) -> MoveChoice:
+    """Return which repos are to be moved, which interrupted moves to finish, and what stays."""
+    repos = {repo.folder: repo for repo in state.repos}
+    ended = [folder for folder in destination.noted if destination.came_from(state.dir, folder)]
+    leftovers = {left.repo_folder for left in state.leftovers if left.whole}
+    rest = [
+        folder
+        for folder in ended
+        if folder not in repos
+        or (repos[folder].linked_to is not None and folder in leftovers)
+        or _is_unnoted(destination, repos[folder])
+    ]
+    if not names:
+        kept = [
+            Kept(repo.path, repo.id, _where_it_is(repo, repo.linked_to, destination))
+            for repo in state.repos
+            if repo.linked_to is not None and repo.folder not in rest
+        ]
+        folders = [repo.folder for repo in state.repos if repo.linked_to is None]
+        return MoveChoice(folders, rest, kept)
+    folders, ends, kept = [], [], []
+    for name in names:
+        folder, is_here = _folder_named(state, config, name, destination, ended)
+        repo = repos.get(folder)
+        if not is_here:
+            # Without a link nothing here shows a move that has ended.
+            kept.append(Kept(destination.place(folder), name, "is there already"))
+        elif folder in rest:
+            ends.append(folder)
+        elif repo is None:
+            raise UnknownModelError(
+                f"{name} is not in the cache: a removal of it was interrupted", "vlmcache clean"
+            )
+        elif repo.away is not None:
+            raise away_error(repo, repo.away)
+        elif repo.linked_to is not None:
+            if os.path.dirname(repo.linked_to) != destination.path:
+                raise UsageError(
+                    f"{name} is elsewhere already: {repo.linked_to}",
+                    f"move it from there: --cache-dir {os.path.dirname(repo.linked_to)}",
+                )
+            kept.append(Kept(repo.path, repo.id, _where_it_is(repo, repo.linked_to, destination)))
+        else:
+            folders.append(folder)
+    return MoveChoice(list(dict.fromkeys(folders)), list(dict.fromkeys(ends)), kept)
+
+
+def _where_it_is(repo: Repo, path: str, destination: Destination) -> str:
+    if repo.away is not None:
+        return away_words(repo.away)
+    if os.path.dirname(path) == destination.path:
+        return "is there already"
+    return f"is elsewhere already: {path}"
+
+
+def _is_unnoted(destination: Destination, repo: Repo) -> bool:
+    """Whether a repo has its link, and only the note that says so is missing."""
+    noted = destination.noted[repo.folder]
+    return repo.moved_to == destination.path and not noted.finished
+
+
+def _folder_named(
+    state: CacheState, config: Config, name: str, destination: Destination, ended: Collection[str]
+) -> tuple[str, bool]:
+    """Return the repo folder that a name means, and whether anything of it is here."""
+    try:
+        target = find_targets(state, config, [name])[0]
+    except UnknownModelError:
+        model = config.models.get(name)
+        folder = layout.repo_folder("model", name)
+        if model is not None and folder not in ended and not destination.holds(folder):
+            folder = layout.repo_folder("model", model.repo)
+        if folder not in ended and not destination.holds(folder):
+            raise
+        return folder, folder in ended
+    if target.folder is None or target.commit is not None or target.ref is not None:
+        raise UsageError(f"{name} is not a complete model: only complete models can be moved")
+    return target.folder, True
+
+
+def check_sources(repos: Sequence[Repo], destination: Destination) -> None:
+    """Refuse what would not be the same elsewhere.
+
+    Raises:
+        SourceDamagedError: a repo is damaged.
+        UsageError: a repo has links out of the cache, or the destination has a repo of the name.
+    """
+    cache_dir = os.path.dirname(repos[0].path) if repos else ""
+    for repo in repos:
+        errors = [finding for finding in repo.findings if finding.severity == "error"]
+        if errors and judge_repo(repo) == "damaged":
+            raise SourceDamagedError(
+                f"nothing was moved: {repo.id} is damaged: {errors[0].path}: {errors[0].detail}",
+                f"'vlmcache verify --repair {repo.id}' repairs it",
+            )
+        outside = [finding for finding in repo.findings if finding.code == "outside-link"]
+        if outside:
+            raise UsageError(
+                f"nothing was moved: {repo.id} has a link out of the cache: {outside[0].path}"
+            )
+        if destination.holds(repo.folder) and not destination.begun(cache_dir, repo.folder):
+            raise UsageError(
+                f"nothing was moved: the destination has {repo.id} already: "
+                f"{destination.place(repo.folder)}",
+                "remove it on one side with 'vlmcache rm', or move to another folder",
+            )

@@ -1,0 +1,54 @@
+"""The one pool of threads: each item once, the first failure, and no thread left behind."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from vlmcache.progress import Stopped, StopToken
+from vlmcache.threads import each, results
+
+
+@pytest.mark.parametrize("workers", [1, 3, 50])
+def test_each_item_is_done_once_whatever_the_number_of_threads(workers: int) -> None:
+    done = list(results(range(40), lambda item: item * 2, workers, threading.Event()))
+    assert sorted(done) == [item * 2 for item in range(40)]
+    assert list(results([], str, workers, threading.Event())) == []
+
+
+def test_the_first_failure_is_raised_once_the_other_threads_have_ended() -> None:
+    stop_token = StopToken()
+    before = threading.active_count()
+    begun = threading.Barrier(3)
+    ended: list[int] = []
+
+    def work(item: int) -> None:
+        begun.wait()
+        if item == 0:
+            raise ValueError("the first")
+        stop_token.stopped.wait()
+        ended.append(item)
+        raise Stopped
+
+    with pytest.raises(ValueError, match="the first"):
+        each(range(9), work, 3, stop_token)
+    assert sorted(ended) == [1, 2]
+    assert threading.active_count() == before
+
+
+def test_closing_early_stops_the_threads() -> None:
+    stopped = threading.Event()
+    before = threading.active_count()
+    done = results(range(9), lambda item: stopped.wait() if item else True, 3, stopped)
+    assert next(done)
+    done.close()
+    assert stopped.is_set()
+    assert threading.active_count() == before
+
+
+def test_work_that_somebody_else_stops_ends_as_stopped() -> None:
+    stop_token = StopToken()
+    stop_token.stopped.set()
+    with pytest.raises(Stopped):
+        each([1], lambda _: None, 1, stop_token)
