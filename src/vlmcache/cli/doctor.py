@@ -47,18 +47,14 @@ def doctor(
     cache together; --fix changes it.
     """
     from vlmcache.commands.doctor import doctor as doctor_command
-    from vlmcache.commands.doctor import sharing
 
     session = open_session(config, cache_dir)
     value = doctor_command.diagnose(
-        session.environment,
-        session.config,
-        session.cache,
+        session,
         ask_torch=shared is None and not fix,
         shared=shared,
         fix=fix,
     )
-    error = sharing.problem(value.receipt)
 
     def show() -> None:
         from vlmcache.commands.doctor import view
@@ -70,7 +66,7 @@ def doctor(
         value,
         Output(json, quiet, verbose),
         show,
-        lambda: [finding.code for finding in value.findings],
-        error,
+        lambda: value.ids,
+        value.problem,
         ExitCode.DAMAGE if value.has_errors else ExitCode.DONE,
     )

@@ -55,16 +55,12 @@ def status(
     from vlmcache.commands.status import status as status_command
 
     session = open_session(config, cache_dir)
-    value = status_command.status(
-        session.config, session.cache, models or (), environment=session.environment
-    )
+    value = status_command.status(session, models or ())
     if outdated:
         from vlmcache.commands.status import outdated as status_outdated
 
-        value = status_outdated.with_updates(
-            value, session.config, session.cache, session.environment
-        )
-    error = status_command.not_cached(value) if check else None
+        value = status_outdated.with_updates(session, value)
+    error = value.problem if check else None
     value = status_command.select_rows(value, filters or (), sort)
 
     def show() -> None:
@@ -77,6 +73,6 @@ def status(
         value,
         Output(json, quiet, verbose),
         show,
-        lambda: status_command.ids(value, every=every),
+        lambda: value.all_ids if every else value.ids,
         error,
     )

@@ -66,18 +66,18 @@ def watch(
 
     from vlmcache.commands.status import recommend
     from vlmcache.commands.status import status as status_command
-    from vlmcache.commands.watch import metrics, values, view
+    from vlmcache.commands.watch import metrics, view
     from vlmcache.commands.watch import watch as watch_command
 
     session = open_session(config, cache_dir)
-    settings = session.config
     seconds = duration_option("--interval", interval)
     if not 0.1 <= seconds <= 86400:
         raise UsageError("--interval must be 0.1s to 1d")
     if min_free is not None:
         bound = size_option("--min-free", min_free)
-        limits = msgspec.structs.replace(settings.limits, min_free=bound)
-        settings = msgspec.structs.replace(settings, limits=limits)
+        limits = msgspec.structs.replace(session.config.limits, min_free=bound)
+        config_with_bound = msgspec.structs.replace(session.config, limits=limits)
+        session = session._replace(config=config_with_bound)
     with contextlib.ExitStack() as stack:
         exposition = metrics.Exposition()
         note = None
@@ -87,23 +87,18 @@ def watch(
         output = view.output(json=json, quiet=quiet, once=once, verbose=verbose, note=note)
         stack.enter_context(output)
         file = metrics.File(metrics_file, seconds) if metrics_file is not None else None
-        looks = watch_command.watch(
-            settings, session.cache, interval=seconds, wait=output.wait, notify=not once
-        )
+        looks = watch_command.watch(session, interval=seconds, wait=output.wait, notify=not once)
         stack.enter_context(contextlib.closing(looks))
         for look in looks:
             text = exposition.update(look)
             output.show(look)
             if file is not None:
                 output.warn(file.update(text))
-            low = values.low_space(look.snapshot)
+            low = look.snapshot.problem
             if low is not None and exit_on_low:
-                status = status_command.status(
-                    settings, session.cache, environment=session.environment
-                )
-                advised = recommend.Advice(settings, session.cache)
-                hint = recommend.what_frees(status.recommendations, advised)
-                raise values.low_space(look.snapshot, hint) or low
+                steps = status_command.status(session).recommendations
+                low.hint = recommend.what_frees(steps, recommend.Advice(session))
+                raise low
             if once:
                 break
     return ExitCode.DONE

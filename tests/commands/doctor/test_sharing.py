@@ -21,7 +21,7 @@ from tests.kit.pulls import variables
 from vlmcache.change.plan import SetAccess
 from vlmcache.commands.doctor import access
 from vlmcache.commands.doctor import permissions as changes
-from vlmcache.commands.doctor.sharing import check_access, problem
+from vlmcache.commands.doctor.sharing import check_access
 from vlmcache.commands.doctor.values import Access
 
 pytestmark = pytest.mark.skipif(
@@ -184,11 +184,11 @@ def test_a_refused_change_is_told_and_a_second_run_finishes(
     found = check_access(str(shared.root), group, fix=True)
     assert found.receipt is not None
     assert [one.result for one in found.receipt.outcomes].count("failed") == 1
-    error = problem(found.receipt)
+    error = found.problem
     assert error is not None
     assert error.exit_code == 3
     assert {finding.code for finding in found.findings} == {"not-shared"}
-    assert problem(check_access(str(shared.root), group, fix=True).receipt) is None
+    assert check_access(str(shared.root), group, fix=True).problem is None
     assert paths(shared, group) == []
 
 
@@ -279,11 +279,11 @@ class Sharing(Subject[Access]):
         modes = [mode for mode, _ in permissions(place / "hub").values()]
         assert not any(mode & stat.S_IWOTH for mode in modes)
         assert all(mode & stat.S_IRUSR for mode in modes)
-        if answer is not None and problem(answer.receipt) is None:
+        if answer is not None and answer.problem is None:
             self.check_done(place)
 
     def again(self, place: Path) -> None:
-        assert problem(self.run(place).receipt) is None
+        assert self.run(place).problem is None
         self.check_done(place)
 
     def check_done(self, place: Path) -> None:

@@ -26,7 +26,7 @@ from vlmcache.commands.remove import clean, remove, values
 from vlmcache.commands.remove.values import Wishes
 from vlmcache.commands.status.status import status
 from vlmcache.commands.watch.events import changes
-from vlmcache.config import CacheLocation, Config, Environment, Limits
+from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
 from vlmcache.errors import ExitCode, UnknownModelError
 
 NAME, FOLDER = "org/name", "models--org--name"
@@ -291,13 +291,13 @@ def test_a_recommendation_names_the_mount_and_no_command_that_removes_anything(
     known: str, place: Place, drive: RemovableDrive
 ) -> None:
     drive.unmount()
-    found = status(CONFIG, place.location, environment=place.environment)
+    found = status(Session(place.environment, CONFIG, place.location))
     steps = [one for one in found.recommendations if NAME in one.text]
     (step,) = steps
     assert step.command is None
     assert step.text == f"away: {NAME}; mount the drive with UUID {known} at {drive.place}"
     elsewhere = drive.mount("elsewhere") / "models" / "hub"
-    found = status(CONFIG, place.location, environment=place.environment)
+    found = status(Session(place.environment, CONFIG, place.location))
     (step,) = [one for one in found.recommendations if NAME in one.text]
     assert step.command is not None
     assert step.command.startswith(f"vlmcache move --relink {elsewhere} --cache-dir {place.root}")

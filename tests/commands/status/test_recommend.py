@@ -14,11 +14,12 @@ from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.values import Wishes
 from vlmcache.commands.status.recommend import Advice, Download, Evictable, Room, choose, fetching
 from vlmcache.commands.status.values import Recommendation
-from vlmcache.config import CacheLocation, Config, Limits
+from vlmcache.config import CacheLocation, Config, Limits, Session, read_environment
 from vlmcache.units import parse_size
 
 LOCATION = CacheLocation("/a b/hub", "--cache-dir")
 CONFIG = Config("config.yaml", "./config.yaml", {}, Limits(0, 0))
+SESSION = Session(read_environment({}), CONFIG, LOCATION)
 
 
 @dataclass
@@ -126,7 +127,7 @@ class Disk:
 
     def steps(self) -> list[Recommendation]:
         room = Room(self.size, self.free, self.min_free, self.comfortable, self.max_size)
-        return choose(Advice(CONFIG, LOCATION), self, room, self.downloads())
+        return choose(Advice(SESSION), self, room, self.downloads())
 
     # What the commands do.
 

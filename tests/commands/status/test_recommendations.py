@@ -302,8 +302,8 @@ def test_a_status_reads_the_cache_the_journal_and_the_processes_once(
 
         return call
 
-    monkeypatch.setattr("vlmcache.cache.scan.scan", counted("scan", scan))
-    monkeypatch.setattr("vlmcache.cache.usage.who_uses", counted("who_uses", who_uses))
+    monkeypatch.setattr("vlmcache.commands.status.status.scan", counted("scan", scan))
+    monkeypatch.setattr("vlmcache.commands.remove.facts.who_uses", counted("who_uses", who_uses))
     monkeypatch.setattr(Memory, "uses", counted("uses", Memory.uses))
     limits = configured(tmp_path, f"min_free: {HUGE}, max_size: 1kB")
     assert recommended(["--cache-dir", str(place.root), *limits])

@@ -12,9 +12,17 @@ import pytest
 from tests.kit.caches import CacheBuilder, du_allocated, model_files
 from tests.kit.rooms import LONG
 from vlmcache.cache.mounts import mount_of
-from vlmcache.commands.status.status import not_cached, select_rows, status
+from vlmcache.commands.status.status import select_rows, status
 from vlmcache.commands.status.values import ModelStatus, Status
-from vlmcache.config import CacheLocation, Config, Limits, ModelConfig, shipped_config
+from vlmcache.config import (
+    CacheLocation,
+    Config,
+    Limits,
+    ModelConfig,
+    Session,
+    read_environment,
+    shipped_config,
+)
 
 WEIGHTS = "model.safetensors"
 HUGE = 10**18
@@ -29,7 +37,8 @@ def config(*repos: str, limits: Limits | None = None, **fields: object) -> Confi
 
 
 def asked(cache: CacheBuilder, configuration: Config, *names: str) -> Status:
-    return status(configuration, CacheLocation(str(cache.root), "HF_HUB_CACHE"), names)
+    location = CacheLocation(str(cache.root), "HF_HUB_CACHE")
+    return status(Session(read_environment(), configuration, location), names)
 
 
 def one(cache: CacheBuilder, configuration: Config) -> ModelStatus:
@@ -153,7 +162,7 @@ def test_models_asked_for_replace_the_configured_ones(cache: CacheBuilder) -> No
         ("org/other", "v1", "cached"),
         ("org/nowhere", "main", "missing"),
     ]
-    failure = not_cached(found)
+    failure = found.problem
     assert failure is not None
     assert failure.exit_code == 4
     assert failure.hint == "vlmcache pull qwen_vl_2b org/nowhere"

@@ -290,8 +290,7 @@ def test_status_itself_imports_no_model_library_and_no_hub_client(
     filled: CacheBuilder, vlmcache: Vlmcache
 ) -> None:
     program = (
-        "import vlmcache\nlocation = vlmcache.locate_cache(None, vlmcache.read_environment())\n"
-        "vlmcache.status(vlmcache.load_config(None, vlmcache.read_environment()), location)"
+        "import vlmcache\nfrom vlmcache.config import open_session\nvlmcache.status(open_session())"
     )
     assert heavy_modules(program) == ["yaml"]
 

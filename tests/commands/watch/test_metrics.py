@@ -175,10 +175,12 @@ def test_metrics_are_answered_and_nothing_else_is() -> None:
 
 def test_the_metrics_of_a_real_cache_are_read(tmp_path: Path) -> None:
     from vlmcache.commands.watch.watch import watch
-    from vlmcache.config import CacheLocation, shipped_config
+    from vlmcache.config import CacheLocation, Session, read_environment, shipped_config
 
     CacheBuilder(tmp_path / "hub").repo("org/name").revision(model_files())
-    look = next(watch(shipped_config(), CacheLocation(str(tmp_path / "hub"), "x"), notify=False))
+    location = CacheLocation(str(tmp_path / "hub"), "x")
+    session = Session(read_environment({}), shipped_config(), location)
+    look = next(watch(session, notify=False))
     found = values(metrics.Exposition().update(look))
     states = [key for key, value in found.items() if key[0] == "vlmcache_model_state" and value]
     assert len(states) == 4

@@ -14,7 +14,7 @@ from vlmcache.cache.moved import DRIVE_AWAY
 from vlmcache.cache.state import Finding
 from vlmcache.commands.doctor.values import Filesystem, PathFact
 from vlmcache.commands.status.values import Status
-from vlmcache.config import CacheLocation, Config, Environment, hub_home
+from vlmcache.config import Config, Session, hub_home
 from vlmcache.units import size_text
 
 INSTALL_LOAD = "pip install 'vlmcache[load]'"
@@ -25,10 +25,9 @@ def finding(code: str, severity: str, path: str, detail: str, remedy: str | None
     return Finding(code, severity, None, path, detail, remedy)  # type: ignore[arg-type]
 
 
-def check_paths(
-    paths: tuple[PathFact, ...], location: CacheLocation, environment: Environment
-) -> Iterator[Finding]:
-    """Yield what is wrong with where things lie."""
+def check_paths(session: Session, paths: tuple[PathFact, ...]) -> Iterator[Finding]:
+    """Yield what is wrong with where things are."""
+    location = session.cache
     for conflict in location.conflicts:
         yield finding(
             "conflicting-settings",
@@ -37,7 +36,7 @@ def check_paths(
             conflict,
             "unset the one that is not meant",
         )
-    for path in _other_caches(location, environment):
+    for path in _other_caches(session):
         yield finding(
             "second-cache",
             "warning",
@@ -57,8 +56,9 @@ def check_paths(
             )
 
 
-def _other_caches(location: CacheLocation, environment: Environment) -> Iterator[str]:
+def _other_caches(session: Session) -> Iterator[str]:
     """Yield the usual places of a cache that hold repos and are not the chosen one."""
+    environment = session.environment
     home = os.path.expanduser("~")
     candidates = [
         os.path.join(home, ".cache", "huggingface", "hub"),
@@ -72,7 +72,7 @@ def _other_caches(location: CacheLocation, environment: Environment) -> Iterator
         value = environment.get(name)
         if value:
             candidates.append(os.path.abspath(os.path.expanduser(value)))
-    seen = {os.path.realpath(location.dir)}
+    seen = {os.path.realpath(session.cache.dir)}
     for path in candidates:
         real = os.path.realpath(path)
         if real in seen:

@@ -27,7 +27,7 @@ from vlmcache.commands.doctor.values import Device, Diagnosis, Filesystem, Offli
 from vlmcache.commands.status.recommend import Advice, what_frees
 from vlmcache.commands.status.status import status
 from vlmcache.commands.status.values import Status
-from vlmcache.config import CacheLocation, Config, Environment, hub_home, own_home, side_caches
+from vlmcache.config import Environment, Session, hub_home, own_home, side_caches
 from vlmcache.errors import CacheError, ConfigError, UnloadableError
 
 PACKAGES = (
@@ -48,9 +48,7 @@ _SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 
 def diagnose(
-    environment: Environment,
-    config: Config,
-    location: CacheLocation,
+    session: Session,
     *,
     ask_torch: bool = False,
     shared: str | None = None,
@@ -59,9 +57,7 @@ def diagnose(
     """Return what can be known of this machine. Nothing is left behind; no network is touched.
 
     Args:
-        environment: the variables in force.
-        config: the configuration in force.
-        location: the hub cache.
+        session: the environment, the configuration and the hub cache.
         ask_torch: also ask torch, in a process of its own, for the devices that it can use; that
             takes the seconds that its import takes.
         shared: the group that is to share the cache.
@@ -71,10 +67,11 @@ def diagnose(
     Raises:
         UsageError: there is no such group.
     """
-    # First, so that what was mended is not told of.
+    environment, config, location = session
+    # First, so that what was repaired is not reported.
     access = check_access(location.dir, shared, fix=fix) if shared is not None or fix else None
     findings: list[Finding] = [] if access is None else list(access.findings)
-    paths = tuple(_paths(environment, config, location))
+    paths = tuple(_paths(session))
     filesystem = _filesystem(location.dir)
     versions = {"vlmcache": _version("vlmcache")} | {name: _version(name) for name in PACKAGES}
     devices = _devices(findings)
@@ -83,13 +80,13 @@ def diagnose(
     found: Status | None = None
     lacking: tuple[str, ...] = ()
     try:
-        found = status(config, location, environment=environment)
+        found = status(session)
         lacking = tuple(model.key for model in found.models if model.state != "cached")
     except (CacheError, ConfigError) as error:
         findings.append(finding("cache-path", "error", location.dir, error.message, error.hint))
-    findings += check_paths(paths, location, environment)
+    findings += check_paths(session, paths)
     steps = found.recommendations if found is not None else ()
-    advised = Advice(config, location)
+    advised = Advice(session)
     findings += check_filesystem(filesystem, location.dir, config, what_frees(steps, advised))
     findings += check_permissions(location.dir)
     findings += check_versions(versions)
@@ -116,10 +113,11 @@ def diagnose(
         shared=access.sharing if access is not None else None,
         plan=access.plan if access is not None else None,
         receipt=access.receipt if access is not None else None,
-    )
+    ).with_problem(access.problem if access is not None else None)
 
 
-def _paths(environment: Environment, config: Config, location: CacheLocation) -> Iterator[PathFact]:
+def _paths(session: Session) -> Iterator[PathFact]:
+    environment, config, location = session
     home, home_source = own_home(environment)
     hub = hub_home(environment)
     hub_source = environment.source("HF_HOME") if environment.get("HF_HOME") else "default"

@@ -10,12 +10,11 @@ from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Plan, Receipt
 from vlmcache.commands.doctor.access import entries, inherits
 from vlmcache.commands.doctor.permissions import carry_out, plan_access
-from vlmcache.commands.doctor.values import Access, Sharing
-from vlmcache.errors import CacheError, PartlyError, UsageError, VlmcacheError
+from vlmcache.commands.doctor.values import Access, Sharing, undone
+from vlmcache.errors import UsageError
 
 _ROUNDS = 16
 """How often folders are looked into that could not be entered before."""
-_WELL = ("done", "absent")
 
 
 def check_access(cache_dir: str, group: str | None, *, fix: bool) -> Access:
@@ -40,7 +39,7 @@ def check_access(cache_dir: str, group: str | None, *, fix: bool) -> Access:
     if fix:
         plan, receipt = _fix(root, gid, plan)
     found = [] if sharing is None else list(_check_sharing(root, sharing))
-    open_ends = len(plan.actions) if receipt is None else _undone(receipt)
+    open_ends = len(plan.actions if receipt is None else undone(receipt))
     if open_ends:
         found.insert(0, _open_finding(root, open_ends, sharing, fixed=fix))
     return Access(sharing, plan, receipt, tuple(found))
@@ -58,24 +57,6 @@ def _fix(root: str, gid: int | None, plan: Plan) -> tuple[Plan, Receipt]:
             break
         receipt = Receipt(receipt.outcomes + carry_out(Plan(new), root).outcomes)
     return plan, receipt
-
-
-def problem(receipt: Receipt | None) -> VlmcacheError | None:
-    """Return the failure that a fix has to tell of, or `None` if all was done."""
-    count = 0 if receipt is None else _undone(receipt)
-    if receipt is None or not count:
-        return None
-    first = next(o.detail or o.path for o in receipt.outcomes if o.result not in _WELL)
-    more = f" and {count - 1} more" if count > 1 else ""
-    kind = PartlyError if count < len(receipt.outcomes) else CacheError
-    return kind(
-        f"{count} of {len(receipt.outcomes)} could not be changed: {first}{more}",
-        "only the owner of an entry or root may change it: run it with sudo",
-    )
-
-
-def _undone(receipt: Receipt) -> int:
-    return sum(outcome.result not in _WELL for outcome in receipt.outcomes)
 
 
 def _sharing(name: str) -> Sharing:

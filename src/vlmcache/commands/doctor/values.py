@@ -6,7 +6,9 @@ import msgspec
 
 from vlmcache.cache.mounts import AccessTimes
 from vlmcache.cache.state import Finding
-from vlmcache.change.plan import Plan, Receipt
+from vlmcache.change.plan import Outcome, Plan, Receipt
+from vlmcache.errors import CacheError, PartlyError, VlmcacheError
+from vlmcache.report import Report
 
 
 class PathFact(msgspec.Struct, frozen=True):
@@ -52,7 +54,7 @@ class Offline(msgspec.Struct, frozen=True):
     """True where HF_HUB_OFFLINE is set."""
 
 
-class Diagnosis(msgspec.Struct, frozen=True):
+class Diagnosis(Report, frozen=True):
     """What `vlmcache doctor` answers.
 
     With `--shared` or `--fix`: plan is what has to change in the cache's permissions, receipt what
@@ -72,6 +74,11 @@ class Diagnosis(msgspec.Struct, frozen=True):
     shared: Sharing | None = None
     plan: Plan | None = None
     receipt: Receipt | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        """The codes of the findings."""
+        return [finding.code for finding in self.findings]
 
     @property
     def has_errors(self) -> bool:
@@ -95,3 +102,22 @@ class Access(msgspec.Struct, frozen=True):
     plan: Plan
     receipt: Receipt | None
     findings: tuple[Finding, ...]
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What a fix could not change, `None` if it changed everything or there was no fix."""
+        failed = () if self.receipt is None else undone(self.receipt)
+        if self.receipt is None or not failed:
+            return None
+        first, total = failed[0], len(self.receipt.outcomes)
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        kind = PartlyError if len(failed) < total else CacheError
+        return kind(
+            f"{len(failed)} of {total} could not be changed: {first.detail or first.path}{more}",
+            "only the owner of an entry or root may change it: run it with sudo",
+        )
+
+
+def undone(receipt: Receipt) -> tuple[Outcome, ...]:
+    """Return what is not as the plan wanted it."""
+    return tuple(one for one in receipt.outcomes if one.result not in ("done", "absent"))

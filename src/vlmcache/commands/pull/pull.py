@@ -24,6 +24,7 @@ from vlmcache.config import (
     Config,
     Environment,
     ModelConfig,
+    Session,
     cached_models,
     find_model,
     name_of,
@@ -401,7 +402,7 @@ def _what_helps(
         return f"'{again} --make-room' proposes what to evict; or lower min_free"
     known = Known(environment, scan(location.dir))
     repos = {part.model.repo for part in parts}
-    helps = what_makes_room(known, config, location, shortage, repos)
+    helps = what_makes_room(known, Session(environment, config, location), shortage, repos)
     if same_disk(shortage.place, location.dir):
         return f"evicting would not make enough room, and so nothing was evicted; {helps}"
     return helps

@@ -12,25 +12,20 @@ from vlmcache.commands.pull.plan import Selection, plan_pull
 from vlmcache.commands.pull.room import find_shortage
 from vlmcache.commands.status.recommend import Advice, download_of, name_to_pull
 from vlmcache.commands.status.values import ModelStatus, Outdated, Recommendation, Status
-from vlmcache.config import CacheLocation, Config, Environment
+from vlmcache.config import Session
 from vlmcache.errors import VlmcacheError
 from vlmcache.hub.client import Client, Patience
 from vlmcache.hub.listing import list_files, resolve
 from vlmcache.units import size_text
 
 
-def with_updates(
-    status: Status,
-    config: Config,
-    location: CacheLocation,
-    environment: Environment,
-    patience: Patience | None = None,
-) -> Status:
+def with_updates(session: Session, status: Status, patience: Patience | None = None) -> Status:
     """Return the status with the newer revisions that the hub has of the models in it.
 
     Models of which nothing is cached, and those pinned to a commit, are not asked about. A hub that
     does not answer becomes a finding.
     """
+    environment, config, location = session
     asked = [
         model
         for model in status.models
@@ -77,7 +72,7 @@ def with_updates(
         first = [download_of(state, config, one).plan for one in models if one.state != "cached"]
         short = find_shortage(location.dir, config.limits, [*first, *newer_plans])
         if short is None:
-            steps.append(Advice(config, location).recommend(text, "pull", *names))
+            steps.append(Advice(session).recommend(text, "pull", *names))
         else:
             steps.append(Recommendation(f"{text}, {size_text(short.short)} short", None))
     return msgspec.structs.replace(

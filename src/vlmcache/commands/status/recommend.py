@@ -27,7 +27,7 @@ from vlmcache.commands.remove.clean import pinned_models, plan_clean
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.remove.values import Wishes
 from vlmcache.commands.status.values import CacheSummary, ModelStatus, Recommendation, RepoStatus
-from vlmcache.config import CacheLocation, Config, ModelConfig, name_of, options_in_force
+from vlmcache.config import Config, ModelConfig, Session, name_of, options_in_force
 from vlmcache.units import duration_text, exact_size, size_text
 
 _RECENT = 30 * 86400.0
@@ -48,8 +48,8 @@ _CLASSES = {
 class Advice:
     """Commands for the same cache and configuration."""
 
-    def __init__(self, config: Config, location: CacheLocation) -> None:
-        self.options = options_in_force(config, location)
+    def __init__(self, session: Session) -> None:
+        self.options = options_in_force(session.config, session.cache)
 
     def recommend(self, text: str, name: str, *words: str, frees: int = 0) -> Recommendation:
         """Return a recommendation of one of our commands with its words."""
@@ -493,11 +493,10 @@ def name_to_type(repo: Repo) -> str:
 class Planner:
     """Makes plans as the commands do, from one scan; see `Plans`."""
 
-    def __init__(self, known: Known, config: Config, location: CacheLocation) -> None:
+    def __init__(self, known: Known, session: Session) -> None:
         self.known = known
         self.state = known.state
-        self.config = config
-        self.location = location
+        _, self.config, self.location = session
 
     def clean(self, wishes: Wishes) -> tuple[Plan, int]:
         """Return the plan of `clean`; who uses what is looked up only if it would free anything."""
@@ -648,23 +647,20 @@ def what_frees(steps: Iterable[Recommendation], advised: Advice) -> str:
     return found or advised.command("status", "--all", "--sort", "size")
 
 
-def what_makes_room(
-    known: Known, config: Config, location: CacheLocation, short: Shortage, repos: Collection[str]
-) -> str:
-    """Return, in words, what makes room for downloads where evicting is not enough.
+def what_makes_room(known: Known, session: Session, short: Shortage, repos: Collection[str]) -> str:
+    """Return, in words, what makes room for downloads if evicting is not enough.
 
     Args:
         known: the cache.
-        config: the configuration.
-        location: the cache's folder.
+        session: what the command works on.
         short: the disk.
         repos: what is to be downloaded.
     """
-    planner = Planner(known, config, location)
+    planner = Planner(known, session)
     models = planner.evictable(repos)[:_MOST_MODELS] if planner.on_cache_disk(short) else ()
     if not models:
         return f"make room at {short.place}, or lower min_free in config.yaml"
-    advised = Advice(config, location)
+    advised = Advice(session)
     return "; ".join(
         f"'{advised.command('rm', one.name)}' frees {size_text(one.frees)} ({one.used})"
         for one in models

@@ -13,7 +13,6 @@ from vlmcache import units
 from vlmcache.cache import formats
 from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision
 from vlmcache.cache.last_use import LastUse
-from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, Repo, Revision
 from vlmcache.cache.weights import (
@@ -29,51 +28,33 @@ from vlmcache.change.removal_plan import Key
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.filters import parse_filter, select
 from vlmcache.commands.status.recommend import Advice, Planner, recommend
-from vlmcache.commands.status.summary import summarise
+from vlmcache.commands.status.summary import summarize_cache
 from vlmcache.commands.status.values import (
     Elsewhere,
     MemorySource,
     ModelStatus,
-    NotCachedError,
     RepoStatus,
     RevisionStatus,
     Status,
 )
-from vlmcache.config import (
-    CacheLocation,
-    Config,
-    Environment,
-    ModelConfig,
-    find_model,
-    own_home,
-    read_environment,
-    shipped_config,
-)
+from vlmcache.config import ModelConfig, Session, find_model, own_home, shipped_config
 from vlmcache.home.copies import list_copies
 
 
-def status(
-    config: Config,
-    location: CacheLocation,
-    names: Sequence[str] = (),
-    *,
-    environment: Environment | None = None,
-) -> Status:
+def status(session: Session, names: Sequence[str] = ()) -> Status:
     """Return the state of the cache and of the models asked for (all configured ones by default).
 
     Nothing is changed and no network is touched.
 
     Args:
-        config: the configuration in force.
-        location: the hub cache.
+        session: the environment, the configuration and the hub cache.
         names: keys or repo ids.
-        environment: the variables that tell where our journal is; those of the process if not
-            given.
 
     Raises:
-        ConfigError: the cache path is no folder.
+        ConfigError: the cache path is not a folder.
         UnknownModelError: a name is neither a key nor a repo id.
     """
+    environment, config, location = session
     state = scan(location.dir)
     cached = [repo.id for repo in state.repos if repo.type == "model"]
     wanted = [find_model(config, name, cached) for name in names] or list(config.models.values())
@@ -82,14 +63,13 @@ def status(
         Finding("configuration", "warning", None, config.path, warning, None)
         for warning in config.notices
     )
-    environment = environment or read_environment()
     known = Known(environment, state)
-    summary = summarise(state, config, location, known)
+    summary = summarize_cache(session, state, known.mount)
     table = _Table()
     models = tuple(_model_status(state, model, table, findings, known.used) for model in wanted)
     repos = tuple(_repo_status(state, repo, known.used) for repo in state.repos)
-    advised = Advice(config, location)
-    planner = Planner(known, config, location)
+    advised = Advice(session)
+    planner = Planner(known, session)
     steps = recommend(advised, planner, summary, models, repos, findings)
     copies = tuple(list_copies(own_home(environment)[0]))
     findings = [advised.completed(finding) for finding in findings]
@@ -108,31 +88,6 @@ def status(
     )
     elsewhere = tuple(_elsewhere(state))
     return Status(summary, models, repos, tuple(steps), tuple(findings), copies, elsewhere)
-
-
-def ids(status: Status, *, every: bool) -> list[str]:
-    """Return one id a line for `--quiet`: repo ids, with the revision where it is not main."""
-    names = [
-        model.repo if model.revision == "main" else f"{model.repo}@{model.revision}"
-        for model in status.models
-    ]
-    if every:
-        names += [repo.repo for repo in status.repos if repo.repo not in names]
-    return names
-
-
-def not_cached(status: Status) -> NotCachedError | None:
-    """Return the failure that `--check` tells of, or `None` if every model is cached."""
-    lacking = [model for model in status.models if model.state != "cached"]
-    if not lacking:
-        return None
-    states = ", ".join(f"{model.key} is {model.state}" for model in lacking)
-    commands = [one.command for one in status.recommendations if one.command]
-    fetching = (one for one in commands if one.startswith(("vlmcache pull ", "vlmcache verify ")))
-    away = {away_remedy(model.away): None for model in lacking if model.away is not None}
-    first = next(fetching, None if away else next(iter(commands), None))
-    hint = "; ".join([*([first] if first else []), *away]) or None
-    return NotCachedError(f"not every model is cached: {states}", hint)
 
 
 def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Status:

@@ -8,16 +8,18 @@ from typing import Literal
 import msgspec
 
 from vlmcache.cache.mounts import AccessTimes
+from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.state import Away, ByClass, Finding, State
 from vlmcache.cache.weights import Precision
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.home.copies import KeptCopy
+from vlmcache.report import Report
 
 MemorySource = Literal["weights", "config", "table"]
 
 
 class NotCachedError(VlmcacheError):
-    """A model that was asked for is not there as a whole."""
+    """A model that was asked for is not completely in the cache."""
 
     code = "not-cached"
     exit_code = ExitCode.DAMAGE
@@ -125,7 +127,7 @@ class Elsewhere(msgspec.Struct, frozen=True):
     free: int | None
 
 
-class Status(msgspec.Struct, frozen=True):
+class Status(Report, frozen=True):
     """What `vlmcache status` answers."""
 
     cache: CacheSummary
@@ -137,6 +139,36 @@ class Status(msgspec.Struct, frozen=True):
     """Kept quantised copies, which lie in vlmcache's own folder and not in the cache."""
     elsewhere: tuple[Elsewhere, ...] = ()
     """Where the repos lie of which the cache has but links; no part of its bytes."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The models' repo ids, with the revision if it is not main."""
+        return [
+            model.repo if model.revision == "main" else f"{model.repo}@{model.revision}"
+            for model in self.models
+        ]
+
+    @property
+    def all_ids(self) -> list[str]:
+        """The models' ids, then those of the other repos in the cache."""
+        ids = self.ids
+        return ids + [repo.repo for repo in self.repos if repo.repo not in ids]
+
+    @property
+    def problem(self) -> NotCachedError | None:
+        """That a model is not cached, and what to do about it."""
+        missing = [model for model in self.models if model.state != "cached"]
+        if not missing:
+            return None
+        states = ", ".join(f"{model.key} is {model.state}" for model in missing)
+        commands = [step.command for step in self.recommendations if step.command]
+        fetching = (
+            one for one in commands if one.startswith(("vlmcache pull ", "vlmcache verify "))
+        )
+        away = {away_remedy(model.away): None for model in missing if model.away is not None}
+        first = next(fetching, None if away else next(iter(commands), None))
+        hint = "; ".join([*([first] if first else []), *away]) or None
+        return NotCachedError(f"not every model is cached: {states}", hint)
 
 
 class Recommendation(msgspec.Struct, frozen=True):

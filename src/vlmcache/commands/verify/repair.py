@@ -31,7 +31,7 @@ from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.recommend import what_makes_room
 from vlmcache.commands.verify.values import Damage, Verification
 from vlmcache.commands.verify.verify import verify_state
-from vlmcache.config import CacheLocation, Config, Environment
+from vlmcache.config import CacheLocation, Config, Environment, Session
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.hub.client import Client, Patience
 from vlmcache.hub.errors import HubError, OfflineError
@@ -113,7 +113,9 @@ def repair(
         if offline is None and shortage is not None:
             known = Known(environment, state)
             repos = {order.repo for order in work.orders}
-            blocked = shortage.error(what_makes_room(known, config, location, shortage, repos))
+            blocked = shortage.error(
+                what_makes_room(known, Session(environment, config, location), shortage, repos)
+            )
         if dry_run or (offline is None and blocked is not None):
             return Run(value, blocked or work.error)
         if offline is not None and not work.keep_links():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Literal, NamedTuple
@@ -12,6 +13,7 @@ import msgspec
 from vlmcache.cache.state import State
 from vlmcache.commands.status.values import CacheSummary
 from vlmcache.errors import ExitCode, VlmcacheError
+from vlmcache.report import Report
 from vlmcache.units import size_text
 
 EventKind = Literal[
@@ -108,7 +110,7 @@ class WatchedModel(msgspec.Struct, frozen=True):
     used_by: tuple[Program, ...]
 
 
-class Snapshot(msgspec.Struct, frozen=True, tag_field="kind", tag="snapshot"):
+class Snapshot(Report, frozen=True, tag_field="kind", tag="snapshot"):
     """The cache at one look.
 
     fill_rate: bytes per second by which the free space shrank over the last minute. full_in:
@@ -127,6 +129,19 @@ class Snapshot(msgspec.Struct, frozen=True, tag_field="kind", tag="snapshot"):
     downloads: tuple[Download, ...]
     problems: dict[str, int]
 
+    @property
+    def ids(self) -> list[str]:
+        """The repos of the models and of the rest of the cache, each once."""
+        return list(dict.fromkeys(model.repo for model in self.models))
+
+    @property
+    def problem(self) -> LowSpaceError | None:
+        """That the disk has too little free, `None` if it has enough."""
+        if not self.low or self.cache.free is None:
+            return None
+        free, bound = size_text(self.cache.free), size_text(self.cache.min_free)
+        return LowSpaceError(f"{free} free, less than {bound}")
+
 
 class Look(NamedTuple):
     """One look, and what happened since the one before."""
@@ -139,17 +154,10 @@ Wait = Callable[[float, socket.socket | None], bool]
 """Waits so many seconds, or until the socket is readable; returns whether to go on."""
 
 
-def low_space(snapshot: Snapshot, hint: str | None = None) -> LowSpaceError | None:
-    """Return the failure of a disk with too little free, or `None`.
+class Clock(NamedTuple):
+    """Where the time comes from."""
 
-    Args:
-        snapshot: the cache at one look.
-        hint: what makes room.
-    """
-    cache = snapshot.cache
-    if not snapshot.low or cache.free is None:
-        return None
-    return LowSpaceError(
-        f"{size_text(cache.free)} free, less than {size_text(cache.min_free)}",
-        hint,
-    )
+    monotonic: Callable[[], float] = time.monotonic
+    """Seconds from any start, never set back."""
+    now: Callable[[], float] = time.time
+    """Seconds since the epoch."""

@@ -279,7 +279,7 @@ class Ids(Lines):
     """For `--quiet`: the repos of the first look, then the repo of each event."""
 
     def _begin(self, snapshot: Snapshot) -> None:
-        for repo in dict.fromkeys(model.repo for model in snapshot.models):
+        for repo in snapshot.ids:
             print(printable(repo))
 
     def _tell(self, _at: datetime, event: Event) -> None:

@@ -8,7 +8,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from datetime import datetime, timezone
 from typing import NamedTuple
 
@@ -20,9 +20,10 @@ from vlmcache.cache.mounts import mount_of
 from vlmcache.cache.scan import Scanner
 from vlmcache.cache.state import CacheState, Partial, Repo, Revision, State
 from vlmcache.cache.usage import Process, Usage, find_users
-from vlmcache.commands.status.summary import summarise
+from vlmcache.commands.status.summary import summarize_cache
 from vlmcache.commands.watch.events import Notifications, changes, files_by_blob
 from vlmcache.commands.watch.values import (
+    Clock,
     Download,
     DownloadState,
     Event,
@@ -32,7 +33,7 @@ from vlmcache.commands.watch.values import (
     Wait,
     WatchedModel,
 )
-from vlmcache.config import CacheLocation, Config, ModelConfig
+from vlmcache.config import ModelConfig, Session
 
 _BUSY_INTERVAL = 1.0
 """Seconds between looks while something is being downloaded."""
@@ -54,6 +55,7 @@ _FULL_SCAN_SHARE = 1000.0
 _USAGE_SHARE = 1000.0
 _BUSY_USAGE_SHARE = 50.0
 """How many times its own duration is waited before an expensive look is taken again."""
+_CLOCK = Clock()
 
 
 def wait(seconds: float, wake: socket.socket | None) -> bool:
@@ -66,13 +68,11 @@ def wait(seconds: float, wake: socket.socket | None) -> bool:
 
 
 def watch(
-    config: Config,
-    location: CacheLocation,
+    session: Session,
     *,
     interval: float = 5.0,
     wait: Wait = wait,
-    clock: Callable[[], float] = time.monotonic,
-    now: Callable[[], float] = time.time,
+    clock: Clock = _CLOCK,
     notify: bool = True,
 ) -> Generator[Look, None, None]:
     """Yield looks at the cache: one at once, then one whenever something changed.
@@ -81,26 +81,25 @@ def watch(
     downloaded. Nothing is changed, and no network is touched.
 
     Args:
-        config: whose models come first, and whose `min_free` counts as low.
-        location: the cache; it may be absent and come later.
+        session: the models of its configuration come first, and less free space than its `min_free`
+            counts as low; the cache may be absent and come later.
         interval: seconds.
         wait: how to wait between looks; it ends the iteration by returning False.
-        clock: seconds from any start, never set back.
-        now: seconds since the epoch.
+        clock: where the time comes from.
         notify: whether to ask the filesystem to tell of changes, where it can.
 
     Raises:
         ConfigError: the cache path is no folder.
     """
-    watcher = _Watcher(config, location, interval, clock, now, notify=notify)
+    watcher = _Watcher(session, interval, clock, notify=notify)
     try:
         while True:
-            looked = clock()
+            looked = clock.monotonic()
             yield watcher.look()
             due = looked + watcher.pause
-            if not wait(max(0.0, due - clock()), watcher.wake):
+            if not wait(max(0.0, due - clock.monotonic()), watcher.wake):
                 return
-            early = looked + min(_LEAST_GAP, watcher.pause) - clock()
+            early = looked + min(_LEAST_GAP, watcher.pause) - clock.monotonic()
             if early > 0 and not wait(early, None):
                 return
     finally:
@@ -115,19 +114,17 @@ class _Sample(NamedTuple):
 class _Watcher:
     def __init__(
         self,
-        config: Config,
-        location: CacheLocation,
+        session: Session,
         interval: float,
-        clock: Callable[[], float],
-        now: Callable[[], float],
+        clock: Clock,
         *,
         notify: bool,
     ) -> None:
-        self.config = config
+        self.session = session
+        _, self.config, location = session
         self.location = location
         self.interval = interval
-        self.clock = clock
-        self.now = now
+        self.clock, self.now = clock
         self.scanner = Scanner(location.dir)
         mount = mount_of(location.dir)
         self.notify = notify and not (mount is not None and mount.network)
@@ -168,7 +165,7 @@ class _Watcher:
         downloads = self._downloads(self.state)
         running = any(download.state != "left-behind" for download in downloads)
         self.busy = running or self.clock() >= self.full_scan_at
-        cache = summarise(self.state, self.config, self.location)
+        cache = summarize_cache(self.session, self.state, mount_of(self.location.dir))
         rate = self._fill_rate(cache.free)
         low = cache.free is not None and cache.free < cache.min_free
         if low and not self.low:
