@@ -64,7 +64,7 @@ def watch(
     """
     import msgspec
 
-    from vlmcache.commands.status import recommend
+    from vlmcache.commands.status import recommend, steps
     from vlmcache.commands.status import status as status_command
     from vlmcache.commands.watch import metrics, view
     from vlmcache.commands.watch import watch as watch_command
@@ -96,8 +96,8 @@ def watch(
                 output.warn(file.update(text))
             low = look.snapshot.problem
             if low is not None and exit_on_low:
-                steps = status_command.status(session).recommendations
-                low.hint = recommend.what_frees(steps, recommend.Advice(session))
+                advised = status_command.status(session).recommendations
+                low.hint = recommend.what_frees(advised, steps.Advice(session))
                 raise low
             if once:
                 break

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from vlmcache.change.plan import Plan, Remove, RemoveTree
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.values import Wishes
-from vlmcache.commands.status.recommend import Advice, Download, Evictable, Room, choose, fetching
+from vlmcache.commands.status.choose import choose
+from vlmcache.commands.status.planner import fetching
+from vlmcache.commands.status.steps import Advice, Evictable, PendingDownload, Room
 from vlmcache.commands.status.values import Recommendation
 from vlmcache.config import CacheLocation, Config, Limits, Session, read_environment
 from vlmcache.units import parse_size
@@ -79,7 +81,7 @@ class Disk:
                 frees += one.size
         return Plan(tuple(actions), frees=frees), max(0, goal - frees)
 
-    def shortage(self, downloads: Sequence[Download]) -> Shortage | None:
+    def shortage(self, downloads: Sequence[PendingDownload]) -> Shortage | None:
         need = sum(one.plan.needs for one in downloads)
         if need <= 0 or need + self.min_free <= self.free:
             return None
@@ -100,10 +102,10 @@ class Disk:
         repos = [one.repo for one in plan.actions if isinstance(one, Remove | RemoveTree)]
         return next((f"/{name}" for name in repos if name in shut), None)
 
-    def locked_for(self, download: Download) -> str | None:
+    def locked_for(self, download: PendingDownload) -> str | None:
         return next((f"/{o.name}" for o in self.repos if o.name == download.repo and o.shut), None)
 
-    def is_running(self, download: Download) -> bool:
+    def is_running(self, download: PendingDownload) -> bool:
         return any(one.running for one in self.repos if one.name == download.repo)
 
     def evictable(self, pending: Collection[str]) -> Sequence[Evictable]:
@@ -118,9 +120,9 @@ class Disk:
     def largest(self) -> str:
         return ", ".join(one.name for one in self.repos[:3])
 
-    def downloads(self) -> list[Download]:
+    def downloads(self) -> list[PendingDownload]:
         return [
-            Download(one.name, one.name, fetching(one.name, abs(one.need)), one.need >= 0)
+            PendingDownload(one.name, one.name, fetching(one.name, abs(one.need)), one.need >= 0)
             for one in self.repos
             if one.need is not None
         ]

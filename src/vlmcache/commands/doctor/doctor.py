@@ -24,8 +24,9 @@ from vlmcache.commands.doctor.checks import (
 )
 from vlmcache.commands.doctor.sharing import check_access
 from vlmcache.commands.doctor.values import Device, Diagnosis, Filesystem, Offline, PathFact
-from vlmcache.commands.status.recommend import Advice, what_frees
+from vlmcache.commands.status.recommend import what_frees
 from vlmcache.commands.status.status import status
+from vlmcache.commands.status.steps import Advice
 from vlmcache.commands.status.values import Status
 from vlmcache.config import Environment, Session, hub_home, own_home, side_caches
 from vlmcache.errors import CacheError, ConfigError, UnloadableError

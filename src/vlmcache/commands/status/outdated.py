@@ -10,7 +10,8 @@ from vlmcache.cache.state import CacheState, Finding
 from vlmcache.change.plan import Plan
 from vlmcache.commands.pull.plan import Selection, plan_pull
 from vlmcache.commands.pull.room import find_shortage
-from vlmcache.commands.status.recommend import Advice, download_of, name_to_pull
+from vlmcache.commands.status.recommend import name_to_pull, pending_download
+from vlmcache.commands.status.steps import Advice
 from vlmcache.commands.status.values import ModelStatus, Outdated, Recommendation, Status
 from vlmcache.config import Session
 from vlmcache.errors import VlmcacheError
@@ -69,7 +70,9 @@ def with_updates(session: Session, status: Status, patience: Patience | None = N
         names = [name_to_pull(state, config, model) for model in behind]
         fetch = sum(model.outdated.fetch for model in behind if model.outdated is not None)
         text = f"newer on the hub: {', '.join(names)}; {size_text(fetch)} to fetch"
-        first = [download_of(state, config, one).plan for one in models if one.state != "cached"]
+        first = [
+            pending_download(state, config, one).plan for one in models if one.state != "cached"
+        ]
         short = find_shortage(location.dir, config.limits, [*first, *newer_plans])
         if short is None:
             steps.append(Advice(session).recommend(text, "pull", *names))

@@ -27,7 +27,9 @@ from vlmcache.cache.weights import (
 from vlmcache.change.removal_plan import Key
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.filters import parse_filter, select
-from vlmcache.commands.status.recommend import Advice, Planner, recommend
+from vlmcache.commands.status.planner import Planner
+from vlmcache.commands.status.recommend import recommend
+from vlmcache.commands.status.steps import Advice
 from vlmcache.commands.status.summary import summarize_cache
 from vlmcache.commands.status.values import (
     Elsewhere,
@@ -70,7 +72,8 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
     repos = tuple(_repo_status(state, repo, known.used) for repo in state.repos)
     advised = Advice(session)
     planner = Planner(known, session)
-    steps = recommend(advised, planner, summary, models, repos, findings)
+    found = Status(summary, models, repos, (), tuple(findings), elsewhere=tuple(_elsewhere(state)))
+    steps = recommend(advised, planner, found)
     copies = tuple(list_copies(own_home(environment)[0]))
     findings = [advised.completed(finding) for finding in findings]
     findings += (
@@ -80,14 +83,15 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
             copy.repo,
             copy.path,
             f"the kept {copy.precision} copy is not as it was made: the next load checks it, and "
-            "quantises anew if it is damaged",
+            "quantizes again if it is damaged",
             advised.command("quantize", copy.repo, "--precision", copy.precision),
         )
         for copy in copies
         if copy.changed
     )
-    elsewhere = tuple(_elsewhere(state))
-    return Status(summary, models, repos, tuple(steps), tuple(findings), copies, elsewhere)
+    return msgspec.structs.replace(
+        found, recommendations=tuple(steps), findings=tuple(findings), copies=copies
+    )
 
 
 def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Status:

@@ -1,0 +1,313 @@
+"""Which commands `status` recommends, and in which order (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from vlmcache.change.plan import Plan, ReleaseShared, Remove, RemoveTree
+from vlmcache.commands.pull.room import Shortage
+from vlmcache.commands.remove.values import Wishes
+from vlmcache.commands.status.steps import Advice, Evictable, PendingDownload, Room
+from vlmcache.commands.status.texts import freed_by_kind, to_download
+from vlmcache.commands.status.values import Recommendation
+from vlmcache.units import exact_size, size_text
+
+_MOST_MODELS = 5
+_HARMLESS = frozenset({"lock", "locks", "no-exist", "leftover"})
+"""Kinds of what a download does not use, though it belongs to the same repo."""
+
+
+class Plans(Protocol):
+    """What `choose` asks for: the plans of commands, by the same functions that these call."""
+
+    def clean(self, wishes: Wishes) -> tuple[Plan, int]:
+        """Return the plan of `clean`, and the bytes by which it misses its goal."""
+
+    def shortage(self, downloads: Sequence[PendingDownload]) -> Shortage | None:
+        """Return the disk that downloads would leave too full."""
+
+    def on_cache_disk(self, shortage: Shortage) -> bool:
+        """Return whether removing something from the cache makes room on that disk."""
+
+    def may_evict(self, shortage: Shortage) -> bool:
+        """Return whether `--make-room` may work towards that much free space."""
+
+    def keepable(self, repos: Iterable[str]) -> tuple[str, ...]:
+        """Return what `--keep` takes for those of the repos that are in the cache."""
+
+    def locked_folder(self, plan: Plan) -> str | None:
+        """Return a folder that this user would have to change for a plan and cannot."""
+
+    def locked_for(self, download: PendingDownload) -> str | None:
+        """Return a folder that this user would have to write for a download and cannot."""
+
+    def is_running(self, download: PendingDownload) -> bool:
+        """Return whether another process downloads that model now."""
+
+    def evictable(self, pending: Collection[str]) -> Sequence[Evictable]:
+        """Return the models that nothing protects, the best to remove first."""
+
+    def largest(self) -> str:
+        """Return the largest models by size and last use, in words; empty if there is none."""
+
+
+def choose(
+    advised: Advice,
+    plans: Plans,
+    room: Room,
+    downloads: Sequence[PendingDownload],
+    needed: Collection[str] = (),
+) -> list[Recommendation]:
+    """Return what to do next.
+
+    Args:
+        advised: makes the commands.
+        plans: what commands would do.
+        room: the cache's bytes.
+        downloads: the models that are not complete.
+        needed: other repos that a pull would fetch into.
+    """
+    return list(_Choice(advised, plans, room, downloads, needed).steps())
+
+
+class _Choice:
+    def __init__(
+        self,
+        advised: Advice,
+        plans: Plans,
+        room: Room,
+        downloads: Sequence[PendingDownload],
+        needed: Collection[str],
+    ) -> None:
+        self.advised = advised
+        self.plans = plans
+        self.room = room
+        self.pending = {*needed, *(download.repo for download in downloads)}
+        self.keep = plans.keepable(self.pending)
+        self.locked: str | None = None
+        self.elsewhere: dict[str, list[str]] = {}
+        running = [one for one in downloads if plans.is_running(one)]
+        self.running = [one.name for one in running]
+        self.downloads = [
+            one for one in downloads if one not in running and not self._is_locked(one)
+        ]
+
+    def steps(self) -> Iterator[Recommendation]:
+        """Yield what frees bytes first, then what fetches."""
+        fetched, waiting = self._fitting()
+        evicting: list[PendingDownload] = []
+        short = self.plans.shortage([*fetched, *waiting])
+        if short is not None:
+            evicting = self._evicting(waiting, short)
+            waiting = [one for one in waiting if one not in evicting]
+        yield from self._freeing(short if waiting else None, waiting)
+        if self.locked is not None:
+            text = f"{self.locked} cannot be changed by this user: run vlmcache as its owner"
+            yield Recommendation(f"{text}, or name another cache with --cache-dir", None)
+        for place, names in self.elsewhere.items():
+            yield Recommendation(f"no room at {place} to download {', '.join(names)}", None)
+        if self.running:
+            text = f"being downloaded by another process: {', '.join(self.running)}"
+            yield self.advised.recommend(text, "watch")
+        yield from self._fetching(fetched)
+        if evicting:
+            text = f"{to_download(evicting)}, after evicting what was not used recently"
+            names = [one.name for one in evicting]
+            yield self.advised.recommend(text, "pull", *names, "--make-room")
+
+    # What fetches.
+
+    def _is_locked(self, download: PendingDownload) -> bool:
+        folder = self.plans.locked_for(download)
+        self.locked = self.locked or folder
+        return folder is not None
+
+    def _fitting(self) -> tuple[list[PendingDownload], list[PendingDownload]]:
+        """Return the downloads that there is room for, all of them together, and the rest.
+
+        What is short of room on another disk than the cache's is put aside.
+        """
+        if self.plans.shortage(self.downloads) is None:
+            return self.downloads, []
+        fitting: list[PendingDownload] = []
+        waiting: list[PendingDownload] = []
+        # What needs nothing and what is small comes first, so that most of them fit.
+        for one in sorted(self.downloads, key=lambda one: (not one.known, one.plan.needs)):
+            short = self.plans.shortage([*fitting, one])
+            if short is None:
+                fitting.append(one)
+            elif self.plans.on_cache_disk(short):
+                waiting.append(one)
+            else:
+                self.elsewhere.setdefault(short.place, []).append(one.name)
+        return (
+            [one for one in self.downloads if one in fitting],
+            [one for one in self.downloads if one in waiting],
+        )
+
+    def _evicting(
+        self, waiting: Sequence[PendingDownload], short: Shortage
+    ) -> list[PendingDownload]:
+        """Return the downloads for which `pull --make-room` would make enough room."""
+        pulled = [one for one in waiting if one.known and not one.repair]
+        if not pulled or not self.plans.may_evict(short):
+            return []
+        # Whatever else is fetched takes its room too, so the goal is that of all downloads.
+        wishes = Wishes(free=short.goal, keep=self.plans.keepable(one.repo for one in pulled))
+        plan, missed = self.plans.clean(wishes)
+        return [] if missed or not self._is_harmless(plan) else pulled
+
+    def _fetching(self, downloads: Sequence[PendingDownload]) -> Iterator[Recommendation]:
+        broken = [one.name for one in downloads if one.damaged and not one.repair]
+        if broken:
+            text = f"damaged: {', '.join(broken)}; fetch what is bad"
+            yield self.advised.recommend(text, "pull", *broken)
+        repaired = [one.name for one in downloads if one.repair]
+        if repaired:
+            text = f"damaged: {', '.join(repaired)}; repair what is bad"
+            yield self.advised.recommend(text, "verify", *repaired, "--repair")
+        absent = [one for one in downloads if not one.damaged and not one.repair]
+        if absent:
+            names = [one.name for one in absent]
+            yield self.advised.recommend(to_download(absent), "pull", *names)
+
+    # What frees.
+
+    def _freeing(
+        self, short: Shortage | None, waiting: Sequence[PendingDownload]
+    ) -> Iterator[Recommendation]:
+        """Yield what frees bytes: waste, what is over the size limit, what the disk needs.
+
+        Args:
+            short: the cache's disk without room for what waits, if no eviction makes enough.
+            waiting: downloads that there is no room for.
+        """
+        room = self.room
+        gone: set[str] = set()
+        over = room.max_size is not None and room.size_on_disk > room.max_size
+        cleaned = None
+        words: tuple[str, ...] = ()
+        if over and room.max_size is not None:
+            words = ("--max-size", exact_size(room.max_size))
+            cleaned = self._cleaning(words, Wishes(max_size=room.max_size))
+        within = cleaned is not None
+        if cleaned is None:
+            # Plain `clean` holds the size limit too, and would miss it.
+            words = ("--free", "0") if over else ()
+            cleaned = self._cleaning(words, Wishes(free=0) if over else Wishes())
+        limit = (
+            f"the cache holds {size_text(room.size_on_disk)}, over its limit of "
+            f"{size_text(room.max_size or 0)}"
+        )
+        freed = 0
+        if cleaned is not None:
+            step, plan = cleaned
+            freed = plan.frees
+            gone |= _repos_of(plan)
+            yield msgspec.structs.replace(step, text=f"{limit}: {step.text}") if within else step
+        reasons = [limit] if over and not within else []
+        wanted = room.size_on_disk - (room.max_size or 0) if reasons else 0
+        bound = room.bound
+        if bound is not None:
+            reasons.append(room.low)
+        if short is not None:
+            reasons.append(f"no room to download {', '.join(one.name for one in waiting)}")
+        needed = max(
+            0 if bound is None else bound - (room.free or 0), 0 if short is None else short.short
+        )
+        emptied = None
+        if needed > freed:
+            emptied = self._emptying(needed, ("--free", "0") if over else (), bound, short)
+        if emptied is not None:
+            step, plan = emptied
+            gone |= _repos_of(plan)
+            freed = max(freed, plan.frees)
+            yield msgspec.structs.replace(step, text=f"{'; '.join(reasons)}: {step.text}")
+            needed = 0
+        wanted = max(wanted, needed)
+        if reasons and wanted > freed:
+            yield from self._models("; ".join(reasons), wanted - freed, gone)
+
+    def _emptying(
+        self, needed: int, words: tuple[str, ...], bound: int | None, short: Shortage | None
+    ) -> tuple[Recommendation, Plan] | None:
+        """Return the `clean` that makes the room needed, and its plan.
+
+        Unfinished downloads are removed before models. Evicting for downloads is left to
+        `pull --make-room`, which was tried first.
+
+        Args:
+            needed: bytes to free.
+            words: what keeps `clean` from working towards the size limit too.
+            bound: what should be free.
+            short: the disk without room for downloads.
+        """
+        wishes = Wishes(partials=True, free=0 if words else None)
+        found = self._cleaning((*words, "--partials"), wishes)
+        if found is not None and found[1].frees >= needed:
+            return found
+        if bound is None or short is not None:
+            return None
+        return self._cleaning(("--free", exact_size(bound)), Wishes(free=bound))
+
+    def _cleaning(
+        self, words: tuple[str, ...], wishes: Wishes
+    ) -> tuple[Recommendation, Plan] | None:
+        """Return `clean` with these words, and the plan of it.
+
+        `None` if it frees nothing, misses its goal, may not be done by this user, or takes bytes
+        that a pull would use, with those models kept too.
+        """
+        for keep in ((), self.keep) if self.keep else ((),):
+            plan, missed = self.plans.clean(msgspec.structs.replace(wishes, keep=keep))
+            if missed or not plan.frees or not self._is_harmless(plan):
+                continue
+            kept = [word for name in keep for word in ("--keep", name)]
+            text = f"{size_text(plan.frees)} can be freed: {freed_by_kind(plan)}"
+            return self.advised.recommend(text, "clean", *words, *kept, frees=plan.frees), plan
+        return None
+
+    def _is_harmless(self, plan: Plan) -> bool:
+        """Whether this user can carry a plan out, and it takes nothing that a pull would use."""
+        for action in plan.actions:
+            if isinstance(action, ReleaseShared):
+                # Any repo may link to a blob of the shared store.
+                if action.last and self.pending:
+                    return False
+            elif (
+                isinstance(action, Remove | RemoveTree)
+                and action.repo in self.pending
+                and action.kind not in _HARMLESS
+            ):
+                return False
+        folder = self.plans.locked_folder(plan)
+        self.locked = self.locked or folder
+        return folder is None
+
+    def _models(self, why: str, wanted: int, gone: set[str]) -> Iterator[Recommendation]:
+        """Yield models to remove, by size and last use, until that would be enough."""
+        models = [one for one in self.plans.evictable(self.pending) if one.repo not in gone]
+        left = wanted
+        for number, model in enumerate(models[:_MOST_MODELS]):
+            if left <= 0:
+                return
+            left -= model.frees
+            text = f"{model.name} holds {size_text(model.frees)}, {model.used}"
+            text = text if number else f"{why}: {text}"
+            yield self.advised.recommend(text, "rm", model.name, frees=model.frees)
+        if not models:
+            largest = self.plans.largest()
+            text = f"; everything here is needed, in use or configured: {largest}"
+            yield Recommendation(why + (text if largest else ""), None)
+
+
+def _repos_of(plan: Plan) -> set[str]:
+    """Return the repos of which a plan removes a revision or all."""
+    return {
+        action.repo
+        for action in plan.actions
+        if isinstance(action, RemoveTree) and action.repo and action.kind in ("repo", "snapshot")
+    }
