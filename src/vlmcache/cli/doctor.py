@@ -31,10 +31,10 @@ def doctor(
     shared: Annotated[
         str | None,
         typer.Option(
-            metavar="GROUP", help="Check whether this group of users can share the cache."
+            metavar="GROUP", help="Check whether the users of this group can share the cache."
         ),
     ] = None,
-    fix: Annotated[bool, typer.Option("--fix", help="Set the cache's permissions right.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Correct the cache's permissions.")] = False,
     config: ConfigFile = None,
     cache_dir: CacheDir = None,
     json: Json = False,
@@ -43,8 +43,8 @@ def doctor(
 ) -> Answer:
     """Check paths, permissions, disk, versions, GPU.
 
-    Says what to do about what is off. --shared shows what has to change before a group can use the
-    cache together; --fix changes it.
+    Shows each problem with its remedy. --shared shows what has to change before a group can share
+    the cache; --fix changes it.
     """
     from vlmcache.commands.doctor import doctor as doctor_command
 

@@ -9,14 +9,14 @@ from rich.text import Text
 from vlmcache.cache.usage import Process
 from vlmcache.show.text import printable
 
-STATE_COLOURS = {
+STATE_COLORS = {
     "cached": "green",
     "partial": "yellow",
     "missing": "dim",
     "damaged": "bold red",
     "away": "magenta",
 }
-SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
+SEVERITY_COLORS = {"error": "red", "warning": "yellow", "info": "dim"}
 
 
 def show_cache(out: Console, path: str) -> None:
@@ -30,7 +30,7 @@ def process_text(process: Process) -> str:
 
 
 def hanging(text: Text, indent: int) -> Table:
-    """Return a text whose every line begins so many columns in, the folded ones included."""
+    """Return lines that all begin so many columns in, the folded ones included."""
     grid = Table.grid()
     grid.add_column(width=indent)
     grid.add_column(overflow="fold")
@@ -41,7 +41,7 @@ def hanging(text: Text, indent: int) -> Table:
 def labelled(
     label: str, text: str | Text, style: str = "", *, width: int = 6, label_style: str = "dim"
 ) -> Table:
-    """Return a line with a label before it; long text goes on below itself, not below the label."""
+    """Return a line after a label; a long one continues below itself, not below the label."""
     line = Table.grid(padding=(0, 2, 0, 0))
     line.add_column(width=width)
     line.add_column(overflow="fold")

@@ -130,7 +130,7 @@ def test_names_from_the_disk_cannot_command_the_terminal(
 def test_an_absent_cache_is_no_error_and_is_not_made(vlmcache: Vlmcache, tmp_path: Path) -> None:
     done = vlmcache("status", "--cache-dir", str(tmp_path / "absent"))
     assert done.code == 0
-    assert "not there yet" in done.out
+    assert "does not exist yet" in done.out
     assert "vlmcache pull got_ocr qwen_vl_2b qwen_vl_7b" in done.out
     assert not (tmp_path / "absent").exists()
 

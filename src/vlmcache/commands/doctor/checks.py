@@ -1,4 +1,4 @@
-"""What `doctor` finds fault with, each as findings."""
+"""What `doctor` checks, each problem as a finding."""
 
 from __future__ import annotations
 
@@ -34,15 +34,14 @@ def check_paths(session: Session, paths: tuple[PathFact, ...]) -> Iterator[Findi
             "warning",
             location.dir,
             conflict,
-            "unset the one that is not meant",
+            "unset the one that you do not mean",
         )
     for path in _other_caches(session):
         yield finding(
             "second-cache",
             "warning",
             path,
-            f"another cache with models lies at {path}; {location.source} decides for "
-            f"{location.dir}",
+            f"another cache with models is at {path}; {location.source} decides for {location.dir}",
             units.command("status", "--cache-dir", path),
         )
     for fact in paths:
@@ -95,8 +94,8 @@ def check_filesystem(
             "no-symlinks",
             "warning",
             path,
-            "this filesystem has no symbolic links: each revision keeps copies of its own",
-            "use a filesystem with links; on Windows turn on developer mode",
+            "this filesystem has no symbolic links: each revision keeps its own copies",
+            "use a filesystem with links; on Windows, turn on developer mode",
         )
     if filesystem.locks is False:
         yield finding(
@@ -111,7 +110,7 @@ def check_filesystem(
             "no-access-times",
             "info",
             path,
-            "this mount keeps no access times: only vlmcache's own journal tells the last use",
+            "this mount keeps no access times: only vlmcache's own journal shows the last use",
         )
     free = filesystem.free
     if free is not None and free < config.limits.min_free:
@@ -132,7 +131,7 @@ def check_permissions(path: str) -> Iterator[Finding]:
                 "cache-not-writable",
                 "error",
                 path,
-                "the cache is not there and cannot be made here",
+                "the cache does not exist and cannot be created here",
                 "name another with --cache-dir or HF_HUB_CACHE",
             )
         return
@@ -169,7 +168,7 @@ def check_versions(versions: dict[str, str | None]) -> Iterator[Finding]:
             "loading-not-installed",
             "info",
             sys.prefix,
-            f"{missing} not installed: load-test cannot run; everything else does",
+            f"{missing} not installed: load-test cannot run; everything else works",
             INSTALL_LOAD,
         )
     elif versions["bitsandbytes"] is None:

@@ -1,4 +1,4 @@
-"""What `doctor` answers with."""
+"""What `doctor` returns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PathFact(msgspec.Struct, frozen=True):
 
 
 class Filesystem(msgspec.Struct, frozen=True):
-    """What the cache's filesystem can do; `None` where it could not be tried. Sizes are bytes."""
+    """What the cache's filesystem can do; `None` if it could not be tried. Sizes are bytes."""
 
     type: str | None
     mount_point: str | None
@@ -51,11 +51,11 @@ class Offline(msgspec.Struct, frozen=True):
     ready: bool
     lacking: tuple[str, ...]
     forced: bool
-    """True where HF_HUB_OFFLINE is set."""
+    """True if HF_HUB_OFFLINE is set."""
 
 
 class Diagnosis(Report, frozen=True):
-    """What `vlmcache doctor` answers.
+    """What `vlmcache doctor` returns.
 
     With `--shared` or `--fix`: plan is what has to change in the cache's permissions, receipt what
     was changed.
@@ -87,7 +87,7 @@ class Diagnosis(Report, frozen=True):
 
 
 class Sharing(msgspec.Struct, frozen=True):
-    """The group that is to share a cache. umask is the one of this process."""
+    """The group that shares a cache. umask is the one of this process."""
 
     group: str
     gid: int

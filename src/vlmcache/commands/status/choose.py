@@ -10,8 +10,14 @@ import msgspec
 from vlmcache.change.plan import Plan, ReleaseShared, Remove, RemoveTree
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.values import Wishes
-from vlmcache.commands.status.steps import Advice, Evictable, PendingDownload, Room
-from vlmcache.commands.status.texts import freed_by_kind, to_download
+from vlmcache.commands.status.steps import (
+    Advice,
+    Evictable,
+    PendingDownload,
+    Room,
+    freed_by_kind,
+    to_download,
+)
 from vlmcache.commands.status.values import Recommendation
 from vlmcache.units import exact_size, size_text
 
@@ -51,7 +57,7 @@ class Plans(Protocol):
         """Return the models that nothing protects, the best to remove first."""
 
     def largest(self) -> str:
-        """Return the largest models by size and last use, in words; empty if there is none."""
+        """Return the largest models by size and last use, in words; empty if the cache is."""
 
 
 def choose(
@@ -128,13 +134,13 @@ class _Choice:
     def _fitting(self) -> tuple[list[PendingDownload], list[PendingDownload]]:
         """Return the downloads that there is room for, all of them together, and the rest.
 
-        What is short of room on another disk than the cache's is put aside.
+        Downloads that another disk than the cache's has no room for are left out.
         """
         if self.plans.shortage(self.downloads) is None:
             return self.downloads, []
         fitting: list[PendingDownload] = []
         waiting: list[PendingDownload] = []
-        # What needs nothing and what is small comes first, so that most of them fit.
+        # Those that need nothing and small ones come first, so that most of them fit.
         for one in sorted(self.downloads, key=lambda one: (not one.known, one.plan.needs)):
             short = self.plans.shortage([*fitting, one])
             if short is None:
@@ -155,7 +161,7 @@ class _Choice:
         pulled = [one for one in waiting if one.known and not one.repair]
         if not pulled or not self.plans.may_evict(short):
             return []
-        # Whatever else is fetched takes its room too, so the goal is that of all downloads.
+        # Everything else that is fetched needs room too, so the goal is that of all downloads.
         wishes = Wishes(free=short.goal, keep=self.plans.keepable(one.repo for one in pulled))
         plan, missed = self.plans.clean(wishes)
         return [] if missed or not self._is_harmless(plan) else pulled
@@ -163,11 +169,11 @@ class _Choice:
     def _fetching(self, downloads: Sequence[PendingDownload]) -> Iterator[Recommendation]:
         broken = [one.name for one in downloads if one.damaged and not one.repair]
         if broken:
-            text = f"damaged: {', '.join(broken)}; fetch what is bad"
+            text = f"damaged: {', '.join(broken)}; fetch the bad files again"
             yield self.advised.recommend(text, "pull", *broken)
         repaired = [one.name for one in downloads if one.repair]
         if repaired:
-            text = f"damaged: {', '.join(repaired)}; repair what is bad"
+            text = f"damaged: {', '.join(repaired)}; repair the bad files"
             yield self.advised.recommend(text, "verify", *repaired, "--repair")
         absent = [one for one in downloads if not one.damaged and not one.repair]
         if absent:
@@ -183,10 +189,10 @@ class _Choice:
 
         Args:
             short: the cache's disk without room for what waits, if no eviction makes enough.
-            waiting: downloads that there is no room for.
+            waiting: downloads that do not fit.
         """
         room = self.room
-        gone: set[str] = set()
+        removed: set[str] = set()
         over = room.max_size is not None and room.size_on_disk > room.max_size
         cleaned = None
         words: tuple[str, ...] = ()
@@ -195,7 +201,7 @@ class _Choice:
             cleaned = self._cleaning(words, Wishes(max_size=room.max_size))
         within = cleaned is not None
         if cleaned is None:
-            # Plain `clean` holds the size limit too, and would miss it.
+            # Plain `clean` works towards the size limit too, and would miss it.
             words = ("--free", "0") if over else ()
             cleaned = self._cleaning(words, Wishes(free=0) if over else Wishes())
         limit = (
@@ -206,7 +212,7 @@ class _Choice:
         if cleaned is not None:
             step, plan = cleaned
             freed = plan.frees
-            gone |= _repos_of(plan)
+            removed |= _repos_of(plan)
             yield msgspec.structs.replace(step, text=f"{limit}: {step.text}") if within else step
         reasons = [limit] if over and not within else []
         wanted = room.size_on_disk - (room.max_size or 0) if reasons else 0
@@ -223,13 +229,13 @@ class _Choice:
             emptied = self._emptying(needed, ("--free", "0") if over else (), bound, short)
         if emptied is not None:
             step, plan = emptied
-            gone |= _repos_of(plan)
+            removed |= _repos_of(plan)
             freed = max(freed, plan.frees)
             yield msgspec.structs.replace(step, text=f"{'; '.join(reasons)}: {step.text}")
             needed = 0
         wanted = max(wanted, needed)
         if reasons and wanted > freed:
-            yield from self._models("; ".join(reasons), wanted - freed, gone)
+            yield from self._models("; ".join(reasons), wanted - freed, removed)
 
     def _emptying(
         self, needed: int, words: tuple[str, ...], bound: int | None, short: Shortage | None
@@ -246,9 +252,9 @@ class _Choice:
             short: the disk without room for downloads.
         """
         wishes = Wishes(partials=True, free=0 if words else None)
-        found = self._cleaning((*words, "--partials"), wishes)
-        if found is not None and found[1].frees >= needed:
-            return found
+        cleaned = self._cleaning((*words, "--partials"), wishes)
+        if cleaned is not None and cleaned[1].frees >= needed:
+            return cleaned
         if bound is None or short is not None:
             return None
         return self._cleaning(("--free", exact_size(bound)), Wishes(free=bound))
@@ -258,8 +264,8 @@ class _Choice:
     ) -> tuple[Recommendation, Plan] | None:
         """Return `clean` with these words, and the plan of it.
 
-        `None` if it frees nothing, misses its goal, may not be done by this user, or takes bytes
-        that a pull would use, with those models kept too.
+        `None` if it frees nothing, misses its goal, may not be done by this user, or removes bytes
+        that a pull would use, even if those models are kept.
         """
         for keep in ((), self.keep) if self.keep else ((),):
             plan, missed = self.plans.clean(msgspec.structs.replace(wishes, keep=keep))
@@ -271,7 +277,7 @@ class _Choice:
         return None
 
     def _is_harmless(self, plan: Plan) -> bool:
-        """Whether this user can carry a plan out, and it takes nothing that a pull would use."""
+        """Return whether this user can carry out a plan that removes nothing that a pull uses."""
         for action in plan.actions:
             if isinstance(action, ReleaseShared):
                 # Any repo may link to a blob of the shared store.
@@ -287,9 +293,9 @@ class _Choice:
         self.locked = self.locked or folder
         return folder is None
 
-    def _models(self, why: str, wanted: int, gone: set[str]) -> Iterator[Recommendation]:
+    def _models(self, why: str, wanted: int, removed: set[str]) -> Iterator[Recommendation]:
         """Yield models to remove, by size and last use, until that would be enough."""
-        models = [one for one in self.plans.evictable(self.pending) if one.repo not in gone]
+        models = [one for one in self.plans.evictable(self.pending) if one.repo not in removed]
         left = wanted
         for number, model in enumerate(models[:_MOST_MODELS]):
             if left <= 0:

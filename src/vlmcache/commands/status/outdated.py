@@ -35,7 +35,7 @@ def with_updates(session: Session, status: Status, patience: Patience | None = N
     if not asked:
         return status
     findings = list(status.findings)
-    found: dict[tuple[str, str], Outdated] = {}
+    newer: dict[tuple[str, str], Outdated] = {}
     newer_plans: list[Plan] = []
     folders = {layout.repo_folder("model", model.repo) for model in status.models}
     state = scan(status.cache.dir, only=folders)
@@ -56,15 +56,15 @@ def with_updates(session: Session, status: Status, patience: Patience | None = N
             )
             continue
         if plan is not None:
-            found[model.repo, model.revision] = Outdated(plan[0], plan[1].needs)
+            newer[model.repo, model.revision] = Outdated(plan[0], plan[1].needs)
             if model.state == "cached":
                 newer_plans.append(plan[1])
     models = tuple(
-        msgspec.structs.replace(model, outdated=found.get((model.repo, model.revision)))
+        msgspec.structs.replace(model, outdated=newer.get((model.repo, model.revision)))
         for model in status.models
     )
     steps = list(status.recommendations)
-    # A pull of what is not complete fetches the newest anyway, and takes its room first.
+    # A pull of an incomplete model fetches the newest anyway, and needs its room first.
     behind = [model for model in models if model.outdated is not None and model.state == "cached"]
     if behind:
         names = [name_to_pull(state, config, model) for model in behind]

@@ -19,8 +19,7 @@ from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk
 from vlmcache.commands.remove.clean import pinned_models, plan_clean
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.remove.values import Wishes
-from vlmcache.commands.status.steps import Evictable, PendingDownload
-from vlmcache.commands.status.texts import last_use
+from vlmcache.commands.status.steps import Evictable, PendingDownload, last_use
 from vlmcache.config import Session
 from vlmcache.units import size_text
 
@@ -37,7 +36,7 @@ def plan_download(
         repo_id: the model's repo.
         revision: the branch, tag or commit that is asked for.
         commit: what that means here, if the cache knows it.
-        estimate: bytes to fetch, for a model of which the cache holds no listing.
+        estimate: bytes to fetch, for a model of which the cache has no listing.
     """
     repo = state.repo(repo_id)
     if repo is not None and commit is None:
@@ -97,8 +96,8 @@ class Planner:
 
     def keepable(self, repos: Iterable[str]) -> tuple[str, ...]:
         """Return what `--keep` takes for those of the repos that are in the cache."""
-        there = [self.state.repo(one) for one in sorted(set(repos))]
-        return tuple(name_to_type(one) for one in there if one is not None)
+        cached = [self.state.repo(one) for one in sorted(set(repos))]
+        return tuple(name_to_type(one) for one in cached if one is not None)
 
     def locked_folder(self, plan: Plan) -> str | None:
         """Return a folder that the removals would change and this user cannot."""
@@ -152,7 +151,7 @@ class Planner:
         state, usage = self.state, self.known.usage
         pinned = pinned_models(self.config, state)
         keys = {folder for folder, _ in pinned.revisions}
-        found: list[Evictable] = []
+        evictable: list[Evictable] = []
         for repo in state.repos:
             if (
                 repo.linked_to is not None
@@ -169,8 +168,8 @@ class Planner:
                 name = name_to_type(repo)
                 age = self._age(repo)
                 recent = age is not None and age < _RECENT
-                found.append(Evictable(name, repo.id, plan.frees, last_use(age), recent))
-        return sorted(found, key=lambda one: (one.recent, -one.frees))
+                evictable.append(Evictable(name, repo.id, plan.frees, last_use(age), recent))
+        return sorted(evictable, key=lambda one: (one.recent, -one.frees))
 
     def largest(self) -> str:
         """Return the three largest models with their last use, in words."""
@@ -182,19 +181,19 @@ class Planner:
         )
 
     def _age(self, repo: Repo) -> float | None:
-        """Return the seconds since a repo was used, `None` where only its download is known."""
+        """Return the seconds since a repo was used, `None` if only its download is known."""
         uses = [self.known.used[repo.folder, one.commit] for one in repo.revisions]
         known = [use.at for use in uses if use.source != "written"]
         return max(0.0, self.state.scanned_at - max(known)) if known else None
 
 
 def _is_shut(folder: str) -> bool:
-    """Whether a folder is there in which this user cannot make and remove names."""
+    """Return whether a folder exists in which this user cannot make and remove names."""
     return os.path.isdir(folder) and not os.access(folder, os.W_OK | os.X_OK)
 
 
 def _may_unlink(path: str) -> bool:
-    """Whether a sticky folder lets this user take a name out of it."""
+    """Return whether a sticky folder lets this user remove a name from it."""
     try:
         folder, entry = os.stat(os.path.dirname(path)), os.lstat(path)
     except OSError:

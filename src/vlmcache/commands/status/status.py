@@ -1,4 +1,4 @@
-"""`status`: each model's state, the cache's bytes, the disk's room, and what to type next."""
+"""`status`: each model's state, the cache's bytes, the room on the disk, and what to type next."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Sta
 
 
 class _Table:
-    """The shipped list of models, read only where some model has nothing better to go by."""
+    """The shipped list of models, read only if a model has no better source."""
 
     def __init__(self) -> None:
         self._models: dict[str, ModelConfig] | None = None
@@ -130,16 +130,16 @@ def _model_status(
 ) -> ModelStatus:
     repo = state.repo(model.repo)
     judgement = judge(repo, model.revision)
-    held = judgement.revision
+    revision = judgement.revision
     size = size_on_disk = 0
     last_used = None
-    if repo is not None and held is not None:
-        size, size_on_disk = _revision_sizes(state, repo, held)
-        last_used = _last_used(used, repo, [held])
+    if repo is not None and revision is not None:
+        size, size_on_disk = _revision_sizes(state, repo, revision)
+        last_used = _last_used(used, repo, [revision])
     findings += _unreadable_indexes(model.repo, judgement)
     tensors: dict[str, Tensor] = {}
-    if judgement.state == "cached" and held is not None:
-        tensors, short = _read_tensors(model.repo, held, findings)
+    if judgement.state == "cached" and revision is not None:
+        tensors, short = _read_tensors(model.repo, revision, findings)
         if short:
             judgement = msgspec.structs.replace(judgement, state="damaged", damaged=short)
     memory, source = _memory(model, tensors, table)
@@ -149,7 +149,7 @@ def _model_status(
         revision=model.revision,
         state=judgement.state,
         commit=judgement.commit,
-        path=held.path if held else None,
+        path=revision.path if revision else None,
         size=size,
         size_on_disk=size_on_disk,
         expected_size=_expected_size(model, judgement, size, table),
@@ -167,15 +167,15 @@ def _model_status(
 
 
 def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
-    """Tell of indexes that are there and make no sense; the scan itself opens no files."""
-    held = judgement.revision
-    if held is None:
+    """Yield the indexes that exist but make no sense; the scan itself opens no files."""
+    revision = judgement.revision
+    if revision is None:
         return
-    for file in held.files:
+    for file in revision.files:
         if file.name not in judgement.damaged or not file.name.endswith(".index.json"):
             continue
         if file.kind in ("link", "copy") and file.size:
-            path = os.path.join(held.path, *file.name.split("/"))
+            path = os.path.join(revision.path, *file.name.split("/"))
             detail = f"{file.name} names no shards that could be loaded"
             remedy = units.command("verify", repo)
             yield Finding("unreadable-index", "error", repo, path, detail, remedy)
@@ -184,9 +184,9 @@ def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
 def _read_tensors(
     repo: str, revision: Revision, findings: list[Finding]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the tensors of a whole revision's safetensors, and the files that end too early.
+    """Return the tensors of a complete revision's safetensors, and the files that end too early.
 
-    There are no tensors where a header makes no sense.
+    There are no tensors if a header makes no sense.
     """
     tensors: dict[str, Tensor] = {}
     for name in sorted(formats.wanted(file.name for file in revision.files)):
@@ -225,7 +225,7 @@ def _memory(
 def _expected_size(
     model: ModelConfig, judgement: Judgement, size: int, table: _Table
 ) -> int | None:
-    """Return the length of the whole download, from the best that is known of it."""
+    """Return the length of the complete download, from the best source there is."""
     if judgement.tree:
         tree = judgement.tree
         return sum(tree[name].content_size for name in formats.wanted(tree))
@@ -291,7 +291,7 @@ def _repo_status(state: CacheState, repo: Repo, used: Mapping[Key, LastUse]) -> 
 def _last_used(
     used: Mapping[Key, LastUse], repo: Repo, revisions: Sequence[Revision]
 ) -> datetime | None:
-    """Return when one of the revisions was last used; `None` where only downloads are known."""
+    """Return when one of the revisions was last used; `None` if only downloads are known."""
     uses = [used[repo.folder, revision.commit] for revision in revisions]
     known = [use.at for use in uses if use.source != "written"]
     return datetime.fromtimestamp(int(max(known)), timezone.utc) if known else None

@@ -1,17 +1,28 @@
-"""What recommendations are made of: the commands, the downloads, and the room on the disk."""
+"""What recommendations are made of: commands, downloads, the room on the disk, and words."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 import msgspec
 
 from vlmcache import units
 from vlmcache.cache.state import Finding
-from vlmcache.change.plan import Plan
+from vlmcache.change.plan import Plan, ReleaseShared, Remove, RemoveTree
 from vlmcache.commands.status.values import Recommendation
 from vlmcache.config import Session, options_in_force
-from vlmcache.units import size_text
+from vlmcache.units import duration_text, size_text
+
+_CLASSES = {
+    "partial": "unfinished downloads",
+    "blob": "blobs that no snapshot links to",
+    "snapshot": "revisions",
+    "repo": "models",
+    "file": "second weight formats",
+    "stray": "leftovers",
+    "leftover": "leftovers",
+}
 
 
 class Advice:
@@ -39,7 +50,7 @@ class Advice:
 class PendingDownload(msgspec.Struct, frozen=True):
     """What a pull would do for one model that is not complete.
 
-    name: what to type for the model. known: whether the plan tells how much is fetched; otherwise
+    name: what to type for the model. known: whether the plan shows how much is fetched; otherwise
     it stands for one byte. repair: whether only `verify --repair` repairs it.
     """
 
@@ -62,7 +73,7 @@ class Evictable(msgspec.Struct, frozen=True):
 
 
 class Room(msgspec.Struct, frozen=True):
-    """The bytes of the cache and of its disk, and the limits that they are held against."""
+    """The bytes of the cache and of its disk, and the limits that apply to them."""
 
     size_on_disk: int
     free: int | None
@@ -84,3 +95,45 @@ class Room(msgspec.Struct, frozen=True):
         if (self.free or 0) < self.min_free:
             return f"{free} free, below the minimum of {size_text(self.min_free)}"
         return f"{free} free, under the comfortable {size_text(self.comfortable_free)}"
+
+
+def to_download(downloads: Sequence[PendingDownload]) -> str:
+    """Return what downloads take, in words."""
+    noun = "model" if len(downloads) == 1 else "models"
+    known = [one for one in downloads if one.known]
+    size = sum(one.plan.needs for one in known)
+    words = f"{len(downloads)} {noun} to download"
+    if not size:
+        return words
+    return f"{words}, {size_text(size)}{' or more' if len(known) < len(downloads) else ''}"
+
+
+def freed_by_kind(plan: Plan) -> str:
+    """Return what a plan frees by kind, the largest first, and the models that are evicted."""
+    frees: dict[str, int] = {}
+    removed = [one for one in plan.actions if isinstance(one, Remove | RemoveTree)]
+    # A revision's blobs go for the same reason as the revision itself.
+    revisions = {(one.repo, one.reason) for one in removed if one.kind == "snapshot"}
+    for action in plan.actions:
+        name = "blobs of the shared store"
+        if isinstance(action, Remove | RemoveTree):
+            name = _CLASSES.get(action.kind, "listings and locks")
+            if (action.repo, action.reason) in revisions:
+                name = "revisions"
+        elif not isinstance(action, ReleaseShared):
+            continue
+        frees[name] = frees.get(name, 0) + action.frees
+    largest = sorted(frees, key=lambda name: -frees[name])
+    words = ", ".join(f"{size_text(frees[name])} of {name}" for name in largest if frees[name])
+    evicted = sorted({one.repo for one in removed if one.repo and one.kind in ("repo", "snapshot")})
+    if not evicted:
+        return words
+    more = f" and {len(evicted) - 3} more" if len(evicted) > 3 else ""
+    return f"{words} ({', '.join(evicted[:3])}{more})"
+
+
+def last_use(age: float | None) -> str:
+    """Return when something was last used, from the seconds since then."""
+    if age is None:
+        return "last use unknown"
+    return "used just now" if age < 60 else f"last used {duration_text(age)} ago"

@@ -1,4 +1,4 @@
-"""What `status` answers with."""
+"""What `status` returns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NotCachedError(VlmcacheError):
 
 
 class CacheSummary(msgspec.Struct, frozen=True):
-    """The cache folder as a whole. Sizes are bytes; free and total are the filesystem's."""
+    """The complete cache folder. Sizes are bytes; free and total are the filesystem's."""
 
     dir: str
     source: str
@@ -52,9 +52,9 @@ class Outdated(msgspec.Struct, frozen=True):
 class ModelStatus(msgspec.Struct, frozen=True):
     """One configured or asked-for model.
 
-    size is the length of what is there, size_on_disk what it occupies, expected_size the length of
-    the whole download. memory_estimate is weights and overhead once loaded at `precision`;
-    memory_source says what it was reckoned from.
+    size is the length of the files, size_on_disk what they occupy, expected_size the length of the
+    complete download. memory_estimate is weights and overhead once loaded at `precision`;
+    memory_source says what it was estimated from.
     """
 
     key: str
@@ -75,9 +75,9 @@ class ModelStatus(msgspec.Struct, frozen=True):
     last_used: datetime | None
     configured: bool
     outdated: Outdated | None = None
-    """What `--outdated` found; `None` without it, and where there is nothing newer."""
+    """What `--outdated` found; `None` without it, and if nothing is newer."""
     linked_to: str | None = None
-    """Where the repo lies, if the cache has but a link to it."""
+    """Where the repo is, if the cache has only a link to it."""
     away: Away | None = None
     """Where it is and what to mount, if the state is `away`."""
 
@@ -116,8 +116,8 @@ class RepoStatus(msgspec.Struct, frozen=True):
 class Elsewhere(msgspec.Struct, frozen=True):
     """A folder outside the cache with repos that the cache links to.
 
-    moved: whether `vlmcache move` has brought all of them there. size_on_disk includes what they
-    have in the shared store there. free is `None` where that place is not there now.
+    moved: whether `vlmcache move` moved all of them there. size_on_disk includes what they
+    have in the shared store there. free is `None` if that place does not exist now.
     """
 
     path: str
@@ -128,7 +128,7 @@ class Elsewhere(msgspec.Struct, frozen=True):
 
 
 class Status(Report, frozen=True):
-    """What `vlmcache status` answers."""
+    """What `vlmcache status` returns."""
 
     cache: CacheSummary
     models: tuple[ModelStatus, ...]
@@ -136,9 +136,9 @@ class Status(Report, frozen=True):
     recommendations: tuple[Recommendation, ...]
     findings: tuple[Finding, ...]
     copies: tuple[KeptCopy, ...] = ()
-    """Kept quantised copies, which lie in vlmcache's own folder and not in the cache."""
+    """Kept quantized copies, which are in vlmcache's own folder and not in the cache."""
     elsewhere: tuple[Elsewhere, ...] = ()
-    """Where the repos lie of which the cache has but links; no part of its bytes."""
+    """Where the repos are of which the cache has only links; not part of its bytes."""
 
     @property
     def ids(self) -> list[str]:

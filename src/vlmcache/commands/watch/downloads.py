@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
 
 from vlmcache.cache.state import CacheState, Partial, Repo
 from vlmcache.commands.watch.events import files_by_blob
-from vlmcache.commands.watch.users import Users
+from vlmcache.commands.watch.models import Users
 from vlmcache.commands.watch.values import Clock, Download, DownloadState
 
 _LEAST_GAP = 0.5
 """Seconds between two samples, at the least, for a rate."""
 _SPEED_WINDOW = 20.0
-"""Seconds; the hub's client writes ten million bytes at once, which a slow line takes long for."""
+"""Seconds; the hub's client writes ten million bytes at once, which takes long on a slow line."""
 _FRESH = 10.0
 """Seconds after its last write in which a partial that nobody locks may still be written."""
 _STALLED_AFTER = 30.0
@@ -24,22 +23,18 @@ class Rate:
 
     def __init__(self, window: float) -> None:
         self._window = window
-        self._samples: deque[_Sample] = deque()
+        self._samples: deque[tuple[float, int]] = deque()
 
     def add(self, at: float, value: int) -> float | None:
         """Add a sample; return the growth per second, `None` if the samples are too close."""
         samples = self._samples
-        samples.append(_Sample(at, value))
+        samples.append((at, value))
         # The last sample before the window stays: a pause must not leave a window of one sample.
-        while len(samples) > 2 and samples[1].at < at - self._window:
+        while len(samples) > 2 and samples[1][0] < at - self._window:
             samples.popleft()
-        seconds = at - samples[0].at
-        return max(0.0, (value - samples[0].value) / seconds) if seconds >= _LEAST_GAP else None
-
-
-class _Sample(NamedTuple):
-    at: float
-    value: int
+        since, before = samples[0]
+        seconds = at - since
+        return max(0.0, (value - before) / seconds) if seconds >= _LEAST_GAP else None
 
 
 class Downloads:

@@ -1,15 +1,103 @@
-"""The configured models and the other repos of a cache, as `watch` shows them."""
+"""The models of a cache as `watch` shows them, and which processes have files of them open."""
 
 from __future__ import annotations
 
+import math
+import os
+import time
 from collections.abc import Iterator
 
-from vlmcache.cache import formats
+from vlmcache.cache import formats, layout
 from vlmcache.cache.completeness import judge, judge_repo
-from vlmcache.cache.state import CacheState, Repo, Revision, State
-from vlmcache.commands.watch.users import Users
-from vlmcache.commands.watch.values import WatchedModel
+from vlmcache.cache.state import CacheState, Partial, Repo, Revision, State
+from vlmcache.cache.usage import Process, Usage, find_users
+from vlmcache.commands.watch.values import Program, WatchedModel
 from vlmcache.config import Config, ModelConfig
+
+_AFTER = 10.0
+_BUSY_AFTER = 2.0
+_SHARE = 1000.0
+_BUSY_SHARE = 50.0
+"""How many times its own duration is waited before an expensive search is made again."""
+
+
+class Users:
+    """Who uses which repo, asked of the system as often as the cost of that allows."""
+
+    def __init__(self) -> None:
+        self._found_at = -math.inf
+        self._cost = 0.0
+        self._usage = Usage()
+        self._of_folder: dict[str, tuple[Program, ...]] = {}
+
+    def update(self, state: CacheState, at: float, *, busy: bool) -> None:
+        """Find out again who has what open, if it is time to.
+
+        Args:
+            state: the cache.
+            at: seconds on a clock that is never set back.
+            busy: whether something is being downloaded, so that it is time earlier.
+        """
+        least, share = (_BUSY_AFTER, _BUSY_SHARE) if busy else (_AFTER, _SHARE)
+        if at - self._found_at < max(least, share * self._cost):
+            return
+        started = time.perf_counter()
+        content = {
+            key: (repo.folder, path) for repo in state.repos for key, path in _files_of(state, repo)
+        }
+        self._usage = find_users({key: path for key, (_, path) in content.items()})
+        users: dict[str, dict[int, Program]] = {}
+        for key, processes in self._usage.files.items():
+            folder, _ = content[key]
+            for process in processes:
+                users.setdefault(folder, {})[process.pid] = _program(process)
+        self._of_folder = {
+            folder: tuple(programs[pid] for pid in sorted(programs))
+            for folder, programs in users.items()
+        }
+        self._found_at, self._cost = at, time.perf_counter() - started
+
+    def forget(self) -> None:
+        """Make the next update ask the system, however recent the last one is."""
+        self._found_at = -math.inf
+
+    def of(self, repo: Repo) -> tuple[Program, ...]:
+        """Return the processes that have files of a repo open."""
+        return self._of_folder.get(repo.folder, ())
+
+    def writer(self, partial: Partial) -> Program | None:
+        """Return the process that writes a partial download."""
+        users = self._usage.files.get((partial.device, partial.inode), ())
+        return _program(users[0]) if users else None
+
+
+def _files_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int], str]]:
+    """Yield (device, inode) and real path of all that a process may have open of a repo."""
+    base = os.path.realpath(repo.path)
+    for blob in repo.blobs.values():
+        shared = state.shared.get(blob.shared) if blob.shared is not None else None
+        if shared is not None:
+            yield (shared.device, shared.inode), os.path.realpath(shared.path)
+        else:
+            yield (blob.device, blob.inode), os.path.join(base, layout.BLOBS, blob.name)
+    for partial in repo.partials:
+        yield (partial.device, partial.inode), os.path.join(base, layout.BLOBS, partial.name)
+    for revision in repo.revisions:
+        for file in revision.files:
+            if file.kind == "copy":
+                path = os.path.join(base, layout.SNAPSHOTS, revision.commit, *file.name.split("/"))
+                yield (file.device, file.inode), path
+
+
+def _program(process: Process) -> Program:
+    """Name a process by its program; an interpreter by the script or module that it runs."""
+    words = process.command.split(" ")
+    name = os.path.basename(words[0])
+    if name.startswith("python") and len(words) > 1:
+        script = words[2] if words[1] == "-m" and len(words) > 2 else words[1]
+        if not script.startswith("-"):
+            name = os.path.basename(script)
+    return Program(process.pid, name)
 
 
 class Models:

@@ -23,7 +23,7 @@ class Scans:
     """Scans a cache again and again, by the filesystem's notifications or else by polling.
 
     Args:
-        folder: the cache, which may be absent and come later.
+        folder: the cache, which may be created later.
         clock: where the time comes from.
         notify: whether to ask the filesystem for notifications.
     """
@@ -84,7 +84,7 @@ class Scans:
         except FileNotFoundError:
             if before is None:
                 raise
-            # A folder went while it was read: the next look tells what is left.
+            # A folder was removed while it was read: the next check shows what is left.
             self._full_scan_at = at
         return () if before is None or self._state is None else changes(before, self._state)
 
@@ -101,16 +101,18 @@ class Scans:
             if not os.path.isdir(self._folder):
                 touched.add("")
             if not alive or "" in touched:
-                # The folder itself went or was changed; what the system watched may be gone.
+                # The folder itself was removed or changed; what the system watched may not exist.
                 self.close()
                 self._retry_at = at if alive else at + _RETRY_AFTER
         if self._notifications is None and self._notify and at >= self._retry_at:
             self._listen(at)
         if self._state is not None:
-            # The system does not tell of what lies behind links.
-            told = self._notifications is not None
-            repos = [repo for repo in self._state.repos if not told or repo.linked_to is not None]
-            times = _folder_times(self._state, repos) if repos or not told else {}
+            # The system does not report what changes behind links.
+            notified = self._notifications is not None
+            repos = [
+                repo for repo in self._state.repos if not notified or repo.linked_to is not None
+            ]
+            times = _folder_times(self._state, repos) if repos or not notified else {}
             touched |= {name for name in times if times[name] != self._times.get(name)}
             touched |= self._times.keys() - times.keys()
             self._times = times
@@ -126,14 +128,14 @@ class Scans:
             # serves as well, only later.
             self._retry_at = at + _RETRY_AFTER
         else:
-            # What happened before the system began to listen is found by a look at everything.
+            # What happened before the system began to listen is found by a full scan.
             self._full_scan_at = at
 
 
 def _folder_times(state: CacheState, repos: Iterable[Repo]) -> dict[str, tuple[int, ...]]:
     """Return name in the cache folder -> modification times that change with what is below it.
 
-    A folder's time tells of names that come and go in it; refs are written in place.
+    A folder's time changes with the names in it; refs are written in place.
     """
     found: dict[str, tuple[int, ...]] = {"": (_mtime(state.dir),)}
     found[layout.LOCKS] = (_mtime(os.path.join(state.dir, layout.LOCKS)),)

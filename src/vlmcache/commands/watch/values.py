@@ -1,4 +1,4 @@
-"""What `watch` answers with."""
+"""What `watch` yields."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     revision is a commit, path the partial download or the damaged place, files are names in the
     repo. size counts bytes: those received so far of a download, those on disk of what is removed,
-    those free for `low-space`.
+    free ones for `low-space`.
     """
 
     kind: EventKind
@@ -76,7 +76,7 @@ class Download(msgspec.Struct, frozen=True):
     """An unfinished download.
 
     size: bytes received. expected_size: the file's length as the Hub listed it. file: its name in
-    the repo. Both are `None` where the cache holds no listing. speed: bytes per second over the
+    the repo. Both are `None` if the cache has no listing. speed: bytes per second over the
     last twenty seconds.
     """
 
@@ -111,11 +111,11 @@ class WatchedModel(msgspec.Struct, frozen=True):
 
 
 class Snapshot(Report, frozen=True, tag_field="kind", tag="snapshot"):
-    """The cache at one look.
+    """The cache at one check.
 
     fill_rate: bytes per second by which the free space shrank over the last minute. full_in:
     seconds until nothing is free at that rate. low: whether less than cache.min_free is free.
-    problems: severity -> number of findings. notified: whether the filesystem tells of changes, in
+    problems: severity -> number of findings. notified: whether the filesystem reports changes, in
     place of polling.
     """
 
@@ -143,15 +143,15 @@ class Snapshot(Report, frozen=True, tag_field="kind", tag="snapshot"):
         return LowSpaceError(f"{free} free, less than {bound}")
 
 
-class Look(NamedTuple):
-    """One look, and what happened since the one before."""
+class Check(NamedTuple):
+    """One check, and what happened since the one before."""
 
     snapshot: Snapshot
     events: tuple[Event, ...]
 
 
 Wait = Callable[[float, socket.socket | None], bool]
-"""Waits so many seconds, or until the socket is readable; returns whether to go on."""
+"""Waits so many seconds, or until the socket is readable; returns whether to continue."""
 
 
 class Clock(NamedTuple):

@@ -14,10 +14,9 @@ from vlmcache.cache.mounts import mount_of
 from vlmcache.cache.state import CacheState
 from vlmcache.commands.status.summary import summarize_cache
 from vlmcache.commands.watch.downloads import Downloads, Rate
-from vlmcache.commands.watch.models import Models
+from vlmcache.commands.watch.models import Models, Users
 from vlmcache.commands.watch.scans import Scans
-from vlmcache.commands.watch.users import Users
-from vlmcache.commands.watch.values import Clock, Download, Event, Look, Snapshot, Wait
+from vlmcache.commands.watch.values import Check, Clock, Download, Event, Snapshot, Wait
 from vlmcache.config import Session
 
 _BUSY_INTERVAL = 1.0
@@ -31,7 +30,7 @@ _CLOCK = Clock()
 
 
 def wait(seconds: float, wake: socket.socket | None) -> bool:
-    """Wait so many seconds, or until the socket is readable; always go on."""
+    """Wait so many seconds, or until the socket is readable; always continue."""
     if wake is None:
         time.sleep(seconds)
     else:
@@ -46,36 +45,36 @@ def watch(
     wait: Wait = wait,
     clock: Clock = _CLOCK,
     notify: bool = True,
-) -> Generator[Look, None, None]:
-    """Yield looks at the cache: one at once, then one whenever something changed.
+) -> Generator[Check, None, None]:
+    """Yield checks of the cache: one at once, then one whenever something changed.
 
-    There is a look at least every `interval` seconds, and every second while something is being
-    downloaded. Nothing is changed, and no network is touched.
+    There is a check at least every `interval` seconds, and every second while something is being
+    downloaded. Nothing is changed, and no network is used.
 
     Args:
         session: the models of its configuration come first, and less free space than its `min_free`
-            counts as low; the cache may be absent and come later.
+            counts as low; the cache may be created later.
         interval: seconds.
         wait: how to wait between looks; it ends the iteration by returning False.
         clock: where the time comes from.
-        notify: whether to ask the filesystem to tell of changes, where it can.
+        notify: whether to ask the filesystem to report changes, if it can.
 
     Raises:
-        ConfigError: the cache path is no folder.
+        ConfigError: the cache path is not a folder.
     """
     state = _Watch(session, interval, clock, notify=notify)
     try:
         while True:
-            looked = clock.monotonic()
-            yield state.look()
-            due = looked + state.pause
-            if not wait(max(0.0, due - clock.monotonic()), state.wake):
+            checked = clock.monotonic()
+            yield state.check()
+            due = checked + state.pause
+            if not wait(max(0.0, due - clock.monotonic()), state.scans.wake):
                 return
-            early = looked + min(_LEAST_GAP, state.pause) - clock.monotonic()
+            early = checked + min(_LEAST_GAP, state.pause) - clock.monotonic()
             if early > 0 and not wait(early, None):
                 return
     finally:
-        state.close()
+        state.scans.close()
 
 
 class _Watch:
@@ -88,7 +87,7 @@ class _Watch:
         folder = session.cache.dir
         mount = mount_of(folder)
         notify = notify and not (mount is not None and mount.network)
-        self._scans = Scans(folder, clock, notify=notify)
+        self.scans = Scans(folder, clock, notify=notify)
         self._users = Users()
         self._downloads = Downloads(clock)
         self._models = Models(session.config)
@@ -102,24 +101,17 @@ class _Watch:
         """Seconds until the next check if nothing is reported before."""
         return min(self._interval, _BUSY_INTERVAL) if self._busy else self._interval
 
-    @property
-    def wake(self) -> socket.socket | None:
-        return self._scans.wake
-
-    def close(self) -> None:
-        self._scans.close()
-
-    def look(self) -> Look:
-        events = list(self._scans.update(self._downloads.are_live_in))
+    def check(self) -> Check:
+        events = list(self.scans.update(self._downloads.are_live_in))
         if any(event.kind == "download-left-behind" for event in events):
             # Its process has ended, and is not to be shown as the one that writes it.
             self._users.forget()
-        state = self._scans.state
+        state = self.scans.state
         busy = any(map(self._downloads.are_live_in, state.repos))
         self._users.update(state, self._clock.monotonic(), busy=busy)
         downloads = self._downloads.update(state, self._users)
         running = any(download.state != "left-behind" for download in downloads)
-        self._busy = running or self._scans.is_due
+        self._busy = running or self.scans.is_due
         cache = summarize_cache(self._session, state, mount_of(self._session.cache.dir))
         rate = self._fill_rate(cache.free)
         low = cache.free is not None and cache.free < cache.min_free
@@ -132,13 +124,13 @@ class _Watch:
             fill_rate=rate,
             full_in=cache.free / rate if rate and cache.free is not None else None,
             low=low,
-            notified=self.wake is not None,
+            notified=self.scans.wake is not None,
             models=tuple(self._models.update(state, self._users)),
             downloads=downloads,
             problems=_problems(state),
         )
         by_path = {download.path: download for download in downloads}
-        return Look(snapshot, tuple(self._reported(events, by_path)))
+        return Check(snapshot, tuple(self._reported(events, by_path)))
 
     def _fill_rate(self, free: int | None) -> float | None:
         if free is None:
