@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +19,23 @@ STATE_COLORS = {
     "away": "magenta",
 }
 SEVERITY_COLORS = {"error": "red", "warning": "yellow", "info": "dim"}
+
+
+def plain_table(*columns: str, numbers: Sequence[str] = (), folded: Sequence[str] = ()) -> Table:
+    """Return a table without lines.
+
+    Args:
+        columns: the headings.
+        numbers: those of columns whose cells end at the same place.
+        folded: those of columns whose long cells are folded; others are shortened.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in columns:
+        if name in folded:
+            table.add_column(name, overflow="fold", min_width=8)
+        else:
+            table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
+    return table
 
 
 def show_cache(out: Console, path: str) -> None:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlmcache.cache.state import ByClass
 from vlmcache.change.plan import Plan, Remove, RemoveTree
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.values import Wishes
 from vlmcache.commands.status.choose import choose
 from vlmcache.commands.status.planner import fetching
-from vlmcache.commands.status.steps import Advice, Evictable, PendingDownload, Room
-from vlmcache.commands.status.values import Recommendation
+from vlmcache.commands.status.steps import Advice, Evictable, PendingDownload
+from vlmcache.commands.status.values import CacheSummary, Recommendation
 from vlmcache.config import CacheLocation, Config, Limits, Session, read_environment
 from vlmcache.units import parse_size
 
@@ -128,7 +129,20 @@ class Disk:
         ]
 
     def steps(self) -> list[Recommendation]:
-        room = Room(self.size, self.free, self.min_free, self.comfortable, self.max_size)
+        room = CacheSummary(
+            dir=LOCATION.dir,
+            source=LOCATION.source,
+            exists=True,
+            filesystem=None,
+            access_times="unknown",
+            size_on_disk=self.size,
+            free=self.free,
+            total=None,
+            min_free=self.min_free,
+            comfortable_free=self.comfortable,
+            max_size=self.max_size,
+            by_class=ByClass(),
+        )
         return choose(Advice(SESSION), self, room, self.downloads())
 
     # What the commands do.

@@ -15,13 +15,20 @@ from tests.kit.caches import CacheBuilder, model_files
 from vlmcache.cache.state import ByClass
 from vlmcache.commands.status.values import CacheSummary
 from vlmcache.commands.watch import metrics
-from vlmcache.commands.watch.values import Check, Download, Event, Program, Snapshot, WatchedModel
+from vlmcache.commands.watch.values import (
+    Download,
+    Event,
+    Observation,
+    Program,
+    Snapshot,
+    WatchedModel,
+)
 from vlmcache.errors import UsageError
 
 AWKWARD = 'a"b\\c\nd\udce9.bin'
 
 
-def a_look(*events: str) -> Check:
+def a_look(*events: str) -> Observation:
     cache = CacheSummary(
         "/c",
         "--cache-dir",
@@ -52,7 +59,7 @@ def a_look(*events: str) -> Check:
         (download,),
         {"error": 1, "warning": 0, "info": 2},
     )
-    return Check(snapshot, tuple(Event(kind=kind) for kind in events))  # type: ignore[arg-type]
+    return Observation(snapshot, tuple(Event(kind=kind) for kind in events))  # type: ignore[arg-type]
 
 
 def values(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

@@ -23,7 +23,7 @@ from vlmcache.cache.scan import Scanner
 from vlmcache.commands.status import summary
 from vlmcache.commands.watch import scans, values
 from vlmcache.commands.watch import watch as watch_command
-from vlmcache.commands.watch.values import Check
+from vlmcache.commands.watch.values import Observation
 from vlmcache.commands.watch.watch import watch
 from vlmcache.config import CacheLocation, Config, Limits, ModelConfig, Session, read_environment
 
@@ -67,7 +67,7 @@ def session(root: Path, config: Config | None = None) -> Session:
 
 def looks(
     root: Path, steps: Steps, *, config: Config | None = None, notify: bool = False
-) -> tuple[list[Check], Clock]:
+) -> tuple[list[Observation], Clock]:
     clock = Clock(steps)
     found = watch(
         session(root, config),
@@ -78,7 +78,7 @@ def looks(
     return list(found), clock
 
 
-def kinds(look: Check) -> list[str]:
+def kinds(look: Observation) -> list[str]:
     return [event.kind for event in look.events]
 
 
@@ -354,7 +354,7 @@ def test_where_the_system_cannot_tell_of_changes_the_cache_is_polled(
     assert kinds(found[1]) == ["download-started"]
 
 
-def told(events: Iterator[Check], kind: str) -> float:
+def told(events: Iterator[Observation], kind: str) -> float:
     """Return the seconds until something is told."""
     began = time.monotonic()
     for look in events:

@@ -14,11 +14,10 @@ from vlmcache.commands.status.steps import (
     Advice,
     Evictable,
     PendingDownload,
-    Room,
     freed_by_kind,
     to_download,
 )
-from vlmcache.commands.status.values import Recommendation
+from vlmcache.commands.status.values import CacheSummary, Recommendation
 from vlmcache.units import exact_size, size_text
 
 _MOST_MODELS = 5
@@ -63,7 +62,7 @@ class Plans(Protocol):
 def choose(
     advised: Advice,
     plans: Plans,
-    room: Room,
+    room: CacheSummary,
     downloads: Sequence[PendingDownload],
     needed: Collection[str] = (),
 ) -> list[Recommendation]:
@@ -84,7 +83,7 @@ class _Choice:
         self,
         advised: Advice,
         plans: Plans,
-        room: Room,
+        room: CacheSummary,
         downloads: Sequence[PendingDownload],
         needed: Collection[str],
     ) -> None:

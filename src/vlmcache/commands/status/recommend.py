@@ -13,7 +13,7 @@ from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.choose import choose
 from vlmcache.commands.status.planner import Planner, plan_download
-from vlmcache.commands.status.steps import Advice, PendingDownload, Room
+from vlmcache.commands.status.steps import Advice, PendingDownload
 from vlmcache.commands.status.values import ModelStatus, Recommendation, RepoStatus, Status
 from vlmcache.config import Config, ModelConfig, Session, name_of
 from vlmcache.units import size_text
@@ -97,15 +97,7 @@ def recommend(advised: Advice, planner: Planner, found: Status) -> list[Recommen
         if model.repo not in asked
         and judge(state.repo(model.repo), model.revision).state in _INCOMPLETE
     }
-    summary = found.cache
-    room = Room(
-        summary.size_on_disk,
-        summary.free,
-        summary.min_free,
-        summary.comfortable_free,
-        summary.max_size,
-    )
-    return steps + choose(advised, planner, room, downloads, needed)
+    return steps + choose(advised, planner, found.cache, downloads, needed)
 
 
 def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recommendation]:

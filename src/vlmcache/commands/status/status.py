@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,8 +68,7 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
     )
     known = Known(environment, state)
     summary = summarize_cache(session, state, known.mount)
-    table = _Table()
-    models = tuple(_model_status(state, model, table, findings, known.used) for model in wanted)
+    models = tuple(_model_status(state, model, findings, known.used) for model in wanted)
     repos = tuple(_repo_status(state, repo, known.used) for repo in state.repos)
     advised = Advice(session)
     planner = Planner(known, session)
@@ -109,22 +109,15 @@ def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Sta
     )
 
 
-class _Table:
-    """The shipped list of models, read only if a model has no better source."""
-
-    def __init__(self) -> None:
-        self._models: dict[str, ModelConfig] | None = None
-
-    def get(self, repo: str) -> ModelConfig | None:
-        if self._models is None:
-            self._models = {model.repo: model for model in shipped_config().models.values()}
-        return self._models.get(repo)
+@functools.cache
+def _shipped() -> dict[str, ModelConfig]:
+    """Return repo -> the shipped configuration of it, read only if a model has no better source."""
+    return {model.repo: model for model in shipped_config().models.values()}
 
 
 def _model_status(
     state: CacheState,
     model: ModelConfig,
-    table: _Table,
     findings: list[Finding],
     used: Mapping[Key, LastUse],
 ) -> ModelStatus:
@@ -142,7 +135,7 @@ def _model_status(
         tensors, short = _read_tensors(model.repo, revision, findings)
         if short:
             judgement = msgspec.structs.replace(judgement, state="damaged", damaged=short)
-    memory, source = _memory(model, tensors, table)
+    memory, source = _memory(model, tensors)
     return ModelStatus(
         key=model.key,
         repo=model.repo,
@@ -152,7 +145,7 @@ def _model_status(
         path=revision.path if revision else None,
         size=size,
         size_on_disk=size_on_disk,
-        expected_size=_expected_size(model, judgement, size, table),
+        expected_size=_expected_size(model, judgement, size),
         missing_files=judgement.missing,
         damaged_files=judgement.damaged,
         precision=model.precision,
@@ -207,7 +200,7 @@ def _read_tensors(
 
 
 def _memory(
-    model: ModelConfig, tensors: dict[str, Tensor], table: _Table
+    model: ModelConfig, tensors: dict[str, Tensor]
 ) -> tuple[Memory | None, MemorySource | None]:
     if tensors:
         return with_overhead(weights_bytes(tensors, model.precision)), "weights"
@@ -216,15 +209,13 @@ def _memory(
         return Memory(max(0, model.expected_memory - overhead), overhead), "config"
     if model.expected_size is not None:
         return with_overhead(rescale(model.expected_size, "bf16", model.precision)), "config"
-    shipped = table.get(model.repo)
+    shipped = _shipped().get(model.repo)
     if shipped is not None and shipped.expected_size is not None:
         return with_overhead(rescale(shipped.expected_size, "bf16", model.precision)), "table"
     return None, None
 
 
-def _expected_size(
-    model: ModelConfig, judgement: Judgement, size: int, table: _Table
-) -> int | None:
+def _expected_size(model: ModelConfig, judgement: Judgement, size: int) -> int | None:
     """Return the length of the complete download, from the best source there is."""
     if judgement.tree:
         tree = judgement.tree
@@ -233,7 +224,7 @@ def _expected_size(
         return size
     if model.expected_size is not None:
         return model.expected_size
-    shipped = table.get(model.repo)
+    shipped = _shipped().get(model.repo)
     return shipped.expected_size if shipped else None
 
 

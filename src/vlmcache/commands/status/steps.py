@@ -72,31 +72,6 @@ class Evictable(msgspec.Struct, frozen=True):
     recent: bool
 
 
-class Room(msgspec.Struct, frozen=True):
-    """The bytes of the cache and of its disk, and the limits that apply to them."""
-
-    size_on_disk: int
-    free: int | None
-    min_free: int
-    comfortable_free: int
-    max_size: int | None
-
-    @property
-    def bound(self) -> int | None:
-        """What should be free, `None` if it is."""
-        if self.free is None or self.free >= max(self.comfortable_free, self.min_free):
-            return None
-        return self.min_free if self.free < self.min_free else self.comfortable_free
-
-    @property
-    def low(self) -> str:
-        """How little is free, in words."""
-        free = size_text(self.free or 0)
-        if (self.free or 0) < self.min_free:
-            return f"{free} free, below the minimum of {size_text(self.min_free)}"
-        return f"{free} free, under the comfortable {size_text(self.comfortable_free)}"
-
-
 def to_download(downloads: Sequence[PendingDownload]) -> str:
     """Return what downloads take, in words."""
     noun = "model" if len(downloads) == 1 else "models"

@@ -14,6 +14,7 @@ from vlmcache.cache.weights import Precision
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.home.copies import KeptCopy
 from vlmcache.report import Report
+from vlmcache.units import size_text
 
 MemorySource = Literal["weights", "config", "table"]
 
@@ -40,6 +41,21 @@ class CacheSummary(msgspec.Struct, frozen=True):
     comfortable_free: int
     max_size: int | None
     by_class: ByClass
+
+    @property
+    def bound(self) -> int | None:
+        """What should be free, `None` if it is."""
+        if self.free is None or self.free >= max(self.comfortable_free, self.min_free):
+            return None
+        return self.min_free if self.free < self.min_free else self.comfortable_free
+
+    @property
+    def low(self) -> str:
+        """How little is free, in words."""
+        free = size_text(self.free or 0)
+        if (self.free or 0) < self.min_free:
+            return f"{free} free, below the minimum of {size_text(self.min_free)}"
+        return f"{free} free, under the comfortable {size_text(self.comfortable_free)}"
 
 
 class Outdated(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from vlmcache.cache.moved import DRIVE_AWAY
 from vlmcache.cache.state import Finding
 from vlmcache.commands.status.values import CacheSummary, ModelStatus, RepoStatus, Status
 from vlmcache.show.console import console
-from vlmcache.show.tables import SEVERITY_COLORS, STATE_COLORS, hanging, labelled
+from vlmcache.show.tables import SEVERITY_COLORS, STATE_COLORS, hanging, labelled, plain_table
 from vlmcache.show.text import NOTHING, ago, printable
 from vlmcache.units import size_text
 
@@ -79,17 +79,11 @@ def _amount(size: int | None) -> str:
 
 
 def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("MODEL", overflow="fold", min_width=8)
-    if width >= _WIDE:
-        table.add_column("REPO", overflow="fold")
-    table.add_column("STATE", no_wrap=True)
-    for name in ("ON DISK", "EXPECTED"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if width >= _NARROW:
-        table.add_column("PRECISION", no_wrap=True)
-        table.add_column("MEMORY", justify="right", no_wrap=True)
-        table.add_column("LAST USED", no_wrap=True)
+    columns = ["MODEL", *(["REPO"] if width >= _WIDE else []), "STATE", "ON DISK", "EXPECTED"]
+    columns += ["PRECISION", "MEMORY", "LAST USED"] if width >= _NARROW else []
+    table = plain_table(
+        *columns, numbers=("ON DISK", "EXPECTED", "MEMORY"), folded=("MODEL", "REPO")
+    )
     for model in models:
         cells: list[str | Text] = [printable(model.key)]
         if width >= _WIDE:
@@ -128,13 +122,8 @@ def _some(names: tuple[str, ...]) -> str:
 
 
 def _repo_table(repos: Iterable[RepoStatus], now: datetime) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("OTHER REPO", overflow="fold")
-    table.add_column("TYPE", no_wrap=True)
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("ON DISK", justify="right", no_wrap=True)
-    table.add_column("REVISIONS", justify="right", no_wrap=True)
-    table.add_column("LAST USED", no_wrap=True)
+    columns = ("OTHER REPO", "TYPE", "STATE", "ON DISK", "REVISIONS", "LAST USED")
+    table = plain_table(*columns, numbers=("ON DISK", "REVISIONS"), folded=("OTHER REPO",))
     for repo in repos:
         table.add_row(
             printable(repo.repo),

@@ -19,7 +19,7 @@ from typing import get_args
 
 from vlmcache.cache.state import State
 from vlmcache.change import place
-from vlmcache.commands.watch.values import Check, DownloadState, EventKind, Snapshot
+from vlmcache.commands.watch.values import DownloadState, EventKind, Observation, Snapshot
 from vlmcache.errors import UsageError, VlmcacheError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -39,7 +39,7 @@ class Exposition:
         self.text = ""
         self._events: Counter[str] = Counter(dict.fromkeys(get_args(EventKind), 0))
 
-    def update(self, check: Check) -> str:
+    def update(self, check: Observation) -> str:
         """Count the events of a check and return the text."""
         self._events.update(event.kind for event in check.events)
         self.text = "".join(_families(check.snapshot, self._events))

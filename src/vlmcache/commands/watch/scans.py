@@ -40,12 +40,6 @@ class Scans:
         self._times: dict[str, tuple[int, ...]] = {}
 
     @property
-    def state(self) -> CacheState:
-        """What the last scan found."""
-        assert self._state is not None
-        return self._state
-
-    @property
     def is_due(self) -> bool:
         """Whether the next scan reads everything again."""
         return self._clock.monotonic() >= self._full_scan_at
@@ -61,8 +55,8 @@ class Scans:
             self._notifications.close()
             self._notifications = None
 
-    def update(self, is_live: Callable[[Repo], bool]) -> tuple[Event, ...]:
-        """Read again what may have changed, and return what did.
+    def update(self, is_live: Callable[[Repo], bool]) -> tuple[CacheState, tuple[Event, ...]]:
+        """Read again what may have changed; return the cache and what did change.
 
         Args:
             is_live: whether something of a repo is being downloaded, so that it is read each time.
@@ -86,7 +80,8 @@ class Scans:
                 raise
             # A folder was removed while it was read: the next check shows what is left.
             self._full_scan_at = at
-        return () if before is None or self._state is None else changes(before, self._state)
+        assert self._state is not None
+        return self._state, () if before is None else changes(before, self._state)
 
     def _touched(self, at: float, is_live: Callable[[Repo], bool]) -> set[str]:
         """Return names in the cache folder below which something may have changed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vlmcache.commands.watch.values import Check, Event, Program
+from vlmcache.commands.watch.values import Event, Observation, Program
 from vlmcache.show.text import printable
 from vlmcache.units import duration_text, size_text
 
@@ -54,7 +54,7 @@ def event_words(event: Event, *, verbose: bool) -> Iterator[str]:
         yield printable(event.path)
 
 
-def visible(check: Check) -> tuple[object, ...]:
+def visible(check: Observation) -> tuple[object, ...]:
     """Return what of a check can be seen: one more second or byte is not a reason to draw."""
     snapshot = check.snapshot
     free = snapshot.cache.free

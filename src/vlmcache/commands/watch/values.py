@@ -143,7 +143,7 @@ class Snapshot(Report, frozen=True, tag_field="kind", tag="snapshot"):
         return LowSpaceError(f"{free} free, less than {bound}")
 
 
-class Check(NamedTuple):
+class Observation(NamedTuple):
     """One check, and what happened since the one before."""
 
     snapshot: Snapshot

@@ -10,11 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from vlmcache.commands.watch.keyboard import (
@@ -33,10 +32,10 @@ from vlmcache.commands.watch.texts import (
     shortened,
     visible,
 )
-from vlmcache.commands.watch.values import Check, Download, Event, Snapshot, WatchedModel
+from vlmcache.commands.watch.values import Download, Event, Observation, Snapshot, WatchedModel
 from vlmcache.show.console import console, styled
 from vlmcache.show.document import stream_line, write
-from vlmcache.show.tables import STATE_COLORS
+from vlmcache.show.tables import STATE_COLORS, plain_table
 from vlmcache.show.text import NOTHING, printable
 from vlmcache.units import duration_text, size_text
 
@@ -104,7 +103,7 @@ class Screen:
         self._keyboard = Keyboard()
         self._note = note
         self._warning: str | None = None
-        self._check: Check | None = None
+        self._check: Observation | None = None
         self._events: deque[tuple[datetime, Event]] = deque(maxlen=_KEPT_EVENTS)
         self._sort = 0
         self._paused = False
@@ -137,7 +136,7 @@ class Screen:
             finally:
                 self._keyboard.close()
 
-    def show(self, check: Check) -> None:
+    def show(self, check: Observation) -> None:
         """Show a check, and keep what happened."""
         for event in check.events:
             if event.kind != "download-advanced":
@@ -238,7 +237,7 @@ class Lines:
     def __exit__(self, *exception: object) -> None:
         """There is nothing to put back."""
 
-    def show(self, check: Check) -> None:
+    def show(self, check: Observation) -> None:
         """Print the first check completely, and the events of each."""
         if not self._shown:
             self._shown = True
@@ -350,14 +349,6 @@ def _header(snapshot: Snapshot, width: int) -> list[Text]:
     return lines
 
 
-def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=False)
-    for name in columns:
-        justify: Literal["left", "right"] = "right" if name in numbers else "left"
-        table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")
-    return table
-
-
 def _downloads(
     downloads: Sequence[Download], width: int, rows: int
 ) -> tuple[list[RenderableType], int]:
@@ -367,7 +358,7 @@ def _downloads(
     wide = width >= _WIDE
     numbers = ("RECEIVED", "OF", "SPEED", "LEFT")
     columns = ["DOWNLOAD", *(["FILE"] if wide else []), *numbers, "BY"]
-    table = _table(*columns, numbers=numbers)
+    table = plain_table(*columns, numbers=numbers)
     order = {"running": 0, "stalled": 1, "left-behind": 2}
     every = sorted(downloads, key=lambda download: (order[download.state], download.repo))
     shown, more = _fitting(every, rows)
@@ -411,7 +402,7 @@ def _models(
     """Return the table of models in at most so many lines."""
     every = sorted(models, key=_ORDERS[_SORTS[sort]])
     shown, more = _fitting(every, rows)
-    table = _table(
+    table = plain_table(
         "MODEL", "STATE", "ON DISK", "EXPECTED", "IN USE BY", numbers=("ON DISK", "EXPECTED")
     )
     for model in shown:

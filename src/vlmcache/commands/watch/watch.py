@@ -16,7 +16,7 @@ from vlmcache.commands.status.summary import summarize_cache
 from vlmcache.commands.watch.downloads import Downloads, Rate
 from vlmcache.commands.watch.models import Models, Users
 from vlmcache.commands.watch.scans import Scans
-from vlmcache.commands.watch.values import Check, Clock, Download, Event, Snapshot, Wait
+from vlmcache.commands.watch.values import Clock, Download, Event, Observation, Snapshot, Wait
 from vlmcache.config import Session
 
 _BUSY_INTERVAL = 1.0
@@ -45,7 +45,7 @@ def watch(
     wait: Wait = wait,
     clock: Clock = _CLOCK,
     notify: bool = True,
-) -> Generator[Check, None, None]:
+) -> Generator[Observation, None, None]:
     """Yield checks of the cache: one at once, then one whenever something changed.
 
     There is a check at least every `interval` seconds, and every second while something is being
@@ -101,12 +101,12 @@ class _Watch:
         """Seconds until the next check if nothing is reported before."""
         return min(self._interval, _BUSY_INTERVAL) if self._busy else self._interval
 
-    def check(self) -> Check:
-        events = list(self.scans.update(self._downloads.are_live_in))
+    def check(self) -> Observation:
+        state, changed = self.scans.update(self._downloads.are_live_in)
+        events = [*changed]
         if any(event.kind == "download-left-behind" for event in events):
             # Its process has ended, and is not to be shown as the one that writes it.
             self._users.forget()
-        state = self.scans.state
         busy = any(map(self._downloads.are_live_in, state.repos))
         self._users.update(state, self._clock.monotonic(), busy=busy)
         downloads = self._downloads.update(state, self._users)
@@ -130,7 +130,7 @@ class _Watch:
             problems=_problems(state),
         )
         by_path = {download.path: download for download in downloads}
-        return Check(snapshot, tuple(self._reported(events, by_path)))
+        return Observation(snapshot, tuple(self._reported(events, by_path)))
 
     def _fill_rate(self, free: int | None) -> float | None:
         if free is None:
