@@ -57,18 +57,17 @@ def check_paths(session: Session, paths: tuple[PathFact, ...]) -> Iterator[Findi
 
 def _other_caches(session: Session) -> Iterator[str]:
     """Yield the usual places of a cache that hold repos and are not the chosen one."""
-    environment = session.environment
     home = os.path.expanduser("~")
     candidates = [
         os.path.join(home, ".cache", "huggingface", "hub"),
         os.path.join(home, ".cache", "huggingface", "transformers"),
-        os.path.join(hub_home(environment), "hub"),
+        os.path.join(hub_home(session.environment), "hub"),
     ]
-    if environment.get("XDG_CACHE_HOME"):
-        base = os.path.expanduser(environment.variables["XDG_CACHE_HOME"])
+    if session.environment.get("XDG_CACHE_HOME"):
+        base = os.path.expanduser(session.environment.variables["XDG_CACHE_HOME"])
         candidates.append(os.path.join(base, "huggingface", "hub"))
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"):
-        value = environment.get(name)
+        value = session.environment.get(name)
         if value:
             candidates.append(os.path.abspath(os.path.expanduser(value)))
     seen = {os.path.realpath(session.cache.dir)}
@@ -181,17 +180,17 @@ def check_versions(versions: dict[str, str | None]) -> Iterator[Finding]:
         )
 
 
-def check_cache(found: Status) -> Iterator[Finding]:
+def check_cache(status: Status) -> Iterator[Finding]:
     """Yield what is damaged in the cache."""
-    yield from (finding for finding in found.findings if finding.code == DRIVE_AWAY)
-    errors = [finding for finding in found.findings if finding.severity == "error"]
+    yield from (finding for finding in status.findings if finding.code == DRIVE_AWAY)
+    errors = [finding for finding in status.findings if finding.severity == "error"]
     if errors:
         repos = sorted({finding.repo for finding in errors if finding.repo})
         yield finding(
             "damaged-repos",
             "error",
-            found.cache.dir,
+            status.cache.dir,
             f"{len(errors)} {'error' if len(errors) == 1 else 'errors'} in the cache: "
-            + (", ".join(repos) or found.cache.dir),
+            + (", ".join(repos) or status.cache.dir),
             "vlmcache status -v",
         )

@@ -78,21 +78,21 @@ def diagnose(
     devices = _devices(findings)
     if ask_torch and versions["torch"] is not None and versions["transformers"] is not None:
         devices = _seen_by_torch(devices, findings)
-    found: Status | None = None
+    seen: Status | None = None
     missing: tuple[str, ...] = ()
     try:
-        found = status(session)
-        missing = tuple(model.key for model in found.models if model.state != "cached")
+        seen = status(session)
+        missing = tuple(model.key for model in seen.models if model.state != "cached")
     except (CacheError, ConfigError) as error:
         findings.append(finding("cache-path", "error", location.dir, error.message, error.hint))
     findings += check_paths(session, paths)
-    steps = found.recommendations if found is not None else ()
+    steps = seen.recommendations if seen is not None else ()
     advised = Advice(session)
     findings += check_filesystem(filesystem, location.dir, config, what_frees(steps, advised))
     findings += check_permissions(location.dir)
     findings += check_versions(versions)
-    if found is not None:
-        findings += check_cache(found)
+    if seen is not None:
+        findings += check_cache(seen)
     findings += (finding("configuration", "warning", config.path, text) for text in config.notices)
     findings += (
         finding("configuration", "info", os.path.join(environment.folder, ".env"), text)
@@ -108,7 +108,7 @@ def diagnose(
         devices=devices,
         quantization=f"bitsandbytes {version}" if (version := versions["bitsandbytes"]) else None,
         offline=Offline(
-            not missing and found is not None, missing, environment.offline_by is not None
+            not missing and seen is not None, missing, environment.offline_by is not None
         ),
         findings=tuple(map(advised.completed, findings)),
         shared=access.sharing if access is not None else None,

@@ -28,7 +28,7 @@ class _ChangedError(Exception):
     """An entry is not what the plan expects."""
 
 
-def plan_access(found: Iterable[AccessEntry | Unseen], group: int | None) -> Plan:
+def plan_access(entries: Iterable[AccessEntry | Unseen], group: int | None) -> Plan:
     """Return what has to change so that a group shares a cache, or its owner alone has it.
 
     Shared: everything is the group's; folders can be written by it and hand the group on; blobs can
@@ -36,13 +36,13 @@ def plan_access(found: Iterable[AccessEntry | Unseen], group: int | None) -> Pla
     write, and not every user of the machine can write.
 
     Args:
-        found: the entries of the cache.
+        entries: the entries of the cache.
         group: the group's number, or `None` for a cache of one user.
     """
-    seen = list(found)
-    listed = [one for one in seen if isinstance(one, AccessEntry)]
-    names = Counter((one.device, one.inode) for one in listed if one.kind != "folder")
-    kept = [Kept(one.path, None, one.reason) for one in seen if isinstance(one, Unseen)]
+    seen = list(entries)
+    listed = [entry for entry in seen if isinstance(entry, AccessEntry)]
+    names = Counter((entry.device, entry.inode) for entry in listed if entry.kind != "folder")
+    kept = [Kept(entry.path, None, entry.reason) for entry in seen if isinstance(entry, Unseen)]
     actions: list[SetAccess] = []
     for entry in listed:
         action = _action(entry, group)
@@ -137,16 +137,16 @@ def _opened(path: str, root: str) -> Iterator[int]:
 
 
 def _set(descriptor: int, action: SetAccess) -> None:
-    found = os.fstat(descriptor)
+    facts = os.fstat(descriptor)
     if (
-        (found.st_dev, found.st_ino) != (action.device, action.inode)
-        or modes.S_IMODE(found.st_mode) != action.old_mode
-        or found.st_gid != action.old_group
+        (facts.st_dev, facts.st_ino) != (action.device, action.inode)
+        or modes.S_IMODE(facts.st_mode) != action.old_mode
+        or facts.st_gid != action.old_group
     ):
         raise _ChangedError(f"it changed since the plan was made: {action.path}")
     # Such a handle is changed through its place in /proc (open(2), O_PATH).
     place = f"/proc/self/fd/{descriptor}" if _BY_HANDLE else descriptor
-    if action.group != found.st_gid:
+    if action.group != facts.st_gid:
         os.chown(place, -1, action.group)
     # After the group, since a change of owners can take bits of the mode away (chown(2)).
     if modes.S_IMODE(os.fstat(descriptor).st_mode) != action.mode:

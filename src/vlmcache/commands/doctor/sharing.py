@@ -40,11 +40,11 @@ def check_sharing(cache_dir: str, group: str | None, *, fix: bool) -> Access:
     receipt = None
     if fix:
         plan, receipt = _fix(root, gid, plan)
-    found = [] if sharing is None else list(_sharing_findings(root, sharing))
+    findings = [] if sharing is None else list(_sharing_findings(root, sharing))
     left = len(plan.actions if receipt is None else undone(receipt))
     if left:
-        found.insert(0, _open_finding(root, left, sharing, fixed=fix))
-    return Access(sharing, plan, receipt, tuple(found))
+        findings.insert(0, _open_finding(root, left, sharing, fixed=fix))
+    return Access(sharing, plan, receipt, tuple(findings))
 
 
 def _fix(root: str, gid: int | None, plan: Plan) -> tuple[Plan, Receipt]:
@@ -66,15 +66,15 @@ def _sharing(name: str) -> Sharing:
     import pwd
 
     try:
-        found = grp.getgrgid(int(name)) if name.isdecimal() else grp.getgrnam(name)
+        entry = grp.getgrgid(int(name)) if name.isdecimal() else grp.getgrnam(name)
     except (KeyError, OverflowError):
         raise UsageError(
             f"no such group: {name}",
             f"sudo groupadd {name}, and sudo usermod -aG {name} USER for each user",
         ) from None
-    members = set(found.gr_mem)
-    members |= {user.pw_name for user in pwd.getpwall() if user.pw_gid == found.gr_gid}
-    return Sharing(found.gr_name, found.gr_gid, tuple(sorted(members)), _umask())
+    members = set(entry.gr_mem)
+    members |= {user.pw_name for user in pwd.getpwall() if user.pw_gid == entry.gr_gid}
+    return Sharing(entry.gr_name, entry.gr_gid, tuple(sorted(members)), _umask())
 
 
 def _umask() -> str | None:
@@ -84,8 +84,8 @@ def _umask() -> str | None:
             lines = file.readlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith("Umask:")]
-    return found[0] if found else None
+    masks = [line.split()[1] for line in lines if line.startswith("Umask:")]
+    return masks[0] if masks else None
 
 
 def _sharing_findings(root: str, sharing: Sharing) -> Iterator[Finding]:
@@ -144,11 +144,11 @@ def _closed_above(root: str, gid: int) -> Iterator[str]:
     folder = os.path.dirname(os.path.realpath(root))
     while True:
         try:
-            found = os.stat(folder)
+            facts = os.stat(folder)
         except OSError:
             return
-        needed = 0o010 if found.st_gid == gid else 0o001
-        if not found.st_mode & needed:
+        needed = 0o010 if facts.st_gid == gid else 0o001
+        if not facts.st_mode & needed:
             yield folder
         above = os.path.dirname(folder)
         if above == folder:

@@ -120,4 +120,6 @@ class Access(msgspec.Struct, frozen=True):
 
 def undone(receipt: Receipt) -> tuple[Outcome, ...]:
     """Return what is not as the plan wanted it."""
-    return tuple(one for one in receipt.outcomes if one.result not in ("done", "absent"))
+    return tuple(
+        outcome for outcome in receipt.outcomes if outcome.result not in ("done", "absent")
+    )

@@ -94,10 +94,12 @@ class _Choice:
         self.keep = plans.keepable(self.pending)
         self.locked: str | None = None
         self.elsewhere: dict[str, list[str]] = {}
-        running = [one for one in downloads if plans.is_running(one)]
-        self.running = [one.name for one in running]
+        running = [download for download in downloads if plans.is_running(download)]
+        self.running = [download.name for download in running]
         self.downloads = [
-            one for one in downloads if one not in running and not self._is_locked(one)
+            download
+            for download in downloads
+            if download not in running and not self._is_locked(download)
         ]
 
     def steps(self) -> Iterator[Recommendation]:
@@ -107,7 +109,7 @@ class _Choice:
         short = self.plans.shortage([*fetched, *waiting])
         if short is not None:
             evicting = self._evicting(waiting, short)
-            waiting = [one for one in waiting if one not in evicting]
+            waiting = [download for download in waiting if download not in evicting]
         yield from self._freeing(short if waiting else None, waiting)
         if self.locked is not None:
             text = f"{self.locked} cannot be changed by this user: run vlmcache as its owner"
@@ -120,7 +122,7 @@ class _Choice:
         yield from self._fetching(fetched)
         if evicting:
             text = f"{to_download(evicting)}, after evicting what was not used recently"
-            names = [one.name for one in evicting]
+            names = [download.name for download in evicting]
             yield self.advised.recommend(text, "pull", *names, "--make-room")
 
     # What fetches.
@@ -140,43 +142,51 @@ class _Choice:
         fitting: list[PendingDownload] = []
         waiting: list[PendingDownload] = []
         # Those that need nothing and small ones come first, so that most of them fit.
-        for one in sorted(self.downloads, key=lambda one: (not one.known, one.plan.needs)):
-            short = self.plans.shortage([*fitting, one])
+        for download in sorted(
+            self.downloads, key=lambda download: (not download.known, download.plan.needs)
+        ):
+            short = self.plans.shortage([*fitting, download])
             if short is None:
-                fitting.append(one)
+                fitting.append(download)
             elif self.plans.on_cache_disk(short):
-                waiting.append(one)
+                waiting.append(download)
             else:
-                self.elsewhere.setdefault(short.place, []).append(one.name)
+                self.elsewhere.setdefault(short.place, []).append(download.name)
         return (
-            [one for one in self.downloads if one in fitting],
-            [one for one in self.downloads if one in waiting],
+            [download for download in self.downloads if download in fitting],
+            [download for download in self.downloads if download in waiting],
         )
 
     def _evicting(
         self, waiting: Sequence[PendingDownload], short: Shortage
     ) -> list[PendingDownload]:
         """Return the downloads for which `pull --make-room` would make enough room."""
-        pulled = [one for one in waiting if one.known and not one.repair]
+        pulled = [download for download in waiting if download.known and not download.repair]
         if not pulled or not self.plans.may_evict(short):
             return []
         # Everything else that is fetched needs room too, so the goal is that of all downloads.
-        wishes = Wishes(free=short.goal, keep=self.plans.keepable(one.repo for one in pulled))
+        wishes = Wishes(
+            free=short.goal, keep=self.plans.keepable(download.repo for download in pulled)
+        )
         plan, missed = self.plans.clean(wishes)
         return [] if missed or not self._is_harmless(plan) else pulled
 
     def _fetching(self, downloads: Sequence[PendingDownload]) -> Iterator[Recommendation]:
-        broken = [one.name for one in downloads if one.damaged and not one.repair]
+        broken = [
+            download.name for download in downloads if download.damaged and not download.repair
+        ]
         if broken:
             text = f"damaged: {', '.join(broken)}; fetch the bad files again"
             yield self.advised.recommend(text, "pull", *broken)
-        repaired = [one.name for one in downloads if one.repair]
+        repaired = [download.name for download in downloads if download.repair]
         if repaired:
             text = f"damaged: {', '.join(repaired)}; repair the bad files"
             yield self.advised.recommend(text, "verify", *repaired, "--repair")
-        absent = [one for one in downloads if not one.damaged and not one.repair]
+        absent = [
+            download for download in downloads if not download.damaged and not download.repair
+        ]
         if absent:
-            names = [one.name for one in absent]
+            names = [download.name for download in absent]
             yield self.advised.recommend(to_download(absent), "pull", *names)
 
     # What frees.
@@ -219,7 +229,7 @@ class _Choice:
         if bound is not None:
             reasons.append(room.low)
         if short is not None:
-            reasons.append(f"no room to download {', '.join(one.name for one in waiting)}")
+            reasons.append(f"no room to download {', '.join(pending.name for pending in waiting)}")
         needed = max(
             0 if bound is None else bound - (room.free or 0), 0 if short is None else short.short
         )
@@ -294,7 +304,9 @@ class _Choice:
 
     def _models(self, why: str, wanted: int, removed: set[str]) -> Iterator[Recommendation]:
         """Yield models to remove, by size and last use, until that would be enough."""
-        models = [one for one in self.plans.evictable(self.pending) if one.repo not in removed]
+        models = [
+            model for model in self.plans.evictable(self.pending) if model.repo not in removed
+        ]
         left = wanted
         for number, model in enumerate(models[:_MOST_MODELS]):
             if left <= 0:

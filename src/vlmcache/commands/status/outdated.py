@@ -71,7 +71,9 @@ def with_updates(session: Session, status: Status, patience: Patience | None = N
         fetch = sum(model.outdated.fetch for model in behind if model.outdated is not None)
         text = f"newer on the hub: {', '.join(names)}; {size_text(fetch)} to fetch"
         first = [
-            pending_download(state, config, one).plan for one in models if one.state != "cached"
+            pending_download(state, config, model).plan
+            for model in models
+            if model.state != "cached"
         ]
         short = find_shortage(location.dir, config.limits, [*first, *newer_plans])
         if short is None:

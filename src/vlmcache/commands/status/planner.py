@@ -83,7 +83,7 @@ class Planner:
 
     def shortage(self, downloads: Sequence[PendingDownload]) -> Shortage | None:
         """Return the disk that downloads would leave too full, as a pull of them finds it."""
-        plans = [one.plan for one in downloads]
+        plans = [download.plan for download in downloads]
         return find_shortage(self.location.dir, self.config.limits, plans)
 
     def on_cache_disk(self, shortage: Shortage) -> bool:
@@ -103,7 +103,9 @@ class Planner:
         """Return a folder that the removals would change and this user cannot."""
         folders = {self.state.dir: None}
         removed = [
-            one for one in plan.actions if isinstance(one, Remove | RemoveTree | ReleaseShared)
+            action
+            for action in plan.actions
+            if isinstance(action, Remove | RemoveTree | ReleaseShared)
         ]
         for action in removed:
             folders[os.path.dirname(action.path)] = None
@@ -117,7 +119,7 @@ class Planner:
         shut = next(filter(_is_shut, folders), None)
         if shut is not None:
             return shut
-        stuck = next((one.path for one in removed if not _may_unlink(one.path)), None)
+        stuck = next((action.path for action in removed if not _may_unlink(action.path)), None)
         return os.path.dirname(stuck) if stuck is not None else None
 
     def locked_for(self, download: PendingDownload) -> str | None:
@@ -125,9 +127,9 @@ class Planner:
         name = layout.repo_folder("model", download.repo)
         folder = os.path.join(self.state.dir, name)
         inside = (layout.BLOBS, layout.SNAPSHOTS, layout.REFS, layout.TREES)
-        places = [folder, *(os.path.join(folder, one) for one in inside)]
+        places = [folder, *(os.path.join(folder, name_inside) for name_inside in inside)]
         places.append(os.path.join(self.state.dir, layout.LOCKS, name))
-        return next((one for one in map(nearest_folder, places) if _is_shut(one)), None)
+        return next((place for place in map(nearest_folder, places) if _is_shut(place)), None)
 
     def is_running(self, download: PendingDownload) -> bool:
         """Return whether a lock of the repo is held, or a process writes a partial of it."""
@@ -139,8 +141,8 @@ class Planner:
             return True
         repo = self.state.repo(download.repo)
         partials = repo.partials if repo is not None else ()
-        return any(one.locked for one in partials) or any(
-            self.known.usage.files.get((one.device, one.inode)) for one in partials
+        return any(partial.locked for partial in partials) or any(
+            self.known.usage.files.get((partial.device, partial.inode)) for partial in partials
         )
 
     def evictable(self, pending: Collection[str]) -> Sequence[Evictable]:
@@ -169,7 +171,7 @@ class Planner:
                 age = self._age(repo)
                 recent = age is not None and age < _RECENT
                 evictable.append(Evictable(name, repo.id, plan.frees, last_use(age), recent))
-        return sorted(evictable, key=lambda one: (one.recent, -one.frees))
+        return sorted(evictable, key=lambda model: (model.recent, -model.frees))
 
     def largest(self) -> str:
         """Return the three largest models with their last use, in words."""
@@ -182,7 +184,7 @@ class Planner:
 
     def _age(self, repo: Repo) -> float | None:
         """Return the seconds since a repo was used, `None` if only its download is known."""
-        uses = [self.known.used[repo.folder, one.commit] for one in repo.revisions]
+        uses = [self.known.used[repo.folder, revision.commit] for revision in repo.revisions]
         known = [use.at for use in uses if use.source != "written"]
         return max(0.0, self.state.scanned_at - max(known)) if known else None
 

@@ -27,9 +27,11 @@ def what_frees(steps: Iterable[Recommendation], advised: Advice) -> str:
 
     A model to remove is never named without its size and last use.
     """
-    cleaning = (one.command for one in steps if one.frees and one.command)
-    found = next((one for one in cleaning if one.startswith("vlmcache clean")), None)
-    return found or advised.command("status", "--all", "--sort", "size")
+    cleaning = (step.command for step in steps if step.frees and step.command)
+    cleaning_command = next(
+        (command for command in cleaning if command.startswith("vlmcache clean")), None
+    )
+    return cleaning_command or advised.command("status", "--all", "--sort", "size")
 
 
 def what_makes_room(known: Known, session: Session, short: Shortage, repos: Collection[str]) -> str:
@@ -47,38 +49,40 @@ def what_makes_room(known: Known, session: Session, short: Shortage, repos: Coll
         return f"make room at {short.place}, or lower min_free in config.yaml"
     advised = Advice(session)
     return "; ".join(
-        f"'{advised.command('rm', one.name)}' frees {size_text(one.frees)} ({one.used})"
-        for one in models
+        f"'{advised.command('rm', model.name)}' frees {size_text(model.frees)} ({model.used})"
+        for model in models
     )
 
 
-def recommend(advised: Advice, planner: Planner, found: Status) -> list[Recommendation]:
+def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recommendation]:
     """Return what to do next, the most useful first.
 
     Args:
         advised: makes the commands.
         planner: makes their plans.
-        found: the status, which has no recommendations yet.
+        status: the status, which has no recommendations yet.
     """
     # What the hub does not list, no download repairs.
-    unlisted = {one.repo for one in found.findings if (one.remedy or "").endswith(" --repair")}
+    unlisted = {
+        finding.repo for finding in status.findings if (finding.remedy or "").endswith(" --repair")
+    }
     gone = {
         repo.repo: repo.linked_to
-        for repo in found.repos
+        for repo in status.repos
         if repo.type == "model" and repo.linked_to is not None and not os.path.isdir(repo.linked_to)
     }
-    steps = [*_bring_back(advised, found.repos)]
-    for repo in found.repos:
+    steps = [*_bring_back(advised, status.repos)]
+    for repo in status.repos:
         if repo.away is None and repo.repo in gone:
             text = f"{repo.repo} was at {repo.linked_to}, which does not exist: remove the link"
             steps.append(advised.recommend(text, "rm", repo.repo))
     state = planner.state
     downloads = [
         pending_download(state, planner.config, model, repair=model.repo in unlisted)
-        for model in found.models
+        for model in status.models
         if model.state in _INCOMPLETE and model.repo not in gone
     ]
-    asked = {model.repo for model in found.models}
+    asked = {model.repo for model in status.models}
     downloads += (
         PendingDownload(
             repo.repo,
@@ -87,7 +91,7 @@ def recommend(advised: Advice, planner: Planner, found: Status) -> list[Recommen
             damaged=True,
             repair=repo.repo in unlisted,
         )
-        for repo in found.repos
+        for repo in status.repos
         if repo.type == "model" and repo.state == "damaged" and layout.is_repo_id(repo.repo)
         if repo.repo not in asked and repo.repo not in gone
     )
@@ -97,7 +101,7 @@ def recommend(advised: Advice, planner: Planner, found: Status) -> list[Recommen
         if model.repo not in asked
         and judge(state.repo(model.repo), model.revision).state in _INCOMPLETE
     }
-    return steps + choose(advised, planner, found.cache, downloads, needed)
+    return steps + choose(advised, planner, status.cache, downloads, needed)
 
 
 def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recommendation]:

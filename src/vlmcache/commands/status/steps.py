@@ -75,8 +75,8 @@ class Evictable(msgspec.Struct, frozen=True):
 def to_download(downloads: Sequence[PendingDownload]) -> str:
     """Return what downloads take, in words."""
     noun = "model" if len(downloads) == 1 else "models"
-    known = [one for one in downloads if one.known]
-    size = sum(one.plan.needs for one in known)
+    known = [download for download in downloads if download.known]
+    size = sum(download.plan.needs for download in known)
     words = f"{len(downloads)} {noun} to download"
     if not size:
         return words
@@ -86,9 +86,9 @@ def to_download(downloads: Sequence[PendingDownload]) -> str:
 def freed_by_kind(plan: Plan) -> str:
     """Return what a plan frees by kind, the largest first, and the models that are evicted."""
     frees: dict[str, int] = {}
-    removed = [one for one in plan.actions if isinstance(one, Remove | RemoveTree)]
+    removed = [action for action in plan.actions if isinstance(action, Remove | RemoveTree)]
     # A revision's blobs go for the same reason as the revision itself.
-    revisions = {(one.repo, one.reason) for one in removed if one.kind == "snapshot"}
+    revisions = {(action.repo, action.reason) for action in removed if action.kind == "snapshot"}
     for action in plan.actions:
         name = "blobs of the shared store"
         if isinstance(action, Remove | RemoveTree):
@@ -100,7 +100,9 @@ def freed_by_kind(plan: Plan) -> str:
         frees[name] = frees.get(name, 0) + action.frees
     largest = sorted(frees, key=lambda name: -frees[name])
     words = ", ".join(f"{size_text(frees[name])} of {name}" for name in largest if frees[name])
-    evicted = sorted({one.repo for one in removed if one.repo and one.kind in ("repo", "snapshot")})
+    evicted = sorted(
+        {action.repo for action in removed if action.repo and action.kind in ("repo", "snapshot")}
+    )
     if not evicted:
         return words
     more = f" and {len(evicted) - 3} more" if len(evicted) > 3 else ""

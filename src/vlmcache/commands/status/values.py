@@ -179,7 +179,9 @@ class Status(Report, frozen=True):
         states = ", ".join(f"{model.key} is {model.state}" for model in missing)
         commands = [step.command for step in self.recommendations if step.command]
         fetching = (
-            one for one in commands if one.startswith(("vlmcache pull ", "vlmcache verify "))
+            command
+            for command in commands
+            if command.startswith(("vlmcache pull ", "vlmcache verify "))
         )
         away = {away_remedy(model.away): None for model in missing if model.away is not None}
         first = next(fetching, None if away else next(iter(commands), None))

@@ -29,14 +29,14 @@ class ListedFile(msgspec.Struct, frozen=True):
 
 def files_by_blob(repo: Repo) -> dict[str, ListedFile]:
     """Return blob name (etag) -> file, for blobs that exist and for those only listed."""
-    found: dict[str, ListedFile] = {}
+    files: dict[str, ListedFile] = {}
     for revision in repo.revisions:
         for file in revision.files:
             if file.blob is not None:
-                found.setdefault(file.blob, ListedFile(file.name, file.size))
+                files.setdefault(file.blob, ListedFile(file.name, file.size))
         for name, listed in (revision.tree or {}).items():
-            found[listed.etag] = ListedFile(name, listed.content_size)
-    return found
+            files[listed.etag] = ListedFile(name, listed.content_size)
+    return files
 
 
 def changes(before: CacheState, after: CacheState) -> tuple[Event, ...]:
@@ -46,33 +46,33 @@ def changes(before: CacheState, after: CacheState) -> tuple[Event, ...]:
     """
     old = {repo.folder: repo for repo in before.repos}
     new = {repo.folder: repo for repo in after.repos}
-    found: list[Event] = []
+    events: list[Event] = []
     for folder in sorted(old.keys() | new.keys()):
         was, now = old.get(folder), new.get(folder)
         if was is now:
             continue
         if now is None:
             assert was is not None
-            found.append(_event("removed", was, size=was.size_on_disk))
+            events.append(_event("removed", was, size=was.size_on_disk))
             continue
         if now.away is not None:
             # Nothing of it was removed, whatever is not seen of it now.
             if was is None or was.away is None:
                 detail = f"{away_words(now.away)}; {away_remedy(now.away)}"
-                found.append(_event("away", now, path=now.path, detail=detail))
+                events.append(_event("away", now, path=now.path, detail=detail))
             continue
         if was is not None and was.away is not None and now.linked_to is not None:
-            found.append(_event("back", now, path=now.path))
+            events.append(_event("back", now, path=now.path))
             continue
         if was is not None:
-            found += _removed(was, now)
-        found += _new_revisions(was, now)
-        found += _damaged(was, now)
-        found += _partials(was, now, before.scanned_at, after.scanned_at)
+            events += _removed(was, now)
+        events += _new_revisions(was, now)
+        events += _damaged(was, now)
+        events += _partials(was, now, before.scanned_at, after.scanned_at)
         downloaded = _downloaded(was, now)
         if downloaded is not None:
-            found.append(downloaded)
-    return tuple(found)
+            events.append(downloaded)
+    return tuple(events)
 
 
 def _event(kind: EventKind, repo: Repo, revision: Revision | None = None, **facts: Any) -> Event:
@@ -121,7 +121,7 @@ def _was_more(was: Repo, finding: Finding) -> bool:
     if finding.code == "missing-snapshots":
         return bool(was.revisions)
     if finding.code == "empty-snapshot":
-        return any(one.path == finding.path and one.files for one in was.revisions)
+        return any(revision.path == finding.path and revision.files for revision in was.revisions)
     refs = os.path.join(was.path, layout.REFS)
     commit = was.refs.get(os.path.relpath(finding.path, refs).replace(os.sep, "/"))
     return commit is not None and was.revision(commit) is not None
@@ -171,14 +171,14 @@ def _downloaded(was: Repo | None, now: Repo) -> Event | None:
 
 def _content(repo: Repo) -> dict[str | tuple[str, str], int]:
     """Return blob name, or commit and name of a file without a blob -> length."""
-    found: dict[str | tuple[str, str], int] = {
+    lengths: dict[str | tuple[str, str], int] = {
         name: blob.size for name, blob in repo.blobs.items() if blob.present
     }
     for revision in repo.revisions:
         for file in revision.files:
             if file.kind == "copy" and file.links == 1:
-                found[revision.commit, file.name] = file.size
-    return found
+                lengths[revision.commit, file.name] = file.size
+    return lengths
 
 
 class Notifications:

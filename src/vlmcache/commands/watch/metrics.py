@@ -67,53 +67,67 @@ def _families(snapshot: Snapshot, events: Mapping[str, int]) -> Iterator[str]:
         [({"severity": name}, count) for name, count in snapshot.problems.items()],
     )
     models = [
-        ({"repo": one.repo, "type": one.type, "revision": one.revision or ""}, one)
-        for one in {(one.repo, one.type, one.revision): one for one in snapshot.models}.values()
+        ({"repo": model.repo, "type": model.type, "revision": model.revision or ""}, model)
+        for model in {
+            (model.repo, model.type, model.revision): model for model in snapshot.models
+        }.values()
     ]
     yield _family(
         "model_state",
         "1 for the state that a model or other repo is in.",
         [
-            (labels | {"state": state}, int(one.state == state))
-            for labels, one in models
+            (labels | {"state": state}, int(model.state == state))
+            for labels, model in models
             for state in get_args(State)
         ],
     )
     yield _family(
         "model_bytes",
         "Bytes on disk of a model's or other repo's folder.",
-        [(labels, one.size_on_disk) for labels, one in models],
+        [(labels, model.size_on_disk) for labels, model in models],
     )
     yield _family(
         "model_users",
         "Processes that have files of the model open or mapped.",
-        [(labels, len(one.used_by)) for labels, one in models],
+        [(labels, len(model.used_by)) for labels, model in models],
     )
-    states = Counter(one.state for one in snapshot.downloads)
+    states = Counter(download.state for download in snapshot.downloads)
     yield _family(
         "downloads",
         "Unfinished downloads, by state.",
         [({"state": state}, states[state]) for state in get_args(DownloadState)],
     )
     downloads = [
-        ({"repo": one.repo, "type": one.type, "file": one.file or "", "partial": name}, one)
-        for one in snapshot.downloads
-        for name in [os.path.basename(one.path)]
+        (
+            {
+                "repo": download.repo,
+                "type": download.type,
+                "file": download.file or "",
+                "partial": name,
+            },
+            download,
+        )
+        for download in snapshot.downloads
+        for name in [os.path.basename(download.path)]
     ]
     yield _family(
         "download_received_bytes",
         "Bytes received of an unfinished download.",
-        [(labels, one.size) for labels, one in downloads],
+        [(labels, download.size) for labels, download in downloads],
     )
     yield _family(
         "download_size_bytes",
         "Length of the complete file, as the Hub listed it.",
-        [(labels, one.expected_size) for labels, one in downloads if one.expected_size is not None],
+        [
+            (labels, download.expected_size)
+            for labels, download in downloads
+            if download.expected_size is not None
+        ],
     )
     yield _family(
         "download_bytes_per_second",
         "Speed of a download over the last twenty seconds.",
-        [(labels, one.speed) for labels, one in downloads if one.speed is not None],
+        [(labels, download.speed) for labels, download in downloads if download.speed is not None],
     )
     yield _family(
         "events_total",

@@ -132,8 +132,8 @@ def _folder_times(state: CacheState, repos: Iterable[Repo]) -> dict[str, tuple[i
 
     A folder's time changes with the names in it; refs are written in place.
     """
-    found: dict[str, tuple[int, ...]] = {"": (_mtime(state.dir),)}
-    found[layout.LOCKS] = (_mtime(os.path.join(state.dir, layout.LOCKS)),)
+    times_by_name: dict[str, tuple[int, ...]] = {"": (_mtime(state.dir),)}
+    times_by_name[layout.LOCKS] = (_mtime(os.path.join(state.dir, layout.LOCKS)),)
     for repo in repos:
         below = [layout.BLOBS, layout.SNAPSHOTS, layout.REFS, layout.TREES]
         below += (f"{layout.REFS}/{ref}" for ref in repo.refs)
@@ -141,8 +141,8 @@ def _folder_times(state: CacheState, repos: Iterable[Repo]) -> dict[str, tuple[i
         times = [_mtime(repo.path)]
         times += (_mtime(f"{repo.path}/{name}") for name in below)
         times += (_mtime(partial.path) for partial in repo.partials)
-        found[repo.folder] = tuple(times)
-    return found
+        times_by_name[repo.folder] = tuple(times)
+    return times_by_name
 
 
 def _mtime(path: str) -> int:
