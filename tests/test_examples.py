@@ -237,7 +237,7 @@ def test_disk_full(at: Stage) -> None:
 def test_wrong_folder(at: Stage) -> None:
     (command,) = rows()["wrong folder"]
     _, shown = run(at, command, HF_HOME=f"{at.home}/elsewhere", COLUMNS="300")
-    assert f"another cache with models lies at {pictures.HOME}/.cache/huggingface/hub" in shown
+    assert f"another cache with models is at {pictures.HOME}/.cache/huggingface/hub" in shown
 
 
 def test_offline(at: Stage) -> None:

@@ -10,7 +10,7 @@ from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.commands.remove.remove import remove
 from vlmcache.commands.status.status import status
-from vlmcache.config import Config, load_config, locate_cache, read_environment
+from vlmcache.config import Config, Session, load_config, locate_cache, read_environment
 from vlmcache.errors import VlmcacheError
 
 _GB = 1_000_000_000
@@ -24,7 +24,7 @@ def check_model_cache(key: str) -> tuple[bool, str]:
     """
     try:
         config, location = _open()
-        model = status(config, location, [key]).models[0]
+        model = status(Session(read_environment(), config, location), [key]).models[0]
     except VlmcacheError as error:
         return False, error.message if error.hint is None else f"{error.message} ({error.hint})"
     if model.state == "cached":

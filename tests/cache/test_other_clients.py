@@ -13,7 +13,7 @@ from tests.kit.pulls import REPO, fetches, pull
 from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
-from vlmcache.commands.doctor.access import Entry, entries
+from vlmcache.commands.doctor.access import AccessEntry, entries
 
 SUFFIXES = list(layout.OTHER_CLIENTS)
 ETAG = "c" * 64
@@ -166,5 +166,5 @@ def test_a_partial_of_another_program_is_not_taken_for_content_that_never_change
     repo: CachedRepo, suffix: str
 ) -> None:
     path = repo.partial(ETAG, suffix=suffix)
-    found = [one for one in entries(str(repo.cache.root)) if isinstance(one, Entry)]
+    found = [one for one in entries(str(repo.cache.root)) if isinstance(one, AccessEntry)]
     assert [one.kind for one in found if one.path == str(path)] == ["file"]

@@ -31,10 +31,10 @@ def doctor(
     shared: Annotated[
         str | None,
         typer.Option(
-            metavar="GROUP", help="Check whether this group of users can share the cache."
+            metavar="GROUP", help="Check whether the users of this group can share the cache."
         ),
     ] = None,
-    fix: Annotated[bool, typer.Option("--fix", help="Set the cache's permissions right.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Correct the cache's permissions.")] = False,
     config: ConfigFile = None,
     cache_dir: CacheDir = None,
     json: Json = False,
@@ -43,22 +43,18 @@ def doctor(
 ) -> Answer:
     """Check paths, permissions, disk, versions, GPU.
 
-    Says what to do about what is off. --shared shows what has to change before a group can use the
-    cache together; --fix changes it.
+    Shows each problem with its remedy. --shared shows what has to change before a group can share
+    the cache; --fix changes it.
     """
     from vlmcache.commands.doctor import doctor as doctor_command
-    from vlmcache.commands.doctor import sharing
 
     session = open_session(config, cache_dir)
     value = doctor_command.diagnose(
-        session.environment,
-        session.config,
-        session.cache,
+        session,
         ask_torch=shared is None and not fix,
         shared=shared,
         fix=fix,
     )
-    error = sharing.problem(value.receipt)
 
     def show() -> None:
         from vlmcache.commands.doctor import view
@@ -70,7 +66,7 @@ def doctor(
         value,
         Output(json, quiet, verbose),
         show,
-        lambda: [finding.code for finding in value.findings],
-        error,
+        lambda: value.ids,
+        value.problem,
         ExitCode.DAMAGE if value.has_errors else ExitCode.DONE,
     )

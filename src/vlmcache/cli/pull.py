@@ -154,7 +154,7 @@ def _names(session: Session, models: list[str], *, every: bool) -> list[str]:
     from vlmcache.commands.pull import view
     from vlmcache.commands.status import status as status_command
 
-    status = status_command.status(session.config, session.cache)
+    status = status_command.status(session)
     return picker.chosen(view.ask_which(status), status.models)
 
 

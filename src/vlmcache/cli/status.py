@@ -29,18 +29,25 @@ EXAMPLES = """Examples:
 def status(
     models: Models = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit with 4 unless every model is cached.")
+        bool, typer.Option("--check", help="Exit with code 4 unless every model is cached.")
     ] = False,
     outdated: Annotated[
-        bool, typer.Option("--outdated", help="Ask the hub for newer revisions.")
+        bool, typer.Option("--outdated", help="Ask the hub whether newer revisions exist.")
     ] = False,
-    every: Annotated[bool, typer.Option("--all", help="List the rest of the cache too.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="List the other repos of the cache too.")
+    ] = False,
     sort: Annotated[
-        str | None, typer.Option(metavar="FIELD", help="name, size, state or used.")
+        str | None,
+        typer.Option(metavar="FIELD", help="Order of the rows: name, size, state or used."),
     ] = None,
     filters: Annotated[
         list[str] | None,
-        typer.Option("--filter", metavar="TEST", help="'size>1GB', 'used>30d', 'state=partial'."),
+        typer.Option(
+            "--filter",
+            metavar="TEST",
+            help="Show only rows that pass: 'size>1GB', 'used>30d', 'state=partial'.",
+        ),
     ] = None,
     config: ConfigFile = None,
     cache_dir: CacheDir = None,
@@ -50,21 +57,17 @@ def status(
 ) -> Answer:
     """Show models, bytes, room and what to do next.
 
-    Nothing is changed, and no network is touched but by --outdated.
+    Nothing is changed. Only --outdated uses the network.
     """
     from vlmcache.commands.status import status as status_command
 
     session = open_session(config, cache_dir)
-    value = status_command.status(
-        session.config, session.cache, models or (), environment=session.environment
-    )
+    value = status_command.status(session, models or ())
     if outdated:
         from vlmcache.commands.status import outdated as status_outdated
 
-        value = status_outdated.with_updates(
-            value, session.config, session.cache, session.environment
-        )
-    error = status_command.not_cached(value) if check else None
+        value = status_outdated.with_updates(session, value)
+    error = value.problem if check else None
     value = status_command.select_rows(value, filters or (), sort)
 
     def show() -> None:
@@ -77,6 +80,6 @@ def status(
         value,
         Output(json, quiet, verbose),
         show,
-        lambda: status_command.ids(value, every=every),
+        lambda: value.all_ids if every else value.ids,
         error,
     )

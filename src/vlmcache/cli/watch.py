@@ -30,54 +30,61 @@ EXAMPLES = """Examples:
 def watch(
     interval: Annotated[
         str,
-        typer.Option(metavar="TIME", help="Longest time between two looks, 0.1s to 1d."),
+        typer.Option(metavar="TIME", help="Longest time between two checks, 0.1s to 1d."),
     ] = "5s",
-    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Check once and stop.")] = False,
     min_free: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Free space to warn below; config.yaml's by default."),
+        typer.Option(
+            metavar="SIZE",
+            help="Warn if less than this is free, such as 20GB (default: min_free in config.yaml).",
+        ),
     ] = None,
     exit_on_low: Annotated[
-        bool, typer.Option("--exit-on-low", help="Exit with 9 when less than that is free.")
+        bool, typer.Option("--exit-on-low", help="Exit with code 9 once less than that is free.")
     ] = False,
     metrics_file: Annotated[
         str | None,
-        typer.Option("--metrics", metavar="FILE", help="Keep a file of Prometheus metrics."),
+        typer.Option(
+            "--metrics",
+            metavar="FILE",
+            help="Write Prometheus metrics to this file and keep it up to date.",
+        ),
     ] = None,
     listen: Annotated[
         str | None,
         typer.Option(
             metavar="[ADDRESS:]PORT",
-            help="Answer GET /metrics; on the loopback unless an address is given.",
+            help="Answer GET /metrics on this port; only this machine's, unless ADDRESS is given.",
         ),
     ] = None,
     config: ConfigFile = None,
     cache_dir: CacheDir = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> ExitCode:
-    """See models, downloads and room live.
+    """Watch models, downloads and free space live.
 
     On a terminal a full screen (q ends it), elsewhere plain lines as things happen. Nothing is
-    changed, and no network is touched.
+    changed, and no network is used.
     """
     import msgspec
 
-    from vlmcache.commands.status import recommend
+    from vlmcache.commands.status import recommend, steps
     from vlmcache.commands.status import status as status_command
-    from vlmcache.commands.watch import metrics, values, view
+    from vlmcache.commands.watch import metrics, view
     from vlmcache.commands.watch import watch as watch_command
 
     session = open_session(config, cache_dir)
-    settings = session.config
     seconds = duration_option("--interval", interval)
     if not 0.1 <= seconds <= 86400:
         raise UsageError("--interval must be 0.1s to 1d")
     if min_free is not None:
         bound = size_option("--min-free", min_free)
-        limits = msgspec.structs.replace(settings.limits, min_free=bound)
-        settings = msgspec.structs.replace(settings, limits=limits)
+        limits = msgspec.structs.replace(session.config.limits, min_free=bound)
+        config_with_bound = msgspec.structs.replace(session.config, limits=limits)
+        session = session._replace(config=config_with_bound)
     with contextlib.ExitStack() as stack:
         exposition = metrics.Exposition()
         note = None
@@ -86,24 +93,19 @@ def watch(
             note = stack.enter_context(metrics.Endpoint(exposition, *address)).url
         output = view.output(json=json, quiet=quiet, once=once, verbose=verbose, note=note)
         stack.enter_context(output)
-        file = metrics.File(metrics_file, seconds) if metrics_file is not None else None
-        looks = watch_command.watch(
-            settings, session.cache, interval=seconds, wait=output.wait, notify=not once
-        )
-        stack.enter_context(contextlib.closing(looks))
-        for look in looks:
-            text = exposition.update(look)
-            output.show(look)
+        file = metrics.MetricsFile(metrics_file, seconds) if metrics_file is not None else None
+        checks = watch_command.watch(session, interval=seconds, wait=output.wait, notify=not once)
+        stack.enter_context(contextlib.closing(checks))
+        for check in checks:
+            text = exposition.update(check)
+            output.show(check)
             if file is not None:
                 output.warn(file.update(text))
-            low = values.low_space(look.snapshot)
+            low = check.snapshot.problem
             if low is not None and exit_on_low:
-                status = status_command.status(
-                    settings, session.cache, environment=session.environment
-                )
-                advised = recommend.Advice(settings, session.cache)
-                hint = recommend.what_frees(status.recommendations, advised)
-                raise values.low_space(look.snapshot, hint) or low
+                advised = status_command.status(session).recommendations
+                low.hint = recommend.what_frees(advised, steps.Advice(session))
+                raise low
             if once:
                 break
     return ExitCode.DONE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -9,14 +11,31 @@ from rich.text import Text
 from vlmcache.cache.usage import Process
 from vlmcache.show.text import printable
 
-STATE_COLOURS = {
+STATE_COLORS = {
     "cached": "green",
     "partial": "yellow",
     "missing": "dim",
     "damaged": "bold red",
     "away": "magenta",
 }
-SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
+SEVERITY_COLORS = {"error": "red", "warning": "yellow", "info": "dim"}
+
+
+def plain_table(*columns: str, numbers: Sequence[str] = (), folded: Sequence[str] = ()) -> Table:
+    """Return a table without lines.
+
+    Args:
+        columns: the headings.
+        numbers: those of columns whose cells end at the same place.
+        folded: those of columns whose long cells are folded; others are shortened.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in columns:
+        if name in folded:
+            table.add_column(name, overflow="fold", min_width=8)
+        else:
+            table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
+    return table
 
 
 def show_cache(out: Console, path: str) -> None:
@@ -30,7 +49,7 @@ def process_text(process: Process) -> str:
 
 
 def hanging(text: Text, indent: int) -> Table:
-    """Return a text whose every line begins so many columns in, the folded ones included."""
+    """Return lines that all begin so many columns in, the folded ones included."""
     grid = Table.grid()
     grid.add_column(width=indent)
     grid.add_column(overflow="fold")
@@ -41,7 +60,7 @@ def hanging(text: Text, indent: int) -> Table:
 def labelled(
     label: str, text: str | Text, style: str = "", *, width: int = 6, label_style: str = "dim"
 ) -> Table:
-    """Return a line with a label before it; long text goes on below itself, not below the label."""
+    """Return a line after a label; a long one continues below itself, not below the label."""
     line = Table.grid(padding=(0, 2, 0, 0))
     line.add_column(width=width)
     line.add_column(overflow="fold")

@@ -13,13 +13,13 @@ from tests.kit.commands import Vlmcache
 from tests.kit.disks import as_other_user, common_folder
 from vlmcache.commands.doctor.doctor import diagnose
 from vlmcache.commands.doctor.values import Diagnosis
-from vlmcache.config import load_config, locate_cache, read_environment
+from vlmcache.config import Session, load_config, locate_cache, read_environment
 
 
 def diagnosed(**variables: str) -> Diagnosis:
     environment = read_environment({"HOME": os.environ["HOME"], "PATH": ""} | variables)
     location = locate_cache(None, environment)
-    return diagnose(environment, load_config(None, environment), location)
+    return diagnose(Session(environment, load_config(None, environment), location))
 
 
 def codes(diagnosis: Diagnosis) -> set[str]:

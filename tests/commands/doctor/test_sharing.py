@@ -21,7 +21,7 @@ from tests.kit.pulls import variables
 from vlmcache.change.plan import SetAccess
 from vlmcache.commands.doctor import access
 from vlmcache.commands.doctor import permissions as changes
-from vlmcache.commands.doctor.sharing import check_access, problem
+from vlmcache.commands.doctor.sharing import check_sharing
 from vlmcache.commands.doctor.values import Access
 
 pytestmark = pytest.mark.skipif(
@@ -60,7 +60,7 @@ def contents(root: Path) -> dict[str, object]:
 
 
 def paths(cache: CacheBuilder, group: str | None) -> list[str]:
-    found = check_access(str(cache.root), group, fix=False)
+    found = check_sharing(str(cache.root), group, fix=False)
     return [action.path for action in found.plan.actions if isinstance(action, SetAccess)]
 
 
@@ -98,7 +98,7 @@ def test_after_a_fix_a_user_of_the_group_pulls_and_removes_with_the_usual_umask(
 ) -> None:
     if access.inherits(str(shared.root)) is None:
         pytest.skip("this filesystem has no default ACL")
-    check_access(str(shared.root), group, fix=True)
+    check_sharing(str(shared.root), group, fix=True)
     with LoopbackHub() as hub:
         hub.add_repo("org/second").commit(model_files())
         environment = variables(hub, shared.root)
@@ -124,7 +124,7 @@ def test_what_is_not_the_hubs_and_links_stay_as_they_are(
     (shared.root / "models--org--name" / "refs" / "odd").symlink_to(tmp_path / "elsewhere" / "file")
     (shared.root / "notes.txt").write_text("mine")
     outside = permissions(tmp_path / "elsewhere")
-    found = check_access(str(shared.root), group, fix=True)
+    found = check_sharing(str(shared.root), group, fix=True)
     assert {Path(kept.path).name for kept in found.plan.kept} == {
         "models--org--linked",
         "notes.txt",
@@ -140,8 +140,8 @@ def test_a_file_with_another_name_outside_of_the_cache_is_left_alone(
     secret.write_text("x")
     secret.chmod(0o600)
     os.link(secret, shared.root / "models--org--name" / "blobs" / ("a" * 64))
-    found = check_access(str(shared.root), group, fix=True)
-    assert [kept.reason for kept in found.plan.kept] == ["it has another name outside of the cache"]
+    found = check_sharing(str(shared.root), group, fix=True)
+    assert [kept.reason for kept in found.plan.kept] == ["it has another name outside the cache"]
     assert (secret.stat().st_mode & 0o777, secret.stat().st_gid) == (0o600, os.getgid())
 
 
@@ -149,7 +149,7 @@ def test_a_file_with_another_name_outside_of_the_cache_is_left_alone(
 def test_an_entry_that_was_swapped_for_a_link_since_the_plan_is_stale(
     shared: CacheBuilder, group: str, swapped: str
 ) -> None:
-    plan = check_access(str(shared.root), group, fix=False).plan
+    plan = check_sharing(str(shared.root), group, fix=False).plan
     outside = shared.root.parent / "outside"
     outside.mkdir()
     (outside / "main").write_text("x")
@@ -157,7 +157,7 @@ def test_an_entry_that_was_swapped_for_a_link_since_the_plan_is_stale(
     place = shared.root / "models--org--name" / swapped
     place.rename(shared.root.parent / "old")
     place.symlink_to(outside if swapped == "refs" else outside / "main")
-    receipt = changes.carry_out(plan, str(shared.root))
+    receipt = changes.set_access(plan, str(shared.root))
     assert {outcome.path for outcome in receipt.outcomes if outcome.result == "stale"} >= {
         str(place)
     }
@@ -181,14 +181,14 @@ def test_a_refused_change_is_told_and_a_second_run_finishes(
         real(*arguments)
 
     monkeypatch.setattr(os, call, failing)
-    found = check_access(str(shared.root), group, fix=True)
+    found = check_sharing(str(shared.root), group, fix=True)
     assert found.receipt is not None
     assert [one.result for one in found.receipt.outcomes].count("failed") == 1
-    error = problem(found.receipt)
+    error = found.problem
     assert error is not None
     assert error.exit_code == 3
     assert {finding.code for finding in found.findings} == {"not-shared"}
-    assert problem(check_access(str(shared.root), group, fix=True).receipt) is None
+    assert check_sharing(str(shared.root), group, fix=True).problem is None
     assert paths(shared, group) == []
 
 
@@ -211,7 +211,7 @@ def test_a_folder_above_that_the_group_cannot_enter_is_told(
     shared: CacheBuilder, group: str
 ) -> None:
     shared.root.parent.chmod(0o700)
-    codes = {one.code for one in check_access(str(shared.root), group, fix=True).findings}
+    codes = {one.code for one in check_sharing(str(shared.root), group, fix=True).findings}
     assert codes == {"closed-above"}
 
 
@@ -224,7 +224,7 @@ def test_without_default_permissions_the_umask_is_told(
     monkeypatch.setattr(os, "getxattr", unsupported)
     before = os.umask(0o022)
     try:
-        found = check_access(str(shared.root), group, fix=True)
+        found = check_sharing(str(shared.root), group, fix=True)
     finally:
         os.umask(before)
     assert {one.code for one in found.findings} == {"umask"}
@@ -272,22 +272,22 @@ class Sharing(Subject[Access]):
         self.content = contents(place / "hub")
 
     def run(self, place: Path) -> Access:
-        return check_access(str(place / "hub"), self.group, fix=True)
+        return check_sharing(str(place / "hub"), self.group, fix=True)
 
     def hold(self, place: Path, answer: Access | None) -> None:
         assert contents(place / "hub") == self.content
         modes = [mode for mode, _ in permissions(place / "hub").values()]
         assert not any(mode & stat.S_IWOTH for mode in modes)
         assert all(mode & stat.S_IRUSR for mode in modes)
-        if answer is not None and problem(answer.receipt) is None:
+        if answer is not None and answer.problem is None:
             self.check_done(place)
 
     def again(self, place: Path) -> None:
-        assert problem(self.run(place).receipt) is None
+        assert self.run(place).problem is None
         self.check_done(place)
 
     def check_done(self, place: Path) -> None:
-        assert check_access(str(place / "hub"), self.group, fix=False).plan.actions == ()
+        assert check_sharing(str(place / "hub"), self.group, fix=False).plan.actions == ()
         assert {group for _, group in permissions(place / "hub").values()} == {int(self.group)}
 
 

@@ -292,13 +292,13 @@ def test_a_recommendation_names_the_mount_and_no_command_that_removes_anything(
     known: str, place: Place, drive: RemovableDrive
 ) -> None:
     drive.unmount()
-    found = status(CONFIG, place.location, environment=place.environment)
+    found = status(Session(place.environment, CONFIG, place.location))
     steps = [one for one in found.recommendations if NAME in one.text]
     (step,) = steps
     assert step.command is None
     assert step.text == f"away: {NAME}; mount the drive with UUID {known} at {drive.place}"
     elsewhere = drive.mount("elsewhere") / "models" / "hub"
-    found = status(CONFIG, place.location, environment=place.environment)
+    found = status(Session(place.environment, CONFIG, place.location))
     (step,) = [one for one in found.recommendations if NAME in one.text]
     assert step.command is not None
     assert step.command.startswith(f"vlmcache move --relink {elsewhere} --cache-dir {place.root}")

@@ -689,7 +689,7 @@ def test_clean_removes_waste_of_moved_models_and_nothing_else_there(place: Place
 def test_status_tells_where_moved_models_lie_and_counts_them_apart(place: Place) -> None:
     place.repo()
     place.moved()
-    found = status(place.config, place.location, environment=place.environment)
+    found = status(Session(place.environment, place.config, place.location))
     (elsewhere,) = found.elsewhere
     assert found.cache.size_on_disk == du_allocated(place.root)
     assert (elsewhere.path, elsewhere.repos, elsewhere.moved) == (str(place.other), (NAME,), True)
@@ -697,7 +697,7 @@ def test_status_tells_where_moved_models_lie_and_counts_them_apart(place: Place)
     assert elsewhere.size_on_disk == du_allocated(place.other / FOLDER) + du_allocated(store)
     assert elsewhere.free is not None
     shutil.rmtree(place.other)
-    gone = status(place.config, place.location, environment=place.environment)
+    gone = status(Session(place.environment, place.config, place.location))
     assert [one.code for one in gone.findings] == ["dangling-link"]
 
 

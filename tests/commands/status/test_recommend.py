@@ -9,16 +9,20 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlmcache.cache.state import ByClass
 from vlmcache.change.plan import Plan, Remove, RemoveTree
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.values import Wishes
-from vlmcache.commands.status.recommend import Advice, Download, Evictable, Room, choose, fetching
-from vlmcache.commands.status.values import Recommendation
-from vlmcache.config import CacheLocation, Config, Limits
+from vlmcache.commands.status.choose import choose
+from vlmcache.commands.status.planner import fetching
+from vlmcache.commands.status.steps import Advice, Evictable, PendingDownload
+from vlmcache.commands.status.values import CacheSummary, Recommendation
+from vlmcache.config import CacheLocation, Config, Limits, Session, read_environment
 from vlmcache.units import parse_size
 
 LOCATION = CacheLocation("/a b/hub", "--cache-dir")
 CONFIG = Config("config.yaml", "./config.yaml", {}, Limits(0, 0))
+SESSION = Session(read_environment({}), CONFIG, LOCATION)
 
 
 @dataclass
@@ -78,7 +82,7 @@ class Disk:
                 frees += one.size
         return Plan(tuple(actions), frees=frees), max(0, goal - frees)
 
-    def shortage(self, downloads: Sequence[Download]) -> Shortage | None:
+    def shortage(self, downloads: Sequence[PendingDownload]) -> Shortage | None:
         need = sum(one.plan.needs for one in downloads)
         if need <= 0 or need + self.min_free <= self.free:
             return None
@@ -99,10 +103,10 @@ class Disk:
         repos = [one.repo for one in plan.actions if isinstance(one, Remove | RemoveTree)]
         return next((f"/{name}" for name in repos if name in shut), None)
 
-    def locked_for(self, download: Download) -> str | None:
+    def locked_for(self, download: PendingDownload) -> str | None:
         return next((f"/{o.name}" for o in self.repos if o.name == download.repo and o.shut), None)
 
-    def is_running(self, download: Download) -> bool:
+    def is_running(self, download: PendingDownload) -> bool:
         return any(one.running for one in self.repos if one.name == download.repo)
 
     def evictable(self, pending: Collection[str]) -> Sequence[Evictable]:
@@ -117,16 +121,29 @@ class Disk:
     def largest(self) -> str:
         return ", ".join(one.name for one in self.repos[:3])
 
-    def downloads(self) -> list[Download]:
+    def downloads(self) -> list[PendingDownload]:
         return [
-            Download(one.name, one.name, fetching(one.name, abs(one.need)), one.need >= 0)
+            PendingDownload(one.name, one.name, fetching(one.name, abs(one.need)), one.need >= 0)
             for one in self.repos
             if one.need is not None
         ]
 
     def steps(self) -> list[Recommendation]:
-        room = Room(self.size, self.free, self.min_free, self.comfortable, self.max_size)
-        return choose(Advice(CONFIG, LOCATION), self, room, self.downloads())
+        room = CacheSummary(
+            dir=LOCATION.dir,
+            source=LOCATION.source,
+            exists=True,
+            filesystem=None,
+            access_times="unknown",
+            size_on_disk=self.size,
+            free=self.free,
+            total=None,
+            min_free=self.min_free,
+            comfortable_free=self.comfortable,
+            max_size=self.max_size,
+            by_class=ByClass(),
+        )
+        return choose(Advice(SESSION), self, room, self.downloads())
 
     # What the commands do.
 

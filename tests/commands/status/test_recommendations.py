@@ -21,8 +21,8 @@ from tests.kit.contents import Synthetic
 from tests.kit.disks import as_other_user, common_folder, read_only_view, small_filesystem
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import variables
-from vlmcache.cache.scan import scan
-from vlmcache.cache.usage import who_uses
+from vlmcache.commands.remove import clean, facts
+from vlmcache.commands.status import status
 from vlmcache.home.journal import Journal
 
 MB = 1_000_000
@@ -288,26 +288,51 @@ def test_a_cache_that_this_user_cannot_change_gets_no_command_that_would_fail(
     assert any("run vlmcache as its owner" in step["text"] for step in steps)
 
 
-def test_a_status_reads_the_cache_the_journal_and_the_processes_once(
+class Counter:
+    """Counts the calls of functions while these work as before."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.patch = patch
+        self.counts: dict[str, int] = {}
+
+    def count(self, home: object, name: str) -> None:
+        function: Callable[..., Any] = getattr(home, name)
+        self.counts[name] = 0
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.counts[name] += 1
+            return function(*arguments, **options)
+
+        self.patch.setattr(home, name, call)
+
+
+def test_a_status_reads_the_cache_the_journal_the_mounts_and_the_processes_once(
     place: CacheBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun(place)
     several(place)
-    counts = {"scan": 0, "who_uses": 0, "uses": 0}
-
-    def counted(name: str, function: Any) -> Any:
-        def call(*arguments: Any, **options: Any) -> Any:
-            counts[name] += 1
-            return function(*arguments, **options)
-
-        return call
-
-    monkeypatch.setattr("vlmcache.cache.scan.scan", counted("scan", scan))
-    monkeypatch.setattr("vlmcache.cache.usage.who_uses", counted("who_uses", who_uses))
-    monkeypatch.setattr(Journal, "uses", counted("uses", Journal.uses))
+    counter = Counter(monkeypatch)
+    counter.count(status, "scan")
+    counter.count(facts, "who_uses")
+    counter.count(facts, "mount_of")
+    counter.count(Journal, "uses")
     limits = configured(tmp_path, f"min_free: {HUGE}, max_size: 1kB")
     assert recommended(["--cache-dir", str(place.root), *limits])
-    assert counts == {"scan": 1, "who_uses": 1, "uses": 1}
+    assert counter.counts == {"scan": 1, "who_uses": 1, "mount_of": 1, "uses": 1}
+
+
+def test_a_status_of_a_cache_that_nobody_uses_plans_the_cleaning_once(
+    place: CacheBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted(place)
+    repo = other(place)
+    repo.orphan_blob(b"x" * 100_000)
+    aged(repo)
+    counter = Counter(monkeypatch)
+    counter.count(clean, "plan_cleaning")
+    options = ["--cache-dir", str(place.root), *configured(tmp_path, "")]
+    assert recommended(options)[0] == f"vlmcache clean {shlex.join(options)}"
+    assert counter.counts == {"plan_cleaning": 1}
 
 
 def test_a_command_is_not_broken_into_lines_on_a_terminal(

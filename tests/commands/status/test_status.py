@@ -12,9 +12,17 @@ import pytest
 from tests.kit.caches import CacheBuilder, du_allocated, model_files
 from tests.kit.rooms import LONG
 from vlmcache.cache.mounts import mount_of
-from vlmcache.commands.status.status import not_cached, select_rows, status
-from vlmcache.commands.status.values import ModelStatus, Status
-from vlmcache.config import CacheLocation, Config, Limits, ModelConfig, shipped_config
+from vlmcache.commands.status.status import select_rows, status
+from vlmcache.commands.status.values import ModelStatus, NotCachedError, Status
+from vlmcache.config import (
+    CacheLocation,
+    Config,
+    Limits,
+    ModelConfig,
+    Session,
+    read_environment,
+    shipped_config,
+)
 
 WEIGHTS = "model.safetensors"
 HUGE = 10**18
@@ -29,7 +37,8 @@ def config(*repos: str, limits: Limits | None = None, **fields: object) -> Confi
 
 
 def asked(cache: CacheBuilder, configuration: Config, *names: str) -> Status:
-    return status(configuration, CacheLocation(str(cache.root), "HF_HUB_CACHE"), names)
+    location = CacheLocation(str(cache.root), "HF_HUB_CACHE")
+    return status(Session(read_environment(), configuration, location), names)
 
 
 def one(cache: CacheBuilder, configuration: Config) -> ModelStatus:
@@ -153,10 +162,31 @@ def test_models_asked_for_replace_the_configured_ones(cache: CacheBuilder) -> No
         ("org/other", "v1", "cached"),
         ("org/nowhere", "main", "missing"),
     ]
-    failure = not_cached(found)
+    failure = found.problem
     assert failure is not None
     assert failure.exit_code == 4
     assert failure.hint == "vlmcache pull qwen_vl_2b org/nowhere"
+
+
+def test_a_status_raises_what_is_not_cached_once_it_is_checked(cache: CacheBuilder) -> None:
+    cache.repo("org/cached").revision(model_files())
+    complete = asked(cache, config("org/cached"))
+    assert complete.check() is complete
+    missing = asked(cache, config(), "org/absent@v1", "org/cached")
+    assert [model.state for model in missing.models] == ["missing", "cached"]
+    with pytest.raises(NotCachedError, match="org/absent is missing") as raised:
+        missing.check()
+    assert raised.value.hint == "vlmcache pull org/absent@v1"
+
+
+def test_the_ids_of_a_status_are_those_of_its_models_and_then_of_the_other_repos(
+    cache: CacheBuilder,
+) -> None:
+    for name in ("org/other", "org/wanted"):
+        cache.repo(name).revision(model_files(), refs=("main", "v1"))
+    found = asked(cache, config(), "org/wanted@v1", "org/wanted")
+    assert found.ids == ["org/wanted@v1", "org/wanted"]
+    assert found.all_ids == ["org/wanted@v1", "org/wanted", "org/other"]
 
 
 def test_the_revision_asked_for_is_the_one_that_is_recommended(cache: CacheBuilder) -> None:

@@ -130,7 +130,7 @@ def test_names_from_the_disk_cannot_command_the_terminal(
 def test_an_absent_cache_is_no_error_and_is_not_made(vlmcache: Vlmcache, tmp_path: Path) -> None:
     done = vlmcache("status", "--cache-dir", str(tmp_path / "absent"))
     assert done.code == 0
-    assert "not there yet" in done.out
+    assert "does not exist yet" in done.out
     assert "vlmcache pull got_ocr qwen_vl_2b qwen_vl_7b" in done.out
     assert not (tmp_path / "absent").exists()
 
@@ -290,8 +290,7 @@ def test_status_itself_imports_no_model_library_and_no_hub_client(
     filled: CacheBuilder, vlmcache: Vlmcache
 ) -> None:
     program = (
-        "import vlmcache\nlocation = vlmcache.locate_cache(None, vlmcache.read_environment())\n"
-        "vlmcache.status(vlmcache.load_config(None, vlmcache.read_environment()), location)"
+        "import vlmcache\nfrom vlmcache.config import open_session\nvlmcache.status(open_session())"
     )
     assert heavy_modules(program) == ["yaml"]
 

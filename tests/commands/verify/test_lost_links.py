@@ -138,7 +138,12 @@ def test_no_finding_of_lost_links_advises_to_remove_anything(
         remedies = {one.remedy for one in state.all_findings() if one.code != "stale-partial"}
         assert remedies == {f"vlmcache verify {REPO} --repair"}
         assert state.by_class.orphan == 0
-        advised = [one.command for one in status(config(), location(cache.root)).recommendations]
+        advised = [
+            one.command
+            for one in status(
+                Session(read_environment(), config(), location(cache.root))
+            ).recommendations
+        ]
         assert f"vlmcache verify {REPO} --repair --cache-dir {cache.root}" in advised
     assert not any(word in (one.remedy or "") for one in errors for word in ("rm", "clean"))
 

@@ -15,13 +15,20 @@ from tests.kit.caches import CacheBuilder, model_files
 from vlmcache.cache.state import ByClass
 from vlmcache.commands.status.values import CacheSummary
 from vlmcache.commands.watch import metrics
-from vlmcache.commands.watch.values import Download, Event, Look, Program, Snapshot, WatchedModel
+from vlmcache.commands.watch.values import (
+    Download,
+    Event,
+    Observation,
+    Program,
+    Snapshot,
+    WatchedModel,
+)
 from vlmcache.errors import UsageError
 
 AWKWARD = 'a"b\\c\nd\udce9.bin'
 
 
-def a_look(*events: str) -> Look:
+def a_look(*events: str) -> Observation:
     cache = CacheSummary(
         "/c",
         "--cache-dir",
@@ -52,7 +59,7 @@ def a_look(*events: str) -> Look:
         (download,),
         {"error": 1, "warning": 0, "info": 2},
     )
-    return Look(snapshot, tuple(Event(kind=kind) for kind in events))  # type: ignore[arg-type]
+    return Observation(snapshot, tuple(Event(kind=kind) for kind in events))  # type: ignore[arg-type]
 
 
 def values(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -95,7 +102,7 @@ def test_a_reader_of_the_file_never_sees_half_of_it(tmp_path: Path) -> None:
     path = tmp_path / "collector" / "vlmcache.prom"
     path.parent.mkdir()
     texts = ["a" * 100_000, "b" * 100_000]
-    metrics.write(str(path), texts[0])
+    metrics.write_metrics(str(path), texts[0])
     stop = threading.Event()
     seen: set[str] = set()
 
@@ -106,7 +113,7 @@ def test_a_reader_of_the_file_never_sees_half_of_it(tmp_path: Path) -> None:
     reader = threading.Thread(target=read)
     reader.start()
     for number in range(40):
-        metrics.write(str(path), texts[number % 2])
+        metrics.write_metrics(str(path), texts[number % 2])
     stop.set()
     reader.join()
     assert seen <= set(texts)
@@ -118,7 +125,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(
 ) -> None:
     path = tmp_path / "collector" / "vlmcache.prom"
     path.parent.mkdir()
-    file = metrics.File(str(path), 0)
+    file = metrics.MetricsFile(str(path), 0)
     assert file.update("one") is None
 
     def full(descriptor: int) -> None:
@@ -129,7 +136,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(
     assert path.read_text() == "one"
     assert os.listdir(path.parent) == [path.name]
     with pytest.raises(metrics.MetricsError):
-        metrics.File(str(path), 0).update("three")
+        metrics.MetricsFile(str(path), 0).update("three")
 
 
 @pytest.mark.parametrize(
@@ -147,8 +154,8 @@ def test_an_address_without_a_host_is_the_loopback(text: str, address: tuple[str
 
 
 @pytest.mark.parametrize("text", ["", ":", "x", "host:", "::1:9400", "1:70000", "h:-1", "²"])
-def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="no address"):
+def test_what_is_not_an_address_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not an address"):
         metrics.parse_address(text)
 
 
@@ -175,10 +182,12 @@ def test_metrics_are_answered_and_nothing_else_is() -> None:
 
 def test_the_metrics_of_a_real_cache_are_read(tmp_path: Path) -> None:
     from vlmcache.commands.watch.watch import watch
-    from vlmcache.config import CacheLocation, shipped_config
+    from vlmcache.config import CacheLocation, Session, read_environment, shipped_config
 
     CacheBuilder(tmp_path / "hub").repo("org/name").revision(model_files())
-    look = next(watch(shipped_config(), CacheLocation(str(tmp_path / "hub"), "x"), notify=False))
+    location = CacheLocation(str(tmp_path / "hub"), "x")
+    session = Session(read_environment({}), shipped_config(), location)
+    look = next(watch(session, notify=False))
     found = values(metrics.Exposition().update(look))
     states = [key for key, value in found.items() if key[0] == "vlmcache_model_state" and value]
     assert len(states) == 4

@@ -21,11 +21,11 @@ from vlmcache.cache import layout
 from vlmcache.cache.mounts import Mount
 from vlmcache.cache.scan import Scanner
 from vlmcache.commands.status import summary
-from vlmcache.commands.watch import values
+from vlmcache.commands.watch import scans, values
 from vlmcache.commands.watch import watch as watch_command
-from vlmcache.commands.watch.values import Look
+from vlmcache.commands.watch.values import Observation
 from vlmcache.commands.watch.watch import watch
-from vlmcache.config import CacheLocation, Config, Limits, ModelConfig
+from vlmcache.config import CacheLocation, Config, Limits, ModelConfig, Session, read_environment
 
 FILES = model_files()
 Steps = list[Callable[[], object]]
@@ -60,22 +60,25 @@ def configuration(*models: ModelConfig, min_free: int = 0) -> Config:
     return Config("config.yaml", "--config", {one.key: one for one in models}, limits)
 
 
+def session(root: Path, config: Config | None = None) -> Session:
+    location = CacheLocation(str(root), "--cache-dir")
+    return Session(read_environment({}), config or configuration(), location)
+
+
 def looks(
     root: Path, steps: Steps, *, config: Config | None = None, notify: bool = False
-) -> tuple[list[Look], Clock]:
+) -> tuple[list[Observation], Clock]:
     clock = Clock(steps)
     found = watch(
-        config or configuration(),
-        CacheLocation(str(root), "--cache-dir"),
+        session(root, config),
         wait=clock.wait,
-        clock=clock,
-        now=clock.now,
+        clock=values.Clock(clock, clock.now),
         notify=notify,
     )
     return list(found), clock
 
 
-def kinds(look: Look) -> list[str]:
+def kinds(look: Observation) -> list[str]:
     return [event.kind for event in look.events]
 
 
@@ -279,12 +282,12 @@ def test_free_space_that_shrinks_is_told_with_when_it_ends(
     repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = iter([9_000_000_000, 8_000_000_000, 7_000_000_000])
-    summarise = summary.summarise
+    summarize = summary.summarize_cache
 
     def shrinking(*arguments: object) -> object:
-        return msgspec.structs.replace(summarise(*arguments), free=next(free))  # type: ignore[arg-type]
+        return msgspec.structs.replace(summarize(*arguments), free=next(free))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(watch_command, "summarise", shrinking)
+    monkeypatch.setattr(watch_command, "summarize_cache", shrinking)
     found, _ = looks(
         repo.cache.root, [nothing, nothing], config=configuration(min_free=8_500_000_000)
     )
@@ -293,12 +296,11 @@ def test_free_space_that_shrinks_is_told_with_when_it_ends(
     assert last.full_in == pytest.approx(35)
     assert [look.snapshot.low for look in found] == [False, True, True]
     assert [kinds(look) for look in found] == [[], ["low-space"], []]
-    error = values.low_space(last, "what helps")
+    error = last.problem
     assert error is not None
-    assert error.hint == "what helps"
     assert error.exit_code == 9
     assert error.message == "7 GB free, less than 8.5 GB"
-    assert values.low_space(found[0].snapshot) is None
+    assert found[0].snapshot.problem is None
 
 
 def test_a_cache_that_is_not_there_yet_is_seen_when_it_comes(tmp_path: Path) -> None:
@@ -346,13 +348,13 @@ def test_where_the_system_cannot_tell_of_changes_the_cache_is_polled(
     def refuse(folder: str) -> None:
         raise OSError(28, "OS file watch limit reached")
 
-    monkeypatch.setattr(watch_command, "Notifications", refuse)
+    monkeypatch.setattr(scans, "Notifications", refuse)
     found, _ = looks(repo.cache.root, [repo.partial], notify=True)
     assert not found[0].snapshot.notified
     assert kinds(found[1]) == ["download-started"]
 
 
-def told(events: Iterator[Look], kind: str) -> float:
+def told(events: Iterator[Observation], kind: str) -> float:
     """Return the seconds until something is told."""
     began = time.monotonic()
     for look in events:
@@ -362,8 +364,7 @@ def told(events: Iterator[Look], kind: str) -> float:
 
 
 def test_the_filesystem_wakes_a_look_long_before_the_interval_is_over(repo: CachedRepo) -> None:
-    location = CacheLocation(str(repo.cache.root), "--cache-dir")
-    with closing(watch(configuration(), location, interval=60)) as found:
+    with closing(watch(session(repo.cache.root), interval=60)) as found:
         assert next(found).snapshot.notified
         repo.partial()
         assert told(found, "download-started") < 30

@@ -379,7 +379,7 @@ def test_once_looks_once(repo: CachedRepo, vlmcache: Vlmcache) -> None:
         (("--min-free", "1kB", "--exit-on-low", "--once"), 0, ""),
         (("--min-free", "much"), 2, "--min-free: not a size: 'much'"),
         (("--interval", "0"), 2, "--interval"),
-        (("--listen", "nowhere"), 2, "--listen 'nowhere' is no address"),
+        (("--listen", "nowhere"), 2, "--listen 'nowhere' is not an address"),
         (("--metrics", "absent/x.prom"), 1, "cannot write absent/x.prom"),
     ],
 )

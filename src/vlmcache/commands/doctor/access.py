@@ -24,11 +24,11 @@ _NO_ID = 0xFFFFFFFF
 _WRITING = 7
 
 
-class Entry(NamedTuple):
-    """A folder or file as the filesystem tells of it; mode without the file's type.
+class AccessEntry(NamedTuple):
+    """A folder or file as the filesystem reports it; mode without the file's type.
 
-    names is the count of its hard links. inherits tells of a folder whether what is made in it can
-    be written by its group whatever the umask is: `None` where the filesystem has no such thing.
+    names is the count of its hard links. inherits, of a folder: whether what is made in it
+    can be written by its group whatever the umask is, `None` if the filesystem has no such thing.
     """
 
     path: str
@@ -43,16 +43,16 @@ class Entry(NamedTuple):
 
 
 class Unseen(NamedTuple):
-    """Something that was not looked into, and why."""
+    """Something that was not read, and why."""
 
     path: str
     reason: str
 
 
-def entries(cache_dir: str) -> Iterator[Entry | Unseen]:
+def entries(cache_dir: str) -> Iterator[AccessEntry | Unseen]:
     """Yield all entries of a hub cache, folders before what they hold. Links are not followed.
 
-    What is not the hub's is passed by, and so are links.
+    What is not the hub's is left out, and so are links.
 
     Args:
         cache_dir: the hub cache, an absolute path.
@@ -61,23 +61,25 @@ def entries(cache_dir: str) -> Iterator[Entry | Unseen]:
     while pending:
         folder, depth = pending.pop()
         try:
-            found = os.stat(folder, follow_symlinks=depth == 0)
-            yield _entry(folder, "folder", found, inherits(folder))
+            stat = os.stat(folder, follow_symlinks=depth == 0)
+            yield _entry(folder, "folder", stat, inherits(folder))
             with os.scandir(folder) as names:
-                listed = sorted(names, key=lambda one: one.name)
-            for one in listed:
-                if depth == 0 and not _is_the_hubs(one.name):
-                    yield Unseen(one.path, "not the hub's")
-                elif one.is_symlink():
+                listed = sorted(names, key=lambda entry: entry.name)
+            for entry in listed:
+                if depth == 0 and not _is_the_hubs(entry.name):
+                    yield Unseen(entry.path, "not the hub's")
+                elif entry.is_symlink():
                     if depth == 0:
-                        yield Unseen(one.path, "a link: what it leads to has to be shared there")
-                elif one.is_dir(follow_symlinks=False):
-                    pending.append((one.path, depth + 1))
-                elif one.is_file(follow_symlinks=False):
-                    found = one.stat(follow_symlinks=False)
-                    yield _entry(one.path, _kind(os.path.relpath(one.path, cache_dir)), found)
+                        yield Unseen(
+                            entry.path, "a link: the place that it leads to has to be shared there"
+                        )
+                elif entry.is_dir(follow_symlinks=False):
+                    pending.append((entry.path, depth + 1))
+                elif entry.is_file(follow_symlinks=False):
+                    stat = entry.stat(follow_symlinks=False)
+                    yield _entry(entry.path, _kind(os.path.relpath(entry.path, cache_dir)), stat)
         except OSError as error:
-            yield Unseen(folder, f"cannot be looked into: {error.strerror or error}")
+            yield Unseen(folder, f"cannot be read: {error.strerror or error}")
 
 
 def inherits(folder: str | int) -> bool | None:
@@ -87,7 +89,7 @@ def inherits(folder: str | int) -> bool | None:
         folder: its path, or a descriptor of it.
 
     Returns:
-        `None` where the filesystem has no such lists.
+        `None` if the filesystem has no such lists.
     """
     if not hasattr(os, "getxattr"):
         return None
@@ -98,10 +100,10 @@ def inherits(folder: str | int) -> bool | None:
     if len(content) < _ACL_HEADER.size:
         return False
     rows = content[_ACL_HEADER.size :]
-    whole = rows[: len(rows) - len(rows) % _ACL_ENTRY.size]
+    complete = rows[: len(rows) - len(rows) % _ACL_ENTRY.size]
     return any(
         tag == _GROUP and permissions == _WRITING
-        for tag, permissions, _ in _ACL_ENTRY.iter_unpack(whole)
+        for tag, permissions, _ in _ACL_ENTRY.iter_unpack(complete)
     )
 
 
@@ -123,17 +125,17 @@ def let_inherit(folder: str | int, mode: int) -> None:
 
 
 def _entry(
-    path: str, kind: EntryKind, found: os.stat_result, inherited: bool | None = None
-) -> Entry:
-    return Entry(
+    path: str, kind: EntryKind, stat: os.stat_result, inherited: bool | None = None
+) -> AccessEntry:
+    return AccessEntry(
         path,
         kind,
-        modes.S_IMODE(found.st_mode),
-        found.st_uid,
-        found.st_gid,
-        found.st_dev,
-        found.st_ino,
-        found.st_nlink,
+        modes.S_IMODE(stat.st_mode),
+        stat.st_uid,
+        stat.st_gid,
+        stat.st_dev,
+        stat.st_ino,
+        stat.st_nlink,
         inherited,
     )
 

@@ -1,4 +1,4 @@
-"""What `doctor` finds fault with, each as findings."""
+"""What `doctor` checks, each problem as a finding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlmcache.cache.moved import DRIVE_AWAY
 from vlmcache.cache.state import Finding
 from vlmcache.commands.doctor.values import Filesystem, PathFact
 from vlmcache.commands.status.values import Status
-from vlmcache.config import CacheLocation, Config, Environment, hub_home
+from vlmcache.config import Config, Session, hub_home
 from vlmcache.units import size_text
 
 INSTALL_LOAD = "pip install 'vlmcache[load]'"
@@ -25,25 +25,23 @@ def finding(code: str, severity: str, path: str, detail: str, remedy: str | None
     return Finding(code, severity, None, path, detail, remedy)  # type: ignore[arg-type]
 
 
-def check_paths(
-    paths: tuple[PathFact, ...], location: CacheLocation, environment: Environment
-) -> Iterator[Finding]:
-    """Yield what is wrong with where things lie."""
+def check_paths(session: Session, paths: tuple[PathFact, ...]) -> Iterator[Finding]:
+    """Yield what is wrong with where things are."""
+    location = session.cache
     for conflict in location.conflicts:
         yield finding(
             "conflicting-settings",
             "warning",
             location.dir,
             conflict,
-            "unset the one that is not meant",
+            "unset the one that you do not mean",
         )
-    for path in _other_caches(location, environment):
+    for path in _other_caches(session):
         yield finding(
             "second-cache",
             "warning",
             path,
-            f"another cache with models lies at {path}; {location.source} decides for "
-            f"{location.dir}",
+            f"another cache with models is at {path}; {location.source} decides for {location.dir}",
             units.command("status", "--cache-dir", path),
         )
     for fact in paths:
@@ -57,22 +55,22 @@ def check_paths(
             )
 
 
-def _other_caches(location: CacheLocation, environment: Environment) -> Iterator[str]:
+def _other_caches(session: Session) -> Iterator[str]:
     """Yield the usual places of a cache that hold repos and are not the chosen one."""
     home = os.path.expanduser("~")
     candidates = [
         os.path.join(home, ".cache", "huggingface", "hub"),
         os.path.join(home, ".cache", "huggingface", "transformers"),
-        os.path.join(hub_home(environment), "hub"),
+        os.path.join(hub_home(session.environment), "hub"),
     ]
-    if environment.get("XDG_CACHE_HOME"):
-        base = os.path.expanduser(environment.variables["XDG_CACHE_HOME"])
+    if session.environment.get("XDG_CACHE_HOME"):
+        base = os.path.expanduser(session.environment.variables["XDG_CACHE_HOME"])
         candidates.append(os.path.join(base, "huggingface", "hub"))
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"):
-        value = environment.get(name)
+        value = session.environment.get(name)
         if value:
             candidates.append(os.path.abspath(os.path.expanduser(value)))
-    seen = {os.path.realpath(location.dir)}
+    seen = {os.path.realpath(session.cache.dir)}
     for path in candidates:
         real = os.path.realpath(path)
         if real in seen:
@@ -95,8 +93,8 @@ def check_filesystem(
             "no-symlinks",
             "warning",
             path,
-            "this filesystem has no symbolic links: each revision keeps copies of its own",
-            "use a filesystem with links; on Windows turn on developer mode",
+            "this filesystem has no symbolic links: each revision keeps its own copies",
+            "use a filesystem with links; on Windows, turn on developer mode",
         )
     if filesystem.locks is False:
         yield finding(
@@ -111,7 +109,7 @@ def check_filesystem(
             "no-access-times",
             "info",
             path,
-            "this mount keeps no access times: only vlmcache's own journal tells the last use",
+            "this mount keeps no access times: only vlmcache's own journal shows the last use",
         )
     free = filesystem.free
     if free is not None and free < config.limits.min_free:
@@ -132,7 +130,7 @@ def check_permissions(path: str) -> Iterator[Finding]:
                 "cache-not-writable",
                 "error",
                 path,
-                "the cache is not there and cannot be made here",
+                "the cache does not exist and cannot be created here",
                 "name another with --cache-dir or HF_HUB_CACHE",
             )
         return
@@ -169,7 +167,7 @@ def check_versions(versions: dict[str, str | None]) -> Iterator[Finding]:
             "loading-not-installed",
             "info",
             sys.prefix,
-            f"{missing} not installed: load-test cannot run; everything else does",
+            f"{missing} not installed: load-test cannot run; everything else works",
             INSTALL_LOAD,
         )
     elif versions["bitsandbytes"] is None:
@@ -182,17 +180,17 @@ def check_versions(versions: dict[str, str | None]) -> Iterator[Finding]:
         )
 
 
-def check_cache(found: Status) -> Iterator[Finding]:
+def check_cache(status: Status) -> Iterator[Finding]:
     """Yield what is damaged in the cache."""
-    yield from (finding for finding in found.findings if finding.code == DRIVE_AWAY)
-    errors = [finding for finding in found.findings if finding.severity == "error"]
+    yield from (finding for finding in status.findings if finding.code == DRIVE_AWAY)
+    errors = [finding for finding in status.findings if finding.severity == "error"]
     if errors:
         repos = sorted({finding.repo for finding in errors if finding.repo})
         yield finding(
             "damaged-repos",
             "error",
-            found.cache.dir,
+            status.cache.dir,
             f"{len(errors)} {'error' if len(errors) == 1 else 'errors'} in the cache: "
-            + (", ".join(repos) or found.cache.dir),
+            + (", ".join(repos) or status.cache.dir),
             "vlmcache status -v",
         )

@@ -22,12 +22,13 @@ from vlmcache.commands.doctor.checks import (
     check_versions,
     finding,
 )
-from vlmcache.commands.doctor.sharing import check_access
+from vlmcache.commands.doctor.sharing import check_sharing
 from vlmcache.commands.doctor.values import Device, Diagnosis, Filesystem, Offline, PathFact
-from vlmcache.commands.status.recommend import Advice, what_frees
+from vlmcache.commands.status.recommend import what_frees
 from vlmcache.commands.status.status import status
+from vlmcache.commands.status.steps import Advice
 from vlmcache.commands.status.values import Status
-from vlmcache.config import CacheLocation, Config, Environment, hub_home, own_home, side_caches
+from vlmcache.config import Environment, Session, hub_home, own_home, side_caches
 from vlmcache.errors import CacheError, ConfigError, UnloadableError
 
 PACKAGES = (
@@ -48,53 +49,50 @@ _SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 
 def diagnose(
-    environment: Environment,
-    config: Config,
-    location: CacheLocation,
+    session: Session,
     *,
     ask_torch: bool = False,
     shared: str | None = None,
     fix: bool = False,
 ) -> Diagnosis:
-    """Return what can be known of this machine. Nothing is left behind; no network is touched.
+    """Return what can be known of this machine. Nothing is left behind; no network is used.
 
     Args:
-        environment: the variables in force.
-        config: the configuration in force.
-        location: the hub cache.
-        ask_torch: also ask torch, in a process of its own, for the devices that it can use; that
-            takes the seconds that its import takes.
+        session: the environment, the configuration and the hub cache.
+        ask_torch: also ask torch, in a separate process, which devices it can use; importing it
+            takes seconds.
         shared: the group that is to share the cache.
         fix: set the cache's permissions so that the group shares it; without one, so that its owner
             can use it and not everybody can change it.
 
     Raises:
-        UsageError: there is no such group.
+        UsageError: the group does not exist.
     """
-    # First, so that what was mended is not told of.
-    access = check_access(location.dir, shared, fix=fix) if shared is not None or fix else None
+    environment, config, location = session
+    # First, so that what was repaired is not reported.
+    access = check_sharing(location.dir, shared, fix=fix) if shared is not None or fix else None
     findings: list[Finding] = [] if access is None else list(access.findings)
-    paths = tuple(_paths(environment, config, location))
+    paths = tuple(_paths(session))
     filesystem = _filesystem(location.dir)
     versions = {"vlmcache": _version("vlmcache")} | {name: _version(name) for name in PACKAGES}
     devices = _devices(findings)
     if ask_torch and versions["torch"] is not None and versions["transformers"] is not None:
         devices = _seen_by_torch(devices, findings)
-    found: Status | None = None
-    lacking: tuple[str, ...] = ()
+    seen: Status | None = None
+    missing: tuple[str, ...] = ()
     try:
-        found = status(config, location, environment=environment)
-        lacking = tuple(model.key for model in found.models if model.state != "cached")
+        seen = status(session)
+        missing = tuple(model.key for model in seen.models if model.state != "cached")
     except (CacheError, ConfigError) as error:
         findings.append(finding("cache-path", "error", location.dir, error.message, error.hint))
-    findings += check_paths(paths, location, environment)
-    steps = found.recommendations if found is not None else ()
-    advised = Advice(config, location)
+    findings += check_paths(session, paths)
+    steps = seen.recommendations if seen is not None else ()
+    advised = Advice(session)
     findings += check_filesystem(filesystem, location.dir, config, what_frees(steps, advised))
     findings += check_permissions(location.dir)
     findings += check_versions(versions)
-    if found is not None:
-        findings += check_cache(found)
+    if seen is not None:
+        findings += check_cache(seen)
     findings += (finding("configuration", "warning", config.path, text) for text in config.notices)
     findings += (
         finding("configuration", "info", os.path.join(environment.folder, ".env"), text)
@@ -110,20 +108,21 @@ def diagnose(
         devices=devices,
         quantization=f"bitsandbytes {version}" if (version := versions["bitsandbytes"]) else None,
         offline=Offline(
-            not lacking and found is not None, lacking, environment.offline_by is not None
+            not missing and seen is not None, missing, environment.offline_by is not None
         ),
         findings=tuple(map(advised.completed, findings)),
         shared=access.sharing if access is not None else None,
         plan=access.plan if access is not None else None,
         receipt=access.receipt if access is not None else None,
-    )
+    ).with_problem(access.problem if access is not None else None)
 
 
-def _paths(environment: Environment, config: Config, location: CacheLocation) -> Iterator[PathFact]:
+def _paths(session: Session) -> Iterator[PathFact]:
+    environment, config, location = session
     home, home_source = own_home(environment)
     hub = hub_home(environment)
     hub_source = environment.source("HF_HOME") if environment.get("HF_HOME") else "default"
-    beside = side_caches(environment)
+    sides = side_caches(environment)
 
     def source_of(variable: str) -> str:
         names = (name for name in (variable, "HF_HOME") if environment.own(name))
@@ -134,8 +133,8 @@ def _paths(environment: Environment, config: Config, location: CacheLocation) ->
         ("config", config.path, config.source),
         ("vlmcache", home, home_source),
         ("huggingface", hub, hub_source),
-        ("xet chunks", beside["xet"], source_of("HF_XET_CACHE")),
-        ("remote code", beside["modules"], source_of("HF_MODULES_CACHE")),
+        ("xet chunks", sides["xet"], source_of("HF_XET_CACHE")),
+        ("remote code", sides["modules"], source_of("HF_MODULES_CACHE")),
     ):
         yield PathFact(name, path, source, os.path.exists(path), _writable(path))
 
@@ -154,10 +153,13 @@ def _variables(environment: Environment) -> dict[str, str]:
         or name
         in ("XDG_CACHE_HOME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "CUDA_VISIBLE_DEVICES")
     )
-    return {environment.source(name): _told(name, environment.variables[name]) for name in names}
+    return {
+        environment.source(name): _without_secrets(name, environment.variables[name])
+        for name in names
+    }
 
 
-def _told(name: str, value: str) -> str:
+def _without_secrets(name: str, value: str) -> str:
     if any(word in name for word in _SECRETS) and not name.endswith("_PATH"):
         return "(set)" if value else ""
     if "PROXY" in name or "ENDPOINT" in name:
@@ -197,7 +199,7 @@ def _filesystem(path: str) -> Filesystem:
 
 
 def _try_abilities(folder: str) -> dict[str, bool]:
-    """Try what the hub's layout relies on, in a folder that is gone afterwards."""
+    """Try what the hub's layout relies on, in a folder that is removed afterwards."""
     trials: dict[str, bool] = {}
     try:
         with tempfile.TemporaryDirectory(prefix=".vlmcache-doctor-", dir=folder) as trial:
@@ -275,16 +277,20 @@ def _seen_by_torch(devices: tuple[Device, ...], findings: list[Finding]) -> tupl
             )
         )
     named = {device.name: device for device in devices}
-    others = [device for device in devices if device.name not in {one["name"] for one in seen}]
+    others = [
+        device
+        for device in devices
+        if device.name not in {accelerator["name"] for accelerator in seen}
+    ]
     return (
         *(
             Device(
-                one["name"],
-                one["memory"],
-                named[one["name"]].driver if one["name"] in named else None,
-                one["device"],
+                accelerator["name"],
+                accelerator["memory"],
+                named[accelerator["name"]].driver if accelerator["name"] in named else None,
+                accelerator["device"],
             )
-            for one in seen
+            for accelerator in seen
         ),
         *others,
     )

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, SetAccess
-from vlmcache.commands.doctor.access import Entry, Unseen, let_inherit
+from vlmcache.commands.doctor.access import AccessEntry, Unseen, let_inherit
 
 _OTHERS_WRITE = 0o002
-# Where Linux lends a handle that needs no permission to read, that is enough. Elsewhere a pipe that
-# somebody has put there must not hold us up.
+# A handle of Linux that needs no permission to read is enough. On other systems a pipe that
+# somebody put there must not make us wait.
 _BY_HANDLE = hasattr(os, "O_PATH") and os.path.isdir("/proc/self/fd")
 _READING = os.O_PATH if _BY_HANDLE else os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
 _ENTRY = _READING | getattr(os, "O_NOFOLLOW", 0)
@@ -25,10 +25,10 @@ _FOLDER = _ENTRY | getattr(os, "O_DIRECTORY", 0)
 
 
 class _ChangedError(Exception):
-    """What is there is not what the plan expects."""
+    """An entry is not what the plan expects."""
 
 
-def plan_access(found: Iterable[Entry | Unseen], group: int | None) -> Plan:
+def plan_access(entries: Iterable[AccessEntry | Unseen], group: int | None) -> Plan:
     """Return what has to change so that a group shares a cache, or its owner alone has it.
 
     Shared: everything is the group's; folders can be written by it and hand the group on; blobs can
@@ -36,13 +36,13 @@ def plan_access(found: Iterable[Entry | Unseen], group: int | None) -> Plan:
     write, and not every user of the machine can write.
 
     Args:
-        found: what the cache holds.
+        entries: the entries of the cache.
         group: the group's number, or `None` for a cache of one user.
     """
-    seen = list(found)
-    listed = [one for one in seen if isinstance(one, Entry)]
-    names = Counter((one.device, one.inode) for one in listed if one.kind != "folder")
-    kept = [Kept(one.path, None, one.reason) for one in seen if isinstance(one, Unseen)]
+    seen = list(entries)
+    listed = [entry for entry in seen if isinstance(entry, AccessEntry)]
+    names = Counter((entry.device, entry.inode) for entry in listed if entry.kind != "folder")
+    kept = [Kept(entry.path, None, entry.reason) for entry in seen if isinstance(entry, Unseen)]
     actions: list[SetAccess] = []
     for entry in listed:
         action = _action(entry, group)
@@ -50,13 +50,13 @@ def plan_access(found: Iterable[Entry | Unseen], group: int | None) -> Plan:
             continue
         if entry.kind != "folder" and entry.names > names[entry.device, entry.inode]:
             # Whoever may write here could have linked a file of somebody else's.
-            kept.append(Kept(entry.path, None, "it has another name outside of the cache"))
+            kept.append(Kept(entry.path, None, "it has another name outside the cache"))
         else:
             actions.append(action)
     return Plan(tuple(actions), kept=tuple(kept))
 
 
-def _action(entry: Entry, group: int | None) -> SetAccess | None:
+def _action(entry: AccessEntry, group: int | None) -> SetAccess | None:
     wanted = {"folder": 0o700, "blob": 0o400, "file": 0o600}[entry.kind]
     inherit = False
     if group is not None:
@@ -87,7 +87,7 @@ def _action(entry: Entry, group: int | None) -> SetAccess | None:
     )
 
 
-def carry_out(plan: Plan, cache_dir: str) -> Receipt:
+def set_access(plan: Plan, cache_dir: str) -> Receipt:
     """Set modes and groups as planned, as far as the system lets.
 
     Folders are entered one by one from the cache's root, and links among them are never followed.
@@ -113,7 +113,7 @@ def _attempt(action: SetAccess, root: str) -> Outcome:
         return Outcome("set-access", action.path, "stale", detail=str(error))
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            detail = f"it is a link by now, or lies behind one: {action.path}"
+            detail = f"it is now a link, or below one: {action.path}"
             return Outcome("set-access", action.path, "stale", detail=detail)
         words = f"{error.strerror or error}: {action.path}"
         return Outcome("set-access", action.path, "failed", detail=words)
@@ -137,22 +137,22 @@ def _opened(path: str, root: str) -> Iterator[int]:
 
 
 def _set(descriptor: int, action: SetAccess) -> None:
-    found = os.fstat(descriptor)
+    facts = os.fstat(descriptor)
     if (
-        (found.st_dev, found.st_ino) != (action.device, action.inode)
-        or modes.S_IMODE(found.st_mode) != action.old_mode
-        or found.st_gid != action.old_group
+        (facts.st_dev, facts.st_ino) != (action.device, action.inode)
+        or modes.S_IMODE(facts.st_mode) != action.old_mode
+        or facts.st_gid != action.old_group
     ):
         raise _ChangedError(f"it changed since the plan was made: {action.path}")
     # Such a handle is changed through its place in /proc (open(2), O_PATH).
     place = f"/proc/self/fd/{descriptor}" if _BY_HANDLE else descriptor
-    if action.group != found.st_gid:
+    if action.group != facts.st_gid:
         os.chown(place, -1, action.group)
     # After the group, since a change of owners can take bits of the mode away (chown(2)).
     if modes.S_IMODE(os.fstat(descriptor).st_mode) != action.mode:
         os.chmod(place, action.mode)
     if modes.S_IMODE(os.fstat(descriptor).st_mode) != action.mode:
-        # The system drops setgid without a word where the user is not in the group (chmod(2)).
-        raise PermissionError(errno.EPERM, "the mode did not come to be", action.path)
+        # The system drops setgid without a word if the user is not in the group (chmod(2)).
+        raise PermissionError(errno.EPERM, "the system did not set the mode", action.path)
     if action.inherit:
         let_inherit(place, action.mode)

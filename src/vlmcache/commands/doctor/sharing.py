@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Plan, Receipt
 from vlmcache.commands.doctor.access import entries, inherits
-from vlmcache.commands.doctor.permissions import carry_out, plan_access
-from vlmcache.commands.doctor.values import Access, Sharing
-from vlmcache.errors import CacheError, PartlyError, UsageError, VlmcacheError
+from vlmcache.commands.doctor.permissions import plan_access, set_access
+from vlmcache.commands.doctor.values import Access, Sharing, undone
+from vlmcache.errors import UsageError
 
 _ROUNDS = 16
-"""How often folders are looked into that could not be entered before."""
-_WELL = ("done", "absent")
+"""How often folders are read again that could not be entered before."""
 
 
-def check_access(cache_dir: str, group: str | None, *, fix: bool) -> Access:
+def check_sharing(cache_dir: str, group: str | None, *, fix: bool) -> Access:
     """Return what has to change so that a group shares a cache, or its owner alone has it.
 
     Args:
@@ -27,10 +26,12 @@ def check_access(cache_dir: str, group: str | None, *, fix: bool) -> Access:
         fix: change it.
 
     Raises:
-        UsageError: there is no such group, or no such thing on this system.
+        UsageError: the group does not exist, or the system has no such permissions.
     """
     if sys.platform == "win32":
-        raise UsageError("permissions of groups cannot be set on Windows", "use its own dialogs")
+        raise UsageError(
+            "permissions of groups cannot be set on Windows", "use the dialogs of Windows"
+        )
     root = os.path.abspath(cache_dir)
     sharing = _sharing(group) if group is not None else None
     gid = sharing.gid if sharing is not None else None
@@ -39,16 +40,16 @@ def check_access(cache_dir: str, group: str | None, *, fix: bool) -> Access:
     receipt = None
     if fix:
         plan, receipt = _fix(root, gid, plan)
-    found = [] if sharing is None else list(_check_sharing(root, sharing))
-    open_ends = len(plan.actions) if receipt is None else _undone(receipt)
-    if open_ends:
-        found.insert(0, _open_finding(root, open_ends, sharing, fixed=fix))
-    return Access(sharing, plan, receipt, tuple(found))
+    findings = [] if sharing is None else list(_sharing_findings(root, sharing))
+    left = len(plan.actions if receipt is None else undone(receipt))
+    if left:
+        findings.insert(0, _open_finding(root, left, sharing, fixed=fix))
+    return Access(sharing, plan, receipt, tuple(findings))
 
 
 def _fix(root: str, gid: int | None, plan: Plan) -> tuple[Plan, Receipt]:
     """Carry a plan out, and what shows only once closed folders are open."""
-    receipt = carry_out(plan, root)
+    receipt = set_access(plan, root)
     for _ in range(_ROUNDS if plan.actions else 0):
         tried = {outcome.path for outcome in receipt.outcomes}
         left = plan_access(entries(root), gid)
@@ -56,26 +57,8 @@ def _fix(root: str, gid: int | None, plan: Plan) -> tuple[Plan, Receipt]:
         plan = Plan(plan.actions + new, kept=left.kept)
         if not new:
             break
-        receipt = Receipt(receipt.outcomes + carry_out(Plan(new), root).outcomes)
+        receipt = Receipt(receipt.outcomes + set_access(Plan(new), root).outcomes)
     return plan, receipt
-
-
-def problem(receipt: Receipt | None) -> VlmcacheError | None:
-    """Return the failure that a fix has to tell of, or `None` if all was done."""
-    count = 0 if receipt is None else _undone(receipt)
-    if receipt is None or not count:
-        return None
-    first = next(o.detail or o.path for o in receipt.outcomes if o.result not in _WELL)
-    more = f" and {count - 1} more" if count > 1 else ""
-    kind = PartlyError if count < len(receipt.outcomes) else CacheError
-    return kind(
-        f"{count} of {len(receipt.outcomes)} could not be changed: {first}{more}",
-        "only the owner of an entry or root may change it: run it with sudo",
-    )
-
-
-def _undone(receipt: Receipt) -> int:
-    return sum(outcome.result not in _WELL for outcome in receipt.outcomes)
 
 
 def _sharing(name: str) -> Sharing:
@@ -83,29 +66,29 @@ def _sharing(name: str) -> Sharing:
     import pwd
 
     try:
-        found = grp.getgrgid(int(name)) if name.isdecimal() else grp.getgrnam(name)
+        entry = grp.getgrgid(int(name)) if name.isdecimal() else grp.getgrnam(name)
     except (KeyError, OverflowError):
         raise UsageError(
             f"no such group: {name}",
             f"sudo groupadd {name}, and sudo usermod -aG {name} USER for each user",
         ) from None
-    members = set(found.gr_mem)
-    members |= {user.pw_name for user in pwd.getpwall() if user.pw_gid == found.gr_gid}
-    return Sharing(found.gr_name, found.gr_gid, tuple(sorted(members)), _umask())
+    members = set(entry.gr_mem)
+    members |= {user.pw_name for user in pwd.getpwall() if user.pw_gid == entry.gr_gid}
+    return Sharing(entry.gr_name, entry.gr_gid, tuple(sorted(members)), _umask())
 
 
 def _umask() -> str | None:
-    """Return the process's umask in octal, where Linux tells it without a change (proc(5))."""
+    """Return the process's umask in octal, if Linux shows it without a change (proc(5))."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             lines = file.readlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith("Umask:")]
-    return found[0] if found else None
+    masks = [line.split()[1] for line in lines if line.startswith("Umask:")]
+    return masks[0] if masks else None
 
 
-def _check_sharing(root: str, sharing: Sharing) -> Iterator[Finding]:
+def _sharing_findings(root: str, sharing: Sharing) -> Iterator[Finding]:
     group = sharing.group
     if not os.path.isdir(root):
         yield Finding(
@@ -113,7 +96,7 @@ def _check_sharing(root: str, sharing: Sharing) -> Iterator[Finding]:
             "error",
             None,
             root,
-            "there is no cache yet to share",
+            "the cache to share does not exist yet",
             f"mkdir -p {root}",
         )
     for folder in _closed_above(root, sharing.gid):
@@ -123,7 +106,7 @@ def _check_sharing(root: str, sharing: Sharing) -> Iterator[Finding]:
             None,
             folder,
             f"{group} cannot enter {folder}, so it does not reach the cache",
-            f"keep the cache where all can enter (HF_HUB_CACHE=/srv/hub), or: chmod a+x {folder}",
+            f"use a cache that all can enter (HF_HUB_CACHE=/srv/hub), or: chmod a+x {folder}",
         )
     if os.geteuid() != 0 and sharing.gid not in (os.getegid(), *os.getgroups()):
         yield Finding(
@@ -161,11 +144,11 @@ def _closed_above(root: str, gid: int) -> Iterator[str]:
     folder = os.path.dirname(os.path.realpath(root))
     while True:
         try:
-            found = os.stat(folder)
+            facts = os.stat(folder)
         except OSError:
             return
-        needed = 0o010 if found.st_gid == gid else 0o001
-        if not found.st_mode & needed:
+        needed = 0o010 if facts.st_gid == gid else 0o001
+        if not facts.st_mode & needed:
             yield folder
         above = os.path.dirname(folder)
         if above == folder:

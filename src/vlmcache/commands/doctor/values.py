@@ -1,4 +1,4 @@
-"""What `doctor` answers with."""
+"""What `doctor` returns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import msgspec
 
 from vlmcache.cache.mounts import AccessTimes
 from vlmcache.cache.state import Finding
-from vlmcache.change.plan import Plan, Receipt
+from vlmcache.change.plan import Outcome, Plan, Receipt
+from vlmcache.errors import CacheError, PartlyError, VlmcacheError
+from vlmcache.report import Report
 
 
 class PathFact(msgspec.Struct, frozen=True):
@@ -20,7 +22,7 @@ class PathFact(msgspec.Struct, frozen=True):
 
 
 class Filesystem(msgspec.Struct, frozen=True):
-    """What the cache's filesystem can do; `None` where it could not be tried. Sizes are bytes."""
+    """What the cache's filesystem can do; `None` if it could not be tried. Sizes are bytes."""
 
     type: str | None
     mount_point: str | None
@@ -49,11 +51,11 @@ class Offline(msgspec.Struct, frozen=True):
     ready: bool
     lacking: tuple[str, ...]
     forced: bool
-    """True where HF_HUB_OFFLINE is set."""
+    """True if HF_HUB_OFFLINE is set."""
 
 
-class Diagnosis(msgspec.Struct, frozen=True):
-    """What `vlmcache doctor` answers.
+class Diagnosis(Report, frozen=True):
+    """What `vlmcache doctor` returns.
 
     With `--shared` or `--fix`: plan is what has to change in the cache's permissions, receipt what
     was changed.
@@ -74,13 +76,18 @@ class Diagnosis(msgspec.Struct, frozen=True):
     receipt: Receipt | None = None
 
     @property
+    def ids(self) -> list[str]:
+        """The codes of the findings."""
+        return [finding.code for finding in self.findings]
+
+    @property
     def has_errors(self) -> bool:
         """Whether something stops models from being pulled or loaded."""
         return any(finding.severity == "error" for finding in self.findings)
 
 
 class Sharing(msgspec.Struct, frozen=True):
-    """The group that is to share a cache. umask is the one of this process."""
+    """The group that shares a cache. umask is the one of this process."""
 
     group: str
     gid: int
@@ -95,3 +102,24 @@ class Access(msgspec.Struct, frozen=True):
     plan: Plan
     receipt: Receipt | None
     findings: tuple[Finding, ...]
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What a fix could not change, `None` if it changed everything or there was no fix."""
+        failed = () if self.receipt is None else undone(self.receipt)
+        if self.receipt is None or not failed:
+            return None
+        first, total = failed[0], len(self.receipt.outcomes)
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        kind = PartlyError if len(failed) < total else CacheError
+        return kind(
+            f"{len(failed)} of {total} could not be changed: {first.detail or first.path}{more}",
+            "only the owner of an entry or root may change it: run it with sudo",
+        )
+
+
+def undone(receipt: Receipt) -> tuple[Outcome, ...]:
+    """Return what is not as the plan wanted it."""
+    return tuple(
+        outcome for outcome in receipt.outcomes if outcome.result not in ("done", "absent")
+    )

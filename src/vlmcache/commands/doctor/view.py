@@ -1,4 +1,4 @@
-"""`doctor` for people: facts in groups, then what is off and what to do."""
+"""`doctor` for people: facts in groups, then what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rich.text import Text
 from vlmcache.change.plan import Plan, SetAccess
 from vlmcache.commands.doctor.values import Diagnosis, Filesystem
 from vlmcache.show.console import console
-from vlmcache.show.tables import SEVERITY_COLOURS, labelled
+from vlmcache.show.tables import SEVERITY_COLORS, labelled
 from vlmcache.show.text import printable
 from vlmcache.units import size_text
 
 
 def show(diagnosis: Diagnosis, *, verbose: bool = False) -> None:
-    """Print the diagnosis; of the permissions alone where these were asked about."""
+    """Print the diagnosis; of the permissions alone if these were asked about."""
     out = console()
     if diagnosis.plan is None:
         _show_facts(out, diagnosis, verbose=verbose)
@@ -24,19 +24,19 @@ def show(diagnosis: Diagnosis, *, verbose: bool = False) -> None:
         _show_access(out, diagnosis, diagnosis.plan, verbose=verbose)
     out.print()
     if not diagnosis.findings:
-        out.print("Nothing is off.")
+        out.print("No problems found.")
     for finding in diagnosis.findings:
         line = Text(f"{finding.code}: {printable(finding.detail)}")
         if finding.remedy:
             line.append(f"\n{printable(finding.remedy)}", "bold")
-        style = SEVERITY_COLOURS[finding.severity]
+        style = SEVERITY_COLORS[finding.severity]
         out.print(labelled(finding.severity, line, width=12, label_style=style))
 
 
 def _show_facts(out: Console, diagnosis: Diagnosis, *, verbose: bool) -> None:
     for fact in diagnosis.paths:
         if verbose or fact.name in ("cache", "config", "vlmcache"):
-            absent = "" if fact.exists else ", not there yet"
+            absent = "" if fact.exists else ", does not exist yet"
             locked = "" if fact.writable else ", not writable"
             text = f"{printable(fact.path)} ({fact.source}{absent}{locked})"
             out.print(labelled(fact.name, text, width=12))
@@ -58,8 +58,8 @@ def _show_facts(out: Console, diagnosis: Diagnosis, *, verbose: bool) -> None:
     offline = diagnosis.offline
     ready = "every configured model loads without a network"
     if not offline.ready:
-        lacking = ", ".join(map(printable, offline.lacking))
-        ready = f"not ready: {lacking or 'the cache cannot be read'}"
+        missing = ", ".join(map(printable, offline.lacking))
+        ready = f"not ready: {missing or 'the cache cannot be read'}"
     out.print(
         labelled("offline", ready + (" (the network is switched off)" * offline.forced), width=12)
     )

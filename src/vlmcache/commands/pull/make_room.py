@@ -71,7 +71,7 @@ def what_helps(
         return f"'{again} --make-room' proposes what to evict; or lower min_free"
     known = Known(session.environment, scan(location.dir))
     repos = {part.model.repo for part in planned}
-    helps = what_makes_room(known, config, location, shortage, repos)
+    helps = what_makes_room(known, session, shortage, repos)
     if same_disk(shortage.place, location.dir):
         return f"evicting would not make enough room, and so nothing was evicted; {helps}"
     return helps

@@ -13,7 +13,7 @@ from vlmcache.change.plan import Fetch, Link, Plan, Receipt, ReleaseShared, Remo
 from vlmcache.commands.pull.values import PulledModel, PullReport
 from vlmcache.commands.status.values import Status
 from vlmcache.show.console import console
-from vlmcache.show.tables import SEVERITY_COLOURS, STATE_COLOURS, show_cache
+from vlmcache.show.tables import SEVERITY_COLORS, STATE_COLORS, show_cache
 from vlmcache.show.text import NOTHING, printable
 from vlmcache.units import duration_text, size_text
 
@@ -36,7 +36,7 @@ def show(report: PullReport, *, verbose: bool = False) -> None:
         _print_files(report)
     for finding in report.findings:
         out = console(sys.stdout if finding.severity == "info" else sys.stderr)
-        line = Text(f"{finding.severity}: ", SEVERITY_COLOURS[finding.severity])
+        line = Text(f"{finding.severity}: ", SEVERITY_COLORS[finding.severity])
         line.append(f"{printable(finding.repo or '')}: {printable(finding.detail)}")
         if finding.remedy:
             line.append(f" ({printable(finding.remedy)})", "dim")
@@ -126,7 +126,7 @@ def ask_which(status: Status) -> str:
         table.add_row(
             str(number),
             printable(model.key),
-            Text(model.state, STATE_COLOURS[model.state]),
+            Text(model.state, STATE_COLORS[model.state]),
             NOTHING if left is None or model.state == "cached" else size_text(left),
         )
     out.print(table)

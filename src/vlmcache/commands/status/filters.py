@@ -6,7 +6,7 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from vlmcache.cache import layout
 from vlmcache.errors import UsageError
@@ -22,7 +22,6 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 FIELDS = ("name", "size", "state", "type", "used")
-SORTS = ("name", "size", "state", "used")
 _STATE_ORDER = ("damaged", "away", "partial", "missing", "cached")
 
 
@@ -47,6 +46,13 @@ class Row(Protocol):
 
 
 RowT = TypeVar("RowT", bound=Row)
+
+_ORDERS: dict[str, Callable[[Row], Any]] = {
+    "name": lambda row: row.repo.lower(),
+    "size": lambda row: -row.size_on_disk,
+    "state": lambda row: _STATE_ORDER.index(row.state),
+    "used": lambda row: row.last_used.timestamp() if row.last_used else 0.0,
+}
 
 
 def parse_filter(expression: str, now: datetime) -> Callable[[Row], bool]:
@@ -108,14 +114,6 @@ def select(
     kept = [row for row in rows if all(test(row) for test in filters)]
     if sort is None:
         return tuple(kept)
-    if sort == "name":
-        kept.sort(key=lambda row: row.repo.lower())
-    elif sort == "size":
-        kept.sort(key=lambda row: -row.size_on_disk)
-    elif sort == "used":
-        kept.sort(key=lambda row: row.last_used.timestamp() if row.last_used else 0.0)
-    elif sort == "state":
-        kept.sort(key=lambda row: _STATE_ORDER.index(row.state))
-    else:
-        raise UsageError(f"--sort {sort!r} is not one of {', '.join(SORTS)}")
-    return tuple(kept)
+    if sort not in _ORDERS:
+        raise UsageError(f"--sort {sort!r} is not one of {', '.join(_ORDERS)}")
+    return tuple(sorted(kept, key=_ORDERS[sort]))

@@ -10,9 +10,10 @@ from vlmcache.cache.state import CacheState, Finding
 from vlmcache.change.plan import Plan
 from vlmcache.commands.pull.plan import FileSelection, Listing, plan_pull
 from vlmcache.commands.pull.room import find_shortage
-from vlmcache.commands.status.recommend import Advice, download_of, name_to_pull
+from vlmcache.commands.status.recommend import name_to_pull, pending_download
+from vlmcache.commands.status.steps import Advice
 from vlmcache.commands.status.values import ModelStatus, Outdated, Recommendation, Status
-from vlmcache.config import CacheLocation, Config, Environment
+from vlmcache.config import Session
 from vlmcache.errors import VlmcacheError
 from vlmcache.hub.client import Client
 from vlmcache.hub.listing import find_commit, list_files
@@ -20,18 +21,13 @@ from vlmcache.hub.retry import Patience
 from vlmcache.units import size_text
 
 
-def with_updates(
-    status: Status,
-    config: Config,
-    location: CacheLocation,
-    environment: Environment,
-    patience: Patience | None = None,
-) -> Status:
+def with_updates(session: Session, status: Status, patience: Patience | None = None) -> Status:
     """Return the status with the newer revisions that the hub has of the models in it.
 
     Models of which nothing is cached, and those pinned to a commit, are not asked about. A hub that
     does not answer becomes a finding.
     """
+    environment, config, location = session
     asked = [
         model
         for model in status.models
@@ -40,7 +36,7 @@ def with_updates(
     if not asked:
         return status
     findings = list(status.findings)
-    found: dict[tuple[str, str], Outdated] = {}
+    newer: dict[tuple[str, str], Outdated] = {}
     newer_plans: list[Plan] = []
     folders = {layout.repo_folder("model", model.repo) for model in status.models}
     state = scan(status.cache.dir, only=folders)
@@ -61,24 +57,28 @@ def with_updates(
             )
             continue
         if plan is not None:
-            found[model.repo, model.revision] = Outdated(plan[0], plan[1].needs)
+            newer[model.repo, model.revision] = Outdated(plan[0], plan[1].needs)
             if model.state == "cached":
                 newer_plans.append(plan[1])
     models = tuple(
-        msgspec.structs.replace(model, outdated=found.get((model.repo, model.revision)))
+        msgspec.structs.replace(model, outdated=newer.get((model.repo, model.revision)))
         for model in status.models
     )
     steps = list(status.recommendations)
-    # A pull of what is not complete fetches the newest anyway, and takes its room first.
+    # A pull of an incomplete model fetches the newest anyway, and needs its room first.
     behind = [model for model in models if model.outdated is not None and model.state == "cached"]
     if behind:
         names = [name_to_pull(state, config, model) for model in behind]
         fetch = sum(model.outdated.fetch for model in behind if model.outdated is not None)
         text = f"newer on the hub: {', '.join(names)}; {size_text(fetch)} to fetch"
-        first = [download_of(state, config, one).plan for one in models if one.state != "cached"]
+        first = [
+            pending_download(state, config, model).plan
+            for model in models
+            if model.state != "cached"
+        ]
         short = find_shortage(location.dir, config.limits, [*first, *newer_plans])
         if short is None:
-            steps.append(Advice(config, location).recommend(text, "pull", *names))
+            steps.append(Advice(session).recommend(text, "pull", *names))
         else:
             steps.append(Recommendation(f"{text}, {size_text(short.short)} short", None))
     return msgspec.structs.replace(

@@ -1,7 +1,8 @@
-"""`status`: each model's state, the cache's bytes, the disk's room, and what to type next."""
+"""`status`: each model's state, the cache's bytes, the room on the disk, and what to type next."""
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,6 @@ from vlmcache import units
 from vlmcache.cache import formats
 from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision
 from vlmcache.cache.last_use import LastUse
-from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, Repo, Revision
 from vlmcache.cache.weights import (
@@ -28,52 +28,36 @@ from vlmcache.cache.weights import (
 from vlmcache.change.removal_plan import Key
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.filters import parse_filter, select
-from vlmcache.commands.status.recommend import Advice, Planner, recommend
-from vlmcache.commands.status.summary import summarise
+from vlmcache.commands.status.planner import Planner
+from vlmcache.commands.status.recommend import recommend
+from vlmcache.commands.status.steps import Advice
+from vlmcache.commands.status.summary import summarize_cache
 from vlmcache.commands.status.values import (
     Elsewhere,
     MemorySource,
     ModelStatus,
-    NotCachedError,
     RepoStatus,
     RevisionStatus,
     Status,
 )
-from vlmcache.config import (
-    CacheLocation,
-    Config,
-    Environment,
-    ModelConfig,
-    find_model,
-    own_home,
-    read_environment,
-    shipped_config,
-)
+from vlmcache.config import ModelConfig, Session, find_model, own_home, shipped_config
 from vlmcache.home.copies import list_copies
 
 
-def status(
-    config: Config,
-    location: CacheLocation,
-    names: Sequence[str] = (),
-    *,
-    environment: Environment | None = None,
-) -> Status:
+def status(session: Session, names: Sequence[str] = ()) -> Status:
     """Return the state of the cache and of the models asked for (all configured ones by default).
 
     Nothing is changed and no network is touched.
 
     Args:
-        config: the configuration in force.
-        location: the hub cache.
+        session: the environment, the configuration and the hub cache.
         names: keys or repo ids.
-        environment: the variables that tell where our journal is; those of the process if not
-            given.
 
     Raises:
-        ConfigError: the cache path is no folder.
+        ConfigError: the cache path is not a folder.
         UnknownModelError: a name is neither a key nor a repo id.
     """
+    environment, config, location = session
     state = scan(location.dir)
     cached = [repo.id for repo in state.repos if repo.type == "model"]
     wanted = [find_model(config, name, cached) for name in names] or list(config.models.values())
@@ -82,15 +66,14 @@ def status(
         Finding("configuration", "warning", None, config.path, warning, None)
         for warning in config.notices
     )
-    environment = environment or read_environment()
     known = Known(environment, state)
-    summary = summarise(state, config, location, known)
-    table = _Table()
-    models = tuple(_model_status(state, model, table, findings, known.used) for model in wanted)
+    summary = summarize_cache(session, state, known.mount)
+    models = tuple(_model_status(state, model, findings, known.used) for model in wanted)
     repos = tuple(_repo_status(state, repo, known.used) for repo in state.repos)
-    advised = Advice(config, location)
-    planner = Planner(known, config, location)
-    steps = recommend(advised, planner, summary, models, repos, findings)
+    advised = Advice(session)
+    planner = Planner(known, session)
+    found = Status(summary, models, repos, (), tuple(findings), elsewhere=tuple(_elsewhere(state)))
+    steps = recommend(advised, planner, found)
     copies = tuple(list_copies(own_home(environment)[0]))
     findings = [advised.completed(finding) for finding in findings]
     findings += (
@@ -100,39 +83,15 @@ def status(
             copy.repo,
             copy.path,
             f"the kept {copy.precision} copy is not as it was made: the next load checks it, and "
-            "quantises anew if it is damaged",
+            "quantizes again if it is damaged",
             advised.command("quantize", copy.repo, "--precision", copy.precision),
         )
         for copy in copies
         if copy.changed
     )
-    elsewhere = tuple(_elsewhere(state))
-    return Status(summary, models, repos, tuple(steps), tuple(findings), copies, elsewhere)
-
-
-def ids(status: Status, *, every: bool) -> list[str]:
-    """Return one id a line for `--quiet`: repo ids, with the revision where it is not main."""
-    names = [
-        model.repo if model.revision == "main" else f"{model.repo}@{model.revision}"
-        for model in status.models
-    ]
-    if every:
-        names += [repo.repo for repo in status.repos if repo.repo not in names]
-    return names
-
-
-def not_cached(status: Status) -> NotCachedError | None:
-    """Return the failure that `--check` tells of, or `None` if every model is cached."""
-    lacking = [model for model in status.models if model.state != "cached"]
-    if not lacking:
-        return None
-    states = ", ".join(f"{model.key} is {model.state}" for model in lacking)
-    commands = [one.command for one in status.recommendations if one.command]
-    fetching = (one for one in commands if one.startswith(("vlmcache pull ", "vlmcache verify ")))
-    away = {away_remedy(model.away): None for model in lacking if model.away is not None}
-    first = next(fetching, None if away else next(iter(commands), None))
-    hint = "; ".join([*([first] if first else []), *away]) or None
-    return NotCachedError(f"not every model is cached: {states}", hint)
+    return msgspec.structs.replace(
+        found, recommendations=tuple(steps), findings=tuple(findings), copies=copies
+    )
 
 
 def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Status:
@@ -150,50 +109,43 @@ def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Sta
     )
 
 
-class _Table:
-    """The shipped list of models, read only where some model has nothing better to go by."""
-
-    def __init__(self) -> None:
-        self._models: dict[str, ModelConfig] | None = None
-
-    def get(self, repo: str) -> ModelConfig | None:
-        if self._models is None:
-            self._models = {model.repo: model for model in shipped_config().models.values()}
-        return self._models.get(repo)
+@functools.cache
+def _shipped() -> dict[str, ModelConfig]:
+    """Return repo -> the shipped configuration of it, read only if a model has no better source."""
+    return {model.repo: model for model in shipped_config().models.values()}
 
 
 def _model_status(
     state: CacheState,
     model: ModelConfig,
-    table: _Table,
     findings: list[Finding],
     used: Mapping[Key, LastUse],
 ) -> ModelStatus:
     repo = state.repo(model.repo)
     judgement = judge(repo, model.revision)
-    held = judgement.revision
+    revision = judgement.revision
     size = size_on_disk = 0
     last_used = None
-    if repo is not None and held is not None:
-        size, size_on_disk = _revision_sizes(state, repo, held)
-        last_used = _last_used(used, repo, [held])
+    if repo is not None and revision is not None:
+        size, size_on_disk = _revision_sizes(state, repo, revision)
+        last_used = _last_used(used, repo, [revision])
     findings += _unreadable_indexes(model.repo, judgement)
     tensors: dict[str, Tensor] = {}
-    if judgement.state == "cached" and held is not None:
-        tensors, short = _read_tensors(model.repo, held, findings)
+    if judgement.state == "cached" and revision is not None:
+        tensors, short = _read_tensors(model.repo, revision, findings)
         if short:
             judgement = msgspec.structs.replace(judgement, state="damaged", damaged=short)
-    memory, source = _memory(model, tensors, table)
+    memory, source = _memory(model, tensors)
     return ModelStatus(
         key=model.key,
         repo=model.repo,
         revision=model.revision,
         state=judgement.state,
         commit=judgement.commit,
-        path=held.path if held else None,
+        path=revision.path if revision else None,
         size=size,
         size_on_disk=size_on_disk,
-        expected_size=_expected_size(model, judgement, size, table),
+        expected_size=_expected_size(model, judgement, size),
         missing_files=judgement.missing,
         damaged_files=judgement.damaged,
         precision=model.precision,
@@ -208,15 +160,15 @@ def _model_status(
 
 
 def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
-    """Tell of indexes that are there and make no sense; the scan itself opens no files."""
-    held = judgement.revision
-    if held is None:
+    """Yield the indexes that exist but make no sense; the scan itself opens no files."""
+    revision = judgement.revision
+    if revision is None:
         return
-    for file in held.files:
+    for file in revision.files:
         if file.name not in judgement.damaged or not file.name.endswith(".index.json"):
             continue
         if file.kind in ("link", "copy") and file.size:
-            path = held.file_path(file.name)
+            path = revision.file_path(file.name)
             detail = f"{file.name} names no shards that could be loaded"
             remedy = units.command("verify", repo)
             yield Finding("unreadable-index", "error", repo, path, detail, remedy)
@@ -225,9 +177,9 @@ def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
 def _read_tensors(
     repo: str, revision: Revision, findings: list[Finding]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the tensors of a whole revision's safetensors, and the files that end too early.
+    """Return the tensors of a complete revision's safetensors, and the files that end too early.
 
-    There are no tensors where a header makes no sense.
+    There are no tensors if a header makes no sense.
     """
     tensors: dict[str, Tensor] = {}
     for name in sorted(formats.wanted(file.name for file in revision.files)):
@@ -248,7 +200,7 @@ def _read_tensors(
 
 
 def _memory(
-    model: ModelConfig, tensors: dict[str, Tensor], table: _Table
+    model: ModelConfig, tensors: dict[str, Tensor]
 ) -> tuple[MemoryEstimate | None, MemorySource | None]:
     if tensors:
         return with_overhead(weights_bytes(tensors, model.precision)), "weights"
@@ -257,16 +209,14 @@ def _memory(
         return MemoryEstimate(max(0, model.expected_memory - overhead), overhead), "config"
     if model.expected_size is not None:
         return with_overhead(rescale(model.expected_size, "bf16", model.precision)), "config"
-    shipped = table.get(model.repo)
+    shipped = _shipped().get(model.repo)
     if shipped is not None and shipped.expected_size is not None:
         return with_overhead(rescale(shipped.expected_size, "bf16", model.precision)), "table"
     return None, None
 
 
-def _expected_size(
-    model: ModelConfig, judgement: Judgement, size: int, table: _Table
-) -> int | None:
-    """Return the length of the whole download, from the best that is known of it."""
+def _expected_size(model: ModelConfig, judgement: Judgement, size: int) -> int | None:
+    """Return the length of the complete download, from the best source there is."""
     if judgement.tree:
         tree = judgement.tree
         return sum(tree[name].content_size for name in formats.wanted(tree))
@@ -274,7 +224,7 @@ def _expected_size(
         return size
     if model.expected_size is not None:
         return model.expected_size
-    shipped = table.get(model.repo)
+    shipped = _shipped().get(model.repo)
     return shipped.expected_size if shipped else None
 
 
@@ -332,7 +282,7 @@ def _repo_status(state: CacheState, repo: Repo, used: Mapping[Key, LastUse]) -> 
 def _last_used(
     used: Mapping[Key, LastUse], repo: Repo, revisions: Sequence[Revision]
 ) -> datetime | None:
-    """Return when one of the revisions was last used; `None` where only downloads are known."""
+    """Return when one of the revisions was last used; `None` if only downloads are known."""
     uses = [used[repo.folder, revision.commit] for revision in revisions]
     known = [use.at for use in uses if use.source != "written"]
     return datetime.fromtimestamp(int(max(known)), timezone.utc) if known else None

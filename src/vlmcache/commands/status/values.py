@@ -1,4 +1,4 @@
-"""What `status` answers with."""
+"""What `status` returns."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from typing import Literal
 import msgspec
 
 from vlmcache.cache.mounts import AccessTimes
+from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.state import Away, ByClass, Finding, State
 from vlmcache.cache.weights import Precision
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.home.copies import KeptCopy
+from vlmcache.report import Report
+from vlmcache.units import size_text
 
 MemorySource = Literal["weights", "config", "table"]
 
 
 class NotCachedError(VlmcacheError):
-    """A model that was asked for is not there as a whole."""
+    """A model that was asked for is not completely in the cache."""
 
     code = "not-cached"
     exit_code = ExitCode.DAMAGE
 
 
 class CacheSummary(msgspec.Struct, frozen=True):
-    """The cache folder as a whole. Sizes are bytes; free and total are the filesystem's."""
+    """The complete cache folder. Sizes are bytes; free and total are the filesystem's."""
 
     dir: str
     source: str
@@ -39,6 +42,21 @@ class CacheSummary(msgspec.Struct, frozen=True):
     max_size: int | None
     by_class: ByClass
 
+    @property
+    def bound(self) -> int | None:
+        """What should be free, `None` if it is."""
+        if self.free is None or self.free >= max(self.comfortable_free, self.min_free):
+            return None
+        return self.min_free if self.free < self.min_free else self.comfortable_free
+
+    @property
+    def low(self) -> str:
+        """How little is free, in words."""
+        free = size_text(self.free or 0)
+        if (self.free or 0) < self.min_free:
+            return f"{free} free, below the minimum of {size_text(self.min_free)}"
+        return f"{free} free, under the comfortable {size_text(self.comfortable_free)}"
+
 
 class Outdated(msgspec.Struct, frozen=True):
     """A newer revision on the hub: its commit, and the bytes that an update would fetch."""
@@ -50,9 +68,9 @@ class Outdated(msgspec.Struct, frozen=True):
 class ModelStatus(msgspec.Struct, frozen=True):
     """One configured or asked-for model.
 
-    size is the length of what is there, size_on_disk what it occupies, expected_size the length of
-    the whole download. memory_estimate is weights and overhead once loaded at `precision`;
-    memory_source says what it was reckoned from.
+    size is the length of the files, size_on_disk what they occupy, expected_size the length of the
+    complete download. memory_estimate is weights and overhead once loaded at `precision`;
+    memory_source says what it was estimated from.
     """
 
     key: str
@@ -73,9 +91,9 @@ class ModelStatus(msgspec.Struct, frozen=True):
     last_used: datetime | None
     configured: bool
     outdated: Outdated | None = None
-    """What `--outdated` found; `None` without it, and where there is nothing newer."""
+    """What `--outdated` found; `None` without it, and if nothing is newer."""
     linked_to: str | None = None
-    """Where the repo lies, if the cache has but a link to it."""
+    """Where the repo is, if the cache has only a link to it."""
     away: Away | None = None
     """Where it is and what to mount, if the state is `away`."""
 
@@ -114,8 +132,8 @@ class RepoStatus(msgspec.Struct, frozen=True):
 class Elsewhere(msgspec.Struct, frozen=True):
     """A folder outside the cache with repos that the cache links to.
 
-    moved: whether `vlmcache move` has brought all of them there. size_on_disk includes what they
-    have in the shared store there. free is `None` where that place is not there now.
+    moved: whether `vlmcache move` moved all of them there. size_on_disk includes what they
+    have in the shared store there. free is `None` if that place does not exist now.
     """
 
     path: str
@@ -125,8 +143,8 @@ class Elsewhere(msgspec.Struct, frozen=True):
     free: int | None
 
 
-class Status(msgspec.Struct, frozen=True):
-    """What `vlmcache status` answers."""
+class Status(Report, frozen=True):
+    """What `vlmcache status` returns."""
 
     cache: CacheSummary
     models: tuple[ModelStatus, ...]
@@ -134,9 +152,41 @@ class Status(msgspec.Struct, frozen=True):
     recommendations: tuple[Recommendation, ...]
     findings: tuple[Finding, ...]
     copies: tuple[KeptCopy, ...] = ()
-    """Kept quantised copies, which lie in vlmcache's own folder and not in the cache."""
+    """Kept quantized copies, which are in vlmcache's own folder and not in the cache."""
     elsewhere: tuple[Elsewhere, ...] = ()
-    """Where the repos lie of which the cache has but links; no part of its bytes."""
+    """Where the repos are of which the cache has only links; not part of its bytes."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The models' repo ids, with the revision if it is not main."""
+        return [
+            model.repo if model.revision == "main" else f"{model.repo}@{model.revision}"
+            for model in self.models
+        ]
+
+    @property
+    def all_ids(self) -> list[str]:
+        """The models' ids, then those of the other repos in the cache."""
+        ids = self.ids
+        return ids + [repo.repo for repo in self.repos if repo.repo not in ids]
+
+    @property
+    def problem(self) -> NotCachedError | None:
+        """That a model is not cached, and what to do about it."""
+        missing = [model for model in self.models if model.state != "cached"]
+        if not missing:
+            return None
+        states = ", ".join(f"{model.key} is {model.state}" for model in missing)
+        commands = [step.command for step in self.recommendations if step.command]
+        fetching = (
+            command
+            for command in commands
+            if command.startswith(("vlmcache pull ", "vlmcache verify "))
+        )
+        away = {away_remedy(model.away): None for model in missing if model.away is not None}
+        first = next(fetching, None if away else next(iter(commands), None))
+        hint = "; ".join([*([first] if first else []), *away]) or None
+        return NotCachedError(f"not every model is cached: {states}", hint)
 
 
 class Recommendation(msgspec.Struct, frozen=True):

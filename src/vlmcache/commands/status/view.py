@@ -13,7 +13,7 @@ from vlmcache.cache.moved import DRIVE_AWAY
 from vlmcache.cache.state import Finding
 from vlmcache.commands.status.values import CacheSummary, ModelStatus, RepoStatus, Status
 from vlmcache.show.console import console
-from vlmcache.show.tables import SEVERITY_COLOURS, STATE_COLOURS, hanging, labelled
+from vlmcache.show.tables import SEVERITY_COLORS, STATE_COLORS, hanging, labelled, plain_table
 from vlmcache.show.text import NOTHING, ago, printable
 from vlmcache.units import size_text
 
@@ -21,7 +21,7 @@ _WIDE = 110
 _NARROW = 72
 _SHOWN_FILES = 3
 _ALWAYS_SHOWN = ("hub-not-asked", "configuration", "changed-copy", DRIVE_AWAY)
-"""Findings that are worth telling although nothing is damaged: an answer is missing, or a wish."""
+"""Findings that are shown although nothing is damaged."""
 _SHOWN_FINDINGS = 8
 
 
@@ -31,7 +31,7 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
     now = datetime.now(timezone.utc)
     if status.models:
         out.print(_model_table(status.models, now, out.width))
-        _print_lacking(out, status.models)
+        _print_bad_files(out, status.models)
     else:
         out.print("No model is configured, or none passes the filter.")
     asked = {model.repo for model in status.models}
@@ -43,8 +43,8 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
     _print_cache(out, status.cache, others, every=every)
     for place in status.elsewhere:
         count = len(place.repos)
-        noun = "repo lies" if count == 1 else "repos lie"
-        room = "not there now" if place.free is None else f"{size_text(place.free)} free"
+        noun = "repo is" if count == 1 else "repos are"
+        room = "not mounted now" if place.free is None else f"{size_text(place.free)} free"
         text = (
             f"{count} {noun} at {printable(place.path)}, {size_text(place.size_on_disk)} ({room})"
         )
@@ -55,7 +55,7 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
         text = f"{printable(copy.repo)} {copy.precision}, {size_text(copy.size)}{outdated}"
         out.print(labelled("Copy", text))
     # What is wrong with what was asked for is read first.
-    findings = sorted(status.findings, key=lambda one: one.repo not in asked)
+    findings = sorted(status.findings, key=lambda finding: finding.repo not in asked)
     _print_findings(out, findings, verbose=verbose)
     if status.recommendations:
         out.print("\nNext")
@@ -65,13 +65,13 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
                 out.print(hanging(Text.assemble((command, "bold"), (f"  {text}", "dim")), 2))
                 continue
             if command:
-                # Not folded: it is there to be pasted.
+                # Not folded, so that it can be pasted.
                 out.print(Text(f"  {command}", "bold"), soft_wrap=True)
             out.print(hanging(Text(text, "dim"), 2))
 
 
 def _state(state: str) -> Text:
-    return Text(state, STATE_COLOURS.get(state, ""))
+    return Text(state, STATE_COLORS.get(state, ""))
 
 
 def _amount(size: int | None) -> str:
@@ -79,17 +79,11 @@ def _amount(size: int | None) -> str:
 
 
 def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("MODEL", overflow="fold", min_width=8)
-    if width >= _WIDE:
-        table.add_column("REPO", overflow="fold")
-    table.add_column("STATE", no_wrap=True)
-    for name in ("ON DISK", "EXPECTED"):
-        table.add_column(name, justify="right", no_wrap=True)
-    if width >= _NARROW:
-        table.add_column("PRECISION", no_wrap=True)
-        table.add_column("MEMORY", justify="right", no_wrap=True)
-        table.add_column("LAST USED", no_wrap=True)
+    columns = ["MODEL", *(["REPO"] if width >= _WIDE else []), "STATE", "ON DISK", "EXPECTED"]
+    columns += ["PRECISION", "MEMORY", "LAST USED"] if width >= _NARROW else []
+    table = plain_table(
+        *columns, numbers=("ON DISK", "EXPECTED", "MEMORY"), folded=("MODEL", "REPO")
+    )
     for model in models:
         cells: list[str | Text] = [printable(model.key)]
         if width >= _WIDE:
@@ -110,7 +104,7 @@ def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Ta
     return table
 
 
-def _print_lacking(out: Console, models: Iterable[ModelStatus]) -> None:
+def _print_bad_files(out: Console, models: Iterable[ModelStatus]) -> None:
     lines = [
         f"{printable(model.key)}, {word}: {_some(names)}"
         for model in models
@@ -128,13 +122,8 @@ def _some(names: tuple[str, ...]) -> str:
 
 
 def _repo_table(repos: Iterable[RepoStatus], now: datetime) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("OTHER REPO", overflow="fold")
-    table.add_column("TYPE", no_wrap=True)
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("ON DISK", justify="right", no_wrap=True)
-    table.add_column("REVISIONS", justify="right", no_wrap=True)
-    table.add_column("LAST USED", no_wrap=True)
+    columns = ("OTHER REPO", "TYPE", "STATE", "ON DISK", "REVISIONS", "LAST USED")
+    table = plain_table(*columns, numbers=("ON DISK", "REVISIONS"), folded=("OTHER REPO",))
     for repo in repos:
         table.add_row(
             printable(repo.repo),
@@ -153,7 +142,7 @@ def _print_cache(
     filesystem = f", {cache.filesystem}" if cache.filesystem else ""
     out.print(labelled("Cache", f"{printable(cache.dir)} ({cache.source}{filesystem})"))
     if not cache.exists:
-        out.print(labelled("", "not there yet: the first pull makes it"))
+        out.print(labelled("", "does not exist yet: the first pull creates it"))
     else:
         classes = [
             f"{size_text(count)} {name}"
@@ -179,18 +168,22 @@ def _print_findings(out: Console, findings: Iterable[Finding], *, verbose: bool)
     every = list(findings)
     shown = every
     if not verbose:
-        shown = [one for one in every if one.severity == "error" or one.code in _ALWAYS_SHOWN]
-    cut = 0 if verbose else max(0, len(shown) - _SHOWN_FINDINGS)
+        shown = [
+            finding
+            for finding in every
+            if finding.severity == "error" or finding.code in _ALWAYS_SHOWN
+        ]
+    rest = 0 if verbose else max(0, len(shown) - _SHOWN_FINDINGS)
     if shown:
         out.print("\nProblems" if not verbose else "\nFindings")
-    for finding in shown[: len(shown) - cut]:
+    for finding in shown[: len(shown) - rest]:
         line = Text()
-        line.append(finding.code, SEVERITY_COLOURS[finding.severity])
+        line.append(finding.code, SEVERITY_COLORS[finding.severity])
         where = f" {printable(finding.repo)}:" if finding.repo else ":"
         line.append(f"{where} {printable(finding.detail)}")
         if verbose:
             line.append(f"\n{printable(finding.path)}", "dim")
         out.print(hanging(line, 2))
-    hidden = len(every) - len(shown) + cut
-    if cut:
+    hidden = len(every) - len(shown) + rest
+    if rest:
         out.print(f"  and {hidden} more (-v shows all)")

@@ -81,7 +81,7 @@ def repair(
         if offline is None and shortage is not None:
             known = Known(session.environment, state)
             repos = {order.repo for order in work.orders}
-            too_full = shortage.error(what_makes_room(known, config, location, shortage, repos))
+            too_full = shortage.error(what_makes_room(known, session, shortage, repos))
         if options.dry_run or too_full is not None:
             return report.with_problem(offline or too_full or work.error)
         if offline is not None and not work.keep_links():

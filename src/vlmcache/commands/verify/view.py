@@ -8,7 +8,7 @@ from rich.text import Text
 from vlmcache.change.plan import Fetch, Plan
 from vlmcache.commands.verify.values import Damage, Verification
 from vlmcache.show.console import console
-from vlmcache.show.tables import SEVERITY_COLOURS, show_cache
+from vlmcache.show.tables import SEVERITY_COLORS, show_cache
 from vlmcache.show.text import printable
 from vlmcache.units import pace_text, size_text
 
@@ -35,7 +35,7 @@ def show(value: Verification, *, verbose: bool = False) -> None:
         _print(out, line)
     _show_rest(out, len(value.unverifiable), most)
     for finding in value.findings[:most]:
-        line = Text(f"{finding.severity}  ", SEVERITY_COLOURS[finding.severity])
+        line = Text(f"{finding.severity}  ", SEVERITY_COLORS[finding.severity])
         line.append(f"{printable(finding.repo or '')}: {printable(finding.detail)}", "none")
         _print(out, line)
     _show_rest(out, len(value.findings), most)

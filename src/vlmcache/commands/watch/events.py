@@ -1,4 +1,4 @@
-"""What happened between two looks at a cache (pure), and who says that something did."""
+"""What happened between two scans of a cache (pure), and who reports that something did."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -16,87 +17,67 @@ from vlmcache.cache.state import CacheState, Finding, Partial, Repo, Revision
 from vlmcache.commands.watch.values import Event, EventKind
 
 BEGUN = frozenset({"ref-to-missing-commit", "empty-snapshot", "missing-snapshots"})
-"""Errors that a download shows until its first file is whole; damage only where there was more."""
+"""Errors that a download shows until its first file is complete; damage if there was more."""
 
 
 class ListedFile(msgspec.Struct, frozen=True):
-    """The file that a blob is the content of, and its length where the Hub's listing is there."""
+    """The file that a blob is the content of, and its length if the cache has the Hub's listing."""
 
     name: str
     size: int | None
 
 
 def files_by_blob(repo: Repo) -> dict[str, ListedFile]:
-    """Return blob name (etag) -> file, for blobs that are there and for those only listed."""
-    found: dict[str, ListedFile] = {}
+    """Return blob name (etag) -> file, for blobs that exist and for those only listed."""
+    files: dict[str, ListedFile] = {}
     for revision in repo.revisions:
         for file in revision.files:
             if file.blob is not None:
-                found.setdefault(file.blob, ListedFile(file.name, file.size))
+                files.setdefault(file.blob, ListedFile(file.name, file.size))
         for name, listed in (revision.tree or {}).items():
-            found[listed.etag] = ListedFile(name, listed.content_size)
-    return found
+            files[listed.etag] = ListedFile(name, listed.content_size)
+    return files
 
 
 def changes(before: CacheState, after: CacheState) -> tuple[Event, ...]:
     """Return what happened between two states of one cache, in the order of the repos.
 
-    A repo that is the very same value in both is not looked at.
+    A repo that is the very same value in both is not compared.
     """
     old = {repo.folder: repo for repo in before.repos}
     new = {repo.folder: repo for repo in after.repos}
-    found: list[Event] = []
+    events: list[Event] = []
     for folder in sorted(old.keys() | new.keys()):
         was, now = old.get(folder), new.get(folder)
         if was is now:
             continue
         if now is None:
             assert was is not None
-            found.append(_event("removed", was, size=was.size_on_disk))
+            events.append(_event("removed", was, size=was.size_on_disk))
             continue
         if now.away is not None:
             # Nothing of it was removed, whatever is not seen of it now.
             if was is None or was.away is None:
                 detail = f"{away_words(now.away)}; {away_remedy(now.away)}"
-                found.append(_event("away", now, path=now.path, detail=detail))
+                events.append(_event("away", now, path=now.path, detail=detail))
             continue
         if was is not None and was.away is not None and now.linked_to is not None:
-            found.append(_event("back", now, path=now.path))
+            events.append(_event("back", now, path=now.path))
             continue
         if was is not None:
-            found += _removed(was, now)
-        found += _new_revisions(was, now)
-        found += _damaged(was, now)
-        found += _partials(was, now, before.scanned_at, after.scanned_at)
+            events += _removed(was, now)
+        events += _new_revisions(was, now)
+        events += _damaged(was, now)
+        events += _partials(was, now, before.scanned_at, after.scanned_at)
         downloaded = _downloaded(was, now)
         if downloaded is not None:
-            found.append(downloaded)
-    return tuple(found)
+            events.append(downloaded)
+    return tuple(events)
 
 
-def _event(
-    kind: EventKind,
-    repo: Repo,
-    *,
-    revision: Revision | None = None,
-    files: tuple[str, ...] = (),
-    path: str | None = None,
-    size: int | None = None,
-    expected_size: int | None = None,
-    detail: str | None = None,
-) -> Event:
-    return Event(
-        kind=kind,
-        repo=repo.id,
-        type=repo.type,
-        revision=None if revision is None else revision.commit,
-        refs=() if revision is None else revision.refs,
-        files=files,
-        path=path,
-        size=size,
-        expected_size=expected_size,
-        detail=detail,
-    )
+def _event(kind: EventKind, repo: Repo, revision: Revision | None = None, **facts: Any) -> Event:
+    commit, refs = (None, ()) if revision is None else (revision.commit, revision.refs)
+    return Event(kind=kind, repo=repo.id, type=repo.type, revision=commit, refs=refs, **facts)
 
 
 def _removed(was: Repo, now: Repo) -> Iterator[Event]:
@@ -127,20 +108,20 @@ def _new_revisions(was: Repo | None, now: Repo) -> Iterator[Event]:
 
 
 def _damaged(was: Repo | None, now: Repo) -> Iterator[Event]:
-    told = set() if was is None else {(f.code, f.path) for f in was.findings}
+    known = set() if was is None else {(f.code, f.path) for f in was.findings}
     for finding in now.findings:
-        if finding.severity != "error" or (finding.code, finding.path) in told:
+        if finding.severity != "error" or (finding.code, finding.path) in known:
             continue
         if finding.code not in BEGUN or (was is not None and _was_more(was, finding)):
             yield _event("damaged", now, path=finding.path, detail=finding.detail)
 
 
 def _was_more(was: Repo, finding: Finding) -> bool:
-    """Whether a repo held before what an error of a mere beginning says that it lacks."""
+    """Return whether a repo had before what is missing now, as a download that begins has not."""
     if finding.code == "missing-snapshots":
         return bool(was.revisions)
     if finding.code == "empty-snapshot":
-        return any(one.path == finding.path and one.files for one in was.revisions)
+        return any(revision.path == finding.path and revision.files for revision in was.revisions)
     refs = os.path.join(was.path, layout.REFS)
     commit = was.refs.get(os.path.relpath(finding.path, refs).replace(os.sep, "/"))
     return commit is not None and was.revision(commit) is not None
@@ -190,24 +171,24 @@ def _downloaded(was: Repo | None, now: Repo) -> Event | None:
 
 def _content(repo: Repo) -> dict[str | tuple[str, str], int]:
     """Return blob name, or commit and name of a file without a blob -> length."""
-    found: dict[str | tuple[str, str], int] = {
+    lengths: dict[str | tuple[str, str], int] = {
         name: blob.size for name, blob in repo.blobs.items() if blob.present
     }
     for revision in repo.revisions:
         for file in revision.files:
             if file.kind == "copy" and file.links == 1:
-                found[revision.commit, file.name] = file.size
-    return found
+                lengths[revision.commit, file.name] = file.size
+    return lengths
 
 
 class Notifications:
-    """The filesystem's word on which entries of a cache folder changed.
+    """The filesystem's reports of which entries of a cache folder changed.
 
-    Linux, macOS and Windows tell of changes on their own disks; none tells of those that another
+    Linux, macOS and Windows report changes on their own disks; none reports those that another
     machine makes on a network filesystem.
 
     Args:
-        folder: the cache folder, which must be there.
+        folder: the cache folder, which must exist.
 
     Raises:
         OSError: the system cannot watch it, for instance because of a limit on watches.
@@ -216,7 +197,7 @@ class Notifications:
     def __init__(self, folder: str) -> None:
         from watchfiles._rust_notify import RustNotify
 
-        # Some systems tell real paths whatever they were asked for.
+        # Some systems report real paths, whatever they were asked for.
         self._folder = os.path.realpath(folder)
         self._notify = RustNotify([self._folder], False, False, 0, True, True)
         self._touched: set[str] = set()
@@ -237,7 +218,7 @@ class Notifications:
     def take(self) -> set[str]:
         """Return the names in the folder below which something changed since the last call.
 
-        The folder's own name is the empty text.
+        The folder's own name is the empty string.
         """
         with self._lock:
             touched, self._touched = self._touched, set()
@@ -257,17 +238,17 @@ class Notifications:
         self._waker.close()
 
     def _listen(self) -> None:
-        # Changes are gathered for a quarter of a second, and looked for ten times a second.
+        # Changes are gathered for a quarter of a second; the system is asked ten times a second.
         while True:
             try:
-                told = self._notify.watch(250, 100, 0, self._stop)
+                reported = self._notify.watch(250, 100, 0, self._stop)
             except Exception:
-                # Whatever ended it, polling goes on where this thread is no longer alive.
+                # Whatever ended it, polling continues once this thread has ended.
                 return
-            if isinstance(told, str):
+            if isinstance(reported, str):
                 return
             start = len(self._folder) + 1
-            names = {path[start:].split(os.sep, 1)[0] for _, path in told}
+            names = {path[start:].split(os.sep, 1)[0] for _, path in reported}
             with self._lock:
                 self._touched |= names
                 try:

@@ -1,4 +1,4 @@
-"""The keyboard of a terminal that is watched while something else goes on."""
+"""The keyboard of a terminal, read while something else runs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the block is over, so that it is done as a whole."""
-    # Masking them would not do: another thread would take them, and Python act on them in this one.
-    came: list[int] = []
+def signals_deferred() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block is over, so that it is done completely."""
+    # Masking them is not enough: another thread would receive them, and Python act on them here.
+    received: list[int] = []
     before = {
-        number: signal.signal(number, lambda number, _: came.append(number))
+        number: signal.signal(number, lambda number, _: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
@@ -35,12 +35,12 @@ def undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for waiting in came:
+        for waiting in received:
             signal.raise_signal(waiting)
 
 
 class Keyboard:
-    """Single keys, changes of size and a wish to be suspended, from the terminal on stdin.
+    """Single keys, changes of size and Ctrl-Z, from the terminal on stdin.
 
     Between `open` and `close` keys arrive at once and unseen. Without a terminal on stdin, or in
     the background, there are no keys.
@@ -68,7 +68,7 @@ class Keyboard:
 
     def close(self) -> None:
         """Put everything back; once is enough, and more does no harm."""
-        with undisturbed():
+        with signals_deferred():
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
             self._handlers.clear()
@@ -87,7 +87,7 @@ class Keyboard:
         try:
             if os.tcgetpgrp(descriptor) != os.getpgrp():
                 return
-            with undisturbed():
+            with signals_deferred():
                 self._settings = termios.tcgetattr(descriptor)
                 tty.setcbreak(descriptor)
         except (OSError, termios.error):
@@ -99,7 +99,7 @@ class Keyboard:
             return
         import termios
 
-        with undisturbed(), contextlib.suppress(termios.error):
+        with signals_deferred(), contextlib.suppress(termios.error):
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, self._settings)
         self._settings = None
 
@@ -107,7 +107,7 @@ class Keyboard:
         """Wait for keys or for the socket to be readable.
 
         Returns:
-            The keys pressed, and `RESIZED` or `SUSPEND` where that happened.
+            The keys pressed, and `RESIZED` or `SUSPEND` if that happened.
         """
         watched: list[Any] = [self._wake]
         if wake is not None:
@@ -135,7 +135,7 @@ class Keyboard:
 
 
 def suspend() -> None:
-    """Stop this process as Ctrl-Z would have, and return when it goes on."""
+    """Stop this process as Ctrl-Z would have, and return when it continues."""
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -143,7 +143,7 @@ def wait_for_reader(seconds: float, wake: socket.socket | None) -> None:
     """Wait for the socket to be readable, or for so many seconds.
 
     Raises:
-        BrokenPipeError: nobody reads stdout any more.
+        BrokenPipeError: nobody reads stdout.
     """
     if not hasattr(select, "poll"):
         # Windows refuses to wait for nothing.
@@ -153,7 +153,7 @@ def wait_for_reader(seconds: float, wake: socket.socket | None) -> None:
             select.select([wake], [], [], seconds)
         return
     poll = select.poll()
-    # No event is asked for: the end of a pipe that lost its reader tells that unasked.
+    # No event is asked for: a pipe that lost its reader reports that unasked.
     poll.register(sys.stdout.fileno(), 0)
     if wake is not None:
         poll.register(wake, select.POLLIN)

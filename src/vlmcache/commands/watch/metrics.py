@@ -19,7 +19,7 @@ from typing import get_args
 
 from vlmcache.cache.state import State
 from vlmcache.change import place
-from vlmcache.commands.watch.values import DownloadState, EventKind, Look, Snapshot
+from vlmcache.commands.watch.values import DownloadState, EventKind, Observation, Snapshot
 from vlmcache.errors import UsageError, VlmcacheError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -27,22 +27,22 @@ Sample = tuple[Mapping[str, str], float | int]
 
 
 class MetricsError(VlmcacheError):
-    """The metrics cannot be written, or the address to answer on cannot be had."""
+    """The metrics cannot be written, or the address cannot be listened on."""
 
     code = "metrics"
 
 
 class Exposition:
-    """The metrics after the looks so far, as text."""
+    """The metrics after the checks so far, as text."""
 
     def __init__(self) -> None:
         self.text = ""
         self._events: Counter[str] = Counter(dict.fromkeys(get_args(EventKind), 0))
 
-    def update(self, look: Look) -> str:
-        """Take a look into account and return the text."""
-        self._events.update(event.kind for event in look.events)
-        self.text = "".join(_families(look.snapshot, self._events))
+    def update(self, check: Observation) -> str:
+        """Count the events of a check and return the text."""
+        self._events.update(event.kind for event in check.events)
+        self.text = "".join(_families(check.snapshot, self._events))
         return self.text
 
 
@@ -67,53 +67,67 @@ def _families(snapshot: Snapshot, events: Mapping[str, int]) -> Iterator[str]:
         [({"severity": name}, count) for name, count in snapshot.problems.items()],
     )
     models = [
-        ({"repo": one.repo, "type": one.type, "revision": one.revision or ""}, one)
-        for one in {(one.repo, one.type, one.revision): one for one in snapshot.models}.values()
+        ({"repo": model.repo, "type": model.type, "revision": model.revision or ""}, model)
+        for model in {
+            (model.repo, model.type, model.revision): model for model in snapshot.models
+        }.values()
     ]
     yield _family(
         "model_state",
         "1 for the state that a model or other repo is in.",
         [
-            (labels | {"state": state}, int(one.state == state))
-            for labels, one in models
+            (labels | {"state": state}, int(model.state == state))
+            for labels, model in models
             for state in get_args(State)
         ],
     )
     yield _family(
         "model_bytes",
         "Bytes on disk of a model's or other repo's folder.",
-        [(labels, one.size_on_disk) for labels, one in models],
+        [(labels, model.size_on_disk) for labels, model in models],
     )
     yield _family(
         "model_users",
         "Processes that have files of the model open or mapped.",
-        [(labels, len(one.used_by)) for labels, one in models],
+        [(labels, len(model.used_by)) for labels, model in models],
     )
-    states = Counter(one.state for one in snapshot.downloads)
+    states = Counter(download.state for download in snapshot.downloads)
     yield _family(
         "downloads",
         "Unfinished downloads, by state.",
         [({"state": state}, states[state]) for state in get_args(DownloadState)],
     )
     downloads = [
-        ({"repo": one.repo, "type": one.type, "file": one.file or "", "partial": name}, one)
-        for one in snapshot.downloads
-        for name in [os.path.basename(one.path)]
+        (
+            {
+                "repo": download.repo,
+                "type": download.type,
+                "file": download.file or "",
+                "partial": name,
+            },
+            download,
+        )
+        for download in snapshot.downloads
+        for name in [os.path.basename(download.path)]
     ]
     yield _family(
         "download_received_bytes",
         "Bytes received of an unfinished download.",
-        [(labels, one.size) for labels, one in downloads],
+        [(labels, download.size) for labels, download in downloads],
     )
     yield _family(
         "download_size_bytes",
-        "Length of the whole file, as the Hub listed it.",
-        [(labels, one.expected_size) for labels, one in downloads if one.expected_size is not None],
+        "Length of the complete file, as the Hub listed it.",
+        [
+            (labels, download.expected_size)
+            for labels, download in downloads
+            if download.expected_size is not None
+        ],
     )
     yield _family(
         "download_bytes_per_second",
         "Speed of a download over the last twenty seconds.",
-        [(labels, one.speed) for labels, one in downloads if one.speed is not None],
+        [(labels, download.speed) for labels, download in downloads if download.speed is not None],
     )
     yield _family(
         "events_total",
@@ -123,7 +137,7 @@ def _families(snapshot: Snapshot, events: Mapping[str, int]) -> Iterator[str]:
     )
     yield _family(
         "last_look_timestamp_seconds",
-        "When the cache was last looked at.",
+        "When the cache was last checked.",
         [({}, snapshot.at.timestamp())],
     )
 
@@ -147,11 +161,11 @@ def _escaped(value: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def write(path: str, text: str) -> None:
-    """Put a text in a file's place as a whole: readers see the old one or the new one.
+def write_metrics(path: str, text: str) -> None:
+    """Replace a file's content at once: readers see the old one or the new one.
 
     Raises:
-        OSError: the folder is not there or cannot be written to.
+        OSError: the folder does not exist or cannot be written to.
     """
     folder, name = os.path.split(os.path.abspath(path))
     # The collector reads every file that ends in .prom, so the temporary one must not.
@@ -159,7 +173,7 @@ def write(path: str, text: str) -> None:
     place.write_file(os.path.join(folder, name), text.encode(), temporary=temporary)
 
 
-class File:
+class MetricsFile:
     """A file of metrics that is kept up to date.
 
     Args:
@@ -173,20 +187,20 @@ class File:
         self._written: float | None = None
 
     def update(self, text: str) -> str | None:
-        """Write the text if it is time to, and return what kept it from being written.
+        """Write the text if it is time to, and return why it could not be written.
 
         Raises:
-            MetricsError: it could not be written from the beginning.
+            MetricsError: it could not be written the first time.
         """
         now = time.monotonic()
         if self._written is not None and now - self._written < self._interval:
             return None
         try:
-            write(self._path, text)
+            write_metrics(self._path, text)
         except OSError as error:
             problem = f"cannot write {self._path}: {error.strerror or error}"
             if self._written is None:
-                raise MetricsError(problem, "name a file in a folder that is there") from error
+                raise MetricsError(problem, "name a file in a folder that exists") from error
             return problem
         self._written = now
         return None
@@ -195,10 +209,10 @@ class File:
 def parse_address(text: str) -> tuple[str, int]:
     """Return host and port of `9400`, `:9400`, `0.0.0.0:9400` or `[::1]:9400`.
 
-    Without a host it is the loopback, so that other machines are answered only where told so.
+    Without a host it is the loopback, so that other machines are answered only if asked for.
 
     Raises:
-        UsageError: the text is no address.
+        UsageError: the string is not an address.
     """
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
@@ -208,23 +222,23 @@ def parse_address(text: str) -> tuple[str, int]:
         port = ""
     if not port.isascii() or not port.isdigit() or int(port) > 65535 or (host and not colon):
         raise UsageError(
-            f"--listen {text!r} is no address", "write PORT, ADDRESS:PORT or [ADDRESS]:PORT"
+            f"--listen {text!r} is not an address", "write PORT, ADDRESS:PORT or [ADDRESS]:PORT"
         )
     return host or "127.0.0.1", int(port)
 
 
 class Endpoint:
-    """Answers `GET /metrics` with what an exposition says at that moment.
+    """Answers `GET /metrics` with the exposition's text at that moment.
 
     As a context manager it listens until the end of the block.
 
     Args:
-        exposition: what to tell.
+        exposition: what to answer with.
         host: the address to listen on.
-        port: the port; 0 takes any that is free.
+        port: the port; 0 chooses a free one.
 
     Raises:
-        MetricsError: the address cannot be had.
+        MetricsError: the address cannot be listened on.
     """
 
     def __init__(self, exposition: Exposition, host: str, port: int) -> None:
@@ -273,7 +287,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer with the metrics."""
         if self.path.partition("?")[0] != "/metrics":
-            self.send_error(404, explain="there is only /metrics")
+            self.send_error(404, explain="only /metrics exists")
             return
         body = self.source.text.encode()
         self.send_response(200)

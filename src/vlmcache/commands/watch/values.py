@@ -1,8 +1,9 @@
-"""What `watch` answers with."""
+"""What `watch` yields."""
 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Literal, NamedTuple
@@ -12,6 +13,7 @@ import msgspec
 from vlmcache.cache.state import State
 from vlmcache.commands.status.values import CacheSummary
 from vlmcache.errors import ExitCode, VlmcacheError
+from vlmcache.report import Report
 from vlmcache.units import size_text
 
 EventKind = Literal[
@@ -35,7 +37,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     revision is a commit, path the partial download or the damaged place, files are names in the
     repo. size counts bytes: those received so far of a download, those on disk of what is removed,
-    those free for `low-space`.
+    free ones for `low-space`.
     """
 
     kind: EventKind
@@ -74,7 +76,7 @@ class Download(msgspec.Struct, frozen=True):
     """An unfinished download.
 
     size: bytes received. expected_size: the file's length as the Hub listed it. file: its name in
-    the repo. Both are `None` where the cache holds no listing. speed: bytes per second over the
+    the repo. Both are `None` if the cache has no listing. speed: bytes per second over the
     last twenty seconds.
     """
 
@@ -108,12 +110,12 @@ class WatchedModel(msgspec.Struct, frozen=True):
     used_by: tuple[Program, ...]
 
 
-class Snapshot(msgspec.Struct, frozen=True, tag_field="kind", tag="snapshot"):
-    """The cache at one look.
+class Snapshot(Report, frozen=True, tag_field="kind", tag="snapshot"):
+    """The cache at one check.
 
     fill_rate: bytes per second by which the free space shrank over the last minute. full_in:
     seconds until nothing is free at that rate. low: whether less than cache.min_free is free.
-    problems: severity -> number of findings. notified: whether the filesystem tells of changes, in
+    problems: severity -> number of findings. notified: whether the filesystem reports changes, in
     place of polling.
     """
 
@@ -127,29 +129,35 @@ class Snapshot(msgspec.Struct, frozen=True, tag_field="kind", tag="snapshot"):
     downloads: tuple[Download, ...]
     problems: dict[str, int]
 
+    @property
+    def ids(self) -> list[str]:
+        """The repos of the models and of the rest of the cache, each once."""
+        return list(dict.fromkeys(model.repo for model in self.models))
 
-class Look(NamedTuple):
-    """One look, and what happened since the one before."""
+    @property
+    def problem(self) -> LowSpaceError | None:
+        """That the disk has too little free, `None` if it has enough."""
+        if not self.low or self.cache.free is None:
+            return None
+        free, bound = size_text(self.cache.free), size_text(self.cache.min_free)
+        return LowSpaceError(f"{free} free, less than {bound}")
+
+
+class Observation(NamedTuple):
+    """One check, and what happened since the one before."""
 
     snapshot: Snapshot
     events: tuple[Event, ...]
 
 
 Wait = Callable[[float, socket.socket | None], bool]
-"""Waits so many seconds, or until the socket is readable; returns whether to go on."""
+"""Waits so many seconds, or until the socket is readable; returns whether to continue."""
 
 
-def low_space(snapshot: Snapshot, hint: str | None = None) -> LowSpaceError | None:
-    """Return the failure of a disk with too little free, or `None`.
+class Clock(NamedTuple):
+    """Where the time comes from."""
 
-    Args:
-        snapshot: the cache at one look.
-        hint: what makes room.
-    """
-    cache = snapshot.cache
-    if not snapshot.low or cache.free is None:
-        return None
-    return LowSpaceError(
-        f"{size_text(cache.free)} free, less than {size_text(cache.min_free)}",
-        hint,
-    )
+    monotonic: Callable[[], float] = time.monotonic
+    """Seconds from any start, never set back."""
+    now: Callable[[], float] = time.time
+    """Seconds since the epoch."""

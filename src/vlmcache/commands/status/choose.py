@@ -1,0 +1,330 @@
+"""Which commands `status` recommends, and in which order (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from vlmcache.change.plan import Plan, ReleaseShared, Remove, RemoveTree
+from vlmcache.commands.pull.room import Shortage
+from vlmcache.commands.remove.values import Wishes
+from vlmcache.commands.status.steps import (
+    Advice,
+    Evictable,
+    PendingDownload,
+    freed_by_kind,
+    to_download,
+)
+from vlmcache.commands.status.values import CacheSummary, Recommendation
+from vlmcache.units import exact_size, size_text
+
+_MOST_MODELS = 5
+_HARMLESS = frozenset({"lock", "locks", "no-exist", "leftover"})
+"""Kinds of what a download does not use, though it belongs to the same repo."""
+
+
+class Plans(Protocol):
+    """What `choose` asks for: the plans of commands, by the same functions that these call."""
+
+    def clean(self, wishes: Wishes) -> tuple[Plan, int]:
+        """Return the plan of `clean`, and the bytes by which it misses its goal."""
+
+    def shortage(self, downloads: Sequence[PendingDownload]) -> Shortage | None:
+        """Return the disk that downloads would leave too full."""
+
+    def on_cache_disk(self, shortage: Shortage) -> bool:
+        """Return whether removing something from the cache makes room on that disk."""
+
+    def may_evict(self, shortage: Shortage) -> bool:
+        """Return whether `--make-room` may work towards that much free space."""
+
+    def keepable(self, repos: Iterable[str]) -> tuple[str, ...]:
+        """Return what `--keep` takes for those of the repos that are in the cache."""
+
+    def locked_folder(self, plan: Plan) -> str | None:
+        """Return a folder that this user would have to change for a plan and cannot."""
+
+    def locked_for(self, download: PendingDownload) -> str | None:
+        """Return a folder that this user would have to write for a download and cannot."""
+
+    def is_running(self, download: PendingDownload) -> bool:
+        """Return whether another process downloads that model now."""
+
+    def evictable(self, pending: Collection[str]) -> Sequence[Evictable]:
+        """Return the models that nothing protects, the best to remove first."""
+
+    def largest(self) -> str:
+        """Return the largest models by size and last use, in words; empty if the cache is."""
+
+
+def choose(
+    advised: Advice,
+    plans: Plans,
+    room: CacheSummary,
+    downloads: Sequence[PendingDownload],
+    needed: Collection[str] = (),
+) -> list[Recommendation]:
+    """Return what to do next.
+
+    Args:
+        advised: makes the commands.
+        plans: what commands would do.
+        room: the cache's bytes.
+        downloads: the models that are not complete.
+        needed: other repos that a pull would fetch into.
+    """
+    return list(_Choice(advised, plans, room, downloads, needed).steps())
+
+
+class _Choice:
+    def __init__(
+        self,
+        advised: Advice,
+        plans: Plans,
+        room: CacheSummary,
+        downloads: Sequence[PendingDownload],
+        needed: Collection[str],
+    ) -> None:
+        self.advised = advised
+        self.plans = plans
+        self.room = room
+        self.pending = {*needed, *(download.repo for download in downloads)}
+        self.keep = plans.keepable(self.pending)
+        self.locked: str | None = None
+        self.elsewhere: dict[str, list[str]] = {}
+        running = [download for download in downloads if plans.is_running(download)]
+        self.running = [download.name for download in running]
+        self.downloads = [
+            download
+            for download in downloads
+            if download not in running and not self._is_locked(download)
+        ]
+
+    def steps(self) -> Iterator[Recommendation]:
+        """Yield what frees bytes first, then what fetches."""
+        fetched, waiting = self._fitting()
+        evicting: list[PendingDownload] = []
+        short = self.plans.shortage([*fetched, *waiting])
+        if short is not None:
+            evicting = self._evicting(waiting, short)
+            waiting = [download for download in waiting if download not in evicting]
+        yield from self._freeing(short if waiting else None, waiting)
+        if self.locked is not None:
+            text = f"{self.locked} cannot be changed by this user: run vlmcache as its owner"
+            yield Recommendation(f"{text}, or name another cache with --cache-dir", None)
+        for place, names in self.elsewhere.items():
+            yield Recommendation(f"no room at {place} to download {', '.join(names)}", None)
+        if self.running:
+            text = f"being downloaded by another process: {', '.join(self.running)}"
+            yield self.advised.recommend(text, "watch")
+        yield from self._fetching(fetched)
+        if evicting:
+            text = f"{to_download(evicting)}, after evicting what was not used recently"
+            names = [download.name for download in evicting]
+            yield self.advised.recommend(text, "pull", *names, "--make-room")
+
+    # What fetches.
+
+    def _is_locked(self, download: PendingDownload) -> bool:
+        folder = self.plans.locked_for(download)
+        self.locked = self.locked or folder
+        return folder is not None
+
+    def _fitting(self) -> tuple[list[PendingDownload], list[PendingDownload]]:
+        """Return the downloads that there is room for, all of them together, and the rest.
+
+        Downloads that another disk than the cache's has no room for are left out.
+        """
+        if self.plans.shortage(self.downloads) is None:
+            return self.downloads, []
+        fitting: list[PendingDownload] = []
+        waiting: list[PendingDownload] = []
+        # Those that need nothing and small ones come first, so that most of them fit.
+        for download in sorted(
+            self.downloads, key=lambda download: (not download.known, download.plan.needs)
+        ):
+            short = self.plans.shortage([*fitting, download])
+            if short is None:
+                fitting.append(download)
+            elif self.plans.on_cache_disk(short):
+                waiting.append(download)
+            else:
+                self.elsewhere.setdefault(short.place, []).append(download.name)
+        return (
+            [download for download in self.downloads if download in fitting],
+            [download for download in self.downloads if download in waiting],
+        )
+
+    def _evicting(
+        self, waiting: Sequence[PendingDownload], short: Shortage
+    ) -> list[PendingDownload]:
+        """Return the downloads for which `pull --make-room` would make enough room."""
+        pulled = [download for download in waiting if download.known and not download.repair]
+        if not pulled or not self.plans.may_evict(short):
+            return []
+        # Everything else that is fetched needs room too, so the goal is that of all downloads.
+        wishes = Wishes(
+            free=short.goal, keep=self.plans.keepable(download.repo for download in pulled)
+        )
+        plan, missed = self.plans.clean(wishes)
+        return [] if missed or not self._is_harmless(plan) else pulled
+
+    def _fetching(self, downloads: Sequence[PendingDownload]) -> Iterator[Recommendation]:
+        broken = [
+            download.name for download in downloads if download.damaged and not download.repair
+        ]
+        if broken:
+            text = f"damaged: {', '.join(broken)}; fetch the bad files again"
+            yield self.advised.recommend(text, "pull", *broken)
+        repaired = [download.name for download in downloads if download.repair]
+        if repaired:
+            text = f"damaged: {', '.join(repaired)}; repair the bad files"
+            yield self.advised.recommend(text, "verify", *repaired, "--repair")
+        absent = [
+            download for download in downloads if not download.damaged and not download.repair
+        ]
+        if absent:
+            names = [download.name for download in absent]
+            yield self.advised.recommend(to_download(absent), "pull", *names)
+
+    # What frees.
+
+    def _freeing(
+        self, short: Shortage | None, waiting: Sequence[PendingDownload]
+    ) -> Iterator[Recommendation]:
+        """Yield what frees bytes: waste, what is over the size limit, what the disk needs.
+
+        Args:
+            short: the cache's disk without room for what waits, if no eviction makes enough.
+            waiting: downloads that do not fit.
+        """
+        room = self.room
+        removed: set[str] = set()
+        over = room.max_size is not None and room.size_on_disk > room.max_size
+        cleaned = None
+        words: tuple[str, ...] = ()
+        if over and room.max_size is not None:
+            words = ("--max-size", exact_size(room.max_size))
+            cleaned = self._cleaning(words, Wishes(max_size=room.max_size))
+        within = cleaned is not None
+        if cleaned is None:
+            # Plain `clean` works towards the size limit too, and would miss it.
+            words = ("--free", "0") if over else ()
+            cleaned = self._cleaning(words, Wishes(free=0) if over else Wishes())
+        limit = (
+            f"the cache holds {size_text(room.size_on_disk)}, over its limit of "
+            f"{size_text(room.max_size or 0)}"
+        )
+        freed = 0
+        if cleaned is not None:
+            step, plan = cleaned
+            freed = plan.frees
+            removed |= _repos_of(plan)
+            yield msgspec.structs.replace(step, text=f"{limit}: {step.text}") if within else step
+        reasons = [limit] if over and not within else []
+        wanted = room.size_on_disk - (room.max_size or 0) if reasons else 0
+        bound = room.bound
+        if bound is not None:
+            reasons.append(room.low)
+        if short is not None:
+            reasons.append(f"no room to download {', '.join(pending.name for pending in waiting)}")
+        needed = max(
+            0 if bound is None else bound - (room.free or 0), 0 if short is None else short.short
+        )
+        emptied = None
+        if needed > freed:
+            emptied = self._emptying(needed, ("--free", "0") if over else (), bound, short)
+        if emptied is not None:
+            step, plan = emptied
+            removed |= _repos_of(plan)
+            freed = max(freed, plan.frees)
+            yield msgspec.structs.replace(step, text=f"{'; '.join(reasons)}: {step.text}")
+            needed = 0
+        wanted = max(wanted, needed)
+        if reasons and wanted > freed:
+            yield from self._models("; ".join(reasons), wanted - freed, removed)
+
+    def _emptying(
+        self, needed: int, words: tuple[str, ...], bound: int | None, short: Shortage | None
+    ) -> tuple[Recommendation, Plan] | None:
+        """Return the `clean` that makes the room needed, and its plan.
+
+        Unfinished downloads are removed before models. Evicting for downloads is left to
+        `pull --make-room`, which was tried first.
+
+        Args:
+            needed: bytes to free.
+            words: what keeps `clean` from working towards the size limit too.
+            bound: what should be free.
+            short: the disk without room for downloads.
+        """
+        wishes = Wishes(partials=True, free=0 if words else None)
+        cleaned = self._cleaning((*words, "--partials"), wishes)
+        if cleaned is not None and cleaned[1].frees >= needed:
+            return cleaned
+        if bound is None or short is not None:
+            return None
+        return self._cleaning(("--free", exact_size(bound)), Wishes(free=bound))
+
+    def _cleaning(
+        self, words: tuple[str, ...], wishes: Wishes
+    ) -> tuple[Recommendation, Plan] | None:
+        """Return `clean` with these words, and the plan of it.
+
+        `None` if it frees nothing, misses its goal, may not be done by this user, or removes bytes
+        that a pull would use, even if those models are kept.
+        """
+        for keep in ((), self.keep) if self.keep else ((),):
+            plan, missed = self.plans.clean(msgspec.structs.replace(wishes, keep=keep))
+            if missed or not plan.frees or not self._is_harmless(plan):
+                continue
+            kept = [word for name in keep for word in ("--keep", name)]
+            text = f"{size_text(plan.frees)} can be freed: {freed_by_kind(plan)}"
+            return self.advised.recommend(text, "clean", *words, *kept, frees=plan.frees), plan
+        return None
+
+    def _is_harmless(self, plan: Plan) -> bool:
+        """Return whether this user can carry out a plan that removes nothing that a pull uses."""
+        for action in plan.actions:
+            if isinstance(action, ReleaseShared):
+                # Any repo may link to a blob of the shared store.
+                if action.last and self.pending:
+                    return False
+            elif (
+                isinstance(action, Remove | RemoveTree)
+                and action.repo in self.pending
+                and action.kind not in _HARMLESS
+            ):
+                return False
+        folder = self.plans.locked_folder(plan)
+        self.locked = self.locked or folder
+        return folder is None
+
+    def _models(self, why: str, wanted: int, removed: set[str]) -> Iterator[Recommendation]:
+        """Yield models to remove, by size and last use, until that would be enough."""
+        models = [
+            model for model in self.plans.evictable(self.pending) if model.repo not in removed
+        ]
+        left = wanted
+        for number, model in enumerate(models[:_MOST_MODELS]):
+            if left <= 0:
+                return
+            left -= model.frees
+            text = f"{model.name} holds {size_text(model.frees)}, {model.used}"
+            text = text if number else f"{why}: {text}"
+            yield self.advised.recommend(text, "rm", model.name, frees=model.frees)
+        if not models:
+            largest = self.plans.largest()
+            text = f"; everything here is needed, in use or configured: {largest}"
+            yield Recommendation(why + (text if largest else ""), None)
+
+
+def _repos_of(plan: Plan) -> set[str]:
+    """Return the repos of which a plan removes a revision or all."""
+    return {
+        action.repo
+        for action in plan.actions
+        if isinstance(action, RemoveTree) and action.repo and action.kind in ("repo", "snapshot")
+    }
