@@ -68,6 +68,11 @@ def test_the_table_of_exit_codes_is_the_one_in_the_code() -> None:
     assert told == [(str(code.value), code.meaning) for code in ExitCode]
 
 
+def test_the_pages_of_codes_are_the_ones_in_the_code() -> None:
+    assert generate.CODES_PAGE.read_text(encoding="utf-8") == generate.codes_page(), AGAIN
+    assert generate.EXIT_CODES_PAGE.read_text(encoding="utf-8") == generate.exit_codes_page(), AGAIN
+
+
 def test_every_command_and_option_in_the_text_exists() -> None:
     pattern = re.compile(r"^## vlmcache ([\w-]+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     helped = dict(pattern.findall(generate.PAGE.read_text(encoding="utf-8")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgtp])(i?)b?|b)\s*", re.IGNORECASE)
 _POWERS = ("", "k", "m", "g", "t", "p")
@@ -128,3 +129,11 @@ def command(name: str, *words: str) -> str:
     import shlex  # only for hints
 
     return shlex.join(["vlmcache", name, *words])
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> str | None:
+    """Return the question that names what is spelled almost like a name; `None` if nothing is."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), most, cutoff)
+    return f"did you mean {' or '.join(near)}?" if near else None

@@ -20,6 +20,7 @@ _TYPES = {
     "backup": ("vlmcache.commands.backup.values", "Backup"),
     "restore": ("vlmcache.commands.backup.values", "Restored"),
     "doctor": ("vlmcache.commands.doctor.values", "Diagnosis"),
+    "explain": ("vlmcache.codes", "Explanation"),
 }
 
 _STREAMS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import signal
@@ -17,6 +16,7 @@ import vlmcache
 from vlmcache.cli.light import LightCommand, LightGroup
 from vlmcache.cli.options import Answer
 from vlmcache.errors import ExitCode, UsageError, VlmcacheError
+from vlmcache.units import did_you_mean
 
 COMMANDS = {
     "status": "Show models, bytes, room and what to do next.",
@@ -32,6 +32,8 @@ COMMANDS = {
     "quantize": "Keep a quantised copy for fast loads.",
     "doctor": "Check paths, permissions, disk, versions, GPU.",
     "schema": "Print the JSON Schema of a command's --json.",
+    "explain": "Explain a finding's or an error's code.",
+    "help": "Show the help of a command, or the exit codes.",
 }
 """Each command and what it does. Its module and its function are named like it."""
 
@@ -39,8 +41,8 @@ STREAMS = frozenset({"watch"})
 """Commands that answer as they go along: with `--json` in lines, not in one document."""
 
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
-_EXIT_CODES = "Exit codes:\n\n" + "\n".join(
-    f"  {code.value:>3}  {code.meaning}" for code in ExitCode
+EXIT_CODES = "\n".join(
+    ["Exit codes:", *(f"  {code.value:>3}  {code.meaning}" for code in ExitCode)]
 )
 
 app = typer.Typer(
@@ -48,7 +50,7 @@ app = typer.Typer(
     context_settings=_HELP_OPTIONS,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="\b\n" + _EXIT_CODES.replace("\n\n", "\n"),
+    epilog="\b\n" + EXIT_CODES,
 )
 
 
@@ -80,8 +82,7 @@ class _Commands(LightGroup):
             UsageError: there is none of that name.
         """
         if cmd_name not in COMMANDS:
-            near = difflib.get_close_matches(cmd_name, COMMANDS, 1)
-            hint = f"did you mean {near[0]}?" if near else "see 'vlmcache --help'"
+            hint = did_you_mean(cmd_name, COMMANDS) or "see 'vlmcache --help'"
             raise UsageError(f"no such command: {cmd_name}", hint)
         name = cmd_name.replace("-", "_")
         module = importlib.import_module(f"vlmcache.cli.{cmd_name.replace('-', '')}")

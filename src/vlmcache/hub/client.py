@@ -19,6 +19,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
 
+from vlmcache import log
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.config import Environment, side_caches
 from vlmcache.errors import UsageError, VlmcacheError
@@ -176,7 +177,7 @@ class Client:
             urlsplit(self.endpoint).port  # noqa: B018 - raises where there is none that could be
         except ValueError as error:
             raise HubError(
-                f"HF_ENDPOINT is no address: {_without_login(self.endpoint)}",
+                f"HF_ENDPOINT is no address: {log.without_login(self.endpoint)}",
                 "write it as https://host",
             ) from error
         self._note = note
@@ -207,10 +208,12 @@ class Client:
         from huggingface_hub.utils._http import get_session
 
         session = get_session()
+        headers = build_hf_headers(token=self.token, library_name="vlmcache")
+        log.hide(_secret_of(headers))
         return _Library(
             session,
             sys.modules[type(session).__module__.partition(".")[0]],
-            build_hf_headers(token=self.token, library_name="vlmcache"),
+            headers,
             self.patience.answer_timeout or float(constants.HF_HUB_ETAG_TIMEOUT),
             self.patience.data_timeout or float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
         )
@@ -223,10 +226,7 @@ class Client:
     @property
     def _secret(self) -> str:
         """The token, or nothing."""
-        for name, value in self.headers.items():
-            if name.lower() == "authorization":
-                return value.partition(" ")[2]
-        return ""
+        return _secret_of(self.headers)
 
     @property
     def _how_to_log_in(self) -> str:
@@ -246,11 +246,8 @@ class Client:
 
     def scrub(self, text: str) -> str:
         """Return the text without the token and without signed or secret parts of addresses."""
-        if self._secret:
-            for secret in (self._secret, repr(self._secret)[1:-1]):
-                text = text.replace(secret, "***")
-        text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
-        return _without_login(text)
+        log.hide(self._secret)
+        return log.scrub(text)
 
     def stop(self) -> None:
         """Let all that is running end now; partial downloads stay."""
@@ -386,6 +383,7 @@ class Client:
                     timeout=self._library.http.Timeout(timeout, connect=min(timeout, 10.0)),
                 )
                 response = self._library.session.send(request, stream=True, follow_redirects=False)
+            log.debug("hub", "GET %s: status %s", address, response.status_code)
             live = _socket_of(response)
             if live is not None:
                 self._live.add(live)
@@ -527,9 +525,12 @@ class Client:
         return self.scrub(" ".join(text.split()))[:200]
 
 
-def _without_login(text: str) -> str:
-    """Return a text without the names and passwords that addresses in it carry."""
-    return re.sub(r"(https?://)[^\s/@]+@", r"\1", text)
+def _secret_of(headers: Mapping[str, str]) -> str:
+    """Return the token that headers carry, or nothing."""
+    for name, value in headers.items():
+        if name.lower() == "authorization":
+            return value.partition(" ")[2]
+    return ""
 
 
 def _origin(address: str) -> tuple[str, str, int | None]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from vlmcache import units
+from vlmcache import log, units
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.mounts import nearest_folder
@@ -107,6 +107,7 @@ def run_pull(
         parts = [_plan(client, location.dir, model, options, findings) for model in models]
         plans = _each_blob_once([part.order.plan for part in parts if part.order is not None])
         whole_plan = joined(plans)
+        whole_plan.log("pull")
         shortage = find_shortage(location.dir, config.limits, plans)
         room = None
         if shortage is not None and options.make_room:
@@ -207,6 +208,8 @@ def _plan(
             order = _ask_or_hold(client, state, model, options.selection, held, findings)
     except VlmcacheError as error:
         return Part(model, error=error, seconds=time.monotonic() - begun)
+    for name in sorted(order.files.keys() - order.wanted):
+        log.info("pull", "skipped: %s of %s: not needed or not asked for", name, model.repo)
     code = sorted(name for name in order.wanted if name.endswith(".py"))
     if code:
         advice = f"to trust just this code: revision: {order.commit}"
