@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from tests.kit.caches import CacheBuilder, model_files
-from tests.kit.commands import Vlmcache, run_here
+from tests.kit.commands import Vlmcache, is_failure, run_here
 from vlmcache.cli.main import COMMANDS, STREAMS
 
 LINES = {
@@ -26,11 +26,12 @@ LINES = {
     "load-test": ["--history"],
     "quantize": ["nobody/nothing"],
     "schema": ["status"],
+    "explain": ["no-space"],
 }
 """What makes a command answer soon; without a line here it is run without arguments."""
 
-WITHOUT_JSON = {"schema"}
-HARDLY_CAUGHT = {"schema"}
+WITHOUT_JSON = {"schema", "help"}
+HARDLY_CAUGHT = {"schema", "explain", "help"}
 """Commands that read neither configuration nor cache, and are over before a signal comes."""
 
 
@@ -84,16 +85,15 @@ def test_json_is_one_document_of_its_schema_also_where_it_fails(
 def test_a_wrong_option_is_exit_2_and_one_line(filled: Vlmcache, command: str) -> None:
     done = run_here(*line(command), "--nonsense")
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("vlmcache: ")
     assert "--nonsense" in done.err
-    assert done.err.count("\n") == 1
+    assert is_failure(done.err)
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - WITHOUT_JSON))
 def test_quiet_is_one_id_a_line(filled: Vlmcache, command: str) -> None:
     done = run_here(*line(command), "-q")
     assert all(text and " " not in text and text.isprintable() for text in done.out.splitlines())
-    assert done.err.count("\n") <= 1
+    assert not done.err or is_failure(done.err)
 
 
 def test_a_terminal_that_wants_no_colour_is_sent_no_escape_codes(filled: Vlmcache) -> None:
@@ -115,7 +115,7 @@ def test_a_pipe_is_sent_no_escape_codes_and_may_be_closed_at_once(filled: Vlmcac
         open_to_the_end = run_here(*line(command))
         assert "\x1b" not in open_to_the_end.out + errors, command
         assert code == open_to_the_end.code, command
-        assert errors.count("\n") <= 1, command
+        assert not errors or is_failure(errors), command
         assert "Traceback" not in errors, command
         assert "Exception" not in errors, command
 
@@ -147,5 +147,4 @@ def test_a_signal_at_work_is_one_line_and_its_code(
     for command, process in left.items():
         _, errors = process.communicate(timeout=60)
         assert process.returncode == code, command
-        assert errors.startswith(b"vlmcache: "), command
-        assert errors.count(b"\n") == 1, command
+        assert is_failure(errors), command

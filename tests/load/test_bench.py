@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.kit.commands import is_failure
 from tests.kit.contents import Content
 from tests.kit.disks import small_filesystem
 from tests.kit.hub import LoopbackHub
@@ -233,7 +234,7 @@ def test_an_absent_device_is_exit_11_and_one_line(tiny_world: World) -> None:
     done = tiny_world.vlmcache("load-test", "tiny/qwen2", "--device", "cuda:9")
     assert done.returncode == 11
     assert done.stdout == ""
-    assert done.stderr == "vlmcache: no device 'cuda:9' on this machine (there: cpu)\n"
+    assert done.stderr == "error: no device 'cuda:9' on this machine (there: cpu)\n"
 
 
 @needs_bitsandbytes
@@ -242,9 +243,9 @@ def test_a_missing_bitsandbytes_is_exit_11_and_one_line(tiny_world: World) -> No
         "load-test", "tiny/qwen2", "--precision", "int8", **tiny_world.without("bitsandbytes")
     )
     assert done.returncode == 11
-    assert done.stderr.startswith("vlmcache: int8 needs bitsandbytes")
-    assert done.stderr.endswith("(pip install bitsandbytes)\n")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: int8 needs bitsandbytes")
+    assert done.stderr.endswith("\nhint: pip install bitsandbytes\n")
+    assert is_failure(done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_without_torch_one_line_says_what_to_install(
     done = world.vlmcache(*arguments, **world.without("torch", "transformers"))
     assert done.returncode == 11
     assert done.stderr == (
-        "vlmcache: loading models needs torch and transformers (pip install 'vlmcache[load]')\n"
+        "error: loading models needs torch and transformers\nhint: pip install 'vlmcache[load]'\n"
     )
     assert done.stdout == ""
 

@@ -10,6 +10,7 @@ import jsonschema
 import msgspec
 import pytest
 
+from tests.kit.commands import is_failure
 from tests.load.conftest import World
 from tests.load.test_report import MACHINE, report
 from vlmcache.cli.documents import document_type
@@ -56,8 +57,8 @@ def test_what_is_no_report_is_refused_in_one_line(world: World, content: str | N
         path.write_text(content)
     done = world.vlmcache("load-test", "--synthetic", "tiny", "--compare", str(path))
     assert done.returncode == 2
-    assert done.stderr.startswith(f"vlmcache: {path}: ")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {path}: ")
+    assert is_failure(done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_measured(
     done = world.vlmcache("load-test", *arguments)
     assert done.returncode == (7 if words == "no such model" else 2)
     assert words in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert is_failure(done.stderr)
 
 
 def test_without_matplotlib_a_plot_is_refused_in_one_line(world: World) -> None:
@@ -87,7 +88,7 @@ def test_without_matplotlib_a_plot_is_refused_in_one_line(world: World) -> None:
     )
     assert (done.returncode, done.stderr) == (
         11,
-        "vlmcache: --plot needs matplotlib (pip install 'vlmcache[plot]')\n",
+        "error: --plot needs matplotlib\nhint: pip install 'vlmcache[plot]'\n",
     )
 
 

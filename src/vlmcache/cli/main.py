@@ -212,8 +212,9 @@ def _show_failure(arguments: list[str], failure: VlmcacheError) -> None:
 def _print_error(error: VlmcacheError) -> None:
     from vlmcache.show.text import printable
 
-    hint = f" ({error.hint})" if error.hint else ""
-    print(f"vlmcache: {printable(error.message + hint)}", file=sys.stderr)
+    print(f"error: {printable(error.message)}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {printable(error.hint)}", file=sys.stderr)
 
 
 class _InterruptedError(VlmcacheError):

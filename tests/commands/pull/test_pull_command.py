@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 
 from tests.kit.caches import fingerprint, model_files
+from tests.kit.commands import is_failure
 from tests.kit.contents import Content
 from tests.kit.hub import LoopbackHub, reset, slow, status
 from tests.kit.pulls import REPO, command, small_config, variables, vlmcache
@@ -37,7 +38,7 @@ def hub() -> Iterator[LoopbackHub]:
 
 
 def one_line(result: subprocess.CompletedProcess[str]) -> str:
-    assert result.stderr.count("\n") == 1, result.stderr
+    assert is_failure(result.stderr), result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr
 

@@ -27,7 +27,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.kit.caches import CacheBuilder, CachedRepo, model_files
-from tests.kit.commands import Vlmcache
+from tests.kit.commands import Vlmcache, is_failure
 from tests.kit.hub import LoopbackHub, Synthetic, slow
 
 PROGRAM = (sys.executable, "-m", "vlmcache")
@@ -333,7 +333,7 @@ def test_lines_in_a_pipe_tell_what_happens_without_escape_codes(
     assert re.search(r"removed  org/name: model\.safetensors", read[-2])
     assert re.search(r"damaged  org/name: the blob it links to is missing", read[-1])
     assert "\x1b" not in "".join(read) + out.decode()
-    assert error == b"vlmcache: interrupted\n"
+    assert error == b"error: interrupted\n"
 
 
 def test_quiet_tells_ids(repo: CachedRepo, vlmcache: Vlmcache) -> None:
@@ -393,7 +393,7 @@ def test_each_ending_has_its_code_and_one_line(
     result = vlmcache("watch", *options)
     assert result.code == code
     assert message in result.err
-    assert len(result.err.splitlines()) == (code != 0)
+    assert is_failure(result.err) == (code != 0)
     if "900TB" in options:
         assert "less than 900 TB" in result.out
 
