@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from docs import pictures
-from vlmcache.cli.main import COMMANDS
+from vlmcache.cli.register import COMMANDS
 from vlmcache.codes import CODES
 from vlmcache.errors import ExitCode
 

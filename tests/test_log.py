@@ -12,11 +12,17 @@ import pytest
 
 from tests.kit.caches import CacheBuilder
 from tests.kit.commands import Vlmcache
-from tests.kit.hub import Hub
+from tests.kit.contents import Content
+from tests.kit.hub import LoopbackHub
 from vlmcache import log
 
 TOKEN = "hf_Secret0123456789abcdef"
 SECRET = "ho/use;key"
+FILES: dict[str, Content] = {
+    "config.json": b"{}",
+    "model.safetensors": b"w",
+    "pytorch_model.bin": b"w2",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -94,18 +100,21 @@ def test_verbose_shows_decisions_and_twice_shows_each_step(
 
 
 def test_a_file_gets_every_request_and_no_token(
-    hub: Hub, vlmcache: Vlmcache, tmp_path: Path
+    cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path
 ) -> None:
-    hub.repo("org/name", {"config.json": b"{}"})
     path = tmp_path / "vlmcache.log"
-    done = vlmcache(
-        "pull", "org/name", "--json", VLMCACHE_LOG=str(path), HF_TOKEN=TOKEN, HF_ENDPOINT=hub.url
-    )
+    vlmcache.config("models: {}\nvlmcache: {min_free: 0}\n")
+    with LoopbackHub() as hub:
+        hub.add_repo("org/name").commit(FILES)
+        hub.accept_token(TOKEN)
+        variables = hub.environment(cache.root, token=TOKEN) | {"VLMCACHE_LOG": str(path)}
+        done = vlmcache("pull", "org/name", "--json", **variables)
     assert (done.code, done.err.count("vlmcache.")) == (0, 0)
     text = path.read_text(encoding="utf-8")
     assert "DEBUG vlmcache.hub: GET http" in text
     assert "INFO vlmcache.pull: planned: fetch " in text
     assert "DEBUG vlmcache.place: renamed " in text
+    assert "INFO vlmcache.pull: skipped: " in text
     assert TOKEN not in text
 
 

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 from vlmcache.errors import ConfigError
 
 if TYPE_CHECKING:
-    from logging import Logger, LogRecord
+    from logging import Handler, Logger, LogRecord
 
 HIDDEN = "***"
 _SECRETS: set[str] = set()
+_HANDLERS: list[Handler] = []
+"""What the command line lets speak now."""
 _SHORTEST_SECRET = 4
 _FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 _FORMAT_ON_TERMINAL = "%(name)s: %(message)s"
@@ -70,38 +72,38 @@ def configure(verbosity: int, escape: Callable[[str], str]) -> None:
         ConfigError: the file cannot be written.
     """
     path = os.environ.get("VLMCACHE_LOG", "")
-    if not verbosity and not path:
+    if not (verbosity or path or _HANDLERS):
         return
     import logging
 
     logger = logging.getLogger("vlmcache")
-    for handler in logger.handlers[:]:
-        logger.removeHandler(handler)
-        handler.close()
-    handlers: list[logging.Handler] = []
+    while _HANDLERS:
+        logger.removeHandler(_HANDLERS[0])
+        _HANDLERS.pop(0).close()
+    logger.setLevel(logging.NOTSET)
     if verbosity:
-        handlers.append(logging.StreamHandler(sys.stderr))
-        handlers[0].setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)
-        handlers[0].setFormatter(logging.Formatter(_FORMAT_ON_TERMINAL))
+        _HANDLERS.append(logging.StreamHandler(sys.stderr))
+        _HANDLERS[0].setLevel(logging.INFO if verbosity == 1 else logging.DEBUG)
+        _HANDLERS[0].setFormatter(logging.Formatter(_FORMAT_ON_TERMINAL))
     if path:
         try:
-            handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
+            _HANDLERS.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
             raise ConfigError(
                 f"the log cannot be written: {error.strerror or error}: '{path}'",
                 "name another file with VLMCACHE_LOG, or unset it",
             ) from None
-        handlers[-1].setFormatter(logging.Formatter(_FORMAT))
+        _HANDLERS[-1].setFormatter(logging.Formatter(_FORMAT))
 
     def escaped(record: LogRecord) -> bool:
         record.msg, record.args = escape(record.getMessage()), ()
         return True
 
-    for handler in handlers:
+    for handler in _HANDLERS:
         handler.addFilter(escaped)
         logger.addHandler(handler)
-    logger.setLevel(min(handler.level or logging.DEBUG for handler in handlers))
-    logger.propagate = False
+        logger.setLevel(logging.DEBUG if path or verbosity > 1 else logging.INFO)
+    logger.propagate = not _HANDLERS
 
 
 def _logger(area: str) -> Logger | None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.kit.caches import CacheBuilder, model_files
 from tests.kit.commands import Vlmcache, is_failure, run_here
-from vlmcache.cli.main import COMMANDS, STREAMS
+from vlmcache.cli.register import ALIASES, COMMANDS
 
 LINES = {
     "pull": ["org/good"],
@@ -72,13 +72,34 @@ def test_json_is_one_document_of_its_schema_also_where_it_fails(
     for more in ([], ["--config", "nowhere.yaml"], ["--nonsense"]):
         done = run_here(*line(command), "--json", *more)
         assert done.err == ""
-        texts = done.out.splitlines() if command in STREAMS else [done.out]
+        texts = done.out.splitlines() if COMMANDS[command].lines else [done.out]
         for text in texts:
             document = json.loads(text)
             jsonschema.validate(document, schema)
         if more:
             assert len(texts) == 1
             assert (done.code, document["exit_code"], document["ok"]) == (2, 2, False)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"schema", "help"}))
+def test_every_command_has_the_common_options(command: str) -> None:
+    shown = run_here(command, "--help").out
+    wanted = ["--json", "-q, --quiet", "-v, --verbose", "-h, --help"]
+    if command != "explain":
+        wanted += ["--config FILE", "--cache-dir FOLDER"]
+    assert [
+        option for option in wanted if f"\n  {option} " not in shown.replace("      --", "  --")
+    ] == []
+
+
+@pytest.mark.parametrize(("alias", "command"), ALIASES.items())
+def test_an_alias_is_the_command_and_is_in_no_help(
+    filled: Vlmcache, alias: str, command: str
+) -> None:
+    assert run_here(alias, "--help").out == run_here(command, "--help").out
+    assert f"\n  {alias} " not in run_here("--help").out
+    failed = run_here(alias, "--json", "--nonsense")
+    assert (failed.code, failed.document["schema"]) == (2, f"vlmcache.{command}/1")
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

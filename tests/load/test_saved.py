@@ -13,7 +13,7 @@ import pytest
 from tests.kit.commands import is_failure
 from tests.load.conftest import World
 from tests.load.test_report import MACHINE, report
-from vlmcache.cli.documents import document_type
+from vlmcache.cli.register import document_type
 from vlmcache.errors import UnloadableError, UsageError
 from vlmcache.home.journal import Memory
 from vlmcache.load import saved

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    Json,
-    Models,
-    Output,
-    Quiet,
-    Verbose,
-    open_session,
-)
+from vlmcache.cli.options import Answer, Models, command
 from vlmcache.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -29,7 +23,10 @@ EXAMPLES = """Examples:
   vlmcache backup - qwen_vl_2b | ssh other vlmcache restore -"""
 
 
+@command
 def backup(
+    session: Session,
+    output: Output,
     destination: Annotated[
         str,
         typer.Argument(
@@ -43,11 +40,6 @@ def backup(
         bool,
         typer.Option("--verify", help="Read what the store has, and mend what is damaged there."),
     ] = False,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Save models, every byte checked on the way.
 
@@ -58,9 +50,8 @@ def backup(
     from vlmcache.commands.backup import values
     from vlmcache.show import progress
 
-    session = open_session(config, cache_dir)
     streamed = destination == values.STREAM
-    if streamed and (json or quiet):
+    if streamed and (output.json or output.quiet):
         raise UsageError("the backup itself goes to stdout: no --json and no -q beside it")
     if streamed and sys.stdout.isatty():
         raise UsageError("a terminal cannot keep a backup", "name a file, or pipe it on")
@@ -69,21 +60,8 @@ def backup(
         session.cache,
         destination,
         models or (),
-        progress.watcher(quiet=quiet),
+        progress.watcher(quiet=output.quiet),
         verify=verify,
     )
-
-    def show() -> None:
-        from vlmcache.commands.backup import view
-
-        view.show_backup(value, stream=sys.stderr if streamed else sys.stdout)
-
-    error = values.incomplete(value)
-    return Answer(
-        "backup",
-        value,
-        Output(json, quiet, verbose),
-        show,
-        lambda: list(value.repos),
-        error,
-    )
+    shown = {"stream": sys.stderr if streamed else sys.stdout}
+    return Answer(value, shown, list(value.repos), values.incomplete(value))

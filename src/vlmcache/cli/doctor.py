@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    Json,
-    Output,
-    Quiet,
-    Verbose,
-    open_session,
-)
+from vlmcache.cli.options import Answer, command
 from vlmcache.errors import ExitCode
+
+if TYPE_CHECKING:
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -27,7 +21,9 @@ EXAMPLES = """Examples:
   vlmcache doctor --json | jq '.findings[]'"""
 
 
+@command
 def doctor(
+    session: Session,
     shared: Annotated[
         str | None,
         typer.Option(
@@ -35,11 +31,6 @@ def doctor(
         ),
     ] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Set the cache's permissions right.")] = False,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Check paths, permissions, disk, versions, GPU.
 
@@ -49,7 +40,6 @@ def doctor(
     from vlmcache.commands.doctor import doctor as doctor_command
     from vlmcache.commands.doctor import sharing
 
-    session = open_session(config, cache_dir)
     value = doctor_command.diagnose(
         session.environment,
         session.config,
@@ -58,19 +48,9 @@ def doctor(
         shared=shared,
         fix=fix,
     )
-    error = sharing.problem(value.receipt)
-
-    def show() -> None:
-        from vlmcache.commands.doctor import view
-
-        view.show(value, verbose=verbose)
-
     return Answer(
-        "doctor",
         value,
-        Output(json, quiet, verbose),
-        show,
-        lambda: [finding.code for finding in value.findings],
-        error,
-        ExitCode.DAMAGE if value.has_errors else ExitCode.DONE,
+        ids=[finding.code for finding in value.findings],
+        error=sharing.problem(value.receipt),
+        code=ExitCode.DAMAGE if value.has_errors else ExitCode.DONE,
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Json, Output, Quiet
+from vlmcache.cli.options import command
+
+if TYPE_CHECKING:
+    from vlmcache.codes import Explanation
 
 EXAMPLES = """Examples:
 
@@ -14,24 +17,21 @@ EXAMPLES = """Examples:
   vlmcache explain no-space --json"""
 
 
+@command
 def explain(
     code: Annotated[
         str, typer.Argument(metavar="CODE", help="A code that a finding or an error carries.")
     ],
-    json: Json = False,
-    quiet: Quiet = False,
-) -> Answer:
+) -> Explanation:
     """Explain a finding's or an error's code.
 
     Prints what the code means and what to do about it.
     """
     from vlmcache import codes
 
-    value = codes.explain(code)
-    return Answer(
-        "explain",
-        value,
-        Output(json, quiet, verbose=False),
-        lambda: print(f"{value.code}\n{value.meaning}\n{value.remedy}"),
-        lambda: value.ids,
-    )
+    return codes.explain(code)
+
+
+def show(value: Explanation) -> None:
+    """Print what a code means and what to do."""
+    print(f"{value.code}\n{value.meaning}\n{value.remedy}")

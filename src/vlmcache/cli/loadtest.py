@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    Json,
-    Models,
-    Output,
-    Quiet,
-    Verbose,
-    open_session,
-)
+from vlmcache.cli.options import Answer, Models, command
+
+if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -27,7 +21,10 @@ EXAMPLES = """Examples:
   vlmcache load-test --history"""
 
 
+@command
 def load_test(
+    session: Session,
+    output: Output,
     models: Models = None,
     precision: Annotated[
         list[str] | None,
@@ -70,11 +67,6 @@ def load_test(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Measure how fast models load, cold and warm.
 
@@ -83,7 +75,6 @@ def load_test(
     from vlmcache.load import bench, saved, view
     from vlmcache.load.wishes import parse_wishes
 
-    session = open_session(config, cache_dir)
     if history:
         value = bench.history(session.environment, session.config, models or ())
     else:
@@ -94,19 +85,11 @@ def load_test(
         saved.check_targets(save, plot)
         if plot:
             view.check_plot(plot)
-        with view.progress(silent=json or quiet) as tell:
+        with view.progress(silent=output.json or output.quiet) as tell:
             value = bench.load_test(*session, models or (), wishes, synthetic or (), tell)
         value = saved.compared(value, earlier)
         if save:
             saved.save_report(save, value)
         if plot:
             view.plot(plot, value)
-    error = bench.failure(value)
-    return Answer(
-        "load-test",
-        value,
-        Output(json, quiet, verbose),
-        lambda: view.show(value, verbose=verbose),
-        lambda: bench.ids(value),
-        error,
-    )
+    return Answer(value, ids=bench.ids(value), error=bench.failure(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import signal
 import sys
@@ -15,30 +16,9 @@ import typer
 import vlmcache
 from vlmcache.cli.light import LightCommand, LightGroup
 from vlmcache.cli.options import Answer
+from vlmcache.cli.register import ALIASES, COMMANDS, load
 from vlmcache.errors import ExitCode, UsageError, VlmcacheError
 from vlmcache.units import did_you_mean
-
-COMMANDS = {
-    "status": "Show models, bytes, room and what to do next.",
-    "pull": "Download what is missing of models.",
-    "rm": "Remove models or single revisions.",
-    "clean": "Remove waste, and what was not used for long.",
-    "watch": "Watch the cache live.",
-    "verify": "Check every blob against its hash; mend what is bad.",
-    "move": "Move models to another drive; links stay.",
-    "backup": "Save models to a tar stream or a store, checked.",
-    "restore": "Bring a backup back, checked.",
-    "load-test": "Measure how fast models load, cold and warm.",
-    "quantize": "Keep a quantised copy for fast loads.",
-    "doctor": "Check paths, permissions, disk, versions, GPU.",
-    "schema": "Print the JSON Schema of a command's --json.",
-    "explain": "Explain a finding's or an error's code.",
-    "help": "Show the help of a command, or the exit codes.",
-}
-"""Each command and what it does. Its module and its function are named like it."""
-
-STREAMS = frozenset({"watch"})
-"""Commands that answer as they go along: with `--json` in lines, not in one document."""
 
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 EXIT_CODES = "\n".join(
@@ -81,25 +61,24 @@ class _Commands(LightGroup):
         Raises:
             UsageError: there is none of that name.
         """
-        if cmd_name not in COMMANDS:
-            hint = did_you_mean(cmd_name, COMMANDS) or "see 'vlmcache --help'"
-            raise UsageError(f"no such command: {cmd_name}", hint)
-        name = cmd_name.replace("-", "_")
-        module = importlib.import_module(f"vlmcache.cli.{cmd_name.replace('-', '')}")
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
+            hint = did_you_mean(name, COMMANDS) or "see 'vlmcache --help'"
+            raise UsageError(f"no such command: {name}", hint)
+        module = importlib.import_module(f"vlmcache.cli.{name.replace('-', '')}")
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        epilog = "\b\n" + module.EXAMPLES.replace("\n\n", "\n")
         single.command(
-            cmd_name,
+            name,
             cls=LightCommand,
-            epilog=epilog,
+            epilog="\b\n" + module.EXAMPLES.replace("\n\n", "\n"),
             context_settings=_HELP_OPTIONS,
-        )(getattr(module, name))
+        )(getattr(module, name.replace("-", "_")))
         return typer.main.get_command(single)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Write the table of commands."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
 
 @app.callback(cls=_Commands, invoke_without_command=True)
@@ -188,10 +167,14 @@ def _show(answer: Answer) -> None:
     if answer.output.quiet:
         from vlmcache.show.text import printable
 
-        for line in answer.ids():
+        for line in answer.ids:
             print(printable(line))
     else:
-        answer.show()
+        view = load(COMMANDS[answer.command].view)
+        shown = dict(answer.shown)
+        if "verbose" in inspect.signature(view).parameters:
+            shown["verbose"] = answer.output.verbose
+        view(answer.value, **shown)
     if answer.error is not None:
         sys.stdout.flush()
         _print_error(answer.error)
@@ -202,8 +185,9 @@ def _show_failure(arguments: list[str], failure: VlmcacheError) -> None:
     if "--json" in options:
         from vlmcache.show.document import document, write
 
-        command = next((word for word in options if word in COMMANDS), "vlmcache")
-        line = command in STREAMS
+        words = (ALIASES.get(word, word) for word in options)
+        command = next((word for word in words if word in COMMANDS), "vlmcache")
+        line = command in COMMANDS and bool(COMMANDS[command].lines)
         write(document(command, None, failure.exit_code, failure, line=line))
     else:
         _print_error(failure)

@@ -7,22 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    Json,
-    Models,
-    Output,
-    Quiet,
-    Verbose,
-    Yes,
-    open_session,
-    size_option,
-)
+from vlmcache.cli.options import Answer, Models, Yes, command, size_option
 from vlmcache.errors import UsageError
 
 if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.commands.pull.values import Pulled
     from vlmcache.config import Session
 
 EXAMPLES = """Examples:
@@ -34,7 +24,10 @@ EXAMPLES = """Examples:
   vlmcache pull org/model --include '*.gguf'"""
 
 
+@command
 def pull(
+    session: Session,
+    output: Output,
     models: Models = None,
     every: Annotated[bool, typer.Option("--all", help="Pull every configured model.")] = False,
     revision: Annotated[
@@ -68,11 +61,6 @@ def pull(
         str | None,
         typer.Option(metavar="TOKEN", help="In place of HF_TOKEN and of 'hf auth login'."),
     ] = None,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Download what is missing of models, and only that.
 
@@ -84,8 +72,6 @@ def pull(
     from vlmcache.commands.pull.plan import Selection
     from vlmcache.show import progress
 
-    session = open_session(config, cache_dir)
-    output = Output(json, quiet, verbose)
     options = values.Options(
         Selection(tuple(include or ()), tuple(exclude or ()), all_files),
         dry_run,
@@ -102,28 +88,22 @@ def pull(
         session.environment,
         names,
         options,
-        progress.watcher(quiet=quiet),
+        progress.watcher(quiet=output.quiet),
     )
+    pulled = [model.repo for model in run.value.models if model.state != "failed"]
+    return Answer(run.value, ids=pulled, error=run.error)
 
-    def show() -> None:
-        from vlmcache.commands.pull import view
 
-        room = view.evicted(run.value)
-        if room is not None:
-            from vlmcache.commands.remove import view as remove_view
+def show(value: Pulled, *, verbose: bool) -> None:
+    """Print what a pull did, and what was removed to make room for it."""
+    from vlmcache.commands.pull import view
 
-            remove_view.show(room, verbose=verbose)
+    room = view.evicted(value)
+    if room is not None:
+        from vlmcache.commands.remove import view as remove_view
 
-        view.show(run.value, verbose=verbose)
-
-    return Answer(
-        "pull",
-        run.value,
-        output,
-        show,
-        lambda: [model.repo for model in run.value.models if model.state != "failed"],
-        run.error,
-    )
+        remove_view.show(room, verbose=verbose)
+    view.show(value, verbose=verbose)
 
 
 def _rate(text: str | None) -> int | None:

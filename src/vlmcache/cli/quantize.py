@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    Json,
-    Output,
-    Quiet,
-    Verbose,
-    complete_model,
-    open_session,
-)
+from vlmcache.cli.options import Answer, command, complete_model
+
+if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -25,7 +19,10 @@ EXAMPLES = """Examples:
   vlmcache quantize qwen_vl_2b --precision int8 --remove"""
 
 
+@command
 def quantize(
+    session: Session,
+    output: Output,
     model: Annotated[
         str,
         typer.Argument(
@@ -45,11 +42,6 @@ def quantize(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Keep a quantised copy, so that later loads are quick.
 
@@ -58,14 +50,13 @@ def quantize(
     from vlmcache.load import quantized, view
     from vlmcache.load.wishes import parse_one_precision
 
-    session = open_session(config, cache_dir)
     wanted = parse_one_precision(precision)
     if remove:
         value = quantized.discard(
             session.environment, session.config, model, wanted, dry_run=dry_run
         )
     else:
-        with view.progress(silent=json or quiet) as tell:
+        with view.progress(silent=output.json or output.quiet) as tell:
             tell(f"quantising {model}")
             value = quantized.quantize(
                 *session,
@@ -75,10 +66,4 @@ def quantize(
                 dry_run=dry_run,
                 trust_remote_code=trust_remote_code,
             )
-    return Answer(
-        "quantize",
-        value,
-        Output(json, quiet, verbose),
-        lambda: view.show_quantization(value),
-        lambda: [value.path],
-    )
+    return Answer(value, ids=[value.path])

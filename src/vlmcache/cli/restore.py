@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    DryRun,
-    Json,
-    Models,
-    Output,
-    Quiet,
-    Verbose,
-    open_session,
-)
+from vlmcache.cli.options import Answer, DryRun, Models, command
+
+if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -27,7 +20,10 @@ EXAMPLES = """Examples:
   ssh other vlmcache backup - | vlmcache restore -"""
 
 
+@command
 def restore(
+    session: Session,
+    output: Output,
     source: Annotated[
         str,
         typer.Argument(metavar="SRC", help="The store, file or address to read, or - for stdin."),
@@ -37,11 +33,6 @@ def restore(
         bool, typer.Option("--overwrite", help="Refs that differ here become the backup's.")
     ] = False,
     dry_run: DryRun = False,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Bring a backup back, every byte checked before it counts.
 
@@ -51,7 +42,6 @@ def restore(
     from vlmcache.commands.backup import values
     from vlmcache.show import progress
 
-    session = open_session(config, cache_dir)
     value = backup_restore.restore(
         session.config,
         session.cache,
@@ -59,20 +49,6 @@ def restore(
         models or (),
         overwrite=overwrite,
         dry_run=dry_run,
-        watcher=progress.watcher(quiet=quiet),
+        watcher=progress.watcher(quiet=output.quiet),
     )
-    error = values.problem(value)
-
-    def show() -> None:
-        from vlmcache.commands.backup import view
-
-        view.show_restore(value, verbose=verbose)
-
-    return Answer(
-        "restore",
-        value,
-        Output(json, quiet, verbose),
-        show,
-        lambda: list(value.repos),
-        error,
-    )
+    return Answer(value, ids=list(value.repos), error=values.problem(value))

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    Json,
-    Models,
-    Output,
-    Quiet,
-    Verbose,
-    open_session,
-)
+from vlmcache.cli.options import Answer, Models, command
+
+if TYPE_CHECKING:
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -26,7 +19,9 @@ EXAMPLES = """Examples:
   vlmcache status --json | jq '.models[] | select(.state != "cached") | .key'"""
 
 
+@command
 def status(
+    session: Session,
     models: Models = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 4 unless every model is cached.")
@@ -42,11 +37,6 @@ def status(
         list[str] | None,
         typer.Option("--filter", metavar="TEST", help="'size>1GB', 'used>30d', 'state=partial'."),
     ] = None,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Show models, bytes, room and what to do next.
 
@@ -54,7 +44,6 @@ def status(
     """
     from vlmcache.commands.status import status as status_command
 
-    session = open_session(config, cache_dir)
     value = status_command.status(
         session.config, session.cache, models or (), environment=session.environment
     )
@@ -66,17 +55,4 @@ def status(
         )
     error = status_command.not_cached(value) if check else None
     value = status_command.select_rows(value, filters or (), sort)
-
-    def show() -> None:
-        from vlmcache.commands.status import view
-
-        view.show(value, every=every, verbose=verbose)
-
-    return Answer(
-        "status",
-        value,
-        Output(json, quiet, verbose),
-        show,
-        lambda: status_command.ids(value, every=every),
-        error,
-    )
+    return Answer(value, {"every": every}, status_command.ids(value, every=every), error)

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    DryRun,
-    Json,
-    Models,
-    Output,
-    Quiet,
-    Verbose,
-    Yes,
-    duration_option,
-    open_session,
-)
+from vlmcache.cli.options import Answer, DryRun, Models, Yes, command, duration_option
 from vlmcache.errors import UsageError, VlmcacheError
+
+if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -30,7 +21,10 @@ EXAMPLES = """Examples:
   vlmcache verify --json | jq '.damaged[] | {repo, path}'"""
 
 
+@command
 def verify(
+    session: Session,
+    output: Output,
     models: Models = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Fetch what is bad or lacks, and only that.")
@@ -47,11 +41,6 @@ def verify(
     workers: Annotated[
         int | None, typer.Option(metavar="COUNT", min=1, max=256, help="Threads; one a core.")
     ] = None,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Check every file against its hash, without the network.
 
@@ -65,11 +54,10 @@ def verify(
         option = "--dry-run" if dry_run else "--yes"
         raise UsageError(f"{option} belongs to --repair: without it nothing is changed")
 
-    session = open_session(config, cache_dir)
     age = duration_option("--max-age", max_age)
     age = verify_command.MAX_AGE if age is None else age
     place = session.environment, session.config, session.cache, models or ()
-    watcher = progress.watcher(quiet=quiet)
+    watcher = progress.watcher(quiet=output.quiet)
     error: VlmcacheError | None
     if repair:
         from vlmcache.commands.verify import repair as verify_repair
@@ -80,17 +68,4 @@ def verify(
     else:
         value = verify_command.verify(*place, max_age=age, workers=workers, watcher=watcher)
         error = values.problem(value)
-
-    def show() -> None:
-        from vlmcache.commands.verify import view
-
-        view.show(value, verbose=verbose)
-
-    return Answer(
-        "verify",
-        value,
-        Output(json, quiet, verbose),
-        show,
-        lambda: values.ids(value),
-        error,
-    )
+    return Answer(value, ids=values.ids(value), error=error)

@@ -20,8 +20,8 @@ from tests.kit.commands import is_failure
 from tests.kit.contents import Content
 from tests.kit.hub import LoopbackHub, reset, slow, status
 from tests.kit.pulls import REPO, command, small_config, variables, vlmcache
-from vlmcache.cli.documents import document_type
 from vlmcache.cli.picker import chosen
+from vlmcache.cli.register import document_type
 from vlmcache.commands.status.values import ModelStatus
 from vlmcache.errors import UsageError
 from vlmcache.show.document import schema_of

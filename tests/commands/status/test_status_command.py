@@ -243,7 +243,7 @@ def test_a_fault_of_our_own_is_one_line_without_a_traceback(
 
 
 def test_help_names_every_command_and_every_exit_code(vlmcache: Vlmcache) -> None:
-    from vlmcache.cli.main import COMMANDS
+    from vlmcache.cli.register import COMMANDS
     from vlmcache.errors import ExitCode
 
     done = vlmcache("--help")
@@ -252,7 +252,7 @@ def test_help_names_every_command_and_every_exit_code(vlmcache: Vlmcache) -> Non
         assert f"{code.value:>3}  {code.meaning}" in done.out
     for command in COMMANDS:
         assert f"\n  {command} " in done.out
-        assert COMMANDS[command] in done.out
+        assert COMMANDS[command].summary in done.out
         shown = vlmcache(command, "-h")
         assert shown.code == 0
         assert "Examples:" in shown.out
