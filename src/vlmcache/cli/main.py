@@ -55,24 +55,27 @@ class _Commands(LightGroup):
         """Return the names in the order of the help."""
         return list(COMMANDS)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the name of the command that the first word means, the command, and the rest."""
+        return super().resolve_command(ctx, [ALIASES.get(args[0], args[0]), *args[1:]])
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """Return a command, its module imported now.
 
         Raises:
             UsageError: there is none of that name.
         """
-        name = ALIASES.get(cmd_name, cmd_name)
-        if name not in COMMANDS:
-            hint = did_you_mean(name, COMMANDS) or "see 'vlmcache --help'"
-            raise UsageError(f"no such command: {name}", hint)
-        module = importlib.import_module(f"vlmcache.cli.{name.replace('-', '')}")
+        if cmd_name not in COMMANDS:
+            hint = did_you_mean(cmd_name, COMMANDS) or "see 'vlmcache --help'"
+            raise UsageError(f"no such command: {cmd_name}", hint)
+        module = importlib.import_module(f"vlmcache.cli.{cmd_name.replace('-', '')}")
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
         single.command(
-            name,
+            cmd_name,
             cls=LightCommand,
             epilog="\b\n" + module.EXAMPLES.replace("\n\n", "\n"),
             context_settings=_HELP_OPTIONS,
-        )(getattr(module, name.replace("-", "_")))
+        )(getattr(module, cmd_name.replace("-", "_")))
         return typer.main.get_command(single)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002

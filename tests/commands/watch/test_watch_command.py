@@ -373,7 +373,7 @@ def test_once_looks_once(repo: CachedRepo, vlmcache: Vlmcache) -> None:
         (
             ("--min-free", "900TB", "--exit-on-low"),
             9,
-            "free, less than 900 TB (vlmcache status --all",
+            "free, less than 900 TB\nhint: vlmcache status --all",
         ),
         (("--min-free", "900TB", "--once"), 0, ""),
         (("--min-free", "1kB", "--exit-on-low", "--once"), 0, ""),
@@ -404,7 +404,7 @@ def test_low_space_ends_the_full_screen_with_nine(
     view = terminal("--min-free", "900TB", "--exit-on-low")
     assert view.ends() == 9
     assert view.is_restored()
-    assert b"less than 900 TB (vlmcache status --all" in view.output
+    assert b"less than 900 TB\r\nhint: vlmcache status --all" in view.output
 
 
 def test_metrics_are_kept_in_a_file_and_answered_on_the_loopback_only(
