@@ -5,14 +5,13 @@ The weights are read ahead before torch and transformers are imported, so this i
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from vlmcache.config import load_config, locate_cache, own_home, parse_precision, read_environment
+from vlmcache.config import Session, open_session, own_home, parse_precision
 from vlmcache.errors import NotDownloadedError, UsageError
 from vlmcache.load import models, quantized
 from vlmcache.load.reader import ReadAhead
-from vlmcache.load.source import find_source, read_tensors
+from vlmcache.load.source import ModelFinder, Source, read_tensors
 
 
 def load_model(
@@ -48,32 +47,47 @@ def load_model(
         VlmcacheError: the download failed.
         UnknownModelError: the key is neither configured nor a repo id.
     """
-    environment = read_environment()
-    settings = load_config(config, environment)
-    location = locate_cache(cache_dir, environment)
+    return load_from(
+        open_session(config, cache_dir),
+        key,
+        precision,
+        device,
+        trust_remote_code=trust_remote_code,
+        attention=attention,
+    )
+
+
+def load_from(
+    session: Session,
+    key: str,
+    precision: str | None,
+    device: str,
+    *,
+    trust_remote_code: bool,
+    attention: str | None,
+) -> tuple[Any, Any]:
+    """Do what `load_model` does, of a session that is open."""
     try:
         wanted = parse_precision(precision) if precision is not None else None
     except ValueError as error:
         raise UsageError(str(error)) from None
-    find = partial(
-        find_source,
-        settings,
-        location,
-        key,
-        wanted,
-        trust_remote_code=trust_remote_code,
-        for_application=True,
-    )
+
+    def find() -> Source:
+        finder = ModelFinder(
+            session, [key], trust_remote_code=trust_remote_code, for_application=True
+        )
+        return finder.find(key, wanted)[1]
+
     models.require_packages()
     try:
-        _, source = find()
+        source = find()
     except NotDownloadedError:
         # The pull's machinery is imported only where there is something to pull.
         from vlmcache.commands.pull.pull import pull
 
-        pull(settings, location, environment, [key])
-        _, source = find()
-    home, _ = own_home(environment)
+        pull(session.config, session.cache, session.environment, [key])
+        source = find()
+    home, _ = own_home(session.environment)
     snapshot = source
     source = quantized.preferred(home, source)
     reading = ReadAhead(source.weights).start()
@@ -86,5 +100,5 @@ def load_model(
             models.settle(model)
     finally:
         reading.halt()
-    models.remember_use(home, location, source, "load")
+    models.remember_use(home, session.cache, source, "load")
     return model, processor

@@ -32,7 +32,6 @@ from vlmcache.errors import (
     UnsupportedPrecisionError,
 )
 from vlmcache.load import models
-from vlmcache.load.quantized import quantize
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 HOME = os.environ["VLMCACHE_HOME"]
@@ -80,11 +79,8 @@ def same_logits(name: str, precision: str) -> None:
 
 
 def copy_has_the_logits_of_quantising(precision: str) -> None:
-    environment = vlmcache.read_environment()
-    config = vlmcache.load_config(None, environment)
-    location = vlmcache.locate_cache(None, environment)
     before = models.first_token(vlmcache.load_model("tiny/qwen2_vl", precision, "cpu")[0])
-    made = quantize(environment, config, location, "tiny/qwen2_vl", precision)  # type: ignore[arg-type]
+    made = vlmcache.Cache().quantize("tiny/qwen2_vl", precision=precision).check()
     assert made.made
     model, _ = vlmcache.load_model("tiny/qwen2_vl", precision, "cpu")
     assert model.config._name_or_path == made.path

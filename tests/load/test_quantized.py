@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.load.conftest import World
-from vlmcache.config import load_config, locate_cache, read_environment
+from vlmcache.config import Session, load_config, locate_cache, read_environment
 from vlmcache.errors import NotDownloadedError, SpaceError, UsageError
 from vlmcache.home import copies
 from vlmcache.load import quantized
@@ -139,14 +139,9 @@ def test_what_a_killed_process_was_making_is_cleared_away(tmp_path: Path) -> Non
 
 def run_quantize(world: World, **changes: str | bool) -> quantized.Quantization:
     environment = read_environment(world.environment, str(world.root))
-    config = load_config(None, environment)
+    session = Session(environment, load_config(None, environment), locate_cache(None, environment))
     arguments = {"name": "org/name", "precision": "int8"} | changes
-    return quantized.quantize(
-        environment,
-        config,
-        locate_cache(None, environment),
-        **arguments,  # type: ignore[arg-type]
-    )
+    return quantized.quantize(session, **arguments)  # type: ignore[arg-type]
 
 
 def test_a_copy_that_would_fill_the_disk_is_refused_before_it_is_begun(world: World) -> None:

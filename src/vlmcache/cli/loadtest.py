@@ -80,33 +80,39 @@ def load_test(
 
     Each load runs in a fresh process, until every weight is on the device.
     """
-    from vlmcache.load import bench, saved, view
-    from vlmcache.load.wishes import parse_wishes
+    from vlmcache.load import bench, remembered, saved, view
+    from vlmcache.load.options import LoadTestOptions, parse_loaders, parse_precisions
 
     session = open_session(config, cache_dir)
     if history:
-        value = bench.history(session.environment, session.config, models or ())
+        value = remembered.history(session, models or ())
     else:
-        wishes = parse_wishes(
-            precision or (), device, trials, cold, tokens, loader or (), trust_remote_code
+        options = LoadTestOptions(
+            parse_precisions(precision or ()),
+            device,
+            trials,
+            cold,
+            tokens,
+            parse_loaders(loader or ()),
+            trust_remote_code,
+            tuple(synthetic or ()),
         )
         earlier = saved.read_report(compare) if compare else None
         saved.check_targets(save, plot)
         if plot:
             view.check_plot(plot)
-        with view.progress(silent=json or quiet) as tell:
-            value = bench.load_test(*session, models or (), wishes, synthetic or (), tell)
+        with view.progress(silent=json or quiet) as on_step:
+            value = bench.load_test(session, models or (), options, on_step)
         value = saved.compared(value, earlier)
         if save:
             saved.save_report(save, value)
         if plot:
             view.plot(plot, value)
-    error = bench.failure(value)
     return Answer(
         "load-test",
         value,
         Output(json, quiet, verbose),
         lambda: view.show(value, verbose=verbose),
-        lambda: bench.ids(value),
-        error,
+        lambda: value.ids,
+        value.problem,
     )

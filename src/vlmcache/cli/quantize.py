@@ -51,24 +51,22 @@ def quantize(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> Answer:
-    """Keep a quantised copy, so that later loads are quick.
+    """Keep a quantized copy, so that later loads are fast.
 
-    Later int8 and int4 loads neither read the full weights nor quantise again.
+    Later int8 and int4 loads neither read the full weights nor quantize again.
     """
     from vlmcache.load import quantized, view
-    from vlmcache.load.wishes import parse_one_precision
+    from vlmcache.load.options import parse_one_precision
 
     session = open_session(config, cache_dir)
     wanted = parse_one_precision(precision)
     if remove:
-        value = quantized.discard(
-            session.environment, session.config, model, wanted, dry_run=dry_run
-        )
+        value = quantized.remove_copies(session, model, wanted, dry_run=dry_run)
     else:
-        with view.progress(silent=json or quiet) as tell:
-            tell(f"quantising {model}")
+        with view.progress(silent=json or quiet) as on_step:
+            on_step(f"quantizing {model}")
             value = quantized.quantize(
-                *session,
+                session,
                 model,
                 wanted,
                 device=device,
@@ -80,5 +78,5 @@ def quantize(
         value,
         Output(json, quiet, verbose),
         lambda: view.show_quantization(value),
-        lambda: [value.path],
+        lambda: value.ids,
     )

@@ -16,7 +16,7 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.weights import Precision
-from vlmcache.config import CacheLocation, Config, Environment, find_model, own_home
+from vlmcache.config import Session, find_model, own_home
 from vlmcache.errors import DamagedWeightsError, SpaceError, UsageError
 from vlmcache.home.copies import (
     FOLDER,
@@ -32,7 +32,8 @@ from vlmcache.home.copies import (
     list_copies,
     read_manifest,
 )
-from vlmcache.load.source import Source, find_source, read_source
+from vlmcache.load.source import ModelFinder, Source, read_source
+from vlmcache.report import Report
 from vlmcache.units import size_text
 
 MAKING = ".making-"
@@ -43,7 +44,7 @@ QUANTISED: tuple[Precision, ...] = ("int8", "int4")
 _HASHED_AT_ONCE = 4_000_000
 
 
-class Quantization(msgspec.Struct, frozen=True):
+class Quantization(Report, frozen=True):
     """What `vlmcache quantize` answers. Sizes are bytes.
 
     made is False for a plan, and where the copy was there already. expected is what was reckoned
@@ -64,6 +65,11 @@ class Quantization(msgspec.Struct, frozen=True):
     freed: int | None = None
     removed: bool = False
     """Whether what `freed` counts is gone; with `--dry-run` it is still there."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The folder of the copy."""
+        return [self.path]
 
 
 def find_copy(home: str, repo: str, commit: str, precision: Precision) -> KeptCopy | None:
@@ -145,9 +151,7 @@ def preferred(home: str, source: Source) -> Source:
 
 
 def quantize(
-    environment: Environment,
-    config: Config,
-    location: CacheLocation,
+    session: Session,
     name: str,
     precision: Precision,
     *,
@@ -158,9 +162,7 @@ def quantize(
     """Keep a quantised copy of a cached model, made in a fresh process.
 
     Args:
-        environment: the variables in force.
-        config: the configuration in force.
-        location: the hub cache.
+        session: what it works on.
         name: a key of the configuration or a repo id, with an optional `@revision`.
         precision: int8 or int4.
         device: what quantises.
@@ -179,8 +181,9 @@ def quantize(
 
     if precision not in QUANTISED:
         raise UsageError(f"{precision} is not quantised", "--precision int8 or int4")
-    home, _ = own_home(environment)
-    _, source = find_source(config, location, name, precision, trust_remote_code=trust_remote_code)
+    home, _ = own_home(session.environment)
+    finder = ModelFinder(session, [name], trust_remote_code=trust_remote_code)
+    _, source = finder.find(name, precision)
     assert source.repo is not None
     assert source.commit is not None
     need = capacity.estimate(source)
@@ -200,10 +203,11 @@ def quantize(
     )
     if kept is not None or dry_run:
         return plan
-    if free - need.weights < config.limits.min_free:
+    min_free = session.config.limits.min_free
+    if free - need.weights < min_free:
         raise SpaceError(
             f"the {precision} copy of {source.model} takes about {size_text(need.weights)}, and"
-            f" {home} has {size_text(free)} free with {size_text(config.limits.min_free)} kept",
+            f" {home} has {size_text(free)} free with {size_text(min_free)} kept",
             "make room on that disk, or name another folder with VLMCACHE_HOME",
         )
     require_packages()
@@ -219,13 +223,8 @@ def quantize(
     return msgspec.structs.replace(plan, made=True, size=made.size, seconds=answer["seconds"])
 
 
-def discard(
-    environment: Environment,
-    config: Config,
-    name: str,
-    precision: Precision,
-    *,
-    dry_run: bool = False,
+def remove_copies(
+    session: Session, name: str, precision: Precision, *, dry_run: bool = False
 ) -> Quantization:
     """Remove the kept copies of a model at a precision, of all its commits and library versions.
 
@@ -235,8 +234,8 @@ def discard(
         UnknownModelError: the name is neither a key nor a repo id.
         OSError: the system refuses.
     """
-    home, _ = own_home(environment)
-    repo = find_model(config, name, {copy.repo for copy in list_copies(home)}).repo
+    home, _ = own_home(session.environment)
+    repo = find_model(session.config, name, {copy.repo for copy in list_copies(home)}).repo
     root = os.path.join(home, FOLDER, layout.repo_folder("model", repo))
     freed = 0
     for folder in copy_folders_of(root):

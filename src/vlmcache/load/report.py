@@ -14,6 +14,8 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache.weights import Precision
+from vlmcache.errors import PartlyError, VlmcacheError, unloadable
+from vlmcache.report import Report
 from vlmcache.units import size_text
 
 Temperature = Literal["cold", "warm", "hot"]
@@ -93,7 +95,7 @@ class Disk(msgspec.Struct, frozen=True):
         return max(self.sequential, self.parallel)
 
 
-class Expected(msgspec.Struct, frozen=True):
+class Expectation(msgspec.Struct, frozen=True):
     """What can be expected of a model, and who says so."""
 
     memory: int | None
@@ -131,12 +133,12 @@ class Result(msgspec.Struct, frozen=True):
     memory_estimate: int | None = None
     peak_memory: int | None = None
     peak_device_memory: int | None = None
-    expected: Expected | None = None
+    expected: Expectation | None = None
     verdict: str | None = None
     advice: str | None = None
 
 
-class Failure(msgspec.Struct, frozen=True):
+class LoadFailure(msgspec.Struct, frozen=True):
     """A model that could not be loaded so, and why."""
 
     model: str
@@ -216,15 +218,34 @@ class Remembered(msgspec.Struct, frozen=True):
     result: Result
 
 
-class LoadReport(msgspec.Struct, frozen=True):
-    """What `vlmcache load-test` answers."""
+class LoadReport(Report, frozen=True):
+    """What `load-test` returns."""
 
     machine: Machine | None
     results: tuple[Result, ...]
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[LoadFailure, ...] = ()
     comparison: Comparison | None = None
     history: tuple[Remembered, ...] = ()
     at: datetime | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        """One line for each result, of now or remembered: model, precision, loader."""
+        results = (*self.results, *(earlier.result for earlier in self.history))
+        return [f"{result.model} {result.precision} {result.loader}" for result in results]
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What the failures come to: `None`, a part, or the first of them."""
+        if not self.failures:
+            return None
+        first = self.failures[0]
+        count = len(self.failures)
+        if not self.results:
+            message = first.message if count == 1 else f"{first.message}; and {count - 1} more"
+            return unloadable(first.code, message, first.hint)
+        names = ", ".join(sorted({failure.model for failure in self.failures}))
+        return PartlyError(f"not measured: {names}: {first.message}", first.hint)
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
@@ -235,7 +256,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     return Spread(statistics.median(there), min(there), max(there), len(there))
 
 
-def summarise(
+def summarize(
     result: Result, disk: Disk | None, copy_speed: float | None, device_bytes: int
 ) -> Result:
     """Return the result with everything that follows from its trials.
@@ -275,7 +296,7 @@ def summarise(
         peak_memory=_greatest(trial.peak_memory for trial in valid),
         peak_device_memory=_greatest(trial.peak_device_memory for trial in valid),
     )
-    verdict, advice = judge(result)
+    verdict, advice = explain(result)
     return msgspec.structs.replace(result, verdict=verdict, advice=advice)
 
 
@@ -295,7 +316,7 @@ def median_phases(result: Result, temperature: Temperature) -> dict[str, float]:
     }
 
 
-def judge(result: Result) -> tuple[str | None, str | None]:
+def explain(result: Result) -> tuple[str | None, str | None]:
     """Return what dominates the load, and what to do about it, as sentences for a person."""
     temperature: Temperature = "cold" if result.cold is not None else "warm"
     whole = result.cold or result.warm
