@@ -122,7 +122,7 @@ class Cache:
             dry_run: return the plan and write nothing.
             max_workers: files at a time, 1 to 64; 8 if not given.
             limit_rate: bytes a second for all files together.
-            make_room: remove what was not used for long if the disk is too full.
+            make_room: remove the least recently used models if the disk is too full.
             token: in place of the one that huggingface_hub finds.
 
         Raises:

@@ -49,7 +49,7 @@ _MEANINGS = {
 
 
 class VlmcacheError(Exception):
-    """A failure that is told to the user in one line, with what to type next.
+    """A failure that is shown to the user in one line, with what to type next.
 
     Args:
         message: what happened, and where.
@@ -254,6 +254,6 @@ class CrashedError(UnloadableError):
 
 
 def unloadable(code: str, message: str, hint: str | None) -> UnloadableError:
-    """Return the error that a child process told of, rebuilt from its parts."""
+    """Return the error that a child process reported, rebuilt from its parts."""
     kinds = {kind.code: kind for kind in UnloadableError.__subclasses__()}
     return kinds.get(code, UnloadableError)(message, hint)

@@ -11,7 +11,7 @@ from vlmcache.config import Session, open_session, own_home, parse_precision
 from vlmcache.errors import NotDownloadedError, UsageError
 from vlmcache.load import models, quantized
 from vlmcache.load.reader import ReadAhead
-from vlmcache.load.source import ModelFinder, Source, read_tensors
+from vlmcache.load.source import ModelFiles, ModelFinder, read_tensors
 
 
 def load_model(
@@ -26,8 +26,8 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a model and its processor, every weight on the device; download it if not cached.
 
-    A cached model is loaded without the network. A kept quantised copy (`vlmcache quantize`) is
-    used by itself. The weights are read ahead while torch and transformers are imported.
+    A cached model is loaded without the network. A kept quantized copy (`vlmcache quantize`) is
+    used automatically. The weights are read ahead while torch and transformers are imported.
 
     Args:
         key: a key of config.yaml or a repo id, with an optional `@revision`.
@@ -43,7 +43,7 @@ def load_model(
         The model, and its processor (`None` for a repo without any).
 
     Raises:
-        UnloadableError: the model cannot be loaded so; the message and the hint say why.
+        UnloadableError: the model cannot be loaded with these settings.
         VlmcacheError: the download failed.
         UnknownModelError: the key is neither configured nor a repo id.
     """
@@ -72,7 +72,7 @@ def load_from(
     except ValueError as error:
         raise UsageError(str(error)) from None
 
-    def find() -> Source:
+    def find() -> ModelFiles:
         finder = ModelFinder(
             session, [key], trust_remote_code=trust_remote_code, for_application=True
         )
@@ -95,9 +95,9 @@ def load_from(
         read_tensors(source)
         with models.explained(source), models.no_collection():
             processor = models.load_processor(snapshot)
-            model = models.build(source, device, attention=attention)
+            model = models.build_model(source, device, attention=attention)
             reading.wait()
-            models.settle(model)
+            models.touch_all_weights(model)
     finally:
         reading.halt()
     models.remember_use(home, session.cache, source, "load")

@@ -27,7 +27,7 @@ from vlmcache.load import capacity, conditions, reader
 from vlmcache.load.child import crash, run_child
 from vlmcache.load.remembered import best_loader
 from vlmcache.load.report import Remembered
-from vlmcache.load.source import Source, read_source
+from vlmcache.load.source import ModelFiles, read_source
 
 HOLD = """
 import mmap, sys
@@ -66,14 +66,14 @@ def write_file(path: Path, size: int = 5_000_000) -> Path:
 def test_files_are_cold_after_preparing_a_cold_trial(tmp_path: Path) -> None:
     path = write_file(tmp_path / "weights")
     assert reader.resident_bytes(str(path)) == path.stat().st_size
-    assert conditions.prepare([str(path)], "cold") == (0.0, None)
+    assert conditions.set_temperature([str(path)], "cold") == (0.0, None)
 
 
 @linux_only
 def test_files_that_another_process_keeps_in_memory_are_not_cold(tmp_path: Path) -> None:
     path = write_file(tmp_path / "weights")
     with held_in_memory(path):
-        resident, why_not = conditions.prepare([str(path)], "cold")
+        resident, why_not = conditions.set_temperature([str(path)], "cold")
     assert resident is not None
     assert resident > 0.9
     assert why_not is not None
@@ -84,7 +84,7 @@ def test_files_that_another_process_keeps_in_memory_are_not_cold(tmp_path: Path)
 def test_files_on_a_filesystem_in_memory_are_never_cold() -> None:
     with small_filesystem(10_000_000) as place:
         path = write_file(place / "weights")
-        assert conditions.prepare([str(path)], "cold") == (
+        assert conditions.set_temperature([str(path)], "cold") == (
             1.0,
             "the weights are on tmpfs, which is memory",
         )
@@ -93,7 +93,7 @@ def test_files_on_a_filesystem_in_memory_are_never_cold() -> None:
 def test_files_are_in_memory_after_preparing_a_warm_trial(tmp_path: Path) -> None:
     path = write_file(tmp_path / "weights")
     reader.evict([str(path)])
-    assert conditions.prepare([str(path)], "warm") == (1.0, None)
+    assert conditions.set_temperature([str(path)], "warm") == (1.0, None)
 
 
 @linux_only
@@ -261,7 +261,7 @@ def test_without_torch_one_line_says_what_to_install(
 
 
 @needs_bitsandbytes
-def test_a_kept_copy_is_measured_beside_quantising_at_load(tiny_world: World) -> None:
+def test_a_kept_copy_is_measured_beside_quantizing_at_load(tiny_world: World) -> None:
     code, made = tiny_world.document("quantize", "tiny/qwen3_vl", "--precision", "int8")
     assert code == 0
     assert made["made"] is True
@@ -390,7 +390,7 @@ def test_the_loader_is_the_one_that_was_faster_here_beyond_the_spread(world: Wor
     assert chosen() == "readahead"
 
 
-def read_source_of_nothing(folder: Path) -> Source:
+def read_source_of_nothing(folder: Path) -> ModelFiles:
     (folder / "config.json").write_text('{"model_type": "qwen2"}')
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return read_source(str(folder), model="m", precision="bf16")

@@ -140,7 +140,7 @@ def test_phases_are_medians_in_the_order_in_which_they_come() -> None:
         (
             {"quantise": 20.0, "import": 5.0},
             {"precision": "int8", "source": "at-load"},
-            "quantising takes 80%",
+            "quantizing takes 80%",
             "vlmcache quantize m --precision int8",
         ),
         ({"to_device": 5.0}, {}, "copying takes", "a smaller precision moves fewer bytes"),

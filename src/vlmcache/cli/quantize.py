@@ -35,13 +35,19 @@ def quantize(
         ),
     ],
     precision: Annotated[
-        str, typer.Option("--precision", metavar="NAME", help="int8 or int4.")
+        str,
+        typer.Option("--precision", metavar="NAME", help="Precision of the copy: int8 or int4."),
     ] = "int8",
     device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda:0, xpu.")
+        str,
+        typer.Option(
+            "--device", metavar="NAME", help="Quantize on this device: auto, cpu, cuda:0 or xpu."
+        ),
     ] = "auto",
     remove: Annotated[bool, typer.Option("--remove", help="Remove the copy instead.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and stop.")
+    ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,

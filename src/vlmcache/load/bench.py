@@ -30,7 +30,7 @@ from vlmcache.errors import (
 from vlmcache.home.journal import Memory
 from vlmcache.load import capacity, quantized, reader, streams, synthetic
 from vlmcache.load.child import run_child
-from vlmcache.load.conditions import counts_reads, describe_machine, prepare
+from vlmcache.load.conditions import counts_reads, describe_machine, set_temperature
 from vlmcache.load.models import remember_use, require_packages
 from vlmcache.load.options import LoadTestOptions
 from vlmcache.load.remembered import best_loader
@@ -48,7 +48,7 @@ from vlmcache.load.report import (
     Trial,
     summarize,
 )
-from vlmcache.load.source import ModelFinder, Source, read_source
+from vlmcache.load.source import ModelFiles, ModelFinder, read_source
 from vlmcache.units import size_text
 
 _READ_AT_LEAST = 0.5
@@ -113,7 +113,7 @@ class _Bench:
         self.home, _ = own_home(session.environment)
         self.options = options
         self.on_step = on_step
-        self.sources: list[tuple[ModelConfig, Source]] = []
+        self.sources: list[tuple[ModelConfig, ModelFiles]] = []
         self.results: list[Result] = []
         self.failures: list[LoadFailure] = []
         self.machine: Machine | None = None
@@ -174,7 +174,7 @@ class _Bench:
         folder = self.session.cache.dir if self.sources else self.home
         self.machine = describe_machine(accelerators, folder)
 
-    def measure(self, model: ModelConfig | None, source: Source) -> None:
+    def measure(self, model: ModelConfig | None, source: ModelFiles) -> None:
         """Measure one model at one precision, with each loader, from the copy and without."""
         refusal = self.refused.get(source.precision)
         if refusal is not None:
@@ -204,7 +204,7 @@ class _Bench:
     def _measure(
         self,
         model: ModelConfig | None,
-        source: Source,
+        source: ModelFiles,
         loaders: Sequence[Loader],
         trials: int,
     ) -> None:
@@ -272,7 +272,7 @@ class _Bench:
         with Memory(self.home) as memory:
             memory.record_load(msgspec.json.encode(remembered))
 
-    def _disk(self, source: Source) -> Disk | None:
+    def _disk(self, source: ModelFiles) -> Disk | None:
         if source.weights not in self._disks:
             self.on_step(f"{source.model}: measuring its disk")
             speed = reader.measure_speed(source.weights)
@@ -280,9 +280,9 @@ class _Bench:
         return self._disks[source.weights]
 
     def _trial(
-        self, source: Source, loader: Loader, temperature: Temperature, *, again: bool
+        self, source: ModelFiles, loader: Loader, temperature: Temperature, *, again: bool
     ) -> tuple[Trial, dict[str, Any]]:
-        before, why_not = prepare(source.weights, temperature)
+        before, why_not = set_temperature(source.weights, temperature)
         answer = run_child(
             {
                 "task": "trial",
@@ -340,7 +340,7 @@ def _hot(warm: Trial, again: dict[str, Any]) -> Trial:
     )
 
 
-def _expected(model: ModelConfig | None, source: Source) -> Expectation | None:
+def _expected(model: ModelConfig | None, source: ModelFiles) -> Expectation | None:
     """Return the configured expectation; memory only where it was stated for this precision."""
     if model is None or (model.expected_memory is None and model.expected_size is None):
         return None
@@ -373,7 +373,7 @@ def made(home: str, name: str, min_free: int, on_step: OnStep) -> Iterator[str]:
     folder = os.path.join(root, f"{quantized.MAKING}{os.getpid()}")
     on_step(f"making the synthetic {name}")
     try:
-        run_child({"task": "synthesise", "folder": folder, "config": synthetic.CONFIGS[name]}, name)
+        run_child({"task": "synthesize", "folder": folder, "config": synthetic.CONFIGS[name]}, name)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -28,7 +28,9 @@ _PACKAGES = (
 )
 
 
-def prepare(paths: Sequence[str], temperature: Temperature) -> tuple[float | None, str | None]:
+def set_temperature(
+    paths: Sequence[str], temperature: Temperature
+) -> tuple[float | None, str | None]:
     """Bring files to a temperature; return the part of them in memory then, and what is wrong.
 
     What is wrong is a sentence, or `None` where the trial is under the conditions it names.

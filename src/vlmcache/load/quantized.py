@@ -1,6 +1,6 @@
-"""Making, checking and using kept quantised copies.
+"""Making, checking and using kept quantized copies.
 
-A copy is made in a folder of its own and renamed into its place, so a copy that is there is whole.
+A copy is made in a folder of its own and renamed into its place, so a copy that exists is complete.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from vlmcache.home.copies import (
     list_copies,
     read_manifest,
 )
-from vlmcache.load.source import ModelFinder, Source, read_source
+from vlmcache.load.source import ModelFiles, ModelFinder, read_source
 from vlmcache.report import Report
 from vlmcache.units import size_text
 
 MAKING = ".making-"
 """Beginning of the names of folders in which a copy is being made, then the process's number."""
 
-QUANTISED: tuple[Precision, ...] = ("int8", "int4")
+QUANTIZED: tuple[Precision, ...] = ("int8", "int4")
 
 _HASHED_AT_ONCE = 4_000_000
 
@@ -47,8 +47,8 @@ _HASHED_AT_ONCE = 4_000_000
 class Quantization(Report, frozen=True):
     """What `vlmcache quantize` answers. Sizes are bytes.
 
-    made is False for a plan, and where the copy was there already. expected is what was reckoned
-    before, size what the copy takes.
+    made is False for a plan, and where the copy was there already. expected is the estimate of its
+    size, size what the copy takes.
     """
 
     model: str
@@ -128,9 +128,9 @@ def _sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def preferred(home: str, source: Source) -> Source:
+def preferred(home: str, source: ModelFiles) -> ModelFiles:
     """Return the kept copy of a source where there is one for its precision, else the source."""
-    if source.precision not in QUANTISED or source.repo is None or source.commit is None:
+    if source.precision not in QUANTIZED or source.repo is None or source.commit is None:
         return source
     kept = find_copy(home, source.repo, source.commit, source.precision)
     if kept is None:
@@ -159,19 +159,19 @@ def quantize(
     dry_run: bool = False,
     trust_remote_code: bool = False,
 ) -> Quantization:
-    """Keep a quantised copy of a cached model, made in a fresh process.
+    """Keep a quantized copy of a cached model, made in a fresh process.
 
     Args:
         session: what it works on.
         name: a key of the configuration or a repo id, with an optional `@revision`.
         precision: int8 or int4.
-        device: what quantises.
+        device: what quantizes.
         dry_run: only say what would be done.
         trust_remote_code: whether the user allows Python code of the repo to run.
 
     Raises:
-        UsageError: the precision is not one that is quantised.
-        UnloadableError: the model cannot be loaded or quantised so.
+        UsageError: the precision is not one that is quantized.
+        UnloadableError: the model cannot be loaded or quantized with these settings.
         SpaceError: the copy would leave less free than the configured minimum.
         OSError: the copy cannot be written.
     """
@@ -179,8 +179,8 @@ def quantize(
     from vlmcache.load.child import run_child
     from vlmcache.load.models import require_packages
 
-    if precision not in QUANTISED:
-        raise UsageError(f"{precision} is not quantised", "--precision int8 or int4")
+    if precision not in QUANTIZED:
+        raise UsageError(f"{precision} is not quantized", "--precision int8 or int4")
     home, _ = own_home(session.environment)
     finder = ModelFinder(session, [name], trust_remote_code=trust_remote_code)
     _, source = finder.find(name, precision)
@@ -215,7 +215,7 @@ def quantize(
         capacity.check_fits(source, need, capacity.available_memory(), device)
     making = making_folder(home)
     try:
-        task = {"task": "quantise", "source": msgspec.to_builtins(source), "device": device}
+        task = {"task": "quantize", "source": msgspec.to_builtins(source), "device": device}
         answer = run_child(task | {"folder": making}, source.model)
         made = publish(home, making, source)
     finally:
@@ -289,7 +289,7 @@ def discard_leftovers(root: str) -> None:
                 shutil.rmtree(os.path.join(root, name), ignore_errors=True)
 
 
-def publish(home: str, making: str, source: Source) -> KeptCopy:
+def publish(home: str, making: str, source: ModelFiles) -> KeptCopy:
     """Write the manifest of a copy that was made, and rename the copy into its place.
 
     Raises:

@@ -19,7 +19,7 @@ from vlmcache.load.report import (
     Spread,
     faster_or_slower,
 )
-from vlmcache.load.source import Source
+from vlmcache.load.source import ModelFiles
 
 
 def history(session: Session, names: Sequence[str]) -> LoadReport:
@@ -29,33 +29,33 @@ def history(session: Session, names: Sequence[str]) -> LoadReport:
         UnknownModelError: a name is neither a key, nor a repo id, nor one that is remembered.
     """
     home, _ = own_home(session.environment)
-    every = remembered(home)
-    known = {one.result.model for one in every}
-    repos = {one.result.repo for one in every if one.result.repo is not None}
+    results = remembered(home)
+    known = {earlier.result.model for earlier in results}
+    repos = {earlier.result.repo for earlier in results if earlier.result.repo is not None}
     wanted = {*names}
     wanted |= {find_model(session.config, name, repos).repo for name in names if name not in known}
-    found = [
-        one
-        for one in every
-        if not wanted or one.result.model in wanted or one.result.repo in wanted
-    ]
-    return LoadReport(None, (), history=tuple(found))
+    chosen = (
+        earlier
+        for earlier in results
+        if not wanted or earlier.result.model in wanted or earlier.result.repo in wanted
+    )
+    return LoadReport(None, (), history=tuple(chosen))
 
 
 def remembered(home: str) -> list[Remembered]:
     """Return the results of earlier runs, the latest first. What cannot be read is left out."""
-    found = []
+    results = []
     with Memory(home) as memory:
         for content in memory.loads():
             try:
-                found.append(msgspec.json.decode(content, type=Remembered))
+                results.append(msgspec.json.decode(content, type=Remembered))
             except JSON_ERRORS:
                 continue
-    return found
+    return results
 
 
 def best_loader(
-    home: str, source: Source, device: str, machine: Machine | None, *, cold: bool
+    home: str, source: ModelFiles, device: str, machine: Machine | None, *, cold: bool
 ) -> Loader:
     """Return reading ahead, or what was faster here beyond the spread when last measured.
 

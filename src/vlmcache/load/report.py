@@ -24,7 +24,7 @@ Temperature = Literal["cold", "warm", "hot"]
 Loader = Literal["plain", "readahead", "fastsafetensors", "runai"]
 
 WeightsSource = Literal["weights", "at-load", "copy"]
-"""The stored weights; the same, quantised at the load; a kept quantised copy."""
+"""The stored weights; the same, quantized at the load; a kept quantized copy."""
 
 PHASES = {
     "start": "starting Python",
@@ -32,7 +32,7 @@ PHASES = {
     "build": "building",
     "read": "reading",
     "to_device": "copying",
-    "quantise": "quantising",
+    "quantise": "quantizing",
 }
 """Phase -> what to call it, in the order in which they come. Together they are the load.
 
@@ -63,7 +63,7 @@ class Trial(msgspec.Struct, frozen=True):
     of the phases. first_token: what the first token took after that; tokens_per_second counts the
     ones after it. bytes_read: what the kernel says came from the disk for this process.
     resident_before: the part of the weight files that was in memory before, 0 to 1. read_ahead:
-    seconds that reading ahead took, beside other phases.
+    seconds that reading ahead took, in parallel with other phases.
     """
 
     temperature: Temperature
@@ -109,8 +109,8 @@ class Result(msgspec.Struct, frozen=True):
     bytes: length of the weight files that are read. disk_limit_seconds: what reading them takes at
     the disk's best measured speed. limit_seconds: the larger of that, of the imports and of the
     copy to the device. efficiency: limit_seconds as a fraction of the median cold load (the warm
-    one where no cold trial is valid; then the disk has no part in the limit).
-    memory_estimate is what was reckoned before; the trials say what was measured.
+    one if no cold trial is valid; then the disk has no part in the limit).
+    memory_estimate is what was estimated before; the trials say what was measured.
     """
 
     model: str
@@ -139,7 +139,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class LoadFailure(msgspec.Struct, frozen=True):
-    """A model that could not be loaded so, and why."""
+    """A model that could not be loaded with these settings, and why."""
 
     model: str
     precision: Precision | None
@@ -179,7 +179,7 @@ class Machine(msgspec.Struct, frozen=True):
             "cores": str(self.cores),
             # What the firmware keeps to itself varies a little from boot to boot.
             "memory": f"{self.memory / 1e9:.0f} GB",
-            "accelerators": ", ".join(one.name for one in self.accelerators) or "none",
+            "accelerators": ", ".join(device.name for device in self.accelerators) or "none",
             "filesystem": self.filesystem or "unknown",
             "disk": self.disk or "unknown",
         }
@@ -201,7 +201,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """An earlier report beside this one. Nothing is compared where the machines are unlike."""
+    """An earlier report next to this one. Nothing is compared if the machines are unlike."""
 
     alike: bool
     differences: tuple[str, ...]
@@ -219,7 +219,7 @@ class Remembered(msgspec.Struct, frozen=True):
 
 
 class LoadReport(Report, frozen=True):
-    """What `load-test` returns."""
+    """The result of `vlmcache load-test`."""
 
     machine: Machine | None
     results: tuple[Result, ...]
@@ -250,10 +250,10 @@ class LoadReport(Report, frozen=True):
 
 def spread(values: Iterable[float | None]) -> Spread | None:
     """Return median, least and most of the values that are there."""
-    there = [value for value in values if value is not None]
-    if not there:
+    known = [value for value in values if value is not None]
+    if not known:
         return None
-    return Spread(statistics.median(there), min(there), max(there), len(there))
+    return Spread(statistics.median(known), min(known), max(known), len(known))
 
 
 def summarize(
@@ -274,7 +274,7 @@ def summarize(
     }
     measured: Temperature = "cold" if by["cold"] is not None else "warm"
     phases = [trial.phases for trial in valid if trial.temperature == measured]
-    imports = spread(one.get("start", 0.0) + one.get("import", 0.0) for one in phases)
+    imports = spread(trial.get("start", 0.0) + trial.get("import", 0.0) for trial in phases)
     disk_limit = result.bytes / disk.best if disk is not None else None
     reading = disk_limit if measured == "cold" else 0.0
     whole = by[measured]
@@ -288,7 +288,7 @@ def summarize(
         cold=by["cold"],
         warm=by["warm"],
         hot=by["hot"],
-        first_token=spread(one.first_token for one in valid if one.temperature != "hot"),
+        first_token=spread(trial.first_token for trial in valid if trial.temperature != "hot"),
         disk=disk,
         disk_limit_seconds=disk_limit,
         limit_seconds=limit,
@@ -337,7 +337,7 @@ def explain(result: Result) -> tuple[str | None, str | None]:
 
 def _advise(result: Result, dominant: str, temperature: Temperature) -> str | None:
     if dominant == "quantise" or (result.source == "at-load" and dominant in ("read", "build")):
-        return "keep a quantised copy: " + units.command(
+        return "keep a quantized copy: " + units.command(
             "quantize", result.model, "--precision", result.precision
         )
     if dominant == "read" and temperature == "cold":
@@ -359,7 +359,7 @@ def _advise(result: Result, dominant: str, temperature: Temperature) -> str | No
 
 
 def compare(then: LoadReport, now: LoadReport) -> Comparison:
-    """Return an earlier report beside this one.
+    """Return an earlier report compared with this one.
 
     A difference is called one only where both sides have three valid trials and their ranges do
     not meet: of two equal sets of three, one time in ten do not meet by chance.

@@ -1,4 +1,4 @@
-"""Which files a load reads: a snapshot of the cache, a kept quantised copy, a synthetic model.
+"""Which files a load reads: a snapshot of the cache, a kept quantized copy, a synthetic model.
 
 Nothing of torch or transformers is needed to tell; a child process is handed the answer.
 """
@@ -26,11 +26,11 @@ from vlmcache.load.report import WeightsSource
 _CONFIG_LIMIT = 16_000_000
 
 
-class Source(msgspec.Struct, frozen=True):
+class ModelFiles(msgspec.Struct, frozen=True):
     """The files of one model at one precision, and what may be done with them.
 
     weights: paths of the files that hold them, in the order in which they are loaded.
-    quantised_by: the method the stored weights are quantised by, if they are.
+    quantized_by: the method the stored weights are quantized by, if they are.
     """
 
     model: str
@@ -46,7 +46,7 @@ class Source(msgspec.Struct, frozen=True):
     """Whether config.json names Python code of the repo for its classes."""
     trust_remote_code: bool = False
     device_map: str | dict[str, Any] = "auto"
-    quantised_by: str | None = None
+    quantized_by: str | None = None
 
 
 class _ModelFile(msgspec.Struct):
@@ -86,7 +86,7 @@ class ModelFinder:
         self._trust_remote_code = trust_remote_code
         self._trust_config = for_application or session.config.source != "./config.yaml"
 
-    def find(self, name: str, precision: Precision | None = None) -> tuple[ModelConfig, Source]:
+    def find(self, name: str, precision: Precision | None = None) -> tuple[ModelConfig, ModelFiles]:
         """Return the configuration of a model that was named, and its files.
 
         Args:
@@ -144,7 +144,7 @@ def read_source(
     kind: WeightsSource = "weights",
     trust_remote_code: bool = False,
     device_map: str | dict[str, Any] = "auto",
-) -> Source:
+) -> ModelFiles:
     """Return the files that loading from a folder in transformers' form reads.
 
     Raises:
@@ -160,7 +160,7 @@ def read_source(
     if not weights:
         raise DamagedWeightsError(f"{model}: no weights that can be loaded in {folder}", remedy)
     method = (content.quantization_config or {}).get("quant_method")
-    return Source(
+    return ModelFiles(
         model=model,
         repo=repo,
         commit=commit,
@@ -173,7 +173,7 @@ def read_source(
         has_own_code=bool(content.auto_map),
         trust_remote_code=trust_remote_code,
         device_map=device_map,
-        quantised_by=str(method) if content.quantization_config is not None else None,
+        quantized_by=str(method) if content.quantization_config is not None else None,
     )
 
 
@@ -195,7 +195,7 @@ def weight_files(folder: str) -> list[str]:
     return []
 
 
-def read_tensors(source: Source) -> dict[str, Tensor]:
+def read_tensors(source: ModelFiles) -> dict[str, Tensor]:
     """Return the tensors that the weight files say they hold; none for pickled weights.
 
     Raises:
