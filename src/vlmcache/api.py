@@ -45,6 +45,9 @@ class Cache:
     What cannot be begun at all (a name that means no model, an argument that makes no sense) is
     raised by the method itself.
 
+    The class is long, and its methods have many arguments, because it has a method for each command
+    and an argument for each option, and most of it is what editors show of them.
+
     Args:
         cache_dir: the hub cache; the one that the environment names if not given.
         config: the config.yaml to use; the first one found if not given.

@@ -45,11 +45,7 @@ _HASHED_AT_ONCE = 4_000_000
 
 
 class Quantization(Report, frozen=True):
-    """What `vlmcache quantize` answers. Sizes are bytes.
-
-    made is False for a plan, and where the copy was there already. expected is the estimate of its
-    size, size what the copy takes.
-    """
+    """The result of `vlmcache quantize`. Sizes are bytes."""
 
     model: str
     repo: str
@@ -57,12 +53,16 @@ class Quantization(Report, frozen=True):
     precision: Precision
     path: str
     made: bool
+    """False for a plan, and if the copy existed already."""
     source_bytes: int
     expected: int
+    """The estimated size of the copy."""
     free: int
     size: int | None = None
+    """What the copy takes."""
     seconds: float | None = None
     freed: int | None = None
+    """What removing copies freed, or would free."""
     removed: bool = False
     """Whether what `freed` counts is gone; with `--dry-run` it is still there."""
 

@@ -1,6 +1,6 @@
 """What a load test found, as values; and what the figures say (pure).
 
-Times are seconds, sizes bytes, speeds bytes a second.
+Times are seconds, sizes bytes, speeds bytes per second.
 """
 
 from __future__ import annotations
@@ -57,27 +57,26 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """One load in a fresh process (or, hot, a second one in the same process).
-
-    seconds: from the start of the process until every weight was resident on the device; the sum
-    of the phases. first_token: what the first token took after that; tokens_per_second counts the
-    ones after it. bytes_read: what the kernel says came from the disk for this process.
-    resident_before: the part of the weight files that was in memory before, 0 to 1. read_ahead:
-    seconds that reading ahead took, in parallel with other phases.
-    """
+    """One load in a fresh process (or, hot, a second one in the same process)."""
 
     temperature: Temperature
     phases: dict[str, float]
     seconds: float | None
+    """From the start of the process until every weight was on the device; the sum of the phases."""
     bytes_read: int | None
+    """What the kernel says came from the disk for this process."""
     resident_before: float | None
+    """The part of the weight files that was in memory before, 0 to 1."""
     peak_memory: int | None
     peak_device_memory: int | None
     valid: bool
     why_not: str | None
     first_token: float | None = None
+    """Seconds that the first token took after the load."""
     tokens_per_second: float | None = None
+    """The rate of the tokens after the first one."""
     read_ahead: float | None = None
+    """Seconds that reading ahead took, in parallel with other phases."""
     no_token: str | None = None
     """Why there is no first token, or no more than that."""
 
@@ -104,33 +103,32 @@ class Expectation(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """One model at one precision by one loader.
-
-    bytes: length of the weight files that are read. disk_limit_seconds: what reading them takes at
-    the disk's best measured speed. limit_seconds: the larger of that, of the imports and of the
-    copy to the device. efficiency: limit_seconds as a fraction of the median cold load (the warm
-    one if no cold trial is valid; then the disk has no part in the limit).
-    memory_estimate is what was estimated before; the trials say what was measured.
-    """
+    """One model at one precision by one loader."""
 
     model: str
     precision: Precision
     device: str
     loader: Loader
     bytes: int
+    """Length of the weight files that are read."""
     trials: tuple[Trial, ...]
     cold: Spread | None
     warm: Spread | None
     disk_limit_seconds: float | None
+    """What reading the files takes at the disk's best measured speed."""
     efficiency: float | None
+    """limit_seconds as a fraction of the median cold load, or of the warm one if no cold trial is
+    valid; then the disk has no part in the limit."""
     hot: Spread | None = None
     first_token: Spread | None = None
     limit_seconds: float | None = None
+    """The largest of the disk's limit, the imports and the copy to the device."""
     repo: str | None = None
     commit: str | None = None
     source: WeightsSource = "weights"
     disk: Disk | None = None
     memory_estimate: int | None = None
+    """What was estimated before; the trials say what was measured."""
     peak_memory: int | None = None
     peak_device_memory: int | None = None
     expected: Expectation | None = None
@@ -150,12 +148,13 @@ class LoadFailure(msgspec.Struct, frozen=True):
 
 
 class Accelerator(msgspec.Struct, frozen=True):
-    """A device that torch can use beside the CPU. copy_speed: host to device."""
+    """A device that torch can use in addition to the CPU."""
 
     device: str
     name: str
     memory: int | None
     copy_speed: float | None = None
+    """Bytes per second from the host to the device."""
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -186,7 +185,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One result then and now. ratio is now divided by then, of the medians."""
+    """One result then and now."""
 
     model: str
     precision: Precision
@@ -197,6 +196,7 @@ class Change(msgspec.Struct, frozen=True):
     then: Spread
     now: Spread
     ratio: float
+    """Now divided by then, of the medians."""
     verdict: Literal["faster", "slower", "same", "too-few"]
 
 

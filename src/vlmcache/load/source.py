@@ -27,17 +27,14 @@ _CONFIG_LIMIT = 16_000_000
 
 
 class ModelFiles(msgspec.Struct, frozen=True):
-    """The files of one model at one precision, and what may be done with them.
-
-    weights: paths of the files that hold them, in the order in which they are loaded.
-    quantized_by: the method the stored weights are quantized by, if they are.
-    """
+    """The files of one model at one precision, and what may be done with them."""
 
     model: str
     repo: str | None
     commit: str | None
     folder: str
     weights: tuple[str, ...]
+    """Paths of the files that hold the weights, in the order in which they are loaded."""
     bytes: int
     precision: Precision
     model_type: str
@@ -47,6 +44,7 @@ class ModelFiles(msgspec.Struct, frozen=True):
     trust_remote_code: bool = False
     device_map: str | dict[str, Any] = "auto"
     quantized_by: str | None = None
+    """The method that the stored weights are quantized by, if they are."""
 
 
 class _ModelFile(msgspec.Struct):
