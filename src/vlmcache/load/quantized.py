@@ -6,7 +6,6 @@ A copy is made in a folder of its own and renamed into its place, so a copy that
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 from datetime import datetime, timezone
@@ -14,6 +13,7 @@ from datetime import datetime, timezone
 import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.cache.hashing import ContentChangedError, hash_file
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.weights import Precision
 from vlmcache.config import Session, find_model, own_home
@@ -41,7 +41,8 @@ MAKING = ".making-"
 
 QUANTIZED: tuple[Precision, ...] = ("int8", "int4")
 
-_HASHED_AT_ONCE = 4_000_000
+_A_SHA256 = "0" * 64
+"""What `hash_file` takes for the kind of hash."""
 
 
 class Quantization(Report, frozen=True):
@@ -115,17 +116,9 @@ def _is_whole(folder: str, name: str, file: CopiedFile, hash_all: bool) -> bool:
             return False
         if status.st_mtime_ns == file.mtime_ns and not hash_all:
             return True
-        return _sha256(path) == file.sha256
-    except OSError:
+        return hash_file(path, file.sha256) == file.sha256
+    except (OSError, ContentChangedError):
         return False
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(_HASHED_AT_ONCE):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def preferred(home: str, source: ModelFiles) -> ModelFiles:
@@ -295,6 +288,8 @@ def publish(home: str, making: str, source: ModelFiles) -> KeptCopy:
     Raises:
         OSError: that is refused; the folder `making` is then left to the caller.
     """
+    from vlmcache.change.place import sync_folder, write_file
+
     assert source.repo is not None
     assert source.commit is not None
     files = {}
@@ -302,7 +297,9 @@ def publish(home: str, making: str, source: ModelFiles) -> KeptCopy:
         with open(entry.path, "rb") as file:
             os.fsync(file.fileno())
         status = os.stat(entry.path)
-        files[entry.name] = CopiedFile(status.st_size, _sha256(entry.path), status.st_mtime_ns)
+        files[entry.name] = CopiedFile(
+            status.st_size, hash_file(entry.path, _A_SHA256), status.st_mtime_ns
+        )
     manifest = Manifest(
         source.repo,
         source.commit,
@@ -311,10 +308,8 @@ def publish(home: str, making: str, source: ModelFiles) -> KeptCopy:
         datetime.now(timezone.utc).replace(microsecond=0),
         files,
     )
-    with open(os.path.join(making, MANIFEST), "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(manifest)))
-        file.flush()
-        os.fsync(file.fileno())
+    content = msgspec.json.format(msgspec.json.encode(manifest))
+    write_file(os.path.join(making, MANIFEST), content)
     folder = copy_folder(home, source.repo, source.commit, source.precision)
     parent = os.path.dirname(folder)
     os.makedirs(parent, exist_ok=True)
@@ -324,10 +319,5 @@ def publish(home: str, making: str, source: ModelFiles) -> KeptCopy:
         os.rename(folder, old)
         shutil.rmtree(old, ignore_errors=True)
     os.rename(making, folder)
-    if os.name == "posix":
-        descriptor = os.open(parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync_folder(parent)
     return describe(folder, manifest)
