@@ -59,7 +59,7 @@ def resolve_device(name: str) -> str:
         return known[0]
     full = name if name == CPU or ":" in name else f"{name}:0"
     if full not in known:
-        raise NoDeviceError(f"no device {name!r} on this machine", "known: " + ", ".join(known))
+        raise NoDeviceError(f"no device {name!r} on this machine", "there: " + ", ".join(known))
     return full
 
 
