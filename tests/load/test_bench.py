@@ -22,14 +22,13 @@ from tests.kit.hub import LoopbackHub
 from tests.kit.models import needs_bitsandbytes, needs_torch
 from tests.load.conftest import World
 from tests.load.test_report import report
-from vlmcache.config import CacheLocation
 from vlmcache.errors import CrashedError, UnloadableError
 from vlmcache.home.journal import Memory
-from vlmcache.load import bench, capacity, reader
+from vlmcache.load import capacity, conditions, reader
 from vlmcache.load.child import crash, run_child
+from vlmcache.load.remembered import best_loader
 from vlmcache.load.report import Remembered
-from vlmcache.load.source import Source, read_source
-from vlmcache.load.wishes import Wishes
+from vlmcache.load.source import ModelFiles, read_source
 
 HOLD = """
 import mmap, sys
@@ -68,14 +67,14 @@ def write_file(path: Path, size: int = 5_000_000) -> Path:
 def test_files_are_cold_after_preparing_a_cold_trial(tmp_path: Path) -> None:
     path = write_file(tmp_path / "weights")
     assert reader.resident_bytes(str(path)) == path.stat().st_size
-    assert bench.prepare([str(path)], "cold") == (0.0, None)
+    assert conditions.set_temperature([str(path)], "cold") == (0.0, None)
 
 
 @linux_only
 def test_files_that_another_process_keeps_in_memory_are_not_cold(tmp_path: Path) -> None:
     path = write_file(tmp_path / "weights")
     with held_in_memory(path):
-        resident, why_not = bench.prepare([str(path)], "cold")
+        resident, why_not = conditions.set_temperature([str(path)], "cold")
     assert resident is not None
     assert resident > 0.9
     assert why_not is not None
@@ -86,7 +85,7 @@ def test_files_that_another_process_keeps_in_memory_are_not_cold(tmp_path: Path)
 def test_files_on_a_filesystem_in_memory_are_never_cold() -> None:
     with small_filesystem(10_000_000) as place:
         path = write_file(place / "weights")
-        assert bench.prepare([str(path)], "cold") == (
+        assert conditions.set_temperature([str(path)], "cold") == (
             1.0,
             "the weights are on tmpfs, which is memory",
         )
@@ -95,7 +94,7 @@ def test_files_on_a_filesystem_in_memory_are_never_cold() -> None:
 def test_files_are_in_memory_after_preparing_a_warm_trial(tmp_path: Path) -> None:
     path = write_file(tmp_path / "weights")
     reader.evict([str(path)])
-    assert bench.prepare([str(path)], "warm") == (1.0, None)
+    assert conditions.set_temperature([str(path)], "warm") == (1.0, None)
 
 
 @linux_only
@@ -263,7 +262,7 @@ def test_without_torch_one_line_says_what_to_install(
 
 
 @needs_bitsandbytes
-def test_a_kept_copy_is_measured_beside_quantising_at_load(tiny_world: World) -> None:
+def test_a_kept_copy_is_measured_beside_quantizing_at_load(tiny_world: World) -> None:
     code, made = tiny_world.document("quantize", "tiny/qwen3_vl", "--precision", "int8")
     assert code == 0
     assert made["made"] is True
@@ -367,13 +366,11 @@ def test_load_model_downloads_what_is_not_cached(tiny_world: World) -> None:
 
 def test_the_loader_is_the_one_that_was_faster_here_beyond_the_spread(world: World) -> None:
     home = str(world.root / "own")
-    machine = bench.describe_machine((), str(world.root))
+    machine = conditions.describe_machine((), str(world.root))
     source = read_source_of_nothing(world.root)
 
     def chosen() -> str:
-        run = bench._Bench(home, CacheLocation("", ""), Wishes(), lambda _text: None)
-        run.machine, run.device = machine, "cpu"
-        return run._best_loader(source)
+        return best_loader(home, source, "cpu", machine, cold=True)
 
     def measured(loader: str, *seconds: float, cpu: str = machine.cpu) -> None:
         (result,) = report(*seconds, loader=loader).results
@@ -394,7 +391,7 @@ def test_the_loader_is_the_one_that_was_faster_here_beyond_the_spread(world: Wor
     assert chosen() == "readahead"
 
 
-def read_source_of_nothing(folder: Path) -> Source:
+def read_source_of_nothing(folder: Path) -> ModelFiles:
     (folder / "config.json").write_text('{"model_type": "qwen2"}')
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return read_source(str(folder), model="m", precision="bf16")

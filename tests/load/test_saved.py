@@ -17,10 +17,9 @@ from vlmcache.cli.register import document_type
 from vlmcache.errors import UnloadableError, UsageError
 from vlmcache.home.journal import Memory
 from vlmcache.load import saved
-from vlmcache.load.bench import failure, ids
-from vlmcache.load.report import Failure, LoadReport, Remembered
+from vlmcache.load.options import LoadTestOptions, parse_loaders, parse_precisions
+from vlmcache.load.report import LoadFailure, LoadReport, Remembered
 from vlmcache.load.view import plot
-from vlmcache.load.wishes import parse_wishes
 from vlmcache.show.document import document, schema_of
 
 
@@ -101,30 +100,29 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
 
 
 def test_words_for_several_precisions_and_loaders_are_taken_apart() -> None:
-    wishes = parse_wishes(["int8,float16", "fp16"], loaders=["plain,auto", "runai"], cold=False)
-    assert wishes.precisions == ("int8", "fp16")
-    assert wishes.loaders == ("plain", "runai")
-    assert wishes.temperatures == ("warm",)
-    assert parse_wishes(loaders=["auto"]).loaders is None
+    assert parse_precisions(["int8,float16", "fp16"]) == ("int8", "fp16")
+    assert parse_loaders(["plain,auto", "runai"]) == ("plain", "runai")
+    assert LoadTestOptions(cold=False).temperatures == ("warm",)
+    assert parse_loaders(["auto"]) is None
     with pytest.raises(UsageError):
-        parse_wishes(tokens=0)
+        LoadTestOptions(tokens=0)
 
 
 def test_failures_without_any_result_end_with_the_code_of_the_first() -> None:
-    bad = Failure("a", "int8", "not-enough-memory", "too big", "--precision int4")
-    worse = Failure("b", None, "crashed", "died", None)
-    error = failure(LoadReport(None, (), (bad, worse)))
+    bad = LoadFailure("a", "int8", "not-enough-memory", "too big", "--precision int4")
+    worse = LoadFailure("b", None, "crashed", "died", None)
+    error = LoadReport(None, (), (bad, worse)).problem
     assert isinstance(error, UnloadableError)
     assert (error.exit_code, error.code, error.message) == (
         11,
         "not-enough-memory",
         "too big; and 1 more",
     )
-    partly = failure(msgspec.structs.replace(report(1.0), failures=(bad,)))
+    partly = msgspec.structs.replace(report(1.0), failures=(bad,)).problem
     assert partly is not None
     assert (partly.exit_code, partly.message) == (3, "not measured: a: too big")
-    assert failure(report(1.0)) is None
-    assert ids(report(1.0)) == ["m bf16 readahead"]
+    assert report(1.0).problem is None
+    assert report(1.0).ids == ["m bf16 readahead"]
 
 
 def test_earlier_results_are_remembered_latest_first_and_told_by_name(world: World) -> None:

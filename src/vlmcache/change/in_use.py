@@ -6,14 +6,7 @@ from collections.abc import Sequence
 
 from vlmcache.cache.usage import Process
 from vlmcache.change.plan import Kept
-from vlmcache.errors import ExitCode, VlmcacheError
-
-
-class InUseError(VlmcacheError):
-    """A process uses what was to go."""
-
-    code = "in-use"
-    exit_code = ExitCode.BUSY
+from vlmcache.errors import InUseError as InUseError
 
 
 def in_use_words(blocked: Sequence[Kept]) -> str:

@@ -32,38 +32,42 @@ def quantize(
         ),
     ],
     precision: Annotated[
-        str, typer.Option("--precision", metavar="NAME", help="int8 or int4.")
+        str,
+        typer.Option("--precision", metavar="NAME", help="Precision of the copy: int8 or int4."),
     ] = "int8",
     device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda:0, xpu.")
+        str,
+        typer.Option(
+            "--device", metavar="NAME", help="Quantize on this device: auto, cpu, cuda:0 or xpu."
+        ),
     ] = "auto",
     remove: Annotated[bool, typer.Option("--remove", help="Remove the copy instead.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and stop.")
+    ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,
 ) -> Answer:
-    """Keep a quantised copy, so that later loads are quick.
+    """Keep a quantized copy, so that later loads are fast.
 
-    Later int8 and int4 loads neither read the full weights nor quantise again.
+    Later int8 and int4 loads neither read the full weights nor quantize again.
     """
     from vlmcache.load import quantized, view
-    from vlmcache.load.wishes import parse_one_precision
+    from vlmcache.load.options import parse_one_precision
 
     wanted = parse_one_precision(precision)
     if remove:
-        value = quantized.discard(
-            session.environment, session.config, model, wanted, dry_run=dry_run
-        )
+        value = quantized.remove_copies(session, model, wanted, dry_run=dry_run)
     else:
-        with view.progress(silent=output.json or output.quiet) as tell:
-            tell(f"quantising {model}")
+        with view.progress(silent=output.json or output.quiet) as on_step:
+            on_step(f"quantizing {model}")
             value = quantized.quantize(
-                *session,
+                session,
                 model,
                 wanted,
                 device=device,
                 dry_run=dry_run,
                 trust_remote_code=trust_remote_code,
             )
-    return Answer(value, ids=[value.path])
+    return Answer(value, ids=value.ids)

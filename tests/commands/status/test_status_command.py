@@ -290,11 +290,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 def test_status_itself_imports_no_model_library_and_no_hub_client(
     filled: CacheBuilder, vlmcache: Vlmcache
 ) -> None:
-    program = (
-        "import vlmcache\nlocation = vlmcache.locate_cache(None, vlmcache.read_environment())\n"
-        "vlmcache.status(vlmcache.load_config(None, vlmcache.read_environment()), location)"
-    )
-    assert heavy_modules(program) == ["yaml"]
+    assert heavy_modules("import vlmcache\nvlmcache.Cache().status()") == ["yaml"]
 
 
 def test_the_status_command_as_json_imports_neither_pydantic_nor_rich(

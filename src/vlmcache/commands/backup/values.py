@@ -6,6 +6,7 @@ import msgspec
 
 from vlmcache.change.plan import Plan, Receipt
 from vlmcache.errors import ChangedError, ExitCode, PartlyError, VlmcacheError
+from vlmcache.report import Report
 
 STREAM = "-"
 
@@ -33,7 +34,7 @@ class Amount(msgspec.Struct, frozen=True):
     size: int = 0
 
 
-class Backup(msgspec.Struct, frozen=True):
+class Backup(Report, frozen=True):
     """What `vlmcache backup` answers. size is the length of all blobs, seconds how long it took.
 
     uploaded: what was written. skipped: what the store had already. Content that several repos or
@@ -51,8 +52,18 @@ class Backup(msgspec.Struct, frozen=True):
     seconds: float
     left_out: tuple[str, ...] = ()
 
+    @property
+    def ids(self) -> list[str]:
+        """The repos that were saved."""
+        return list(self.repos)
 
-class Restored(msgspec.Struct, frozen=True):
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What was not saved, or `None`."""
+        return incomplete(self)
+
+
+class Restored(Report, frozen=True):
     """What `vlmcache restore` answers. size is the length of all blobs that were asked for.
 
     skipped: what the cache had already.
@@ -68,6 +79,16 @@ class Restored(msgspec.Struct, frozen=True):
     seconds: float
     cache: str = ""
     """The hub cache."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The repos that were restored."""
+        return list(self.repos)
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What was not restored, or `None`."""
+        return problem(self)
 
 
 def incomplete(value: Backup) -> PartlyError | None:

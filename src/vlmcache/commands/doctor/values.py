@@ -7,6 +7,7 @@ import msgspec
 from vlmcache.cache.mounts import AccessTimes
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Plan, Receipt
+from vlmcache.report import Report
 
 
 class PathFact(msgspec.Struct, frozen=True):
@@ -52,7 +53,7 @@ class Offline(msgspec.Struct, frozen=True):
     """True where HF_HUB_OFFLINE is set."""
 
 
-class Diagnosis(msgspec.Struct, frozen=True):
+class Diagnosis(Report, frozen=True):
     """What `vlmcache doctor` answers.
 
     With `--shared` or `--fix`: plan is what has to change in the cache's permissions, receipt what
@@ -77,6 +78,11 @@ class Diagnosis(msgspec.Struct, frozen=True):
     def has_errors(self) -> bool:
         """Whether something stops models from being pulled or loaded."""
         return any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def ids(self) -> list[str]:
+        """The codes of the findings."""
+        return [finding.code for finding in self.findings]
 
 
 class Sharing(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from vlmcache.errors import (
     SpaceError,
     VlmcacheError,
 )
+from vlmcache.report import Report
 
 MoveState = Literal["planned", "moved", "linked", "finished", "taken-back", "relinked", "failed"]
 
@@ -61,7 +62,7 @@ class MovedRepo(msgspec.Struct, frozen=True):
     error: Failure | None = None
 
 
-class Moved(msgspec.Struct, frozen=True):
+class Moved(Report, frozen=True):
     """What `vlmcache move` answers.
 
     link: whether links are left in the cache. setting: the line that makes the destination the
@@ -81,6 +82,16 @@ class Moved(msgspec.Struct, frozen=True):
     hidden_processes: int = 0
     copied: int = 0
     seconds: float = 0.0
+
+    @property
+    def ids(self) -> list[str]:
+        """The repos that are or would be elsewhere now."""
+        return ids(self)
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What was not moved, or `None`."""
+        return problem(self)
 
 
 def problem(value: Moved) -> VlmcacheError | None:

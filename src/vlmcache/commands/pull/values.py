@@ -12,6 +12,7 @@ from vlmcache.change.plan import Failure, Plan, Receipt
 from vlmcache.commands.pull.plan import Order, Selection
 from vlmcache.config import ModelConfig
 from vlmcache.errors import VlmcacheError
+from vlmcache.report import Report
 
 PullState = Literal["cached", "pulled", "planned", "failed"]
 WORKERS = 8
@@ -31,6 +32,14 @@ class Options(msgspec.Struct, frozen=True):
     token: str | None = None
     make_room: bool = False
     confirm: Callable[[Any], bool] | None = None
+
+    def __repr__(self) -> str:
+        """Leave out the token: a repr ends up in logs."""
+        return f"{type(self).__name__}(selection={self.selection!r}, dry_run={self.dry_run!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Say the same to rich."""
+        return [("selection", self.selection), ("dry_run", self.dry_run)]
 
 
 class PulledModel(msgspec.Struct, frozen=True):
@@ -54,7 +63,7 @@ class PulledModel(msgspec.Struct, frozen=True):
     error: Failure | None = None
 
 
-class Pulled(msgspec.Struct, frozen=True):
+class Pulled(Report, frozen=True):
     """What `vlmcache pull` answers. plan and receipt are of all models together."""
 
     models: tuple[PulledModel, ...]
@@ -63,6 +72,11 @@ class Pulled(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...]
     cache: str = ""
     """The hub cache."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The repos of the models that did not fail."""
+        return [model.repo for model in self.models if model.state != "failed"]
 
 
 class Run(NamedTuple):

@@ -12,6 +12,7 @@ from vlmcache.cache.state import Away, ByClass, Finding, State
 from vlmcache.cache.weights import Precision
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.home.copies import KeptCopy
+from vlmcache.report import Report
 
 MemorySource = Literal["weights", "config", "table"]
 
@@ -125,7 +126,7 @@ class Elsewhere(msgspec.Struct, frozen=True):
     free: int | None
 
 
-class Status(msgspec.Struct, frozen=True):
+class Status(Report, frozen=True):
     """What `vlmcache status` answers."""
 
     cache: CacheSummary
@@ -137,6 +138,11 @@ class Status(msgspec.Struct, frozen=True):
     """Kept quantised copies, which lie in vlmcache's own folder and not in the cache."""
     elsewhere: tuple[Elsewhere, ...] = ()
     """Where the repos lie of which the cache has but links; no part of its bytes."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The models' repo ids, with the revision if it is not main."""
+        return [m.repo if m.revision == "main" else f"{m.repo}@{m.revision}" for m in self.models]
 
 
 class Recommendation(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ import msgspec
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Plan, Receipt
 from vlmcache.errors import ExitCode, VlmcacheError
+from vlmcache.report import Report
 
 
 class DamageError(VlmcacheError):
@@ -54,7 +55,7 @@ class Unverifiable(msgspec.Struct, frozen=True):
     files: tuple[str, ...] = ()
 
 
-class Verification(msgspec.Struct, frozen=True):
+class Verification(Report, frozen=True):
     """What `vlmcache verify` answers.
 
     checked and bytes: files that were read and hashed this time, and their length. remembered and
@@ -77,6 +78,11 @@ class Verification(msgspec.Struct, frozen=True):
     remaining: tuple[str, ...] = ()
     cache: str = ""
     """The hub cache."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The repos in which something is damaged or missing."""
+        return ids(self)
 
 
 def problem(value: Verification) -> DamageError | None:
