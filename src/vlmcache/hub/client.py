@@ -22,8 +22,7 @@ import msgspec
 from vlmcache import log
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.config import Environment, side_caches
-from vlmcache.errors import UsageError, VlmcacheError
-from vlmcache.hub.errors import (
+from vlmcache.errors import (
     AccessError,
     BadAnswerError,
     HubError,
@@ -32,6 +31,8 @@ from vlmcache.hub.errors import (
     NoSuchRevisionError,
     OfflineError,
     UnreachableError,
+    UsageError,
+    VlmcacheError,
 )
 from vlmcache.progress import Pace
 

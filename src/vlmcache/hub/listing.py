@@ -8,15 +8,15 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.state import TreeFile
-from vlmcache.errors import VlmcacheError
-from vlmcache.hub.client import Client
-from vlmcache.hub.errors import (
+from vlmcache.errors import (
     AccessError,
     BadAnswerError,
     HostileListingError,
     NoSuchRepoError,
     NoSuchRevisionError,
+    VlmcacheError,
 )
+from vlmcache.hub.client import Client
 
 _MOST_FILES = 1_000_000
 _MOST_PAGES = 10_000

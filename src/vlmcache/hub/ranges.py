@@ -14,9 +14,8 @@ from typing import Any
 
 import msgspec
 
-from vlmcache.errors import VlmcacheError
+from vlmcache.errors import HubError, VlmcacheError
 from vlmcache.hub.client import Client, ExpiredError, TroubleError
-from vlmcache.hub.errors import HubError
 from vlmcache.progress import Stopped
 
 

@@ -15,7 +15,7 @@ from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import Usage, who_uses
 from vlmcache.change import place as change_place
-from vlmcache.change.in_use import InUseError, in_use_words
+from vlmcache.change.in_use import in_use_words
 from vlmcache.change.moved_note import record_size, remove_record, write_moves, write_record
 from vlmcache.change.plan import (
     Action,
@@ -36,7 +36,7 @@ from vlmcache.change.remove import execute
 from vlmcache.commands.move.copy import Copier
 from vlmcache.commands.move.plan import Destination
 from vlmcache.commands.move.values import Moved, MovedRepo, planned_repo
-from vlmcache.errors import CacheError, ChangedError, SpaceError, VlmcacheError
+from vlmcache.errors import CacheError, ChangedError, InUseError, SpaceError, VlmcacheError
 from vlmcache.progress import Watcher
 
 _LONG = 16 << 20

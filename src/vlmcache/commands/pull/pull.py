@@ -30,16 +30,19 @@ from vlmcache.config import (
     options_in_force,
     own_home,
 )
-from vlmcache.errors import PartlyError, SpaceError, UsageError, VlmcacheError
-from vlmcache.home.journal import Memory
-from vlmcache.hub.client import Client, Patience
-from vlmcache.hub.errors import (
+from vlmcache.errors import (
     AccessError,
     HostileListingError,
     HubError,
     NoSuchFileError,
     OfflineError,
+    PartlyError,
+    SpaceError,
+    UsageError,
+    VlmcacheError,
 )
+from vlmcache.home.journal import Memory
+from vlmcache.hub.client import Client, Patience
 from vlmcache.hub.listing import check_access, check_names, list_files, resolve
 from vlmcache.hub.quick import commit_of
 from vlmcache.progress import Pace, Watcher

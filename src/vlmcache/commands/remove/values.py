@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 import msgspec
 
-from vlmcache.change.in_use import InUseError, in_use_words
+from vlmcache.change.in_use import in_use_words
 from vlmcache.change.plan import Kept, Plan, Receipt, Remove, RemoveTree
-from vlmcache.errors import ChangedError, ExitCode, PartlyError, VlmcacheError
+from vlmcache.errors import ChangedError, ExitCode, InUseError, PartlyError, VlmcacheError
 from vlmcache.home.copies import KeptCopy
 from vlmcache.report import Report
 from vlmcache.units import size_text

@@ -32,9 +32,8 @@ from vlmcache.commands.status.recommend import what_makes_room
 from vlmcache.commands.verify.values import Damage, Verification
 from vlmcache.commands.verify.verify import verify_state
 from vlmcache.config import CacheLocation, Config, Environment
-from vlmcache.errors import ExitCode, VlmcacheError
+from vlmcache.errors import ExitCode, HubError, OfflineError, VlmcacheError
 from vlmcache.hub.client import Client, Patience
-from vlmcache.hub.errors import HubError, OfflineError
 from vlmcache.hub.listing import check_names, list_files, resolve
 from vlmcache.progress import Watcher
 from vlmcache.units import size_text
