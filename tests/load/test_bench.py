@@ -233,7 +233,7 @@ def test_an_absent_device_is_exit_11_and_one_line(tiny_world: World) -> None:
     done = tiny_world.vlmcache("load-test", "tiny/qwen2", "--device", "cuda:9")
     assert done.returncode == 11
     assert done.stdout == ""
-    assert done.stderr == "error: no device 'cuda:9' on this machine (there: cpu)\n"
+    assert done.stderr == "error: no device 'cuda:9' on this machine\nhint: choose one of: cpu\n"
 
 
 @needs_bitsandbytes

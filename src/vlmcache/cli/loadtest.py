@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Models, command
+from vlmcache.cli.options import Models, command
 
 if TYPE_CHECKING:
     from vlmcache.cli.options import Output
     from vlmcache.config import Session
+    from vlmcache.load.report import LoadReport
 
 EXAMPLES = """Examples:
 
@@ -89,7 +90,7 @@ def load_test(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,
-) -> Answer:
+) -> LoadReport:
     """Measure how fast models load, cold and warm.
 
     Each load runs in a fresh process, until every weight is on the device.
@@ -121,4 +122,4 @@ def load_test(
             saved.save_report(save, value)
         if plot:
             view.plot(plot, value)
-    return Answer(value, ids=value.ids, error=value.problem)
+    return value

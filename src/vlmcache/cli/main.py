@@ -170,7 +170,7 @@ def _show(answer: Answer) -> None:
     if answer.output.quiet:
         from vlmcache.show.text import printable
 
-        for line in answer.ids:
+        for line in answer.ids or ():
             print(printable(line))
     else:
         view = load(COMMANDS[answer.command].view)

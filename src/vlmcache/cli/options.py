@@ -116,8 +116,8 @@ class Answer(NamedTuple):
     value: msgspec.Struct
     shown: Mapping[str, Any] = MappingProxyType({})
     """Keyword arguments of the view, in addition to `verbose`."""
-    ids: Sequence[str] = ()
-    """The lines of `--quiet`."""
+    ids: Sequence[str] | None = None
+    """The lines of `--quiet`; the report's own if not given."""
     error: VlmcacheError | None = None
     """Why the value is complete but not what was hoped for."""
     code: ExitCode = ExitCode.DONE
@@ -183,7 +183,8 @@ def _answer(value: Any, name: str, output: Output) -> Answer | None:
     answer = value if isinstance(value, Answer) else Answer(value)
     if isinstance(answer.value, Report):
         error = answer.error or answer.value.problem
-        answer = answer._replace(ids=answer.value.ids, error=error)
+        ids = answer.value.ids if answer.ids is None else answer.ids
+        answer = answer._replace(ids=ids, error=error)
     return answer._replace(command=name, output=output)
 
 

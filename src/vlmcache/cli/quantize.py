@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, command, complete_model
+from vlmcache.cli.options import command, complete_model
 
 if TYPE_CHECKING:
     from vlmcache.cli.options import Output
     from vlmcache.config import Session
+    from vlmcache.load.quantized import Quantization
 
 EXAMPLES = """Examples:
 
@@ -48,7 +49,7 @@ def quantize(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,
-) -> Answer:
+) -> Quantization:
     """Keep a quantized copy, so that later loads are fast.
 
     Later int8 and int4 loads neither read the full weights nor quantize again.
@@ -70,4 +71,4 @@ def quantize(
                 dry_run=dry_run,
                 trust_remote_code=trust_remote_code,
             )
-    return Answer(value, ids=value.ids)
+    return value

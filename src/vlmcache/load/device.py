@@ -59,7 +59,9 @@ def resolve_device(name: str) -> str:
         return known[0]
     full = name if name == CPU or ":" in name else f"{name}:0"
     if full not in known:
-        raise NoDeviceError(f"no device {name!r} on this machine", "there: " + ", ".join(known))
+        raise NoDeviceError(
+            f"no device {name!r} on this machine", "choose one of: " + ", ".join(known)
+        )
     return full
 
 
