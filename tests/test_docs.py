@@ -11,6 +11,7 @@ import pytest
 from docs import generate, pictures
 from docs.terminal import BACKGROUND, text_of, words_of
 from tests.kit.models import HAS_TORCH
+from vlmcache.cli.register import COMMANDS
 from vlmcache.errors import ExitCode
 
 ROOT = Path(__file__).parents[1]
@@ -96,8 +97,17 @@ def test_every_link_between_pages_leads_somewhere() -> None:
     assert broken == set()
 
 
-def test_every_test_file_that_the_architecture_names_exists() -> None:
+def test_every_test_file_that_the_pages_name_exists() -> None:
+    text = (ROOT / "docs/invariants.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/.]+)`", text)
+    assert named
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_architecture_shows_where_the_code_of_every_command_is() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    assert not [
-        name for name in re.findall(r"`(tests/[\w/.]+)`", text) if not (ROOT / name).exists()
-    ]
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| `(cli/\w+\.py)` \|", text, re.MULTILINE))
+    assert rows == {name: f"cli/{name.replace('-', '')}.py" for name in COMMANDS}
+    source = ROOT / "src" / "vlmcache"
+    places = re.findall(r"`((?:cli|commands|load|hub|change|cache|home|show)/[\w/.]*)`", text)
+    assert not [place for place in places if not (source / place).exists()]
