@@ -51,10 +51,12 @@ IMPORTS = {module: _imports_of(module) for module in MODULES}
 
 
 BASE = (
+    "codes",
     "config",
     "config_file",
     "environment",
     "errors",
+    "log",
     "names",
     "progress",
     "report",

@@ -11,6 +11,7 @@ import pytest
 from docs import generate, pictures
 from docs.terminal import BACKGROUND, text_of, words_of
 from tests.kit.models import HAS_TORCH
+from vlmcache.cli.register import COMMANDS
 from vlmcache.errors import ExitCode
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,11 @@ def test_the_table_of_exit_codes_is_the_one_in_the_code() -> None:
     assert told == [(str(code.value), code.meaning) for code in ExitCode]
 
 
+def test_the_pages_of_codes_are_the_ones_in_the_code() -> None:
+    assert generate.CODES_PAGE.read_text(encoding="utf-8") == generate.codes_page(), AGAIN
+    assert generate.EXIT_CODES_PAGE.read_text(encoding="utf-8") == generate.exit_codes_page(), AGAIN
+
+
 def test_every_command_and_option_in_the_text_exists() -> None:
     pattern = re.compile(r"^## vlmcache ([\w-]+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     helped = dict(pattern.findall(generate.PAGE.read_text(encoding="utf-8")))
@@ -91,8 +97,17 @@ def test_every_link_between_pages_leads_somewhere() -> None:
     assert broken == set()
 
 
-def test_every_test_file_that_the_architecture_names_exists() -> None:
+def test_every_test_file_that_the_pages_name_exists() -> None:
+    text = (ROOT / "docs/invariants.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/.]+)`", text)
+    assert named
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_architecture_shows_where_the_code_of_every_command_is() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    assert not [
-        name for name in re.findall(r"`(tests/[\w/.]+)`", text) if not (ROOT / name).exists()
-    ]
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| `(cli/\w+\.py)` \|", text, re.MULTILINE))
+    assert rows == {name: f"cli/{name.replace('-', '')}.py" for name in COMMANDS}
+    source = ROOT / "src" / "vlmcache"
+    places = re.findall(r"`((?:cli|commands|load|hub|change|cache|home|show)/[\w/.]*)`", text)
+    assert not [place for place in places if not (source / place).exists()]

@@ -1,7 +1,7 @@
 """Manage the Hugging Face model cache, and measure how fast its models load.
 
-All that the commands do is here as functions; the heavy libraries are imported only by those that
-need them.
+`Cache` has every command as a method; `load_model` is what applications call; the functions of the
+guide's helper scripts are here too. What a name needs is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -12,129 +12,219 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vlmcache.cache.scan import scan
-    from vlmcache.commands.backup.backup import backup
-    from vlmcache.commands.backup.restore import restore
-    from vlmcache.commands.backup.values import Backup, Restored
-    from vlmcache.commands.doctor.doctor import diagnose
-    from vlmcache.commands.move.move import move
-    from vlmcache.commands.move.values import MoveReport
-    from vlmcache.commands.pull.plan import FileSelection
-    from vlmcache.commands.pull.pull import pull
-    from vlmcache.commands.pull.values import PullOptions, PullReport
-    from vlmcache.commands.remove.clean import clean
-    from vlmcache.commands.remove.remove import remove
-    from vlmcache.commands.remove.values import Removal
-    from vlmcache.commands.remove.values import Wishes as CleanWishes
-    from vlmcache.commands.status.status import status
-    from vlmcache.commands.status.values import Status
-    from vlmcache.commands.verify.repair import repair
-    from vlmcache.commands.verify.values import RepairReport, Verification, VerifyOptions
-    from vlmcache.commands.verify.verify import verify
-    from vlmcache.commands.watch.watch import watch
+    from vlmcache.api import Cache
+    from vlmcache.cache.hashing import ContentChangedError
+    from vlmcache.codes import Explanation
+    from vlmcache.commands.backup.places import PlaceError
+    from vlmcache.commands.backup.values import Backup, BackupError, Restored
+    from vlmcache.commands.doctor.values import Diagnosis
+    from vlmcache.commands.move.values import (
+        BusyError,
+        MoveReport,
+        NotMovedError,
+        SourceDamagedError,
+    )
+    from vlmcache.commands.pull.values import PullReport
+    from vlmcache.commands.remove.values import Removal, RemovalError, UnconfirmedError
+    from vlmcache.commands.status.values import NotCachedError, Status
+    from vlmcache.commands.verify.values import (
+        DamageError,
+        RepairError,
+        RepairReport,
+        Verification,
+    )
+    from vlmcache.commands.watch.metrics import MetricsError
+    from vlmcache.commands.watch.values import Event, LowSpaceError, Observation, Snapshot
     from vlmcache.compat import (
         check_model_cache,
         delete_model_cache,
         get_cache_info,
         list_cached_models,
     )
-    from vlmcache.config import find_model, load_config, locate_cache, read_environment
-    from vlmcache.errors import ExitCode, VlmcacheError
-    from vlmcache.load.bench import load_test
-    from vlmcache.load.quantized import quantize
-    from vlmcache.load.wishes import Wishes as LoadWishes
+    from vlmcache.errors import (
+        AccessError,
+        AwayError,
+        BadAnswerError,
+        CacheError,
+        ChangedError,
+        ConfigError,
+        CrashedError,
+        DamagedWeightsError,
+        ExitCode,
+        HostileListingError,
+        HubError,
+        InUseError,
+        MissingPackageError,
+        NoDeviceError,
+        NoSuchFileError,
+        NoSuchRepoError,
+        NoSuchRevisionError,
+        NotDownloadedError,
+        NotEnoughMemoryError,
+        OfflineError,
+        PartlyError,
+        SpaceError,
+        UnknownArchitectureError,
+        UnknownModelError,
+        UnloadableError,
+        UnreachableError,
+        UnsupportedPrecisionError,
+        UntrustedCodeError,
+        UsageError,
+        VlmcacheError,
+        WrongBytesError,
+    )
+    from vlmcache.load.quantized import Quantization
+    from vlmcache.load.report import LoadReport
     from vlmcache.loading import load_model
+    from vlmcache.report import Report
 
 _HOMES = {
-    "Backup": "vlmcache.commands.backup.values.Backup",
-    "Restored": "vlmcache.commands.backup.values.Restored",
-    "backup": "vlmcache.commands.backup.backup.backup",
-    "restore": "vlmcache.commands.backup.restore.restore",
-    "scan": "vlmcache.cache.scan.scan",
-    "find_model": "vlmcache.config.find_model",
-    "load_config": "vlmcache.config.load_config",
-    "locate_cache": "vlmcache.config.locate_cache",
-    "read_environment": "vlmcache.config.read_environment",
-    "diagnose": "vlmcache.commands.doctor.doctor.diagnose",
-    "ExitCode": "vlmcache.errors.ExitCode",
-    "VlmcacheError": "vlmcache.errors.VlmcacheError",
-    "check_model_cache": "vlmcache.compat.check_model_cache",
-    "delete_model_cache": "vlmcache.compat.delete_model_cache",
-    "get_cache_info": "vlmcache.compat.get_cache_info",
-    "list_cached_models": "vlmcache.compat.list_cached_models",
-    "load_test": "vlmcache.load.bench.load_test",
-    "load_model": "vlmcache.loading.load_model",
-    "quantize": "vlmcache.load.quantized.quantize",
-    "LoadWishes": "vlmcache.load.wishes.Wishes",
-    "FileSelection": "vlmcache.commands.pull.plan.FileSelection",
-    "MoveReport": "vlmcache.commands.move.values.MoveReport",
-    "move": "vlmcache.commands.move.move.move",
-    "PullOptions": "vlmcache.commands.pull.values.PullOptions",
-    "PullReport": "vlmcache.commands.pull.values.PullReport",
-    "pull": "vlmcache.commands.pull.pull.pull",
-    "Status": "vlmcache.commands.status.values.Status",
-    "status": "vlmcache.commands.status.status.status",
-    "CleanWishes": "vlmcache.commands.remove.values.Wishes",
-    "Removal": "vlmcache.commands.remove.values.Removal",
-    "clean": "vlmcache.commands.remove.clean.clean",
-    "remove": "vlmcache.commands.remove.remove.remove",
-    "repair": "vlmcache.commands.verify.repair.repair",
-    "RepairReport": "vlmcache.commands.verify.values.RepairReport",
-    "Verification": "vlmcache.commands.verify.values.Verification",
-    "VerifyOptions": "vlmcache.commands.verify.values.VerifyOptions",
-    "verify": "vlmcache.commands.verify.verify.verify",
-    "watch": "vlmcache.commands.watch.watch.watch",
+    "Cache": "vlmcache.api",
+    "ContentChangedError": "vlmcache.cache.hashing",
+    "Explanation": "vlmcache.codes",
+    "PlaceError": "vlmcache.commands.backup.places",
+    "Backup": "vlmcache.commands.backup.values",
+    "BackupError": "vlmcache.commands.backup.values",
+    "Restored": "vlmcache.commands.backup.values",
+    "Diagnosis": "vlmcache.commands.doctor.values",
+    "BusyError": "vlmcache.commands.move.values",
+    "MoveReport": "vlmcache.commands.move.values",
+    "NotMovedError": "vlmcache.commands.move.values",
+    "SourceDamagedError": "vlmcache.commands.move.values",
+    "PullReport": "vlmcache.commands.pull.values",
+    "Removal": "vlmcache.commands.remove.values",
+    "RemovalError": "vlmcache.commands.remove.values",
+    "UnconfirmedError": "vlmcache.commands.remove.values",
+    "NotCachedError": "vlmcache.commands.status.values",
+    "Status": "vlmcache.commands.status.values",
+    "RepairError": "vlmcache.commands.verify.values",
+    "RepairReport": "vlmcache.commands.verify.values",
+    "DamageError": "vlmcache.commands.verify.values",
+    "Verification": "vlmcache.commands.verify.values",
+    "MetricsError": "vlmcache.commands.watch.metrics",
+    "Event": "vlmcache.commands.watch.values",
+    "Observation": "vlmcache.commands.watch.values",
+    "LowSpaceError": "vlmcache.commands.watch.values",
+    "Snapshot": "vlmcache.commands.watch.values",
+    "check_model_cache": "vlmcache.compat",
+    "delete_model_cache": "vlmcache.compat",
+    "get_cache_info": "vlmcache.compat",
+    "list_cached_models": "vlmcache.compat",
+    "AccessError": "vlmcache.errors",
+    "AwayError": "vlmcache.errors",
+    "BadAnswerError": "vlmcache.errors",
+    "CacheError": "vlmcache.errors",
+    "ChangedError": "vlmcache.errors",
+    "ConfigError": "vlmcache.errors",
+    "CrashedError": "vlmcache.errors",
+    "DamagedWeightsError": "vlmcache.errors",
+    "ExitCode": "vlmcache.errors",
+    "HostileListingError": "vlmcache.errors",
+    "HubError": "vlmcache.errors",
+    "InUseError": "vlmcache.errors",
+    "MissingPackageError": "vlmcache.errors",
+    "NoDeviceError": "vlmcache.errors",
+    "NoSuchFileError": "vlmcache.errors",
+    "NoSuchRepoError": "vlmcache.errors",
+    "NoSuchRevisionError": "vlmcache.errors",
+    "NotDownloadedError": "vlmcache.errors",
+    "NotEnoughMemoryError": "vlmcache.errors",
+    "OfflineError": "vlmcache.errors",
+    "PartlyError": "vlmcache.errors",
+    "SpaceError": "vlmcache.errors",
+    "UnknownArchitectureError": "vlmcache.errors",
+    "UnknownModelError": "vlmcache.errors",
+    "UnloadableError": "vlmcache.errors",
+    "UnreachableError": "vlmcache.errors",
+    "UnsupportedPrecisionError": "vlmcache.errors",
+    "UntrustedCodeError": "vlmcache.errors",
+    "UsageError": "vlmcache.errors",
+    "VlmcacheError": "vlmcache.errors",
+    "WrongBytesError": "vlmcache.errors",
+    "Quantization": "vlmcache.load.quantized",
+    "LoadReport": "vlmcache.load.report",
+    "load_model": "vlmcache.loading",
+    "Report": "vlmcache.report",
 }
 
 __all__ = [
+    "AccessError",
+    "AwayError",
     "Backup",
-    "CleanWishes",
+    "BackupError",
+    "BadAnswerError",
+    "BusyError",
+    "Cache",
+    "CacheError",
+    "ChangedError",
+    "ConfigError",
+    "ContentChangedError",
+    "CrashedError",
+    "DamageError",
+    "DamagedWeightsError",
+    "Diagnosis",
+    "Event",
     "ExitCode",
-    "FileSelection",
-    "LoadWishes",
+    "Explanation",
+    "HostileListingError",
+    "HubError",
+    "InUseError",
+    "LoadReport",
+    "LowSpaceError",
+    "MetricsError",
+    "MissingPackageError",
     "MoveReport",
-    "PullOptions",
+    "NoDeviceError",
+    "NoSuchFileError",
+    "NoSuchRepoError",
+    "NoSuchRevisionError",
+    "NotCachedError",
+    "NotDownloadedError",
+    "NotEnoughMemoryError",
+    "NotMovedError",
+    "Observation",
+    "OfflineError",
+    "PartlyError",
+    "PlaceError",
     "PullReport",
+    "Quantization",
     "Removal",
+    "RemovalError",
+    "RepairError",
     "RepairReport",
+    "Report",
     "Restored",
+    "Snapshot",
+    "SourceDamagedError",
+    "SpaceError",
     "Status",
+    "UnconfirmedError",
+    "UnknownArchitectureError",
+    "UnknownModelError",
+    "UnloadableError",
+    "UnreachableError",
+    "UnsupportedPrecisionError",
+    "UntrustedCodeError",
+    "UsageError",
     "Verification",
     "VerifyOptions",
     "VlmcacheError",
+    "WrongBytesError",
     "__version__",
-    "backup",
     "check_model_cache",
-    "clean",
     "delete_model_cache",
-    "diagnose",
-    "find_model",
     "get_cache_info",
     "list_cached_models",
-    "load_config",
     "load_model",
-    "load_test",
-    "locate_cache",
-    "move",
-    "pull",
-    "quantize",
-    "read_environment",
-    "remove",
-    "repair",
-    "restore",
-    "scan",
-    "status",
-    "verify",
-    "watch",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
+    """Import a public name when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].rpartition(".")
-    value = getattr(importlib.import_module(module), attribute)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -10,7 +10,7 @@ def main() -> NoReturn:
         from vlmcache.cli.main import main as run
     except KeyboardInterrupt:
         # Ctrl-C before the one place that answers for failures is there.
-        print("vlmcache: interrupted", file=sys.stderr)
+        print("error: interrupted", file=sys.stderr)
         sys.exit(130)
     run()
 

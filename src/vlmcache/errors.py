@@ -34,22 +34,22 @@ _MEANINGS = {
     ExitCode.DONE: "done",
     ExitCode.FAILED: "failed",
     ExitCode.USAGE: "usage or configuration",
-    ExitCode.PARTLY: "done in part",
-    ExitCode.DAMAGE: "damage or missing found",
+    ExitCode.PARTLY: "partly done",
+    ExitCode.DAMAGE: "damaged or missing files found, or --check not met",
     ExitCode.UNCONFIRMED: "needs confirmation (no terminal and no --yes)",
     ExitCode.BUSY: "busy: in use or locked",
     ExitCode.NO_MODEL: "no such model",
     ExitCode.HUB: "hub unreachable, offline, or access denied",
     ExitCode.SPACE: "not enough space",
     ExitCode.CHANGED: "the cache changed since the plan was made",
-    ExitCode.UNLOADABLE: "the model cannot be loaded so",
+    ExitCode.UNLOADABLE: "the model cannot be loaded with these settings",
     ExitCode.INTERRUPTED: "interrupted",
     ExitCode.TERMINATED: "terminated",
 }
 
 
 class VlmcacheError(Exception):
-    """A failure that is told to the user in one line, with what to type next.
+    """A failure that is shown to the user in one line, with what to type next.
 
     Args:
         message: what happened, and where.
@@ -117,8 +117,76 @@ class PartlyError(VlmcacheError):
     exit_code = ExitCode.PARTLY
 
 
+class InUseError(VlmcacheError):
+    """A process uses what was to go."""
+
+    code = "in-use"
+    exit_code = ExitCode.BUSY
+
+
+class HubError(VlmcacheError):
+    """The hub could not be used as asked."""
+
+    code = "hub"
+    exit_code = ExitCode.HUB
+
+
+class UnreachableError(HubError):
+    """The hub does not answer, or answers that it cannot serve now."""
+
+    code = "hub-unreachable"
+
+
+class OfflineError(HubError):
+    """The network is switched off (`HF_HUB_OFFLINE`)."""
+
+    code = "offline"
+
+
+class AccessError(HubError):
+    """The hub refuses: a gated or private repo, or a token that is not valid."""
+
+    code = "access-denied"
+
+
+class BadAnswerError(HubError):
+    """The answer is none that a hub gives: a login page of a network, or a broken mirror."""
+
+    code = "bad-answer"
+
+
+class NoSuchRepoError(UnknownModelError):
+    """The hub knows no such repo, or does not tell this user of it."""
+
+    code = "no-such-repo"
+
+
+class NoSuchRevisionError(UnknownModelError):
+    """The repo has no such branch, tag or commit."""
+
+    code = "no-such-revision"
+
+
+class NoSuchFileError(VlmcacheError):
+    """A listed file is not there."""
+
+    code = "no-such-file"
+
+
+class HostileListingError(VlmcacheError):
+    """The listing of a repo names files that must not be written."""
+
+    code = "hostile-listing"
+
+
+class WrongBytesError(VlmcacheError):
+    """What the hub sent is not what it listed, again and again."""
+
+    code = "wrong-bytes"
+
+
 class UnloadableError(VlmcacheError):
-    """A model cannot be loaded so."""
+    """A model cannot be loaded with these settings."""
 
     code = "unloadable"
     exit_code = ExitCode.UNLOADABLE
@@ -186,6 +254,6 @@ class CrashedError(UnloadableError):
 
 
 def unloadable(code: str, message: str, hint: str | None) -> UnloadableError:
-    """Return the error that a child process told of, rebuilt from its parts."""
+    """Return the error that a child process reported, rebuilt from its parts."""
     kinds = {kind.code: kind for kind in UnloadableError.__subclasses__()}
     return kinds.get(code, UnloadableError)(message, hint)

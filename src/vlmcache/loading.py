@@ -5,21 +5,13 @@ The weights are read ahead before torch and transformers are imported, so this i
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from vlmcache.config import (
-    Session,
-    load_config,
-    locate_cache,
-    own_home,
-    parse_precision,
-    read_environment,
-)
+from vlmcache.config import Session, open_session, own_home, parse_precision
 from vlmcache.errors import NotDownloadedError, UsageError
 from vlmcache.load import models, quantized
 from vlmcache.load.reader import ReadAhead
-from vlmcache.load.source import find_source, read_tensors
+from vlmcache.load.source import ModelFiles, ModelFinder, read_tensors
 
 
 def load_model(
@@ -34,8 +26,8 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a model and its processor, every weight on the device; download it if not cached.
 
-    A cached model is loaded without the network. A kept quantised copy (`vlmcache quantize`) is
-    used by itself. The weights are read ahead while torch and transformers are imported.
+    A cached model is loaded without the network. A kept quantized copy (`vlmcache quantize`) is
+    used automatically. The weights are read ahead while torch and transformers are imported.
 
     Args:
         key: a key of config.yaml or a repo id, with an optional `@revision`.
@@ -51,36 +43,51 @@ def load_model(
         The model, and its processor (`None` for a repo without any).
 
     Raises:
-        UnloadableError: the model cannot be loaded so; the message and the hint say why.
+        UnloadableError: the model cannot be loaded with these settings.
         VlmcacheError: the download failed.
         UnknownModelError: the key is neither configured nor a repo id.
     """
-    environment = read_environment()
-    settings = load_config(config, environment)
-    location = locate_cache(cache_dir, environment)
+    return load_from(
+        open_session(config, cache_dir),
+        key,
+        precision,
+        device,
+        trust_remote_code=trust_remote_code,
+        attention=attention,
+    )
+
+
+def load_from(
+    session: Session,
+    key: str,
+    precision: str | None,
+    device: str,
+    *,
+    trust_remote_code: bool,
+    attention: str | None,
+) -> tuple[Any, Any]:
+    """Do what `load_model` does, of a session that is open."""
     try:
         wanted = parse_precision(precision) if precision is not None else None
     except ValueError as error:
         raise UsageError(str(error)) from None
-    find = partial(
-        find_source,
-        settings,
-        location,
-        key,
-        wanted,
-        trust_remote_code=trust_remote_code,
-        for_application=True,
-    )
+
+    def find() -> ModelFiles:
+        finder = ModelFinder(
+            session, [key], trust_remote_code=trust_remote_code, for_application=True
+        )
+        return finder.find(key, wanted)[1]
+
     models.require_packages()
     try:
-        _, source = find()
+        source = find()
     except NotDownloadedError:
         # The pull's machinery is imported only where there is something to pull.
         from vlmcache.commands.pull.pull import pull
 
-        pull(Session(environment, settings, location), [key]).check()
-        _, source = find()
-    home, _ = own_home(environment)
+        pull(session, [key]).check()
+        source = find()
+    home, _ = own_home(session.environment)
     snapshot = source
     source = quantized.preferred(home, source)
     reading = ReadAhead(source.weights).start()
@@ -88,10 +95,10 @@ def load_model(
         read_tensors(source)
         with models.explained(source), models.no_collection():
             processor = models.load_processor(snapshot)
-            model = models.build(source, device, attention=attention)
+            model = models.build_model(source, device, attention=attention)
             reading.wait()
-            models.settle(model)
+            models.touch_all_weights(model)
     finally:
         reading.halt()
-    models.remember_use(home, location, source, "load")
+    models.remember_use(home, session.cache, source, "load")
     return model, processor

@@ -141,5 +141,5 @@ def did_you_mean(text: str, known: Iterable[str], most: int = 3) -> str | None:
     """
     import difflib  # only for mistakes
 
-    near = difflib.get_close_matches(text, known, most, 0.5)
+    near = difflib.get_close_matches(text, list(known), most, 0.5)
     return f"did you mean {' or '.join(near)}?" if near else None

@@ -11,6 +11,7 @@ import typer.main
 from tests.kit.caches import CacheBuilder, fingerprint
 from tests.kit.commands import run_here
 from vlmcache.cli import main as cli
+from vlmcache.cli.register import COMMANDS
 from vlmcache.errors import ExitCode
 
 METAVARS = {"SIZE", "AGE", "TIME", "RATE"}
@@ -22,7 +23,7 @@ def measured_options() -> dict[tuple[str, str], str]:
     """Return (command, option) -> metavar of every option that takes a size, an age or a rate."""
     group: Any = typer.main.get_command(cli.app)
     found = {}
-    for command in cli.COMMANDS:
+    for command in COMMANDS:
         for option in group.get_command(None, command).params:
             if option.param_type_name != "option" or option.is_flag:
                 continue

@@ -11,9 +11,9 @@ from tests.commands.remove.test_removal_commands import Place, _aged
 from tests.kit.caches import CacheBuilder, fingerprint
 from tests.kit.commands import Vlmcache
 from vlmcache import loading
-from vlmcache.config import CacheLocation, load_config, read_environment
+from vlmcache.config import CacheLocation, Session, load_config, read_environment
 from vlmcache.errors import ExitCode
-from vlmcache.load.source import find_source
+from vlmcache.load.source import ModelFinder
 
 
 @pytest.fixture
@@ -189,11 +189,12 @@ def test_a_working_folder_allows_remote_code_to_applications_and_never_to_comman
     place.configure(
         f"models: {{code: {{repo: org/code, revision: {commit}, trust_remote_code: true}}}}\n"
     )
-    config = load_config(option, read_environment(folder=str(place.vlmcache.folder)))
+    environment = read_environment(folder=str(place.vlmcache.folder))
     location = CacheLocation(str(place.root), "test")
-    _, source = find_source(config, location, "code", for_application=for_application)
+    session = Session(environment, load_config(option, environment), location)
+    _, source = ModelFinder(session, ["code"], for_application=for_application).find("code")
     assert source.trust_remote_code == runs
-    _, asked = find_source(config, location, "code", trust_remote_code=True)
+    _, asked = ModelFinder(session, ["code"], trust_remote_code=True).find("code")
     assert asked.trust_remote_code
 
 
@@ -204,7 +205,7 @@ def test_load_model_asks_as_an_application(monkeypatch: pytest.MonkeyPatch) -> N
         asked.append(options)
         raise NotCachedError
 
-    monkeypatch.setattr(loading, "find_source", find)
+    monkeypatch.setattr(loading, "ModelFinder", find)
     monkeypatch.setattr("vlmcache.load.models.require_packages", lambda: None)
     with pytest.raises(NotCachedError):
         loading.load_model("org/name")

@@ -17,10 +17,9 @@ import pytest
 from tests.kit.hub import LoopbackHub, status
 from tests.kit.pulls import REPO, pull
 from vlmcache.config import Environment, read_environment
-from vlmcache.errors import UsageError
+from vlmcache.errors import HostileListingError, HubError, UsageError
 from vlmcache.hub import client as hub_client
 from vlmcache.hub.client import Client
-from vlmcache.hub.errors import HostileListingError, HubError
 from vlmcache.hub.listing import find_commit, list_files
 from vlmcache.hub.quick import commit_of
 from vlmcache.hub.retry import asked_wait

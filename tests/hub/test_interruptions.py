@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.caches import Entry, fingerprint
+from tests.kit.commands import is_failure
 from tests.kit.contents import Content
 from tests.kit.disks import as_other_user, common_folder, read_only_view, small_filesystem
 from tests.kit.hub import LoopbackHub, Synthetic, slow
@@ -135,7 +136,7 @@ def test_an_interrupted_pull_ends_at_once_and_names_how_to_continue(
         child.send_signal(number)
         _, stderr = child.communicate(timeout=20)
     assert child.returncode == exit_code
-    assert stderr.count("\n") == 1
+    assert is_failure(stderr)
     assert f"'vlmcache pull {REPO}' continues" in stderr
     assert len(list(cache.glob("**/*.incomplete"))) == 1
     assert lies(cache) == []
@@ -288,6 +289,6 @@ def test_another_users_cache_is_refused_in_one_line(hub: LoopbackHub, tmp_path: 
             folder=folder,
         )
         assert result.returncode == ExitCode.FAILED, result.stderr
-        assert result.stderr.count("\n") == 1
+        assert is_failure(result.stderr)
         assert "Permission denied" in result.stderr
         assert list((folder / "cache").iterdir()) == []

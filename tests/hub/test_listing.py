@@ -16,8 +16,7 @@ from tests.kit.pulls import REPO, pull
 from vlmcache.cache import layout
 from vlmcache.cache.state import TreeFile
 from vlmcache.commands.pull import prepare
-from vlmcache.errors import ExitCode
-from vlmcache.hub.errors import HostileListingError
+from vlmcache.errors import ExitCode, HostileListingError
 from vlmcache.hub.listing import check_names
 
 HOSTILE = [

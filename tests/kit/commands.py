@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,6 +99,12 @@ class Vlmcache:
         path = self.folder / name
         path.write_text(text, encoding="utf-8")
         return path
+
+
+def is_failure(written: str | bytes) -> bool:
+    """Whether stderr has one failure and nothing else: what happened, and perhaps a hint."""
+    text = written.decode() if isinstance(written, bytes) else written
+    return re.fullmatch(r"error: [^\n]+\n(hint: [^\n]+\n)?", text) is not None
 
 
 def run_here(*arguments: str) -> Done:

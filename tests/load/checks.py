@@ -32,7 +32,6 @@ from vlmcache.errors import (
     UnsupportedPrecisionError,
 )
 from vlmcache.load import models
-from vlmcache.load.quantized import quantize
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 HOME = os.environ["VLMCACHE_HOME"]
@@ -79,12 +78,9 @@ def same_logits(name: str, precision: str) -> None:
         assert left.shape[:2] == (1, 3)
 
 
-def copy_has_the_logits_of_quantising(precision: str) -> None:
-    environment = vlmcache.read_environment()
-    config = vlmcache.load_config(None, environment)
-    location = vlmcache.locate_cache(None, environment)
+def copy_has_the_logits_of_quantizing(precision: str) -> None:
     before = models.first_token(vlmcache.load_model("tiny/qwen2_vl", precision, "cpu")[0])
-    made = quantize(environment, config, location, "tiny/qwen2_vl", precision)  # type: ignore[arg-type]
+    made = vlmcache.Cache().quantize("tiny/qwen2_vl", precision=precision).check()
     assert made.made
     model, _ = vlmcache.load_model("tiny/qwen2_vl", precision, "cpu")
     assert model.config._name_or_path == made.path
@@ -103,8 +99,8 @@ def loaders_give_the_same_logits(loader: str) -> None:
     from vlmcache.load.source import read_source
 
     source = read_source(str(snapshot("tiny/qwen2_vl")), model="tiny", precision="bf16")
-    left = models.build(source, "cpu", loader=loader)  # type: ignore[arg-type]
-    models.settle(left)
+    left = models.build_model(source, "cpu", loader=loader)  # type: ignore[arg-type]
+    models.touch_all_weights(left)
     assert torch.equal(models.first_token(left), models.first_token(plain("qwen2_vl", "bf16")))
 
 
@@ -164,7 +160,7 @@ def the_class_that_the_configuration_names_is_loaded() -> None:
         folder = Path(HOME).with_name(kind.__name__)
         kind(config).save_pretrained(folder)
         source = read_source(str(folder), model="tiny", precision="fp32")
-        model = models.build(source, "cpu")
+        model = models.build_model(source, "cpu")
         assert type(model) is kind, type(model)
         theirs = kind.from_pretrained(folder).eval()
         assert torch.equal(models.first_token(model), models.first_token(theirs))
@@ -191,9 +187,9 @@ def an_absent_device_is_told() -> None:
     assert "cpu" in str(error[0].hint)
 
 
-def a_quantised_model_is_not_quantised_again() -> None:
-    with raises(UnsupportedPrecisionError, "already quantised"):
-        vlmcache.load_model("tiny/quantised", "int4", "cpu")
+def a_quantized_model_is_not_quantized_again() -> None:
+    with raises(UnsupportedPrecisionError, "already quantized"):
+        vlmcache.load_model("tiny/quantized", "int4", "cpu")
 
 
 def bitsandbytes_says_nothing_of_no_use() -> None:
@@ -244,7 +240,7 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
         for precision in PRECISIONS:
             yield f"{name} {precision}", lambda n=name, p=precision: same_logits(n, p)  # type: ignore[misc]
     for precision in ("int8", "int4"):
-        yield f"copy {precision}", lambda p=precision: copy_has_the_logits_of_quantising(p)  # type: ignore[misc]
+        yield f"copy {precision}", lambda p=precision: copy_has_the_logits_of_quantizing(p)  # type: ignore[misc]
     for loader in ("fastsafetensors", "runai"):
         yield f"loader {loader}", lambda one=loader: loaders_give_the_same_logits(one)  # type: ignore[misc]
     for check in (
@@ -257,7 +253,7 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
         the_class_that_the_configuration_names_is_loaded,
         tokens_that_cannot_be_generated_are_no_failure,
         an_absent_device_is_told,
-        a_quantised_model_is_not_quantised_again,
+        a_quantized_model_is_not_quantized_again,
         bitsandbytes_says_nothing_of_no_use,
         collecting_goes_on_after_a_load,
         every_weight_is_resident_afterwards,

@@ -15,20 +15,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.kit.commands import is_failure
 from tests.kit.contents import Content
 from tests.kit.disks import small_filesystem
 from tests.kit.hub import LoopbackHub
 from tests.kit.models import needs_bitsandbytes, needs_torch
 from tests.load.conftest import World
 from tests.load.test_report import report
-from vlmcache.config import CacheLocation
 from vlmcache.errors import CrashedError, UnloadableError
 from vlmcache.home.journal import Journal
-from vlmcache.load import bench, capacity, reader
+from vlmcache.load import capacity, conditions, reader
 from vlmcache.load.child import crash, run_child
+from vlmcache.load.remembered import best_loader
 from vlmcache.load.report import Remembered
-from vlmcache.load.source import Source, read_source
-from vlmcache.load.wishes import Wishes
+from vlmcache.load.source import ModelFiles, read_source
 
 HOLD = """
 import mmap, sys
@@ -67,14 +67,14 @@ def write_file(path: Path, size: int = 5_000_000) -> Path:
 def test_files_are_cold_after_preparing_a_cold_trial(tmp_path: Path) -> None:
     path = write_file(tmp_path / "weights")
     assert reader.resident_bytes(str(path)) == path.stat().st_size
-    assert bench.prepare([str(path)], "cold") == (0.0, None)
+    assert conditions.set_temperature([str(path)], "cold") == (0.0, None)
 
 
 @linux_only
 def test_files_that_another_process_keeps_in_memory_are_not_cold(tmp_path: Path) -> None:
     path = write_file(tmp_path / "weights")
     with held_in_memory(path):
-        resident, why_not = bench.prepare([str(path)], "cold")
+        resident, why_not = conditions.set_temperature([str(path)], "cold")
     assert resident is not None
     assert resident > 0.9
     assert why_not is not None
@@ -85,7 +85,7 @@ def test_files_that_another_process_keeps_in_memory_are_not_cold(tmp_path: Path)
 def test_files_on_a_filesystem_in_memory_are_never_cold() -> None:
     with small_filesystem(10_000_000) as place:
         path = write_file(place / "weights")
-        assert bench.prepare([str(path)], "cold") == (
+        assert conditions.set_temperature([str(path)], "cold") == (
             1.0,
             "the weights are on tmpfs, which is memory",
         )
@@ -94,7 +94,7 @@ def test_files_on_a_filesystem_in_memory_are_never_cold() -> None:
 def test_files_are_in_memory_after_preparing_a_warm_trial(tmp_path: Path) -> None:
     path = write_file(tmp_path / "weights")
     reader.evict([str(path)])
-    assert bench.prepare([str(path)], "warm") == (1.0, None)
+    assert conditions.set_temperature([str(path)], "warm") == (1.0, None)
 
 
 @linux_only
@@ -233,7 +233,7 @@ def test_an_absent_device_is_exit_11_and_one_line(tiny_world: World) -> None:
     done = tiny_world.vlmcache("load-test", "tiny/qwen2", "--device", "cuda:9")
     assert done.returncode == 11
     assert done.stdout == ""
-    assert done.stderr == "vlmcache: no device 'cuda:9' on this machine (there: cpu)\n"
+    assert done.stderr == "error: no device 'cuda:9' on this machine\nhint: choose one of: cpu\n"
 
 
 @needs_bitsandbytes
@@ -242,9 +242,9 @@ def test_a_missing_bitsandbytes_is_exit_11_and_one_line(tiny_world: World) -> No
         "load-test", "tiny/qwen2", "--precision", "int8", **tiny_world.without("bitsandbytes")
     )
     assert done.returncode == 11
-    assert done.stderr.startswith("vlmcache: int8 needs bitsandbytes")
-    assert done.stderr.endswith("(pip install bitsandbytes)\n")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: int8 needs bitsandbytes")
+    assert done.stderr.endswith("\nhint: pip install bitsandbytes\n")
+    assert is_failure(done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -256,13 +256,13 @@ def test_without_torch_one_line_says_what_to_install(
     done = world.vlmcache(*arguments, **world.without("torch", "transformers"))
     assert done.returncode == 11
     assert done.stderr == (
-        "vlmcache: loading models needs torch and transformers (pip install 'vlmcache[load]')\n"
+        "error: loading models needs torch and transformers\nhint: pip install 'vlmcache[load]'\n"
     )
     assert done.stdout == ""
 
 
 @needs_bitsandbytes
-def test_a_kept_copy_is_measured_beside_quantising_at_load(tiny_world: World) -> None:
+def test_a_kept_copy_is_measured_beside_quantizing_at_load(tiny_world: World) -> None:
     code, made = tiny_world.document("quantize", "tiny/qwen3_vl", "--precision", "int8")
     assert code == 0
     assert made["made"] is True
@@ -366,13 +366,11 @@ def test_load_model_downloads_what_is_not_cached(tiny_world: World) -> None:
 
 def test_the_loader_is_the_one_that_was_faster_here_beyond_the_spread(world: World) -> None:
     home = str(world.root / "own")
-    machine = bench.describe_machine((), str(world.root))
+    machine = conditions.describe_machine((), str(world.root))
     source = read_source_of_nothing(world.root)
 
     def chosen() -> str:
-        run = bench._Bench(home, CacheLocation("", ""), Wishes(), lambda _text: None)
-        run.machine, run.device = machine, "cpu"
-        return run._best_loader(source)
+        return best_loader(home, source, "cpu", machine, cold=True)
 
     def measured(loader: str, *seconds: float, cpu: str = machine.cpu) -> None:
         (result,) = report(*seconds, loader=loader).results
@@ -393,7 +391,7 @@ def test_the_loader_is_the_one_that_was_faster_here_beyond_the_spread(world: Wor
     assert chosen() == "readahead"
 
 
-def read_source_of_nothing(folder: Path) -> Source:
+def read_source_of_nothing(folder: Path) -> ModelFiles:
     (folder / "config.json").write_text('{"model_type": "qwen2"}')
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return read_source(str(folder), model="m", precision="bf16")

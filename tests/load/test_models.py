@@ -112,7 +112,7 @@ def outcomes(tiny_world: World) -> dict[str, str | None]:
             "preprocessor_config.json": b'{"image_processor_type": "Qwen2VLImageProcessor",'
             b' "processor_class": "Qwen2VLProcessor"}',
         },
-        "quantised": with_config(files, quantization_config={"quant_method": "gptq", "bits": 4}),
+        "quantized": with_config(files, quantization_config={"quant_method": "gptq", "bits": 4}),
     }.items():
         tiny_world.cache.repo(f"tiny/{repo}").revision(held)
     checks = Path(__file__).with_name("checks.py").read_text()
@@ -136,7 +136,7 @@ def test_logits_equal_those_of_plain_transformers(
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_a_kept_copy_has_the_logits_of_quantising_and_is_not_used_once_damaged(
+def test_a_kept_copy_has_the_logits_of_quantizing_and_is_not_used_once_damaged(
     outcomes: dict[str, str | None], precision: str
 ) -> None:
     assert_done(outcomes, f"copy {precision}")
@@ -159,7 +159,7 @@ def test_other_readers_give_the_same_logits(outcomes: dict[str, str | None], loa
         "the_class_that_the_configuration_names_is_loaded",
         "tokens_that_cannot_be_generated_are_no_failure",
         "an_absent_device_is_told",
-        "a_quantised_model_is_not_quantised_again",
+        "a_quantized_model_is_not_quantized_again",
         "bitsandbytes_says_nothing_of_no_use",
         "collecting_goes_on_after_a_load",
         "every_weight_is_resident_afterwards",

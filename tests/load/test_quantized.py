@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from tests.load.conftest import World
-from vlmcache.config import load_config, locate_cache, read_environment
+from vlmcache.config import Session, load_config, locate_cache, read_environment
 from vlmcache.errors import NotDownloadedError, SpaceError, UsageError
 from vlmcache.home import copies
 from vlmcache.load import quantized
-from vlmcache.load.source import Source, read_source
+from vlmcache.load.source import ModelFiles, read_source
 
 COMMIT = "1" * 40
 OTHER = "2" * 40
 
 
-def source(tmp_path: Path, commit: str = COMMIT) -> Source:
+def source(tmp_path: Path, commit: str = COMMIT) -> ModelFiles:
     folder = tmp_path / "snapshot"
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text('{"model_type": "qwen2"}')
@@ -29,7 +29,7 @@ def source(tmp_path: Path, commit: str = COMMIT) -> Source:
     return read_source(str(folder), model="m", precision="int8", repo="org/name", commit=commit)
 
 
-def keep(home: Path, of: Source) -> copies.KeptCopy:
+def keep(home: Path, of: ModelFiles) -> copies.KeptCopy:
     making = Path(quantized.making_folder(str(home)))
     (making / "config.json").write_text('{"model_type": "qwen2", "quantization_config": {}}')
     (making / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
@@ -139,14 +139,9 @@ def test_what_a_killed_process_was_making_is_cleared_away(tmp_path: Path) -> Non
 
 def run_quantize(world: World, **changes: str | bool) -> quantized.Quantization:
     environment = read_environment(world.environment, str(world.root))
-    config = load_config(None, environment)
+    session = Session(environment, load_config(None, environment), locate_cache(None, environment))
     arguments = {"name": "org/name", "precision": "int8"} | changes
-    return quantized.quantize(
-        environment,
-        config,
-        locate_cache(None, environment),
-        **arguments,  # type: ignore[arg-type]
-    )
+    return quantized.quantize(session, **arguments)  # type: ignore[arg-type]
 
 
 def test_a_copy_that_would_fill_the_disk_is_refused_before_it_is_begun(world: World) -> None:
@@ -166,12 +161,12 @@ def test_a_copy_that_would_fill_the_disk_is_refused_before_it_is_begun(world: Wo
     assert not (world.root / "own" / copies.FOLDER).exists()
 
 
-def test_only_int8_and_int4_are_quantised(world: World) -> None:
-    with pytest.raises(UsageError, match="bf16 is not quantised"):
+def test_only_int8_and_int4_are_quantized(world: World) -> None:
+    with pytest.raises(UsageError, match="bf16 is not quantized"):
         run_quantize(world, precision="bf16")
 
 
-def test_a_model_that_is_not_cached_is_not_quantised(world: World) -> None:
+def test_a_model_that_is_not_cached_is_not_quantized(world: World) -> None:
     with pytest.raises(NotDownloadedError) as caught:
         run_quantize(world)
     assert caught.value.hint == "vlmcache pull org/name"

@@ -19,10 +19,10 @@ from vlmcache.load.report import (
     Temperature,
     Trial,
     compare,
-    judge,
+    explain,
     median_phases,
     spread,
-    summarise,
+    summarize,
 )
 
 MACHINE = Machine(
@@ -75,7 +75,7 @@ def result(*trials: Trial, **changes: Any) -> Result:
 
 
 def report(*seconds: float, machine: Machine | None = MACHINE, **changes: Any) -> LoadReport:
-    whole = summarise(
+    whole = summarize(
         result(*(trial("cold", start=0.0, read=one) for one in seconds), **changes), None, None, 0
     )
     return LoadReport(machine, (whole,))
@@ -95,32 +95,32 @@ def test_nothing_has_no_spread() -> None:
 
 
 def test_a_trial_that_broke_its_conditions_is_kept_and_not_averaged() -> None:
-    whole = summarise(result(trial("cold", read=4.0), invalid(read=1.0)), None, None, 0)
+    whole = summarize(result(trial("cold", read=4.0), invalid(read=1.0)), None, None, 0)
     assert len(whole.trials) == 2
     assert whole.cold == Spread(4.0, 4.0, 4.0, 1)
 
 
 def test_the_limit_is_the_larger_of_imports_and_reading() -> None:
     loads = (trial("cold", start=1.0, **{"import": 3.0}, build=1.0), trial("warm", start=0.5))
-    slow = summarise(result(*loads), Disk(5e8, 5e8, 1), None, 0)
+    slow = summarize(result(*loads), Disk(5e8, 5e8, 1), None, 0)
     assert (slow.disk_limit_seconds, slow.limit_seconds) == (8.0, 8.0)
-    fast = summarise(result(*loads), Disk(1e9, 4e9, 1), None, 0)
+    fast = summarize(result(*loads), Disk(1e9, 4e9, 1), None, 0)
     assert (fast.disk_limit_seconds, fast.limit_seconds) == (1.0, 4.0)
     assert fast.efficiency == pytest.approx(0.8)
 
 
 def test_the_copy_to_a_device_can_be_the_limit() -> None:
     loads = trial("cold", start=1.0, to_device=9.0)
-    assert summarise(result(loads), Disk(4e9, 4e9, 1), 1e9, 8_000_000_000).limit_seconds == 8.0
+    assert summarize(result(loads), Disk(4e9, 4e9, 1), 1e9, 8_000_000_000).limit_seconds == 8.0
 
 
 def test_warm_loads_alone_are_not_held_against_the_disk() -> None:
-    whole = summarise(result(trial("warm", start=1.0, build=1.0)), Disk(1e6, 1e6, 1), None, 0)
+    whole = summarize(result(trial("warm", start=1.0, build=1.0)), Disk(1e6, 1e6, 1), None, 0)
     assert whole.efficiency == pytest.approx(0.5)
 
 
 def test_first_tokens_of_hot_loads_are_left_out() -> None:
-    whole = summarise(result(trial("warm", start=1.0), trial("hot", build=1.0)), None, None, 0)
+    whole = summarize(result(trial("warm", start=1.0), trial("hot", build=1.0)), None, None, 0)
     assert whole.first_token == Spread(0.1, 0.1, 0.1, 1)
 
 
@@ -140,7 +140,7 @@ def test_phases_are_medians_in_the_order_in_which_they_come() -> None:
         (
             {"quantise": 20.0, "import": 5.0},
             {"precision": "int8", "source": "at-load"},
-            "quantising takes 80%",
+            "quantizing takes 80%",
             "vlmcache quantize m --precision int8",
         ),
         ({"to_device": 5.0}, {}, "copying takes", "a smaller precision moves fewer bytes"),
@@ -150,13 +150,15 @@ def test_a_sentence_says_what_dominates_and_what_to_do(
     phases: dict[str, float], changes: dict[str, Any], verdict: str, advice: str
 ) -> None:
     bare = result(trial("cold", **phases), cold=Spread(9.0, 9.0, 9.0, 1), **changes)
-    said = judge(bare)
+    said = explain(bare)
     assert verdict in str(said[0])
     assert advice in str(said[1])
 
 
 def test_no_valid_trial_is_said_with_its_reason() -> None:
-    assert judge(result(invalid(read=1.0)))[0] == ("no trial is valid: the pages stayed in memory")
+    assert explain(result(invalid(read=1.0)))[0] == (
+        "no trial is valid: the pages stayed in memory"
+    )
 
 
 @pytest.mark.parametrize(

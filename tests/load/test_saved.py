@@ -10,16 +10,16 @@ import jsonschema
 import msgspec
 import pytest
 
+from tests.kit.commands import is_failure
 from tests.load.conftest import World
 from tests.load.test_report import MACHINE, report
-from vlmcache.cli.documents import document_type
+from vlmcache.cli.register import document_type
 from vlmcache.errors import UnloadableError, UsageError
 from vlmcache.home.journal import Journal
 from vlmcache.load import saved
-from vlmcache.load.bench import failure, ids
-from vlmcache.load.report import Failure, LoadReport, Remembered
+from vlmcache.load.options import LoadTestOptions, parse_loaders, parse_precisions
+from vlmcache.load.report import LoadFailure, LoadReport, Remembered
 from vlmcache.load.view import plot
-from vlmcache.load.wishes import parse_wishes
 from vlmcache.show.document import document, schema_of
 
 
@@ -56,8 +56,8 @@ def test_what_is_no_report_is_refused_in_one_line(world: World, content: str | N
         path.write_text(content)
     done = world.vlmcache("load-test", "--synthetic", "tiny", "--compare", str(path))
     assert done.returncode == 2
-    assert done.stderr.startswith(f"vlmcache: {path}: ")
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {path}: ")
+    assert is_failure(done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_measured(
     done = world.vlmcache("load-test", *arguments)
     assert done.returncode == (7 if words == "no such model" else 2)
     assert words in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert is_failure(done.stderr)
 
 
 def test_without_matplotlib_a_plot_is_refused_in_one_line(world: World) -> None:
@@ -87,7 +87,7 @@ def test_without_matplotlib_a_plot_is_refused_in_one_line(world: World) -> None:
     )
     assert (done.returncode, done.stderr) == (
         11,
-        "vlmcache: --plot needs matplotlib (pip install 'vlmcache[plot]')\n",
+        "error: --plot needs matplotlib\nhint: pip install 'vlmcache[plot]'\n",
     )
 
 
@@ -100,30 +100,29 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
 
 
 def test_words_for_several_precisions_and_loaders_are_taken_apart() -> None:
-    wishes = parse_wishes(["int8,float16", "fp16"], loaders=["plain,auto", "runai"], cold=False)
-    assert wishes.precisions == ("int8", "fp16")
-    assert wishes.loaders == ("plain", "runai")
-    assert wishes.temperatures == ("warm",)
-    assert parse_wishes(loaders=["auto"]).loaders is None
+    assert parse_precisions(["int8,float16", "fp16"]) == ("int8", "fp16")
+    assert parse_loaders(["plain,auto", "runai"]) == ("plain", "runai")
+    assert LoadTestOptions(cold=False).temperatures == ("warm",)
+    assert parse_loaders(["auto"]) is None
     with pytest.raises(UsageError):
-        parse_wishes(tokens=0)
+        LoadTestOptions(tokens=0)
 
 
 def test_failures_without_any_result_end_with_the_code_of_the_first() -> None:
-    bad = Failure("a", "int8", "not-enough-memory", "too big", "--precision int4")
-    worse = Failure("b", None, "crashed", "died", None)
-    error = failure(LoadReport(None, (), (bad, worse)))
+    bad = LoadFailure("a", "int8", "not-enough-memory", "too big", "--precision int4")
+    worse = LoadFailure("b", None, "crashed", "died", None)
+    error = LoadReport(None, (), (bad, worse)).problem
     assert isinstance(error, UnloadableError)
     assert (error.exit_code, error.code, error.message) == (
         11,
         "not-enough-memory",
         "too big; and 1 more",
     )
-    partly = failure(msgspec.structs.replace(report(1.0), failures=(bad,)))
+    partly = msgspec.structs.replace(report(1.0), failures=(bad,)).problem
     assert partly is not None
     assert (partly.exit_code, partly.message) == (3, "not measured: a: too big")
-    assert failure(report(1.0)) is None
-    assert ids(report(1.0)) == ["m bf16 readahead"]
+    assert report(1.0).problem is None
+    assert report(1.0).ids == ["m bf16 readahead"]
 
 
 def test_earlier_results_are_remembered_latest_first_and_told_by_name(world: World) -> None:

@@ -7,7 +7,7 @@ import os
 import stat as modes
 from collections.abc import Iterable
 
-from vlmcache import units
+from vlmcache import log, units
 from vlmcache.cache import layout
 from vlmcache.cache.state import UNREADABLE, ByClass, ByteClass, Finding, Partial, Stamp, Stray
 
@@ -106,6 +106,7 @@ class Notes:
     def unreadable(self, path: str, error: OSError) -> None:
         """Add a finding: a folder cannot be read."""
         detail = f"the folder cannot be read: {error.strerror or error}"
+        log.info("scan", "skipped: '%s': %s", path, detail)
         self.error(UNREADABLE, path, detail, units.command("doctor"))
 
     def could_read(self, path: str) -> bool:
@@ -275,4 +276,5 @@ def add_stray(
             "leftover", entry.path, "left behind by an interrupted run", units.command("clean")
         )
     else:
+        log.info("scan", "left alone: '%s': %s", entry.path, detail)
         notes.warning("stray-folder" if folder else "stray-file", entry.path, detail)

@@ -1,4 +1,4 @@
-"""The error and the words for what processes use."""
+"""The words for what processes use."""
 
 from __future__ import annotations
 
@@ -6,14 +6,6 @@ from collections.abc import Sequence
 
 from vlmcache.cache.usage import Process
 from vlmcache.change.plan import Kept
-from vlmcache.errors import ExitCode, VlmcacheError
-
-
-class InUseError(VlmcacheError):
-    """A process uses what was to go."""
-
-    code = "in-use"
-    exit_code = ExitCode.BUSY
 
 
 def in_use_words(blocked: Sequence[Kept]) -> str:

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from vlmcache import log
+
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
@@ -28,7 +30,9 @@ def hold_lock(
     lock = filelock.FileLock(path, timeout=seconds, mode=mode)
     try:
         lock.acquire()
+        log.debug("locks", "holding '%s'", path)
     except filelock.Timeout:
+        log.info("locks", "waited %s s for '%s', which another process holds", seconds, path)
         if not force:
             raise TakenError(f"the hub's lock is held: {path}") from None
         yield None

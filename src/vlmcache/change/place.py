@@ -15,6 +15,7 @@ import sys
 import uuid
 from collections.abc import Mapping
 
+from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.state import TreeFile
@@ -187,11 +188,16 @@ def write_file(
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except BaseException:
         discard(temporary)
         raise
     sync_folder(os.path.dirname(path))
+
+
+def _replace(source: str, target: str) -> None:
+    os.replace(source, target)
+    log.debug("place", "renamed '%s' to '%s'", source, target)
 
 
 def discard(path: str) -> None:
@@ -249,7 +255,7 @@ def place_link(folder: str, commit: str, file: str, etag: str) -> bool:
             os.symlink(target, path)
         except FileExistsError:
             os.symlink(target, temporary)
-            os.replace(temporary, path)
+            _replace(temporary, path)
     except OSError as error:
         discard(temporary)
         if _has_no_links(error):
@@ -284,12 +290,12 @@ def place_copy(folder: str, commit: str, file: str, etag: str, *, move: bool) ->
     path = prepare_snapshot(folder, commit, file)
     blob = layout.blob_path(folder, etag)
     if move and not os.path.islink(blob):
-        os.replace(blob, path)
+        _replace(blob, path)
     else:
         temporary = os.path.join(folder, layout.BLOBS, f".copy.{uuid.uuid4().hex[:8]}.new")
         try:
             shutil.copyfile(blob, temporary)
-            os.replace(temporary, path)
+            _replace(temporary, path)
         except BaseException:
             discard(temporary)
             raise
@@ -302,7 +308,7 @@ def publish_blob(partial: str, blob: str) -> None:
     Raises:
         OSError: the system refuses; the partial is still there.
     """
-    os.replace(partial, blob)
+    _replace(partial, blob)
     sync_folder(os.path.dirname(blob))
 
 
@@ -326,7 +332,7 @@ def replace_repo_link(path: str, target: str) -> None:
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.new")
     try:
         os.symlink(target, temporary)
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except BaseException:
         discard(temporary)
         raise
@@ -340,6 +346,7 @@ def put_back(aside: str, path: str) -> None:
         OSError: the system refuses, or something is there.
     """
     os.rename(aside, path)
+    log.debug("place", "renamed '%s' to '%s'", aside, path)
     sync_folder(os.path.dirname(path))
     for folder in (os.path.dirname(aside), os.path.dirname(os.path.dirname(aside))):
         try:

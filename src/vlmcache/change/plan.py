@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from vlmcache import log
 from vlmcache.cache.state import Repo, Revision, TreeFile
 from vlmcache.cache.usage import Process
 
@@ -212,6 +213,14 @@ class Plan(msgspec.Struct, frozen=True):
     kept: tuple[Kept, ...] = ()
     unknown_use: int = 0
     """Bytes of old revisions that stay only because nothing shows whether they are used."""
+
+    def log(self, area: str) -> None:
+        """Log each decision, with its reason."""
+        for action in self.actions:
+            name = str(action.__struct_config__.tag)
+            log.info(area, "planned: %s '%s': %s", name, action.path, action.reason)
+        for kept in self.kept:
+            log.info(area, "kept: '%s': %s", kept.path, kept.reason)
 
 
 class Outcome(msgspec.Struct, frozen=True):

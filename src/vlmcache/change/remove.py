@@ -16,6 +16,7 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Literal, TypeAlias
 
+from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.reading import read_bytes
@@ -124,6 +125,8 @@ class _Run:
     ) -> None:
         freed = self.freed.get(number, 0)
         name = str(action.__struct_config__.tag)
+        write = log.debug if result in ("done", "absent") else log.info
+        write("remove", "%s: %s '%s'%s", result, name, action.path, f": {detail}" if detail else "")
         self.outcomes[number] = Outcome(name, action.path, result, freed, detail=detail)
 
     def _add_freed(self, number: int, count: int) -> None:
@@ -323,6 +326,7 @@ class _Run:
                 place = self._place_for(path, whole=whole)
                 with self._parent(place) as (new_name, new_folder):
                     os.rename(name, new_name, src_dir_fd=folder, dst_dir_fd=new_folder)
+                log.debug("remove", "renamed '%s' to '%s'", path, place)
                 self.renamed.append((number, place))
                 _sync(folder)
                 return
@@ -372,6 +376,7 @@ class _Run:
                         except OSError:
                             os.rename(aside, name, src_dir_fd=there, dst_dir_fd=folder)
                             raise
+                    log.debug("remove", "renamed '%s' to '%s'", path, place)
                 except OSError:
                     if action.link is not None:
                         with contextlib.suppress(OSError):

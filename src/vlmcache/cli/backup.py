@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    DryRun,
-    Json,
-    Models,
-    Output,
-    Quiet,
-    Verbose,
-    Yes,
-    open_session,
-)
+from vlmcache.cli.options import Answer, DryRun, Models, Yes, command
 from vlmcache.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -32,7 +24,10 @@ EXAMPLES = """Examples:
   vlmcache backup - qwen_vl_2b | ssh other vlmcache restore -"""
 
 
+@command
 def backup(
+    session: Session,
+    output: Output,
     destination: Annotated[
         str,
         typer.Argument(
@@ -48,11 +43,6 @@ def backup(
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,  # noqa: ARG001 - nothing is asked, and scripts may give it all the same
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Save models, every byte checked on the way.
 
@@ -63,9 +53,8 @@ def backup(
     from vlmcache.commands.backup import values
     from vlmcache.show import progress
 
-    session = open_session(config, cache_dir)
     streamed = destination == values.STREAM
-    if streamed and (json or quiet):
+    if streamed and (output.json or output.quiet):
         raise UsageError("--json and -q cannot be used with -: the backup is written to stdout")
     if streamed and sys.stdout.isatty():
         raise UsageError("a terminal cannot keep a backup", "name a file, or pipe it to a program")
@@ -74,19 +63,7 @@ def backup(
         destination,
         models or (),
         values.BackupOptions(verify, dry_run),
-        progress.on_stderr(quiet=quiet),
+        progress.on_stderr(quiet=output.quiet),
     )
 
-    def show() -> None:
-        from vlmcache.commands.backup import view
-
-        view.show_backup(value, stream=sys.stderr if streamed else sys.stdout)
-
-    return Answer(
-        "backup",
-        value,
-        Output(json, quiet, verbose),
-        show,
-        lambda: value.ids,
-        value.problem,
-    )
+    return Answer(value, {"stream": sys.stderr if streamed else sys.stdout})

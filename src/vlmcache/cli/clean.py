@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlmcache.cli.options import (
     Answer,
-    CacheDir,
-    ConfigFile,
     DryRun,
-    Json,
-    Output,
-    Quiet,
-    Verbose,
     Yes,
+    command,
     complete_model,
     duration_option,
-    open_session,
     size_option,
 )
+
+if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -31,7 +29,10 @@ EXAMPLES = """Examples:
   vlmcache clean --duplicates --xet"""
 
 
+@command
 def clean(
+    session: Session,
+    output: Output,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -75,11 +76,6 @@ def clean(
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Remove what nobody needs, and what was not used for a while.
 
@@ -93,8 +89,6 @@ def clean(
     from vlmcache.commands.remove import clean as remove_clean
     from vlmcache.commands.remove import values
 
-    session = open_session(config, cache_dir)
-    output = Output(json, quiet, verbose)
     wishes = values.Wishes(
         older_than=duration_option("--older-than", older_than),
         max_size=size_option("--max-size", max_size),
@@ -115,18 +109,4 @@ def clean(
         dry_run=dry_run,
         confirm=confirmation(output, yes=yes, word="all" if every else None),
     )
-
-    def show() -> None:
-        from vlmcache.commands.remove import view
-
-        view.show(value, verbose=verbose)
-
-    error = values.problem(value)
-    return Answer(
-        "clean",
-        value,
-        output,
-        show,
-        lambda: values.ids(value),
-        error,
-    )
+    return Answer(value, ids=values.ids(value), error=values.problem(value))

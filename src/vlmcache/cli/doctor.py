@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    Json,
-    Output,
-    Quiet,
-    Verbose,
-    open_session,
-)
+from vlmcache.cli.options import Answer, command
 from vlmcache.errors import ExitCode
+
+if TYPE_CHECKING:
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -27,7 +21,9 @@ EXAMPLES = """Examples:
   vlmcache doctor --json | jq '.findings[]'"""
 
 
+@command
 def doctor(
+    session: Session,
     shared: Annotated[
         str | None,
         typer.Option(
@@ -35,11 +31,6 @@ def doctor(
         ),
     ] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Correct the cache's permissions.")] = False,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Check paths, permissions, disk, versions, GPU.
 
@@ -48,7 +39,6 @@ def doctor(
     """
     from vlmcache.commands.doctor import doctor as doctor_command
 
-    session = open_session(config, cache_dir)
     value = doctor_command.diagnose(
         session,
         ask_torch=shared is None and not fix,
@@ -56,17 +46,4 @@ def doctor(
         fix=fix,
     )
 
-    def show() -> None:
-        from vlmcache.commands.doctor import view
-
-        view.show(value, verbose=verbose)
-
-    return Answer(
-        "doctor",
-        value,
-        Output(json, quiet, verbose),
-        show,
-        lambda: value.ids,
-        value.problem,
-        ExitCode.DAMAGE if value.has_errors else ExitCode.DONE,
-    )
+    return Answer(value, code=ExitCode.DAMAGE if value.has_errors else ExitCode.DONE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import signal
 import sys
@@ -15,32 +16,13 @@ import typer
 import vlmcache
 from vlmcache.cli.light import LightCommand, LightGroup
 from vlmcache.cli.options import Answer
+from vlmcache.cli.register import ALIASES, COMMANDS, load
 from vlmcache.errors import ExitCode, UsageError, VlmcacheError
 from vlmcache.units import did_you_mean
 
-COMMANDS = {
-    "status": "Show models, bytes, room and what to do next.",
-    "pull": "Download what is missing of models.",
-    "rm": "Remove models or single revisions.",
-    "clean": "Remove waste, and what was not used for long.",
-    "watch": "Watch the cache live.",
-    "verify": "Check every blob against its hash; mend what is bad.",
-    "move": "Move models to another drive; links stay.",
-    "backup": "Save models to a tar stream or a store, checked.",
-    "restore": "Bring a backup back, checked.",
-    "load-test": "Measure how fast models load, cold and warm.",
-    "quantize": "Keep a quantised copy for fast loads.",
-    "doctor": "Check paths, permissions, disk, versions, GPU.",
-    "schema": "Print the JSON Schema of a command's --json.",
-}
-"""Each command and what it does. Its module and its function are named like it."""
-
-STREAMS = frozenset({"watch"})
-"""Commands that answer as they go along: with `--json` in lines, not in one document."""
-
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
-_EXIT_CODES = "Exit codes:\n\n" + "\n".join(
-    f"  {code.value:>3}  {code.meaning}" for code in ExitCode
+EXIT_CODES = "\n".join(
+    ["Exit codes:", *(f"  {code.value:>3}  {code.meaning}" for code in ExitCode)]
 )
 
 app = typer.Typer(
@@ -48,7 +30,7 @@ app = typer.Typer(
     context_settings=_HELP_OPTIONS,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="\b\n" + _EXIT_CODES.replace("\n\n", "\n"),
+    epilog="\b\n" + EXIT_CODES,
 )
 
 
@@ -73,6 +55,10 @@ class _Commands(LightGroup):
         """Return the names in the order of the help."""
         return list(COMMANDS)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the name of the command that the first word means, the command, and the rest."""
+        return super().resolve_command(ctx, [ALIASES.get(args[0], args[0]), *args[1:]])
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """Return a command, its module imported now.
 
@@ -82,22 +68,20 @@ class _Commands(LightGroup):
         if cmd_name not in COMMANDS:
             hint = did_you_mean(cmd_name, COMMANDS, 1) or "see 'vlmcache --help'"
             raise UsageError(f"no such command: {cmd_name}", hint)
-        name = cmd_name.replace("-", "_")
         module = importlib.import_module(f"vlmcache.cli.{cmd_name.replace('-', '')}")
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        epilog = "\b\n" + module.EXAMPLES.replace("\n\n", "\n")
         single.command(
             cmd_name,
             cls=LightCommand,
-            epilog=epilog,
+            epilog="\b\n" + module.EXAMPLES.replace("\n\n", "\n"),
             context_settings=_HELP_OPTIONS,
-        )(getattr(module, name))
+        )(getattr(module, cmd_name.replace("-", "_")))
         return typer.main.get_command(single)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Write the table of commands."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
 
 @app.callback(cls=_Commands, invoke_without_command=True)
@@ -186,10 +170,14 @@ def _show(answer: Answer) -> None:
     if answer.output.quiet:
         from vlmcache.show.text import printable
 
-        for line in answer.ids():
+        for line in answer.ids or ():
             print(printable(line))
     else:
-        answer.show()
+        view = load(COMMANDS[answer.command].view)
+        shown = dict(answer.shown)
+        if "verbose" in inspect.signature(view).parameters:
+            shown["verbose"] = answer.output.verbose
+        view(answer.value, **shown)
     if answer.error is not None:
         sys.stdout.flush()
         _print_error(answer.error)
@@ -200,8 +188,9 @@ def _show_failure(arguments: list[str], failure: VlmcacheError) -> None:
     if "--json" in options:
         from vlmcache.show.document import document, write
 
-        command = next((word for word in options if word in COMMANDS), "vlmcache")
-        line = command in STREAMS
+        words = (ALIASES.get(word, word) for word in options)
+        command = next((word for word in words if word in COMMANDS), "vlmcache")
+        line = command in COMMANDS and bool(COMMANDS[command].lines)
         write(document(command, None, failure.exit_code, failure, line=line))
     else:
         _print_error(failure)
@@ -210,8 +199,9 @@ def _show_failure(arguments: list[str], failure: VlmcacheError) -> None:
 def _print_error(error: VlmcacheError) -> None:
     from vlmcache.show.text import printable
 
-    hint = f" ({error.hint})" if error.hint else ""
-    print(f"vlmcache: {printable(error.message + hint)}", file=sys.stderr)
+    print(f"error: {printable(error.message)}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {printable(error.hint)}", file=sys.stderr)
 
 
 class _InterruptedError(VlmcacheError):

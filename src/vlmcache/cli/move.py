@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    DryRun,
-    Json,
-    Models,
-    Output,
-    Quiet,
-    Verbose,
-    Yes,
-    open_session,
-)
+from vlmcache.cli.options import Answer, DryRun, Models, Yes, command
 from vlmcache.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -32,7 +24,10 @@ EXAMPLES = """Examples:
   vlmcache move ~/.cache/huggingface/hub --cache-dir /mnt/big/hub --no-link"""
 
 
+@command
 def move(
+    session: Session,
+    output: Output,
     destination: Annotated[
         str | None,
         typer.Argument(
@@ -61,11 +56,6 @@ def move(
     ] = None,
     dry_run: DryRun = False,
     yes: Yes = False,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Move models to another drive: copied and hashed there, then switched.
 
@@ -78,14 +68,12 @@ def move(
     from vlmcache.commands.remove.values import UnconfirmedError
     from vlmcache.show import progress
 
-    output = Output(json, quiet, verbose)
     if relink is not None and (destination is not None or models or no_link or undo):
         raise UsageError("--relink rewrites links and moves nothing: name only DIR")
     if relink is None and destination is None:
         raise UsageError("Missing argument 'DEST'", "see 'vlmcache move --help'")
     if undo and (models or no_link):
         raise UsageError("--undo takes back all that is unfinished: give no MODEL and no --no-link")
-    session = open_session(config, cache_dir)
 
     def ask(planned: values.MoveReport) -> bool:
         from vlmcache.commands.move import view
@@ -111,19 +99,7 @@ def move(
             destination or "",
             models or (),
             values.MoveOptions(link=not no_link, dry_run=dry_run),
-            progress.on_stderr(quiet=quiet),
+            progress.on_stderr(quiet=output.quiet),
         )
 
-    def show() -> None:
-        from vlmcache.commands.move import view
-
-        view.show(value, undone=undo, relinked=relink is not None, verbose=verbose)
-
-    return Answer(
-        "move",
-        value,
-        output,
-        show,
-        lambda: value.ids,
-        value.problem,
-    )
+    return Answer(value, {"undone": undo, "relinked": relink is not None})

@@ -7,22 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    Json,
-    Models,
-    Output,
-    Quiet,
-    Verbose,
-    Yes,
-    open_session,
-    size_option,
-)
+from vlmcache.cli.options import Models, Yes, command, size_option
 from vlmcache.errors import UsageError
 
 if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.commands.pull.values import PullReport
     from vlmcache.config import Session
 
 EXAMPLES = """Examples:
@@ -34,7 +24,10 @@ EXAMPLES = """Examples:
   vlmcache pull org/model --include '*.gguf'"""
 
 
+@command
 def pull(
+    session: Session,
+    output: Output,
     models: Models = None,
     every: Annotated[bool, typer.Option("--all", help="Pull every configured model.")] = False,
     revision: Annotated[
@@ -86,12 +79,7 @@ def pull(
             help="Use this token instead of HF_TOKEN or 'hf auth login'.",
         ),
     ] = None,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> Answer:
+) -> PullReport:
     """Download what is missing of models, and only that.
 
     Every byte is checked. An interrupted download continues where it stopped.
@@ -102,8 +90,6 @@ def pull(
     from vlmcache.commands.pull.plan import FileSelection
     from vlmcache.show import progress
 
-    session = open_session(config, cache_dir)
-    output = Output(json, quiet, verbose)
     options = values.PullOptions(
         FileSelection(tuple(include or ()), tuple(exclude or ()), all_files),
         dry_run,
@@ -114,20 +100,19 @@ def pull(
         confirmation(output, yes=yes),
     )
     names = _with_revision(_names(session, models or [], every=every), revision)
-    report = pull_command.pull(session, names, options, progress.on_stderr(quiet=quiet))
+    return pull_command.pull(session, names, options, progress.on_stderr(quiet=output.quiet))
 
-    def show() -> None:
-        from vlmcache.commands.pull import view
 
-        room = view.evicted(report)
-        if room is not None:
-            from vlmcache.commands.remove import view as remove_view
+def show(value: PullReport, *, verbose: bool) -> None:
+    """Print what a pull did, and what was removed to make room for it."""
+    from vlmcache.commands.pull import view
 
-            remove_view.show(room, verbose=verbose)
+    room = view.evicted(value)
+    if room is not None:
+        from vlmcache.commands.remove import view as remove_view
 
-        view.show(report, verbose=verbose)
-
-    return Answer("pull", report, output, show, lambda: report.ids, report.problem)
+        remove_view.show(room, verbose=verbose)
+    view.show(value, verbose=verbose)
 
 
 def _rate(text: str | None) -> int | None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    Json,
-    Output,
-    Quiet,
-    Verbose,
-    complete_model,
-    open_session,
-)
+from vlmcache.cli.options import command, complete_model
+
+if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.config import Session
+    from vlmcache.load.quantized import Quantization
 
 EXAMPLES = """Examples:
 
@@ -25,7 +20,10 @@ EXAMPLES = """Examples:
   vlmcache quantize qwen_vl_2b --precision int8 --remove"""
 
 
+@command
 def quantize(
+    session: Session,
+    output: Output,
     model: Annotated[
         str,
         typer.Argument(
@@ -35,50 +33,42 @@ def quantize(
         ),
     ],
     precision: Annotated[
-        str, typer.Option("--precision", metavar="NAME", help="int8 or int4.")
+        str,
+        typer.Option("--precision", metavar="NAME", help="Precision of the copy: int8 or int4."),
     ] = "int8",
     device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda:0, xpu.")
+        str,
+        typer.Option(
+            "--device", metavar="NAME", help="Quantize on this device: auto, cpu, cuda:0 or xpu."
+        ),
     ] = "auto",
     remove: Annotated[bool, typer.Option("--remove", help="Remove the copy instead.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, and stop.")
+    ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> Answer:
-    """Keep a quantised copy, so that later loads are quick.
+) -> Quantization:
+    """Keep a quantized copy, so that later loads are fast.
 
-    Later int8 and int4 loads neither read the full weights nor quantise again.
+    Later int8 and int4 loads neither read the full weights nor quantize again.
     """
     from vlmcache.load import quantized, view
-    from vlmcache.load.wishes import parse_one_precision
+    from vlmcache.load.options import parse_one_precision
 
-    session = open_session(config, cache_dir)
     wanted = parse_one_precision(precision)
     if remove:
-        value = quantized.discard(
-            session.environment, session.config, model, wanted, dry_run=dry_run
-        )
+        value = quantized.remove_copies(session, model, wanted, dry_run=dry_run)
     else:
-        with view.progress(silent=json or quiet) as tell:
-            tell(f"quantising {model}")
+        with view.progress(silent=output.json or output.quiet) as on_step:
+            on_step(f"quantizing {model}")
             value = quantized.quantize(
-                *session,
+                session,
                 model,
                 wanted,
                 device=device,
                 dry_run=dry_run,
                 trust_remote_code=trust_remote_code,
             )
-    return Answer(
-        "quantize",
-        value,
-        Output(json, quiet, verbose),
-        lambda: view.show_quantization(value),
-        lambda: [value.path],
-    )
+    return value

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    DryRun,
-    Json,
-    Models,
-    Output,
-    Quiet,
-    Verbose,
-    Yes,
-    open_session,
-)
+from vlmcache.cli.options import DryRun, Models, Yes, command
+
+if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.commands.backup.values import Restored
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -28,7 +21,10 @@ EXAMPLES = """Examples:
   ssh other vlmcache backup - | vlmcache restore -"""
 
 
+@command
 def restore(
+    session: Session,
+    output: Output,
     source: Annotated[
         str,
         typer.Argument(metavar="SRC", help="The store, file or address to read, or - for stdin."),
@@ -39,12 +35,7 @@ def restore(
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,  # noqa: ARG001 - nothing is asked, and scripts may give it all the same
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> Answer:
+) -> Restored:
     """Restore a backup, every byte checked before it counts.
 
     What the cache has already is skipped: after an interruption, run it again. Nothing is asked.
@@ -53,25 +44,10 @@ def restore(
     from vlmcache.commands.backup import values
     from vlmcache.show import progress
 
-    session = open_session(config, cache_dir)
-    value = backup_restore.restore(
+    return backup_restore.restore(
         session,
         source,
         models or (),
         values.RestoreOptions(overwrite, dry_run),
-        progress.on_stderr(quiet=quiet),
-    )
-
-    def show() -> None:
-        from vlmcache.commands.backup import view
-
-        view.show_restore(value, verbose=verbose)
-
-    return Answer(
-        "restore",
-        value,
-        Output(json, quiet, verbose),
-        show,
-        lambda: value.ids,
-        value.problem,
+        progress.on_stderr(quiet=output.quiet),
     )

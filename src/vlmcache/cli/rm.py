@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    DryRun,
-    Json,
-    Output,
-    Quiet,
-    Verbose,
-    Yes,
-    complete_model,
-    open_session,
-)
+from vlmcache.cli.options import Answer, DryRun, Yes, command, complete_model
+
+if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -28,7 +20,10 @@ EXAMPLES = """Examples:
   vlmcache rm ./models--owner--name.bak"""
 
 
+@command
 def rm(
+    session: Session,
+    output: Output,
     models: Annotated[
         list[str],
         typer.Argument(
@@ -47,11 +42,6 @@ def rm(
     force: Annotated[
         bool, typer.Option("--force", help="Remove although a process uses it.")
     ] = False,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Remove models or single revisions.
 
@@ -60,8 +50,6 @@ def rm(
     from vlmcache.cli.confirmation import confirmation
     from vlmcache.commands.remove import remove, values
 
-    session = open_session(config, cache_dir)
-    output = Output(json, quiet, verbose)
     value = remove.remove(
         session.environment,
         session.config,
@@ -72,18 +60,5 @@ def rm(
         dry_run=dry_run,
         confirm=confirmation(output, yes=yes),
     )
-
-    def show() -> None:
-        from vlmcache.commands.remove import view
-
-        view.show(value, verbose=verbose)
-
     error = values.problem(value) if not (dry_run and force) else None
-    return Answer(
-        "rm",
-        value,
-        output,
-        show,
-        lambda: values.ids(value),
-        error,
-    )
+    return Answer(value, ids=values.ids(value), error=error)

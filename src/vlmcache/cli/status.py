@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    Json,
-    Models,
-    Output,
-    Quiet,
-    Verbose,
-    open_session,
-)
+from vlmcache.cli.options import Answer, Models, command
+
+if TYPE_CHECKING:
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -26,7 +19,9 @@ EXAMPLES = """Examples:
   vlmcache status --json | jq '.models[] | select(.state != "cached") | .key'"""
 
 
+@command
 def status(
+    session: Session,
     models: Models = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with code 4 unless every model is cached.")
@@ -49,11 +44,6 @@ def status(
             help="Show only rows that pass: 'size>1GB', 'used>30d', 'state=partial'.",
         ),
     ] = None,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
 ) -> Answer:
     """Show models, bytes, room and what to do next.
 
@@ -61,25 +51,12 @@ def status(
     """
     from vlmcache.commands.status import status as status_command
 
-    session = open_session(config, cache_dir)
     value = status_command.status(session, models or ())
     if outdated:
         from vlmcache.commands.status import outdated as status_outdated
 
         value = status_outdated.with_updates(session, value)
-    error = value.problem if check else None
-    value = status_command.select_rows(value, filters or (), sort)
+    error = value.not_cached if check else None
+    value = status_command.select_rows(value, filters or (), sort).with_problem(error)
 
-    def show() -> None:
-        from vlmcache.commands.status import view
-
-        view.show(value, every=every, verbose=verbose)
-
-    return Answer(
-        "status",
-        value,
-        Output(json, quiet, verbose),
-        show,
-        lambda: value.all_ids if every else value.ids,
-        error,
-    )
+    return Answer(value, {"every": every}, value.all_ids if every else None)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    Answer,
-    CacheDir,
-    ConfigFile,
-    DryRun,
-    Json,
-    Models,
-    Output,
-    Quiet,
-    Verbose,
-    Yes,
-    duration_option,
-    open_session,
-)
+from vlmcache.cli.options import DryRun, Models, Yes, command, duration_option
 from vlmcache.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.commands.verify.values import Verification
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -30,7 +22,10 @@ EXAMPLES = """Examples:
   vlmcache verify --json | jq '.damaged[] | {repo, path}'"""
 
 
+@command
 def verify(
+    session: Session,
+    output: Output,
     models: Models = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Fetch what is damaged or missing, and only that.")
@@ -53,12 +48,7 @@ def verify(
             help="Hash with this many threads; by default one per core.",
         ),
     ] = None,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> Answer:
+) -> Verification:
     """Check every file against its hash, without the network.
 
     Exits with 4 if anything is damaged or missing, unless --repair fixes it.
@@ -70,11 +60,10 @@ def verify(
         option = "--dry-run" if dry_run else "--yes"
         raise UsageError(f"{option} belongs to --repair: without it nothing is changed")
 
-    session = open_session(config, cache_dir)
     age = duration_option("--max-age", max_age)
     options = values.VerifyOptions(values.MAX_AGE if age is None else age, workers, dry_run)
-    shown = progress.on_stderr(quiet=quiet)
-    report: values.Verification
+    shown = progress.on_stderr(quiet=output.quiet)
+    report: Verification
     if repair:
         from vlmcache.commands.verify import repair as repair_command
 
@@ -84,10 +73,4 @@ def verify(
 
         report = verify_command.verify(session, models or (), options, shown)
 
-    def show() -> None:
-        from vlmcache.commands.verify import view
-
-        view.show(report, verbose=verbose)
-
-    output = Output(json, quiet, verbose)
-    return Answer("verify", report, output, show, lambda: report.ids, report.problem)
+    return report

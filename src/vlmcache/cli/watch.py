@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    CacheDir,
-    ConfigFile,
-    Quiet,
-    Verbose,
-    duration_option,
-    open_session,
-    size_option,
-)
-from vlmcache.errors import ExitCode, UsageError
+from vlmcache.cli.options import command, duration_option, size_option
+from vlmcache.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlmcache.cli.options import Output
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -27,7 +23,10 @@ EXAMPLES = """Examples:
   vlmcache watch --metrics /var/lib/node_exporter/vlmcache.prom"""
 
 
+@command
 def watch(
+    session: Session,
+    output: Output,
     interval: Annotated[
         str,
         typer.Option(metavar="TIME", help="Longest time between two checks, 0.1s to 1d."),
@@ -58,12 +57,7 @@ def watch(
             help="Answer GET /metrics on this port; only this machine's, unless ADDRESS is given.",
         ),
     ] = None,
-    config: ConfigFile = None,
-    cache_dir: CacheDir = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> ExitCode:
+) -> None:
     """Watch models, downloads and free space live.
 
     On a terminal a full screen (q ends it), elsewhere plain lines as things happen. Nothing is
@@ -76,7 +70,6 @@ def watch(
     from vlmcache.commands.watch import metrics, view
     from vlmcache.commands.watch import watch as watch_command
 
-    session = open_session(config, cache_dir)
     seconds = duration_option("--interval", interval)
     if not 0.1 <= seconds <= 86400:
         raise UsageError("--interval must be 0.1s to 1d")
@@ -91,16 +84,18 @@ def watch(
         if listen is not None:
             address = metrics.parse_address(listen)
             note = stack.enter_context(metrics.Endpoint(exposition, *address)).url
-        output = view.output(json=json, quiet=quiet, once=once, verbose=verbose, note=note)
-        stack.enter_context(output)
+        screen = view.output(
+            json=output.json, quiet=output.quiet, once=once, verbose=output.verbose, note=note
+        )
+        stack.enter_context(screen)
         file = metrics.MetricsFile(metrics_file, seconds) if metrics_file is not None else None
-        checks = watch_command.watch(session, interval=seconds, wait=output.wait, notify=not once)
+        checks = watch_command.watch(session, interval=seconds, wait=screen.wait, notify=not once)
         stack.enter_context(contextlib.closing(checks))
         for check in checks:
             text = exposition.update(check)
-            output.show(check)
+            screen.show(check)
             if file is not None:
-                output.warn(file.update(text))
+                screen.warn(file.update(text))
             low = check.snapshot.problem
             if low is not None and exit_on_low:
                 advised = status_command.status(session).recommendations
@@ -108,4 +103,3 @@ def watch(
                 raise low
             if once:
                 break
-    return ExitCode.DONE

@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
+from vlmcache import log
 from vlmcache.config import Environment, side_caches
-from vlmcache.errors import UsageError
-from vlmcache.hub.errors import HubError
+from vlmcache.errors import HubError, UsageError
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
@@ -55,7 +55,7 @@ class Account:
             urlsplit(self.endpoint).port  # noqa: B018 - raises if it is not a number
         except ValueError as error:
             raise HubError(
-                f"HF_ENDPOINT is not an address: {_without_login(self.endpoint)}",
+                f"HF_ENDPOINT is not an address: {log.without_login(self.endpoint)}",
                 "write it as https://host",
             ) from error
 
@@ -120,11 +120,8 @@ class Account:
 
     def scrub(self, text: str) -> str:
         """Return the text without the token and without signed or secret parts of addresses."""
-        if self.secret:
-            for secret in (self.secret, repr(self.secret)[1:-1]):
-                text = text.replace(secret, "***")
-        text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
-        return _without_login(text)
+        log.hide(self.secret)
+        return log.scrub(text)
 
     def within(self, address: str) -> str:
         """Return the address of a next page, at the hub's own origin whatever it says.

@@ -15,8 +15,8 @@ import msgspec
 
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.config import Environment
+from vlmcache.errors import BadAnswerError, HubError, OfflineError
 from vlmcache.hub.account import Account
-from vlmcache.hub.errors import BadAnswerError, HubError, OfflineError
 from vlmcache.hub.refusals import bad_answer, hint, refusal, unreachable
 from vlmcache.hub.retry import Backoff, Patience, TroubleError
 from vlmcache.progress import Throttle

@@ -6,15 +6,15 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.state import TreeFile
-from vlmcache.errors import VlmcacheError
-from vlmcache.hub.client import Client
-from vlmcache.hub.errors import (
+from vlmcache.errors import (
     AccessError,
     BadAnswerError,
     HostileListingError,
     NoSuchRepoError,
     NoSuchRevisionError,
+    VlmcacheError,
 )
+from vlmcache.hub.client import Client
 from vlmcache.units import did_you_mean
 
 _MOST_FILES = 1_000_000

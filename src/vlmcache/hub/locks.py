@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
+from vlmcache import log
 from vlmcache.progress import StopToken
 
 _POLL = 0.25
@@ -39,6 +40,7 @@ def blob_lock(path: str, stop_token: StopToken, note: Callable[[str], None]) -> 
                 if waited % _TELL_EVERY == 0:
                     holder = _holder(path)
                     who = f"process {holder}" if holder else "another process"
+                    log.info("locks", "waiting for %s, which holds '%s'", who, path)
                     note(f"waiting for {who}, which downloads the same file (lock: {path})")
                 waited += _POLL
                 stop_token.check()

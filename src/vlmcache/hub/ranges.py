@@ -14,9 +14,8 @@ from typing import Any
 
 import msgspec
 
-from vlmcache.errors import VlmcacheError
+from vlmcache.errors import HubError, VlmcacheError
 from vlmcache.hub.client import Client
-from vlmcache.hub.errors import HubError
 from vlmcache.hub.refusals import bad_answer
 from vlmcache.hub.retry import ExpiredError, TroubleError
 from vlmcache.progress import Stopped

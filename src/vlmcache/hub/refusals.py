@@ -8,8 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from vlmcache.hub.account import Account
-from vlmcache.hub.errors import (
+from vlmcache.errors import (
     AccessError,
     BadAnswerError,
     HubError,
@@ -18,6 +17,7 @@ from vlmcache.hub.errors import (
     NoSuchRevisionError,
     UnreachableError,
 )
+from vlmcache.hub.account import Account
 from vlmcache.hub.retry import ExpiredError, NoRangeError, TroubleError, asked_wait
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})

@@ -15,9 +15,8 @@ from vlmcache.cache.mounts import mount_of
 from vlmcache.change import partials
 from vlmcache.change.place import disk_failure, file_size, publish_blob
 from vlmcache.change.plan import is_resumable
-from vlmcache.errors import VlmcacheError
+from vlmcache.errors import AccessError, HubError, VlmcacheError, WrongBytesError
 from vlmcache.hub.client import Client
-from vlmcache.hub.errors import AccessError, HubError, WrongBytesError
 from vlmcache.hub.job import BlobJob
 from vlmcache.hub.ranges import Ranges, Spare
 from vlmcache.hub.refusals import bad_answer

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from vlmcache.cache.weights import MemoryEstimate, Precision, rescale, weights_bytes, with_overhead
 from vlmcache.errors import NotEnoughMemoryError
-from vlmcache.load.source import Source, read_tensors
+from vlmcache.load.source import ModelFiles, read_tensors
 from vlmcache.units import size_text
 
 _CGROUPS = "/sys/fs/cgroup"
@@ -80,14 +80,14 @@ def _reclaimable(folder: str, field: str) -> int:
     return 0
 
 
-def estimate(source: Source, precision: Precision | None = None) -> MemoryEstimate:
+def estimate(source: ModelFiles, precision: Precision | None = None) -> MemoryEstimate:
     """Return what a model takes once loaded.
 
     Raises:
         DamagedWeightsError: the weight files contradict themselves.
     """
     precision = precision or source.precision
-    if source.kind == "copy" or source.quantised_by is not None:
+    if source.kind == "copy" or source.quantized_by is not None:
         return with_overhead(source.bytes)
     tensors = read_tensors(source)
     if tensors:
@@ -95,7 +95,7 @@ def estimate(source: Source, precision: Precision | None = None) -> MemoryEstima
     return with_overhead(rescale(source.bytes, "bf16", precision))
 
 
-def check_fits(source: Source, need: MemoryEstimate, free: int, device: str) -> None:
+def check_fits(source: ModelFiles, need: MemoryEstimate, free: int, device: str) -> None:
     """Make sure that a model fits, before the kernel or the device finds that it does not.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Child processes: started fresh, asked one thing, and told apart from their crashes."""
+"""Child processes: started fresh, asked one thing, with crashes distinguished from answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, An
 
     Raises:
         SpaceError: the disk was too full for what the child was to write.
-        UnloadableError: the child told of another failure, or ended without an answer.
+        UnloadableError: the child reported another failure, or ended without an answer.
     """
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
@@ -52,27 +52,27 @@ def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, An
         except ValueError:
             stderr.seek(0)
             lines = stderr.read().decode(errors="replace").strip().splitlines()
-            told = lines[-_STDERR_LINES:] or ["it said nothing"]
-            raise crash(model, child.returncode, told) from None
+            last_lines = lines[-_STDERR_LINES:] or ["it said nothing"]
+            raise crash(model, child.returncode, last_lines) from None
     if "error" in answer:
-        told = answer["error"]
-        if told["code"] == SpaceError.code:
-            raise SpaceError(told["message"], told["hint"])
-        raise unloadable(**told)
+        error = answer["error"]
+        if error["code"] == SpaceError.code:
+            raise SpaceError(error["message"], error["hint"])
+        raise unloadable(**error)
     return answer
 
 
-def crash(model: str | None, code: int, told: Sequence[str]) -> CrashedError:
-    """Return how to tell of a child that ended without an answer.
+def crash(model: str | None, code: int, last_lines: Sequence[str]) -> CrashedError:
+    """Return the error of a child that ended without an answer.
 
     Args:
         model: what it was to load; `None` where it only looked at the devices.
         code: its exit code, negative for a signal.
-        told: the last lines of its standard error.
+        last_lines: the last lines of its standard error.
     """
     what = f"the process that loaded {model}" if model else "the process that imported torch"
     if code >= 0:
-        words = " ".join(" ".join(told).split())
+        words = " ".join(" ".join(last_lines).split())
         return CrashedError(f"{what} ended with code {code}: {words[-300:]}")
     name = signal.Signals(-code).name if -code in list(signal.Signals) else str(-code)
     if -code == getattr(signal, "SIGKILL", None):

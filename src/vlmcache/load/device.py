@@ -48,18 +48,20 @@ def names() -> list[str]:
     return [f"{kind}:{number}" for number in range(count)] + [CPU]
 
 
-def resolve(name: str) -> str:
+def resolve_device(name: str) -> str:
     """Return the device that a name means: `auto` is the first accelerator, else the CPU.
 
     Raises:
         NoDeviceError: there is no such device.
     """
-    there = names()
+    known = names()
     if name == "auto":
-        return there[0]
+        return known[0]
     full = name if name == CPU or ":" in name else f"{name}:0"
-    if full not in there:
-        raise NoDeviceError(f"no device {name!r} on this machine", "there: " + ", ".join(there))
+    if full not in known:
+        raise NoDeviceError(
+            f"no device {name!r} on this machine", "choose one of: " + ", ".join(known)
+        )
     return full
 
 
@@ -73,10 +75,10 @@ def placement(name: str, device_map: str | dict[str, Any]) -> str | dict[str, An
     Raises:
         NoDeviceError: there is no such device.
     """
-    there = names()
-    if name == "auto" and len(there) > 1 and (isinstance(device_map, dict) or len(there) > 2):
+    known = names()
+    if name == "auto" and len(known) > 1 and (isinstance(device_map, dict) or len(known) > 2):
         return device_map
-    return {"": resolve(name)}
+    return {"": resolve_device(name)}
 
 
 def free_memory(device: str) -> int | None:
@@ -135,15 +137,15 @@ def synchronize(devices: list[str]) -> None:
 
 def accelerators(*, measure: bool = True) -> tuple[Accelerator, ...]:
     """Return this machine's accelerators, with the measured speed of a copy to each if asked."""
-    found = []
+    accelerators = []
     for device in names():
         if device == CPU:
             continue
         module = _module(device)
         name = module.get_device_name(device) if hasattr(module, "get_device_name") else "Apple GPU"
         speed = _copy_speed(device) if measure else None
-        found.append(Accelerator(device, str(name), total_memory(device), speed))
-    return tuple(found)
+        accelerators.append(Accelerator(device, str(name), total_memory(device), speed))
+    return tuple(accelerators)
 
 
 def _copy_speed(device: str) -> float | None:
@@ -192,8 +194,8 @@ def check_precision(device: str, precision: Precision) -> None:
         return
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     try:
-        one = torch.ones(8, 8, dtype=dtype, device=device)
-        (one @ one).sum().item()
+        square = torch.ones(8, 8, dtype=dtype, device=device)
+        (square @ square).sum().item()
     except (RuntimeError, TypeError) as error:
         raise UnsupportedPrecisionError(
             f"{device} cannot work in {precision}: {str(error).splitlines()[0]}",

@@ -30,7 +30,7 @@ from vlmcache.load import capacity
 from vlmcache.load import device as devices
 from vlmcache.load.reader import PAGE, READERS
 from vlmcache.load.report import Loader
-from vlmcache.load.source import Source
+from vlmcache.load.source import ModelFiles
 
 INSTALL_LOAD = "pip install 'vlmcache[load]'"
 INSTALL_VISION = "pip install 'vlmcache[vision]'"
@@ -50,7 +50,7 @@ _PROCESSORS = (
 )
 
 
-def remember_use(home: str, location: CacheLocation, source: Source, what: str) -> None:
+def remember_use(home: str, location: CacheLocation, source: ModelFiles, what: str) -> None:
     """Note in vlmcache's memory that a model was used."""
     from vlmcache.home.journal import Journal
 
@@ -65,9 +65,9 @@ def require_packages() -> None:
     Raises:
         MissingPackageError: one is not.
     """
-    lacking = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    if lacking:
-        raise MissingPackageError(f"loading models needs {' and '.join(lacking)}", INSTALL_LOAD)
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(f"loading models needs {' and '.join(missing)}", INSTALL_LOAD)
 
 
 _HARMLESS = ("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be cast")
@@ -102,7 +102,7 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def choose_class(source: Source) -> tuple[Any, Any]:
+def choose_class(source: ModelFiles) -> tuple[Any, Any]:
     """Return the model's configuration object, and the class that loads it.
 
     It is an auto class where one leads to the class that config.json names, else that class
@@ -160,7 +160,7 @@ def choose_class(source: Source) -> tuple[Any, Any]:
     return settings, by_task[0][1] if by_task else transformers.AutoModel
 
 
-def import_for(source: Source) -> None:
+def import_for(source: ModelFiles) -> None:
     """Import all that loading a source needs; otherwise that would count as building."""
     settings, _ = choose_class(source)
     silence_bitsandbytes()
@@ -180,7 +180,7 @@ def _named_classes(settings: Any) -> list[Any]:
 
 
 def half_precision(settings: Any) -> Any:
-    """Return the dtype of what is not quantised: the stored one if it is a half, else bfloat16."""
+    """Return the dtype of what is not quantized: the stored one if it is a half, else bfloat16."""
     import torch
 
     for part in (settings, getattr(settings, "text_config", None)):
@@ -190,8 +190,8 @@ def half_precision(settings: Any) -> Any:
     return torch.bfloat16
 
 
-def quantisation(precision: Precision, settings: Any) -> Any:
-    """Return transformers' quantisation settings: LLM.int8 for int8, nf4 for int4."""
+def quantization(precision: Precision, settings: Any) -> Any:
+    """Return transformers' quantization settings: LLM.int8 for int8, nf4 for int4."""
     from transformers import BitsAndBytesConfig
 
     if precision == "int8":
@@ -203,8 +203,8 @@ def quantisation(precision: Precision, settings: Any) -> Any:
     )
 
 
-def build(
-    source: Source,
+def build_model(
+    source: ModelFiles,
     device: str,
     *,
     attention: str | None = None,
@@ -212,7 +212,7 @@ def build(
 ) -> Any:
     """Return the model built from a source on a device, in evaluation mode.
 
-    On the CPU its weights may still be mapped files that nothing has read: see `settle`.
+    On the CPU its weights may still be mapped files that nothing has read: see `touch_all_weights`.
 
     Raises:
         UnloadableError: it cannot be; errors of the libraries are left to `explained`.
@@ -220,7 +220,7 @@ def build(
     import torch
 
     where = devices.placement(device, source.device_map)
-    chosen = devices.resolve(device)
+    chosen = devices.resolve_device(device)
     silence_bitsandbytes()
     devices.check_precision(chosen, source.precision)
     if where == {"": chosen}:
@@ -242,12 +242,12 @@ def build(
         arguments["dtype"] = half_precision(settings)
         arguments["device_map"] = where
         if source.kind != "copy":
-            if source.quantised_by is not None:
+            if source.quantized_by is not None:
                 raise UnsupportedPrecisionError(
-                    f"{source.model} is already quantised ({source.quantised_by})",
+                    f"{source.model} is already quantized ({source.quantized_by})",
                     "--precision fp16 loads it as it is",
                 )
-            arguments["quantization_config"] = quantisation(source.precision, settings)
+            arguments["quantization_config"] = quantization(source.precision, settings)
     else:
         arguments["dtype"] = {
             "fp32": torch.float32,
@@ -269,16 +269,16 @@ def build(
             )
         del arguments["trust_remote_code"]
         arguments["state_dict"] = streams.read(loader, source.weights, where)
-        model, found = known.from_pretrained(None, **arguments)
+        model, loading = known.from_pretrained(None, **arguments)
     else:
         if not chosen_class.__name__.startswith("Auto"):
             del arguments["trust_remote_code"]
-        model, found = chosen_class.from_pretrained(source.folder, **arguments)
-    lacking = sorted(found["missing_keys"])
-    if lacking:
-        named = ", ".join(lacking[:_NAMED_KEYS])
+        model, loading = chosen_class.from_pretrained(source.folder, **arguments)
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        named = ", ".join(missing[:_NAMED_KEYS])
         raise DamagedWeightsError(
-            f"{source.model}: {len(lacking)} weights are not in its files: {named}",
+            f"{source.model}: {len(missing)} weights are not in its files: {named}",
             units.command("verify", source.model, "--repair") if source.repo else None,
         )
     return model.eval()
@@ -286,8 +286,10 @@ def build(
 
 def model_devices(model: Any) -> list[str]:
     """Return the devices that hold the model's weights."""
-    found = {str(tensor.device) for tensor in _tensors(model)}
-    return sorted(name if ":" in name or name == devices.CPU else f"{name}:0" for name in found)
+    devices_used = {str(tensor.device) for tensor in _tensors(model)}
+    return sorted(
+        name if ":" in name or name == devices.CPU else f"{name}:0" for name in devices_used
+    )
 
 
 def weights_memory(model: Any) -> int:
@@ -300,7 +302,7 @@ def _tensors(model: Any) -> Iterator[Any]:
     yield from model.buffers()
 
 
-def settle(model: Any) -> None:
+def touch_all_weights(model: Any) -> None:
     """Return when every weight is resident on its device.
 
     On the CPU each page is touched once; on an accelerator the device is waited for.
@@ -363,7 +365,7 @@ def more_tokens(model: Any, count: int) -> None:
         )
 
 
-def load_processor(source: Source) -> Any:
+def load_processor(source: ModelFiles) -> Any:
     """Return the repo's processor or tokenizer; `None` for a repo without any.
 
     Raises:
@@ -393,7 +395,7 @@ def load_processor(source: Source) -> Any:
 
 
 @contextlib.contextmanager
-def explained(source: Source) -> Iterator[None]:
+def explained(source: ModelFiles) -> Iterator[None]:
     """Turn what torch and transformers raise into errors that say what to do.
 
     Raises:
@@ -421,7 +423,7 @@ def _install_hint(name: str) -> str:
     return f"pip install {root}" if root.isidentifier() else "install what it names"
 
 
-def _explain(source: Source, error: Exception) -> UnloadableError:
+def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
     words = " ".join(str(error).split()) or type(error).__name__
     lowered = words.lower()
     if isinstance(error, MemoryError) or any(

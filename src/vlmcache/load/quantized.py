@@ -1,12 +1,11 @@
-"""Making, checking and using kept quantised copies.
+"""Making, checking and using kept quantized copies.
 
-A copy is made in a folder of its own and renamed into its place, so a copy that is there is whole.
+A copy is made in a folder of its own and renamed into its place, so a copy that exists is complete.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 from datetime import datetime, timezone
@@ -14,9 +13,10 @@ from datetime import datetime, timezone
 import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.cache.hashing import ContentChangedError, hash_file
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.weights import Precision
-from vlmcache.config import CacheLocation, Config, Environment, find_model, own_home
+from vlmcache.config import Session, find_model, own_home
 from vlmcache.errors import DamagedWeightsError, SpaceError, UsageError
 from vlmcache.home.copies import (
     FOLDER,
@@ -32,23 +32,21 @@ from vlmcache.home.copies import (
     list_copies,
     read_manifest,
 )
-from vlmcache.load.source import Source, find_source, read_source
+from vlmcache.load.source import ModelFiles, ModelFinder, read_source
+from vlmcache.report import Report
 from vlmcache.units import size_text
 
 MAKING = ".making-"
 """Beginning of the names of folders in which a copy is being made, then the process's number."""
 
-QUANTISED: tuple[Precision, ...] = ("int8", "int4")
+QUANTIZED: tuple[Precision, ...] = ("int8", "int4")
 
-_HASHED_AT_ONCE = 4_000_000
+_A_SHA256 = "0" * 64
+"""What `hash_file` takes for the kind of hash."""
 
 
-class Quantization(msgspec.Struct, frozen=True):
-    """What `vlmcache quantize` answers. Sizes are bytes.
-
-    made is False for a plan, and where the copy was there already. expected is what was reckoned
-    before, size what the copy takes.
-    """
+class Quantization(Report, frozen=True):
+    """The result of `vlmcache quantize`. Sizes are bytes."""
 
     model: str
     repo: str
@@ -56,14 +54,23 @@ class Quantization(msgspec.Struct, frozen=True):
     precision: Precision
     path: str
     made: bool
+    """False for a plan, and if the copy existed already."""
     source_bytes: int
     expected: int
+    """The estimated size of the copy."""
     free: int
     size: int | None = None
+    """What the copy takes."""
     seconds: float | None = None
     freed: int | None = None
+    """What removing copies freed, or would free."""
     removed: bool = False
     """Whether what `freed` counts is gone; with `--dry-run` it is still there."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The folder of the copy."""
+        return [self.path]
 
 
 def find_copy(home: str, repo: str, commit: str, precision: Precision) -> KeptCopy | None:
@@ -109,22 +116,14 @@ def _is_whole(folder: str, name: str, file: CopiedFile, hash_all: bool) -> bool:
             return False
         if status.st_mtime_ns == file.mtime_ns and not hash_all:
             return True
-        return _sha256(path) == file.sha256
-    except OSError:
+        return hash_file(path, file.sha256) == file.sha256
+    except (OSError, ContentChangedError):
         return False
 
 
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(_HASHED_AT_ONCE):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def preferred(home: str, source: Source) -> Source:
+def preferred(home: str, source: ModelFiles) -> ModelFiles:
     """Return the kept copy of a source where there is one for its precision, else the source."""
-    if source.precision not in QUANTISED or source.repo is None or source.commit is None:
+    if source.precision not in QUANTIZED or source.repo is None or source.commit is None:
         return source
     kept = find_copy(home, source.repo, source.commit, source.precision)
     if kept is None:
@@ -145,9 +144,7 @@ def preferred(home: str, source: Source) -> Source:
 
 
 def quantize(
-    environment: Environment,
-    config: Config,
-    location: CacheLocation,
+    session: Session,
     name: str,
     precision: Precision,
     *,
@@ -155,21 +152,19 @@ def quantize(
     dry_run: bool = False,
     trust_remote_code: bool = False,
 ) -> Quantization:
-    """Keep a quantised copy of a cached model, made in a fresh process.
+    """Keep a quantized copy of a cached model, made in a fresh process.
 
     Args:
-        environment: the variables in force.
-        config: the configuration in force.
-        location: the hub cache.
+        session: what it works on.
         name: a key of the configuration or a repo id, with an optional `@revision`.
         precision: int8 or int4.
-        device: what quantises.
+        device: what quantizes.
         dry_run: only say what would be done.
         trust_remote_code: whether the user allows Python code of the repo to run.
 
     Raises:
-        UsageError: the precision is not one that is quantised.
-        UnloadableError: the model cannot be loaded or quantised so.
+        UsageError: the precision is not one that is quantized.
+        UnloadableError: the model cannot be loaded or quantized with these settings.
         SpaceError: the copy would leave less free than the configured minimum.
         OSError: the copy cannot be written.
     """
@@ -177,10 +172,11 @@ def quantize(
     from vlmcache.load.child import run_child
     from vlmcache.load.models import require_packages
 
-    if precision not in QUANTISED:
-        raise UsageError(f"{precision} is not quantised", "--precision int8 or int4")
-    home, _ = own_home(environment)
-    _, source = find_source(config, location, name, precision, trust_remote_code=trust_remote_code)
+    if precision not in QUANTIZED:
+        raise UsageError(f"{precision} is not quantized", "--precision int8 or int4")
+    home, _ = own_home(session.environment)
+    finder = ModelFinder(session, [name], trust_remote_code=trust_remote_code)
+    _, source = finder.find(name, precision)
     assert source.repo is not None
     assert source.commit is not None
     need = capacity.estimate(source)
@@ -200,10 +196,11 @@ def quantize(
     )
     if kept is not None or dry_run:
         return plan
-    if free - need.weights < config.limits.min_free:
+    min_free = session.config.limits.min_free
+    if free - need.weights < min_free:
         raise SpaceError(
             f"the {precision} copy of {source.model} takes about {size_text(need.weights)}, and"
-            f" {home} has {size_text(free)} free with {size_text(config.limits.min_free)} kept",
+            f" {home} has {size_text(free)} free with {size_text(min_free)} kept",
             "make room on that disk, or name another folder with VLMCACHE_HOME",
         )
     require_packages()
@@ -211,7 +208,7 @@ def quantize(
         capacity.check_fits(source, need, capacity.available_memory(), device)
     making = making_folder(home)
     try:
-        task = {"task": "quantise", "source": msgspec.to_builtins(source), "device": device}
+        task = {"task": "quantize", "source": msgspec.to_builtins(source), "device": device}
         answer = run_child(task | {"folder": making}, source.model)
         made = publish(home, making, source)
     finally:
@@ -219,13 +216,8 @@ def quantize(
     return msgspec.structs.replace(plan, made=True, size=made.size, seconds=answer["seconds"])
 
 
-def discard(
-    environment: Environment,
-    config: Config,
-    name: str,
-    precision: Precision,
-    *,
-    dry_run: bool = False,
+def remove_copies(
+    session: Session, name: str, precision: Precision, *, dry_run: bool = False
 ) -> Quantization:
     """Remove the kept copies of a model at a precision, of all its commits and library versions.
 
@@ -235,8 +227,8 @@ def discard(
         UnknownModelError: the name is neither a key nor a repo id.
         OSError: the system refuses.
     """
-    home, _ = own_home(environment)
-    repo = find_model(config, name, {copy.repo for copy in list_copies(home)}).repo
+    home, _ = own_home(session.environment)
+    repo = find_model(session.config, name, {copy.repo for copy in list_copies(home)}).repo
     root = os.path.join(home, FOLDER, layout.repo_folder("model", repo))
     freed = 0
     for folder in copy_folders_of(root):
@@ -290,12 +282,14 @@ def discard_leftovers(root: str) -> None:
                 shutil.rmtree(os.path.join(root, name), ignore_errors=True)
 
 
-def publish(home: str, making: str, source: Source) -> KeptCopy:
+def publish(home: str, making: str, source: ModelFiles) -> KeptCopy:
     """Write the manifest of a copy that was made, and rename the copy into its place.
 
     Raises:
         OSError: that is refused; the folder `making` is then left to the caller.
     """
+    from vlmcache.change.place import sync_folder, write_file
+
     assert source.repo is not None
     assert source.commit is not None
     files = {}
@@ -303,7 +297,9 @@ def publish(home: str, making: str, source: Source) -> KeptCopy:
         with open(entry.path, "rb") as file:
             os.fsync(file.fileno())
         status = os.stat(entry.path)
-        files[entry.name] = CopiedFile(status.st_size, _sha256(entry.path), status.st_mtime_ns)
+        files[entry.name] = CopiedFile(
+            status.st_size, hash_file(entry.path, _A_SHA256), status.st_mtime_ns
+        )
     manifest = Manifest(
         source.repo,
         source.commit,
@@ -312,10 +308,8 @@ def publish(home: str, making: str, source: Source) -> KeptCopy:
         datetime.now(timezone.utc).replace(microsecond=0),
         files,
     )
-    with open(os.path.join(making, MANIFEST), "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(manifest)))
-        file.flush()
-        os.fsync(file.fileno())
+    content = msgspec.json.format(msgspec.json.encode(manifest))
+    write_file(os.path.join(making, MANIFEST), content)
     folder = copy_folder(home, source.repo, source.commit, source.precision)
     parent = os.path.dirname(folder)
     os.makedirs(parent, exist_ok=True)
@@ -325,10 +319,5 @@ def publish(home: str, making: str, source: Source) -> KeptCopy:
         os.rename(folder, old)
         shutil.rmtree(old, ignore_errors=True)
     os.rename(making, folder)
-    if os.name == "posix":
-        descriptor = os.open(parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync_folder(parent)
     return describe(folder, manifest)

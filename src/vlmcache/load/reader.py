@@ -224,9 +224,9 @@ class ReadAhead:
     def wait(self) -> None:
         """Return when everything was read."""
         if self._process is not None:
-            told, _ = self._process.communicate()
+            output, _ = self._process.communicate()
             with contextlib.suppress(ValueError):
-                self.seconds = float(told)
+                self.seconds = float(output)
             self._process = None
         if self._readers is not None:
             self._readers.wait()
@@ -322,13 +322,13 @@ def measure_speed(paths: Sequence[str]) -> Speed | None:
     resident = resident_fraction(paths)
     if resident is None or resident > 0.02:
         return None
-    one = _timed(paths, 1)
+    single = _timed(paths, 1)
     evict(paths)
     several = _timed(paths, READERS)
     evict(paths)
-    if one is None or several is None:
+    if single is None or several is None:
         return None
-    return Speed(one[0], several[0], one[1] + several[1])
+    return Speed(single[0], several[0], single[1] + several[1])
 
 
 def _timed(paths: Sequence[str], readers: int) -> tuple[float, int] | None:

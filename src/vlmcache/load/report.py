@@ -1,6 +1,6 @@
 """What a load test found, as values; and what the figures say (pure).
 
-Times are seconds, sizes bytes, speeds bytes a second.
+Times are seconds, sizes bytes, speeds bytes per second.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache.weights import Precision
+from vlmcache.errors import PartlyError, VlmcacheError, unloadable
+from vlmcache.report import Report
 from vlmcache.units import size_text
 
 Temperature = Literal["cold", "warm", "hot"]
@@ -22,7 +24,7 @@ Temperature = Literal["cold", "warm", "hot"]
 Loader = Literal["plain", "readahead", "fastsafetensors", "runai"]
 
 WeightsSource = Literal["weights", "at-load", "copy"]
-"""The stored weights; the same, quantised at the load; a kept quantised copy."""
+"""The stored weights; the same, quantized at the load; a kept quantized copy."""
 
 PHASES = {
     "start": "starting Python",
@@ -30,7 +32,7 @@ PHASES = {
     "build": "building",
     "read": "reading",
     "to_device": "copying",
-    "quantise": "quantising",
+    "quantise": "quantizing",
 }
 """Phase -> what to call it, in the order in which they come. Together they are the load.
 
@@ -55,27 +57,26 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """One load in a fresh process (or, hot, a second one in the same process).
-
-    seconds: from the start of the process until every weight was resident on the device; the sum
-    of the phases. first_token: what the first token took after that; tokens_per_second counts the
-    ones after it. bytes_read: what the kernel says came from the disk for this process.
-    resident_before: the part of the weight files that was in memory before, 0 to 1. read_ahead:
-    seconds that reading ahead took, beside other phases.
-    """
+    """One load in a fresh process (or, hot, a second one in the same process)."""
 
     temperature: Temperature
     phases: dict[str, float]
     seconds: float | None
+    """From the start of the process until every weight was on the device; the sum of the phases."""
     bytes_read: int | None
+    """What the kernel says came from the disk for this process."""
     resident_before: float | None
+    """The part of the weight files that was in memory before, 0 to 1."""
     peak_memory: int | None
     peak_device_memory: int | None
     valid: bool
     why_not: str | None
     first_token: float | None = None
+    """Seconds that the first token took after the load."""
     tokens_per_second: float | None = None
+    """The rate of the tokens after the first one."""
     read_ahead: float | None = None
+    """Seconds that reading ahead took, in parallel with other phases."""
     no_token: str | None = None
     """Why there is no first token, or no more than that."""
 
@@ -93,7 +94,7 @@ class Disk(msgspec.Struct, frozen=True):
         return max(self.sequential, self.parallel)
 
 
-class Expected(msgspec.Struct, frozen=True):
+class Expectation(msgspec.Struct, frozen=True):
     """What can be expected of a model, and who says so."""
 
     memory: int | None
@@ -102,42 +103,41 @@ class Expected(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """One model at one precision by one loader.
-
-    bytes: length of the weight files that are read. disk_limit_seconds: what reading them takes at
-    the disk's best measured speed. limit_seconds: the larger of that, of the imports and of the
-    copy to the device. efficiency: limit_seconds as a fraction of the median cold load (the warm
-    one where no cold trial is valid; then the disk has no part in the limit).
-    memory_estimate is what was reckoned before; the trials say what was measured.
-    """
+    """One model at one precision by one loader."""
 
     model: str
     precision: Precision
     device: str
     loader: Loader
     bytes: int
+    """Length of the weight files that are read."""
     trials: tuple[Trial, ...]
     cold: Spread | None
     warm: Spread | None
     disk_limit_seconds: float | None
+    """What reading the files takes at the disk's best measured speed."""
     efficiency: float | None
+    """limit_seconds as a fraction of the median cold load, or of the warm one if no cold trial is
+    valid; then the disk has no part in the limit."""
     hot: Spread | None = None
     first_token: Spread | None = None
     limit_seconds: float | None = None
+    """The largest of the disk's limit, the imports and the copy to the device."""
     repo: str | None = None
     commit: str | None = None
     source: WeightsSource = "weights"
     disk: Disk | None = None
     memory_estimate: int | None = None
+    """What was estimated before; the trials say what was measured."""
     peak_memory: int | None = None
     peak_device_memory: int | None = None
-    expected: Expected | None = None
+    expected: Expectation | None = None
     verdict: str | None = None
     advice: str | None = None
 
 
-class Failure(msgspec.Struct, frozen=True):
-    """A model that could not be loaded so, and why."""
+class LoadFailure(msgspec.Struct, frozen=True):
+    """A model that could not be loaded with these settings, and why."""
 
     model: str
     precision: Precision | None
@@ -148,12 +148,13 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Accelerator(msgspec.Struct, frozen=True):
-    """A device that torch can use beside the CPU. copy_speed: host to device."""
+    """A device that torch can use in addition to the CPU."""
 
     device: str
     name: str
     memory: int | None
     copy_speed: float | None = None
+    """Bytes per second from the host to the device."""
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -177,14 +178,14 @@ class Machine(msgspec.Struct, frozen=True):
             "cores": str(self.cores),
             # What the firmware keeps to itself varies a little from boot to boot.
             "memory": f"{self.memory / 1e9:.0f} GB",
-            "accelerators": ", ".join(one.name for one in self.accelerators) or "none",
+            "accelerators": ", ".join(device.name for device in self.accelerators) or "none",
             "filesystem": self.filesystem or "unknown",
             "disk": self.disk or "unknown",
         }
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One result then and now. ratio is now divided by then, of the medians."""
+    """One result then and now."""
 
     model: str
     precision: Precision
@@ -195,11 +196,12 @@ class Change(msgspec.Struct, frozen=True):
     then: Spread
     now: Spread
     ratio: float
+    """Now divided by then, of the medians."""
     verdict: Literal["faster", "slower", "same", "too-few"]
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """An earlier report beside this one. Nothing is compared where the machines are unlike."""
+    """An earlier report next to this one. Nothing is compared if the machines are unlike."""
 
     alike: bool
     differences: tuple[str, ...]
@@ -216,26 +218,45 @@ class Remembered(msgspec.Struct, frozen=True):
     result: Result
 
 
-class LoadReport(msgspec.Struct, frozen=True):
-    """What `vlmcache load-test` answers."""
+class LoadReport(Report, frozen=True):
+    """The result of `vlmcache load-test`."""
 
     machine: Machine | None
     results: tuple[Result, ...]
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[LoadFailure, ...] = ()
     comparison: Comparison | None = None
     history: tuple[Remembered, ...] = ()
     at: datetime | None = None
 
+    @property
+    def ids(self) -> list[str]:
+        """One line for each result, of now or remembered: model, precision, loader."""
+        results = (*self.results, *(earlier.result for earlier in self.history))
+        return [f"{result.model} {result.precision} {result.loader}" for result in results]
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What the failures come to: `None`, a part, or the first of them."""
+        if not self.failures:
+            return None
+        first = self.failures[0]
+        count = len(self.failures)
+        if not self.results:
+            message = first.message if count == 1 else f"{first.message}; and {count - 1} more"
+            return unloadable(first.code, message, first.hint)
+        names = ", ".join(sorted({failure.model for failure in self.failures}))
+        return PartlyError(f"not measured: {names}: {first.message}", first.hint)
+
 
 def spread(values: Iterable[float | None]) -> Spread | None:
     """Return median, least and most of the values that are there."""
-    there = [value for value in values if value is not None]
-    if not there:
+    known = [value for value in values if value is not None]
+    if not known:
         return None
-    return Spread(statistics.median(there), min(there), max(there), len(there))
+    return Spread(statistics.median(known), min(known), max(known), len(known))
 
 
-def summarise(
+def summarize(
     result: Result, disk: Disk | None, copy_speed: float | None, device_bytes: int
 ) -> Result:
     """Return the result with everything that follows from its trials.
@@ -253,7 +274,7 @@ def summarise(
     }
     measured: Temperature = "cold" if by["cold"] is not None else "warm"
     phases = [trial.phases for trial in valid if trial.temperature == measured]
-    imports = spread(one.get("start", 0.0) + one.get("import", 0.0) for one in phases)
+    imports = spread(trial.get("start", 0.0) + trial.get("import", 0.0) for trial in phases)
     disk_limit = result.bytes / disk.best if disk is not None else None
     reading = disk_limit if measured == "cold" else 0.0
     whole = by[measured]
@@ -267,7 +288,7 @@ def summarise(
         cold=by["cold"],
         warm=by["warm"],
         hot=by["hot"],
-        first_token=spread(one.first_token for one in valid if one.temperature != "hot"),
+        first_token=spread(trial.first_token for trial in valid if trial.temperature != "hot"),
         disk=disk,
         disk_limit_seconds=disk_limit,
         limit_seconds=limit,
@@ -275,7 +296,7 @@ def summarise(
         peak_memory=_greatest(trial.peak_memory for trial in valid),
         peak_device_memory=_greatest(trial.peak_device_memory for trial in valid),
     )
-    verdict, advice = judge(result)
+    verdict, advice = explain(result)
     return msgspec.structs.replace(result, verdict=verdict, advice=advice)
 
 
@@ -295,7 +316,7 @@ def median_phases(result: Result, temperature: Temperature) -> dict[str, float]:
     }
 
 
-def judge(result: Result) -> tuple[str | None, str | None]:
+def explain(result: Result) -> tuple[str | None, str | None]:
     """Return what dominates the load, and what to do about it, as sentences for a person."""
     temperature: Temperature = "cold" if result.cold is not None else "warm"
     whole = result.cold or result.warm
@@ -316,7 +337,7 @@ def judge(result: Result) -> tuple[str | None, str | None]:
 
 def _advise(result: Result, dominant: str, temperature: Temperature) -> str | None:
     if dominant == "quantise" or (result.source == "at-load" and dominant in ("read", "build")):
-        return "keep a quantised copy: " + units.command(
+        return "keep a quantized copy: " + units.command(
             "quantize", result.model, "--precision", result.precision
         )
     if dominant == "read" and temperature == "cold":
@@ -338,7 +359,7 @@ def _advise(result: Result, dominant: str, temperature: Temperature) -> str | No
 
 
 def compare(then: LoadReport, now: LoadReport) -> Comparison:
-    """Return an earlier report beside this one.
+    """Return an earlier report compared with this one.
 
     A difference is called one only where both sides have three valid trials and their ranges do
     not meet: of two equal sets of three, one time in ten do not meet by chance.

@@ -1,4 +1,4 @@
-"""Which files a load reads: a snapshot of the cache, a kept quantised copy, a synthetic model.
+"""Which files a load reads: a snapshot of the cache, a kept quantized copy, a synthetic model.
 
 Nothing of torch or transformers is needed to tell; a child process is handed the answer.
 """
@@ -6,7 +6,7 @@ Nothing of torch or transformers is needed to tell; a child process is handed th
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,27 +17,24 @@ from vlmcache.cache.completeness import judge, read_shards
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import Revision
+from vlmcache.cache.state import Repo, Revision
 from vlmcache.cache.weights import Precision, Tensor, read_header
-from vlmcache.config import CacheLocation, Config, ModelConfig, find_model
+from vlmcache.config import ModelConfig, Session, cached_models, find_model
 from vlmcache.errors import DamagedWeightsError, NotDownloadedError
 from vlmcache.load.report import WeightsSource
 
 _CONFIG_LIMIT = 16_000_000
 
 
-class Source(msgspec.Struct, frozen=True):
-    """The files of one model at one precision, and what may be done with them.
-
-    weights: paths of the files that hold them, in the order in which they are loaded.
-    quantised_by: the method the stored weights are quantised by, if they are.
-    """
+class ModelFiles(msgspec.Struct, frozen=True):
+    """The files of one model at one precision, and what may be done with them."""
 
     model: str
     repo: str | None
     commit: str | None
     folder: str
     weights: tuple[str, ...]
+    """Paths of the files that hold the weights, in the order in which they are loaded."""
     bytes: int
     precision: Precision
     model_type: str
@@ -46,7 +43,8 @@ class Source(msgspec.Struct, frozen=True):
     """Whether config.json names Python code of the repo for its classes."""
     trust_remote_code: bool = False
     device_map: str | dict[str, Any] = "auto"
-    quantised_by: str | None = None
+    quantized_by: str | None = None
+    """The method that the stored weights are quantized by, if they are."""
 
 
 class _ModelFile(msgspec.Struct):
@@ -57,63 +55,81 @@ class _ModelFile(msgspec.Struct):
     quantization_config: dict[str, Any] | None = None
 
 
-def find_source(
-    config: Config,
-    location: CacheLocation,
-    name: str,
-    precision: Precision | None = None,
-    *,
-    trust_remote_code: bool = False,
-    for_application: bool = False,
-) -> tuple[ModelConfig, Source]:
-    """Return a model's configuration, and its files in the cache.
+class ModelFinder:
+    """Finds the files of models in the cache, which is scanned once, and only the repos named.
 
     Args:
-        config: the configuration in force.
-        location: the hub cache.
-        name: a key of the configuration or a repo id, with an optional `@revision`.
-        precision: at which it will be loaded; the configured one if not given.
-        trust_remote_code: whether the user allows Python code of the repo to run.
-        for_application: whether an application loads it, in whose folder `./config.yaml` is its own
-            and may allow that code; for a command that folder may be anybody's.
+        session: what it works on.
+        names: keys of the configuration or repo ids, with an optional `@revision`.
+        trust_remote_code: whether the user allows Python code of the repos to run.
+        for_application: whether an application loads them, in whose folder `./config.yaml` is its
+            own and may allow that code; for a command that folder may be anybody's.
 
     Raises:
-        UnknownModelError: the name is neither a key nor a repo id.
-        NotDownloadedError: the model is not cached as a whole.
-        DamagedWeightsError: a file is there and cannot be what it should be.
-        AwayError: it is on a drive that is not mounted.
+        UnknownModelError: a name is neither a key nor a repo id.
     """
-    state = scan(location.dir)
-    model = find_model(config, name, [repo.id for repo in state.repos if repo.type == "model"])
-    repo = state.repo(model.repo)
+
+    def __init__(
+        self,
+        session: Session,
+        names: Iterable[str],
+        *,
+        trust_remote_code: bool = False,
+        for_application: bool = False,
+    ) -> None:
+        cached = cached_models(session.cache)
+        self._models = {name: find_model(session.config, name, cached) for name in names}
+        folders = {layout.repo_folder("model", model.repo) for model in self._models.values()}
+        self._state = scan(session.cache.dir, only=folders)
+        self._trust_remote_code = trust_remote_code
+        self._trust_config = for_application or session.config.source != "./config.yaml"
+
+    def find(self, name: str, precision: Precision | None = None) -> tuple[ModelConfig, ModelFiles]:
+        """Return the configuration of a model that was named, and its files.
+
+        Args:
+            name: one of the names.
+            precision: at which it will be loaded; the configured one if not given.
+
+        Raises:
+            NotDownloadedError: the model is not cached, or not completely.
+            DamagedWeightsError: a file is there and cannot be what it should be.
+            AwayError: it is on a drive that is not mounted.
+        """
+        model = self._models[name]
+        revision = _loadable(self._state.repo(model.repo), model.revision, name)
+        allowed = (
+            self._trust_config
+            and model.trust_remote_code
+            and layout.COMMIT.fullmatch(model.revision) is not None
+        )
+        source = read_source(
+            revision.path,
+            model=model.key if model.configured else name,
+            precision=precision or model.precision,
+            repo=model.repo,
+            commit=revision.commit,
+            trust_remote_code=self._trust_remote_code or allowed,
+            device_map=model.device_map,
+        )
+        return model, source
+
+
+def _loadable(repo: Repo | None, revision: str, name: str) -> Revision:
+    """Return the revision of a repo that is loaded, if it is complete."""
     if repo is not None and repo.away is not None:
         raise away_error(repo, repo.away)
-    judgement = judge(repo, model.revision)
-    held = judgement.revision
+    judgement = judge(repo, revision)
     pull = units.command("pull", name)
     if judgement.state == "missing":
         raise NotDownloadedError(f"{name} is not in the cache", pull)
     if judgement.state == "damaged":
         bad = ", ".join(judgement.damaged) or "its revision"
         raise DamagedWeightsError(f"{name} is damaged: {bad}", pull)
-    if judgement.state == "partial" or held is None:
-        lacking = ", ".join(judgement.missing) or "its download was cut"
-        raise NotDownloadedError(f"{name} is not whole: missing {lacking}", pull)
-    allowed = (
-        model.trust_remote_code
-        and layout.COMMIT.fullmatch(model.revision) is not None
-        and (for_application or config.source != "./config.yaml")
-    )
-    source = read_source(
-        held.path,
-        model=model.key if model.configured else name,
-        precision=precision or model.precision,
-        repo=model.repo,
-        commit=held.commit,
-        trust_remote_code=trust_remote_code or allowed,
-        device_map=model.device_map,
-    )
-    return model, source
+    if judgement.state == "partial" or judgement.revision is None:
+        missing = ", ".join(judgement.missing) or "its download was interrupted"
+        raise NotDownloadedError(f"{name} is not complete: missing {missing}", pull)
+    return judgement.revision
 
 
 def read_source(
@@ -126,7 +142,7 @@ def read_source(
     kind: WeightsSource = "weights",
     trust_remote_code: bool = False,
     device_map: str | dict[str, Any] = "auto",
-) -> Source:
+) -> ModelFiles:
     """Return the files that loading from a folder in transformers' form reads.
 
     Raises:
@@ -142,7 +158,7 @@ def read_source(
     if not weights:
         raise DamagedWeightsError(f"{model}: no weights that can be loaded in {folder}", remedy)
     method = (content.quantization_config or {}).get("quant_method")
-    return Source(
+    return ModelFiles(
         model=model,
         repo=repo,
         commit=commit,
@@ -155,7 +171,7 @@ def read_source(
         has_own_code=bool(content.auto_map),
         trust_remote_code=trust_remote_code,
         device_map=device_map,
-        quantised_by=str(method) if content.quantization_config is not None else None,
+        quantized_by=str(method) if content.quantization_config is not None else None,
     )
 
 
@@ -177,7 +193,7 @@ def weight_files(folder: str) -> list[str]:
     return []
 
 
-def read_tensors(source: Source) -> dict[str, Tensor]:
+def read_tensors(source: ModelFiles) -> dict[str, Tensor]:
     """Return the tensors that the weight files say they hold; none for pickled weights.
 
     Raises:

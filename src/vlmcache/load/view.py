@@ -34,7 +34,7 @@ from vlmcache.units import size_text
 
 _WIDE = 110
 _LINE_SECONDS = 10.0
-_SOURCES = {"weights": "", "at-load": "quantised at load", "copy": "kept copy"}
+_SOURCES = {"weights": "", "at-load": "quantized at load", "copy": "kept copy"}
 _VERDICTS = {
     "faster": "green",
     "slower": "red",
@@ -47,7 +47,7 @@ _PLOTS = (".png", ".svg")
 
 @contextlib.contextmanager
 def progress(*, silent: bool) -> Iterator[Callable[[str], None]]:
-    """Yield what tells of progress on stderr: a moving line on a terminal, else one each 10 s."""
+    """Yield what shows progress on stderr: a moving line on a terminal, else some lines."""
     if silent:
         yield lambda _text: None
         return
@@ -57,13 +57,13 @@ def progress(*, silent: bool) -> Iterator[Callable[[str], None]]:
         return
     last = time.monotonic()
 
-    def tell(text: str) -> None:
+    def on_step(text: str) -> None:
         nonlocal last
         if time.monotonic() - last >= _LINE_SECONDS:
             last = time.monotonic()
             print(printable(text), file=sys.stderr, flush=True)
 
-    yield tell
+    yield on_step
 
 
 def show(report: LoadReport, *, verbose: bool = False) -> None:
@@ -80,12 +80,12 @@ def show(report: LoadReport, *, verbose: bool = False) -> None:
         _print_result(out, result, verbose=verbose)
     if report.failures:
         out.print()
-    for one in report.failures:
-        at = f" {one.precision}" if one.precision else ""
+    for failure in report.failures:
+        at = f" {failure.precision}" if failure.precision else ""
         line = Text("not measured", "red")
-        line.append(f"  {printable(one.model)}{at}: {printable(one.message)}", "default")
-        if one.hint:
-            line.append(f"\n              {printable(one.hint)}", "bold")
+        line.append(f"  {printable(failure.model)}{at}: {printable(failure.message)}", "default")
+        if failure.hint:
+            line.append(f"\n              {printable(failure.hint)}", "bold")
         out.print(line)
     if report.comparison is not None:
         out.print()
@@ -188,7 +188,7 @@ def _print_bars(out: Console, result: Result, temperature: Temperature) -> None:
     phases = median_phases(result, temperature)
     if not phases:
         return
-    whole = max(sum(median_phases(result, one).values()) for one in ("cold", "warm"))
+    whole = max(sum(median_phases(result, kind).values()) for kind in ("cold", "warm"))
     room = max(10, min(48, out.width - 38))
     full = "█" if (out.encoding or "").lower().startswith("utf") else "#"
     for number, (phase, seconds) in enumerate(phases.items()):
@@ -217,13 +217,17 @@ def _facts(result: Result) -> Iterator[str]:
     measured = result.peak_device_memory or result.peak_memory
     if measured is not None and result.memory_estimate is not None:
         text = (
-            f"memory: {size_text(measured)} at most, {size_text(result.memory_estimate)} reckoned"
+            f"memory: {size_text(measured)} at most, {size_text(result.memory_estimate)} estimated"
         )
         expected = result.expected.memory if result.expected is not None else None
         if expected is not None and result.expected is not None:
             text += f", {size_text(expected)} expected ({result.expected.source})"
         yield text
-    speeds = [one.tokens_per_second for one in result.trials if one.valid and one.tokens_per_second]
+    speeds = [
+        trial.tokens_per_second
+        for trial in result.trials
+        if trial.valid and trial.tokens_per_second
+    ]
     if speeds:
         yield f"tokens: {max(speeds):.1f} a second"
 
@@ -278,7 +282,7 @@ def _print_comparison(out: Console, comparison: Comparison) -> None:
 
 def _verdict(change: Change) -> str:
     if change.verdict == "too-few":
-        return "too few valid trials to tell (3 each)"
+        return "too few valid trials to compare (3 each)"
     if change.verdict == "same":
         return "no difference beyond the spread"
     return f"{change.verdict}: {change.ratio:.2f} x"
@@ -294,11 +298,11 @@ def _history_table(history: Iterable[Remembered], *, wide: bool) -> Table:
             table.add_column(name, no_wrap=True)
     for name in ("COLD", "WARM", "HOT", "MEMORY"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in history:
-        result = one.result
-        cells = [ago(one.at, now), printable(result.model), _precision(result)]
+    for earlier in history:
+        result = earlier.result
+        cells = [ago(earlier.at, now), printable(result.model), _precision(result)]
         if wide:
-            version = one.machine.versions.get("torch", NOTHING)
+            version = earlier.machine.versions.get("torch", NOTHING)
             cells += [result.loader, result.device, printable(version)]
         cells += [_spread(result.cold, wide=False), _spread(result.warm, wide=False)]
         table.add_row(*cells, _median(result.hot), _memory(result))
@@ -308,7 +312,7 @@ def _history_table(history: Iterable[Remembered], *, wide: bool) -> Table:
 def _machine_line(report: LoadReport) -> str:
     machine = report.machine
     assert machine is not None
-    devices = ", ".join(one.name for one in machine.accelerators) or "no accelerator"
+    devices = ", ".join(device.name for device in machine.accelerators) or "no accelerator"
     versions = ", ".join(
         f"{name} {machine.versions[name]}"
         for name in ("torch", "transformers", "bitsandbytes")
@@ -369,7 +373,7 @@ def plot(path: str, report: LoadReport) -> None:
 
 
 def show_quantization(value: Quantization) -> None:
-    """Print what became of a quantised copy."""
+    """Print the result for a quantized copy."""
     out = console()
     model = f"{printable(value.model)} {value.precision}"
     if value.freed is not None:

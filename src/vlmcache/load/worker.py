@@ -35,8 +35,8 @@ def main() -> None:
     tasks: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "trial": _trial,
         "facts": _facts,
-        "quantise": _quantise,
-        "synthesise": _synthesise,
+        "quantize": _quantize,
+        "synthesize": _synthesize,
     }
     try:
         answer = tasks[request["task"]](request)
@@ -93,9 +93,9 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
     import msgspec
 
     from vlmcache.load import models
-    from vlmcache.load.source import Source
+    from vlmcache.load.source import ModelFiles
 
-    source = msgspec.convert(request["source"], Source)
+    source = msgspec.convert(request["source"], ModelFiles)
     with models.explained(source), models.no_collection():
         models.import_for(source)
         clock.lap("import")
@@ -132,11 +132,11 @@ def _load(
     from vlmcache.load import models
 
     with _timed_weights() as spent:
-        model = models.build(source, request["device"], loader=request["loader"])
+        model = models.build_model(source, request["device"], loader=request["loader"])
     clock.lap("build")
     if ahead is not None:
         ahead.wait()
-    models.settle(model)
+    models.touch_all_weights(model)
     clock.lap("read")
     on_device = any(name != "cpu" for name in models.model_devices(model))
     phase = "read"
@@ -203,10 +203,10 @@ def _tokens(model: Any, count: int) -> dict[str, Any]:
         try:
             begun = time.monotonic()
             models.more_tokens(model, 1)
-            one = time.monotonic() - begun
+            first = time.monotonic() - begun
             begun = time.monotonic()
             models.more_tokens(model, count)
-            rest = time.monotonic() - begun - one
+            rest = time.monotonic() - begun - first
         except Exception as error:
             return answer | {"no_token": f"{type(error).__name__}: {error}"}
         if rest > 0:
@@ -248,7 +248,7 @@ def _facts(request: dict[str, Any]) -> dict[str, Any]:
 
     from vlmcache.load import device
 
-    chosen = device.resolve(request["device"])
+    chosen = device.resolve_device(request["device"])
     refused = {}
     for precision in request["precisions"]:
         try:
@@ -265,21 +265,21 @@ def _facts(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _quantise(request: dict[str, Any]) -> dict[str, Any]:
+def _quantize(request: dict[str, Any]) -> dict[str, Any]:
     import msgspec
 
     from vlmcache.load import models
-    from vlmcache.load.source import Source
+    from vlmcache.load.source import ModelFiles
 
-    source = msgspec.convert(request["source"], Source)
+    source = msgspec.convert(request["source"], ModelFiles)
     with models.explained(source):
-        model = models.build(source, request["device"])
-        models.settle(model)
+        model = models.build_model(source, request["device"])
+        models.touch_all_weights(model)
         model.save_pretrained(request["folder"])
     return {"seconds": time.monotonic() - request["started"]}
 
 
-def _synthesise(request: dict[str, Any]) -> dict[str, Any]:
+def _synthesize(request: dict[str, Any]) -> dict[str, Any]:
     from vlmcache.load import synthetic
 
     return {"bytes": synthetic.make(request["folder"], request["config"])}

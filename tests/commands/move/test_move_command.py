@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from tests.kit.caches import CacheBuilder, CachedRepo, du_allocated, fingerprint, model_files
-from tests.kit.commands import Vlmcache
+from tests.kit.commands import Vlmcache, is_failure
 from tests.kit.disks import small_filesystem
 from vlmcache.errors import ExitCode
 
@@ -91,7 +91,7 @@ def test_what_makes_no_sense_is_one_line(
     done = vlmcache("move", str(tmp_path / "there"), *arguments)
     assert done.code == code
     assert words in done.err
-    assert done.err.count("\n") == 1
+    assert is_failure(done.err)
     assert done.out == ""
     assert repo.folder.is_dir()
 

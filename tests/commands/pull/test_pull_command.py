@@ -16,11 +16,12 @@ import jsonschema
 import pytest
 
 from tests.kit.caches import fingerprint, model_files
+from tests.kit.commands import is_failure
 from tests.kit.contents import Content
 from tests.kit.hub import LoopbackHub, reset, slow, status
 from tests.kit.pulls import REPO, command, small_config, variables, vlmcache
-from vlmcache.cli.documents import document_type
 from vlmcache.cli.picker import chosen
+from vlmcache.cli.register import document_type
 from vlmcache.commands.status.values import ModelStatus
 from vlmcache.errors import UsageError
 from vlmcache.show.document import schema_of
@@ -37,7 +38,7 @@ def hub() -> Iterator[LoopbackHub]:
 
 
 def one_line(result: subprocess.CompletedProcess[str]) -> str:
-    assert result.stderr.count("\n") == 1, result.stderr
+    assert is_failure(result.stderr), result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr
 

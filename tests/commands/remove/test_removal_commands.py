@@ -24,7 +24,7 @@ from tests.kit.caches import (
     fingerprint,
     model_files,
 )
-from tests.kit.commands import Done, Vlmcache
+from tests.kit.commands import Done, Vlmcache, is_failure
 from tests.kit.rooms import ROOMS, base
 from vlmcache.errors import ExitCode
 from vlmcache.home.journal import Journal
@@ -200,7 +200,7 @@ def test_an_absent_model_is_exit_7_with_the_nearest(place: Place) -> None:
     result = place.run("rm", "org/naem")
     assert result.code == ExitCode.NO_MODEL
     assert "org/name" in result.err
-    assert result.err.count("\n") == 1
+    assert is_failure(result.err)
 
 
 def test_other_types_are_named_by_their_prefix(place: Place) -> None:
@@ -423,7 +423,7 @@ def test_wrong_arguments_are_one_line_and_exit_2(place: Place, arguments: tuple[
     result = place.run(*arguments)
     assert result.code == ExitCode.USAGE
     assert result.out == ""
-    assert result.err.count("\n") == 1
+    assert is_failure(result.err)
 
 
 def test_the_python_functions_remove_and_answer(

@@ -10,7 +10,7 @@ import time
 import jsonschema
 
 from tests.kit.caches import CacheBuilder, CachedRepo
-from tests.kit.commands import Vlmcache
+from tests.kit.commands import Vlmcache, is_failure
 from tests.kit.contents import Content
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import vlmcache as run
@@ -35,7 +35,7 @@ def test_damage_is_exit_4_and_named_with_both_hashes(
     etag = repo.file("pytorch_model.bin").etag
     assert f"expected {etag}" in done.out
     assert "pytorch_model.bin has other content than its hash says" in done.out
-    assert done.err.count("\n") == 1
+    assert is_failure(done.err)
     assert vlmcache("verify", "-q").out == "org/name\n"
 
 
@@ -72,7 +72,7 @@ def test_wrong_options_and_names_are_told_in_one_line(
     ):
         done = vlmcache("verify", *arguments)
         assert done.code == code, done.err
-        assert done.err.count("\n") == 1
+        assert is_failure(done.err)
 
 
 def test_names_from_the_disk_are_escaped(cache: CacheBuilder, vlmcache: Vlmcache) -> None:
@@ -100,7 +100,7 @@ def test_an_interruption_ends_it_at_once_and_with_130(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert errors.decode().count("\n") == 1
+    assert is_failure(errors)
 
 
 def _has_open(pid: int, name: str) -> bool:

@@ -27,7 +27,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.kit.caches import CacheBuilder, CachedRepo, model_files
-from tests.kit.commands import Vlmcache
+from tests.kit.commands import Vlmcache, is_failure
 from tests.kit.hub import LoopbackHub, Synthetic, slow
 
 PROGRAM = (sys.executable, "-m", "vlmcache")
@@ -333,7 +333,7 @@ def test_lines_in_a_pipe_tell_what_happens_without_escape_codes(
     assert re.search(r"removed  org/name: model\.safetensors", read[-2])
     assert re.search(r"damaged  org/name: the blob it links to is missing", read[-1])
     assert "\x1b" not in "".join(read) + out.decode()
-    assert error == b"vlmcache: interrupted\n"
+    assert error == b"error: interrupted\n"
 
 
 def test_quiet_tells_ids(repo: CachedRepo, vlmcache: Vlmcache) -> None:
@@ -373,7 +373,7 @@ def test_once_looks_once(repo: CachedRepo, vlmcache: Vlmcache) -> None:
         (
             ("--min-free", "900TB", "--exit-on-low"),
             9,
-            "free, less than 900 TB (vlmcache status --all",
+            "free, less than 900 TB\nhint: vlmcache status --all",
         ),
         (("--min-free", "900TB", "--once"), 0, ""),
         (("--min-free", "1kB", "--exit-on-low", "--once"), 0, ""),
@@ -393,7 +393,7 @@ def test_each_ending_has_its_code_and_one_line(
     result = vlmcache("watch", *options)
     assert result.code == code
     assert message in result.err
-    assert len(result.err.splitlines()) == (code != 0)
+    assert is_failure(result.err) == (code != 0)
     if "900TB" in options:
         assert "less than 900 TB" in result.out
 
@@ -404,7 +404,7 @@ def test_low_space_ends_the_full_screen_with_nine(
     view = terminal("--min-free", "900TB", "--exit-on-low")
     assert view.ends() == 9
     assert view.is_restored()
-    assert b"less than 900 TB (vlmcache status --all" in view.output
+    assert b"less than 900 TB\r\nhint: vlmcache status --all" in view.output
 
 
 def test_metrics_are_kept_in_a_file_and_answered_on_the_loopback_only(

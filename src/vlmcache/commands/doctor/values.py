@@ -76,14 +76,14 @@ class Diagnosis(Report, frozen=True):
     receipt: Receipt | None = None
 
     @property
-    def ids(self) -> list[str]:
-        """The codes of the findings."""
-        return [finding.code for finding in self.findings]
-
-    @property
     def has_errors(self) -> bool:
         """Whether something stops models from being pulled or loaded."""
         return any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def ids(self) -> list[str]:
+        """The codes of the findings."""
+        return [finding.code for finding in self.findings]
 
 
 class Sharing(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import Usage, who_uses
 from vlmcache.change import place as change_place
-from vlmcache.change.in_use import InUseError, in_use_words
+from vlmcache.change.in_use import in_use_words
 from vlmcache.change.moved_note import remove_record, write_moves
 from vlmcache.change.plan import (
     Action,
@@ -34,7 +34,7 @@ from vlmcache.commands.move.copy import Copier
 from vlmcache.commands.move.notes import MoveNotes
 from vlmcache.commands.move.plan import Destination
 from vlmcache.commands.move.values import MovedRepo, MoveReport, MoveState, repo_row
-from vlmcache.errors import CacheError, ChangedError, SpaceError, VlmcacheError
+from vlmcache.errors import CacheError, ChangedError, InUseError, SpaceError, VlmcacheError
 from vlmcache.progress import Progress, long_files
 
 

@@ -8,12 +8,13 @@ from typing import Literal
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.change.in_use import InUseError, in_use_words
+from vlmcache.change.in_use import in_use_words
 from vlmcache.change.plan import Failure, Kept, Plan, Receipt
 from vlmcache.errors import (
     CacheError,
     ChangedError,
     ExitCode,
+    InUseError,
     PartlyError,
     SpaceError,
     VlmcacheError,

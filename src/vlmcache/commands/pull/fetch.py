@@ -14,10 +14,16 @@ from vlmcache.cache.moved import destination_of
 from vlmcache.change import place, shared_store
 from vlmcache.change.plan import Fetch, Link, Outcome, Plan, WriteRef
 from vlmcache.commands.pull.plan import DownloadOrder
-from vlmcache.errors import ChangedError, VlmcacheError
+from vlmcache.errors import (
+    AccessError,
+    ChangedError,
+    NoSuchFileError,
+    NoSuchRepoError,
+    VlmcacheError,
+    WrongBytesError,
+)
 from vlmcache.hub import xet
 from vlmcache.hub.client import Client
-from vlmcache.hub.errors import AccessError, NoSuchFileError, NoSuchRepoError, WrongBytesError
 from vlmcache.hub.job import BlobJob
 from vlmcache.hub.locks import blob_lock
 from vlmcache.hub.ranges import Spare

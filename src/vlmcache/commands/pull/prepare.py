@@ -16,15 +16,16 @@ from vlmcache.change.plan import Plan
 from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, Listing, plan_pull
 from vlmcache.commands.pull.values import PlannedModel
 from vlmcache.config import ModelConfig
-from vlmcache.errors import UsageError, VlmcacheError
-from vlmcache.hub.client import Client
-from vlmcache.hub.errors import (
+from vlmcache.errors import (
     AccessError,
     HostileListingError,
     HubError,
     NoSuchFileError,
     OfflineError,
+    UsageError,
+    VlmcacheError,
 )
+from vlmcache.hub.client import Client
 from vlmcache.hub.listing import check_download_access, check_names, find_commit, list_files
 from vlmcache.hub.quick import commit_of
 

@@ -69,6 +69,7 @@ def pull(
             prepare_pull(client, session.cache.dir, model, options.selection) for model in models
         ]
         plans = _each_blob_once([part.order.plan for part in planned if part.order is not None])
+        joined(plans).log("pull")
         shortage = shortage_of(plans)
         room = None
         if shortage is not None and options.make_room:

@@ -47,6 +47,14 @@ class PullOptions(msgspec.Struct, frozen=True):
             words.append("--all-files")
         return units.command("pull", *words, *options_in_force(session.config, session.cache))
 
+    def __repr__(self) -> str:
+        """Leave out the token: a repr ends up in logs."""
+        return f"{type(self).__name__}(selection={self.selection!r}, dry_run={self.dry_run!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Say the same to rich."""
+        return [("selection", self.selection), ("dry_run", self.dry_run)]
+
 
 class PulledModel(msgspec.Struct, frozen=True):
     """What became of one model."""

@@ -80,6 +80,7 @@ def clean(
     known = Known(environment, state)
     usage = known.usage
     plan, missed = plan_clean(environment, config, state, wishes, usage, known)
+    plan.log("clean")
     beside = tuple(_side_caches(environment))
     plan, side_use = _with_side_caches(plan, beside, wishes, environment, state.dir)
     removal = Removal(

@@ -62,6 +62,7 @@ def remove(
         for path, place in places.items()
     ]
     plan = joined([*plans, plan_removal(state, here)])
+    plan.log("remove")
     usage, in_use = _find_use(state, places.values(), targets)
     removal = Removal(
         plan,

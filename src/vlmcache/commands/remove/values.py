@@ -7,10 +7,11 @@ from typing import TypeAlias
 
 import msgspec
 
-from vlmcache.change.in_use import InUseError, in_use_words
+from vlmcache.change.in_use import in_use_words
 from vlmcache.change.plan import Kept, Plan, Receipt, Remove, RemoveTree
-from vlmcache.errors import ChangedError, ExitCode, PartlyError, VlmcacheError
+from vlmcache.errors import ChangedError, ExitCode, InUseError, PartlyError, VlmcacheError
 from vlmcache.home.copies import KeptCopy
+from vlmcache.report import Report
 from vlmcache.units import size_text
 
 
@@ -50,7 +51,7 @@ class UnknownUse(msgspec.Struct, frozen=True):
     command: str
 
 
-class Removal(msgspec.Struct, frozen=True):
+class Removal(Report, frozen=True):
     """What `vlmcache rm` and `vlmcache clean` answer.
 
     receipt is absent where nothing was carried out. in_use: what processes use, and who they are.
@@ -69,6 +70,16 @@ class Removal(msgspec.Struct, frozen=True):
     cache: str = ""
     """The hub cache."""
     unknown_use: UnknownUse | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        """One line for each repo or path that is or was removed."""
+        return ids(self)
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What was not removed, or `None`."""
+        return problem(self)
 
 
 Confirm: TypeAlias = Callable[[Removal], bool]

@@ -171,8 +171,8 @@ class Status(Report, frozen=True):
         return ids + [repo.repo for repo in self.repos if repo.repo not in ids]
 
     @property
-    def problem(self) -> NotCachedError | None:
-        """That a model is not cached, and what to do about it."""
+    def not_cached(self) -> NotCachedError | None:
+        """That a model is not cached, and what to do about it, as `--check` reports it."""
         missing = [model for model in self.models if model.state != "cached"]
         if not missing:
             return None

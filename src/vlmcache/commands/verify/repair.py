@@ -24,9 +24,8 @@ from vlmcache.commands.verify.values import (
 )
 from vlmcache.commands.verify.verify import verify_state
 from vlmcache.config import Session
-from vlmcache.errors import VlmcacheError
+from vlmcache.errors import OfflineError, VlmcacheError
 from vlmcache.hub.client import Client
-from vlmcache.hub.errors import OfflineError
 from vlmcache.hub.retry import Patience
 from vlmcache.progress import Progress
 from vlmcache.units import size_text

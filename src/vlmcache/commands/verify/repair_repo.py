@@ -13,9 +13,8 @@ from vlmcache.cache.state import CacheState, Finding, Repo, Revision, TreeFile
 from vlmcache.change.plan import Action, Expected, Fetch, Link, Remove
 from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, Listing, plan_pull
 from vlmcache.commands.verify.values import Damage, Verification
-from vlmcache.errors import VlmcacheError
+from vlmcache.errors import HubError, VlmcacheError
 from vlmcache.hub.client import Client
-from vlmcache.hub.errors import HubError
 from vlmcache.hub.listing import check_names, find_commit, list_files
 
 _BAD_REF = frozenset({"malformed-ref", "unreadable-ref", "ref-to-missing-commit"})

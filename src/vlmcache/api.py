@@ -1,0 +1,656 @@
+"""`Cache`: every command as a method, for people who write Python.
+
+Keyword arguments are named like the options of the command line. For a size an int is bytes, for a
+duration a number is seconds; a string of either needs its unit (`"30GB"`, `"12h"`). Where the
+command line would ask before it acts, a method acts: look at what `dry_run=True` returns first.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Generator, Iterable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from vlmcache.config import cached_models, names_of_all, open_session, parse_precision
+from vlmcache.errors import UsageError
+from vlmcache.units import LARGEST, LONGEST, parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from vlmcache.codes import Explanation
+    from vlmcache.commands.backup.values import Backup, Restored
+    from vlmcache.commands.doctor.values import Diagnosis
+    from vlmcache.commands.move.values import MoveReport
+    from vlmcache.commands.pull.values import PullReport
+    from vlmcache.commands.remove.values import Removal
+    from vlmcache.commands.status.values import Status
+    from vlmcache.commands.verify.values import RepairReport, Verification, VerifyOptions
+    from vlmcache.commands.watch.values import Observation
+    from vlmcache.load.quantized import Quantization
+    from vlmcache.load.report import LoadReport
+
+Names: TypeAlias = "str | Iterable[str]"
+"""One string, or several."""
+Path: TypeAlias = "str | os.PathLike[str]"
+Size: TypeAlias = "int | str"
+"""Bytes, or a string with its unit."""
+Duration: TypeAlias = "float | str"
+"""Seconds, or a string with its unit."""
+
+
+class Cache:
+    """A hub cache, and the configuration that it is managed by.
+
+    Both are found when the object is made. Every method returns a report: `.problem` is what went
+    wrong or `None`, `.check()` raises it or returns the report, `.ids` is what `--quiet` prints.
+    What cannot be begun at all (a name that means no model, an argument that makes no sense) is
+    raised by the method itself.
+
+    The class is long, and its methods have many arguments, because it has a method for each command
+    and an argument for each option, and most of it is what editors show of them.
+
+    Args:
+        cache_dir: the hub cache; the one that the environment names if not given.
+        config: the config.yaml to use; the first one found if not given.
+
+    Raises:
+        ConfigError: the configuration or the `.env` cannot be read, or holds a wrong value.
+    """
+
+    def __init__(self, cache_dir: Path | None = None, config: Path | None = None) -> None:
+        self.session = open_session(
+            None if config is None else os.fspath(config),
+            None if cache_dir is None else os.fspath(cache_dir),
+        )
+
+    def __repr__(self) -> str:
+        return f"Cache(cache_dir={self.session.cache.dir!r}, config={self.session.config.path!r})"
+
+    def status(
+        self,
+        models: Names | None = None,
+        *,
+        check: bool = False,
+        outdated: bool = False,
+        sort: str | None = None,
+        filter: Names = (),
+    ) -> Status:
+        """Return the state of the cache and of models, all configured ones by default.
+
+        Args:
+            models: keys of config.yaml or repo ids, with an optional `@revision`.
+            check: count it as a problem if one of them is not cached.
+            outdated: ask the hub for newer revisions.
+            sort: `name`, `size`, `state` or `used`.
+            filter: tests such as `size>1GB` that every model and repo of the report passes.
+
+        Raises:
+            UnknownModelError: a name is neither a key nor a repo id.
+            UsageError: the order or a test has no known form.
+        """
+        from vlmcache.commands.status import status
+
+        value = status.status(self.session, _names(models))
+        if outdated:
+            from vlmcache.commands.status import outdated as updates
+
+            value = updates.with_updates(self.session, value)
+        problem = value.not_cached if check else None
+        return status.select_rows(value, _list(filter), sort).with_problem(problem)
+
+    def pull(
+        self,
+        models: Names | None = None,
+        *,
+        all: bool = False,
+        revision: str | None = None,
+        include: Names = (),
+        exclude: Names = (),
+        all_files: bool = False,
+        dry_run: bool = False,
+        max_workers: int | None = None,
+        limit_rate: Size | None = None,
+        make_room: bool = False,
+        token: str | None = None,
+    ) -> PullReport:
+        """Download what is missing of models, and only that.
+
+        Args:
+            models: keys of config.yaml or repo ids, with an optional `@revision`.
+            all: pull every configured model.
+            revision: a branch, tag or commit, for every model that is named.
+            include: patterns; only files that match one are pulled, of every format.
+            exclude: patterns; no file that matches one is pulled.
+            all_files: pull second weight formats too.
+            dry_run: return the plan and write nothing.
+            max_workers: files at a time, 1 to 64; 8 if not given.
+            limit_rate: bytes a second for all files together.
+            make_room: remove the least recently used models if the disk is too full.
+            token: in place of the one that huggingface_hub finds.
+
+        Raises:
+            UnknownModelError: a name is neither a key nor a repo id.
+            UsageError: no model is named, or an argument makes no sense.
+        """
+        from vlmcache.commands.pull import pull, values
+        from vlmcache.commands.pull.plan import FileSelection
+
+        if all == (models is not None):
+            raise UsageError("name models or write all=True, and not both")
+        names = (
+            names_of_all(self.session.config, cached_models(self.session.cache))
+            if all
+            else _names(models)
+        )
+        if revision is not None:
+            if any("@" in name for name in names):
+                raise UsageError("a revision is given twice: by @ and by revision")
+            names = [f"{name}@{revision}" for name in names]
+        if isinstance(limit_rate, str):
+            limit_rate = limit_rate.removesuffix("/s")
+        rate = _size("limit_rate", limit_rate)
+        if rate == 0:
+            raise UsageError("limit_rate must be more than 0")
+        options = values.PullOptions(
+            FileSelection(_list(include), _list(exclude), all_files),
+            dry_run,
+            values.WORKERS if max_workers is None else _count("max_workers", max_workers, 64),
+            rate,
+            token,
+            make_room,
+        )
+        return pull.pull(self.session, names, options)
+
+    def remove(
+        self,
+        models: Names,
+        *,
+        revision: str | None = None,
+        dry_run: bool = False,
+        force: bool = False,
+    ) -> Removal:
+        """Remove models or single revisions; nobody is asked. Nothing in use is removed.
+
+        Args:
+            models: keys of config.yaml or repo ids, with an optional `@revision`;
+                `datasets/owner/name`; or paths in the cache.
+            revision: remove only this branch, tag or commit.
+            dry_run: return the plan and remove nothing.
+            force: remove although a process uses it.
+
+        Raises:
+            UnknownModelError: nothing of a name is in the cache.
+        """
+        from vlmcache.commands.remove import remove
+        from vlmcache.commands.remove.values import RemoveOptions
+
+        return remove.remove(
+            self.session, _names(models), RemoveOptions(revision, force), dry_run=dry_run
+        )
+
+    def clean(
+        self,
+        models: Names = (),
+        *,
+        older_than: Duration | None = None,
+        max_size: Size | None = None,
+        free: Size | None = None,
+        duplicates: bool = False,
+        partials: bool = False,
+        keep: Names = (),
+        all: bool = False,
+        xet: bool = False,
+        modules: bool = False,
+        dry_run: bool = False,
+    ) -> Removal:
+        """Remove what nobody needs, and what was not used for a while; nobody is asked.
+
+        Args:
+            models: configured models that older_than, max_size and free may remove too.
+            older_than: remove models that were not used for so long.
+            max_size: remove the least recently used models until the cache is no larger.
+            free: remove the least recently used models until the disk has so much free.
+            duplicates: remove second weight formats.
+            partials: remove unfinished downloads that were not written for an hour.
+            keep: models of which nothing is removed.
+            all: remove everything.
+            xet: empty the cache of Xet chunks too.
+            modules: empty the cache of remote code too.
+            dry_run: return the plan and remove nothing.
+
+        Raises:
+            UnknownModelError: a name to keep or to remove is not a model.
+            ConfigError: another config.yaml that may protect models cannot be read.
+        """
+        from vlmcache.commands.remove import clean
+        from vlmcache.commands.remove.values import CleanOptions
+
+        options = CleanOptions(
+            older_than=_duration("older_than", older_than),
+            max_size=_size("max_size", max_size),
+            free=_size("free", free),
+            duplicates=duplicates,
+            everything=all,
+            evict=_list(models),
+            keep=_list(keep),
+            xet=xet,
+            modules=modules,
+            partials=partials,
+        )
+        return clean.clean(self.session, options, dry_run=dry_run)
+
+    def verify(
+        self,
+        models: Names | None = None,
+        *,
+        max_age: Duration | None = None,
+        workers: int | None = None,
+    ) -> Verification:
+        """Compare every file with its hash, without the network. Nothing is changed.
+
+        Args:
+            models: keys, repo ids or `datasets/owner/name`; everything if not given.
+            max_age: skip what was verified since and has not changed; 7 days if not given, 0 reads
+                everything.
+            workers: threads, 1 to 256; one per core if not given.
+
+        Raises:
+            UnknownModelError: nothing of a name is configured or in the cache.
+        """
+        from vlmcache.commands.verify import verify
+
+        return verify.verify(self.session, _names(models), _verify_options(max_age, workers))
+
+    def repair(
+        self,
+        models: Names | None = None,
+        *,
+        dry_run: bool = False,
+        max_age: Duration | None = None,
+        workers: int | None = None,
+    ) -> RepairReport:
+        """Verify, then fetch what is damaged or missing, and only that.
+
+        Args:
+            models: as for `verify`.
+            dry_run: return the plan and change nothing.
+            max_age: as for `verify`.
+            workers: as for `verify`.
+
+        Raises:
+            UnknownModelError: nothing of a name is configured or in the cache.
+        """
+        from vlmcache.commands.verify import repair
+
+        return repair.repair(
+            self.session, _names(models), _verify_options(max_age, workers, dry_run=dry_run)
+        )
+
+    def move(
+        self,
+        destination: Path | None = None,
+        models: Names | None = None,
+        *,
+        no_link: bool = False,
+        undo: bool = False,
+        relink: Path | None = None,
+        dry_run: bool = False,
+    ) -> MoveReport:
+        """Move models to another drive: copied and hashed there, then switched.
+
+        Args:
+            destination: the folder to move to, a hub cache of its own.
+            models: keys, repo ids or `datasets/owner/name`; everything if not given.
+            no_link: leave no links in the cache.
+            undo: take back an unfinished move to the destination.
+            relink: let links that lead nowhere lead to this folder, and move nothing.
+            dry_run: return the plan and change nothing.
+
+        Raises:
+            UsageError: the arguments do not go together, or the destination cannot be one.
+            UnknownModelError: nothing of a name is in the cache.
+            SpaceError: the destination has too little room.
+        """
+        from vlmcache.commands.move import move
+        from vlmcache.commands.move.values import MoveOptions
+
+        if relink is not None:
+            if destination is not None or models is not None or no_link or undo:
+                raise UsageError("relink rewrites links and moves nothing: name only its folder")
+            return move.relink(self.session, os.fspath(relink), dry_run=dry_run)
+        if destination is None:
+            raise UsageError("move needs a destination or relink")
+        destination = os.fspath(destination)
+        if undo:
+            if models is not None or no_link:
+                raise UsageError("undo takes back all that is unfinished: no models, no no_link")
+            return move.undo(self.session, destination, dry_run=dry_run)
+        options = MoveOptions(link=not no_link, dry_run=dry_run)
+        return move.move(self.session, destination, _names(models), options)
+
+    def backup(
+        self,
+        destination: Path,
+        models: Names | None = None,
+        *,
+        verify: bool = False,
+        dry_run: bool = False,
+    ) -> Backup:
+        """Save models, every byte checked on the way.
+
+        Args:
+            destination: a folder or an address for a store; a file or an address that ends in
+                `.tar` for one tar stream; `-` for stdout.
+            models: keys, repo ids or `datasets/owner/name`; everything if not given.
+            verify: read what the store has, and write again what is damaged there.
+            dry_run: return what would be written and write nothing.
+
+        Raises:
+            UnknownModelError: nothing of a name is in the cache.
+            BackupError: something is damaged.
+            PlaceError: the destination cannot be reached or written.
+        """
+        from vlmcache.commands.backup import backup
+        from vlmcache.commands.backup.values import BackupOptions
+
+        options = BackupOptions(verify, dry_run)
+        return backup.backup(self.session, os.fspath(destination), _names(models), options)
+
+    def restore(
+        self,
+        source: Path,
+        models: Names | None = None,
+        *,
+        overwrite: bool = False,
+        dry_run: bool = False,
+    ) -> Restored:
+        """Restore a backup, every byte checked before it counts.
+
+        Args:
+            source: the store, file or address to read, or `-` for stdin.
+            models: keys, repo ids or `datasets/owner/name`; everything if not given.
+            overwrite: let refs of the backup replace those that differ here.
+            dry_run: return the plan and write nothing.
+
+        Raises:
+            UnknownModelError: nothing of a name is in the backup.
+            BackupError: it is not a backup, or a damaged one.
+            PlaceError: the source cannot be reached or read.
+        """
+        from vlmcache.commands.backup import restore
+        from vlmcache.commands.backup.values import RestoreOptions
+
+        options = RestoreOptions(overwrite, dry_run)
+        return restore.restore(self.session, os.fspath(source), _names(models), options)
+
+    def watch(
+        self,
+        *,
+        interval: Duration = 5.0,
+        once: bool = False,
+        min_free: Size | None = None,
+    ) -> Generator[Observation, None, None]:
+        """Yield what the cache holds and what happened: at once, then whenever something changed.
+
+        Args:
+            interval: the longest time between two checks, 0.1 seconds to a day.
+            once: check once and end.
+            min_free: the free space below which `snapshot.low` is set.
+
+        Raises:
+            UsageError: an argument makes no sense.
+        """
+        import msgspec
+
+        from vlmcache.commands.watch import watch
+
+        session = self.session
+        seconds = _duration("interval", interval)
+        assert seconds is not None
+        if not 0.1 <= seconds <= 86400:
+            raise UsageError("interval must be 0.1 seconds to a day")
+        bound = _size("min_free", min_free)
+        if bound is not None:
+            limits = msgspec.structs.replace(session.config.limits, min_free=bound)
+            session = session._replace(
+                config=msgspec.structs.replace(session.config, limits=limits)
+            )
+        if once:
+            return watch.watch(session, interval=seconds, wait=lambda *_: False, notify=False)
+        return watch.watch(session, interval=seconds)
+
+    def doctor(self, *, shared: str | None = None, fix: bool = False) -> Diagnosis:
+        """Check paths, permissions, the disk, versions and devices.
+
+        Args:
+            shared: a group of users; check whether it can share the cache.
+            fix: correct the permissions of the cache.
+
+        Raises:
+            UsageError: there is no such group.
+        """
+        from vlmcache.commands.doctor import doctor
+
+        ask_torch = shared is None and not fix
+        return doctor.diagnose(self.session, ask_torch=ask_torch, shared=shared, fix=fix)
+
+    def explain(self, code: str) -> Explanation:
+        """Return what the code of a finding or of an error means, and what to do about it.
+
+        Args:
+            code: as a finding or an error carries it, such as `no-space`.
+
+        Raises:
+            UsageError: there is no such code.
+        """
+        from vlmcache import codes
+
+        return codes.explain(code)
+
+    def load_test(
+        self,
+        models: Names | None = None,
+        *,
+        precision: Names = (),
+        device: str = "auto",
+        trials: int = 3,
+        cold: bool | None = None,
+        synthetic: Names = (),
+        tokens: int = 1,
+        loader: Names = (),
+        save: Path | None = None,
+        compare: Path | None = None,
+        history: bool = False,
+        trust_remote_code: bool = False,
+    ) -> LoadReport:
+        """Measure how fast models load, each load in a fresh process.
+
+        Args:
+            models: keys or repo ids; the configured models that are cached if not given.
+            precision: fp32, fp16, bf16, int8 or int4; each model's configured one if not given.
+            device: `auto`, `cpu`, `cuda:0`, `xpu`, `mps`.
+            trials: loads of each kind.
+            cold: measure only cold loads, or with False only warm ones.
+            synthetic: models with random weights to make, measure and remove, such as `tiny`.
+            tokens: how many to generate after a load.
+            loader: plain, readahead, fastsafetensors or runai; the fastest known if not given.
+            save: a file to write the report to, as JSON.
+            compare: a file that `save` wrote, to compare the report with.
+            history: measure nothing and return the results of earlier runs.
+            trust_remote_code: let Python code of the repo run.
+
+        Raises:
+            UnknownModelError: a name is neither a key nor a repo id.
+            MissingPackageError: a package that loading needs is not installed.
+            NoDeviceError: there is no such device.
+        """
+        from vlmcache.load import bench, remembered, saved
+        from vlmcache.load.options import LoadTestOptions, parse_loaders, parse_precisions
+
+        if history:
+            return remembered.history(self.session, _names(models))
+        options = LoadTestOptions(
+            parse_precisions(_list(precision)),
+            device,
+            _count("trials", trials),
+            cold,
+            _count("tokens", tokens),
+            parse_loaders(_list(loader)),
+            trust_remote_code,
+            _list(synthetic),
+        )
+        earlier = saved.read_report(os.fspath(compare)) if compare is not None else None
+        target = os.fspath(save) if save is not None else None
+        saved.check_targets(target)
+        report = saved.compared(bench.load_test(self.session, _names(models), options), earlier)
+        if target is not None:
+            saved.save_report(target, report)
+        return report
+
+    def quantize(
+        self,
+        model: str,
+        *,
+        precision: str = "int8",
+        device: str = "auto",
+        remove: bool = False,
+        dry_run: bool = False,
+        trust_remote_code: bool = False,
+    ) -> Quantization:
+        """Keep a quantized copy of a model, so that later loads are fast.
+
+        Args:
+            model: a key of config.yaml or a repo id, with an optional `@revision`.
+            precision: int8 or int4.
+            device: `auto`, `cpu`, `cuda:0`, `xpu`.
+            remove: remove the copy instead.
+            dry_run: return the plan and write nothing.
+            trust_remote_code: let Python code of the repo run.
+
+        Raises:
+            UnknownModelError: the name is neither a key nor a repo id.
+            UnloadableError: the model cannot be loaded or quantized with these settings.
+            SpaceError: the copy would leave too little space free.
+        """
+        from vlmcache.load import quantized
+
+        wanted = _parsed("precision", precision, parse_precision)
+        if remove:
+            return quantized.remove_copies(self.session, model, wanted, dry_run=dry_run)
+        return quantized.quantize(
+            self.session,
+            model,
+            wanted,
+            device=device,
+            dry_run=dry_run,
+            trust_remote_code=trust_remote_code,
+        )
+
+    def load_model(
+        self,
+        key: str,
+        precision: str | None = None,
+        device: str = "auto",
+        *,
+        trust_remote_code: bool = False,
+        attention: str | None = None,
+    ) -> tuple[Any, Any]:
+        """Return a model and its processor, every weight on the device.
+
+        The arguments are those of `vlmcache.load_model`, and so is what it raises.
+        """
+        from vlmcache.loading import load_from
+
+        return load_from(
+            self.session,
+            key,
+            precision,
+            device,
+            trust_remote_code=trust_remote_code,
+            attention=attention,
+        )
+
+
+def _list(names: Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _names(models: Names | None) -> tuple[str, ...]:
+    """Return the models that are named; none if that means all of them.
+
+    Raises:
+        UsageError: a list is empty: a program that found nothing does not mean everything.
+    """
+    if models is None:
+        return ()
+    names = _list(models)
+    if not names:
+        raise UsageError("the list of models is empty", "to mean all of them, leave it out")
+    return names
+
+
+def _verify_options(
+    max_age: Duration | None, workers: int | None, *, dry_run: bool = False
+) -> VerifyOptions:
+    from vlmcache.commands.verify.values import MAX_AGE, VerifyOptions
+
+    age = _duration("max_age", max_age)
+    threads = None if workers is None else _count("workers", workers, 256)
+    return VerifyOptions(MAX_AGE if age is None else age, threads, dry_run)
+
+
+def _parsed(name: str, text: str, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def _size(name: str, value: Size | None) -> int | None:
+    """Return a size in bytes.
+
+    Raises:
+        UsageError: it is not a size, or a string without a unit.
+    """
+    if value is None or isinstance(value, str):
+        return None if value is None else _parsed(name, value, parse_size)
+    size = _integer(name, value, "an int of bytes, or a string such as '30GB'")
+    if not 0 <= size <= LARGEST:
+        raise UsageError(f"{name}: no disk has that size: {size}")
+    return size
+
+
+def _duration(name: str, value: object) -> float | None:
+    """Return a duration in seconds.
+
+    Raises:
+        UsageError: it is not a duration, or a string without a unit.
+    """
+    if value is None or isinstance(value, str):
+        return None if value is None else _parsed(name, value, parse_duration)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST:
+        hint = "a number of seconds, or a string such as '30d'"
+        raise UsageError(f"{name}: not a duration: {value!r}", hint)
+    return float(value)
+
+
+def _count(name: str, value: int, most: int = LARGEST) -> int:
+    """Return how many.
+
+    Raises:
+        UsageError: it is not a whole number from 1 to `most`.
+    """
+    count = _integer(name, value, "an int")
+    if not 1 <= count <= most:
+        upper = "" if most == LARGEST else f" and at most {most}"
+        raise UsageError(f"{name} must be at least 1{upper}")
+    return count
+
+
+def _integer(name: str, value: Any, kind: str) -> int:
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise UsageError(f"{name}: not a whole number: {value!r}", kind)

@@ -1,0 +1,37 @@
+"""`vlmcache explain`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmcache.cli.options import command
+
+if TYPE_CHECKING:
+    from vlmcache.codes import Explanation
+
+EXAMPLES = """Examples:
+
+  vlmcache explain stale-partial
+  vlmcache explain no-space --json"""
+
+
+@command
+def explain(
+    code: Annotated[
+        str, typer.Argument(metavar="CODE", help="A code that a finding or an error carries.")
+    ],
+) -> Explanation:
+    """Explain a finding's or an error's code.
+
+    Prints what the code means and what to do about it.
+    """
+    from vlmcache import codes
+
+    return codes.explain(code)
+
+
+def show(value: Explanation) -> None:
+    """Print what a code means and what to do."""
+    print(f"{value.code}\n{value.meaning}\n{value.remedy}")

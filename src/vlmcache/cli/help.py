@@ -1,0 +1,32 @@
+"""`vlmcache help`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """Examples:
+
+  vlmcache help pull
+  vlmcache help exit-codes"""
+
+
+def help(  # noqa: A001
+    topic: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="COMMAND",
+            help="The command to show the help of, or exit-codes.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Show the help of a command, or the exit codes."""
+    from vlmcache.cli.main import EXIT_CODES, app
+
+    if topic == "exit-codes":
+        print(EXIT_CODES)
+    else:
+        asked = [] if topic is None else [topic]
+        app([*asked, "--help"], standalone_mode=False, prog_name="vlmcache")

@@ -1,0 +1,133 @@
+"""The register of commands: what each does, what it answers with and which view shows that."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vlmcache.errors import UsageError
+
+if TYPE_CHECKING:
+    import msgspec
+
+
+class Command(NamedTuple):
+    """A command. What it names is imported only where it is used."""
+
+    summary: str
+    value: str = ""
+    """The type of its answer; empty for a command without `--json`, and for one with lines."""
+    view: str = ""
+    """The function that shows its answer to people."""
+    lines: tuple[str, ...] = ()
+    """The types of its lines, if it answers as things happen: `--json` is one line for each."""
+
+
+COMMANDS = {
+    "status": Command(
+        "Show models, bytes, room and what to do next.",
+        "vlmcache.commands.status.values.Status",
+        "vlmcache.commands.status.view.show",
+    ),
+    "pull": Command(
+        "Download what is missing of models.",
+        "vlmcache.commands.pull.values.PullReport",
+        "vlmcache.cli.pull.show",
+    ),
+    "rm": Command(
+        "Remove models or single revisions.",
+        "vlmcache.commands.remove.values.Removal",
+        "vlmcache.commands.remove.view.show",
+    ),
+    "clean": Command(
+        "Remove waste, and what was not used for long.",
+        "vlmcache.commands.remove.values.Removal",
+        "vlmcache.commands.remove.view.show",
+    ),
+    "watch": Command(
+        "Watch the cache live.",
+        lines=(
+            "vlmcache.commands.watch.values.Snapshot",
+            "vlmcache.commands.watch.values.Event",
+        ),
+    ),
+    "verify": Command(
+        "Check every blob against its hash; repair what is damaged.",
+        "vlmcache.commands.verify.values.Verification",
+        "vlmcache.commands.verify.view.show",
+    ),
+    "move": Command(
+        "Move models to another drive; links stay.",
+        "vlmcache.commands.move.values.MoveReport",
+        "vlmcache.commands.move.view.show",
+    ),
+    "backup": Command(
+        "Save models to a tar stream or a store, checked.",
+        "vlmcache.commands.backup.values.Backup",
+        "vlmcache.commands.backup.view.show_backup",
+    ),
+    "restore": Command(
+        "Bring a backup back, checked.",
+        "vlmcache.commands.backup.values.Restored",
+        "vlmcache.commands.backup.view.show_restore",
+    ),
+    "load-test": Command(
+        "Measure how fast models load, cold and warm.",
+        "vlmcache.load.report.LoadReport",
+        "vlmcache.load.view.show",
+    ),
+    "quantize": Command(
+        "Keep a quantized copy for fast loads.",
+        "vlmcache.load.quantized.Quantization",
+        "vlmcache.load.view.show_quantization",
+    ),
+    "doctor": Command(
+        "Check paths, permissions, disk, versions, GPU.",
+        "vlmcache.commands.doctor.values.Diagnosis",
+        "vlmcache.commands.doctor.view.show",
+    ),
+    "explain": Command(
+        "Explain the code of a finding or an error.",
+        "vlmcache.codes.Explanation",
+        "vlmcache.cli.explain.show",
+    ),
+    "schema": Command("Print the JSON Schema of a command's --json."),
+    "help": Command("Show the help of a command, or the exit codes."),
+}
+"""Each command. Its function is named like it, and its module too, without a hyphen."""
+
+ALIASES = {
+    "ls": "status",
+    "list": "status",
+    "download": "pull",
+    "remove": "rm",
+    "delete": "rm",
+    "prune": "clean",
+}
+"""Names of other tools that mean a command here; no help lists them."""
+
+
+def stream_types(command: str) -> tuple[type[msgspec.Struct], ...]:
+    """Return the types of the lines of a command's answer; none where it is one document."""
+    entry = COMMANDS.get(command)
+    return tuple(load(line) for line in entry.lines) if entry else ()
+
+
+def document_type(command: str) -> type[msgspec.Struct]:
+    """Return the type of a command's answer.
+
+    Raises:
+        UsageError: the command is not known, or has no `--json`.
+    """
+    entry = COMMANDS.get(command)
+    if entry is None or not entry.value:
+        known = ", ".join(name for name, entry in COMMANDS.items() if entry.value or entry.lines)
+        raise UsageError(f"no schema for {command!r}", f"known: {known}")
+    kind: type[msgspec.Struct] = load(entry.value)
+    return kind
+
+
+def load(name: str) -> Any:
+    """Return what a dotted name means, its module imported now."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,504 @@
+"""Every finding code and error code: what it means, and what to do about it.
+
+`vlmcache explain CODE` prints an entry; docs/codes.md lists them all. A remedy names a command or
+a setting in single quotes.
+"""
+
+from __future__ import annotations
+
+from vlmcache.errors import UsageError
+from vlmcache.report import Report
+from vlmcache.units import did_you_mean
+
+CODES: dict[str, tuple[str, str]] = {
+    "access-denied": (
+        "The hub refuses the request: the repo is gated or private, or the token is not valid.",
+        "Accept the model's terms on its page, then log in with 'hf auth login' or set 'HF_TOKEN'.",
+    ),
+    "backup-place": (
+        "The place of a backup cannot be reached, read or written.",
+        (
+            "Check the address and its credentials, then run 'vlmcache backup' or 'vlmcache "
+            "restore' again."
+        ),
+    ),
+    "bad-answer": (
+        "The answer did not come from a hub: a network's login page, or a broken mirror.",
+        "Check 'HF_ENDPOINT' and 'HTTPS_PROXY', and log in to the network.",
+    ),
+    "bad-backup": (
+        "A model cannot be backed up as it is, or a backup cannot be trusted.",
+        "Run 'vlmcache verify --repair' where the models are, then 'vlmcache backup' again.",
+    ),
+    "busy": (
+        "Another process is moving something to the same place.",
+        "Wait until the other process has finished, then run 'vlmcache move' again.",
+    ),
+    "cache": (
+        "The cache folder cannot be read or written.",
+        "'vlmcache doctor' shows which path or permission is the cause.",
+    ),
+    "cache-not-readable": (
+        "You may not read the cache folder.",
+        (
+            "Ask its owner to run 'vlmcache doctor --shared GROUP --fix', or name another cache "
+            "with '--cache-dir'."
+        ),
+    ),
+    "cache-not-there": (
+        "There is no cache folder yet that a group could share.",
+        "Make the folder, then run 'vlmcache doctor --shared GROUP --fix'.",
+    ),
+    "cache-not-writable": (
+        "The cache folder does not exist and cannot be made.",
+        "Name another folder with '--cache-dir' or 'HF_HUB_CACHE'.",
+    ),
+    "cache-path": (
+        "The path of the cache cannot be used: it is not a folder, or a part of it is missing.",
+        "Correct '--cache-dir', 'HF_HUB_CACHE' or 'HF_HOME', whichever names it.",
+    ),
+    "cache-read-only": (
+        "The cache can be read but not written: status and loading work, pull and rm do not.",
+        "To change something, name a cache of your own with '--cache-dir' or 'HF_HUB_CACHE'.",
+    ),
+    "changed": (
+        "The cache changed between the plan and its execution; what changed was left alone.",
+        "Run the command again with '--dry-run' to see a new plan.",
+    ),
+    "changed-copy": (
+        "A kept quantized copy is not as it was when it was made.",
+        "Make it again with 'vlmcache quantize MODEL'; the next load checks it in any case.",
+    ),
+    "closed-above": (
+        "A folder above the cache cannot be entered by the group that shares the cache.",
+        "Set 'HF_HUB_CACHE' to a folder that everyone can reach, or open that folder.",
+    ),
+    "configuration": (
+        "A setting in config.yaml, in a .env file or in the environment is wrong or is ignored.",
+        "Correct it at the place that the message names; 'vlmcache doctor' lists what is in force.",
+    ),
+    "conflicting-settings": (
+        "Two settings name different cache folders, and one of them is ignored.",
+        "Unset the one that you do not mean: 'HF_HUB_CACHE', 'HF_HOME' or an older name of them.",
+    ),
+    "copied-files": (
+        "A revision holds copies of files where links are usual, so revisions share no bytes.",
+        (
+            "To save the space, run 'vlmcache rm MODEL' and 'vlmcache pull MODEL' on a filesystem"
+            " with links."
+        ),
+    ),
+    "crashed": (
+        "The process that loaded the model ended without an answer.",
+        (
+            "Try a smaller precision or another device: 'vlmcache load-test MODEL --precision "
+            "int8 --device cpu'."
+        ),
+    ),
+    "damaged": (
+        "Something in the cache is damaged or missing.",
+        "'vlmcache verify --repair' downloads it again, and nothing else.",
+    ),
+    "damaged-repos": (
+        "Some repos in the cache have errors.",
+        "'vlmcache status -v' lists them, each with its own remedy.",
+    ),
+    "damaged-weights": (
+        "The weight files are there but cannot be read as weights.",
+        "'vlmcache verify MODEL --repair' downloads the damaged files again.",
+    ),
+    "dangling-link": (
+        "A link in the cache leads to a file or folder that does not exist.",
+        (
+            "'vlmcache pull MODEL' downloads the missing content; mount the drive first if there "
+            "is one."
+        ),
+    ),
+    "drive-away": (
+        "The model was moved to a drive that is not mounted now.",
+        "Mount the drive; if it is mounted elsewhere, run 'vlmcache move --relink FOLDER'.",
+    ),
+    "empty-blob": (
+        "A file that should have content is empty.",
+        "'vlmcache verify MODEL --repair' replaces it.",
+    ),
+    "empty-snapshot": (
+        "A revision's folder contains no files.",
+        "'vlmcache pull MODEL' fills it, 'vlmcache rm MODEL' removes it.",
+    ),
+    "failed": (
+        "The command did not do what was asked, for the reason in its message.",
+        "Run it again with '-vv' to see each step.",
+    ),
+    "gpu-driver": (
+        "The GPU driver is installed but does not answer.",
+        "Run 'nvidia-smi' to see the driver's own message.",
+    ),
+    "home-not-writable": (
+        "vlmcache cannot write to its own folder, so it cannot remember when models were used.",
+        "Name a writable folder with 'VLMCACHE_HOME'.",
+    ),
+    "hostile-listing": (
+        "The hub lists file names for this repo that must not be written to a disk.",
+        "Do not use the repo; if it is yours, check 'HF_ENDPOINT' and rename the files.",
+    ),
+    "hub": (
+        "The hub could not be used as asked.",
+        "Check 'HF_ENDPOINT', and run the command again with '-vv' to see each request.",
+    ),
+    "hub-not-asked": (
+        (
+            "Whether the hub has a newer revision is not known, because it was not or could not "
+            "be asked."
+        ),
+        "Run 'vlmcache status --outdated' when there is a network and 'HF_HUB_OFFLINE' is unset.",
+    ),
+    "hub-unreachable": (
+        "The hub does not answer, or says that it cannot serve now.",
+        "Check the network and 'HTTPS_PROXY', then run 'vlmcache pull' again: it resumes.",
+    ),
+    "in-use": (
+        "A process is using what was to be removed.",
+        "End that process and run the command again; 'vlmcache rm --force' does not wait for it.",
+    ),
+    "internal": (
+        "The operating system refused something unexpected, or vlmcache has a defect.",
+        (
+            "'vlmcache doctor' checks the system; with 'VLMCACHE_DEBUG=1' a report shows where it"
+            " failed."
+        ),
+    ),
+    "interrupted": (
+        "Ctrl-C ended the command; everything was left in order.",
+        "Run the same 'vlmcache' command again: it continues where it stopped.",
+    ),
+    "leftover": (
+        "An interrupted run left something that nothing uses.",
+        "'vlmcache clean' removes leftovers.",
+    ),
+    "link-loop": (
+        "A link in a revision leads back to itself.",
+        "'vlmcache pull MODEL' replaces the link.",
+    ),
+    "linked-repo": (
+        "The repo's folder is a link to another place, and is used from there.",
+        "Nothing has to be done; 'vlmcache move' made the link, or you did.",
+    ),
+    "live-partial": (
+        "A download into this repo is in progress.",
+        "'vlmcache watch' shows how far it is.",
+    ),
+    "loading-not-installed": (
+        "The packages that load models are not installed, so models cannot be measured.",
+        "Install them: 'pip install vlmcache[load]'.",
+    ),
+    "lost-link": (
+        "A file's content is in the cache, but the link to it in the revision is missing.",
+        "'vlmcache verify MODEL --repair' restores the link without a download.",
+    ),
+    "low-disk": (
+        "The disk of the cache has less free space than the configured minimum.",
+        "'vlmcache clean --free SIZE' makes room; 'vlmcache.min_free' sets the minimum.",
+    ),
+    "low-space": (
+        "Less space is free than 'vlmcache watch --exit-on-low' requires.",
+        "'vlmcache clean' frees what is not needed.",
+    ),
+    "malformed-ref": (
+        "A file in refs does not contain a commit hash.",
+        "'vlmcache pull MODEL' writes it again.",
+    ),
+    "metrics": (
+        "The metrics cannot be written, or the address for them cannot be opened.",
+        "Name another file with '--metrics' or another port with '--listen'.",
+    ),
+    "missing-blob": (
+        "A blob is a link to content that does not exist, in the shared store or elsewhere.",
+        "'vlmcache pull MODEL' fetches the content again.",
+    ),
+    "missing-manifest": (
+        "A shared blob has no list of the repos that use it, so the hub's client never frees it.",
+        "'vlmcache clean' frees it once no repo links to it.",
+    ),
+    "missing-package": (
+        "A Python package that this command needs is not installed.",
+        "Install what the message names, for loading 'pip install vlmcache[load]'.",
+    ),
+    "missing-snapshots": (
+        "The repo has no snapshots folder, so nothing in it can be loaded.",
+        "'vlmcache pull MODEL' builds it from the blobs and downloads what is missing.",
+    ),
+    "no-access-times": (
+        (
+            "The mount does not record when files are read; only vlmcache's own journal knows the"
+            " last use."
+        ),
+        "Mount it with 'relatime', or load models with 'vlmcache.load_model', which records uses.",
+    ),
+    "no-device": (
+        "The requested device does not exist on this machine.",
+        "Use '--device auto' or one that 'vlmcache doctor' lists.",
+    ),
+    "no-locks": (
+        "The filesystem has no file locks, so two downloads of one file can run at once.",
+        "Run 'vlmcache pull' on one machine at a time.",
+    ),
+    "no-members": (
+        "Nobody is a member of the group that should share the cache.",
+        "Add each user with 'usermod -aG GROUP USER'.",
+    ),
+    "no-space": (
+        "The disk does not have enough free space for the command.",
+        "'vlmcache pull --make-room' or 'vlmcache clean --free SIZE' makes room.",
+    ),
+    "no-such-file": (
+        "The hub lists a file that it does not have.",
+        "Name another revision with '--revision', or leave the file out with '--exclude'.",
+    ),
+    "no-such-model": (
+        "The name is neither a key of config.yaml nor a repo in the cache.",
+        "'vlmcache status --all' lists the names.",
+    ),
+    "no-such-repo": (
+        "The hub does not have this repo, or does not show it to you.",
+        "Check the spelling; for a private repo log in with 'hf auth login'.",
+    ),
+    "no-such-revision": (
+        "The repo has no such branch, tag or commit.",
+        "Name one that exists with '--revision', or leave it out to use 'main'.",
+    ),
+    "no-symlinks": (
+        "The filesystem has no symbolic links, so each revision keeps its own copies.",
+        "Set 'HF_HUB_CACHE' to a filesystem with links; on Windows turn on developer mode.",
+    ),
+    "non-utf8-name": (
+        "The name of a file or folder is not valid UTF-8.",
+        (
+            "Nothing of the hub writes such names; 'vlmcache rm PATH' removes it if you do not "
+            "need it."
+        ),
+    ),
+    "not-a-member": (
+        "You are not a member of the group that should share the cache.",
+        "Ask an administrator for 'usermod -aG GROUP YOU', and log in again.",
+    ),
+    "not-cached": (
+        "Not every model that was asked about is complete in the cache.",
+        "'vlmcache pull MODEL' downloads what is missing.",
+    ),
+    "not-downloaded": (
+        "The model to load is not in the cache, or not completely.",
+        "Download it with 'vlmcache pull MODEL'.",
+    ),
+    "not-enough-memory": (
+        "The model does not fit into the memory of the machine or the device.",
+        "Load it at a smaller precision: 'vlmcache load-test MODEL --precision int8'.",
+    ),
+    "not-moved": (
+        "Nothing was moved, for the reasons listed.",
+        "Fix what the message names, then run the same 'vlmcache move' again.",
+    ),
+    "not-removed": (
+        "Nothing was removed, for the reasons listed.",
+        "'vlmcache doctor' checks the permissions; '--dry-run' shows the plan again.",
+    ),
+    "not-repairable": (
+        "Only models can be repaired, and this repo is a dataset or a space.",
+        "Download it again with 'hf download --force-download'.",
+    ),
+    "not-repaired": (
+        "Not everything that is damaged could be repaired.",
+        "Fix what the message names, then run 'vlmcache verify --repair' again.",
+    ),
+    "not-shared": (
+        "Some entries have permissions with which the group cannot share the cache.",
+        "'vlmcache doctor --shared GROUP --fix' sets them.",
+    ),
+    "offline": (
+        "The network is switched off by a setting, so the hub is not asked.",
+        "Unset 'HF_HUB_OFFLINE' to download.",
+    ),
+    "orphan-blob": (
+        "No revision of the repo uses this blob.",
+        "'vlmcache clean' removes it when it is old enough.",
+    ),
+    "orphan-shared-blob": (
+        "No repo links to this blob of the shared store.",
+        "'vlmcache clean' removes it under the store's own lock.",
+    ),
+    "other-owner": (
+        "The cache belongs to another user.",
+        "If you share it, 'vlmcache doctor --shared GROUP' checks its permissions.",
+    ),
+    "outside-link": (
+        "A link leads out of the repo or out of the cache, and is not followed.",
+        "Remove the link if you did not make it, then run 'vlmcache pull MODEL'.",
+    ),
+    "oversized-blob": (
+        "A file is longer than the hub's listing says.",
+        "'vlmcache verify MODEL --repair' replaces it by the right content.",
+    ),
+    "partly": (
+        "Some of what was asked for was done, and some was not.",
+        "Fix what the message names and run the same 'vlmcache' command again: it does the rest.",
+    ),
+    "permissions": (
+        "Some entries have permissions that a cache of one user should not have.",
+        "'vlmcache doctor --fix' corrects them.",
+    ),
+    "quantization-not-installed": (
+        "bitsandbytes is not installed, so models cannot be loaded at int8 or int4.",
+        "Install it: 'pip install bitsandbytes'.",
+    ),
+    "ref-to-missing-commit": (
+        "A branch or tag names a commit that has no snapshot in the cache.",
+        "'vlmcache pull MODEL' downloads that commit.",
+    ),
+    "remote-code": (
+        "The repo contains Python code that loading would run; nothing of it was run.",
+        "Read the code, then set 'revision' of the model in config.yaml to that commit.",
+    ),
+    "renamed": (
+        "The hub has renamed the repo; the cache keeps the name that was asked for.",
+        "Write the new name into config.yaml, then run 'vlmcache pull'.",
+    ),
+    "same-commit": (
+        "Several repos hold the same commit.",
+        "Nothing has to be done; 'vlmcache rm' removes by repo and never by a bare hash.",
+    ),
+    "second-cache": (
+        "Another folder also holds cached models, and is not the one in use.",
+        "'vlmcache status --cache-dir FOLDER' lists it, 'vlmcache move' merges it.",
+    ),
+    "stale-partial": (
+        "A download was left unfinished.",
+        "'vlmcache pull MODEL' continues it, 'vlmcache clean --partials' removes it.",
+    ),
+    "stray-file": (
+        "A file in the cache belongs to nothing that vlmcache knows, and is left alone.",
+        "If you do not need it, 'vlmcache rm PATH' removes the file.",
+    ),
+    "stray-folder": (
+        "A folder in the cache belongs to nothing that vlmcache knows, and is left alone.",
+        "If you do not need it, 'vlmcache rm PATH' removes the folder and what is in it.",
+    ),
+    "terminated": (
+        "A signal ended the command (SIGTERM); everything was left in order.",
+        (
+            "If that was not you, check time limits and the memory of the job, then run "
+            "'vlmcache' again."
+        ),
+    ),
+    "torch-broken": (
+        "torch is installed but cannot be imported.",
+        "Install it again: 'pip install --force-reinstall torch'.",
+    ),
+    "torch-without-gpu": (
+        "The machine has a GPU that the installed build of torch cannot use.",
+        (
+            "Install the build for this device with 'pip install torch --index-url', see "
+            "https://pytorch.org/get-started."
+        ),
+    ),
+    "truncated-blob": (
+        "A file is shorter than it should be.",
+        "'vlmcache verify MODEL --repair' fetches what is missing.",
+    ),
+    "umask": (
+        "With your umask the group could not change the files that you add to the shared cache.",
+        "Put 'umask 002' into the profile of each user who shares it.",
+    ),
+    "unconfirmed": (
+        "The command needs a confirmation and there is no terminal to ask on.",
+        "Look at the plan with '--dry-run', then add '--yes'.",
+    ),
+    "unfinished-move": (
+        "A move to this folder is in progress or was interrupted.",
+        "Run the same 'vlmcache move' again to finish it, or add '--undo' to roll it back.",
+    ),
+    "unknown-architecture": (
+        "The installed version of transformers does not know the model's architecture.",
+        "Update it: 'pip install --upgrade transformers'.",
+    ),
+    "unloadable": (
+        "The model cannot be loaded with these settings.",
+        (
+            "Try other values of '--precision' and '--device', or the model's 'options' in "
+            "config.yaml."
+        ),
+    ),
+    "unreadable-file": (
+        "A file in the cache cannot be read.",
+        "'vlmcache doctor' shows whether permissions or the disk are the cause.",
+    ),
+    "unreadable-folder": (
+        "A folder in the cache cannot be read, so what it holds is not counted.",
+        "'vlmcache doctor --fix' corrects the permissions if the folder is yours.",
+    ),
+    "unreadable-header": (
+        "The header of a weight file cannot be read.",
+        "'vlmcache verify MODEL' says whether the file is damaged or is so on the hub.",
+    ),
+    "unreadable-index": (
+        "The index that lists a model's weight files cannot be read.",
+        "'vlmcache verify MODEL --repair' fetches the index again.",
+    ),
+    "unreadable-ref": (
+        "A file that names the commit of a branch or tag cannot be read.",
+        "'vlmcache pull MODEL' writes the ref again.",
+    ),
+    "unreadable-tree": (
+        "The kept listing of a revision cannot be read.",
+        "'vlmcache pull MODEL' fetches the listing again.",
+    ),
+    "unsupported-precision": (
+        "The device or the model cannot work at the requested precision.",
+        "Choose another with '--precision': bf16 works on most devices, fp32 on all.",
+    ),
+    "untrusted-code": (
+        "Loading the model would run Python code of its repo, and that was not allowed.",
+        "Read the code, then allow it with '--trust-remote-code' or 'trust_remote_code: true'.",
+    ),
+    "usage": (
+        "The command line asks for something that is not possible.",
+        "'vlmcache help COMMAND' shows the options and examples.",
+    ),
+    "world-writable": (
+        "Every user of this machine can change the cache, and what it loads.",
+        "Take the permission away with 'vlmcache doctor --fix'.",
+    ),
+    "wrong-bytes": (
+        "The hub repeatedly sent bytes that differ from its own listing.",
+        "Try again later, or without the mirror that 'HF_ENDPOINT' names.",
+    ),
+    "wrong-link": (
+        "A file of a revision links to the content of another file.",
+        "'vlmcache verify MODEL --repair' corrects the link.",
+    ),
+}
+"""Each code -> what it means, and what to do."""
+
+
+class Explanation(Report, frozen=True):
+    """What `vlmcache explain` says about a code."""
+
+    code: str
+    meaning: str
+    remedy: str
+
+    @property
+    def ids(self) -> list[str]:
+        """The code."""
+        return [self.code]
+
+
+def explain(code: str) -> Explanation:
+    """Return what a code means and what to do about it.
+
+    Raises:
+        UsageError: there is no such code.
+    """
+    if code not in CODES:
+        hint = did_you_mean(code, CODES) or "docs/codes.md lists them"
+        raise UsageError(f"no such code: '{code}'", hint)
+    return Explanation(code, *CODES[code])

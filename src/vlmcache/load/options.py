@@ -1,0 +1,95 @@
+"""What a load test is to measure, from the words people type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import get_args
+
+import msgspec
+
+from vlmcache.cache.weights import Precision
+from vlmcache.config import parse_precision
+from vlmcache.errors import UsageError
+from vlmcache.load.report import Loader, Temperature
+
+LOADERS: tuple[Loader, ...] = get_args(Loader)
+
+
+class LoadTestOptions(msgspec.Struct, frozen=True):
+    """What is to be measured.
+
+    Raises:
+        UsageError: trials or tokens are less than 1.
+    """
+
+    precisions: tuple[Precision, ...] = ()
+    """None means each model's configured one."""
+    device: str = "auto"
+    """As torch names it, or `auto`."""
+    trials: int = 3
+    """Loads of each kind."""
+    cold: bool | None = None
+    """Only cold loads, only warm ones, or both (`None`)."""
+    tokens: int = 1
+    """How many are generated after the load; the first one is always timed."""
+    loaders: tuple[Loader, ...] | None = None
+    """`None` means the one that was fastest on this machine before, reading ahead if nothing is
+    remembered."""
+    trust_remote_code: bool = False
+    """Whether Python code of a repo may run."""
+    synthetic: tuple[str, ...] = ()
+    """Names of `synthetic.NAMES` to make, measure and remove."""
+
+    def __post_init__(self) -> None:
+        if self.trials < 1 or self.tokens < 1:
+            raise UsageError("--trials and --tokens must be at least 1")
+
+    @property
+    def temperatures(self) -> tuple[Temperature, ...]:
+        """The kinds of loads that are measured."""
+        return ("cold", "warm") if self.cold is None else ("cold",) if self.cold else ("warm",)
+
+
+def parse_precisions(words: Iterable[str]) -> tuple[Precision, ...]:
+    """Return the precisions that names or lists of them with commas mean, each once.
+
+    Raises:
+        UsageError: a name is not known.
+    """
+    try:
+        return tuple(dict.fromkeys(parse_precision(word) for word in _split(words)))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def parse_loaders(words: Iterable[str]) -> tuple[Loader, ...] | None:
+    """Return the loaders that names or lists of them with commas mean; `auto` is a free choice.
+
+    Raises:
+        UsageError: a name is not known.
+    """
+    loaders: dict[Loader, None] = {}
+    for word in _split(words):
+        loader = next((known for known in LOADERS if known == word), None)
+        if loader is not None:
+            loaders[loader] = None
+        elif word != "auto":
+            raise UsageError(f"no loader {word!r}", "known: auto, " + ", ".join(LOADERS))
+    return tuple(loaders) or None
+
+
+def parse_one_precision(text: str) -> Precision:
+    """Return the one precision that a string names.
+
+    Raises:
+        UsageError: it names none, or several.
+    """
+    precisions = parse_precisions([text])
+    if len(precisions) != 1:
+        raise UsageError(f"one precision at a time, not {text!r}", "--precision int8 or int4")
+    return precisions[0]
+
+
+def _split(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield from (word.strip() for word in text.split(",") if word.strip())
