@@ -475,8 +475,10 @@ def _make_room(
     )
     wishes = Wishes(free=shortage.goal, keep=keep)
     proposed = clean(environment, config, location, wishes, dry_run=True)
-    if options.dry_run or proposed.missed_by:
-        return None if proposed.missed_by else proposed
+    # Of a folder that is not there yet, nothing is missed, and nothing can go.
+    enough = not proposed.missed_by and proposed.plan.frees >= shortage.short
+    if options.dry_run or not enough:
+        return proposed if enough else None
     return clean(environment, config, location, wishes, confirm=options.confirm)
 
 

@@ -56,6 +56,7 @@ class Advice:
 
     def __init__(self, config: Config, location: CacheLocation) -> None:
         self.options = options_in_force(config, location)
+        self.config_path = config.path
 
     def recommend(self, text: str, name: str, *words: str, frees: int = 0) -> Recommendation:
         """Return a recommendation of one of our commands with its words."""
@@ -210,7 +211,7 @@ class _Choice:
         evicting: list[Download] = []
         short = self.plans.shortage([*fetched, *waiting])
         if short is not None and not self.plans.may_evict(short):
-            yield Recommendation(f"{_no_room(waiting)}: {_not_for(short)}", None)
+            yield Recommendation(f"{_no_room(waiting)}: {_not_for(self.advised.config_path)}", None)
             short, waiting = None, []
         if short is not None:
             evicting = self._evicting(waiting, short)
@@ -274,7 +275,8 @@ class _Choice:
         # Whatever else is fetched takes its room too, so the goal is that of all downloads.
         wishes = Wishes(free=short.goal, keep=self.plans.keepable(one.repo for one in pulled))
         plan, missed = self.plans.clean(wishes)
-        return [] if missed or not self._is_harmless(plan) else pulled
+        enough = not missed and plan.frees >= short.short
+        return pulled if enough and self._is_harmless(plan) else []
 
     def _fetching(self, downloads: Sequence[Download]) -> Iterator[Recommendation]:
         unknown = "" if all(one.known for one in downloads) else ", size unknown"
@@ -455,11 +457,11 @@ def _no_room(downloads: Sequence[Download]) -> str:
     return f"no room to download {', '.join(one.name for one in downloads)}"
 
 
-def _not_for(short: Shortage) -> str:
-    """Return why nothing is removed for a limit that a working folder sets."""
+def _not_for(path: str) -> str:
+    """Return why nothing is removed for a limit that a working folder's file sets."""
     return (
-        f"./config.yaml asks for {size_text(short.min_free)} free, more than your own "
-        "configuration, and nothing is removed for that: lower its min_free"
+        f"{path} asks for more free space than your own configuration, and nothing is removed for "
+        "that: lower its min_free"
     )
 
 
@@ -724,7 +726,7 @@ def what_makes_room(
     """
     planner = Planner(known, config, location)
     if not planner.may_evict(short):
-        return _not_for(short)
+        return _not_for(config.path)
     unused = planner.evictable(repos) if planner.on_cache_disk(short) else ()
     models = [one for one in unused if one.locked is None][:_MOST_MODELS]
     if not models:
