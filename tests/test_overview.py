@@ -128,9 +128,15 @@ def test_each_trouble_has_the_command_that_mends_it(cache: CacheBuilder) -> None
     limits = Limits(min_free=HUGE, comfortable_free=2 * HUGE, max_size=1000)
     found = asked(cache, config("org/good", "org/bad", "org/absent", limits=limits))
     # The lost link's blob is there, so that restoring it takes no room; the rest would fail.
-    assert commands(found) == ["vlmcache clean --free 0", None, "vlmcache verify bad --repair"]
+    assert commands(found) == [
+        "vlmcache clean --free 0",
+        None,
+        None,
+        "vlmcache verify bad --repair",
+    ]
     text = found.recommendations[1].text
-    for words in ("over its limit of 1 kB", "below the minimum of", "no room to download absent"):
+    assert found.recommendations[2].text == "no room to download absent, size unknown"
+    for words in ("over its limit of 1 kB", "below the minimum of"):
         assert words in text
     assert "org/good (" in text
 
@@ -161,7 +167,7 @@ def test_models_asked_for_replace_the_configured_ones(cache: CacheBuilder) -> No
     failure = not_cached(found)
     assert failure is not None
     assert failure.exit_code == 4
-    assert failure.hint == "vlmcache pull qwen_vl_2b org/nowhere"
+    assert failure.hint == "vlmcache pull qwen_vl_2b"
 
 
 def test_the_revision_asked_for_is_the_one_that_is_recommended(cache: CacheBuilder) -> None:

@@ -105,8 +105,8 @@ class Config(msgspec.Struct, frozen=True):
     """Models that other files on the search path name, each with its file: `clean` keeps them."""
     unread: str | None = None
     """Why such a file cannot be read. What it names is not known then, so nothing is evicted."""
-    own_min_free: int | None = None
-    """The most that evicting may work towards, if a working folder sets `limits.min_free`."""
+    own_limits: Limits | None = None
+    """The user's own limits, if `limits` are those of a working folder."""
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -118,7 +118,13 @@ class Config(msgspec.Struct, frozen=True):
     @property
     def evict_for(self) -> int:
         """The free space that making room may aim at: what a working folder adds is left out."""
-        return self.limits.min_free if self.own_min_free is None else self.own_min_free
+        return min(self.limits.min_free, (self.own_limits or self.limits).min_free)
+
+    @property
+    def comfortable_for(self) -> int:
+        """The free space below which removing is advised: no working folder raises that."""
+        own = self.own_limits or self.limits
+        return min(self.limits.comfortable_free, own.comfortable_free)
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -339,7 +345,7 @@ def load_config(option: str | None, environment: Environment) -> Config:
     notes: list[str] = []
     also: list[tuple[str, ModelConfig]] = []
     unread: str | None = None
-    own_min_free = Limits().min_free
+    own_limits = Limits()
     for source, path in _search_path(option, environment):
         try:
             config = _read_config(path, source, alone=active is not None)
@@ -355,16 +361,14 @@ def load_config(option: str | None, environment: Environment) -> Config:
             active = config
         else:
             also += ((path, model) for model in config.models.values())
-            own_min_free = config.limits.min_free
+            own_limits = config.limits
     active = active or shipped_config()
     return msgspec.structs.replace(
         active,
         warnings=(*notes, *active.warnings),
         also=tuple(also),
         unread=unread,
-        own_min_free=min(own_min_free, active.limits.min_free)
-        if active.source == "./config.yaml"
-        else None,
+        own_limits=own_limits if active.source == "./config.yaml" else None,
     )
 
 
@@ -685,6 +689,8 @@ def find_model(config: Config, text: str, cached: Iterable[str] = ()) -> ModelCo
 def name_of(config: Config, model: ModelConfig, cached: Iterable[str]) -> str:
     """Return what to type for a model, which `find_model` takes for it: its key, usually.
 
+    A key that would be read as an option, or as another repo's id, gives way to the repo id.
+
     Args:
         config: the configuration whose keys count.
         model: the model, at the revision that is meant.
@@ -692,7 +698,7 @@ def name_of(config: Config, model: ModelConfig, cached: Iterable[str]) -> str:
     """
     known = config.models.get(model.key)
     shadow = cached_repo(model.key.partition("@")[0], cached)
-    if shadow is not None and shadow != model.repo:
+    if model.key.startswith("-") or shadow not in (None, model.repo):
         return f"{model.repo}@{model.revision}"
     usual = known.revision if known is not None else "main"
     return model.key if model.revision == usual else f"{model.key}@{model.revision}"
@@ -706,6 +712,7 @@ def names_of_all(config: Config, cached: Iterable[str]) -> list[str]:
     return [
         key
         if ids.get(key.partition("@")[0].casefold(), set()) <= {model.repo}
+        and not key.startswith("-")
         else f"{model.repo}@{model.revision}"
         for key, model in config.models.items()
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -531,7 +532,7 @@ def _recommend(
         for model in models
         if model.state in incomplete and model.repo not in away
     ]
-    asked = {model.repo for model in models}
+    named = {model.repo for model in models}
     downloads += (
         planned_download(
             planner.state,
@@ -544,22 +545,49 @@ def _recommend(
         )
         for repo in repos
         if repo.type == "model" and repo.state == "damaged" and layout.is_repo_id(repo.repo)
-        if repo.repo not in asked and repo.repo not in away
+        if repo.repo not in named and repo.repo not in away
+    )
+    found += (
+        Recommendation(
+            f"damaged: {repo.type} {repo.repo}; only huggingface_hub's own client repairs it: "
+            + shlex.join(
+                ["hf", "download", "--repo-type", repo.type, "--force-download", repo.repo]
+            ),
+            None,
+        )
+        for repo in repos
+        if repo.type != "model" and repo.state == "damaged" and layout.is_repo_id(repo.repo)
     )
     needed = {
         model.repo
         for model in planner.config.models.values()
-        if model.repo not in asked
+        if model.repo not in named
         and judge(planner.state.repo(model.repo), model.revision).state in incomplete
     }
+    config = planner.config
     room = Room(
         summary.size_on_disk,
         summary.free,
-        summary.min_free,
-        summary.comfortable_free,
+        config.evict_for,
+        config.comfortable_for,
         summary.max_size,
     )
-    return found + choose(advised, planner, room, downloads, needed)
+    asked = msgspec.structs.replace(
+        room, min_free=summary.min_free, comfortable_free=summary.comfortable_free
+    )
+    if room.bound is None and asked.bound is not None:
+        text = f"{asked.low}, which only {config.path} asks for: nothing is removed for that"
+        found.append(Recommendation(text, None))
+    found += choose(advised, planner, room, downloads, needed)
+    offline = planner.known.environment.offline_by
+    if offline is None:
+        return found
+    return [
+        Recommendation(f"{step.text}: possible once {offline} is not set", None)
+        if (step.command or "").startswith("vlmcache pull ")
+        else step
+        for step in found
+    ]
 
 
 def name_to_pull(state: CacheState, config: Config, model: ModelStatus) -> str:

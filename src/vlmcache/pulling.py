@@ -475,8 +475,10 @@ def _make_room(
     )
     wishes = Wishes(free=shortage.goal, keep=keep)
     proposed = clean(environment, config, location, wishes, dry_run=True)
-    if options.dry_run or proposed.missed_by:
-        return None if proposed.missed_by else proposed
+    # Of a folder that is not there yet, nothing is missed, and nothing can go.
+    enough = not proposed.missed_by and proposed.plan.frees >= shortage.short
+    if options.dry_run or not enough:
+        return proposed if enough else None
     return clean(environment, config, location, wishes, confirm=options.confirm)
 
 
@@ -494,11 +496,6 @@ def _what_helps(
     from vlmcache.recommending import what_makes_room
     from vlmcache.removal import Known
 
-    if shortage.min_free > config.evict_for:
-        return (
-            f"{config.path} asks for more free space than your own configuration, and nothing is "
-            "evicted for that: lower its min_free"
-        )
     planned = msgspec.structs.replace(options, dry_run=True)
     if not options.make_room and _make_room(
         environment, config, location, parts, shortage, planned
@@ -508,7 +505,7 @@ def _what_helps(
     known = Known(environment, scan(location.dir))
     repos = {part.model.repo for part in parts}
     helps = what_makes_room(known, config, location, shortage, repos)
-    if same_disk(shortage.place, location.dir):
+    if shortage.min_free <= config.evict_for and same_disk(shortage.place, location.dir):
         return f"evicting would not make enough room, and so nothing was evicted; {helps}"
     return helps
 

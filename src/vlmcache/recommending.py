@@ -56,6 +56,7 @@ class Advice:
 
     def __init__(self, config: Config, location: CacheLocation) -> None:
         self.options = options_in_force(config, location)
+        self.config_path = config.path
 
     def recommend(self, text: str, name: str, *words: str, frees: int = 0) -> Recommendation:
         """Return a recommendation of one of our commands with its words."""
@@ -89,17 +90,21 @@ class Download(msgspec.Struct, frozen=True):
 
 
 class Evictable(msgspec.Struct, frozen=True):
-    """A model that nothing protects: what to type for it, what `rm` would free, its last use."""
+    """A model that nothing protects: what to type for it, what `rm` would free, its last use.
+
+    locked: a folder that this user would have to change and cannot.
+    """
 
     name: str
     repo: str
     frees: int
     used: str
     recent: bool
+    locked: str | None = None
 
 
 class Room(msgspec.Struct, frozen=True):
-    """The bytes of the cache and of its disk, and the limits that they are held against."""
+    """The bytes of the cache and of its disk, and the user's own limits for them."""
 
     size_on_disk: int
     free: int | None
@@ -200,22 +205,33 @@ class _Choice:
 
     def steps(self) -> Iterator[Recommendation]:
         """Yield what frees bytes first, then what fetches."""
-        fetched, waiting = self._fitting()
+        fetched, waiting = self._fitting([one for one in self.downloads if one.known])
+        unsized = [one for one in self.downloads if not one.known]
+        held = bool(waiting or self.elsewhere) or self.plans.shortage([*fetched, *unsized])
         evicting: list[Download] = []
         short = self.plans.shortage([*fetched, *waiting])
+        if short is not None and not self.plans.may_evict(short):
+            yield Recommendation(f"{_no_room(waiting)}: {_not_for(self.advised.config_path)}", None)
+            short, waiting = None, []
         if short is not None:
             evicting = self._evicting(waiting, short)
             waiting = [one for one in waiting if one not in evicting]
         yield from self._freeing(short if waiting else None, waiting)
         if self.locked is not None:
             text = f"{self.locked} cannot be changed by this user: run vlmcache as its owner"
+            if _is_read_only(self.locked):
+                text = f"{self.locked} is on a filesystem that is mounted read-only: remount it"
             yield Recommendation(f"{text}, or name another cache with --cache-dir", None)
         for place, names in self.elsewhere.items():
             yield Recommendation(f"no room at {place} to download {', '.join(names)}", None)
+        if unsized and held:
+            # How much room they take is not known, so nothing is removed for them either.
+            yield Recommendation(f"{_no_room(unsized)}, size unknown", None)
         if self.running:
             text = f"being downloaded by another process: {', '.join(self.running)}"
             yield self.advised.recommend(text, "watch")
         yield from self._fetching(fetched)
+        yield from self._fetching([] if held else unsized)
         if evicting:
             text = f"{_to_download(evicting)}, after evicting what was not used recently"
             names = [one.name for one in evicting]
@@ -228,17 +244,17 @@ class _Choice:
         self.locked = self.locked or folder
         return folder is not None
 
-    def _fitting(self) -> tuple[list[Download], list[Download]]:
+    def _fitting(self, downloads: list[Download]) -> tuple[list[Download], list[Download]]:
         """Return the downloads that there is room for, all of them together, and the rest.
 
         What is short of room on another disk than the cache's is put aside.
         """
-        if self.plans.shortage(self.downloads) is None:
-            return self.downloads, []
+        if self.plans.shortage(downloads) is None:
+            return downloads, []
         fitting: list[Download] = []
         waiting: list[Download] = []
         # What needs nothing and what is small comes first, so that most of them fit.
-        for one in sorted(self.downloads, key=lambda one: (not one.known, one.plan.needs)):
+        for one in sorted(downloads, key=lambda one: one.plan.needs):
             short = self.plans.shortage([*fitting, one])
             if short is None:
                 fitting.append(one)
@@ -247,33 +263,35 @@ class _Choice:
             else:
                 self.elsewhere.setdefault(short.place, []).append(one.name)
         return (
-            [one for one in self.downloads if one in fitting],
-            [one for one in self.downloads if one in waiting],
+            [one for one in downloads if one in fitting],
+            [one for one in downloads if one in waiting],
         )
 
     def _evicting(self, waiting: Sequence[Download], short: Shortage) -> list[Download]:
         """Return the downloads for which `pull --make-room` would make enough room."""
-        pulled = [one for one in waiting if one.known and not one.repair]
-        if not pulled or not self.plans.may_evict(short):
+        pulled = [one for one in waiting if not one.repair]
+        if not pulled:
             return []
         # Whatever else is fetched takes its room too, so the goal is that of all downloads.
         wishes = Wishes(free=short.goal, keep=self.plans.keepable(one.repo for one in pulled))
         plan, missed = self.plans.clean(wishes)
-        return [] if missed or not self._is_harmless(plan) else pulled
+        enough = not missed and plan.frees >= short.short
+        return pulled if enough and self._is_harmless(plan) else []
 
     def _fetching(self, downloads: Sequence[Download]) -> Iterator[Recommendation]:
+        unknown = "" if all(one.known for one in downloads) else ", size unknown"
         broken = [one.name for one in downloads if one.damaged and not one.repair]
         if broken:
-            text = f"damaged: {', '.join(broken)}; fetch what is bad"
+            text = f"damaged: {', '.join(broken)}; fetch what is bad{unknown}"
             yield self.advised.recommend(text, "pull", *broken)
         repaired = [one.name for one in downloads if one.repair]
         if repaired:
-            text = f"damaged: {', '.join(repaired)}; repair what is bad"
+            text = f"damaged: {', '.join(repaired)}; repair what is bad{unknown}"
             yield self.advised.recommend(text, "verify", *repaired, "--repair")
         absent = [one for one in downloads if not one.damaged and not one.repair]
         if absent:
             names = [one.name for one in absent]
-            yield self.advised.recommend(_to_download(absent), "pull", *names)
+            yield self.advised.recommend(f"{_to_download(absent)}{unknown}", "pull", *names)
 
     # What frees.
 
@@ -315,7 +333,7 @@ class _Choice:
         if bound is not None:
             reasons.append(room.low)
         if short is not None:
-            reasons.append(f"no room to download {', '.join(one.name for one in waiting)}")
+            reasons.append(_no_room(waiting))
         needed = max(
             0 if bound is None else bound - (room.free or 0), 0 if short is None else short.short
         )
@@ -360,16 +378,33 @@ class _Choice:
         """Return `clean` with these words, and the plan of it.
 
         `None` if it frees nothing, misses its goal, may not be done by this user, or takes bytes
-        that a pull would use, with those models kept too.
+        that a pull would use, with those models and what this user cannot change kept too.
         """
-        for keep in ((), self.keep) if self.keep else ((),):
+        tried: list[tuple[str, ...]] = [(), self.keep]
+        for number, keep in enumerate(tried):
+            if keep in tried[:number]:
+                continue
             plan, missed = self.plans.clean(msgspec.structs.replace(wishes, keep=keep))
-            if missed or not plan.frees or not self._is_harmless(plan):
+            if missed or not plan.frees:
+                continue
+            if not self._is_harmless(plan):
+                if number == 1 or not self.keep:
+                    tried.append(self.plans.keepable(self.pending | self._locked_repos(plan)))
                 continue
             kept = [word for name in keep for word in ("--keep", name)]
             text = f"{size_text(plan.frees)} can be freed: {_classes(plan)}"
             return self.advised.recommend(text, "clean", *words, *kept, frees=plan.frees), plan
         return None
+
+    def _locked_repos(self, plan: Plan) -> set[str]:
+        """Return the repos of which a plan removes what this user cannot change."""
+        return {
+            action.repo
+            for action in plan.actions
+            if isinstance(action, Remove | RemoveTree)
+            and action.repo
+            and self.plans.locked_folder(Plan((action,))) is not None
+        }
 
     def _is_harmless(self, plan: Plan) -> bool:
         """Whether this user can carry a plan out, and it takes nothing that a pull would use."""
@@ -390,7 +425,9 @@ class _Choice:
 
     def _models(self, why: str, wanted: int, gone: set[str]) -> Iterator[Recommendation]:
         """Yield models to remove, by size and last use, until that would be enough."""
-        models = [one for one in self.plans.evictable(self.pending) if one.repo not in gone]
+        unused = [one for one in self.plans.evictable(self.pending) if one.repo not in gone]
+        models = [one for one in unused if one.locked is None]
+        self.locked = self.locked or next((one.locked for one in unused if one.locked), None)
         left = wanted
         for number, model in enumerate(models[:_MOST_MODELS]):
             if left <= 0:
@@ -401,19 +438,39 @@ class _Choice:
             yield self.advised.recommend(text, "rm", model.name, frees=model.frees)
         if not models:
             largest = self.plans.largest()
-            text = f"; everything here is needed, in use or configured: {largest}"
+            whose = "needed, in use or configured"
+            if self.locked is not None and not _is_read_only(self.locked):
+                whose = "needed, in use, configured or belongs to another user"
+            text = f"; everything here is {whose}: {largest}"
             yield Recommendation(why + (text if largest else ""), None)
 
 
 def _to_download(downloads: Sequence[Download]) -> str:
     """Return what downloads take, in words."""
     noun = "model" if len(downloads) == 1 else "models"
-    known = [one for one in downloads if one.known]
-    size = sum(one.plan.needs for one in known)
+    size = sum(one.plan.needs for one in downloads if one.known)
     words = f"{len(downloads)} {noun} to download"
-    if not size:
-        return words
-    return f"{words}, {size_text(size)}{' or more' if len(known) < len(downloads) else ''}"
+    return f"{words}, {size_text(size)}" if size else words
+
+
+def _no_room(downloads: Sequence[Download]) -> str:
+    return f"no room to download {', '.join(one.name for one in downloads)}"
+
+
+def _not_for(path: str) -> str:
+    """Return why nothing is removed for a limit that a working folder's file sets."""
+    return (
+        f"{path} asks for more free space than your own configuration, and nothing is removed for "
+        "that: lower its min_free"
+    )
+
+
+def _is_read_only(folder: str) -> bool:
+    """Whether a folder is on a filesystem that nobody can write to."""
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except (AttributeError, OSError):
+        return False
 
 
 def _classes(plan: Plan) -> str:
@@ -599,11 +656,12 @@ class Planner:
             ):
                 continue
             plan = plan_removal(state, [Target(repo.id, repo.folder)])
-            if plan.frees and self.locked_folder(plan) is None:
+            if plan.frees:
                 name = name_to_type(repo)
                 age = self._age(repo)
                 recent = age is not None and age < _RECENT
-                found.append(Evictable(name, repo.id, plan.frees, _used(age), recent))
+                locked = self.locked_folder(plan)
+                found.append(Evictable(name, repo.id, plan.frees, _used(age), recent, locked))
         return sorted(found, key=lambda one: (one.recent, -one.frees))
 
     def largest(self) -> str:
@@ -667,7 +725,10 @@ def what_makes_room(
         repos: what is to be downloaded.
     """
     planner = Planner(known, config, location)
-    models = planner.evictable(repos)[:_MOST_MODELS] if planner.on_cache_disk(short) else ()
+    if not planner.may_evict(short):
+        return _not_for(config.path)
+    unused = planner.evictable(repos) if planner.on_cache_disk(short) else ()
+    models = [one for one in unused if one.locked is None][:_MOST_MODELS]
     if not models:
         return f"make room at {short.place}, or lower min_free in config.yaml"
     advised = Advice(config, location)
