@@ -746,7 +746,7 @@ def _with_side_caches(
         own, others = library_entries(cache.name, cache.path)
         if others:
             shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
-            why = f"{LIBRARIES[cache.name]} did not write it: {shown}"
+            why = f"{LIBRARIES[cache.name]} did not write all of it: {shown}"
             if not own:
                 why = (
                     f"it does not look like a cache of {LIBRARIES[cache.name]}: nothing is removed"
