@@ -52,7 +52,7 @@ def library_entries(name: str, folder: str) -> tuple[list[str], list[str]]:
     except OSError:
         return [], []
     # Beside what somebody else wrote, these may be of their package.
-    (others if others else own).extend(top)
+    (others or own).extend(top)
     return sorted(own), sorted(others)
 
 
