@@ -8,3 +8,8 @@ import shlex
 def command(name: str, *words: str) -> str:
     """Return a command line that a shell takes as it is meant, whatever the words hold."""
     return shlex.join(["vlmcache", name, *words])
+
+
+def of_other_type(kind: str, repo_id: str) -> str:
+    """Return the command that fetches a dataset or a space anew, which is not vlmcache's."""
+    return shlex.join(["hf", "download", "--repo-type", kind, "--force-download", repo_id])

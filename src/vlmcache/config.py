@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
@@ -658,6 +658,15 @@ def cached_repo(name: str, cached: Iterable[str]) -> str | None:
     return found.pop() if found else None
 
 
+def as_cached(model: ModelConfig, cached: Collection[str]) -> ModelConfig:
+    """Return a model with its repo spelled as in the cache, if just one repo there can be meant."""
+    if model.repo in cached:
+        return model
+    folded = model.repo.casefold()
+    found = [repo for repo in cached if repo.casefold() == folded]
+    return msgspec.structs.replace(model, repo=found[0]) if len(found) == 1 else model
+
+
 def find_model(config: Config, text: str, cached: Iterable[str] = ()) -> ModelConfig:
     """Return the model that a command's MODEL means: a repo id or a key, with `@revision`.
 
@@ -677,10 +686,12 @@ def find_model(config: Config, text: str, cached: Iterable[str] = ()) -> ModelCo
     name, at, revision = text.partition("@")
     repo = cached_repo(name, cached)
     if repo is None and text in config.models:
-        return config.models[text]
+        return as_cached(config.models[text], cached)
     if at and not layout.is_revision(revision):
         raise UsageError(f"{revision!r} is not a branch, tag or commit")
     model = config.models.get(name)
+    if model is not None:
+        model = as_cached(model, cached)
     if model is None or repo not in (None, model.repo):
         model = _by_repo(config, repo or name, cached)
     return msgspec.structs.replace(model, revision=revision) if at else model
@@ -729,10 +740,11 @@ def cached_models(location: CacheLocation) -> list[str]:
 
 
 def _by_repo(config: Config, name: str, cached: set[str]) -> ModelConfig:
-    for same in (str, str.casefold):
-        for model in config.models.values():
-            if same(model.repo) == same(name) and (name not in cached or model.repo == name):
-                return model
+    named = [m for m in config.models.values() if m.repo.casefold() == name.casefold()]
+    for model in sorted(named, key=lambda one: one.repo != name):
+        found = as_cached(model, cached)
+        if name not in cached or found.repo == name:
+            return found
     if layout.is_repo_id(name) and ("/" in name or name in cached):
         return ModelConfig(key=name, repo=name, configured=False)
     configured = {model.repo for model in config.models.values()}

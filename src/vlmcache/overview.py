@@ -34,6 +34,7 @@ from vlmcache.config import (
     Config,
     Environment,
     ModelConfig,
+    as_cached,
     find_model,
     name_of,
     own_home,
@@ -204,7 +205,9 @@ def status(
     """
     state = scan(location.dir)
     cached = [repo.id for repo in state.repos if repo.type == "model"]
-    wanted = [find_model(config, name, cached) for name in names] or list(config.models.values())
+    wanted = [find_model(config, name, cached) for name in names] or [
+        as_cached(model, set(cached)) for model in config.models.values()
+    ]
     findings = list(state.all_findings())
     findings += (
         Finding("configuration", "warning", None, config.path, warning, None)

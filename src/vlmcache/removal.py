@@ -604,14 +604,14 @@ def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()
     named = [(f"configured as {model.key}", model) for model in config.models.values()]
     named += ((f"configured as {model.key} in {path}", model) for path, model in config.also)
     for why, model in named:
-        repo = state.repo(model.repo)
-        if repo is None or model.repo in loose:
-            continue
-        commit = resolve(repo, model.revision)
-        if commit is None or repo.revision(commit) is None:
-            repos.setdefault(repo.folder, why)
-        else:
-            revisions.setdefault((repo.folder, commit), why)
+        for repo in state.repos_called(model.repo):
+            if repo.id in loose:
+                continue
+            commit = resolve(repo, model.revision)
+            if commit is None or repo.revision(commit) is None:
+                repos.setdefault(repo.folder, why)
+            else:
+                revisions.setdefault((repo.folder, commit), why)
     return Protected(revisions, repos)
 
 
@@ -622,13 +622,14 @@ def _kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Pro
 
     revisions: dict[Key, str] = {}
     repos: dict[str, str] = {}
-    cached = {repo.id for repo in state.repos}
+    folders = {repo.folder for repo in state.repos}
     # A configured model that is not there needs no keeping; any other name would be a slip.
     absent = {
         name
         for model in config.models.values()
+        if not state.repos_called(model.repo)
         for name in (model.key, model.repo)
-        if model.repo not in cached
+        if name not in folders and not state.repos_called(name.partition("@")[0])
     }
     for target in find_targets(state, config, [name for name in names if name not in absent]):
         if target.folder is None:
@@ -745,7 +746,7 @@ def _with_side_caches(
         own, others = library_entries(cache.name, cache.path)
         if others:
             shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
-            why = f"{LIBRARIES[cache.name]} did not write it: {shown}"
+            why = f"{LIBRARIES[cache.name]} did not write all of it: {shown}"
             if not own:
                 why = (
                     f"it does not look like a cache of {LIBRARIES[cache.name]}: nothing is removed"

@@ -11,7 +11,8 @@ import msgspec
 from vlmcache import advice, removal
 from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import CacheState, Finding, Repo, Revision, TreeFile
+from vlmcache.cache.state import CacheState, Repo, Revision, TreeFile
+from vlmcache.change.placing import check_places
 from vlmcache.change.plan import (
     Action,
     Expected,
@@ -102,7 +103,6 @@ def repair(
         value = msgspec.structs.replace(
             found,
             plan=plan,
-            findings=(*found.findings, *work.findings),
             cache=location.dir,
         )
         shortage = find_shortage(location.dir, config.limits, [order.plan for order in work.orders])
@@ -155,7 +155,6 @@ class _Repair:
         self.found = found
         self.orders: list[Order] = []
         self.removals: list[Remove] = []
-        self.findings: list[Finding] = []
         self.error: VlmcacheError | None = None
 
     def plan(self) -> Plan:
@@ -177,19 +176,7 @@ class _Repair:
             for one in self.found.missing
             if (one.repo, one.type) == (repo.id, repo.type)
         }
-        if not damaged and not missing:
-            return
-        if repo.type != "model":
-            self.findings.append(
-                Finding(
-                    "not-repairable",
-                    "warning",
-                    repo.id,
-                    repo.path,
-                    f"only models can be repaired: this is a {repo.type}",
-                    f"hf download --repo-type {repo.type} --force-download {repo.id}",
-                )
-            )
+        if repo.type != "model" or not (damaged or missing):
             return
         self._remove_orphans(repo, damaged)
         try:
@@ -305,6 +292,7 @@ class _Repair:
                 # The shared store may hold the very content that is bad.
                 files[name] = msgspec.structs.replace(listed, xet_hash=None)
         plan = plan_pull(doubted, repo.id, commit, commit, files, wanted)
+        check_places(one.path for one in plan.actions if isinstance(one, Fetch | Link))
         actions = [_explained(action, bad) for action in plan.actions]
         for ref in refs:
             actions += plan_pull(doubted, repo.id, ref, commit, files, ()).actions

@@ -55,18 +55,25 @@ def exact_size(size: int) -> str:
     return f"{size}B"
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, units: tuple[str, str] = ("d", "h")) -> float:
     """Return the seconds that a string such as `30d`, `12h`, `90s` or `0` means.
+
+    Args:
+        text: the string. `M` is refused, since most would mean months by it and get minutes.
+        units: those offered for a number without one.
 
     Raises:
         ValueError: the string is not a duration, or has no unit.
     """
-    if _is_zero(text, ("d", "h")):
+    if _is_zero(text, units):
         return 0.0
     match = _DURATION.fullmatch(text)
     if match is None:
         raise ValueError(f"not a duration: {_short(text)} (write 30d, 12h or 90s)")
     number, unit = match.groups()
+    if unit == "M":
+        days = int(min(float(number), LONGEST) * 30)
+        raise ValueError(f"{_short(text)}: minutes or months? (write {number[:20]}m or {days}d)")
     seconds = float(number) * _SECONDS[unit.lower()]
     if seconds > LONGEST:
         raise ValueError(f"longer than a thousand years: {_short(text)}")

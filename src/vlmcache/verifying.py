@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from vlmcache import advice
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge_repo, judge_revision
 from vlmcache.cache.hashing import Check, Identity, Judged, hash_all, identify
@@ -192,6 +193,7 @@ def verify_state(
         _check_headers(scope, report)
         _add_findings(scope, report)
         _add_missing(scope, report)
+        _add_not_repairable(scope.repo, report)
     return Verification(
         report.checked,
         report.bytes,
@@ -569,6 +571,23 @@ def _add_missing(scope: _Scope, report: _Report) -> None:
         report.missing.append(Missing(scope.repo.id, "main", "*", scope.repo.type))
 
 
+def _add_not_repairable(repo: Repo, report: _Report) -> None:
+    inside = repo.path + os.sep
+    bad = any(f"{path}{os.sep}".startswith(inside) for path in report.damaged)
+    bad = bad or any((one.repo, one.type) == (repo.id, repo.type) for one in report.missing)
+    if bad and repo.type != "model":
+        report.findings.append(
+            Finding(
+                "not-repairable",
+                "warning",
+                repo.id,
+                repo.path,
+                f"only models can be repaired: this is a {repo.type}",
+                advice.of_other_type(repo.type, repo.id),
+            )
+        )
+
+
 def problem(value: Verification) -> DamageError | None:
     """Return the failure that a verification has to tell of, or `None` if all is well."""
     parts = []
@@ -580,9 +599,19 @@ def problem(value: Verification) -> DamageError | None:
     if not parts:
         return None
     repos = ids(value)
+    others = {one.repo: one.remedy or "" for one in value.findings if one.code == "not-repairable"}
+    hint = "'vlmcache verify --repair' fetches what is bad, and only that"
+    if not value.damaged and all(one.file == "*" and one.type == "model" for one in value.missing):
+        names = [
+            one.repo if one.revision == "main" else f"{one.repo}@{one.revision}"
+            for one in value.missing
+        ]
+        hint = f"fetch it: {advice.command('pull', *names)}"
+    elif others.keys() >= set(repos):
+        hint = f"only models can be repaired: {'; '.join(others.values())}"
     return DamageError(
         f"{', '.join(parts)}: {', '.join(repos[:5])}{' …' if len(repos) > 5 else ''}",
-        "'vlmcache verify --repair' fetches what is bad, and only that",
+        hint,
     )
 
 

@@ -466,12 +466,13 @@ class _Watcher:
     def _models(self, state: CacheState) -> Iterator[WatchedModel]:
         there = {repo.folder for repo in state.repos}
         self.judged = {key: known for key, known in self.judged.items() if key[0] in there}
-        repos = {repo.id: repo for repo in state.repos if repo.type == "model"}
+        configured = set()
         for model in self.config.models.values():
-            yield self._model(repos.get(model.repo), model)
-        configured = {model.repo for model in self.config.models.values()}
+            held = state.repo(model.repo)
+            configured |= {held.folder} if held is not None else set()
+            yield self._model(held, model)
         for repo in state.repos:
-            if repo.type != "model" or repo.id not in configured:
+            if repo.folder not in configured:
                 yield self._model(repo, None)
 
     def _model(self, repo: Repo | None, model: ModelConfig | None) -> WatchedModel:

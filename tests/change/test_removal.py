@@ -12,9 +12,10 @@ from tests.kit.rooms import ROOMS, WEIGHTS, base
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import who_uses
-from vlmcache.change.plan import Plan
+from vlmcache.change.plan import Plan, RemoveTree
 from vlmcache.config import CacheLocation, Config, Environment, Limits, ModelConfig
-from vlmcache.errors import ExitCode, UnknownModelError
+from vlmcache.errors import ExitCode, UnknownModelError, UsageError
+from vlmcache.overview import status
 from vlmcache.removal import Removal, Wishes, clean, plan_clean, problem, remove
 
 
@@ -246,3 +247,51 @@ def test_a_lock_file_goes_although_it_was_written_to_since(place: Place) -> None
     done = clean(place.environment, place.config, place.location, confirm=take)
     freed(done)
     assert not any(lock.exists() for lock in locks)
+
+
+def test_a_model_is_configured_and_kept_in_whatever_case_its_repo_is_written(place: Place) -> None:
+    cache = CacheBuilder(place.root)
+    cache.repo("org/name").revision(model_files())
+    place.configure(mine="ORG/NAME")
+    assert place.clean(Wishes(max_size=1)).plan.actions == ()
+    for name in ("mine", "ORG/NAME", "Org/name"):
+        kept = Wishes(max_size=1, keep=(name,), evict=("mine",))
+        assert place.clean(kept).plan.actions == (), name
+    shown = status(place.config, place.location, environment=place.environment)
+    assert [(one.repo, one.state) for one in shown.models] == [("org/name", "cached")]
+    assert not any(one.command for one in shown.recommendations)
+    assert place.rm("mine").receipt is not None
+    assert not (place.root / "models--org--name").exists()
+
+
+def test_of_repos_that_differ_by_case_only_the_exact_one_is_meant_or_all_are_kept(
+    place: Place,
+) -> None:
+    cache = CacheBuilder(place.root)
+    for name in ("org/name", "org/Name"):
+        cache.repo(name).revision(model_files())
+    place.configure(mine="org/name")
+    gone = {
+        one.repo for one in place.plan(Wishes(max_size=1)).actions if isinstance(one, RemoveTree)
+    }
+    assert gone == {"org/Name"}
+    place.configure(mine="ORG/NAME")
+    assert place.plan(Wishes(max_size=1)).actions == ()
+    with pytest.raises(UsageError, match="org/Name or org/name"):
+        place.rm("mine")
+
+
+def test_a_key_that_is_spelled_like_a_cached_repo_or_its_folder_does_not_stand_for_it(
+    place: Place,
+) -> None:
+    cache = CacheBuilder(place.root)
+    for name in ("org/one", "org/two"):
+        cache.repo(name).revision(model_files())
+    key = "models--org--two"
+    for target in ("org/one", "org/absent"):
+        place.configure(**{key: target, "org/two": "org/absent"})
+        for name in (key, "org/two"):
+            kept = place.plan(Wishes(max_size=1, keep=(name,)))
+            assert "org/two" not in {getattr(one, "repo", None) for one in kept.actions}
+    place.rm(key)
+    assert sorted(path.name for path in place.root.glob("models--*")) == ["models--org--one"]

@@ -185,7 +185,8 @@ def _folders(config: Config, name: str, there: Iterable[str]) -> list[str]:
     """Return the folders that a name can mean, the likeliest first."""
     repo = cached_repo(name, _models(there))
     if repo is None and name in config.models:
-        return [layout.repo_folder("model", config.models[name].repo)]
+        named = config.models[name].repo
+        return [layout.repo_folder("model", cached_repo(named, _models(there)) or named)]
     folders = [layout.repo_folder("model", repo or name)]
     prefix, _, rest = name.partition("/")
     if prefix in layout.KINDS and rest:

@@ -195,9 +195,11 @@ def blob_of_text(text: bytes, depth: int) -> str | None:
         text: the file's content.
         depth: as for `link_target`.
     """
-    start = link_target("", depth).encode()
-    name = text.removeprefix(start).decode("ascii", "replace")
-    return name if text.startswith(start) and is_etag(name) else None
+    start = link_target("", depth)
+    # A copy made on Windows holds the link as Windows writes it.
+    target = text.decode("ascii", "replace").replace("\\", "/")
+    name = target.removeprefix(start)
+    return name if target.startswith(start) and is_etag(name) else None
 
 
 def is_temporary(name: str) -> bool:

@@ -65,6 +65,7 @@ _TREE_LIMIT = 256_000_000
 _NEVER_EMPTY = (".json", ".safetensors", ".gguf", ".bin")
 """Endings of a model's files that make no sense without content."""
 _LONGEST_STUB = 512
+_IN_THE_WAY = "a folder in the place of a file of the model"
 """Bytes beyond which no file is taken for the text of a link."""
 _MANY = 16
 """Entries from which on it pays to open their folder."""
@@ -298,6 +299,7 @@ def _add_stray(
     *,
     leftover: bool | None = None,
     detail: str = "not part of the hub's cache layout",
+    remedy: str | None = None,
 ) -> None:
     if leftover is None:
         leftover = _is_left_behind(entry.name, stat)
@@ -324,7 +326,7 @@ def _add_stray(
             "leftover", entry.path, "left behind by an interrupted run", advice.command("clean")
         )
     else:
-        notes.warning("stray-folder" if folder else "stray-file", entry.path, detail)
+        notes.warning("stray-folder" if folder else "stray-file", entry.path, detail, remedy)
 
 
 def _record_of(cache_dir: str, folder: str) -> Entry | None:
@@ -374,9 +376,13 @@ class _RepoScan:
         self.ref_folders: dict[str, Entry] = {}
         self.tree_files: dict[str, Entry] = {}
         self.no_exist: dict[str, Entry] = {}
-        mendable = kind == "model" and layout.is_repo_id(repo_id)
-        self.pull = advice.command("pull", repo_id) if mendable else None
-        self.repair = advice.command("verify", repo_id, "--repair") if mendable else None
+        self.pull: str | None = None
+        if layout.is_repo_id(repo_id):
+            self.pull = advice.of_other_type(kind, repo_id)
+        self.repair = self.pull
+        if kind == "model" and self.pull is not None:
+            self.pull = advice.command("pull", repo_id)
+            self.repair = advice.command("verify", repo_id, "--repair")
 
     def run(self, now: float) -> Repo:
         folders: dict[str, os.DirEntry[str]] = {}
@@ -671,7 +677,18 @@ class _RepoScan:
             targets = _read_links(folder, entries)
             for entry, status in entries:
                 mode = status.st_mode
-                if modes.S_ISDIR(mode):
+                if modes.S_ISDIR(mode) and self._is_in_the_way(commit, prefix + entry.name, entry):
+                    remedy = advice.command("rm", entry.path)
+                    _add_stray(
+                        entry,
+                        status,
+                        self.tally,
+                        self.notes,
+                        leftover=False,
+                        detail=_IN_THE_WAY,
+                        remedy=remedy,
+                    )
+                elif modes.S_ISDIR(mode):
                     folders += self.tally.add("metadata", status)
                     pending.append((entry.path, f"{prefix}{entry.name}/", "../" + to_blobs))
                 elif modes.S_ISLNK(mode):
@@ -725,6 +742,16 @@ class _RepoScan:
             self.trees.get(commit),
             entry=entry_of(stat, folders),
         )
+
+    def _is_in_the_way(self, commit: str, name: str, entry: os.DirEntry[str]) -> bool:
+        """Return whether a folder that is not empty is where the listing has a file."""
+        if name not in self.trees.get(commit, {}):
+            return False
+        try:
+            with os.scandir(entry.path) as inside:
+                return next(inside, None) is not None
+        except OSError:
+            return True
 
     def _refs_of(self, commit: str) -> tuple[str, ...]:
         return tuple(sorted(ref for ref, named in self.refs.items() if named == commit))

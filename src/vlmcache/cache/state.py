@@ -374,8 +374,14 @@ class CacheState(msgspec.Struct, frozen=True):
             yield from repo.findings
 
     def repo(self, repo_id: str, kind: str = "model") -> Repo | None:
-        """Return a repo by its id and type, or `None`."""
+        """Return the one repo that an id can mean, or `None`."""
+        found = self.repos_called(repo_id, kind)
+        return found[0] if len(found) == 1 else None
+
+    def repos_called(self, repo_id: str, kind: str = "model") -> tuple[Repo, ...]:
+        """Return the repo of an id, or else all that differ from it by case only, as on the Hub."""
         for repo in self.repos:
             if repo.id == repo_id and repo.type == kind:
-                return repo
-        return None
+                return (repo,)
+        folded = repo_id.casefold()
+        return tuple(one for one in self.repos if one.type == kind and one.id.casefold() == folded)

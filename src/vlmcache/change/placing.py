@@ -14,8 +14,9 @@ import shutil
 import stat
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from vlmcache import advice
 from vlmcache.cache import layout
 from vlmcache.cache.state import TreeFile
 from vlmcache.cache.usage import nearest_folder
@@ -252,7 +253,28 @@ def prepare_snapshot(folder: str, commit: str, file: str) -> str:
         if os.path.islink(path):
             raise CacheError(f"a link where a folder belongs: {path}", "remove it, then pull again")
     os.makedirs(path, exist_ok=True)
-    return os.path.join(path, parts[-1])
+    path = os.path.join(path, parts[-1])
+    if os.path.isdir(path) and not os.path.islink(path):
+        check_places([path])
+        os.rmdir(path)
+    return path
+
+
+def check_places(paths: Iterable[str]) -> None:
+    """Make sure that no folder that holds anything is where a snapshot's file belongs.
+
+    Raises:
+        CacheError: one is.
+    """
+    for path in paths:
+        if not os.path.isdir(path) or os.path.islink(path):
+            continue
+        with os.scandir(path) as entries:
+            if next(entries, None) is not None:
+                raise CacheError(
+                    f"a folder that holds files is in the place of a file of the model: {path}",
+                    advice.command("rm", path) + " removes it, if nobody needs it",
+                )
 
 
 def place_link(folder: str, commit: str, file: str, etag: str) -> bool:

@@ -50,7 +50,8 @@ def find_targets(
 
 def _find(state: CacheState, config: Config, text: str, option: str | None, folder: str) -> Target:
     name, at, revision = text.partition("@")
-    is_key = text in config.models and _cached(state, name) is None
+    is_folder = any(repo.folder == text for repo in state.repos)
+    is_key = text in config.models and not is_folder and _cached(state, name) is None
     path = None if is_key else _find_path(state, text, folder)
     if isinstance(path, Stray):
         return Target(text, stray=path)
@@ -77,7 +78,9 @@ def _identify(state: CacheState, config: Config, name: str) -> tuple[str, str]:
     if cached is not None:
         return cached
     if name in config.models:
-        return "model", config.models[name].repo
+        repo_id = config.models[name].repo
+        held = _cached(state, repo_id)
+        return held if held is not None and held[0] == "model" else ("model", repo_id)
     kind, rest = _prefixed(name)
     if "/" in rest or kind == "model":
         return kind, rest

@@ -69,7 +69,7 @@ def watch(
 
     session = open_session(config, cache_dir)
     settings = session.config
-    seconds = duration_option("--interval", interval)
+    seconds = duration_option("--interval", interval, ("s", "m"))
     if not 0.1 <= seconds <= 86400:
         raise UsageError("--interval must be 0.1s to 1d")
     if min_free is not None:

@@ -190,9 +190,10 @@ def _show_unknown_use(out: Console, removal: Removal) -> None:
 
 def _show_side_caches(out: Console, removal: Removal) -> None:
     beside = [one for one in removal.side_caches if one.exists]
-    planned = {getattr(action, "path", None) for action in removal.plan.actions}
+    planned = {os.path.dirname(getattr(action, "path", "")) for action in removal.plan.actions}
+    refused = {kept.path for kept in removal.plan.kept}
     for one in beside:
-        if one.path not in planned:
+        if one.path not in planned | refused:
             text = f"{one.name} {size_text(one.size_on_disk)} (--{one.name} empties it)"
             out.print(labelled("Beside", text))
 
@@ -219,8 +220,11 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
             for action in removal.plan.actions
             if isinstance(action, Remove) and action.kind == "link"
         }
+        beside = {one.path for one in removal.side_caches}
         busy = [
-            one for one in removal.plan.kept if one.processes or os.path.basename(one.path) in links
+            one
+            for one in removal.plan.kept
+            if one.processes or os.path.basename(one.path) in links or one.path in beside
         ]
         _show_kept(out, busy, verbose=False)
         _show_unknown_use(out, removal)
