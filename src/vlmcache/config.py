@@ -717,12 +717,13 @@ def name_of(config: Config, model: ModelConfig, cached: Iterable[str]) -> str:
 
 def names_of_all(config: Config, cached: Iterable[str]) -> list[str]:
     """Return a name for each configured model that `find_model` takes for it: its key, usually."""
+    cached = set(cached)
     ids: dict[str, set[str]] = {}
     for repo in cached:
         ids.setdefault(repo.casefold(), set()).add(repo)
     return [
         key
-        if ids.get(key.partition("@")[0].casefold(), set()) <= {model.repo}
+        if ids.get(key.partition("@")[0].casefold(), set()) <= {as_cached(model, cached).repo}
         and not key.startswith("-")
         else f"{model.repo}@{model.revision}"
         for key, model in config.models.items()

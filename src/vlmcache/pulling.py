@@ -16,6 +16,7 @@ from vlmcache.cache.moves import away_error
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, TreeFile
 from vlmcache.cache.usage import nearest_folder
+from vlmcache.change.placing import check_places
 from vlmcache.change.plan import Action, Failure, Fetch, Link, Outcome, Plan, Receipt
 from vlmcache.change.planning import joined
 from vlmcache.change.pulling import Order, Selection, plan_pull
@@ -276,6 +277,7 @@ def _plan(
             order = held
         else:
             order = _ask_or_hold(client, state, model, options.selection, held, findings)
+        check_places(one.path for one in order.plan.actions if isinstance(one, Fetch | Link))
     except VlmcacheError as error:
         return _Part(model, error=error, seconds=time.monotonic() - begun)
     code = sorted(name for name in order.wanted if name.endswith(".py"))

@@ -306,6 +306,8 @@ def test_clean_takes_waste_and_no_more(state: CacheState, data: st.DataObject) -
                 repo.ref_files[ref].mtime_ns
                 for other in repo.revisions
                 if other.commit in cached
+                if other.tree is not None
+                or {file.name for file in other.files} >= {file.name for file in one.files}
                 for ref in other.refs
             )
         }
