@@ -593,3 +593,62 @@ def test_limits_that_are_asked_for_still_remove_what_plain_clean_keeps(place: Pl
     assert partial.exists()
     freed(place.clean(Wishes(max_size=state.size_on_disk - state.repos[0].size_on_disk)))
     assert not repo.folder.exists()
+
+
+# Files of others in a snapshot.
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        Wishes(),
+        Wishes(older_than=DAY),
+        Wishes(max_size=0),
+        Wishes(everything=True),
+    ],
+)
+def test_a_revision_with_a_file_that_is_not_the_hubs_stays_and_the_plan_says_so(
+    place: Place, wishes: Wishes, listed: bool
+) -> None:
+    repo = replaced(place)
+    if not listed:
+        shutil.rmtree(repo.trees)
+    own = first(repo) / "tuned" / "own.safetensors"
+    own.parent.mkdir()
+    own.write_bytes(b"months of work")
+    settle(place.root)
+    done = place.clean(wishes)
+    assert own.read_bytes() == b"months of work"
+    assert (first(repo) / "model.safetensors").read_bytes() == SHARED
+    assert (str(first(repo)), "it holds files that are not the hub's") in [
+        (kept.path, kept.reason) for kept in done.plan.kept
+    ]
+
+
+@pytest.mark.parametrize("kind", ["copy", "move", "hardlink"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_copies_that_the_hubs_client_made_are_not_taken_for_files_of_others(
+    place: Place, kind: str, listed: bool
+) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST, refs=(), link=kind)  # type: ignore[arg-type]
+    if not listed:
+        shutil.rmtree(repo.trees)
+    settle(place.root)
+    place.clean(Wishes(older_than=DAY))
+    assert not first(repo).exists()
+
+
+@pytest.mark.parametrize("name", [NAME, f"{NAME}@main"])
+def test_rm_names_the_number_of_files_that_are_not_the_hubs_before_it_removes_them(
+    place: Place, name: str
+) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST)
+    repo.pointer("own.txt").write_bytes(b"mine")
+    done = place.rm(name)
+    freed(done)
+    assert not repo.folder.exists()
+    reasons = {getattr(action, "reason", "") for action in done.plan.actions}
+    assert "asked for, with 1 file that is not the hub's" in reasons

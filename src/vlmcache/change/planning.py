@@ -29,11 +29,13 @@ from vlmcache.cache.state import (
 )
 from vlmcache.cache.usage import LastUse, Process, Usage
 from vlmcache.change.needed import (
+    FOREIGN,
     LISTED,
     UNUSED_AFTER,
     Evidence,
     damage,
     find_waste,
+    foreign_files,
     in_question,
     is_read,
     is_young,
@@ -566,9 +568,9 @@ def plan_removal(state: CacheState, targets: Sequence[Target], *, why: str = "as
         if target.ref is not None:
             chosen.refs[folder, target.ref] = why
         elif target.commit is not None:
-            chosen.revisions[folder, target.commit] = why
+            chosen.revisions[folder, target.commit] = why + _foreign_words(repo, target.commit)
         else:
-            chosen.repos[folder] = why
+            chosen.repos[folder] = why + _foreign_words(repo)
     _merge_last_revisions(state, chosen, why)
     return _build(state, chosen)
 
@@ -579,7 +581,23 @@ def _merge_last_revisions(state: CacheState, chosen: Selection, why: str) -> Non
         named = [(repo.folder, one.commit) in chosen.revisions for one in repo.revisions]
         foreign = any(not stray.leftover for stray in repo.strays)
         if named and all(named) and not foreign:
-            chosen.repos[repo.folder] = why
+            chosen.repos[repo.folder] = why + _foreign_words(repo)
+
+
+def _foreign_words(repo: Repo | None, commit: str | None = None) -> str:
+    """Return what to add to the reason for removing a repo or revision, files of others in it."""
+    if repo is None or repo.linked_to is not None:
+        return ""
+    count = sum(
+        len(foreign_files(repo, revision))
+        for revision in repo.revisions
+        if commit in (None, revision.commit)
+    )
+    if commit is None:
+        count += sum(not stray.leftover for stray in repo.strays)
+    if not count:
+        return ""
+    return f", with {count} {'file that is' if count == 1 else 'files that are'} not the hub's"
 
 
 def _select_rest(state: CacheState, repo: Repo | None, target: Target, chosen: Selection) -> None:
@@ -665,17 +683,19 @@ def plan_cleaning(
     uses = last_used or {}
     busy = _busy_repos(state, usage)
     chosen = Selection()
+    foreign = _with_foreign_files(state)
     if wishes.everything:
-        _select_everything(state, chosen, kept, busy, usage)
+        every = Protected(foreign.revisions | kept.revisions, kept.repos)
+        _select_everything(state, chosen, every, busy, usage)
     _select_unfinished(state, chosen, now, kept, usage, wishes.partials)
-    _select_waste(state, chosen, now, (kept, pinned), busy, usage, evidence)
+    _select_waste(state, chosen, now, (kept, pinned, foreign), busy, usage, evidence)
     _select_duplicates(state, chosen, wishes.duplicates, kept, busy)
     active = {
         repo.folder
         for repo in state.repos
         if repo.folder in busy or any(not is_stale(partial, now) for partial in repo.partials)
     }
-    candidates = _candidates(state, chosen, uses, (pinned, kept), active)
+    candidates = _candidates(state, chosen, uses, (pinned, kept, foreign), active)
     rest = _Rest(state, now, usage, wishes.older_than or 0)
     if wishes.older_than is not None:
         for key in candidates:
@@ -691,7 +711,9 @@ def plan_cleaning(
         goal = max(goal, wishes.free - free_now)
     plan = _evict(state, chosen, candidates, goal, uses, rest)
     if goal > plan.frees:
-        plan = _tell_protected(state, plan, (pinned, kept))
+        plan = _tell_protected(state, plan, (pinned, kept, foreign))
+    elif wishes.older_than is not None:
+        plan = _tell_protected(state, plan, (foreign,))
     old = [key for key in chosen.unknown if now - _used_at(uses, key) > UNUSED_AFTER]
     old = [key for key in old if key in candidates and not goal]
     if old:
@@ -700,6 +722,17 @@ def plan_cleaning(
         unknown = _build(state, more).frees - plan.frees
         plan = msgspec.structs.replace(plan, unknown_use=unknown)
     return plan, max(0, goal - plan.frees)
+
+
+def _with_foreign_files(state: CacheState) -> Protected:
+    return Protected(
+        {
+            (repo.folder, revision.commit): FOREIGN
+            for repo in state.repos
+            for revision in repo.revisions
+            if foreign_files(repo, revision)
+        }
+    )
 
 
 class _Rest:
@@ -835,7 +868,7 @@ def _select_everything(
         if repo.folder in busy:
             chosen.kept.append(_in_use(repo.path, repo, busy[repo.folder]))
         elif protected or repo.folder in kept.repos:
-            why = kept.repos.get(repo.folder) or "named by --keep"
+            why = kept.repos.get(repo.folder) or kept.revisions[repo.folder, protected[0]]
             chosen.kept.append(Kept(repo.path, repo.id, why))
             for revision in repo.revisions:
                 if kept.why(repo.folder, revision.commit) is None:
@@ -1110,7 +1143,7 @@ def _select_duplicates(
 
 
 def _tell_protected(state: CacheState, plan: Plan, protected: Iterable[Protected]) -> Plan:
-    """Add why the rest stays, since not enough could be freed."""
+    """Add which revisions stay although they were asked for, and why."""
     told = {one.path for one in plan.kept}
     more = []
     for repo in state.repos:
