@@ -21,6 +21,7 @@ from vlmcache import removal
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import Mount
 from vlmcache.memory import Memory
+from vlmcache.moving import move
 from vlmcache.removal import Wishes
 
 NAME = "org/name"
@@ -652,3 +653,83 @@ def test_rm_names_the_number_of_files_that_are_not_the_hubs_before_it_removes_th
     assert not repo.folder.exists()
     reasons = {getattr(action, "reason", "") for action in done.plan.actions}
     assert "asked for, with 1 file that is not the hub's" in reasons
+
+
+# Links of other repos.
+
+
+def _link_blobs(repo: CachedRepo, other: CachedRepo) -> None:
+    """A hand-made repo whose snapshot leads into another repo's blobs."""
+    for name in FIRST:
+        link = other.snapshots / other.latest / name
+        link.unlink()
+        link.symlink_to(os.path.relpath(repo.blob(name, first(repo).name), link.parent))
+
+
+def _link_blob_folder(repo: CachedRepo, other: CachedRepo) -> None:
+    for name in FIRST:
+        blob = other.blob(name)
+        blob.unlink()
+        blob.symlink_to(os.path.relpath(repo.blob(name, first(repo).name), blob.parent))
+
+
+def _link_files(repo: CachedRepo, other: CachedRepo) -> None:
+    for name in FIRST:
+        link = other.snapshots / other.latest / name
+        link.unlink()
+        link.symlink_to(first(repo) / name)
+
+
+def _link_snapshot(repo: CachedRepo, other: CachedRepo) -> None:
+    shutil.rmtree(other.snapshots / other.latest)
+    (other.snapshots / other.latest).symlink_to(first(repo))
+
+
+@pytest.mark.parametrize("link", [_link_blobs, _link_blob_folder, _link_files, _link_snapshot])
+@pytest.mark.parametrize("command", ["clean", "older than", "rm"])
+def test_what_another_repo_links_to_stays_and_the_plan_names_that_repo(
+    place: Place, link: Callable[[CachedRepo, CachedRepo], None], command: str
+) -> None:
+    repo = replaced(place)
+    other = CacheBuilder(place.root).repo("org/other")
+    other.revision(FIRST)
+    link(repo, other)
+    settle(place.root)
+    place.configure(mine="org/other")
+    for name in FIRST:
+        read((first(repo) / name).resolve(), 90 * DAY)
+    if command == "rm":
+        done = place.rm(NAME)
+    else:
+        done = place.clean(Wishes(older_than=60 * DAY if command == "older than" else None))
+    held = {name: (other.snapshots / other.latest / name).read_bytes() for name in FIRST}
+    assert held == FIRST
+    assert "org/other links to it" in {kept.reason for kept in done.plan.kept}
+    if command == "rm":
+        assert not (repo.refs / "main").exists()
+        assert not repo.blob("config.json").exists()
+
+
+def test_a_repo_goes_with_the_repo_that_links_to_it(place: Place) -> None:
+    repo = replaced(place)
+    other = CacheBuilder(place.root).repo("org/other")
+    other.revision(FIRST)
+    _link_blobs(repo, other)
+    freed(place.rm(NAME, "org/other"))
+    assert not repo.folder.exists()
+    assert not other.folder.exists()
+
+
+def test_what_another_repo_links_to_stays_where_it_was_moved_to(
+    place: Place, tmp_path: Path
+) -> None:
+    repo = replaced(place)
+    other = CacheBuilder(place.root).repo("org/other")
+    other.revision(FIRST)
+    _link_blobs(repo, other)
+    (tmp_path / "drive").mkdir()
+    move(place.config, place.location, str(tmp_path / "drive"), [NAME])
+    assert (place.root / repo.folder.name).is_symlink()
+    freed(place.rm(NAME))
+    held = {name: (other.snapshots / other.latest / name).read_bytes() for name in FIRST}
+    assert held == FIRST

@@ -83,7 +83,11 @@ def foreign_files(repo: Repo, revision: Revision) -> list[str]:
             if (file.device, file.inode) not in inodes and not _stands_for_a_link(file)
         ]
         return [file.name for file in copies] if len(copies) < len(revision.files) else []
-    return [file.name for file in copies if file.name not in revision.tree]
+    return [
+        file.name
+        for file in copies
+        if file.name not in revision.tree and file.name not in layout.DESKTOP_FILES
+    ]
 
 
 def looks_wasted(repo: Repo) -> list[tuple[str, str]]:

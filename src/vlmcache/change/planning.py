@@ -172,6 +172,9 @@ class _Builder:
     def __init__(self, state: CacheState, selection: Selection) -> None:
         self.state = state
         self.selection = selection
+        self.led_to = {
+            path: folder for path, folder in state.outside.items() if folder not in selection.repos
+        }
         self.left: dict[tuple[int, int], int] = {}
         self.released: dict[str, dict[str, str]] = {}
         self.refs: list[Action] = []
@@ -185,8 +188,11 @@ class _Builder:
 
     def build(self) -> Plan:
         whole: set[str] = set()
+        self._keep_what_others_link_to()
         chosen = self.selection.folders()
-        for repo in self.state.repos:
+        # Links to other repos are removed first: without what they lead to, they look changed.
+        linking = set(self.state.outside.values())
+        for repo in sorted(self.state.repos, key=lambda one: one.folder not in linking):
             if repo.folder not in chosen and not any(
                 stray.path in self.selection.strays for stray in repo.strays
             ):
@@ -231,6 +237,46 @@ class _Builder:
             ),
         )
 
+    def _keep_what_others_link_to(self) -> None:
+        """Let a repo to which others link not be removed as a whole, but all the rest of it."""
+        chosen = self.selection
+        for repo in self.state.repos if self.led_to else ():
+            folder = repo.folder
+            for revision in repo.revisions:
+                user = self._who_links_below(revision.path)
+                whole = folder in chosen.repos and repo.linked_to is None
+                if user is not None and (whole or (folder, revision.commit) in chosen.revisions):
+                    self.kept.append(Kept(revision.path, repo.id, _links_here(user)))
+                    chosen.revisions.pop((folder, revision.commit), None)
+            if repo.linked_to or folder not in chosen.repos or not self._who_links_below(repo.path):
+                continue
+            reason = chosen.repos.pop(folder)
+            stay = {one.commit for one in repo.revisions if self._who_links_below(one.path)}
+            gone = {one.commit for one in repo.revisions} - stay
+            chosen.revisions |= {(folder, commit): reason for commit in gone}
+            chosen.refs |= {
+                (folder, ref): reason for ref in repo.ref_files if repo.refs.get(ref) not in stay
+            }
+            chosen.metadata |= {
+                (folder, commit): reason for commit in {*repo.tree_files, *repo.no_exist} - stay
+            }
+            loose = (name for name, users in repo.blob_users().items() if not users)
+            chosen.blobs |= {(folder, name): reason for name in loose}
+            chosen.partials |= {(folder, part.name): reason for part in repo.partials}
+            chosen.strays |= {stray.path: reason for stray in repo.strays}
+
+    def _who_links_below(self, path: str) -> str | None:
+        """Return the folder of another repo with a link to a path, or to what is below it."""
+        inside = path + os.sep
+        return next(
+            (
+                folder
+                for led_to, folder in self.led_to.items()
+                if led_to == path or led_to.startswith(inside)
+            ),
+            None,
+        )
+
     def _whole_reason(self, repo: Repo) -> str | None:
         """Return why the whole repo goes: asked for, or because no revision of it would be left."""
         chosen = self.selection
@@ -250,6 +296,7 @@ class _Builder:
             or any(stray.path not in chosen.strays for stray in repo.strays)
             or any((repo.folder, name) not in chosen.blobs for name in loose)
             or not is_read(repo)
+            or self._who_links_below(repo.path) is not None
         ):
             return None
         return reasons[0]
@@ -321,7 +368,8 @@ class _Builder:
                 self._revision(repo, revision, gone)
             for file in revision.files:
                 because = gone or chosen.files.get((folder, commit, file.name))
-                if because is None:
+                path = os.path.join(revision.path, *file.name.split("/"))
+                if because is None or path in self.led_to:
                     continue
                 if gone is None:
                     self._file(repo, revision, file, because)
@@ -336,10 +384,13 @@ class _Builder:
         for name, users in used.items():
             loose = chosen.blobs.get((folder, name))
             freed = name in before and (folder, name) not in chosen.listed
+            path = os.path.join(repo.path, layout.BLOBS, name)
             if not users and (freed or loose is not None):
-                self._blob(repo, name, loose or why[name])
+                if path in self.led_to:
+                    self.kept.append(Kept(path, repo.id, _links_here(self.led_to[path])))
+                else:
+                    self._blob(repo, name, loose or why[name])
             elif not users and name in before:
-                path = os.path.join(repo.path, layout.BLOBS, name)
                 self.kept.append(Kept(path, repo.id, LISTED))
         for partial in repo.partials:
             left = chosen.partials.get((folder, partial.name))
@@ -469,6 +520,11 @@ class _Builder:
             shared = self.state.shared[shared_hash]
             gone = tuple(sorted(filter(None, references)))
             last = set(shared.users) <= set(gone)
+            if last and shared.path in self.led_to:
+                self.kept.append(Kept(shared.path, None, _links_here(self.led_to[shared.path])))
+                last = False
+                if not gone:
+                    continue
             frees = shared.manifest_allocated if last else 0
             if last and shared.links == 1:
                 frees += shared.allocated
@@ -497,6 +553,11 @@ class _Builder:
                     self.locks.append(Remove(path, "lock", repo, reason, entry.allocated, None))
 
 
+def _links_here(folder: str) -> str:
+    parsed = layout.parse_repo_folder(folder)
+    return f"{parsed[1] if parsed else folder} links to it"
+
+
 def _build(state: CacheState, selection: Selection) -> Plan:
     return _Builder(state, selection.copy()).build()
 
@@ -520,7 +581,12 @@ def plan_moved(state: CacheState, there: CacheState, targets: Sequence[Target]) 
     links = [
         Target(target.name, target.folder)
         for target in targets
-        if (target.commit is None and target.ref is None) or target.folder in whole
+        if target.folder in whole
+        or (
+            target.commit is None
+            and target.ref is None
+            and _by_folder(there, target.folder or "") is None
+        )
     ]
     return joined([plan, plan_removal(state, links)])
 
