@@ -15,7 +15,7 @@ from vlmcache import advice
 from vlmcache.cache.beside import LIBRARIES, library_entries
 from vlmcache.cache.completeness import judge_revision, resolve
 from vlmcache.cache.moves import read_moves, record_path
-from vlmcache.cache.scan import allocated_bytes, scan
+from vlmcache.cache.scan import allocated_bytes, rebased, scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import (
     AccessTimes,
@@ -150,7 +150,7 @@ class Known:
     @cached_property
     def places(self) -> dict[str, CacheState]:
         """The folders to which models were moved, scanned."""
-        return _scan_places(set(_moved_repos(self.state).values()))
+        return _scan_places(self.state, set(_moved_repos(self.state).values()))
 
     def of_place(self, place: CacheState) -> tuple[dict[Key, LastUse], Evidence]:
         """Return last uses and evidence for the models that were moved to a place."""
@@ -242,7 +242,7 @@ def remove(
     targets = find_targets(state, config, names, revision=revision, folder=environment.folder)
     moved = _moved_repos(state)
     here = [target for target in targets if target.folder not in moved]
-    places = _scan_places({moved[one.folder] for one in targets if one.folder in moved})
+    places = _scan_places(state, {moved[one.folder] for one in targets if one.folder in moved})
     plans = [
         plan_moved(state, place, [one for one in targets if moved.get(one.folder or "") == path])
         for path, place in places.items()
@@ -475,8 +475,15 @@ def _moved_repos(state: CacheState) -> dict[str, str]:
     return {repo.folder: repo.moved_to for repo in state.repos if repo.moved_to is not None}
 
 
-def _scan_places(paths: Collection[str]) -> dict[str, CacheState]:
-    return {path: scan(path) for path in sorted(paths) if os.path.isdir(path)}
+def _scan_places(state: CacheState, paths: Collection[str]) -> dict[str, CacheState]:
+    """Return the other places, scanned. Their links include those of the cache that lead there."""
+    found: dict[str, CacheState] = {}
+    for path in sorted(paths):
+        if os.path.isdir(path):
+            place, real = scan(path), os.path.realpath(path)
+            links = {rebased(led_to, real, path): by for led_to, by in state.outside.items()}
+            found[path] = msgspec.structs.replace(place, outside=place.outside | links)
+    return found
 
 
 def _find_use(

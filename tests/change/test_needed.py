@@ -21,6 +21,7 @@ from vlmcache import removal
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import Mount
 from vlmcache.memory import Memory
+from vlmcache.moving import move
 from vlmcache.removal import Wishes
 
 NAME = "org/name"
@@ -593,3 +594,142 @@ def test_limits_that_are_asked_for_still_remove_what_plain_clean_keeps(place: Pl
     assert partial.exists()
     freed(place.clean(Wishes(max_size=state.size_on_disk - state.repos[0].size_on_disk)))
     assert not repo.folder.exists()
+
+
+# Files of others in a snapshot.
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        Wishes(),
+        Wishes(older_than=DAY),
+        Wishes(max_size=0),
+        Wishes(everything=True),
+    ],
+)
+def test_a_revision_with_a_file_that_is_not_the_hubs_stays_and_the_plan_says_so(
+    place: Place, wishes: Wishes, listed: bool
+) -> None:
+    repo = replaced(place)
+    if not listed:
+        shutil.rmtree(repo.trees)
+    own = first(repo) / "tuned" / "own.safetensors"
+    own.parent.mkdir()
+    own.write_bytes(b"months of work")
+    settle(place.root)
+    done = place.clean(wishes)
+    assert own.read_bytes() == b"months of work"
+    assert (first(repo) / "model.safetensors").read_bytes() == SHARED
+    assert (str(first(repo)), "it holds files that are not the hub's") in [
+        (kept.path, kept.reason) for kept in done.plan.kept
+    ]
+
+
+@pytest.mark.parametrize("kind", ["copy", "move", "hardlink"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_copies_that_the_hubs_client_made_are_not_taken_for_files_of_others(
+    place: Place, kind: str, listed: bool
+) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST, refs=(), link=kind)  # type: ignore[arg-type]
+    if not listed:
+        shutil.rmtree(repo.trees)
+    settle(place.root)
+    place.clean(Wishes(older_than=DAY))
+    assert not first(repo).exists()
+
+
+@pytest.mark.parametrize("name", [NAME, f"{NAME}@main"])
+def test_rm_names_the_number_of_files_that_are_not_the_hubs_before_it_removes_them(
+    place: Place, name: str
+) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST)
+    repo.pointer("own.txt").write_bytes(b"mine")
+    done = place.rm(name)
+    freed(done)
+    assert not repo.folder.exists()
+    reasons = {getattr(action, "reason", "") for action in done.plan.actions}
+    assert "asked for, with 1 file that is not the hub's" in reasons
+
+
+# Links of other repos.
+
+
+def _link_blobs(repo: CachedRepo, other: CachedRepo) -> None:
+    """A hand-made repo whose snapshot leads into another repo's blobs."""
+    for name in FIRST:
+        link = other.snapshots / other.latest / name
+        link.unlink()
+        link.symlink_to(os.path.relpath(repo.blob(name, first(repo).name), link.parent))
+
+
+def _link_blob_folder(repo: CachedRepo, other: CachedRepo) -> None:
+    for name in FIRST:
+        blob = other.blob(name)
+        blob.unlink()
+        blob.symlink_to(os.path.relpath(repo.blob(name, first(repo).name), blob.parent))
+
+
+def _link_files(repo: CachedRepo, other: CachedRepo) -> None:
+    for name in FIRST:
+        link = other.snapshots / other.latest / name
+        link.unlink()
+        link.symlink_to(first(repo) / name)
+
+
+def _link_snapshot(repo: CachedRepo, other: CachedRepo) -> None:
+    shutil.rmtree(other.snapshots / other.latest)
+    (other.snapshots / other.latest).symlink_to(first(repo))
+
+
+@pytest.mark.parametrize("link", [_link_blobs, _link_blob_folder, _link_files, _link_snapshot])
+@pytest.mark.parametrize("command", ["clean", "older than", "rm"])
+def test_what_another_repo_links_to_stays_and_the_plan_names_that_repo(
+    place: Place, link: Callable[[CachedRepo, CachedRepo], None], command: str
+) -> None:
+    repo = replaced(place)
+    other = CacheBuilder(place.root).repo("org/other")
+    other.revision(FIRST)
+    link(repo, other)
+    settle(place.root)
+    place.configure(mine="org/other")
+    for name in FIRST:
+        read((first(repo) / name).resolve(), 90 * DAY)
+    if command == "rm":
+        done = place.rm(NAME)
+    else:
+        done = place.clean(Wishes(older_than=60 * DAY if command == "older than" else None))
+    held = {name: (other.snapshots / other.latest / name).read_bytes() for name in FIRST}
+    assert held == FIRST
+    assert "org/other links to it" in {kept.reason for kept in done.plan.kept}
+    if command == "rm":
+        assert not (repo.refs / "main").exists()
+        assert not repo.blob("config.json").exists()
+
+
+def test_a_repo_goes_with_the_repo_that_links_to_it(place: Place) -> None:
+    repo = replaced(place)
+    other = CacheBuilder(place.root).repo("org/other")
+    other.revision(FIRST)
+    _link_blobs(repo, other)
+    freed(place.rm(NAME, "org/other"))
+    assert not repo.folder.exists()
+    assert not other.folder.exists()
+
+
+def test_what_another_repo_links_to_stays_where_it_was_moved_to(
+    place: Place, tmp_path: Path
+) -> None:
+    repo = replaced(place)
+    other = CacheBuilder(place.root).repo("org/other")
+    other.revision(FIRST)
+    _link_blobs(repo, other)
+    (tmp_path / "drive").mkdir()
+    move(place.config, place.location, str(tmp_path / "drive"), [NAME])
+    assert (place.root / repo.folder.name).is_symlink()
+    freed(place.rm(NAME))
+    held = {name: (other.snapshots / other.latest / name).read_bytes() for name in FIRST}
+    assert held == FIRST

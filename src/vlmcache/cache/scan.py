@@ -67,6 +67,8 @@ _NEVER_EMPTY = (".json", ".safetensors", ".gguf", ".bin")
 _LONGEST_STUB = 512
 _IN_THE_WAY = "a folder in the place of a file of the model"
 """Bytes beyond which no file is taken for the text of a link."""
+_LONGEST_CHAIN = 40
+"""Links that the system follows for one path."""
 _MANY = 16
 """Entries from which on it pays to open their folder."""
 
@@ -218,6 +220,25 @@ def _read_link(path: str, folder: int | None = None) -> str:
         return os.readlink(path, dir_fd=folder)
     except OSError:
         return ""
+
+
+def _led_to(path: str) -> list[str]:
+    """Return where a link leads, and the links that it leads through, each below a real folder."""
+    found: list[str] = []
+    while len(found) < _LONGEST_CHAIN:
+        here = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        found.append(os.path.normpath(here))
+        target = _read_link(here)
+        if not target:
+            break
+        path = os.path.join(os.path.dirname(here), target.rstrip("/"))
+    return found[1:]
+
+
+def rebased(path: str, folder: str, other: str) -> str:
+    """Return a path with one name of a folder that it lies below replaced by another name."""
+    start = folder.rstrip(os.sep) + os.sep
+    return os.path.join(other, path[len(start) :]) if path.startswith(start) else path
 
 
 def _read_links(folder: str, entries: Iterable[Listed]) -> dict[str, str]:
@@ -1089,6 +1110,13 @@ class _CacheScan:
             scanned_at=self.now,
             locks=self.locks,
             leftovers=tuple(self.leftovers),
+            outside={
+                rebased(path, os.path.realpath(self.dir), self.dir): repo.folder
+                for repo in self.repos
+                for finding in repo.findings
+                if finding.code == "outside-link"
+                for path in _led_to(finding.path)
+            },
         )
 
     def _read_locks(self, path: str) -> None:

@@ -361,6 +361,8 @@ class CacheState(msgspec.Struct, frozen=True):
     locks: dict[str, LockFolder] = msgspec.field(default_factory=dict)
     """Repo folder -> its locks, for repos that are no longer there too."""
     leftovers: tuple[Leftover, ...] = ()
+    outside: dict[str, str] = msgspec.field(default_factory=dict)
+    """Path that a link of a repo leads to or through, outside that repo -> the repo's folder."""
 
     @property
     def size_on_disk(self) -> int:

@@ -22,6 +22,7 @@ UNUSED_AFTER = 30 * 86400.0
 
 UNKNOWN_USE = "its last use is unknown"
 LISTED = "the listing of a revision that stays names it"
+FOREIGN = "it holds files that are not the hub's"
 
 _LINK_SIZES = frozenset({len(layout.link_target("0" * digits, 0)) for digits in (40, 64)})
 """Lengths of the text of a link at the top of a snapshot."""
@@ -63,6 +64,30 @@ def is_young(mtime_ns: int, now: float) -> bool:
 def is_read(repo: Repo) -> bool:
     """Return whether all folders of a repo could be read, so that what it holds is known."""
     return repo.away is None and all(one.code != UNREADABLE for one in repo.findings)
+
+
+def foreign_files(repo: Repo, revision: Revision) -> list[str]:
+    """Return the files of a snapshot that somebody else put there.
+
+    They are regular files that the hub's listing does not name. Without a listing, they can be
+    recognized only among links: a cache on a disk without links has copies alone.
+    """
+    copies = [file for file in revision.files if file.kind == "copy"]
+    if not copies:
+        return []
+    if revision.tree is None:
+        inodes = {(blob.device, blob.inode) for blob in repo.blobs.values()}
+        copies = [
+            file
+            for file in copies
+            if (file.device, file.inode) not in inodes and not _stands_for_a_link(file)
+        ]
+        return [file.name for file in copies] if len(copies) < len(revision.files) else []
+    return [
+        file.name
+        for file in copies
+        if file.name not in revision.tree and file.name not in layout.DESKTOP_FILES
+    ]
 
 
 def looks_wasted(repo: Repo) -> list[tuple[str, str]]:

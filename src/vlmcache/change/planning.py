@@ -29,11 +29,13 @@ from vlmcache.cache.state import (
 )
 from vlmcache.cache.usage import LastUse, Process, Usage
 from vlmcache.change.needed import (
+    FOREIGN,
     LISTED,
     UNUSED_AFTER,
     Evidence,
     damage,
     find_waste,
+    foreign_files,
     in_question,
     is_read,
     is_young,
@@ -170,6 +172,9 @@ class _Builder:
     def __init__(self, state: CacheState, selection: Selection) -> None:
         self.state = state
         self.selection = selection
+        self.led_to = {
+            path: folder for path, folder in state.outside.items() if folder not in selection.repos
+        }
         self.left: dict[tuple[int, int], int] = {}
         self.released: dict[str, dict[str, str]] = {}
         self.refs: list[Action] = []
@@ -183,8 +188,11 @@ class _Builder:
 
     def build(self) -> Plan:
         whole: set[str] = set()
+        self._keep_what_others_link_to()
         chosen = self.selection.folders()
-        for repo in self.state.repos:
+        # Links to other repos are removed first: without what they lead to, they look changed.
+        linking = set(self.state.outside.values())
+        for repo in sorted(self.state.repos, key=lambda one: one.folder not in linking):
             if repo.folder not in chosen and not any(
                 stray.path in self.selection.strays for stray in repo.strays
             ):
@@ -229,6 +237,46 @@ class _Builder:
             ),
         )
 
+    def _keep_what_others_link_to(self) -> None:
+        """Let a repo to which others link not be removed as a whole, but all the rest of it."""
+        chosen = self.selection
+        for repo in self.state.repos if self.led_to else ():
+            folder = repo.folder
+            for revision in repo.revisions:
+                user = self._who_links_below(revision.path)
+                whole = folder in chosen.repos and repo.linked_to is None
+                if user is not None and (whole or (folder, revision.commit) in chosen.revisions):
+                    self.kept.append(Kept(revision.path, repo.id, _links_here(user)))
+                    chosen.revisions.pop((folder, revision.commit), None)
+            if repo.linked_to or folder not in chosen.repos or not self._who_links_below(repo.path):
+                continue
+            reason = chosen.repos.pop(folder)
+            stay = {one.commit for one in repo.revisions if self._who_links_below(one.path)}
+            gone = {one.commit for one in repo.revisions} - stay
+            chosen.revisions |= {(folder, commit): reason for commit in gone}
+            chosen.refs |= {
+                (folder, ref): reason for ref in repo.ref_files if repo.refs.get(ref) not in stay
+            }
+            chosen.metadata |= {
+                (folder, commit): reason for commit in {*repo.tree_files, *repo.no_exist} - stay
+            }
+            loose = (name for name, users in repo.blob_users().items() if not users)
+            chosen.blobs |= {(folder, name): reason for name in loose}
+            chosen.partials |= {(folder, part.name): reason for part in repo.partials}
+            chosen.strays |= {stray.path: reason for stray in repo.strays}
+
+    def _who_links_below(self, path: str) -> str | None:
+        """Return the folder of another repo with a link to a path, or to what is below it."""
+        inside = path + os.sep
+        return next(
+            (
+                folder
+                for led_to, folder in self.led_to.items()
+                if led_to == path or led_to.startswith(inside)
+            ),
+            None,
+        )
+
     def _whole_reason(self, repo: Repo) -> str | None:
         """Return why the whole repo goes: asked for, or because no revision of it would be left."""
         chosen = self.selection
@@ -248,6 +296,7 @@ class _Builder:
             or any(stray.path not in chosen.strays for stray in repo.strays)
             or any((repo.folder, name) not in chosen.blobs for name in loose)
             or not is_read(repo)
+            or self._who_links_below(repo.path) is not None
         ):
             return None
         return reasons[0]
@@ -319,7 +368,8 @@ class _Builder:
                 self._revision(repo, revision, gone)
             for file in revision.files:
                 because = gone or chosen.files.get((folder, commit, file.name))
-                if because is None:
+                path = os.path.join(revision.path, *file.name.split("/"))
+                if because is None or path in self.led_to:
                     continue
                 if gone is None:
                     self._file(repo, revision, file, because)
@@ -334,10 +384,13 @@ class _Builder:
         for name, users in used.items():
             loose = chosen.blobs.get((folder, name))
             freed = name in before and (folder, name) not in chosen.listed
+            path = os.path.join(repo.path, layout.BLOBS, name)
             if not users and (freed or loose is not None):
-                self._blob(repo, name, loose or why[name])
+                if path in self.led_to:
+                    self.kept.append(Kept(path, repo.id, _links_here(self.led_to[path])))
+                else:
+                    self._blob(repo, name, loose or why[name])
             elif not users and name in before:
-                path = os.path.join(repo.path, layout.BLOBS, name)
                 self.kept.append(Kept(path, repo.id, LISTED))
         for partial in repo.partials:
             left = chosen.partials.get((folder, partial.name))
@@ -467,6 +520,11 @@ class _Builder:
             shared = self.state.shared[shared_hash]
             gone = tuple(sorted(filter(None, references)))
             last = set(shared.users) <= set(gone)
+            if last and shared.path in self.led_to:
+                self.kept.append(Kept(shared.path, None, _links_here(self.led_to[shared.path])))
+                last = False
+                if not gone:
+                    continue
             frees = shared.manifest_allocated if last else 0
             if last and shared.links == 1:
                 frees += shared.allocated
@@ -495,6 +553,11 @@ class _Builder:
                     self.locks.append(Remove(path, "lock", repo, reason, entry.allocated, None))
 
 
+def _links_here(folder: str) -> str:
+    parsed = layout.parse_repo_folder(folder)
+    return f"{parsed[1] if parsed else folder} links to it"
+
+
 def _build(state: CacheState, selection: Selection) -> Plan:
     return _Builder(state, selection.copy()).build()
 
@@ -518,7 +581,12 @@ def plan_moved(state: CacheState, there: CacheState, targets: Sequence[Target]) 
     links = [
         Target(target.name, target.folder)
         for target in targets
-        if (target.commit is None and target.ref is None) or target.folder in whole
+        if target.folder in whole
+        or (
+            target.commit is None
+            and target.ref is None
+            and _by_folder(there, target.folder or "") is None
+        )
     ]
     return joined([plan, plan_removal(state, links)])
 
@@ -566,9 +634,9 @@ def plan_removal(state: CacheState, targets: Sequence[Target], *, why: str = "as
         if target.ref is not None:
             chosen.refs[folder, target.ref] = why
         elif target.commit is not None:
-            chosen.revisions[folder, target.commit] = why
+            chosen.revisions[folder, target.commit] = why + _foreign_words(repo, target.commit)
         else:
-            chosen.repos[folder] = why
+            chosen.repos[folder] = why + _foreign_words(repo)
     _merge_last_revisions(state, chosen, why)
     return _build(state, chosen)
 
@@ -579,7 +647,23 @@ def _merge_last_revisions(state: CacheState, chosen: Selection, why: str) -> Non
         named = [(repo.folder, one.commit) in chosen.revisions for one in repo.revisions]
         foreign = any(not stray.leftover for stray in repo.strays)
         if named and all(named) and not foreign:
-            chosen.repos[repo.folder] = why
+            chosen.repos[repo.folder] = why + _foreign_words(repo)
+
+
+def _foreign_words(repo: Repo | None, commit: str | None = None) -> str:
+    """Return what to add to the reason for removing a repo or revision, files of others in it."""
+    if repo is None or repo.linked_to is not None:
+        return ""
+    count = sum(
+        len(foreign_files(repo, revision))
+        for revision in repo.revisions
+        if commit in (None, revision.commit)
+    )
+    if commit is None:
+        count += sum(not stray.leftover for stray in repo.strays)
+    if not count:
+        return ""
+    return f", with {count} {'file that is' if count == 1 else 'files that are'} not the hub's"
 
 
 def _select_rest(state: CacheState, repo: Repo | None, target: Target, chosen: Selection) -> None:
@@ -665,17 +749,19 @@ def plan_cleaning(
     uses = last_used or {}
     busy = _busy_repos(state, usage)
     chosen = Selection()
+    foreign = _with_foreign_files(state)
     if wishes.everything:
-        _select_everything(state, chosen, kept, busy, usage)
+        every = Protected(foreign.revisions | kept.revisions, kept.repos)
+        _select_everything(state, chosen, every, busy, usage)
     _select_unfinished(state, chosen, now, kept, usage, wishes.partials)
-    _select_waste(state, chosen, now, (kept, pinned), busy, usage, evidence)
+    _select_waste(state, chosen, now, (kept, pinned, foreign), busy, usage, evidence)
     _select_duplicates(state, chosen, wishes.duplicates, kept, busy)
     active = {
         repo.folder
         for repo in state.repos
         if repo.folder in busy or any(not is_stale(partial, now) for partial in repo.partials)
     }
-    candidates = _candidates(state, chosen, uses, (pinned, kept), active)
+    candidates = _candidates(state, chosen, uses, (pinned, kept, foreign), active)
     rest = _Rest(state, now, usage, wishes.older_than or 0)
     if wishes.older_than is not None:
         for key in candidates:
@@ -691,7 +777,9 @@ def plan_cleaning(
         goal = max(goal, wishes.free - free_now)
     plan = _evict(state, chosen, candidates, goal, uses, rest)
     if goal > plan.frees:
-        plan = _tell_protected(state, plan, (pinned, kept))
+        plan = _tell_protected(state, plan, (pinned, kept, foreign))
+    elif wishes.older_than is not None:
+        plan = _tell_protected(state, plan, (foreign,))
     old = [key for key in chosen.unknown if now - _used_at(uses, key) > UNUSED_AFTER]
     old = [key for key in old if key in candidates and not goal]
     if old:
@@ -700,6 +788,17 @@ def plan_cleaning(
         unknown = _build(state, more).frees - plan.frees
         plan = msgspec.structs.replace(plan, unknown_use=unknown)
     return plan, max(0, goal - plan.frees)
+
+
+def _with_foreign_files(state: CacheState) -> Protected:
+    return Protected(
+        {
+            (repo.folder, revision.commit): FOREIGN
+            for repo in state.repos
+            for revision in repo.revisions
+            if foreign_files(repo, revision)
+        }
+    )
 
 
 class _Rest:
@@ -835,7 +934,7 @@ def _select_everything(
         if repo.folder in busy:
             chosen.kept.append(_in_use(repo.path, repo, busy[repo.folder]))
         elif protected or repo.folder in kept.repos:
-            why = kept.repos.get(repo.folder) or "named by --keep"
+            why = kept.repos.get(repo.folder) or kept.revisions[repo.folder, protected[0]]
             chosen.kept.append(Kept(repo.path, repo.id, why))
             for revision in repo.revisions:
                 if kept.why(repo.folder, revision.commit) is None:
@@ -1110,7 +1209,7 @@ def _select_duplicates(
 
 
 def _tell_protected(state: CacheState, plan: Plan, protected: Iterable[Protected]) -> Plan:
-    """Add why the rest stays, since not enough could be freed."""
+    """Add which revisions stay although they were asked for, and why."""
     told = {one.path for one in plan.kept}
     more = []
     for repo in state.repos:
