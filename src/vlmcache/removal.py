@@ -13,7 +13,7 @@ import msgspec
 
 from vlmcache import advice
 from vlmcache.cache.beside import LIBRARIES, library_entries
-from vlmcache.cache.completeness import judge_revision, resolve
+from vlmcache.cache.completeness import judge_content, judge_revision, resolve
 from vlmcache.cache.moves import read_moves, record_path
 from vlmcache.cache.scan import allocated_bytes, rebased, scan
 from vlmcache.cache.state import CacheState
@@ -578,7 +578,7 @@ def _evidence(
     """Return what shows whether revisions are needed, for the repos where that is in question."""
     every = any(not shared.users for shared in state.shared.values())
     states = {
-        (repo.folder, revision.commit): judge_revision(repo, revision).state
+        (repo.folder, revision.commit): judge_content(repo, revision)
         for repo in state.repos
         if every or in_question(repo)
         for revision in repo.revisions

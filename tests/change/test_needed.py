@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.change.test_removal import Place, freed
-from tests.kit.caches import CacheBuilder, CachedRepo, fingerprint
+from tests.kit.caches import CacheBuilder, CachedRepo, fingerprint, safetensors
 from tests.kit.commands import run_here
 from tests.kit.hub import LoopbackHub
 from tests.kit.rooms import LONG, OLD, settle
@@ -27,7 +27,7 @@ from vlmcache.removal import Wishes
 NAME = "org/name"
 SHARED = os.urandom(20_000)
 FIRST = {"config.json": b"{}", "model.safetensors": SHARED, "README.md": b"first"}
-SECOND = {"config.json": b"{2}", "model.safetensors": SHARED, "README.md": b"second"}
+SECOND = {"config.json": b"[2]", "model.safetensors": SHARED, "README.md": b"second"}
 DAY = 86400.0
 
 
@@ -130,6 +130,12 @@ def _share_all_that_loading_opens(repo: CachedRepo) -> None:
     settle(repo.cache.root)
 
 
+def _let_half_of_the_configuration_be_written(repo: CachedRepo) -> None:
+    shutil.rmtree(repo.trees)
+    repo.truncated_blob("config.json", 1)
+    settle(repo.cache.root)
+
+
 NEEDED: dict[str, tuple[Callable[[CachedRepo], object], str]] = {
     "it was written after the ref": (_write_ref_earlier, "no newer complete revision replaces it"),
     "its name is not a commit": (_rename, "its name is not a commit"),
@@ -137,6 +143,10 @@ NEEDED: dict[str, tuple[Callable[[CachedRepo], object], str]] = {
     "a link of it is of tomorrow": (_date_a_link_into_the_future, "written within the last hour"),
     "the newer one has fewer files and no listing": (
         _forget_what_the_new_one_should_have,
+        "no newer complete revision replaces it",
+    ),
+    "the configuration of the newer one is half there": (
+        _let_half_of_the_configuration_be_written,
         "no newer complete revision replaces it",
     ),
     "all refs were purged": (_purge_refs, "no newer complete revision replaces it"),
@@ -181,6 +191,43 @@ def test_a_revision_that_somebody_may_need_stays_and_the_plan_says_why(
 def fingerprint_unread(repo: CachedRepo) -> list[tuple[str, int]]:
     """All that is in a repo, without reading it: that would be a use."""
     return sorted((str(path), path.lstat().st_ino) for path in repo.folder.rglob("*"))
+
+
+def test_the_good_revision_stays_if_the_weights_of_the_newer_one_end_early(place: Place) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    weights = {"w": ([2500], os.urandom(10_000))}
+    repo.revision({"config.json": b"{}", "model.safetensors": safetensors(weights)}, refs=())
+    weights = {"w": ([2500], os.urandom(10_000))}
+    repo.revision({"config.json": b"[2]", "model.safetensors": safetensors(weights)})
+    shutil.rmtree(repo.trees)
+    repo.truncated_blob("model.safetensors", 5000)
+    settle(place.root)
+    assert place.clean().plan.actions == ()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_finished_part_stays_in_the_run_that_removes_the_unfinished_one_next_to_it(
+    place: Place, asked: bool
+) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST)
+    settle(place.root)
+    part = repo.orphan_blob(age=3 * DAY)
+    partial = repo.partial(age=OLD if asked else 31 * DAY, suffix=".downloadInProgress")
+    place.clean(Wishes(partials=asked))
+    assert not partial.exists()
+    assert part.exists()
+
+
+def test_a_partial_stays_next_to_a_blob_that_is_shorter(place: Place) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST)
+    shutil.rmtree(repo.trees)
+    partial = repo.partial(repo.file("config.json").etag, age=OLD)
+    settle(place.root)
+    os.utime(partial, (time.time() - OLD,) * 2)
+    place.clean()
+    assert partial.exists()
 
 
 @pytest.mark.parametrize("kind", ["copy", "move", "hardlink"])

@@ -76,7 +76,7 @@ def test_rm_of_a_model_that_a_process_uses_is_refused_and_the_process_named(
 ) -> None:
     repo = base(place.root)
     other = CacheBuilder(place.root).repo("org/other")
-    other.revision({"config.json": b"{3}"})
+    other.revision({"config.json": b"[3]"})
     before = fingerprint(place.root)
     blob = repo.blob("model.safetensors")
     path = repo.locks / f"{blob.name}.lock" if how == "lock" else blob

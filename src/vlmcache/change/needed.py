@@ -192,7 +192,8 @@ def _why_needed(
     if layout.COMMIT.fullmatch(revision.commit) is None:
         return "its name is not a commit"
     written = max(revision.mtime_ns, *(file.mtime_ns for file in revision.files), 0)
-    if is_young(written, now):
+    blobs = [repo.blobs[file.blob] for file in revision.files if file.blob in repo.blobs]
+    if any(is_young(mtime_ns, now) for mtime_ns in (written, *(one.mtime_ns for one in blobs))):
         return "written within the last hour"
     if any(is_young(partial.mtime_ns, now) or partial.locked for partial in repo.partials):
         return "a download into the repo is in progress"
@@ -204,7 +205,8 @@ def _why_needed(
         # Without the hub's listing, only what was there before shows what is complete.
         if other.tree is not None or names <= {file.name for file in other.files}
         for ref in other.refs
-        if ref in repo.ref_files
+        # A time in the future says nothing of when the ref was written.
+        if ref in repo.ref_files and repo.ref_files[ref].mtime_ns / 1e9 <= now
     ):
         return "no newer complete revision replaces it"
     use = evidence.uses.get((repo.folder, revision.commit))

@@ -990,7 +990,9 @@ def _select_waste(
             now,
             gone=gone,
             why=why_protected,
-            unfinished=any((folder, one.name) not in chosen.partials for one in repo.partials),
+            # What is next to a partial may be another part of the same download, so it stays for
+            # this run even if the partial is removed.
+            unfinished=bool(repo.partials),
         )
         sound = sound and waste.damage is None
         if folder in busy:
@@ -1095,18 +1097,20 @@ def _select_unfinished(
 
 
 def _is_finished(repo: Repo, partial: Partial) -> bool:
-    """Whether the blob of a partial download is there, as long as every listing says."""
+    """Whether the blob of a partial download is there, as long as every listing says.
+
+    If no listing names it, a blob that is shorter than the partial cannot be complete.
+    """
     blob = repo.blobs.get(partial.etag)
-    return (
-        blob is not None
-        and blob.present
-        and all(
-            file.content_size == blob.size
-            for tree in repo.trees.values()
-            for file in tree.values()
-            if file.etag == partial.etag
-        )
-    )
+    if blob is None or not blob.present:
+        return False
+    sizes = {
+        file.content_size
+        for tree in repo.trees.values()
+        for file in tree.values()
+        if file.etag == partial.etag
+    }
+    return sizes == {blob.size} if sizes else blob.size >= partial.size
 
 
 def _select_strays(
