@@ -136,6 +136,18 @@ def _let_half_of_the_configuration_be_written(repo: CachedRepo) -> None:
     settle(repo.cache.root)
 
 
+def _date_a_blob(ahead: float) -> Callable[[CachedRepo], None]:
+    def date(repo: CachedRepo) -> None:
+        blob = repo.blob("config.json", first(repo).name)
+        os.utime(blob, (blob.stat().st_atime, time.time() + ahead))
+
+    return date
+
+
+def _date_the_ref(repo: CachedRepo) -> None:
+    os.utime(repo.refs / "main", (time.time() + DAY,) * 2)
+
+
 NEEDED: dict[str, tuple[Callable[[CachedRepo], object], str]] = {
     "it was written after the ref": (_write_ref_earlier, "no newer complete revision replaces it"),
     "its name is not a commit": (_rename, "its name is not a commit"),
@@ -167,6 +179,9 @@ NEEDED: dict[str, tuple[Callable[[CachedRepo], object], str]] = {
         _share_all_that_loading_opens,
         "its last use is unknown",
     ),
+    "its blob was written now": (_date_a_blob(0), "written within the last hour"),
+    "its blob is of tomorrow": (_date_a_blob(DAY), "written within the last hour"),
+    "the ref is of tomorrow": (_date_the_ref, "no newer complete revision replaces it"),
     "a download is in progress": (_begin_a_download, "a download into the repo is in progress"),
 }
 

@@ -306,6 +306,7 @@ def test_clean_takes_waste_and_no_more(state: CacheState, data: st.DataObject) -
                 repo.ref_files[ref].mtime_ns
                 for other in repo.revisions
                 if other.commit in cached
+                if {file.name for file in one.files} <= {file.name for file in other.files}
                 for ref in other.refs
             )
         }

@@ -22,6 +22,7 @@ UNUSED_AFTER = 30 * 86400.0
 
 UNKNOWN_USE = "its last use is unknown"
 LISTED = "the listing of a revision that stays names it"
+REPLACED = "something else is in the place of a folder of the repo"
 FOREIGN = "it holds files that are not the hub's"
 
 _LINK_SIZES = frozenset({len(layout.link_target("0" * digits, 0)) for digits in (40, 64)})
@@ -231,17 +232,20 @@ def _listed(repo: Repo, staying: Iterable[Revision]) -> set[str]:
     return {file.etag for commit in commits for file in repo.trees.get(commit, {}).values()}
 
 
+def folders_of(repo: Repo) -> set[str]:
+    """Return the paths of the folders that every repo has."""
+    names = (layout.BLOBS, layout.SNAPSHOTS, layout.REFS)
+    return {os.path.join(repo.path, name) for name in names}
+
+
 def unsure(repo: Repo) -> str | None:
     """Return why it cannot be known what a repo's revisions need, `None` if it can."""
     if not is_read(repo):
         return "a folder of the repo cannot be read"
     if set(repo.ref_files) != set(repo.refs):
         return "a ref of the repo cannot be read"
-    places = {
-        os.path.join(repo.path, name) for name in (layout.BLOBS, layout.SNAPSHOTS, layout.REFS)
-    }
-    if any(stray.path in places for stray in repo.strays):
-        return "something else is in the place of a folder of the repo"
+    if any(stray.path in folders_of(repo) for stray in repo.strays):
+        return REPLACED
     if any(revision.linked for revision in repo.revisions):
         return "a snapshot of the repo is a link"
     return None

@@ -31,10 +31,12 @@ from vlmcache.cache.usage import LastUse, Process, Usage
 from vlmcache.change.needed import (
     FOREIGN,
     LISTED,
+    REPLACED,
     UNUSED_AFTER,
     Evidence,
     damage,
     find_waste,
+    folders_of,
     foreign_files,
     in_question,
     is_read,
@@ -974,9 +976,9 @@ def _select_waste(
             if waste_there and repo.moved_to is None:
                 why = f"lies at {repo.linked_to}: links are never followed"
                 chosen.kept.append(Kept(repo.path, repo.id, why))
-            sound = sound and damage(repo, repo.revisions, evidence.states) is None
+            sound = sound and _has_all(repo, evidence)
             continue
-        _select_strays(repo.strays, repo.id, chosen, now)
+        _select_strays(repo.strays, repo, chosen, now)
         if not every and not in_question(repo):
             continue
 
@@ -994,7 +996,7 @@ def _select_waste(
             # this run even if the partial is removed.
             unfinished=bool(repo.partials),
         )
-        sound = sound and waste.damage is None
+        sound = sound and waste.damage is None and _has_all(repo, evidence)
         if folder in busy:
             chosen.kept += (
                 _in_use(path, repo, busy[folder])
@@ -1021,6 +1023,11 @@ def _select_waste(
     _select_strays(state.strays, None, chosen, now)
     _select_shared(state, chosen, now, usage, sound)
     _select_locks(state, chosen, now, usage)
+
+
+def _has_all(repo: Repo, evidence: Evidence) -> bool:
+    """Return whether a repo has each link that it will have: it is sound and nothing is missing."""
+    return not repo.partials and damage(repo, repo.revisions, evidence.states) is None
 
 
 def _select_begun(
@@ -1114,13 +1121,16 @@ def _is_finished(repo: Repo, partial: Partial) -> bool:
 
 
 def _select_strays(
-    strays: Iterable[Stray], repo: str | None, chosen: Selection, now: float
+    strays: Iterable[Stray], repo: Repo | None, chosen: Selection, now: float
 ) -> None:
+    repo_id = repo.id if repo is not None else None
     for stray in strays:
         if not stray.leftover:
-            chosen.kept.append(
-                Kept(stray.path, repo, "not the hub's: 'vlmcache rm PATH' removes it")
-            )
+            why = "not the hub's: 'vlmcache rm PATH' removes it"
+            if repo is not None and stray.path in folders_of(repo):
+                # Such as a link to a folder on another disk, with all that the repo has.
+                why = REPLACED
+            chosen.kept.append(Kept(stray.path, repo_id, why))
         elif (
             now - stray.mtime_ns / 1e9 > STALE_AFTER
             or os.path.basename(stray.path) == layout.LEFTOVERS
@@ -1128,7 +1138,7 @@ def _select_strays(
             chosen.strays[stray.path] = "left behind by an interrupted run"
         else:
             chosen.kept.append(
-                Kept(stray.path, repo, "a temporary that was written within the last hour")
+                Kept(stray.path, repo_id, "a temporary that was written within the last hour")
             )
 
 
