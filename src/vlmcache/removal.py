@@ -873,10 +873,16 @@ def _short(command: str) -> str:
 def _shortfall(removal: Removal) -> PartlyError | None:
     if not removal.missed_by:
         return None
+    stays = {kept.repo or kept.path: kept.reason for kept in removal.plan.kept}
+    configured = any(reason.startswith("configured") for reason in stays.values())
+    why = "nothing else can be removed"
+    if stays:
+        shown = [f"{name} ({reason})" for name, reason in list(stays.items())[:3]]
+        more = f" and {len(stays) - 3} more" if len(stays) > 3 else ""
+        why = f"{', '.join(shown)}{more} stay{'s' if len(stays) == 1 else ''}"
     return PartlyError(
-        f"{size_text(removal.missed_by)} short of what was asked for: the rest is configured, kept "
-        "or in use",
-        "name a configured model to let it be evicted, or 'vlmcache rm' it",
+        f"{size_text(removal.missed_by)} short of what was asked for: {why}",
+        "name a configured model to let it be evicted, or 'vlmcache rm' it" if configured else None,
     )
 
 

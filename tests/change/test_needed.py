@@ -795,3 +795,30 @@ def test_what_another_repo_links_to_stays_where_it_was_moved_to(
     freed(place.rm(NAME))
     held = {name: (other.snapshots / other.latest / name).read_bytes() for name in FIRST}
     assert held == FIRST
+
+
+def test_a_cache_of_which_nothing_is_left_is_within_any_size(place: Place) -> None:
+    CacheBuilder(place.root).repo(NAME).revision(FIRST)
+    settle(place.root)
+    done = place.clean(Wishes(max_size=0))
+    assert removal.problem(done) is None
+    assert removal.problem(place.clean(Wishes(max_size=0))) is None
+
+
+def test_what_stays_is_named_if_a_size_cannot_be_reached(place: Place) -> None:
+    CacheBuilder(place.root).repo(NAME).revision(FIRST)
+    settle(place.root)
+    place.configure(mine=NAME)
+    missed = removal.problem(place.clean(Wishes(max_size=0)))
+    assert missed is not None
+    assert str(missed).endswith("short of what was asked for: org/name (configured as mine) stays")
+
+
+def test_a_revision_stays_whose_use_of_other_weights_would_not_show(place: Place) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    shared = {"config.json": b"{}", "onnx/model.onnx": SHARED}
+    repo.revision(shared | {"model.safetensors": os.urandom(9000)}, refs=())
+    repo.revision(shared | {"model.safetensors": os.urandom(9000)})
+    settle(place.root)
+    place.clean()
+    assert first(repo).exists()

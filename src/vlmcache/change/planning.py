@@ -789,7 +789,22 @@ def plan_cleaning(
         more.revisions |= dict.fromkeys(old, "unused")
         unknown = _build(state, more).frees - plan.frees
         plan = msgspec.structs.replace(plan, unknown_use=unknown)
-    return plan, max(0, goal - plan.frees)
+    missed = max(0, goal - plan.frees)
+    if wishes.max_size is not None and missed and wishes.free is None and _is_empty(state, plan):
+        missed = 0  # of a cache without content, its own folders stay
+    return plan, missed
+
+
+def _is_empty(state: CacheState, plan: Plan) -> bool:
+    """Return whether a plan leaves no repo, shared blob or file of others in a cache."""
+    gone = {getattr(action, "path", "") for action in plan.actions}
+    return gone.issuperset(
+        (
+            *(repo.path for repo in state.repos),
+            *(shared.path for shared in state.shared.values()),
+            *(stray.path for stray in state.strays),
+        )
+    )
 
 
 def _with_foreign_files(state: CacheState) -> Protected:
