@@ -145,7 +145,7 @@ class Known:
     @cached_property
     def usage(self) -> Usage:
         """What running processes use now."""
-        return who_uses(self.state)
+        return _users_of(self.state)
 
     @cached_property
     def places(self) -> dict[str, CacheState]:
@@ -347,7 +347,7 @@ def clean(
         return removal if dry_run else msgspec.structs.replace(removal, receipt=Receipt(()))
     _ask(removal, confirm)
     if confirm is not None:
-        usage = who_uses(state)
+        usage = _users_of(state)
     places = set(_moved_repos(state).values())
     receipt = carry_out(plan, state.dir, places, in_use=usage.files)
     _forget(environment, state)
@@ -486,12 +486,30 @@ def _scan_places(state: CacheState, paths: Collection[str]) -> dict[str, CacheSt
     return found
 
 
+def _users_of(state: CacheState, folders: Collection[str] | None = None) -> Usage:
+    """Return what `who_uses` does; of models that were moved here, their cache has the locks."""
+    usage = who_uses(state, folders)
+    locks = dict(usage.locks)
+    moved = {
+        folder: one.cache
+        for folder, one in read_moves(state.dir).items()
+        if folders is None or folder in folders
+    }
+    for cache in set(moved.values()):
+        names = {folder for folder in moved if moved[folder] == cache}
+        # Without that cache, nobody reaches them through it.
+        with contextlib.suppress(VlmcacheError):
+            home = msgspec.structs.replace(scan(cache, only=names), repos=(), strays=())
+            locks |= who_uses(home, names).locks
+    return Usage(usage.files, locks, usage.hidden)
+
+
 def _find_use(
     state: CacheState, places: Collection[CacheState], targets: Sequence[Target]
 ) -> tuple[Usage, tuple[Kept, ...]]:
     """Return who uses what of the targets, here and where `move` has brought them."""
     folders = {target.folder for target in targets if target.folder is not None}
-    usage = who_uses(state, folders)
+    usage = _users_of(state, folders)
     moved = _moved_repos(state)
     found = list(_targets_in_use(state, targets, usage))
     files = usage.files

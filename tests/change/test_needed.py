@@ -20,6 +20,7 @@ from tests.kit.rooms import LONG, OLD, settle
 from vlmcache import removal
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import Mount
+from vlmcache.config import CacheLocation
 from vlmcache.memory import Memory
 from vlmcache.moving import move
 from vlmcache.removal import Wishes
@@ -795,6 +796,33 @@ def test_what_another_repo_links_to_stays_where_it_was_moved_to(
     freed(place.rm(NAME))
     held = {name: (other.snapshots / other.latest / name).read_bytes() for name in FIRST}
     assert held == FIRST
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_a_place_that_models_were_moved_to_respects_the_locks_of_their_cache(
+    place: Place, tmp_path: Path
+) -> None:
+    import fcntl
+
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST)
+    settle(place.root)
+    (tmp_path / "drive").mkdir()
+    move(place.config, place.location, str(tmp_path / "drive"), [NAME])
+    partial = tmp_path / "drive" / repo.folder.name / "blobs" / ("d" * 64 + ".incomplete")
+    partial.write_bytes(b"half")
+    os.utime(partial, (time.time() - OLD,) * 2)
+    lock = place.root / ".locks" / repo.folder.name / ("d" * 64 + ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    place.location = CacheLocation(str(tmp_path / "drive"), "--cache-dir")
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        place.clean(Wishes(partials=True))
+        assert partial.exists()
+        place.rm(NAME)
+        assert partial.exists()
+    place.clean(Wishes(partials=True))
+    assert not partial.exists()
 
 
 def test_a_cache_of_which_nothing_is_left_is_within_any_size(place: Place) -> None:
