@@ -138,9 +138,10 @@ def find_waste(
         unfinished: whether a partial download of the repo stays.
     """
     found = Waste()
+    users = repo.blob_users()
     detached = [one for one in repo.revisions if not one.refs and one.commit not in gone]
     stays = {
-        one.commit: why(one.commit) or _why_needed(repo, one, evidence, now, gone)
+        one.commit: why(one.commit) or _why_needed(repo, one, evidence, now, gone, users)
         for one in detached
     }
     staying = [
@@ -157,7 +158,6 @@ def find_waste(
         if reason == UNKNOWN_USE and everything is None:
             found.unknown.append(revision.commit)
     found.listed = frozenset(_listed(repo, staying))
-    users = repo.blob_users()
     folder = os.path.join(repo.path, layout.BLOBS)
     strange = any(not by and not layout.is_etag(name) for name, by in users.items()) or any(
         os.path.dirname(stray.path) == folder and not stray.leftover for stray in repo.strays
@@ -187,14 +187,23 @@ def find_waste(
 
 
 def _why_needed(
-    repo: Repo, revision: Revision, evidence: Evidence, now: float, gone: Collection[str]
+    repo: Repo,
+    revision: Revision,
+    evidence: Evidence,
+    now: float,
+    gone: Collection[str],
+    users: Mapping[str, Collection[tuple[str, str]]],
 ) -> str | None:
     """Return why a revision that no ref names may be needed, `None` if it is not."""
     if layout.COMMIT.fullmatch(revision.commit) is None:
         return "its name is not a commit"
     written = max(revision.mtime_ns, *(file.mtime_ns for file in revision.files), 0)
-    blobs = [repo.blobs[file.blob] for file in revision.files if file.blob in repo.blobs]
-    if any(is_young(mtime_ns, now) for mtime_ns in (written, *(one.mtime_ns for one in blobs))):
+    own = [
+        blob.mtime_ns
+        for name, blob in repo.blobs.items()
+        if users[name] and all(commit == revision.commit for commit, _ in users[name])
+    ]
+    if any(is_young(mtime_ns, now) for mtime_ns in (written, *own)):
         return "written within the last hour"
     if any(is_young(partial.mtime_ns, now) or partial.locked for partial in repo.partials):
         return "a download into the repo is in progress"
