@@ -661,7 +661,7 @@ def test_clean_removes_waste_of_moved_models_and_nothing_else_there(place: Place
 
     assert done.receipt is not None
     assert done.receipt.whole
-    assert before - du_allocated(place.other) == done.receipt.freed > 15_000
+    assert before - du_allocated(place.other) == done.receipt.freed > 5000
     assert fingerprint(stranger.folder) == kept
     assert set(contents(place.root / FOLDER).values()) == {NAME.encode(), WEIGHTS, OTHER}
 

@@ -149,8 +149,10 @@ def test_a_whole_cache_on_a_roomy_disk_needs_nothing(cache: CacheBuilder) -> Non
 def test_reclaimable_bytes_are_what_orphans_detached_and_stale_occupy(cache: CacheBuilder) -> None:
     repo = cache.repo("org/name")
     repo.revision(model_files())
-    repo.orphan_blob(b"x" * 100_000)
     repo.partial(size=50_000, age=LONG)
+    unlinked = cache.repo("org/second")
+    unlinked.revision(model_files())
+    unlinked.orphan_blob(b"x" * 100_000)
     cache.repo("org/begun").partial("d" * 64, size=70_000, age=5)
     (step,) = asked(cache, config("org/name")).recommendations
     assert step.text.startswith("156 kB can be freed")

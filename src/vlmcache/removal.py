@@ -13,7 +13,7 @@ import msgspec
 
 from vlmcache import advice
 from vlmcache.cache.beside import LIBRARIES, library_entries
-from vlmcache.cache.completeness import judge_revision, resolve
+from vlmcache.cache.completeness import judge_content, judge_revision, resolve
 from vlmcache.cache.moves import read_moves, record_path
 from vlmcache.cache.scan import allocated_bytes, rebased, scan
 from vlmcache.cache.state import CacheState
@@ -145,7 +145,7 @@ class Known:
     @cached_property
     def usage(self) -> Usage:
         """What running processes use now."""
-        return who_uses(self.state)
+        return _users_of(self.state)
 
     @cached_property
     def places(self) -> dict[str, CacheState]:
@@ -347,7 +347,7 @@ def clean(
         return removal if dry_run else msgspec.structs.replace(removal, receipt=Receipt(()))
     _ask(removal, confirm)
     if confirm is not None:
-        usage = who_uses(state)
+        usage = _users_of(state)
     places = set(_moved_repos(state).values())
     receipt = carry_out(plan, state.dir, places, in_use=usage.files)
     _forget(environment, state)
@@ -486,12 +486,30 @@ def _scan_places(state: CacheState, paths: Collection[str]) -> dict[str, CacheSt
     return found
 
 
+def _users_of(state: CacheState, folders: Collection[str] | None = None) -> Usage:
+    """Return what `who_uses` does; of models that were moved here, their cache has the locks."""
+    usage = who_uses(state, folders)
+    locks = dict(usage.locks)
+    moved = {
+        folder: one.cache
+        for folder, one in read_moves(state.dir).items()
+        if folders is None or folder in folders
+    }
+    for cache in set(moved.values()):
+        names = {folder for folder in moved if moved[folder] == cache}
+        # Without that cache, nobody reaches them through it.
+        with contextlib.suppress(VlmcacheError):
+            home = msgspec.structs.replace(scan(cache, only=names), repos=(), strays=())
+            locks |= who_uses(home, names).locks
+    return Usage(usage.files, locks, usage.hidden)
+
+
 def _find_use(
     state: CacheState, places: Collection[CacheState], targets: Sequence[Target]
 ) -> tuple[Usage, tuple[Kept, ...]]:
     """Return who uses what of the targets, here and where `move` has brought them."""
     folders = {target.folder for target in targets if target.folder is not None}
-    usage = who_uses(state, folders)
+    usage = _users_of(state, folders)
     moved = _moved_repos(state)
     found = list(_targets_in_use(state, targets, usage))
     files = usage.files
@@ -578,7 +596,7 @@ def _evidence(
     """Return what shows whether revisions are needed, for the repos where that is in question."""
     every = any(not shared.users for shared in state.shared.values())
     states = {
-        (repo.folder, revision.commit): judge_revision(repo, revision).state
+        (repo.folder, revision.commit): judge_content(repo, revision)
         for repo in state.repos
         if every or in_question(repo)
         for revision in repo.revisions
@@ -874,10 +892,16 @@ def _short(command: str) -> str:
 def _shortfall(removal: Removal) -> PartlyError | None:
     if not removal.missed_by:
         return None
+    stays = {kept.repo or kept.path: kept.reason for kept in removal.plan.kept}
+    configured = any(reason.startswith("configured") for reason in stays.values())
+    why = "nothing else can be removed"
+    if stays:
+        shown = [f"{name} ({reason})" for name, reason in list(stays.items())[:3]]
+        more = f" and {len(stays) - 3} more" if len(stays) > 3 else ""
+        why = f"{', '.join(shown)}{more} stay{'s' if len(stays) == 1 else ''}"
     return PartlyError(
-        f"{size_text(removal.missed_by)} short of what was asked for: the rest is configured, kept "
-        "or in use",
-        "name a configured model to let it be evicted, or 'vlmcache rm' it",
+        f"{size_text(removal.missed_by)} short of what was asked for: {why}",
+        "name a configured model to let it be evicted, or 'vlmcache rm' it" if configured else None,
     )
 
 

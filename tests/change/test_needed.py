@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.change.test_removal import Place, freed
-from tests.kit.caches import CacheBuilder, CachedRepo, fingerprint
+from tests.kit.caches import CacheBuilder, CachedRepo, fingerprint, safetensors
 from tests.kit.commands import run_here
 from tests.kit.hub import LoopbackHub
 from tests.kit.rooms import LONG, OLD, settle
 from vlmcache import removal
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import Mount
+from vlmcache.config import CacheLocation
 from vlmcache.memory import Memory
 from vlmcache.moving import move
 from vlmcache.removal import Wishes
@@ -27,7 +28,7 @@ from vlmcache.removal import Wishes
 NAME = "org/name"
 SHARED = os.urandom(20_000)
 FIRST = {"config.json": b"{}", "model.safetensors": SHARED, "README.md": b"first"}
-SECOND = {"config.json": b"{2}", "model.safetensors": SHARED, "README.md": b"second"}
+SECOND = {"config.json": b"[2]", "model.safetensors": SHARED, "README.md": b"second"}
 DAY = 86400.0
 
 
@@ -130,6 +131,24 @@ def _share_all_that_loading_opens(repo: CachedRepo) -> None:
     settle(repo.cache.root)
 
 
+def _let_half_of_the_configuration_be_written(repo: CachedRepo) -> None:
+    shutil.rmtree(repo.trees)
+    repo.truncated_blob("config.json", 1)
+    settle(repo.cache.root)
+
+
+def _date_a_blob(ahead: float) -> Callable[[CachedRepo], None]:
+    def date(repo: CachedRepo) -> None:
+        blob = repo.blob("config.json", first(repo).name)
+        os.utime(blob, (blob.stat().st_atime, time.time() + ahead))
+
+    return date
+
+
+def _date_the_ref(repo: CachedRepo) -> None:
+    os.utime(repo.refs / "main", (time.time() + DAY,) * 2)
+
+
 NEEDED: dict[str, tuple[Callable[[CachedRepo], object], str]] = {
     "it was written after the ref": (_write_ref_earlier, "no newer complete revision replaces it"),
     "its name is not a commit": (_rename, "its name is not a commit"),
@@ -137,6 +156,10 @@ NEEDED: dict[str, tuple[Callable[[CachedRepo], object], str]] = {
     "a link of it is of tomorrow": (_date_a_link_into_the_future, "written within the last hour"),
     "the newer one has fewer files and no listing": (
         _forget_what_the_new_one_should_have,
+        "no newer complete revision replaces it",
+    ),
+    "the configuration of the newer one is half there": (
+        _let_half_of_the_configuration_be_written,
         "no newer complete revision replaces it",
     ),
     "all refs were purged": (_purge_refs, "no newer complete revision replaces it"),
@@ -157,6 +180,9 @@ NEEDED: dict[str, tuple[Callable[[CachedRepo], object], str]] = {
         _share_all_that_loading_opens,
         "its last use is unknown",
     ),
+    "its blob was written now": (_date_a_blob(0), "written within the last hour"),
+    "its blob is of tomorrow": (_date_a_blob(DAY), "written within the last hour"),
+    "the ref is of tomorrow": (_date_the_ref, "no newer complete revision replaces it"),
     "a download is in progress": (_begin_a_download, "a download into the repo is in progress"),
 }
 
@@ -181,6 +207,43 @@ def test_a_revision_that_somebody_may_need_stays_and_the_plan_says_why(
 def fingerprint_unread(repo: CachedRepo) -> list[tuple[str, int]]:
     """All that is in a repo, without reading it: that would be a use."""
     return sorted((str(path), path.lstat().st_ino) for path in repo.folder.rglob("*"))
+
+
+def test_the_good_revision_stays_if_the_weights_of_the_newer_one_end_early(place: Place) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    weights = {"w": ([2500], os.urandom(10_000))}
+    repo.revision({"config.json": b"{}", "model.safetensors": safetensors(weights)}, refs=())
+    weights = {"w": ([2500], os.urandom(10_000))}
+    repo.revision({"config.json": b"[2]", "model.safetensors": safetensors(weights)})
+    shutil.rmtree(repo.trees)
+    repo.truncated_blob("model.safetensors", 5000)
+    settle(place.root)
+    assert place.clean().plan.actions == ()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_finished_part_stays_in_the_run_that_removes_the_unfinished_one_next_to_it(
+    place: Place, asked: bool
+) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST)
+    settle(place.root)
+    part = repo.orphan_blob(age=3 * DAY)
+    partial = repo.partial(age=OLD if asked else 31 * DAY, suffix=".downloadInProgress")
+    place.clean(Wishes(partials=asked))
+    assert not partial.exists()
+    assert part.exists()
+
+
+def test_a_partial_stays_next_to_a_blob_that_is_shorter(place: Place) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST)
+    shutil.rmtree(repo.trees)
+    partial = repo.partial(repo.file("config.json").etag, age=OLD)
+    settle(place.root)
+    os.utime(partial, (time.time() - OLD,) * 2)
+    place.clean()
+    assert partial.exists()
 
 
 @pytest.mark.parametrize("kind", ["copy", "move", "hardlink"])
@@ -733,3 +796,57 @@ def test_what_another_repo_links_to_stays_where_it_was_moved_to(
     freed(place.rm(NAME))
     held = {name: (other.snapshots / other.latest / name).read_bytes() for name in FIRST}
     assert held == FIRST
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_a_place_that_models_were_moved_to_respects_the_locks_of_their_cache(
+    place: Place, tmp_path: Path
+) -> None:
+    import fcntl
+
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST)
+    settle(place.root)
+    (tmp_path / "drive").mkdir()
+    move(place.config, place.location, str(tmp_path / "drive"), [NAME])
+    partial = tmp_path / "drive" / repo.folder.name / "blobs" / ("d" * 64 + ".incomplete")
+    partial.write_bytes(b"half")
+    os.utime(partial, (time.time() - OLD,) * 2)
+    lock = place.root / ".locks" / repo.folder.name / ("d" * 64 + ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    place.location = CacheLocation(str(tmp_path / "drive"), "--cache-dir")
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        place.clean(Wishes(partials=True))
+        assert partial.exists()
+        place.rm(NAME)
+        assert partial.exists()
+    place.clean(Wishes(partials=True))
+    assert not partial.exists()
+
+
+def test_a_cache_of_which_nothing_is_left_is_within_any_size(place: Place) -> None:
+    CacheBuilder(place.root).repo(NAME).revision(FIRST)
+    settle(place.root)
+    done = place.clean(Wishes(max_size=0))
+    assert removal.problem(done) is None
+    assert removal.problem(place.clean(Wishes(max_size=0))) is None
+
+
+def test_what_stays_is_named_if_a_size_cannot_be_reached(place: Place) -> None:
+    CacheBuilder(place.root).repo(NAME).revision(FIRST)
+    settle(place.root)
+    place.configure(mine=NAME)
+    missed = removal.problem(place.clean(Wishes(max_size=0)))
+    assert missed is not None
+    assert str(missed).endswith("short of what was asked for: org/name (configured as mine) stays")
+
+
+def test_a_revision_stays_whose_use_of_other_weights_would_not_show(place: Place) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    shared = {"config.json": b"{}", "onnx/model.onnx": SHARED}
+    repo.revision(shared | {"model.safetensors": os.urandom(9000)}, refs=())
+    repo.revision(shared | {"model.safetensors": os.urandom(9000)})
+    settle(place.root)
+    place.clean()
+    assert first(repo).exists()

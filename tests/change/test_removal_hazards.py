@@ -76,7 +76,7 @@ def test_rm_of_a_model_that_a_process_uses_is_refused_and_the_process_named(
 ) -> None:
     repo = base(place.root)
     other = CacheBuilder(place.root).repo("org/other")
-    other.revision({"config.json": b"{3}"})
+    other.revision({"config.json": b"[3]"})
     before = fingerprint(place.root)
     blob = repo.blob("model.safetensors")
     path = repo.locks / f"{blob.name}.lock" if how == "lock" else blob
@@ -632,6 +632,57 @@ def test_a_repo_with_a_link_in_the_place_of_a_folder_is_not_cleaned(
     done = place.clean()
     assert fingerprint(repo.folder) == before
     assert freed(done) == 0
+    reasons = {kept.path: kept.reason for kept in done.plan.kept}
+    assert reasons[str(repo.folder / name)] == (
+        "something else is in the place of a folder of the repo"
+    )
+
+
+def test_the_listing_of_a_snapshot_that_cannot_be_removed_stays_and_nothing_is_freed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = base(place.root)
+    detached = next(iter(repo.revisions))
+    real, unlink = os.rename, os.unlink
+
+    def refuse(source: str, *arguments: object, **options: object) -> None:
+        if source in (detached, str(repo.snapshots / detached)):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source)
+        real(source, *arguments, **options)  # type: ignore[arg-type]
+
+    def stay(path: str, **options: object) -> None:
+        if not path.endswith(f"{detached}.json"):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        unlink(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "rename", refuse)
+    monkeypatch.setattr(os, "rmdir", stay)
+    monkeypatch.setattr(os, "unlink", stay)
+    done = place.clean()
+    assert done.receipt is not None
+    assert (repo.trees / f"{detached}.json").exists()
+    assert done.receipt.freed == 0
+    results = {outcome.path: outcome.result for outcome in done.receipt.outcomes}
+    assert results[str(repo.trees / f"{detached}.json")] == "failed"
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_a_shared_blob_that_nobody_links_to_stays_while_a_download_is_unfinished(
+    place: Place, partial: bool
+) -> None:
+    cache = CacheBuilder(place.root)
+    repo = cache.repo("org/name")
+    repo.revision({"config.json": b"{}", "model.safetensors": WEIGHTS})
+    payload = cache.shared_blob("cd" * 32)
+    payload.parent.mkdir(parents=True, exist_ok=True)
+    payload.write_bytes(OTHER)
+    cache.shared_store.joinpath(".huggingface-shared-blobs").write_text("1\n")
+    if partial:
+        repo.partial(age=OLD)
+    settle(place.root)
+    os.utime(payload, (0, 0))
+    place.clean()
+    assert payload.exists() == partial
 
 
 def test_revisions_beside_a_snapshot_that_is_a_link_stay(place: Place) -> None:

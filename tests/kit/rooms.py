@@ -45,7 +45,7 @@ def base(root: Path) -> CachedRepo:
     """A repo with two revisions that share a blob, one of them detached."""
     repo = CacheBuilder(root).repo("org/name")
     repo.revision({"config.json": b"{}", "model.safetensors": WEIGHTS, "a/b.txt": b"x"}, refs=())
-    repo.revision({"config.json": b"{1}", "model.safetensors": WEIGHTS}, refs=("main", "pr/1"))
+    repo.revision({"config.json": b"[1]", "model.safetensors": WEIGHTS}, refs=("main", "pr/1"))
     settle(root)
     return repo
 
@@ -57,14 +57,14 @@ def _plain(root: Path) -> None:
 def _hard_links(root: Path) -> None:
     repo = CacheBuilder(root).repo("org/name")
     repo.revision({"config.json": b"{}", "w.bin": WEIGHTS}, link="hardlink", refs=())
-    repo.revision({"config.json": b"{1}", "w.bin": WEIGHTS}, link="hardlink")
+    repo.revision({"config.json": b"[1]", "w.bin": WEIGHTS}, link="hardlink")
     settle(root)
 
 
 def _copies(root: Path) -> None:
     repo = CacheBuilder(root).repo("org/name")
     repo.revision({"config.json": b"{}", "w.bin": WEIGHTS}, link="copy", refs=())
-    repo.revision({"config.json": b"{1}", "w.bin": OTHER}, link="move")
+    repo.revision({"config.json": b"[1]", "w.bin": OTHER}, link="move")
     settle(root)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 
@@ -10,6 +11,7 @@ import msgspec
 from vlmcache.cache import formats, layout
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.state import File, Repo, Revision, State, TreeFile
+from vlmcache.cache.weights import TruncatedError, read_header
 
 _INDEX_LIMIT = 64_000_000
 
@@ -131,6 +133,30 @@ def judge_revision(repo: Repo, revision: Revision) -> Judgement:
         tuple(sorted(damaged)),
         revision.tree,
     )
+
+
+def judge_content(repo: Repo, revision: Revision) -> State:
+    """Return the state of one snapshot, read from the files that loading opens too.
+
+    A file can be shorter than it was, or half empty after a crash, and no listing says so: tensors
+    that lie beyond a file's end and a configuration that is not JSON are damage.
+    """
+    state = judge_revision(repo, revision).state
+    if state != "cached" or repo.type != "model":
+        return state
+    for name in sorted(formats.wanted(file.name for file in revision.files)):
+        path = os.path.join(revision.path, *name.split("/"))
+        try:
+            if name.endswith(".safetensors"):
+                read_header(path)
+            elif name in (formats.CONFIG, *formats.OTHER_CONFIGS):
+                # As transformers does: NaN and Infinity are no errors.
+                json.loads(read_bytes(path, _INDEX_LIMIT))
+        except (OSError, TruncatedError, json.JSONDecodeError, RecursionError, UnicodeDecodeError):
+            return "damaged"
+        except ValueError:
+            continue  # not a file that we can judge
+    return state
 
 
 def judge_repo(repo: Repo, judged: Iterable[Judgement] | None = None) -> State:

@@ -56,6 +56,11 @@ _FOR_READERS = re.compile(
     r"|\.(?:md|png|jpe?g|gif|svg|webp|pdf)$",
     re.IGNORECASE,
 )
+_WEIGHT_ENDINGS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".ot"),
+    *(".onnx", ".onnx_data", ".ort", ".tflite", ".pb", ".mlmodel", ".npz", ".nemo", ".engine"),
+)
+"""Endings of files of weights, of whatever library."""
 _CONSOLIDATED = re.compile(r"consolidated[^/]*\.safetensors(?:\.index\.json)?$")
 _ALTERNATE_FOLDERS = ("coreml", "gguf", "metal", "onnx", "openvino", "original")
 """Folders at the top of a repo that hold its weights once more, for other programs."""
@@ -365,10 +370,19 @@ def show_use(names: Iterable[str], own: Iterable[str], *, model: bool) -> bool:
         model: whether it is one of a model; of anything else a program may read any part.
     """
     every, seen = set(names), set(own)
-    if model and seen & _always_opened(every):
+    if model and seen & _always_opened(every) and _other_weights(every) <= seen:
         return True
     read = {name for name in every if not _FOR_READERS.search(name)}
     return bool(read) and read <= seen
+
+
+def _other_weights(names: set[str]) -> set[str]:
+    """Return the weights that a program can use instead of those that transformers loads."""
+    every = {name for name in names if name.lower().endswith(_WEIGHT_ENDINGS)}
+    for name, is_index in weight_candidates(names):
+        if name in names:
+            return every - {name} - set(shards_of(name, names) if is_index else ())
+    return every
 
 
 def _always_opened(names: set[str]) -> set[str]:

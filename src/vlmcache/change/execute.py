@@ -98,7 +98,7 @@ class _Run:
         try:
             for number, action in numbered:
                 if number not in self.outcomes and _step(action) == "first":
-                    self._attempt(number, action)
+                    self._attempt_first(number, action)
             self._remove_blobs(
                 [
                     (number, action)
@@ -118,7 +118,8 @@ class _Run:
             if _step(action) == "leftover":
                 self._attempt(number, action)
         outcomes = (*(self.outcomes[number] for number, _ in numbered), *failures)
-        return Receipt(outcomes, sum(outcome.freed for outcome in outcomes) - left)
+        # Folders of our own that could not be removed count, but nothing was freed is 0, not less.
+        return Receipt(outcomes, max(0, sum(outcome.freed for outcome in outcomes) - left))
 
     # What became of an action.
 
@@ -131,6 +132,20 @@ class _Run:
 
     def _add_freed(self, number: int, count: int) -> None:
         self.freed[number] = self.freed.get(number, 0) + count
+
+    def _attempt_first(self, number: int, action: Removing) -> None:
+        """Attempt it, but leave what the hub remembers of a snapshot that could not be removed."""
+        if isinstance(action, ReleaseShared) or action.commit is None:
+            self._attempt(number, action)
+            return
+        key = _folder_of(self.root, action.path), action.commit
+        if action.kind in ("tree", "no-exist") and key in self.held:
+            self._note(number, action, *self.held[key])
+            return
+        self._attempt(number, action)
+        outcome = self.outcomes[number]
+        if action.kind in ("snapshot", "link") and outcome.result not in ("done", "absent"):
+            self.held[key] = outcome.result, outcome.detail or f"{action.path} stays"
 
     def _attempt(self, number: int, action: Removing) -> None:
         try:

@@ -22,6 +22,7 @@ UNUSED_AFTER = 30 * 86400.0
 
 UNKNOWN_USE = "its last use is unknown"
 LISTED = "the listing of a revision that stays names it"
+REPLACED = "something else is in the place of a folder of the repo"
 FOREIGN = "it holds files that are not the hub's"
 
 _LINK_SIZES = frozenset({len(layout.link_target("0" * digits, 0)) for digits in (40, 64)})
@@ -137,9 +138,10 @@ def find_waste(
         unfinished: whether a partial download of the repo stays.
     """
     found = Waste()
+    users = repo.blob_users()
     detached = [one for one in repo.revisions if not one.refs and one.commit not in gone]
     stays = {
-        one.commit: why(one.commit) or _why_needed(repo, one, evidence, now, gone)
+        one.commit: why(one.commit) or _why_needed(repo, one, evidence, now, gone, users)
         for one in detached
     }
     staying = [
@@ -156,7 +158,6 @@ def find_waste(
         if reason == UNKNOWN_USE and everything is None:
             found.unknown.append(revision.commit)
     found.listed = frozenset(_listed(repo, staying))
-    users = repo.blob_users()
     folder = os.path.join(repo.path, layout.BLOBS)
     strange = any(not by and not layout.is_etag(name) for name, by in users.items()) or any(
         os.path.dirname(stray.path) == folder and not stray.leftover for stray in repo.strays
@@ -186,13 +187,23 @@ def find_waste(
 
 
 def _why_needed(
-    repo: Repo, revision: Revision, evidence: Evidence, now: float, gone: Collection[str]
+    repo: Repo,
+    revision: Revision,
+    evidence: Evidence,
+    now: float,
+    gone: Collection[str],
+    users: Mapping[str, Collection[tuple[str, str]]],
 ) -> str | None:
     """Return why a revision that no ref names may be needed, `None` if it is not."""
     if layout.COMMIT.fullmatch(revision.commit) is None:
         return "its name is not a commit"
     written = max(revision.mtime_ns, *(file.mtime_ns for file in revision.files), 0)
-    if is_young(written, now):
+    own = [
+        blob.mtime_ns
+        for name, blob in repo.blobs.items()
+        if users[name] and all(commit == revision.commit for commit, _ in users[name])
+    ]
+    if any(is_young(mtime_ns, now) for mtime_ns in (written, *own)):
         return "written within the last hour"
     if any(is_young(partial.mtime_ns, now) or partial.locked for partial in repo.partials):
         return "a download into the repo is in progress"
@@ -204,7 +215,8 @@ def _why_needed(
         # Without the hub's listing, only what was there before shows what is complete.
         if other.tree is not None or names <= {file.name for file in other.files}
         for ref in other.refs
-        if ref in repo.ref_files
+        # A time in the future says nothing of when the ref was written.
+        if ref in repo.ref_files and repo.ref_files[ref].mtime_ns / 1e9 <= now
     ):
         return "no newer complete revision replaces it"
     use = evidence.uses.get((repo.folder, revision.commit))
@@ -229,17 +241,20 @@ def _listed(repo: Repo, staying: Iterable[Revision]) -> set[str]:
     return {file.etag for commit in commits for file in repo.trees.get(commit, {}).values()}
 
 
+def folders_of(repo: Repo) -> set[str]:
+    """Return the paths of the folders that every repo has."""
+    names = (layout.BLOBS, layout.SNAPSHOTS, layout.REFS)
+    return {os.path.join(repo.path, name) for name in names}
+
+
 def unsure(repo: Repo) -> str | None:
     """Return why it cannot be known what a repo's revisions need, `None` if it can."""
     if not is_read(repo):
         return "a folder of the repo cannot be read"
     if set(repo.ref_files) != set(repo.refs):
         return "a ref of the repo cannot be read"
-    places = {
-        os.path.join(repo.path, name) for name in (layout.BLOBS, layout.SNAPSHOTS, layout.REFS)
-    }
-    if any(stray.path in places for stray in repo.strays):
-        return "something else is in the place of a folder of the repo"
+    if any(stray.path in folders_of(repo) for stray in repo.strays):
+        return REPLACED
     if any(revision.linked for revision in repo.revisions):
         return "a snapshot of the repo is a link"
     return None

@@ -31,10 +31,12 @@ from vlmcache.cache.usage import LastUse, Process, Usage
 from vlmcache.change.needed import (
     FOREIGN,
     LISTED,
+    REPLACED,
     UNUSED_AFTER,
     Evidence,
     damage,
     find_waste,
+    folders_of,
     foreign_files,
     in_question,
     is_read,
@@ -787,7 +789,22 @@ def plan_cleaning(
         more.revisions |= dict.fromkeys(old, "unused")
         unknown = _build(state, more).frees - plan.frees
         plan = msgspec.structs.replace(plan, unknown_use=unknown)
-    return plan, max(0, goal - plan.frees)
+    missed = max(0, goal - plan.frees)
+    if wishes.max_size is not None and missed and wishes.free is None and _is_empty(state, plan):
+        missed = 0  # of a cache without content, its own folders stay
+    return plan, missed
+
+
+def _is_empty(state: CacheState, plan: Plan) -> bool:
+    """Return whether a plan leaves no repo, shared blob or file of others in a cache."""
+    gone = {getattr(action, "path", "") for action in plan.actions}
+    return gone.issuperset(
+        (
+            *(repo.path for repo in state.repos),
+            *(shared.path for shared in state.shared.values()),
+            *(stray.path for stray in state.strays),
+        )
+    )
 
 
 def _with_foreign_files(state: CacheState) -> Protected:
@@ -974,9 +991,9 @@ def _select_waste(
             if waste_there and repo.moved_to is None:
                 why = f"lies at {repo.linked_to}: links are never followed"
                 chosen.kept.append(Kept(repo.path, repo.id, why))
-            sound = sound and damage(repo, repo.revisions, evidence.states) is None
+            sound = sound and _has_all(repo, evidence)
             continue
-        _select_strays(repo.strays, repo.id, chosen, now)
+        _select_strays(repo.strays, repo, chosen, now)
         if not every and not in_question(repo):
             continue
 
@@ -990,9 +1007,11 @@ def _select_waste(
             now,
             gone=gone,
             why=why_protected,
-            unfinished=any((folder, one.name) not in chosen.partials for one in repo.partials),
+            # What is next to a partial may be another part of the same download, so it stays for
+            # this run even if the partial is removed.
+            unfinished=bool(repo.partials),
         )
-        sound = sound and waste.damage is None
+        sound = sound and waste.damage is None and _has_all(repo, evidence)
         if folder in busy:
             chosen.kept += (
                 _in_use(path, repo, busy[folder])
@@ -1019,6 +1038,11 @@ def _select_waste(
     _select_strays(state.strays, None, chosen, now)
     _select_shared(state, chosen, now, usage, sound)
     _select_locks(state, chosen, now, usage)
+
+
+def _has_all(repo: Repo, evidence: Evidence) -> bool:
+    """Return whether a repo has each link that it will have: it is sound and nothing is missing."""
+    return not repo.partials and damage(repo, repo.revisions, evidence.states) is None
 
 
 def _select_begun(
@@ -1095,28 +1119,33 @@ def _select_unfinished(
 
 
 def _is_finished(repo: Repo, partial: Partial) -> bool:
-    """Whether the blob of a partial download is there, as long as every listing says."""
+    """Whether the blob of a partial download is there, as long as every listing says.
+
+    If no listing names it, a blob that is shorter than the partial cannot be complete.
+    """
     blob = repo.blobs.get(partial.etag)
-    return (
-        blob is not None
-        and blob.present
-        and all(
-            file.content_size == blob.size
-            for tree in repo.trees.values()
-            for file in tree.values()
-            if file.etag == partial.etag
-        )
-    )
+    if blob is None or not blob.present:
+        return False
+    sizes = {
+        file.content_size
+        for tree in repo.trees.values()
+        for file in tree.values()
+        if file.etag == partial.etag
+    }
+    return sizes == {blob.size} if sizes else blob.size >= partial.size
 
 
 def _select_strays(
-    strays: Iterable[Stray], repo: str | None, chosen: Selection, now: float
+    strays: Iterable[Stray], repo: Repo | None, chosen: Selection, now: float
 ) -> None:
+    repo_id = repo.id if repo is not None else None
     for stray in strays:
         if not stray.leftover:
-            chosen.kept.append(
-                Kept(stray.path, repo, "not the hub's: 'vlmcache rm PATH' removes it")
-            )
+            why = "not the hub's: 'vlmcache rm PATH' removes it"
+            if repo is not None and stray.path in folders_of(repo):
+                # Such as a link to a folder on another disk, with all that the repo has.
+                why = REPLACED
+            chosen.kept.append(Kept(stray.path, repo_id, why))
         elif (
             now - stray.mtime_ns / 1e9 > STALE_AFTER
             or os.path.basename(stray.path) == layout.LEFTOVERS
@@ -1124,7 +1153,7 @@ def _select_strays(
             chosen.strays[stray.path] = "left behind by an interrupted run"
         else:
             chosen.kept.append(
-                Kept(stray.path, repo, "a temporary that was written within the last hour")
+                Kept(stray.path, repo_id, "a temporary that was written within the last hour")
             )
 
 

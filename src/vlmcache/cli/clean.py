@@ -86,8 +86,9 @@ def clean(
     Without options: revisions that a newer complete one replaced and that were not used for 30
     days; blobs that nothing links to; downloads that nobody continued for 30 days, or that were
     finished in another file; leftovers of interrupted runs; and then, if vlmcache.max_size is
-    configured, the least recently used models. Nothing younger than an hour is removed, and
-    nothing of a damaged repo.
+    configured, the least recently used models. Of waste, nothing younger than an hour is removed,
+    and nothing of a damaged repo. To reach a size or an age that you ask for, any model can be
+    removed that is not configured and that nobody uses: a new, damaged or incomplete one too.
     """
     from vlmcache import removal
     from vlmcache.cli.confirmation import confirmation
