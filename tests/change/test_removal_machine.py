@@ -29,7 +29,7 @@ from vlmcache.errors import UnknownModelError
 from vlmcache.removal import Removal, Wishes
 
 REPOS = ("org/one", "org/two")
-POOL = {f"file{number}.bin": bytes([number]) * (3000 * number + 1) for number in range(5)}
+POOL = {f"file{number}.dat": bytes([number]) * (3000 * number + 1) for number in range(5)}
 XET = {name: f"{number:064x}" for number, name in enumerate(POOL, 1)}
 
 Key = tuple[str, str]
@@ -124,6 +124,7 @@ class Commands(RuleBasedStateMachine):
     def clean(self, kill: int) -> None:
         settle(self.place.root)
         self.run("clean", "", kill)
+        self.run("clean", "", 0)  # what lay next to a partial that was removed
         named = {(repo, commit) for (repo, _), commit in self.refs.items()}
         state = scan(self.place.root)
         there = {(repo.id, held.commit) for repo in state.repos for held in repo.revisions}
