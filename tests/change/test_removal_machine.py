@@ -62,7 +62,7 @@ class Commands(RuleBasedStateMachine):
     def download(self, repo: str, files: set[str], ref: str | None, shared: bool) -> None:
         self.step += 1
         contents = {name: POOL[name] for name in sorted(files)}
-        contents["config.json"] = f"step {self.step}".encode()
+        contents["config.json"] = f"[{self.step}]".encode()
         commit = self.repos[repo].revision(
             contents,
             refs=() if ref is None else (ref,),

@@ -28,6 +28,8 @@ def settle(root: Path) -> None:
         for blob in (repo / "blobs").glob("*"):
             if blob.name.isalnum():
                 content[os.path.realpath(blob)] = 0
+                if blob.is_symlink():
+                    os.utime(blob, (0, 0), follow_symlinks=False)
         for path in (repo / "snapshots").rglob("*"):
             used = path.relative_to(repo / "snapshots").parts[0] in named
             if used and path.is_file():
