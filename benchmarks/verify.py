@@ -17,8 +17,8 @@ from benchmarks.pull import OURS as PULL
 from benchmarks.pull import PEER, REPO, environment, serving, timed
 from tests.kit.contents import Synthetic
 from vlmcache.cache.hashing import cores
+from vlmcache.commands.verify.verify import verify
 from vlmcache.config import CacheLocation, read_environment, shipped_config
-from vlmcache.verifying import verify
 
 VERIFY = [PULL[0], "verify", REPO, "-q"]
 PEER_VERIFY = [PEER[0], "cache", "verify", REPO]

@@ -39,7 +39,7 @@ LOAD_TEST = "vlmcache load-test --synthetic tiny --save before.json"
 LOAD_REPORT = FOLDER / "load-test.json"
 SHOW_REPORT = (
     "import sys; from vlmcache.load.saved import read_report; "
-    "from vlmcache.show.load import show; show(read_report(sys.argv[1]))"
+    "from vlmcache.load.view import show; show(read_report(sys.argv[1]))"
 )
 Wanted: TypeAlias = Callable[[str], bool] | None
 SHARD = "model-00002-of-00002.safetensors"

@@ -12,69 +12,77 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.1"
 
 if TYPE_CHECKING:
-    from vlmcache.backups import Backup, Restored, backup, restore
     from vlmcache.cache.scan import scan
-    from vlmcache.change.pulling import Selection
-    from vlmcache.config import find_model, load_config, locate_cache, read_environment
-    from vlmcache.diagnosis import diagnose
-    from vlmcache.errors import ExitCode, VlmcacheError
-    from vlmcache.helpers import (
+    from vlmcache.commands.backup.backup import backup
+    from vlmcache.commands.backup.restore import restore
+    from vlmcache.commands.backup.values import Backup, Restored
+    from vlmcache.commands.doctor.doctor import diagnose
+    from vlmcache.commands.move.move import move
+    from vlmcache.commands.move.values import Moved
+    from vlmcache.commands.pull.plan import Selection
+    from vlmcache.commands.pull.pull import pull
+    from vlmcache.commands.pull.values import Options as PullOptions
+    from vlmcache.commands.pull.values import Pulled
+    from vlmcache.commands.remove.clean import clean
+    from vlmcache.commands.remove.remove import remove
+    from vlmcache.commands.remove.values import Removal
+    from vlmcache.commands.remove.values import Wishes as CleanWishes
+    from vlmcache.commands.status.status import status
+    from vlmcache.commands.status.values import Status
+    from vlmcache.commands.verify.repair import repair
+    from vlmcache.commands.verify.values import Verification
+    from vlmcache.commands.verify.verify import verify
+    from vlmcache.commands.watch.watch import watch
+    from vlmcache.compat import (
         check_model_cache,
         delete_model_cache,
         get_cache_info,
         list_cached_models,
     )
+    from vlmcache.config import find_model, load_config, locate_cache, read_environment
+    from vlmcache.errors import ExitCode, VlmcacheError
     from vlmcache.load.bench import load_test
     from vlmcache.load.quantized import quantize
     from vlmcache.load.wishes import Wishes as LoadWishes
     from vlmcache.loading import load_model
-    from vlmcache.moving import Moved, move
-    from vlmcache.overview import Status, status
-    from vlmcache.pulling import Options as PullOptions
-    from vlmcache.pulling import Pulled, pull
-    from vlmcache.removal import Removal, clean, remove
-    from vlmcache.removal import Wishes as CleanWishes
-    from vlmcache.repairing import repair
-    from vlmcache.verifying import Verification, verify
-    from vlmcache.watching import watch
 
 _HOMES = {
-    "Backup": "vlmcache.backups.Backup",
-    "Restored": "vlmcache.backups.Restored",
-    "backup": "vlmcache.backups.backup",
-    "restore": "vlmcache.backups.restore",
+    "Backup": "vlmcache.commands.backup.values.Backup",
+    "Restored": "vlmcache.commands.backup.values.Restored",
+    "backup": "vlmcache.commands.backup.backup.backup",
+    "restore": "vlmcache.commands.backup.restore.restore",
     "scan": "vlmcache.cache.scan.scan",
     "find_model": "vlmcache.config.find_model",
     "load_config": "vlmcache.config.load_config",
     "locate_cache": "vlmcache.config.locate_cache",
     "read_environment": "vlmcache.config.read_environment",
-    "diagnose": "vlmcache.diagnosis.diagnose",
+    "diagnose": "vlmcache.commands.doctor.doctor.diagnose",
     "ExitCode": "vlmcache.errors.ExitCode",
     "VlmcacheError": "vlmcache.errors.VlmcacheError",
-    "check_model_cache": "vlmcache.helpers.check_model_cache",
-    "delete_model_cache": "vlmcache.helpers.delete_model_cache",
-    "get_cache_info": "vlmcache.helpers.get_cache_info",
-    "list_cached_models": "vlmcache.helpers.list_cached_models",
+    "check_model_cache": "vlmcache.compat.check_model_cache",
+    "delete_model_cache": "vlmcache.compat.delete_model_cache",
+    "get_cache_info": "vlmcache.compat.get_cache_info",
+    "list_cached_models": "vlmcache.compat.list_cached_models",
     "load_test": "vlmcache.load.bench.load_test",
     "load_model": "vlmcache.loading.load_model",
     "quantize": "vlmcache.load.quantized.quantize",
     "LoadWishes": "vlmcache.load.wishes.Wishes",
-    "Selection": "vlmcache.change.pulling.Selection",
-    "Moved": "vlmcache.moving.Moved",
-    "move": "vlmcache.moving.move",
-    "PullOptions": "vlmcache.pulling.Options",
-    "Pulled": "vlmcache.pulling.Pulled",
-    "pull": "vlmcache.pulling.pull",
-    "Status": "vlmcache.overview.Status",
-    "status": "vlmcache.overview.status",
-    "CleanWishes": "vlmcache.removal.Wishes",
-    "Removal": "vlmcache.removal.Removal",
-    "clean": "vlmcache.removal.clean",
-    "remove": "vlmcache.removal.remove",
-    "repair": "vlmcache.repairing.repair",
-    "Verification": "vlmcache.verifying.Verification",
-    "verify": "vlmcache.verifying.verify",
-    "watch": "vlmcache.watching.watch",
+    "Selection": "vlmcache.commands.pull.plan.Selection",
+    "Moved": "vlmcache.commands.move.values.Moved",
+    "move": "vlmcache.commands.move.move.move",
+    "PullOptions": "vlmcache.commands.pull.values.Options",
+    "Pulled": "vlmcache.commands.pull.values.Pulled",
+    "pull": "vlmcache.commands.pull.pull.pull",
+    "Status": "vlmcache.commands.status.values.Status",
+    "status": "vlmcache.commands.status.status.status",
+    "CleanWishes": "vlmcache.commands.remove.values.Wishes",
+    "Removal": "vlmcache.commands.remove.values.Removal",
+    "clean": "vlmcache.commands.remove.clean.clean",
+    "remove": "vlmcache.commands.remove.remove.remove",
+    "repair": "vlmcache.commands.verify.repair.repair",
+    "Verification": "vlmcache.commands.verify.values.Verification",
+    "verify": "vlmcache.commands.verify.verify.verify",
+    "watch": "vlmcache.commands.watch.watch.watch",
 }
 
 __all__ = [

@@ -8,13 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from vlmcache.config import (
-    load_config,
-    locate_cache,
-    own_home,
-    parse_precision,
-    read_environment,
-)
+from vlmcache.config import load_config, locate_cache, own_home, parse_precision, read_environment
 from vlmcache.errors import NotDownloadedError, UsageError
 from vlmcache.load import models, quantized
 from vlmcache.load.reader import ReadAhead
@@ -75,7 +69,7 @@ def load_model(
         _, source = find()
     except NotDownloadedError:
         # The pull's machinery is imported only where there is something to pull.
-        from vlmcache.pulling import pull
+        from vlmcache.commands.pull.pull import pull
 
         pull(settings, location, environment, [key])
         _, source = find()

@@ -1,4 +1,4 @@
-"""Sizes and durations: from the words people type to numbers, and back."""
+"""Sizes, durations and command lines: from what people type, and back."""
 
 from __future__ import annotations
 
@@ -128,3 +128,17 @@ def duration_text(seconds: float) -> str:
     if seconds >= 60:
         return f"{int(seconds // 60)} min"
     return f"{max(0, int(seconds))} s"
+
+
+def command(name: str, *words: str) -> str:
+    """Return a command line that a shell takes as it is meant, whatever the words hold."""
+    import shlex  # only for hints
+
+    return shlex.join(["vlmcache", name, *words])
+
+
+def of_other_type(kind: str, repo_id: str) -> str:
+    """Return the command that fetches a dataset or a space anew, which is not vlmcache's."""
+    import shlex  # only for hints
+
+    return shlex.join(["hf", "download", "--repo-type", kind, "--force-download", repo_id])

@@ -11,8 +11,9 @@ import pytest
 
 from tests.kit.caches import CacheBuilder, model_files, safetensors, torch_weights
 from vlmcache.cache.scan import scan
+from vlmcache.commands.remove.clean import clean
+from vlmcache.commands.remove.values import Wishes
 from vlmcache.config import CacheLocation, Config, Environment, Limits
-from vlmcache.removal import Wishes, clean
 
 Tensors = Mapping[str, tuple[list[int], bytes]]
 

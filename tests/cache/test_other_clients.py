@@ -11,9 +11,9 @@ from tests.kit.damages import FILES, WEIGHTS
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import REPO, fetches, pull
 from vlmcache.cache import layout
-from vlmcache.cache.access import Entry, entries
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
+from vlmcache.commands.doctor.access import Entry, entries
 
 SUFFIXES = list(layout.OTHER_CLIENTS)
 ETAG = "c" * 64

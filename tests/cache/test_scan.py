@@ -300,7 +300,7 @@ def test_a_folder_that_may_not_be_read_is_told_and_the_rest_is_listed() -> None:
 SCAN = """
 import json, sys
 from vlmcache.cache.scan import scan
-from vlmcache.change.planning import plan_cleaning
+from vlmcache.commands.remove.plan import plan_cleaning
 state = scan(sys.argv[1])
 plan, _ = plan_cleaning(state, now=state.scanned_at + 1e6)
 codes = sorted({finding.code for finding in state.all_findings()})

@@ -14,17 +14,11 @@ from tests.change.test_removal_hazards import holding
 from tests.kit.caches import CacheBuilder
 from tests.kit.disks import as_other_user, common_folder
 from tests.kit.rooms import ROOMS, base
-from vlmcache.cache import usage
+from vlmcache.cache import mounts, usage
+from vlmcache.cache.last_use import LastUse, last_uses
+from vlmcache.cache.mounts import Mount, mount_of
 from vlmcache.cache.scan import scan
-from vlmcache.cache.usage import (
-    LastUse,
-    Mount,
-    last_uses,
-    lock_held,
-    mount_of,
-    who_uses,
-    without_secrets,
-)
+from vlmcache.cache.usage import lock_held, who_uses, without_secrets
 
 
 def test_a_lock_is_held_exactly_while_somebody_holds_it(tmp_path: Path) -> None:
@@ -163,7 +157,7 @@ def test_last_use_is_the_latest_of_journal_and_access_and_honest_without_either(
     state = scan(tmp_path)
     key = repo.folder.name, commit
 
-    def used(journal: dict[tuple[str, str, str], float], worth: usage.AccessTimes) -> LastUse:
+    def used(journal: dict[tuple[str, str, str], float], worth: mounts.AccessTimes) -> LastUse:
         return last_uses(state, journal, worth)[key]
 
     noted = ("model", "org/name", commit)

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.change.test_removal import Place, freed
+from tests.commands.remove.test_remove import Place, freed
 from tests.kit.caches import CacheBuilder, CachedRepo, fingerprint, safetensors
 from tests.kit.commands import run_here
 from tests.kit.hub import LoopbackHub
 from tests.kit.rooms import LONG, OLD, settle
-from vlmcache import removal
+from vlmcache.cache.mounts import Mount
 from vlmcache.cache.scan import scan
-from vlmcache.cache.usage import Mount
+from vlmcache.commands.move.move import move
+from vlmcache.commands.remove import facts, values
+from vlmcache.commands.remove.values import Wishes
 from vlmcache.config import CacheLocation
-from vlmcache.memory import Memory
-from vlmcache.moving import move
-from vlmcache.removal import Wishes
+from vlmcache.home.journal import Memory
 
 NAME = "org/name"
 SHARED = os.urandom(20_000)
@@ -40,7 +40,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def mounted(monkeypatch: pytest.MonkeyPatch, kind: str, *options: str) -> None:
-    monkeypatch.setattr(removal, "mount_of", lambda _: Mount("/", kind, frozenset(options)))
+    monkeypatch.setattr(facts, "mount_of", lambda _: Mount("/", kind, frozenset(options)))
 
 
 def replaced(place: Place, **more: bytes) -> CachedRepo:
@@ -627,7 +627,7 @@ def test_finished_parts_wait_for_the_part_that_is_still_a_partial(place: Place) 
 
 
 def test_what_move_took_to_another_place_is_as_safe_there(place: Place, tmp_path: Path) -> None:
-    from tests.test_moving import Place as Moving
+    from tests.commands.move.test_move import Place as Moving
 
     (tmp_path / "drive").mkdir()
     moving = Moving(tmp_path, tmp_path / "drive")
@@ -829,15 +829,15 @@ def test_a_cache_of_which_nothing_is_left_is_within_any_size(place: Place) -> No
     CacheBuilder(place.root).repo(NAME).revision(FIRST)
     settle(place.root)
     done = place.clean(Wishes(max_size=0))
-    assert removal.problem(done) is None
-    assert removal.problem(place.clean(Wishes(max_size=0))) is None
+    assert values.problem(done) is None
+    assert values.problem(place.clean(Wishes(max_size=0))) is None
 
 
 def test_what_stays_is_named_if_a_size_cannot_be_reached(place: Place) -> None:
     CacheBuilder(place.root).repo(NAME).revision(FIRST)
     settle(place.root)
     place.configure(mine=NAME)
-    missed = removal.problem(place.clean(Wishes(max_size=0)))
+    missed = values.problem(place.clean(Wishes(max_size=0)))
     assert missed is not None
     assert str(missed).endswith("short of what was asked for: org/name (configured as mine) stays")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.change.test_removal import Place, freed
+from tests.commands.remove.test_remove import Place, freed
 from tests.kit.caches import CacheBuilder, CachedRepo, du_allocated, fingerprint
 from tests.kit.commands import Vlmcache
 from tests.kit.disks import as_other_user, common_folder, read_only_view, small_filesystem
@@ -23,10 +23,11 @@ from tests.kit.hub import LoopbackHub, slow
 from tests.kit.rooms import LONG, OLD, OTHER, ROOMS, WEIGHTS, base, settle
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import lock_held
-from vlmcache.change.execute import _Run, execute
-from vlmcache.change.planning import Target, plan_removal
+from vlmcache.change.names import Target
+from vlmcache.change.removal_plan import plan_removal
+from vlmcache.change.remove import _Run, execute
+from vlmcache.commands.remove.values import Wishes, problem
 from vlmcache.errors import ExitCode
-from vlmcache.removal import Wishes, problem
 
 HOLD = """
 import mmap, os, sys
@@ -396,8 +397,8 @@ def test_on_a_full_disk_room_can_be_made(vlmcache: Vlmcache, command: tuple[str,
 TWO_REPOS = """
 import sys
 from vlmcache.cache.scan import scan
-from vlmcache.change.planning import plan_removal
-from vlmcache.change.targets import find_targets
+from vlmcache.change.removal_plan import plan_removal
+from vlmcache.change.names import find_targets
 from vlmcache.config import Config, Limits
 
 state = scan(sys.argv[1])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_removal_commands import Place, _aged
+from tests.commands.remove.test_removal_commands import Place, _aged
 from tests.kit.caches import CacheBuilder, fingerprint
 from tests.kit.commands import Vlmcache
 from vlmcache import loading

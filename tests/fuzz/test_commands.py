@@ -19,10 +19,11 @@ from tests.kit.caches import CacheBuilder, CachedRepo, fingerprint
 from tests.kit.commands import run_here
 from tests.kit.hostile import examples
 from tests.kit.rooms import OLD, settle
-from vlmcache import diagnosis, removal
 from vlmcache.cache.usage import Usage
 from vlmcache.cli import main as cli
-from vlmcache.documents import document_type, stream_types
+from vlmcache.cli.documents import document_type, stream_types
+from vlmcache.commands.doctor import doctor
+from vlmcache.commands.remove import facts, remove
 from vlmcache.errors import ExitCode
 from vlmcache.show.document import schema_of, schema_of_stream
 
@@ -57,8 +58,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.setenv("HF_HOME", str(folder / "hf"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         # Looking through all processes takes longer than all else here.
-        patch.setattr(removal, "who_uses", lambda *_: Usage())
-        patch.setattr(diagnosis, "_seen_by_torch", lambda devices, _: devices)
+        patch.setattr(remove, "who_uses", lambda *_: Usage())
+        patch.setattr(facts, "who_uses", lambda *_: Usage())
+        patch.setattr(doctor, "_seen_by_torch", lambda devices, _: devices)
         yield Place(folder, outside)
 
 

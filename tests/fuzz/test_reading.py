@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 from tests.kit.caches import CacheBuilder, fingerprint, model_files
 from tests.kit.hostile import TEXTS, as_json, examples, mutated, spoiled
 from tests.kit.pulls import config
-from vlmcache.backups import backup, restore
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
 from vlmcache.cache.weights import read_header, weights_bytes
-from vlmcache.change.targets import find_targets
+from vlmcache.change.names import find_targets
+from vlmcache.commands.backup.backup import backup
+from vlmcache.commands.backup.restore import restore
+from vlmcache.commands.status.filters import parse_filter
 from vlmcache.config import (
     CacheLocation,
     find_model,
@@ -35,8 +37,7 @@ from vlmcache.config import (
     side_caches,
 )
 from vlmcache.errors import ConfigError, ExitCode, VlmcacheError
-from vlmcache.filters import parse_filter
-from vlmcache.load.copies import list_copies
+from vlmcache.home.copies import list_copies
 from vlmcache.load.report import LoadReport
 from vlmcache.load.saved import compared, read_report
 from vlmcache.show.document import document
@@ -351,7 +352,7 @@ REPORT = {
 @examples(150)
 @given(as_json(REPORT))
 def test_a_load_report_is_compared_or_refused(place: Path, content: bytes) -> None:
-    from vlmcache.show.load import show
+    from vlmcache.load.view import show
 
     path = place / "old.json"
     path.write_bytes(content)

@@ -17,8 +17,8 @@ from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
 from tests.kit.hub_process import HubProcess, served
 from tests.kit.pulls import REPO, content, expected, lies, pull
 from vlmcache.cache import layout
+from vlmcache.commands.pull.values import Run
 from vlmcache.errors import ExitCode
-from vlmcache.pulling import Run
 
 FILES: dict[str, Content] = {
     "config.json": b'{"model_type": "qwen2_vl"}',

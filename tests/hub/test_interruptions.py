@@ -30,9 +30,9 @@ from tests.kit.pulls import (
     variables,
     vlmcache,
 )
-from vlmcache import pulling
 from vlmcache.cache import layout
 from vlmcache.change.plan import Receipt
+from vlmcache.commands.pull import pull as pull_command
 from vlmcache.errors import ExitCode
 
 SIZE = 4_000_000
@@ -244,7 +244,7 @@ def test_a_disk_that_fills_up_keeps_what_came_and_the_rest_follows(
         cache = disk / "cache"
         filler = disk / "filler"
         filler.write_bytes(b"x" * (SIZE // 2))
-        monkeypatch.setattr(pulling, "find_shortage", lambda *_: None)
+        monkeypatch.setattr(pull_command, "find_shortage", lambda *_: None)
         run = pull(hub, cache)
         assert run.error is not None
         assert run.error.exit_code == ExitCode.SPACE

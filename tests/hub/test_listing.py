@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tests.kit.caches import fingerprint
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import REPO, pull
-from vlmcache import pulling
 from vlmcache.cache import layout
 from vlmcache.cache.state import TreeFile
+from vlmcache.commands.pull import pull as pull_command
 from vlmcache.errors import ExitCode
 from vlmcache.hub.errors import HostileListingError
 from vlmcache.hub.listing import check_names
@@ -112,10 +112,10 @@ def test_names_that_differ_by_case_only_are_refused_where_the_disk_takes_them_fo
 ) -> None:
     hub.add_repo(REPO).commit({"config.json": b"{}", "Config.json": b"[]"})
     with monkeypatch.context() as patch:
-        patch.setattr(pulling, "ignores_case", lambda _: True)
+        patch.setattr(pull_command, "ignores_case", lambda _: True)
         run = pull(hub, tmp_path / "cache")
         assert run.error is not None
         assert run.error.code == "hostile-listing"
         assert not (tmp_path / "cache").exists()
-    assert not pulling.ignores_case(str(tmp_path / "cache"))
+    assert not pull_command.ignores_case(str(tmp_path / "cache"))
     assert pull(hub, tmp_path / "cache").error is None

@@ -11,9 +11,9 @@ import pytest
 from tests.kit.caches import CacheBuilder, fingerprint
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import TreeFile
-from vlmcache.change import placing
+from vlmcache.change import place, shared_store
+from vlmcache.commands.remove.clean import clean
 from vlmcache.config import CacheLocation, Config, Environment, Limits
-from vlmcache.removal import clean
 
 OTHER = "b" * 40
 
@@ -23,20 +23,20 @@ class Killed(BaseException):
 
 
 def _tree(folder: str, commit: str) -> None:
-    placing.write_tree(folder, OTHER, {"config.json": TreeFile(2, OTHER)})
+    place.write_tree(folder, OTHER, {"config.json": TreeFile(2, OTHER)})
 
 
 def _ref(folder: str, commit: str) -> None:
-    placing.write_ref(os.path.join(folder, "refs", "pr", "1"), commit)
+    place.write_ref(os.path.join(folder, "refs", "pr", "1"), commit)
 
 
 def _link(folder: str, commit: str) -> None:
-    placing.place_link(folder, commit, "config.json", OTHER)
+    place.place_link(folder, commit, "config.json", OTHER)
 
 
 def _copy(folder: str, commit: str) -> None:
     etag = os.path.basename(os.readlink(os.path.join(folder, "snapshots", commit, "config.json")))
-    placing.place_copy(folder, commit, "config.json", etag, move=False)
+    place.place_copy(folder, commit, "config.json", etag, move=False)
 
 
 @pytest.mark.parametrize("write", [_tree, _ref, _link, _copy])
@@ -54,7 +54,8 @@ def test_a_temporary_of_a_killed_pull_is_a_leftover_and_clean_removes_it(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", killed)
-        patched.setattr(placing, "_discard", lambda _: None)
+        patched.setattr(place, "discard", lambda _: None)
+        patched.setattr(shared_store, "discard", lambda _: None)
         with pytest.raises(Killed):
             write(str(repo.folder), commit)
     (left,) = set(fingerprint(root)) - set(before)

@@ -32,11 +32,12 @@ from tests.kit.hub import (
 )
 from tests.kit.pulls import REPO, Listener, config, environment, expected, fetches, lies, pull
 from vlmcache.change import partials
-from vlmcache.change.pulling import Selection
+from vlmcache.commands.pull.plan import Selection
+from vlmcache.commands.pull.pull import run_pull
+from vlmcache.commands.pull.values import Options
 from vlmcache.config import CacheLocation
 from vlmcache.errors import ExitCode
 from vlmcache.hub.client import Patience
-from vlmcache.pulling import Options, run_pull
 
 SIZE = 1_000_000
 WEIGHTS = "model.safetensors"

@@ -16,7 +16,9 @@ from tests.kit.contents import Content
 from tests.kit.hub_process import Hub
 from vlmcache.cache import layout
 from vlmcache.change.plan import Fetch
-from vlmcache.change.pulling import Selection
+from vlmcache.commands.pull.plan import Selection
+from vlmcache.commands.pull.pull import run_pull
+from vlmcache.commands.pull.values import Options, Run
 from vlmcache.config import (
     CacheLocation,
     Config,
@@ -26,8 +28,7 @@ from vlmcache.config import (
     shipped_config,
 )
 from vlmcache.hub.client import Patience
-from vlmcache.hub.progress import Watcher
-from vlmcache.pulling import Options, Run, run_pull
+from vlmcache.progress import Watcher
 
 QUICK = Patience(
     attempts=4, asks=4, first_wait=0.01, longest_wait=0.05, answer_timeout=1.0, data_timeout=0.5

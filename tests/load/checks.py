@@ -220,7 +220,7 @@ def every_weight_is_resident_afterwards() -> None:
 
 
 def the_use_is_remembered() -> None:
-    from vlmcache.memory import Memory
+    from vlmcache.home.journal import Memory
 
     with Memory(HOME) as memory:
         uses = memory.uses(str(CACHE.root))

@@ -23,12 +23,12 @@ from tests.load.conftest import World
 from tests.load.test_report import report
 from vlmcache.config import CacheLocation
 from vlmcache.errors import CrashedError, UnloadableError
+from vlmcache.home.journal import Memory
 from vlmcache.load import bench, capacity, reader
 from vlmcache.load.child import crash, run_child
 from vlmcache.load.report import Remembered
 from vlmcache.load.source import Source, read_source
 from vlmcache.load.wishes import Wishes
-from vlmcache.memory import Memory
 
 HOLD = """
 import mmap, sys

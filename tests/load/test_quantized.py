@@ -13,7 +13,8 @@ import pytest
 from tests.load.conftest import World
 from vlmcache.config import load_config, locate_cache, read_environment
 from vlmcache.errors import NotDownloadedError, SpaceError, UsageError
-from vlmcache.load import copies, quantized
+from vlmcache.home import copies
+from vlmcache.load import quantized
 from vlmcache.load.source import Source, read_source
 
 COMMIT = "1" * 40

@@ -12,15 +12,15 @@ import pytest
 
 from tests.load.conftest import World
 from tests.load.test_report import MACHINE, report
-from vlmcache.documents import document_type
+from vlmcache.cli.documents import document_type
 from vlmcache.errors import UnloadableError, UsageError
+from vlmcache.home.journal import Memory
 from vlmcache.load import saved
 from vlmcache.load.bench import failure, ids
 from vlmcache.load.report import Failure, LoadReport, Remembered
+from vlmcache.load.view import plot
 from vlmcache.load.wishes import parse_wishes
-from vlmcache.memory import Memory
 from vlmcache.show.document import document, schema_of
-from vlmcache.show.load import plot
 
 
 def test_a_saved_report_is_read_as_it_was(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from vlmcache.cache.mounts import Mount, mount_of, mounts
 from vlmcache.cache.state import Drive
-from vlmcache.cache.usage import Mount, mount_of, mounts
 
 BY_UUID = "/dev/disk/by-uuid"
 """Where Linux names the devices by the UUID of the filesystem that is on them."""

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.scan import STALE_AFTER, UNREADABLE
-from vlmcache.cache.state import File, Repo, Revision, State
-from vlmcache.cache.usage import LastUse
+from vlmcache.cache.entries import STALE_AFTER
+from vlmcache.cache.last_use import LastUse
+from vlmcache.cache.state import UNREADABLE, File, Repo, Revision, State
 from vlmcache.change.plan import Kept
 
 UNUSED_AFTER = 30 * 86400.0

@@ -5,10 +5,12 @@ Every action names what it touches, what it expects to find there, and why. Size
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
+from vlmcache.cache.state import Repo, Revision, TreeFile
 from vlmcache.cache.usage import Process
 
 
@@ -247,3 +249,63 @@ class Receipt(msgspec.Struct, frozen=True):
     def whole(self) -> bool:
         """Whether everything is now as the plan wanted it."""
         return all(outcome.result in ("done", "absent") for outcome in self.outcomes)
+
+
+def stamp(repo: Repo, revision: Revision | None = None) -> str:
+    """Return a digest of what the scan saw of a repo, or of one snapshot; access times left out.
+
+    If it is the same later, nothing was added, taken or written since.
+    """
+    import hashlib  # not needed to plan a cache of which no whole folder goes
+
+    digest = hashlib.sha256()
+
+    def add(*facts: object) -> None:
+        digest.update(repr(facts).encode("utf-8", "surrogateescape"))
+
+    revisions = repo.revisions if revision is None else (revision,)
+    for held in sorted(revisions, key=lambda one: one.commit):
+        add(held.commit, held.entry, held.linked)
+        for file in sorted(held.files, key=lambda one: one.name):
+            add(file.name, file.kind, file.blob, file.inode, file.mtime_ns, file.size)
+    if revision is None:
+        for name in sorted(repo.blobs):
+            blob = repo.blobs[name]
+            add(name, blob.inode, blob.mtime_ns, blob.size, blob.shared)
+        for part in sorted(repo.partials, key=lambda one: one.name):
+            add(part.name, part.inode, part.mtime_ns, part.size)
+        for stray in sorted(repo.strays, key=lambda one: one.path):
+            add(stray.path, stray.inode, stray.mtime_ns, stray.size)
+        add(sorted(repo.refs.items()), sorted(repo.ref_files.items()))
+    return digest.hexdigest()
+
+
+def sum_stamp(size: int, allocated: int) -> str:
+    """Return the stamp of a folder of which only the sums are known."""
+    return f"{size}:{allocated}"
+
+
+def joined(plans: Sequence[Plan]) -> Plan:
+    """Return one plan of several, in their order."""
+    return Plan(
+        tuple(action for plan in plans for action in plan.actions),
+        frees=sum(plan.frees for plan in plans),
+        needs=sum(plan.needs for plan in plans),
+        kept=tuple(kept for plan in plans for kept in plan.kept),
+        unknown_use=sum(plan.unknown_use for plan in plans),
+    )
+
+
+def is_resumable(listed: TreeFile, *, ours: bool, size: int, allocated: int) -> bool:
+    """Return whether a partial download can be the beginning of a file.
+
+    Args:
+        listed: the file.
+        ours: whether vlmcache wrote the partial, which it does from front to back. The client
+            writes Xet files in any order.
+        size: the partial's length in bytes.
+        allocated: what it occupies; less than its length where it has holes.
+    """
+    if size == 0 or size > listed.content_size:
+        return False
+    return ours or (listed.xet_hash is None and allocated >= size)

@@ -54,16 +54,17 @@ def backup(
     To a store, which several machines can share, only what it lacks is written. A tar stream has a
     manifest with all hashes in front; any tar can list it.
     """
-    from vlmcache import backups
+    from vlmcache.commands.backup import backup as backup_command
+    from vlmcache.commands.backup import values
     from vlmcache.show import progress
 
     session = open_session(config, cache_dir)
-    streamed = destination == backups.STREAM
+    streamed = destination == values.STREAM
     if streamed and (json or quiet):
         raise UsageError("the backup itself goes to stdout: no --json and no -q beside it")
     if streamed and sys.stdout.isatty():
         raise UsageError("a terminal cannot keep a backup", "name a file, or pipe it on")
-    value = backups.backup(
+    value = backup_command.backup(
         session.config,
         session.cache,
         destination,
@@ -73,11 +74,11 @@ def backup(
     )
 
     def show() -> None:
-        from vlmcache.show import backup as view
+        from vlmcache.commands.backup import view
 
         view.show_backup(value, stream=sys.stderr if streamed else sys.stdout)
 
-    error = backups.incomplete(value)
+    error = values.incomplete(value)
     return Answer(
         "backup",
         value,

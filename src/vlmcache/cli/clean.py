@@ -90,12 +90,13 @@ def clean(
     and nothing of a damaged repo. To reach a size or an age that you ask for, any model can be
     removed that is not configured and that nobody uses: a new, damaged or incomplete one too.
     """
-    from vlmcache import removal
     from vlmcache.cli.confirmation import confirmation
+    from vlmcache.commands.remove import clean as remove_clean
+    from vlmcache.commands.remove import values
 
     session = open_session(config, cache_dir)
     output = Output(json, quiet, verbose)
-    wishes = removal.Wishes(
+    wishes = values.Wishes(
         older_than=duration_option("--older-than", older_than),
         max_size=size_option("--max-size", max_size),
         free=size_option("--free", free),
@@ -107,7 +108,7 @@ def clean(
         modules=modules,
         partials=partials,
     )
-    value = removal.clean(
+    value = remove_clean.clean(
         session.environment,
         session.config,
         session.cache,
@@ -117,16 +118,16 @@ def clean(
     )
 
     def show() -> None:
-        from vlmcache.show import plan as view
+        from vlmcache.commands.remove import view
 
         view.show(value, verbose=verbose)
 
-    error = removal.problem(value)
+    error = values.problem(value)
     return Answer(
         "clean",
         value,
         output,
         show,
-        lambda: removal.ids(value),
+        lambda: values.ids(value),
         error,
     )

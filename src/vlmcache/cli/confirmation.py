@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from vlmcache.cli.options import Output
-from vlmcache.removal import Confirm, Removal, UnconfirmedError
+from vlmcache.commands.remove.values import Confirm, Removal, UnconfirmedError
 from vlmcache.units import size_text
 
 
@@ -23,7 +23,7 @@ def confirmation(output: Output, *, yes: bool, word: str | None = None) -> Confi
         return None
 
     def ask(removal: Removal) -> bool:
-        from vlmcache.show import plan as view
+        from vlmcache.commands.remove import view
 
         count = len(removal.plan.actions)
         size = size_text(removal.plan.frees)

@@ -46,10 +46,11 @@ def doctor(
     Says what to do about what is off. --shared shows what has to change before a group can use the
     cache together; --fix changes it.
     """
-    from vlmcache import diagnosis, sharing
+    from vlmcache.commands.doctor import doctor as doctor_command
+    from vlmcache.commands.doctor import sharing
 
     session = open_session(config, cache_dir)
-    value = diagnosis.diagnose(
+    value = doctor_command.diagnose(
         session.environment,
         session.config,
         session.cache,
@@ -60,7 +61,7 @@ def doctor(
     error = sharing.problem(value.receipt)
 
     def show() -> None:
-        from vlmcache.show import doctor as view
+        from vlmcache.commands.doctor import view
 
         view.show(value, verbose=verbose)
 

@@ -33,7 +33,7 @@ COMMANDS = {
     "doctor": "Check paths, permissions, disk, versions, GPU.",
     "schema": "Print the JSON Schema of a command's --json.",
 }
-"""Each command and what it does. Its function has the same name, in a module of the same name."""
+"""Each command and what it does. Its module and its function are named like it."""
 
 STREAMS = frozenset({"watch"})
 """Commands that answer as they go along: with `--json` in lines, not in one document."""
@@ -84,7 +84,7 @@ class _Commands(LightGroup):
             hint = f"did you mean {near[0]}?" if near else "see 'vlmcache --help'"
             raise UsageError(f"no such command: {cmd_name}", hint)
         name = cmd_name.replace("-", "_")
-        module = importlib.import_module(f"vlmcache.cli.{name}")
+        module = importlib.import_module(f"vlmcache.cli.{cmd_name.replace('-', '')}")
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
         epilog = "\b\n" + module.EXAMPLES.replace("\n\n", "\n")
         single.command(

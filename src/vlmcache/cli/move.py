@@ -68,9 +68,10 @@ def move(
     All models unless some are named. A link stays in the place of each, which every command and
     the hub's libraries follow. If it was interrupted, run it again. Only --relink asks.
     """
-    from vlmcache import moving
     from vlmcache.cli.confirmation import can_ask, is_agreed
-    from vlmcache.removal import UnconfirmedError
+    from vlmcache.commands.move import move as move_command
+    from vlmcache.commands.move import values
+    from vlmcache.commands.remove.values import UnconfirmedError
     from vlmcache.show import progress
 
     output = Output(json, quiet, verbose)
@@ -82,8 +83,8 @@ def move(
         raise UsageError("--undo takes back all that is unfinished: no MODEL and no --no-link")
     session = open_session(config, cache_dir)
 
-    def ask(planned: moving.Moved) -> bool:
-        from vlmcache.show import move as view
+    def ask(planned: values.Moved) -> bool:
+        from vlmcache.commands.move import view
 
         count = len(planned.repos)
         noun = "link" if count == 1 else "links"
@@ -97,11 +98,11 @@ def move(
 
     if relink is not None:
         confirm = None if yes else ask
-        value = moving.relink(session.cache, relink, dry_run=dry_run, confirm=confirm)
+        value = move_command.relink(session.cache, relink, dry_run=dry_run, confirm=confirm)
     elif undo:
-        value = moving.undo(session.cache, destination or "", dry_run=dry_run)
+        value = move_command.undo(session.cache, destination or "", dry_run=dry_run)
     else:
-        value = moving.move(
+        value = move_command.move(
             session.config,
             session.cache,
             destination or "",
@@ -110,10 +111,10 @@ def move(
             dry_run=dry_run,
             watcher=progress.watcher(quiet=quiet),
         )
-    error = moving.problem(value)
+    error = values.problem(value)
 
     def show() -> None:
-        from vlmcache.show import move as view
+        from vlmcache.commands.move import view
 
         view.show(value, undone=undo, relinked=relink is not None, verbose=verbose)
 
@@ -122,6 +123,6 @@ def move(
         value,
         output,
         show,
-        lambda: moving.ids(value),
+        lambda: values.ids(value),
         error,
     )

@@ -76,24 +76,25 @@ def pull(
 
     Every byte is checked; a download that was cut goes on where it stopped.
     """
-    from vlmcache import pulling
-    from vlmcache.change.pulling import Selection
     from vlmcache.cli.confirmation import confirmation
+    from vlmcache.commands.pull import pull as pull_command
+    from vlmcache.commands.pull import values
+    from vlmcache.commands.pull.plan import Selection
     from vlmcache.show import progress
 
     session = open_session(config, cache_dir)
     output = Output(json, quiet, verbose)
-    options = pulling.Options(
+    options = values.Options(
         Selection(tuple(include or ()), tuple(exclude or ()), all_files),
         dry_run,
-        max_workers or pulling.WORKERS,
+        max_workers or values.WORKERS,
         _rate(limit_rate),
         token,
         make_room,
         confirmation(output, yes=yes),
     )
     names = _with_revision(_names(session, models or [], every=every), revision)
-    run = pulling.run_pull(
+    run = pull_command.run_pull(
         session.config,
         session.cache,
         session.environment,
@@ -103,7 +104,13 @@ def pull(
     )
 
     def show() -> None:
-        from vlmcache.show import pull as view
+        from vlmcache.commands.pull import view
+
+        room = view.evicted(run.value)
+        if room is not None:
+            from vlmcache.commands.remove import view as remove_view
+
+            remove_view.show(room, verbose=verbose)
 
         view.show(run.value, verbose=verbose)
 
@@ -137,11 +144,12 @@ def _names(session: Session, models: list[str], *, every: bool) -> list[str]:
         raise UsageError(
             "no MODEL is named", "name one, or say --all; 'vlmcache status' lists them"
         )
-    from vlmcache import overview, picking
-    from vlmcache.show import pull as view
+    from vlmcache.cli import picker
+    from vlmcache.commands.pull import view
+    from vlmcache.commands.status import status as status_command
 
-    status = overview.status(session.config, session.cache)
-    return picking.chosen(view.ask_which(status), status.models)
+    status = status_command.status(session.config, session.cache)
+    return picker.chosen(view.ask_which(status), status.models)
 
 
 def _with_revision(names: list[str], revision: str | None) -> list[str]:

@@ -55,9 +55,8 @@ def quantize(
 
     Later int8 and int4 loads neither read the full weights nor quantise again.
     """
-    from vlmcache.load import quantized
+    from vlmcache.load import quantized, view
     from vlmcache.load.wishes import parse_one_precision
-    from vlmcache.show import load as view
 
     session = open_session(config, cache_dir)
     wanted = parse_one_precision(precision)

@@ -47,11 +47,12 @@ def restore(
 
     What is there already is skipped, so that a restore that was cut goes on.
     """
-    from vlmcache import backups
+    from vlmcache.commands.backup import restore as backup_restore
+    from vlmcache.commands.backup import values
     from vlmcache.show import progress
 
     session = open_session(config, cache_dir)
-    value = backups.restore(
+    value = backup_restore.restore(
         session.config,
         session.cache,
         source,
@@ -60,10 +61,10 @@ def restore(
         dry_run=dry_run,
         watcher=progress.watcher(quiet=quiet),
     )
-    error = backups.problem(value)
+    error = values.problem(value)
 
     def show() -> None:
-        from vlmcache.show import backup as view
+        from vlmcache.commands.backup import view
 
         view.show_restore(value, verbose=verbose)
 

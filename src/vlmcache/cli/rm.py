@@ -57,12 +57,12 @@ def rm(
 
     Blobs that other revisions need stay. Nothing in use is removed.
     """
-    from vlmcache import removal
     from vlmcache.cli.confirmation import confirmation
+    from vlmcache.commands.remove import remove, values
 
     session = open_session(config, cache_dir)
     output = Output(json, quiet, verbose)
-    value = removal.remove(
+    value = remove.remove(
         session.environment,
         session.config,
         session.cache,
@@ -74,16 +74,16 @@ def rm(
     )
 
     def show() -> None:
-        from vlmcache.show import plan as view
+        from vlmcache.commands.remove import view
 
         view.show(value, verbose=verbose)
 
-    error = removal.problem(value) if not (dry_run and force) else None
+    error = values.problem(value) if not (dry_run and force) else None
     return Answer(
         "rm",
         value,
         output,
         show,
-        lambda: removal.ids(value),
+        lambda: values.ids(value),
         error,
     )

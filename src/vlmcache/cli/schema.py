@@ -20,7 +20,7 @@ def schema(
     """Print the JSON Schema of a command's --json."""
     import json
 
-    from vlmcache.documents import document_type, stream_types
+    from vlmcache.cli.documents import document_type, stream_types
     from vlmcache.show.document import schema_of, schema_of_stream
 
     lines = stream_types(command)

@@ -52,21 +52,23 @@ def status(
 
     Nothing is changed, and no network is touched but by --outdated.
     """
-    from vlmcache import overview
+    from vlmcache.commands.status import status as status_command
 
     session = open_session(config, cache_dir)
-    value = overview.status(
+    value = status_command.status(
         session.config, session.cache, models or (), environment=session.environment
     )
     if outdated:
-        from vlmcache import updates
+        from vlmcache.commands.status import outdated as status_outdated
 
-        value = updates.with_updates(value, session.config, session.cache, session.environment)
-    error = overview.not_cached(value) if check else None
-    value = overview.select_rows(value, filters or (), sort)
+        value = status_outdated.with_updates(
+            value, session.config, session.cache, session.environment
+        )
+    error = status_command.not_cached(value) if check else None
+    value = status_command.select_rows(value, filters or (), sort)
 
     def show() -> None:
-        from vlmcache.show import status as view
+        from vlmcache.commands.status import view
 
         view.show(value, every=every, verbose=verbose)
 
@@ -75,6 +77,6 @@ def status(
         value,
         Output(json, quiet, verbose),
         show,
-        lambda: overview.ids(value, every=every),
+        lambda: status_command.ids(value, every=every),
         error,
     )

@@ -57,7 +57,8 @@ def verify(
 
     Exits with 4 if anything is damaged or missing, unless --repair mends it.
     """
-    from vlmcache import verifying
+    from vlmcache.commands.verify import values
+    from vlmcache.commands.verify import verify as verify_command
     from vlmcache.show import progress
 
     if (dry_run or yes) and not repair:
@@ -66,22 +67,22 @@ def verify(
 
     session = open_session(config, cache_dir)
     age = duration_option("--max-age", max_age)
-    age = verifying.MAX_AGE if age is None else age
+    age = verify_command.MAX_AGE if age is None else age
     place = session.environment, session.config, session.cache, models or ()
     watcher = progress.watcher(quiet=quiet)
     error: VlmcacheError | None
     if repair:
-        from vlmcache import repairing
+        from vlmcache.commands.verify import repair as verify_repair
 
-        value, error = repairing.repair(
+        value, error = verify_repair.repair(
             *place, max_age=age, workers=workers, dry_run=dry_run, watcher=watcher
         )
     else:
-        value = verifying.verify(*place, max_age=age, workers=workers, watcher=watcher)
-        error = verifying.problem(value)
+        value = verify_command.verify(*place, max_age=age, workers=workers, watcher=watcher)
+        error = values.problem(value)
 
     def show() -> None:
-        from vlmcache.show import verify as view
+        from vlmcache.commands.verify import view
 
         view.show(value, verbose=verbose)
 
@@ -90,6 +91,6 @@ def verify(
         value,
         Output(json, quiet, verbose),
         show,
-        lambda: verifying.ids(value),
+        lambda: values.ids(value),
         error,
     )

@@ -64,8 +64,10 @@ def watch(
     """
     import msgspec
 
-    from vlmcache import metrics, overview, recommending, watching
-    from vlmcache.show import watch as view
+    from vlmcache.commands.status import recommend
+    from vlmcache.commands.status import status as status_command
+    from vlmcache.commands.watch import metrics, values, view
+    from vlmcache.commands.watch import watch as watch_command
 
     session = open_session(config, cache_dir)
     settings = session.config
@@ -85,7 +87,7 @@ def watch(
         output = view.output(json=json, quiet=quiet, once=once, verbose=verbose, note=note)
         stack.enter_context(output)
         file = metrics.File(metrics_file, seconds) if metrics_file is not None else None
-        looks = watching.watch(
+        looks = watch_command.watch(
             settings, session.cache, interval=seconds, wait=output.wait, notify=not once
         )
         stack.enter_context(contextlib.closing(looks))
@@ -94,12 +96,14 @@ def watch(
             output.show(look)
             if file is not None:
                 output.warn(file.update(text))
-            low = watching.low_space(look.snapshot)
+            low = values.low_space(look.snapshot)
             if low is not None and exit_on_low:
-                status = overview.status(settings, session.cache, environment=session.environment)
-                advised = recommending.Advice(settings, session.cache)
-                hint = recommending.what_frees(status.recommendations, advised)
-                raise watching.low_space(look.snapshot, hint) or low
+                status = status_command.status(
+                    settings, session.cache, environment=session.environment
+                )
+                advised = recommend.Advice(settings, session.cache)
+                hint = recommend.what_frees(status.recommendations, advised)
+                raise values.low_space(look.snapshot, hint) or low
             if once:
                 break
     return ExitCode.DONE

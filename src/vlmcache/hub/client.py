@@ -32,7 +32,7 @@ from vlmcache.hub.errors import (
     OfflineError,
     UnreachableError,
 )
-from vlmcache.hub.progress import Pace
+from vlmcache.progress import Pace
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 

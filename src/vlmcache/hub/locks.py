@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
-from vlmcache.hub.progress import Pace
+from vlmcache.progress import Pace
 
 _POLL = 0.25
 _TELL_EVERY = 30.0

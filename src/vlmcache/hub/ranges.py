@@ -17,7 +17,7 @@ import msgspec
 from vlmcache.errors import VlmcacheError
 from vlmcache.hub.client import Client, ExpiredError, TroubleError
 from vlmcache.hub.errors import HubError
-from vlmcache.hub.progress import Stopped
+from vlmcache.progress import Stopped
 
 
 class Rules(msgspec.Struct, frozen=True):

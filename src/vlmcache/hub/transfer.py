@@ -9,49 +9,20 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import msgspec
-
 from vlmcache.cache import layout
-from vlmcache.cache.scan import allocated_bytes
-from vlmcache.cache.state import TreeFile
-from vlmcache.cache.usage import mount_of
+from vlmcache.cache.entries import allocated_bytes
+from vlmcache.cache.mounts import mount_of
 from vlmcache.change import partials
-from vlmcache.change.placing import disk_failure, file_size, publish_blob
-from vlmcache.change.pulling import is_resumable
+from vlmcache.change.place import disk_failure, file_size, publish_blob
+from vlmcache.change.plan import is_resumable
 from vlmcache.errors import VlmcacheError
 from vlmcache.hub.client import Backoff, Client, NoRangeError, TroubleError
 from vlmcache.hub.errors import AccessError, HubError, WrongBytesError
+from vlmcache.hub.job import Job
 from vlmcache.hub.ranges import Ranges, Spare
 
 _TRIES = 3
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-
-
-class Job(msgspec.Struct, frozen=True):
-    """One blob to fetch.
-
-    blobs is the folder it goes to, cache_dir the cache that this folder lies in: another one where
-    `move` has brought the repo there. shares: whether that cache's store of shared blobs may be
-    used, which is not so through a link that someone else has made.
-    """
-
-    repo: str
-    commit: str
-    file: str
-    listed: TreeFile
-    cache_dir: str
-    blobs: str
-    shares: bool = True
-
-    @property
-    def blob(self) -> str:
-        """The blob's place."""
-        return os.path.join(self.blobs, self.listed.etag)
-
-    @property
-    def partial(self) -> str:
-        """Where an unfinished download of it is kept: the client's name of old."""
-        return self.blob + layout.PARTIAL_SUFFIX
 
 
 class Transfer:
@@ -278,3 +249,10 @@ def _disk_failures(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise disk_failure(error, path) from error
+
+
+def without_links() -> bool:
+    """Return whether the client is told to place no links."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_DISABLE_SYMLINKS)

@@ -14,7 +14,7 @@ from vlmcache.units import size_text
 
 if TYPE_CHECKING:
     from vlmcache.hub.client import Client
-    from vlmcache.hub.transfer import Job
+    from vlmcache.hub.job import Job
 
 
 def is_usable(listed: TreeFile) -> bool:

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from vlmcache.cache.hashing import cores
+from vlmcache.cache.mounts import mount_of, nearest_folder
 from vlmcache.cache.reading import JSON_ERRORS
-from vlmcache.cache.usage import mount_of, nearest_folder
 from vlmcache.cache.weights import Precision
 from vlmcache.config import (
     CacheLocation,
@@ -37,6 +37,7 @@ from vlmcache.errors import (
     VlmcacheError,
     unloadable,
 )
+from vlmcache.home.journal import Memory
 from vlmcache.load import capacity, quantized, reader, streams, synthetic
 from vlmcache.load.child import run_child
 from vlmcache.load.models import remember_use, require_packages
@@ -58,7 +59,6 @@ from vlmcache.load.report import (
 )
 from vlmcache.load.source import Source, find_source, read_source
 from vlmcache.load.wishes import Wishes
-from vlmcache.memory import Memory
 from vlmcache.units import size_text
 
 COLD_AT_MOST = 0.01

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from vlmcache import advice
+from vlmcache import units
 from vlmcache.cache.weights import Precision
 from vlmcache.config import CacheLocation
 from vlmcache.errors import (
@@ -52,7 +52,7 @@ _PROCESSORS = (
 
 def remember_use(home: str, location: CacheLocation, source: Source, what: str) -> None:
     """Note in vlmcache's memory that a model was used."""
-    from vlmcache.memory import Memory
+    from vlmcache.home.journal import Memory
 
     if source.repo is not None and source.commit is not None:
         with Memory(home) as memory:
@@ -279,7 +279,7 @@ def build(
         named = ", ".join(lacking[:_NAMED_KEYS])
         raise DamagedWeightsError(
             f"{source.model}: {len(lacking)} weights are not in its files: {named}",
-            advice.command("verify", source.model, "--repair") if source.repo else None,
+            units.command("verify", source.model, "--repair") if source.repo else None,
         )
     return model.eval()
 
@@ -443,7 +443,7 @@ def _explain(source: Source, error: Exception) -> UnloadableError:
     ):
         return DamagedWeightsError(
             f"{source.model}: the weights cannot be read: {words[:200]}",
-            advice.command("verify", source.model, "--repair") if source.repo else None,
+            units.command("verify", source.model, "--repair") if source.repo else None,
         )
     return UnloadableError(
         f"{source.model} cannot be loaded: {type(error).__name__}: {words[:300]}"

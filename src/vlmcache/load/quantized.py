@@ -14,11 +14,11 @@ from datetime import datetime, timezone
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.usage import nearest_folder
+from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.weights import Precision
 from vlmcache.config import CacheLocation, Config, Environment, find_model, own_home
 from vlmcache.errors import DamagedWeightsError, SpaceError, UsageError
-from vlmcache.load.copies import (
+from vlmcache.home.copies import (
     FOLDER,
     MANIFEST,
     CopiedFile,

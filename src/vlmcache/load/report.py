@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from vlmcache import advice
+from vlmcache import units
 from vlmcache.cache.weights import Precision
 from vlmcache.units import size_text
 
@@ -316,7 +316,7 @@ def judge(result: Result) -> tuple[str | None, str | None]:
 
 def _advise(result: Result, dominant: str, temperature: Temperature) -> str | None:
     if dominant == "quantise" or (result.source == "at-load" and dominant in ("read", "build")):
-        return "keep a quantised copy: " + advice.command(
+        return "keep a quantised copy: " + units.command(
             "quantize", result.model, "--precision", result.precision
         )
     if dominant == "read" and temperature == "cold":

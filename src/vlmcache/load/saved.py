@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
-from vlmcache.change import placing
+from vlmcache.change import place
 from vlmcache.errors import UsageError
 from vlmcache.load.report import LoadReport, compare
 
@@ -60,4 +60,4 @@ def save_report(path: str, report: LoadReport) -> None:
     content = msgspec.to_builtins(report)
     content = {"schema": "vlmcache.load-test/1"} | content
     encoded = msgspec.json.format(msgspec.json.encode(content), indent=2)
-    placing.write_file(os.path.abspath(path), encoded + b"\n")
+    place.write_file(os.path.abspath(path), encoded + b"\n")

@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
-from vlmcache import advice
+from vlmcache import units
 from vlmcache.cache import formats, layout
 from vlmcache.cache.completeness import judge, read_shards
-from vlmcache.cache.moves import away_error
+from vlmcache.cache.moved import away_error
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Revision
@@ -90,7 +90,7 @@ def find_source(
         raise away_error(repo, repo.away)
     judgement = judge(repo, model.revision)
     held = judgement.revision
-    pull = advice.command("pull", name)
+    pull = units.command("pull", name)
     if judgement.state == "missing":
         raise NotDownloadedError(f"{name} is not in the cache", pull)
     if judgement.state == "damaged":
@@ -132,7 +132,7 @@ def read_source(
     Raises:
         DamagedWeightsError: config.json or the index of the shards cannot be read.
     """
-    remedy = advice.command("verify", model, "--repair") if repo else None
+    remedy = units.command("verify", model, "--repair") if repo else None
     path = os.path.join(folder, formats.CONFIG)
     try:
         content = msgspec.json.decode(read_bytes(path, _CONFIG_LIMIT), type=_ModelFile)
@@ -188,7 +188,7 @@ def read_tensors(source: Source) -> dict[str, Tensor]:
         try:
             tensors |= read_header(path)
         except (OSError, ValueError) as error:
-            remedy = advice.command("verify", source.model, "--repair") if source.repo else None
+            remedy = units.command("verify", source.model, "--repair") if source.repo else None
             raise DamagedWeightsError(f"{source.model}: {error}", remedy) from None
     return tensors
 

@@ -1,1 +1,1 @@
-"""How values look to people and to scripts; the only room that knows rich."""
+"""How values look to people and to scripts: what the views of several commands share."""

@@ -16,9 +16,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from vlmcache.hub.progress import Watcher
+from vlmcache.progress import Watcher
 from vlmcache.show.console import console
-from vlmcache.show.progress import Sum
+from vlmcache.show.sum import Sum
 from vlmcache.show.text import printable
 
 _NAME_WIDTH = 40

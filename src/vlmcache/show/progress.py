@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import TextIO
 
 from vlmcache.config import is_on
-from vlmcache.hub.progress import Watcher
+from vlmcache.progress import Watcher
+from vlmcache.show.sum import Sum
 from vlmcache.show.text import printable
 from vlmcache.units import duration_text, size_text
 
@@ -32,27 +33,6 @@ def watcher(*, quiet: bool) -> Watcher:
     from vlmcache.show.console import styled
 
     return Bars(sys.stderr) if styled(sys.stderr) else Lines(sys.stderr)
-
-
-class Sum:
-    """Bytes that are there, over all files of a repo."""
-
-    def __init__(self) -> None:
-        self.positions: dict[str, int] = {}
-        self.total = 0
-        self.have = 0
-
-    def begin(self, sizes: Mapping[str, int], have: int) -> None:
-        """Begin anew: file name -> bytes, and the bytes already there."""
-        self.positions = {}
-        self.total = sum(sizes.values())
-        self.have = have
-
-    @property
-    def done(self) -> int:
-        """The bytes that are there now."""
-        # Until its transfer begins, a file's earlier bytes are known only in sum.
-        return max(self.have, sum(self.positions.values()))
 
 
 class Lines(Watcher):

@@ -1,0 +1,279 @@
+"""Reading folders entry by entry, their stats and links, and counting their bytes."""
+
+from __future__ import annotations
+
+import operator
+import os
+import stat as modes
+from collections.abc import Iterable
+
+from vlmcache import units
+from vlmcache.cache import layout
+from vlmcache.cache.state import UNREADABLE, ByClass, ByteClass, Entry, Finding, Partial, Stray
+
+STALE_AFTER = 3600.0
+"""Seconds without a write after which an unlocked partial download counts as left behind."""
+
+REF_LIMIT = 4096
+TREE_LIMIT = 256_000_000
+
+_MANY = 16
+"""Entries from which on it pays to open their folder."""
+
+_HAS_BLOCKS = hasattr(os.stat_result, "st_blocks")
+
+
+def allocated_bytes(stat: os.stat_result) -> int:
+    """Return what an entry occupies on its disk, as `du` counts it.
+
+    Windows does not tell in a stat; there it is the length.
+    """
+    return stat.st_blocks * 512 if _HAS_BLOCKS else stat.st_size
+
+
+def is_stale(partial: Partial, now: float) -> bool:
+    """Return whether a partial download was left behind: unlocked and long unwritten."""
+    return not partial.locked and now - partial.mtime_ns / 1e9 > STALE_AFTER
+
+
+def entry_of(stat: os.stat_result, below: int = 0) -> Entry:
+    """Return what a stat says of an entry.
+
+    Args:
+        stat: of the entry itself, links not followed.
+        below: allocated bytes of what the entry holds, where these are to be counted with it.
+    """
+    return Entry(stat.st_ino, stat.st_mtime_ns, stat.st_size, allocated_bytes(stat) + below)
+
+
+class Tally:
+    """Allocated bytes by class; a file with several hard links counts once, as in `du`."""
+
+    def __init__(self) -> None:
+        self.bytes: dict[ByteClass, int] = dict.fromkeys(ByClass.__struct_fields__, 0)  # type: ignore[arg-type]
+        self.linked: dict[tuple[int, int], tuple[ByteClass, int]] = {}
+
+    def add(self, kind: ByteClass, stat: os.stat_result) -> int:
+        """Count an entry once, hard links included, and return its bytes."""
+        allocated = allocated_bytes(stat)
+        if stat.st_nlink > 1 and not modes.S_ISDIR(stat.st_mode):
+            return self.add_linked(kind, allocated, stat.st_dev, stat.st_ino)
+        self.bytes[kind] += allocated
+        return allocated
+
+    def add_linked(self, kind: ByteClass, allocated: int, device: int, inode: int) -> int:
+        """Count an inode that has several names once."""
+        if (device, inode) not in self.linked:
+            self.linked[device, inode] = (kind, allocated)
+            self.bytes[kind] += allocated
+        return allocated
+
+    def merge(self, other: Tally) -> None:
+        """Add what was counted elsewhere; each inode counts once."""
+        for kind, count in other.bytes.items():
+            self.bytes[kind] += count
+        for key, (kind, allocated) in other.linked.items():
+            if key in self.linked:
+                self.bytes[kind] -= allocated
+            else:
+                self.linked[key] = (kind, allocated)
+
+    def by_class(self) -> ByClass:
+        """Return the bytes of each class."""
+        return ByClass(**self.bytes)
+
+
+class Notes:
+    """Findings and strays of one repo, or of the cache itself."""
+
+    def __init__(self, repo: str | None) -> None:
+        self.repo = repo
+        self.findings: list[Finding] = []
+        self.strays: list[Stray] = []
+
+    def error(self, code: str, path: str, detail: str, remedy: str | None = None) -> None:
+        """Add a finding: something cannot be loaded."""
+        self.findings.append(Finding(code, "error", self.repo, path, detail, remedy))
+
+    def warning(self, code: str, path: str, detail: str, remedy: str | None = None) -> None:
+        """Add a finding: something is odd."""
+        self.findings.append(Finding(code, "warning", self.repo, path, detail, remedy))
+
+    def info(self, code: str, path: str, detail: str, remedy: str | None = None) -> None:
+        """Add a finding that is worth knowing."""
+        self.findings.append(Finding(code, "info", self.repo, path, detail, remedy))
+
+    def unreadable(self, path: str, error: OSError) -> None:
+        """Add a finding: a folder cannot be read."""
+        detail = f"the folder cannot be read: {error.strerror or error}"
+        self.error(UNREADABLE, path, detail, units.command("doctor"))
+
+    def could_read(self, path: str) -> bool:
+        """Whether a folder and all below it could be read, as far as it was looked at."""
+        return not any(
+            finding.code == UNREADABLE and f"{finding.path}{os.sep}".startswith(path + os.sep)
+            for finding in self.findings
+        )
+
+
+Listed = tuple[os.DirEntry[str], os.stat_result]
+"""An entry of a folder, and the stat of the entry itself (of a link, not of its target)."""
+
+_NAME = operator.attrgetter("name")
+
+
+def read_entries(path: str, notes: Notes) -> list[Listed]:
+    """Return a folder's entries in the order of their names; an unreadable one is a finding."""
+    try:
+        with os.scandir(path) as entries:
+            found = sorted(entries, key=_NAME)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        notes.unreadable(path, error)
+        return []
+    if not all(map(str.isascii, map(_NAME, found))):
+        for entry in found:
+            if not _is_text(entry.name):
+                notes.warning("non-utf8-name", entry.path, "the name is not valid UTF-8")
+    try:
+        return _stats(path, found)
+    except OSError:
+        return _stats_one_by_one(path, found, notes)
+
+
+def _stats(path: str, entries: list[os.DirEntry[str]]) -> list[Listed]:
+    """Return the entries of a folder with the stat of each.
+
+    Raises:
+        OSError: one went while the folder was read.
+    """
+    if len(entries) < _MANY or os.stat not in os.supports_dir_fd:
+        return [(entry, entry.stat(follow_symlinks=False)) for entry in entries]
+    # From the open folder the kernel need not walk the path again for each of its entries.
+    descriptor = os.open(path, os.O_RDONLY)
+    stat = os.stat
+    try:
+        return [
+            (entry, stat(entry.name, dir_fd=descriptor, follow_symlinks=False)) for entry in entries
+        ]
+    finally:
+        os.close(descriptor)
+
+
+def read_link(path: str, folder: int | None = None) -> str:
+    """Return a link's target; nothing if the link went while its folder was read."""
+    try:
+        return os.readlink(path, dir_fd=folder)
+    except OSError:
+        return ""
+
+
+def read_links(folder: str, entries: Iterable[Listed]) -> dict[str, str]:
+    """Return the target of each link among a folder's entries, by name."""
+    links = [entry for entry, stat in entries if modes.S_ISLNK(stat.st_mode)]
+    if not links:
+        return {}
+    if os.readlink not in os.supports_dir_fd:
+        return {entry.name: read_link(entry.path) for entry in links}
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return {entry.name: "" for entry in links}
+    try:
+        return {entry.name: os.readlink(entry.name, dir_fd=descriptor) for entry in links}
+    except OSError:
+        return {entry.name: read_link(entry.name, descriptor) for entry in links}
+    finally:
+        os.close(descriptor)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _stats_one_by_one(path: str, entries: list[os.DirEntry[str]], notes: Notes) -> list[Listed]:
+    """Return the entries that have a stat: some may have gone while the folder was read.
+
+    One that is there and has none, for want of permission or of a working disk, is not nothing:
+    what the folder holds is not known then.
+    """
+    found: list[Listed] = []
+    failure: OSError | None = None
+    for entry in entries:
+        try:
+            found.append((entry, entry.stat(follow_symlinks=False)))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            failure = error
+    if failure is not None:
+        notes.unreadable(path, failure)
+    return found
+
+
+def add_below(path: str, kind: ByteClass, tally: Tally, notes: Notes) -> tuple[int, int]:
+    """Count everything below a folder as one class.
+
+    Returns:
+        Allocated bytes and length of all that is below.
+    """
+    allocated = size = 0
+    pending = [path]
+    while pending:
+        for entry, stat in read_entries(pending.pop(), notes):
+            allocated += tally.add(kind, stat)
+            if modes.S_ISDIR(stat.st_mode):
+                pending.append(entry.path)
+            else:
+                size += stat.st_size
+    return allocated, size
+
+
+def is_left_behind(name: str, stat: os.stat_result) -> bool:
+    """Whether an entry is a temporary of the hub's libraries or ours: a file or a link."""
+    file = modes.S_ISREG(stat.st_mode) or modes.S_ISLNK(stat.st_mode)
+    return file and layout.is_temporary(name)
+
+
+def add_stray(
+    entry: os.DirEntry[str],
+    stat: os.stat_result,
+    tally: Tally,
+    notes: Notes,
+    *,
+    leftover: bool | None = None,
+    detail: str = "not part of the hub's cache layout",
+    remedy: str | None = None,
+) -> None:
+    """Count an entry that is not part of the layout, and note it."""
+    if leftover is None:
+        leftover = is_left_behind(entry.name, stat)
+    kind: ByteClass = "partial" if leftover else "foreign"
+    allocated, size = tally.add(kind, stat), stat.st_size
+    folder = modes.S_ISDIR(stat.st_mode)
+    if folder:
+        below, size = add_below(entry.path, kind, tally, notes)
+        allocated += below
+    notes.strays.append(
+        Stray(
+            entry.path,
+            size,
+            allocated,
+            stat.st_ino,
+            stat.st_mtime_ns,
+            folder,
+            leftover,
+            stat.st_dev,
+        )
+    )
+    if leftover:
+        notes.warning(
+            "leftover", entry.path, "left behind by an interrupted run", units.command("clean")
+        )
+    else:
+        notes.warning("stray-folder" if folder else "stray-file", entry.path, detail, remedy)

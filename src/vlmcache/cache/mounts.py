@@ -1,0 +1,100 @@
+"""Which filesystem a path lies on, and what is known of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+_LOCAL = frozenset(
+    {"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "tmpfs", "xfs", "zfs"}
+)
+"""Filesystems of which it is known that each read reaches their access times.
+
+Through a network drive, FUSE or an overlay a read can leave none, whatever the mount's options say.
+"""
+
+AccessTimes = Literal["exact", "daily", "never", "unknown"]
+"""What the mount does with access times: each read counts, at most one a day, none, not known."""
+
+
+class Mount(msgspec.Struct, frozen=True):
+    """The filesystem that a path is on. `type` is its name as the system gives it: `ext4`.
+
+    source is the device or address that it is mounted from, device its number as in `st_dev`.
+    """
+
+    point: str
+    type: str
+    options: frozenset[str]
+    source: str = ""
+    device: int = 0
+
+    @property
+    def access_times(self) -> AccessTimes:
+        """What access times on this mount are worth."""
+        if "noatime" in self.options or "ro" in self.options:
+            return "never"
+        if "relatime" in self.options or "lazytime" in self.options:
+            return "daily"
+        if "strictatime" in self.options or "atime" in self.options:
+            return "exact"
+        # Linux names relatime and noatime in the mount table; a mount with neither updates always.
+        return "exact" if sys.platform.startswith("linux") else "unknown"
+
+    @property
+    def shows_reads(self) -> bool:
+        """Whether a file with an old access time was not read since."""
+        return self.access_times in ("exact", "daily") and self.type in _LOCAL
+
+    @property
+    def network(self) -> bool:
+        """Whether other machines can change the files without this one being told."""
+        return self.type.startswith(("nfs", "cifs", "smb", "fuse.sshfs", "lustre", "gpfs", "ceph"))
+
+
+def mounts() -> Iterator[Mount]:
+    """Yield the mounts of this process, later ones shadowing earlier ones (see proc(5))."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.readlines()
+    except OSError:
+        return
+    for line in lines:
+        before, separator, after = line.rstrip("\n").partition(" - ")
+        fields, tail = before.split(" "), after.split(" ")
+        if not separator or len(fields) < 6 or len(tail) < 3:
+            continue
+        options = frozenset(fields[5].split(",")) | frozenset(tail[2].split(","))
+        major, _, minor = fields[2].partition(":")
+        device = os.makedev(int(major), int(minor))
+        yield Mount(_unescaped(fields[4]), tail[0], options, _unescaped(tail[1]), device)
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def mount_of(path: str) -> Mount | None:
+    """Return the mount that a path is on, or `None` where the system does not say."""
+    real = os.path.realpath(path)
+    best: Mount | None = None
+    for mount in mounts():
+        inside = real == mount.point or real.startswith(mount.point.rstrip("/") + "/")
+        if inside and (best is None or len(mount.point) >= len(best.point)):
+            best = mount
+    return best
+
+
+def nearest_folder(path: str) -> str:
+    """Return the path itself, or the nearest folder above it that is there."""
+    while not os.path.isdir(path):
+        parent = os.path.dirname(path)
+        if parent == path:
+            break
+        path = parent
+    return path

@@ -1,0 +1,241 @@
+"""What `move` notes at its destination: which repos it brings there, and out of which cache.
+
+The note lies at the top of the destination, in no repo's folder. It alone tells a link that
+vlmcache has left from any other, and so where a removal may follow one. A record in the cache says
+of each repo where it went; it is there while that drive is away, and proves nothing to a removal.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import msgspec
+
+from vlmcache import units
+from vlmcache.cache import layout
+from vlmcache.cache.drives import mount_points
+from vlmcache.cache.mounts import mount_of, nearest_folder
+from vlmcache.cache.reading import JSON_ERRORS, read_bytes
+from vlmcache.cache.state import Away, Drive, Repo
+from vlmcache.errors import AwayError
+
+FORMAT = "vlmcache.moved/1"
+RECORD_FORMAT = "vlmcache.move-record/1"
+DRIVE_AWAY = "drive-away"
+"""The code of the finding that says: this repo is on a drive that is not mounted."""
+_LIMIT = 16_000_000
+_RECORD_LIMIT = 64_000
+_IN_MEMORY = ("tmpfs", "autofs")
+
+
+class Move(msgspec.Struct, frozen=True):
+    """A repo that was brought to a destination, or is on its way.
+
+    cache: the real path of the cache that it comes from. finished: whether its folder there has
+    given way to a link, or to nothing.
+    """
+
+    cache: str
+    finished: bool
+
+
+class Note(msgspec.Struct, frozen=True):
+    """The content of the file: name of the repo's folder -> its move."""
+
+    format: str
+    repos: dict[str, Move]
+
+
+class RepoRecord(msgspec.Struct, frozen=True):
+    """The content of a record: where `move` has brought one repo of a cache.
+
+    cache: the real path of the cache. destination: the folder of the other cache. drive: the
+    filesystem that it is on, `None` where the system does not say.
+    """
+
+    format: str
+    cache: str
+    destination: str
+    drive: Drive | None
+
+
+_DECODER = msgspec.json.Decoder(Note)
+_RECORD_DECODER = msgspec.json.Decoder(RepoRecord)
+
+
+def note_path(destination: str) -> str:
+    """Return where the note of a destination is."""
+    return os.path.join(destination, layout.MOVES)
+
+
+def is_trusted(destination: str) -> bool:
+    """Return whether the note is a plain file of this user, of root or of the folder's owner."""
+    try:
+        status = os.lstat(note_path(destination))
+        folder = os.stat(destination)
+    except OSError:
+        return False
+    own = getattr(os, "geteuid", lambda: status.st_uid)()
+    return stat.S_ISREG(status.st_mode) and status.st_uid in (0, own, folder.st_uid)
+
+
+def read_moves(destination: str) -> dict[str, Move]:
+    """Return folder -> move, of all that is noted at a destination; nothing that is not trusted."""
+    if not is_trusted(destination):
+        return {}
+    try:
+        note = _DECODER.decode(read_bytes(note_path(destination), _LIMIT))
+    except (OSError, *JSON_ERRORS):
+        return {}
+    return note.repos if note.format == FORMAT else {}
+
+
+def destination_of(cache_dir: str, folder: str) -> str | None:
+    """Return where `move` has brought a repo of a cache, `None` where that is not proven.
+
+    Args:
+        cache_dir: the cache that holds a link in the place of the repo's folder.
+        folder: the name of the repo's folder.
+    """
+    destination = linked_destination(cache_dir, folder)
+    if destination is None or os.path.islink(os.path.join(destination, folder)):
+        return None
+    return destination if names_cache(destination, folder, cache_dir) else None
+
+
+def names_cache(destination: str, folder: str, cache_dir: str) -> bool:
+    """Return whether the note at a destination says that a repo there came out of a cache."""
+    move = read_moves(destination).get(folder)
+    return move is not None and move.cache == os.path.realpath(cache_dir)
+
+
+def linked_destination(cache_dir: str, folder: str) -> str | None:
+    """Return the folder that a link names in the form in which `move` leaves links, else `None`."""
+    try:
+        target = os.readlink(os.path.join(cache_dir, folder))
+    except OSError:
+        return None
+    destination, name = os.path.split(target)
+    return destination if name == folder and os.path.isabs(target) else None
+
+
+def record_path(cache_dir: str, folder: str) -> str:
+    """Return where it is recorded to which place a repo of a cache went."""
+    return os.path.join(cache_dir, layout.LOCKS, folder + layout.RECORD_SUFFIX)
+
+
+def read_record(cache_dir: str, folder: str) -> RepoRecord | None:
+    """Return what is recorded of a link in the place of a repo's folder, if it can be trusted.
+
+    It has to be a plain file of this user, of root, of the cache folder's owner or of the link's,
+    and to say what the link itself says: nobody's record speaks of another's link.
+    """
+    destination = linked_destination(cache_dir, folder)
+    if destination is None:
+        return None
+    try:
+        owners = {
+            0,
+            os.stat(cache_dir).st_uid,
+            os.lstat(os.path.join(cache_dir, folder)).st_uid,
+            getattr(os, "geteuid", lambda: 0)(),
+        }
+        content = read_bytes(record_path(cache_dir, folder), _RECORD_LIMIT, owners=owners)
+        record = _RECORD_DECODER.decode(content)
+    except (OSError, *JSON_ERRORS):
+        return None
+    if record.format != RECORD_FORMAT or record.destination != destination:
+        return None
+    point = record.drive.mount_point if record.drive is not None else None
+    inside = point is None or f"{destination}/".startswith(point.rstrip("/") + "/")
+    return record if inside else None
+
+
+def find_away(cache_dir: str, folder: str) -> Away | None:
+    """Return where a repo is whose link leads nowhere, if that is because a drive is not mounted.
+
+    A drive that is mounted and does not hold the repo is no excuse: then the repo is damaged.
+
+    Args:
+        cache_dir: the cache that holds the link.
+        folder: the name of the repo's folder.
+    """
+    destination = linked_destination(cache_dir, folder)
+    if destination is None:
+        return None
+    record = read_record(cache_dir, folder)
+    if record is None or record.drive is None:
+        return Away(destination) if _looks_unmounted(destination, cache_dir) else None
+    drive = record.drive
+    points = list(mount_points(drive))
+    if drive.mount_point in points:
+        return None
+    below = os.path.relpath(destination, drive.mount_point)
+    places = (os.path.normpath(os.path.join(point, below)) for point in points)
+    found = (place for place in places if can_relink(cache_dir, folder, place))
+    return Away(destination, drive, next(found, None))
+
+
+def can_relink(cache_dir: str, folder: str, destination: str) -> bool:
+    """Return whether a folder holds a repo that `move` has brought out of a cache."""
+    path = os.path.join(destination, folder)
+    return (
+        os.path.isdir(path)
+        and not os.path.islink(path)
+        and names_cache(destination, folder, cache_dir)
+    )
+
+
+def _looks_unmounted(destination: str, cache_dir: str) -> bool:
+    """Return whether a folder that is not there seems to be on a drive that is not mounted.
+
+    Nothing is recorded of it. An unmounted drive leaves an empty folder, or none at all, on the
+    system's own disk; one whose folder was removed is a mount of its own, or has other content.
+    """
+    nearest = nearest_folder(destination)
+    try:
+        ours = {os.stat(path).st_dev for path in (os.sep, cache_dir)}
+        mount = mount_of(nearest)
+        if os.stat(nearest).st_dev not in ours and not (mount and mount.type in _IN_MEMORY):
+            return False
+        if nearest not in (destination, os.path.dirname(destination)):
+            return True
+        return not os.listdir(nearest)
+    except OSError:
+        return True
+
+
+def away_words(away: Away, name: str | None = None) -> str:
+    """Return the one sentence that says where a repo is, next to its name or with it."""
+    subject = "away" if name is None else f"{name} is away"
+    return f"{subject}: it is at {away.destination}, on a drive that is not mounted"
+
+
+def away_remedy(away: Away) -> str:
+    """Return what to do so that a repo is there again."""
+    if away.found_at is not None:
+        relink = units.command("move", "--relink", away.found_at)
+        return f"its drive is mounted elsewhere now: {relink}"
+    if away.drive is None:
+        return f"mount the drive that belongs at {away.destination}"
+    if away.drive.uuid is not None:
+        return f"mount the drive with UUID {away.drive.uuid} at {away.drive.mount_point}"
+    return f"mount {away.drive.source} ({away.drive.type}) at {away.drive.mount_point}"
+
+
+def away_error(repo: Repo, away: Away) -> AwayError:
+    """Return the refusal of a command that needs what is away."""
+    return AwayError(away_words(away, repo.id), away_remedy(away))
+
+
+def leads_back(destination: str, folder: str, cache_dir: str) -> bool:
+    """Return whether a link at a destination leads to the very repo that is to be moved there.
+
+    Args:
+        destination: the other cache.
+        folder: the name of the repo's folder.
+        cache_dir: the real path of the cache that holds it.
+    """
+    path = os.path.join(cache_dir, folder)
+    return not os.path.islink(path) and os.path.realpath(os.path.join(destination, folder)) == path

@@ -1,0 +1,94 @@
+"""The note at a destination of what moves have brought there, and the record of it in the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+from vlmcache.cache.drives import drive_of
+from vlmcache.cache.entries import allocated_bytes
+from vlmcache.cache.moved import (
+    FORMAT,
+    RECORD_FORMAT,
+    Move,
+    Note,
+    RepoRecord,
+    is_trusted,
+    note_path,
+    record_path,
+)
+from vlmcache.change import place
+from vlmcache.errors import CacheError
+
+_TEMPORARY = ".00000000.tmp"
+"""Always the same name, so that one that a kill left behind goes with the next note."""
+
+
+def write_moves(destination: str, moves: Mapping[str, Move]) -> None:
+    """Note at a destination what moves have brought there; nothing noted leaves no file.
+
+    Raises:
+        CacheError: there is a note that is not to be trusted, and so not to be replaced.
+        OSError: the system refuses.
+    """
+    path = note_path(destination)
+    if os.path.lexists(path) and not is_trusted(destination):
+        raise CacheError(f"another user's: {path}", "move to another folder")
+    if not moves:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        return
+    content = msgspec.json.encode(Note(FORMAT, dict(sorted(moves.items()))))
+    place.write_file(path, content, 0o644, temporary=path + _TEMPORARY)
+
+
+def write_record(cache_dir: str, folder: str, destination: str) -> None:
+    """Record in a cache where one of its repos goes.
+
+    Args:
+        cache_dir: the real path of the cache.
+        folder: the name of the repo's folder.
+        destination: the real path of the folder to which it is moved.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    path = record_path(cache_dir, folder)
+    locks = os.path.dirname(path)
+    record = RepoRecord(RECORD_FORMAT, cache_dir, destination, drive_of(destination))
+    try:
+        content = msgspec.json.encode(record)
+    except UnicodeEncodeError:
+        return  # a name that JSON cannot hold; the link itself still says where the repo is
+    try:
+        os.mkdir(locks)
+    except FileExistsError:
+        pass
+    else:
+        place.sync_folder(cache_dir)
+    place.write_file(path, content, 0o644, temporary=path + _TEMPORARY)
+
+
+def remove_record(cache_dir: str, folder: str) -> None:
+    """Remove what is recorded of a repo, if anything is.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    path = record_path(cache_dir, folder)
+    for name in (path, path + _TEMPORARY):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def record_size(cache_dir: str, folder: str) -> int:
+    """Return the bytes of disk that the record of a repo and the folder of records occupy."""
+    path = record_path(cache_dir, folder)
+    found = 0
+    for name in (os.path.dirname(path), path, path + _TEMPORARY):
+        with contextlib.suppress(OSError):
+            found += allocated_bytes(os.lstat(name))
+    return found

@@ -1,0 +1,379 @@
+"""Adding to a cache as the hub's client does: trees, blobs, links, refs.
+
+Every file comes to its place by one rename, with its bytes on the disk before: a crash leaves a
+temporary, never half a file under a good name.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import stat
+import sys
+import uuid
+from collections.abc import Iterable, Mapping
+
+from vlmcache import units
+from vlmcache.cache import layout
+from vlmcache.cache.mounts import nearest_folder
+from vlmcache.cache.state import TreeFile
+from vlmcache.errors import CacheError, SpaceError, VlmcacheError
+from vlmcache.units import size_text
+
+# huggingface_hub's `_local_folder.py`, word for word.
+_CACHE_TAG = """Signature: 8a477f597d28d172789f06886806bc55
+# This file is a cache directory tag created by huggingface_hub.
+# For information about cache directory tags, see:
+#	https://bford.info/cachedir/
+"""
+
+_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
+
+def disk_failure(error: OSError, path: str) -> VlmcacheError:
+    """Return what the system's refusal to write means to a user."""
+    where = error.filename if isinstance(error.filename, str) else path
+    reason = error.strerror or str(error)
+    if is_full(error):
+        return SpaceError(f"the disk is full: {where}", "'vlmcache status' shows what makes room")
+    hint = "'vlmcache doctor' may tell why"
+    if error.errno == errno.EROFS:
+        hint = "the cache is read-only here; name another with --cache-dir"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        hint = "another user's? 'vlmcache doctor' shows the permissions"
+    elif error.errno == errno.ENOENT:
+        hint = "removed by another process? pull again"
+    return CacheError(f"the cache cannot be written: {reason}: {where}", hint)
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether the system refused because the disk, or the user's share of it, is full."""
+    return error.errno in _FULL
+
+
+def check_room(place: str, needs: int, hint: str) -> None:
+    """Make sure that a disk has room, before anything is written to it.
+
+    Args:
+        place: a path on it, which need not be there.
+        needs: bytes.
+        hint: what to do where it has not.
+
+    Raises:
+        SpaceError: it has not.
+    """
+    free = shutil.disk_usage(nearest_folder(place)).free
+    if needs > free:
+        raise SpaceError(
+            f"not enough space: {size_text(needs)} needed and {size_text(free)} free, "
+            f"{size_text(needs - free)} short: {place}",
+            hint,
+        )
+
+
+def sync_folder(path: str) -> None:
+    """Bring a folder's entries to the disk, where the system has such a thing."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network filesystems cannot sync folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def prepare_repo(cache_dir: str, folder: str) -> None:
+    """Make a cache and a repo's folder in it.
+
+    Args:
+        cache_dir: the hub cache.
+        folder: the repo's own folder.
+
+    Raises:
+        CacheError: a part of the layout is a link, through which nothing is written; or the repo
+            lies on a drive that is not there.
+        OSError: the system refuses.
+    """
+    if os.path.islink(folder) and not os.path.isdir(folder):
+        raise CacheError(
+            f"the repo lies at {os.path.realpath(folder)}, which is not there",
+            "mount that drive, or remove the link with 'vlmcache rm'",
+        )
+    os.makedirs(folder, exist_ok=True)
+    for name in (layout.BLOBS, layout.SNAPSHOTS, layout.REFS, layout.TREES):
+        path = os.path.join(folder, name)
+        if os.path.islink(path):
+            raise CacheError(f"a link where a folder belongs: {path}", "remove it, then pull again")
+    tag_cache(cache_dir)
+
+
+def tag_cache(cache_dir: str) -> None:
+    """Tell backup programs to skip the cache, as far as the system lets."""
+    tag = os.path.join(cache_dir, layout.CACHE_TAG)
+    if not os.path.lexists(tag):
+        try:
+            with open(tag, "x", encoding="utf-8") as file:
+                file.write(_CACHE_TAG)
+        except OSError:
+            pass
+
+
+def tree_text(files: Mapping[str, TreeFile]) -> str:
+    """Return the hub's listing of a commit in the form of the client's `_tree_cache.py`."""
+    entries: dict[str, dict[str, object]] = {}
+    for name in sorted(files):
+        file = files[name]
+        entry: dict[str, object] = {"size": file.size, "blob_id": file.blob_id}
+        if file.lfs_sha256 is not None:
+            entry |= {"lfs_sha256": file.lfs_sha256, "lfs_size": file.lfs_size}
+        if file.xet_hash is not None:
+            entry["xet_hash"] = file.xet_hash
+        entries[name] = entry
+    return json.dumps({"format_version": 1, "files": entries}, indent=1)
+
+
+def write_tree(folder: str, commit: str, files: Mapping[str, TreeFile]) -> None:
+    """Keep the hub's listing of a commit.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    text = tree_text(files)
+    trees = os.path.join(folder, layout.TREES)
+    os.makedirs(trees, exist_ok=True)
+    # The client keeps listings to their user, which would hide them from others in a shared cache.
+    shared = os.stat(trees).st_mode & (stat.S_ISGID | stat.S_IWGRP) == stat.S_ISGID | stat.S_IWGRP
+    mode = 0o666 if shared else 0o600
+    write_file(os.path.join(trees, f"{commit}.json"), text.encode(), mode)
+
+
+def write_ref(path: str, commit: str) -> None:
+    """Let a ref name a commit.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.isdir(path) and not os.path.islink(path):
+        os.rmdir(path)
+    write_file(path, commit.encode())
+
+
+def write_file(
+    path: str, content: bytes, mode: int = 0o666, *, temporary: str | None = None
+) -> None:
+    """Put a small file in its place as a whole: readers see the old one or the new one.
+
+    Args:
+        path: where; what is there is replaced.
+        content: all of it.
+        mode: of a new file, before the umask.
+        temporary: the name under which it is written first, in the same folder.
+
+    Raises:
+        OSError: the system refuses; what was at the path is untouched.
+    """
+    temporary = temporary or f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        discard(temporary)
+        raise
+    sync_folder(os.path.dirname(path))
+
+
+def discard(path: str) -> None:
+    """Remove a temporary, as far as the system lets."""
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def prepare_snapshot(folder: str, commit: str, file: str) -> str:
+    """Make the folders above a snapshot's file and return its path.
+
+    Raises:
+        CacheError: a folder on the way is a link, through which nothing is written.
+        OSError: the system refuses.
+    """
+    path = os.path.join(folder, layout.SNAPSHOTS, commit)
+    if os.path.islink(path):
+        # A snapshot that is a link is damage; the link goes, what it leads to stays.
+        try:
+            os.unlink(path)
+        except OSError:
+            if os.path.islink(path):
+                raise
+            # The thread of another file was first.
+    parts = file.split("/")
+    for part in parts[:-1]:
+        path = os.path.join(path, part)
+        if os.path.islink(path):
+            raise CacheError(f"a link where a folder belongs: {path}", "remove it, then pull again")
+    os.makedirs(path, exist_ok=True)
+    path = os.path.join(path, parts[-1])
+    if os.path.isdir(path) and not os.path.islink(path):
+        check_places([path])
+        os.rmdir(path)
+    return path
+
+
+def check_places(paths: Iterable[str]) -> None:
+    """Make sure that no folder that holds anything is where a snapshot's file belongs.
+
+    Raises:
+        CacheError: one is.
+    """
+    for path in paths:
+        if not os.path.isdir(path) or os.path.islink(path):
+            continue
+        with os.scandir(path) as entries:
+            if next(entries, None) is not None:
+                raise CacheError(
+                    f"a folder that holds files is in the place of a file of the model: {path}",
+                    units.command("rm", path) + " removes it, if nobody needs it",
+                )
+
+
+def place_link(folder: str, commit: str, file: str, etag: str) -> bool:
+    """Link a blob into a snapshot; whatever was at that place goes.
+
+    Returns:
+        False where the system has no links.
+
+    Raises:
+        OSError: the system refuses for another reason.
+    """
+    path = prepare_snapshot(folder, commit, file)
+    target = layout.link_target(etag, file.count("/"))
+    try:
+        if os.readlink(path) == target:
+            return True
+    except OSError:
+        pass
+    temporary = os.path.join(folder, layout.BLOBS, f".link.{uuid.uuid4().hex[:8]}.new")
+    try:
+        try:
+            os.symlink(target, path)
+        except FileExistsError:
+            os.symlink(target, temporary)
+            os.replace(temporary, path)
+    except OSError as error:
+        discard(temporary)
+        if _has_no_links(error):
+            return False
+        raise
+    sync_folder(os.path.dirname(path))
+    return True
+
+
+def _has_no_links(error: OSError) -> bool:
+    # 1314: the Windows user has not the privilege to make links.
+    return getattr(error, "winerror", None) == 1314 or error.errno in (
+        errno.EPERM,
+        errno.ENOTSUP,
+        errno.ENOSYS,
+    )
+
+
+def place_copy(folder: str, commit: str, file: str, etag: str, *, move: bool) -> None:
+    """Put a blob's content itself into a snapshot, where there are no links.
+
+    Args:
+        folder: the repo's folder.
+        commit: the snapshot's.
+        file: the file's name in the repo.
+        etag: the blob.
+        move: whether the blob itself goes there, as the client does with one that is new.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    path = prepare_snapshot(folder, commit, file)
+    blob = os.path.join(folder, layout.BLOBS, etag)
+    if move and not os.path.islink(blob):
+        os.replace(blob, path)
+    else:
+        temporary = os.path.join(folder, layout.BLOBS, f".copy.{uuid.uuid4().hex[:8]}.new")
+        try:
+            shutil.copyfile(blob, temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            discard(temporary)
+            raise
+    sync_folder(os.path.dirname(path))
+
+
+def publish_blob(partial: str, blob: str) -> None:
+    """Give a whole, checked download, whose bytes are on the disk, its blob's name.
+
+    Raises:
+        OSError: the system refuses; the partial is still there.
+    """
+    os.replace(partial, blob)
+    sync_folder(os.path.dirname(blob))
+
+
+def place_repo_link(path: str, target: str) -> None:
+    """Leave a link where a repo's folder was, and nothing is.
+
+    Raises:
+        OSError: the system refuses, or something is there.
+    """
+    os.symlink(target, path)
+    sync_folder(os.path.dirname(path))
+
+
+def replace_repo_link(path: str, target: str) -> None:
+    """Let a link in the place of a repo's folder lead elsewhere, with no instant without one.
+
+    Raises:
+        OSError: the system refuses; the link is as it was.
+    """
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.new")
+    try:
+        os.symlink(target, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        discard(temporary)
+        raise
+    sync_folder(folder)
+
+
+def put_back(aside: str, path: str) -> None:
+    """Rename a repo that was set aside back to its place, where nothing is.
+
+    Raises:
+        OSError: the system refuses, or something is there.
+    """
+    os.rename(aside, path)
+    sync_folder(os.path.dirname(path))
+    for folder in (os.path.dirname(aside), os.path.dirname(os.path.dirname(aside))):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            break  # it holds what other runs have left
+
+
+def file_size(path: str) -> int | None:
+    """Return the length in bytes of the regular file that a path leads to, `None` for others."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

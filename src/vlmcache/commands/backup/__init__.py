@@ -1,0 +1,1 @@
+"""Backups: one tar stream, or a store that many share; what alone knows fsspec."""

@@ -1,0 +1,186 @@
+"""What is restored, put into a cache: each blob under its lock, and linked while that is held.
+
+So neither a download nor a `clean` beside it can take away what a link is about to lead to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from vlmcache.cache import layout
+from vlmcache.cache.hashing import ContentChangedError, hash_file
+from vlmcache.change import partials
+from vlmcache.change import place as change_place
+from vlmcache.commands.backup.contents import SavedBlob, SavedRepo
+from vlmcache.commands.backup.values import BackupError
+from vlmcache.hub.locks import blob_lock
+from vlmcache.progress import Pace
+
+
+class Source(Protocol):
+    """Where a blob's bytes come from."""
+
+    def __call__(self, start: int) -> Iterator[bytes]:
+        """Yield all bytes from an offset on, and none beyond the blob's length and a few more."""
+
+
+class Arrivals:
+    """One repo of a cache, into which blobs are restored.
+
+    Args:
+        cache_dir: the hub cache.
+        repo: what is to be restored of it.
+        pace: stops the work.
+        note: is told what a person would want to know while waiting.
+    """
+
+    def __init__(
+        self, cache_dir: str, repo: SavedRepo, pace: Pace, note: Callable[[str], None]
+    ) -> None:
+        self.repo = repo
+        self._cache_dir = cache_dir
+        self._folder = os.path.join(cache_dir, repo.folder)
+        self._blobs = os.path.join(self._folder, layout.BLOBS)
+        self._pace = pace
+        self._note = note
+        self._links: dict[str, list[tuple[str, str]]] = {}
+        for commit, files in repo.snapshots.items():
+            for file, name in files.items():
+                self._links.setdefault(name, []).append((commit, file))
+
+    def prepare(self) -> None:
+        """Make the repo's folder, and keep the listings of its revisions.
+
+        Raises:
+            CacheError: a part of the layout is a link, through which nothing is written.
+            OSError: the system refuses.
+        """
+        change_place.prepare_repo(self._cache_dir, self._folder)
+        os.makedirs(self._blobs, exist_ok=True)
+        for commit, files in self.repo.trees.items():
+            change_place.write_tree(self._folder, commit, files)
+
+    def path(self, name: str) -> str:
+        """Return where a blob belongs."""
+        return os.path.join(self._blobs, name)
+
+    @contextlib.contextmanager
+    def _held(self, name: str) -> Iterator[None]:
+        folder = os.path.join(self._cache_dir, layout.LOCKS, self.repo.folder)
+        path = os.path.join(folder, name + layout.LOCK_SUFFIX)
+        with blob_lock(path, self._pace, self._note):
+            yield
+
+    def bring(
+        self,
+        name: str,
+        source: Source,
+        moved: Callable[[int], None],
+        *,
+        distrusted: bool,
+        resumed: bool,
+    ) -> int:
+        """See to it that a blob is there, and linked into each snapshot that needs it.
+
+        Args:
+            name: the blob's.
+            source: where its bytes come from, if it is not there by now.
+            moved: is told how many of them are there.
+            distrusted: whether its length alone does not tell that it is right.
+            resumed: whether what has come is kept when the work is cut, and gone on from; by a
+                download too, if that comes first.
+
+        Returns:
+            How many bytes were taken from the source.
+
+        Raises:
+            BackupError: the source has other bytes than the hash says; they are not kept.
+            OSError: the system refuses.
+        """
+        blob = self.repo.blobs[name]
+        with self._held(name):
+            taken = 0
+            # Whoever held the lock before may have done the work.
+            if not _is_there(self.path(name), blob, read=distrusted):
+                taken = self._receive(name, blob, source, moved, resumed=resumed)
+            for commit, file in self._links.get(name, ()):
+                if not change_place.place_link(self._folder, commit, file, name):
+                    change_place.place_copy(self._folder, commit, file, name, move=False)
+        return taken
+
+    def _receive(
+        self,
+        name: str,
+        blob: SavedBlob,
+        source: Source,
+        moved: Callable[[int], None],
+        *,
+        resumed: bool,
+    ) -> int:
+        partial = self.path(name) + layout.PARTIAL_SUFFIX
+        place = partial if resumed else self.path(f".{name}.{uuid.uuid4().hex[:8]}.new")
+        try:
+            taken = self._fill(place, blob, source, moved)
+        except BaseException:
+            if not resumed or not change_place.file_size(place):
+                _discard(place)
+            raise
+        change_place.publish_blob(place, self.path(name))
+        # A download that was cut before is of no use any more; nobody writes it, we hold its lock.
+        _discard(partial)
+        return taken
+
+    def _fill(
+        self, place: str, blob: SavedBlob, source: Source, moved: Callable[[int], None]
+    ) -> int:
+        taken = 0
+        with partials.opened(place) as descriptor:
+            arriving = partials.Beginning(descriptor, blob.hash, blob.size, moved)
+            begun = partials.usable(descriptor, blob.size)
+            arriving.resume(begun, self._check)
+            while True:
+                for block in source(arriving.position):
+                    self._check()
+                    taken += len(block)
+                    if arriving.position + len(block) > blob.size:
+                        break
+                    arriving.add(block)
+                if arriving.position == blob.size and arriving.right:
+                    os.fsync(descriptor)
+                    return taken
+                arriving.restart()
+                if not begun:
+                    raise BackupError(
+                        f"the backup is damaged: {self.repo.id}: the content of {blob.hash} is "
+                        "not what its hash says"
+                    )
+                # What was there before may have been wrong, whoever left it.
+                begun = 0
+
+    def _check(self) -> None:
+        self._pace.sleep(0)
+
+
+def _is_there(path: str, blob: SavedBlob, *, read: bool) -> bool:
+    """Return whether a blob is at its place.
+
+    Args:
+        path: its place.
+        blob: what it should be.
+        read: whether to compare its content too, and not its length only.
+    """
+    if change_place.file_size(path) != blob.size:
+        return False
+    try:
+        return not read or hash_file(path, blob.hash) == blob.hash
+    except (OSError, ContentChangedError):
+        return False
+
+
+def _discard(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)

@@ -1,0 +1,233 @@
+"""What is saved of a repo, checked: names, hashes and links, and which of it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.hashing import hash_file
+from vlmcache.cache.state import Repo, TreeFile
+from vlmcache.commands.backup.values import BackupError
+from vlmcache.config import Config, cached_repo
+from vlmcache.errors import UnknownModelError, UsageError
+
+_BLOB_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
+
+
+class SavedBlob(msgspec.Struct, frozen=True):
+    """Length in bytes, and sha256 (64 hex digits) or git blob sha1 (40), of a blob."""
+
+    size: int
+    hash: str
+
+
+class SavedRepo(msgspec.Struct, frozen=True):
+    """A repo in a backup. snapshots: commit -> file name -> blob name."""
+
+    type: str
+    id: str
+    blobs: dict[str, SavedBlob]
+    snapshots: dict[str, dict[str, str]]
+    refs: dict[str, str]
+    trees: dict[str, dict[str, TreeFile]]
+
+    @property
+    def folder(self) -> str:
+        """The name of the repo's folder in a cache."""
+        return layout.repo_folder(self.type, self.id)
+
+
+class Saving(NamedTuple):
+    """A repo to be saved, and where its blobs are."""
+
+    saved: SavedRepo
+    sources: Mapping[str, str]
+
+
+def prepare(repo: Repo, commits: frozenset[str] | None) -> Saving:
+    """Return what is to be saved of a repo: its snapshots and what they, refs and listings name.
+
+    Copies in place of links become blobs. What no snapshot needs is left out.
+
+    Args:
+        repo: the repo.
+        commits: the revisions; all of them if not given.
+
+    Raises:
+        BackupError: a link leads nowhere, or out of the repo; or a name cannot be restored.
+        OSError: a file cannot be read.
+    """
+    blobs: dict[str, SavedBlob] = {}
+    sources: dict[str, str] = {}
+    snapshots: dict[str, dict[str, str]] = {}
+    for revision in repo.revisions:
+        if commits is not None and revision.commit not in commits:
+            continue
+        files: dict[str, str] = {}
+        for file in revision.files:
+            path = os.path.join(revision.path, *file.name.split("/"))
+            if file.kind not in ("link", "copy") or revision.linked:
+                raise BackupError(
+                    f"{repo.id} is damaged: {path}", "'vlmcache verify --repair' mends it"
+                )
+            listed = (revision.tree or {}).get(file.name)
+            name = file.blob
+            if name is None:
+                name = listed.etag if listed is not None else hash_file(path, "0" * 64)
+            else:
+                path = os.path.join(repo.path, layout.BLOBS, name)
+            files[file.name] = name
+            if name not in blobs:
+                known = layout.is_etag(name)
+                blobs[name] = SavedBlob(file.size, name if known else hash_file(path, "0" * 64))
+                sources[name] = path
+        snapshots[revision.commit] = dict(sorted(files.items()))
+    saved = SavedRepo(
+        repo.type,
+        repo.id,
+        dict(sorted(blobs.items())),
+        dict(sorted(snapshots.items())),
+        {ref: commit for ref, commit in sorted(repo.refs.items()) if commit in snapshots},
+        {
+            one.commit: dict(sorted(one.tree.items()))
+            for one in repo.revisions
+            if one.tree is not None and one.commit in snapshots
+        },
+    )
+    problem = problem_of(saved)
+    if problem is not None:
+        raise BackupError(f"{repo.id} cannot be backed up: {problem}")
+    return Saving(saved, sources)
+
+
+def problem_of(repo: SavedRepo) -> str | None:
+    """Return why a repo must not be restored, or `None` if it can be."""
+    if repo.type not in layout.KINDS.values() or not layout.is_repo_id(repo.id):
+        return f"{repo.id!r} is no repo id"
+    for name, blob in repo.blobs.items():
+        if _BLOB_NAME.fullmatch(name) is None or blob.size < 0 or not layout.is_etag(blob.hash):
+            return f"{name!r} is no blob that can be checked"
+        if layout.is_etag(name) and name != blob.hash:
+            return f"the blob {name} is said to have another hash"
+    names = [(commit, list(files)) for commit, files in repo.snapshots.items()]
+    names += [(commit, list(files)) for commit, files in repo.trees.items()]
+    for commit, listed in names:
+        if layout.COMMIT.fullmatch(commit) is None:
+            return f"{commit!r} is no commit"
+        folders = {file[:at] for file in listed for at, letter in enumerate(file) if letter == "/"}
+        for file in listed:
+            reason = layout.file_name_problem(file)
+            if reason is not None or file in folders:
+                return f"the file {file!r}: {reason or 'it is a folder too'}"
+    for files in repo.snapshots.values():
+        for file, name in files.items():
+            if name not in repo.blobs:
+                return f"the content of {file!r} lacks"
+    for ref, commit in repo.refs.items():
+        if not layout.is_revision(ref) or commit not in repo.snapshots:
+            return f"the ref {ref!r} makes no sense"
+    return None
+
+
+Wishes = Mapping[str, frozenset[str] | None]
+"""Folder of a repo -> the revisions of it that are asked for, as they were typed; all if None."""
+
+
+def wishes(folders: Iterable[str], config: Config, names: Sequence[str]) -> Wishes:
+    """Return what the names mean in a backup (pure).
+
+    Args:
+        folders: of the repos in it.
+        config: whose keys count.
+        names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
+
+    Raises:
+        UnknownModelError: nothing of that name is in the backup.
+        UsageError: a revision cannot be one.
+    """
+    there = set(folders)
+    if not names:
+        return dict.fromkeys(sorted(there))
+    found: dict[str, frozenset[str] | None] = {}
+    for text in names:
+        name, at, revision = text.partition("@")
+        if text in config.models and cached_repo(name, _models(there)) is None:
+            name, at, revision = text, "", ""
+        if at and not layout.is_revision(revision):
+            raise UsageError(f"{revision!r} is not a branch, tag or commit")
+        folder = next((one for one in _folders(config, name, there) if one in there), None)
+        if folder is None:
+            raise _unknown(text, there)
+        before = found.get(folder, frozenset())
+        alone = before is None or not at
+        found[folder] = None if alone else (before or frozenset()) | {revision}
+    return dict(sorted(found.items()))
+
+
+def _models(folders: Iterable[str]) -> list[str]:
+    found = map(layout.parse_repo_folder, folders)
+    return [one[1] for one in found if one is not None and one[0] == "model"]
+
+
+def _folders(config: Config, name: str, there: Iterable[str]) -> list[str]:
+    """Return the folders that a name can mean, the likeliest first."""
+    repo = cached_repo(name, _models(there))
+    if repo is None and name in config.models:
+        named = config.models[name].repo
+        return [layout.repo_folder("model", cached_repo(named, _models(there)) or named)]
+    folders = [layout.repo_folder("model", repo or name)]
+    prefix, _, rest = name.partition("/")
+    if prefix in layout.KINDS and rest:
+        folders.append(layout.repo_folder(layout.KINDS[prefix], rest))
+    return folders
+
+
+def _unknown(text: str, folders: Iterable[str]) -> UnknownModelError:
+    names = []
+    for folder in folders:
+        kind, repo_id = layout.parse_repo_folder(folder) or ("model", folder)
+        names.append(repo_id if kind == "model" else f"{kind}s/{repo_id}")
+    near = difflib.get_close_matches(text.partition("@")[0], names, 3, 0.5)
+    hint = "did you mean " + " or ".join(near) + "?" if near else None
+    return UnknownModelError(f"nothing like {text} is in the backup", hint)
+
+
+def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:
+    """Return of a repo what some revisions need (pure).
+
+    Args:
+        repo: the repo.
+        revisions: refs, commits, or beginnings of commits; all if `None`.
+
+    Raises:
+        UnknownModelError: there is no such revision.
+    """
+    if revisions is None:
+        return repo
+    commits: set[str] = set()
+    for text in revisions:
+        commit = repo.refs.get(text)
+        if commit is None and len(text) >= 7:
+            commit = next((one for one in repo.snapshots if one.startswith(text)), None)
+        if commit is None:
+            known = sorted({*repo.refs, *(one[:12] for one in repo.snapshots)})
+            raise UnknownModelError(
+                f"{repo.id} has no revision {text} in the backup", "there: " + ", ".join(known[:8])
+            )
+        commits.add(commit)
+    snapshots = {commit: repo.snapshots[commit] for commit in repo.snapshots if commit in commits}
+    needed = {name for files in snapshots.values() for name in files.values()}
+    return SavedRepo(
+        repo.type,
+        repo.id,
+        {name: blob for name, blob in repo.blobs.items() if name in needed},
+        snapshots,
+        {ref: commit for ref, commit in repo.refs.items() if commit in commits},
+        {commit: files for commit, files in repo.trees.items() if commit in commits},
+    )

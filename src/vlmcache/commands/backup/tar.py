@@ -1,0 +1,316 @@
+"""One tar stream whose first member says what follows, with the hash of every blob.
+
+The other members mirror the cache, so that any tar can list and unpack it. A restore accepts just
+the members that the manifest promises, in its order, and nothing that a hash does not vouch for.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import IO, Any, Literal, NamedTuple
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.hashing import new_hash
+from vlmcache.cache.reading import JSON_ERRORS, open_quietly
+from vlmcache.change import place
+from vlmcache.commands.backup.arrivals import Arrivals
+from vlmcache.commands.backup.contents import SavedRepo, Saving, problem_of
+from vlmcache.commands.backup.values import BackupError
+
+MANIFEST = "vlmcache-backup.json"
+FORMAT = "vlmcache.backup/1"
+_MANIFEST_LIMIT = 256_000_000
+_BLOCK = 1 << 20
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a backup holds."""
+
+    format: str
+    repos: tuple[SavedRepo, ...]
+
+    @property
+    def size(self) -> int:
+        """Length in bytes of all blobs."""
+        return sum(blob.size for repo in self.repos for blob in repo.blobs.values())
+
+
+def write(stream: IO[bytes], parts: list[Saving], moved: Callable[[str, int], None]) -> None:
+    """Write a backup.
+
+    Args:
+        stream: where to; it need not be seekable.
+        parts: the repos, in the order of their folders.
+        moved: is told blob paths and how many of their bytes are written.
+
+    Raises:
+        BackupError: a blob is not what its hash says.
+        OSError: the system refuses.
+    """
+    manifest = Manifest(FORMAT, tuple(part.saved for part in parts))
+    sources = {
+        f"{part.saved.folder}/{layout.BLOBS}/{name}": path
+        for part in parts
+        for name, path in part.sources.items()
+    }
+    # tarfile needs no more of it, although its type says so.
+    sink: Any = _Sink(stream)
+    with (
+        tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        tar.copybufsize = _BLOCK  # type: ignore[attr-defined]
+        content = msgspec.json.encode(manifest)
+        tar.addfile(_info(MANIFEST, len(content)), io.BytesIO(content))
+        for member in _members(manifest):
+            info = _info(member.name, member.size)
+            if member.link is not None:
+                info.type, info.linkname, info.size = tarfile.SYMTYPE, member.link, 0
+                tar.addfile(info)
+            elif member.content is not None:
+                tar.addfile(info, io.BytesIO(member.content))
+            else:
+                path = sources[member.name]
+                with open(open_quietly(path), "rb", buffering=0) as file:
+                    source = _Hashed(file, member, pool, partial(moved, path))
+                    try:
+                        tar.addfile(info, source)
+                    except OSError as error:
+                        if error.errno is not None:
+                            raise
+                        raise _wrong(path) from error
+                    if source.hash() != member.hash or file.read(1):
+                        raise _wrong(path)
+
+
+def _wrong(path: str) -> BackupError:
+    return BackupError(
+        f"damaged, so nothing was backed up: {path}", "'vlmcache verify --repair' mends it"
+    )
+
+
+class _Sink:
+    """A stream that cannot be sought in, as tarfile wants it for writing without its own buffer."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._position = 0
+
+    def write(self, block: bytes) -> int:
+        """Write all of it."""
+        self._stream.write(block)
+        self._position += len(block)
+        return len(block)
+
+    def tell(self) -> int:
+        """Return how much was written."""
+        return self._position
+
+
+class _Hashed:
+    """Reads a stream and hashes what it reads beside whatever the reader does with it."""
+
+    def __init__(
+        self,
+        stream: IO[bytes],
+        member: _Member,
+        pool: ThreadPoolExecutor,
+        moved: Callable[[int], None],
+    ) -> None:
+        self._stream = stream
+        self._digest = new_hash(member.hash or "", member.size)
+        self._pool = pool
+        self._moved = moved
+        self._pending: Future[None] | None = None
+        self.position = 0
+
+    def read(self, count: int = -1) -> bytes:
+        """Return the next bytes: fewer than asked for at the end only."""
+        block = self._stream.read(count)
+        while block and 0 < len(block) < count and (more := self._stream.read(count - len(block))):
+            block += more
+        self._settle()
+        self._pending = self._pool.submit(self._digest.update, block)
+        self.position += len(block)
+        self._moved(self.position)
+        return block
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+
+    def hash(self) -> str:
+        """Return the hash of all that was read."""
+        self._settle()
+        return self._digest.hexdigest()
+
+
+class _Member(NamedTuple):
+    """One member after the manifest: a blob by its hash, a small file, or a link."""
+
+    name: str
+    size: int
+    hash: str | None = None
+    content: bytes | None = None
+    link: str | None = None
+
+
+def _members(manifest: Manifest) -> Iterator[_Member]:
+    for repo in manifest.repos:
+        for name, blob in repo.blobs.items():
+            yield _Member(f"{repo.folder}/{layout.BLOBS}/{name}", blob.size, blob.hash)
+        for commit, files in repo.trees.items():
+            content = place.tree_text(files).encode()
+            name = f"{repo.folder}/{layout.TREES}/{commit}.json"
+            yield _Member(name, len(content), content=content)
+        for commit, links in repo.snapshots.items():
+            for file, blob_name in links.items():
+                target = layout.link_target(blob_name, file.count("/"))
+                name = f"{repo.folder}/{layout.SNAPSHOTS}/{commit}/{file}"
+                yield _Member(name, 0, link=target)
+        for ref, commit in repo.refs.items():
+            content = commit.encode()
+            yield _Member(f"{repo.folder}/{layout.REFS}/{ref}", len(content), content=content)
+
+
+def _info(name: str, size: int) -> tarfile.TarInfo:
+    # Owner, mode and times of this machine say nothing on another, and would make each backup new.
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    return info
+
+
+class Reader:
+    """A backup that is read from its beginning to its end, once. Use it as a context manager.
+
+    Args:
+        stream: where from; it need not be seekable.
+
+    Raises:
+        BackupError: it is no backup, or holds what must not be restored.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        try:
+            # Where the stream can be sought in, what need not be restored is not read either.
+            mode: Literal["r:", "r|"] = "r:" if stream.seekable() else "r|"
+            self._tar = tarfile.open(fileobj=stream, mode=mode, bufsize=_BLOCK)  # noqa: SIM115
+            first = self._tar.next()
+            if first is None or first.name != MANIFEST or not first.isreg():
+                raise BackupError("not a backup of vlmcache: its first member is no manifest")
+            if first.size > _MANIFEST_LIMIT:
+                raise BackupError("not a backup that makes sense: its manifest is too long")
+            content = self._extract(first).read()
+            self.manifest = msgspec.json.decode(content, type=Manifest)
+        except (tarfile.TarError, EOFError, *JSON_ERRORS) as error:
+            raise BackupError(f"not a backup of vlmcache: {error}") from error
+        if self.manifest.format != FORMAT:
+            raise BackupError(f"a backup of another form: {self.manifest.format}")
+        folders = [repo.folder.casefold() for repo in self.manifest.repos]
+        if len(set(folders)) < len(folders):
+            raise BackupError("the backup names a repo twice")
+        for repo in self.manifest.repos:
+            problem = problem_of(repo)
+            if problem is not None:
+                raise BackupError(f"the backup must not be restored: {problem}")
+
+    def _extract(self, info: tarfile.TarInfo) -> IO[bytes]:
+        stream = self._tar.extractfile(info)
+        assert stream is not None
+        return stream
+
+    def _content(self, info: tarfile.TarInfo, member: _Member) -> bytes:
+        try:
+            return self._extract(info).read()
+        except tarfile.TarError as error:
+            raise BackupError(f"the backup ends within {member.name}") from error
+
+    def restore(
+        self,
+        repo: SavedRepo,
+        arrivals: Arrivals | None,
+        wanted: frozenset[str],
+        moved: Callable[[str, int], None],
+    ) -> dict[str, int]:
+        """Read one repo's members, the repos in their order, and restore what is asked for.
+
+        Args:
+            repo: of the manifest.
+            arrivals: what is asked for of it, and where it goes; nothing if not given.
+            wanted: names of the blobs that are not there yet.
+            moved: is told blob paths and how many of their bytes are there.
+
+        Returns:
+            Blob name -> how many bytes of it were taken from the backup.
+
+        Raises:
+            BackupError: a member is not what the manifest promises.
+            OSError: the system refuses.
+        """
+        taken: dict[str, int] = {}
+        if arrivals is not None:
+            arrivals.prepare()
+        for member in _members(Manifest(FORMAT, (repo,))):
+            try:
+                info = self._tar.next()
+            except tarfile.TarError as error:
+                raise BackupError(f"the backup is damaged: {error}") from error
+            if info is None:
+                raise BackupError(f"the backup ends before {member.name}")
+            _compare(info, member)
+            name = member.name.rpartition("/")[2]
+            if member.hash is None:
+                if info.isreg() and self._content(info, member) != member.content:
+                    raise BackupError(f"not what the manifest promises: {member.name}")
+            elif arrivals is not None and name in arrivals.repo.blobs:
+                taken[name] = arrivals.bring(
+                    name,
+                    partial(self._blocks, info),
+                    partial(moved, arrivals.path(name)),
+                    distrusted=name in wanted,
+                    resumed=False,
+                )
+        if repo is self.manifest.repos[-1]:
+            self._expect_end()
+        return taken
+
+    def _expect_end(self) -> None:
+        """Refuse what the manifest does not promise."""
+        try:
+            info = self._tar.next()
+        except tarfile.TarError as error:
+            raise BackupError(f"the backup is damaged: {error}") from error
+        if info is not None:
+            raise BackupError(f"the backup holds {info.name!r}, which its manifest does not name")
+
+    def _blocks(self, info: tarfile.TarInfo, start: int) -> Iterator[bytes]:
+        assert start == 0, "what comes from a stream is never gone on from"
+        stream = self._extract(info)
+        try:
+            while block := stream.read(_BLOCK):
+                yield block
+        except tarfile.TarError as error:
+            raise BackupError(f"the backup ends within {info.name}") from error
+
+    def close(self) -> None:
+        """Leave the stream alone from here on."""
+        self._tar.close()
+
+
+def _compare(info: tarfile.TarInfo, member: _Member) -> None:
+    right = info.name == member.name and info.size == member.size and not info.issparse()
+    if member.link is None:
+        right = right and info.type == tarfile.REGTYPE
+    else:
+        right = right and info.issym() and info.linkname == member.link
+    if not right:
+        promised = f"its manifest promises {member.name!r}"
+        if info.name == member.name:
+            raise BackupError(f"{promised}, and something of another kind or length is there")
+        raise BackupError(f"the backup holds {info.name!r} where {promised}")

@@ -1,0 +1,290 @@
+"""`doctor`: facts about paths, disk, versions and devices, and findings with their remedies."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from vlmcache.cache.mounts import mount_of, nearest_folder
+from vlmcache.cache.state import Finding
+from vlmcache.commands.doctor.checks import (
+    INSTALL_LOAD,
+    check_cache,
+    check_filesystem,
+    check_paths,
+    check_permissions,
+    check_versions,
+    finding,
+)
+from vlmcache.commands.doctor.sharing import check_access
+from vlmcache.commands.doctor.values import Device, Diagnosis, Filesystem, Offline, PathFact
+from vlmcache.commands.status.recommend import Advice, what_frees
+from vlmcache.commands.status.status import status
+from vlmcache.commands.status.values import Status
+from vlmcache.config import CacheLocation, Config, Environment, hub_home, own_home, side_caches
+from vlmcache.errors import CacheError, ConfigError, UnloadableError
+
+PACKAGES = (
+    "huggingface_hub",
+    "hf_xet",
+    "transformers",
+    "torch",
+    "torchvision",
+    "accelerate",
+    "bitsandbytes",
+    "safetensors",
+    "tokenizers",
+    "pillow",
+)
+
+_GPU_TIMEOUT = 10.0
+_SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+
+
+def diagnose(
+    environment: Environment,
+    config: Config,
+    location: CacheLocation,
+    *,
+    ask_torch: bool = False,
+    shared: str | None = None,
+    fix: bool = False,
+) -> Diagnosis:
+    """Return what can be known of this machine. Nothing is left behind; no network is touched.
+
+    Args:
+        environment: the variables in force.
+        config: the configuration in force.
+        location: the hub cache.
+        ask_torch: also ask torch, in a process of its own, for the devices that it can use; that
+            takes the seconds that its import takes.
+        shared: the group that is to share the cache.
+        fix: set the cache's permissions so that the group shares it; without one, so that its owner
+            can use it and not everybody can change it.
+
+    Raises:
+        UsageError: there is no such group.
+    """
+    # First, so that what was mended is not told of.
+    access = check_access(location.dir, shared, fix=fix) if shared is not None or fix else None
+    findings: list[Finding] = [] if access is None else list(access.findings)
+    paths = tuple(_paths(environment, config, location))
+    filesystem = _filesystem(location.dir)
+    versions = {"vlmcache": _version("vlmcache")} | {name: _version(name) for name in PACKAGES}
+    devices = _devices(findings)
+    if ask_torch and versions["torch"] is not None and versions["transformers"] is not None:
+        devices = _seen_by_torch(devices, findings)
+    found: Status | None = None
+    lacking: tuple[str, ...] = ()
+    try:
+        found = status(config, location, environment=environment)
+        lacking = tuple(model.key for model in found.models if model.state != "cached")
+    except (CacheError, ConfigError) as error:
+        findings.append(finding("cache-path", "error", location.dir, error.message, error.hint))
+    findings += check_paths(paths, location, environment)
+    steps = found.recommendations if found is not None else ()
+    advised = Advice(config, location)
+    findings += check_filesystem(filesystem, location.dir, config, what_frees(steps, advised))
+    findings += check_permissions(location.dir)
+    findings += check_versions(versions)
+    if found is not None:
+        findings += check_cache(found)
+    findings += (finding("configuration", "warning", config.path, text) for text in config.notices)
+    findings += (
+        finding("configuration", "info", os.path.join(environment.folder, ".env"), text)
+        for text in environment.ignored
+    )
+    return Diagnosis(
+        paths=paths,
+        variables=_variables(environment),
+        filesystem=filesystem,
+        python=f"{platform.python_version()} ({sys.executable})",
+        platform=platform.platform(),
+        versions=versions,
+        devices=devices,
+        quantization=f"bitsandbytes {version}" if (version := versions["bitsandbytes"]) else None,
+        offline=Offline(
+            not lacking and found is not None, lacking, environment.offline_by is not None
+        ),
+        findings=tuple(map(advised.completed, findings)),
+        shared=access.sharing if access is not None else None,
+        plan=access.plan if access is not None else None,
+        receipt=access.receipt if access is not None else None,
+    )
+
+
+def _paths(environment: Environment, config: Config, location: CacheLocation) -> Iterator[PathFact]:
+    home, home_source = own_home(environment)
+    hub = hub_home(environment)
+    hub_source = environment.source("HF_HOME") if environment.get("HF_HOME") else "default"
+    beside = side_caches(environment)
+
+    def source_of(variable: str) -> str:
+        names = (name for name in (variable, "HF_HOME") if environment.own(name))
+        return next(names, "default")
+
+    for name, path, source in (
+        ("cache", location.dir, location.source),
+        ("config", config.path, config.source),
+        ("vlmcache", home, home_source),
+        ("huggingface", hub, hub_source),
+        ("xet chunks", beside["xet"], source_of("HF_XET_CACHE")),
+        ("remote code", beside["modules"], source_of("HF_MODULES_CACHE")),
+    ):
+        yield PathFact(name, path, source, os.path.exists(path), _writable(path))
+
+
+def _writable(path: str) -> bool:
+    """Return whether the path, or the folder that would hold it, can be written."""
+    return os.access(path if os.path.exists(path) else nearest_folder(path), os.W_OK)
+
+
+def _variables(environment: Environment) -> dict[str, str]:
+    """Return the variables that bear on the cache; of secrets only that they are set."""
+    names = sorted(
+        name
+        for name in environment.variables
+        if name.startswith(("HF_", "HUGGING", "VLMCACHE_", "TRANSFORMERS_"))
+        or name
+        in ("XDG_CACHE_HOME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "CUDA_VISIBLE_DEVICES")
+    )
+    return {environment.source(name): _told(name, environment.variables[name]) for name in names}
+
+
+def _told(name: str, value: str) -> str:
+    if any(word in name for word in _SECRETS) and not name.endswith("_PATH"):
+        return "(set)" if value else ""
+    if "PROXY" in name or "ENDPOINT" in name:
+        # user:password@host
+        scheme, separator, rest = value.rpartition("://")
+        return scheme + separator + rest.rpartition("@")[2]
+    return value
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _filesystem(path: str) -> Filesystem:
+    where = nearest_folder(path)
+    mount = mount_of(where)
+    try:
+        usage = shutil.disk_usage(where)
+    except OSError:
+        usage = None
+    trials = _try_abilities(where) if os.access(where, os.W_OK) else {}
+    return Filesystem(
+        type=mount.type if mount else None,
+        mount_point=mount.point if mount else None,
+        network=mount.network if mount else False,
+        free=usage.free if usage else None,
+        total=usage.total if usage else None,
+        symlinks=trials.get("symlinks"),
+        hard_links=trials.get("hard_links"),
+        locks=trials.get("locks"),
+        case_sensitive=trials.get("case_sensitive"),
+        access_times=mount.access_times if mount else "unknown",
+    )
+
+
+def _try_abilities(folder: str) -> dict[str, bool]:
+    """Try what the hub's layout relies on, in a folder that is gone afterwards."""
+    trials: dict[str, bool] = {}
+    try:
+        with tempfile.TemporaryDirectory(prefix=".vlmcache-doctor-", dir=folder) as trial:
+            file = os.path.join(trial, "file")
+            with open(file, "wb") as handle:
+                trials["locks"] = _can_lock(handle.fileno())
+            for name, make in (("symlinks", os.symlink), ("hard_links", os.link)):
+                try:
+                    make(file, os.path.join(trial, name))
+                    trials[name] = True
+                except (OSError, NotImplementedError):
+                    trials[name] = False
+            trials["case_sensitive"] = not os.path.exists(os.path.join(trial, "FILE"))
+    except OSError:
+        pass
+    return trials
+
+
+def _can_lock(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _devices(findings: list[Finding]) -> tuple[Device, ...]:
+    """Return the NVIDIA GPUs that the driver names; torch is not imported for it."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    command = [
+        program,
+        "--query-gpu=name,memory.total,driver_version",
+        "--format=csv,noheader,nounits",
+    ]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_GPU_TIMEOUT, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = f"the driver does not answer: {error}"
+        findings.append(finding("gpu-driver", "warning", program, detail, "run nvidia-smi"))
+        return ()
+    devices = []
+    for line in done.stdout.splitlines():
+        name, memory, driver = ([part.strip() for part in line.split(",")] + ["", "", ""])[:3]
+        size = int(memory) * 1024 * 1024 if memory.isdigit() else None
+        devices.append(Device(name, size, driver or None))
+    return tuple(devices)
+
+
+def _seen_by_torch(devices: tuple[Device, ...], findings: list[Finding]) -> tuple[Device, ...]:
+    """Return the devices with torch's names for them, and those that only torch names."""
+    from vlmcache.load.child import run_child
+
+    try:
+        answer = run_child({"task": "facts", "device": "auto", "precisions": [], "measure": False})
+    except UnloadableError as error:
+        findings.append(finding("torch-broken", "warning", sys.prefix, error.message, INSTALL_LOAD))
+        return devices
+    seen = answer["accelerators"]
+    if devices and not seen:
+        findings.append(
+            finding(
+                "torch-without-gpu",
+                "warning",
+                sys.prefix,
+                f"the driver names {devices[0].name}, and the installed torch cannot use it",
+                "install the build of torch for this device: https://pytorch.org/get-started",
+            )
+        )
+    named = {device.name: device for device in devices}
+    others = [device for device in devices if device.name not in {one["name"] for one in seen}]
+    return (
+        *(
+            Device(
+                one["name"],
+                one["memory"],
+                named[one["name"]].driver if one["name"] in named else None,
+                one["device"],
+            )
+            for one in seen
+        ),
+        *others,
+    )

@@ -1,0 +1,265 @@
+"""Repos brought to another cache: copied, hashed on the way, put there by one rename.
+
+What is copied is gathered in a folder of its own at the destination, where nothing looks for repos
+and whatever is whole is found by the next run. The copy has the source's names, modes and times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat as modes
+from collections.abc import Iterator, Mapping
+
+from vlmcache.cache import layout
+from vlmcache.cache.hashing import hash_file
+from vlmcache.cache.moved import leads_back
+from vlmcache.cache.state import Repo, SharedBlob
+from vlmcache.change import place as change_place
+from vlmcache.change import shared_store
+from vlmcache.change.plan import Plan, RemoveTree
+from vlmcache.change.remove import execute
+from vlmcache.change.shared_store import append_to_manifest, read_manifest, store_lock
+from vlmcache.commands.move.values import SourceDamagedError
+from vlmcache.commands.move.walk import (
+    NO_HARD_LINK,
+    NO_HASH,
+    Moved,
+    copy_file,
+    hard_link,
+    hashes_of,
+    is_same,
+    keep_mode,
+    keep_times,
+    link,
+    links_of,
+    shared_hashes_of,
+    walk,
+)
+from vlmcache.errors import CacheError
+
+
+class Copier:
+    """Brings repos of one cache to one destination.
+
+    Args:
+        cache_dir: the cache's real path.
+        destination: the other cache's real path; it must be there.
+        moved: is told of the progress.
+        same_disk: give files a second name instead of copying them, where that can be.
+    """
+
+    def __init__(
+        self, cache_dir: str, destination: str, moved: Moved, *, same_disk: bool = False
+    ) -> None:
+        self.cache_dir = cache_dir
+        self.destination = destination
+        self.moved = moved
+        self.same_disk = same_disk
+        self.gathering = os.path.join(destination, layout.MOVING)
+        self.copied = 0
+        """Bytes written at the destination."""
+
+    def gather(self, repo: Repo, shared: Mapping[str, SharedBlob]) -> None:
+        """Copy all of a repo that is not there yet.
+
+        Args:
+            repo: as it was scanned.
+            shared: the cache's store, of which comes what the repo links to.
+
+        Raises:
+            SourceDamagedError: something is not what its hash says.
+            CacheError: what is at the destination is not ours to change.
+            OSError: the system refuses.
+        """
+        os.makedirs(self.gathering, mode=0o700, exist_ok=True)
+        hashes = hashes_of(repo)
+        for one, expected in shared_hashes_of(repo).items():
+            if one in shared:
+                self._gather_shared(shared[one], expected)
+        target = os.path.join(self.gathering, repo.folder)
+        source = walk(repo.path)
+        if not leads_back(self.destination, repo.folder, self.cache_dir):
+            self._take_back(repo.folder, source)
+        there = walk(target) if os.path.lexists(target) else {}
+        self._remove_others(target, source, there)
+        os.makedirs(target, exist_ok=True)
+        links = links_of(repo)
+        # Links first: where the filesystem has none, that shows before the long copies.
+        order = {True: 0, False: 2}
+        folders = [name for name, status in source.items() if modes.S_ISDIR(status.st_mode)]
+        for name in folders:
+            os.makedirs(os.path.join(target, name), exist_ok=True)
+        firsts: dict[tuple[int, int], str] = {}
+        for name in sorted(source, key=lambda one: order[modes.S_ISLNK(source[one].st_mode)]):
+            status = source[name]
+            path, place = os.path.join(repo.path, name), os.path.join(target, name)
+            if modes.S_ISLNK(status.st_mode):
+                link(links.get(name) or os.readlink(path), place)
+                keep_times(place, status, follow=False)
+            elif modes.S_ISREG(status.st_mode):
+                key = status.st_dev, status.st_ino
+                first = firsts.setdefault(key, name) if status.st_nlink > 1 else name
+                if first == name:
+                    self._bring(path, place, status, hashes.get(name))
+                elif not is_same(os.path.join(target, first), place):
+                    hard_link(os.path.join(target, first), place)
+        for name in [*reversed(folders), ""]:
+            place = os.path.join(target, name) if name else target
+            keep_mode(place, source.get(name) or os.stat(repo.path))
+            change_place.sync_folder(place)
+
+    def place(self, repo: Repo) -> None:
+        """Let a repo that is gathered appear at the destination, its shared blobs before it.
+
+        Raises:
+            CacheError: the destination has no store for shared blobs, and a folder in its place.
+            OSError: the system refuses.
+        """
+        references: dict[str, list[str]] = {}
+        for blob in repo.blobs.values():
+            if blob.shared is not None:
+                name = f"{repo.folder}/{layout.BLOBS}/{blob.name}"
+                references.setdefault(blob.shared, []).append(name)
+        with contextlib.ExitStack() as locks:
+            # Held until the repo is there: till then the hub would take the blobs for unused.
+            for shared_hash in sorted(references):
+                locks.enter_context(self._published(shared_hash, references[shared_hash]))
+            place = self._place_of(repo.folder)
+            if leads_back(self.destination, repo.folder, self.cache_dir):
+                # The repo comes back to where it has left a link.
+                os.unlink(place)
+            os.rename(os.path.join(self.gathering, repo.folder), place)
+            change_place.sync_folder(self.destination)
+        change_place.sync_folder(self.gathering)
+        change_place.tag_cache(self.destination)
+
+    def take_away(self, folder: str) -> None:
+        """Let a repo that was placed be gathered only, since its source stays.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        os.rename(self._place_of(folder), os.path.join(self.gathering, folder))
+        change_place.sync_folder(self.destination)
+
+    def _place_of(self, folder: str) -> str:
+        return os.path.join(self.destination, folder)
+
+    def _take_back(self, folder: str, source: Mapping[str, os.stat_result]) -> None:
+        """Take up a repo that an interrupted move has placed while its source is still here."""
+        placed = self._place_of(folder)
+        if not os.path.lexists(placed):
+            return
+        if os.path.islink(placed) or set(walk(placed)) - set(source):
+            raise CacheError(
+                f"the destination has its own copy, with other files: {placed}",
+                "remove it there, or move to another folder",
+            )
+        if os.path.lexists(os.path.join(self.gathering, folder)):
+            self._remove([os.path.join(self.gathering, folder)])
+        self.take_away(folder)
+
+    def _remove_others(
+        self,
+        target: str,
+        source: Mapping[str, os.stat_result],
+        there: Mapping[str, os.stat_result],
+    ) -> None:
+        """Remove what an earlier run has gathered and what is no longer in the source."""
+        wrong: list[str] = []
+        for name, status in there.items():
+            same = name in source and modes.S_IFMT(source[name].st_mode) == modes.S_IFMT(
+                status.st_mode
+            )
+            if not same and not any(name.startswith(one + os.sep) for one in wrong):
+                wrong.append(name)
+        self._remove([os.path.join(target, name) for name in wrong])
+
+    def _remove(self, paths: list[str]) -> None:
+        if not paths:
+            return
+        why = "left by an interrupted move"
+        plan = Plan(tuple(RemoveTree(path, "leftover", None, why, 0, None) for path in paths))
+        for outcome in execute(plan, self.destination).outcomes:
+            if outcome.result not in ("done", "absent"):
+                raise OSError(errno.EIO, outcome.detail or "it cannot be removed", outcome.path)
+
+    def finish(self) -> None:
+        """Remove the folder in which was gathered, if nothing is left in it."""
+        for path in (os.path.join(self.gathering, layout.SHARED_STORE), self.gathering):
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+
+    # Single files.
+
+    def _bring(
+        self, source: str, target: str, status: os.stat_result, expected: str | None
+    ) -> None:
+        """Let a file be at the destination with the content that its hash names."""
+        if self.same_disk and expected is not None and self._second_name(source, target):
+            self.moved(source, status.st_size)
+            return
+        wanted = expected or hash_file(source, NO_HASH)
+        if change_place.file_size(target) != status.st_size or hash_file(target, wanted) != wanted:
+            actual = copy_file(source, target, wanted, self.moved)
+            self.copied += status.st_size
+            if actual != wanted:
+                raise SourceDamagedError(
+                    f"damaged, so not moved: {source}",
+                    "'vlmcache verify --repair' mends it",
+                )
+        self.moved(source, status.st_size)
+        keep_mode(target, status)
+
+    def _second_name(self, source: str, target: str) -> bool:
+        if is_same(source, target):
+            return True
+        try:
+            hard_link(source, target)
+        except OSError as error:
+            if error.errno not in NO_HARD_LINK:
+                raise
+            return False
+        return True
+
+    # The shared store, by the protocol of huggingface_hub 2.4 (`utils/_shared_blobs.py`).
+
+    def _gather_shared(self, blob: SharedBlob, expected: str | None) -> None:
+        place = os.path.join(self.destination, *layout.shared_path(blob.hash).split("/"))
+        if os.path.lexists(place):
+            if change_place.file_size(place) == blob.size and (
+                is_same(place, blob.path)
+                or hash_file(place, expected or NO_HASH)
+                == (expected or hash_file(blob.path, NO_HASH))
+            ):
+                self.moved(blob.path, blob.size)
+                return
+            raise SourceDamagedError(
+                f"the destination's shared blob is damaged: {place}",
+                f"'vlmcache verify --repair --cache-dir {self.destination}' mends it",
+            )
+        folder = os.path.join(self.gathering, layout.SHARED_STORE)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        target = os.path.join(folder, blob.hash)
+        self._bring(blob.path, target, os.stat(blob.path), expected)
+        change_place.sync_folder(folder)
+
+    @contextlib.contextmanager
+    def _published(self, shared_hash: str, references: list[str]) -> Iterator[None]:
+        """Let a shared blob be in the destination's store, and hold its lock."""
+        store = os.path.join(self.destination, layout.SHARED_STORE)
+        shared_store.prepare_store(self.destination)
+        place = os.path.join(self.destination, *layout.shared_path(shared_hash).split("/"))
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        with store_lock(place):
+            manifest = place + layout.MANIFEST_SUFFIX
+            listed = read_manifest(manifest)
+            append_to_manifest(manifest, [name for name in references if name not in listed])
+            if not os.path.lexists(place):
+                gathered = os.path.join(self.gathering, layout.SHARED_STORE, shared_hash)
+                os.rename(gathered, place)
+            change_place.sync_folder(os.path.dirname(place))
+            change_place.sync_folder(store)
+            yield

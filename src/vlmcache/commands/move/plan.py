@@ -1,0 +1,271 @@
+"""CacheState, what is at the destination, and names -> Plan of a move or of its undoing (pure)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.moved import Move as Noted
+from vlmcache.cache.state import CacheState, Repo
+from vlmcache.change.names import Target
+from vlmcache.change.plan import (
+    Action,
+    Kept,
+    Move,
+    PlaceLink,
+    Plan,
+    PutBack,
+    ReleaseShared,
+    Remove,
+    RemoveTree,
+)
+from vlmcache.change.removal_plan import plan_removal
+
+_COPIED = "copied by an interrupted move"
+
+
+class Destination(msgspec.Struct, frozen=True):
+    """What is at the destination.
+
+    path is its real path, state what it holds as a cache, noted what moves have noted there.
+    gathering: names in the folder in which a move gathers. copied: path below that folder, or below
+    a repo that was placed while its source is still here, -> length of the file. aside: folder of a
+    repo that an interrupted move has set aside here -> where, if nothing of it is lost. same_disk:
+    whether a file can be there and in the cache under two names, so that nothing is copied. links:
+    folders in whose place is a link to the very repo here, which an earlier move has left.
+    """
+
+    path: str
+    state: CacheState
+    noted: Mapping[str, Noted]
+    gathering: Collection[str] = ()
+    copied: Mapping[str, int] = {}
+    aside: Mapping[str, str] = {}
+    same_disk: bool = False
+    links: Collection[str] = ()
+
+    def place(self, folder: str) -> str:
+        """Return where a repo comes to lie."""
+        return os.path.join(self.path, folder)
+
+    def holds(self, folder: str) -> bool:
+        """Return whether something is in the repo's place that is not a link to the repo here."""
+        return folder not in self.links and any(repo.folder == folder for repo in self.state.repos)
+
+    def gathered_at(self, name: str) -> str:
+        """Return the path of something in the folder in which a move gathers."""
+        return os.path.join(self.path, layout.MOVING, name)
+
+    def begun(self, cache_dir: str, folder: str) -> bool:
+        """Return whether a move of the repo out of that cache has begun and not ended."""
+        noted = self.noted.get(folder)
+        return noted is not None and noted.cache == cache_dir and not noted.finished
+
+    def came_from(self, cache_dir: str, folder: str) -> bool:
+        """Return whether a move out of that cache has brought the repo here."""
+        noted = self.noted.get(folder)
+        return noted is not None and noted.cache == cache_dir and self.holds(folder)
+
+
+def plan_move(
+    state: CacheState,
+    destination: Destination,
+    folders: Sequence[str],
+    *,
+    link: bool,
+    rest: Collection[str] = (),
+    kept: Sequence[Kept] = (),
+) -> Plan:
+    """Return the plan of a move: what is copied, then what goes here and is linked there.
+
+    Args:
+        state: the cache; its `dir` is a real path.
+        destination: what is there.
+        folders: the repos' folders, each there and no link.
+        link: leave a link in the place of each.
+        rest: folders of repos that an interrupted move has brought over and not ended.
+        kept: what stays on purpose.
+    """
+    why = f"moved to {destination.path}"
+    repos = {repo.folder: repo for repo in state.repos}
+    counted: set[str] = set(destination.state.shared)
+    actions: list[Action] = [
+        _move(state, destination, repos[folder], counted) for folder in folders
+    ]
+    targets = [Target(repos[folder].id, folder) for folder in folders]
+    for folder in rest:
+        leftovers = tuple(one for one in state.leftovers if one.repo_folder == folder and one.whole)
+        repo_id = _id_of(folder)
+        if folder not in repos and link:
+            path = os.path.join(state.dir, folder)
+            reason = "an interrupted move"
+            actions.append(PlaceLink(repo_id, path, destination.place(folder), reason))
+        if leftovers:
+            targets.append(Target(repo_id, folder, leftovers=leftovers, gone=True))
+    # Links of other repos lead to the new place through the link that is left.
+    removal = plan_removal(msgspec.structs.replace(state, outside={}), targets, why=why)
+    for action in removal.actions:
+        if isinstance(action, RemoveTree) and action.kind == "repo":
+            name = os.path.basename(action.path)
+            frees = action.frees
+            if destination.same_disk:
+                frees -= min(frees, _content(repos[name]))
+            target = destination.place(name) if link else None
+            action = msgspec.structs.replace(action, at_once=True, link=target, frees=frees)
+        elif isinstance(action, ReleaseShared) and destination.same_disk:
+            action = msgspec.structs.replace(action, frees=0)
+        elif link and isinstance(action, Remove | RemoveTree) and action.kind in ("lock", "locks"):
+            continue  # a repo behind a link has its locks here
+        actions.append(action)
+    return Plan(
+        tuple(actions),
+        frees=sum(getattr(action, "frees", 0) for action in actions),
+        needs=sum(action.needs for action in actions if isinstance(action, Move)),
+        kept=tuple(kept),
+    )
+
+
+def _id_of(folder: str) -> str:
+    parsed = layout.parse_repo_folder(folder)
+    return parsed[1] if parsed is not None else folder
+
+
+def _move(state: CacheState, destination: Destination, repo: Repo, counted: set[str]) -> Move:
+    size = have = 0
+    needs = repo.by_class.total
+    seen: set[tuple[int, int]] = set()
+    for name, length, allocated, key in _files(repo):
+        if key in seen:
+            continue
+        seen.add(key)
+        size += length
+        needs += max(0, length - allocated)
+        if destination.copied.get(f"{repo.folder}/{name}") == length:
+            have += length
+            needs -= max(length, allocated)
+    named = {blob.shared for blob in repo.blobs.values() if blob.shared is not None}
+    shared = tuple(sorted(one for one in named if one in state.shared))
+    for one in shared:
+        blob = state.shared[one]
+        size += blob.size
+        if one in counted or destination.copied.get(f"{layout.SHARED_STORE}/{one}") == blob.size:
+            have += blob.size
+        else:
+            needs += max(blob.size, blob.allocated)
+        counted.add(one)
+    begun = destination.begun(state.dir, repo.folder)
+    return Move(
+        repo.id,
+        repo.path,
+        destination.place(repo.folder),
+        size,
+        have,
+        0 if destination.same_disk else max(0, needs),
+        "begun before"
+        if begun
+        else "the same disk: nothing is copied"
+        if destination.same_disk
+        else "copied and hashed",
+        shared,
+    )
+
+
+def _files(repo: Repo) -> list[tuple[str, int, int, tuple[int, int]]]:
+    """Return name in the repo, length, occupied bytes and inode of each file with content."""
+    found = [
+        (f"{layout.BLOBS}/{blob.name}", blob.size, blob.allocated, (blob.device, blob.inode))
+        for blob in repo.blobs.values()
+        if not blob.linked
+    ]
+    found += (
+        (f"{layout.BLOBS}/{part.name}", part.size, part.allocated, (part.device, part.inode))
+        for part in repo.partials
+    )
+    found += (
+        (
+            f"{layout.SNAPSHOTS}/{revision.commit}/{file.name}",
+            file.size,
+            file.allocated,
+            (file.device, file.inode),
+        )
+        for revision in repo.revisions
+        for file in revision.files
+        if file.kind == "copy"
+    )
+    return found
+
+
+def _content(repo: Repo) -> int:
+    """Return what the repo's files with content occupy, each inode once."""
+    return sum({key: allocated for _, _, allocated, key in _files(repo)}.values())
+
+
+def plan_undo(state: CacheState, destination: Destination) -> Plan:
+    """Return the plan that takes every unfinished move of this cache back.
+
+    What was copied goes, and what was set aside comes back. A repo that has its link already is
+    moved; nothing of it is taken back.
+
+    Args:
+        state: the cache; its `dir` is a real path.
+        destination: what is there.
+    """
+    actions: list[Action] = []
+    kept: list[Kept] = []
+    gone: list[Target] = []
+    repos = {repo.folder: repo for repo in state.repos}
+    needed: set[str] = set()
+    loose: set[str] = set()
+    for folder, noted in sorted(destination.noted.items()):
+        if noted.cache != state.dir or noted.finished:
+            continue
+        repo, name = repos.get(folder), _id_of(folder)
+        aside = destination.aside.get(folder)
+        path = os.path.join(state.dir, folder)
+        if repo is not None and repo.linked_to is not None:
+            kept.append(Kept(path, name, "moved already: only leftovers are to be removed"))
+            continue
+        if repo is None and aside is None:
+            if destination.holds(folder):
+                why = "its only copy is at the destination: 'vlmcache move' again links it"
+                kept.append(Kept(destination.place(folder), name, why))
+            continue
+        if aside is not None:
+            actions.append(PutBack(name, path, aside, "set aside by an interrupted move"))
+            loose |= {h for one in state.leftovers if one.path == aside for h in one.shared}
+        elif repo is not None:
+            loose |= {blob.shared for blob in repo.blobs.values() if blob.shared is not None}
+        if destination.holds(folder):
+            gone.append(Target(name, folder))
+        if folder in destination.gathering:
+            actions.append(_ungather(destination, folder, name))
+    if layout.SHARED_STORE in destination.gathering:
+        actions.append(_ungather(destination, layout.SHARED_STORE, None))
+    why = _COPIED
+    for action in plan_removal(destination.state, gone, why=why).actions:
+        if isinstance(action, RemoveTree | Remove) and action.kind in ("lock", "locks"):
+            continue
+        if isinstance(action, ReleaseShared):
+            needed.add(action.hash)
+        actions.append(action)
+    for shared_hash in sorted(loose - needed):
+        blob = destination.state.shared.get(shared_hash)
+        if blob is not None and not blob.users:
+            # It was published, and the repo that needs it never came.
+            frees = blob.allocated + blob.manifest_allocated if blob.links == 1 else 0
+            actions.append(ReleaseShared(blob.path, shared_hash, (), why, frees, last=True))
+    return Plan(
+        tuple(actions),
+        frees=sum(getattr(action, "frees", 0) for action in actions),
+        kept=tuple(kept),
+    )
+
+
+def _ungather(destination: Destination, name: str, repo: str | None) -> RemoveTree:
+    sizes = [size for path, size in destination.copied.items() if path.startswith(name + "/")]
+    frees = 0 if destination.same_disk else sum(sizes)
+    path = destination.gathered_at(name)
+    return RemoveTree(path, "leftover", repo, _COPIED, frees, None)

@@ -1,0 +1,240 @@
+"""A plan of a pull, carried out: blobs in parallel, each linked when it is whole, the ref last."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from typing import NamedTuple
+
+from vlmcache.cache import layout
+from vlmcache.cache.hashing import hash_file
+from vlmcache.cache.moved import destination_of
+from vlmcache.change import place, shared_store
+from vlmcache.change.plan import Fetch, Link, Outcome, Plan, WriteRef
+from vlmcache.commands.pull.plan import Order
+from vlmcache.errors import ChangedError, VlmcacheError
+from vlmcache.hub import xet
+from vlmcache.hub.client import Client
+from vlmcache.hub.errors import AccessError, NoSuchFileError, NoSuchRepoError, WrongBytesError
+from vlmcache.hub.job import Job
+from vlmcache.hub.locks import blob_lock
+from vlmcache.hub.ranges import Spare
+from vlmcache.hub.transfer import Transfer, without_links
+from vlmcache.progress import Stopped, Watcher
+from vlmcache.threads import run_in_threads
+
+_LEAVE_AFTER = 3.0
+"""Seconds that threads get to put things in order when the work is stopped."""
+
+
+class Done(NamedTuple):
+    """What became of an order. error is the first failure, if there was one."""
+
+    outcomes: list[Outcome]
+    error: VlmcacheError | None
+
+
+def carry_out(client: Client, order: Order, watcher: Watcher, workers: int) -> Done:
+    """Do what a plan says, as far as the hub and the disk let us.
+
+    Files that fail do not stop those beside them, unless the same would befall them all. Nothing is
+    raised but interruptions: on these the threads are stopped, and partial downloads stay.
+    """
+    work = _Work(client, order, watcher)
+    return work.run(workers)
+
+
+class _Task(NamedTuple):
+    """One blob, and every file of the snapshot that has its content."""
+
+    fetch: Fetch | None
+    links: tuple[Link, ...]
+
+    @property
+    def actions(self) -> tuple[Fetch | Link, ...]:
+        return self.links if self.fetch is None else (self.fetch, *self.links)
+
+
+class _Work:
+    def __init__(self, client: Client, order: Order, watcher: Watcher) -> None:
+        self.client = client
+        self.order = order
+        self.watcher = watcher
+        self.folder = os.path.join(order.cache_dir, layout.repo_folder("model", order.repo))
+        name = os.path.basename(self.folder)
+        # Links into the shared store are relative: where the folder is a link, to the one there.
+        moved = destination_of(order.cache_dir, name) if os.path.islink(self.folder) else None
+        self.shares = moved is not None or not os.path.islink(self.folder)
+        self.home = moved or order.cache_dir
+        self.blobs = os.path.join(self.home, name, layout.BLOBS)
+        self.tasks = deque(_tasks(order.plan))
+        self.fetches = [task.fetch for task in self.tasks if task.fetch is not None]
+        self.outcomes: list[Outcome] = []
+        self.error: VlmcacheError | None = None
+        self.broken_off = False
+        self.spare = Spare()
+        self.lock = threading.Lock()
+
+    def run(self, workers: int) -> Done:
+        sizes = {fetch.file: fetch.size for fetch in self.fetches}
+        self.watcher.started(self.order.repo, sizes, sum(fetch.have for fetch in self.fetches))
+        try:
+            self._prepare()
+            if self.error is None:
+                count = min(workers, len(self.tasks))
+                self.spare = Spare(workers - count)
+                run_in_threads(self._do_all, count, self._stop, _LEAVE_AFTER)
+            if self.error is None:
+                self._write_ref()
+        except (OSError, VlmcacheError) as error:
+            self.error = _as_ours(error, self.folder)
+        finally:
+            self.watcher.ended(self.order.repo)
+        return Done(self.outcomes, self.error)
+
+    def _prepare(self) -> None:
+        if not self.order.plan.actions:
+            # All is there. A cache that cannot be written does without the listing.
+            with contextlib.suppress(OSError):
+                place.write_tree(self.folder, self.order.commit, self.order.files)
+            return
+        place.prepare_repo(self.order.cache_dir, self.folder)
+        if self.order.new_listing:
+            place.write_tree(self.folder, self.order.commit, self.order.files)
+        if self.tasks:
+            os.makedirs(self.blobs, exist_ok=True)
+
+    def _stop(self) -> None:
+        self.client.stop()
+        xet.abort()
+
+    def _do_all(self) -> None:
+        while not self.broken_off:
+            try:
+                task = self.tasks.popleft()
+            except IndexError:
+                self.spare.add()
+                return
+            transfer = self._transfer(task)
+            problem: VlmcacheError | None = None
+            try:
+                self._do(task, transfer)
+            except Stopped:
+                return
+            except Exception as error:
+                problem = _named(transfer.job, _as_ours(error, self.folder))
+            self._note_outcome(task, problem, transfer.received)
+
+    def _note_outcome(self, task: _Task, problem: VlmcacheError | None, received: int) -> None:
+        with self.lock:
+            for action in task.actions:
+                self.outcomes.append(
+                    Outcome(
+                        "fetch" if isinstance(action, Fetch) else "link",
+                        action.path,
+                        "done" if problem is None else "failed",
+                        fetched=received if isinstance(action, Fetch) else 0,
+                        detail=problem.message if problem is not None else None,
+                    )
+                )
+            if problem is not None:
+                self.error = self.error or problem
+                # What befalls this file only is no reason to leave the others.
+                only_this = isinstance(problem, WrongBytesError | NoSuchFileError)
+                self.broken_off = self.broken_off or not only_this
+
+    def _transfer(self, task: _Task) -> Transfer:
+        order, file = self.order, task.actions[0].file
+        listed = order.files[file]
+        job = Job(order.repo, order.commit, file, listed, self.home, self.blobs, self.shares)
+        return Transfer(
+            self.client,
+            job,
+            lambda position: self.watcher.moved(order.repo, file, position),
+            self.spare,
+        )
+
+    def _do(self, task: _Task, transfer: Transfer) -> None:
+        """Bring one blob to its place, and links to it into the snapshot."""
+        job = transfer.job
+        size, etag = job.listed.content_size, job.listed.etag
+        locks = os.path.join(self.order.cache_dir, layout.LOCKS, os.path.basename(self.folder))
+        lock = os.path.join(locks, etag + layout.LOCK_SUFFIX)
+        with blob_lock(lock, self.client.pace, self.client.note):
+            # Whoever held the lock before may have done the work.
+            wrong = place.file_size(job.blob) != size or (
+                etag in self.order.distrusted and hash_file(job.blob, etag) != etag
+            )
+            store = shared_store.shared_target(job.cache_dir, job.blob) if wrong else None
+            new = wrong and not xet.link_shared(job)
+            if new and task.fetch is None:
+                raise ChangedError(
+                    f"{job.repo}: the content of {job.file} went away while it was being pulled",
+                    "pull again",
+                )
+            if new:
+                transfer.run()
+                if store is not None and etag in self.order.distrusted:
+                    shared_store.return_to_store(job.blob, store)
+            transfer.moved(size)
+            files = [action.file for action in task.actions]
+            if without_links() or not all(
+                place.place_link(self.folder, job.commit, file, etag) for file in files
+            ):
+                for file in files:
+                    move = new and file == files[-1]
+                    place.place_copy(self.folder, job.commit, file, etag, move=move)
+
+    def _write_ref(self) -> None:
+        """Let the ref name the commit, now that all that was wanted of it is there."""
+        snapshot = os.path.join(self.folder, layout.SNAPSHOTS, self.order.commit)
+        for file in self.order.wanted:
+            path = os.path.join(snapshot, *file.split("/"))
+            if place.file_size(path) != self.order.files[file].content_size:
+                raise ChangedError(
+                    f"{self.order.repo}: {file} went away while the repo was being pulled",
+                    "pull again",
+                )
+        for action in self.order.plan.actions:
+            if isinstance(action, WriteRef):
+                place.write_ref(action.path, action.commit)
+                self.outcomes.append(Outcome("write-ref", action.path, "done"))
+
+
+def _tasks(plan: Plan) -> list[_Task]:
+    """Return the plan's blobs with their files: those that are here, then the largest first."""
+    links: dict[str, list[Link]] = {}
+    for action in plan.actions:
+        if isinstance(action, Link):
+            links.setdefault(action.etag, []).append(action)
+    tasks = [
+        _Task(action, tuple(links.pop(action.etag, ())))
+        for action in plan.actions
+        if isinstance(action, Fetch)
+    ]
+    # A link costs nothing, and is made even where the hub turns out not to answer.
+    return [*(_Task(None, tuple(same)) for same in links.values()), *tasks]
+
+
+def _named(job: Job, error: VlmcacheError) -> VlmcacheError:
+    """Return a refusal of the hub with the file in its words."""
+    if isinstance(error, NoSuchFileError):
+        return NoSuchFileError(
+            f"{job.repo}: {job.file} is listed, but the hub does not have it",
+            "pull again later, or leave it out with --exclude",
+        )
+    if isinstance(error, NoSuchRepoError):
+        return AccessError(f"{job.repo}: the hub lists {job.file} and refuses it", error.hint)
+    if isinstance(error, AccessError):
+        return AccessError(f"{job.repo}: {job.file}: {error.message}", error.hint)
+    return error
+
+
+def _as_ours(error: Exception, path: str) -> VlmcacheError:
+    if isinstance(error, VlmcacheError):
+        return error
+    if isinstance(error, OSError):
+        return place.disk_failure(error, path)
+    return VlmcacheError(f"internal error: {type(error).__name__}: {error}")

@@ -1,0 +1,183 @@
+"""What a pull would do: from what is there and what the hub lists to a plan (pure)."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from vlmcache.cache import formats, layout
+from vlmcache.cache.completeness import ref_is_malformed
+from vlmcache.cache.state import CacheState, File, Repo, Revision, TreeFile
+from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef, is_resumable
+from vlmcache.errors import UsageError
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """Which files of a repo are wanted: those that loading needs, unless told otherwise.
+
+    include and exclude are patterns as `hf download` takes them: shell wildcards over the whole
+    name, where a name that ends in a slash means all below it.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    every: bool = False
+
+    def choose(self, repo: str, names: Collection[str]) -> set[str]:
+        """Return the names that are wanted.
+
+        Raises:
+            UsageError: a pattern of `include` matches nothing, or nothing is left.
+        """
+        chosen = set(names) if self.every or self.include else formats.wanted(names)
+        if self.include:
+            chosen = set()
+            for pattern in self.include:
+                found = _matching(chosen_from=names, pattern=pattern)
+                if not found:
+                    raise UsageError(
+                        f"{repo} has no file that matches --include {pattern}",
+                        "'vlmcache pull --all-files --dry-run -v' lists its files",
+                    )
+                chosen |= found
+        for pattern in self.exclude:
+            chosen -= _matching(chosen_from=names, pattern=pattern)
+        if names and not chosen:
+            raise UsageError(f"--exclude leaves no file of {repo}")
+        return chosen
+
+
+def _matching(chosen_from: Iterable[str], pattern: str) -> set[str]:
+    # As huggingface_hub's filter_repo_objects does it (`utils/_paths.py`).
+    whole = pattern + "*" if pattern.endswith("/") else pattern
+    return {name for name in chosen_from if fnmatch.fnmatch(name, whole)}
+
+
+class Order(NamedTuple):
+    """What to carry out: the plan of one repo, and the hub's listing of its commit."""
+
+    cache_dir: str
+    repo: str
+    commit: str
+    files: Mapping[str, TreeFile]
+    wanted: frozenset[str]
+    plan: Plan
+    new_listing: bool
+    """Whether the listing came from the hub and is not in the cache yet."""
+    distrusted: frozenset[str] = frozenset()
+    """Etags of blobs that have the right length and wrong content."""
+
+
+def plan_pull(
+    state: CacheState,
+    repo_id: str,
+    ref: str,
+    commit: str,
+    files: Mapping[str, TreeFile],
+    wanted: Iterable[str],
+) -> Plan:
+    """Return what makes the wanted files of a commit whole in the cache.
+
+    Args:
+        state: the cache, or that part of it which holds the repo.
+        repo_id: a model.
+        ref: the revision asked for; the plan lets it name the commit, unless it is the commit.
+        commit: the commit that `ref` means on the hub.
+        files: the hub's listing of the commit.
+        wanted: those of the files that are wanted.
+    """
+    folder = os.path.join(state.dir, layout.repo_folder("model", repo_id))
+    snapshot = os.path.join(folder, layout.SNAPSHOTS, commit)
+    repo = state.repo(repo_id)
+    revision = repo.revision(commit) if repo is not None else None
+    here = {file.name: file for file in revision.files} if revision is not None else {}
+    fetches: dict[str, Fetch] = {}
+    links: list[Link] = []
+    needs = 0
+    for name in sorted(wanted):
+        file = files[name]
+        held = here.get(name)
+        if held is not None and _is_right(held, file):
+            continue
+        path = os.path.join(snapshot, *name.split("/"))
+        if repo is not None and repo.holds(file):
+            links.append(Link(repo_id, name, path, file.etag, _why_link(held, revision)))
+        elif (repo is None or repo.linked_to is None) and _is_shared(state, file):
+            links.append(Link(repo_id, name, path, file.etag, "in the shared store already"))
+        elif file.etag in fetches:
+            links.append(Link(repo_id, name, path, file.etag, "the same content as another file"))
+        else:
+            have, credit = _partial(repo, file)
+            size = file.content_size
+            reason = _why_fetch(repo, held, file, have)
+            fetches[file.etag] = Fetch(repo_id, name, path, file.etag, size, have, reason)
+            needs += size - credit
+    largest_first = sorted(fetches.values(), key=lambda fetch: -fetch.size)
+    actions: list[Action] = [*largest_first, *links]
+    if ref != commit and (repo is None or not _names(repo, ref, commit)):
+        old = repo.refs.get(ref) if repo is not None else None
+        reason = "new" if old is None else "malformed" if old == commit else f"was {old}"
+        path = os.path.join(folder, layout.REFS, *ref.split("/"))
+        actions.append(WriteRef(repo_id, ref, path, commit, reason))
+    return Plan(tuple(actions), needs=needs)
+
+
+def _is_right(held: File, listed: TreeFile) -> bool:
+    """Whether a snapshot's file is the one that the hub lists, as far as a stat can tell."""
+    if held.size != listed.content_size:
+        return False
+    return held.kind == "copy" or (held.kind == "link" and held.blob == listed.etag)
+
+
+def _is_shared(state: CacheState, listed: TreeFile) -> bool:
+    if not state.shared_marked or listed.xet_hash is None:
+        return False
+    shared = state.shared.get(listed.xet_hash)
+    return shared is not None and shared.size == listed.content_size
+
+
+def _partial(repo: Repo | None, listed: TreeFile) -> tuple[int, int]:
+    """Return the bytes of the blob that need not be sent again, and those that occupy disk."""
+    best = (0, 0)
+    for partial in repo.partials if repo is not None else ():
+        ours = partial.name == listed.etag + layout.PARTIAL_SUFFIX
+        # What another program writes is continued by that program only.
+        if (
+            partial.client is not None
+            or partial.etag != listed.etag
+            or not is_resumable(listed, ours=ours, size=partial.size, allocated=partial.allocated)
+        ):
+            continue
+        if not partial.locked or ours:
+            best = max(best, (partial.size, min(partial.size, partial.allocated)))
+    return best
+
+
+def _names(repo: Repo, ref: str, commit: str) -> bool:
+    """Whether a ref is there and holds the commit and nothing else."""
+    return repo.refs.get(ref) == commit and not ref_is_malformed(repo, ref)
+
+
+def _why_link(held: File | None, revision: Revision | None) -> str:
+    if held is not None and held.kind in ("copy", "stub"):
+        return "a file is in the place of the link"
+    if held is not None and held.kind != "link":
+        return f"the link is {held.kind}"
+    if held is not None:
+        return "the link leads to other content"
+    return "not linked yet" if revision is not None else "held by another revision"
+
+
+def _why_fetch(repo: Repo | None, held: File | None, listed: TreeFile, have: int) -> str:
+    blob = repo.blobs.get(listed.etag) if repo is not None else None
+    if blob is not None and blob.present:
+        return f"damaged: {blob.size} of {listed.content_size} bytes"
+    if have:
+        return "begun"
+    if held is not None:
+        return "damaged: its content is missing" if blob is None else "damaged"
+    return "missing"

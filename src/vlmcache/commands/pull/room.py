@@ -1,0 +1,133 @@
+"""Whether a disk has room for what is to be pulled, and making some."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from vlmcache.cache import layout
+from vlmcache.cache.mounts import nearest_folder
+from vlmcache.change.plan import Fetch, Plan
+from vlmcache.commands.pull.values import Options, Part
+from vlmcache.config import CacheLocation, Config, Environment, Limits
+from vlmcache.errors import SpaceError
+from vlmcache.units import size_text
+
+if TYPE_CHECKING:
+    from vlmcache.commands.remove.values import Removal
+
+
+_FILES_OF_AN_ESTIMATE = 30
+"""How many files a model is taken to have of which only a size is known."""
+
+
+class Shortage(NamedTuple):
+    """A disk that has no room for downloads: what they need of it and what is free, in bytes."""
+
+    place: str
+    need: int
+    free: int
+    min_free: int
+
+    @property
+    def goal(self) -> int:
+        """The bytes that have to be free for the downloads to begin."""
+        return self.need + self.min_free
+
+    @property
+    def short(self) -> int:
+        """The bytes that are missing."""
+        return self.goal - self.free
+
+    def error(self, hint: str) -> SpaceError:
+        """Return the refusal, with the numbers and what to do."""
+        return SpaceError(
+            f"not enough space: the download needs {size_text(self.need)} and "
+            f"{size_text(self.min_free)} must stay free, but {size_text(self.free)} is free: "
+            f"{size_text(self.short)} short",
+            hint,
+        )
+
+
+def find_shortage(cache_dir: str, limits: Limits, plans: Sequence[Plan]) -> Shortage | None:
+    """Return the disk that downloads would leave too full, or `None`.
+
+    What is left afterwards must be `min_free` at least; a pull that needs nothing is never refused.
+    A repo that was moved to another drive counts there. Each file takes whole blocks of the disk,
+    and what is written beside it takes some too.
+    """
+    needs: dict[int, int] = {}
+    places: dict[int, str] = {}
+    for plan in plans:
+        fetched = [action for action in plan.actions if isinstance(action, Fetch)]
+        if plan.needs <= 0 or not fetched:
+            continue
+        folder = os.path.join(cache_dir, layout.repo_folder("model", fetched[0].repo))
+        place = nearest_folder(folder)
+        device = os.stat(place).st_dev
+        needs[device] = needs.get(device, 0) + plan.needs + _blocks(plan) * _block_size(place)
+        places[device] = place
+    for device, need in needs.items():
+        free = shutil.disk_usage(places[device]).free
+        if need + limits.min_free > free:
+            return Shortage(places[device], need, free, limits.min_free)
+    return None
+
+
+def _blocks(plan: Plan) -> int:
+    """Return the most blocks of a disk that a plan takes beyond the bytes that it fetches."""
+    fetches = sum(
+        1 if action.file else _FILES_OF_AN_ESTIMATE
+        for action in plan.actions
+        if isinstance(action, Fetch)
+    )
+    # A file ends within a block, and has a link, a lock and a row of the listing. Beside them are a
+    # ref, the listing and the folders: the repo with four in it, the snapshot, and two for locks.
+    return 3 * fetches + len(plan.actions) + 10
+
+
+def _block_size(place: str) -> int:
+    return os.statvfs(place).f_frsize if hasattr(os, "statvfs") else 4096
+
+
+def same_disk(one: str, other: str) -> bool:
+    """Return whether two paths are, or would be, on one filesystem."""
+    return os.stat(nearest_folder(one)).st_dev == os.stat(nearest_folder(other)).st_dev
+
+
+def make_room(
+    environment: Environment,
+    config: Config,
+    location: CacheLocation,
+    parts: Sequence[Part],
+    shortage: Shortage,
+    options: Options,
+) -> Removal | None:
+    """Evict what was not used for long, and nothing of the models asked for.
+
+    Returns:
+        The removal; its receipt is absent with `--dry-run`. `None` if the disk that is short is not
+        the cache's, nothing that may go would be enough, or a working folder's `min_free` asks for
+        more than the user's own: then nothing is removed.
+    """
+    # Only here, since most pulls need no room.
+    from vlmcache.commands.remove.clean import clean
+    from vlmcache.commands.remove.values import Wishes
+
+    if not same_disk(shortage.place, location.dir):
+        return None
+    if shortage.min_free > config.evict_for:
+        return None
+    folders = set(os.listdir(location.dir)) if os.path.isdir(location.dir) else set()
+    keep = tuple(
+        part.model.repo for part in parts if layout.repo_folder("model", part.model.repo) in folders
+    )
+    wishes = Wishes(free=shortage.goal, keep=keep)
+    proposed = clean(environment, config, location, wishes, dry_run=True)
+    # Of a folder that is not there yet, nothing is missed, and nothing can go.
+    enough = not proposed.missed_by and proposed.plan.frees >= shortage.short
+    if options.dry_run or not enough:
+        return proposed if enough else None
+    return clean(environment, config, location, wishes, confirm=options.confirm)

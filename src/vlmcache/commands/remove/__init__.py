@@ -1,0 +1,1 @@
+"""`vlmcache rm` and `vlmcache clean`."""

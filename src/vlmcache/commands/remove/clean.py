@@ -1,0 +1,382 @@
+"""`clean`: waste, and what was not used for long."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Collection, Sequence
+
+import msgspec
+
+from vlmcache import units
+from vlmcache.cache.beside import LIBRARIES, library_entries
+from vlmcache.cache.completeness import judge_revision, resolve
+from vlmcache.cache.entries import allocated_bytes
+from vlmcache.cache.scan import scan
+from vlmcache.cache.state import CacheState
+from vlmcache.cache.usage import Usage, find_users
+from vlmcache.change.apply import carry_out
+from vlmcache.change.names import Target
+from vlmcache.change.needed import UNUSED_AFTER
+from vlmcache.change.plan import Expected, Kept, Plan, Receipt, Remove, RemoveTree, joined
+from vlmcache.change.removal_plan import Key, plan_removal, whole_repos
+from vlmcache.commands.remove.facts import Known, inodes_below, moved_repos, users_of
+from vlmcache.commands.remove.plan import Cleaning, Protected, plan_cleaning
+from vlmcache.commands.remove.traces import copies_of, forget
+from vlmcache.commands.remove.values import Confirm, Removal, SideCache, UnknownUse, Wishes, ask
+from vlmcache.config import (
+    CacheLocation,
+    Config,
+    Environment,
+    find_model,
+    hub_home,
+    options_in_force,
+    own_home,
+    side_caches,
+)
+from vlmcache.errors import ConfigError, UsageError
+
+
+def clean(
+    environment: Environment,
+    config: Config,
+    location: CacheLocation,
+    wishes: Wishes | None = None,
+    *,
+    dry_run: bool = False,
+    confirm: Confirm | None = None,
+) -> Removal:
+    """Remove waste, and what the wishes ask for in addition to it.
+
+    Waste is what provably nobody needs (see `change.needed`): revisions that a newer one replaced
+    and nobody used for 30 days, blobs that nothing links to or lists, downloads that nobody has
+    continued for 30 days, leftovers. Then, without wishes, the least recently used models are
+    removed until the cache is within `vlmcache.max_size` of config.yaml. Nothing that a process
+    uses is removed.
+
+    Args:
+        environment: the variables in force.
+        config: its models are not evicted unless named.
+        location: the hub cache.
+        wishes: what to remove beside waste.
+        dry_run: only plan.
+        confirm: is shown the plan, and says whether to go on; without it nobody is asked.
+
+    Raises:
+        UnknownModelError: a name to keep or to evict is no model.
+        UnconfirmedError: `confirm` said no.
+        ConfigError: the cache path is not a folder, or another file on the search path of
+            config.yaml cannot be read: models that it names could be evicted.
+    """
+    wishes = wishes or Wishes()
+    if config.unread is not None:
+        raise ConfigError(
+            f"nothing was removed: which models another configuration names is not known: "
+            f"{config.unread}",
+            "repair or remove that file",
+        )
+    state = scan(location.dir)
+    known = Known(environment, state)
+    usage = known.usage
+    plan, missed = plan_clean(environment, config, state, wishes, usage, known)
+    beside = tuple(_side_caches(environment))
+    plan, side_use = _with_side_caches(plan, beside, wishes, environment, state.dir)
+    removal = Removal(
+        plan,
+        in_use=tuple(kept for kept in plan.kept if kept.processes) + side_use,
+        missed_by=missed,
+        hidden_processes=usage.hidden,
+        side_caches=beside,
+        copies=copies_of(environment, state, plan),
+        cache=state.dir,
+        unknown_use=_unknown_use(config, location, plan),
+    )
+    if dry_run or not plan.actions:
+        return removal if dry_run else msgspec.structs.replace(removal, receipt=Receipt(()))
+    ask(removal, confirm)
+    if confirm is not None:
+        usage = users_of(state)
+    places = set(moved_repos(state).values())
+    receipt = carry_out(plan, state.dir, places, in_use=usage.files)
+    forget(environment, state)
+    return msgspec.structs.replace(removal, receipt=receipt)
+
+
+def _unknown_use(config: Config, location: CacheLocation, plan: Plan) -> UnknownUse | None:
+    if not plan.unknown_use:
+        return None
+    days = f"{UNUSED_AFTER / 86400:.0f}d"
+    options = options_in_force(config, location)
+    return UnknownUse(plan.unknown_use, units.command("clean", "--older-than", days, *options))
+
+
+def plan_clean(
+    environment: Environment,
+    config: Config,
+    state: CacheState,
+    wishes: Wishes | None = None,
+    usage: Usage | None = None,
+    known: Known | None = None,
+) -> tuple[Plan, int]:
+    """Return the plan of `clean` for a scanned cache, and the bytes by which it misses its goal.
+
+    Args:
+        environment: the variables in force.
+        config: its models are not evicted unless named.
+        state: the cache.
+        wishes: what to remove in addition to waste.
+        usage: who uses what now.
+        known: the rest of what is known of the cache; it is read if not given.
+    """
+    wishes = wishes or Wishes()
+    known = known or Known(environment, state)
+    limits = config.limits
+    budget = wishes.max_size
+    asked = (wishes.older_than, wishes.max_size, wishes.free)
+    if budget is None and asked == (None, None, None) and not wishes.everything:
+        budget = limits.max_size
+    try:
+        free_now = shutil.disk_usage(state.dir).free
+    except OSError:
+        free_now = None
+    kept = _kept_models(config, state, wishes.keep)
+    plan, missed = plan_cleaning(
+        state,
+        Cleaning(
+            older_than=wishes.older_than,
+            max_size=budget,
+            free=wishes.free,
+            duplicates=_duplicates(state) if wishes.duplicates else {},
+            everything=wishes.everything,
+            partials=wishes.partials,
+        ),
+        now=state.scanned_at,
+        free_now=free_now,
+        last_used=known.used,
+        pinned=pinned_models(config, state, wishes.evict),
+        kept=kept,
+        usage=usage or Usage(),
+        evidence=known.evidence,
+    )
+    plans = [
+        _plan_clean_there(config, known, place, wishes, kept, usage)
+        for place in known.places.values()
+    ]
+    return joined([*plans, plan]), missed
+
+
+def _plan_clean_there(
+    config: Config,
+    known: Known,
+    place: CacheState,
+    wishes: Wishes,
+    kept: Protected,
+    usage: Usage | None,
+) -> Plan:
+    """Return the plan of `clean` for the repos that `move` has brought to one place.
+
+    What else is at that place is none of ours. Its bytes count for no goal, which is this disk's.
+    """
+    state = known.state
+    moved = moved_repos(state)
+    ours = tuple(repo for repo in place.repos if moved.get(repo.folder) == place.dir)
+    there = msgspec.structs.replace(
+        place,
+        repos=ours,
+        shared={name: one for name, one in place.shared.items() if one.users},
+        strays=(),
+        leftovers=(),
+        locks={folder: one for folder, one in state.locks.items() if folder in moved},
+    )
+    if usage is not None:
+        files = known.usage_at(there).files
+        usage = Usage(usage.files | files, usage.locks, usage.hidden)
+    used, evidence = known.of_place(there)
+    plan, _ = plan_cleaning(
+        there,
+        Cleaning(
+            older_than=wishes.older_than,
+            duplicates=_duplicates(there) if wishes.duplicates else {},
+            everything=wishes.everything,
+            partials=wishes.partials,
+        ),
+        now=state.scanned_at,
+        last_used=used,
+        pinned=pinned_models(config, there),
+        kept=kept,
+        usage=usage or Usage(),
+        evidence=evidence,
+    )
+    actions = tuple(
+        action
+        for action in plan.actions
+        if not (isinstance(action, Remove | RemoveTree) and action.kind in ("lock", "locks"))
+    )
+    frees = sum(getattr(action, "frees", 0) for action in actions)
+    plan = msgspec.structs.replace(plan, actions=actions, frees=frees)
+    links = [Target(folder, folder) for folder in sorted(whole_repos(plan))]
+    return joined([plan, plan_removal(state, links, why=f"goes at {place.dir}")])
+
+
+def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()) -> Protected:
+    """Return the revisions that configured models name, which nothing evicts.
+
+    Models of every file on the search path count, not only those of the active one. If such a
+    revision is not known, every revision of its repo stays; if one of those files cannot be read,
+    every repo does.
+
+    Args:
+        config: the configuration in force.
+        state: the cache.
+        evict: keys or repo ids that are not to be pinned.
+
+    Raises:
+        UnknownModelError: a name of `evict` is no model.
+    """
+    cached = [repo.id for repo in state.repos if repo.type == "model"]
+    loose = {find_model(config, name, cached).repo for name in evict}
+    revisions: dict[Key, str] = {}
+    repos: dict[str, str] = {}
+    if config.unread is not None:
+        repos = dict.fromkeys((repo.folder for repo in state.repos), config.unread)
+    named = [(f"configured as {model.key}", model) for model in config.models.values()]
+    named += ((f"configured as {model.key} in {path}", model) for path, model in config.also)
+    for why, model in named:
+        for repo in state.repos_called(model.repo):
+            if repo.id in loose:
+                continue
+            commit = resolve(repo, model.revision)
+            if commit is None or repo.revision(commit) is None:
+                repos.setdefault(repo.folder, why)
+            else:
+                revisions.setdefault((repo.folder, commit), why)
+    return Protected(revisions, repos)
+
+
+def _kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Protected:
+    if not names:
+        return Protected()
+    from vlmcache.change.names import find_targets
+
+    revisions: dict[Key, str] = {}
+    repos: dict[str, str] = {}
+    folders = {repo.folder for repo in state.repos}
+    # A configured model that is not there needs no keeping; any other name would be a slip.
+    absent = {
+        name
+        for model in config.models.values()
+        if not state.repos_called(model.repo)
+        for name in (model.key, model.repo)
+        if name not in folders and not state.repos_called(name.partition("@")[0])
+    }
+    for target in find_targets(state, config, [name for name in names if name not in absent]):
+        if target.folder is None:
+            raise UsageError(f"--keep {target.name} is no model")
+        why = f"kept by --keep {target.name}"
+        if target.commit is not None:
+            revisions[target.folder, target.commit] = why
+        else:
+            repos[target.folder] = why
+    return Protected(revisions, repos)
+
+
+def _duplicates(state: CacheState) -> dict[Key, dict[str, str]]:
+    """Return the second weight formats of revisions that are complete without them.
+
+    Each is a file's name -> where the same weights are.
+    """
+    from vlmcache.cache.duplicates import find_duplicates
+
+    found: dict[Key, dict[str, str]] = {}
+    for repo in state.repos:
+        if repo.type != "model" or repo.linked_to is not None:
+            continue
+        for revision in repo.revisions:
+            extra = find_duplicates(revision)
+            if not extra:
+                continue
+            rest = tuple(file for file in revision.files if file.name not in extra)
+            without = msgspec.structs.replace(revision, files=rest)
+            if judge_revision(repo, without).state == "cached":
+                found[repo.folder, revision.commit] = extra
+    return found
+
+
+def _size_below(path: str) -> int:
+    """Return the bytes on disk of an entry with all that is below it; links count as themselves."""
+    size = 0
+    for below in inodes_below(path).values():
+        with contextlib.suppress(OSError):
+            size += allocated_bytes(os.lstat(below))
+    return size
+
+
+def _side_caches(environment: Environment) -> list[SideCache]:
+    found = []
+    for name, path in side_caches(environment).items():
+        own, _ = library_entries(name, path)
+        size = sum(_size_below(os.path.join(path, one)) for one in own)
+        found.append(SideCache(name, path, os.path.isdir(path), size))
+    return found
+
+
+def _with_side_caches(
+    plan: Plan,
+    beside: Sequence[SideCache],
+    wishes: Wishes,
+    environment: Environment,
+    cache_dir: str,
+) -> tuple[Plan, tuple[Kept, ...]]:
+    """Add what the libraries wrote into the side caches asked for, unless a process uses it."""
+    actions: list[RemoveTree] = []
+    kept: list[Kept] = []
+    needed = (
+        ("the cache", cache_dir),
+        ("a cache of models", os.path.join(hub_home(environment), "hub")),
+        ("your home folder", os.path.expanduser("~")),
+        ("vlmcache's own folder", own_home(environment)[0]),
+    )
+    for cache in beside:
+        if not getattr(wishes, cache.name) or not cache.exists:
+            continue
+        if os.path.islink(cache.path):
+            kept.append(Kept(cache.path, None, "it is a link: links are never followed"))
+            continue
+        holds = [what for what, path in needed if _is_at_or_below(path, cache.path)]
+        if holds:
+            kept.append(Kept(cache.path, None, f"it holds {holds[0]}, and is not emptied"))
+            continue
+        own, others = library_entries(cache.name, cache.path)
+        if others:
+            shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
+            why = f"{LIBRARIES[cache.name]} did not write all of it: {shown}"
+            if not own:
+                why = (
+                    f"it does not look like a cache of {LIBRARIES[cache.name]}: nothing is removed"
+                )
+            kept.append(Kept(cache.path, None, why))
+        for path in (os.path.join(cache.path, name) for name in own):
+            users = find_users(inodes_below(path)).files
+            if users:
+                processes = {one.pid: one for group in users.values() for one in group}
+                kept.append(Kept(path, None, "in use", tuple(processes.values())))
+                continue
+            stat = os.lstat(path)
+            expected = Expected(stat.st_ino, stat.st_mtime_ns, None)
+            reason = f"--{cache.name}"
+            actions.append(
+                RemoveTree(path, "side-cache", None, reason, _size_below(path), expected)
+            )
+    plan = msgspec.structs.replace(
+        plan,
+        actions=(*plan.actions, *actions),
+        frees=plan.frees + sum(action.frees for action in actions),
+        kept=(*plan.kept, *kept),
+    )
+    return plan, tuple(one for one in kept if one.processes)
+
+
+def _is_at_or_below(path: str, folder: str) -> bool:
+    real, root = os.path.realpath(path), os.path.realpath(folder)
+    return real == root or real.startswith(root.rstrip(os.sep) + os.sep)

@@ -1,0 +1,122 @@
+"""`rm`: models or single revisions, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import msgspec
+
+from vlmcache.cache.scan import scan
+from vlmcache.cache.state import CacheState
+from vlmcache.cache.usage import Usage, find_users, who_uses
+from vlmcache.change.apply import carry_out
+from vlmcache.change.names import Target
+from vlmcache.change.plan import Kept, joined
+from vlmcache.change.removal_plan import plan_moved, plan_removal
+from vlmcache.commands.remove.facts import inodes_below, moved_repos, scan_places, users_of
+from vlmcache.commands.remove.traces import copies_of, forget
+from vlmcache.commands.remove.values import Confirm, Removal, ask
+from vlmcache.config import CacheLocation, Config, Environment
+
+
+def remove(
+    environment: Environment,
+    config: Config,
+    location: CacheLocation,
+    names: Sequence[str],
+    *,
+    revision: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    confirm: Confirm | None = None,
+) -> Removal:
+    """Remove models or single revisions, and nothing else.
+
+    Args:
+        environment: the variables in force.
+        config: whose keys count as names.
+        location: the hub cache.
+        names: keys, repo ids with `@revision` or without, or paths (see `change.targets`).
+        revision: the revision to remove of each; the whole repo if not given.
+        force: remove although a process uses it.
+        dry_run: only plan.
+        confirm: is shown the plan, and says whether to go on; without it nobody is asked.
+
+    Returns:
+        The plan, and the receipt if it was carried out. `problem` tells whether all went well.
+
+    Raises:
+        UnknownModelError: nothing of a name is in the cache.
+        UnconfirmedError: `confirm` said no.
+        ConfigError: the cache path is no folder.
+    """
+    from vlmcache.change.names import find_targets
+
+    state = scan(location.dir)
+    targets = find_targets(state, config, names, revision=revision, folder=environment.folder)
+    moved = moved_repos(state)
+    here = [target for target in targets if target.folder not in moved]
+    places = scan_places(state, {moved[one.folder] for one in targets if one.folder in moved})
+    plans = [
+        plan_moved(state, place, [one for one in targets if moved.get(one.folder or "") == path])
+        for path, place in places.items()
+    ]
+    plan = joined([*plans, plan_removal(state, here)])
+    usage, in_use = _find_use(state, places.values(), targets)
+    removal = Removal(
+        plan,
+        in_use=in_use,
+        hidden_processes=usage.hidden,
+        copies=copies_of(environment, state, plan),
+        cache=state.dir,
+    )
+    if dry_run or (in_use and not force):
+        return removal
+    ask(removal, confirm)
+    if confirm is not None and not force:
+        # The question may have been open for long.
+        usage, in_use = _find_use(state, places.values(), targets)
+        if in_use:
+            return msgspec.structs.replace(removal, in_use=in_use)
+    receipt = carry_out(removal.plan, state.dir, places, in_use=usage.files, force=force)
+    forget(environment, state)
+    return msgspec.structs.replace(removal, receipt=receipt)
+
+
+def _find_use(
+    state: CacheState, places: Collection[CacheState], targets: Sequence[Target]
+) -> tuple[Usage, tuple[Kept, ...]]:
+    """Return who uses what of the targets, here and where `move` has brought them."""
+    folders = {target.folder for target in targets if target.folder is not None}
+    usage = users_of(state, folders)
+    moved = moved_repos(state)
+    found = list(_targets_in_use(state, targets, usage))
+    files = usage.files
+    for place in places:
+        there = who_uses(place, folders)
+        files = files | there.files
+        # The locks of what is used through a link are here.
+        there = Usage(there.files, there.locks | usage.locks, there.hidden)
+        named = [one for one in targets if moved.get(one.folder or "") == place.dir]
+        found += _targets_in_use(place, named, there)
+    return Usage(files, usage.locks, usage.hidden), tuple(found)
+
+
+def _targets_in_use(state: CacheState, targets: Sequence[Target], usage: Usage) -> tuple[Kept, ...]:
+    found: list[Kept] = []
+    for target in targets:
+        if target.stray is not None:
+            inside = inodes_below(target.stray.path)
+            users = find_users(inside).files
+            if users:
+                everyone = tuple(process for group in users.values() for process in group)
+                found.append(Kept(target.stray.path, None, "in use", everyone))
+            continue
+        for repo in state.repos:
+            if repo.folder != target.folder or repo.linked_to is not None:
+                continue
+            busy = usage.of_repo(state, repo)
+            if busy is not None:
+                why = "in use" if busy else "in use: a lock of the hub is held"
+                found.append(Kept(repo.path, repo.id, why, busy))
+    return tuple(found)

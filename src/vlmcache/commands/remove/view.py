@@ -1,0 +1,231 @@
+"""Plans and receipts of removals for people: what goes and why, and what became of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import IO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vlmcache.cache.layout import parse_repo_folder
+from vlmcache.change.in_use import in_use_words
+from vlmcache.change.plan import Action, Kept, Outcome, ReleaseShared, Remove, RemoveTree
+from vlmcache.commands.remove.values import Removal
+from vlmcache.show.console import console
+from vlmcache.show.tables import labelled, process_text, show_cache
+from vlmcache.show.text import NOTHING, printable
+from vlmcache.units import size_text
+
+_SHOWN = 12
+_WORDS = {
+    "repo": ("whole repo", "whole repos"),
+    "snapshot": ("revision", "revisions"),
+    "ref": ("ref", "refs"),
+    "folder": ("folder", "folders"),
+    "link": ("link", "links"),
+    "record": ("record of its move", "records of moves"),
+    "file": ("file", "files"),
+    "blob": ("blob", "blobs"),
+    "partial": ("partial download", "partial downloads"),
+    "tree": ("listing", "listings"),
+    "no-exist": ("note of absent files", "notes of absent files"),
+    "stray": ("stray entry", "stray entries"),
+    "leftover": ("leftover", "leftovers"),
+    "side-cache": ("side cache", "side caches"),
+    "shared": ("shared blob", "shared blobs"),
+    "lock": ("lock", "locks"),
+    "locks": ("locks", "locks"),
+}
+_RESULT_COLOURS = {"failed": "red", "stale": "yellow", "busy": "yellow", "absent": "dim"}
+
+
+class _Row:
+    """Actions on one repo or path."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+        self.kinds: dict[str, int] = {}
+        self.commits: set[str] = set()
+        self.frees = 0
+
+    @property
+    def title(self) -> str:
+        """The repo or path; with the commit where a single revision goes."""
+        if len(self.commits) == 1:
+            return f"{self.name}@{next(iter(self.commits))[:12]}"
+        return self.name
+
+    @property
+    def what(self) -> str:
+        """What goes, in the order of the words above."""
+        return ", ".join(
+            words[0] if self.kinds[kind] == 1 else f"{self.kinds[kind]} {words[1]}"
+            for kind, words in _WORDS.items()
+            if kind in self.kinds
+        )
+
+
+def show(removal: Removal, *, verbose: bool = False) -> None:
+    """Print what would be or was removed."""
+    out = console()
+    if removal.receipt is None or verbose:
+        show_plan(removal, verbose=verbose)
+    if removal.receipt is not None:
+        _show_receipt(out, removal, verbose=verbose)
+
+
+def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool = False) -> None:
+    """Print the plan: a line for each thing that goes, and what stays on purpose."""
+    out = console(sys.stdout if stream is None else stream)
+    plan = removal.plan
+    if removal.cache:
+        show_cache(out, removal.cache)
+    if plan.actions:
+        out.print(_actions_table(plan.actions, verbose=verbose))
+        out.print()
+        out.print(labelled("Frees", size_text(plan.frees)))
+    else:
+        out.print("Nothing to remove.")
+    for copy in removal.copies:
+        text = f"the kept {copy.precision} copy of {copy.repo} goes too, {size_text(copy.size)}"
+        out.print(labelled("Copy", printable(text)))
+    kept = [*plan.kept, *(one for one in removal.in_use if one not in plan.kept)]
+    _show_kept(out, kept, verbose=verbose)
+    _show_unknown_use(out, removal)
+    _show_side_caches(out, removal)
+    if removal.hidden_processes:
+        count = removal.hidden_processes
+        noun = "process" if count == 1 else "processes"
+        text = f"{count} {noun} could not be looked into, and may use some of this"
+        out.print(labelled("Note", text))
+
+
+def _actions_table(actions: tuple[Action, ...], *, verbose: bool) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("GOES", overflow="fold")
+    table.add_column("WHAT", overflow="fold")
+    table.add_column("FREES", justify="right", no_wrap=True)
+    table.add_column("WHY", overflow="fold")
+    for row in _rows(actions, apart=verbose):
+        size = size_text(row.frees) if row.frees else NOTHING
+        table.add_row(printable(row.title), row.what, size, printable(row.reason))
+    return table
+
+
+def _rows(actions: Iterable[Action], *, apart: bool) -> Iterable[_Row]:
+    """Return a row for each repo and reason, what goes along with it included."""
+    rows: dict[tuple[str, str], _Row] = {}
+    first: dict[str, _Row] = {}
+    for action in actions:
+        if not isinstance(action, Remove | RemoveTree | ReleaseShared):
+            continue
+        kind = "shared" if isinstance(action, ReleaseShared) else action.kind
+        name = action.path if apart else _name(action)
+        key = name, action.reason
+        row = first.get(name) if kind in ("shared", "lock", "locks") else rows.get(key)
+        if row is None:
+            row = rows[key] = _Row(name, action.reason)
+            first.setdefault(name, row)
+        if kind != "shared" or action.frees or apart:
+            row.kinds[kind] = row.kinds.get(kind, 0) + 1
+        if kind == "snapshot" and isinstance(action, RemoveTree) and action.commit and not apart:
+            row.commits.add(action.commit)
+        row.frees += action.frees
+    return [row for row in rows.values() if row.kinds]
+
+
+def _name(action: Remove | RemoveTree | ReleaseShared) -> str:
+    """Return whose it is: a repo's id, else the path."""
+    if isinstance(action, ReleaseShared):
+        folders = {reference.partition("/")[0] for reference in action.references}
+        repo = parse_repo_folder(folders.pop()) if len(folders) == 1 else None
+        return repo[1] if repo is not None else action.path
+    return action.repo or action.path
+
+
+def _show_kept(out: Console, kept: list[Kept], *, verbose: bool) -> None:
+    if not kept:
+        return
+    out.print("\nStays")
+    shown = kept if verbose else kept[:_SHOWN]
+    for one in shown:
+        line = Text("  ")
+        line.append(printable(one.path if one.repo is None or verbose else _place(one)))
+        line.append(f"  {printable(one.reason)}", "dim")
+        for process in one.processes[:3]:
+            line.append(f"\n    {process_text(process)}", "yellow")
+        if len(one.processes) > 3:
+            line.append(f"\n    and {len(one.processes) - 3} more", "yellow")
+        out.print(line)
+    if len(kept) > len(shown):
+        out.print(f"  and {len(kept) - len(shown)} more (-v shows all)")
+
+
+def _place(kept: Kept) -> str:
+    return f"{kept.repo}: {kept.path.rpartition('/')[2]}"
+
+
+def _show_unknown_use(out: Console, removal: Removal) -> None:
+    unknown = removal.unknown_use
+    if unknown is not None:
+        text = f"{size_text(unknown.size)} of old revisions whose use is unknown: {unknown.command}"
+        # A command that is wrapped cannot be pasted.
+        out.print(Text(printable(text)), soft_wrap=True)
+
+
+def _show_side_caches(out: Console, removal: Removal) -> None:
+    beside = [one for one in removal.side_caches if one.exists]
+    planned = {os.path.dirname(getattr(action, "path", "")) for action in removal.plan.actions}
+    refused = {kept.path for kept in removal.plan.kept}
+    for one in beside:
+        if one.path not in planned | refused:
+            text = f"{one.name} {size_text(one.size_on_disk)} (--{one.name} empties it)"
+            out.print(labelled("Beside", text))
+
+
+def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
+    receipt = removal.receipt
+    assert receipt is not None
+    done = [one for one in receipt.outcomes if one.result == "done"]
+    noun = "item" if len(done) == 1 else "items"
+    if receipt.outcomes:
+        out.print(f"Removed {len(done)} {noun}, freed {size_text(receipt.freed)}.")
+    else:
+        out.print("Nothing to remove.")
+    if receipt.outcomes and removal.in_use and not removal.plan.kept:
+        text = f"{in_use_words(removal.in_use)}; removed nevertheless"
+        out.print(labelled("Forced", printable(text), "yellow"))
+    odd = [one for one in receipt.outcomes if one.result != "done"]
+    shown = odd if verbose else [one for one in odd if one.result != "absent"][:_SHOWN]
+    for one in shown:
+        _show_outcome(out, one)
+    if not verbose:
+        links = {
+            os.path.basename(action.path)
+            for action in removal.plan.actions
+            if isinstance(action, Remove) and action.kind == "link"
+        }
+        beside = {one.path for one in removal.side_caches}
+        busy = [
+            one
+            for one in removal.plan.kept
+            if one.processes or os.path.basename(one.path) in links or one.path in beside
+        ]
+        _show_kept(out, busy, verbose=False)
+        _show_unknown_use(out, removal)
+        if not receipt.outcomes:
+            _show_side_caches(out, removal)
+
+
+def _show_outcome(out: Console, outcome: Outcome) -> None:
+    line = Text("  ")
+    line.append(outcome.result, _RESULT_COLOURS.get(outcome.result, ""))
+    line.append(f" {printable(outcome.path)}")
+    if outcome.detail and outcome.detail not in outcome.path:
+        line.append(f"  {printable(outcome.detail)}", "dim")
+    out.print(line)

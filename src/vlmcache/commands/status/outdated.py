@@ -1,0 +1,95 @@
+"""`status --outdated`: what the hub has that is newer than what is cached."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.scan import scan
+from vlmcache.cache.state import CacheState, Finding
+from vlmcache.change.plan import Plan
+from vlmcache.commands.pull.plan import Selection, plan_pull
+from vlmcache.commands.pull.room import find_shortage
+from vlmcache.commands.status.recommend import Advice, download_of, name_to_pull
+from vlmcache.commands.status.values import ModelStatus, Outdated, Recommendation, Status
+from vlmcache.config import CacheLocation, Config, Environment
+from vlmcache.errors import VlmcacheError
+from vlmcache.hub.client import Client, Patience
+from vlmcache.hub.listing import list_files, resolve
+from vlmcache.units import size_text
+
+
+def with_updates(
+    status: Status,
+    config: Config,
+    location: CacheLocation,
+    environment: Environment,
+    patience: Patience | None = None,
+) -> Status:
+    """Return the status with the newer revisions that the hub has of the models in it.
+
+    Models of which nothing is cached, and those pinned to a commit, are not asked about. A hub that
+    does not answer becomes a finding.
+    """
+    asked = [
+        model
+        for model in status.models
+        if model.commit is not None and layout.COMMIT.fullmatch(model.revision) is None
+    ]
+    if not asked:
+        return status
+    findings = list(status.findings)
+    found: dict[tuple[str, str], Outdated] = {}
+    newer_plans: list[Plan] = []
+    folders = {layout.repo_folder("model", model.repo) for model in status.models}
+    state = scan(status.cache.dir, only=folders)
+    client = Client(environment, patience=patience or Patience(asks=2))
+    for model in asked:
+        try:
+            plan = _newer(client, state, model)
+        except VlmcacheError as error:
+            findings.append(
+                Finding(
+                    "hub-not-asked",
+                    "warning",
+                    model.repo,
+                    model.path or "",
+                    error.message,
+                    error.hint,
+                )
+            )
+            continue
+        if plan is not None:
+            found[model.repo, model.revision] = Outdated(plan[0], plan[1].needs)
+            if model.state == "cached":
+                newer_plans.append(plan[1])
+    models = tuple(
+        msgspec.structs.replace(model, outdated=found.get((model.repo, model.revision)))
+        for model in status.models
+    )
+    steps = list(status.recommendations)
+    # A pull of what is not complete fetches the newest anyway, and takes its room first.
+    behind = [model for model in models if model.outdated is not None and model.state == "cached"]
+    if behind:
+        names = [name_to_pull(state, config, model) for model in behind]
+        fetch = sum(model.outdated.fetch for model in behind if model.outdated is not None)
+        text = f"newer on the hub: {', '.join(names)}; {size_text(fetch)} to fetch"
+        first = [download_of(state, config, one).plan for one in models if one.state != "cached"]
+        short = find_shortage(location.dir, config.limits, [*first, *newer_plans])
+        if short is None:
+            steps.append(Advice(config, location).recommend(text, "pull", *names))
+        else:
+            steps.append(Recommendation(f"{text}, {size_text(short.short)} short", None))
+    return msgspec.structs.replace(
+        status, models=models, recommendations=tuple(steps), findings=tuple(findings)
+    )
+
+
+def _newer(client: Client, state: CacheState, model: ModelStatus) -> tuple[str, Plan] | None:
+    """Return the commit that the hub has, if it is another, and the plan of a pull of it."""
+    commit = resolve(client, model.repo, model.revision).commit
+    if commit == model.commit:
+        return None
+    files = list_files(client, model.repo, commit)
+    wanted = Selection().choose(model.repo, files)
+    return commit, plan_pull(state, model.repo, model.revision, commit, files, wanted)

@@ -1,0 +1,196 @@
+"""`status` as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timezone
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vlmcache.cache.moved import DRIVE_AWAY
+from vlmcache.cache.state import Finding
+from vlmcache.commands.status.values import CacheSummary, ModelStatus, RepoStatus, Status
+from vlmcache.show.console import console
+from vlmcache.show.tables import SEVERITY_COLOURS, STATE_COLOURS, hanging, labelled
+from vlmcache.show.text import NOTHING, ago, printable
+from vlmcache.units import size_text
+
+_WIDE = 110
+_NARROW = 72
+_SHOWN_FILES = 3
+_ALWAYS_SHOWN = ("hub-not-asked", "configuration", "changed-copy", DRIVE_AWAY)
+"""Findings that are worth telling although nothing is damaged: an answer is missing, or a wish."""
+_SHOWN_FINDINGS = 8
+
+
+def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
+    """Print the status: models, the rest of the cache, bytes, room, problems, next steps."""
+    out = console()
+    now = datetime.now(timezone.utc)
+    if status.models:
+        out.print(_model_table(status.models, now, out.width))
+        _print_lacking(out, status.models)
+    else:
+        out.print("No model is configured, or none passes the filter.")
+    asked = {model.repo for model in status.models}
+    others = [repo for repo in status.repos if repo.type != "model" or repo.repo not in asked]
+    if every and others:
+        out.print()
+        out.print(_repo_table(others, now))
+    out.print()
+    _print_cache(out, status.cache, others, every=every)
+    for place in status.elsewhere:
+        count = len(place.repos)
+        noun = "repo lies" if count == 1 else "repos lie"
+        room = "not there now" if place.free is None else f"{size_text(place.free)} free"
+        text = (
+            f"{count} {noun} at {printable(place.path)}, {size_text(place.size_on_disk)} ({room})"
+        )
+        style = "red" if place.free is None else ""
+        out.print(labelled("Moved" if place.moved else "Linked", text, style))
+    for copy in status.copies:
+        outdated = "" if copy.current else ", made by other versions of its libraries"
+        text = f"{printable(copy.repo)} {copy.precision}, {size_text(copy.size)}{outdated}"
+        out.print(labelled("Copy", text))
+    # What is wrong with what was asked for is read first.
+    findings = sorted(status.findings, key=lambda one: one.repo not in asked)
+    _print_findings(out, findings, verbose=verbose)
+    if status.recommendations:
+        out.print("\nNext")
+        for step in status.recommendations:
+            command, text = printable(step.command or ""), f"# {printable(step.text)}"
+            if command and len(command) + len(text) + 4 <= out.width:
+                out.print(hanging(Text.assemble((command, "bold"), (f"  {text}", "dim")), 2))
+                continue
+            if command:
+                # Not folded: it is there to be pasted.
+                out.print(Text(f"  {command}", "bold"), soft_wrap=True)
+            out.print(hanging(Text(text, "dim"), 2))
+
+
+def _state(state: str) -> Text:
+    return Text(state, STATE_COLOURS.get(state, ""))
+
+
+def _amount(size: int | None) -> str:
+    return NOTHING if size is None else size_text(size)
+
+
+def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("MODEL", overflow="fold", min_width=8)
+    if width >= _WIDE:
+        table.add_column("REPO", overflow="fold")
+    table.add_column("STATE", no_wrap=True)
+    for name in ("ON DISK", "EXPECTED"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if width >= _NARROW:
+        table.add_column("PRECISION", no_wrap=True)
+        table.add_column("MEMORY", justify="right", no_wrap=True)
+        table.add_column("LAST USED", no_wrap=True)
+    for model in models:
+        cells: list[str | Text] = [printable(model.key)]
+        if width >= _WIDE:
+            revision = "" if model.revision == "main" else f"@{model.revision}"
+            cells.append(printable(model.repo + revision))
+        cells += [
+            _state(model.state),
+            size_text(model.size_on_disk) if model.size_on_disk else NOTHING,
+            _amount(model.expected_size),
+        ]
+        if width >= _NARROW:
+            cells += [
+                model.precision,
+                _amount(model.memory_estimate),
+                ago(model.last_used, now),
+            ]
+        table.add_row(*cells)
+    return table
+
+
+def _print_lacking(out: Console, models: Iterable[ModelStatus]) -> None:
+    lines = [
+        f"{printable(model.key)}, {word}: {_some(names)}"
+        for model in models
+        for word, names in (("damaged", model.damaged_files), ("missing", model.missing_files))
+        if names
+    ]
+    for line in lines:
+        out.print(hanging(Text(line), 2))
+
+
+def _some(names: tuple[str, ...]) -> str:
+    shown = ", ".join(map(printable, names[:_SHOWN_FILES]))
+    more = len(names) - _SHOWN_FILES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _repo_table(repos: Iterable[RepoStatus], now: datetime) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("OTHER REPO", overflow="fold")
+    table.add_column("TYPE", no_wrap=True)
+    table.add_column("STATE", no_wrap=True)
+    table.add_column("ON DISK", justify="right", no_wrap=True)
+    table.add_column("REVISIONS", justify="right", no_wrap=True)
+    table.add_column("LAST USED", no_wrap=True)
+    for repo in repos:
+        table.add_row(
+            printable(repo.repo),
+            repo.type,
+            _state(repo.state),
+            size_text(repo.size_on_disk),
+            str(len(repo.revisions)),
+            ago(repo.last_used, now),
+        )
+    return table
+
+
+def _print_cache(
+    out: Console, cache: CacheSummary, others: list[RepoStatus], *, every: bool
+) -> None:
+    filesystem = f", {cache.filesystem}" if cache.filesystem else ""
+    out.print(labelled("Cache", f"{printable(cache.dir)} ({cache.source}{filesystem})"))
+    if not cache.exists:
+        out.print(labelled("", "not there yet: the first pull makes it"))
+    else:
+        classes = [
+            f"{size_text(count)} {name}"
+            for name in cache.by_class.__struct_fields__
+            if (count := getattr(cache.by_class, name))
+        ]
+        out.print(labelled("", f"{size_text(cache.size_on_disk)}: {', '.join(classes)}"))
+    if others and not every:
+        size = size_text(sum(repo.size_on_disk for repo in others))
+        noun = "repo" if len(others) == 1 else "repos"
+        out.print(labelled("Others", f"{len(others)} more {noun}, {size} (--all lists them)"))
+    if cache.free is not None and cache.total is not None:
+        limits = (
+            f"minimum {size_text(cache.min_free)}, comfortable {size_text(cache.comfortable_free)}"
+        )
+        style = "red" if cache.free < cache.min_free else ""
+        style = style or ("yellow" if cache.free < cache.comfortable_free else "")
+        text = f"{size_text(cache.free)} free of {size_text(cache.total)} ({limits})"
+        out.print(labelled("Disk", text, style))
+
+
+def _print_findings(out: Console, findings: Iterable[Finding], *, verbose: bool) -> None:
+    every = list(findings)
+    shown = every
+    if not verbose:
+        shown = [one for one in every if one.severity == "error" or one.code in _ALWAYS_SHOWN]
+    cut = 0 if verbose else max(0, len(shown) - _SHOWN_FINDINGS)
+    if shown:
+        out.print("\nProblems" if not verbose else "\nFindings")
+    for finding in shown[: len(shown) - cut]:
+        line = Text()
+        line.append(finding.code, SEVERITY_COLOURS[finding.severity])
+        where = f" {printable(finding.repo)}:" if finding.repo else ":"
+        line.append(f"{where} {printable(finding.detail)}")
+        if verbose:
+            line.append(f"\n{printable(finding.path)}", "dim")
+        out.print(hanging(line, 2))
+    hidden = len(every) - len(shown) + cut
+    if cut:
+        out.print(f"  and {hidden} more (-v shows all)")

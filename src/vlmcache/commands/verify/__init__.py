@@ -1,0 +1,1 @@
+"""`vlmcache verify`, with `--repair` too."""

@@ -1,0 +1,481 @@
+"""`watch` for people: a full screen on a terminal, plain lines elsewhere, JSON a line."""
+
+from __future__ import annotations
+
+import atexit
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Literal
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from vlmcache.commands.watch.keyboard import (
+    RESIZED,
+    SUSPEND,
+    Keyboard,
+    suspend,
+    undisturbed,
+    wait_for_reader,
+)
+from vlmcache.commands.watch.values import Download, Event, Look, Program, Snapshot, WatchedModel
+from vlmcache.show.console import console, styled
+from vlmcache.show.document import stream_line, write
+from vlmcache.show.tables import STATE_COLOURS
+from vlmcache.show.text import NOTHING, printable
+from vlmcache.units import duration_text, size_text
+
+_SORTS = ("name", "size", "state")
+_STATES = ("damaged", "away", "partial", "missing", "cached")
+_KEPT_EVENTS = 50
+_SHOWN_EVENTS = 6
+_WIDE = 110
+_SHORT_REPO = 12
+_ADVANCE_SECONDS = 10.0
+_EVENT_COLOURS = {
+    "downloaded": "green",
+    "damaged": "bold red",
+    "away": "magenta",
+    "back": "green",
+    "removed": "yellow",
+    "download-left-behind": "yellow",
+    "low-space": "bold red",
+}
+
+
+def output(
+    *, json: bool, quiet: bool, once: bool, verbose: bool, note: str | None
+) -> Screen | Lines:
+    """Return what shows the looks, as a context manager.
+
+    Args:
+        json: whether to print JSON.
+        quiet: whether to print ids.
+        once: whether there is one look only.
+        verbose: whether to name paths with what happens.
+        note: where metrics are answered, if they are.
+    """
+    if json:
+        return JsonLines(note)
+    if quiet:
+        return Ids(note)
+    if once or not styled(sys.stdout):
+        return Lines(note, verbose=verbose)
+    return Screen(note, verbose=verbose)
+
+
+class Screen:
+    """The live view. As a context manager it takes the whole screen and gives it back clean.
+
+    `show` takes each look; `wait` is how to wait between looks, and listens to the keys.
+    """
+
+    def __init__(self, note: str | None = None, *, verbose: bool = False) -> None:
+        self._verbose = verbose
+        self._console = console()
+        self._live = Live(
+            console=self._console,
+            screen=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._keyboard = Keyboard()
+        self._note = note
+        self._warning: str | None = None
+        self._look: Look | None = None
+        self._events: deque[tuple[datetime, Event]] = deque(maxlen=_KEPT_EVENTS)
+        self._sort = 0
+        self._paused = False
+
+    def __enter__(self) -> Screen:
+        # A second signal can end the way out early; the end of the process is a way out too.
+        atexit.register(self._restore)
+        try:
+            with undisturbed():
+                self._keyboard.open()
+                self._live.start()
+        except BaseException:
+            self._restore()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._restore()
+        atexit.unregister(self._restore)
+
+    def _restore(self) -> None:
+        with undisturbed():
+            try:
+                self._live.stop()
+            finally:
+                self._keyboard.close()
+
+    def show(self, look: Look) -> None:
+        """Show a look, and keep what happened."""
+        for event in look.events:
+            if event.kind != "download-advanced":
+                self._events.append((look.snapshot.at.astimezone(), event))
+        if not self._paused:
+            changed = self._look is None or look.events or _visible(look) != _visible(self._look)
+            self._look = look
+            if changed:
+                self._draw()
+
+    def warn(self, warning: str | None) -> None:
+        """Show a warning until it is withdrawn."""
+        if warning != self._warning:
+            self._warning = warning
+            self._draw()
+
+    def wait(self, seconds: float, wake: socket.socket | None) -> bool:
+        """Wait for so many seconds or for the socket; return whether to go on."""
+        end = time.monotonic() + seconds
+        while True:
+            happened = self._keyboard.wait(max(0.0, end - time.monotonic()), wake)
+            for key in happened:
+                if key in ("q", "Q"):
+                    return False
+                self._act(key)
+            if not happened or time.monotonic() >= end:
+                return True
+
+    def _act(self, key: str) -> None:
+        if key in ("s", "S"):
+            self._sort = (self._sort + 1) % len(_SORTS)
+        elif key in ("p", "P"):
+            self._paused = not self._paused
+        elif key == SUSPEND:
+            self._suspend()
+        elif key != RESIZED:
+            return
+        self._draw()
+
+    def _suspend(self) -> None:
+        with undisturbed():
+            self._live.stop()
+            self._keyboard.release()
+        suspend()
+        with undisturbed():
+            self._keyboard.grab()
+            self._live.start()
+
+    def _draw(self) -> None:
+        if self._look is not None:
+            self._live.update(self._screen(self._look.snapshot), refresh=True)
+
+    def _screen(self, snapshot: Snapshot) -> RenderableType:
+        width, height = self._console.size
+        keys = [f"sorted by {_SORTS[self._sort]}"]
+        if self._keyboard.listens:
+            keys = ["q quit", f"s sort ({_SORTS[self._sort]})", "p pause"]
+        if self._paused:
+            keys[-1] = "p go on"
+        how = "told by the filesystem" if snapshot.notified else "polling"
+        footer = Text("  ".join([*keys, how, *([self._note] if self._note else [])]), "dim")
+        if self._warning is not None:
+            footer = Text(printable(self._warning), "bold red")
+        if self._paused:
+            footer = Text.assemble(("PAUSED  ", "bold yellow"), footer)
+        events = list(self._events)[-min(_SHOWN_EVENTS, max(1, height // 4)) :]
+        top = _header(snapshot, width)
+        rows = height - len(top) - len(events) - 1 - (1 if events else 0)
+        downloads, used = _downloads(snapshot.downloads, width, max(2, rows // 2))
+        models = _models(snapshot.models, width, max(2, rows - used), self._sort)
+        parts: list[RenderableType] = [*top, *downloads, *models]
+        if events:
+            parts.append(Text("RECENT", "dim"))
+            parts += (
+                _event_line(when, event, verbose=self._verbose) for when, event in reversed(events)
+            )
+        parts.append(footer)
+        return Group(*(_one_line(part) for part in parts))
+
+
+class Lines:
+    """Plain lines for a pipe: one look, then what happens; an advance every ten seconds.
+
+    Its warnings go to stderr.
+    """
+
+    def __init__(self, note: str | None = None, *, verbose: bool = False) -> None:
+        self._verbose = verbose
+        self._shown = False
+        self._told: dict[str | None, float] = {}
+        self._warning: str | None = None
+        if note is not None:
+            print(f"vlmcache: metrics at {note}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """There is nothing to put back."""
+
+    def show(self, look: Look) -> None:
+        """Print the first look whole, and the events of each."""
+        if not self._shown:
+            self._shown = True
+            self._begin(look.snapshot)
+        for event in look.events:
+            self._tell(look.snapshot.at, event)
+        sys.stdout.flush()
+
+    def warn(self, warning: str | None) -> None:
+        """Print a warning that is new."""
+        if warning is not None and warning != self._warning:
+            print(f"vlmcache: {printable(warning)}", file=sys.stderr, flush=True)
+        self._warning = warning
+
+    def wait(self, seconds: float, wake: socket.socket | None) -> bool:
+        """Wait for so many seconds or for the socket.
+
+        Raises:
+            BrokenPipeError: nobody reads the lines any more.
+        """
+        wait_for_reader(seconds, wake)
+        return True
+
+    def _begin(self, snapshot: Snapshot) -> None:
+        out = console()
+        for part in _picture(snapshot, out.width):
+            out.print(part)
+
+    def _tell(self, at: datetime, event: Event) -> None:
+        if event.kind == "download-advanced":
+            now = time.monotonic()
+            if now - self._told.get(event.path, -_ADVANCE_SECONDS) < _ADVANCE_SECONDS:
+                return
+            self._told = {
+                path: when for path, when in self._told.items() if now - when < _ADVANCE_SECONDS
+            }
+            self._told[event.path] = now
+        console().print(_event_line(at.astimezone(), event, verbose=self._verbose), soft_wrap=True)
+
+
+class JsonLines(Lines):
+    """One JSON object a line: the first look, then each event."""
+
+    def _begin(self, snapshot: Snapshot) -> None:
+        write(stream_line("watch", snapshot))
+
+    def _tell(self, at: datetime, event: Event) -> None:
+        write(stream_line("watch", event, at=at))
+
+
+class Ids(Lines):
+    """For `--quiet`: the repos of the first look, then the repo of each event."""
+
+    def _begin(self, snapshot: Snapshot) -> None:
+        for repo in dict.fromkeys(model.repo for model in snapshot.models):
+            print(printable(repo))
+
+    def _tell(self, _at: datetime, event: Event) -> None:
+        if event.repo is not None and event.kind != "download-advanced":
+            print(printable(event.repo))
+
+
+def _picture(snapshot: Snapshot, width: int) -> Iterator[RenderableType]:
+    """Yield all of a look, however long."""
+    rows = len(snapshot.models) + len(snapshot.downloads) + 10
+    yield from _header(snapshot, width)
+    yield from _downloads(snapshot.downloads, width, rows)[0]
+    yield from _models(snapshot.models, width, rows, 0)
+
+
+def _visible(look: Look) -> tuple[object, ...]:
+    """What of a look can be seen: a changed second or byte alone is no reason to draw."""
+    snapshot = look.snapshot
+    free = snapshot.cache.free
+    return (
+        snapshot.cache.size_on_disk,
+        None if free is None else size_text(free),
+        None if snapshot.full_in is None else duration_text(snapshot.full_in),
+        snapshot.low,
+        snapshot.notified,
+        snapshot.models,
+        snapshot.downloads,
+        tuple(snapshot.problems.items()),
+    )
+
+
+def _one_line(part: RenderableType) -> RenderableType:
+    if isinstance(part, Text):
+        part.no_wrap = True
+        part.overflow = "ellipsis"
+    return part
+
+
+def _header(snapshot: Snapshot, width: int) -> list[Text]:
+    cache = snapshot.cache
+    classes = ", ".join(
+        f"{size_text(count)} {name}"
+        for name in cache.by_class.__struct_fields__
+        if (count := getattr(cache.by_class, name)) and name != "referenced"
+    )
+    size = f"{size_text(cache.size_on_disk)}" + (f" (of that {classes})" if classes else "")
+    lines = [Text.assemble(("Cache  ", "dim"), f"{_short(printable(cache.dir), width // 2)}  ")]
+    lines[0].append(size if cache.exists else "not there yet")
+    if cache.free is not None and cache.total is not None:
+        style = "red" if snapshot.low else ""
+        if not style and cache.free < cache.comfortable_free:
+            style = "yellow"
+        room = Text(f"{size_text(cache.free)} free of {size_text(cache.total)}", style)
+        if snapshot.low:
+            room.append(f", less than {size_text(cache.min_free)}")
+        if snapshot.full_in is not None and snapshot.fill_rate is not None:
+            room.append(
+                f", full in {duration_text(snapshot.full_in)} at {_speed(snapshot.fill_rate)}"
+            )
+        lines.append(Text.assemble(("Disk   ", "dim"), room))
+    problems = [
+        f"{count} {severity}{'s' if count > 1 else ''}"
+        for severity, count in snapshot.problems.items()
+        if count and severity != "info"
+    ]
+    if problems:
+        told = Text(", ".join(problems), "red" if snapshot.problems["error"] else "yellow")
+        told.append("  # vlmcache status -v", "dim")
+        lines.append(Text.assemble(("Health ", "dim"), told))
+    return lines
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _short(text: str, width: int) -> str:
+    """Return a text cut at its beginning: the end of a path tells more."""
+    return text if len(text) <= width else "…" + text[1 - width :]
+
+
+def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=False)
+    for name in columns:
+        justify: Literal["left", "right"] = "right" if name in numbers else "left"
+        table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _downloads(
+    downloads: Sequence[Download], width: int, rows: int
+) -> tuple[list[RenderableType], int]:
+    """Return the table of downloads in at most so many lines, and how many they are."""
+    if not downloads:
+        return [], 0
+    wide = width >= _WIDE
+    numbers = ("RECEIVED", "OF", "SPEED", "LEFT")
+    columns = ["DOWNLOAD", *(["FILE"] if wide else []), *numbers, "BY"]
+    table = _table(*columns, numbers=numbers)
+    order = {"running": 0, "stalled": 1, "left-behind": 2}
+    shown = sorted(downloads, key=lambda one: (order[one.state], one.repo))
+    room = rows - 1 if len(shown) <= rows - 1 else max(1, rows - 2)
+    for one in shown[:room]:
+        file = printable(one.file) if one.file is not None else f"{printable(one.etag)[:12]}…"
+        names = [printable(one.repo), _short(file, 50)]
+        if not wide:
+            # Too narrow for both: a dozen characters of the repo, then where the shards differ.
+            repo = printable(one.repo).rpartition("/")[2]
+            names = [_cut(f"{repo[:_SHORT_REPO]} {file}", max(12, width - 53))]
+        left = Text(duration_text(one.seconds_left) if one.seconds_left is not None else NOTHING)
+        if one.state != "running":
+            left = Text(one.state.replace("-", " "), "yellow")
+        table.add_row(
+            *names,
+            size_text(one.size),
+            NOTHING if one.expected_size is None else size_text(one.expected_size),
+            NOTHING if one.speed is None else _speed(one.speed),
+            left,
+            NOTHING if one.process is None else _who([one.process]),
+        )
+    hidden = len(shown) - room
+    more = [Text(f"and {hidden} more", "dim")] if hidden > 0 else []
+    return [table, *more], min(len(shown), room) + 1 + len(more)
+
+
+def _models(
+    models: Iterable[WatchedModel], width: int, rows: int, sort: int
+) -> list[RenderableType]:
+    """Return the table of models in at most so many lines."""
+    order: Callable[[WatchedModel], tuple[object, ...]]
+    if _SORTS[sort] == "size":
+        order = lambda model: (-model.size_on_disk, model.repo)  # noqa: E731
+    elif _SORTS[sort] == "state":
+        order = lambda model: (_STATES.index(model.state), model.repo)  # noqa: E731
+    else:
+        order = lambda model: (model.key is None, model.key or "", model.repo)  # noqa: E731
+    shown = sorted(models, key=order)
+    table = _table(
+        "MODEL", "STATE", "ON DISK", "EXPECTED", "IN USE BY", numbers=("ON DISK", "EXPECTED")
+    )
+    room = rows - 1 if len(shown) <= rows - 1 else max(1, rows - 2)
+    for model in shown[:room]:
+        name = printable(model.repo)
+        if model.type != "model":
+            name += f" ({model.type})"
+        if model.revision not in (None, "main"):
+            name += f"@{printable(model.revision or '')}"
+        if model.key is not None and model.key != model.repo:
+            name = f"{printable(model.key)}  {name}" if width >= _WIDE else printable(model.key)
+        table.add_row(
+            _short(name, max(12, width - 50)),
+            Text(model.state, STATE_COLOURS.get(model.state, "")),
+            size_text(model.size_on_disk) if model.size_on_disk else NOTHING,
+            NOTHING if model.expected_size is None else size_text(model.expected_size),
+            _who(model.used_by) if model.used_by else NOTHING,
+        )
+    hidden = len(shown) - room
+    more = [Text(f"and {hidden} more", "dim")] if hidden > 0 else []
+    return [table, *more]
+
+
+def _who(programs: Sequence[Program]) -> str:
+    return ", ".join(f"{printable(one.name)} ({one.pid})" for one in programs)
+
+
+def _speed(rate: float) -> str:
+    return f"{size_text(round(rate))}/s"
+
+
+def _event_line(when: datetime, event: Event, *, verbose: bool) -> Text:
+    line = Text(f"{when:%H:%M:%S}  ")
+    line.append(event.kind.replace("-", " "), _EVENT_COLOURS.get(event.kind, ""))
+    if event.repo is not None:
+        line.append(f"  {printable(event.repo)}")
+    words = []
+    if event.revision is not None:
+        refs = f" ({', '.join(map(printable, event.refs))})" if event.refs else ""
+        words.append(f"{printable(event.revision)[:12]}{refs}")
+    elif len(event.files) == 1:
+        words.append(printable(event.files[0]))
+    elif event.files:
+        words.append(f"{len(event.files)} files")
+    if event.kind == "low-space" and event.size is not None and event.expected_size is not None:
+        words.append(f"{size_text(event.size)} free, less than {size_text(event.expected_size)}")
+    elif event.size is not None and event.expected_size is not None:
+        words.append(f"{size_text(event.size)} of {size_text(event.expected_size)}")
+    elif event.size:
+        words.append(size_text(event.size))
+    if event.kind == "download-advanced" and event.speed is not None:
+        words.append(_speed(event.speed))
+        if event.seconds_left is not None:
+            words.append(f"{duration_text(event.seconds_left)} left")
+    if event.detail is not None:
+        words.append(printable(event.detail))
+    if verbose and event.path is not None:
+        words.append(printable(event.path))
+    if words:
+        line.append(f": {', '.join(words)}")
+    return line

@@ -1,0 +1,93 @@
+"""Functions for applications written for the guide's helper scripts: plain types in and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmcache import units
+from vlmcache.cache.moved import away_remedy, away_words
+from vlmcache.cache.scan import scan
+from vlmcache.cache.state import CacheState, Repo
+from vlmcache.commands.remove.remove import remove
+from vlmcache.commands.status.status import status
+from vlmcache.config import Config, load_config, locate_cache, read_environment
+from vlmcache.errors import VlmcacheError
+
+_GB = 1_000_000_000
+
+
+def check_model_cache(key: str) -> tuple[bool, str]:
+    """Return whether a model is cached as a whole, and one line that says so or what lacks.
+
+    Args:
+        key: a key of config.yaml or a repo id, with an optional `@revision`.
+    """
+    try:
+        config, location = _open()
+        model = status(config, location, [key]).models[0]
+    except VlmcacheError as error:
+        return False, error.message if error.hint is None else f"{error.message} ({error.hint})"
+    if model.state == "cached":
+        return True, f"{model.repo} is cached at {model.path}"
+    if model.away is not None:
+        return False, f"{away_words(model.away, model.repo)} ({away_remedy(model.away)})"
+    lacking = ", ".join((*model.damaged_files, *model.missing_files))
+    reason = f"{model.repo} is {model.state}" + (f": {lacking}" if lacking else "")
+    return False, f"{reason} ({units.command('pull', model.key)})"
+
+
+def delete_model_cache(repo_id: str) -> bool:
+    """Remove a model with all its revisions; nobody is asked.
+
+    Args:
+        repo_id: a repo id or a key of config.yaml; with `@revision` only that revision goes.
+
+    Returns:
+        Whether it was there and is gone. False too where a process uses it, and nothing is removed.
+    """
+    environment = read_environment()
+    try:
+        config, location = _open()
+        done = remove(environment, config, location, [repo_id])
+    except VlmcacheError:
+        return False
+    return done.receipt is not None and done.receipt.whole
+
+
+def get_cache_info() -> dict[str, Any]:
+    """Return the cache in numbers: `model_count`, `total_size_gb` (10^9 bytes) and more."""
+    _, location = _open()
+    state = scan(location.dir)
+    return {
+        "cache_dir": state.dir,
+        "exists": state.exists,
+        "model_count": len(_models(state)),
+        "repo_count": len(state.repos),
+        "total_size_bytes": state.size_on_disk,
+        "total_size_gb": state.size_on_disk / _GB,
+    }
+
+
+def list_cached_models() -> list[dict[str, Any]]:
+    """Return a dict for each model repo: `model_id`, `size_gb` (10^9 bytes), `path` and more."""
+    _, location = _open()
+    return [
+        {
+            "model_id": repo.id,
+            "size_bytes": repo.size_on_disk,
+            "size_gb": repo.size_on_disk / _GB,
+            "path": repo.path,
+            "revisions": [revision.commit for revision in repo.revisions],
+            "refs": dict(repo.refs),
+        }
+        for repo in _models(scan(location.dir))
+    ]
+
+
+def _open() -> tuple[Config, Any]:
+    environment = read_environment()
+    return load_config(None, environment), locate_cache(None, environment)
+
+
+def _models(state: CacheState) -> list[Repo]:
+    return [repo for repo in state.repos if repo.type == "model"]

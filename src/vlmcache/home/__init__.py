@@ -1,0 +1,1 @@
+"""What vlmcache keeps for itself: a journal, and kept copies of models."""

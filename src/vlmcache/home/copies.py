@@ -1,0 +1,174 @@
+"""Kept quantised copies: where they are, which there are, and how they go with their model.
+
+They lie in vlmcache's own folder: `quantized/<repo folder>/<commit>/<precision>-<versions>/`, with
+a manifest that names every file's length and sha256. Losing one loses no model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import datetime
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.entries import allocated_bytes
+from vlmcache.cache.reading import JSON_ERRORS, read_bytes
+from vlmcache.cache.weights import Precision
+
+FOLDER = "quantized"
+MANIFEST = "vlmcache.json"
+LIBRARIES = ("bitsandbytes", "transformers")
+"""Packages whose version decides whether a copy is still what they would make."""
+
+_MANIFEST_LIMIT = 16_000_000
+
+
+class CopiedFile(msgspec.Struct, frozen=True):
+    """A file of a copy, and what it was when its hash was taken."""
+
+    size: int
+    sha256: str
+    mtime_ns: int
+
+
+class KeptCopy(msgspec.Struct, frozen=True):
+    """A kept quantised copy. size is the length of all its files in bytes."""
+
+    repo: str
+    commit: str
+    precision: Precision
+    versions: dict[str, str]
+    path: str
+    size: int
+    made_at: datetime
+    current: bool
+    """Whether the installed libraries are those that made it."""
+    changed: bool = False
+    """Whether a file is not of the length or time that it was made with."""
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a copy says of itself."""
+
+    repo: str
+    commit: str
+    precision: Precision
+    versions: dict[str, str]
+    made_at: datetime
+    files: dict[str, CopiedFile]
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide about copies, as installed now."""
+    import importlib.metadata
+
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def copy_folder(home: str, repo: str, commit: str, precision: Precision) -> str:
+    """Return where the copy made by the installed libraries is or would be."""
+    versions = "-".join(f"{name}{version}" for name, version in installed_versions().items())
+    return os.path.join(_commit_folder(home, repo, commit), f"{precision}-{versions}")
+
+
+def _commit_folder(home: str, repo: str, commit: str) -> str:
+    return os.path.join(home, FOLDER, layout.repo_folder("model", repo), commit)
+
+
+def list_copies(home: str) -> list[KeptCopy]:
+    """Return the copies that are kept, by repo, commit and precision. Damaged ones are left out."""
+    found = []
+    for folder in _copy_folders(os.path.join(home, FOLDER)):
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            found.append(describe(folder, manifest))
+    return found
+
+
+def _copy_folders(root: str) -> Iterator[str]:
+    for repo in _subfolders(root):
+        yield from copy_folders_of(repo)
+
+
+def copy_folders_of(repo: str) -> Iterator[str]:
+    """Yield the folders of the copies below a repo's folder."""
+    for commit in _subfolders(repo):
+        yield from _subfolders(commit)
+
+
+def _subfolders(path: str) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted(
+                entry.path
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+            )
+    except OSError:
+        return []
+
+
+def read_manifest(folder: str) -> Manifest | None:
+    """Return what a copy says of itself, or `None` where that cannot be read."""
+    try:
+        content = read_bytes(os.path.join(folder, MANIFEST), _MANIFEST_LIMIT)
+        return msgspec.json.decode(content, type=Manifest)
+    except (OSError, *JSON_ERRORS):
+        return None
+
+
+def describe(folder: str, manifest: Manifest) -> KeptCopy:
+    """Return a copy as others are to see it."""
+    return KeptCopy(
+        manifest.repo,
+        manifest.commit,
+        manifest.precision,
+        manifest.versions,
+        folder,
+        sum(file.size for file in manifest.files.values()),
+        manifest.made_at,
+        manifest.versions == installed_versions(),
+        any(_is_changed(os.path.join(folder, name), one) for name, one in manifest.files.items()),
+    )
+
+
+def _is_changed(path: str, file: CopiedFile) -> bool:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return True
+    return (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns)
+
+
+def remove_copies(home: str, repo: str, commit: str | None = None) -> int:
+    """Remove the kept copies of a repo, or of one commit of it, and return the bytes freed.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    root = os.path.join(home, FOLDER, layout.repo_folder("model", repo))
+    gone = root if commit is None else os.path.join(root, commit)
+    if not os.path.isdir(gone) or os.path.islink(gone):
+        return 0
+    freed = allocated(gone)
+    shutil.rmtree(gone)
+    with contextlib.suppress(OSError):
+        os.rmdir(root)
+    return freed
+
+
+def allocated(folder: str) -> int:
+    """Return the bytes of disk that the files below a folder occupy."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            total += allocated_bytes(os.lstat(os.path.join(path, name)))
+    return total

@@ -1,0 +1,46 @@
+"""What adds to a cache: blobs, links, refs and listings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vlmcache.change import place
+
+COMMIT = "0" * 40
+
+
+def test_a_snapshot_that_is_a_link_is_replaced_even_if_another_thread_was_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "snapshots" / COMMIT
+    snapshot.parent.mkdir()
+    snapshot.symlink_to(tmp_path)
+    unlink = os.unlink
+
+    def late(path: str) -> None:
+        unlink(path)
+        os.mkdir(path)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", late)
+    place.prepare_snapshot(str(tmp_path), COMMIT, "config.json")
+    assert snapshot.is_dir()
+    assert not snapshot.is_symlink()
+
+
+@pytest.mark.parametrize(("folder", "file"), [(0o755, 0o600), (0o2775, 0o644)])
+def test_listings_are_for_their_user_alone_but_in_a_shared_cache(
+    tmp_path: Path, folder: int, file: int
+) -> None:
+    trees = tmp_path / "trees"
+    trees.mkdir()
+    trees.chmod(folder)
+    before = os.umask(0o022)
+    try:
+        place.write_tree(str(tmp_path), COMMIT, {})
+    finally:
+        os.umask(before)
+    assert (trees / f"{COMMIT}.json").stat().st_mode & 0o777 == file

@@ -1,0 +1,299 @@
+"""`doctor --shared` and `doctor --fix`: a plan first, then permissions, and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kit.caches import CacheBuilder, fingerprint, model_files
+from tests.kit.commands import Vlmcache
+from tests.kit.disks import NOBODY, as_other_user, common_folder
+from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
+from tests.kit.hub import LoopbackHub
+from tests.kit.pulls import variables
+from vlmcache.change.plan import SetAccess
+from vlmcache.commands.doctor import access
+from vlmcache.commands.doctor import permissions as changes
+from vlmcache.commands.doctor.sharing import check_access, problem
+from vlmcache.commands.doctor.values import Access
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32" or os.geteuid() != 0, reason="giving files to a group needs root"
+)
+OURS = "import sys; from vlmcache.cli.main import main; sys.exit(main())"
+
+
+@pytest.fixture
+def group() -> str:
+    return str(NOBODY)
+
+
+@pytest.fixture
+def shared() -> Iterator[CacheBuilder]:
+    """A cache where every user can enter, with one model."""
+    with common_folder() as folder:
+        cache = CacheBuilder(folder / "hub")
+        cache.repo("org/name").revision(model_files())
+        cache.root.chmod(0o755)
+        yield cache
+
+
+def permissions(root: Path) -> dict[str, tuple[int, int]]:
+    places = [root, *root.rglob("*")]
+    return {
+        str(place): (place.lstat().st_mode, place.lstat().st_gid)
+        for place in places
+        if not place.is_symlink()
+    }
+
+
+def contents(root: Path) -> dict[str, object]:
+    """Return what a fingerprint tells, but for the modes."""
+    return {name: (kind, *rest) for name, (kind, _, *rest) in fingerprint(root).items()}
+
+
+def paths(cache: CacheBuilder, group: str | None) -> list[str]:
+    found = check_access(str(cache.root), group, fix=False)
+    return [action.path for action in found.plan.actions if isinstance(action, SetAccess)]
+
+
+def test_the_plan_is_shown_first_and_changes_nothing(
+    shared: CacheBuilder, group: str, vlmcache: Vlmcache
+) -> None:
+    before = permissions(shared.root)
+    done = vlmcache("doctor", "--shared", group, "--cache-dir", str(shared.root), "--json")
+    assert done.code == 4
+    assert {finding["code"] for finding in done.document["findings"]} >= {"not-shared"}
+    assert {action["path"] for action in done.document["plan"]["actions"]} == set(before)
+    assert done.document["receipt"] is None
+    assert permissions(shared.root) == before
+
+
+def test_a_fix_lets_the_group_write_folders_refs_and_locks_and_read_blobs(
+    shared: CacheBuilder, group: str, vlmcache: Vlmcache
+) -> None:
+    (blob, *_) = sorted((shared.root / "models--org--name" / "blobs").iterdir())
+    blob.chmod(0o600)
+    before = contents(shared.root)
+    done = vlmcache("doctor", "--shared", group, "--fix", "--cache-dir", str(shared.root))
+    assert done.code == 0, done
+    for path, (mode, owner) in permissions(shared.root).items():
+        assert owner == NOBODY
+        wanted = 0o2770 if stat.S_ISDIR(mode) else 0o440 if "/blobs/" in path else 0o660
+        assert mode & wanted == wanted, path
+    assert stat.S_IMODE(blob.stat().st_mode) == 0o640
+    assert contents(shared.root) == before
+    assert paths(shared, group) == []
+
+
+def test_after_a_fix_a_user_of_the_group_pulls_and_removes_with_the_usual_umask(
+    shared: CacheBuilder, group: str
+) -> None:
+    if access.inherits(str(shared.root)) is None:
+        pytest.skip("this filesystem has no default ACL")
+    check_access(str(shared.root), group, fix=True)
+    with LoopbackHub() as hub:
+        hub.add_repo("org/second").commit(model_files())
+        environment = variables(hub, shared.root)
+        environment |= {"HOME": "/nonexistent", "HF_HOME": "/nonexistent"}
+        for command in (["pull", "org/second"], ["rm", "org/name", "--yes"]):
+            program = f"import os; os.umask(0o022); {OURS}"
+            done = as_other_user(
+                [sys.executable, "-c", program, *command],
+                environment=environment,
+                folder=shared.root,
+            )
+            assert done.returncode == 0, done.stderr
+    assert not (shared.root / "models--org--name").exists()
+    assert paths(shared, group) == [], "what the user made is not shared"
+
+
+def test_what_is_not_the_hubs_and_links_stay_as_they_are(
+    shared: CacheBuilder, group: str, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("x")
+    (shared.root / "models--org--linked").symlink_to(tmp_path / "elsewhere")
+    (shared.root / "models--org--name" / "refs" / "odd").symlink_to(tmp_path / "elsewhere" / "file")
+    (shared.root / "notes.txt").write_text("mine")
+    outside = permissions(tmp_path / "elsewhere")
+    found = check_access(str(shared.root), group, fix=True)
+    assert {Path(kept.path).name for kept in found.plan.kept} == {
+        "models--org--linked",
+        "notes.txt",
+    }
+    assert (shared.root / "notes.txt").stat().st_gid != NOBODY
+    assert permissions(tmp_path / "elsewhere") == outside
+
+
+def test_a_file_with_another_name_outside_of_the_cache_is_left_alone(
+    shared: CacheBuilder, group: str
+) -> None:
+    secret = shared.root.parent / "secret"
+    secret.write_text("x")
+    secret.chmod(0o600)
+    os.link(secret, shared.root / "models--org--name" / "blobs" / ("a" * 64))
+    found = check_access(str(shared.root), group, fix=True)
+    assert [kept.reason for kept in found.plan.kept] == ["it has another name outside of the cache"]
+    assert (secret.stat().st_mode & 0o777, secret.stat().st_gid) == (0o600, os.getgid())
+
+
+@pytest.mark.parametrize("swapped", ["refs", "refs/main"])
+def test_an_entry_that_was_swapped_for_a_link_since_the_plan_is_stale(
+    shared: CacheBuilder, group: str, swapped: str
+) -> None:
+    plan = check_access(str(shared.root), group, fix=False).plan
+    outside = shared.root.parent / "outside"
+    outside.mkdir()
+    (outside / "main").write_text("x")
+    before = permissions(outside)
+    place = shared.root / "models--org--name" / swapped
+    place.rename(shared.root.parent / "old")
+    place.symlink_to(outside if swapped == "refs" else outside / "main")
+    receipt = changes.carry_out(plan, str(shared.root))
+    assert {outcome.path for outcome in receipt.outcomes if outcome.result == "stale"} >= {
+        str(place)
+    }
+    assert permissions(outside) == before
+
+
+@pytest.mark.parametrize("call", ["chown", "chmod", "setxattr"])
+def test_a_refused_change_is_told_and_a_second_run_finishes(
+    shared: CacheBuilder, group: str, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if call == "setxattr" and access.inherits(str(shared.root)) is None:
+        pytest.skip("this filesystem has no default ACL")
+    real: Any = getattr(os, call)
+    calls = 0
+
+    def failing(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        real(*arguments)
+
+    monkeypatch.setattr(os, call, failing)
+    found = check_access(str(shared.root), group, fix=True)
+    assert found.receipt is not None
+    assert [one.result for one in found.receipt.outcomes].count("failed") == 1
+    error = problem(found.receipt)
+    assert error is not None
+    assert error.exit_code == 3
+    assert {finding.code for finding in found.findings} == {"not-shared"}
+    assert problem(check_access(str(shared.root), group, fix=True).receipt) is None
+    assert paths(shared, group) == []
+
+
+def test_what_belongs_to_somebody_else_fails_with_exit_1_and_names_sudo(
+    shared: CacheBuilder, group: str
+) -> None:
+    done = as_other_user(
+        [
+            *[sys.executable, "-c", OURS, "doctor", "--shared", group, "--fix"],
+            *["--cache-dir", str(shared.root)],
+        ],
+        environment={"HOME": "/nonexistent"},
+    )
+    assert done.returncode == 1, done.stderr
+    assert "sudo" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_above_that_the_group_cannot_enter_is_told(
+    shared: CacheBuilder, group: str
+) -> None:
+    shared.root.parent.chmod(0o700)
+    codes = {one.code for one in check_access(str(shared.root), group, fix=True).findings}
+    assert codes == {"closed-above"}
+
+
+def test_without_default_permissions_the_umask_is_told(
+    shared: CacheBuilder, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*arguments: Any) -> bytes:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(os, "getxattr", unsupported)
+    before = os.umask(0o022)
+    try:
+        found = check_access(str(shared.root), group, fix=True)
+    finally:
+        os.umask(before)
+    assert {one.code for one in found.findings} == {"umask"}
+    assert found.receipt is not None
+    assert found.receipt.whole
+
+
+def test_a_fix_without_a_group_gives_the_owner_what_is_his_and_nobody_else_the_right_to_write(
+    shared: CacheBuilder,
+) -> None:
+    repo = shared.root / "models--org--name"
+    shared.root.chmod(0o777)
+    (repo / "refs" / "main").chmod(0o666)
+    (repo / "snapshots").chmod(0)
+    for folder, _, files in os.walk(shared.root.parent):
+        for name in ["", *files]:
+            os.chown(os.path.join(folder, name), NOBODY, NOBODY, follow_symlinks=False)
+    done = as_other_user(
+        [sys.executable, "-c", OURS, "doctor", "--fix", "--cache-dir", str(shared.root)],
+        environment={"HOME": "/nonexistent"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stat.S_IMODE(shared.root.stat().st_mode) == 0o775
+    assert stat.S_IMODE((repo / "refs" / "main").stat().st_mode) == 0o664
+    assert stat.S_IMODE((repo / "snapshots").stat().st_mode) == 0o700
+
+
+def test_a_group_that_does_not_exist_is_a_usage_error(vlmcache: Vlmcache) -> None:
+    done = vlmcache("doctor", "--shared", "no-such-group")
+    assert done.code == 2
+    assert "groupadd no-such-group" in done.err
+
+
+class Sharing(Subject[Access]):
+    """A cache that only its owner may write to is given to a group."""
+
+    command = "doctor --shared GROUP --fix"
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        self.content: dict[str, object] = {}
+
+    def begin(self, place: Path) -> None:
+        CacheBuilder(place / "hub").repo("org/name").revision({"config.json": b"{}"})
+        self.content = contents(place / "hub")
+
+    def run(self, place: Path) -> Access:
+        return check_access(str(place / "hub"), self.group, fix=True)
+
+    def hold(self, place: Path, answer: Access | None) -> None:
+        assert contents(place / "hub") == self.content
+        modes = [mode for mode, _ in permissions(place / "hub").values()]
+        assert not any(mode & stat.S_IWOTH for mode in modes)
+        assert all(mode & stat.S_IRUSR for mode in modes)
+        if answer is not None and problem(answer.receipt) is None:
+            self.check_done(place)
+
+    def again(self, place: Path) -> None:
+        assert problem(self.run(place).receipt) is None
+        self.check_done(place)
+
+    def check_done(self, place: Path) -> None:
+        assert check_access(str(place / "hub"), self.group, fix=False).plan.actions == ()
+        assert {group for _, group in permissions(place / "hub").values()} == {int(self.group)}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", FAULTS, ids=fault_name)
+def test_a_fault_at_every_change_opens_nothing_to_others_and_a_second_fix_finishes(
+    group: str, fault: Fault
+) -> None:
+    try_every(Sharing(group), fault, at_least=10)

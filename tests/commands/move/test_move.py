@@ -1,0 +1,836 @@
+"""Models on another drive: moved whole or refused, and followed there by every command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kit import pulls
+from tests.kit.caches import CacheBuilder, CachedRepo, du_allocated, fingerprint, model_files
+from tests.kit.disks import read_only_view, small_filesystem
+from tests.kit.faulty import Subject, try_every
+from tests.kit.hub import LoopbackHub
+from tests.kit.rooms import LONG, OTHER, WEIGHTS, settle
+from vlmcache.cache.completeness import judge
+from vlmcache.cache.moved import Move as Noted
+from vlmcache.cache.moved import read_moves
+from vlmcache.cache.scan import scan
+from vlmcache.cache.state import CacheState
+from vlmcache.cache.usage import Usage
+from vlmcache.change.moved_note import write_moves
+from vlmcache.change.plan import Move, RemoveTree
+from vlmcache.commands.backup.backup import backup
+from vlmcache.commands.backup.restore import restore
+from vlmcache.commands.move import apply, values
+from vlmcache.commands.move import move as move_command
+from vlmcache.commands.move.plan import Destination
+from vlmcache.commands.move.values import Moved, SourceDamagedError, problem
+from vlmcache.commands.remove import clean as remove_clean
+from vlmcache.commands.remove import facts, remove
+from vlmcache.commands.remove import values as remove_values
+from vlmcache.commands.remove.values import Removal, Wishes
+from vlmcache.commands.status.status import status
+from vlmcache.commands.verify.repair import repair
+from vlmcache.commands.verify.verify import verify
+from vlmcache.config import CacheLocation, Config, Environment, Limits
+from vlmcache.errors import (
+    CacheError,
+    ExitCode,
+    SpaceError,
+    UnknownModelError,
+    UsageError,
+    VlmcacheError,
+)
+from vlmcache.progress import Watcher
+
+NAME, FOLDER = "org/name", "models--org--name"
+XET = "ab" * 32
+
+
+@pytest.fixture(scope="module")
+def drive() -> Iterator[Path]:
+    with small_filesystem(64_000_000) as place:
+        yield place
+
+
+class Place:
+    """A cache, another drive, and the functions under test."""
+
+    def __init__(self, folder: Path, drive: Path) -> None:
+        self.root = folder / "hub"
+        self.other = drive / "hub"
+        shutil.rmtree(self.other, ignore_errors=True)
+        self.cache = CacheBuilder(self.root)
+        variables = {"VLMCACHE_HOME": str(folder / "own"), "HF_HOME": str(folder / "hf")}
+        self.environment = Environment(variables, frozenset(), str(folder))
+        self.config = Config("config.yaml", "--config", {}, Limits(min_free=0))
+        self.location = CacheLocation(str(self.root), "--cache-dir")
+
+    def repo(self, name: str = NAME) -> CachedRepo:
+        """A repo with a file in the shared store, and one of its own."""
+        repo = self.cache.repo(name)
+        content = {"config.json": name.encode(), "a/w.bin": WEIGHTS, "v.bin": OTHER}
+        repo.revision(content, shared=("a/w.bin",), xet={"a/w.bin": XET})
+        settle(self.root)
+        return repo
+
+    def move(
+        self, *names: str, to: Path | None = None, link: bool = True, dry_run: bool = False
+    ) -> Moved:
+        where = str(self.other if to is None else to)
+        return move_command.move(
+            self.config, self.location, where, names, link=link, dry_run=dry_run
+        )
+
+    def undo(self) -> Moved:
+        return move_command.undo(self.location, str(self.other))
+
+    def moved(self, *names: str, link: bool = True) -> Moved:
+        done = self.move(*names, link=link)
+        assert problem(done) is None, problem(done)
+        return done
+
+    def rm(self, *names: str) -> Removal:
+        return remove.remove(self.environment, self.config, self.location, names)
+
+    def clean(self, wishes: Wishes | None = None) -> Removal:
+        return remove_clean.clean(self.environment, self.config, self.location, wishes)
+
+
+@pytest.fixture
+def place(tmp_path: Path, drive: Path) -> Place:
+    return Place(tmp_path, drive)
+
+
+def contents(repo: Path) -> dict[str, bytes]:
+    """What a loader reads: each file of each snapshot, through its links."""
+    return {
+        str(path.relative_to(repo)): path.read_bytes()
+        for path in repo.glob("snapshots/**/*")
+        if path.is_file()
+    }
+
+
+# What a move does.
+
+
+def test_a_whole_cache_is_there_afterwards_as_it_was_here(place: Place) -> None:
+    for name in (NAME, "org/second"):
+        place.repo(name)
+    place.cache.repo("org/table", "dataset").revision({"x.csv": b"1,2"})
+    before = {path.name: contents(path) for path in place.root.glob("*--*")}
+    own = fingerprint(place.root / FOLDER)
+    used = du_allocated(place.root)
+
+    done = place.moved()
+
+    assert {repo.repo for repo in done.repos} == {NAME, "org/second", "org/table"}
+    assert done.receipt is not None
+    assert done.receipt.freed == used - du_allocated(place.root)
+    assert done.setting == f"export HF_HUB_CACHE={place.other}"
+    for root in (place.root, place.other):
+        assert {path.name: contents(path) for path in root.glob("*--*")} == before
+    assert all(path.is_symlink() for path in place.root.glob("*--*"))
+    assert fingerprint(place.other / FOLDER) == own
+    shared = place.other / "blobs" / XET[:2]
+    assert (shared / f"{XET}.refs").read_text().splitlines() == [
+        str(path.relative_to(place.other))
+        for path in sorted(place.other.glob("models--*/blobs/*"))
+        if path.is_symlink()
+    ]
+    assert not (place.root / "blobs" / XET[:2] / XET).exists()
+    assert not scan(place.other).findings
+    assert not (place.other / ".vlmcache-moving").exists()
+    assert not (place.root / ".vlmcache-leftovers").exists()
+    times = [path.stat().st_mtime_ns for path in (place.other / FOLDER).rglob("v.bin")]
+    assert times == [path.stat().st_mtime_ns for path in (place.root / FOLDER).rglob("v.bin")]
+    assert place.moved().repos == ()
+
+
+def test_a_shared_blob_that_a_repo_here_needs_stays_here_too(place: Place) -> None:
+    place.repo()
+    second = place.repo("org/second")
+    place.moved(NAME)
+    assert contents(second.folder)
+    assert scan(place.root).shared[XET].users == (
+        f"models--org--second/blobs/{second.file('a/w.bin').etag}",
+    )
+    assert contents(place.root / FOLDER)
+    place.moved("org/second")
+    assert not (place.root / "blobs" / XET[:2] / XET).exists()
+    assert contents(place.root / FOLDER)
+    assert contents(second.folder)
+
+
+def test_without_links_nothing_is_left_here_and_the_line_to_set_is_told(place: Place) -> None:
+    place.repo()
+    done = place.moved(link=False)
+    assert not list(place.root.glob("*--*"))
+    assert not (place.root / ".locks" / FOLDER).exists()
+    assert contents(place.other / FOLDER)
+    assert not read_moves(str(place.other))
+    assert not done.link
+    assert done.setting.startswith("export HF_HUB_CACHE=")
+
+
+def test_on_the_same_disk_nothing_is_copied(place: Place, tmp_path: Path) -> None:
+    repo = place.repo()
+    inode = repo.blob("v.bin").stat().st_ino
+    used = du_allocated(tmp_path)
+    done = place.move(to=tmp_path / "beside")
+    assert problem(done) is None
+    assert done.plan.needs == 0
+    assert done.copied < 2000
+    assert (tmp_path / "beside" / FOLDER / "blobs" / repo.blob("v.bin").name).stat().st_ino == inode
+    assert not (place.root / "blobs" / XET[:2] / XET).exists()
+    assert contents(repo.folder)
+    assert du_allocated(tmp_path) < used + 100_000
+    back = remove.remove(place.environment, place.config, place.location, [NAME])
+    assert back.receipt is not None
+    assert back.receipt.freed >= len(OTHER) + len(WEIGHTS)
+
+
+def test_hard_links_partials_and_strangers_come_along(place: Place) -> None:
+    repo = place.cache.repo(NAME)
+    repo.revision({"config.json": b"{}", "w.bin": WEIGHTS}, link="hardlink")
+    repo.partial(data=b"begun")
+    repo.stray_file()
+    repo.no_exist("absent.json")
+    settle(place.root)
+    before = fingerprint(repo.folder)
+    place.moved()
+    assert fingerprint(place.other / FOLDER) == before
+    blob = place.other / FOLDER / "blobs" / repo.file("w.bin").etag
+    assert blob.stat().st_nlink == 2
+
+
+def test_a_dry_run_shows_the_plan_and_changes_nothing(place: Place) -> None:
+    place.repo()
+    before = fingerprint(place.root)
+    done = place.move(dry_run=True)
+    assert done.receipt is None
+    assert [type(action) for action in done.plan.actions[:2]] == [Move, RemoveTree]
+    assert done.plan.needs >= len(WEIGHTS) + len(OTHER)
+    assert done.plan.frees == du_allocated(place.root) - du_allocated_left(place)
+    assert fingerprint(place.root) == before
+    assert not place.other.exists()
+
+
+def du_allocated_left(place: Place) -> int:
+    """What stays here when all is moved."""
+    place_again = Path(str(place.root) + "-again")
+    subprocess.run(["cp", "-a", place.root, place_again], check=True)
+    for path in (place_again / FOLDER, place_again / "blobs" / XET[:2] / XET):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (place_again / "blobs" / XET[:2] / f"{XET}.refs").unlink()
+    left = du_allocated(place_again)
+    shutil.rmtree(place_again)
+    return left
+
+
+def test_what_a_killed_move_has_copied_is_not_copied_again(place: Place) -> None:
+    place.repo()
+
+    class Killer(Watcher):
+        def started(self, repo: str, *_: object) -> None:
+            if repo != NAME:
+                os._exit(0)
+
+    place.repo("org/second")
+    child = os.fork()
+    if child == 0:
+        move_command.move(place.config, place.location, str(place.other), watcher=Killer())
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (place.root / FOLDER).is_symlink()
+    again = place.move(dry_run=True)
+    (action,) = [one for one in again.plan.actions if isinstance(one, Move)]
+    assert action.have == len(WEIGHTS), "the shared blob is there already"
+    done = place.moved()
+    assert [repo.repo for repo in done.repos] == ["org/second", NAME]
+    assert done.copied < len(WEIGHTS) + len(OTHER)
+
+
+# What is refused, in one line and before anything is touched.
+
+
+def test_a_destination_that_cannot_be_one_is_refused(place: Place, tmp_path: Path) -> None:
+    place.repo()
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "link").symlink_to(place.root)
+    for to in (
+        place.root,
+        tmp_path / "link",
+        place.root / "below",
+        tmp_path,
+        file,
+        tmp_path / "no" / "such",
+    ):
+        with pytest.raises(UsageError):
+            place.move(to=to)
+
+
+def test_what_the_destination_has_already_is_left_alone(place: Place) -> None:
+    repo = place.repo()
+    own = CacheBuilder(place.other).repo(NAME)
+    own.revision({"config.json": b"another"})
+    before = fingerprint(place.other), fingerprint(place.root)
+    with pytest.raises(UsageError, match="has org/name already"):
+        place.move()
+    write_moves(str(place.other), {FOLDER: Noted(str(place.root), finished=True)})
+    with pytest.raises(UsageError, match="has org/name already"):
+        place.move()
+    write_moves(str(place.other), {FOLDER: Noted(str(place.root), finished=False)})
+    failed = problem(place.move())
+    assert failed is not None
+    assert "its own copy" in failed.message
+    write_moves(str(place.other), {})
+    assert before[1] == fingerprint(place.root)
+    assert contents(own.folder)
+    assert repo.folder.is_dir()
+
+
+def test_a_name_that_means_no_whole_model_is_refused(place: Place) -> None:
+    place.repo()
+    with pytest.raises(UsageError, match="no whole model"):
+        place.move(f"{NAME}@main")
+    with pytest.raises(UnknownModelError):
+        place.move("org/nothing")
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["by the scan", "by its hash"])
+def test_a_damaged_model_stays_where_it_is(place: Place, seen: bool) -> None:
+    repo = place.repo()
+    if seen:
+        repo.truncated_blob("v.bin")
+    else:
+        repo.flipped_bit("v.bin")
+    before = fingerprint(place.root)
+    if seen:
+        with pytest.raises(SourceDamagedError, match="is damaged"):
+            place.move()
+    else:
+        error = problem(place.move())
+        assert error is not None
+        assert error.exit_code == ExitCode.DAMAGE
+        assert "verify --repair" in (error.hint or "")
+    assert fingerprint(place.root) == before
+    assert not (place.other / FOLDER).exists()
+
+
+def test_a_link_out_of_the_cache_is_refused(place: Place, tmp_path: Path) -> None:
+    repo = place.repo()
+    (tmp_path / "elsewhere").write_bytes(WEIGHTS)
+    (repo.blobs / ("d" * 64)).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="out of the cache"):
+        place.move()
+
+
+def test_what_a_process_has_open_or_locked_is_refused_with_its_id(place: Place) -> None:
+    repo = place.repo()
+    lock = repo.locks / f"{repo.file('v.bin').etag}.lock"
+    holding = "import fcntl, sys\nf = open(sys.argv[1])\n"
+    holding += "if sys.argv[1].endswith('.lock'): fcntl.flock(f, fcntl.LOCK_EX)\n"
+    holding += "print('held', flush=True)\nsys.stdin.read()"
+    before = fingerprint(place.root)
+    for path in (repo.blob("a/w.bin"), lock):
+        with subprocess.Popen(
+            [sys.executable, "-c", holding, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline()
+            done = place.move()
+            error = problem(done)
+            child.communicate()
+        assert error is not None
+        assert error.exit_code == ExitCode.BUSY
+        assert f"PID {child.pid}" in error.message
+    assert fingerprint(place.root) == before
+    assert not place.other.exists()
+
+
+def test_a_model_that_changes_while_it_is_copied_stays(place: Place) -> None:
+    repo = place.repo()
+
+    class Writer(Watcher):
+        def started(self, *_: object) -> None:
+            repo.orphan_blob()
+
+    where = str(place.other)
+    done = move_command.move(place.config, place.location, where, watcher=Writer())
+    error = problem(done)
+    assert error is not None
+    assert error.exit_code == ExitCode.CHANGED
+    assert repo.folder.is_dir()
+    assert not repo.folder.is_symlink()
+    assert not (place.other / FOLDER).exists()
+    place.moved()
+
+
+def test_too_little_room_is_told_before_anything_is_written(place: Place) -> None:
+    place.repo()
+    with small_filesystem(16_000) as small:
+        with pytest.raises(SpaceError, match="short"):
+            place.move(to=small / "hub")
+        assert not list(small.iterdir())
+
+
+def test_a_disk_that_fills_up_all_the_same_is_told_and_undo_empties_it(place: Place) -> None:
+    place.repo()
+    before = fingerprint(place.root)
+    with small_filesystem(1_000_000, inodes=24) as small:
+        error = problem(place.move(to=small / "hub"))
+        assert error is not None
+        assert error.exit_code == ExitCode.SPACE
+        assert fingerprint(place.root) == before
+        undone = move_command.undo(place.location, str(small / "hub"))
+        assert problem(undone) is None
+        left = {path.name for path in (small / "hub").rglob("*") if path.is_file()}
+        assert left <= {".huggingface-shared-blobs", f"{XET}.lock"}
+    assert fingerprint(place.root) == before
+
+
+def test_a_read_only_destination_is_told(place: Place) -> None:
+    place.repo()
+    place.other.mkdir()
+    before = fingerprint(place.root)
+    with read_only_view(place.other) as view, pytest.raises(CacheError, match="Read-only"):
+        place.move(to=view)
+    assert fingerprint(place.root) == before
+
+
+def test_two_moves_to_one_place_do_not_meet(place: Place) -> None:
+    import filelock
+
+    place.repo()
+    folder = place.other / ".vlmcache-moving"
+    folder.mkdir(parents=True)
+    with (
+        filelock.FileLock(folder / ".lock"),
+        pytest.raises(values.BusyError, match="another process"),
+    ):
+        place.move()
+    place.moved()
+
+
+def test_a_plan_that_another_move_has_overtaken_harms_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever happens between the look and the lock, the model stays whole and linked."""
+    repo = place.repo()
+    before = contents(repo.folder)
+    look = move_command._look
+
+    def overtaken(state: CacheState, there: str) -> Destination:
+        found = look(state, there)
+        monkeypatch.setattr(move_command, "_look", look)
+        place.moved()
+        return found
+
+    monkeypatch.setattr(move_command, "_look", overtaken)
+    error = problem(place.move())
+    assert error is not None
+    assert error.exit_code == ExitCode.CHANGED
+    assert repo.folder.is_symlink()
+    assert contents(repo.folder) == before
+    assert place.undo().repos == ()
+    assert contents(repo.folder) == before
+
+
+# Links that a move has left are followed; others are not.
+
+
+def test_rm_frees_a_moved_model_where_it_lies(place: Place) -> None:
+    place.repo()
+    place.repo("org/second")
+    place.moved()
+    stranger = CacheBuilder(place.other).repo("org/stranger")
+    stranger.revision({"w.bin": OTHER})
+    kept = fingerprint(stranger.folder)
+    here, there = du_allocated(place.root), du_allocated(place.other)
+
+    done = place.rm(NAME)
+
+    assert remove_values.problem(done) is None, done
+    assert done.receipt is not None
+    after = du_allocated(place.root), du_allocated(place.other)
+    assert done.receipt.freed == done.plan.frees == here + there - sum(after)
+    assert any(
+        f"it lies at {place.other}" in getattr(one, "reason", "") for one in done.plan.actions
+    )
+    assert not os.path.lexists(place.root / FOLDER)
+    assert not (place.other / FOLDER).exists()
+    assert set(read_moves(str(place.other))) == {"models--org--second"}
+    assert fingerprint(stranger.folder) == kept
+    assert contents(place.root / "models--org--second")
+
+
+def test_rm_of_one_revision_goes_through_the_link_and_the_last_takes_the_link_along(
+    place: Place,
+) -> None:
+    repo = place.repo()
+    repo.revision({"config.json": b"{2}", "v.bin": OTHER}, refs=("v2",))
+    place.moved()
+    done = place.rm(f"{NAME}@main")
+    assert remove_values.problem(done) is None
+    assert [path.name for path in (place.other / FOLDER / "snapshots").iterdir()] == [repo.latest]
+    assert (place.root / FOLDER).is_symlink()
+    assert remove_values.problem(place.rm(f"{NAME}@v2")) is None
+    assert not os.path.lexists(place.root / FOLDER)
+    assert not (place.other / FOLDER).exists()
+
+
+@pytest.mark.parametrize("proof", ["none", "of another cache", "a link", "another's"])
+def test_a_link_that_no_move_has_left_is_never_followed(
+    place: Place, proof: str, tmp_path: Path
+) -> None:
+    repo = place.repo()
+    repo.moved_elsewhere(place.other)
+    if proof == "of another cache":
+        write_moves(str(place.other), {FOLDER: Noted("/some/cache", finished=True)})
+    elif proof != "none":
+        write_moves(str(place.other), {FOLDER: Noted(str(place.root), finished=True)})
+        note = place.other / ".vlmcache-moved.json"
+        if proof == "a link":
+            shutil.move(note, tmp_path / "note")
+            note.symlink_to(tmp_path / "note")
+        else:
+            if os.geteuid() != 0:
+                pytest.skip("giving a file away needs root")
+            os.chown(note, 12345, 12345)
+    before = fingerprint(place.other)
+    done = place.rm(NAME)
+    assert done.receipt is not None
+    assert done.receipt.whole
+    assert not os.path.lexists(place.root / FOLDER)
+    assert fingerprint(place.other) == before
+    assert "never followed" in done.plan.kept[0].reason
+
+
+def lay_out(patterns: dict[Path, Path]) -> None:
+    """Let folders be as their patterns are."""
+    for root, pattern in patterns.items():
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(pattern, root, symlinks=True)
+
+
+class RemovingMoved(Subject[Removal | VlmcacheError]):
+    """A model with a shared blob goes, which lies on another drive."""
+
+    command = "rm, moved"
+    everywhere = True
+
+    def __init__(self, moved: Place, patterns: dict[Path, Path]) -> None:
+        self.moved = moved
+        self.patterns = patterns
+
+    def begin(self, place: Path) -> None:
+        lay_out(self.patterns)
+
+    def run(self, place: Path) -> Removal | VlmcacheError:
+        try:
+            return self.moved.rm(NAME)
+        except VlmcacheError as error:
+            return error
+
+    def hold(self, place: Path, answer: Removal | VlmcacheError | None) -> None:
+        if isinstance(answer, Removal) and remove_values.problem(answer) is None:
+            self.check_gone()
+
+    def again(self, place: Path) -> None:
+        if os.path.lexists(self.moved.root / FOLDER):
+            answer = self.run(place)
+            assert isinstance(answer, Removal), answer
+            assert remove_values.problem(answer) is None, answer
+        self.check_gone()
+
+    def check_gone(self) -> None:
+        assert not os.path.lexists(self.moved.root / FOLDER)
+        assert not [
+            path
+            for root in self.patterns
+            for path in root.rglob("*")
+            if path.is_file() and path.stat().st_size == len(WEIGHTS)
+        ]
+
+
+@pytest.mark.faults
+def test_rm_of_a_moved_model_that_is_killed_anywhere_is_finished_by_the_next(
+    drive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remove, "who_uses", lambda *_: Usage())
+    monkeypatch.setattr(facts, "who_uses", lambda *_: Usage())
+    monkeypatch.setattr(move_command, "who_uses", lambda *_: Usage())
+    monkeypatch.setattr(apply, "who_uses", lambda *_: Usage())
+    second = drive / "pattern"
+    shutil.rmtree(second, ignore_errors=True)
+    with small_filesystem(8_000_000) as first:
+        place = Place(first, drive)
+        place.cache.repo(NAME).revision({"w.bin": WEIGHTS}, shared=("w.bin",))
+        settle(place.root)
+        place.moved()
+        patterns = {place.root: first / "pattern", place.other: second}
+        for root, pattern in patterns.items():
+            shutil.copytree(root, pattern, symlinks=True)
+        try_every(RemovingMoved(place, patterns), "kill", at_least=10)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_moved_model_comes_back_into_the_place_of_its_link(place: Place, link: bool) -> None:
+    place.repo()
+    before = fingerprint(place.root / FOLDER)
+    right = contents(place.root / FOLDER)
+    place.moved(NAME)
+    away = CacheLocation(str(place.other), "--cache-dir")
+    done = move_command.move(place.config, away, str(place.root), [NAME], link=link)
+    assert problem(done) is None
+    assert not (place.root / FOLDER).is_symlink()
+    assert fingerprint(place.root / FOLDER) == before
+    assert (place.other / FOLDER).is_symlink() == link
+    assert os.path.lexists(place.other / FOLDER) == link
+    assert FOLDER not in read_moves(str(place.other))
+    # And away again, which finds what the first way has left.
+    place.moved(NAME)
+    assert (place.root / FOLDER).is_symlink()
+    assert contents(place.other / FOLDER) == right
+
+
+class ComingBack(Subject[None]):
+    """A moved model comes back into the place of its link, and is killed on its way."""
+
+    command = "move, back"
+    everywhere = True
+
+    def __init__(self, place: Place, patterns: dict[Path, Path], right: dict[str, bytes]) -> None:
+        self.drives = place
+        self.patterns = patterns
+        self.right = right
+
+    def begin(self, place: Path) -> None:
+        lay_out(self.patterns)
+
+    def run(self, place: Path) -> None:
+        away = CacheLocation(str(self.drives.other), "--cache-dir")
+        with contextlib.suppress(UnknownModelError):
+            back = move_command.move(
+                self.drives.config, away, str(self.drives.root), [NAME], link=False
+            )
+            assert problem(back) is None, problem(back)
+
+    def hold(self, place: Path, answer: None) -> None:
+        whole = [contents(root / FOLDER) == self.right for root in self.patterns]
+        assert any(whole)
+
+    def again(self, place: Path) -> None:
+        self.run(place)
+        assert contents(self.drives.root / FOLDER) == self.right
+        assert not (self.drives.root / FOLDER).is_symlink()
+        assert not os.path.lexists(self.drives.other / FOLDER)
+
+
+@pytest.mark.faults
+def test_a_way_back_that_is_killed_anywhere_is_finished_by_the_next(
+    drive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(move_command, "who_uses", lambda *_: Usage())
+    monkeypatch.setattr(apply, "who_uses", lambda *_: Usage())
+    second = drive / "pattern"
+    shutil.rmtree(second, ignore_errors=True)
+    with small_filesystem(8_000_000) as first:
+        place = Place(first, drive)
+        place.cache.repo(NAME).revision({"w.bin": WEIGHTS}, shared=("w.bin",))
+        settle(place.root)
+        right = contents(place.root / FOLDER)
+        place.moved()
+        patterns = {place.root: first / "pattern", place.other: second}
+        for root, pattern in patterns.items():
+            shutil.copytree(root, pattern, symlinks=True)
+        try_every(ComingBack(place, patterns, right), "kill", at_least=30)
+
+
+def test_clean_removes_waste_of_moved_models_and_nothing_else_there(place: Place) -> None:
+    repo = place.repo()
+    repo.orphan_blob(b"waste" * 2000)
+    repo.partial(size=5000, age=LONG)
+    place.moved()
+    stranger = CacheBuilder(place.other).repo("org/stranger")
+    stranger.revision({"w.bin": OTHER})
+    stranger.orphan_blob()
+    stranger.partial(age=LONG)
+    kept = fingerprint(stranger.folder)
+    before = du_allocated(place.other)
+
+    done = place.clean()
+
+    assert done.receipt is not None
+    assert done.receipt.whole
+    assert before - du_allocated(place.other) == done.receipt.freed > 5000
+    assert fingerprint(stranger.folder) == kept
+    assert set(contents(place.root / FOLDER).values()) == {NAME.encode(), WEIGHTS, OTHER}
+
+    everything = place.clean(Wishes(everything=True))
+    assert everything.receipt is not None
+    assert everything.receipt.whole, everything.receipt
+    assert not os.path.lexists(place.root / FOLDER)
+    assert not (place.other / FOLDER).exists()
+    assert fingerprint(stranger.folder) == kept
+
+
+def test_status_tells_where_moved_models_lie_and_counts_them_apart(place: Place) -> None:
+    place.repo()
+    place.moved()
+    found = status(place.config, place.location, environment=place.environment)
+    (elsewhere,) = found.elsewhere
+    assert found.cache.size_on_disk == du_allocated(place.root)
+    assert (elsewhere.path, elsewhere.repos, elsewhere.moved) == (str(place.other), (NAME,), True)
+    store = place.other / "blobs" / XET[:2] / XET
+    assert elsewhere.size_on_disk == du_allocated(place.other / FOLDER) + du_allocated(store)
+    assert elsewhere.free is not None
+    shutil.rmtree(place.other)
+    gone = status(place.config, place.location, environment=place.environment)
+    assert [one.code for one in gone.findings] == ["dangling-link"]
+
+
+def test_verify_and_backup_read_moved_models(place: Place, tmp_path: Path) -> None:
+    repo = place.repo()
+    place.moved()
+    assert not verify(place.environment, place.config, place.location).damaged
+    saved = backup(place.config, place.location, str(tmp_path / "b.tar"), [NAME])
+    assert saved.blobs == 3
+    restore(place.config, CacheLocation(str(tmp_path / "new"), "test"), str(tmp_path / "b.tar"))
+    assert contents(tmp_path / "new" / FOLDER) == contents(repo.folder)
+    blob = place.other / FOLDER / "blobs" / repo.file("v.bin").etag
+    blob.write_bytes(b"wrong" + OTHER[5:])
+    (damaged,) = verify(place.environment, place.config, place.location, max_age=0).damaged
+    assert damaged.path == str(repo.blob("v.bin"))
+
+
+def test_pull_and_repair_write_where_the_model_lies(tmp_path: Path, drive: Path) -> None:
+    place = Place(tmp_path, drive)
+    with LoopbackHub() as hub:
+        model = hub.add_repo(pulls.REPO)
+        model.commit(model_files())
+        assert pulls.pull(hub, place.root).error is None
+        place.moved()
+        used = du_allocated(place.root)
+        newer = model_files(parameters=30_000)
+        model.commit(newer)
+        etag = model.file("model.safetensors").etag
+        begun = newer["model.safetensors"][:9000]
+        (place.other / FOLDER / "blobs" / f"{etag}.incomplete").write_bytes(begun)
+
+        run = pulls.pull(hub, place.root)
+
+        assert run.error is None
+        (fetched,) = [one for one in pulls.fetches(run).values() if one.etag == etag]
+        assert fetched.have == 9000
+        assert du_allocated(place.root) == used
+        repo = scan(place.root).repo(pulls.REPO)
+        assert judge(repo, "main").state == "cached"
+        blob = place.other / FOLDER / "blobs" / etag
+        blob.write_bytes(bytes([begun[0] ^ 1]) + newer["model.safetensors"][1:])
+        (place.other / FOLDER / "blobs" / ("e" * 64)).write_bytes(b"nobody links here")
+        mended = repair(
+            pulls.environment(hub, place.root),
+            place.config,
+            place.location,
+            max_age=0,
+            patience=pulls.QUICK,
+        )
+        assert mended.error is None
+        assert blob.read_bytes() == newer["model.safetensors"]
+        assert not (place.other / FOLDER / "blobs" / ("e" * 64)).exists()
+        assert du_allocated(place.root) == used
+        assert not pulls.lies(place.other)
+        place.other.rename(drive / "away")
+        error = pulls.pull(hub, place.root).error
+        assert error is not None
+        assert "mount that drive" in (error.hint or "")
+        assert not place.other.exists()
+        shutil.rmtree(drive / "away")
+
+
+CLIENT = """
+import sys
+from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
+from transformers import AutoConfig
+here, there = sys.argv[1:]
+for cache in (here, there):
+    found = scan_cache_dir(cache)
+    (repo,) = found.repos
+    (revision,) = repo.revisions
+    assert revision.refs == {"main"}, found
+    assert repo.repo_id == "org/name", found
+    path = hf_hub_download("org/name", "model.safetensors", cache_dir=cache)
+    assert len(open(path, "rb").read()) > 1000
+    assert snapshot_download("org/name", cache_dir=cache)
+    assert AutoConfig.from_pretrained("org/name", cache_dir=cache).model_type == "qwen2_vl"
+assert not scan_cache_dir(here).warnings
+"""
+
+
+def test_the_real_client_and_transformers_find_a_moved_model_offline(place: Place) -> None:
+    pytest.importorskip("transformers")
+    place.cache.repo(NAME).revision(model_files(), shared=("model.safetensors",))
+    place.moved()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CLIENT, place.root, place.other],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_an_interrupted_move_set_aside_is_not_put_back_without_its_shared_blob(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its links would lead nowhere, and the copy at the destination would go."""
+    place.repo()
+    place.repo("org/second")
+    before = contents(place.root / FOLDER)
+    rename = os.rename
+
+    def cut(source: str, *arguments: Any, **folders: Any) -> None:
+        if str(source).startswith("link-"):
+            raise KeyboardInterrupt
+        rename(source, *arguments, **folders)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", cut)
+        with pytest.raises(KeyboardInterrupt):
+            place.move(NAME)
+    assert not os.path.lexists(place.root / FOLDER)
+    assert remove_values.problem(place.rm("org/second")) is None
+
+    with contextlib.suppress(VlmcacheError):
+        place.undo()
+
+    held = [contents(root / FOLDER) for root in (place.root, place.other)]
+    assert before in held
+
+
+def test_a_move_without_links_that_was_cut_goes_on_with_the_same_names(place: Place) -> None:
+    place.repo()
+    place.repo("org/second")
+    place.moved(NAME, link=False)
+    done = place.moved(NAME, "org/second", link=False)
+    assert [repo.repo for repo in done.repos] == ["org/second"]
+    assert [kept.reason for kept in done.plan.kept] == ["lies there already"]
+
+
+def test_no_destination_is_no_folder(place: Place) -> None:
+    place.repo()
+    with pytest.raises(UsageError, match="the destination is empty"):
+        move_command.move(place.config, place.location, "")

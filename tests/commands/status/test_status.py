@@ -1,0 +1,234 @@
+"""`status` as a function: states, sizes, memory, recommendations."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.kit.caches import CacheBuilder, du_allocated, model_files
+from tests.kit.rooms import LONG
+from vlmcache.cache.mounts import mount_of
+from vlmcache.commands.status.status import not_cached, select_rows, status
+from vlmcache.commands.status.values import ModelStatus, Status
+from vlmcache.config import CacheLocation, Config, Limits, ModelConfig, shipped_config
+
+WEIGHTS = "model.safetensors"
+HUGE = 10**18
+
+
+def config(*repos: str, limits: Limits | None = None, **fields: object) -> Config:
+    models = {
+        repo.partition("/")[2]: ModelConfig(repo.partition("/")[2], repo, **fields)  # type: ignore[arg-type]
+        for repo in repos
+    }
+    return Config("config.yaml", "./config.yaml", models, limits or Limits(0, 0))
+
+
+def asked(cache: CacheBuilder, configuration: Config, *names: str) -> Status:
+    return status(configuration, CacheLocation(str(cache.root), "HF_HUB_CACHE"), names)
+
+
+def one(cache: CacheBuilder, configuration: Config) -> ModelStatus:
+    return asked(cache, configuration).models[0]
+
+
+def commands(found: Status) -> list[str | None]:
+    return [step.command for step in found.recommendations]
+
+
+def test_a_cached_model_has_its_size_commit_path_and_last_use(cache: CacheBuilder) -> None:
+    repo = cache.repo("org/name")
+    files = model_files()
+    commit = repo.revision(files)
+    weeks_ago = time.time() - 14 * 86400
+    for path in (*repo.blobs.iterdir(), *repo.snapshots.glob("*/*")):
+        os.utime(path, (weeks_ago, weeks_ago), follow_symlinks=False)
+    model = one(cache, config("org/name"))
+    assert (model.state, model.commit) == ("cached", commit)
+    assert model.path == str(repo.snapshots / commit)
+    assert model.size == model.expected_size == sum(map(len, files.values()))
+    assert model.size_on_disk == sum(blob.stat().st_blocks * 512 for blob in repo.blobs.iterdir())
+    mount = mount_of(str(cache.root))
+    if mount is not None and mount.access_times != "never":
+        assert model.last_used is not None
+        assert abs(model.last_used.timestamp() - weeks_ago) < 2
+
+
+def test_the_numbers_of_the_whole_add_up(cache: CacheBuilder) -> None:
+    for name in ("org/one", "org/two"):
+        cache.repo(name).revision(model_files())
+    cache.stray_file()
+    found = asked(cache, config("org/one"))
+    summary = found.cache
+    assert summary.size_on_disk == summary.by_class.total == du_allocated(cache.root)
+    assert {repo.repo: repo.size_on_disk for repo in found.repos} == {
+        repo.repo: du_allocated(Path(repo.path)) for repo in found.repos
+    }
+    assert summary.free is not None
+    assert summary.total is not None
+    assert summary.filesystem
+
+
+def test_memory_is_reckoned_from_the_cached_headers(cache: CacheBuilder) -> None:
+    cache.repo("org/name").revision(model_files(parameters=20_000))
+    model = one(cache, config("org/name", precision="bf16"))
+    assert model.memory_source == "weights"
+    assert model.memory_overhead is not None
+    assert model.memory_estimate == 40_000 + model.memory_overhead
+    smaller = one(cache, config("org/name", precision="int8"))
+    assert smaller.memory_estimate is not None
+    assert smaller.memory_estimate < model.memory_estimate
+
+
+def test_what_is_not_there_is_expected_as_the_configuration_or_the_shipped_table_says(
+    cache: CacheBuilder,
+) -> None:
+    told = one(cache, config("org/name", expected_size=5_000_000_000))
+    assert (told.expected_size, told.memory_source) == (5_000_000_000, "config")
+    known = one(cache, config("Qwen/Qwen2-VL-7B-Instruct"))
+    assert (known.expected_size, known.memory_source) == (16_600_000_000, "table")
+    unknown = one(cache, config("org/unheard-of"))
+    assert (unknown.expected_size, unknown.memory_estimate) == (None, None)
+
+
+def test_a_partial_download_is_expected_at_the_size_that_its_listing_names(
+    cache: CacheBuilder,
+) -> None:
+    files = model_files(second_format=True)
+    cache.repo("org/name").revision(files, downloaded={"config.json"})
+    model = one(cache, config("org/name"))
+    assert model.state == "partial"
+    assert WEIGHTS in model.missing_files
+    wanted = {name: data for name, data in files.items() if name != "pytorch_model.bin"}
+    assert model.expected_size == sum(map(len, wanted.values()))
+
+
+def test_a_header_that_makes_no_sense_is_a_finding_and_no_failure(cache: CacheBuilder) -> None:
+    cache.repo("org/name").revision(model_files() | {WEIGHTS: b"no header at all"})
+    found = asked(cache, config("org/name"))
+    assert "unreadable-header" in {finding.code for finding in found.findings}
+    assert found.models[0].memory_estimate is None
+
+
+def test_each_trouble_has_the_command_that_mends_it(cache: CacheBuilder) -> None:
+    good, bad = cache.repo("org/good"), cache.repo("org/bad")
+    good.revision(model_files())
+    os.utime(good.orphan_blob(), (0, 0))
+    bad.revision(model_files())
+    bad.dangling_link(WEIGHTS)
+    limits = Limits(min_free=HUGE, comfortable_free=2 * HUGE, max_size=1000)
+    found = asked(cache, config("org/good", "org/bad", "org/absent", limits=limits))
+    # The lost link's blob is there, so that restoring it takes no room; the rest would fail.
+    assert commands(found) == [
+        "vlmcache clean --free 0",
+        None,
+        None,
+        "vlmcache verify bad --repair",
+    ]
+    text = found.recommendations[1].text
+    assert found.recommendations[2].text == "no room to download absent, size unknown"
+    for words in ("over its limit of 1 kB", "below the minimum of"):
+        assert words in text
+    assert "org/good (" in text
+
+
+def test_a_whole_cache_on_a_roomy_disk_needs_nothing(cache: CacheBuilder) -> None:
+    cache.repo("org/good").revision(model_files())
+    assert asked(cache, config("org/good")).recommendations == ()
+
+
+def test_reclaimable_bytes_are_what_orphans_detached_and_stale_occupy(cache: CacheBuilder) -> None:
+    repo = cache.repo("org/name")
+    repo.revision(model_files())
+    repo.partial(size=50_000, age=LONG)
+    unlinked = cache.repo("org/second")
+    unlinked.revision(model_files())
+    unlinked.orphan_blob(b"x" * 100_000)
+    cache.repo("org/begun").partial("d" * 64, size=70_000, age=5)
+    (step,) = asked(cache, config("org/name")).recommendations
+    assert step.text.startswith("156 kB can be freed")
+
+
+def test_models_asked_for_replace_the_configured_ones(cache: CacheBuilder) -> None:
+    cache.repo("org/other").revision(model_files(), refs=("main", "v1"))
+    found = asked(cache, shipped_config(), "qwen_vl_2b", "org/other@v1", "org/nowhere")
+    assert [(model.key, model.revision, model.state) for model in found.models] == [
+        ("qwen_vl_2b", "main", "missing"),
+        ("org/other", "v1", "cached"),
+        ("org/nowhere", "main", "missing"),
+    ]
+    failure = not_cached(found)
+    assert failure is not None
+    assert failure.exit_code == 4
+    assert failure.hint == "vlmcache pull qwen_vl_2b"
+
+
+def test_the_revision_asked_for_is_the_one_that_is_recommended(cache: CacheBuilder) -> None:
+    cache.repo("org/name").revision(model_files())
+    assert commands(asked(cache, config(), "org/name@v1")) == ["vlmcache pull org/name@v1"]
+
+
+def test_a_key_that_is_a_cached_repo_is_recommended_by_its_repo(cache: CacheBuilder) -> None:
+    cache.repo("wanted").revision(model_files())
+    assert commands(asked(cache, config("org/wanted"))) == ["vlmcache pull org/wanted@main"]
+
+
+def test_rows_are_filtered_and_sorted(cache: CacheBuilder) -> None:
+    cache.repo("org/small").revision(model_files(parameters=6_000))
+    cache.repo("org/large").revision(model_files(parameters=600_000))
+    bad = cache.repo("org/bad")
+    bad.revision(model_files())
+    bad.truncated_blob(WEIGHTS)
+    found = asked(cache, config("org/small", "org/large", "org/bad"))
+
+    def keys(*filters: str, sort: str | None = None) -> list[str]:
+        return [model.key for model in select_rows(found, filters, sort).models]
+
+    assert keys(sort="size")[0] == "large"
+    assert keys(sort="name") == ["bad", "large", "small"]
+    assert keys(sort="state")[0] == "bad"
+    assert keys("size>1MB") == ["large"]
+    assert keys("state=cached", "name=SMALL") == ["small"]
+    assert keys("state!=cached") == ["bad"]
+    assert keys("used>30d") == []
+    assert len(select_rows(found, ["type=dataset"], None).repos) == 0
+
+
+def test_a_tree_without_its_model_files_counts_shared_blobs_once(cache: CacheBuilder) -> None:
+    shared = {WEIGHTS: "ab" * 32}
+    for name in ("org/one", "org/two"):
+        cache.repo(name).revision(model_files(), shared={WEIGHTS}, xet=shared)
+    found = asked(cache, config("org/one", "org/two"))
+    assert found.models[0].size == found.models[1].size
+    assert found.models[0].state == found.models[1].state == "cached"
+
+
+def test_the_status_survives_its_own_json(cache: CacheBuilder) -> None:
+    cache.repo("org/name").revision(model_files())
+    found = asked(cache, config("org/name"))
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Status) == found
+
+
+def test_a_damaged_model_is_still_sized_by_what_is_there(cache: CacheBuilder) -> None:
+    repo = cache.repo("org/name")
+    files = model_files()
+    repo.revision(files)
+    repo.dangling_link(WEIGHTS)
+    model = one(cache, config("org/name"))
+    assert model.state == "damaged"
+    assert model.damaged_files == (WEIGHTS,)
+    assert model.size == sum(len(data) for name, data in files.items() if name != WEIGHTS)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "space"])
+def test_repos_of_other_types_are_listed_but_are_no_models(cache: CacheBuilder, kind: str) -> None:
+    cache.repo("org/name", kind).revision({"README.md": b"x"})  # type: ignore[arg-type]
+    found = asked(cache, config("org/name"))
+    assert found.models[0].state == "missing"
+    assert [(repo.repo, repo.type, repo.state) for repo in found.repos] == [
+        ("org/name", kind, "cached")
+    ]

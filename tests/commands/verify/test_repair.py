@@ -1,0 +1,255 @@
+"""`verify --repair` mends every kind of damage with no more bytes than that takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.caches import CacheBuilder, Entry, fingerprint
+from tests.kit.contents import Content
+from tests.kit.damages import FILES, GOOD, SEEN_BY_HASHING, SEEN_BY_LOOKING, SIZE, WEIGHTS
+from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
+from tests.kit.hub import LoopbackHub
+from tests.kit.hub_process import Hub, HubProcess, served
+from tests.kit.pulls import QUICK, REPO, config, content, environment, expected, lies, pull
+from vlmcache.cache.scan import scan
+from vlmcache.change.names import find_targets
+from vlmcache.change.plan import Fetch
+from vlmcache.commands.verify.repair import Run, repair
+from vlmcache.config import CacheLocation, read_environment
+from vlmcache.errors import ExitCode
+
+DAMAGE = SEEN_BY_LOOKING | SEEN_BY_HASHING
+
+
+def mend(hub: Hub, cache: Path, *, dry_run: bool = False, **extra: str) -> Run:
+    where = environment(hub, cache)
+    if extra:
+        where = read_environment(where.variables | extra, str(cache.parent))
+    location = CacheLocation(str(cache), "test")
+    return repair(where, config(), location, max_age=60.0, dry_run=dry_run, patience=QUICK)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_mended_with_only_the_bytes_that_are_bad(
+    mending_hub: LoopbackHub, tmp_path: Path, kind: str
+) -> None:
+    cache = tmp_path / "cache"
+    repo = CacheBuilder(cache).repo(REPO)
+    repo.revision(FILES)
+    right = fingerprint(cache)
+    good = repo.blob(GOOD).stat()
+    damage, size = DAMAGE[kind]
+    damage(repo)
+    planned = mend(mending_hub, cache, dry_run=True)
+    assert planned.value.receipt is None
+    assert mending_hub.bytes_sent() == 0
+    run = mend(mending_hub, cache)
+    assert run.error is None
+    assert run.value.plan == planned.value.plan
+    assert run.value.receipt is not None
+    assert run.value.receipt.fetched == mending_hub.bytes_sent() == size
+    assert run.value.receipt.whole
+    assert run.value.remaining == ()
+    assert lies(cache) == []
+    assert fingerprint(cache) == right
+    after = repo.blob(GOOD).stat()
+    assert (after.st_ino, after.st_mtime_ns) == (good.st_ino, good.st_mtime_ns)
+
+
+def test_the_commit_stays_although_the_hub_has_a_newer_one(
+    mending_hub: LoopbackHub, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    repo = CacheBuilder(cache).repo(REPO)
+    commit = repo.revision(FILES)
+    mending_hub._repos["model", REPO].commit({**FILES, "config.json": b"{}"})
+    repo.flipped_bit(WEIGHTS)
+    repo.ref_with_newline()
+    assert mend(mending_hub, cache).error is None
+    assert (repo.refs / "main").read_text() == commit
+    assert os.listdir(repo.snapshots) == [commit]
+
+
+def test_a_blob_that_two_revisions_share_is_fetched_once(
+    mending_hub: LoopbackHub, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    repo = CacheBuilder(cache).repo(REPO)
+    repo.revision(FILES, refs=())
+    second: dict[str, Content] = {**FILES, "config.json": b"{}"}
+    mending_hub._repos["model", REPO].commit(second)
+    repo.revision(second)
+    right = fingerprint(cache)
+    repo.flipped_bit(WEIGHTS)
+    run = mend(mending_hub, cache)
+    assert run.error is None
+    assert mending_hub.bytes_sent() == SIZE
+    assert fingerprint(cache) == right
+
+
+def test_bad_content_of_the_shared_store_is_mended_for_every_repo_at_once(
+    mending_hub: LoopbackHub, tmp_path: Path
+) -> None:
+    builder = CacheBuilder(tmp_path / "cache")
+    for name in (REPO, "org/two"):
+        if name != REPO:
+            mending_hub.add_repo(name).commit(FILES)
+        builder.repo(name).revision(FILES, shared=[WEIGHTS], xet={WEIGHTS: "ab" * 32})
+    right = fingerprint(builder.root)
+    repo = builder.repo(REPO)
+    repo.revision(FILES, refs=(), commit="a" * 40, xet={WEIGHTS: "ab" * 32})
+    snapshot = repo.snapshots / ("a" * 40)
+    repo.flipped_bit(WEIGHTS)
+    for path in (*snapshot.rglob("*"), repo.trees / f"{'a' * 40}.json"):
+        if not path.is_dir() or path.is_symlink():
+            path.unlink()
+    (snapshot / "sub").rmdir()
+    snapshot.rmdir()
+    run = mend(mending_hub, builder.root)
+    assert run.error is None
+    assert mending_hub.bytes_sent() == SIZE
+    assert fingerprint(builder.root) == right
+
+
+def test_a_bad_blob_that_nothing_links_to_is_removed(
+    mending_hub: LoopbackHub, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    repo = CacheBuilder(cache).repo(REPO)
+    repo.revision(FILES)
+    good, bad = repo.orphan_blob(b"good"), repo.orphan_blob(b"bad!")
+    bad.write_bytes(b"worse")
+    run = mend(mending_hub, cache)
+    assert run.error is None
+    assert run.value.receipt is not None
+    assert run.value.receipt.freed > 0
+    assert good.exists()
+    assert not bad.exists()
+
+
+def test_offline_it_says_what_it_would_need_and_changes_nothing(
+    mending_hub: LoopbackHub, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    repo = CacheBuilder(cache).repo(REPO)
+    repo.revision(FILES)
+    repo.flipped_bit(WEIGHTS)
+    before = fingerprint(cache)
+    run = mend(mending_hub, cache, HF_HUB_OFFLINE="1")
+    assert run.error is not None
+    assert run.error.exit_code == ExitCode.HUB
+    assert "20 kB" in run.error.message
+    assert WEIGHTS in run.error.message
+    assert run.value.plan is not None
+    assert [type(action) for action in run.value.plan.actions] == [Fetch]
+    assert fingerprint(cache) == before
+    repo.flipped_bit(WEIGHTS)
+    repo.dangling_link(WEIGHTS)
+    assert mend(mending_hub, cache, HF_HUB_OFFLINE="1").error is None
+
+
+def test_what_the_hub_no_longer_has_is_told_and_the_rest_is_mended(
+    mending_hub: LoopbackHub, tmp_path: Path
+) -> None:
+    builder = CacheBuilder(tmp_path / "cache")
+    gone = builder.repo("org/gone")
+    gone.revision(FILES)
+    gone.flipped_bit(WEIGHTS)
+    repo = builder.repo(REPO)
+    repo.revision(FILES)
+    repo.flipped_bit(WEIGHTS)
+    run = mend(mending_hub, builder.root)
+    assert run.error is not None
+    assert run.value.remaining == (str(gone.blob(WEIGHTS)),)
+
+
+SMALL: dict[str, Content] = {"config.json": b"{1}", WEIGHTS: b"weights" * 100}
+
+
+@pytest.fixture(scope="module")
+def served_hub() -> Iterator[HubProcess]:
+    with served({REPO: SMALL}) as hub:
+        yield hub
+
+
+class Repair(Subject[Run]):
+    """A wrong blob, a dangling link and a ref with a newline are mended."""
+
+    command = "verify --repair"
+
+    def __init__(self, hub: Hub, right: dict[str, Entry]) -> None:
+        self.hub = hub
+        self.right = right
+        self.before: set[str] = set()
+
+    def begin(self, place: Path) -> None:
+        repo = CacheBuilder(place / "cache").repo(REPO)
+        repo.revision(SMALL)
+        repo.flipped_bit(WEIGHTS)
+        repo.dangling_link("config.json")
+        repo.ref_with_newline()
+        self.before = set(lies(place / "cache"))
+
+    def run(self, place: Path) -> Run:
+        return mend(self.hub, place / "cache")
+
+    def hold(self, place: Path, answer: Run | None) -> None:
+        assert set(lies(place / "cache")) <= self.before
+        if answer is not None and answer.error is None:
+            assert content(place / "cache") == self.right
+        if answer is not None and answer.error is not None:
+            assert "\n" not in answer.error.message
+            assert "internal" not in answer.error.message
+
+    def again(self, place: Path) -> None:
+        assert self.run(place).error is None
+        assert content(place / "cache") == self.right
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", FAULTS, ids=fault_name)
+def test_a_fault_at_every_call_makes_nothing_worse_and_the_next_repair_finishes(
+    served_hub: HubProcess, tmp_path: Path, fault: Fault
+) -> None:
+    expected(tmp_path / "right", SMALL)
+    try_every(Repair(served_hub, content(tmp_path / "right")), fault, at_least=20)
+
+
+@pytest.mark.parametrize("holds", [False, True])
+@pytest.mark.parametrize("by", ["repair", "pull"])
+def test_a_folder_in_the_place_of_a_link_goes_only_if_it_is_empty(
+    mending_hub: LoopbackHub, tmp_path: Path, by: str, holds: bool
+) -> None:
+    cache = tmp_path / "cache"
+    repo = CacheBuilder(cache).repo(REPO)
+    repo.revision(FILES)
+    right = fingerprint(cache)
+    pointer = repo.pointer(WEIGHTS)
+    pointer.unlink()
+    pointer.mkdir()
+    if holds:
+        (pointer / "mine.txt").write_text("somebody's")
+    before = fingerprint(cache)
+    error = mend(mending_hub, cache).error if by == "repair" else pull(mending_hub, cache).error
+    if not holds:
+        assert error is None
+        assert fingerprint(cache) == right
+        return
+    assert error is not None
+    assert error.message.endswith(f"in the place of a file of the model: {pointer}")
+    assert error.hint == f"vlmcache rm {pointer} removes it, if nobody needs it"
+    assert (pointer / "mine.txt").read_text() == "somebody's"
+    if by == "repair":
+        assert fingerprint(cache) == before
+        dry = mend(mending_hub, cache, dry_run=True)
+        assert dry.error is not None
+        assert dry.error.message == error.message
+    found = scan(cache)
+    assert [
+        (one.path, one.remedy) for one in found.all_findings() if one.code == "stray-folder"
+    ] == [(str(pointer), f"vlmcache rm {pointer}")]
+    assert find_targets(found, config(), [str(pointer)])[0].stray is not None

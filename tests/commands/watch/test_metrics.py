@@ -1,0 +1,184 @@
+"""The metrics are what Prometheus reads, whole at every moment, and answered where told."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import threading
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.kit.caches import CacheBuilder, model_files
+from vlmcache.cache.state import ByClass
+from vlmcache.commands.status.values import CacheSummary
+from vlmcache.commands.watch import metrics
+from vlmcache.commands.watch.values import Download, Event, Look, Program, Snapshot, WatchedModel
+from vlmcache.errors import UsageError
+
+AWKWARD = 'a"b\\c\nd\udce9.bin'
+
+
+def a_look(*events: str) -> Look:
+    cache = CacheSummary(
+        "/c",
+        "--cache-dir",
+        True,
+        "ext4",
+        "daily",
+        30,
+        5,
+        100,
+        10,
+        20,
+        None,
+        ByClass(10, partial=20),
+    )
+    model = WatchedModel("k", "org/m", "model", "main", "partial", 30, 40, (Program(1, "hf"),))
+    twin = WatchedModel("k2", "org/m", "model", "main", "partial", 30, 40, ())
+    download = Download(
+        "org/m", "model", AWKWARD, "e", "/c/e.incomplete", "running", 20, 40, 2.5, 8.0, None
+    )
+    snapshot = Snapshot(
+        datetime(2026, 1, 1, tzinfo=timezone.utc),
+        cache,
+        None,
+        None,
+        True,
+        True,
+        (model, twin),
+        (download,),
+        {"error": 1, "warning": 0, "info": 2},
+    )
+    return Look(snapshot, tuple(Event(kind=kind) for kind in events))  # type: ignore[arg-type]
+
+
+def values(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation
+        for sample in family.samples:
+            key = sample.name, frozenset(sample.labels.items())
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def test_prometheus_reads_the_text_and_its_awkward_names() -> None:
+    exposition = metrics.Exposition()
+    exposition.update(a_look("downloaded"))
+    found = values(exposition.update(a_look("downloaded", "removed")))
+
+    def value(name: str, **labels: str) -> float:
+        return found[f"vlmcache_{name}", frozenset(labels.items())]
+
+    assert value("cache_bytes", **{"class": "partial"}) == 20
+    assert value("filesystem_free_bytes") == 5
+    assert value("low_space") == 1
+    assert value("findings", severity="error") == 1
+    model = {"repo": "org/m", "type": "model", "revision": "main"}
+    assert value("model_state", state="partial", **model) == 1
+    assert value("model_state", state="cached", **model) == 0
+    assert value("downloads", state="running") == 1
+    download = {"repo": "org/m", "type": "model", "partial": "e.incomplete"}
+    name = AWKWARD.replace("\udce9", "\ufffd")
+    assert value("download_received_bytes", file=name, **download) == 20
+    assert value("download_bytes_per_second", file=name, **download) == 2.5
+    assert value("events_total", kind="downloaded") == 2
+    assert value("events_total", kind="removed") == 1
+    assert value("events_total", kind="damaged") == 0
+
+
+def test_a_reader_of_the_file_never_sees_half_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "collector" / "vlmcache.prom"
+    path.parent.mkdir()
+    texts = ["a" * 100_000, "b" * 100_000]
+    metrics.write(str(path), texts[0])
+    stop = threading.Event()
+    seen: set[str] = set()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add(path.read_text())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(40):
+        metrics.write(str(path), texts[number % 2])
+    stop.set()
+    reader.join()
+    assert seen <= set(texts)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "collector" / "vlmcache.prom"
+    path.parent.mkdir()
+    file = metrics.File(str(path), 0)
+    assert file.update("one") is None
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert file.update("two") == f"cannot write {path}: No space left on device"
+    assert path.read_text() == "one"
+    assert os.listdir(path.parent) == [path.name]
+    with pytest.raises(metrics.MetricsError):
+        metrics.File(str(path), 0).update("three")
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("9400", ("127.0.0.1", 9400)),
+        (":9400", ("127.0.0.1", 9400)),
+        ("0.0.0.0:9400", ("0.0.0.0", 9400)),
+        ("localhost:0", ("localhost", 0)),
+        ("[::1]:9400", ("::1", 9400)),
+    ],
+)
+def test_an_address_without_a_host_is_the_loopback(text: str, address: tuple[str, int]) -> None:
+    assert metrics.parse_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["", ":", "x", "host:", "::1:9400", "1:70000", "h:-1", "²"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no address"):
+        metrics.parse_address(text)
+
+
+def ask(url: str, path: str, method: str = "GET") -> tuple[int, str | None, str]:
+    connection = http.client.HTTPConnection(url.split("/")[2], timeout=5)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.getheader("Content-Type"), answer.read().decode()
+    finally:
+        connection.close()
+
+
+def test_metrics_are_answered_and_nothing_else_is() -> None:
+    exposition = metrics.Exposition()
+    text = exposition.update(a_look())
+    with metrics.Endpoint(exposition, "127.0.0.1", 0) as endpoint:
+        assert ask(endpoint.url, "/metrics") == (200, metrics.CONTENT_TYPE, text)
+        assert ask(endpoint.url, "/")[0] == 404
+        assert ask(endpoint.url, "/metrics", "POST")[0] == 501
+        with pytest.raises(metrics.MetricsError, match="cannot listen"):
+            metrics.Endpoint(exposition, "127.0.0.1", int(endpoint.url.split(":")[2].split("/")[0]))
+
+
+def test_the_metrics_of_a_real_cache_are_read(tmp_path: Path) -> None:
+    from vlmcache.commands.watch.watch import watch
+    from vlmcache.config import CacheLocation, shipped_config
+
+    CacheBuilder(tmp_path / "hub").repo("org/name").revision(model_files())
+    look = next(watch(shipped_config(), CacheLocation(str(tmp_path / "hub"), "x"), notify=False))
+    found = values(metrics.Exposition().update(look))
+    states = [key for key, value in found.items() if key[0] == "vlmcache_model_state" and value]
+    assert len(states) == 4

@@ -1,0 +1,371 @@
+"""Looks follow the cache: by the filesystem's word, by polling, and by a clock of our own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.kit.caches import CacheBuilder, CachedRepo, model_files
+from vlmcache.cache import layout
+from vlmcache.cache.mounts import Mount
+from vlmcache.cache.scan import Scanner
+from vlmcache.commands.status import summary
+from vlmcache.commands.watch import values
+from vlmcache.commands.watch import watch as watch_command
+from vlmcache.commands.watch.values import Look
+from vlmcache.commands.watch.watch import watch
+from vlmcache.config import CacheLocation, Config, Limits, ModelConfig
+
+FILES = model_files()
+Steps = list[Callable[[], object]]
+
+
+class Clock:
+    """Time that passes only while somebody waits; before each wait the next step is done."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.seconds = 1000.0
+        self.started = time.time()
+        self.steps = steps
+        self.waits: list[float] = []
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def now(self) -> float:
+        return self.started + self.seconds - 1000.0
+
+    def wait(self, seconds: float, wake: socket.socket | None) -> bool:
+        self.waits.append(seconds)
+        self.seconds += seconds
+        if not self.steps:
+            return False
+        self.steps.pop(0)()
+        return True
+
+
+def configuration(*models: ModelConfig, min_free: int = 0) -> Config:
+    limits = Limits(min_free=min_free)
+    return Config("config.yaml", "--config", {one.key: one for one in models}, limits)
+
+
+def looks(
+    root: Path, steps: Steps, *, config: Config | None = None, notify: bool = False
+) -> tuple[list[Look], Clock]:
+    clock = Clock(steps)
+    found = watch(
+        config or configuration(),
+        CacheLocation(str(root), "--cache-dir"),
+        wait=clock.wait,
+        clock=clock,
+        now=clock.now,
+        notify=notify,
+    )
+    return list(found), clock
+
+
+def kinds(look: Look) -> list[str]:
+    return [event.kind for event in look.events]
+
+
+def nothing() -> None:
+    pass
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> CachedRepo:
+    repo = CacheBuilder(tmp_path / "hub").repo("org/name")
+    repo.revision(FILES)
+    return repo
+
+
+def missing_weights(repo: CachedRepo) -> str:
+    repo.missing_blob("model.safetensors")
+    return repo.file("model.safetensors").etag
+
+
+def test_a_quiet_cache_is_looked_at_once_an_interval(repo: CachedRepo) -> None:
+    found, clock = looks(repo.cache.root, [nothing] * 3)
+    assert clock.waits == [5.0] * 4
+    assert [look.events for look in found] == [()] * 4
+    assert [(m.repo, m.state) for m in found[-1].snapshot.models] == [("org/name", "cached")]
+
+
+def test_polling_finds_what_came_and_went(repo: CachedRepo) -> None:
+    other = repo.cache.repo("org/other")
+    found, _ = looks(
+        repo.cache.root,
+        [
+            nothing,
+            lambda: other.revision({"config.json": b"{}"}),
+            lambda: repo.ref("v1", repo.latest),
+            lambda: shutil.rmtree(repo.folder),
+        ],
+    )
+    assert [kinds(look) for look in found] == [
+        [],
+        [],
+        ["new-revision", "downloaded"],
+        ["new-revision"],
+        ["removed"],
+    ]
+    assert not found[0].snapshot.notified
+
+
+def test_a_quiet_cache_is_not_read_again_while_polling(
+    repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans: list[object] = []
+    scan = Scanner.scan
+
+    def counted(self: object, *arguments: object, **options: object) -> object:
+        scans.append(arguments)
+        return scan(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Scanner, "scan", counted)
+    looks(repo.cache.root, [nothing] * 11)
+    # The first look, and the one that knows no times to compare with.
+    assert len(scans) == 2
+    looks(repo.cache.root, [nothing] * 25)
+    # The same, and everything once after two minutes, in case that something was not told.
+    assert len(scans) == 2 + 3
+
+
+def test_a_download_has_speed_time_left_and_file(repo: CachedRepo) -> None:
+    etag = missing_weights(repo)
+    size = repo.file("model.safetensors").size
+    steps: Steps = [
+        lambda: repo.partial(etag, size=1000),
+        lambda: repo.partial(etag, size=3000),
+        lambda: repo.partial(etag, size=5000),
+    ]
+    found, clock = looks(repo.cache.root, steps)
+    (download,) = found[-1].snapshot.downloads
+    assert (download.repo, download.file) == ("org/name", "model.safetensors")
+    assert (download.size, download.expected_size) == (5000, size)
+    assert download.speed == pytest.approx(2000)
+    assert download.seconds_left == pytest.approx((size - 5000) / 2000)
+    assert clock.waits == [5.0, 1.0, 1.0, 1.0]
+    # An advance is told of once an interval.
+    assert [kinds(look) for look in found] == [[], ["download-started"], ["download-advanced"], []]
+
+
+def test_a_partial_given_its_length_beforehand_counts_what_was_written(repo: CachedRepo) -> None:
+    etag = missing_weights(repo)
+    size = repo.file("model.safetensors").size
+    repo.partial(etag, size=size, sparse=True)
+    found, _ = looks(repo.cache.root, [])
+    assert found[0].snapshot.downloads[0].size == 0
+
+
+@pytest.mark.parametrize("suffix", layout.OTHER_CLIENTS)
+def test_a_download_by_another_program_is_shown_as_one_until_it_is_whole(
+    repo: CachedRepo, suffix: str
+) -> None:
+    etag = missing_weights(repo)
+    size = repo.file("model.safetensors").size
+    steps: Steps = [
+        lambda: repo.partial(etag, size=1000, suffix=suffix),
+        lambda: repo.partial(etag, size=3000, suffix=suffix),
+        lambda: repo.partial(etag, size=size, suffix=suffix).rename(repo.blobs / etag),
+        nothing,
+    ]
+    found, _ = looks(repo.cache.root, steps)
+    (download,) = found[2].snapshot.downloads
+    assert (download.file, download.size) == ("model.safetensors", 3000)
+    assert (download.expected_size, download.state) == (size, "running")
+    told = [["download-started"], ["download-advanced"], ["downloaded"], []]
+    assert [kinds(look) for look in found][1:] == told
+    assert found[3].events[0].files == ("model.safetensors",)
+    assert found[3].snapshot.downloads == ()
+
+
+def test_what_the_rust_client_has_received_is_told_without_a_listing_too(tmp_path: Path) -> None:
+    repo = CacheBuilder(tmp_path / "hub").repo("org/name")
+    repo.partial(size=5_000_008, sparse=True, suffix=".sync.part")
+    found, _ = looks(repo.cache.root, [])
+    (download,) = found[0].snapshot.downloads
+    assert (download.size, download.expected_size) == (0, None)
+
+
+@pytest.mark.parametrize(("age", "state"), [(0, "running"), (60, "left-behind")])
+def test_a_partial_that_nobody_locks_is_judged_by_its_last_write(
+    repo: CachedRepo, age: float, state: str
+) -> None:
+    repo.partial(age=age)
+    found, _ = looks(repo.cache.root, [])
+    assert [one.state for one in found[0].snapshot.downloads] == [state]
+
+
+def test_a_locked_partial_that_does_not_grow_is_stalled_until_its_lock_goes(
+    repo: CachedRepo,
+) -> None:
+    etag = missing_weights(repo)
+    repo.partial(etag, age=60)
+    lock = os.open(repo._lock_file(etag), os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    found, _ = looks(repo.cache.root, [lambda: os.close(lock)])
+    assert [look.snapshot.downloads[0].state for look in found] == ["stalled", "left-behind"]
+    assert kinds(found[1]) == ["download-left-behind"]
+    assert found[1].snapshot.downloads[0].speed is None
+
+
+def test_the_process_that_has_a_model_open_is_named_without_its_arguments(
+    repo: CachedRepo,
+) -> None:
+    code = "import sys; file = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(repo.pointer("model.safetensors")), "--token=secret"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found, _ = looks(repo.cache.root, [])
+    finally:
+        process.communicate()
+    (program,) = found[0].snapshot.models[0].used_by
+    assert program.pid == process.pid
+    assert program.name.startswith("python")
+
+
+def test_the_process_that_writes_a_download_is_named(repo: CachedRepo) -> None:
+    partial = repo.partial()
+    code = "import sys; file = open(sys.argv[1], 'a'); print(flush=True); sys.stdin.read()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, partial], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found, _ = looks(repo.cache.root, [])
+    finally:
+        process.communicate()
+    writer = found[0].snapshot.downloads[0].process
+    assert writer is not None
+    assert writer.pid == process.pid
+
+
+def test_a_configured_model_is_missing_then_partial_then_cached(tmp_path: Path) -> None:
+    cache = CacheBuilder(tmp_path / "hub")
+    repo = cache.repo("org/name")
+    model = ModelConfig("mine", "org/name", expected_size=7)
+
+    def finish() -> None:
+        for name in set(FILES) - {"config.json"}:
+            repo._place(repo.file(name), repo.latest, "symlink", False)
+
+    found, _ = looks(
+        cache.root,
+        [lambda: repo.revision(FILES, downloaded=["config.json"]), finish],
+        config=configuration(model),
+    )
+    rows = [look.snapshot.models[0] for look in found]
+    assert [row.state for row in rows] == ["missing", "partial", "cached"]
+    whole = sum(map(len, FILES.values()))
+    assert [row.expected_size for row in rows] == [7, whole, whole]
+
+
+def test_free_space_that_shrinks_is_told_with_when_it_ends(
+    repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter([9_000_000_000, 8_000_000_000, 7_000_000_000])
+    summarise = summary.summarise
+
+    def shrinking(*arguments: object) -> object:
+        return msgspec.structs.replace(summarise(*arguments), free=next(free))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(watch_command, "summarise", shrinking)
+    found, _ = looks(
+        repo.cache.root, [nothing, nothing], config=configuration(min_free=8_500_000_000)
+    )
+    last = found[-1].snapshot
+    assert last.fill_rate == pytest.approx(2e8)
+    assert last.full_in == pytest.approx(35)
+    assert [look.snapshot.low for look in found] == [False, True, True]
+    assert [kinds(look) for look in found] == [[], ["low-space"], []]
+    error = values.low_space(last, "what helps")
+    assert error is not None
+    assert error.hint == "what helps"
+    assert error.exit_code == 9
+    assert error.message == "7 GB free, less than 8.5 GB"
+    assert values.low_space(found[0].snapshot) is None
+
+
+def test_a_cache_that_is_not_there_yet_is_seen_when_it_comes(tmp_path: Path) -> None:
+    root = tmp_path / "hub"
+
+    def come() -> None:
+        CacheBuilder(root).repo("org/name").revision(FILES)
+
+    found, _ = looks(root, [come, lambda: shutil.rmtree(root), come], notify=True)
+    assert [look.snapshot.cache.exists for look in found] == [False, True, False, True]
+    assert [look.snapshot.notified for look in found] == [False, True, False, True]
+    assert [kinds(look) for look in found][1:3] == [["new-revision", "downloaded"], ["removed"]]
+
+
+def test_a_repo_that_goes_while_it_is_read_is_looked_at_again_soon(
+    repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = Scanner.scan
+    failing = [False, True]
+
+    def racing(self: Scanner, *arguments: object, **options: object) -> object:
+        if failing and failing.pop(0):
+            shutil.rmtree(repo.folder)
+            raise FileNotFoundError(repo.folder)
+        return scan(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Scanner, "scan", racing)
+    found, clock = looks(repo.cache.root, [nothing, nothing])
+    assert [kinds(look) for look in found] == [[], [], ["removed"]]
+    assert clock.waits == [5.0, 1.0, 5.0]
+
+
+def test_on_a_network_filesystem_the_cache_is_polled(
+    repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_command, "mount_of", lambda path: Mount("/", "nfs4", frozenset()))
+    found, _ = looks(repo.cache.root, [repo.partial], notify=True)
+    assert not found[0].snapshot.notified
+    assert kinds(found[1]) == ["download-started"]
+
+
+def test_where_the_system_cannot_tell_of_changes_the_cache_is_polled(
+    repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: str) -> None:
+        raise OSError(28, "OS file watch limit reached")
+
+    monkeypatch.setattr(watch_command, "Notifications", refuse)
+    found, _ = looks(repo.cache.root, [repo.partial], notify=True)
+    assert not found[0].snapshot.notified
+    assert kinds(found[1]) == ["download-started"]
+
+
+def told(events: Iterator[Look], kind: str) -> float:
+    """Return the seconds until something is told."""
+    began = time.monotonic()
+    for look in events:
+        if kind in kinds(look):
+            return time.monotonic() - began
+    raise AssertionError("the looks ended")
+
+
+def test_the_filesystem_wakes_a_look_long_before_the_interval_is_over(repo: CachedRepo) -> None:
+    location = CacheLocation(str(repo.cache.root), "--cache-dir")
+    with closing(watch(configuration(), location, interval=60)) as found:
+        assert next(found).snapshot.notified
+        repo.partial()
+        assert told(found, "download-started") < 30
+        shutil.rmtree(repo.folder)
+        assert told(found, "removed") < 30

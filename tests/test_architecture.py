@@ -1,0 +1,165 @@
+"""The package is built as ARCHITECTURE.md says: few rooms, few arrows between them, no cycle."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import vlmcache
+
+SOURCE = Path(vlmcache.__file__).parent
+MOST_ROOMS = 18
+MOST_ARROWS = 75
+
+
+def _modules() -> dict[str, Path]:
+    """Return each module's name without the package's -> its file."""
+    found: dict[str, Path] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = _modules()
+
+
+def _imports_of(module: str) -> set[str]:
+    """Return the modules that one imports, in functions and for types too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [
+                name if _module(name) in MODULES else node.module
+                for name in (f"{node.module}.{alias.name}" for alias in node.names)
+            ]
+        found.update(one for one in map(_module, names) if one in MODULES)
+    return found - {module}
+
+
+def _module(name: str) -> str | None:
+    """Return the name without the package's, `None` for what is not of the package."""
+    package, _, rest = name.partition(".")
+    return rest if package == "vlmcache" else None
+
+
+IMPORTS = {module: _imports_of(module) for module in MODULES}
+
+
+BASE = ("config", "errors", "units", "progress", "threads")
+
+
+def _room(module: str) -> str:
+    """Return the folder below the package or `commands` that a module lies in.
+
+    Of the modules that lie in none, those that every room needs are one room, and those that
+    people import are another.
+    """
+    parts = module.split(".")
+    if parts[0] == "commands":
+        return ".".join(parts[:2])
+    if module and SOURCE.joinpath(parts[0]).is_dir():
+        return parts[0]
+    return "base" if module in BASE else "vlmcache"
+
+
+def _arrows() -> dict[tuple[str, str], list[str]]:
+    """Return (room, room that it imports) -> the imports.
+
+    What every room needs is not counted as imported: that would count the rooms again.
+    """
+    arrows: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for module, imports in IMPORTS.items():
+        for other in imports:
+            if _room(module) != _room(other) != "base":
+                arrows[_room(module), _room(other)].append(f"{module or 'vlmcache'} -> {other}")
+    return arrows
+
+
+def _cycles() -> list[list[str]]:
+    """Return the groups of modules of which each imports each of the others in the end (Tarjan)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    groups: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for other in sorted(IMPORTS[module]):
+            if other not in index:
+                visit(other)
+                low[module] = min(low[module], low[other])
+            elif other in stack:
+                low[module] = min(low[module], index[other])
+        if low[module] == index[module]:
+            at = stack.index(module)
+            if len(stack) - at > 1:
+                groups.append(stack[at:])
+            del stack[at:]
+
+    for module in sorted(IMPORTS):
+        if module not in index:
+            visit(module)
+    return groups
+
+
+def test_there_are_few_rooms() -> None:
+    rooms = sorted({_room(module) for module in MODULES if module != "commands"})
+    assert len(rooms) <= MOST_ROOMS, "\n".join([f"{len(rooms)} rooms:", *rooms])
+
+
+def test_few_arrows_lead_from_room_to_room() -> None:
+    arrows = _arrows()
+    lines = [f"{a} -> {b}: {', '.join(sorted(why)[:3])}" for (a, b), why in sorted(arrows.items())]
+    assert len(arrows) <= MOST_ARROWS, "\n".join([f"{len(arrows)} arrows:", *lines])
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """Imports in functions and under TYPE_CHECKING count."""
+    assert _cycles() == []
+
+
+def test_plans_and_values_of_commands_know_no_other_files_of_commands() -> None:
+    pure = {"plan", "values"}
+    wrong = [
+        f"{module} -> {other}"
+        for module, imports in IMPORTS.items()
+        if module.startswith("commands.") and module.rpartition(".")[2] in pure
+        for other in imports
+        if other.startswith("commands.") and other.rpartition(".")[2] not in pure
+    ]
+    assert wrong == []
+
+
+def test_only_the_command_line_imports_views() -> None:
+    wrong = [
+        f"{module} -> {other}"
+        for module, imports in IMPORTS.items()
+        if not module.startswith("cli.")
+        for other in imports
+        if other.rpartition(".")[2] == "view"
+    ]
+    assert wrong == []
+
+
+def test_no_module_of_the_package_is_taken_for_a_test() -> None:
+    names = {module: module.rpartition(".")[2] for module in MODULES}
+    assert [
+        m for m, name in names.items() if name.startswith("test_") or name.endswith("_test")
+    ] == []
+
+
+def test_no_module_at_the_top_hides_a_public_name() -> None:
+    """Importing `vlmcache.x` puts the module in the place of what the package offers as `x`."""
+    assert set(vlmcache.__all__) & set(MODULES) == set()
+
+
+if __name__ == "__main__":  # `python -m tests.test_architecture` draws the figures
+    print(f"{len({_room(m) for m in MODULES if m != 'commands'})} rooms, {len(_arrows())} arrows")
+    for (room, other), imports in sorted(_arrows().items()):
+        print(f"{room} -> {other}: {', '.join(sorted(imports))}")
