@@ -50,7 +50,7 @@ def _module(name: str) -> str | None:
 IMPORTS = {module: _imports_of(module) for module in MODULES}
 
 
-BASE = ("config", "errors", "units", "progress", "threads")
+BASE = ("config", "errors", "progress", "report", "threads", "units")
 
 
 def _room(module: str) -> str:

@@ -6,7 +6,7 @@ import difflib
 import io
 import os
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -166,6 +166,30 @@ class CacheLocation(msgspec.Struct, frozen=True):
     source: str
     conflicts: tuple[str, ...] = ()
     """Sentences about settings that disagree with the choice."""
+
+
+class Session(NamedTuple):
+    """What a command works on; the first argument of every command's function."""
+
+    environment: Environment
+    config: Config
+    cache: CacheLocation
+
+
+def open_session(config: str | None = None, cache_dir: str | None = None) -> Session:
+    """Return what commands work on.
+
+    Args:
+        config: the config.yaml to use; the first one found if not given.
+        cache_dir: the hub cache; the one that the environment names if not given.
+
+    Raises:
+        ConfigError: the configuration or the `.env` cannot be read.
+    """
+    environment = read_environment()
+    return Session(
+        environment, load_config(config, environment), locate_cache(cache_dir, environment)
+    )
 
 
 def is_on(value: str | None) -> bool:

@@ -64,6 +64,9 @@ class VlmcacheError(Exception):
         self.message = message
         self.hint = hint
 
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message} ({self.hint})"
+
 
 class UsageError(VlmcacheError):
     """The command line asks for something that makes no sense."""

@@ -14,7 +14,7 @@ from vlmcache.units import parse_duration, parse_size
 if TYPE_CHECKING:
     import msgspec
 
-    from vlmcache.config import CacheLocation, Config, Environment
+    from vlmcache.config import Session
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -113,23 +113,12 @@ class Answer(NamedTuple):
         return self.error.exit_code if self.error is not None else self.code
 
 
-class Session(NamedTuple):
-    """Configuration and cache that a command works on."""
-
-    environment: Environment
-    config: Config
-    cache: CacheLocation
-
-
 def open_session(config: str | None, cache_dir: str | None) -> Session:
     """Return what a command works on.
 
     Raises:
         ConfigError: the configuration or the `.env` cannot be read.
     """
-    from vlmcache.config import load_config, locate_cache, read_environment
+    from vlmcache import config as settings
 
-    environment = read_environment()
-    return Session(
-        environment, load_config(config, environment), locate_cache(cache_dir, environment)
-    )
+    return settings.open_session(config, cache_dir)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,13 +15,15 @@ from vlmcache.cli.options import (
     Models,
     Output,
     Quiet,
-    Session,
     Verbose,
     Yes,
     open_session,
     size_option,
 )
 from vlmcache.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
