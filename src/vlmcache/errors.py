@@ -34,15 +34,15 @@ _MEANINGS = {
     ExitCode.DONE: "done",
     ExitCode.FAILED: "failed",
     ExitCode.USAGE: "usage or configuration",
-    ExitCode.PARTLY: "done in part",
-    ExitCode.DAMAGE: "damage or missing found",
+    ExitCode.PARTLY: "partly done",
+    ExitCode.DAMAGE: "damaged or missing files found, or --check not met",
     ExitCode.UNCONFIRMED: "needs confirmation (no terminal and no --yes)",
     ExitCode.BUSY: "busy: in use or locked",
     ExitCode.NO_MODEL: "no such model",
     ExitCode.HUB: "hub unreachable, offline, or access denied",
     ExitCode.SPACE: "not enough space",
     ExitCode.CHANGED: "the cache changed since the plan was made",
-    ExitCode.UNLOADABLE: "the model cannot be loaded so",
+    ExitCode.UNLOADABLE: "the model cannot be loaded with these settings (memory, precision, device, missing package)",
     ExitCode.INTERRUPTED: "interrupted",
     ExitCode.TERMINATED: "terminated",
 }
@@ -118,7 +118,7 @@ class PartlyError(VlmcacheError):
 
 
 class UnloadableError(VlmcacheError):
-    """A model cannot be loaded so."""
+    """A model cannot be loaded with these settings."""
 
     code = "unloadable"
     exit_code = ExitCode.UNLOADABLE
