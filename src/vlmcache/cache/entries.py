@@ -84,10 +84,11 @@ class Tally:
 
 
 class Notes:
-    """Findings and strays of one repo, or of the cache itself."""
+    """Findings, strays and bytes of one repo, or of the cache itself."""
 
     def __init__(self, repo: str | None) -> None:
         self.repo = repo
+        self.tally = Tally()
         self.findings: list[Finding] = []
         self.strays: list[Stray] = []
 
@@ -216,7 +217,7 @@ def _stats_one_by_one(path: str, entries: list[os.DirEntry[str]], notes: Notes) 
     return found
 
 
-def add_below(path: str, kind: ByteClass, tally: Tally, notes: Notes) -> tuple[int, int]:
+def add_below(path: str, kind: ByteClass, notes: Notes) -> tuple[int, int]:
     """Count everything below a folder as one class.
 
     Returns:
@@ -226,7 +227,7 @@ def add_below(path: str, kind: ByteClass, tally: Tally, notes: Notes) -> tuple[i
     pending = [path]
     while pending:
         for entry, stat in read_entries(pending.pop(), notes):
-            allocated += tally.add(kind, stat)
+            allocated += notes.tally.add(kind, stat)
             if modes.S_ISDIR(stat.st_mode):
                 pending.append(entry.path)
             else:
@@ -243,7 +244,6 @@ def is_left_behind(name: str, stat: os.stat_result) -> bool:
 def add_stray(
     entry: os.DirEntry[str],
     stat: os.stat_result,
-    tally: Tally,
     notes: Notes,
     *,
     leftover: bool | None = None,
@@ -253,10 +253,10 @@ def add_stray(
     if leftover is None:
         leftover = is_left_behind(entry.name, stat)
     kind: ByteClass = "partial" if leftover else "foreign"
-    allocated, size = tally.add(kind, stat), stat.st_size
+    allocated, size = notes.tally.add(kind, stat), stat.st_size
     folder = modes.S_ISDIR(stat.st_mode)
     if folder:
-        below, size = add_below(entry.path, kind, tally, notes)
+        below, size = add_below(entry.path, kind, notes)
         allocated += below
     notes.strays.append(
         Stray(
