@@ -126,9 +126,9 @@ def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage
     content: dict[tuple[int, int], str] = {}
     for repo in state.repos:
         if folders is None or repo.folder in folders:
-            content.update(_content_of(state, repo))
-    for stray in state.strays:
-        content[stray.device, stray.inode] = stray.path
+            content.update(content_of(state, repo))
+            content.update(((stray.device, stray.inode), stray.path) for stray in repo.strays)
+    content.update(((stray.device, stray.inode), stray.path) for stray in state.strays)
     locks: dict[tuple[int, int], str] = {}
     held: list[str] = []
     for folder, found in state.locks.items():
@@ -146,7 +146,8 @@ def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage
     return find_users(content, held, locks)
 
 
-def _content_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int], str]]:
+def content_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int], str]]:
+    """Yield (device, inode) and real path of all that a process may have open of a repo."""
     base = os.path.realpath(repo.path)
     for blob in repo.blobs.values():
         yield (blob.device, blob.inode), layout.blob_path(base, blob.name)
@@ -155,8 +156,6 @@ def _content_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int]
             yield (shared.device, shared.inode), os.path.realpath(shared.path)
     for partial in repo.partials:
         yield (partial.device, partial.inode), layout.blob_path(base, partial.name)
-    for stray in repo.strays:
-        yield (stray.device, stray.inode), stray.path
     for revision in repo.revisions:
         for file in revision.files:
             if file.kind == "copy":
