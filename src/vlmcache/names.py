@@ -81,7 +81,7 @@ class Names:
             self._ids.setdefault((kind, repo_id.casefold()), set()).add(repo_id)
 
     def is_key(self, text: str) -> bool:
-        """Return whether a text is a key of config.yaml, and means what is configured there.
+        """Return whether a string is a key of config.yaml, and means what is configured there.
 
         Raises:
             UsageError: it is several repos' id in another case.
@@ -126,8 +126,8 @@ class Names:
         """Return the model that a command's MODEL means, at the revision that is asked for.
 
         Raises:
-            UnknownModelError: no such key, and the text is not a repo id with an owner; only ids in
-                the place may be without one (`gpt2`).
+            UnknownModelError: no such key, and the string is not a repo id with an owner; only ids
+                in the place may be without one (`gpt2`).
             UsageError: as `resolve` does.
         """
         named = self.resolve(text)
@@ -209,7 +209,7 @@ def find_model(config: Config, text: str, cached: Iterable[str] = ()) -> ModelCo
         cached: ids of the models in the cache; only these may be without an owner (`gpt2`).
 
     Raises:
-        UnknownModelError: no such key, and the text is not a repo id with an owner.
+        UnknownModelError: no such key, and the string is not a repo id with an owner.
         UsageError: the revision cannot be one, or the name can be two repos.
     """
     return _names(config, cached).model(text)

@@ -114,7 +114,7 @@ def pace_text(size: int, seconds: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Return seconds as the largest whole unit that people would say: `3 days`, `5 min`."""
+    """Return seconds as the largest unit that people would say: `3 days`, `5 min`."""
     for name, length in (("day", 86400), ("hour", 3600)):
         if seconds >= length:
             count = int(seconds // length)
@@ -132,7 +132,7 @@ def command(name: str, *words: str) -> str:
 
 
 def did_you_mean(text: str, known: Iterable[str], most: int = 3) -> str | None:
-    """Return the question that names what comes close to a text; `None` if nothing does.
+    """Return the question that names what comes close to a string; `None` if nothing does.
 
     Args:
         text: what was typed.

@@ -26,7 +26,7 @@ _HAS_BLOCKS = hasattr(os.stat_result, "st_blocks")
 def allocated_bytes(stat: os.stat_result) -> int:
     """Return what an entry occupies on its disk, as `du` counts it.
 
-    Windows does not tell in a stat; there it is the length.
+    Windows does not say it in a stat; there it is the length.
     """
     return stat.st_blocks * 512 if _HAS_BLOCKS else stat.st_size
 
@@ -110,7 +110,7 @@ class Notes:
         self.error(UNREADABLE, path, detail, units.command("doctor"))
 
     def could_read(self, path: str) -> bool:
-        """Whether a folder and all below it could be read, as far as it was looked at."""
+        """Whether a folder and all below it could be read, as far as it was read."""
         return not any(
             finding.code == UNREADABLE and f"{finding.path}{os.sep}".startswith(path + os.sep)
             for finding in self.findings

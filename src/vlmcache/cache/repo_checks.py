@@ -41,7 +41,7 @@ def _check_refs(content: RepoContent) -> None:
 
 
 def _check_sizes(content: RepoContent) -> None:
-    """Compare what is there with what the listing says, and find blobs that lost all bytes."""
+    """Compare the files with what the listing says, and find blobs that lost all bytes."""
     reported: set[str] = set()
     for revision in content.revisions:
         tree = revision.tree
@@ -171,13 +171,13 @@ def _disown(content: RepoContent, blob: Blob) -> None:
 def _find_lost_links(content: RepoContent, loose: Collection[str]) -> None:
     """Report content that a snapshot's listing names, and that nothing links to."""
     for revision in content.revisions:
-        there = {file.name for file in revision.files}
+        linked = {file.name for file in revision.files}
         lost = [
             name
             for name, listed in (revision.tree or {}).items()
-            if listed.etag in loose and name not in there and content.holds(listed)
+            if listed.etag in loose and name not in linked and content.holds(listed)
         ]
-        if lost and there:
+        if lost and linked:
             more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
             detail = f"the content is here, and its link is missing: {', '.join(lost[:3])}{more}"
             content.notes.warning("lost-link", revision.path, detail, content.repair)

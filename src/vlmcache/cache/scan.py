@@ -1,8 +1,8 @@
-"""From a folder to a `CacheState`: every entry looked at once, damage turned into findings.
+"""From a folder to a `CacheState`: every entry read once, damage turned into findings.
 
 The scan reads names, stats, link targets, refs and tree listings; it opens no weights and changes
-nothing, access times included. Whatever it meets, it goes on: a place that cannot be read becomes a
-finding, its own bytes are counted, and the rest is listed.
+nothing, access times included. Whatever it meets, it continues: a place that cannot be read becomes
+a finding, its own bytes are counted, and the rest is listed.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _CacheScan:
                 self.root.read(entry, stat)
         for entry, stat in repos:
             if self.only is None or entry.name in self.only:
-                # A repo that is removed while the cache is read is none of it any more.
+                # A repo that is removed while the cache is read is not part of it anymore.
                 with suppress(FileNotFoundError):
                     self._read_repo(entry.name, stat)
         if self.only is None:
@@ -195,7 +195,7 @@ def _without_collection() -> Iterator[None]:
 
 
 class Scanner:
-    """Scans one cache again and again, and reads only what is told to have changed.
+    """Scans one cache again and again, and reads only what is said to have changed.
 
     Args:
         cache_dir: the hub cache's folder; it may be absent.
@@ -222,7 +222,7 @@ class Scanner:
             only: the repo folders to read; all of them if not given.
 
         Raises:
-            ConfigError: the path exists and is no folder.
+            ConfigError: the path exists and is not a folder.
             CacheError: the folder cannot be read: what it holds is not known.
         """
         now = time.time() if now is None else now
@@ -258,11 +258,11 @@ class Scanner:
 
 
 def _is_there(path: str) -> bool:
-    """Return whether the cache's folder is there.
+    """Return whether the cache's folder exists.
 
     Raises:
-        ConfigError: something else is.
-        CacheError: that cannot be told.
+        ConfigError: something else has its name.
+        CacheError: that cannot be known.
     """
     try:
         folder = modes.S_ISDIR(os.stat(path).st_mode)
@@ -284,7 +284,7 @@ def _is_there(path: str) -> bool:
 
 def _unreadable_cache(path: str, reason: str) -> CacheError:
     return CacheError(
-        f"the cache cannot be read: {reason}: {path}", "'vlmcache doctor' tells whose it is"
+        f"the cache cannot be read: {reason}: {path}", "'vlmcache doctor' shows whose it is"
     )
 
 
@@ -303,7 +303,7 @@ def scan(
             known only from all of them (users of shared blobs, sums) is then left out.
 
     Raises:
-        ConfigError: the path exists and is no folder.
+        ConfigError: the path exists and is not a folder.
         CacheError: the folder cannot be read: what it holds is not known.
     """
     return Scanner(cache_dir).scan(now=now, only=only)

@@ -23,7 +23,7 @@ from vlmcache.cache.state import File, FileKind, Revision
 _NEVER_EMPTY = (".json", ".safetensors", ".gguf", ".bin")
 """Endings of a model's files that make no sense without content."""
 _LONGEST_STUB = 512
-"""Bytes beyond which no file is taken for the text of a link."""
+"""Bytes beyond which no file is taken for the target of a link."""
 
 
 def read_snapshots(content: RepoContent, path: str) -> None:
@@ -129,7 +129,7 @@ def _read_snapshot(
 def _regular_file(
     content: RepoContent, commit: str, name: str, entry: os.DirEntry[str], stat: os.stat_result
 ) -> File:
-    """A file of a snapshot that is no link: its content, or what was left of its link."""
+    """A file of a snapshot that is not a link: its content, or what was left of its link."""
     listed = content.trees.get(commit, {}).get(name)
     blob, detail = None, f"{name} is an empty file in place of its link"
     if stat.st_size:
@@ -165,21 +165,21 @@ def _blob_of_text(path: str, depth: int, stat: os.stat_result) -> str | None:
 def _odd_link(
     content: RepoContent, commit: str, name: str, path: str, stat: os.stat_result
 ) -> File:
-    """A snapshot's link that is not the one that the hub writes to a blob that is there."""
+    """A snapshot's link that is not the one that the hub writes to a blob that exists."""
     remedy = content.remedy(commit, name=name)
     # A link to the cache's old place says which blob it means.
     meant = content.blobs.get(read_link(path).replace("\\", "/").rpartition("/")[2])
-    held = meant.name if meant is not None and meant.present else None
-    if held is not None:
+    blob_meant = meant.name if meant is not None and meant.present else None
+    if blob_meant is not None:
         remedy = content.repair
     try:
         target = os.stat(path)
     except FileNotFoundError:
         detail = f"the blob it links to is missing ({name})"
-        if held is not None:
+        if blob_meant is not None:
             detail = f"the link leads to another place than the blob's ({name})"
         content.notes.error("dangling-link", path, detail, remedy)
-        return _file(name, "dangling", stat, held)
+        return _file(name, "dangling", stat, blob_meant)
     except OSError as error:
         if error.errno == errno.ELOOP:
             content.notes.error("link-loop", path, f"the link leads in a circle ({name})", remedy)
@@ -196,7 +196,7 @@ def _odd_link(
         content.notes.error("link-loop", path, detail, remedy)
         return _file(name, "loop", stat)
     content.notes.error("outside-link", path, f"the link leads out of the repo, to {real}", remedy)
-    return _file(name, "outside", stat, held)
+    return _file(name, "outside", stat, blob_meant)
 
 
 def _file(

@@ -116,8 +116,8 @@ def _distinct(groups: Collection[tuple[Process, ...]]) -> tuple[Process, ...]:
 def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage:
     """Return which processes use files and locks of the cache; this process is never among them.
 
-    Linux tells through /proc, by device and inode (see proc_pid_fd(5) and proc_pid_maps(5));
-    elsewhere psutil does, by path.
+    Linux says it through /proc, by device and inode (see proc_pid_fd(5) and proc_pid_maps(5));
+    elsewhere psutil says it, by path.
 
     Args:
         state: the cache as it was scanned.
@@ -283,7 +283,7 @@ def _find_by_psutil(wanted: Mapping[tuple[int, int], str]) -> _Found:
         try:
             mapped = {part.path for part in process.memory_maps()}
         except (psutil.Error, OSError, AttributeError):
-            mapped = set()  # macOS tells no mappings
+            mapped = set()  # macOS names no mappings
         for path in opened | mapped:
             key = paths.get(os.path.normcase(path))
             if key is None:
@@ -314,7 +314,7 @@ def own_uses(
         detached = [revision for revision in repo.revisions if not revision.refs]
         if not detached:
             continue
-        contents = {one.commit: _reads(repo, one) for one in repo.revisions}
+        contents = {revision.commit: _reads(repo, revision) for revision in repo.revisions}
         users: dict[tuple[int, int], set[str]] = {}
         times = []
         for commit, reads in contents.items():

@@ -18,18 +18,23 @@ from vlmcache.errors import UnknownModelError, UsageError
 class Target(msgspec.Struct, frozen=True):
     """One thing that `rm` was asked to remove.
 
-    With a commit it is that revision, else the whole repo, or the stray entry. ref is the ref that
-    was named where it leads to no snapshot. leftovers: what interrupted removals left of the repo.
-    gone: nothing else of the target is there.
+    It is a revision, a complete repo, a ref without a snapshot, or a stray entry.
     """
 
     name: str
+    """What was typed."""
     folder: str | None = None
+    """The name of the repo's folder."""
     commit: str | None = None
+    """The revision, if not the complete repo is meant."""
     ref: str | None = None
+    """The ref that was named, if it leads to no snapshot."""
     stray: Stray | None = None
+    """The entry that is not the hub's, if that is meant."""
     leftovers: tuple[Leftover, ...] = ()
+    """What interrupted removals left of the repo."""
     gone: bool = False
+    """Whether nothing else of the target is left."""
 
 
 def find_targets(
@@ -116,7 +121,9 @@ class _Lookup:
         return None
 
     def _target(self, text: str, folder: str, repo: Repo | None, revision: str | None) -> Target:
-        rest = tuple(one for one in self.state.leftovers if one.repo_folder == folder)
+        rest = tuple(
+            leftover for leftover in self.state.leftovers if leftover.repo_folder == folder
+        )
         if revision is None:
             if repo is not None:
                 return Target(text, folder, leftovers=rest)

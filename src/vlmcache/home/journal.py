@@ -39,7 +39,7 @@ _FORGET_AFTER = 400 * 86400.0
 
 
 class Journal:
-    """The open file, or nothing where it cannot be opened. Use it as a context manager.
+    """The open file, or nothing if it cannot be opened. Use it as a context manager.
 
     Args:
         home: vlmcache's own folder (`config.own_home`).
