@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -35,21 +35,26 @@ _INDEX_DECODER = msgspec.json.Decoder(_Index)
 
 
 def resolve(repo: Repo, revision: str) -> str | None:
-    """Return the commit that a branch, tag, commit or beginning of a commit means in this cache.
+    """Return the commit that a branch, tag, commit or beginning of a commit means in this cache."""
+    commits = [snapshot.commit for snapshot in repo.revisions]
+    is_commit = layout.COMMIT.fullmatch(revision) is not None
+    return commit_named(revision, repo.refs, commits) or (revision if is_commit else None)
 
-    A beginning counts from seven characters on, and only where one snapshot has it.
+
+def commit_named(revision: str, refs: Mapping[str, str], commits: Collection[str]) -> str | None:
+    """Return the commit that a branch, tag, commit or beginning of a commit means.
+
+    A beginning counts from seven characters on, and only if it is that of one commit.
+
+    Args:
+        revision: what was typed.
+        refs: ref -> the commit that it names.
+        commits: the commits that exist.
     """
-    if revision in repo.refs:
-        return repo.refs[revision]
-    if repo.revision(revision) is not None or layout.COMMIT.fullmatch(revision):
-        return revision
-    if len(revision) >= 7:
-        starts = [
-            snapshot.commit for snapshot in repo.revisions if snapshot.commit.startswith(revision)
-        ]
-        if len(starts) == 1:
-            return starts[0]
-    return None
+    if revision in refs or revision in commits:
+        return refs.get(revision, revision)
+    starts = [commit for commit in commits if len(revision) >= 7 and commit.startswith(revision)]
+    return starts[0] if len(starts) == 1 else None
 
 
 def judge(repo: Repo | None, revision: str) -> Judgement:

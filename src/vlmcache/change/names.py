@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.completeness import resolve
+from vlmcache.cache.completeness import commit_named, resolve
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.state import CacheState, Leftover, Repo, Stray
 from vlmcache.config import Config, Names
@@ -138,7 +138,9 @@ class _Lookup:
         if repo is not None and revision in repo.ref_files:
             return Target(text, folder, ref=revision, leftovers=rest)
         for leftover in rest:
-            commit = _interrupted(leftover, revision)
+            # A removal of this revision was interrupted.
+            begun = {*leftover.refs.values(), *leftover.commits}
+            commit = commit_named(revision, leftover.refs, begun)
             if commit is not None:
                 return Target(text, folder, commit, leftovers=rest, gone=True)
         if repo is None:
@@ -148,11 +150,3 @@ class _Lookup:
             f"{repo.id} has no revision {revision} in the cache",
             "it has " + ", ".join(known[:8]) if known else None,
         )
-
-
-def _interrupted(leftover: Leftover, revision: str) -> str | None:
-    """Return the commit that a revision means, if a removal of it was interrupted."""
-    if revision in leftover.refs or len(revision) < 7:
-        return leftover.refs.get(revision)
-    begun = {*leftover.refs.values(), *leftover.commits}
-    return next((commit for commit in begun if commit.startswith(revision)), None)

@@ -25,6 +25,7 @@ from vlmcache.cache.weights import (
     weights_bytes,
     with_overhead,
 )
+from vlmcache.change.names import names_in
 from vlmcache.change.removal_plan import Key
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.filters import parse_filter, select
@@ -44,7 +45,6 @@ from vlmcache.config import (
     Config,
     Environment,
     ModelConfig,
-    find_model,
     own_home,
     read_environment,
     shipped_config,
@@ -75,8 +75,8 @@ def status(
         UnknownModelError: a name is neither a key nor a repo id.
     """
     state = scan(location.dir)
-    cached = [repo.id for repo in state.repos if repo.type == "model"]
-    wanted = [find_model(config, name, cached) for name in names] or list(config.models.values())
+    known_names = names_in(state, config)
+    wanted = [known_names.model(name) for name in names] or list(config.models.values())
     findings = list(state.all_findings())
     findings += (
         Finding("configuration", "warning", None, config.path, warning, None)
