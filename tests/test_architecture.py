@@ -50,7 +50,17 @@ def _module(name: str) -> str | None:
 IMPORTS = {module: _imports_of(module) for module in MODULES}
 
 
-BASE = ("config", "errors", "progress", "report", "threads", "units")
+BASE = (
+    "config",
+    "config_file",
+    "environment",
+    "errors",
+    "names",
+    "progress",
+    "report",
+    "threads",
+    "units",
+)
 
 
 def _room(module: str) -> str:

@@ -109,7 +109,7 @@ def test_a_device_map_can_be_the_number_of_a_device(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"models: {}\n# caf\xe9\n", b"models: {}\n# \x01\n"])
 def test_a_file_that_is_no_text_names_the_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"config\.yaml:2: holds bytes that are no UTF-8"):
+    with pytest.raises(ConfigError, match=r"config\.yaml:2: holds bytes that are not UTF-8"):
         load_config(None, environment(tmp_path))
 
 

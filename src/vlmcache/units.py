@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgtp])(i?)b?|b)\s*", re.IGNORECASE)
 _POWERS = ("", "k", "m", "g", "t", "p")
@@ -120,7 +121,7 @@ def pace_text(size: int, seconds: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Return seconds as the largest whole unit that people would say: `3 days`, `5 min`."""
+    """Return seconds as the largest unit that people would say: `3 days`, `5 min`."""
     for name, length in (("day", 86400), ("hour", 3600)):
         if seconds >= length:
             count = int(seconds // length)
@@ -142,3 +143,17 @@ def of_other_type(kind: str, repo_id: str) -> str:
     import shlex  # only for hints
 
     return shlex.join(["hf", "download", "--repo-type", kind, "--force-download", repo_id])
+
+
+def did_you_mean(text: str, known: Iterable[str], most: int = 3) -> str | None:
+    """Return the question that names what comes close to a string; `None` if nothing does.
+
+    Args:
+        text: what was typed.
+        known: what could have been meant.
+        most: how many of these to name.
+    """
+    import difflib  # only for mistakes
+
+    near = difflib.get_close_matches(text, known, most, 0.5)
+    return f"did you mean {' or '.join(near)}?" if near else None

@@ -23,7 +23,7 @@ from vlmcache.commands.move.move import move
 from vlmcache.commands.remove import facts, values
 from vlmcache.commands.remove.values import Wishes
 from vlmcache.config import CacheLocation
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 
 NAME = "org/name"
 SHARED = os.urandom(20_000)
@@ -294,11 +294,11 @@ def test_our_own_journal_keeps_a_revision_and_its_silence_removes_none(
 ) -> None:
     repo = replaced(place)
     key = str(place.root), "model", NAME, first(repo).name
-    with Memory(place.environment.variables["VLMCACHE_HOME"]) as memory:
+    with Journal(place.environment.variables["VLMCACHE_HOME"]) as memory:
         memory.record_use(*key, "load", time.time() - DAY)
     place.clean()
     assert first(repo).exists()
-    with Memory(place.environment.variables["VLMCACHE_HOME"]) as memory:
+    with Journal(place.environment.variables["VLMCACHE_HOME"]) as memory:
         memory.forget(*key)
         memory.record_use(*key, "pull", time.time() - LONG)
     mounted(monkeypatch, "ext4", "noatime")
@@ -839,7 +839,9 @@ def test_what_stays_is_named_if_a_size_cannot_be_reached(place: Place) -> None:
     place.configure(mine=NAME)
     missed = values.problem(place.clean(Wishes(max_size=0)))
     assert missed is not None
-    assert str(missed).endswith("short of what was asked for: org/name (configured as mine) stays")
+    assert missed.message.endswith(
+        "short of what was asked for: org/name (configured as mine) stays"
+    )
 
 
 def test_a_revision_stays_whose_use_of_other_weights_would_not_show(place: Place) -> None:

@@ -1,7 +1,7 @@
 """The JSON and `-q` output of every command is what it was, unless somebody meant to change it.
 
-`pytest tests/cli/test_documents.py --refresh` writes tests/cli/documents anew; the difference is read
-before it is committed.
+`pytest tests/cli/test_documents.py --refresh` writes tests/cli/documents anew; the difference is
+read before it is committed.
 """
 
 from __future__ import annotations

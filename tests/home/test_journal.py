@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from tests.kit.disks import read_only_view, small_filesystem
-from vlmcache.home.journal import FILE, Memory
+from vlmcache.home.journal import FILE, Journal
 
 KEY = ("model", "org/name", "c" * 40)
 
 
 def remember(home: Path, at: float, what: str = "pull") -> None:
-    with Memory(str(home)) as memory:
+    with Journal(str(home)) as memory:
         memory.record_use("/cache", *KEY, what, at)
 
 
 def uses(home: Path) -> dict[tuple[str, str, str], float]:
-    with Memory(str(home)) as memory:
+    with Journal(str(home)) as memory:
         return memory.uses("/cache")
 
 
@@ -33,7 +33,7 @@ def test_the_latest_use_of_a_revision_is_remembered(tmp_path: Path) -> None:
 
 def test_caches_are_kept_apart_and_a_repo_can_be_forgotten(tmp_path: Path) -> None:
     remember(tmp_path, 10.0)
-    with Memory(str(tmp_path)) as memory:
+    with Journal(str(tmp_path)) as memory:
         assert memory.uses("/other") == {}
         memory.forget("/cache", "model", "org/name", "d" * 40)
         assert memory.uses("/cache") == {KEY: 10.0}

@@ -220,9 +220,9 @@ def every_weight_is_resident_afterwards() -> None:
 
 
 def the_use_is_remembered() -> None:
-    from vlmcache.home.journal import Memory
+    from vlmcache.home.journal import Journal
 
-    with Memory(HOME) as memory:
+    with Journal(HOME) as memory:
         uses = memory.uses(str(CACHE.root))
     assert ("model", "tiny/qwen2", snapshot("tiny/qwen2").name) in uses
 

@@ -23,7 +23,7 @@ from tests.load.conftest import World
 from tests.load.test_report import report
 from vlmcache.config import CacheLocation
 from vlmcache.errors import CrashedError, UnloadableError
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 from vlmcache.load import bench, capacity, reader
 from vlmcache.load.child import crash, run_child
 from vlmcache.load.report import Remembered
@@ -377,7 +377,7 @@ def test_the_loader_is_the_one_that_was_faster_here_beyond_the_spread(world: Wor
     def measured(loader: str, *seconds: float, cpu: str = machine.cpu) -> None:
         (result,) = report(*seconds, loader=loader).results
         there = msgspec.structs.replace(machine, cpu=cpu)
-        with Memory(home) as memory:
+        with Journal(home) as memory:
             at = datetime.now(timezone.utc)
             memory.record_load(msgspec.json.encode(Remembered(at, there, result)))
 

@@ -14,7 +14,7 @@ from tests.load.conftest import World
 from tests.load.test_report import MACHINE, report
 from vlmcache.cli.documents import document_type
 from vlmcache.errors import UnloadableError, UsageError
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 from vlmcache.load import saved
 from vlmcache.load.bench import failure, ids
 from vlmcache.load.report import Failure, LoadReport, Remembered
@@ -129,7 +129,7 @@ def test_failures_without_any_result_end_with_the_code_of_the_first() -> None:
 def test_earlier_results_are_remembered_latest_first_and_told_by_name(world: World) -> None:
     home = str(world.root / "own")
     at = datetime(2026, 1, 1, tzinfo=timezone.utc)
-    with Memory(home) as memory:
+    with Journal(home) as memory:
         for model, cold in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
             (result,) = report(cold, model=model).results
             memory.record_load(msgspec.json.encode(Remembered(at, MACHINE, result)))

@@ -1,4 +1,4 @@
-"""What hf_xet and the libraries of remote code write beside the hub cache, told by its layout.
+"""What hf_xet and the libraries of remote code keep next to the hub cache, by its layout.
 
 hf_xet makes `logs/xet_….log` and a folder for each endpoint (`http___127_0_0_1-fPS9ESocpm7VXpc6`)
 with `chunk-cache`, `shard-cache` and `staging` in it. transformers, datasets, evaluate and
@@ -58,9 +58,11 @@ def library_entries(name: str, folder: str) -> tuple[list[str], list[str]]:
 
 def _is_xet(entry: os.DirEntry[str]) -> bool:
     if entry.name == "logs":
-        return _holds_only(entry, lambda one: one.is_file(follow_symlinks=False), _LOG.fullmatch)
+        return _holds_only(
+            entry, lambda inner: inner.is_file(follow_symlinks=False), _LOG.fullmatch
+        )
     return _ENDPOINT.fullmatch(entry.name) is not None and _holds_only(
-        entry, lambda one: one.is_dir(follow_symlinks=False), _IN_ENDPOINT.__contains__
+        entry, lambda inner: inner.is_dir(follow_symlinks=False), _IN_ENDPOINT.__contains__
     )
 
 
@@ -116,6 +118,6 @@ def _holds_only(
         return False
     try:
         with os.scandir(entry.path) as entries:
-            return all(kind(one) and known(one.name) for one in entries)
+            return all(kind(inner) and known(inner.name) for inner in entries)
     except OSError:
         return False

@@ -1,12 +1,11 @@
 """Which files of a snapshot hold weights that are there once more, by what is in them.
 
 `formats.second_formats` judges names. Here the files are read: the twin must be complete, and
-pickled weights must be the same tensors. In doubt a file is no duplicate.
+pickled weights must be the same tensors. In doubt a file is not a duplicate.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
@@ -78,22 +77,18 @@ def _same_weights(
         if ending == "bin":
             for name in names - set(revision.tree or ()):
                 # Without a listing nobody has compared the file's length.
-                read_pickle(_path(revision, name))
+                read_pickle(revision.file_path(name))
             return words
         stored: dict[str, Stored] = {}
         for name in names:
-            stored |= _read_safetensors(_path(revision, name))
+            stored |= _read_safetensors(revision.file_path(name))
         alike = second.ending != "bin" or all(
-            _agree(_path(revision, name), stored)
+            _agree(revision.file_path(name), stored)
             for name in second.weights.files & here - {second.weights.index_file}
         )
     except (OSError, ValueError):
         return None
     return words if alike else None
-
-
-def _path(revision: Revision, name: str) -> str:
-    return os.path.join(revision.path, *name.split("/"))
 
 
 def _read_safetensors(path: str) -> dict[str, Stored]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from vlmcache import units
 from vlmcache.cache import layout
-from vlmcache.cache.state import UNREADABLE, ByClass, ByteClass, Entry, Finding, Partial, Stray
+from vlmcache.cache.state import UNREADABLE, ByClass, ByteClass, Finding, Partial, Stamp, Stray
 
 STALE_AFTER = 3600.0
 """Seconds without a write after which an unlocked partial download counts as left behind."""
@@ -26,7 +26,7 @@ _HAS_BLOCKS = hasattr(os.stat_result, "st_blocks")
 def allocated_bytes(stat: os.stat_result) -> int:
     """Return what an entry occupies on its disk, as `du` counts it.
 
-    Windows does not tell in a stat; there it is the length.
+    Windows does not say it in a stat; there it is the length.
     """
     return stat.st_blocks * 512 if _HAS_BLOCKS else stat.st_size
 
@@ -36,14 +36,14 @@ def is_stale(partial: Partial, now: float) -> bool:
     return not partial.locked and now - partial.mtime_ns / 1e9 > STALE_AFTER
 
 
-def entry_of(stat: os.stat_result, below: int = 0) -> Entry:
+def entry_of(stat: os.stat_result, below: int = 0) -> Stamp:
     """Return what a stat says of an entry.
 
     Args:
         stat: of the entry itself, links not followed.
         below: allocated bytes of what the entry holds, where these are to be counted with it.
     """
-    return Entry(stat.st_ino, stat.st_mtime_ns, stat.st_size, allocated_bytes(stat) + below)
+    return Stamp(stat.st_ino, stat.st_mtime_ns, stat.st_size, allocated_bytes(stat) + below)
 
 
 class Tally:
@@ -84,10 +84,11 @@ class Tally:
 
 
 class Notes:
-    """Findings and strays of one repo, or of the cache itself."""
+    """Findings, strays and bytes of one repo, or of the cache itself."""
 
     def __init__(self, repo: str | None) -> None:
         self.repo = repo
+        self.tally = Tally()
         self.findings: list[Finding] = []
         self.strays: list[Stray] = []
 
@@ -109,7 +110,7 @@ class Notes:
         self.error(UNREADABLE, path, detail, units.command("doctor"))
 
     def could_read(self, path: str) -> bool:
-        """Whether a folder and all below it could be read, as far as it was looked at."""
+        """Whether a folder and all below it could be read, as far as it was read."""
         return not any(
             finding.code == UNREADABLE and f"{finding.path}{os.sep}".startswith(path + os.sep)
             for finding in self.findings
@@ -216,7 +217,7 @@ def _stats_one_by_one(path: str, entries: list[os.DirEntry[str]], notes: Notes) 
     return found
 
 
-def add_below(path: str, kind: ByteClass, tally: Tally, notes: Notes) -> tuple[int, int]:
+def add_below(path: str, kind: ByteClass, notes: Notes) -> tuple[int, int]:
     """Count everything below a folder as one class.
 
     Returns:
@@ -226,7 +227,7 @@ def add_below(path: str, kind: ByteClass, tally: Tally, notes: Notes) -> tuple[i
     pending = [path]
     while pending:
         for entry, stat in read_entries(pending.pop(), notes):
-            allocated += tally.add(kind, stat)
+            allocated += notes.tally.add(kind, stat)
             if modes.S_ISDIR(stat.st_mode):
                 pending.append(entry.path)
             else:
@@ -243,7 +244,6 @@ def is_left_behind(name: str, stat: os.stat_result) -> bool:
 def add_stray(
     entry: os.DirEntry[str],
     stat: os.stat_result,
-    tally: Tally,
     notes: Notes,
     *,
     leftover: bool | None = None,
@@ -254,10 +254,10 @@ def add_stray(
     if leftover is None:
         leftover = is_left_behind(entry.name, stat)
     kind: ByteClass = "partial" if leftover else "foreign"
-    allocated, size = tally.add(kind, stat), stat.st_size
+    allocated, size = notes.tally.add(kind, stat), stat.st_size
     folder = modes.S_ISDIR(stat.st_mode)
     if folder:
-        below, size = add_below(entry.path, kind, tally, notes)
+        below, size = add_below(entry.path, kind, notes)
         allocated += below
     notes.strays.append(
         Stray(

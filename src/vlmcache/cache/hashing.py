@@ -75,7 +75,7 @@ class _Stopped(Exception):  # noqa: N818 - not a failure: someone asked for it
 
 
 Moved = Callable[[Check, int], None]
-"""Is told, from several threads, how many bytes of a check's file are hashed by now."""
+"""Called from several threads with the number of bytes of a check's file that are hashed by now."""
 
 
 def cores() -> int:
@@ -128,7 +128,7 @@ def hash_all(
     Args:
         checks: the files; the longest are best named first, so that no core idles at the end.
         workers: threads; one a core if not given.
-        moved: is told of the progress.
+        moved: is called with the progress.
     """
     results: queue.SimpleQueue[Judged | Exception] = queue.SimpleQueue()
     pending = iter(checks)

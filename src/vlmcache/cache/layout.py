@@ -7,6 +7,7 @@ The layout is the one that huggingface_hub 2.4 reads and writes: see its `file_d
 
 from __future__ import annotations
 
+import os
 import re
 
 BLOBS = "blobs"
@@ -41,10 +42,10 @@ LEFTOVERS = ".vlmcache-leftovers"
 Each run has a folder of its own in it, which mirrors the cache: `<unique>/<repo folder>/…`.
 """
 WHOLE_REPO = "repo-"
-"""How the unique name begins where whole repos were renamed, and not parts of them."""
+"""How the unique name begins if complete repos were renamed, and not parts of them."""
 
 MOVES = ".vlmcache-moved.json"
-"""File at the top of a destination that tells which repos `move` has brought there."""
+"""File at the top of a destination that names the repos that `move` has brought there."""
 RECORD_SUFFIX = ".moved.json"
 """How the file's name ends that records where `move` has brought one repo of a cache.
 
@@ -52,7 +53,7 @@ It is `.locks/<repo folder>.moved.json`: of all that is in a cache's root, the H
 of every entry but that folder.
 """
 MOVING = ".vlmcache-moving"
-"""Folder at a destination in which `move` gathers what it copies: `<repo folder>/…`."""
+"""Folder at a destination in which `move` stages what it copies: `<repo folder>/…`."""
 
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space", "kernels": "kernel"}
 """Folder prefix of a repo -> its type."""
@@ -87,7 +88,7 @@ _PARTIAL = re.compile(
 )
 _BLOB_LOCK = re.compile(rf"{_BLOB_NAME}{re.escape(LOCK_SUFFIX)}")
 # huggingface_hub 2.4: `file_download.py` (a probe of the umask, refs, a file that is replaced),
-# `_tree_cache.py` (tempfile's names), `utils/_shared_blobs.py`. Ours: `change/placing.py`.
+# `_tree_cache.py` (tempfile's names), `utils/_shared_blobs.py`. Ours: `change/place.py`.
 _TEMPORARY = re.compile(
     r"tmp_[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     rf"|\.(?:{_BLOB_NAME}|link|copy)\.[0-9a-f]{{8}}\.(?:shared|new|old)"
@@ -105,6 +106,36 @@ def repo_folder(kind: str, repo_id: str) -> str:
     return "--".join([f"{kind}s", *repo_id.split("/")])
 
 
+def blob_path(folder: str, name: str) -> str:
+    """Return where a blob of the repo in a folder is."""
+    return os.path.join(folder, BLOBS, name)
+
+
+def ref_path(folder: str, ref: str) -> str:
+    """Return where a ref of the repo in a folder is: `refs/pr/1` is two folders down."""
+    return os.path.join(folder, REFS, *ref.split("/"))
+
+
+def tree_path(folder: str, commit: str) -> str:
+    """Return where the Hub's listing of a commit is, in the folder of its repo."""
+    return os.path.join(folder, TREES, f"{commit}.json")
+
+
+def snapshot_path(folder: str, commit: str) -> str:
+    """Return where the snapshot of a commit is, in the folder of its repo."""
+    return os.path.join(folder, SNAPSHOTS, commit)
+
+
+def file_path(snapshot: str, name: str) -> str:
+    """Return where a file of a snapshot is; its name has forward slashes on every system."""
+    return os.path.join(snapshot, *name.split("/"))
+
+
+def shared_blob_path(cache_dir: str, shared_hash: str) -> str:
+    """Return where a shared blob of a cache is."""
+    return os.path.join(cache_dir, SHARED_STORE, shared_hash[:2], shared_hash)
+
+
 def parse_repo_folder(name: str) -> tuple[str, str] | None:
     """Return (type, repo id) of a repo's folder name, or `None` if it is not one."""
     prefix, separator, rest = name.partition("--")
@@ -114,7 +145,7 @@ def parse_repo_folder(name: str) -> tuple[str, str] | None:
 
 
 def is_repo_id(text: str) -> bool:
-    """Return whether the text is a repo id as the Hub allows them: `name` or `owner/name`.
+    """Return whether a string is a repo id as the Hub allows them: `name` or `owner/name`.
 
     The Hub forbids `--` and `..`, and owners and names of over 96 characters
     (huggingface_hub `utils/_validators.py`).
@@ -128,7 +159,7 @@ def is_repo_id(text: str) -> bool:
 
 
 def is_revision(text: str) -> bool:
-    """Return whether the text can be a branch, tag or commit without leaving `refs/`."""
+    """Return whether a string can be a branch, tag or commit without leaving `refs/`."""
     return (
         _REF.fullmatch(text) is not None
         and all(part not in ("", ".", "..") for part in text.split("/"))
@@ -152,17 +183,17 @@ def file_name_problem(name: str) -> str | None:
     try:
         too_long = len(name.encode()) > 4000 or any(len(part.encode()) > 255 for part in parts)
     except UnicodeEncodeError:
-        return "it is no valid text"
+        return "it is not valid Unicode"
     return "it is too long" if too_long else None
 
 
 def is_etag(text: str) -> bool:
-    """Return whether the text is a hash by which the Hub names a blob: git sha1 or sha256."""
+    """Return whether a string is a hash by which the Hub names a blob: git sha1 or sha256."""
     return _ETAG.fullmatch(text) is not None
 
 
 def is_commit_folder(text: str) -> bool:
-    """Return whether the text can name one folder below `snapshots/`."""
+    """Return whether a string can name one folder below `snapshots/`."""
     return _SAFE_COMMIT.fullmatch(text) is not None and ".." not in text
 
 
@@ -179,7 +210,7 @@ def partial_client(name: str) -> str | None:
 
 
 def is_blob_lock(name: str) -> bool:
-    """Return whether the name is that of a lock which other clients keep beside their blobs.
+    """Return whether the name is that of a lock which other clients keep next to their blobs.
 
     The Rust, Go and Swift clients write `blobs/<etag>.lock`; the hub's library has `.locks/`.
     """
@@ -217,11 +248,6 @@ def link_target(name: str, depth: int) -> str:
         depth: folders between the snapshot's own folder and the link; 0 for a file at its top.
     """
     return "../" * (depth + 2) + f"{BLOBS}/{name}"
-
-
-def shared_path(shared_hash: str) -> str:
-    """Return a shared blob's path relative to the cache root."""
-    return f"{SHARED_STORE}/{shared_hash[:2]}/{shared_hash}"
 
 
 def shared_hash_of(target: str) -> str | None:

@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from vlmcache.cache import layout
+
 ByteClass = Literal["referenced", "detached", "orphan", "partial", "shared", "metadata", "foreign"]
 Severity = Literal["error", "warning", "info"]
 State = Literal["cached", "partial", "missing", "damaged", "away"]
@@ -41,12 +43,12 @@ class ByClass(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """The sum of all classes: what `du` says."""
+        """The sum of all classes: what `du` reports."""
         return sum(getattr(self, name) for name in self.__struct_fields__)
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Something worth telling about a place in the cache.
+    """Something worth knowing about a place in the cache.
 
     Errors mean that something cannot be loaded; warnings that something is wasted or odd.
     """
@@ -59,7 +61,7 @@ class Finding(msgspec.Struct, frozen=True):
     remedy: str | None = None
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
+class Stamp(msgspec.Struct, frozen=True, gc=False):
     """What `lstat` says of a name: enough to tell later whether it is still the same.
 
     allocated: for a folder whose content is of no interest, that of all below it included.
@@ -139,11 +141,15 @@ class Revision(msgspec.Struct, frozen=True):
     files: tuple[File, ...]
     mtime_ns: int
     tree: dict[str, TreeFile] | None = None
-    """The Hub's listing at this commit, where the cache holds it."""
+    """The Hub's listing at this commit, if the cache holds it."""
     linked: bool = False
     """True where the snapshot's folder is itself a link, which is never followed."""
-    entry: Entry | None = None
+    entry: Stamp | None = None
     """The snapshot's folder or link itself; allocated is that of its folders, not of its files."""
+
+    def file_path(self, name: str) -> str:
+        """Return the path of one of its files, by the file's name in the repo."""
+        return layout.file_path(self.path, name)
 
 
 class Partial(msgspec.Struct, frozen=True):
@@ -180,30 +186,31 @@ class Stray(msgspec.Struct, frozen=True):
 class Leftover(msgspec.Struct, frozen=True):
     """What an interrupted removal had renamed away from one repo and not yet unlinked.
 
-    Its folder below `.vlmcache-leftovers/` mirrors the repo's, so it tells what was to go: refs
-    (name -> commit), snapshots (commits), the blobs that these link to, and shared blobs.
+    Its folder below `.vlmcache-leftovers/` mirrors the repo's, so it shows what was to be
+    removed: refs (name -> commit), snapshots (commits), the blobs that these link to, and
+    shared blobs.
     """
 
     path: str
     repo_folder: str
     whole: bool
-    """Whether it was the whole repo."""
+    """Whether it was the complete repo."""
     refs: dict[str, str]
     commits: tuple[str, ...]
     blobs: tuple[str, ...]
     shared: tuple[str, ...]
-    entry: Entry
+    entry: Stamp
 
 
 class LockFolder(msgspec.Struct, frozen=True):
-    """The hub's locks of one repo: `.locks/<repo folder>/<etag>.lock`. Held or not is not told."""
+    """The hub's locks of one repo: `.locks/<repo folder>/<etag>.lock`, held or not."""
 
     path: str
-    entry: Entry
-    files: dict[str, Entry]
-    """File name -> what is there."""
+    entry: Stamp
+    files: dict[str, Stamp]
+    """File name -> its stamp."""
     other: int = 0
-    """Entries that are no lock files."""
+    """Entries that are not lock files."""
 
 
 class Drive(msgspec.Struct, frozen=True):
@@ -250,30 +257,42 @@ class Repo(msgspec.Struct, frozen=True):
     """The destination's folder, if it was `vlmcache move` that left the link."""
     away: Away | None = None
     """Where it is, if `vlmcache move` left the link and that drive is not mounted."""
-    record: Entry | None = None
+    record: Stamp | None = None
     """The file in which `vlmcache move` has recorded where a linked repo went."""
-    entry: Entry | None = None
+    entry: Stamp | None = None
     """The folder, or the link, itself."""
-    ref_files: dict[str, Entry] = msgspec.field(default_factory=dict)
+    ref_files: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Ref name -> its file, whether it names a commit or not."""
-    ref_folders: dict[str, Entry] = msgspec.field(default_factory=dict)
-    """Folder below `refs/` -> what is there: `refs/pr` of the ref `refs/pr/1`."""
-    tree_files: dict[str, Entry] = msgspec.field(default_factory=dict)
+    ref_folders: dict[str, Stamp] = msgspec.field(default_factory=dict)
+    """Folder below `refs/` -> its stamp: `refs/pr` of the ref `refs/pr/1`."""
+    tree_files: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Commit -> the file of the Hub's listing."""
-    no_exist: dict[str, Entry] = msgspec.field(default_factory=dict)
+    no_exist: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Commit -> the folder of names that the Hub is known not to have."""
     trees: dict[str, dict[str, TreeFile]] = msgspec.field(default_factory=dict)
     """Commit -> the Hub's listing, whether there is a snapshot of it or not."""
 
     @property
     def size_on_disk(self) -> int:
-        """What `du` says of the folder (of the linked one, for a link)."""
+        """What `du` reports for the folder (of the linked one, for a link)."""
         return self.by_class.total
 
     @property
-    def real_path(self) -> str:
-        """The folder itself: elsewhere, where the cache has but a link."""
+    def home(self) -> str:
+        """The folder itself: if the repo was moved, where it really is."""
         return self.linked_to or self.path
+
+    def blob_path(self, name: str) -> str:
+        """Return the path of a blob, below the repo's place in the cache."""
+        return layout.blob_path(self.path, name)
+
+    def ref_path(self, ref: str) -> str:
+        """Return the path of a ref, below the repo's place in the cache."""
+        return layout.ref_path(self.path, ref)
+
+    def tree_path(self, commit: str) -> str:
+        """Return the path of the Hub's listing of a commit, below the repo's place in the cache."""
+        return layout.tree_path(self.path, commit)
 
     @property
     def size(self) -> int:
@@ -301,7 +320,7 @@ class Repo(msgspec.Struct, frozen=True):
         return users
 
     def holds(self, listed: TreeFile) -> bool:
-        """Return whether a listed file's content is here, linked or not, as far as a stat tells."""
+        """Return whether a listed file's content is here, linked or not, by its size."""
         blob = self.blobs.get(listed.etag)
         return blob is not None and blob.present and blob.size == listed.content_size
 
@@ -312,12 +331,12 @@ class Repo(msgspec.Struct, frozen=True):
         """
         tree = self.trees.get(commit, {})
         revision = self.revision(commit)
-        there = {file.name for file in revision.files} if revision is not None else set()
-        held = [name for name in tree if name not in there and self.holds(tree[name])]
-        if not held or any(finding.code == UNREADABLE for finding in self.findings):
+        linked = {file.name for file in revision.files} if revision is not None else set()
+        present = [name for name in tree if name not in linked and self.holds(tree[name])]
+        if not present or any(finding.code == UNREADABLE for finding in self.findings):
             return set()
         users = self.blob_users()
-        return {name for name in held if not users[tree[name].etag]}
+        return {name for name in present if not users[tree[name].etag]}
 
     def revision(self, commit: str) -> Revision | None:
         """Return the snapshot of a commit, or `None`."""
@@ -346,7 +365,7 @@ class SharedBlob(msgspec.Struct, frozen=True):
 
 
 class CacheState(msgspec.Struct, frozen=True):
-    """A whole cache folder at one instant."""
+    """A complete cache folder at one instant."""
 
     dir: str
     exists: bool
@@ -366,7 +385,7 @@ class CacheState(msgspec.Struct, frozen=True):
 
     @property
     def size_on_disk(self) -> int:
-        """What `du` says of the folder."""
+        """What `du` reports for the folder."""
         return self.by_class.total
 
     def all_findings(self) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.moved import (
     FORMAT,
     RECORD_FORMAT,
-    Move,
+    MoveRecord,
     Note,
     RepoRecord,
     is_trusted,
@@ -27,7 +27,7 @@ _TEMPORARY = ".00000000.tmp"
 """Always the same name, so that one that a kill left behind goes with the next note."""
 
 
-def write_moves(destination: str, moves: Mapping[str, Move]) -> None:
+def write_moves(destination: str, moves: Mapping[str, MoveRecord]) -> None:
     """Note at a destination what moves have brought there; nothing noted leaves no file.
 
     Raises:

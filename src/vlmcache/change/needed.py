@@ -93,11 +93,7 @@ def foreign_files(repo: Repo, revision: Revision) -> list[str]:
 
 def looks_wasted(repo: Repo) -> list[tuple[str, str]]:
     """Return name and path of the blobs that nothing links to, and of revisions without a ref."""
-    found = [
-        (name, os.path.join(repo.path, layout.BLOBS, name))
-        for name, users in repo.blob_users().items()
-        if not users
-    ]
+    found = [(name, repo.blob_path(name)) for name, users in repo.blob_users().items() if not users]
     found += ((revision.commit, revision.path) for revision in repo.revisions if not revision.refs)
     return found
 
@@ -173,7 +169,7 @@ def find_waste(
         if reason is None:
             found.blobs.append(name)
         else:
-            found.kept.append(Kept(os.path.join(repo.path, layout.BLOBS, name), repo.id, reason))
+            found.kept.append(Kept(repo.blob_path(name), repo.id, reason))
     if everything is None and not unfinished:
         written = {
             commit: max(one.mtime_ns for one in entries if one is not None)

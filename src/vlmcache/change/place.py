@@ -210,7 +210,7 @@ def prepare_snapshot(folder: str, commit: str, file: str) -> str:
         CacheError: a folder on the way is a link, through which nothing is written.
         OSError: the system refuses.
     """
-    path = os.path.join(folder, layout.SNAPSHOTS, commit)
+    path = layout.snapshot_path(folder, commit)
     if os.path.islink(path):
         # A snapshot that is a link is damage; the link goes, what it leads to stays.
         try:
@@ -304,7 +304,7 @@ def place_copy(folder: str, commit: str, file: str, etag: str, *, move: bool) ->
         OSError: the system refuses.
     """
     path = prepare_snapshot(folder, commit, file)
-    blob = os.path.join(folder, layout.BLOBS, etag)
+    blob = layout.blob_path(folder, etag)
     if move and not os.path.islink(blob):
         os.replace(blob, path)
     else:

@@ -14,7 +14,7 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.moved import away_remedy, record_path
-from vlmcache.cache.state import Blob, CacheState, Entry, File, Leftover, Repo, Revision, Stray
+from vlmcache.cache.state import Blob, CacheState, File, Leftover, Repo, Revision, Stamp, Stray
 from vlmcache.change.names import Target
 from vlmcache.change.needed import LISTED, foreign_files, is_read
 from vlmcache.change.plan import (
@@ -75,7 +75,7 @@ class Selection:
         return other
 
 
-def _expected(entry: Entry | None) -> Expected | None:
+def _expected(entry: Stamp | None) -> Expected | None:
     return None if entry is None else Expected(entry.inode, entry.mtime_ns, entry.size)
 
 
@@ -281,7 +281,7 @@ class _Builder:
                 self._revision(repo, revision, gone)
             for file in revision.files:
                 because = gone or chosen.files.get((folder, commit, file.name))
-                path = os.path.join(revision.path, *file.name.split("/"))
+                path = revision.file_path(file.name)
                 if because is None or path in self.led_to:
                     continue
                 if gone is None:
@@ -297,7 +297,7 @@ class _Builder:
         for name, users in used.items():
             loose = chosen.blobs.get((folder, name))
             freed = name in before and (folder, name) not in chosen.listed
-            path = os.path.join(repo.path, layout.BLOBS, name)
+            path = repo.blob_path(name)
             if not users and (freed or loose is not None):
                 if path in self.led_to:
                     self.kept.append(Kept(path, repo.id, _links_here(self.led_to[path])))
@@ -325,7 +325,7 @@ class _Builder:
 
     def _ref(self, repo: Repo, ref: str, commit: str | None, reason: str) -> None:
         entry = repo.ref_files[ref]
-        path = os.path.join(repo.path, layout.REFS, *ref.split("/"))
+        path = repo.ref_path(ref)
         self.refs.append(
             Remove(path, "ref", repo.id, reason, entry.allocated, _expected(entry), commit)
         )
@@ -333,14 +333,13 @@ class _Builder:
     def _ref_folders(self, repo: Repo) -> None:
         """Folders of refs go with the last ref in them: an empty one looks like a broken ref."""
         gone = {action.path: action for action in self.refs if isinstance(action, Remove)}
-        base = os.path.join(repo.path, layout.REFS)
         for folder in sorted(repo.ref_folders, reverse=True):
             below = [ref for ref in repo.ref_files if ref.startswith(folder + "/")]
-            paths = [os.path.join(base, *ref.split("/")) for ref in below]
+            paths = [repo.ref_path(ref) for ref in below]
             if not paths or any(path not in gone for path in paths):
                 continue
             last = gone[paths[-1]]
-            path = os.path.join(base, *folder.split("/"))
+            path = repo.ref_path(folder)
             frees = repo.ref_folders[folder].allocated
             self.refs.append(Remove(path, "folder", repo.id, last.reason, frees, None, last.commit))
 
@@ -372,7 +371,7 @@ class _Builder:
         """What the hub's client remembers of a commit: its listing, and names it does not have."""
         tree = repo.tree_files.get(commit)
         if tree is not None:
-            path = os.path.join(repo.path, layout.TREES, f"{commit}.json")
+            path = repo.tree_path(commit)
             self.files.append(
                 Remove(path, "tree", repo.id, reason, tree.allocated, _expected(tree), commit)
             )
@@ -387,7 +386,7 @@ class _Builder:
             )
 
     def _file(self, repo: Repo, revision: Revision, file: File, reason: str) -> None:
-        path = os.path.join(revision.path, *file.name.split("/"))
+        path = revision.file_path(file.name)
         copy = file.kind == "copy"
         frees = self._unlink(file) if copy else file.allocated
         # A link's own length is that of its target's text; the scan gives the blob's.
@@ -398,7 +397,7 @@ class _Builder:
 
     def _blob(self, repo: Repo, name: str, reason: str) -> None:
         blob = repo.blobs[name]
-        path = os.path.join(repo.path, layout.BLOBS, name)
+        path = repo.blob_path(name)
         expected = Expected(blob.inode, blob.mtime_ns, None if blob.linked else blob.size)
         self.blobs.append(Remove(path, "blob", repo.id, reason, self._unlink(blob), expected))
         self._give_up(repo, name, blob, reason)

@@ -266,7 +266,7 @@ class _Run:
             users = repo.blob_users()
             names = {name for name in names if any(held == commit for held, _ in users[name])}
         for name in names:
-            path = os.path.join(repo.path, layout.BLOBS, name)
+            path = repo.blob_path(name)
             with contextlib.suppress(OSError):
                 target = os.stat(path)
                 if (target.st_dev, target.st_ino) in self.in_use:

@@ -38,7 +38,7 @@ def links_into_store(root: str) -> dict[str, set[str]]:
             shared_hash = layout.shared_hash_of(os.readlink(blob.path))
             if shared_hash is not None and repo.is_symlink():
                 # A repo that lies elsewhere has its store beside it there.
-                store = os.path.join(root, *layout.shared_path(shared_hash).split("/"))
+                store = layout.shared_blob_path(root, shared_hash)
                 real = os.path.realpath(blob.path)
                 if os.path.exists(real) and real != os.path.realpath(store):
                     continue
@@ -84,7 +84,7 @@ def shared_target(cache_dir: str, blob: str) -> str | None:
         return None
     if shared_hash is None:
         return None
-    return os.path.join(cache_dir, *layout.shared_path(shared_hash).split("/"))
+    return layout.shared_blob_path(cache_dir, shared_hash)
 
 
 def return_to_store(blob: str, store: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import signal
@@ -17,6 +16,7 @@ import vlmcache
 from vlmcache.cli.light import LightCommand, LightGroup
 from vlmcache.cli.options import Answer
 from vlmcache.errors import ExitCode, UsageError, VlmcacheError
+from vlmcache.units import did_you_mean
 
 COMMANDS = {
     "status": "Show models, bytes, room and what to do next.",
@@ -80,8 +80,7 @@ class _Commands(LightGroup):
             UsageError: there is none of that name.
         """
         if cmd_name not in COMMANDS:
-            near = difflib.get_close_matches(cmd_name, COMMANDS, 1)
-            hint = f"did you mean {near[0]}?" if near else "see 'vlmcache --help'"
+            hint = did_you_mean(cmd_name, COMMANDS, 1) or "see 'vlmcache --help'"
             raise UsageError(f"no such command: {cmd_name}", hint)
         name = cmd_name.replace("-", "_")
         module = importlib.import_module(f"vlmcache.cli.{cmd_name.replace('-', '')}")

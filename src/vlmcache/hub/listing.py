@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 import msgspec
 
 from vlmcache.cache import layout
@@ -17,6 +15,7 @@ from vlmcache.hub.errors import (
     NoSuchRepoError,
     NoSuchRevisionError,
 )
+from vlmcache.units import did_you_mean
 
 _MOST_FILES = 1_000_000
 _MOST_PAGES = 10_000
@@ -180,8 +179,8 @@ def _near(client: Client, repo: str, revision: str) -> str | None:
     except VlmcacheError:
         return None
     names = [ref.name for ref in (*refs.branches, *refs.tags)]
-    near = difflib.get_close_matches(revision, names, 3, 0.5)
-    if near:
-        return "did you mean " + " or ".join(near) + "?"
+    near = did_you_mean(revision, names)
+    if near is not None:
+        return near
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"it has {', '.join(names[:5])}{more}" if names else None

@@ -37,7 +37,7 @@ from vlmcache.errors import (
     VlmcacheError,
     unloadable,
 )
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 from vlmcache.load import capacity, quantized, reader, streams, synthetic
 from vlmcache.load.child import run_child
 from vlmcache.load.models import remember_use, require_packages
@@ -316,7 +316,7 @@ class _Bench:
         result = summarise(bare, disk, speeds.get(self.device), weights_memory)
         self.results.append(result)
         one = Remembered(_now(), self.machine, msgspec.structs.replace(result, trials=()))
-        with Memory(self.home) as memory:
+        with Journal(self.home) as memory:
             memory.record_load(msgspec.json.encode(one))
 
     def _disk(self, source: Source) -> Disk | None:
@@ -415,7 +415,7 @@ def history(environment: Environment, config: Config, names: Sequence[str]) -> L
 def remembered(home: str) -> list[Remembered]:
     """Return the results of earlier runs, the latest first. What cannot be read is left out."""
     found = []
-    with Memory(home) as memory:
+    with Journal(home) as memory:
         for content in memory.loads():
             try:
                 found.append(msgspec.json.decode(content, type=Remembered))

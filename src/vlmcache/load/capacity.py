@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from vlmcache.cache.weights import Memory, Precision, rescale, weights_bytes, with_overhead
+from vlmcache.cache.weights import MemoryEstimate, Precision, rescale, weights_bytes, with_overhead
 from vlmcache.errors import NotEnoughMemoryError
 from vlmcache.load.source import Source, read_tensors
 from vlmcache.units import size_text
@@ -80,7 +80,7 @@ def _reclaimable(folder: str, field: str) -> int:
     return 0
 
 
-def estimate(source: Source, precision: Precision | None = None) -> Memory:
+def estimate(source: Source, precision: Precision | None = None) -> MemoryEstimate:
     """Return what a model takes once loaded.
 
     Raises:
@@ -95,7 +95,7 @@ def estimate(source: Source, precision: Precision | None = None) -> Memory:
     return with_overhead(rescale(source.bytes, "bf16", precision))
 
 
-def check_fits(source: Source, need: Memory, free: int, device: str) -> None:
+def check_fits(source: Source, need: MemoryEstimate, free: int, device: str) -> None:
     """Make sure that a model fits, before the kernel or the device finds that it does not.
 
     Raises:

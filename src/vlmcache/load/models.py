@@ -52,10 +52,10 @@ _PROCESSORS = (
 
 def remember_use(home: str, location: CacheLocation, source: Source, what: str) -> None:
     """Note in vlmcache's memory that a model was used."""
-    from vlmcache.home.journal import Memory
+    from vlmcache.home.journal import Journal
 
     if source.repo is not None and source.commit is not None:
-        with Memory(home) as memory:
+        with Journal(home) as memory:
             memory.record_use(location.dir, "model", source.repo, source.commit, what)
 
 

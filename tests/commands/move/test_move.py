@@ -20,8 +20,7 @@ from tests.kit.faulty import Subject, try_every
 from tests.kit.hub import LoopbackHub
 from tests.kit.rooms import LONG, OTHER, WEIGHTS, settle
 from vlmcache.cache.completeness import judge
-from vlmcache.cache.moved import Move as Noted
-from vlmcache.cache.moved import read_moves
+from vlmcache.cache.moved import MoveRecord, read_moves
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage
@@ -286,10 +285,10 @@ def test_what_the_destination_has_already_is_left_alone(place: Place) -> None:
     before = fingerprint(place.other), fingerprint(place.root)
     with pytest.raises(UsageError, match="has org/name already"):
         place.move()
-    write_moves(str(place.other), {FOLDER: Noted(str(place.root), finished=True)})
+    write_moves(str(place.other), {FOLDER: MoveRecord(str(place.root), finished=True)})
     with pytest.raises(UsageError, match="has org/name already"):
         place.move()
-    write_moves(str(place.other), {FOLDER: Noted(str(place.root), finished=False)})
+    write_moves(str(place.other), {FOLDER: MoveRecord(str(place.root), finished=False)})
     failed = problem(place.move())
     assert failed is not None
     assert "its own copy" in failed.message
@@ -496,9 +495,9 @@ def test_a_link_that_no_move_has_left_is_never_followed(
     repo = place.repo()
     repo.moved_elsewhere(place.other)
     if proof == "of another cache":
-        write_moves(str(place.other), {FOLDER: Noted("/some/cache", finished=True)})
+        write_moves(str(place.other), {FOLDER: MoveRecord("/some/cache", finished=True)})
     elif proof != "none":
-        write_moves(str(place.other), {FOLDER: Noted(str(place.root), finished=True)})
+        write_moves(str(place.other), {FOLDER: MoveRecord(str(place.root), finished=True)})
         note = place.other / ".vlmcache-moved.json"
         if proof == "a link":
             shutil.move(note, tmp_path / "note")

@@ -27,7 +27,7 @@ from tests.kit.caches import (
 from tests.kit.commands import Done, Vlmcache
 from tests.kit.rooms import ROOMS, base
 from vlmcache.errors import ExitCode
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 from vlmcache.units import exact_size
 
 DAY = 86400.0
@@ -249,7 +249,7 @@ def test_older_than_evicts_what_was_not_used_and_keeps_what_is_configured_or_kep
 
 def test_the_journal_counts_as_use(place: Place) -> None:
     repos = _aged(place.root, noted=40, old=40)
-    with Memory(str(place.own)) as memory:
+    with Journal(str(place.own)) as memory:
         memory.record_use(
             str(place.root), "model", "org/noted", repos["noted"].latest, "load", time.time()
         )
@@ -260,7 +260,7 @@ def test_the_journal_counts_as_use(place: Place) -> None:
     assert place.run("clean", "--older-than", "30d", "-y").code == 0
     assert repos["noted"].folder.exists()
     assert not repos["old"].folder.exists()
-    with Memory(str(place.own)) as memory:
+    with Journal(str(place.own)) as memory:
         assert list(memory.uses(str(place.root))) == [("model", "org/noted", repos["noted"].latest)]
 
 

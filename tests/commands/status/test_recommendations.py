@@ -23,7 +23,7 @@ from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import variables
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import who_uses
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 
 MB = 1_000_000
 HUGE = "900PB"
@@ -305,7 +305,7 @@ def test_a_status_reads_the_cache_the_journal_and_the_processes_once(
 
     monkeypatch.setattr("vlmcache.cache.scan.scan", counted("scan", scan))
     monkeypatch.setattr("vlmcache.cache.usage.who_uses", counted("who_uses", who_uses))
-    monkeypatch.setattr(Memory, "uses", counted("uses", Memory.uses))
+    monkeypatch.setattr(Journal, "uses", counted("uses", Journal.uses))
     limits = configured(tmp_path, f"min_free: {HUGE}, max_size: 1kB")
     assert recommended(["--cache-dir", str(place.root), *limits])
     assert counts == {"scan": 1, "who_uses": 1, "uses": 1}

@@ -26,7 +26,7 @@ from vlmcache.config import (
     shipped_config,
 )
 from vlmcache.errors import ExitCode, UnknownModelError
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 
 WEIGHTS = "model.safetensors"
 SAFETENSORS = b"\x02\0\0\0\0\0\0\0{}"
@@ -134,7 +134,7 @@ def test_what_was_verified_too_long_ago_or_in_the_future_is_read_again(
 ) -> None:
     check(cache)
     blob = repo.blob("weights.bin")
-    with Memory(own_home(read_environment())[0]) as memory:
+    with Journal(own_home(read_environment())[0]) as memory:
         for at in (time.time() - 1000, time.time() + 1000):
             memory.record_verified([(identify(str(blob)), blob.name)], at)
             assert check(cache, max_age=500).checked == 1

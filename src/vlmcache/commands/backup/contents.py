@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -11,11 +9,12 @@ from typing import NamedTuple
 import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.cache.completeness import commit_named
 from vlmcache.cache.hashing import hash_file
 from vlmcache.cache.state import Repo, TreeFile
 from vlmcache.commands.backup.values import BackupError
-from vlmcache.config import Config, cached_repo
-from vlmcache.errors import UnknownModelError, UsageError
+from vlmcache.config import Config, Names
+from vlmcache.errors import UnknownModelError
 
 _BLOB_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
 
@@ -71,7 +70,7 @@ def prepare(repo: Repo, commits: frozenset[str] | None) -> Saving:
             continue
         files: dict[str, str] = {}
         for file in revision.files:
-            path = os.path.join(revision.path, *file.name.split("/"))
+            path = revision.file_path(file.name)
             if file.kind not in ("link", "copy") or revision.linked:
                 raise BackupError(
                     f"{repo.id} is damaged: {path}", "'vlmcache verify --repair' mends it"
@@ -81,7 +80,7 @@ def prepare(repo: Repo, commits: frozenset[str] | None) -> Saving:
             if name is None:
                 name = listed.etag if listed is not None else hash_file(path, "0" * 64)
             else:
-                path = os.path.join(repo.path, layout.BLOBS, name)
+                path = repo.blob_path(name)
             files[file.name] = name
             if name not in blobs:
                 known = layout.is_etag(name)
@@ -154,48 +153,19 @@ def wishes(folders: Iterable[str], config: Config, names: Sequence[str]) -> Wish
     there = set(folders)
     if not names:
         return dict.fromkeys(sorted(there))
+    repos = (repo for folder in there if (repo := layout.parse_repo_folder(folder)) is not None)
+    resolver = Names(config, repos)
     found: dict[str, frozenset[str] | None] = {}
     for text in names:
-        name, at, revision = text.partition("@")
-        if text in config.models and cached_repo(name, _models(there)) is None:
-            name, at, revision = text, "", ""
-        if at and not layout.is_revision(revision):
-            raise UsageError(f"{revision!r} is not a branch, tag or commit")
-        folder = next((one for one in _folders(config, name, there) if one in there), None)
-        if folder is None:
-            raise _unknown(text, there)
-        before = found.get(folder, frozenset())
-        alone = before is None or not at
-        found[folder] = None if alone else (before or frozenset()) | {revision}
+        named = resolver.resolve(text)
+        if named.folder not in there:
+            raise resolver.unknown(text, "backup")
+        before = found.get(named.folder, frozenset())
+        if before is None or named.revision is None:
+            found[named.folder] = None
+        else:
+            found[named.folder] = before | {named.revision}
     return dict(sorted(found.items()))
-
-
-def _models(folders: Iterable[str]) -> list[str]:
-    found = map(layout.parse_repo_folder, folders)
-    return [one[1] for one in found if one is not None and one[0] == "model"]
-
-
-def _folders(config: Config, name: str, there: Iterable[str]) -> list[str]:
-    """Return the folders that a name can mean, the likeliest first."""
-    repo = cached_repo(name, _models(there))
-    if repo is None and name in config.models:
-        named = config.models[name].repo
-        return [layout.repo_folder("model", cached_repo(named, _models(there)) or named)]
-    folders = [layout.repo_folder("model", repo or name)]
-    prefix, _, rest = name.partition("/")
-    if prefix in layout.KINDS and rest:
-        folders.append(layout.repo_folder(layout.KINDS[prefix], rest))
-    return folders
-
-
-def _unknown(text: str, folders: Iterable[str]) -> UnknownModelError:
-    names = []
-    for folder in folders:
-        kind, repo_id = layout.parse_repo_folder(folder) or ("model", folder)
-        names.append(repo_id if kind == "model" else f"{kind}s/{repo_id}")
-    near = difflib.get_close_matches(text.partition("@")[0], names, 3, 0.5)
-    hint = "did you mean " + " or ".join(near) + "?" if near else None
-    return UnknownModelError(f"nothing like {text} is in the backup", hint)
 
 
 def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:
@@ -212,9 +182,7 @@ def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:
         return repo
     commits: set[str] = set()
     for text in revisions:
-        commit = repo.refs.get(text)
-        if commit is None and len(text) >= 7:
-            commit = next((one for one in repo.snapshots if one.startswith(text)), None)
+        commit = commit_named(text, repo.refs, repo.snapshots)
         if commit is None:
             known = sorted({*repo.refs, *(one[:12] for one in repo.snapshots)})
             raise UnknownModelError(

@@ -151,7 +151,7 @@ def _plan(cache_dir: str, repos: Iterable[SavedRepo], *, overwrite: bool) -> Pla
             needs += blob.size
         known = held[repo.folder].refs if repo.folder in held else {}
         for ref, commit in repo.refs.items():
-            path = os.path.join(folder, layout.REFS, *ref.split("/"))
+            path = layout.ref_path(folder, ref)
             old = known.get(ref)
             if old is not None and old != commit and not overwrite:
                 kept.append(Kept(path, repo.id, f"{ref} names another commit here ({old[:12]})"))

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.moved import Move as Noted
-from vlmcache.cache.moved import leads_back, read_moves
+from vlmcache.cache.moved import MoveRecord, leads_back, read_moves
 from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import Usage, who_uses
@@ -128,7 +127,7 @@ class Run:
         self.label = ""
         self.long: dict[str, str] = {}
         self.copier = Copier(state.dir, there.path, self._moved, same_disk=there.same_disk)
-        self.noted: dict[str, Noted] = {}
+        self.noted: dict[str, MoveRecord] = {}
         self.strange: set[str] = set()
 
     def _moved(self, path: str, position: int) -> None:
@@ -151,7 +150,7 @@ class Run:
                 if os.path.lexists(move.destination) and not ours and not linked:
                     self.strange.add(folder)
                     continue
-                self.noted[folder] = Noted(self.state.dir, finished=False)
+                self.noted[folder] = MoveRecord(self.state.dir, finished=False)
             if moves:
                 write_moves(self.there.path, self.noted)
             for link in links:
@@ -209,7 +208,7 @@ class Run:
             if blob.size < _LONG:
                 continue
             shared = self.state.shared.get(blob.shared or "")
-            path = os.path.join(repo.path, layout.BLOBS, blob.name)
+            path = repo.blob_path(blob.name)
             name = min((file for _, file in users[blob.name]), default=blob.name)
             if name in found:
                 name = blob.name  # the file of another revision has the same name
@@ -352,7 +351,7 @@ class Run:
             if one.cache != self.state.dir or one.finished:
                 continue
             if os.path.islink(path):
-                noted[folder] = Noted(one.cache, finished=True)
+                noted[folder] = MoveRecord(one.cache, finished=True)
             elif not self.link and not os.path.lexists(path) and not self._has_waste(folder):
                 del noted[folder]
         if noted == before:

@@ -227,7 +227,7 @@ class Copier:
     # The shared store, by the protocol of huggingface_hub 2.4 (`utils/_shared_blobs.py`).
 
     def _gather_shared(self, blob: SharedBlob, expected: str | None) -> None:
-        place = os.path.join(self.destination, *layout.shared_path(blob.hash).split("/"))
+        place = layout.shared_blob_path(self.destination, blob.hash)
         if os.path.lexists(place):
             if change_place.file_size(place) == blob.size and (
                 is_same(place, blob.path)
@@ -251,7 +251,7 @@ class Copier:
         """Let a shared blob be in the destination's store, and hold its lock."""
         store = os.path.join(self.destination, layout.SHARED_STORE)
         shared_store.prepare_store(self.destination)
-        place = os.path.join(self.destination, *layout.shared_path(shared_hash).split("/"))
+        place = layout.shared_blob_path(self.destination, shared_hash)
         os.makedirs(os.path.dirname(place), exist_ok=True)
         with store_lock(place):
             manifest = place + layout.MANIFEST_SUFFIX

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.moved import Move as Noted
+from vlmcache.cache.moved import MoveRecord
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change.names import Target
 from vlmcache.change.plan import (
@@ -40,7 +40,7 @@ class Destination(msgspec.Struct, frozen=True):
 
     path: str
     state: CacheState
-    noted: Mapping[str, Noted]
+    noted: Mapping[str, MoveRecord]
     gathering: Collection[str] = ()
     copied: Mapping[str, int] = {}
     aside: Mapping[str, str] = {}

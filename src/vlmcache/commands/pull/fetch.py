@@ -189,9 +189,9 @@ class _Work:
 
     def _write_ref(self) -> None:
         """Let the ref name the commit, now that all that was wanted of it is there."""
-        snapshot = os.path.join(self.folder, layout.SNAPSHOTS, self.order.commit)
+        snapshot = layout.snapshot_path(self.folder, self.order.commit)
         for file in self.order.wanted:
-            path = os.path.join(snapshot, *file.split("/"))
+            path = layout.file_path(snapshot, file)
             if place.file_size(path) != self.order.files[file].content_size:
                 raise ChangedError(
                     f"{self.order.repo}: {file} went away while the repo was being pulled",

@@ -91,7 +91,7 @@ def plan_pull(
         wanted: those of the files that are wanted.
     """
     folder = os.path.join(state.dir, layout.repo_folder("model", repo_id))
-    snapshot = os.path.join(folder, layout.SNAPSHOTS, commit)
+    snapshot = layout.snapshot_path(folder, commit)
     repo = state.repo(repo_id)
     revision = repo.revision(commit) if repo is not None else None
     here = {file.name: file for file in revision.files} if revision is not None else {}
@@ -103,7 +103,7 @@ def plan_pull(
         held = here.get(name)
         if held is not None and _is_right(held, file):
             continue
-        path = os.path.join(snapshot, *name.split("/"))
+        path = layout.file_path(snapshot, name)
         if repo is not None and repo.holds(file):
             links.append(Link(repo_id, name, path, file.etag, _why_link(held, revision)))
         elif (repo is None or repo.linked_to is None) and _is_shared(state, file):
@@ -121,7 +121,7 @@ def plan_pull(
     if ref != commit and (repo is None or not _names(repo, ref, commit)):
         old = repo.refs.get(ref) if repo is not None else None
         reason = "new" if old is None else "malformed" if old == commit else f"was {old}"
-        path = os.path.join(folder, layout.REFS, *ref.split("/"))
+        path = layout.ref_path(folder, ref)
         actions.append(WriteRef(repo_id, ref, path, commit, reason))
     return Plan(tuple(actions), needs=needs)
 

@@ -32,7 +32,7 @@ from vlmcache.config import (
     own_home,
 )
 from vlmcache.errors import PartlyError, SpaceError, UsageError, VlmcacheError
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client, Patience
 from vlmcache.hub.errors import (
     AccessError,
@@ -138,7 +138,7 @@ def run_pull(
             if error is not None:
                 errors.append(error)
             elif part.order is not None:
-                with Memory(own_home(environment)[0]) as memory:
+                with Journal(own_home(environment)[0]) as memory:
                     memory.record_use(
                         location.dir, "model", part.order.repo, part.order.commit, "pull"
                     )

@@ -20,7 +20,7 @@ from vlmcache.change.needed import Evidence, in_question
 from vlmcache.change.removal_plan import Key
 from vlmcache.config import Environment, own_home
 from vlmcache.errors import VlmcacheError
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 
 
 class Known:
@@ -45,7 +45,7 @@ class Known:
     @cached_property
     def journal(self) -> Mapping[tuple[str, str, str], float]:
         """(type, repo, commit) -> seconds since the epoch of the last use that we remember."""
-        with Memory(own_home(self.environment)[0]) as memory:
+        with Journal(own_home(self.environment)[0]) as memory:
             return memory.uses(self.state.dir)
 
     @cached_property

@@ -9,7 +9,7 @@ from vlmcache.cache.state import CacheState
 from vlmcache.change.plan import Plan, Remove, RemoveTree
 from vlmcache.config import Environment, own_home
 from vlmcache.home.copies import KeptCopy, list_copies, remove_copies
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 
 
 def copies_of(environment: Environment, state: CacheState, plan: Plan) -> tuple[KeptCopy, ...]:
@@ -28,7 +28,7 @@ def copies_of(environment: Environment, state: CacheState, plan: Plan) -> tuple[
 def forget(environment: Environment, state: CacheState) -> None:
     """Let the journal forget what is no longer there, and remove the copies made of it."""
     home = own_home(environment)[0]
-    with Memory(home) as memory:
+    with Journal(home) as memory:
         for repo in state.repos:
             for revision in repo.revisions:
                 if not os.path.lexists(revision.path):

@@ -18,7 +18,7 @@ from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.state import Away, CacheState, Finding, Repo
 from vlmcache.cache.usage import Usage, lock_held
-from vlmcache.change.names import Target
+from vlmcache.change.names import Target, names_in
 from vlmcache.change.plan import Fetch, Plan, ReleaseShared, Remove, RemoveTree
 from vlmcache.change.removal_plan import plan_removal
 from vlmcache.commands.pull.plan import plan_pull
@@ -27,7 +27,7 @@ from vlmcache.commands.remove.clean import pinned_models, plan_clean
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.remove.values import Wishes
 from vlmcache.commands.status.values import CacheSummary, ModelStatus, Recommendation, RepoStatus
-from vlmcache.config import CacheLocation, Config, ModelConfig, name_of, options_in_force
+from vlmcache.config import CacheLocation, Config, ModelConfig, options_in_force
 from vlmcache.units import duration_text, exact_size, size_text
 
 _RECENT = 30 * 86400.0
@@ -830,8 +830,8 @@ def recommend(
 
 def name_to_pull(state: CacheState, config: Config, model: ModelStatus) -> str:
     """Return what to type for a model of the status."""
-    cached = [repo.id for repo in state.repos if repo.type == "model"]
-    return name_of(config, ModelConfig(model.key, model.repo, model.revision), cached)
+    wanted = ModelConfig(model.key, model.repo, model.revision)
+    return names_in(state, config).name_of(wanted)
 
 
 def download_of(

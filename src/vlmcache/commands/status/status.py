@@ -17,7 +17,7 @@ from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, Repo, Revision
 from vlmcache.cache.weights import (
-    Memory,
+    MemoryEstimate,
     Tensor,
     TruncatedError,
     read_header,
@@ -25,6 +25,7 @@ from vlmcache.cache.weights import (
     weights_bytes,
     with_overhead,
 )
+from vlmcache.change.names import names_in
 from vlmcache.change.removal_plan import Key
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.filters import parse_filter, select
@@ -44,8 +45,6 @@ from vlmcache.config import (
     Config,
     Environment,
     ModelConfig,
-    as_cached,
-    find_model,
     own_home,
     read_environment,
     shipped_config,
@@ -76,9 +75,9 @@ def status(
         UnknownModelError: a name is neither a key nor a repo id.
     """
     state = scan(location.dir)
-    cached = [repo.id for repo in state.repos if repo.type == "model"]
-    wanted = [find_model(config, name, cached) for name in names] or [
-        as_cached(model, set(cached)) for model in config.models.values()
+    known_names = names_in(state, config)
+    wanted = [known_names.model(name) for name in names] or [
+        known_names.as_held(model) for model in config.models.values()
     ]
     findings = list(state.all_findings())
     findings += (
@@ -219,7 +218,7 @@ def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
         if file.name not in judgement.damaged or not file.name.endswith(".index.json"):
             continue
         if file.kind in ("link", "copy") and file.size:
-            path = os.path.join(held.path, *file.name.split("/"))
+            path = held.file_path(file.name)
             detail = f"{file.name} names no shards that could be loaded"
             remedy = units.command("verify", repo)
             yield Finding("unreadable-index", "error", repo, path, detail, remedy)
@@ -236,7 +235,7 @@ def _read_tensors(
     for name in sorted(formats.wanted(file.name for file in revision.files)):
         if not name.endswith(".safetensors"):
             continue
-        path = os.path.join(revision.path, *name.split("/"))
+        path = revision.file_path(name)
         try:
             tensors |= read_header(path)
         except TruncatedError as error:
@@ -252,12 +251,12 @@ def _read_tensors(
 
 def _memory(
     model: ModelConfig, tensors: dict[str, Tensor], table: _Table
-) -> tuple[Memory | None, MemorySource | None]:
+) -> tuple[MemoryEstimate | None, MemorySource | None]:
     if tensors:
         return with_overhead(weights_bytes(tensors, model.precision)), "weights"
     if model.expected_memory is not None:
         overhead = with_overhead(0).overhead
-        return Memory(max(0, model.expected_memory - overhead), overhead), "config"
+        return MemoryEstimate(max(0, model.expected_memory - overhead), overhead), "config"
     if model.expected_size is not None:
         return with_overhead(rescale(model.expected_size, "bf16", model.precision)), "config"
     shipped = table.get(model.repo)

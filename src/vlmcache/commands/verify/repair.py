@@ -202,8 +202,8 @@ class _Repair:
             reason = f"{_NO_CONTENT}, and nothing links to it"
             expected = Expected(blob.inode, blob.mtime_ns, blob.size)
             # Nothing is removed through a link, but where `move` has brought the repo.
-            folder = repo.path if repo.moved_to is None else repo.real_path
-            path = os.path.join(folder, layout.BLOBS, blob.name)
+            folder = repo.path if repo.moved_to is None else repo.home
+            path = layout.blob_path(folder, blob.name)
             self.removals.append(Remove(path, "blob", repo.id, reason, frees, expected))
 
     def _remove_unlisted(self, repo: Repo, revision: Revision) -> None:
@@ -215,8 +215,8 @@ class _Repair:
                 continue
             folder = revision.path
             if repo.moved_to is not None:
-                folder = os.path.join(repo.real_path, layout.SNAPSHOTS, revision.commit)
-            path = os.path.join(folder, *file.name.split("/"))
+                folder = layout.snapshot_path(repo.home, revision.commit)
+            path = layout.file_path(folder, file.name)
             reason = f"the link is {file.kind}, and the hub lists no such file"
             expected = Expected(file.inode, file.mtime_ns, None)
             self.removals.append(Remove(path, "link", repo.id, reason, file.allocated, expected))
@@ -245,7 +245,7 @@ class _Repair:
             whole = revision is None or not revision.files or revision.linked
             if whole and revision is not None and revision.path not in damaged and not its_refs:
                 whole = False
-            listing = os.path.join(repo.path, layout.TREES, f"{commit}.json")
+            listing = repo.tree_path(commit)
             if not names and not its_refs and not whole and listing not in damaged:
                 continue
             order = self._order(doubted, repo, commit, its_refs, names, bad, whole=whole)
@@ -434,7 +434,7 @@ def _bad_files(revision: Revision, damaged: dict[str, Damage], bad: set[str]) ->
         for file in revision.files
         if file.blob in bad
         or file.kind not in ("link", "copy")
-        or os.path.join(revision.path, *file.name.split("/")) in damaged
+        or revision.file_path(file.name) in damaged
     }
 
 

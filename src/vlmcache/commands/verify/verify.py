@@ -18,11 +18,11 @@ from vlmcache.cache.moved import away_error, away_remedy, away_words
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import UNREADABLE, CacheState, File, Finding, Repo, Revision
 from vlmcache.cache.weights import read_header
-from vlmcache.change.names import find_targets
+from vlmcache.change.names import find_targets, names_in
 from vlmcache.commands.verify.values import Damage, Missing, Unverifiable, Verification
-from vlmcache.config import CacheLocation, Config, Environment, cached_repo, own_home
+from vlmcache.config import CacheLocation, Config, Environment, own_home, parse_name
 from vlmcache.errors import UnknownModelError, UsageError
-from vlmcache.home.journal import Memory
+from vlmcache.home.journal import Journal
 from vlmcache.progress import Watcher
 
 MAX_AGE = 7 * 86400.0
@@ -117,7 +117,7 @@ def verify_state(
             for shared in state.shared.values()
             if not shared.users
         )
-    with Memory(own_home(environment)[0]) as memory:
+    with Journal(own_home(environment)[0]) as memory:
         _hash(subjects, report, memory, max_age, workers, watcher or Watcher())
     for scope in scopes:
         _check_headers(scope, report)
@@ -166,13 +166,11 @@ def _scopes(
         try:
             target = find_targets(state, config, [name])[0]
         except UnknownModelError:
-            plain = name.partition("@")[0]
-            model = config.models.get(name) or config.models.get(plain)
-            cached = cached_repo(plain, [repo.id for repo in state.repos if repo.type == "model"])
-            if model is None or cached not in (None, model.repo):
+            named = names_in(state, config).resolve(name)
+            model = named.model
+            if model is None or model.key not in (name, parse_name(name).name):
                 raise
-            revision = name.partition("@")[2] if name not in config.models else model.revision
-            report.missing.append(Missing(model.repo, revision or model.revision, "*"))
+            report.missing.append(Missing(model.repo, named.revision or model.revision, "*"))
             continue
         repo = repos.get(target.folder or "")
         # Of a ref whose snapshot was lost, the content may be here.
@@ -212,7 +210,7 @@ def _subjects(scope: _Scope, report: _Report) -> list[_Subject]:
         if not blob.present or (scope.commits is not None and not links and name not in lost):
             continue
         covered.add((blob.device, blob.inode))
-        path = os.path.join(repo.path, layout.BLOBS, name)
+        path = repo.blob_path(name)
         files = tuple(dict.fromkeys(file for _, file in links))
         listed = {trees[commit][file].etag for commit, file in links if file in trees[commit]}
         listed = {etag for etag in listed if layout.is_etag(etag)}
@@ -240,7 +238,7 @@ def _add_file(
     """Report a link to other content than the listing says; add a copy that stands for a blob."""
     listed = revision.tree.get(file.name) if revision.tree is not None else None
     expected = listed.etag if listed is not None and layout.is_etag(listed.etag) else None
-    path = os.path.join(revision.path, *file.name.split("/"))
+    path = revision.file_path(file.name)
     if file.kind == "link":
         if expected is not None and file.blob not in (None, expected):
             assert file.blob is not None
@@ -267,7 +265,7 @@ def _add_file(
 def _hash(
     subjects: Sequence[_Subject],
     report: _Report,
-    memory: Memory,
+    memory: Journal,
     max_age: float,
     workers: int | None,
     watcher: Watcher,
@@ -397,8 +395,8 @@ def _check_headers(scope: _Scope, report: _Report) -> None:
         for file in revision.files:
             if not file.name.endswith(_WEIGHTS) or file.kind not in ("link", "copy"):
                 continue
-            path = os.path.join(revision.path, *file.name.split("/"))
-            blob = os.path.join(scope.repo.path, layout.BLOBS, file.blob) if file.blob else path
+            path = revision.file_path(file.name)
+            blob = scope.repo.blob_path(file.blob) if file.blob else path
             if blob in report.damaged or (blob in report.good and blob not in report.fresh):
                 continue
             try:
@@ -429,10 +427,7 @@ def _check_headers(scope: _Scope, report: _Report) -> None:
 def _add_findings(scope: _Scope, report: _Report) -> None:
     """Let what the scan found broken count as damage: links, sizes, refs."""
     repo = scope.repo
-    listings = {
-        os.path.join(repo.path, layout.TREES, f"{revision.commit}.json")
-        for revision in scope.revisions
-    }
+    listings = {repo.tree_path(revision.commit) for revision in scope.revisions}
     for finding in repo.findings:
         if finding.code == "unreadable-tree" and finding.path in listings:
             report.damaged[finding.path] = _broken(repo, finding)
@@ -441,9 +436,8 @@ def _add_findings(scope: _Scope, report: _Report) -> None:
     if judge_repo(repo) != "damaged":
         return  # What looks broken is a download that has just begun.
     inside = [revision.path + os.sep for revision in scope.revisions]
-    refs = os.path.join(repo.path, layout.REFS)
     inside += [
-        os.path.join(refs, *ref.split("/")) + os.sep
+        repo.ref_path(ref) + os.sep
         for ref, commit in repo.refs.items()
         if scope.commits is not None and commit in scope.commits and repo.revision(commit) is None
     ]

@@ -19,7 +19,7 @@ from vlmcache.cache.completeness import judge, judge_repo
 from vlmcache.cache.mounts import mount_of
 from vlmcache.cache.scan import Scanner
 from vlmcache.cache.state import CacheState, Partial, Repo, Revision, State
-from vlmcache.cache.usage import Process, Usage, find_users
+from vlmcache.cache.usage import Process, Usage, content_of, find_users
 from vlmcache.commands.status.summary import summarise
 from vlmcache.commands.watch.events import Notifications, changes, files_by_blob
 from vlmcache.commands.watch.values import (
@@ -351,7 +351,9 @@ class _Watcher:
             return
         started = time.perf_counter()
         content = {
-            key: (repo.folder, path) for repo in state.repos for key, path in _files_of(state, repo)
+            key: (repo.folder, path)
+            for repo in state.repos
+            for key, path in content_of(state, repo)
         }
         self.usage = find_users({key: path for key, (_, path) in content.items()})
         users: dict[str, dict[int, Program]] = {}
@@ -452,24 +454,6 @@ def _problems(state: CacheState) -> dict[str, int]:
     for finding in state.all_findings():
         counts[finding.severity] += 1
     return counts
-
-
-def _files_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int], str]]:
-    """Yield (device, inode) and real path of all that a process may have open of a repo."""
-    base = os.path.realpath(repo.path)
-    for blob in repo.blobs.values():
-        shared = state.shared.get(blob.shared) if blob.shared is not None else None
-        if shared is not None:
-            yield (shared.device, shared.inode), os.path.realpath(shared.path)
-        else:
-            yield (blob.device, blob.inode), os.path.join(base, layout.BLOBS, blob.name)
-    for partial in repo.partials:
-        yield (partial.device, partial.inode), os.path.join(base, layout.BLOBS, partial.name)
-    for revision in repo.revisions:
-        for file in revision.files:
-            if file.kind == "copy":
-                path = os.path.join(base, layout.SNAPSHOTS, revision.commit, *file.name.split("/"))
-                yield (file.device, file.inode), path
 
 
 def _program(process: Process) -> Program:

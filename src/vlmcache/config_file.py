@@ -1,0 +1,370 @@
+"""A config.yaml and what it says: the values, and how they are read with the line of each."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.weights import Precision
+from vlmcache.environment import FILE_LIMIT, user_config
+from vlmcache.errors import ConfigError
+from vlmcache.units import did_you_mean, parse_size
+
+if TYPE_CHECKING:
+    import yaml
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
+_PRECISION_ALIASES: dict[str, Precision] = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+    "8bit": "int8",
+    "4bit": "int4",
+    "nf4": "int4",
+}
+_DEEPEST = 100
+"""Levels of nesting; thousands of them would end the process within PyYAML's C part."""
+SHIPPED = os.path.join(os.path.dirname(__file__), "config.yaml")
+Source: TypeAlias = Literal["--config", "VLMCACHE_CONFIG", "./config.yaml", "user", "shipped"]
+_OWN_ONLY = ("max_size", "archive", "base", "sources", "trash_days")
+"""Keys that make a command remove more or lead it elsewhere: no working folder sets them."""
+
+
+class ModelConfig(msgspec.Struct, frozen=True):
+    """A model as config.yaml names it, or as the command line named it by its repo id.
+
+    expected_size and expected_memory are bytes: the download, and the loaded model at `precision`.
+    """
+
+    key: str
+    repo: str
+    revision: str = "main"
+    precision: Precision = "fp16"
+    device_map: str | dict[str, Any] = "auto"
+    trust_remote_code: bool = False
+    expected_size: int | None = None
+    expected_memory: int | None = None
+    configured: bool = True
+    """False if only the command line named it."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds on disk use, in bytes.
+
+    A pull that would leave less than `min_free` is refused; below `comfortable_free` status
+    advises; `max_size` is a budget that `clean` keeps to.
+    """
+
+    min_free: int = 10_000_000_000
+    comfortable_free: int = 30_000_000_000
+    max_size: int | None = None
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The active configuration, and the file it was read from."""
+
+    path: str
+    source: Source
+    models: dict[str, ModelConfig]
+    limits: Limits
+    warnings: tuple[str, ...] = ()
+    also: tuple[tuple[str, ModelConfig], ...] = ()
+    """Models that other files on the search path name, each with its file: `clean` keeps them."""
+    unread: str | None = None
+    """Why such a file cannot be read. What it names is not known then, so nothing is evicted."""
+    own_limits: Limits | None = None
+    """The user's own limits, if `limits` are those of a working folder."""
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What `status` and `doctor` report about the files."""
+        if self.unread is None:
+            return self.warnings
+        return *self.warnings, f"clean removes nothing until this is repaired: {self.unread}"
+
+    @property
+    def evict_for(self) -> int:
+        """The free space that making room may aim at: what a working folder adds is left out."""
+        return min(self.limits.min_free, (self.own_limits or self.limits).min_free)
+
+    @property
+    def comfortable_for(self) -> int:
+        """The free space below which removing is advised: no working folder raises that."""
+        own = self.own_limits or self.limits
+        return min(self.limits.comfortable_free, own.comfortable_free)
+
+
+def shipped_config() -> Config:
+    """Return the configuration that comes with the package."""
+    config = read_config(SHIPPED, "shipped")
+    assert config is not None
+    return config
+
+
+def read_config(path: str, source: Source, *, alone: bool = False) -> Config | None:
+    """Return what a file configures, or `None` if it belongs to a working folder and is not ours.
+
+    Without a `models` section the shipped models count, unless the file is read `alone`.
+    """
+    import yaml
+
+    from vlmcache.cache.reading import read_bytes
+
+    try:
+        content = read_bytes(path, FILE_LIMIT)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file (named by {source})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        _check_depth(path, content)
+        loader = _loader(content)
+        try:
+            reader = _Reader(path, source, loader, alone=alone)
+            root = loader.get_single_node()
+            if source == "./config.yaml" and not reader.is_ours(root):
+                return None
+            return reader.read(root)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        number = content[: error.position].count(b"\n") + 1
+        raise ConfigError(
+            f"{path}:{number}: holds bytes that are not UTF-8, or control characters",
+            "save the file as UTF-8 text",
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: a scalar such as a date of the 45th of May, which YAML itself lets through.
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML: {reason}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply") from error
+
+
+def _check_depth(path: str, content: bytes) -> None:
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _DEEPEST:
+            line = f":{event.start_mark.line + 1}" if event.start_mark is not None else ""
+            raise ConfigError(f"{path}{line}: nested too deeply")
+
+
+def _loader(content: bytes) -> Any:
+    """Return a loader for which merged mappings (`<<`) do not grow with each merge.
+
+    With PyYAML's own, a few lines that merge one another can fill all memory.
+    """
+    import yaml
+
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(base):  # type: ignore[misc]
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            super().flatten_mapping(node)
+            # As with PyYAML, the last of the same name counts.
+            last = {
+                name.value if isinstance(name, yaml.ScalarNode) else id(name): (name, value)
+                for name, value in node.value
+            }
+            node.value = list(last.values())
+
+    return Loader(content)
+
+
+class _Reader:
+    """Reads our sections out of a composed YAML document; each value knows its line."""
+
+    def __init__(self, path: str, source: Source, loader: Any, *, alone: bool) -> None:
+        self.path = path
+        self.source = source
+        self.alone = alone
+        self.loader = loader
+        self.warnings: list[str] = []
+
+    def is_ours(self, root: yaml.Node | None) -> bool:
+        """Return whether a file says anything to us: an application may have its own of the name.
+
+        `models: {}` does: it says that there are none.
+        """
+        import yaml
+
+        sections = self.mapping(root, "") if isinstance(root, yaml.MappingNode) else {}
+        models = sections.get("models")
+        if "vlmcache" in sections or models is None:
+            return "vlmcache" in sections
+        if not isinstance(models, yaml.MappingNode):
+            return models.tag.endswith(":null")
+        entries = self.mapping(models, "models").values()
+        return not models.value or any(
+            not self.mapping(entry, "").keys().isdisjoint(("model_path", "repo"))
+            for entry in entries
+            if isinstance(entry, yaml.MappingNode)
+        )
+
+    def read(self, root: yaml.Node | None) -> Config:
+        sections = {} if root is None else self.mapping(root, "the file")
+        if "models" in sections:
+            models = {
+                key: self.model(key, node)
+                for key, node in self.mapping(sections["models"], "models", empty=True).items()
+            }
+        elif self.source == "shipped" or self.alone:
+            models = {}
+        else:
+            models = shipped_config().models
+        limits = Limits()
+        if "vlmcache" in sections:
+            limits = self.limits(self.mapping(sections["vlmcache"], "vlmcache", empty=True))
+        return Config(self.path, self.source, models, limits, tuple(self.warnings))
+
+    def wrong(self, node: yaml.Node, key: str, problem: str) -> ConfigError:
+        line = node.start_mark.line + 1
+        return ConfigError(
+            f"{self.path}:{line}: {key}: {problem}", "fix that line, or name a file with --config"
+        )
+
+    def mapping(self, node: yaml.Node, key: str, *, empty: bool = False) -> dict[str, yaml.Node]:
+        import yaml
+
+        if empty and isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null"):
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            raise self.wrong(node, key, "must be a mapping of keys to values")
+        self.loader.flatten_mapping(node)
+        return {
+            name.value: value for name, value in node.value if isinstance(name, yaml.ScalarNode)
+        }
+
+    def text(self, node: yaml.Node, key: str) -> str:
+        """Return a scalar as it is written, so that a tag `1.0` stays `1.0`."""
+        import yaml
+
+        if not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":null") or not node.value:
+            raise self.wrong(node, key, "must be a string")
+        return str(node.value)
+
+    def value(self, node: yaml.Node, key: str) -> Any:
+        import yaml
+
+        try:
+            return self.loader.construct_object(node, deep=True)
+        except yaml.constructor.ConstructorError as error:
+            raise self.wrong(node, key, str(error.problem)) from error
+        except (AttributeError, LookupError) as error:
+            # What PyYAML makes of a tag that does not suit its text: `!!bool maybe`, `!!int ''`.
+            raise self.wrong(node, key, "its tag does not suit it") from error
+
+    def size(self, node: yaml.Node, key: str) -> int:
+        try:
+            return parse_size(self.text(node, key).replace("_", ""))
+        except ValueError as error:
+            raise self.wrong(node, key, str(error)) from None
+
+    def model(self, key: str, node: yaml.Node) -> ModelConfig:
+        where = f"models.{key}"
+        # What is null is left to its default, as if it were not there.
+        fields = {
+            name: value
+            for name, value in self.mapping(node, where).items()
+            if not value.tag.endswith(":null") or name in ("model_path", "repo")
+        }
+        repo_key = "model_path" if "model_path" in fields else "repo"
+        if repo_key not in fields:
+            raise self.wrong(node, where, "needs model_path: the repo id, as owner/name")
+        repo = self.text(fields[repo_key], f"{where}.{repo_key}")
+        if not fields[repo_key].tag.endswith(":str"):
+            raise self.wrong(fields[repo_key], f"{where}.{repo_key}", "must be a string")
+        if not layout.is_repo_id(repo):
+            problem = f"{repo!r} is not a repo id such as Qwen/Qwen2-VL-2B-Instruct"
+            raise self.wrong(fields[repo_key], f"{where}.{repo_key}", problem)
+        model: dict[str, Any] = {"key": key, "repo": repo}
+        if "revision" in fields:
+            revision = self.text(fields["revision"], f"{where}.revision")
+            if not layout.is_revision(revision):
+                problem = f"{revision!r} is not a branch, tag or commit"
+                raise self.wrong(fields["revision"], f"{where}.revision", problem)
+            model["revision"] = revision
+        if "precision" in fields:
+            text = self.text(fields["precision"], f"{where}.precision")
+            model["precision"] = self.precision(fields["precision"], f"{where}.precision", text)
+        if "device_map" in fields:
+            model["device_map"] = self.device_map(fields["device_map"], f"{where}.device_map")
+        if "trust_remote_code" in fields:
+            value = self.value(fields["trust_remote_code"], f"{where}.trust_remote_code")
+            if not isinstance(value, bool):
+                problem = "must be true or false"
+                raise self.wrong(fields["trust_remote_code"], f"{where}.trust_remote_code", problem)
+            model["trust_remote_code"] = value
+        for name in ("expected_size", "expected_memory"):
+            if name in fields:
+                model[name] = self.size(fields[name], f"{where}.{name}")
+        return ModelConfig(**model)
+
+    def device_map(self, node: yaml.Node, key: str) -> str | dict[str, Any]:
+        value = self.value(node, key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            # The number of a device, which transformers takes to be for the complete model.
+            return {"": value}
+        if not isinstance(value, str | dict):
+            problem = "must be a string such as auto, or a mapping of modules to devices"
+            raise self.wrong(node, key, problem)
+        return value
+
+    def precision(self, node: yaml.Node, key: str, text: str) -> Precision:
+        try:
+            return parse_precision(text)
+        except ValueError as error:
+            raise self.wrong(node, key, str(error)) from None
+
+    def limits(self, fields: dict[str, yaml.Node]) -> Limits:
+        values: dict[str, int | None] = {}
+        for name, node in fields.items():
+            key = f"vlmcache.{name}"
+            line = node.start_mark.line + 1
+            null = node.tag.endswith(":null")
+            if self.source == "./config.yaml" and name in _OWN_ONLY:
+                if name == "max_size" and not null:
+                    self.size(node, key)
+                if not null:
+                    self.warnings.append(
+                        f"{self.path}:{line}: {key} is ignored: it counts only from "
+                        f"{user_config()}, --config or VLMCACHE_CONFIG"
+                    )
+            elif name not in Limits.__struct_fields__:
+                meant = did_you_mean(name, Limits.__struct_fields__, 1)
+                hint = f"; {meant}" if meant else ""
+                self.warnings.append(f"{self.path}:{line}: {key} is not known{hint}")
+            elif null:
+                values[name] = None if name == "max_size" else 0
+            else:
+                values[name] = self.size(node, key)
+        return Limits(**values)  # type: ignore[arg-type]
+
+
+def parse_precision(text: str) -> Precision:
+    """Return a precision by its name or by one of torch's names for it.
+
+    Raises:
+        ValueError: the string names none.
+    """
+    lowered = text.lower().removeprefix("torch.")
+    for precision in PRECISIONS:
+        if lowered == precision:
+            return precision
+    if lowered in _PRECISION_ALIASES:
+        return _PRECISION_ALIASES[lowered]
+    raise ValueError(f"{text!r} is not one of {', '.join(PRECISIONS)}")

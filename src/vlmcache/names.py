@@ -1,0 +1,254 @@
+"""What a name means that somebody types: `NAME[@REVISION][:VARIANT]` (pure).
+
+Every command reads names here, whatever they are looked up in: a cache, a backup, the kept copies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.config_file import Config, ModelConfig
+from vlmcache.errors import UnknownModelError, UsageError
+from vlmcache.units import did_you_mean
+
+_VARIANT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
+_PREFIXES = {f"{kind}s": kind for kind in layout.KINDS.values()}
+
+
+class Name(msgspec.Struct, frozen=True):
+    """A name in its parts, as they were typed."""
+
+    name: str
+    """A key of config.yaml, a repo id, or `datasets/owner/name` and the like."""
+    revision: str | None = None
+    """The branch, tag or commit after the `@`."""
+    variant: str | None = None
+    """The variant of the model after the last `:`, such as a quantization of its files."""
+
+
+class Named(msgspec.Struct, frozen=True):
+    """What a name means."""
+
+    kind: str
+    """The type of the repo: `model`, `dataset`, …"""
+    repo: str
+    revision: str | None = None
+    """The revision that was typed; `None` if none was."""
+    model: ModelConfig | None = None
+    """The configured model that is meant, at its configured revision."""
+    held: bool = False
+    """Whether the repo is in the place where it was looked up."""
+
+    @property
+    def folder(self) -> str:
+        """The name of the repo's folder in a cache."""
+        return layout.repo_folder(self.kind, self.repo)
+
+
+def parse_name(text: str) -> Name:
+    """Return the parts of `NAME[@REVISION][:VARIANT]`."""
+    rest, colon, variant = text.rpartition(":")
+    if not rest or _VARIANT.fullmatch(variant) is None:
+        rest, colon = text, ""
+    name, at, revision = rest.partition("@")
+    return Name(name, revision if at else None, variant if colon else None)
+
+
+def typed_name(kind: str, repo_id: str) -> str:
+    """Return what to type for a repo: its id; for other types than models, with their prefix."""
+    return repo_id if kind == "model" else f"{kind}s/{repo_id}"
+
+
+class Names:
+    """Reads names for one configuration and one place that holds repos.
+
+    The id of a repo in the place comes first, so that no key can stand for another repo than the
+    one that is read off it; then keys, then other repo ids.
+
+    Args:
+        config: the configuration whose keys count.
+        repos: (type, id) of the repos in the place.
+    """
+
+    def __init__(self, config: Config, repos: Iterable[tuple[str, str]]) -> None:
+        self.config = config
+        self._ids: dict[tuple[str, str], set[str]] = {}
+        for kind, repo_id in repos:
+            self._ids.setdefault((kind, repo_id.casefold()), set()).add(repo_id)
+
+    def is_key(self, text: str) -> bool:
+        """Return whether a string is a key of config.yaml, and means what is configured there.
+
+        Raises:
+            UsageError: it is several repos' id in another case.
+        """
+        return text in self.config.models and self._held(parse_name(text).name) is None
+
+    def resolve(self, text: str) -> Named:
+        """Return what a name means, whether it is in the place or not.
+
+        Raises:
+            UsageError: the revision cannot be one, a variant is named, or it can be several repos.
+        """
+        if self.is_key(text):
+            model = self.as_held(self.config.models[text])
+            return Named("model", model.repo, model=model)
+        parts = parse_name(text)
+        held = self._held(parts.name)
+        configured = self.config.models.get(parts.name)
+        if configured is not None:
+            configured = self.as_held(configured)
+        if held is not None:
+            kind, repo_id = held
+            if kind != "model" or (configured and configured.repo != repo_id):
+                configured = None
+        elif configured is not None:
+            kind, repo_id = "model", configured.repo
+        else:
+            kind, repo_id = _prefixed(parts.name)
+            if kind != "model" and "/" not in repo_id:
+                kind, repo_id = "model", parts.name
+        if configured is None and kind == "model":
+            configured = self._configured(repo_id, exactly=held is not None)
+            repo_id = repo_id if configured is None else configured.repo
+        if parts.revision is not None and not layout.is_revision(parts.revision):
+            raise UsageError(f"{parts.revision!r} is not a branch, tag or commit")
+        if parts.variant is not None and (held or configured or layout.is_repo_id(repo_id)):
+            raise UsageError(
+                f"{text}: this command has no variants to choose from",
+                f"type {text.rpartition(':')[0]}",
+            )
+        return Named(kind, repo_id, parts.revision, configured, held is not None)
+
+    def as_held(self, model: ModelConfig) -> ModelConfig:
+        """Return a model with its repo spelled as in the place, if just one there can be meant."""
+        ids = self._ids.get(("model", model.repo.casefold()), set())
+        if model.repo in ids or len(ids) != 1:
+            return model
+        return msgspec.structs.replace(model, repo=next(iter(ids)))
+
+    def model(self, text: str) -> ModelConfig:
+        """Return the model that a command's MODEL means, at the revision that is asked for.
+
+        Raises:
+            UnknownModelError: no such key, and the string is not a repo id with an owner; only ids
+                in the place may be without one (`gpt2`).
+            UsageError: as `resolve` does.
+        """
+        named = self.resolve(text)
+        model = named.model
+        if model is None:
+            known = named.kind == "model" and layout.is_repo_id(named.repo)
+            if not known or not ("/" in named.repo or named.held):
+                raise self.unknown(text)
+            model = ModelConfig(key=named.repo, repo=named.repo, configured=False)
+        if named.revision is None:
+            return model
+        return msgspec.structs.replace(model, revision=named.revision)
+
+    def name_of(self, model: ModelConfig) -> str:
+        """Return what to type for a model at a revision, which `model` reads back.
+
+        It is the key, unless that would be read as an option or as another repo's id.
+        """
+        ids = self._ids.get(("model", parse_name(model.key).name.casefold()), set())
+        if model.key.startswith("-") or not ids <= {self.as_held(model).repo}:
+            return f"{model.repo}@{model.revision}"
+        known = self.config.models.get(model.key)
+        usual = known.revision if known is not None else "main"
+        return model.key if model.revision == usual else f"{model.key}@{model.revision}"
+
+    def unknown(self, text: str, place: str | None = None) -> UnknownModelError:
+        """Return the error that says that a name means nothing, and what comes close to it.
+
+        Args:
+            text: what was typed.
+            place: `cache` or `backup`, if only what is in the place could be meant.
+        """
+        held = [typed_name(kind, one) for (kind, _), ids in self._ids.items() for one in ids]
+        models = {key: self.as_held(model) for key, model in self.config.models.items()}
+        keys = [key for key, model in models.items() if place is None or model.repo in held]
+        if place is None:
+            # Of a configured model the key is named, and not its repo too.
+            held = [one for one in held if one not in {model.repo for model in models.values()}]
+        name = parse_name(text).name
+        hint = did_you_mean(name, [*keys, *sorted(held)])
+        if place is not None:
+            listed = "'vlmcache status --all' lists all" if place == "cache" else None
+            return UnknownModelError(f"nothing like {text} is in the {place}", hint or listed)
+        if hint is None and models:
+            hint = "known: " + ", ".join(models) + "; or a repo id such as owner/name"
+        return UnknownModelError(
+            f"no such model: {name}", hint or "name a repo id such as owner/name"
+        )
+
+    def _held(self, name: str) -> tuple[str, str] | None:
+        """Return type and id of the repo in the place whose id a name is, in whatever case."""
+        for kind, rest in (("model", name), _prefixed(name)):
+            ids = self._ids.get((kind, rest.casefold()), set())
+            if rest in ids:
+                return kind, rest
+            if len(ids) > 1:
+                raise ambiguous(rest, ids)
+            for repo_id in ids:
+                return kind, repo_id
+        return None
+
+    def _configured(self, repo_id: str, *, exactly: bool) -> ModelConfig | None:
+        """Return the first configured model of a repo: of the very same id, if there is one."""
+        folded = repo_id.casefold()
+        models = [one for one in self.config.models.values() if one.repo.casefold() == folded]
+        for model in sorted(models, key=lambda one: one.repo != repo_id):
+            meant = self.as_held(model)
+            if not exactly or meant.repo == repo_id:
+                return meant
+        return None
+
+
+def ambiguous(name: str, ids: Iterable[str]) -> UsageError:
+    """Return the error that says that a name can be several repos, which differ by case only."""
+    return UsageError(f"{name} can be {' or '.join(sorted(ids))}", "type one of them")
+
+
+def _prefixed(name: str) -> tuple[str, str]:
+    prefix, _, rest = name.partition("/")
+    return (_PREFIXES[prefix], rest) if prefix in _PREFIXES and rest else ("model", name)
+
+
+def find_model(config: Config, text: str, cached: Iterable[str] = ()) -> ModelConfig:
+    """Return the model that a name means: a repo id or a key, with `@revision`.
+
+    Args:
+        config: the configuration whose keys count.
+        text: what was typed.
+        cached: ids of the models in the cache; only these may be without an owner (`gpt2`).
+
+    Raises:
+        UnknownModelError: no such key, and the string is not a repo id with an owner.
+        UsageError: the revision cannot be one, or the name can be two repos.
+    """
+    return _names(config, cached).model(text)
+
+
+def name_of(config: Config, model: ModelConfig, cached: Iterable[str]) -> str:
+    """Return what to type for a model at a revision, which `find_model` reads back.
+
+    Args:
+        config: the configuration whose keys count.
+        model: the model, at the revision that is meant.
+        cached: ids of the models in the cache, which come before keys.
+    """
+    return _names(config, cached).name_of(model)
+
+
+def names_of_all(config: Config, cached: Iterable[str]) -> list[str]:
+    """Return a name for each configured model that `find_model` reads back: its key, usually."""
+    return list(map(_names(config, cached).name_of, config.models.values()))
+
+
+def _names(config: Config, cached: Iterable[str]) -> Names:
+    return Names(config, (("model", repo_id) for repo_id in cached))
