@@ -20,7 +20,7 @@ from tests.kit.rooms import LONG, OLD, settle
 from vlmcache.cache.mounts import Mount
 from vlmcache.cache.scan import scan
 from vlmcache.commands.remove import facts
-from vlmcache.commands.remove.values import Wishes
+from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.home.journal import Memory
 
 NAME = "org/name"
@@ -220,7 +220,7 @@ def test_where_no_access_times_are_kept_old_revisions_stay_and_the_command_for_t
     assert done.unknown_use.command == (
         f"vlmcache clean --older-than 30d --cache-dir {place.root} --config config.yaml"
     )
-    asked = place.clean(Wishes(older_than=30 * DAY))
+    asked = place.clean(CleanOptions(older_than=30 * DAY))
     assert freed(asked) == done.unknown_use.size > 50_000
     assert not first(repo).exists()
 
@@ -244,7 +244,7 @@ def test_our_own_journal_keeps_a_revision_and_its_silence_removes_none(
 
 def test_a_configured_commit_and_what_is_kept_stay_however_old(place: Place) -> None:
     repo = replaced(place)
-    place.clean(Wishes(keep=(f"{NAME}@{first(repo).name}",)))
+    place.clean(CleanOptions(keep=(f"{NAME}@{first(repo).name}",)))
     assert first(repo).exists()
     place.configure(mine=f"{NAME}@{first(repo).name}")
     place.clean()
@@ -326,7 +326,7 @@ def test_a_partial_stays_while_a_pull_would_continue_it_unless_asked_for(
     etag = repo.file("config.json" if finished else "model.safetensors").etag
     partial = repo.partial(etag, age=age)
     settle(place.root)
-    place.clean(Wishes(partials=asked))
+    place.clean(CleanOptions(partials=asked))
     assert partial.exists() == (not gone)
     assert (repo.snapshots / commit / "config.json").exists()
     assert (repo.refs / "main").read_text() == commit
@@ -578,7 +578,7 @@ def test_what_move_took_to_another_place_is_as_safe_there(place: Place, tmp_path
     place.clean()
     assert snapshot.exists()
     assert partial.exists()
-    place.clean(Wishes(partials=True))
+    place.clean(CleanOptions(partials=True))
     assert not partial.exists()
 
 
@@ -589,7 +589,7 @@ def test_limits_that_are_asked_for_still_remove_what_plain_clean_keeps(place: Pl
     partial = repo.partial(age=OLD)
     settle(place.root)
     state = scan(place.root)
-    place.clean(Wishes(max_size=state.size_on_disk))
+    place.clean(CleanOptions(max_size=state.size_on_disk))
     assert partial.exists()
-    freed(place.clean(Wishes(max_size=state.size_on_disk - state.repos[0].size_on_disk)))
+    freed(place.clean(CleanOptions(max_size=state.size_on_disk - state.repos[0].size_on_disk)))
     assert not repo.folder.exists()

@@ -13,7 +13,7 @@ from vlmcache.cache.scan import scan
 from vlmcache.cache.state import TreeFile
 from vlmcache.change import place, shared_store
 from vlmcache.commands.remove.clean import clean
-from vlmcache.config import CacheLocation, Config, Environment, Limits
+from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
 
 OTHER = "b" * 40
 
@@ -64,5 +64,5 @@ def test_a_temporary_of_a_killed_pull_is_a_leftover_and_clean_removes_it(
     assert (found.path, found.leftover) == (str(root / left), True)
     environment = Environment({"VLMCACHE_HOME": str(tmp_path / "own")}, frozenset(), str(tmp_path))
     config = Config("config.yaml", "--config", {}, Limits())
-    clean(environment, config, CacheLocation(str(root), "--cache-dir"))
+    clean(Session(environment, config, CacheLocation(str(root), "--cache-dir")))
     assert fingerprint(root) == before

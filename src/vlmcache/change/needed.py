@@ -16,6 +16,7 @@ from vlmcache.cache.entries import STALE_AFTER
 from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.state import UNREADABLE, File, Repo, Revision, State
 from vlmcache.change.plan import Kept
+from vlmcache.change.removals import Removals
 
 UNUSED_AFTER = 30 * 86400.0
 """Seconds without a use after which what a newer revision replaces is waste."""
@@ -96,10 +97,8 @@ def find_waste(
     repo: Repo,
     evidence: Evidence,
     now: float,
-    *,
-    gone: Collection[str],
+    chosen: Removals,
     why: Callable[[str], str | None],
-    unfinished: bool,
 ) -> Waste:
     """Return what of a repo is waste.
 
@@ -107,11 +106,11 @@ def find_waste(
         repo: the repo.
         evidence: what is known of its revisions.
         now: seconds since the epoch.
-        gone: commits of the revisions that are removed for another reason.
+        chosen: what is removed for another reason.
         why: returns why a revision is protected, and for an empty commit why the repo is.
-        unfinished: whether a partial download of the repo stays.
     """
     found = Waste()
+    gone, unfinished = chosen.commits_of(repo.folder), chosen.keeps_a_partial_of(repo)
     detached = [one for one in repo.revisions if not one.refs and one.commit not in gone]
     stays = {
         one.commit: why(one.commit) or _why_needed(repo, one, evidence, now, gone)

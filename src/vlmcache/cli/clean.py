@@ -95,7 +95,7 @@ def clean(
 
     session = open_session(config, cache_dir)
     output = Output(json, quiet, verbose)
-    wishes = values.Wishes(
+    options = values.CleanOptions(
         older_than=duration_option("--older-than", older_than),
         max_size=size_option("--max-size", max_size),
         free=size_option("--free", free),
@@ -108,10 +108,8 @@ def clean(
         partials=partials,
     )
     value = remove_clean.clean(
-        session.environment,
-        session.config,
-        session.cache,
-        wishes,
+        session,
+        options,
         dry_run=dry_run,
         confirm=confirmation(output, yes=yes, word="all" if every else None),
     )
@@ -121,12 +119,4 @@ def clean(
 
         view.show(value, verbose=verbose)
 
-    error = values.problem(value)
-    return Answer(
-        "clean",
-        value,
-        output,
-        show,
-        lambda: values.ids(value),
-        error,
-    )
+    return Answer("clean", value, output, show, lambda: value.ids, value.problem)

@@ -11,12 +11,12 @@ from tests.kit.caches import CacheBuilder, du_allocated, fingerprint, model_file
 from tests.kit.rooms import ROOMS, WEIGHTS, base
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
-from vlmcache.cache.usage import who_uses
 from vlmcache.change.plan import Plan
 from vlmcache.commands.remove.clean import clean, plan_clean
+from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.remove.remove import remove
-from vlmcache.commands.remove.values import Removal, Wishes, problem
-from vlmcache.config import CacheLocation, Config, Environment, Limits, ModelConfig
+from vlmcache.commands.remove.values import CleanOptions, Removal, RemoveOptions
+from vlmcache.config import CacheLocation, Config, Environment, Limits, ModelConfig, Session
 from vlmcache.errors import ExitCode, UnknownModelError
 
 
@@ -33,6 +33,10 @@ class Place:
         self.config = Config("config.yaml", "--config", {}, Limits())
         self.location = CacheLocation(str(self.root), "--cache-dir")
 
+    @property
+    def session(self) -> Session:
+        return Session(self.environment, self.config, self.location)
+
     def configure(self, **repos: str) -> None:
         models = {}
         for key, text in repos.items():
@@ -41,21 +45,14 @@ class Place:
         self.config = Config("config.yaml", "--config", models, Limits())
 
     def rm(self, *names: str, revision: str | None = None, force: bool = False) -> Removal:
-        return remove(
-            self.environment,
-            self.config,
-            self.location,
-            names,
-            revision=revision,
-            force=force,
-        )
+        return remove(self.session, names, RemoveOptions(revision, force))
 
-    def plan(self, wishes: Wishes | None = None) -> Plan:
-        state = scan(self.root)
-        return plan_clean(self.environment, self.config, state, wishes, who_uses(state))[0]
+    def plan(self, options: CleanOptions | None = None) -> Plan:
+        known = Known(self.environment, scan(self.root))
+        return plan_clean(known, self.config, options, known.usage)[0]
 
-    def clean(self, wishes: Wishes | None = None) -> Removal:
-        return clean(self.environment, self.config, self.location, wishes)
+    def clean(self, options: CleanOptions | None = None) -> Removal:
+        return clean(self.session, options)
 
 
 @pytest.fixture
@@ -83,7 +80,7 @@ def test_freed_is_what_was_planned_and_what_du_measures(
     elif action == "clean":
         done = place.clean()
     else:
-        done = place.clean(Wishes(everything=True))
+        done = place.clean(CleanOptions(everything=True))
 
     assert freed(done) == before - du_allocated(place.root)
     assert freed(done) == done.plan.frees
@@ -184,7 +181,7 @@ def test_detached_revisions_that_a_configured_model_pins_stay(place: Place) -> N
 
 def test_foreign_entries_stay_unless_named(place: Place) -> None:
     ROOMS["foreign"](place.root)
-    place.clean(Wishes(everything=True))
+    place.clean(CleanOptions(everything=True))
     assert (place.root / "notes.txt").exists()
     assert (place.root / "mine" / "deep" / "file.txt").exists()
     assert (place.root / "models--org--name" / "notes.txt").exists()
@@ -205,7 +202,7 @@ def test_duplicates_go_only_where_the_model_loads_without_them(place: Place) -> 
     partly.pointer("model.safetensors").unlink()
     before = du_allocated(place.root)
 
-    done = place.clean(Wishes(duplicates=True))
+    done = place.clean(CleanOptions(duplicates=True))
 
     assert not whole.pointer("pytorch_model.bin").is_symlink()
     assert not whole.blob("pytorch_model.bin").exists()
@@ -230,7 +227,7 @@ def test_a_link_in_place_of_a_repo_goes_and_what_it_leads_to_stays(
 
 def test_problem_is_none_where_all_went_well(place: Place) -> None:
     base(place.root)
-    assert problem(place.rm("org/name")) is None
+    assert place.rm("org/name").problem is None
 
 
 def test_a_lock_file_goes_although_it_was_written_to_since(place: Place) -> None:
@@ -245,6 +242,6 @@ def test_a_lock_file_goes_although_it_was_written_to_since(place: Place) -> None
             os.utime(lock)
         return True
 
-    done = clean(place.environment, place.config, place.location, confirm=take)
+    done = clean(place.session, confirm=take)
     freed(done)
     assert not any(lock.exists() for lock in locks)

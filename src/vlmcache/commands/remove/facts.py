@@ -13,7 +13,7 @@ from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage, own_uses, who_uses
 from vlmcache.change.needed import Evidence, in_question
-from vlmcache.change.removal_plan import Key
+from vlmcache.change.removals import Key
 from vlmcache.config import Environment, own_home
 from vlmcache.home.journal import Memory
 
