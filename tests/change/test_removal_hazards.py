@@ -23,9 +23,10 @@ from tests.kit.hub import LoopbackHub, slow
 from tests.kit.rooms import LONG, OLD, OTHER, ROOMS, WEIGHTS, base, settle
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import lock_held
+from vlmcache.change.leftovers import Leftovers
 from vlmcache.change.names import Target
 from vlmcache.change.removal_plan import plan_removal
-from vlmcache.change.remove import _Run, execute
+from vlmcache.change.remove import Executor, execute
 from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.errors import ExitCode
 
@@ -582,7 +583,7 @@ def test_what_ctrl_c_cut_short_is_finished_by_the_same_command(
     others = repo.blob("model.safetensors")
     alone = repo.revision({"config.json": b"{}", "only.bin": OTHER}, refs=["v9"])
     with monkeypatch.context() as patched:
-        patched.setattr(_Run, "_remove_blobs", _interrupt)
+        patched.setattr(Executor, "_remove_blobs", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             place.rm("org/name@v9")
     assert not (repo.snapshots / alone).exists()
@@ -614,7 +615,7 @@ def test_refs_and_snapshots_go_first_where_a_repo_is_emptied_in_its_place(
     def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(_Run, "_place_for", full)
+    monkeypatch.setattr(Leftovers, "_place_for", full)
     monkeypatch.setattr(os, "unlink", noted)
     place.rm("org/name")
     parts = [os.path.relpath(path, repo.folder).split(os.sep)[0] for path in gone]
