@@ -54,7 +54,7 @@ def test_a_temporary_of_a_killed_pull_is_a_leftover_and_clean_removes_it(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", killed)
-        patched.setattr(place, "discard", lambda *_: None)
+        patched.setattr(place, "discard_temporary", lambda *_: None)
         with pytest.raises(Killed):
             write(str(repo.folder), commit)
     (left,) = set(fingerprint(root)) - set(before)

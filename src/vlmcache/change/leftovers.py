@@ -17,7 +17,7 @@ from vlmcache.change.attempt import Attempt, StaleError
 from vlmcache.change.locks import HubLocks
 from vlmcache.change.place import sync_folder
 from vlmcache.change.plan import Expected, RemoveTree
-from vlmcache.change.tree import Emptying, Tree, compare, freed_by
+from vlmcache.change.tree import Emptying, Tree, freed_by, refuse_changed
 
 
 class Leftovers:
@@ -45,7 +45,7 @@ class Leftovers:
         path = attempt.action.path
         with self.tree.parent(path) as (name, folder):
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            compare(found, expected)
+            refuse_changed(found, expected)
             is_folder = modes.S_ISDIR(found.st_mode)
             if is_folder and folder is not None and os.path.ismount(path):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
@@ -85,7 +85,7 @@ class Leftovers:
                 self.tree.parent(place) as (aside, aside_folder),
                 self.tree.parent(link) as (link_name, leftovers),
             ):
-                compare(os.stat(name, dir_fd=folder, follow_symlinks=False), action.expected)
+                refuse_changed(os.stat(name, dir_fd=folder, follow_symlinks=False), action.expected)
                 if action.link is not None:
                     os.symlink(action.link, link_name, dir_fd=leftovers)
                 try:
@@ -136,7 +136,7 @@ class Leftovers:
         """
         with self.tree.parent(path) as (name, folder):
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            compare(found, expected)
+            refuse_changed(found, expected)
             if modes.S_ISDIR(found.st_mode):
                 Emptying(attempt).remove(name, folder, path)
             else:

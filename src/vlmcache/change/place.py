@@ -76,7 +76,7 @@ def check_room(place: str, needs: int, hint: str) -> None:
 
 
 def sync_folder(folder: str | int) -> None:
-    """Bring the entries of a folder, or of an open one, to the disk, if the system can do that."""
+    """Bring the entries of a folder, or of an open one, to the disk, if the system can do it."""
     if sys.platform == "win32":
         return
     descriptor = folder if isinstance(folder, int) else os.open(folder, os.O_RDONLY)
@@ -105,7 +105,7 @@ def prepare_repo(cache_dir: str, folder: str) -> None:
     """
     if os.path.islink(folder) and not os.path.isdir(folder):
         raise CacheError(
-            f"the repo lies at {os.path.realpath(folder)}, which is not there",
+            f"the repo lies at {os.path.realpath(folder)}, which does not exist",
             "mount that drive, or remove the link with 'vlmcache rm'",
         )
     os.makedirs(folder, exist_ok=True)
@@ -174,7 +174,7 @@ def replacing(
     Its bytes are on the disk by then: readers see the old file or the new one.
 
     Args:
-        path: where; what is there is replaced.
+        path: where; whatever has that name is replaced.
         mode: of the new file, before the umask.
         temporary: the path under which it is written, in the same folder; a unique one if not
             given.
@@ -197,7 +197,7 @@ def replacing(
             os.close(descriptor)
         os.replace(begun, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
-        discard(begun, folder)
+        discard_temporary(begun, folder)
         raise
     sync_folder(os.path.dirname(path) if folder is None else folder)
 
@@ -218,7 +218,7 @@ def put(path: str, temporary: str, make: Callable[[str], object]) -> None:
     """Make an entry under another name of the same filesystem, and rename it to its place.
 
     Args:
-        path: the place; what is there is replaced.
+        path: the place; whatever is at it is replaced.
         temporary: the other name.
         make: makes an entry at the path that it is given.
 
@@ -229,12 +229,12 @@ def put(path: str, temporary: str, make: Callable[[str], object]) -> None:
         make(temporary)
         os.replace(temporary, path)
     except BaseException:
-        discard(temporary)
+        discard_temporary(temporary)
         raise
     sync_folder(os.path.dirname(path))
 
 
-def discard(path: str, folder: int | None = None) -> None:
+def discard_temporary(path: str, folder: int | None = None) -> None:
     """Remove a temporary, as far as the system lets."""
     with contextlib.suppress(OSError):
         os.unlink(path, dir_fd=folder)
@@ -337,7 +337,7 @@ def publish_blob(partial: str, blob: str) -> None:
 
 
 def place_repo_link(path: str, target: str) -> None:
-    """Leave a link where a repo's folder was, and nothing is.
+    """Leave a link in the place of a repo's folder that is gone.
 
     Raises:
         OSError: the system refuses, or something is there.
@@ -358,7 +358,7 @@ def replace_repo_link(path: str, target: str) -> None:
 
 
 def put_back(aside: str, path: str) -> None:
-    """Rename a repo that was set aside back to its place, where nothing is.
+    """Rename a repo that was set aside back to its place, which is empty.
 
     Raises:
         OSError: the system refuses, or something is there.

@@ -15,11 +15,11 @@ from vlmcache.cache.state import Repo
 from vlmcache.change.attempt import Attempt, Result, StaleError, TakenError, refusal
 from vlmcache.change.locks import HubLocks
 from vlmcache.change.plan import ReleaseShared, RemoveTree, stamp, sum_stamp
-from vlmcache.change.tree import Tree, compare
+from vlmcache.change.tree import Tree, refuse_changed
 
 
 class RemovalChecks:
-    """Compares what is there with what a plan expects, and sees whether anything is in use."""
+    """Compares the disk with what a plan expects, and sees whether anything is in use."""
 
     def __init__(self, tree: Tree, locks: HubLocks) -> None:
         self.tree = tree
@@ -39,7 +39,9 @@ class RemovalChecks:
             key = self.tree.repo_folder(action.path), action.commit
             try:
                 with self.tree.parent(action.path) as (name, folder):
-                    compare(os.stat(name, dir_fd=folder, follow_symlinks=False), action.expected)
+                    refuse_changed(
+                        os.stat(name, dir_fd=folder, follow_symlinks=False), action.expected
+                    )
                 self.check_content(action, seen)
             except FileNotFoundError:
                 continue

@@ -110,7 +110,7 @@ class _Builder:
                 + away_remedy(repo.away)
             )
         elif not repo.by_class.total:
-            why = "only the link is removed: that place is not there now"
+            why = "only the link is removed: that place does not exist now"
         if repo.moved_to is None:
             self.kept.append(Kept(repo.linked_to, repo.id, why))
 
@@ -196,7 +196,7 @@ class _Builder:
                     locks.append(Remove(path, "lock", repo, reason, entry.allocated, None))
 
 
-def build(state: CacheState, removals: Removals) -> Plan:
+def plan_of(state: CacheState, removals: Removals) -> Plan:
     """Return the plan of removals."""
     return _Builder(state, removals.copy()).build()
 
@@ -261,7 +261,7 @@ def plan_removal(state: CacheState, targets: Sequence[Target], *, why: str = "as
         else:
             chosen.repos[folder] = why
     _merge_last_revisions(state, chosen, why)
-    return build(state, chosen)
+    return plan_of(state, chosen)
 
 
 def _merge_last_revisions(state: CacheState, chosen: Removals, why: str) -> None:

@@ -121,7 +121,7 @@ class Executor:
         elif action.kind == "folder":
             self.tree.remove_folder(action.path, attempt)
         elif action.kind == "ref" or (action.kind == "blob" and os.path.islink(action.path)):
-            # Set aside and not unlinked: it tells a second run what a killed one was at.
+            # Set aside and not unlinked: it shows a second run what a killed one was doing.
             self.leftovers.set_aside(attempt, action.expected, complete=False)
         else:
             self.tree.unlink(action.path, action.expected, attempt)

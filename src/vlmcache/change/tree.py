@@ -96,7 +96,7 @@ class Tree:
         """
         with self.parent(path) as (name, folder):
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            compare(found, expected)
+            refuse_changed(found, expected)
             self.refuse_use(found)
             os.unlink(name, dir_fd=folder)
             attempt.freed += freed_by(found)
@@ -232,7 +232,7 @@ def _refs_first(name: str) -> int:
     return {layout.REFS: 0, layout.SNAPSHOTS: 1}.get(name, 2)
 
 
-def compare(found: os.stat_result, expected: Expected | None) -> None:
+def refuse_changed(found: os.stat_result, expected: Expected | None) -> None:
     """Compare an entry with what a plan expects.
 
     Raises:

@@ -16,7 +16,7 @@ from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage, find_users, who_uses
-from vlmcache.change.apply import carry_out
+from vlmcache.change.apply import apply_removals
 from vlmcache.change.names import Target
 from vlmcache.change.needed import UNUSED_AFTER
 from vlmcache.change.plan import Expected, Kept, Plan, Receipt, Remove, RemoveTree, joined
@@ -105,7 +105,7 @@ def clean(
     if confirm is not None:
         usage = who_uses(state)
     places = set(moved_repos(state).values())
-    receipt = carry_out(plan, state.dir, places, in_use=usage.files)
+    receipt = apply_removals(plan, state.dir, places, in_use=usage.files)
     forget(environment, state)
     return msgspec.structs.replace(removal, receipt=receipt)
 
@@ -216,12 +216,12 @@ def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()
     every repo does.
 
     Args:
-        config: the configuration in force.
+        config: the configuration.
         state: the cache.
         evict: keys or repo ids that are not to be pinned.
 
     Raises:
-        UnknownModelError: a name of `evict` is no model.
+        UnknownModelError: a name of `evict` is not a model.
     """
     cached = [repo.id for repo in state.repos if repo.type == "model"]
     loose = {find_model(config, name, cached).repo for name in evict}
@@ -251,7 +251,7 @@ def _kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Pro
     revisions: dict[Key, str] = {}
     repos: dict[str, str] = {}
     cached = {repo.id for repo in state.repos}
-    # A configured model that is not there needs no keeping; any other name would be a slip.
+    # A configured model that is not cached needs no keeping; any other name would be a mistake.
     absent = {
         name
         for model in config.models.values()
@@ -260,7 +260,7 @@ def _kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Pro
     }
     for target in find_targets(state, config, [name for name in names if name not in absent]):
         if target.folder is None:
-            raise UsageError(f"--keep {target.name} is no model")
+            raise UsageError(f"--keep {target.name} is not a model")
         why = f"kept by --keep {target.name}"
         if target.commit is not None:
             revisions[target.folder, target.commit] = why
@@ -304,14 +304,14 @@ def _side_caches(environment: Environment) -> list[SideCache]:
     found = []
     for name, path in side_caches(environment).items():
         own, _ = library_entries(name, path)
-        size = sum(_size_below(os.path.join(path, one)) for one in own)
+        size = sum(_size_below(os.path.join(path, entry)) for entry in own)
         found.append(SideCache(name, path, os.path.isdir(path), size))
     return found
 
 
 def _with_side_caches(
     plan: Plan,
-    beside: Sequence[SideCache],
+    caches: Sequence[SideCache],
     options: CleanOptions,
     environment: Environment,
     cache_dir: str,
@@ -325,7 +325,7 @@ def _with_side_caches(
         ("your home folder", os.path.expanduser("~")),
         ("vlmcache's own folder", own_home(environment)[0]),
     )
-    for cache in beside:
+    for cache in caches:
         if not getattr(options, cache.name) or not cache.exists:
             continue
         if os.path.islink(cache.path):
@@ -347,7 +347,7 @@ def _with_side_caches(
         for path in (os.path.join(cache.path, name) for name in own):
             users = find_users(inodes_below(path)).files
             if users:
-                processes = {one.pid: one for group in users.values() for one in group}
+                processes = {user.pid: user for group in users.values() for user in group}
                 kept.append(Kept(path, None, "in use", tuple(processes.values())))
                 continue
             stat = os.lstat(path)
@@ -362,7 +362,7 @@ def _with_side_caches(
         frees=plan.frees + sum(action.frees for action in actions),
         kept=(*plan.kept, *kept),
     )
-    return plan, tuple(one for one in kept if one.processes)
+    return plan, tuple(stays for stays in kept if stays.processes)
 
 
 def _is_at_or_below(path: str, folder: str) -> bool:

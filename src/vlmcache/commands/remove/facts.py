@@ -88,14 +88,14 @@ def moved_repos(state: CacheState) -> dict[str, str]:
 
 
 def scan_places(paths: Collection[str]) -> dict[str, CacheState]:
-    """Return the caches at other places, those that are there."""
+    """Return the caches at other places, those that exist."""
     return {path: scan(path) for path in sorted(paths) if os.path.isdir(path)}
 
 
 def _evidence(
     state: CacheState, journal: Mapping[tuple[str, str, str], float], mount: Mount | None
 ) -> Evidence:
-    """Return what shows whether revisions are needed, for the repos where that is in question."""
+    """Return what shows whether revisions are needed, for the repos in question."""
     every = any(not shared.users for shared in state.shared.values())
     states = {
         (repo.folder, revision.commit): judge_revision(repo, revision).state

@@ -13,7 +13,7 @@ from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Process
 from vlmcache.change.needed import UNUSED_AFTER, is_young, unsure
 from vlmcache.change.plan import Kept, Plan
-from vlmcache.change.removal_plan import build, by_folder
+from vlmcache.change.removal_plan import by_folder, plan_of
 from vlmcache.change.removals import Key, Removals
 from vlmcache.change.waste import Facts, WasteSelection, busy_repos, kept_in_use, writers
 from vlmcache.commands.remove.values import CleanOptions
@@ -64,7 +64,7 @@ def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tup
     if old:
         more = chosen.copy()
         more.revisions |= dict.fromkeys(old, "unused")
-        unknown = build(state, more).frees - plan.frees
+        unknown = plan_of(state, more).frees - plan.frees
         plan = msgspec.structs.replace(plan, unknown_use=unknown)
     return plan, max(0, goal - plan.frees)
 
@@ -111,7 +111,7 @@ def _evict(chosen: Removals, candidates: Sequence[Key], goal: int, rest: _Rest) 
             more.revisions[key] = f"least recently used{_source(rest.facts, key)}"
         if count:
             rest.add_to(more)
-        return build(rest.state, more)
+        return plan_of(rest.state, more)
 
     plan = with_first(0)
     if plan.frees >= goal or not candidates:

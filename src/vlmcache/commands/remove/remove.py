@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage, find_users, who_uses
-from vlmcache.change.apply import carry_out
+from vlmcache.change.apply import apply_removals
 from vlmcache.change.names import Target
 from vlmcache.change.plan import Kept, joined
 from vlmcache.change.removal_plan import plan_moved, plan_removal
@@ -54,10 +54,9 @@ def remove(
     )
     moved = moved_repos(state)
     here = [target for target in targets if target.folder not in moved]
-    places = scan_places({moved[one.folder] for one in targets if one.folder in moved})
+    places = scan_places({moved[target.folder] for target in targets if target.folder in moved})
     plans = [
-        plan_moved(state, place, [one for one in targets if moved.get(one.folder or "") == path])
-        for path, place in places.items()
+        plan_moved(state, place, _of_place(targets, moved, path)) for path, place in places.items()
     ]
     plan = joined([*plans, plan_removal(state, here)])
     usage, in_use = _find_use(state, places.values(), targets)
@@ -76,9 +75,13 @@ def remove(
         usage, in_use = _find_use(state, places.values(), targets)
         if in_use:
             return msgspec.structs.replace(removal, in_use=in_use)
-    receipt = carry_out(removal.plan, state.dir, places, in_use=usage.files, force=force)
+    receipt = apply_removals(removal.plan, state.dir, places, in_use=usage.files, force=force)
     forget(environment, state)
     return msgspec.structs.replace(removal, receipt=receipt)
+
+
+def _of_place(targets: Sequence[Target], moved: Mapping[str, str], path: str) -> list[Target]:
+    return [target for target in targets if moved.get(target.folder or "") == path]
 
 
 def _find_use(
@@ -91,12 +94,11 @@ def _find_use(
     found = list(_targets_in_use(state, targets, usage))
     files = usage.files
     for place in places:
-        there = who_uses(place, folders)
-        files = files | there.files
+        of_place = who_uses(place, folders)
+        files = files | of_place.files
         # The locks of what is used through a link are here.
-        there = Usage(there.files, there.locks | usage.locks, there.hidden)
-        named = [one for one in targets if moved.get(one.folder or "") == place.dir]
-        found += _targets_in_use(place, named, there)
+        of_place = Usage(of_place.files, of_place.locks | usage.locks, of_place.hidden)
+        found += _targets_in_use(place, _of_place(targets, moved, place.dir), of_place)
     return Usage(files, usage.locks, usage.hidden), tuple(found)
 
 
