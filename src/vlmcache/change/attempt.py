@@ -33,6 +33,18 @@ class Attempt:
         self.outcome = Outcome(name, self.action.path, result, self.freed, detail=detail)
 
 
+REFUSALS = (StaleError, TakenError, OSError)
+
+
+def result_of(error: Exception, path: str) -> tuple[Result, str | None]:
+    """Return what became of an action at a path that ended in one of `REFUSALS`, and why."""
+    if isinstance(error, FileNotFoundError):
+        return "absent", None
+    if isinstance(error, OSError):
+        return "failed", refusal(error, path)
+    return "busy" if isinstance(error, TakenError) else "stale", str(error)
+
+
 def refusal(error: OSError | StaleError, path: str) -> str:
     """Return in words why something was not done at a path."""
     if isinstance(error, StaleError):

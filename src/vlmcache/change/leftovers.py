@@ -17,7 +17,7 @@ from vlmcache.change.attempt import Attempt, StaleError
 from vlmcache.change.locks import HubLocks
 from vlmcache.change.place import sync_folder
 from vlmcache.change.plan import Expected, RemoveTree
-from vlmcache.change.tree import Emptying, Tree, freed_by, refuse_changed
+from vlmcache.change.tree import Emptying, Tree
 
 
 class Leftovers:
@@ -43,10 +43,9 @@ class Leftovers:
             OSError: the system refuses.
         """
         path = attempt.action.path
-        with self.tree.parent(path) as (name, folder):
-            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            refuse_changed(found, expected)
-            is_folder = modes.S_ISDIR(found.st_mode)
+        with self.tree.entry(path, expected) as entry:
+            name, folder = entry.name, entry.folder
+            is_folder = modes.S_ISDIR(entry.status.st_mode)
             if is_folder and folder is not None and os.path.ismount(path):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
             try:
@@ -60,11 +59,7 @@ class Leftovers:
                     raise
             except (OSError, StaleError):
                 pass  # a full, foreign or read-only place for the leftovers; unlinking may still do
-            if is_folder:
-                Emptying(attempt).remove(name, folder, path)
-            else:
-                os.unlink(name, dir_fd=folder)
-                attempt.freed += freed_by(found)
+            Emptying(attempt).remove(entry)
 
     def exchange(self, attempt: Attempt, action: RemoveTree, locks: HubLocks) -> None:
         """Rename a repo's folder into the leftovers and the link into its place, or do neither.
@@ -81,11 +76,11 @@ class Leftovers:
             place = self._place_for(path, complete=True)
             link = os.path.join(self.folder, f"link-{self.token}")
             with (
-                self.tree.parent(path) as (name, folder),
+                self.tree.entry(path, action.expected) as entry,
                 self.tree.parent(place) as (aside, aside_folder),
                 self.tree.parent(link) as (link_name, leftovers),
             ):
-                refuse_changed(os.stat(name, dir_fd=folder, follow_symlinks=False), action.expected)
+                name, folder = entry.name, entry.folder
                 if action.link is not None:
                     os.symlink(action.link, link_name, dir_fd=leftovers)
                 try:
@@ -134,14 +129,8 @@ class Leftovers:
             StaleError: it is not what was expected.
             OSError: the first refusal.
         """
-        with self.tree.parent(path) as (name, folder):
-            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            refuse_changed(found, expected)
-            if modes.S_ISDIR(found.st_mode):
-                Emptying(attempt).remove(name, folder, path)
-            else:
-                os.unlink(name, dir_fd=folder)
-                attempt.freed += freed_by(found)
+        with self.tree.entry(path, expected) as entry:
+            Emptying(attempt).remove(entry)
 
     def remove_earlier(self, attempt: Attempt, path: str, expected: Expected | None) -> None:
         """Unlink what an interrupted run has left, and the folders above it if they are empty."""
@@ -150,10 +139,8 @@ class Leftovers:
         if os.path.basename(os.path.dirname(job)) != layout.LEFTOVERS:
             return
         for folder in (job, os.path.dirname(job)):
-            with contextlib.suppress(OSError), self.tree.parent(folder) as (name, parent):
-                found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                os.rmdir(name, dir_fd=parent)
-                attempt.freed += allocated_bytes(found)
+            with contextlib.suppress(OSError), self.tree.entry(folder) as entry:
+                entry.remove_folder(attempt)
 
 
 def _exists(name: str, parent: int | None) -> bool:

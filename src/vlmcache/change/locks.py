@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vlmcache.cache import layout
-from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.usage import lock_held
 from vlmcache.change.attempt import Attempt, StaleError, TakenError
 from vlmcache.change.place import is_full
@@ -161,15 +160,13 @@ class HubLocks:
         repo = os.path.join(self.tree.root, os.path.basename(path))
         if os.path.isdir(repo):
             raise StaleError("the repo is there")
-        with self.tree.parent(path) as (name, parent):
-            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            descriptor = enter(name, parent, path) if BY_DESCRIPTOR else None
+        with self.tree.entry(path) as entry:
+            descriptor = enter(entry.name, entry.folder, path) if BY_DESCRIPTOR else None
             try:
-                for entry in names_in(descriptor, path):
-                    lock = os.path.join(path, entry)
+                for name in names_in(descriptor, path):
+                    lock = os.path.join(path, name)
                     self._unlink(lock, None, attempt, self._hold(lock))
             finally:
                 if descriptor is not None:
                     os.close(descriptor)
-            os.rmdir(name, dir_fd=parent)
-            attempt.freed += allocated_bytes(found)
+            entry.remove_folder(attempt)

@@ -154,11 +154,9 @@ def hash_of(descriptor: int, etag: str, size: int, length: int, check: Callable[
 
 def write_all(descriptor: int, data: bytes) -> None:
     """Write all of the data; on a disk that is nearly full, one call writes only a part of it."""
-    written = os.write(descriptor, data)
-    if written != len(data):
-        rest = memoryview(data)[written:]
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _boot_time() -> float:

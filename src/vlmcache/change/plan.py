@@ -117,7 +117,7 @@ class Restore(msgspec.Struct, frozen=True, tag="restore", tag_field="action"):
 class SetAccess(msgspec.Struct, frozen=True, tag="set-access", tag_field="action"):
     """Let a folder or file have other permissions, and another group.
 
-    If what is there has another mode, group, device or inode than the plan says, it changed since.
+    If it has another mode, group, device or inode than the plan says, it changed since.
     """
 
     path: str

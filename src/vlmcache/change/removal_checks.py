@@ -12,10 +12,17 @@ from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import Repo
-from vlmcache.change.attempt import Attempt, Result, StaleError, TakenError, refusal
+from vlmcache.change.attempt import (
+    REFUSALS,
+    Attempt,
+    Result,
+    StaleError,
+    TakenError,
+    result_of,
+)
 from vlmcache.change.locks import HubLocks
 from vlmcache.change.plan import ReleaseShared, RemoveTree, stamp, sum_stamp
-from vlmcache.change.tree import Tree, refuse_changed
+from vlmcache.change.tree import Tree
 
 
 class RemovalChecks:
@@ -24,7 +31,7 @@ class RemovalChecks:
     def __init__(self, tree: Tree, locks: HubLocks) -> None:
         self.tree = tree
         self.locks = locks
-        self.refused: dict[tuple[str, str | None], tuple[Result, str]] = {}
+        self.refused: dict[tuple[str, str | None], tuple[Result, str | None]] = {}
         """(repo folder, commit) -> why it stays; without a commit, why the complete repo does."""
 
     def hold_back_changed(self, attempts: Sequence[Attempt]) -> None:
@@ -38,19 +45,12 @@ class RemovalChecks:
                 continue
             key = self.tree.repo_folder(action.path), action.commit
             try:
-                with self.tree.parent(action.path) as (name, folder):
-                    refuse_changed(
-                        os.stat(name, dir_fd=folder, follow_symlinks=False), action.expected
-                    )
-                self.check_content(action, seen)
+                with self.tree.entry(action.path, action.expected):
+                    self.check_content(action, seen)
             except FileNotFoundError:
                 continue
-            except TakenError as error:
-                self.refused[key] = "busy", str(error)
-            except StaleError as error:
-                self.refused[key] = "stale", str(error)
-            except OSError as error:
-                self.refused[key] = "failed", refusal(error, action.path)
+            except REFUSALS as error:
+                self.refused[key] = result_of(error, action.path)
         for attempt in attempts:
             action = attempt.action
             if isinstance(action, ReleaseShared):

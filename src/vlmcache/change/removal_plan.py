@@ -303,7 +303,4 @@ def _select_rest(state: CacheState, repo: Repo | None, target: Target, chosen: R
 
 def by_folder(state: CacheState, folder: str) -> Repo | None:
     """Return the repo with a folder's name, `None` if it is not in the cache."""
-    for repo in state.repos:
-        if repo.folder == folder:
-            return repo
-    return None
+    return next((repo for repo in state.repos if repo.folder == folder), None)

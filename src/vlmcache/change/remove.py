@@ -9,7 +9,15 @@ from typing import Literal
 
 from vlmcache.cache import layout
 from vlmcache.cache.scan_repo import scan_repo
-from vlmcache.change.attempt import Attempt, Removing, StaleError, TakenError, refusal
+from vlmcache.change.attempt import (
+    REFUSALS,
+    Attempt,
+    Removing,
+    StaleError,
+    TakenError,
+    refusal,
+    result_of,
+)
 from vlmcache.change.leftovers import Leftovers
 from vlmcache.change.locks import BATCH, HubLocks
 from vlmcache.change.plan import Plan, Receipt, ReleaseShared, Remove, RemoveTree
@@ -85,14 +93,8 @@ class Executor:
     def _attempt(self, attempt: Attempt) -> None:
         try:
             self._do(attempt, attempt.action)
-        except StaleError as error:
-            attempt.note("stale", str(error))
-        except TakenError as error:
-            attempt.note("busy", str(error))
-        except FileNotFoundError:
-            attempt.note("absent")
-        except OSError as error:
-            attempt.note("failed", refusal(error, attempt.action.path))
+        except REFUSALS as error:
+            attempt.note(*result_of(error, attempt.action.path))
         else:
             attempt.note("done")
 
@@ -173,12 +175,8 @@ class Executor:
                     try:
                         locks.enter_context(self.store.held_to_release(path))
                         ready.append(attempt)
-                    except FileNotFoundError:
-                        attempt.note("absent")
-                    except (TakenError, StaleError) as error:
-                        attempt.note("busy", str(error))
-                    except OSError as error:
-                        attempt.note("failed", refusal(error, path))
+                    except REFUSALS as error:
+                        attempt.note(*result_of(error, path))
                 try:
                     if ready:
                         self.store.read_links()

@@ -22,7 +22,7 @@ from vlmcache.change.locks import hold_lock
 from vlmcache.change.partials import write_all
 from vlmcache.change.place import put, replacing, write_file
 from vlmcache.change.plan import ReleaseShared
-from vlmcache.change.tree import Tree, freed_by
+from vlmcache.change.tree import Tree
 from vlmcache.errors import CacheError
 
 _MARKER_TEMPORARY = re.compile(re.escape(layout.SHARED_MARKER) + r"\.[0-9a-f]{8}\.tmp")
@@ -222,9 +222,8 @@ class SharedStore:
         """
         path = action.path
         links = self._links.get(action.hash, set())
-        with self.tree.parent(path) as (name, parent):
-            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            if not modes.S_ISREG(found.st_mode):
+        with self.tree.entry(path) as entry:
+            if not modes.S_ISREG(entry.status.st_mode):
                 raise StaleError("it is not a regular file")
             if links:
                 if self.references(path) not in (None, links):
@@ -232,21 +231,19 @@ class SharedStore:
                 if action.last:
                     raise StaleError("a repo links to it by now")
                 return
-            self.tree.refuse_use(found)
-            os.unlink(name, dir_fd=parent)
-            attempt.freed += freed_by(found)
+            self.tree.refuse_use(entry.status)
+            entry.unlink(attempt)
         with contextlib.suppress(FileNotFoundError):
             self.tree.unlink(path + layout.MANIFEST_SUFFIX, None, attempt)
 
     def _rewrite(self, manifest: str, references: set[str], attempt: Attempt) -> None:
         content = "".join(f"{reference}\n" for reference in sorted(references)).encode()
-        with self.tree.parent(manifest) as (name, parent):
-            before = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            with replacing(manifest, _FOR_ALL, folder=parent) as descriptor:
+        with self.tree.entry(manifest) as entry:
+            with replacing(manifest, _FOR_ALL, folder=entry.folder) as descriptor:
                 _open_to_all(descriptor)
                 write_all(descriptor, content)
-            after = os.stat(name, dir_fd=parent)
-            attempt.freed += allocated_bytes(before) - allocated_bytes(after)
+            after = os.stat(entry.name, dir_fd=entry.folder)
+            attempt.freed += allocated_bytes(entry.status) - allocated_bytes(after)
 
 
 def _open_to_all(descriptor: int) -> None:

@@ -11,6 +11,7 @@ import os
 import secrets
 import stat as modes
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
@@ -24,6 +25,26 @@ _HOIST_AT = 40
 _ROUNDS = 100
 """How often deep folders are moved up; more only if a process keeps making new ones."""
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+class TreeEntry(NamedTuple):
+    """What is at a path."""
+
+    name: str
+    """Its name in the open folder; the complete path if the system has no such calls."""
+    folder: int | None
+    path: str
+    status: os.stat_result
+
+    def unlink(self, attempt: Attempt) -> None:
+        """Unlink it; that gives nothing back while another hard link keeps its bytes."""
+        os.unlink(self.name, dir_fd=self.folder)
+        attempt.freed += allocated_bytes(self.status) if self.status.st_nlink <= 1 else 0
+
+    def remove_folder(self, attempt: Attempt) -> None:
+        """Remove an empty folder."""
+        os.rmdir(self.name, dir_fd=self.folder)
+        attempt.freed += allocated_bytes(self.status)
 
 
 class Tree:
@@ -86,6 +107,24 @@ class Tree:
         finally:
             os.close(descriptor)
 
+    @contextlib.contextmanager
+    def entry(self, path: str, expected: Expected | None = None) -> Iterator[TreeEntry]:
+        """Yield what is at a path, entered as `parent` enters it.
+
+        Raises:
+            StaleError: it is not what was expected.
+            OSError: the system refuses.
+        """
+        with self.parent(path) as (name, folder):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if expected is not None and (
+                status.st_ino != expected.inode
+                or status.st_mtime_ns != expected.mtime_ns
+                or expected.size not in (None, status.st_size)
+            ):
+                raise StaleError("it changed since the plan was made")
+            yield TreeEntry(name, folder, path, status)
+
     def unlink(self, path: str, expected: Expected | None, attempt: Attempt) -> None:
         """Unlink a file or link.
 
@@ -94,12 +133,9 @@ class Tree:
             TakenError: a process uses it.
             OSError: the system refuses.
         """
-        with self.parent(path) as (name, folder):
-            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            refuse_changed(found, expected)
-            self.refuse_use(found)
-            os.unlink(name, dir_fd=folder)
-            attempt.freed += freed_by(found)
+        with self.entry(path, expected) as entry:
+            self.refuse_use(entry.status)
+            entry.unlink(attempt)
 
     def remove_folder(self, path: str, attempt: Attempt) -> None:
         """Remove an empty folder.
@@ -108,15 +144,13 @@ class Tree:
             StaleError: it is not empty.
             OSError: the system refuses.
         """
-        with self.parent(path) as (name, folder):
-            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        with self.entry(path) as entry:
             try:
-                os.rmdir(name, dir_fd=folder)
+                entry.remove_folder(attempt)
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                     raise StaleError("it is not empty") from None
                 raise
-            attempt.freed += allocated_bytes(found)
 
     def make_folder(self, path: str, mode: int = 0o777) -> None:
         """Make a folder that is gone again at the end of the run, if it is not there yet."""
@@ -162,27 +196,22 @@ class Emptying:
         self._errors: list[OSError] = []
         self._top: int | None = None
 
-    def remove(self, name: str, parent: int | None, path: str) -> None:
-        """Unlink a folder with all that is below it.
-
-        Args:
-            name: its name in the open folder.
-            parent: the open folder, `None` if the name is the complete path.
-            path: its path.
+    def remove(self, entry: TreeEntry) -> None:
+        """Unlink an entry, a folder with all that is below it.
 
         Raises:
             OSError: the first refusal.
         """
-        before = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        self._empty(name, parent, path, 0)
+        if not modes.S_ISDIR(entry.status.st_mode):
+            entry.unlink(self._attempt)
+            return
+        self._empty(entry.name, entry.folder, entry.path, 0)
         try:
-            os.rmdir(name, dir_fd=parent)
+            entry.remove_folder(self._attempt)
         except FileNotFoundError:
             pass
         except OSError as error:
-            self._errors.append(OSError(error.errno, error.strerror, path))
-        else:
-            self._attempt.freed += allocated_bytes(before)
+            self._errors.append(OSError(error.errno, error.strerror, entry.path))
         if self._errors:
             raise self._errors[0]
 
@@ -195,8 +224,8 @@ class Emptying:
             # Once more as long as deep folders were moved up to the top meanwhile.
             for _ in range(_ROUNDS):
                 # What makes a repo one is removed before what it leads to, wherever it is emptied.
-                for entry in sorted(names_in(descriptor, path), key=_refs_first):
-                    self._remove_entry(entry, descriptor, os.path.join(path, entry), device, depth)
+                for name in sorted(names_in(descriptor, path), key=_refs_first):
+                    self._remove_below(name, descriptor, os.path.join(path, name), device, depth)
                 again = depth == 0 and descriptor is not None and not self._errors
                 if not again or not names_in(descriptor, path):
                     return
@@ -204,24 +233,23 @@ class Emptying:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def _remove_entry(
-        self, entry: str, folder: int | None, path: str, device: int, depth: int
+    def _remove_below(
+        self, name: str, folder: int | None, path: str, device: int, depth: int
     ) -> None:
-        name = entry if folder is not None else path
+        name = name if folder is not None else path
         try:
-            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if not modes.S_ISDIR(found.st_mode):
-                os.unlink(name, dir_fd=folder)
-                self._attempt.freed += freed_by(found)
-            elif found.st_dev != device:
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            entry = TreeEntry(name, folder, path, status)
+            if not modes.S_ISDIR(status.st_mode):
+                entry.unlink(self._attempt)
+            elif status.st_dev != device:
                 raise OSError(errno.EXDEV, "another filesystem is mounted there")
             elif depth >= _HOIST_AT and folder is not None:
                 unique = f"{secrets.token_hex(8)}.deep"
-                os.rename(entry, unique, src_dir_fd=folder, dst_dir_fd=self._top)
+                os.rename(name, unique, src_dir_fd=folder, dst_dir_fd=self._top)
             else:
                 self._empty(name, folder, path, depth + 1)
-                os.rmdir(name, dir_fd=folder)
-                self._attempt.freed += allocated_bytes(found)
+                entry.remove_folder(self._attempt)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -230,24 +258,6 @@ class Emptying:
 
 def _refs_first(name: str) -> int:
     return {layout.REFS: 0, layout.SNAPSHOTS: 1}.get(name, 2)
-
-
-def refuse_changed(found: os.stat_result, expected: Expected | None) -> None:
-    """Compare an entry with what a plan expects.
-
-    Raises:
-        StaleError: it is not the same.
-    """
-    if expected is None:
-        return
-    same = found.st_ino == expected.inode and found.st_mtime_ns == expected.mtime_ns
-    if not same or (expected.size is not None and found.st_size != expected.size):
-        raise StaleError("it changed since the plan was made")
-
-
-def freed_by(found: os.stat_result) -> int:
-    """Return the bytes that unlinking gave back: none while another hard link keeps them."""
-    return allocated_bytes(found) if found.st_nlink <= 1 else 0
 
 
 def enter(name: str, parent: int | None, path: str) -> int:
