@@ -55,8 +55,8 @@ class Leftovers:
                 self._note(attempt, place, folder)
                 return
             except FileNotFoundError:
-                if not _exists(name, folder):
-                    raise
+                # It is an error only if the entry itself is gone, not the place for it.
+                os.stat(name, dir_fd=folder, follow_symlinks=False)
             except (OSError, StaleError):
                 pass  # a full, foreign or read-only place for the leftovers; unlinking may still do
             Emptying(attempt).remove(entry)
@@ -141,11 +141,3 @@ class Leftovers:
         for folder in (job, os.path.dirname(job)):
             with contextlib.suppress(OSError), self.tree.entry(folder) as entry:
                 entry.remove_folder(attempt)
-
-
-def _exists(name: str, parent: int | None) -> bool:
-    try:
-        os.stat(name, dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True

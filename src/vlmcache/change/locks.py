@@ -13,7 +13,6 @@ from vlmcache.cache import layout
 from vlmcache.cache.usage import lock_held
 from vlmcache.change.attempt import Attempt, StaleError, TakenError
 from vlmcache.change.place import is_full
-from vlmcache.change.plan import Expected
 from vlmcache.change.tree import BY_DESCRIPTOR, Tree, enter, names_in
 
 if TYPE_CHECKING:
@@ -138,22 +137,18 @@ class HubLocks:
                     with contextlib.suppress(OSError), self.tree.parent(path) as (name, parent):
                         os.unlink(name, dir_fd=parent)
 
-    def unlink(self, path: str, expected: Expected | None, attempt: Attempt) -> None:
-        """Unlink the lock of a blob while it is held, so that nobody takes it meanwhile."""
-        self._unlink(path, expected, attempt, self.held(path))
-
-    def _unlink(
+    def unlink(
         self,
         path: str,
-        expected: Expected | None,
         attempt: Attempt,
-        held: contextlib.AbstractContextManager[object],
+        held: contextlib.AbstractContextManager[object] | None = None,
     ) -> None:
-        with held:
+        """Unlink the lock of a blob while it is held, so that nobody takes it meanwhile."""
+        with held or self.held(path):
             if not _LOCKS_STAY_OPEN:
-                self.tree.unlink(path, expected, attempt)
+                self.tree.unlink(path, None, attempt)
         if _LOCKS_STAY_OPEN:
-            self.tree.unlink(path, expected, attempt)
+            self.tree.unlink(path, None, attempt)
 
     def remove_folder(self, path: str, attempt: Attempt) -> None:
         """Remove a repo's lock files and their folder, if the repo is gone and no lock is held."""
@@ -165,7 +160,7 @@ class HubLocks:
             try:
                 for name in names_in(descriptor, path):
                     lock = os.path.join(path, name)
-                    self._unlink(lock, None, attempt, self._hold(lock))
+                    self.unlink(lock, attempt, self._hold(lock))
             finally:
                 if descriptor is not None:
                     os.close(descriptor)

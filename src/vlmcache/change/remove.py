@@ -119,7 +119,7 @@ class Executor:
 
     def _remove(self, attempt: Attempt, action: Remove) -> None:
         if action.kind == "lock":
-            self.locks.unlink(action.path, action.expected, attempt)
+            self.locks.unlink(action.path, attempt)
         elif action.kind == "folder":
             self.tree.remove_folder(action.path, attempt)
         elif action.kind == "ref" or (action.kind == "blob" and os.path.islink(action.path)):

@@ -43,31 +43,44 @@ def clean(
     ] = None,
     older_than: Annotated[
         str | None,
-        typer.Option(metavar="AGE", help="Evict what was not used for so long: 30d, 12h."),
+        typer.Option(
+            metavar="AGE", help="Evict models that were not used for this long, for example 30d."
+        ),
     ] = None,
     max_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Evict the least recently used down to this: 50GB."),
+        typer.Option(
+            metavar="SIZE",
+            help="Evict the least recently used models until the cache is no larger than this, "
+            "for example 50GB.",
+        ),
     ] = None,
     free: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Evict until the disk has this much free: 30GB."),
+        typer.Option(
+            metavar="SIZE",
+            help="Evict the least recently used models until the disk has this much free, "
+            "for example 30GB.",
+        ),
     ] = None,
     duplicates: Annotated[
-        bool, typer.Option("--duplicates", help="Remove second weight formats.")
+        bool,
+        typer.Option(
+            "--duplicates", help="Remove second weight formats of models that load without them."
+        ),
     ] = False,
     partials: Annotated[
         bool,
         typer.Option(
-            "--partials", help="Remove unfinished downloads that were not written for an hour."
+            "--partials", help="Remove unfinished downloads that nobody has written to for an hour."
         ),
     ] = False,
     keep: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL", help="Remove nothing of this model. Repeatable."),
+        typer.Option(metavar="MODEL", help="Remove nothing of this model. Repeat it for more."),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Remove everything; asks for the word 'all'.")
+        bool, typer.Option("--all", help="Remove everything in the cache; asks for the word 'all'.")
     ] = False,
     xet: Annotated[bool, typer.Option("--xet", help="Empty the cache of Xet chunks too.")] = False,
     modules: Annotated[

@@ -45,7 +45,7 @@ def rm(
     dry_run: DryRun = False,
     yes: Yes = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Remove although a process uses it.")
+        bool, typer.Option("--force", help="Remove even what a process uses.")
     ] = False,
     config: ConfigFile = None,
     cache_dir: CacheDir = None,
