@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from vlmcache.commands.pull.values import Pulled
     from vlmcache.commands.remove.clean import clean
     from vlmcache.commands.remove.remove import remove
+    from vlmcache.commands.remove.values import CleanOptions as CleanWishes
     from vlmcache.commands.remove.values import Removal
-    from vlmcache.commands.remove.values import Wishes as CleanWishes
     from vlmcache.commands.status.status import status
     from vlmcache.commands.status.values import Status
     from vlmcache.commands.verify.repair import repair
@@ -75,7 +75,7 @@ _HOMES = {
     "pull": "vlmcache.commands.pull.pull.pull",
     "Status": "vlmcache.commands.status.values.Status",
     "status": "vlmcache.commands.status.status.status",
-    "CleanWishes": "vlmcache.commands.remove.values.Wishes",
+    "CleanWishes": "vlmcache.commands.remove.values.CleanOptions",
     "Removal": "vlmcache.commands.remove.values.Removal",
     "clean": "vlmcache.commands.remove.clean.clean",
     "remove": "vlmcache.commands.remove.remove.remove",

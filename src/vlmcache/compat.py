@@ -10,7 +10,7 @@ from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.commands.remove.remove import remove
 from vlmcache.commands.status.status import status
-from vlmcache.config import Config, load_config, locate_cache, read_environment
+from vlmcache.config import Config, Session, load_config, locate_cache, read_environment
 from vlmcache.errors import VlmcacheError
 
 _GB = 1_000_000_000
@@ -48,7 +48,7 @@ def delete_model_cache(repo_id: str) -> bool:
     environment = read_environment()
     try:
         config, location = _open()
-        done = remove(environment, config, location, [repo_id])
+        done = remove(Session(environment, config, location), [repo_id])
     except VlmcacheError:
         return False
     return done.receipt is not None and done.receipt.whole

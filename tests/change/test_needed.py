@@ -20,8 +20,8 @@ from tests.kit.rooms import LONG, OLD, settle
 from vlmcache.cache.mounts import Mount
 from vlmcache.cache.scan import scan
 from vlmcache.commands.move.move import move
-from vlmcache.commands.remove import facts, values
-from vlmcache.commands.remove.values import Wishes
+from vlmcache.commands.remove import facts
+from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.config import CacheLocation
 from vlmcache.home.journal import Journal
 
@@ -230,7 +230,7 @@ def test_a_finished_part_stays_in_the_run_that_removes_the_unfinished_one_next_t
     settle(place.root)
     part = repo.orphan_blob(age=3 * DAY)
     partial = repo.partial(age=OLD if asked else 31 * DAY, suffix=".downloadInProgress")
-    place.clean(Wishes(partials=asked))
+    place.clean(CleanOptions(partials=asked))
     assert not partial.exists()
     assert part.exists()
 
@@ -284,7 +284,7 @@ def test_where_no_access_times_are_kept_old_revisions_stay_and_the_command_for_t
     assert done.unknown_use.command == (
         f"vlmcache clean --older-than 30d --cache-dir {place.root} --config config.yaml"
     )
-    asked = place.clean(Wishes(older_than=30 * DAY))
+    asked = place.clean(CleanOptions(older_than=30 * DAY))
     assert freed(asked) == done.unknown_use.size > 50_000
     assert not first(repo).exists()
 
@@ -308,7 +308,7 @@ def test_our_own_journal_keeps_a_revision_and_its_silence_removes_none(
 
 def test_a_configured_commit_and_what_is_kept_stay_however_old(place: Place) -> None:
     repo = replaced(place)
-    place.clean(Wishes(keep=(f"{NAME}@{first(repo).name}",)))
+    place.clean(CleanOptions(keep=(f"{NAME}@{first(repo).name}",)))
     assert first(repo).exists()
     place.configure(mine=f"{NAME}@{first(repo).name}")
     place.clean()
@@ -390,7 +390,7 @@ def test_a_partial_stays_while_a_pull_would_continue_it_unless_asked_for(
     etag = repo.file("config.json" if finished else "model.safetensors").etag
     partial = repo.partial(etag, age=age)
     settle(place.root)
-    place.clean(Wishes(partials=asked))
+    place.clean(CleanOptions(partials=asked))
     assert partial.exists() == (not gone)
     assert (repo.snapshots / commit / "config.json").exists()
     assert (repo.refs / "main").read_text() == commit
@@ -642,7 +642,7 @@ def test_what_move_took_to_another_place_is_as_safe_there(place: Place, tmp_path
     place.clean()
     assert snapshot.exists()
     assert partial.exists()
-    place.clean(Wishes(partials=True))
+    place.clean(CleanOptions(partials=True))
     assert not partial.exists()
 
 
@@ -653,9 +653,9 @@ def test_limits_that_are_asked_for_still_remove_what_plain_clean_keeps(place: Pl
     partial = repo.partial(age=OLD)
     settle(place.root)
     state = scan(place.root)
-    place.clean(Wishes(max_size=state.size_on_disk))
+    place.clean(CleanOptions(max_size=state.size_on_disk))
     assert partial.exists()
-    freed(place.clean(Wishes(max_size=state.size_on_disk - state.repos[0].size_on_disk)))
+    freed(place.clean(CleanOptions(max_size=state.size_on_disk - state.repos[0].size_on_disk)))
     assert not repo.folder.exists()
 
 
@@ -666,14 +666,14 @@ def test_limits_that_are_asked_for_still_remove_what_plain_clean_keeps(place: Pl
 @pytest.mark.parametrize(
     "wishes",
     [
-        Wishes(),
-        Wishes(older_than=DAY),
-        Wishes(max_size=0),
-        Wishes(everything=True),
+        CleanOptions(),
+        CleanOptions(older_than=DAY),
+        CleanOptions(max_size=0),
+        CleanOptions(everything=True),
     ],
 )
 def test_a_revision_with_a_file_that_is_not_the_hubs_stays_and_the_plan_says_so(
-    place: Place, wishes: Wishes, listed: bool
+    place: Place, wishes: CleanOptions, listed: bool
 ) -> None:
     repo = replaced(place)
     if not listed:
@@ -700,7 +700,7 @@ def test_copies_that_the_hubs_client_made_are_not_taken_for_files_of_others(
     if not listed:
         shutil.rmtree(repo.trees)
     settle(place.root)
-    place.clean(Wishes(older_than=DAY))
+    place.clean(CleanOptions(older_than=DAY))
     assert not first(repo).exists()
 
 
@@ -764,7 +764,7 @@ def test_what_another_repo_links_to_stays_and_the_plan_names_that_repo(
     if command == "rm":
         done = place.rm(NAME)
     else:
-        done = place.clean(Wishes(older_than=60 * DAY if command == "older than" else None))
+        done = place.clean(CleanOptions(older_than=60 * DAY if command == "older than" else None))
     held = {name: (other.snapshots / other.latest / name).read_bytes() for name in FIRST}
     assert held == FIRST
     assert "org/other links to it" in {kept.reason for kept in done.plan.kept}
@@ -817,27 +817,27 @@ def test_a_place_that_models_were_moved_to_respects_the_locks_of_their_cache(
     place.location = CacheLocation(str(tmp_path / "drive"), "--cache-dir")
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        place.clean(Wishes(partials=True))
+        place.clean(CleanOptions(partials=True))
         assert partial.exists()
         place.rm(NAME)
         assert partial.exists()
-    place.clean(Wishes(partials=True))
+    place.clean(CleanOptions(partials=True))
     assert not partial.exists()
 
 
 def test_a_cache_of_which_nothing_is_left_is_within_any_size(place: Place) -> None:
     CacheBuilder(place.root).repo(NAME).revision(FIRST)
     settle(place.root)
-    done = place.clean(Wishes(max_size=0))
-    assert values.problem(done) is None
-    assert values.problem(place.clean(Wishes(max_size=0))) is None
+    done = place.clean(CleanOptions(max_size=0))
+    assert done.problem is None
+    assert place.clean(CleanOptions(max_size=0)).problem is None
 
 
 def test_what_stays_is_named_if_a_size_cannot_be_reached(place: Place) -> None:
     CacheBuilder(place.root).repo(NAME).revision(FIRST)
     settle(place.root)
     place.configure(mine=NAME)
-    missed = values.problem(place.clean(Wishes(max_size=0)))
+    missed = place.clean(CleanOptions(max_size=0)).problem
     assert missed is not None
     assert missed.message.endswith(
         "short of what was asked for: org/name (configured as mine) stays"

@@ -23,10 +23,11 @@ from tests.kit.hub import LoopbackHub, slow
 from tests.kit.rooms import LONG, OLD, OTHER, ROOMS, WEIGHTS, base, settle
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import lock_held
+from vlmcache.change.leftovers import Leftovers
 from vlmcache.change.names import Target
 from vlmcache.change.removal_plan import plan_removal
-from vlmcache.change.remove import _Run, execute
-from vlmcache.commands.remove.values import Wishes, problem
+from vlmcache.change.remove import Executor, execute
+from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.errors import ExitCode
 
 HOLD = """
@@ -90,7 +91,7 @@ def test_rm_of_a_model_that_a_process_uses_is_refused_and_the_process_named(
         (process,) = user.processes
         assert (process.pid, process.how) == (child.pid, how)
         assert "-c" in process.command
-        error = problem(done)
+        error = done.problem
         assert error is not None
         assert error.exit_code == ExitCode.BUSY
         assert f"PID {child.pid}" in error.message
@@ -108,7 +109,7 @@ def test_clean_keeps_what_a_process_uses_and_names_it(place: Place) -> None:
 
     assert (repo.snapshots / detached).is_dir()
     assert [one.pid for kept in done.in_use for one in kept.processes] == [child.pid]
-    assert problem(done) is None
+    assert done.problem is None
     assert freed(done) == 0
 
 
@@ -124,7 +125,7 @@ def test_a_partial_that_another_process_writes_survives_clean(place: Place, lock
             if locked:
                 fcntl.flock(file, fcntl.LOCK_EX)
             place.clean()
-            place.clean(Wishes(everything=True))
+            place.clean(CleanOptions(everything=True))
         assert dead.exists() == locked
         assert child.stdin is not None
         assert child.stdout is not None
@@ -268,7 +269,7 @@ def test_links_that_lead_out_are_removed_and_never_followed(
     before = fingerprint(home)
 
     if everything:
-        done = place.clean(Wishes(everything=True))
+        done = place.clean(CleanOptions(everything=True))
         assert done.receipt is not None
         assert not [one for one in done.receipt.outcomes if one.result == "stale"]
         if trick == "stray":
@@ -566,7 +567,7 @@ def test_a_revision_that_its_ref_moved_on_from_stays_until_nobody_has_used_it_fo
 def test_a_stale_partial_of_a_kept_model_stays(place: Place) -> None:
     repo = base(place.root)
     partial = repo.partial(size=100, age=LONG)
-    place.clean(Wishes(keep=("org/name",), partials=True))
+    place.clean(CleanOptions(keep=("org/name",), partials=True))
     assert partial.exists()
     place.clean()
     assert not partial.exists()
@@ -582,7 +583,7 @@ def test_what_ctrl_c_cut_short_is_finished_by_the_same_command(
     others = repo.blob("model.safetensors")
     alone = repo.revision({"config.json": b"{}", "only.bin": OTHER}, refs=["v9"])
     with monkeypatch.context() as patched:
-        patched.setattr(_Run, "_remove_blobs", _interrupt)
+        patched.setattr(Executor, "_remove_blobs", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             place.rm("org/name@v9")
     assert not (repo.snapshots / alone).exists()
@@ -590,7 +591,7 @@ def test_what_ctrl_c_cut_short_is_finished_by_the_same_command(
 
     again = place.rm("org/name@v9")
 
-    assert problem(again) is None
+    assert again.problem is None
     assert not repo.blob("only.bin", alone).exists()
     assert others.exists()
     assert not (place.root / ".vlmcache-leftovers").exists()
@@ -614,7 +615,7 @@ def test_refs_and_snapshots_go_first_where_a_repo_is_emptied_in_its_place(
     def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(_Run, "_place_for", full)
+    monkeypatch.setattr(Leftovers, "_place_for", full)
     monkeypatch.setattr(os, "unlink", noted)
     place.rm("org/name")
     parts = [os.path.relpath(path, repo.folder).split(os.sep)[0] for path in gone]

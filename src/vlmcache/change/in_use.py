@@ -1,4 +1,4 @@
-"""The error and the words for what processes use."""
+"""The error and the sentence for what processes use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlmcache.errors import ExitCode, VlmcacheError
 
 
 class InUseError(VlmcacheError):
-    """A process uses what was to go."""
+    """A process uses what was to be removed."""
 
     code = "in-use"
     exit_code = ExitCode.BUSY
@@ -24,7 +24,7 @@ def in_use_words(blocked: Sequence[Kept]) -> str:
 def _by_whom(processes: Sequence[Process]) -> str:
     if not processes:
         return "is being downloaded: a lock of the hub is held"
-    users = ", ".join(f"PID {one.pid} ({_short(one.command)})" for one in processes[:3])
+    users = ", ".join(f"PID {process.pid} ({_short(process.command)})" for process in processes[:3])
     more = f" and {len(processes) - 3} more" if len(processes) > 3 else ""
     return f"is in use by {users}{more}"
 

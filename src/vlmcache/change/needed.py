@@ -16,6 +16,7 @@ from vlmcache.cache.entries import STALE_AFTER
 from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.state import UNREADABLE, File, Repo, Revision, State
 from vlmcache.change.plan import Kept
+from vlmcache.change.removals import Removals
 
 UNUSED_AFTER = 30 * 86400.0
 """Seconds without a use after which what a newer revision replaces is waste."""
@@ -32,27 +33,28 @@ _LINK_SIZES = frozenset({len(layout.link_target("0" * digits, 0)) for digits in 
 class Evidence(msgspec.Struct, frozen=True):
     """What the state of a cache does not say about its revisions, by (repo folder, commit).
 
-    states: whether each can be loaded. uses: last uses as only their own files show them, see
-    `usage.own_uses`. What is missing from either is not known, and never speaks for waste.
+    What is missing from either is not known, and never counts for waste.
     """
 
     states: Mapping[tuple[str, str], State] = {}
+    """Whether each can be loaded."""
     uses: Mapping[tuple[str, str], LastUse] = {}
+    """Last uses as only their own files show them, see `usage.own_uses`."""
 
 
 class Waste(msgspec.Struct):
-    """What of one repo is waste, and why the rest of what looks like it stays.
-
-    revisions and listings are commits, blobs names. listed: blobs that a listing names of what
-    stays; they are not waste even after the last link to them is removed. unknown: the commits that
-    stay only because their last use is unknown.
-    """
+    """What of one repo is waste, and why the rest of what looks like it stays."""
 
     revisions: list[str] = []
+    """Commits."""
     blobs: list[str] = []
     listings: list[str] = []
+    """Commits of which only the listing is left."""
     listed: frozenset[str] = frozenset()
+    """Blobs that a listing names of what stays; they are not waste even after the last link to them
+    is removed."""
     unknown: list[str] = []
+    """Commits that stay only because their last use is unknown."""
     kept: list[Kept] = []
     damage: str | None = None
 
@@ -102,7 +104,7 @@ def in_question(repo: Repo) -> bool:
     """Return whether anything of a repo looks like waste, so that its revisions must be judged."""
     if any(not revision.refs for revision in repo.revisions):
         return True
-    # Nearly every repo has nothing of it, and a set of names tells that quickly.
+    # Nearly every repo has nothing of it, which a set of names shows quickly.
     linked = {file.blob for revision in repo.revisions for file in revision.files}
     if not repo.blobs.keys() <= linked and looks_wasted(repo):
         return True
@@ -110,7 +112,7 @@ def in_question(repo: Repo) -> bool:
 
 
 def _known(repo: Repo) -> set[str]:
-    """Return the commits that refs name or that are there."""
+    """Return the commits that refs name or that have a snapshot."""
     return {*repo.refs.values(), *(revision.commit for revision in repo.revisions)}
 
 
@@ -118,10 +120,8 @@ def find_waste(
     repo: Repo,
     evidence: Evidence,
     now: float,
-    *,
-    gone: Collection[str],
+    chosen: Removals,
     why: Callable[[str], str | None],
-    unfinished: bool,
 ) -> Waste:
     """Return what of a repo is waste.
 
@@ -129,12 +129,14 @@ def find_waste(
         repo: the repo.
         evidence: what is known of its revisions.
         now: seconds since the epoch.
-        gone: commits of the revisions that are removed for another reason.
+        chosen: what is removed for another reason.
         why: returns why a revision is protected, and for an empty commit why the repo is.
-        unfinished: whether a partial download of the repo stays.
     """
     found = Waste()
-    users = repo.blob_users()
+    gone, users = chosen.commits_of(repo.folder), repo.blob_users()
+    # What is next to a partial may be another part of the same download, so it stays for this run
+    # even if the partial is removed.
+    unfinished = bool(repo.partials)
     detached = [one for one in repo.revisions if not one.refs and one.commit not in gone]
     stays = {
         one.commit: why(one.commit) or _why_needed(repo, one, evidence, now, gone, users)

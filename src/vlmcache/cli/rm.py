@@ -45,7 +45,7 @@ def rm(
     dry_run: DryRun = False,
     yes: Yes = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Remove although a process uses it.")
+        bool, typer.Option("--force", help="Remove even what a process uses.")
     ] = False,
     config: ConfigFile = None,
     cache_dir: CacheDir = None,
@@ -63,12 +63,9 @@ def rm(
     session = open_session(config, cache_dir)
     output = Output(json, quiet, verbose)
     value = remove.remove(
-        session.environment,
-        session.config,
-        session.cache,
+        session,
         models,
-        revision=revision,
-        force=force,
+        values.RemoveOptions(revision, force),
         dry_run=dry_run,
         confirm=confirmation(output, yes=yes),
     )
@@ -78,12 +75,4 @@ def rm(
 
         view.show(value, verbose=verbose)
 
-    error = values.problem(value) if not (dry_run and force) else None
-    return Answer(
-        "rm",
-        value,
-        output,
-        show,
-        lambda: values.ids(value),
-        error,
-    )
+    return Answer("rm", value, output, show, lambda: value.ids, value.problem)

@@ -116,7 +116,7 @@ class Transfer:
     def _receive(self, descriptor: int, position: int) -> str:
         """Receive the rest of the file and return the hash of the whole."""
         client, size = self.client, self.job.listed.content_size
-        file = partials.Beginning(descriptor, self.job.listed.etag, size, self.moved)
+        file = partials.ResumableFile(descriptor, self.job.listed.etag, size, self.moved)
         file.resume(position, self._check)
         backoff = Backoff(client.patience, client.pace, client.note)
         refused = False
@@ -151,7 +151,7 @@ class Transfer:
             ranges.close()
         return file.hash
 
-    def _stream(self, address: str, file: partials.Beginning, ranges: Ranges) -> None:
+    def _stream(self, address: str, file: partials.ResumableFile, ranges: Ranges) -> None:
         """Receive over one connection, to the end or to what has come over others.
 
         Raises:

@@ -15,7 +15,7 @@ from tests.kit.rooms import settle as age
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.usage import Usage
 from vlmcache.commands.remove import facts, remove
-from vlmcache.commands.remove.values import Removal, Wishes, problem
+from vlmcache.commands.remove.values import CleanOptions, Removal
 from vlmcache.errors import UnknownModelError
 
 Action = Callable[[Place], Removal]
@@ -23,7 +23,7 @@ ACTIONS: dict[str, Action] = {
     "rm org/name": lambda place: place.rm("org/name"),
     "rm org/name@main": lambda place: place.rm("org/name@main"),
     "clean": lambda place: place.clean(),
-    "clean --all": lambda place: place.clean(Wishes(everything=True)),
+    "clean --all": lambda place: place.clean(CleanOptions(everything=True)),
 }
 
 
@@ -149,7 +149,7 @@ class Removing(Subject[Removal]):
             return
         assert answer.receipt is not None
         assert answer.receipt.freed == self.before - allocated(place / "hub")
-        if problem(answer) is None:
+        if answer.problem is None:
             assert not (place / "hub/.vlmcache-leftovers").exists()
             assert settle(Place(place)) == self.wanted
 

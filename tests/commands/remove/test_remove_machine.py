@@ -25,7 +25,7 @@ from tests.kit.rooms import LONG, settle
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import Usage
 from vlmcache.commands.remove import facts, remove
-from vlmcache.commands.remove.values import Removal, Wishes
+from vlmcache.commands.remove.values import CleanOptions, Removal
 from vlmcache.errors import UnknownModelError
 
 REPOS = ("org/one", "org/two")
@@ -86,7 +86,7 @@ class Commands(RuleBasedStateMachine):
     def run(self, action: str, argument: str, kill: int) -> Removal | None:
         def act() -> Removal | None:
             if action == "clean":
-                wishes = Wishes(everything=True) if argument == "all" else None
+                wishes = CleanOptions(everything=True) if argument == "all" else None
                 return self.place.clean(wishes)
             try:
                 return self.place.rm(argument)

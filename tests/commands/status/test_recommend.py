@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vlmcache.change.plan import Plan, Remove, RemoveTree
 from vlmcache.commands.pull.room import Shortage
-from vlmcache.commands.remove.values import Wishes
+from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.recommend import Advice, Download, Evictable, Room, choose, fetching
 from vlmcache.commands.status.values import Recommendation
 from vlmcache.config import CacheLocation, Config, Limits
@@ -52,7 +52,7 @@ class Disk:
     def size(self) -> int:
         return sum(repo.size + repo.waste + repo.begun for repo in self.repos)
 
-    def clean(self, wishes: Wishes) -> tuple[Plan, int]:
+    def clean(self, wishes: CleanOptions) -> tuple[Plan, int]:
         budget = wishes.max_size
         if budget is None and wishes.free is None:
             budget = self.max_size
@@ -154,7 +154,7 @@ class Disk:
         words = [word for word in words if word != "--partials"]
         pairs = list(zip(words[::2], words[1::2], strict=True))
         sizes = {name: parse_size(value) for name, value in pairs if name != "--keep"}
-        wishes = Wishes(
+        wishes = CleanOptions(
             free=sizes.get("--free"),
             max_size=sizes.get("--max-size"),
             keep=tuple(value for name, value in pairs if name == "--keep"),
@@ -193,7 +193,7 @@ class Disk:
         short = self.shortage(pulled)
         if short is not None and "--make-room" in words:
             assert self.trusted
-            plan, missed = self.clean(Wishes(free=short.goal, keep=tuple(names)))
+            plan, missed = self.clean(CleanOptions(free=short.goal, keep=tuple(names)))
             assert not missed
             self.remove(plan)
             short = self.shortage(pulled)

@@ -139,7 +139,7 @@ class Arrivals:
     ) -> int:
         taken = 0
         with partials.opened(place) as descriptor:
-            arriving = partials.Beginning(descriptor, blob.hash, blob.size, moved)
+            arriving = partials.ResumableFile(descriptor, blob.hash, blob.size, moved)
             begun = partials.usable(descriptor, blob.size)
             arriving.resume(begun, self._check)
             while True:

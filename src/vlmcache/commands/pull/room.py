@@ -11,7 +11,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.change.plan import Fetch, Plan
 from vlmcache.commands.pull.values import Options, Part
-from vlmcache.config import CacheLocation, Config, Environment, Limits
+from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
 from vlmcache.errors import SpaceError
 from vlmcache.units import size_text
 
@@ -114,7 +114,7 @@ def make_room(
     """
     # Only here, since most pulls need no room.
     from vlmcache.commands.remove.clean import clean
-    from vlmcache.commands.remove.values import Wishes
+    from vlmcache.commands.remove.values import CleanOptions
 
     if not same_disk(shortage.place, location.dir):
         return None
@@ -124,10 +124,11 @@ def make_room(
     keep = tuple(
         part.model.repo for part in parts if layout.repo_folder("model", part.model.repo) in folders
     )
-    wishes = Wishes(free=shortage.goal, keep=keep)
-    proposed = clean(environment, config, location, wishes, dry_run=True)
-    # Of a folder that is not there yet, nothing is missed, and nothing can go.
+    session = Session(environment, config, location)
+    wishes = CleanOptions(free=shortage.goal, keep=keep)
+    proposed = clean(session, wishes, dry_run=True)
+    # Of a folder that does not exist yet, nothing is missed, and nothing can be removed.
     enough = not proposed.missed_by and proposed.plan.frees >= shortage.short
     if options.dry_run or not enough:
         return proposed if enough else None
-    return clean(environment, config, location, wishes, confirm=options.confirm)
+    return clean(session, wishes, confirm=options.confirm)

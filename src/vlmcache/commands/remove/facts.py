@@ -17,7 +17,7 @@ from vlmcache.cache.scan import rebased, scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage, own_uses, who_uses
 from vlmcache.change.needed import Evidence, in_question
-from vlmcache.change.removal_plan import Key
+from vlmcache.change.removals import Key
 from vlmcache.config import Environment, own_home
 from vlmcache.errors import VlmcacheError
 from vlmcache.home.journal import Journal
@@ -108,8 +108,8 @@ def users_of(state: CacheState, folders: Collection[str] | None = None) -> Usage
     usage = who_uses(state, folders)
     locks = dict(usage.locks)
     moved = {
-        folder: one.cache
-        for folder, one in read_moves(state.dir).items()
+        folder: record.cache
+        for folder, record in read_moves(state.dir).items()
         if folders is None or folder in folders
     }
     for cache in set(moved.values()):
@@ -124,7 +124,7 @@ def users_of(state: CacheState, folders: Collection[str] | None = None) -> Usage
 def _evidence(
     state: CacheState, journal: Mapping[tuple[str, str, str], float], mount: Mount | None
 ) -> Evidence:
-    """Return what shows whether revisions are needed, for the repos where that is in question."""
+    """Return what shows whether revisions are needed, for the repos in question."""
     every = any(not shared.users for shared in state.shared.values())
     states = {
         (repo.folder, revision.commit): judge_content(repo, revision)

@@ -17,7 +17,7 @@ from vlmcache.cache.entries import is_stale
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.state import Away, CacheState, Finding, Repo
-from vlmcache.cache.usage import Usage, lock_held
+from vlmcache.cache.usage import lock_held
 from vlmcache.change.names import Target, names_in
 from vlmcache.change.plan import Fetch, Plan, ReleaseShared, Remove, RemoveTree
 from vlmcache.change.removal_plan import plan_removal
@@ -25,7 +25,7 @@ from vlmcache.commands.pull.plan import plan_pull
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk
 from vlmcache.commands.remove.clean import pinned_models, plan_clean
 from vlmcache.commands.remove.facts import Known
-from vlmcache.commands.remove.values import Wishes
+from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.values import CacheSummary, ModelStatus, Recommendation, RepoStatus
 from vlmcache.config import CacheLocation, Config, ModelConfig, options_in_force
 from vlmcache.units import duration_text, exact_size, size_text
@@ -125,7 +125,7 @@ class Room(msgspec.Struct, frozen=True):
 class Plans(Protocol):
     """What `choose` asks for: the plans of commands, by the same functions that these call."""
 
-    def clean(self, wishes: Wishes) -> tuple[Plan, int]:
+    def clean(self, wishes: CleanOptions) -> tuple[Plan, int]:
         """Return the plan of `clean`, and the bytes by which it misses its goal."""
 
     def shortage(self, downloads: Sequence[Download]) -> Shortage | None:
@@ -267,7 +267,7 @@ class _Choice:
         if not pulled:
             return []
         # Whatever else is fetched takes its room too, so the goal is that of all downloads.
-        wishes = Wishes(free=short.goal, keep=self.plans.keepable(one.repo for one in pulled))
+        wishes = CleanOptions(free=short.goal, keep=self.plans.keepable(one.repo for one in pulled))
         plan, missed = self.plans.clean(wishes)
         enough = not missed and plan.frees >= short.short
         return pulled if enough and self._is_harmless(plan) else []
@@ -305,12 +305,12 @@ class _Choice:
         words: tuple[str, ...] = ()
         if over and room.max_size is not None:
             words = ("--max-size", exact_size(room.max_size))
-            cleaned = self._cleaning(words, Wishes(max_size=room.max_size))
+            cleaned = self._cleaning(words, CleanOptions(max_size=room.max_size))
         within = cleaned is not None
         if cleaned is None:
             # Plain `clean` holds the size limit too, and would miss it.
             words = ("--free", "0") if over else ()
-            cleaned = self._cleaning(words, Wishes(free=0) if over else Wishes())
+            cleaned = self._cleaning(words, CleanOptions(free=0) if over else CleanOptions())
         limit = (
             f"the cache holds {size_text(room.size_on_disk)}, over its limit of "
             f"{size_text(room.max_size or 0)}"
@@ -358,16 +358,16 @@ class _Choice:
             bound: what should be free.
             short: the disk without room for downloads.
         """
-        wishes = Wishes(partials=True, free=0 if words else None)
+        wishes = CleanOptions(partials=True, free=0 if words else None)
         found = self._cleaning((*words, "--partials"), wishes)
         if found is not None and found[1].frees >= needed:
             return found
         if bound is None or short is not None:
             return None
-        return self._cleaning(("--free", exact_size(bound)), Wishes(free=bound))
+        return self._cleaning(("--free", exact_size(bound)), CleanOptions(free=bound))
 
     def _cleaning(
-        self, words: tuple[str, ...], wishes: Wishes
+        self, words: tuple[str, ...], wishes: CleanOptions
     ) -> tuple[Recommendation, Plan] | None:
         """Return `clean` with these words, and the plan of it.
 
@@ -556,16 +556,16 @@ class Planner:
         self.config = config
         self.location = location
 
-    def clean(self, wishes: Wishes) -> tuple[Plan, int]:
+    def clean(self, wishes: CleanOptions) -> tuple[Plan, int]:
         """Return the plan of `clean`; who uses what is looked up only if it would free anything."""
         known, config = self.known, self.config
         if config.unread is not None:
             # `clean` refuses to work then.
             return Plan(()), 1
-        plan, missed = plan_clean(known.environment, config, self.state, wishes, Usage(), known)
+        plan, missed = plan_clean(known, config, wishes)
         if not plan.frees:
             return plan, missed
-        return plan_clean(known.environment, config, self.state, wishes, known.usage, known)
+        return plan_clean(known, config, wishes, known.usage)
 
     def shortage(self, downloads: Sequence[Download]) -> Shortage | None:
         """Return the disk that downloads would leave too full, as a pull of them finds it."""

@@ -26,7 +26,7 @@ from vlmcache.cache.weights import (
     with_overhead,
 )
 from vlmcache.change.names import names_in
-from vlmcache.change.removal_plan import Key
+from vlmcache.change.removals import Key
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.filters import parse_filter, select
 from vlmcache.commands.status.recommend import Advice, Planner, recommend
