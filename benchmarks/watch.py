@@ -116,7 +116,7 @@ def rows(setting: Setting) -> list[Row]:
     middle, end = memory[len(memory) // 2], memory[-1]
     return [
         Row(f"watch, {REPOS} repos, idle", share, 0.01, f"{share:.2%}", "one core"),
-        Row("watch tells of a new partial", max(delays), 1.0, f"{max(delays):.2f} s", "one second"),
+        Row("watch shows a new partial", max(delays), 1.0, f"{max(delays):.2f} s", "one second"),
         Row(
             f"watch, memory over {setting.seconds / 2:.0f} s",
             end / middle,

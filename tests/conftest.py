@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,50 @@ from tests.kit.pulls import REPO
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A check started in the background ignores Ctrl-C, and so would every process it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_NOT_COMPARED = frozenset({"PYTEST_CURRENT_TEST"})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--refresh", action="store_true", help="Write tests/cli/documents anew.")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail the run where a test leaves the environment other than it was."""
+    before = dict(os.environ)
+    result = yield
+    after = dict(os.environ)
+    changed = {
+        name
+        for name in before.keys() | after.keys()
+        if before.get(name) != after.get(name) and name not in _NOT_COMPARED
+    }
+    if changed:
+        os.environ.clear()
+        os.environ.update(before)
+        raise RuntimeError(f"{item.nodeid} changed the environment: {', '.join(sorted(changed))}")
+    return result
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Iterator[None]:
+    """Refuse connections beyond this machine."""
+    patch = pytest.MonkeyPatch()
+    for name in ("connect", "connect_ex"):
+        plain = getattr(socket.socket, name)
+
+        def guarded(self: socket.socket, address: Any, plain: Any = plain) -> Any:
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                host = str(address[0])
+                if not host.startswith("127.") and host not in ("localhost", "::1"):
+                    raise AssertionError(f"a test connects to {host}")
+            return plain(self, address)
+
+        patch.setattr(socket.socket, name, guarded)
+    yield
+    patch.undo()
 
 
 @pytest.fixture(autouse=True)

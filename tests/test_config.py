@@ -17,6 +17,7 @@ from vlmcache.config import (
     find_model,
     load_config,
     locate_cache,
+    name_of,
     names_of_all,
     own_home,
     read_environment,
@@ -108,7 +109,7 @@ def test_a_device_map_can_be_the_number_of_a_device(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"models: {}\n# caf\xe9\n", b"models: {}\n# \x01\n"])
 def test_a_file_that_is_no_text_names_the_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"config\.yaml:2: holds bytes that are no UTF-8"):
+    with pytest.raises(ConfigError, match=r"config\.yaml:2: holds bytes that are not UTF-8"):
         load_config(None, environment(tmp_path))
 
 
@@ -495,6 +496,14 @@ def test_a_key_never_stands_for_another_repo_than_the_cached_one_it_is_spelled_l
         # The hub knows no two repos whose ids differ by case only.
         assert meant.repo.casefold() == model.repo.casefold()
         assert meant.revision == model.revision
+
+
+def test_a_key_that_would_be_read_as_an_option_gives_way_to_the_repo_id() -> None:
+    model = ModelConfig("-x", "org/name", "v1")
+    config = Config("config.yaml", "user", {"-x": model}, Limits())
+    (name,) = names_of_all(config, ())
+    assert name == name_of(config, model, ()) == "org/name@v1"
+    assert find_model(config, name) == model
 
 
 @pytest.mark.parametrize("name", ["qwen_2b", "got_orc", "a/b/c", "../x", "", "gpt2", "/etc/passwd"])

@@ -53,6 +53,18 @@ def test_durations_are_read_as_people_write_them(text: str, seconds: int) -> Non
     assert parse_duration(text) == seconds
 
 
+@pytest.mark.parametrize(
+    ("text", "offered"), [("6M", "6m or 180d"), (" 1.5 M ", "1.5m or 45d"), ("1" * 400 + "M", "d)")]
+)
+def test_a_capital_m_could_mean_months_and_is_refused(text: str, offered: str) -> None:
+    with pytest.raises(ValueError, match=r"minutes or months\?") as refused:
+        parse_duration(text)
+    assert offered in str(refused.value)
+    assert parse_duration("6m") == 360
+    assert parse_duration("6D") == parse_duration("6d")
+    assert parse_size("6m") == parse_size("6M")
+
+
 @pytest.mark.parametrize("text", ["", "d", "-3d", "3 months"])
 def test_a_text_that_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):

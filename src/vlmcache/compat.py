@@ -46,7 +46,7 @@ def delete_model_cache(repo_id: str) -> bool:
         Whether it was cached and is removed. If a process uses it, nothing is removed.
     """
     try:
-        removal = remove(*open_session(), [repo_id])
+        removal = remove(open_session(), [repo_id])
     except VlmcacheError:
         return False
     return removal.receipt is not None and removal.receipt.whole

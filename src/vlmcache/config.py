@@ -97,7 +97,7 @@ def load_config(option: str | None, environment: Environment) -> Config:
     notes: list[str] = []
     also: list[tuple[str, ModelConfig]] = []
     unread: str | None = None
-    own_min_free = Limits().min_free
+    own_limits = Limits()
     for source, path in _search_path(option, environment):
         try:
             config = read_config(path, source, alone=active is not None)
@@ -113,16 +113,14 @@ def load_config(option: str | None, environment: Environment) -> Config:
             active = config
         else:
             also += ((path, model) for model in config.models.values())
-            own_min_free = config.limits.min_free
+            own_limits = config.limits
     active = active or shipped_config()
     return msgspec.structs.replace(
         active,
         warnings=(*notes, *active.warnings),
         also=tuple(also),
         unread=unread,
-        own_min_free=min(own_min_free, active.limits.min_free)
-        if active.source == "./config.yaml"
-        else None,
+        own_limits=own_limits if active.source == "./config.yaml" else None,
     )
 
 

@@ -49,7 +49,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
     expected_size: int | None = None
     expected_memory: int | None = None
     configured: bool = True
-    """False where only the command line named it."""
+    """False if only the command line named it."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """The configuration in force, and the file it was read from."""
+    """The active configuration, and the file it was read from."""
 
     path: str
     source: Source
@@ -76,12 +76,12 @@ class Config(msgspec.Struct, frozen=True):
     """Models that other files on the search path name, each with its file: `clean` keeps them."""
     unread: str | None = None
     """Why such a file cannot be read. What it names is not known then, so nothing is evicted."""
-    own_min_free: int | None = None
-    """The most that evicting may work towards, if a working folder sets `limits.min_free`."""
+    own_limits: Limits | None = None
+    """The user's own limits, if `limits` are those of a working folder."""
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What `status` and `doctor` say of the files."""
+        """What `status` and `doctor` report about the files."""
         if self.unread is None:
             return self.warnings
         return *self.warnings, f"clean removes nothing until this is repaired: {self.unread}"
@@ -89,7 +89,13 @@ class Config(msgspec.Struct, frozen=True):
     @property
     def evict_for(self) -> int:
         """The free space that making room may aim at: what a working folder adds is left out."""
-        return self.limits.min_free if self.own_min_free is None else self.own_min_free
+        return min(self.limits.min_free, (self.own_limits or self.limits).min_free)
+
+    @property
+    def comfortable_for(self) -> int:
+        """The free space below which removing is advised: no working folder raises that."""
+        own = self.own_limits or self.limits
+        return min(self.limits.comfortable_free, own.comfortable_free)
 
 
 def shipped_config() -> Config:
@@ -100,7 +106,7 @@ def shipped_config() -> Config:
 
 
 def read_config(path: str, source: Source, *, alone: bool = False) -> Config | None:
-    """Return what a file configures, or `None` if it is a working folder's and not ours.
+    """Return what a file configures, or `None` if it belongs to a working folder and is not ours.
 
     Without a `models` section the shipped models count, unless the file is read `alone`.
     """
@@ -132,7 +138,7 @@ def read_config(path: str, source: Source, *, alone: bool = False) -> Config | N
     except yaml.reader.ReaderError as error:
         number = content[: error.position].count(b"\n") + 1
         raise ConfigError(
-            f"{path}:{number}: holds bytes that are no UTF-8, or control characters",
+            f"{path}:{number}: holds bytes that are not UTF-8, or control characters",
             "save the file as UTF-8 text",
         ) from error
     except (yaml.YAMLError, ValueError) as error:
@@ -228,7 +234,7 @@ class _Reader:
     def wrong(self, node: yaml.Node, key: str, problem: str) -> ConfigError:
         line = node.start_mark.line + 1
         return ConfigError(
-            f"{self.path}:{line}: {key}: {problem}", "mend that line, or name a file with --config"
+            f"{self.path}:{line}: {key}: {problem}", "fix that line, or name a file with --config"
         )
 
     def mapping(self, node: yaml.Node, key: str, *, empty: bool = False) -> dict[str, yaml.Node]:
@@ -248,7 +254,7 @@ class _Reader:
         import yaml
 
         if not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":null") or not node.value:
-            raise self.wrong(node, key, "must be a text")
+            raise self.wrong(node, key, "must be a string")
         return str(node.value)
 
     def value(self, node: yaml.Node, key: str) -> Any:
@@ -281,7 +287,7 @@ class _Reader:
             raise self.wrong(node, where, "needs model_path: the repo id, as owner/name")
         repo = self.text(fields[repo_key], f"{where}.{repo_key}")
         if not fields[repo_key].tag.endswith(":str"):
-            raise self.wrong(fields[repo_key], f"{where}.{repo_key}", "must be a text")
+            raise self.wrong(fields[repo_key], f"{where}.{repo_key}", "must be a string")
         if not layout.is_repo_id(repo):
             problem = f"{repo!r} is not a repo id such as Qwen/Qwen2-VL-2B-Instruct"
             raise self.wrong(fields[repo_key], f"{where}.{repo_key}", problem)
@@ -311,10 +317,10 @@ class _Reader:
     def device_map(self, node: yaml.Node, key: str) -> str | dict[str, Any]:
         value = self.value(node, key)
         if isinstance(value, int) and not isinstance(value, bool):
-            # The number of a device, which transformers takes to be for the whole model.
+            # The number of a device, which transformers takes to be for the complete model.
             return {"": value}
         if not isinstance(value, str | dict):
-            problem = "must be a text such as auto, or a mapping of modules to devices"
+            problem = "must be a string such as auto, or a mapping of modules to devices"
             raise self.wrong(node, key, problem)
         return value
 
@@ -353,7 +359,7 @@ def parse_precision(text: str) -> Precision:
     """Return a precision by its name or by one of torch's names for it.
 
     Raises:
-        ValueError: the text names none.
+        ValueError: the string names none.
     """
     lowered = text.lower().removeprefix("torch.")
     for precision in PRECISIONS:

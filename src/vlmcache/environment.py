@@ -1,4 +1,4 @@
-"""The variables in force, and the folders that they name."""
+"""The environment variables that count, and the folders that they name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _DOTENV = frozenset(
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """The variables in force: the process's, and HF_* ones of a `.env` in the working folder."""
+    """The variables that count: the process's, and HF_* ones of a `.env` in the working folder."""
 
     variables: dict[str, str]
     from_file: frozenset[str]
@@ -87,21 +87,21 @@ class CacheLocation(msgspec.Struct, frozen=True):
 
 
 def is_on(value: str | None) -> bool:
-    """Return whether a variable's value means yes, as huggingface_hub takes it."""
+    """Return whether a variable's value means yes, as huggingface_hub reads it."""
     return (value or "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def read_environment(
     variables: Mapping[str, str] | None = None, folder: str | None = None
 ) -> Environment:
-    """Return the variables in force.
+    """Return the variables that count.
 
     Args:
         variables: the process's variables; those of this process if not given.
         folder: the working folder; that of this process if not given.
 
     Raises:
-        ConfigError: the `.env` is there and cannot be read as text.
+        ConfigError: the `.env` exists and cannot be read as text.
     """
     merged = dict(os.environ if variables is None else variables)
     where = os.getcwd() if folder is None else folder
@@ -121,7 +121,7 @@ def read_environment(
 
 
 def _read_dotenv(path: str) -> dict[str, str]:
-    """Return the hub's variables of a `.env`. Lines that say nothing are passed over in silence."""
+    """Return the hub's variables of a `.env`. Lines that set nothing are skipped."""
     from dotenv.parser import parse_stream
 
     from vlmcache.cache.reading import read_bytes
@@ -166,7 +166,7 @@ def locate_cache(option: str | None, environment: Environment) -> CacheLocation:
         f"{other} points to {path}, but {source} decides: {chosen}"
         for other, path in candidates[1:-1]
         if os.path.realpath(path) != os.path.realpath(chosen)
-        # It is for all programs and says nothing of this one, unless models are there.
+        # It is for all programs and says nothing of this one, unless it holds models.
         and (not other.startswith("XDG_CACHE_HOME") or os.path.isdir(path))
     ]
     return CacheLocation(chosen, source, tuple(conflicts))
@@ -182,7 +182,7 @@ def hub_home(environment: Environment) -> str:
 
 
 def side_caches(environment: Environment) -> dict[str, str]:
-    """Return name -> folder of the caches that hub libraries keep beside the hub cache.
+    """Return name -> folder of the caches that hub libraries keep next to the hub cache.
 
     `xet` holds chunks of transfers (huggingface_hub's `HF_XET_CACHE`), `modules` the code of
     trust_remote_code (transformers' `HF_MODULES_CACHE`). `clean` can empty them, so only the

@@ -42,7 +42,8 @@ _MEANINGS = {
     ExitCode.HUB: "hub unreachable, offline, or access denied",
     ExitCode.SPACE: "not enough space",
     ExitCode.CHANGED: "the cache changed since the plan was made",
-    ExitCode.UNLOADABLE: "the model cannot be loaded with these settings",
+    ExitCode.UNLOADABLE: "the model cannot be loaded with these settings (memory, precision, "
+    "device, missing package)",
     ExitCode.INTERRUPTED: "interrupted",
     ExitCode.TERMINATED: "terminated",
 }

@@ -81,7 +81,7 @@ class Names:
             self._ids.setdefault((kind, repo_id.casefold()), set()).add(repo_id)
 
     def is_key(self, text: str) -> bool:
-        """Return whether a text is a key of config.yaml, and means what is configured there.
+        """Return whether a string is a key of config.yaml, and means what is configured there.
 
         Raises:
             UsageError: it is several repos' id in another case.
@@ -95,11 +95,13 @@ class Names:
             UsageError: the revision cannot be one, a variant is named, or it can be several repos.
         """
         if self.is_key(text):
-            model = self.config.models[text]
+            model = self.as_held(self.config.models[text])
             return Named("model", model.repo, model=model)
         parts = parse_name(text)
         held = self._held(parts.name)
         configured = self.config.models.get(parts.name)
+        if configured is not None:
+            configured = self.as_held(configured)
         if held is not None:
             kind, repo_id = held
             if kind != "model" or (configured and configured.repo != repo_id):
@@ -122,12 +124,19 @@ class Names:
             )
         return Named(kind, repo_id, parts.revision, configured, held is not None)
 
+    def as_held(self, model: ModelConfig) -> ModelConfig:
+        """Return a model with its repo spelled as in the place, if just one there can be meant."""
+        ids = self._ids.get(("model", model.repo.casefold()), set())
+        if model.repo in ids or len(ids) != 1:
+            return model
+        return msgspec.structs.replace(model, repo=next(iter(ids)))
+
     def model(self, text: str) -> ModelConfig:
         """Return the model that a command's MODEL means, at the revision that is asked for.
 
         Raises:
-            UnknownModelError: no such key, and the text is not a repo id with an owner; only ids in
-                the place may be without one (`gpt2`).
+            UnknownModelError: no such key, and the string is not a repo id with an owner; only ids
+                in the place may be without one (`gpt2`).
             UsageError: as `resolve` does.
         """
         named = self.resolve(text)
@@ -142,9 +151,12 @@ class Names:
         return msgspec.structs.replace(model, revision=named.revision)
 
     def name_of(self, model: ModelConfig) -> str:
-        """Return what to type for a model at a revision, usually its key; `model` reads it back."""
+        """Return what to type for a model at a revision, which `model` reads back.
+
+        It is the key, unless that would be read as an option or as another repo's id.
+        """
         ids = self._ids.get(("model", parse_name(model.key).name.casefold()), set())
-        if not ids <= {model.repo}:
+        if model.key.startswith("-") or not ids <= {self.as_held(model).repo}:
             return f"{model.repo}@{model.revision}"
         known = self.config.models.get(model.key)
         usual = known.revision if known is not None else "main"
@@ -158,7 +170,7 @@ class Names:
             place: `cache` or `backup`, if only what is in the place could be meant.
         """
         held = [typed_name(kind, one) for (kind, _), ids in self._ids.items() for one in ids]
-        models = self.config.models
+        models = {key: self.as_held(model) for key, model in self.config.models.items()}
         keys = [key for key, model in models.items() if place is None or model.repo in held]
         if place is None:
             # Of a configured model the key is named, and not its repo too.
@@ -181,18 +193,25 @@ class Names:
             if rest in ids:
                 return kind, rest
             if len(ids) > 1:
-                raise UsageError(f"{rest} can be {' or '.join(sorted(ids))}", "type one of them")
+                raise ambiguous(rest, ids)
             for repo_id in ids:
                 return kind, repo_id
         return None
 
     def _configured(self, repo_id: str, *, exactly: bool) -> ModelConfig | None:
         """Return the first configured model of a repo: of the very same id, if there is one."""
-        for same in (str,) if exactly else (str, str.casefold):
-            for model in self.config.models.values():
-                if same(model.repo) == same(repo_id):
-                    return model
+        folded = repo_id.casefold()
+        models = [one for one in self.config.models.values() if one.repo.casefold() == folded]
+        for model in sorted(models, key=lambda one: one.repo != repo_id):
+            meant = self.as_held(model)
+            if not exactly or meant.repo == repo_id:
+                return meant
         return None
+
+
+def ambiguous(name: str, ids: Iterable[str]) -> UsageError:
+    """Return the error that says that a name can be several repos, which differ by case only."""
+    return UsageError(f"{name} can be {' or '.join(sorted(ids))}", "type one of them")
 
 
 def _prefixed(name: str) -> tuple[str, str]:
@@ -209,7 +228,7 @@ def find_model(config: Config, text: str, cached: Iterable[str] = ()) -> ModelCo
         cached: ids of the models in the cache; only these may be without an owner (`gpt2`).
 
     Raises:
-        UnknownModelError: no such key, and the text is not a repo id with an owner.
+        UnknownModelError: no such key, and the string is not a repo id with an owner.
         UsageError: the revision cannot be one, or the name can be two repos.
     """
     return _names(config, cached).model(text)

@@ -56,18 +56,25 @@ def exact_size(size: int) -> str:
     return f"{size}B"
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, units: tuple[str, str] = ("d", "h")) -> float:
     """Return the seconds that a string such as `30d`, `12h`, `90s` or `0` means.
+
+    Args:
+        text: the string. `M` is refused, since most would mean months by it and get minutes.
+        units: those offered for a number without one.
 
     Raises:
         ValueError: the string is not a duration, or has no unit.
     """
-    if _is_zero(text, ("d", "h")):
+    if _is_zero(text, units):
         return 0.0
     match = _DURATION.fullmatch(text)
     if match is None:
         raise ValueError(f"not a duration: {_short(text)} (write 30d, 12h or 90s)")
     number, unit = match.groups()
+    if unit == "M":
+        days = int(min(float(number), LONGEST) * 30)
+        raise ValueError(f"{_short(text)}: minutes or months? (write {number[:20]}m or {days}d)")
     seconds = float(number) * _SECONDS[unit.lower()]
     if seconds > LONGEST:
         raise ValueError(f"longer than a thousand years: {_short(text)}")
@@ -114,7 +121,7 @@ def pace_text(size: int, seconds: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Return seconds as the largest whole unit that people would say: `3 days`, `5 min`."""
+    """Return seconds as the largest unit that people would say: `3 days`, `5 min`."""
     for name, length in (("day", 86400), ("hour", 3600)):
         if seconds >= length:
             count = int(seconds // length)
@@ -131,8 +138,15 @@ def command(name: str, *words: str) -> str:
     return shlex.join(["vlmcache", name, *words])
 
 
+def of_other_type(kind: str, repo_id: str) -> str:
+    """Return the command that fetches a dataset or a space anew, which is not vlmcache's."""
+    import shlex  # only for hints
+
+    return shlex.join(["hf", "download", "--repo-type", kind, "--force-download", repo_id])
+
+
 def did_you_mean(text: str, known: Iterable[str], most: int = 3) -> str | None:
-    """Return the question that names what comes close to a text; `None` if nothing does.
+    """Return the question that names what comes close to a string; `None` if nothing does.
 
     Args:
         text: what was typed.

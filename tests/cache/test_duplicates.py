@@ -12,8 +12,8 @@ import pytest
 from tests.kit.caches import CacheBuilder, model_files, safetensors, torch_weights
 from vlmcache.cache.scan import scan
 from vlmcache.commands.remove.clean import clean
-from vlmcache.commands.remove.values import Wishes
-from vlmcache.config import CacheLocation, Config, Environment, Limits
+from vlmcache.commands.remove.values import CleanOptions
+from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
 
 Tensors = Mapping[str, tuple[list[int], bytes]]
 
@@ -62,10 +62,12 @@ def removed(
     files = {**BESIDE, **files}
     repo.revision(files, downloaded=set(files) - absent, tree=tree)
     done = clean(
-        Environment({"HF_HOME": str(folder / "hf")}, frozenset(), str(folder)),
-        Config("config.yaml", "--config", {}, Limits()),
-        CacheLocation(str(cache.root), "--cache-dir"),
-        Wishes(duplicates=True),
+        Session(
+            Environment({"HF_HOME": str(folder / "hf")}, frozenset(), str(folder)),
+            Config("config.yaml", "--config", {}, Limits()),
+            CacheLocation(str(cache.root), "--cache-dir"),
+        ),
+        CleanOptions(duplicates=True),
     )
     (revision,) = scan(cache.root).repos[0].revisions
     gone = set(files) - absent - {file.name for file in revision.files}

@@ -300,9 +300,11 @@ def test_a_folder_that_may_not_be_read_is_told_and_the_rest_is_listed() -> None:
 SCAN = """
 import json, sys
 from vlmcache.cache.scan import scan
+from vlmcache.change.waste import Facts
 from vlmcache.commands.remove.plan import plan_cleaning
+from vlmcache.commands.remove.values import CleanOptions
 state = scan(sys.argv[1])
-plan, _ = plan_cleaning(state, now=state.scanned_at + 1e6)
+plan, _ = plan_cleaning(state, CleanOptions(), Facts(state.scanned_at + 1e6))
 codes = sorted({finding.code for finding in state.all_findings()})
 print(json.dumps([codes, [action.path for action in plan.actions]]))
 """

@@ -13,20 +13,22 @@ from pathlib import Path
 import pytest
 
 from tests.commands.remove.test_remove import Place, freed
-from tests.kit.caches import CacheBuilder, CachedRepo, fingerprint
+from tests.kit.caches import CacheBuilder, CachedRepo, fingerprint, safetensors
 from tests.kit.commands import run_here
 from tests.kit.hub import LoopbackHub
 from tests.kit.rooms import LONG, OLD, settle
 from vlmcache.cache.mounts import Mount
 from vlmcache.cache.scan import scan
+from vlmcache.commands.move.move import move
 from vlmcache.commands.remove import facts
-from vlmcache.commands.remove.values import Wishes
+from vlmcache.commands.remove.values import CleanOptions
+from vlmcache.config import CacheLocation
 from vlmcache.home.journal import Journal
 
 NAME = "org/name"
 SHARED = os.urandom(20_000)
 FIRST = {"config.json": b"{}", "model.safetensors": SHARED, "README.md": b"first"}
-SECOND = {"config.json": b"{2}", "model.safetensors": SHARED, "README.md": b"second"}
+SECOND = {"config.json": b"[2]", "model.safetensors": SHARED, "README.md": b"second"}
 DAY = 86400.0
 
 
@@ -129,6 +131,24 @@ def _share_all_that_loading_opens(repo: CachedRepo) -> None:
     settle(repo.cache.root)
 
 
+def _let_half_of_the_configuration_be_written(repo: CachedRepo) -> None:
+    shutil.rmtree(repo.trees)
+    repo.truncated_blob("config.json", 1)
+    settle(repo.cache.root)
+
+
+def _date_a_blob(ahead: float) -> Callable[[CachedRepo], None]:
+    def date(repo: CachedRepo) -> None:
+        blob = repo.blob("config.json", first(repo).name)
+        os.utime(blob, (blob.stat().st_atime, time.time() + ahead))
+
+    return date
+
+
+def _date_the_ref(repo: CachedRepo) -> None:
+    os.utime(repo.refs / "main", (time.time() + DAY,) * 2)
+
+
 NEEDED: dict[str, tuple[Callable[[CachedRepo], object], str]] = {
     "it was written after the ref": (_write_ref_earlier, "no newer complete revision replaces it"),
     "its name is not a commit": (_rename, "its name is not a commit"),
@@ -136,6 +156,10 @@ NEEDED: dict[str, tuple[Callable[[CachedRepo], object], str]] = {
     "a link of it is of tomorrow": (_date_a_link_into_the_future, "written within the last hour"),
     "the newer one has fewer files and no listing": (
         _forget_what_the_new_one_should_have,
+        "no newer complete revision replaces it",
+    ),
+    "the configuration of the newer one is half there": (
+        _let_half_of_the_configuration_be_written,
         "no newer complete revision replaces it",
     ),
     "all refs were purged": (_purge_refs, "no newer complete revision replaces it"),
@@ -156,6 +180,9 @@ NEEDED: dict[str, tuple[Callable[[CachedRepo], object], str]] = {
         _share_all_that_loading_opens,
         "its last use is unknown",
     ),
+    "its blob was written now": (_date_a_blob(0), "written within the last hour"),
+    "its blob is of tomorrow": (_date_a_blob(DAY), "written within the last hour"),
+    "the ref is of tomorrow": (_date_the_ref, "no newer complete revision replaces it"),
     "a download is in progress": (_begin_a_download, "a download into the repo is in progress"),
 }
 
@@ -180,6 +207,43 @@ def test_a_revision_that_somebody_may_need_stays_and_the_plan_says_why(
 def fingerprint_unread(repo: CachedRepo) -> list[tuple[str, int]]:
     """All that is in a repo, without reading it: that would be a use."""
     return sorted((str(path), path.lstat().st_ino) for path in repo.folder.rglob("*"))
+
+
+def test_the_good_revision_stays_if_the_weights_of_the_newer_one_end_early(place: Place) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    weights = {"w": ([2500], os.urandom(10_000))}
+    repo.revision({"config.json": b"{}", "model.safetensors": safetensors(weights)}, refs=())
+    weights = {"w": ([2500], os.urandom(10_000))}
+    repo.revision({"config.json": b"[2]", "model.safetensors": safetensors(weights)})
+    shutil.rmtree(repo.trees)
+    repo.truncated_blob("model.safetensors", 5000)
+    settle(place.root)
+    assert place.clean().plan.actions == ()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_finished_part_stays_in_the_run_that_removes_the_unfinished_one_next_to_it(
+    place: Place, asked: bool
+) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST)
+    settle(place.root)
+    part = repo.orphan_blob(age=3 * DAY)
+    partial = repo.partial(age=OLD if asked else 31 * DAY, suffix=".downloadInProgress")
+    place.clean(CleanOptions(partials=asked))
+    assert not partial.exists()
+    assert part.exists()
+
+
+def test_a_partial_stays_next_to_a_blob_that_is_shorter(place: Place) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST)
+    shutil.rmtree(repo.trees)
+    partial = repo.partial(repo.file("config.json").etag, age=OLD)
+    settle(place.root)
+    os.utime(partial, (time.time() - OLD,) * 2)
+    place.clean()
+    assert partial.exists()
 
 
 @pytest.mark.parametrize("kind", ["copy", "move", "hardlink"])
@@ -220,7 +284,7 @@ def test_where_no_access_times_are_kept_old_revisions_stay_and_the_command_for_t
     assert done.unknown_use.command == (
         f"vlmcache clean --older-than 30d --cache-dir {place.root} --config config.yaml"
     )
-    asked = place.clean(Wishes(older_than=30 * DAY))
+    asked = place.clean(CleanOptions(older_than=30 * DAY))
     assert freed(asked) == done.unknown_use.size > 50_000
     assert not first(repo).exists()
 
@@ -244,7 +308,7 @@ def test_our_own_journal_keeps_a_revision_and_its_silence_removes_none(
 
 def test_a_configured_commit_and_what_is_kept_stay_however_old(place: Place) -> None:
     repo = replaced(place)
-    place.clean(Wishes(keep=(f"{NAME}@{first(repo).name}",)))
+    place.clean(CleanOptions(keep=(f"{NAME}@{first(repo).name}",)))
     assert first(repo).exists()
     place.configure(mine=f"{NAME}@{first(repo).name}")
     place.clean()
@@ -326,7 +390,7 @@ def test_a_partial_stays_while_a_pull_would_continue_it_unless_asked_for(
     etag = repo.file("config.json" if finished else "model.safetensors").etag
     partial = repo.partial(etag, age=age)
     settle(place.root)
-    place.clean(Wishes(partials=asked))
+    place.clean(CleanOptions(partials=asked))
     assert partial.exists() == (not gone)
     assert (repo.snapshots / commit / "config.json").exists()
     assert (repo.refs / "main").read_text() == commit
@@ -578,7 +642,7 @@ def test_what_move_took_to_another_place_is_as_safe_there(place: Place, tmp_path
     place.clean()
     assert snapshot.exists()
     assert partial.exists()
-    place.clean(Wishes(partials=True))
+    place.clean(CleanOptions(partials=True))
     assert not partial.exists()
 
 
@@ -589,7 +653,202 @@ def test_limits_that_are_asked_for_still_remove_what_plain_clean_keeps(place: Pl
     partial = repo.partial(age=OLD)
     settle(place.root)
     state = scan(place.root)
-    place.clean(Wishes(max_size=state.size_on_disk))
+    place.clean(CleanOptions(max_size=state.size_on_disk))
     assert partial.exists()
-    freed(place.clean(Wishes(max_size=state.size_on_disk - state.repos[0].size_on_disk)))
+    freed(place.clean(CleanOptions(max_size=state.size_on_disk - state.repos[0].size_on_disk)))
     assert not repo.folder.exists()
+
+
+# Files of others in a snapshot.
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        CleanOptions(),
+        CleanOptions(older_than=DAY),
+        CleanOptions(max_size=0),
+        CleanOptions(everything=True),
+    ],
+)
+def test_a_revision_with_a_file_that_is_not_the_hubs_stays_and_the_plan_says_so(
+    place: Place, wishes: CleanOptions, listed: bool
+) -> None:
+    repo = replaced(place)
+    if not listed:
+        shutil.rmtree(repo.trees)
+    own = first(repo) / "tuned" / "own.safetensors"
+    own.parent.mkdir()
+    own.write_bytes(b"months of work")
+    settle(place.root)
+    done = place.clean(wishes)
+    assert own.read_bytes() == b"months of work"
+    assert (first(repo) / "model.safetensors").read_bytes() == SHARED
+    assert (str(first(repo)), "it holds files that are not the hub's") in [
+        (kept.path, kept.reason) for kept in done.plan.kept
+    ]
+
+
+@pytest.mark.parametrize("kind", ["copy", "move", "hardlink"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_copies_that_the_hubs_client_made_are_not_taken_for_files_of_others(
+    place: Place, kind: str, listed: bool
+) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST, refs=(), link=kind)  # type: ignore[arg-type]
+    if not listed:
+        shutil.rmtree(repo.trees)
+    settle(place.root)
+    place.clean(CleanOptions(older_than=DAY))
+    assert not first(repo).exists()
+
+
+@pytest.mark.parametrize("name", [NAME, f"{NAME}@main"])
+def test_rm_names_the_number_of_files_that_are_not_the_hubs_before_it_removes_them(
+    place: Place, name: str
+) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST)
+    repo.pointer("own.txt").write_bytes(b"mine")
+    done = place.rm(name)
+    freed(done)
+    assert not repo.folder.exists()
+    reasons = {getattr(action, "reason", "") for action in done.plan.actions}
+    assert "asked for, with 1 file that is not the hub's" in reasons
+
+
+# Links of other repos.
+
+
+def _link_blobs(repo: CachedRepo, other: CachedRepo) -> None:
+    """A hand-made repo whose snapshot leads into another repo's blobs."""
+    for name in FIRST:
+        link = other.snapshots / other.latest / name
+        link.unlink()
+        link.symlink_to(os.path.relpath(repo.blob(name, first(repo).name), link.parent))
+
+
+def _link_blob_folder(repo: CachedRepo, other: CachedRepo) -> None:
+    for name in FIRST:
+        blob = other.blob(name)
+        blob.unlink()
+        blob.symlink_to(os.path.relpath(repo.blob(name, first(repo).name), blob.parent))
+
+
+def _link_files(repo: CachedRepo, other: CachedRepo) -> None:
+    for name in FIRST:
+        link = other.snapshots / other.latest / name
+        link.unlink()
+        link.symlink_to(first(repo) / name)
+
+
+def _link_snapshot(repo: CachedRepo, other: CachedRepo) -> None:
+    shutil.rmtree(other.snapshots / other.latest)
+    (other.snapshots / other.latest).symlink_to(first(repo))
+
+
+@pytest.mark.parametrize("link", [_link_blobs, _link_blob_folder, _link_files, _link_snapshot])
+@pytest.mark.parametrize("command", ["clean", "older than", "rm"])
+def test_what_another_repo_links_to_stays_and_the_plan_names_that_repo(
+    place: Place, link: Callable[[CachedRepo, CachedRepo], None], command: str
+) -> None:
+    repo = replaced(place)
+    other = CacheBuilder(place.root).repo("org/other")
+    other.revision(FIRST)
+    link(repo, other)
+    settle(place.root)
+    place.configure(mine="org/other")
+    for name in FIRST:
+        read((first(repo) / name).resolve(), 90 * DAY)
+    if command == "rm":
+        done = place.rm(NAME)
+    else:
+        done = place.clean(CleanOptions(older_than=60 * DAY if command == "older than" else None))
+    held = {name: (other.snapshots / other.latest / name).read_bytes() for name in FIRST}
+    assert held == FIRST
+    assert "org/other links to it" in {kept.reason for kept in done.plan.kept}
+    if command == "rm":
+        assert not (repo.refs / "main").exists()
+        assert not repo.blob("config.json").exists()
+
+
+def test_a_repo_goes_with_the_repo_that_links_to_it(place: Place) -> None:
+    repo = replaced(place)
+    other = CacheBuilder(place.root).repo("org/other")
+    other.revision(FIRST)
+    _link_blobs(repo, other)
+    freed(place.rm(NAME, "org/other"))
+    assert not repo.folder.exists()
+    assert not other.folder.exists()
+
+
+def test_what_another_repo_links_to_stays_where_it_was_moved_to(
+    place: Place, tmp_path: Path
+) -> None:
+    repo = replaced(place)
+    other = CacheBuilder(place.root).repo("org/other")
+    other.revision(FIRST)
+    _link_blobs(repo, other)
+    (tmp_path / "drive").mkdir()
+    move(place.config, place.location, str(tmp_path / "drive"), [NAME])
+    assert (place.root / repo.folder.name).is_symlink()
+    freed(place.rm(NAME))
+    held = {name: (other.snapshots / other.latest / name).read_bytes() for name in FIRST}
+    assert held == FIRST
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_a_place_that_models_were_moved_to_respects_the_locks_of_their_cache(
+    place: Place, tmp_path: Path
+) -> None:
+    import fcntl
+
+    repo = CacheBuilder(place.root).repo(NAME)
+    repo.revision(FIRST)
+    settle(place.root)
+    (tmp_path / "drive").mkdir()
+    move(place.config, place.location, str(tmp_path / "drive"), [NAME])
+    partial = tmp_path / "drive" / repo.folder.name / "blobs" / ("d" * 64 + ".incomplete")
+    partial.write_bytes(b"half")
+    os.utime(partial, (time.time() - OLD,) * 2)
+    lock = place.root / ".locks" / repo.folder.name / ("d" * 64 + ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    place.location = CacheLocation(str(tmp_path / "drive"), "--cache-dir")
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        place.clean(CleanOptions(partials=True))
+        assert partial.exists()
+        place.rm(NAME)
+        assert partial.exists()
+    place.clean(CleanOptions(partials=True))
+    assert not partial.exists()
+
+
+def test_a_cache_of_which_nothing_is_left_is_within_any_size(place: Place) -> None:
+    CacheBuilder(place.root).repo(NAME).revision(FIRST)
+    settle(place.root)
+    done = place.clean(CleanOptions(max_size=0))
+    assert done.problem is None
+    assert place.clean(CleanOptions(max_size=0)).problem is None
+
+
+def test_what_stays_is_named_if_a_size_cannot_be_reached(place: Place) -> None:
+    CacheBuilder(place.root).repo(NAME).revision(FIRST)
+    settle(place.root)
+    place.configure(mine=NAME)
+    missed = place.clean(CleanOptions(max_size=0)).problem
+    assert missed is not None
+    assert missed.message.endswith(
+        "short of what was asked for: org/name (configured as mine) stays"
+    )
+
+
+def test_a_revision_stays_whose_use_of_other_weights_would_not_show(place: Place) -> None:
+    repo = CacheBuilder(place.root).repo(NAME)
+    shared = {"config.json": b"{}", "onnx/model.onnx": SHARED}
+    repo.revision(shared | {"model.safetensors": os.urandom(9000)}, refs=())
+    repo.revision(shared | {"model.safetensors": os.urandom(9000)})
+    settle(place.root)
+    place.clean()
+    assert first(repo).exists()

@@ -23,10 +23,11 @@ from tests.kit.hub import LoopbackHub, slow
 from tests.kit.rooms import LONG, OLD, OTHER, ROOMS, WEIGHTS, base, settle
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import lock_held
+from vlmcache.change.leftovers import Leftovers
 from vlmcache.change.names import Target
 from vlmcache.change.removal_plan import plan_removal
-from vlmcache.change.remove import _Run, execute
-from vlmcache.commands.remove.values import Wishes, problem
+from vlmcache.change.remove import Executor, execute
+from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.errors import ExitCode
 
 HOLD = """
@@ -77,7 +78,7 @@ def test_rm_of_a_model_that_a_process_uses_is_refused_and_the_process_named(
 ) -> None:
     repo = base(place.root)
     other = CacheBuilder(place.root).repo("org/other")
-    other.revision({"config.json": b"{3}"})
+    other.revision({"config.json": b"[3]"})
     before = fingerprint(place.root)
     blob = repo.blob("model.safetensors")
     path = repo.locks / f"{blob.name}.lock" if how == "lock" else blob
@@ -90,7 +91,7 @@ def test_rm_of_a_model_that_a_process_uses_is_refused_and_the_process_named(
         (process,) = user.processes
         assert (process.pid, process.how) == (child.pid, how)
         assert "-c" in process.command
-        error = problem(done)
+        error = done.problem
         assert error is not None
         assert error.exit_code == ExitCode.BUSY
         assert f"PID {child.pid}" in error.message
@@ -108,7 +109,7 @@ def test_clean_keeps_what_a_process_uses_and_names_it(place: Place) -> None:
 
     assert (repo.snapshots / detached).is_dir()
     assert [one.pid for kept in done.in_use for one in kept.processes] == [child.pid]
-    assert problem(done) is None
+    assert done.problem is None
     assert freed(done) == 0
 
 
@@ -124,7 +125,7 @@ def test_a_partial_that_another_process_writes_survives_clean(place: Place, lock
             if locked:
                 fcntl.flock(file, fcntl.LOCK_EX)
             place.clean()
-            place.clean(Wishes(everything=True))
+            place.clean(CleanOptions(everything=True))
         assert dead.exists() == locked
         assert child.stdin is not None
         assert child.stdout is not None
@@ -268,7 +269,7 @@ def test_links_that_lead_out_are_removed_and_never_followed(
     before = fingerprint(home)
 
     if everything:
-        done = place.clean(Wishes(everything=True))
+        done = place.clean(CleanOptions(everything=True))
         assert done.receipt is not None
         assert not [one for one in done.receipt.outcomes if one.result == "stale"]
         if trick == "stray":
@@ -566,7 +567,7 @@ def test_a_revision_that_its_ref_moved_on_from_stays_until_nobody_has_used_it_fo
 def test_a_stale_partial_of_a_kept_model_stays(place: Place) -> None:
     repo = base(place.root)
     partial = repo.partial(size=100, age=LONG)
-    place.clean(Wishes(keep=("org/name",), partials=True))
+    place.clean(CleanOptions(keep=("org/name",), partials=True))
     assert partial.exists()
     place.clean()
     assert not partial.exists()
@@ -582,7 +583,7 @@ def test_what_ctrl_c_cut_short_is_finished_by_the_same_command(
     others = repo.blob("model.safetensors")
     alone = repo.revision({"config.json": b"{}", "only.bin": OTHER}, refs=["v9"])
     with monkeypatch.context() as patched:
-        patched.setattr(_Run, "_remove_blobs", _interrupt)
+        patched.setattr(Executor, "_remove_blobs", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             place.rm("org/name@v9")
     assert not (repo.snapshots / alone).exists()
@@ -590,7 +591,7 @@ def test_what_ctrl_c_cut_short_is_finished_by_the_same_command(
 
     again = place.rm("org/name@v9")
 
-    assert problem(again) is None
+    assert again.problem is None
     assert not repo.blob("only.bin", alone).exists()
     assert others.exists()
     assert not (place.root / ".vlmcache-leftovers").exists()
@@ -614,7 +615,7 @@ def test_refs_and_snapshots_go_first_where_a_repo_is_emptied_in_its_place(
     def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(_Run, "_place_for", full)
+    monkeypatch.setattr(Leftovers, "_place_for", full)
     monkeypatch.setattr(os, "unlink", noted)
     place.rm("org/name")
     parts = [os.path.relpath(path, repo.folder).split(os.sep)[0] for path in gone]
@@ -633,6 +634,57 @@ def test_a_repo_with_a_link_in_the_place_of_a_folder_is_not_cleaned(
     done = place.clean()
     assert fingerprint(repo.folder) == before
     assert freed(done) == 0
+    reasons = {kept.path: kept.reason for kept in done.plan.kept}
+    assert reasons[str(repo.folder / name)] == (
+        "something else is in the place of a folder of the repo"
+    )
+
+
+def test_the_listing_of_a_snapshot_that_cannot_be_removed_stays_and_nothing_is_freed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = base(place.root)
+    detached = next(iter(repo.revisions))
+    real, unlink = os.rename, os.unlink
+
+    def refuse(source: str, *arguments: object, **options: object) -> None:
+        if source in (detached, str(repo.snapshots / detached)):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source)
+        real(source, *arguments, **options)  # type: ignore[arg-type]
+
+    def stay(path: str, **options: object) -> None:
+        if not path.endswith(f"{detached}.json"):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        unlink(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "rename", refuse)
+    monkeypatch.setattr(os, "rmdir", stay)
+    monkeypatch.setattr(os, "unlink", stay)
+    done = place.clean()
+    assert done.receipt is not None
+    assert (repo.trees / f"{detached}.json").exists()
+    assert done.receipt.freed == 0
+    results = {outcome.path: outcome.result for outcome in done.receipt.outcomes}
+    assert results[str(repo.trees / f"{detached}.json")] == "failed"
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_a_shared_blob_that_nobody_links_to_stays_while_a_download_is_unfinished(
+    place: Place, partial: bool
+) -> None:
+    cache = CacheBuilder(place.root)
+    repo = cache.repo("org/name")
+    repo.revision({"config.json": b"{}", "model.safetensors": WEIGHTS})
+    payload = cache.shared_blob("cd" * 32)
+    payload.parent.mkdir(parents=True, exist_ok=True)
+    payload.write_bytes(OTHER)
+    cache.shared_store.joinpath(".huggingface-shared-blobs").write_text("1\n")
+    if partial:
+        repo.partial(age=OLD)
+    settle(place.root)
+    os.utime(payload, (0, 0))
+    place.clean()
+    assert payload.exists() == partial
 
 
 def test_revisions_beside_a_snapshot_that_is_a_link_stay(place: Place) -> None:

@@ -16,7 +16,7 @@ from vlmcache.errors import ExitCode
 
 METAVARS = {"SIZE", "AGE", "TIME", "RATE"}
 NAMES = re.compile(r"size|free|older|age\b|rate|interval|wait|older-than")
-SIZES = {"SIZE", "RATE"}
+UNITS = {"SIZE": ("GB", "MB"), "RATE": ("GB", "MB"), "AGE": ("d", "h"), "TIME": ("s", "m")}
 
 
 def measured_options() -> dict[tuple[str, str], str]:
@@ -63,10 +63,30 @@ def test_a_bare_number_is_exit_2_and_offers_units(
     assert done.code == ExitCode.USAGE
     assert f"{option}: " in done.err
     if number != "1e9":
-        first, second = ("GB", "MB") if MEASURED[command, option] in SIZES else ("d", "h")
+        first, second = UNITS[MEASURED[command, option]]
         words = f"{number!r} has no unit ({number}{first}? {number}{second}?)"
         assert words in done.err
     assert fingerprint(cache.root) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("clean", "--yes", "--older-than", "6M"),
+        ("verify", "--max-age", "6M"),
+        ("watch", "--once", "--interval", "6M"),
+        ("status", "--all", "--filter", "used>6M"),
+    ],
+)
+def test_months_that_would_be_minutes_are_exit_2(
+    cache: CacheBuilder, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    cache.repo("org/name").revision({"config.json": b"{}"})
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache.root))
+    done = run_here(*arguments)
+    assert done.code == ExitCode.USAGE
+    assert "'6M': minutes or months? (write 6m or 180d)" in done.err
+    assert (cache.root / "models--org--name").exists()
 
 
 @pytest.mark.parametrize(

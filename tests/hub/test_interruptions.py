@@ -225,7 +225,7 @@ def test_too_little_room_is_refused_before_the_first_byte(hub: LoopbackHub) -> N
         run = pull(hub, disk / "cache", limits={"min_free": 3_000_000})
         assert run.problem is not None
         assert (run.problem.code, run.problem.exit_code) == ("no-space", ExitCode.SPACE)
-        for number in ("4 MB", "3 MB", "6 MB", "1 MB"):
+        for number in ("4.1 MB", "3 MB", "6 MB", "1.1 MB"):
             assert number in run.problem.message
         assert hub.bytes_sent() == 0
         assert not (disk / "cache").exists()

@@ -11,9 +11,9 @@ import pytest
 from tests.kit.caches import CacheBuilder, fingerprint
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import TreeFile
-from vlmcache.change import place, shared_store
+from vlmcache.change import place
 from vlmcache.commands.remove.clean import clean
-from vlmcache.config import CacheLocation, Config, Environment, Limits
+from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
 
 OTHER = "b" * 40
 
@@ -49,13 +49,12 @@ def test_a_temporary_of_a_killed_pull_is_a_leftover_and_clean_removes_it(
     (repo.refs / "pr").mkdir()
     before = fingerprint(root)
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **_keywords: object) -> None:
         raise Killed
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", killed)
-        patched.setattr(place, "discard", lambda _: None)
-        patched.setattr(shared_store, "discard", lambda _: None)
+        patched.setattr(place, "discard_temporary", lambda *_: None)
         with pytest.raises(Killed):
             write(str(repo.folder), commit)
     (left,) = set(fingerprint(root)) - set(before)
@@ -64,5 +63,5 @@ def test_a_temporary_of_a_killed_pull_is_a_leftover_and_clean_removes_it(
     assert (found.path, found.leftover) == (str(root / left), True)
     environment = Environment({"VLMCACHE_HOME": str(tmp_path / "own")}, frozenset(), str(tmp_path))
     config = Config("config.yaml", "--config", {}, Limits())
-    clean(environment, config, CacheLocation(str(root), "--cache-dir"))
+    clean(Session(environment, config, CacheLocation(str(root), "--cache-dir")))
     assert fingerprint(root) == before

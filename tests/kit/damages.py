@@ -59,6 +59,12 @@ def _becomes_text(repo: CachedRepo, pointer: Path) -> None:
     pointer.write_text(target)
 
 
+def _becomes_text_of_windows(repo: CachedRepo, pointer: Path) -> None:
+    target = os.readlink(pointer).replace("/", "\\")
+    pointer.unlink()
+    pointer.write_text(target)
+
+
 def _becomes_empty(repo: CachedRepo, pointer: Path) -> None:
     pointer.unlink()
     pointer.touch()
@@ -95,6 +101,7 @@ LOST_LINKS: dict[str, tuple[Callable[[CachedRepo], object], bool]] = {
     "one link is missing": (lambda repo: repo.pointer(WEIGHTS).unlink(), False),
     "empty files": (_each_link(_becomes_empty), False),
     "text files": (_each_link(_becomes_text), True),
+    "text files from Windows": (_each_link(_becomes_text_of_windows), True),
     "links to the old place": (_each_link(_leads_to_the_old_place), True),
     "links to a copy elsewhere": (_each_link(_leads_to_a_copy_elsewhere), True),
 }

@@ -28,6 +28,8 @@ def settle(root: Path) -> None:
         for blob in (repo / "blobs").glob("*"):
             if blob.name.isalnum():
                 content[os.path.realpath(blob)] = 0
+                if blob.is_symlink():
+                    os.utime(blob, (0, 0), follow_symlinks=False)
         for path in (repo / "snapshots").rglob("*"):
             used = path.relative_to(repo / "snapshots").parts[0] in named
             if used and path.is_file():
@@ -45,7 +47,7 @@ def base(root: Path) -> CachedRepo:
     """A repo with two revisions that share a blob, one of them detached."""
     repo = CacheBuilder(root).repo("org/name")
     repo.revision({"config.json": b"{}", "model.safetensors": WEIGHTS, "a/b.txt": b"x"}, refs=())
-    repo.revision({"config.json": b"{1}", "model.safetensors": WEIGHTS}, refs=("main", "pr/1"))
+    repo.revision({"config.json": b"[1]", "model.safetensors": WEIGHTS}, refs=("main", "pr/1"))
     settle(root)
     return repo
 
@@ -57,14 +59,14 @@ def _plain(root: Path) -> None:
 def _hard_links(root: Path) -> None:
     repo = CacheBuilder(root).repo("org/name")
     repo.revision({"config.json": b"{}", "w.bin": WEIGHTS}, link="hardlink", refs=())
-    repo.revision({"config.json": b"{1}", "w.bin": WEIGHTS}, link="hardlink")
+    repo.revision({"config.json": b"[1]", "w.bin": WEIGHTS}, link="hardlink")
     settle(root)
 
 
 def _copies(root: Path) -> None:
     repo = CacheBuilder(root).repo("org/name")
     repo.revision({"config.json": b"{}", "w.bin": WEIGHTS}, link="copy", refs=())
-    repo.revision({"config.json": b"{1}", "w.bin": OTHER}, link="move")
+    repo.revision({"config.json": b"[1]", "w.bin": OTHER}, link="move")
     settle(root)
 
 

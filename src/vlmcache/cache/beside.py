@@ -1,8 +1,10 @@
-"""What hf_xet and the libraries of remote code write beside the hub cache, told by its layout.
+"""What hf_xet and the libraries of remote code keep next to the hub cache, by its layout.
 
 hf_xet makes `logs/xet_….log` and a folder for each endpoint (`http___127_0_0_1-fPS9ESocpm7VXpc6`)
 with `chunk-cache`, `shard-cache` and `staging` in it. transformers, datasets, evaluate and
-diffusers make packages `<library>_modules`, each with an `__init__.py`, next to an empty one.
+diffusers make packages `<library>_modules`: an empty `__init__.py` in each folder, Python files in
+the folders below (of a repo, its commit, a hash of local code) and nothing else; locks of the
+datasets' end with `.lock`, and their records of where code came from with `.json`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _LOG = re.compile(r"xet_.*\.log")
 _PACKAGES = frozenset(
     f"{library}_modules" for library in ("transformers", "datasets", "evaluate", "diffusers")
 )
-_COMPILED = re.compile(r"__init__\..*\.pyc")
+_COMPILED = re.compile(r".+\.pyc")
+_COMPILED_ALONE = re.compile(r"__init__\..*\.pyc")
+_CODE = re.compile(r".+\.(py|json|lock)")
 LIBRARIES = {"xet": "hf_xet", "modules": "remote code"}
 
 
@@ -35,34 +39,74 @@ def library_entries(name: str, folder: str) -> tuple[list[str], list[str]]:
     is_own = _is_xet if name == "xet" else _is_code
     own: list[str] = []
     others: list[str] = []
+    top: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                (own if is_own(entry) else others).append(entry.name)
+                if name == "modules" and (
+                    _is_empty_module(entry) or _is_compiled(entry, _COMPILED_ALONE)
+                ):
+                    top.append(entry.name)
+                else:
+                    (own if is_own(entry) else others).append(entry.name)
     except OSError:
         return [], []
+    # Beside what somebody else wrote, these may be of their package.
+    (others or own).extend(top)
     return sorted(own), sorted(others)
 
 
 def _is_xet(entry: os.DirEntry[str]) -> bool:
     if entry.name == "logs":
-        return _holds_only(entry, lambda one: one.is_file(follow_symlinks=False), _LOG.fullmatch)
+        return _holds_only(
+            entry, lambda inner: inner.is_file(follow_symlinks=False), _LOG.fullmatch
+        )
     return _ENDPOINT.fullmatch(entry.name) is not None and _holds_only(
-        entry, lambda one: one.is_dir(follow_symlinks=False), _IN_ENDPOINT.__contains__
+        entry, lambda inner: inner.is_dir(follow_symlinks=False), _IN_ENDPOINT.__contains__
     )
 
 
 def _is_code(entry: os.DirEntry[str]) -> bool:
-    if entry.name == "__init__.py":
-        return (
-            entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_size == 0
-        )
+    return (
+        entry.name in _PACKAGES
+        and os.path.isfile(os.path.join(entry.path, "__init__.py"))
+        and _is_package(entry, top=True)
+    )
+
+
+def _is_package(entry: os.DirEntry[str], *, top: bool = False) -> bool:
+    """Return whether a folder holds what makes remote code importable, and no more."""
+    if not entry.is_dir(follow_symlinks=False):
+        return False
+    try:
+        with os.scandir(entry.path) as entries:
+            return all(_is_of_package(one, top=top) for one in entries)
+    except OSError:
+        return False
+
+
+def _is_of_package(entry: os.DirEntry[str], *, top: bool) -> bool:
     if entry.name == "__pycache__":
-        return _holds_only(
-            entry, lambda one: one.is_file(follow_symlinks=False), _COMPILED.fullmatch
-        )
-    package = entry.name in _PACKAGES and entry.is_dir(follow_symlinks=False)
-    return package and os.path.isfile(os.path.join(entry.path, "__init__.py"))
+        return _is_compiled(entry, _COMPILED)
+    if not entry.is_file(follow_symlinks=False):
+        return _is_package(entry)
+    if entry.name == "__init__.py" or not top:
+        return _CODE.fullmatch(entry.name) is not None
+    return False
+
+
+def _is_empty_module(entry: os.DirEntry[str]) -> bool:
+    return (
+        entry.name == "__init__.py"
+        and entry.is_file(follow_symlinks=False)
+        and entry.stat(follow_symlinks=False).st_size == 0
+    )
+
+
+def _is_compiled(entry: os.DirEntry[str], names: re.Pattern[str]) -> bool:
+    return entry.name == "__pycache__" and _holds_only(
+        entry, lambda one: one.is_file(follow_symlinks=False), names.fullmatch
+    )
 
 
 def _holds_only(
@@ -74,6 +118,6 @@ def _holds_only(
         return False
     try:
         with os.scandir(entry.path) as entries:
-            return all(kind(one) and known(one.name) for one in entries)
+            return all(kind(inner) and known(inner.name) for inner in entries)
     except OSError:
         return False

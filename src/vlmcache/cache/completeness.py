@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
 from vlmcache.cache import formats, layout
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.state import File, Repo, Revision, State, TreeFile
+from vlmcache.cache.weights import TruncatedError, read_header
 
 _INDEX_LIMIT = 64_000_000
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """What can be said of one revision of a repo.
-
-    missing: files that loading needs and that are not there. damaged: files that are there, but
-    cannot be what they should be. Both are names in the repo. tree: the Hub's listing of the
-    commit, where the cache holds it.
-    """
+    """What can be said of one revision of a repo. Files are named as in the repo."""
 
     state: State
     commit: str | None
     revision: Revision | None
     missing: tuple[str, ...] = ()
+    """Files that loading needs and that do not exist."""
     damaged: tuple[str, ...] = ()
+    """Files that exist, but cannot be what they should be."""
     tree: Mapping[str, TreeFile] | None = None
+    """The Hub's listing of the commit, if the cache holds it."""
 
 
 class _Index(msgspec.Struct):
@@ -37,19 +37,26 @@ _INDEX_DECODER = msgspec.json.Decoder(_Index)
 
 
 def resolve(repo: Repo, revision: str) -> str | None:
-    """Return the commit that a branch, tag, commit or beginning of a commit means in this cache.
+    """Return the commit that a branch, tag, commit or beginning of a commit means in this cache."""
+    commits = [snapshot.commit for snapshot in repo.revisions]
+    is_commit = layout.COMMIT.fullmatch(revision) is not None
+    return commit_named(revision, repo.refs, commits) or (revision if is_commit else None)
 
-    A beginning counts from seven characters on, and only where one snapshot has it.
+
+def commit_named(revision: str, refs: Mapping[str, str], commits: Collection[str]) -> str | None:
+    """Return the commit that a branch, tag, commit or beginning of a commit means.
+
+    A beginning counts from seven characters on, and only if it is that of one commit.
+
+    Args:
+        revision: what was typed.
+        refs: ref -> the commit that it names.
+        commits: the commits that exist.
     """
-    if revision in repo.refs:
-        return repo.refs[revision]
-    if repo.revision(revision) is not None or layout.COMMIT.fullmatch(revision):
-        return revision
-    if len(revision) >= 7:
-        starts = [held.commit for held in repo.revisions if held.commit.startswith(revision)]
-        if len(starts) == 1:
-            return starts[0]
-    return None
+    if revision in refs or revision in commits:
+        return refs.get(revision, revision)
+    starts = [commit for commit in commits if len(revision) >= 7 and commit.startswith(revision)]
+    return starts[0] if len(starts) == 1 else None
 
 
 def judge(repo: Repo | None, revision: str) -> Judgement:
@@ -60,15 +67,15 @@ def judge(repo: Repo | None, revision: str) -> Judgement:
         return Judgement("away", None, None)
     commit = resolve(repo, revision)
     if commit is None:
-        # A first download that was cut before it wrote its ref leaves partial files, and maybe a
-        # snapshot of the small ones.
+        # A first download that was interrupted before it wrote its ref leaves partial files, and
+        # maybe a snapshot of the small ones.
         if ref_is_malformed(repo, revision):
             return Judgement("damaged", None, None)
         if not repo.partials or repo.refs:
             return Judgement("missing", None, None)
-        return _begun(repo, {*repo.trees, *(held.commit for held in repo.revisions)})
-    held = repo.revision(commit)
-    if held is None:
+        return _begun(repo, {*repo.trees, *(snapshot.commit for snapshot in repo.revisions)})
+    snapshot = repo.revision(commit)
+    if snapshot is None:
         if lost := repo.lost_names(commit):
             tree = repo.trees[commit]
             return Judgement("damaged", commit, None, damaged=tuple(sorted(lost)), tree=tree)
@@ -76,7 +83,7 @@ def judge(repo: Repo | None, revision: str) -> Judgement:
         if repo.partials or commit in repo.tree_files:
             return msgspec.structs.replace(_begun(repo, {commit}), commit=commit)
         return Judgement("damaged" if revision in repo.refs else "missing", commit, None)
-    judgement = judge_revision(repo, held)
+    judgement = judge_revision(repo, snapshot)
     if judgement.state == "cached" and ref_is_malformed(repo, revision):
         return msgspec.structs.replace(judgement, state="damaged")
     return judgement
@@ -87,21 +94,21 @@ def _begun(repo: Repo, commits: set[str]) -> Judgement:
 
     Args:
         repo: where it goes.
-        commits: what it may be of; if there are several, it cannot be told what lacks.
+        commits: what it may be of; if there are several, what is missing cannot be known.
     """
     if len(commits) != 1:
         return Judgement("partial", None, None)
     (commit,) = commits
     tree = repo.trees.get(commit)
-    held = repo.revision(commit)
-    if tree is None and held is None:
+    snapshot = repo.revision(commit)
+    if tree is None and snapshot is None:
         return Judgement("partial", None, None)
-    lacking, _ = _needs(
+    missing, _ = _needs(
         repo,
-        held or Revision(commit, "", (), (), 0, tree),
-        {} if held is None else {file.name: file for file in held.files},
+        snapshot or Revision(commit, "", (), (), 0, tree),
+        {} if snapshot is None else {file.name: file for file in snapshot.files},
     )
-    return Judgement("partial", None, held, tuple(sorted(lacking)), tree=tree)
+    return Judgement("partial", None, snapshot, tuple(sorted(missing)), tree=tree)
 
 
 def ref_is_malformed(repo: Repo, revision: str) -> bool:
@@ -114,7 +121,7 @@ def ref_is_malformed(repo: Repo, revision: str) -> bool:
 
 
 def judge_revision(repo: Repo, revision: Revision) -> Judgement:
-    """Return the state of one snapshot: damage first, then what lacks."""
+    """Return the state of one snapshot: damage first, then what is missing."""
     files = {file.name: file for file in revision.files}
     damaged = {name for name, file in files.items() if not _is_whole(revision, file)}
     missing, broken = _needs(repo, revision, files)
@@ -132,8 +139,32 @@ def judge_revision(repo: Repo, revision: Revision) -> Judgement:
     )
 
 
+def judge_content(repo: Repo, revision: Revision) -> State:
+    """Return the state of one snapshot, read from the files that loading opens too.
+
+    A file can be shorter than it was, or half empty after a crash, and no listing says so: tensors
+    that lie beyond a file's end and a configuration that is not JSON are damage.
+    """
+    state = judge_revision(repo, revision).state
+    if state != "cached" or repo.type != "model":
+        return state
+    for name in sorted(formats.wanted(file.name for file in revision.files)):
+        path = revision.file_path(name)
+        try:
+            if name.endswith(".safetensors"):
+                read_header(path)
+            elif name in (formats.CONFIG, *formats.OTHER_CONFIGS):
+                # As transformers does: NaN and Infinity are no errors.
+                json.loads(read_bytes(path, _INDEX_LIMIT))
+        except (OSError, TruncatedError, json.JSONDecodeError, RecursionError, UnicodeDecodeError):
+            return "damaged"
+        except ValueError:
+            continue  # not a file that we can judge
+    return state
+
+
 def judge_repo(repo: Repo, judged: Iterable[Judgement] | None = None) -> State:
-    """Return the state of a repo as a whole: its worst.
+    """Return the state of a repo: the worst of its revisions.
 
     Args:
         repo: the repo.
@@ -180,7 +211,7 @@ def _is_whole(revision: Revision, file: File) -> bool:
 
 
 def _needs(repo: Repo, revision: Revision, files: Mapping[str, File]) -> tuple[set[str], set[str]]:
-    """Return the needed files that are not there, and the indexes that cannot be read."""
+    """Return the needed files that do not exist, and the indexes that cannot be read."""
     if repo.type == "model":
         return _model_needs(revision, files)
     if revision.tree is not None:
@@ -201,18 +232,18 @@ def _model_needs(revision: Revision, files: Mapping[str, File]) -> tuple[set[str
     gguf_only = any(name.endswith(".gguf") for name in known) and formats.CONFIG not in known
     if formats.CONFIG in known or not (gguf_only or known.intersection(formats.OTHER_CONFIGS)):
         needed.add(formats.CONFIG)
-    # Of several formats, the first one that is there is the one that transformers takes.
-    there = next((one for one in candidates if one[0] in files), None)
+    # Of several formats, the first one that exists is the one that transformers takes.
+    present = next((weights for weights in candidates if weights[0] in files), None)
     shards: set[str] | None = set()
     broken: set[str] = set()
-    if there is None:
+    if present is None:
         name, is_index = candidates[0] if candidates else (formats.SAFETENSORS_SINGLE, False)
         needed |= {name, *(formats.shards_of(name, known) if is_index else ())}
-    elif there[1]:
-        shards = read_shards(revision, there[0])
-        broken = {there[0]} if shards is None else set()
+    elif present[1]:
+        shards = read_shards(revision, present[0])
+        broken = {present[0]} if shards is None else set()
     if listed:
-        # What the Hub does not have cannot lack.
+        # What the Hub does not have cannot be missing.
         needed &= listed
     return (needed | (shards or set())) - set(files), broken
 
@@ -220,7 +251,7 @@ def _model_needs(revision: Revision, files: Mapping[str, File]) -> tuple[set[str
 def read_shards(revision: Revision, index: str) -> set[str] | None:
     """Return the names of the shards that an index file names, or `None` if it cannot be read.
 
-    The index is content of a repo and so not to be trusted: a shard that is no plain name below
+    The index is content of a repo and so not to be trusted: a shard that is not a plain name below
     the index's folder makes it unreadable.
     """
     path = revision.file_path(index)

@@ -1,7 +1,7 @@
 """Which files of a snapshot hold weights that are there once more, by what is in them.
 
 `formats.second_formats` judges names. Here the files are read: the twin must be complete, and
-pickled weights must be the same tensors. In doubt a file is no duplicate.
+pickled weights must be the same tensors. In doubt a file is not a duplicate.
 """
 
 from __future__ import annotations

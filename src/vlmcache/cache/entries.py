@@ -26,7 +26,7 @@ _HAS_BLOCKS = hasattr(os.stat_result, "st_blocks")
 def allocated_bytes(stat: os.stat_result) -> int:
     """Return what an entry occupies on its disk, as `du` counts it.
 
-    Windows does not tell in a stat; there it is the length.
+    Windows does not say it in a stat; there it is the length.
     """
     return stat.st_blocks * 512 if _HAS_BLOCKS else stat.st_size
 
@@ -84,10 +84,11 @@ class Tally:
 
 
 class Notes:
-    """Findings and strays of one repo, or of the cache itself."""
+    """Findings, strays and bytes of one repo, or of the cache itself."""
 
     def __init__(self, repo: str | None) -> None:
         self.repo = repo
+        self.tally = Tally()
         self.findings: list[Finding] = []
         self.strays: list[Stray] = []
 
@@ -110,7 +111,7 @@ class Notes:
         self.error(UNREADABLE, path, detail, units.command("doctor"))
 
     def could_read(self, path: str) -> bool:
-        """Whether a folder and all below it could be read, as far as it was looked at."""
+        """Whether a folder and all below it could be read, as far as it was read."""
         return not any(
             finding.code == UNREADABLE and f"{finding.path}{os.sep}".startswith(path + os.sep)
             for finding in self.findings
@@ -217,7 +218,7 @@ def _stats_one_by_one(path: str, entries: list[os.DirEntry[str]], notes: Notes) 
     return found
 
 
-def add_below(path: str, kind: ByteClass, tally: Tally, notes: Notes) -> tuple[int, int]:
+def add_below(path: str, kind: ByteClass, notes: Notes) -> tuple[int, int]:
     """Count everything below a folder as one class.
 
     Returns:
@@ -227,7 +228,7 @@ def add_below(path: str, kind: ByteClass, tally: Tally, notes: Notes) -> tuple[i
     pending = [path]
     while pending:
         for entry, stat in read_entries(pending.pop(), notes):
-            allocated += tally.add(kind, stat)
+            allocated += notes.tally.add(kind, stat)
             if modes.S_ISDIR(stat.st_mode):
                 pending.append(entry.path)
             else:
@@ -244,20 +245,20 @@ def is_left_behind(name: str, stat: os.stat_result) -> bool:
 def add_stray(
     entry: os.DirEntry[str],
     stat: os.stat_result,
-    tally: Tally,
     notes: Notes,
     *,
     leftover: bool | None = None,
     detail: str = "not part of the hub's cache layout",
+    remedy: str | None = None,
 ) -> None:
     """Count an entry that is not part of the layout, and note it."""
     if leftover is None:
         leftover = is_left_behind(entry.name, stat)
     kind: ByteClass = "partial" if leftover else "foreign"
-    allocated, size = tally.add(kind, stat), stat.st_size
+    allocated, size = notes.tally.add(kind, stat), stat.st_size
     folder = modes.S_ISDIR(stat.st_mode)
     if folder:
-        below, size = add_below(entry.path, kind, tally, notes)
+        below, size = add_below(entry.path, kind, notes)
         allocated += below
     notes.strays.append(
         Stray(
@@ -277,4 +278,4 @@ def add_stray(
         )
     else:
         log.info("scan", "left alone: '%s': %s", entry.path, detail)
-        notes.warning("stray-folder" if folder else "stray-file", entry.path, detail)
+        notes.warning("stray-folder" if folder else "stray-file", entry.path, detail, remedy)

@@ -1,4 +1,4 @@
-"""Which of a repo's files loading needs, told from their names alone (pure)."""
+"""Which of a repo's files loading needs, by their names alone (pure)."""
 
 from __future__ import annotations
 
@@ -56,6 +56,11 @@ _FOR_READERS = re.compile(
     r"|\.(?:md|png|jpe?g|gif|svg|webp|pdf)$",
     re.IGNORECASE,
 )
+_WEIGHT_ENDINGS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".ot"),
+    *(".onnx", ".onnx_data", ".ort", ".tflite", ".pb", ".mlmodel", ".npz", ".nemo", ".engine"),
+)
+"""Endings of files of weights, of whatever library."""
 _CONSOLIDATED = re.compile(r"consolidated[^/]*\.safetensors(?:\.index\.json)?$")
 _ALTERNATE_FOLDERS = ("coreml", "gguf", "metal", "onnx", "openvino", "original")
 """Folders at the top of a repo that hold its weights once more, for other programs."""
@@ -66,7 +71,7 @@ _CONVERTED_PARTS = frozenset({*_OPENVINO, "model.onnx", "model.onnx_data"})
 
 _VARIANTS = frozenset({"bf16", "ema", "fp16", "fp32", "fp8", "non_ema"})
 """Variants that are known to be the default weights at another precision or step. What another
-word in a name stands for cannot be told, as of `pytorch_model.generator.bin`."""
+word in a name stands for cannot be known, as of `pytorch_model.generator.bin`."""
 
 _OTHER_WEIGHTS = re.compile("adapter|control|embed|lora|lycoris|motion|upscal", re.IGNORECASE)
 """Words in the name of a single file which say that it is not the pipeline once more."""
@@ -91,7 +96,7 @@ class WeightKey(NamedTuple):
 
 
 class WeightSet(NamedTuple):
-    """The files of one format that together are one set of weights, told from names.
+    """The files of one format that together are one set of weights, by their names.
 
     single: the file that holds all of it. index_file and shards: the same in several files. There
     may be both, and shards may be absent.
@@ -189,15 +194,15 @@ def _weight_sets(names: Iterable[str]) -> dict[WeightKey, dict[str, WeightSet]]:
             continue
         key, ending, role, numbered = parsed
         formats = found.setdefault(key, {})
-        held = formats.get(ending, WeightSet(None, None, frozenset(), frozenset()))
-        if role == "single" and held.single is None:
-            held = held._replace(single=name)
-        elif role == "index" and held.index_file is None:
-            held = held._replace(index_file=name)
+        weights = formats.get(ending, WeightSet(None, None, frozenset(), frozenset()))
+        if role == "single" and weights.single is None:
+            weights = weights._replace(single=name)
+        elif role == "index" and weights.index_file is None:
+            weights = weights._replace(index_file=name)
         elif numbered is not None:
-            numbers = held.numbers | {numbered}
-            held = held._replace(shards=held.shards | {name}, numbers=numbers)
-        formats[ending] = held
+            numbers = weights.numbers | {numbered}
+            weights = weights._replace(shards=weights.shards | {name}, numbers=numbers)
+        formats[ending] = weights
     return found
 
 
@@ -241,12 +246,14 @@ def wanted(names: Iterable[str]) -> set[str]:
     that belong to such copies only are left out with them. In doubt a file is wanted.
     """
     every = set(names)
-    second = {name for one in second_formats(every) for name in one.weights.files}
+    second = {
+        name for second_format in second_formats(every) for name in second_format.weights.files
+    }
     return every - second - _copies_of_default(every)
 
 
 def _copies_of_default(every: AbstractSet[str]) -> set[str]:
-    """Return what is there in addition to the complete default set of a repo."""
+    """Return what exists in addition to the complete default set of a repo."""
     sets = _weight_sets(every)
     complete = {
         key
@@ -333,7 +340,7 @@ def weight_candidates(names: AbstractSet[str]) -> list[tuple[str, bool]]:
 
 
 def shards_of(index: str, names: AbstractSet[str]) -> set[str]:
-    """Return all shards of an index, told from the names of some: `model-00001-of-00002…`."""
+    """Return all shards of an index, from the names of some: `model-00001-of-00002…`."""
     stem, ending = index.removesuffix(".index.json").split(".")
     pattern = re.compile(rf"{stem}-\d{{5}}-of-(\d{{5}})\.{ending}")
     counts = {match[1] for name in names if (match := pattern.fullmatch(name))}
@@ -365,10 +372,19 @@ def show_use(names: Iterable[str], own: Iterable[str], *, model: bool) -> bool:
         model: whether it is one of a model; of anything else a program may read any part.
     """
     every, seen = set(names), set(own)
-    if model and seen & _always_opened(every):
+    if model and seen & _always_opened(every) and _other_weights(every) <= seen:
         return True
     read = {name for name in every if not _FOR_READERS.search(name)}
     return bool(read) and read <= seen
+
+
+def _other_weights(names: set[str]) -> set[str]:
+    """Return the weights that a program can use instead of those that transformers loads."""
+    every = {name for name in names if name.lower().endswith(_WEIGHT_ENDINGS)}
+    for name, is_index in weight_candidates(names):
+        if name in names:
+            return every - {name} - set(shards_of(name, names) if is_index else ())
+    return every
 
 
 def _always_opened(names: set[str]) -> set[str]:
@@ -381,7 +397,7 @@ def _always_opened(names: set[str]) -> set[str]:
         return set()
     configs = names.intersection((CONFIG, *OTHER_CONFIGS))
     opened = configs if len(configs) == 1 else set()
-    weights = [one for one in weight_candidates(names) if one[0] in names]
+    weights = [weight for weight in weight_candidates(names) if weight[0] in names]
     if len(weights) == 1 and not second_formats(names):
         name, is_index = weights[0]
         opened |= {name, *(shards_of(name, names) if is_index else ())}

@@ -14,7 +14,7 @@ from vlmcache.cache.state import CacheState
 class LastUse(msgspec.Struct, frozen=True):
     """When a revision was last used: seconds since the epoch, and what says so.
 
-    journal: vlmcache saw it. access: the access times of its files. written: nothing tells of
+    journal: vlmcache saw it. access: the access times of its files. written: nothing shows
     uses, so it is the time of the download.
     """
 
@@ -38,7 +38,7 @@ def last_uses(
         for revision in repo.revisions:
             written = read = 0 if revision.files else revision.mtime_ns
             for file in revision.files:
-                # A link is made by a download, even where its blob was there for long.
+                # A link is made by a download, even if its blob has existed for a long time.
                 written = max(written, file.mtime_ns)
                 blob = repo.blobs.get(file.blob) if file.blob is not None else None
                 if blob is not None:

@@ -42,10 +42,10 @@ LEFTOVERS = ".vlmcache-leftovers"
 Each run has a folder of its own in it, which mirrors the cache: `<unique>/<repo folder>/…`.
 """
 WHOLE_REPO = "repo-"
-"""How the unique name begins where whole repos were renamed, and not parts of them."""
+"""How the unique name begins if complete repos were renamed, and not parts of them."""
 
 MOVES = ".vlmcache-moved.json"
-"""File at the top of a destination that tells which repos `move` has brought there."""
+"""File at the top of a destination that names the repos that `move` has brought there."""
 RECORD_SUFFIX = ".moved.json"
 """How the file's name ends that records where `move` has brought one repo of a cache.
 
@@ -53,7 +53,7 @@ It is `.locks/<repo folder>.moved.json`: of all that is in a cache's root, the H
 of every entry but that folder.
 """
 MOVING = ".vlmcache-moving"
-"""Folder at a destination in which `move` gathers what it copies: `<repo folder>/…`."""
+"""Folder at a destination in which `move` stages what it copies: `<repo folder>/…`."""
 
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space", "kernels": "kernel"}
 """Folder prefix of a repo -> its type."""
@@ -88,7 +88,7 @@ _PARTIAL = re.compile(
 )
 _BLOB_LOCK = re.compile(rf"{_BLOB_NAME}{re.escape(LOCK_SUFFIX)}")
 # huggingface_hub 2.4: `file_download.py` (a probe of the umask, refs, a file that is replaced),
-# `_tree_cache.py` (tempfile's names), `utils/_shared_blobs.py`. Ours: `change/placing.py`.
+# `_tree_cache.py` (tempfile's names), `utils/_shared_blobs.py`. Ours: `change/place.py`.
 _TEMPORARY = re.compile(
     r"tmp_[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     rf"|\.(?:{_BLOB_NAME}|link|copy)\.[0-9a-f]{{8}}\.(?:shared|new|old)"
@@ -145,7 +145,7 @@ def parse_repo_folder(name: str) -> tuple[str, str] | None:
 
 
 def is_repo_id(text: str) -> bool:
-    """Return whether the text is a repo id as the Hub allows them: `name` or `owner/name`.
+    """Return whether a string is a repo id as the Hub allows them: `name` or `owner/name`.
 
     The Hub forbids `--` and `..`, and owners and names of over 96 characters
     (huggingface_hub `utils/_validators.py`).
@@ -159,7 +159,7 @@ def is_repo_id(text: str) -> bool:
 
 
 def is_revision(text: str) -> bool:
-    """Return whether the text can be a branch, tag or commit without leaving `refs/`."""
+    """Return whether a string can be a branch, tag or commit without leaving `refs/`."""
     return (
         _REF.fullmatch(text) is not None
         and all(part not in ("", ".", "..") for part in text.split("/"))
@@ -183,17 +183,17 @@ def file_name_problem(name: str) -> str | None:
     try:
         too_long = len(name.encode()) > 4000 or any(len(part.encode()) > 255 for part in parts)
     except UnicodeEncodeError:
-        return "it is no valid text"
+        return "it is not valid Unicode"
     return "it is too long" if too_long else None
 
 
 def is_etag(text: str) -> bool:
-    """Return whether the text is a hash by which the Hub names a blob: git sha1 or sha256."""
+    """Return whether a string is a hash by which the Hub names a blob: git sha1 or sha256."""
     return _ETAG.fullmatch(text) is not None
 
 
 def is_commit_folder(text: str) -> bool:
-    """Return whether the text can name one folder below `snapshots/`."""
+    """Return whether a string can name one folder below `snapshots/`."""
     return _SAFE_COMMIT.fullmatch(text) is not None and ".." not in text
 
 
@@ -210,7 +210,7 @@ def partial_client(name: str) -> str | None:
 
 
 def is_blob_lock(name: str) -> bool:
-    """Return whether the name is that of a lock which other clients keep beside their blobs.
+    """Return whether the name is that of a lock which other clients keep next to their blobs.
 
     The Rust, Go and Swift clients write `blobs/<etag>.lock`; the hub's library has `.locks/`.
     """
@@ -226,9 +226,11 @@ def blob_of_text(text: bytes, depth: int) -> str | None:
         text: the file's content.
         depth: as for `link_target`.
     """
-    start = link_target("", depth).encode()
-    name = text.removeprefix(start).decode("ascii", "replace")
-    return name if text.startswith(start) and is_etag(name) else None
+    start = link_target("", depth)
+    # A copy made on Windows holds the link as Windows writes it.
+    target = text.decode("ascii", "replace").replace("\\", "/")
+    name = target.removeprefix(start)
+    return name if target.startswith(start) and is_etag(name) else None
 
 
 def is_temporary(name: str) -> bool:

@@ -23,16 +23,16 @@ AccessTimes = Literal["exact", "daily", "never", "unknown"]
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """The filesystem that a path is on. `type` is its name as the system gives it: `ext4`.
-
-    source is the device or address that it is mounted from, device its number as in `st_dev`.
-    """
+    """The filesystem that a path is on."""
 
     point: str
     type: str
+    """Its name as the system gives it: `ext4`."""
     options: frozenset[str]
     source: str = ""
+    """The device or address that it is mounted from."""
     device: int = 0
+    """Its number, as in `st_dev`."""
 
     @property
     def access_times(self) -> AccessTimes:
@@ -53,7 +53,7 @@ class Mount(msgspec.Struct, frozen=True):
 
     @property
     def network(self) -> bool:
-        """Whether other machines can change the files without this one being told."""
+        """Whether other machines can change the files without this one noticing."""
         return self.type.startswith(("nfs", "cifs", "smb", "fuse.sshfs", "lustre", "gpfs", "ceph"))
 
 
@@ -91,7 +91,7 @@ def mount_of(path: str) -> Mount | None:
 
 
 def nearest_folder(path: str) -> str:
-    """Return the path itself, or the nearest folder above it that is there."""
+    """Return the path itself, or the nearest folder above it that exists."""
     while not os.path.isdir(path):
         parent = os.path.dirname(path)
         if parent == path:

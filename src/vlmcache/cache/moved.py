@@ -30,34 +30,32 @@ _IN_MEMORY = ("tmpfs", "autofs")
 
 
 class MoveRecord(msgspec.Struct, frozen=True):
-    """A repo that was brought to a destination, or is on its way.
-
-    cache: the real path of the cache that it comes from. finished: whether its folder there has
-    given way to a link, or to nothing.
-    """
+    """A repo that was brought to a destination, or is on its way."""
 
     cache: str
+    """The real path of the cache that it comes from."""
     finished: bool
+    """Whether its folder there was replaced by a link, or removed."""
 
 
 class Note(msgspec.Struct, frozen=True):
-    """The content of the file: name of the repo's folder -> its move."""
+    """The content of the file at a destination."""
 
     format: str
     repos: dict[str, MoveRecord]
+    """Name of a repo's folder -> its move."""
 
 
 class RepoRecord(msgspec.Struct, frozen=True):
-    """The content of a record: where `move` has brought one repo of a cache.
-
-    cache: the real path of the cache. destination: the folder of the other cache. drive: the
-    filesystem that it is on, `None` where the system does not say.
-    """
+    """The content of a record: where `move` has brought one repo of a cache."""
 
     format: str
     cache: str
+    """The real path of the cache."""
     destination: str
+    """The folder of the other cache."""
     drive: Drive | None
+    """The filesystem that it is on; `None` if the system does not say."""
 
 
 _DECODER = msgspec.json.Decoder(Note)
@@ -92,7 +90,7 @@ def read_moves(destination: str) -> dict[str, MoveRecord]:
 
 
 def destination_of(cache_dir: str, folder: str) -> str | None:
-    """Return where `move` has brought a repo of a cache, `None` where that is not proven.
+    """Return where `move` has brought a repo of a cache, `None` if that is not proven.
 
     Args:
         cache_dir: the cache that holds a link in the place of the repo's folder.
@@ -155,7 +153,7 @@ def read_record(cache_dir: str, folder: str) -> RepoRecord | None:
 def find_away(cache_dir: str, folder: str) -> Away | None:
     """Return where a repo is whose link leads nowhere, if that is because a drive is not mounted.
 
-    A drive that is mounted and does not hold the repo is no excuse: then the repo is damaged.
+    A drive that is mounted and does not hold the repo is not an excuse: then the repo is damaged.
 
     Args:
         cache_dir: the cache that holds the link.

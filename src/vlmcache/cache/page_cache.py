@@ -22,7 +22,7 @@ def resident_blocks(descriptor: int, size: int, block: int) -> list[bool] | None
         block: the length of a block, a multiple of the page size.
 
     Returns:
-        A flag a block, or `None` where the system does not tell.
+        A flag for each block, or `None` if the system does not say.
     """
     if not sys.platform.startswith("linux") or size < SMALLEST:
         return None

@@ -1,4 +1,4 @@
-"""Small reads that leave no trace: access times tell when a model was used, so looking must not."""
+"""Small reads that leave access times alone: these show when a model was last used."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Collection
 import msgspec
 
 JSON_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
-"""What msgspec raises for bytes that are no JSON, nested too deeply, or no UTF-8."""
+"""What msgspec raises for bytes that are not JSON, nested too deeply, or no UTF-8."""
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_ATIME = getattr(os, "O_NOATIME", 0)
 
 
 def open_quietly(path: str, *, follow: bool = True) -> int:
-    """Open a regular file for reading, without changing its access time where that is allowed.
+    """Open a regular file for reading, without changing its access time if that is allowed.
 
     Args:
         path: the file.
@@ -26,7 +26,7 @@ def open_quietly(path: str, *, follow: bool = True) -> int:
         A file descriptor, which the caller closes.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file (a pipe would block the reader).
+        OSError: it cannot be opened, or is not a regular file (a pipe would block the reader).
     """
     flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)
     try:

@@ -43,12 +43,12 @@ class ByClass(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """The sum of all classes: what `du` says."""
+        """The sum of all classes: what `du` reports."""
         return sum(getattr(self, name) for name in self.__struct_fields__)
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Something worth telling about a place in the cache.
+    """Something worth knowing about a place in the cache.
 
     Errors mean that something cannot be loaded; warnings that something is wasted or odd.
     """
@@ -141,7 +141,7 @@ class Revision(msgspec.Struct, frozen=True):
     files: tuple[File, ...]
     mtime_ns: int
     tree: dict[str, TreeFile] | None = None
-    """The Hub's listing at this commit, where the cache holds it."""
+    """The Hub's listing at this commit, if the cache holds it."""
     linked: bool = False
     """True where the snapshot's folder is itself a link, which is never followed."""
     entry: Stamp | None = None
@@ -186,14 +186,15 @@ class Stray(msgspec.Struct, frozen=True):
 class Leftover(msgspec.Struct, frozen=True):
     """What an interrupted removal had renamed away from one repo and not yet unlinked.
 
-    Its folder below `.vlmcache-leftovers/` mirrors the repo's, so it tells what was to go: refs
-    (name -> commit), snapshots (commits), the blobs that these link to, and shared blobs.
+    Its folder below `.vlmcache-leftovers/` mirrors the repo's, so it shows what was to be
+    removed: refs (name -> commit), snapshots (commits), the blobs that these link to, and
+    shared blobs.
     """
 
     path: str
     repo_folder: str
     whole: bool
-    """Whether it was the whole repo."""
+    """Whether it was the complete repo."""
     refs: dict[str, str]
     commits: tuple[str, ...]
     blobs: tuple[str, ...]
@@ -202,14 +203,14 @@ class Leftover(msgspec.Struct, frozen=True):
 
 
 class LockFolder(msgspec.Struct, frozen=True):
-    """The hub's locks of one repo: `.locks/<repo folder>/<etag>.lock`. Held or not is not told."""
+    """The hub's locks of one repo: `.locks/<repo folder>/<etag>.lock`, held or not."""
 
     path: str
     entry: Stamp
     files: dict[str, Stamp]
-    """File name -> what is there."""
+    """File name -> its stamp."""
     other: int = 0
-    """Entries that are no lock files."""
+    """Entries that are not lock files."""
 
 
 class Drive(msgspec.Struct, frozen=True):
@@ -263,7 +264,7 @@ class Repo(msgspec.Struct, frozen=True):
     ref_files: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Ref name -> its file, whether it names a commit or not."""
     ref_folders: dict[str, Stamp] = msgspec.field(default_factory=dict)
-    """Folder below `refs/` -> what is there: `refs/pr` of the ref `refs/pr/1`."""
+    """Folder below `refs/` -> its stamp: `refs/pr` of the ref `refs/pr/1`."""
     tree_files: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Commit -> the file of the Hub's listing."""
     no_exist: dict[str, Stamp] = msgspec.field(default_factory=dict)
@@ -273,7 +274,7 @@ class Repo(msgspec.Struct, frozen=True):
 
     @property
     def size_on_disk(self) -> int:
-        """What `du` says of the folder (of the linked one, for a link)."""
+        """What `du` reports for the folder (of the linked one, for a link)."""
         return self.by_class.total
 
     @property
@@ -319,7 +320,7 @@ class Repo(msgspec.Struct, frozen=True):
         return users
 
     def holds(self, listed: TreeFile) -> bool:
-        """Return whether a listed file's content is here, linked or not, as far as a stat tells."""
+        """Return whether a listed file's content is here, linked or not, by its size."""
         blob = self.blobs.get(listed.etag)
         return blob is not None and blob.present and blob.size == listed.content_size
 
@@ -330,12 +331,12 @@ class Repo(msgspec.Struct, frozen=True):
         """
         tree = self.trees.get(commit, {})
         revision = self.revision(commit)
-        there = {file.name for file in revision.files} if revision is not None else set()
-        held = [name for name in tree if name not in there and self.holds(tree[name])]
-        if not held or any(finding.code == UNREADABLE for finding in self.findings):
+        linked = {file.name for file in revision.files} if revision is not None else set()
+        present = [name for name in tree if name not in linked and self.holds(tree[name])]
+        if not present or any(finding.code == UNREADABLE for finding in self.findings):
             return set()
         users = self.blob_users()
-        return {name for name in held if not users[tree[name].etag]}
+        return {name for name in present if not users[tree[name].etag]}
 
     def revision(self, commit: str) -> Revision | None:
         """Return the snapshot of a commit, or `None`."""
@@ -364,7 +365,7 @@ class SharedBlob(msgspec.Struct, frozen=True):
 
 
 class CacheState(msgspec.Struct, frozen=True):
-    """A whole cache folder at one instant."""
+    """A complete cache folder at one instant."""
 
     dir: str
     exists: bool
@@ -379,10 +380,12 @@ class CacheState(msgspec.Struct, frozen=True):
     locks: dict[str, LockFolder] = msgspec.field(default_factory=dict)
     """Repo folder -> its locks, for repos that are no longer there too."""
     leftovers: tuple[Leftover, ...] = ()
+    outside: dict[str, str] = msgspec.field(default_factory=dict)
+    """Path that a link of a repo leads to or through, outside that repo -> the repo's folder."""
 
     @property
     def size_on_disk(self) -> int:
-        """What `du` says of the folder."""
+        """What `du` reports for the folder."""
         return self.by_class.total
 
     def all_findings(self) -> Iterator[Finding]:
@@ -392,8 +395,14 @@ class CacheState(msgspec.Struct, frozen=True):
             yield from repo.findings
 
     def repo(self, repo_id: str, kind: str = "model") -> Repo | None:
-        """Return a repo by its id and type, or `None`."""
+        """Return the one repo that an id can mean, or `None`."""
+        found = self.repos_called(repo_id, kind)
+        return found[0] if len(found) == 1 else None
+
+    def repos_called(self, repo_id: str, kind: str = "model") -> tuple[Repo, ...]:
+        """Return the repo of an id, or else all that differ from it by case only, as on the Hub."""
         for repo in self.repos:
             if repo.id == repo_id and repo.type == kind:
-                return repo
-        return None
+                return (repo,)
+        folded = repo_id.casefold()
+        return tuple(one for one in self.repos if one.type == kind and one.id.casefold() == folded)

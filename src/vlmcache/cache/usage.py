@@ -116,8 +116,8 @@ def _distinct(groups: Collection[tuple[Process, ...]]) -> tuple[Process, ...]:
 def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage:
     """Return which processes use files and locks of the cache; this process is never among them.
 
-    Linux tells through /proc, by device and inode (see proc_pid_fd(5) and proc_pid_maps(5));
-    elsewhere psutil does, by path.
+    Linux says it through /proc, by device and inode (see proc_pid_fd(5) and proc_pid_maps(5));
+    elsewhere psutil says it, by path.
 
     Args:
         state: the cache as it was scanned.
@@ -126,9 +126,9 @@ def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage
     content: dict[tuple[int, int], str] = {}
     for repo in state.repos:
         if folders is None or repo.folder in folders:
-            content.update(_content_of(state, repo))
-    for stray in state.strays:
-        content[stray.device, stray.inode] = stray.path
+            content.update(content_of(state, repo))
+            content.update(((stray.device, stray.inode), stray.path) for stray in repo.strays)
+    content.update(((stray.device, stray.inode), stray.path) for stray in state.strays)
     locks: dict[tuple[int, int], str] = {}
     held: list[str] = []
     for folder, found in state.locks.items():
@@ -146,7 +146,8 @@ def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage
     return find_users(content, held, locks)
 
 
-def _content_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int], str]]:
+def content_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int], str]]:
+    """Yield (device, inode) and real path of all that a process may have open of a repo."""
     base = os.path.realpath(repo.path)
     for blob in repo.blobs.values():
         yield (blob.device, blob.inode), layout.blob_path(base, blob.name)
@@ -155,8 +156,6 @@ def _content_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int]
             yield (shared.device, shared.inode), os.path.realpath(shared.path)
     for partial in repo.partials:
         yield (partial.device, partial.inode), layout.blob_path(base, partial.name)
-    for stray in repo.strays:
-        yield (stray.device, stray.inode), stray.path
     for revision in repo.revisions:
         for file in revision.files:
             if file.kind == "copy":
@@ -284,7 +283,7 @@ def _find_by_psutil(wanted: Mapping[tuple[int, int], str]) -> _Found:
         try:
             mapped = {part.path for part in process.memory_maps()}
         except (psutil.Error, OSError, AttributeError):
-            mapped = set()  # macOS tells no mappings
+            mapped = set()  # macOS names no mappings
         for path in opened | mapped:
             key = paths.get(os.path.normcase(path))
             if key is None:
@@ -315,7 +314,7 @@ def own_uses(
         detached = [revision for revision in repo.revisions if not revision.refs]
         if not detached:
             continue
-        contents = {one.commit: _reads(repo, one) for one in repo.revisions}
+        contents = {revision.commit: _reads(repo, revision) for revision in repo.revisions}
         users: dict[tuple[int, int], set[str]] = {}
         times = []
         for commit, reads in contents.items():

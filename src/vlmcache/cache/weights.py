@@ -44,9 +44,9 @@ DTYPE_BITS = {
 }
 
 _BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 2, "int4": 2}
-"""Bytes of an element that is not quantised. bitsandbytes keeps those in half precision."""
+"""Bytes of an element that is not quantized. bitsandbytes keeps those in half precision."""
 
-_UNQUANTISED = re.compile(r"embed|lm_head|norm|wte|wpe|(?:^|\.)output\.weight$|experts\.\d+\.")
+_UNQUANTIZED = re.compile(r"embed|lm_head|norm|wte|wpe|(?:^|\.)output\.weight$|experts\.\d+\.")
 """Names of what bitsandbytes leaves in half precision. Experts of a mixture are among them, since
 transformers 5 joins them into tensors of three dimensions."""
 
@@ -99,7 +99,7 @@ def read_header(path: str) -> dict[str, Tensor]:
 
     Raises:
         TruncatedError: the file ends before its tensors do.
-        ValueError: the file is no safetensors file, or its header contradicts itself.
+        ValueError: the file is not a safetensors file, or its header contradicts itself.
         OSError: the file cannot be read.
     """
     with open(open_quietly(path), "rb") as file:
@@ -137,7 +137,7 @@ def tensor_bytes(name: str, tensor: Tensor, precision: Precision) -> int:
     each 64 elements; the rest stays in half precision.
     """
     elements = tensor.elements
-    if precision in ("int8", "int4") and len(tensor.shape) == 2 and not _UNQUANTISED.search(name):
+    if precision in ("int8", "int4") and len(tensor.shape) == 2 and not _UNQUANTIZED.search(name):
         if precision == "int8":
             return elements + 4 * tensor.shape[0]
         return elements // 2 + elements // 16
@@ -152,7 +152,7 @@ def weights_bytes(tensors: dict[str, Tensor], precision: Precision) -> int:
 def rescale(size: int, stored: Precision, precision: Precision) -> int:
     """Return roughly what weights of `size` bytes at one precision take at another.
 
-    For models whose headers are not at hand. Quantised models are taken to keep an eighth of their
+    For models whose headers are not at hand. Quantized models are taken to keep an eighth of their
     weights in half precision (embeddings, output head), as Qwen2-VL of 2B and 7B do roughly.
     """
     factors: dict[Precision, float] = {

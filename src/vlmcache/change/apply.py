@@ -11,7 +11,7 @@ from vlmcache.change.plan import Outcome, Plan, Receipt, ReleaseShared, Remove, 
 from vlmcache.errors import VlmcacheError
 
 
-def carry_out(
+def apply_removals(
     plan: Plan,
     cache_dir: str,
     places: Collection[str],
@@ -21,7 +21,7 @@ def carry_out(
 ) -> Receipt:
     """Carry a plan of removals out: first at the places that models were moved to, then here.
 
-    A link stays as long as what it leads to, so that a second run finds what there is to finish.
+    A link stays as long as what it leads to, so that a second run finds what is left to finish.
 
     Args:
         plan: its actions lie in the cache or at the places.
@@ -34,45 +34,46 @@ def carry_out(
     from vlmcache.change.remove import execute
 
     receipts: list[Receipt] = []
-    left = [one for one in plan.actions if isinstance(one, Remove | RemoveTree | ReleaseShared)]
+    left = [
+        action for action in plan.actions if isinstance(action, Remove | RemoveTree | ReleaseShared)
+    ]
     for place in sorted(places):
         inside = place.rstrip(os.sep) + os.sep
-        there = [action for action in left if action.path.startswith(inside)]
+        inner = [action for action in left if action.path.startswith(inside)]
         left = [action for action in left if not action.path.startswith(inside)]
-        if there:
-            receipts.append(execute(Plan(tuple(there)), place, in_use=in_use, force=force))
+        if inner:
+            receipts.append(execute(Plan(tuple(inner)), place, in_use=in_use, force=force))
     stay: list[Outcome] = []
-    results = {
-        one.path: one
+    kept_there = {
+        outcome.path: outcome
         for receipt in receipts
-        for one in receipt.outcomes
-        if one.result not in ("done", "absent")
+        for outcome in receipt.outcomes
+        if outcome.result not in ("done", "absent")
     }
     for action in list(left):
         parent, folder = os.path.split(action.path)
         if not isinstance(action, Remove) or action.kind != "link" or parent != cache_dir:
             continue
-        held = [
-            results[os.path.join(p, folder)] for p in places if os.path.join(p, folder) in results
-        ]
-        if held:
-            record = record_path(cache_dir, folder)
-            left = [one for one in left if one.path not in (action.path, record)]
-            why = f"what it leads to stays: {held[0].path}"
-            stay.append(Outcome("remove", action.path, held[0].result, detail=why))
+        targets = (os.path.join(place, folder) for place in places)
+        target = next((kept_there[path] for path in targets if path in kept_there), None)
+        if target is not None:
+            paths = (action.path, record_path(cache_dir, folder))
+            left = [other for other in left if other.path not in paths]
+            why = f"what it leads to stays: {target.path}"
+            stay.append(Outcome("remove", action.path, target.result, detail=why))
     receipts.append(execute(Plan(tuple(left)), cache_dir, in_use=in_use, force=force))
     for place in places:
         noted = read_moves(place)
         kept = {
-            folder: one
-            for folder, one in noted.items()
+            folder: move
+            for folder, move in noted.items()
             if os.path.lexists(os.path.join(place, folder))
-            or one.cache != os.path.realpath(cache_dir)
+            or move.cache != os.path.realpath(cache_dir)
             or os.path.lexists(os.path.join(cache_dir, folder))
         }
         if kept != noted:
             # A note that stays of what is gone does no harm.
             with contextlib.suppress(OSError, VlmcacheError):
                 write_moves(place, kept)
-    outcomes = (*(one for receipt in receipts for one in receipt.outcomes), *stay)
+    outcomes = (*(outcome for receipt in receipts for outcome in receipt.outcomes), *stay)
     return Receipt(outcomes, sum(receipt.freed for receipt in receipts))

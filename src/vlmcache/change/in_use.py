@@ -1,4 +1,4 @@
-"""The words for what processes use."""
+"""The sentence for what processes use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def in_use_words(blocked: Sequence[Kept]) -> str:
 def _by_whom(processes: Sequence[Process]) -> str:
     if not processes:
         return "is being downloaded: a lock of the hub is held"
-    users = ", ".join(f"PID {one.pid} ({_short(one.command)})" for one in processes[:3])
+    users = ", ".join(f"PID {process.pid} ({_short(process.command)})" for process in processes[:3])
     more = f" and {len(processes) - 3} more" if len(processes) > 3 else ""
     return f"is in use by {users}{more}"
 

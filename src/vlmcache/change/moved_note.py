@@ -24,11 +24,11 @@ from vlmcache.change import place
 from vlmcache.errors import CacheError
 
 _TEMPORARY = ".00000000.tmp"
-"""Always the same name, so that one that a kill left behind goes with the next note."""
+"""Always the same name, so that the next note replaces one that a kill left behind."""
 
 
 def write_moves(destination: str, moves: Mapping[str, MoveRecord]) -> None:
-    """Note at a destination what moves have brought there; nothing noted leaves no file.
+    """Note at a destination what moves have brought there; without any, remove the note.
 
     Raises:
         CacheError: there is a note that is not to be trusted, and so not to be replaced.
@@ -46,7 +46,7 @@ def write_moves(destination: str, moves: Mapping[str, MoveRecord]) -> None:
 
 
 def write_record(cache_dir: str, folder: str, destination: str) -> None:
-    """Record in a cache where one of its repos goes.
+    """Record in a cache to where one of its repos is moved.
 
     Args:
         cache_dir: the real path of the cache.

@@ -8,28 +8,34 @@ from collections.abc import Sequence
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.completeness import resolve
+from vlmcache.cache.completeness import commit_named, resolve
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.state import CacheState, Leftover, Repo, Stray
 from vlmcache.config import Config, Names
 from vlmcache.errors import UnknownModelError, UsageError
+from vlmcache.names import ambiguous
 
 
 class Target(msgspec.Struct, frozen=True):
     """One thing that `rm` was asked to remove.
 
-    With a commit it is that revision, else the whole repo, or the stray entry. ref is the ref that
-    was named where it leads to no snapshot. leftovers: what interrupted removals left of the repo.
-    gone: nothing else of the target is there.
+    It is a revision, a complete repo, a ref without a snapshot, or a stray entry.
     """
 
     name: str
+    """What was typed."""
     folder: str | None = None
+    """The name of the repo's folder."""
     commit: str | None = None
+    """The revision, if not the complete repo is meant."""
     ref: str | None = None
+    """The ref that was named, if it leads to no snapshot."""
     stray: Stray | None = None
+    """The entry that is not the hub's, if that is meant."""
     leftovers: tuple[Leftover, ...] = ()
+    """What interrupted removals left of the repo."""
     gone: bool = False
+    """Whether nothing else of the target is left."""
 
 
 def find_targets(
@@ -81,7 +87,9 @@ class _Lookup:
 
     def find(self, text: str, option: str | None) -> Target:
         """Return what a name or path means; `option` is the revision of `--revision`."""
-        entry = None if self.names.is_key(text) else self._at_path(text)
+        is_folder = any(repo.folder == text for repo in self.state.repos)
+        is_key = not is_folder and self.names.is_key(text)
+        entry = None if is_key else self._at_path(text)
         if isinstance(entry, Stray):
             return Target(text, stray=entry)
         if entry is not None:
@@ -92,8 +100,10 @@ class _Lookup:
         revision = option if named.revision is None else named.revision
         if revision is not None and not layout.is_revision(revision):
             raise UsageError(f"{revision!r} is not a branch, tag or commit")
-        repo = self.state.repo(named.repo, named.kind)
-        return self._target(text, named.folder, repo, revision)
+        repos = self.state.repos_called(named.repo, named.kind)
+        if len(repos) > 1:
+            raise ambiguous(named.repo, (repo.id for repo in repos))
+        return self._target(text, named.folder, repos[0] if repos else None, revision)
 
     def _at_path(self, text: str) -> Repo | Stray | None:
         """Return the entry that a path names, of those that the scan lists."""
@@ -116,7 +126,9 @@ class _Lookup:
         return None
 
     def _target(self, text: str, folder: str, repo: Repo | None, revision: str | None) -> Target:
-        rest = tuple(one for one in self.state.leftovers if one.repo_folder == folder)
+        rest = tuple(
+            leftover for leftover in self.state.leftovers if leftover.repo_folder == folder
+        )
         if revision is None:
             if repo is not None:
                 return Target(text, folder, leftovers=rest)
@@ -131,7 +143,9 @@ class _Lookup:
         if repo is not None and revision in repo.ref_files:
             return Target(text, folder, ref=revision, leftovers=rest)
         for leftover in rest:
-            commit = _interrupted(leftover, revision)
+            # A removal of this revision was interrupted.
+            begun = {*leftover.refs.values(), *leftover.commits}
+            commit = commit_named(revision, leftover.refs, begun)
             if commit is not None:
                 return Target(text, folder, commit, leftovers=rest, gone=True)
         if repo is None:
@@ -141,11 +155,3 @@ class _Lookup:
             f"{repo.id} has no revision {revision} in the cache",
             "it has " + ", ".join(known[:8]) if known else None,
         )
-
-
-def _interrupted(leftover: Leftover, revision: str) -> str | None:
-    """Return the commit that a revision means, if a removal of it was interrupted."""
-    if revision in leftover.refs or len(revision) < 7:
-        return leftover.refs.get(revision)
-    begun = {*leftover.refs.values(), *leftover.commits}
-    return next((commit for commit in begun if commit.startswith(revision)), None)

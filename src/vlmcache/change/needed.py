@@ -16,12 +16,15 @@ from vlmcache.cache.entries import STALE_AFTER
 from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.state import UNREADABLE, File, Repo, Revision, State
 from vlmcache.change.plan import Kept
+from vlmcache.change.removals import Removals
 
 UNUSED_AFTER = 30 * 86400.0
 """Seconds without a use after which what a newer revision replaces is waste."""
 
 UNKNOWN_USE = "its last use is unknown"
 LISTED = "the listing of a revision that stays names it"
+REPLACED = "something else is in the place of a folder of the repo"
+FOREIGN = "it holds files that are not the hub's"
 
 _LINK_SIZES = frozenset({len(layout.link_target("0" * digits, 0)) for digits in (40, 64)})
 """Lengths of the text of a link at the top of a snapshot."""
@@ -30,27 +33,28 @@ _LINK_SIZES = frozenset({len(layout.link_target("0" * digits, 0)) for digits in 
 class Evidence(msgspec.Struct, frozen=True):
     """What the state of a cache does not say about its revisions, by (repo folder, commit).
 
-    states: whether each can be loaded. uses: last uses as only their own files show them, see
-    `usage.own_uses`. What is missing from either is not known, and never speaks for waste.
+    What is missing from either is not known, and never counts for waste.
     """
 
     states: Mapping[tuple[str, str], State] = {}
+    """Whether each can be loaded."""
     uses: Mapping[tuple[str, str], LastUse] = {}
+    """Last uses as only their own files show them, see `usage.own_uses`."""
 
 
 class Waste(msgspec.Struct):
-    """What of one repo is waste, and why the rest of what looks like it stays.
-
-    revisions and listings are commits, blobs names. listed: blobs that a listing names of what
-    stays; they are not waste even after the last link to them is removed. unknown: the commits that
-    stay only because their last use is unknown.
-    """
+    """What of one repo is waste, and why the rest of what looks like it stays."""
 
     revisions: list[str] = []
+    """Commits."""
     blobs: list[str] = []
     listings: list[str] = []
+    """Commits of which only the listing is left."""
     listed: frozenset[str] = frozenset()
+    """Blobs that a listing names of what stays; they are not waste even after the last link to them
+    is removed."""
     unknown: list[str] = []
+    """Commits that stay only because their last use is unknown."""
     kept: list[Kept] = []
     damage: str | None = None
 
@@ -65,6 +69,30 @@ def is_read(repo: Repo) -> bool:
     return repo.away is None and all(one.code != UNREADABLE for one in repo.findings)
 
 
+def foreign_files(repo: Repo, revision: Revision) -> list[str]:
+    """Return the files of a snapshot that somebody else put there.
+
+    They are regular files that the hub's listing does not name. Without a listing, they can be
+    recognized only among links: a cache on a disk without links has copies alone.
+    """
+    copies = [file for file in revision.files if file.kind == "copy"]
+    if not copies:
+        return []
+    if revision.tree is None:
+        inodes = {(blob.device, blob.inode) for blob in repo.blobs.values()}
+        copies = [
+            file
+            for file in copies
+            if (file.device, file.inode) not in inodes and not _stands_for_a_link(file)
+        ]
+        return [file.name for file in copies] if len(copies) < len(revision.files) else []
+    return [
+        file.name
+        for file in copies
+        if file.name not in revision.tree and file.name not in layout.DESKTOP_FILES
+    ]
+
+
 def looks_wasted(repo: Repo) -> list[tuple[str, str]]:
     """Return name and path of the blobs that nothing links to, and of revisions without a ref."""
     found = [(name, repo.blob_path(name)) for name, users in repo.blob_users().items() if not users]
@@ -76,7 +104,7 @@ def in_question(repo: Repo) -> bool:
     """Return whether anything of a repo looks like waste, so that its revisions must be judged."""
     if any(not revision.refs for revision in repo.revisions):
         return True
-    # Nearly every repo has nothing of it, and a set of names tells that quickly.
+    # Nearly every repo has nothing of it, which a set of names shows quickly.
     linked = {file.blob for revision in repo.revisions for file in revision.files}
     if not repo.blobs.keys() <= linked and looks_wasted(repo):
         return True
@@ -84,7 +112,7 @@ def in_question(repo: Repo) -> bool:
 
 
 def _known(repo: Repo) -> set[str]:
-    """Return the commits that refs name or that are there."""
+    """Return the commits that refs name or that have a snapshot."""
     return {*repo.refs.values(), *(revision.commit for revision in repo.revisions)}
 
 
@@ -92,10 +120,8 @@ def find_waste(
     repo: Repo,
     evidence: Evidence,
     now: float,
-    *,
-    gone: Collection[str],
+    chosen: Removals,
     why: Callable[[str], str | None],
-    unfinished: bool,
 ) -> Waste:
     """Return what of a repo is waste.
 
@@ -103,14 +129,17 @@ def find_waste(
         repo: the repo.
         evidence: what is known of its revisions.
         now: seconds since the epoch.
-        gone: commits of the revisions that are removed for another reason.
+        chosen: what is removed for another reason.
         why: returns why a revision is protected, and for an empty commit why the repo is.
-        unfinished: whether a partial download of the repo stays.
     """
     found = Waste()
+    gone, users = chosen.commits_of(repo.folder), repo.blob_users()
+    # What is next to a partial may be another part of the same download, so it stays for this run
+    # even if the partial is removed.
+    unfinished = bool(repo.partials)
     detached = [one for one in repo.revisions if not one.refs and one.commit not in gone]
     stays = {
-        one.commit: why(one.commit) or _why_needed(repo, one, evidence, now, gone)
+        one.commit: why(one.commit) or _why_needed(repo, one, evidence, now, gone, users)
         for one in detached
     }
     staying = [
@@ -127,7 +156,6 @@ def find_waste(
         if reason == UNKNOWN_USE and everything is None:
             found.unknown.append(revision.commit)
     found.listed = frozenset(_listed(repo, staying))
-    users = repo.blob_users()
     folder = os.path.join(repo.path, layout.BLOBS)
     strange = any(not by and not layout.is_etag(name) for name, by in users.items()) or any(
         os.path.dirname(stray.path) == folder and not stray.leftover for stray in repo.strays
@@ -157,13 +185,23 @@ def find_waste(
 
 
 def _why_needed(
-    repo: Repo, revision: Revision, evidence: Evidence, now: float, gone: Collection[str]
+    repo: Repo,
+    revision: Revision,
+    evidence: Evidence,
+    now: float,
+    gone: Collection[str],
+    users: Mapping[str, Collection[tuple[str, str]]],
 ) -> str | None:
     """Return why a revision that no ref names may be needed, `None` if it is not."""
     if layout.COMMIT.fullmatch(revision.commit) is None:
         return "its name is not a commit"
     written = max(revision.mtime_ns, *(file.mtime_ns for file in revision.files), 0)
-    if is_young(written, now):
+    own = [
+        blob.mtime_ns
+        for name, blob in repo.blobs.items()
+        if users[name] and all(commit == revision.commit for commit, _ in users[name])
+    ]
+    if any(is_young(mtime_ns, now) for mtime_ns in (written, *own)):
         return "written within the last hour"
     if any(is_young(partial.mtime_ns, now) or partial.locked for partial in repo.partials):
         return "a download into the repo is in progress"
@@ -175,7 +213,8 @@ def _why_needed(
         # Without the hub's listing, only what was there before shows what is complete.
         if other.tree is not None or names <= {file.name for file in other.files}
         for ref in other.refs
-        if ref in repo.ref_files
+        # A time in the future says nothing of when the ref was written.
+        if ref in repo.ref_files and repo.ref_files[ref].mtime_ns / 1e9 <= now
     ):
         return "no newer complete revision replaces it"
     use = evidence.uses.get((repo.folder, revision.commit))
@@ -200,17 +239,20 @@ def _listed(repo: Repo, staying: Iterable[Revision]) -> set[str]:
     return {file.etag for commit in commits for file in repo.trees.get(commit, {}).values()}
 
 
+def folders_of(repo: Repo) -> set[str]:
+    """Return the paths of the folders that every repo has."""
+    names = (layout.BLOBS, layout.SNAPSHOTS, layout.REFS)
+    return {os.path.join(repo.path, name) for name in names}
+
+
 def unsure(repo: Repo) -> str | None:
     """Return why it cannot be known what a repo's revisions need, `None` if it can."""
     if not is_read(repo):
         return "a folder of the repo cannot be read"
     if set(repo.ref_files) != set(repo.refs):
         return "a ref of the repo cannot be read"
-    places = {
-        os.path.join(repo.path, name) for name in (layout.BLOBS, layout.SNAPSHOTS, layout.REFS)
-    }
-    if any(stray.path in places for stray in repo.strays):
-        return "something else is in the place of a folder of the repo"
+    if any(stray.path in folders_of(repo) for stray in repo.strays):
+        return REPLACED
     if any(revision.linked for revision in repo.revisions):
         return "a snapshot of the repo is a link"
     return None

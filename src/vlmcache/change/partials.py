@@ -1,4 +1,4 @@
-"""A blob that is arriving: a file written and hashed from front to back, gone on from when cut."""
+"""A blob that is arriving: a file written and hashed from front to back, resumed if interrupted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def opened(path: str) -> Iterator[int]:
     """Open an unfinished download, a new one if there is none, and yield its descriptor.
 
     Raises:
-        OSError: the system refuses, or a link stands there.
+        OSError: the system refuses, or it is a link.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags, 0o666)
@@ -33,11 +33,11 @@ def opened(path: str) -> Iterator[int]:
 
 
 def usable(descriptor: int, size: int) -> int:
-    """Return how many bytes of an unfinished download can be gone on from; the rest is cut off.
+    """Return how many bytes of an unfinished download can be continued; the rest is cut off.
 
     Args:
         descriptor: the file.
-        size: the whole blob's length in bytes.
+        size: the complete blob's length in bytes.
 
     Raises:
         OSError: the system refuses.
@@ -47,7 +47,7 @@ def usable(descriptor: int, size: int) -> int:
     if length > size:
         length = 0
     elif length and status.st_mtime < _boot_time():
-        # The machine went down since: what was not yet on the disk then may be zeros.
+        # The machine was off since then: what was not yet on the disk may be zeros.
         length = max(0, length // SYNC_EVERY - 1) * SYNC_EVERY
     if length != status.st_size:
         os.ftruncate(descriptor, length)
@@ -60,35 +60,37 @@ class ResumableFile:
     Args:
         descriptor: the file.
         etag: the hash that names the blob.
-        size: the whole blob's length in bytes.
-        moved: is told how many bytes are there.
+        size: the complete blob's length in bytes.
+        on_progress: is called with the number of bytes that are on the disk.
     """
 
-    def __init__(self, descriptor: int, etag: str, size: int, moved: Callable[[int], None]) -> None:
+    def __init__(
+        self, descriptor: int, etag: str, size: int, on_progress: Callable[[int], None]
+    ) -> None:
         self.position = 0
         self._etag = etag
         self._size = size
         self._descriptor = descriptor
-        self._moved = moved
+        self._on_progress = on_progress
         self._digest = new_hash(etag, size)
         self._synced = 0
 
     @property
     def right(self) -> bool:
-        """Whether all that is there is the blob."""
+        """Whether what is on the disk is the complete blob."""
         return self.hash == self._etag
 
     @property
     def hash(self) -> str:
-        """The hash of what is there."""
+        """The hash of what is on the disk."""
         return self._digest.hexdigest()
 
     def resume(self, length: int, check: Callable[[], None]) -> None:
-        """Hash what is on the disk already, and go on behind it.
+        """Hash what is on the disk already, and continue behind it.
 
         Args:
             length: how much of it, in bytes.
-            check: is called now and then, and raises to stop.
+            check: is called from time to time, and raises to stop.
 
         Raises:
             OSError: the system refuses, or the file became shorter.
@@ -96,7 +98,7 @@ class ResumableFile:
         self._digest = hash_of(self._descriptor, self._etag, self._size, length, check)
         self.position = self._synced = length
         os.lseek(self._descriptor, length, os.SEEK_SET)
-        self._moved(length)
+        self._on_progress(length)
 
     def add(self, data: bytes) -> None:
         """Write what comes next.
@@ -107,7 +109,7 @@ class ResumableFile:
         write_all(self._descriptor, data)
         self._digest.update(data)
         self.position += len(data)
-        self._moved(self.position)
+        self._on_progress(self.position)
         if self.position - self._synced >= SYNC_EVERY:
             getattr(os, "fdatasync", os.fsync)(self._descriptor)
             self._synced = self.position
@@ -118,7 +120,7 @@ class ResumableFile:
         Raises:
             OSError: the system refuses.
         """
-        self._moved(0)
+        self._on_progress(0)
         os.ftruncate(self._descriptor, 0)
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         self._digest = new_hash(self._etag, self._size)
@@ -126,14 +128,14 @@ class ResumableFile:
 
 
 def hash_of(descriptor: int, etag: str, size: int, length: int, check: Callable[[], None]) -> _Hash:
-    """Return the hash of a file's beginning, so that more can be added to it.
+    """Return the hash of the first bytes of a file, to which more can be added.
 
     Args:
         descriptor: the file.
         etag: the hash that names the blob.
-        size: the whole blob's length in bytes.
+        size: the complete blob's length in bytes.
         length: bytes to hash.
-        check: is called now and then, and raises to stop.
+        check: is called from time to time, and raises to stop.
 
     Raises:
         OSError: the system refuses, or the file is shorter.
@@ -151,12 +153,10 @@ def hash_of(descriptor: int, etag: str, size: int, length: int, check: Callable[
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of the data; a disk that is nearly full takes a part of it first."""
-    written = os.write(descriptor, data)
-    if written != len(data):
-        rest = memoryview(data)[written:]
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+    """Write all of the data; on a disk that is nearly full, one call writes only a part of it."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _boot_time() -> float:

@@ -1,24 +1,27 @@
 """Adding to a cache as the hub's client does: trees, blobs, links, refs.
 
-Every file comes to its place by one rename, with its bytes on the disk before: a crash leaves a
+Every file gets to its place by one rename, with its bytes on the disk before: a crash leaves a
 temporary, never half a file under a good name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import json
 import os
 import shutil
 import stat
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from vlmcache import log
+from vlmcache import log, units
 from vlmcache.cache import layout
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.state import TreeFile
+from vlmcache.change.partials import write_all
 from vlmcache.errors import CacheError, SpaceError, VlmcacheError
 from vlmcache.units import size_text
 
@@ -38,7 +41,7 @@ def disk_failure(error: OSError, path: str) -> VlmcacheError:
     reason = error.strerror or str(error)
     if is_full(error):
         return SpaceError(f"the disk is full: {where}", "'vlmcache status' shows what makes room")
-    hint = "'vlmcache doctor' may tell why"
+    hint = "'vlmcache doctor' may show why"
     if error.errno == errno.EROFS:
         hint = "the cache is read-only here; name another with --cache-dir"
     elif error.errno in (errno.EACCES, errno.EPERM):
@@ -57,12 +60,12 @@ def check_room(place: str, needs: int, hint: str) -> None:
     """Make sure that a disk has room, before anything is written to it.
 
     Args:
-        place: a path on it, which need not be there.
+        place: a path on it, which need not exist.
         needs: bytes.
-        hint: what to do where it has not.
+        hint: what to do if there is no room.
 
     Raises:
-        SpaceError: it has not.
+        SpaceError: there is no room.
     """
     free = shutil.disk_usage(nearest_folder(place)).free
     if needs > free:
@@ -73,11 +76,11 @@ def check_room(place: str, needs: int, hint: str) -> None:
         )
 
 
-def sync_folder(path: str) -> None:
-    """Bring a folder's entries to the disk, where the system has such a thing."""
+def sync_folder(folder: str | int) -> None:
+    """Bring the entries of a folder, or of an open one, to the disk, if the system can do it."""
     if sys.platform == "win32":
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = folder if isinstance(folder, int) else os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -85,7 +88,8 @@ def sync_folder(path: str) -> None:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
-        os.close(descriptor)
+        if descriptor != folder:
+            os.close(descriptor)
 
 
 def prepare_repo(cache_dir: str, folder: str) -> None:
@@ -97,12 +101,12 @@ def prepare_repo(cache_dir: str, folder: str) -> None:
 
     Raises:
         CacheError: a part of the layout is a link, through which nothing is written; or the repo
-            lies on a drive that is not there.
+            lies on a drive that is not mounted.
         OSError: the system refuses.
     """
     if os.path.islink(folder) and not os.path.isdir(folder):
         raise CacheError(
-            f"the repo lies at {os.path.realpath(folder)}, which is not there",
+            f"the repo lies at {os.path.realpath(folder)}, which does not exist",
             "mount that drive, or remove the link with 'vlmcache rm'",
         )
     os.makedirs(folder, exist_ok=True)
@@ -117,11 +121,8 @@ def tag_cache(cache_dir: str) -> None:
     """Tell backup programs to skip the cache, as far as the system lets."""
     tag = os.path.join(cache_dir, layout.CACHE_TAG)
     if not os.path.lexists(tag):
-        try:
-            with open(tag, "x", encoding="utf-8") as file:
-                file.write(_CACHE_TAG)
-        except OSError:
-            pass
+        with contextlib.suppress(OSError), open(tag, "x", encoding="utf-8") as file:
+            file.write(_CACHE_TAG)
 
 
 def tree_text(files: Mapping[str, TreeFile]) -> str:
@@ -165,47 +166,81 @@ def write_ref(path: str, commit: str) -> None:
     write_file(path, commit.encode())
 
 
-def write_file(
-    path: str, content: bytes, mode: int = 0o666, *, temporary: str | None = None
-) -> None:
-    """Put a small file in its place as a whole: readers see the old one or the new one.
+@contextlib.contextmanager
+def replacing(
+    path: str, mode: int = 0o666, *, temporary: str | None = None, folder: int | None = None
+) -> Iterator[int]:
+    """Yield the descriptor of a new file, which takes a path's place once the block ends well.
+
+    Its bytes are on the disk by then: readers see the old file or the new one.
 
     Args:
-        path: where; what is there is replaced.
-        content: all of it.
-        mode: of a new file, before the umask.
-        temporary: the name under which it is written first, in the same folder.
+        path: where; whatever has that name is replaced.
+        mode: of the new file, before the umask.
+        temporary: the path under which it is written, in the same folder; a unique one if not
+            given.
+        folder: the descriptor of that folder, so that no link on the way can lead elsewhere.
 
     Raises:
         OSError: the system refuses; what was at the path is untouched.
     """
     temporary = temporary or f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    name = path if folder is None else os.path.basename(path)
+    begun = temporary if folder is None else os.path.basename(temporary)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, flags, mode)
+    descriptor = os.open(begun, flags, mode, dir_fd=folder)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _replace(temporary, path)
+        try:
+            yield descriptor
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(begun, name, src_dir_fd=folder, dst_dir_fd=folder)
+        log.debug("place", "renamed '%s' to '%s'", begun, path)
     except BaseException:
-        discard(temporary)
+        discard_temporary(begun, folder)
+        raise
+    sync_folder(os.path.dirname(path) if folder is None else folder)
+
+
+def write_file(
+    path: str, content: bytes, mode: int = 0o666, *, temporary: str | None = None
+) -> None:
+    """Put a small file in its place; see `replacing`.
+
+    Raises:
+        OSError: the system refuses; what was at the path is untouched.
+    """
+    with replacing(path, mode, temporary=temporary) as descriptor:
+        write_all(descriptor, content)
+
+
+def put(path: str, temporary: str, make: Callable[[str], object]) -> None:
+    """Make an entry under another name of the same filesystem, and rename it to its place.
+
+    Args:
+        path: the place; whatever is at it is replaced.
+        temporary: the other name.
+        make: makes an entry at the path that it is given.
+
+    Raises:
+        OSError: the system refuses; what was at the path is untouched.
+    """
+    try:
+        make(temporary)
+        os.replace(temporary, path)
+        log.debug("place", "renamed '%s' to '%s'", temporary, path)
+    except BaseException:
+        discard_temporary(temporary)
         raise
     sync_folder(os.path.dirname(path))
 
 
-def _replace(source: str, target: str) -> None:
-    os.replace(source, target)
-    log.debug("place", "renamed '%s' to '%s'", source, target)
-
-
-def discard(path: str) -> None:
+def discard_temporary(path: str, folder: int | None = None) -> None:
     """Remove a temporary, as far as the system lets."""
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        os.unlink(path, dir_fd=folder)
 
 
 def prepare_snapshot(folder: str, commit: str, file: str) -> str:
@@ -217,7 +252,7 @@ def prepare_snapshot(folder: str, commit: str, file: str) -> str:
     """
     path = layout.snapshot_path(folder, commit)
     if os.path.islink(path):
-        # A snapshot that is a link is damage; the link goes, what it leads to stays.
+        # A snapshot that is a link is damage; the link is removed, what it leads to stays.
         try:
             os.unlink(path)
         except OSError:
@@ -230,14 +265,35 @@ def prepare_snapshot(folder: str, commit: str, file: str) -> str:
         if os.path.islink(path):
             raise CacheError(f"a link where a folder belongs: {path}", "remove it, then pull again")
     os.makedirs(path, exist_ok=True)
-    return os.path.join(path, parts[-1])
+    path = os.path.join(path, parts[-1])
+    if os.path.isdir(path) and not os.path.islink(path):
+        check_places([path])
+        os.rmdir(path)
+    return path
+
+
+def check_places(paths: Iterable[str]) -> None:
+    """Make sure that no folder that holds anything is where a snapshot's file belongs.
+
+    Raises:
+        CacheError: one is.
+    """
+    for path in paths:
+        if not os.path.isdir(path) or os.path.islink(path):
+            continue
+        with os.scandir(path) as entries:
+            if next(entries, None) is not None:
+                raise CacheError(
+                    f"a folder that holds files is in the place of a file of the model: {path}",
+                    units.command("rm", path) + " removes it, if nobody needs it",
+                )
 
 
 def place_link(folder: str, commit: str, file: str, etag: str) -> bool:
-    """Link a blob into a snapshot; whatever was at that place goes.
+    """Link a blob into a snapshot; whatever was at that place is replaced.
 
     Returns:
-        False where the system has no links.
+        False if the system has no links.
 
     Raises:
         OSError: the system refuses for another reason.
@@ -254,10 +310,8 @@ def place_link(folder: str, commit: str, file: str, etag: str) -> bool:
         try:
             os.symlink(target, path)
         except FileExistsError:
-            os.symlink(target, temporary)
-            _replace(temporary, path)
+            put(path, temporary, functools.partial(os.symlink, target))
     except OSError as error:
-        discard(temporary)
         if _has_no_links(error):
             return False
         raise
@@ -266,7 +320,7 @@ def place_link(folder: str, commit: str, file: str, etag: str) -> bool:
 
 
 def _has_no_links(error: OSError) -> bool:
-    # 1314: the Windows user has not the privilege to make links.
+    # 1314: the Windows user may not make links.
     return getattr(error, "winerror", None) == 1314 or error.errno in (
         errno.EPERM,
         errno.ENOTSUP,
@@ -275,14 +329,14 @@ def _has_no_links(error: OSError) -> bool:
 
 
 def place_copy(folder: str, commit: str, file: str, etag: str, *, move: bool) -> None:
-    """Put a blob's content itself into a snapshot, where there are no links.
+    """Put a blob's content itself into a snapshot, for a system without links.
 
     Args:
         folder: the repo's folder.
         commit: the snapshot's.
         file: the file's name in the repo.
         etag: the blob.
-        move: whether the blob itself goes there, as the client does with one that is new.
+        move: whether the blob itself is moved there, as the client does with one that is new.
 
     Raises:
         OSError: the system refuses.
@@ -290,20 +344,14 @@ def place_copy(folder: str, commit: str, file: str, etag: str, *, move: bool) ->
     path = prepare_snapshot(folder, commit, file)
     blob = layout.blob_path(folder, etag)
     if move and not os.path.islink(blob):
-        _replace(blob, path)
+        publish_blob(blob, path)
     else:
         temporary = os.path.join(folder, layout.BLOBS, f".copy.{uuid.uuid4().hex[:8]}.new")
-        try:
-            shutil.copyfile(blob, temporary)
-            _replace(temporary, path)
-        except BaseException:
-            discard(temporary)
-            raise
-    sync_folder(os.path.dirname(path))
+        put(path, temporary, functools.partial(shutil.copyfile, blob))
 
 
 def publish_blob(partial: str, blob: str) -> None:
-    """Give a whole, checked download, whose bytes are on the disk, its blob's name.
+    """Give a complete, checked download, whose bytes are on the disk, its blob's name.
 
     Raises:
         OSError: the system refuses; the partial is still there.
@@ -313,7 +361,7 @@ def publish_blob(partial: str, blob: str) -> None:
 
 
 def place_repo_link(path: str, target: str) -> None:
-    """Leave a link where a repo's folder was, and nothing is.
+    """Leave a link in the place of a repo's folder that is gone.
 
     Raises:
         OSError: the system refuses, or something is there.
@@ -330,17 +378,11 @@ def replace_repo_link(path: str, target: str) -> None:
     """
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.new")
-    try:
-        os.symlink(target, temporary)
-        _replace(temporary, path)
-    except BaseException:
-        discard(temporary)
-        raise
-    sync_folder(folder)
+    put(path, temporary, functools.partial(os.symlink, target))
 
 
 def put_back(aside: str, path: str) -> None:
-    """Rename a repo that was set aside back to its place, where nothing is.
+    """Rename a repo that was set aside back to its place, which is empty.
 
     Raises:
         OSError: the system refuses, or something is there.

@@ -1,4 +1,4 @@
-"""What would be done, as a value; and what was done, as the disk says it.
+"""What would be done, as a value; and what was done, as the disk shows it.
 
 Every action names what it touches, what it expects to find there, and why. Sizes are bytes.
 """
@@ -16,22 +16,16 @@ from vlmcache.cache.usage import Process
 
 
 class Expected(msgspec.Struct, frozen=True):
-    """What a path was when the plan was made; anything else means that it changed since.
-
-    size is the entry's own length; `None` where the scan does not tell it, as of a link.
-    """
+    """What a path was when the plan was made; anything else means that it changed since."""
 
     inode: int
     mtime_ns: int
     size: int | None
+    """The entry's own length; `None` if the scan does not give it, as of a link."""
 
 
 class Remove(msgspec.Struct, frozen=True, tag="remove", tag_field="action"):
-    """Unlink one file or link, or a folder that is empty by then. Links are never followed.
-
-    frees: bytes of disk that unlinking gives back; 0 where another hard link keeps them.
-    commit: the revision that it belongs to and goes with.
-    """
+    """Unlink one file or link, or a folder that is empty by then. Links are never followed."""
 
     path: str
     kind: Literal[
@@ -40,12 +34,14 @@ class Remove(msgspec.Struct, frozen=True, tag="remove", tag_field="action"):
     repo: str | None
     reason: str
     frees: int
+    """Bytes of disk that unlinking gives back; 0 if another hard link keeps them."""
     expected: Expected | None
     commit: str | None = None
+    """The revision that it belongs to and is removed with."""
 
 
 class RemoveTree(msgspec.Struct, frozen=True, tag="remove-tree", tag_field="action"):
-    """Rename a whole folder (a repo, a snapshot) into the leftovers, then unlink all in it."""
+    """Rename a folder (a repo, a snapshot) into the leftovers, then unlink all in it."""
 
     path: str
     kind: Literal["repo", "snapshot", "no-exist", "locks", "stray", "leftover", "side-cache"]
@@ -54,7 +50,7 @@ class RemoveTree(msgspec.Struct, frozen=True, tag="remove-tree", tag_field="acti
     frees: int
     expected: Expected | None
     stamp: str | None = None
-    """What the folder holds, in short: of a repo or snapshot by `planning.stamp`."""
+    """What the folder holds, in short: of a repo or snapshot by `stamp`."""
     commit: str | None = None
     at_once: bool = False
     """Whether it is renamed away or stays, and is never removed in its place; only for a repo."""
@@ -68,25 +64,24 @@ class ReleaseShared(msgspec.Struct, frozen=True, tag="release-shared", tag_field
     path: str
     hash: str
     references: tuple[str, ...]
-    """Repo blobs that go, as `<repo folder>/blobs/<etag>`."""
+    """Repo blobs that are removed, as `<repo folder>/blobs/<etag>`."""
     reason: str
     frees: int
     last: bool = False
-    """Whether nothing else refers to the shared blob, so that it goes."""
+    """Whether nothing else refers to the shared blob, so that it is removed."""
 
 
 class Fetch(msgspec.Struct, frozen=True, tag="fetch", tag_field="action"):
-    """Download one blob, or the rest of it, and link it into the snapshot.
-
-    size is the blob's length, have the bytes of a checked partial that need not be sent again.
-    """
+    """Download one blob, or the rest of it, and link it into the snapshot."""
 
     repo: str
     file: str
     path: str
     etag: str
     size: int
+    """The blob's length."""
     have: int
+    """Bytes of a checked partial that need not be sent again."""
     reason: str
 
 
@@ -123,8 +118,7 @@ class Restore(msgspec.Struct, frozen=True, tag="restore", tag_field="action"):
 class SetAccess(msgspec.Struct, frozen=True, tag="set-access", tag_field="action"):
     """Let a folder or file have other permissions, and another group.
 
-    old_mode and old_group are what it has, device and inode which it is: anything else means that
-    it changed since. inherit: let what is made in the folder be writable by its group too.
+    If it has another mode, group, device or inode than the plan says, it changed since.
     """
 
     path: str
@@ -137,21 +131,21 @@ class SetAccess(msgspec.Struct, frozen=True, tag="set-access", tag_field="action
     device: int
     inode: int
     inherit: bool = False
+    """Whether what is made in the folder is to be writable by its group too."""
 
 
 class Move(msgspec.Struct, frozen=True, tag="move", tag_field="action"):
-    """Bring a whole repo to another cache: copied, hashed, then put there by one rename.
-
-    size is the length of all that is copied, shared blobs included, and needs the bytes of disk
-    that it takes at the destination; have are those of the length that are there already.
-    """
+    """Bring a complete repo to another cache: copied, hashed, then put there by one rename."""
 
     repo: str
     path: str
     destination: str
     size: int
+    """The length of all that is copied, shared blobs included."""
     have: int
+    """Bytes of the length that are at the destination already."""
     needs: int
+    """Bytes of disk that it takes at the destination."""
     reason: str
     shared: tuple[str, ...] = ()
     """Hashes of the blobs of the shared store that the repo links to."""
@@ -201,16 +195,15 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What would be done, in order.
-
-    frees: bytes of disk that removals give back. needs: bytes of disk that downloads take.
-    kept: what one might have expected to go, and why it stays.
-    """
+    """What would be done, in order."""
 
     actions: tuple[Action, ...]
     frees: int = 0
+    """Bytes of disk that removals give back."""
     needs: int = 0
+    """Bytes of disk that downloads take."""
     kept: tuple[Kept, ...] = ()
+    """What one might have expected to be removed, and why it stays."""
     unknown_use: int = 0
     """Bytes of old revisions that stay only because nothing shows whether they are used."""
 
@@ -226,8 +219,8 @@ class Plan(msgspec.Struct, frozen=True):
 class Outcome(msgspec.Struct, frozen=True):
     """What became of one action.
 
-    done: as planned. absent: it was gone already. stale: it changed since the plan and was left
-    alone. busy: some process uses it. failed: the system refused; `detail` says why.
+    done: as planned. absent: it was gone already. stale: it changed since the plan was made and was
+    left alone. busy: some process uses it. failed: the system refused; `detail` says why.
     """
 
     action: str
@@ -265,7 +258,7 @@ def stamp(repo: Repo, revision: Revision | None = None) -> str:
 
     If it is the same later, nothing was added, taken or written since.
     """
-    import hashlib  # not needed to plan a cache of which no whole folder goes
+    import hashlib  # not needed to plan a cache of which no complete folder is removed
 
     digest = hashlib.sha256()
 
@@ -273,17 +266,17 @@ def stamp(repo: Repo, revision: Revision | None = None) -> str:
         digest.update(repr(facts).encode("utf-8", "surrogateescape"))
 
     revisions = repo.revisions if revision is None else (revision,)
-    for held in sorted(revisions, key=lambda one: one.commit):
-        add(held.commit, held.entry, held.linked)
-        for file in sorted(held.files, key=lambda one: one.name):
+    for described in sorted(revisions, key=lambda listed: listed.commit):
+        add(described.commit, described.entry, described.linked)
+        for file in sorted(described.files, key=lambda listed: listed.name):
             add(file.name, file.kind, file.blob, file.inode, file.mtime_ns, file.size)
     if revision is None:
         for name in sorted(repo.blobs):
             blob = repo.blobs[name]
             add(name, blob.inode, blob.mtime_ns, blob.size, blob.shared)
-        for part in sorted(repo.partials, key=lambda one: one.name):
+        for part in sorted(repo.partials, key=lambda listed: listed.name):
             add(part.name, part.inode, part.mtime_ns, part.size)
-        for stray in sorted(repo.strays, key=lambda one: one.path):
+        for stray in sorted(repo.strays, key=lambda listed: listed.path):
             add(stray.path, stray.inode, stray.mtime_ns, stray.size)
         add(sorted(repo.refs.items()), sorted(repo.ref_files.items()))
     return digest.hexdigest()
@@ -313,7 +306,7 @@ def is_resumable(listed: TreeFile, *, ours: bool, size: int, allocated: int) -> 
         ours: whether vlmcache wrote the partial, which it does from front to back. The client
             writes Xet files in any order.
         size: the partial's length in bytes.
-        allocated: what it occupies; less than its length where it has holes.
+        allocated: what it occupies; less than its length if it has holes.
     """
     if size == 0 or size > listed.content_size:
         return False

@@ -44,31 +44,44 @@ def clean(
     ] = None,
     older_than: Annotated[
         str | None,
-        typer.Option(metavar="AGE", help="Evict what was not used for so long: 30d, 12h."),
+        typer.Option(
+            metavar="AGE", help="Evict models that were not used for this long, for example 30d."
+        ),
     ] = None,
     max_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Evict the least recently used down to this: 50GB."),
+        typer.Option(
+            metavar="SIZE",
+            help="Evict the least recently used models until the cache is no larger than this, "
+            "for example 50GB.",
+        ),
     ] = None,
     free: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Evict until the disk has this much free: 30GB."),
+        typer.Option(
+            metavar="SIZE",
+            help="Evict the least recently used models until the disk has this much free, "
+            "for example 30GB.",
+        ),
     ] = None,
     duplicates: Annotated[
-        bool, typer.Option("--duplicates", help="Remove second weight formats.")
+        bool,
+        typer.Option(
+            "--duplicates", help="Remove second weight formats of models that load without them."
+        ),
     ] = False,
     partials: Annotated[
         bool,
         typer.Option(
-            "--partials", help="Remove unfinished downloads that were not written for an hour."
+            "--partials", help="Remove unfinished downloads that nobody has written to for an hour."
         ),
     ] = False,
     keep: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL", help="Remove nothing of this model. Repeatable."),
+        typer.Option(metavar="MODEL", help="Remove nothing of this model. Repeat it for more."),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Remove everything; asks for the word 'all'.")
+        bool, typer.Option("--all", help="Remove everything in the cache; asks for the word 'all'.")
     ] = False,
     xet: Annotated[bool, typer.Option("--xet", help="Empty the cache of Xet chunks too.")] = False,
     modules: Annotated[
@@ -82,14 +95,15 @@ def clean(
     Without options: revisions that a newer complete one replaced and that were not used for 30
     days; blobs that nothing links to; downloads that nobody continued for 30 days, or that were
     finished in another file; leftovers of interrupted runs; and then, if vlmcache.max_size is
-    configured, the least recently used models. Nothing younger than an hour is removed, and
-    nothing of a damaged repo.
+    configured, the least recently used models. Of waste, nothing younger than an hour is removed,
+    and nothing of a damaged repo. To reach a size or an age that you ask for, any model can be
+    removed that is not configured and that nobody uses: a new, damaged or incomplete one too.
     """
     from vlmcache.cli.confirmation import confirmation
     from vlmcache.commands.remove import clean as remove_clean
     from vlmcache.commands.remove import values
 
-    wishes = values.Wishes(
+    options = values.CleanOptions(
         older_than=duration_option("--older-than", older_than),
         max_size=size_option("--max-size", max_size),
         free=size_option("--free", free),
@@ -102,11 +116,9 @@ def clean(
         partials=partials,
     )
     value = remove_clean.clean(
-        session.environment,
-        session.config,
-        session.cache,
-        wishes,
+        session,
+        options,
         dry_run=dry_run,
         confirm=confirmation(output, yes=yes, word="all" if every else None),
     )
-    return Answer(value, ids=values.ids(value), error=values.problem(value))
+    return value

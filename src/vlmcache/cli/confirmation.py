@@ -10,12 +10,12 @@ from vlmcache.units import size_text
 
 
 def confirmation(output: Output, *, yes: bool, word: str | None = None) -> Confirm | None:
-    """Return the function that asks, or `None` where `--yes` has answered.
+    """Return the function that asks, or `None` if `--yes` has answered.
 
     It shows the plan and asks on stderr, and reads the answer from the terminal that stdin is.
 
     Args:
-        output: how the user wants to be answered; with `--json` nothing is asked.
+        output: how the user wants the answer; with `--json` nothing is asked.
         yes: whether `--yes` was given.
         word: what has to be typed; `y` or `yes` if not given.
     """
@@ -29,7 +29,7 @@ def confirmation(output: Output, *, yes: bool, word: str | None = None) -> Confi
         size = size_text(removal.plan.frees)
         if not can_ask(output):
             raise UnconfirmedError(
-                f"{count} items would be removed, freeing {size}: nobody is there to ask",
+                f"{count} items would be removed, freeing {size}: there is no terminal to ask on",
                 "--dry-run shows them, --yes removes them",
             )
         view.show_plan(removal, stream=sys.stderr, verbose=output.verbose)
@@ -51,7 +51,7 @@ def is_agreed(question: str, word: str | None = None) -> bool:
         question: what is asked.
         word: what has to be typed; `y` or `yes` if not given.
     """
-    choice = f"type {word} to go on" if word else "y/N"
+    choice = f"type {word} to continue" if word else "y/N"
     print(f"{question} [{choice}] ", end="", file=sys.stderr)
     sys.stderr.flush()
     try:

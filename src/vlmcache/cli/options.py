@@ -83,17 +83,19 @@ def size_option(name: str, text: str | None) -> int | None:
 
 
 @overload
-def duration_option(name: str, text: str) -> float: ...
+def duration_option(name: str, text: str, units: tuple[str, str] = ...) -> float: ...
 @overload
-def duration_option(name: str, text: str | None) -> float | None: ...
-def duration_option(name: str, text: str | None) -> float | None:
+def duration_option(name: str, text: str | None, units: tuple[str, str] = ...) -> float | None: ...
+def duration_option(
+    name: str, text: str | None, units: tuple[str, str] = ("d", "h")
+) -> float | None:
     """Return the seconds that an option's value means.
 
     Raises:
         UsageError: it is not a duration, or has no unit.
     """
     try:
-        return None if text is None else parse_duration(text)
+        return None if text is None else parse_duration(text, units)
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from None
 

@@ -40,7 +40,7 @@ def rm(
     dry_run: DryRun = False,
     yes: Yes = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Remove although a process uses it.")
+        bool, typer.Option("--force", help="Remove even what a process uses.")
     ] = False,
 ) -> Answer:
     """Remove models or single revisions.
@@ -51,14 +51,10 @@ def rm(
     from vlmcache.commands.remove import remove, values
 
     value = remove.remove(
-        session.environment,
-        session.config,
-        session.cache,
+        session,
         models,
-        revision=revision,
-        force=force,
+        values.RemoveOptions(revision, force),
         dry_run=dry_run,
         confirm=confirmation(output, yes=yes),
     )
-    error = values.problem(value) if not (dry_run and force) else None
-    return Answer(value, ids=values.ids(value), error=error)
+    return value

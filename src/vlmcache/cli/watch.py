@@ -70,7 +70,7 @@ def watch(
     from vlmcache.commands.watch import metrics, view
     from vlmcache.commands.watch import watch as watch_command
 
-    seconds = duration_option("--interval", interval)
+    seconds = duration_option("--interval", interval, ("s", "m"))
     if not 0.1 <= seconds <= 86400:
         raise UsageError("--interval must be 0.1s to 1d")
     if min_free is not None:

@@ -1,4 +1,4 @@
-"""Kept quantised copies: where they are, which there are, and how they go with their model.
+"""Kept quantized copies: where they are, which there are, and their removal with the model.
 
 They lie in vlmcache's own folder: `quantized/<repo folder>/<commit>/<precision>-<versions>/`, with
 a manifest that names every file's length and sha256. Losing one loses no model.
@@ -36,7 +36,7 @@ class CopiedFile(msgspec.Struct, frozen=True):
 
 
 class KeptCopy(msgspec.Struct, frozen=True):
-    """A kept quantised copy. size is the length of all its files in bytes."""
+    """A kept quantized copy. size is the length of all its files in bytes."""
 
     repo: str
     commit: str
@@ -117,7 +117,7 @@ def _subfolders(path: str) -> list[str]:
 
 
 def read_manifest(folder: str) -> Manifest | None:
-    """Return what a copy says of itself, or `None` where that cannot be read."""
+    """Return what a copy says of itself, or `None` if that cannot be read."""
     try:
         content = read_bytes(os.path.join(folder, MANIFEST), _MANIFEST_LIMIT)
         return msgspec.json.decode(content, type=Manifest)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Most commands look here and find no file yet; they need not wait for the library.
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _FORGET_AFTER = 400 * 86400.0
 
 
 class Journal:
-    """The open file, or nothing where it cannot be opened. Use it as a context manager.
+    """The open file, or nothing if it cannot be opened. Use it as a context manager.
 
     Args:
         home: vlmcache's own folder (`config.own_home`).
@@ -75,7 +75,7 @@ class Journal:
 
         with contextlib.suppress(OSError, sqlite3.OperationalError):
             os.makedirs(self._home, exist_ok=True)
-            # The rollback journal, not WAL: WAL needs shared memory, which network homes lack.
+            # The rollback journal, not WAL: that needs shared memory, and network homes have none.
             connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
             try:
                 connection.executescript(_SCHEMA)
@@ -88,7 +88,7 @@ class Journal:
         return self._connection
 
     def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
-        """Let something be remembered; a file that is damaged makes room for a new one."""
+        """Remember something; a file that is damaged is replaced by a new one."""
         import sqlite3
 
         for again in (True, False):
@@ -129,36 +129,33 @@ class Journal:
             )
         )
 
+    def _ask(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Return the rows that a query gives; none if nothing is remembered or can be read."""
+        connection = self._open(create=False)
+        if connection is None:
+            return []
+        import sqlite3
+
+        with contextlib.suppress(sqlite3.Error):
+            return connection.execute(query, values).fetchall()
+        return []
+
     def uses(self, cache: str) -> dict[tuple[str, str, str], float]:
         """Return (type, repo, commit) -> seconds since the epoch of the last use remembered."""
-        return {(kind, repo, commit): at for kind, repo, commit, at in self._rows(cache)}
-
-    def _rows(self, cache: str) -> Iterator[tuple[str, str, str, float]]:
-        connection = self._open(create=False)
-        if connection is None:
-            return
-        import sqlite3
-
-        with contextlib.suppress(sqlite3.Error):
-            yield from connection.execute(
-                "SELECT type, repo, commit_hash, max(at) FROM uses WHERE cache = ? "
-                "GROUP BY type, repo, commit_hash",
-                (os.path.realpath(cache),),
-            )
+        rows = self._ask(
+            "SELECT type, repo, commit_hash, max(at) FROM uses WHERE cache = ? "
+            "GROUP BY type, repo, commit_hash",
+            os.path.realpath(cache),
+        )
+        return {(kind, repo, commit): at for kind, repo, commit, at in rows}
 
     def forget(self, cache: str, repo_type: str, repo: str, commit: str | None = None) -> None:
-        """Forget the uses of a repo, or of one revision of it, that is no longer there."""
-        connection = self._open(create=False)
-        if connection is None:
-            return
-        import sqlite3
-
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute(
-                "DELETE FROM uses WHERE cache = ? AND type = ? AND repo = ? "
-                "AND (? IS NULL OR commit_hash = ?)",
-                (os.path.realpath(cache), repo_type, repo, commit, commit),
-            )
+        """Forget the uses of a repo, or of one revision of it, that was removed."""
+        self._ask(
+            "DELETE FROM uses WHERE cache = ? AND type = ? AND repo = ? "
+            "AND (? IS NULL OR commit_hash = ?)",
+            *(os.path.realpath(cache), repo_type, repo, commit, commit),
+        )
 
     def record_load(self, content: bytes, at: float | None = None) -> None:
         """Remember the result of a load test.
@@ -172,32 +169,17 @@ class Journal:
 
     def loads(self, limit: int = 1000) -> list[bytes]:
         """Return the results remembered, the latest first."""
-        connection = self._open(create=False)
-        if connection is None:
-            return []
-        import sqlite3
-
-        try:
-            rows = connection.execute(
-                "SELECT content FROM loads ORDER BY at DESC, rowid DESC LIMIT ?", (limit,)
-            )
-            return [bytes(content) for (content,) in rows]
-        except sqlite3.Error:
-            return []
+        rows = self._ask("SELECT content FROM loads ORDER BY at DESC, rowid DESC LIMIT ?", limit)
+        return [bytes(content) for (content,) in rows]
 
     def verified(self) -> dict[tuple[Identity, str], float]:
         """Return (file, hash) -> seconds since the epoch when the file was found to have it."""
-        connection = self._open(create=False)
-        if connection is None:
+        rows = self._ask("SELECT device, inode, size, mtime_ns, ctime_ns, hash, at FROM verified")
+        if not rows:
             return {}
-        import sqlite3
-
         from vlmcache.cache.hashing import Identity
 
-        with contextlib.suppress(sqlite3.Error, ValueError):
-            rows = connection.execute(
-                "SELECT device, inode, size, mtime_ns, ctime_ns, hash, at FROM verified"
-            )
+        with contextlib.suppress(ValueError):
             return {
                 (Identity(int(device), int(inode), size, mtime_ns, ctime_ns), name): at
                 for device, inode, size, mtime_ns, ctime_ns, name, at in rows
@@ -212,8 +194,8 @@ class Journal:
             at: seconds since the epoch.
         """
         rows = [
-            (str(one.device), str(one.inode), one.size, one.mtime_ns, one.ctime_ns, name, at)
-            for one, name in found
+            (str(file.device), str(file.inode), file.size, file.mtime_ns, file.ctime_ns, name, at)
+            for file, name in found
         ]
 
         def work(connection: sqlite3.Connection) -> None:

@@ -23,7 +23,7 @@ from vlmcache.commands.move import move as move_command
 from vlmcache.commands.move import values as move_values
 from vlmcache.commands.move.values import MoveOptions, NotMovedError
 from vlmcache.commands.remove import clean, remove, values
-from vlmcache.commands.remove.values import Wishes
+from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.status import status
 from vlmcache.commands.watch.events import changes
 from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
@@ -72,7 +72,7 @@ class Place:
         return found
 
     def rm(self) -> values.Removal:
-        return remove.remove(self.environment, CONFIG, self.location, [NAME])
+        return remove.remove(Session(self.environment, CONFIG, self.location), [NAME])
 
     def relink(self, place: Path, *, dry_run: bool = False) -> move_values.MoveReport:
         return move_command.relink(self.session, str(place), dry_run=dry_run)
@@ -211,7 +211,7 @@ def test_a_record_of_a_model_without_a_link_is_waste(place: Place) -> None:
     os.utime(place.record, (1, 1))
     (stray,) = place.scan().strays
     assert (stray.path, stray.leftover) == (str(place.record), True)
-    clean.clean(place.environment, CONFIG, place.location)
+    clean.clean(Session(place.environment, CONFIG, place.location))
     assert not place.record.exists()
 
 
@@ -312,8 +312,13 @@ def test_clean_of_everything_keeps_what_is_away_and_its_locks(
     lock.touch()
     os.utime(lock, (1, 1))
     drive.unmount()
-    for wishes in (Wishes(), Wishes(everything=True), Wishes(older_than=0.0), Wishes(max_size=0)):
-        clean.clean(place.environment, CONFIG, place.location, wishes)
+    for wishes in (
+        CleanOptions(),
+        CleanOptions(everything=True),
+        CleanOptions(older_than=0.0),
+        CleanOptions(max_size=0),
+    ):
+        clean.clean(Session(place.environment, CONFIG, place.location), wishes)
         assert place.link.is_symlink()
         assert place.record.exists()
         assert lock.exists()

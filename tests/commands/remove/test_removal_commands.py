@@ -112,7 +112,7 @@ def test_on_a_terminal_the_table_is_shown_and_a_question_asked(
     code, screen = place.ask("rm", "org/name", answer=answer)
 
     assert re.search(r"Remove \d+ items, freeing [\d.]+ kB\? \[y/N\]", screen)
-    assert "whole repo" in screen
+    assert "complete repo" in screen
     assert repo.folder.exists() == (not goes)
     assert code == (0 if goes else ExitCode.UNCONFIRMED)
 
@@ -167,6 +167,7 @@ def test_status_promises_what_clean_frees(place: Place) -> None:
 
     freed = place.json("clean", "-y")["receipt"]["freed"]
     assert step["text"].startswith(f"{freed / 1000:.1f}".removesuffix(".0") + " kB")
+    place.run("clean", "-y")  # what lay next to the partial that was removed
     assert not [
         one for one in place.json("status")["recommendations"] if one["command"] == "vlmcache clean"
     ]
@@ -360,9 +361,40 @@ def test_in_a_side_cache_only_what_its_library_wrote_goes(
     assert done.code == 0, done
     left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     logs = {name for name in own if name.startswith("logs/")}
-    assert left == {*FOREIGN, "logs/app.log", *logs}
+    # Beside what is somebody else's, the top of a package may be theirs.
+    compiled = {name for name in own if name.startswith("__pycache__/")}
+    assert left == {*FOREIGN, "logs/app.log", *logs, *compiled}
     assert (folder / "diffusers_modules").is_symlink()
     assert "does not look like a cache" in place.run("clean", f"--{option}", "--dry-run").out
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "transformers_modules/notes.txt",
+        "transformers_modules/my.py",
+        "transformers_modules/org/name/notes.txt",
+        "main.py",
+    ],
+)
+def test_beside_remote_code_no_file_of_somebody_else_goes(place: Place, foreign: str) -> None:
+    folder = place.beside / "modules"
+    _fill(folder, *CODE_FILES, foreign)
+    (folder / "__init__.py").touch()
+    done = place.run("clean", "-y", "--modules")
+    assert done.code == 0, done
+    assert (folder / foreign).exists()
+    assert (folder / "__init__.py").exists()
+    assert (folder / "transformers_modules" / "__init__.py").exists() == ("/" in foreign)
+    assert not (folder / "datasets_modules").exists()
+
+
+def test_a_side_cache_that_is_not_emptied_is_told_with_the_reason(place: Place) -> None:
+    _fill(place.beside / "modules", "main.py")
+    for option in ("-y", "--dry-run"):
+        done = place.run("clean", "--modules", option)
+        assert "it does not look like a cache of remote code" in " ".join(done.out.split())
+        assert "--modules empties it" not in done.out
 
 
 @pytest.mark.parametrize("option", ["xet", "modules"])

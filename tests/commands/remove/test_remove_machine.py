@@ -24,13 +24,12 @@ from tests.kit.faulty import killed_at
 from tests.kit.rooms import LONG, settle
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import Usage
-from vlmcache.commands.remove import clean as remove_clean
 from vlmcache.commands.remove import facts, remove
-from vlmcache.commands.remove.values import Removal, Wishes
+from vlmcache.commands.remove.values import CleanOptions, Removal
 from vlmcache.errors import UnknownModelError
 
 REPOS = ("org/one", "org/two")
-POOL = {f"file{number}.bin": bytes([number]) * (3000 * number + 1) for number in range(5)}
+POOL = {f"file{number}.dat": bytes([number]) * (3000 * number + 1) for number in range(5)}
 XET = {name: f"{number:064x}" for number, name in enumerate(POOL, 1)}
 
 Key = tuple[str, str]
@@ -63,7 +62,7 @@ class Commands(RuleBasedStateMachine):
     def download(self, repo: str, files: set[str], ref: str | None, shared: bool) -> None:
         self.step += 1
         contents = {name: POOL[name] for name in sorted(files)}
-        contents["config.json"] = f"step {self.step}".encode()
+        contents["config.json"] = f"[{self.step}]".encode()
         commit = self.repos[repo].revision(
             contents,
             refs=() if ref is None else (ref,),
@@ -87,7 +86,7 @@ class Commands(RuleBasedStateMachine):
     def run(self, action: str, argument: str, kill: int) -> Removal | None:
         def act() -> Removal | None:
             if action == "clean":
-                wishes = Wishes(everything=True) if argument == "all" else None
+                wishes = CleanOptions(everything=True) if argument == "all" else None
                 return self.place.clean(wishes)
             try:
                 return self.place.rm(argument)
@@ -125,6 +124,7 @@ class Commands(RuleBasedStateMachine):
     def clean(self, kill: int) -> None:
         settle(self.place.root)
         self.run("clean", "", kill)
+        self.run("clean", "", 0)  # what lay next to a partial that was removed
         named = {(repo, commit) for (repo, _), commit in self.refs.items()}
         state = scan(self.place.root)
         there = {(repo.id, held.commit) for repo in state.repos for held in repo.revisions}
@@ -171,7 +171,6 @@ class Commands(RuleBasedStateMachine):
 
 def test_random_commands_and_kills_keep_what_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remove, "who_uses", lambda *_: Usage())
-    monkeypatch.setattr(remove_clean, "who_uses", lambda *_: Usage())
     monkeypatch.setattr(facts, "who_uses", lambda *_: Usage())
     run_state_machine_as_test(
         Commands,

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from vlmcache.cache.state import ByClass
 from vlmcache.change.plan import Plan, Remove, RemoveTree
 from vlmcache.commands.pull.room import Shortage
-from vlmcache.commands.remove.values import Wishes
 from vlmcache.commands.status.choose import choose
 from vlmcache.commands.status.planner import fetching
 from vlmcache.commands.status.steps import Advice, Evictable, PendingDownload
@@ -56,7 +55,7 @@ class Disk:
     def size(self) -> int:
         return sum(repo.size + repo.waste + repo.begun for repo in self.repos)
 
-    def clean(self, wishes: Wishes) -> tuple[Plan, int]:
+    def clean(self, wishes: CleanOptions) -> tuple[Plan, int]:
         budget = wishes.max_size
         if budget is None and wishes.free is None:
             budget = self.max_size
@@ -109,13 +108,21 @@ class Disk:
     def is_running(self, download: PendingDownload) -> bool:
         return any(one.running for one in self.repos if one.name == download.repo)
 
+    def can_fetch(self, download: Download) -> bool:
+        return self.locked_for(download) is None and not self.is_running(download)
+
     def evictable(self, pending: Collection[str]) -> Sequence[Evictable]:
         return [
             Evictable(
-                one.name, one.name, one.size + one.waste + one.begun, "last used 3 days ago", False
+                one.name,
+                one.name,
+                one.size + one.waste + one.begun,
+                "last used 3 days ago",
+                recent=False,
+                locked=f"/{one.name}" if one.shut else None,
             )
             for one in self.repos
-            if one.size and not one.pinned and one.name not in pending and not one.shut
+            if one.size and not one.pinned and one.name not in pending
         ]
 
     def largest(self) -> str:
@@ -162,7 +169,7 @@ class Disk:
         words = [word for word in words if word != "--partials"]
         pairs = list(zip(words[::2], words[1::2], strict=True))
         sizes = {name: parse_size(value) for name, value in pairs if name != "--keep"}
-        wishes = Wishes(
+        wishes = CleanOptions(
             free=sizes.get("--free"),
             max_size=sizes.get("--max-size"),
             keep=tuple(value for name, value in pairs if name == "--keep"),
@@ -201,7 +208,7 @@ class Disk:
         short = self.shortage(pulled)
         if short is not None and "--make-room" in words:
             assert self.trusted
-            plan, missed = self.clean(Wishes(free=short.goal, keep=tuple(names)))
+            plan, missed = self.clean(CleanOptions(free=short.goal, keep=tuple(names)))
             assert not missed
             self.remove(plan)
             short = self.shortage(pulled)
@@ -211,6 +218,11 @@ class Disk:
             if one.name in names:
                 self.free -= max(0, one.need or 0)
                 one.size, one.need, one.pinned = one.size + max(0, one.need or 0), None, True
+
+
+def words_of(step: Recommendation) -> list[str]:
+    assert step.command is not None
+    return shlex.split(step.command)
 
 
 numbers = st.integers(0, 60)
@@ -259,7 +271,7 @@ def test_every_recommended_command_succeeds_alone_and_after_those_above_it(disk:
 
 @given(disks())
 def test_a_full_disk_is_never_passed_over_in_silence(disk: Disk) -> None:
-    if disk.free < disk.min_free and disk.size:
+    if disk.free < disk.min_free and disk.size and disk.trusted:
         assert any(step.frees or step.command is None for step in disk.steps())
 
 
@@ -280,3 +292,42 @@ def test_a_download_that_there_is_room_for_is_recommended_or_said_to_run(disk: D
 def test_at_most_five_models_are_named_for_removal(disk: Disk) -> None:
     removed = [step for step in disk.steps() if step.command and " rm " in step.command]
     assert len(removed) <= 5
+
+
+@given(disks())
+def test_limits_that_are_not_the_users_own_never_lead_to_removing(disk: Disk) -> None:
+    disk.trusted, disk.max_size = False, None
+    commands = [words_of(step) for step in disk.steps() if step.command]
+    assert not any(words[1] == "rm" or "--free" in words for words in commands)
+    assert not any("--partials" in words or "--make-room" in words for words in commands)
+
+
+@given(disks())
+def test_a_download_of_unknown_size_is_never_joined_with_others_nor_recommended_while_one_waits(
+    disk: Disk,
+) -> None:
+    downloads = disk.downloads()
+    unknown = {one.name for one in downloads if not one.known}
+    others = {one.name for one in downloads} - unknown
+    pulls = [words_of(step)[2:] for step in disk.steps() if " pull " in (step.command or "")]
+    assert not any(unknown & set(words) and others & set(words) for words in pulls)
+    if disk.shortage([one for one in downloads if disk.can_fetch(one)]) is not None:
+        assert not any(unknown & set(words) for words in pulls)
+
+
+def test_what_can_be_cleaned_is_recommended_with_what_another_user_holds_kept() -> None:
+    mine = Held("org/mine", 10, waste=5, pinned=True)
+    theirs = Held("org/theirs", 10, waste=5, pinned=True, shut=True)
+    disk = Disk(100, 0, 0, None, trusted=True, repos=[mine, theirs])
+    steps = disk.steps()
+    assert [words_of(step)[1:4] for step in steps if step.command] == [
+        ["clean", "--keep", "org/theirs"]
+    ]
+    assert any(step.text.startswith("/org/theirs cannot be changed") for step in steps)
+
+
+def test_a_cache_over_its_limit_by_another_users_models_says_whose_they_are() -> None:
+    theirs = Held("org/theirs", 10, waste=0, pinned=False, shut=True)
+    steps = Disk(100, 0, 0, 5, trusted=True, repos=[theirs]).steps()
+    assert all(step.command is None for step in steps)
+    assert "belongs to another user: org/theirs" in steps[0].text

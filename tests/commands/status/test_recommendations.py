@@ -285,7 +285,8 @@ def test_a_cache_that_this_user_cannot_change_gets_no_command_that_would_fail(
             out = as_other_user(command, environment=variables, folder=folder).stdout
     steps = json.loads(out)["recommendations"]
     assert [step["command"] for step in steps] == [None] * len(steps)
-    assert any("run vlmcache as its owner" in step["text"] for step in steps)
+    told = "mounted read-only" if way == "read-only" else "run vlmcache as its owner"
+    assert any(told in step["text"] for step in steps)
 
 
 class Counter:
@@ -344,3 +345,89 @@ def test_a_command_is_not_broken_into_lines_on_a_terminal(
     (command, *_) = json.loads(vlmcache("status", "--json", *options).out)["recommendations"]
     assert len(command["command"]) > 80
     assert command["command"] in vlmcache.on_terminal("status", *options, NO_COLOR="1")
+
+
+@pytest.mark.parametrize("limit", ["min_free", "comfortable_free"])
+def test_a_limit_of_a_working_folder_never_leads_to_advice_to_remove(
+    place: CacheBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    wanted(place, WEIGHTS)
+    cache = place.repo("org/other")
+    cache.revision(model_files(parameters=60_000))
+    aged(cache)
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    # What the user has set: nothing is too little.
+    monkeypatch.setattr("vlmcache.config.user_config", lambda: str(tmp_path / "own.yaml"))
+    (tmp_path / "own.yaml").write_text("vlmcache: {min_free: 0, comfortable_free: 0}\n")
+    (folder / "config.yaml").write_text(
+        f"models: {{wanted: {{repo: org/wanted}}}}\nvlmcache: {{min_free: 0, {limit}: {HUGE}}}\n"
+        if limit != "min_free"
+        else f"models: {{wanted: {{repo: org/wanted}}}}\nvlmcache: {{min_free: {HUGE}}}\n"
+    )
+    found = run_here("status", "--json", "--cache-dir", str(place.root))
+    steps = found.document["recommendations"]
+    commands = [step["command"] for step in steps if step["command"] is not None]
+    assert all(command.startswith("vlmcache pull wanted ") for command in commands)
+    assert any("nothing is removed for that" in step["text"] for step in steps)
+    refused = run_here("verify", "wanted", "--repair", "--yes", "--cache-dir", str(place.root))
+    assert "vlmcache rm" not in refused.err
+
+
+def test_a_key_like_an_option_is_recommended_by_its_repo(
+    place: CacheBuilder, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "models: {-x: {repo: org/wanted, expected_size: 1MB}}\n"
+        "vlmcache: {min_free: 0, comfortable_free: 0}\n"
+    )
+    options = ["--cache-dir", str(place.root), "--config", str(config)]
+    (command,) = recommended(options)
+    assert words_of(command)[:2] == ["pull", "org/wanted@main"]
+    assert run_here(*words_of(command)).code == 0
+
+
+def test_small_files_count_by_blocks_so_that_what_is_planned_fits(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repo("org/small").commit(
+        {"config.json": b"{}"} | {f"part-{n}.json": b"%d" % n for n in range(100)}
+    )
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "models: {small: {repo: org/small, expected_size: 1kB}}\n"
+        "vlmcache: {min_free: 0, comfortable_free: 0}\n"
+    )
+    with small_filesystem(300_000) as disk:
+        for name, value in variables(hub, disk / "hub").items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("VLMCACHE_HOME", str(tmp_path / "own"))
+        words = ["pull", "org/small", "--all-files", "--config", str(config)]
+        assert run_here(*words, "--dry-run").code == 9
+        assert recommended(["--config", str(config)]) == []
+
+
+def test_without_a_network_no_download_is_recommended(
+    place: CacheBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = ["--cache-dir", str(place.root), *configured(tmp_path, "")]
+    steps = run_here("status", "wanted", "--json", *options).document["recommendations"]
+    assert [step["command"] for step in steps] == [None]
+    assert steps[0]["text"].endswith("possible once HF_HUB_OFFLINE is not set")
+
+
+def test_a_damaged_dataset_names_the_client_that_repairs_it(
+    place: CacheBuilder, tmp_path: Path
+) -> None:
+    wanted(place)
+    data = place.repo("org/data", kind="dataset")
+    data.revision({"data.csv": b"1,2"})
+    data.blob("data.csv").unlink()
+    options = ["--cache-dir", str(place.root), *configured(tmp_path, "")]
+    steps = run_here("status", "wanted", "--json", *options).document["recommendations"]
+    (step,) = [one for one in steps if "org/data" in one["text"]]
+    assert step["command"] is None
+    assert "hf download --repo-type dataset --force-download org/data" in step["text"]

@@ -14,7 +14,9 @@ from tests.kit.damages import FILES, GOOD, SEEN_BY_HASHING, SEEN_BY_LOOKING, SIZ
 from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
 from tests.kit.hub import LoopbackHub
 from tests.kit.hub_process import Hub, HubProcess, served
-from tests.kit.pulls import QUICK, REPO, config, content, environment, expected, lies
+from tests.kit.pulls import QUICK, REPO, config, content, environment, expected, lies, pull
+from vlmcache.cache.scan import scan
+from vlmcache.change.names import find_targets
 from vlmcache.change.plan import Fetch
 from vlmcache.commands.verify.repair import repair
 from vlmcache.commands.verify.values import RepairReport, VerifyOptions
@@ -217,3 +219,39 @@ def test_a_fault_at_every_call_makes_nothing_worse_and_the_next_repair_finishes(
 ) -> None:
     expected(tmp_path / "right", SMALL)
     try_every(Repair(served_hub, content(tmp_path / "right")), fault, at_least=20)
+
+
+@pytest.mark.parametrize("holds", [False, True])
+@pytest.mark.parametrize("by", ["repair", "pull"])
+def test_a_folder_in_the_place_of_a_link_goes_only_if_it_is_empty(
+    mending_hub: LoopbackHub, tmp_path: Path, by: str, holds: bool
+) -> None:
+    cache = tmp_path / "cache"
+    repo = CacheBuilder(cache).repo(REPO)
+    repo.revision(FILES)
+    right = fingerprint(cache)
+    pointer = repo.pointer(WEIGHTS)
+    pointer.unlink()
+    pointer.mkdir()
+    if holds:
+        (pointer / "mine.txt").write_text("somebody's")
+    before = fingerprint(cache)
+    error = mend(mending_hub, cache).error if by == "repair" else pull(mending_hub, cache).error
+    if not holds:
+        assert error is None
+        assert fingerprint(cache) == right
+        return
+    assert error is not None
+    assert error.message.endswith(f"in the place of a file of the model: {pointer}")
+    assert error.hint == f"vlmcache rm {pointer} removes it, if nobody needs it"
+    assert (pointer / "mine.txt").read_text() == "somebody's"
+    if by == "repair":
+        assert fingerprint(cache) == before
+        dry = mend(mending_hub, cache, dry_run=True)
+        assert dry.error is not None
+        assert dry.error.message == error.message
+    found = scan(cache)
+    assert [
+        (one.path, one.remedy) for one in found.all_findings() if one.code == "stray-folder"
+    ] == [(str(pointer), f"vlmcache rm {pointer}")]
+    assert find_targets(found, config(), [str(pointer)])[0].stray is not None

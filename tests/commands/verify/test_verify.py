@@ -258,3 +258,23 @@ def test_a_first_download_in_progress_is_missing_and_not_damaged(cache: CacheBui
     value = check(cache)
     assert not value.damaged
     assert value.missing
+
+
+def test_what_to_do_about_damage_is_a_command_that_mends_it(cache: CacheBuilder) -> None:
+    mine = Config("config.yaml", "--config", {"mine": ModelConfig("mine", "org/absent")}, Limits())
+    location = CacheLocation(str(cache.root), "test")
+    error = problem(verify(read_environment(), mine, location, ["mine"]))
+    assert error is not None
+    assert error.hint == "fetch it: vlmcache pull org/absent"
+
+    data = cache.repo("org/data", "dataset")
+    data.revision({"a.bin": b"data" * 1000})
+    data.missing_blob("a.bin")
+    remedy = "hf download --repo-type dataset --force-download org/data"
+    found = verify(read_environment(), mine, location)
+    assert [(one.code, one.remedy) for one in found.findings] == [("not-repairable", remedy)]
+    error = problem(found)
+    assert error is not None
+    assert error.hint == f"only models can be repaired: {remedy}"
+    shown = status(mine, location)
+    assert [one.remedy for one in shown.findings if one.severity == "error"] == [remedy]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.cache.completeness import commit_named
 from vlmcache.cache.hashing import hash_file
 from vlmcache.cache.state import Repo, TreeFile
 from vlmcache.commands.backup.values import BackupError
@@ -181,9 +182,7 @@ def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:
         return repo
     commits: set[str] = set()
     for text in revisions:
-        commit = repo.refs.get(text)
-        if commit is None and len(text) >= 7:
-            commit = next((known for known in repo.snapshots if known.startswith(text)), None)
+        commit = commit_named(text, repo.refs, repo.snapshots)
         if commit is None:
             known = sorted({*repo.refs, *(commit[:12] for commit in repo.snapshots)})
             raise UnknownModelError(

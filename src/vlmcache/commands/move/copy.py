@@ -17,10 +17,9 @@ from vlmcache.cache.hashing import hash_file
 from vlmcache.cache.moved import leads_back
 from vlmcache.cache.state import Repo, SharedBlob
 from vlmcache.change import place as change_place
-from vlmcache.change import shared_store
 from vlmcache.change.plan import Plan, RemoveTree
 from vlmcache.change.remove import execute
-from vlmcache.change.shared_store import append_to_manifest, read_manifest, store_lock
+from vlmcache.change.shared_store import SharedStore
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.commands.move.walk import (
     NO_HARD_LINK,
@@ -225,7 +224,7 @@ class Copier:
     # The shared store, by the protocol of huggingface_hub 2.4 (`utils/_shared_blobs.py`).
 
     def _stage_shared(self, blob: SharedBlob, expected: str | None) -> None:
-        place = layout.shared_blob_path(self.destination, blob.hash)
+        place = SharedStore(self.destination).path_of(blob.hash)
         if os.path.lexists(place):
             if change_place.file_size(place) == blob.size and (
                 is_same(place, blob.path)
@@ -247,17 +246,15 @@ class Copier:
     @contextlib.contextmanager
     def _published(self, shared_hash: str, references: list[str]) -> Iterator[None]:
         """Put a shared blob into the destination's store, and hold its lock."""
-        store = os.path.join(self.destination, layout.SHARED_STORE)
-        shared_store.prepare_store(self.destination)
-        place = layout.shared_blob_path(self.destination, shared_hash)
+        store = SharedStore(self.destination)
+        store.prepare()
+        place = store.path_of(shared_hash)
         os.makedirs(os.path.dirname(place), exist_ok=True)
-        with store_lock(place):
-            manifest = place + layout.MANIFEST_SUFFIX
-            listed = read_manifest(manifest)
-            append_to_manifest(manifest, [name for name in references if name not in listed])
+        with store.held(place):
+            store.add_references(place, references)
             if not os.path.lexists(place):
                 staged = os.path.join(self.staging, layout.SHARED_STORE, shared_hash)
                 os.rename(staged, place)
             change_place.sync_folder(os.path.dirname(place))
-            change_place.sync_folder(store)
+            change_place.sync_folder(store.folder)
             yield

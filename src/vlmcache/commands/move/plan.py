@@ -119,7 +119,8 @@ def plan_move(
             actions.append(PlaceLink(repo_id, path, destination.place(folder), reason))
         if leftovers:
             targets.append(Target(repo_id, folder, leftovers=leftovers, gone=True))
-    removal = plan_removal(state, targets, why=why)
+    # Links of other repos lead to the new place through the link that is left.
+    removal = plan_removal(msgspec.structs.replace(state, outside={}), targets, why=why)
     for action in removal.actions:
         if isinstance(action, RemoveTree) and action.kind == "repo":
             name = os.path.basename(action.path)

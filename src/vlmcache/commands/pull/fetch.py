@@ -11,8 +11,9 @@ from typing import NamedTuple
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import hash_file
 from vlmcache.cache.moved import destination_of
-from vlmcache.change import place, shared_store
+from vlmcache.change import place
 from vlmcache.change.plan import Fetch, Link, Outcome, Plan, WriteRef
+from vlmcache.change.shared_store import SharedStore
 from vlmcache.commands.pull.plan import DownloadOrder
 from vlmcache.errors import (
     AccessError,
@@ -172,7 +173,8 @@ class _Work:
             bad = place.file_size(job.blob) != size or (
                 etag in self.order.distrusted and hash_file(job.blob, etag) != etag
             )
-            store = shared_store.shared_target(job.cache_dir, job.blob) if bad else None
+            store = SharedStore(job.cache_dir)
+            shared = store.target_of(job.blob) if bad else None
             new = bad and not xet.link_shared(job)
             if new and task.fetch is None:
                 raise ChangedError(
@@ -181,8 +183,8 @@ class _Work:
                 )
             if new:
                 transfer.run()
-                if store is not None and etag in self.order.distrusted:
-                    shared_store.return_to_store(job.blob, store)
+                if shared is not None and etag in self.order.distrusted:
+                    store.return_blob(job.blob, shared)
             transfer.moved(size)
             files = [action.file for action in task.actions]
             if without_links() or not all(

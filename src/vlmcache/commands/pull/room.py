@@ -14,6 +14,9 @@ from vlmcache.config import Limits
 from vlmcache.errors import SpaceError
 from vlmcache.units import size_text
 
+_FILES_OF_AN_ESTIMATE = 30
+"""How many files a model is taken to have of which only a size is known."""
+
 
 class Shortage(NamedTuple):
     """A disk that has no room for downloads: what they need of it and what is free, in bytes."""
@@ -47,7 +50,8 @@ def find_shortage(cache_dir: str, limits: Limits, plans: Sequence[Plan]) -> Shor
     """Return the disk that downloads would leave too full, or `None`.
 
     At least `min_free` must stay free; a pull that needs nothing is never refused. What is pulled
-    of a repo that was moved to another drive counts on that drive.
+    of a repo that was moved to another drive counts on that drive. Each file takes complete blocks of
+    the disk, and what is written with it takes some too.
     """
     needs: dict[int, int] = {}
     places: dict[int, str] = {}
@@ -58,13 +62,29 @@ def find_shortage(cache_dir: str, limits: Limits, plans: Sequence[Plan]) -> Shor
         folder = os.path.join(cache_dir, layout.repo_folder("model", fetched[0].repo))
         place = nearest_folder(folder)
         device = os.stat(place).st_dev
-        needs[device] = needs.get(device, 0) + plan.needs
+        needs[device] = needs.get(device, 0) + plan.needs + _blocks(plan) * _block_size(place)
         places[device] = place
     for device, need in needs.items():
         free = shutil.disk_usage(places[device]).free
         if need + limits.min_free > free:
             return Shortage(places[device], need, free, limits.min_free)
     return None
+
+
+def _blocks(plan: Plan) -> int:
+    """Return the most blocks of a disk that a plan takes beyond the bytes that it fetches."""
+    fetches = sum(
+        1 if action.file else _FILES_OF_AN_ESTIMATE
+        for action in plan.actions
+        if isinstance(action, Fetch)
+    )
+    # A file ends within a block, and has a link, a lock and a row of the listing. In addition there
+    # are a ref, the listing and the folders: the repo with four in it, the snapshot, two for locks.
+    return 3 * fetches + len(plan.actions) + 10
+
+
+def _block_size(place: str) -> int:
+    return os.statvfs(place).f_frsize if hasattr(os, "statvfs") else 4096
 
 
 def same_disk(path: str, other: str) -> bool:

@@ -1,4 +1,4 @@
-"""`clean`: waste, and what was not used for long."""
+"""`clean`: waste, and what was not used for a long time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,30 @@ from vlmcache.cache.completeness import judge_revision, resolve
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
-from vlmcache.cache.usage import Usage, find_users, who_uses
-from vlmcache.change.apply import carry_out
+from vlmcache.cache.usage import Usage, find_users
+from vlmcache.change.apply import apply_removals
 from vlmcache.change.names import Target
 from vlmcache.change.needed import UNUSED_AFTER
 from vlmcache.change.plan import Expected, Kept, Plan, Receipt, Remove, RemoveTree, joined
-from vlmcache.change.removal_plan import Key, plan_removal, whole_repos
-from vlmcache.commands.remove.facts import Known, inodes_below, moved_repos
-from vlmcache.commands.remove.plan import Cleaning, Protected, plan_cleaning
+from vlmcache.change.removal_plan import plan_removal, whole_repos
+from vlmcache.change.removals import Key, Protected
+from vlmcache.change.waste import Facts
+from vlmcache.commands.remove.facts import Known, inodes_below, moved_repos, users_of
+from vlmcache.commands.remove.plan import plan_cleaning
 from vlmcache.commands.remove.traces import copies_of, forget
-from vlmcache.commands.remove.values import Confirm, Removal, SideCache, UnknownUse, Wishes, ask
+from vlmcache.commands.remove.values import (
+    CleanOptions,
+    Confirm,
+    Removal,
+    SideCache,
+    UnknownUse,
+    ask,
+)
 from vlmcache.config import (
     CacheLocation,
     Config,
     Environment,
+    Session,
     find_model,
     hub_home,
     options_in_force,
@@ -39,37 +49,34 @@ from vlmcache.errors import ConfigError, UsageError
 
 
 def clean(
-    environment: Environment,
-    config: Config,
-    location: CacheLocation,
-    wishes: Wishes | None = None,
+    session: Session,
+    options: CleanOptions | None = None,
     *,
     dry_run: bool = False,
     confirm: Confirm | None = None,
 ) -> Removal:
-    """Remove waste, and what the wishes ask for in addition to it.
+    """Remove waste, and what the options ask for in addition to it.
 
     Waste is what provably nobody needs (see `change.needed`): revisions that a newer one replaced
     and nobody used for 30 days, blobs that nothing links to or lists, downloads that nobody has
-    continued for 30 days, leftovers. Then, without wishes, the least recently used models are
+    continued for 30 days, leftovers. Then, without options, the least recently used models are
     removed until the cache is within `vlmcache.max_size` of config.yaml. Nothing that a process
     uses is removed.
 
     Args:
-        environment: the variables in force.
-        config: its models are not evicted unless named.
-        location: the hub cache.
-        wishes: what to remove beside waste.
+        session: the cache, and the configuration whose models are not evicted unless named.
+        options: what to remove in addition to waste.
         dry_run: only plan.
-        confirm: is shown the plan, and says whether to go on; without it nobody is asked.
+        confirm: is given the plan, and returns whether to continue; without it nobody is asked.
 
     Raises:
-        UnknownModelError: a name to keep or to evict is no model.
+        UnknownModelError: a name to keep or to evict is not a model.
         UnconfirmedError: `confirm` said no.
         ConfigError: the cache path is not a folder, or another file on the search path of
             config.yaml cannot be read: models that it names could be evicted.
     """
-    wishes = wishes or Wishes()
+    environment, config, location = session
+    options = options or CleanOptions()
     if config.unread is not None:
         raise ConfigError(
             f"nothing was removed: which models another configuration names is not known: "
@@ -79,16 +86,16 @@ def clean(
     state = scan(location.dir)
     known = Known(environment, state)
     usage = known.usage
-    plan, missed = plan_clean(environment, config, state, wishes, usage, known)
+    plan, missed = plan_clean(known, config, options, usage)
     plan.log("clean")
-    beside = tuple(_side_caches(environment))
-    plan, side_use = _with_side_caches(plan, beside, wishes, environment, state.dir)
+    caches = tuple(_side_caches(environment))
+    plan, used_caches = _with_side_caches(plan, caches, options, environment, state.dir)
     removal = Removal(
         plan,
-        in_use=tuple(kept for kept in plan.kept if kept.processes) + side_use,
+        in_use=tuple(kept for kept in plan.kept if kept.processes) + used_caches,
         missed_by=missed,
         hidden_processes=usage.hidden,
-        side_caches=beside,
+        side_caches=caches,
         copies=copies_of(environment, state, plan),
         cache=state.dir,
         unknown_use=_unknown_use(config, location, plan),
@@ -97,9 +104,9 @@ def clean(
         return removal if dry_run else msgspec.structs.replace(removal, receipt=Receipt(()))
     ask(removal, confirm)
     if confirm is not None:
-        usage = who_uses(state)
+        usage = users_of(state)
     places = set(moved_repos(state).values())
-    receipt = carry_out(plan, state.dir, places, in_use=usage.files)
+    receipt = apply_removals(plan, state.dir, places, in_use=usage.files)
     forget(environment, state)
     return msgspec.structs.replace(removal, receipt=receipt)
 
@@ -113,101 +120,83 @@ def _unknown_use(config: Config, location: CacheLocation, plan: Plan) -> Unknown
 
 
 def plan_clean(
-    environment: Environment,
+    known: Known,
     config: Config,
-    state: CacheState,
-    wishes: Wishes | None = None,
+    options: CleanOptions | None = None,
     usage: Usage | None = None,
-    known: Known | None = None,
 ) -> tuple[Plan, int]:
     """Return the plan of `clean` for a scanned cache, and the bytes by which it misses its goal.
 
     Args:
-        environment: the variables in force.
+        known: the cache, and what is known of it.
         config: its models are not evicted unless named.
-        state: the cache.
-        wishes: what to remove in addition to waste.
-        usage: who uses what now.
-        known: the rest of what is known of the cache; it is read if not given.
+        options: what to remove in addition to waste.
+        usage: who uses what now; nobody uses anything if not given.
     """
-    wishes = wishes or Wishes()
-    known = known or Known(environment, state)
-    limits = config.limits
-    budget = wishes.max_size
-    asked = (wishes.older_than, wishes.max_size, wishes.free)
-    if budget is None and asked == (None, None, None) and not wishes.everything:
-        budget = limits.max_size
+    options = options or CleanOptions()
+    state = known.state
+    asked = (options.older_than, options.max_size, options.free)
+    kept = _kept_models(config, state, options.keep)
+    plans = [
+        _plan_clean_at(known, config, place, options, usage) for place in known.places.values()
+    ]
+    if asked == (None, None, None) and not options.everything:
+        options = msgspec.structs.replace(options, max_size=config.limits.max_size)
     try:
         free_now = shutil.disk_usage(state.dir).free
     except OSError:
         free_now = None
-    kept = _kept_models(config, state, wishes.keep)
     plan, missed = plan_cleaning(
         state,
-        Cleaning(
-            older_than=wishes.older_than,
-            max_size=budget,
-            free=wishes.free,
-            duplicates=_duplicates(state) if wishes.duplicates else {},
-            everything=wishes.everything,
-            partials=wishes.partials,
+        options,
+        Facts(
+            state.scanned_at,
+            free_now,
+            known.used,
+            pinned=pinned_models(config, state, options.evict),
+            kept=kept,
+            usage=usage or Usage(),
+            evidence=known.evidence,
+            duplicates=_duplicates(state) if options.duplicates else {},
         ),
-        now=state.scanned_at,
-        free_now=free_now,
-        last_used=known.used,
-        pinned=pinned_models(config, state, wishes.evict),
-        kept=kept,
-        usage=usage or Usage(),
-        evidence=known.evidence,
     )
-    plans = [
-        _plan_clean_there(config, known, place, wishes, kept, usage)
-        for place in known.places.values()
-    ]
     return joined([*plans, plan]), missed
 
 
-def _plan_clean_there(
-    config: Config,
-    known: Known,
-    place: CacheState,
-    wishes: Wishes,
-    kept: Protected,
-    usage: Usage | None,
+def _plan_clean_at(
+    known: Known, config: Config, place: CacheState, options: CleanOptions, usage: Usage | None
 ) -> Plan:
     """Return the plan of `clean` for the repos that `move` has brought to one place.
 
-    What else is at that place is none of ours. Its bytes count for no goal, which is this disk's.
+    What else is at that place is not ours. Its bytes count for no goal, which is this disk's.
     """
     state = known.state
     moved = moved_repos(state)
     ours = tuple(repo for repo in place.repos if moved.get(repo.folder) == place.dir)
-    there = msgspec.structs.replace(
+    place = msgspec.structs.replace(
         place,
         repos=ours,
-        shared={name: one for name, one in place.shared.items() if one.users},
+        shared={name: shared for name, shared in place.shared.items() if shared.users},
         strays=(),
         leftovers=(),
-        locks={folder: one for folder, one in state.locks.items() if folder in moved},
+        locks={folder: locks for folder, locks in state.locks.items() if folder in moved},
     )
     if usage is not None:
-        files = known.usage_at(there).files
+        files = known.usage_at(place).files
         usage = Usage(usage.files | files, usage.locks, usage.hidden)
-    used, evidence = known.of_place(there)
+    used, evidence = known.of_place(place)
     plan, _ = plan_cleaning(
-        there,
-        Cleaning(
-            older_than=wishes.older_than,
-            duplicates=_duplicates(there) if wishes.duplicates else {},
-            everything=wishes.everything,
-            partials=wishes.partials,
+        place,
+        msgspec.structs.replace(options, max_size=None, free=None),
+        Facts(
+            state.scanned_at,
+            last_used=used,
+            pinned=pinned_models(config, place),
+            kept=_kept_models(config, state, options.keep),
+            usage=usage or Usage(),
+            evidence=evidence,
+            duplicates=_duplicates(place) if options.duplicates else {},
         ),
-        now=state.scanned_at,
-        last_used=used,
-        pinned=pinned_models(config, there),
-        kept=kept,
-        usage=usage or Usage(),
-        evidence=evidence,
     )
     actions = tuple(
         action
@@ -217,7 +206,7 @@ def _plan_clean_there(
     frees = sum(getattr(action, "frees", 0) for action in actions)
     plan = msgspec.structs.replace(plan, actions=actions, frees=frees)
     links = [Target(folder, folder) for folder in sorted(whole_repos(plan))]
-    return joined([plan, plan_removal(state, links, why=f"goes at {place.dir}")])
+    return joined([plan, plan_removal(state, links, why=f"it is removed at {place.dir}")])
 
 
 def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()) -> Protected:
@@ -228,12 +217,12 @@ def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()
     every repo does.
 
     Args:
-        config: the configuration in force.
+        config: the configuration.
         state: the cache.
         evict: keys or repo ids that are not to be pinned.
 
     Raises:
-        UnknownModelError: a name of `evict` is no model.
+        UnknownModelError: a name of `evict` is not a model.
     """
     cached = [repo.id for repo in state.repos if repo.type == "model"]
     loose = {find_model(config, name, cached).repo for name in evict}
@@ -244,14 +233,14 @@ def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()
     named = [(f"configured as {model.key}", model) for model in config.models.values()]
     named += ((f"configured as {model.key} in {path}", model) for path, model in config.also)
     for why, model in named:
-        repo = state.repo(model.repo)
-        if repo is None or model.repo in loose:
-            continue
-        commit = resolve(repo, model.revision)
-        if commit is None or repo.revision(commit) is None:
-            repos.setdefault(repo.folder, why)
-        else:
-            revisions.setdefault((repo.folder, commit), why)
+        for repo in state.repos_called(model.repo):
+            if repo.id in loose:
+                continue
+            commit = resolve(repo, model.revision)
+            if commit is None or repo.revision(commit) is None:
+                repos.setdefault(repo.folder, why)
+            else:
+                revisions.setdefault((repo.folder, commit), why)
     return Protected(revisions, repos)
 
 
@@ -262,17 +251,18 @@ def _kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Pro
 
     revisions: dict[Key, str] = {}
     repos: dict[str, str] = {}
-    cached = {repo.id for repo in state.repos}
-    # A configured model that is not there needs no keeping; any other name would be a slip.
+    folders = {repo.folder for repo in state.repos}
+    # A configured model that is not cached needs no keeping; any other name would be a mistake.
     absent = {
         name
         for model in config.models.values()
+        if not state.repos_called(model.repo)
         for name in (model.key, model.repo)
-        if model.repo not in cached
+        if name not in folders and not state.repos_called(name.partition("@")[0])
     }
     for target in find_targets(state, config, [name for name in names if name not in absent]):
         if target.folder is None:
-            raise UsageError(f"--keep {target.name} is no model")
+            raise UsageError(f"--keep {target.name} is not a model")
         why = f"kept by --keep {target.name}"
         if target.commit is not None:
             revisions[target.folder, target.commit] = why
@@ -316,15 +306,15 @@ def _side_caches(environment: Environment) -> list[SideCache]:
     found = []
     for name, path in side_caches(environment).items():
         own, _ = library_entries(name, path)
-        size = sum(_size_below(os.path.join(path, one)) for one in own)
+        size = sum(_size_below(os.path.join(path, entry)) for entry in own)
         found.append(SideCache(name, path, os.path.isdir(path), size))
     return found
 
 
 def _with_side_caches(
     plan: Plan,
-    beside: Sequence[SideCache],
-    wishes: Wishes,
+    caches: Sequence[SideCache],
+    options: CleanOptions,
     environment: Environment,
     cache_dir: str,
 ) -> tuple[Plan, tuple[Kept, ...]]:
@@ -337,8 +327,8 @@ def _with_side_caches(
         ("your home folder", os.path.expanduser("~")),
         ("vlmcache's own folder", own_home(environment)[0]),
     )
-    for cache in beside:
-        if not getattr(wishes, cache.name) or not cache.exists:
+    for cache in caches:
+        if not getattr(options, cache.name) or not cache.exists:
             continue
         if os.path.islink(cache.path):
             kept.append(Kept(cache.path, None, "it is a link: links are never followed"))
@@ -350,7 +340,7 @@ def _with_side_caches(
         own, others = library_entries(cache.name, cache.path)
         if others:
             shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
-            why = f"{LIBRARIES[cache.name]} did not write it: {shown}"
+            why = f"{LIBRARIES[cache.name]} did not write all of it: {shown}"
             if not own:
                 why = (
                     f"it does not look like a cache of {LIBRARIES[cache.name]}: nothing is removed"
@@ -359,7 +349,7 @@ def _with_side_caches(
         for path in (os.path.join(cache.path, name) for name in own):
             users = find_users(inodes_below(path)).files
             if users:
-                processes = {one.pid: one for group in users.values() for one in group}
+                processes = {user.pid: user for group in users.values() for user in group}
                 kept.append(Kept(path, None, "in use", tuple(processes.values())))
                 continue
             stat = os.lstat(path)
@@ -374,7 +364,7 @@ def _with_side_caches(
         frees=plan.frees + sum(action.frees for action in actions),
         kept=(*plan.kept, *kept),
     )
-    return plan, tuple(one for one in kept if one.processes)
+    return plan, tuple(stays for stays in kept if stays.processes)
 
 
 def _is_at_or_below(path: str, folder: str) -> bool:

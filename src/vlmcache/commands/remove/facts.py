@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Mapping
 from functools import cached_property
 
-from vlmcache.cache.completeness import judge_revision
+import msgspec
+
+from vlmcache.cache.completeness import judge_content
 from vlmcache.cache.last_use import LastUse, last_uses
 from vlmcache.cache.mounts import AccessTimes, Mount, mount_of
-from vlmcache.cache.scan import scan
+from vlmcache.cache.moved import read_moves
+from vlmcache.cache.scan import rebased, scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage, own_uses, who_uses
 from vlmcache.change.needed import Evidence, in_question
-from vlmcache.change.removal_plan import Key
+from vlmcache.change.removals import Key
 from vlmcache.config import Environment, own_home
+from vlmcache.errors import VlmcacheError
 from vlmcache.home.journal import Journal
 
 
@@ -56,12 +61,12 @@ class Known:
     @cached_property
     def usage(self) -> Usage:
         """What running processes use now."""
-        return who_uses(self.state)
+        return users_of(self.state)
 
     @cached_property
     def places(self) -> dict[str, CacheState]:
         """The folders to which models were moved, scanned."""
-        return scan_places(set(moved_repos(self.state).values()))
+        return scan_places(self.state, set(moved_repos(self.state).values()))
 
     def of_place(self, place: CacheState) -> tuple[dict[Key, LastUse], Evidence]:
         """Return last uses and evidence for the models that were moved to a place."""
@@ -87,18 +92,42 @@ def moved_repos(state: CacheState) -> dict[str, str]:
     return {repo.folder: repo.moved_to for repo in state.repos if repo.moved_to is not None}
 
 
-def scan_places(paths: Collection[str]) -> dict[str, CacheState]:
-    """Return the caches at other places, those that are there."""
-    return {path: scan(path) for path in sorted(paths) if os.path.isdir(path)}
+def scan_places(state: CacheState, paths: Collection[str]) -> dict[str, CacheState]:
+    """Return the other places, scanned. Their links include those of the cache that lead there."""
+    found: dict[str, CacheState] = {}
+    for path in sorted(paths):
+        if os.path.isdir(path):
+            place, real = scan(path), os.path.realpath(path)
+            links = {rebased(led_to, real, path): by for led_to, by in state.outside.items()}
+            found[path] = msgspec.structs.replace(place, outside=place.outside | links)
+    return found
+
+
+def users_of(state: CacheState, folders: Collection[str] | None = None) -> Usage:
+    """Return what `who_uses` does; of models that were moved here, their cache has the locks."""
+    usage = who_uses(state, folders)
+    locks = dict(usage.locks)
+    moved = {
+        folder: record.cache
+        for folder, record in read_moves(state.dir).items()
+        if folders is None or folder in folders
+    }
+    for cache in set(moved.values()):
+        names = {folder for folder in moved if moved[folder] == cache}
+        # Without that cache, nobody reaches them through it.
+        with contextlib.suppress(VlmcacheError):
+            home = msgspec.structs.replace(scan(cache, only=names), repos=(), strays=())
+            locks |= who_uses(home, names).locks
+    return Usage(usage.files, locks, usage.hidden)
 
 
 def _evidence(
     state: CacheState, journal: Mapping[tuple[str, str, str], float], mount: Mount | None
 ) -> Evidence:
-    """Return what shows whether revisions are needed, for the repos where that is in question."""
+    """Return what shows whether revisions are needed, for the repos in question."""
     every = any(not shared.users for shared in state.shared.values())
     states = {
-        (repo.folder, revision.commit): judge_revision(repo, revision).state
+        (repo.folder, revision.commit): judge_content(repo, revision)
         for repo in state.repos
         if every or in_question(repo)
         for revision in repo.revisions

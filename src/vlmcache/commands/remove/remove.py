@@ -2,64 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage, find_users, who_uses
-from vlmcache.change.apply import carry_out
+from vlmcache.change.apply import apply_removals
 from vlmcache.change.names import Target
 from vlmcache.change.plan import Kept, joined
 from vlmcache.change.removal_plan import plan_moved, plan_removal
-from vlmcache.commands.remove.facts import inodes_below, moved_repos, scan_places
+from vlmcache.commands.remove.facts import inodes_below, moved_repos, scan_places, users_of
 from vlmcache.commands.remove.traces import copies_of, forget
-from vlmcache.commands.remove.values import Confirm, Removal, ask
-from vlmcache.config import CacheLocation, Config, Environment
+from vlmcache.commands.remove.values import Confirm, Removal, RemoveOptions, ask
+from vlmcache.config import Session
 
 
 def remove(
-    environment: Environment,
-    config: Config,
-    location: CacheLocation,
+    session: Session,
     names: Sequence[str],
+    options: RemoveOptions | None = None,
     *,
-    revision: str | None = None,
-    force: bool = False,
     dry_run: bool = False,
     confirm: Confirm | None = None,
 ) -> Removal:
     """Remove models or single revisions, and nothing else.
 
     Args:
-        environment: the variables in force.
-        config: whose keys count as names.
-        location: the hub cache.
-        names: keys, repo ids with `@revision` or without, or paths (see `change.targets`).
-        revision: the revision to remove of each; the whole repo if not given.
-        force: remove although a process uses it.
+        session: the cache, and the configuration whose keys count as names.
+        names: keys, repo ids with `@revision` or without, or paths (see `change.names`).
+        options: how to remove them.
         dry_run: only plan.
-        confirm: is shown the plan, and says whether to go on; without it nobody is asked.
+        confirm: is given the plan, and returns whether to continue; without it nobody is asked.
 
     Returns:
-        The plan, and the receipt if it was carried out. `problem` tells whether all went well.
+        The plan, and the receipt if it was carried out.
 
     Raises:
         UnknownModelError: nothing of a name is in the cache.
         UnconfirmedError: `confirm` said no.
-        ConfigError: the cache path is no folder.
+        ConfigError: the cache path is not a folder.
     """
     from vlmcache.change.names import find_targets
 
-    state = scan(location.dir)
-    targets = find_targets(state, config, names, revision=revision, folder=environment.folder)
+    options = options or RemoveOptions()
+    environment, force = session.environment, options.force
+    state = scan(session.cache.dir)
+    targets = find_targets(
+        state, session.config, names, revision=options.revision, folder=environment.folder
+    )
     moved = moved_repos(state)
     here = [target for target in targets if target.folder not in moved]
-    places = scan_places({moved[one.folder] for one in targets if one.folder in moved})
+    places = scan_places(
+        state, {moved[target.folder] for target in targets if target.folder in moved}
+    )
     plans = [
-        plan_moved(state, place, [one for one in targets if moved.get(one.folder or "") == path])
-        for path, place in places.items()
+        plan_moved(state, place, _of_place(targets, moved, path)) for path, place in places.items()
     ]
     plan = joined([*plans, plan_removal(state, here)])
     plan.log("remove")
@@ -72,16 +71,20 @@ def remove(
         cache=state.dir,
     )
     if dry_run or (in_use and not force):
-        return removal
+        return removal.with_problem(None) if force else removal
     ask(removal, confirm)
     if confirm is not None and not force:
-        # The question may have been open for long.
+        # The question may have been open for hours.
         usage, in_use = _find_use(state, places.values(), targets)
         if in_use:
             return msgspec.structs.replace(removal, in_use=in_use)
-    receipt = carry_out(removal.plan, state.dir, places, in_use=usage.files, force=force)
+    receipt = apply_removals(removal.plan, state.dir, places, in_use=usage.files, force=force)
     forget(environment, state)
     return msgspec.structs.replace(removal, receipt=receipt)
+
+
+def _of_place(targets: Sequence[Target], moved: Mapping[str, str], path: str) -> list[Target]:
+    return [target for target in targets if moved.get(target.folder or "") == path]
 
 
 def _find_use(
@@ -89,17 +92,16 @@ def _find_use(
 ) -> tuple[Usage, tuple[Kept, ...]]:
     """Return who uses what of the targets, here and where `move` has brought them."""
     folders = {target.folder for target in targets if target.folder is not None}
-    usage = who_uses(state, folders)
+    usage = users_of(state, folders)
     moved = moved_repos(state)
     found = list(_targets_in_use(state, targets, usage))
     files = usage.files
     for place in places:
-        there = who_uses(place, folders)
-        files = files | there.files
+        of_place = who_uses(place, folders)
+        files = files | of_place.files
         # The locks of what is used through a link are here.
-        there = Usage(there.files, there.locks | usage.locks, there.hidden)
-        named = [one for one in targets if moved.get(one.folder or "") == place.dir]
-        found += _targets_in_use(place, named, there)
+        of_place = Usage(of_place.files, of_place.locks | usage.locks, of_place.hidden)
+        found += _targets_in_use(place, _of_place(targets, moved, place.dir), of_place)
     return Usage(files, usage.locks, usage.hidden), tuple(found)
 
 

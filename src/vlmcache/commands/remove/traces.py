@@ -1,4 +1,4 @@
-"""What goes with a model outside the cache: kept copies, journal entries."""
+"""What is removed with a model outside the cache: kept copies, journal entries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from vlmcache.home.journal import Journal
 
 def copies_of(environment: Environment, state: CacheState, plan: Plan) -> tuple[KeptCopy, ...]:
     """Return the kept copies of the revisions that a plan removes."""
-    paths = {one.path for one in plan.actions if isinstance(one, Remove | RemoveTree)}
+    actions = (action for action in plan.actions if isinstance(action, Remove | RemoveTree))
+    paths = {action.path for action in actions}
     gone = {
         (repo.id, revision.commit)
         for repo in state.repos
@@ -34,6 +35,6 @@ def forget(environment: Environment, state: CacheState) -> None:
                 if not os.path.lexists(revision.path):
                     memory.forget(state.dir, repo.type, repo.id, revision.commit)
                     if repo.type == "model":
-                        # A copy that stays is listed by status; it stands in nobody's way.
+                        # A copy that stays is listed by status, and does no harm.
                         with contextlib.suppress(OSError):
                             remove_copies(home, repo.id, revision.commit)

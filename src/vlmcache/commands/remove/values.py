@@ -1,4 +1,4 @@
-"""What `rm` and `clean` are asked for and answer with."""
+"""What `rm` and `clean` are asked for, and what they return."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from vlmcache.home.copies import KeptCopy
 from vlmcache.report import Report
 from vlmcache.units import size_text
 
+_ALONG = frozenset({"ref", "tree", "no-exist", "blob", "lock", "locks", "folder"})
+"""Kinds of what is removed along with a repo or revision."""
+
 
 class UnconfirmedError(VlmcacheError):
     """Nobody said yes."""
@@ -23,100 +26,151 @@ class UnconfirmedError(VlmcacheError):
 
 
 class RemovalError(VlmcacheError):
-    """None of it was done."""
+    """Nothing was removed."""
 
     code = "not-removed"
     exit_code = ExitCode.FAILED
 
 
 class SideCache(msgspec.Struct, frozen=True):
-    """A cache of the hub's libraries beside the hub cache: `xet` chunks, remote code `modules`.
-
-    size_on_disk counts what that library wrote there, and nothing else of the folder.
-    """
+    """A cache of the hub's libraries next to the hub cache: `xet` chunks, remote code `modules`."""
 
     name: str
     path: str
     exists: bool
     size_on_disk: int
+    """Bytes of what that library wrote there, and of nothing else in the folder."""
 
 
 class UnknownUse(msgspec.Struct, frozen=True):
-    """Old revisions that stay only because their last use is unknown.
-
-    size is what removing them would free, command what removes them.
-    """
+    """Old revisions that stay only because their last use is unknown."""
 
     size: int
+    """Bytes that removing them would free."""
     command: str
+    """What removes them."""
+
+
+class RemoveOptions(msgspec.Struct, frozen=True):
+    """How `rm` removes what was named."""
+
+    revision: str | None = None
+    """The revision to remove of each model; the complete repo if not given."""
+    force: bool = False
+    """Whether to remove what a process uses."""
+
+
+class CleanOptions(msgspec.Struct, frozen=True):
+    """What `clean` is asked for in addition to waste. Sizes are bytes, durations seconds."""
+
+    older_than: float | None = None
+    """Evict revisions that were not used for so long."""
+    max_size: int | None = None
+    """Evict until the cache occupies no more than this."""
+    free: int | None = None
+    """Evict until the disk has this much free."""
+    duplicates: bool = False
+    """Remove second weight formats of revisions that load without them."""
+    everything: bool = False
+    """Remove all that is the hub's."""
+    evict: tuple[str, ...] = ()
+    """Configured models that may be evicted like any other."""
+    keep: tuple[str, ...] = ()
+    """Models of which nothing is removed."""
+    xet: bool = False
+    """Empty the cache of Xet chunks."""
+    modules: bool = False
+    """Empty the cache of remote code."""
+    partials: bool = False
+    """Remove unfinished downloads that nobody has written to for an hour, needed or not."""
 
 
 class Removal(Report, frozen=True):
-    """What `vlmcache rm` and `vlmcache clean` answer.
-
-    receipt is absent where nothing was carried out. in_use: what processes use, and who they are.
-    missed_by: bytes that could not be freed of those asked for. hidden_processes: processes of
-    other users that could not be looked into. copies: kept quantised copies that go with their
-    models; they lie outside the cache, so that plan and receipt do not count them.
-    """
+    """What `vlmcache rm` and `vlmcache clean` planned, and what they removed."""
 
     plan: Plan
     receipt: Receipt | None = None
+    """What became of the plan, if it was carried out."""
     in_use: tuple[Kept, ...] = ()
+    """What processes use, and who they are."""
     missed_by: int = 0
+    """Bytes that could not be freed of those asked for."""
     hidden_processes: int = 0
+    """Processes of other users whose open files cannot be seen."""
     side_caches: tuple[SideCache, ...] = ()
     copies: tuple[KeptCopy, ...] = ()
+    """Kept quantized copies that are removed with their models. They lie outside the cache, so that
+    plan and receipt do not count them."""
     cache: str = ""
     """The hub cache."""
     unknown_use: UnknownUse | None = None
 
     @property
     def ids(self) -> list[str]:
-        """One line for each repo or path that is or was removed."""
-        return ids(self)
+        """Each repo or path that is or would be removed.
+
+        What is removed along with something of the same repo has no line of its own.
+        """
+        outcomes = self.receipt.outcomes if self.receipt else ()
+        gone = {outcome.path for outcome in outcomes if outcome.result in ("done", "absent")}
+        actions = [
+            action
+            for action in self.plan.actions
+            if isinstance(action, Remove | RemoveTree)
+            and (self.receipt is None or action.path in gone)
+        ]
+        named = {action.repo for action in actions if action.kind not in _ALONG}
+        names: dict[str, None] = {}
+        for action in actions:
+            if action.kind in _ALONG and action.repo in named:
+                continue
+            commit = action.commit if action.kind == "snapshot" else None
+            repo = action.repo or action.path
+            names[f"{repo}@{commit}" if commit else repo] = None
+        return list(names)
 
     @property
     def problem(self) -> VlmcacheError | None:
-        """What was not removed, or `None`."""
-        return problem(self)
+        """What kept the plan from being carried out as asked, `None` if nothing did."""
+        if "_problem" in self.__dict__:
+            return super().problem
+        if self.receipt is not None:
+            return _receipt_problem(self.receipt) or self._shortfall()
+        kept = {kept.path for kept in self.plan.kept}
+        blocked = [used for used in self.in_use if used.path not in kept]
+        return _in_use_error(blocked) if blocked else self._shortfall()
+
+    def _shortfall(self) -> PartlyError | None:
+        if not self.missed_by:
+            return None
+        stays = {kept.repo or kept.path: kept.reason for kept in self.plan.kept}
+        configured = any(reason.startswith("configured") for reason in stays.values())
+        why = "nothing else can be removed"
+        if stays:
+            shown = [f"{name} ({reason})" for name, reason in list(stays.items())[:3]]
+            more = f" and {len(stays) - 3} more" if len(stays) > 3 else ""
+            why = f"{', '.join(shown)}{more} stay{'s' if len(stays) == 1 else ''}"
+        hint = "name a configured model to let it be evicted, or 'vlmcache rm' it"
+        return PartlyError(
+            f"{size_text(self.missed_by)} short of what was asked for: {why}",
+            hint if configured else None,
+        )
 
 
 Confirm: TypeAlias = Callable[[Removal], bool]
 
 
-class Wishes(msgspec.Struct, frozen=True):
-    """What `clean` is asked for in addition to waste. Sizes are bytes, durations seconds.
-
-    partials: unfinished downloads that nobody has written to for an hour, needed or not. evict:
-    configured models that may be evicted like any other. keep: models of which nothing goes. xet,
-    modules: empty that side cache.
-    """
-
-    older_than: float | None = None
-    max_size: int | None = None
-    free: int | None = None
-    duplicates: bool = False
-    everything: bool = False
-    evict: tuple[str, ...] = ()
-    keep: tuple[str, ...] = ()
-    xet: bool = False
-    modules: bool = False
-    partials: bool = False
-
-
 def ask(removal: Removal, confirm: Confirm | None) -> None:
-    """Let whoever is asked confirm the plan, if anybody is."""
+    """Let the plan be confirmed.
+
+    Raises:
+        UnconfirmedError: it was not.
+    """
     if removal.plan.actions and confirm is not None and not confirm(removal):
         raise UnconfirmedError("not confirmed: nothing was removed")
 
 
-def problem(removal: Removal) -> VlmcacheError | None:
-    """Return the failure that a removal has to tell of, or `None` if all went as asked."""
-    receipt = removal.receipt
-    if receipt is None:
-        blocked = [kept for kept in removal.in_use if kept.path not in _kept_paths(removal)]
-        return _in_use_error(blocked) if blocked else _shortfall(removal)
+def _receipt_problem(receipt: Receipt) -> VlmcacheError | None:
     by_result: dict[str, list[str]] = {}
     for outcome in receipt.outcomes:
         by_result.setdefault(outcome.result, []).append(outcome.detail or outcome.path)
@@ -125,7 +179,7 @@ def problem(removal: Removal) -> VlmcacheError | None:
     if failed:
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         words = f"{len(failed)} of {len(receipt.outcomes)} could not be removed: {failed[0]}{more}"
-        hint = "'vlmcache doctor' may tell why"
+        hint = "'vlmcache doctor' may show why"
         return PartlyError(words, hint) if done else RemovalError(words, hint)
     if "stale" in by_result:
         stale = len(by_result["stale"])
@@ -136,51 +190,9 @@ def problem(removal: Removal) -> VlmcacheError | None:
         words = f"{len(by_result['busy'])} came into use meanwhile and stay: {by_result['busy'][0]}"
         later = "'vlmcache clean' removes the rest, once that has ended"
         return PartlyError(words, later) if done else InUseError(words)
-    return _shortfall(removal)
-
-
-def _kept_paths(removal: Removal) -> set[str]:
-    return {kept.path for kept in removal.plan.kept}
+    return None
 
 
 def _in_use_error(blocked: Sequence[Kept]) -> InUseError:
     words = in_use_words(blocked)
     return InUseError(f"nothing was removed: {words}", "--force removes it nevertheless")
-
-
-def _shortfall(removal: Removal) -> PartlyError | None:
-    if not removal.missed_by:
-        return None
-    return PartlyError(
-        f"{size_text(removal.missed_by)} short of what was asked for: the rest is configured, kept "
-        "or in use",
-        "name a configured model to let it be evicted, or 'vlmcache rm' it",
-    )
-
-
-_ALONG = frozenset({"ref", "tree", "no-exist", "blob", "lock", "locks", "folder"})
-"""Kinds of what goes along with a repo or revision."""
-
-
-def ids(removal: Removal) -> list[str]:
-    """Return one line for each repo or path that goes or went, for `--quiet`.
-
-    What goes along with something of the same repo has no line of its own.
-    """
-    outcomes = removal.receipt.outcomes if removal.receipt else ()
-    gone = {one.path for one in outcomes if one.result in ("done", "absent")}
-    actions = [
-        action
-        for action in removal.plan.actions
-        if isinstance(action, Remove | RemoveTree)
-        and (removal.receipt is None or action.path in gone)
-    ]
-    named = {action.repo for action in actions if action.kind not in _ALONG}
-    names: dict[str, None] = {}
-    for action in actions:
-        if action.kind in _ALONG and action.repo in named:
-            continue
-        commit = action.commit if action.kind == "snapshot" else None
-        repo = action.repo or action.path
-        names[f"{repo}@{commit}" if commit else repo] = None
-    return list(names)

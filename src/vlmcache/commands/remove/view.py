@@ -1,4 +1,4 @@
-"""Plans and receipts of removals for people: what goes and why, and what became of it."""
+"""Plans and receipts of removals for people: what is removed and why, and what became of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlmcache.units import size_text
 
 _SHOWN = 12
 _WORDS = {
-    "repo": ("whole repo", "whole repos"),
+    "repo": ("complete repo", "complete repos"),
     "snapshot": ("revision", "revisions"),
     "ref": ("ref", "refs"),
     "folder": ("folder", "folders"),
@@ -40,7 +40,7 @@ _WORDS = {
     "lock": ("lock", "locks"),
     "locks": ("locks", "locks"),
 }
-_RESULT_COLOURS = {"failed": "red", "stale": "yellow", "busy": "yellow", "absent": "dim"}
+_RESULT_COLORS = {"failed": "red", "stale": "yellow", "busy": "yellow", "absent": "dim"}
 
 
 class _Row:
@@ -55,14 +55,14 @@ class _Row:
 
     @property
     def title(self) -> str:
-        """The repo or path; with the commit where a single revision goes."""
+        """The repo or path; with the commit if a single revision is removed."""
         if len(self.commits) == 1:
             return f"{self.name}@{next(iter(self.commits))[:12]}"
         return self.name
 
     @property
     def what(self) -> str:
-        """What goes, in the order of the words above."""
+        """What is removed, in the order of the words above."""
         return ", ".join(
             words[0] if self.kinds[kind] == 1 else f"{self.kinds[kind]} {words[1]}"
             for kind, words in _WORDS.items()
@@ -80,7 +80,7 @@ def show(removal: Removal, *, verbose: bool = False) -> None:
 
 
 def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool = False) -> None:
-    """Print the plan: a line for each thing that goes, and what stays on purpose."""
+    """Print the plan: a line for each thing that is removed, and what stays on purpose."""
     out = console(sys.stdout if stream is None else stream)
     plan = removal.plan
     if removal.cache:
@@ -92,22 +92,24 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
     else:
         out.print("Nothing to remove.")
     for copy in removal.copies:
-        text = f"the kept {copy.precision} copy of {copy.repo} goes too, {size_text(copy.size)}"
+        text = (
+            f"the kept {copy.precision} copy of {copy.repo} is removed too, {size_text(copy.size)}"
+        )
         out.print(labelled("Copy", printable(text)))
-    kept = [*plan.kept, *(one for one in removal.in_use if one not in plan.kept)]
+    kept = [*plan.kept, *(used for used in removal.in_use if used not in plan.kept)]
     _show_kept(out, kept, verbose=verbose)
     _show_unknown_use(out, removal)
     _show_side_caches(out, removal)
     if removal.hidden_processes:
         count = removal.hidden_processes
         noun = "process" if count == 1 else "processes"
-        text = f"{count} {noun} could not be looked into, and may use some of this"
+        text = f"{count} {noun} of other users could not be checked, and may use some of this"
         out.print(labelled("Note", text))
 
 
 def _actions_table(actions: tuple[Action, ...], *, verbose: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("GOES", overflow="fold")
+    table.add_column("REMOVES", overflow="fold")
     table.add_column("WHAT", overflow="fold")
     table.add_column("FREES", justify="right", no_wrap=True)
     table.add_column("WHY", overflow="fold")
@@ -118,7 +120,7 @@ def _actions_table(actions: tuple[Action, ...], *, verbose: bool) -> Table:
 
 
 def _rows(actions: Iterable[Action], *, apart: bool) -> Iterable[_Row]:
-    """Return a row for each repo and reason, what goes along with it included."""
+    """Return a row for each repo and reason, what is removed along with it included."""
     rows: dict[tuple[str, str], _Row] = {}
     first: dict[str, _Row] = {}
     for action in actions:
@@ -153,21 +155,17 @@ def _show_kept(out: Console, kept: list[Kept], *, verbose: bool) -> None:
         return
     out.print("\nStays")
     shown = kept if verbose else kept[:_SHOWN]
-    for one in shown:
-        line = Text("  ")
-        line.append(printable(one.path if one.repo is None or verbose else _place(one)))
-        line.append(f"  {printable(one.reason)}", "dim")
-        for process in one.processes[:3]:
+    for stays in shown:
+        name = stays.path.rpartition("/")[2]
+        place = stays.path if stays.repo is None or verbose else f"{stays.repo}: {name}"
+        line = Text("  ").append(printable(place)).append(f"  {printable(stays.reason)}", "dim")
+        for process in stays.processes[:3]:
             line.append(f"\n    {process_text(process)}", "yellow")
-        if len(one.processes) > 3:
-            line.append(f"\n    and {len(one.processes) - 3} more", "yellow")
+        if len(stays.processes) > 3:
+            line.append(f"\n    and {len(stays.processes) - 3} more", "yellow")
         out.print(line)
     if len(kept) > len(shown):
         out.print(f"  and {len(kept) - len(shown)} more (-v shows all)")
-
-
-def _place(kept: Kept) -> str:
-    return f"{kept.repo}: {kept.path.rpartition('/')[2]}"
 
 
 def _show_unknown_use(out: Console, removal: Removal) -> None:
@@ -179,38 +177,42 @@ def _show_unknown_use(out: Console, removal: Removal) -> None:
 
 
 def _show_side_caches(out: Console, removal: Removal) -> None:
-    beside = [one for one in removal.side_caches if one.exists]
-    planned = {getattr(action, "path", None) for action in removal.plan.actions}
-    for one in beside:
-        if one.path not in planned:
-            text = f"{one.name} {size_text(one.size_on_disk)} (--{one.name} empties it)"
-            out.print(labelled("Beside", text))
+    caches = [cache for cache in removal.side_caches if cache.exists]
+    planned = {os.path.dirname(getattr(action, "path", "")) for action in removal.plan.actions}
+    refused = {kept.path for kept in removal.plan.kept}
+    for cache in caches:
+        if cache.path not in planned | refused:
+            text = f"{cache.name} {size_text(cache.size_on_disk)} (--{cache.name} empties it)"
+            out.print(labelled("Side cache", text))
 
 
 def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
     receipt = removal.receipt
     assert receipt is not None
-    done = [one for one in receipt.outcomes if one.result == "done"]
-    noun = "item" if len(done) == 1 else "items"
+    done = sum(outcome.result == "done" for outcome in receipt.outcomes)
+    noun = "item" if done == 1 else "items"
     if receipt.outcomes:
-        out.print(f"Removed {len(done)} {noun}, freed {size_text(receipt.freed)}.")
+        out.print(f"Removed {done} {noun}, freed {size_text(receipt.freed)}.")
     else:
         out.print("Nothing to remove.")
     if receipt.outcomes and removal.in_use and not removal.plan.kept:
         text = f"{in_use_words(removal.in_use)}; removed nevertheless"
         out.print(labelled("Forced", printable(text), "yellow"))
-    odd = [one for one in receipt.outcomes if one.result != "done"]
-    shown = odd if verbose else [one for one in odd if one.result != "absent"][:_SHOWN]
-    for one in shown:
-        _show_outcome(out, one)
+    usual = ("done",) if verbose else ("done", "absent")
+    shown = [outcome for outcome in receipt.outcomes if outcome.result not in usual]
+    for outcome in shown if verbose else shown[:_SHOWN]:
+        _show_outcome(out, outcome)
     if not verbose:
         links = {
             os.path.basename(action.path)
             for action in removal.plan.actions
             if isinstance(action, Remove) and action.kind == "link"
         }
+        caches = {cache.path for cache in removal.side_caches}
         busy = [
-            one for one in removal.plan.kept if one.processes or os.path.basename(one.path) in links
+            kept
+            for kept in removal.plan.kept
+            if kept.processes or os.path.basename(kept.path) in links or kept.path in caches
         ]
         _show_kept(out, busy, verbose=False)
         _show_unknown_use(out, removal)
@@ -219,8 +221,7 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
 
 
 def _show_outcome(out: Console, outcome: Outcome) -> None:
-    line = Text("  ")
-    line.append(outcome.result, _RESULT_COLOURS.get(outcome.result, ""))
+    line = Text("  ").append(outcome.result, _RESULT_COLORS.get(outcome.result, ""))
     line.append(f" {printable(outcome.path)}")
     if outcome.detail and outcome.detail not in outcome.path:
         line.append(f"  {printable(outcome.detail)}", "dim")

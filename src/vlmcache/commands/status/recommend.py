@@ -15,7 +15,7 @@ from vlmcache.commands.status.choose import choose
 from vlmcache.commands.status.planner import Planner, plan_download
 from vlmcache.commands.status.steps import Advice, PendingDownload
 from vlmcache.commands.status.values import ModelStatus, Recommendation, RepoStatus, Status
-from vlmcache.config import Config, ModelConfig, Session, name_of
+from vlmcache.config import Config, ModelConfig, Session
 from vlmcache.units import size_text
 
 _MOST_MODELS = 5
@@ -121,8 +121,8 @@ def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recomm
 
 def name_to_pull(state: CacheState, config: Config, model: ModelStatus) -> str:
     """Return what to type for a model of the status."""
-    cached = [repo.id for repo in state.repos if repo.type == "model"]
-    return name_of(config, ModelConfig(model.key, model.repo, model.revision), cached)
+    wanted = ModelConfig(model.key, model.repo, model.revision)
+    return names_in(state, config).name_of(wanted)
 
 
 def pending_download(

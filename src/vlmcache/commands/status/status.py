@@ -25,7 +25,8 @@ from vlmcache.cache.weights import (
     weights_bytes,
     with_overhead,
 )
-from vlmcache.change.removal_plan import Key
+from vlmcache.change.names import names_in
+from vlmcache.change.removals import Key
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.filters import parse_filter, select
 from vlmcache.commands.status.planner import Planner
@@ -40,7 +41,7 @@ from vlmcache.commands.status.values import (
     RevisionStatus,
     Status,
 )
-from vlmcache.config import ModelConfig, Session, find_model, own_home, shipped_config
+from vlmcache.config import ModelConfig, Session, own_home, shipped_config
 from vlmcache.home.copies import list_copies
 
 
@@ -59,8 +60,10 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
     """
     environment, config, location = session
     state = scan(location.dir)
-    cached = [repo.id for repo in state.repos if repo.type == "model"]
-    wanted = [find_model(config, name, cached) for name in names] or list(config.models.values())
+    known_names = names_in(state, session.config)
+    wanted = [known_names.model(name) for name in names] or [
+        known_names.as_held(model) for model in config.models.values()
+    ]
     findings = list(state.all_findings())
     findings += (
         Finding("configuration", "warning", None, config.path, warning, None)

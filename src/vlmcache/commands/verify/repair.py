@@ -185,5 +185,5 @@ class _Repair:
         if self.removals:
             places = {repo.moved_to for repo in self.state.repos if repo.moved_to is not None}
             plan = Plan(tuple(self.removals))
-            outcomes += apply.carry_out(plan, self.state.dir, places).outcomes
+            outcomes += apply.apply_removals(plan, self.state.dir, places).outcomes
         return outcomes, failure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from vlmcache import units
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Plan, Receipt
 from vlmcache.errors import ExitCode, VlmcacheError
@@ -120,8 +121,26 @@ class Verification(Report, frozen=True):
         repos = self.ids
         return DamageError(
             f"{', '.join(counts)}: {', '.join(repos[:5])}{' …' if len(repos) > 5 else ''}",
-            "'vlmcache verify --repair' fetches what is bad, and only that",
+            self._hint(repos),
         )
+
+    def _hint(self, repos: list[str]) -> str:
+        """Return what to type: `pull` for models that are absent, what repairs other repos."""
+        others = {
+            finding.repo: finding.remedy or ""
+            for finding in self.findings
+            if finding.code == "not-repairable"
+        }
+        absent = all(gap.file == "*" and gap.type == "model" for gap in self.missing)
+        if not self.damaged and absent:
+            names = [
+                gap.repo if gap.revision == "main" else f"{gap.repo}@{gap.revision}"
+                for gap in self.missing
+            ]
+            return f"fetch it: {units.command('pull', *names)}"
+        if others.keys() >= set(repos):
+            return f"only models can be repaired: {'; '.join(others.values())}"
+        return "'vlmcache verify --repair' fetches what is bad, and only that"
 
 
 class RepairReport(Verification, frozen=True):

@@ -1,0 +1,219 @@
+"""Reads what a cache's root holds next to the repos: locks, shared blobs, leftovers, strays."""
+
+from __future__ import annotations
+
+import os
+import stat as modes
+
+import msgspec
+
+from vlmcache import units
+from vlmcache.cache import layout
+from vlmcache.cache.entries import (
+    REF_LIMIT,
+    Notes,
+    add_below,
+    add_stray,
+    allocated_bytes,
+    entry_of,
+    read_entries,
+    read_link,
+)
+from vlmcache.cache.reading import read_bytes
+from vlmcache.cache.state import Leftover, LockFolder, SharedBlob, Stamp, Stray
+
+
+class RootScan:
+    """What has been read of a cache's root so far; `read` adds one entry of it.
+
+    Args:
+        cache_dir: the cache's folder.
+        notes: of the cache itself; what is found and counted is added to them.
+    """
+
+    def __init__(self, cache_dir: str, notes: Notes) -> None:
+        self.dir = cache_dir
+        self.notes = notes
+        self.shared: dict[str, SharedBlob] = {}
+        self.shared_marked = False
+        self.locks: dict[str, LockFolder] = {}
+        self.leftovers: list[Leftover] = []
+
+    def read(self, entry: os.DirEntry[str], stat: os.stat_result) -> None:
+        """Read an entry of the cache's root that is not a repo."""
+        folder = modes.S_ISDIR(stat.st_mode)
+        if folder and entry.name == layout.LOCKS:
+            self.notes.tally.add("metadata", stat)
+            self._read_locks(entry.path)
+        elif folder and entry.name == layout.SHARED_STORE:
+            self._read_shared_store(entry, stat)
+        elif folder and entry.name == layout.LEFTOVERS:
+            allocated = self.notes.tally.add("orphan", stat)
+            below, size = add_below(entry.path, "orphan", self.notes)
+            self.notes.strays.append(
+                Stray(
+                    entry.path,
+                    size,
+                    allocated + below,
+                    stat.st_ino,
+                    stat.st_mtime_ns,
+                    folder=True,
+                    leftover=True,
+                    device=stat.st_dev,
+                )
+            )
+            self._read_leftovers(entry.path)
+            self.notes.warning(
+                "leftover", entry.path, "a removal was interrupted", units.command("clean")
+            )
+        elif folder and entry.name == layout.MOVING:
+            self.notes.tally.add("partial", stat)
+            add_below(entry.path, "partial", self.notes)
+            self.notes.info(
+                "unfinished-move",
+                entry.path,
+                "a move to this folder is going on, or was interrupted",
+                "run the same 'vlmcache move' again, or with --undo",
+            )
+        elif entry.name in layout.ROOT_FILES and modes.S_ISREG(stat.st_mode):
+            self.notes.tally.add("metadata", stat)
+        else:
+            add_stray(entry, stat, self.notes)
+
+    def _read_locks(self, path: str) -> None:
+        for entry, stat in read_entries(path, self.notes):
+            if not modes.S_ISDIR(stat.st_mode):
+                if self._is_needless_record(entry.name):
+                    add_stray(entry, stat, self.notes, leftover=True)
+                else:
+                    self.notes.tally.add("metadata", stat)
+                continue
+            self.notes.tally.add("metadata", stat)
+            files: dict[str, Stamp] = {}
+            other = 0
+            for lock, status in read_entries(entry.path, self.notes):
+                self.notes.tally.add("metadata", status)
+                if modes.S_ISREG(status.st_mode) and lock.name.endswith(layout.LOCK_SUFFIX):
+                    files[lock.name] = entry_of(status)
+                    continue
+                other += 1
+                if modes.S_ISDIR(status.st_mode):
+                    add_below(lock.path, "metadata", self.notes)
+            self.locks[entry.name] = LockFolder(entry.path, entry_of(stat), files, other)
+
+    def _is_needless_record(self, name: str) -> bool:
+        """Whether a file among the locks records where a repo went that has no link here."""
+        folder, suffix, rest = name.partition(layout.RECORD_SUFFIX)
+        if not suffix or layout.parse_repo_folder(folder) is None:
+            return False
+        return bool(rest) or not os.path.islink(os.path.join(self.dir, folder))
+
+    def _read_leftovers(self, path: str) -> None:
+        """Read what interrupted removals left: `<unique>/<repo folder>/…`, as in a repo."""
+        for job, status in read_entries(path, self.notes):
+            if not modes.S_ISDIR(status.st_mode):
+                continue
+            whole = os.path.basename(job.path).startswith(layout.WHOLE_REPO)
+            for repo, stat in read_entries(job.path, self.notes):
+                if layout.parse_repo_folder(repo.name) is not None:
+                    self.leftovers.append(self._leftover(repo, stat, whole=whole))
+
+    def _leftover(self, repo: os.DirEntry[str], stat: os.stat_result, *, whole: bool) -> Leftover:
+        refs: dict[str, str] = {}
+        commits: set[str] = set()
+        blobs: set[str] = set()
+        shared: set[str] = set()
+        below = 0
+        pending = [(repo.path, "")] if modes.S_ISDIR(stat.st_mode) else []
+        while pending:
+            folder, prefix = pending.pop()
+            for entry, status in read_entries(folder, self.notes):
+                below += allocated_bytes(status)
+                name = prefix + entry.name
+                parts = name.split("/")
+                if len(parts) > 1 and parts[0] == layout.SNAPSHOTS:
+                    commits.add(parts[1])
+                if modes.S_ISDIR(status.st_mode):
+                    pending.append((entry.path, name + "/"))
+                elif modes.S_ISLNK(status.st_mode):
+                    target = read_link(entry.path)
+                    shared_hash = layout.shared_hash_of(target)
+                    if shared_hash is not None:
+                        shared.add(shared_hash)
+                    elif target.split("/")[-2:-1] == [layout.BLOBS]:
+                        blobs.add(target.rpartition("/")[2])
+                elif parts[0] == layout.REFS:
+                    try:
+                        commit = read_bytes(entry.path, REF_LIMIT).decode().strip()
+                    except (OSError, UnicodeDecodeError):
+                        continue
+                    refs[name.partition("/")[2]] = commit
+        return Leftover(
+            repo.path,
+            repo.name,
+            whole,
+            refs,
+            tuple(sorted(commits)),
+            tuple(sorted(blobs)),
+            tuple(sorted(shared)),
+            entry_of(stat, below),
+        )
+
+    def _read_shared_store(self, store: os.DirEntry[str], stat: os.stat_result) -> None:
+        marker = os.path.join(store.path, layout.SHARED_MARKER)
+        try:
+            self.shared_marked = read_bytes(marker, 64) == layout.SHARED_MARKER_TEXT.encode()
+        except OSError:
+            self.shared_marked = False
+        if not self.shared_marked:
+            add_stray(
+                store,
+                stat,
+                self.notes,
+                detail="looks like the hub's shared blob store, but its marker file is missing",
+            )
+            return
+        self.notes.tally.add("metadata", stat)
+        for entry, status in read_entries(store.path, self.notes):
+            if entry.name == layout.SHARED_MARKER:
+                self.notes.tally.add("metadata", status)
+            elif modes.S_ISDIR(status.st_mode) and len(entry.name) == 2:
+                self.notes.tally.add("metadata", status)
+                self._read_shared_folder(entry.path, entry.name)
+            else:
+                add_stray(entry, status, self.notes)
+
+    def _read_shared_folder(self, path: str, prefix: str) -> None:
+        entries = read_entries(path, self.notes)
+        names = {entry.name for entry, _ in entries}
+        manifests: dict[str, int] = {}
+        for entry, status in entries:
+            name = entry.name
+            regular = modes.S_ISREG(status.st_mode)
+            payload = name.removesuffix(layout.MANIFEST_SUFFIX).removesuffix(".soft")
+            payload = payload.removesuffix(layout.LOCK_SUFFIX)
+            ours = layout.SHARED_HASH.fullmatch(payload) is not None and payload[:2] == prefix
+            if regular and ours and payload == name:
+                allocated = self.notes.tally.add("shared", status)
+                self.shared[name] = SharedBlob(
+                    name,
+                    entry.path,
+                    status.st_size,
+                    allocated,
+                    status.st_ino,
+                    status.st_dev,
+                    status.st_nlink,
+                    status.st_mtime_ns,
+                    name + layout.MANIFEST_SUFFIX in names,
+                )
+            elif regular and ours:
+                allocated = self.notes.tally.add("metadata", status)
+                if name.endswith(layout.MANIFEST_SUFFIX):
+                    manifests[payload] = allocated
+            else:
+                add_stray(entry, status, self.notes)
+        for shared_hash, allocated in manifests.items():
+            if shared_hash in self.shared:
+                self.shared[shared_hash] = msgspec.structs.replace(
+                    self.shared[shared_hash], manifest_allocated=allocated
+                )

@@ -1,0 +1,236 @@
+"""Reads the snapshots of a repo: links to blobs, and what stands in place of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as modes
+
+from vlmcache import units
+from vlmcache.cache import layout
+from vlmcache.cache.entries import (
+    add_stray,
+    allocated_bytes,
+    entry_of,
+    read_entries,
+    read_link,
+    read_links,
+)
+from vlmcache.cache.reading import read_bytes
+from vlmcache.cache.repo_content import RepoContent
+from vlmcache.cache.state import File, FileKind, Revision
+
+_NEVER_EMPTY = (".json", ".safetensors", ".gguf", ".bin")
+"""Endings of a model's files that make no sense without content."""
+_LONGEST_STUB = 512
+"""Bytes beyond which no file is taken for the target of a link."""
+
+
+def read_snapshots(content: RepoContent, path: str) -> None:
+    """Read a repo's `snapshots/`; its blobs, refs and listings have been read before."""
+    for entry, stat in read_entries(path, content.notes):
+        if modes.S_ISLNK(stat.st_mode):
+            content.notes.tally.add("metadata", stat)
+            content.notes.error(
+                "outside-link",
+                entry.path,
+                "the snapshot is a link to another folder; it is not followed",
+            )
+            refs = content.refs_of(entry.name)
+            content.revisions.append(
+                Revision(
+                    entry.name,
+                    entry.path,
+                    refs,
+                    (),
+                    stat.st_mtime_ns,
+                    linked=True,
+                    entry=entry_of(stat),
+                )
+            )
+        elif modes.S_ISDIR(stat.st_mode):
+            content.notes.tally.add("metadata", stat)
+            content.revisions.append(_read_snapshot(content, entry, stat))
+        else:
+            add_stray(entry, stat, content.notes)
+
+
+def _read_snapshot(
+    content: RepoContent, snapshot: os.DirEntry[str], stat: os.stat_result
+) -> Revision:
+    commit = snapshot.name
+    files: list[File] = []
+    folders = 0
+    pending = [(snapshot.path, "", "../../" + layout.BLOBS + "/")]
+    blobs, add = content.blobs, content.notes.tally.add
+    while pending:
+        folder, prefix, to_blobs = pending.pop()
+        skip = len(to_blobs)
+        entries = read_entries(folder, content.notes)
+        targets = read_links(folder, entries)
+        for entry, status in entries:
+            mode = status.st_mode
+            if modes.S_ISDIR(mode) and _is_in_the_way(content, commit, prefix + entry.name, entry):
+                add_stray(
+                    entry,
+                    status,
+                    content.notes,
+                    leftover=False,
+                    detail="a folder in the place of a file of the model",
+                    remedy=units.command("rm", entry.path),
+                )
+            elif modes.S_ISDIR(mode):
+                folders += content.notes.tally.add("metadata", status)
+                pending.append((entry.path, f"{prefix}{entry.name}/", "../" + to_blobs))
+            elif modes.S_ISLNK(mode):
+                allocated = add("metadata", status)
+                name = entry.name
+                target = targets[name]
+                blob = blobs.get(target[skip:]) if target.startswith(to_blobs) else None
+                if blob is not None and blob.present:
+                    # As `_file` does it; this line is run for nearly every entry of a cache.
+                    files.append(
+                        File(
+                            prefix + name,
+                            "link",
+                            blob.name,
+                            blob.size,
+                            allocated,
+                            status.st_ino,
+                            status.st_dev,
+                            status.st_nlink,
+                            status.st_mtime_ns,
+                            status.st_atime_ns,
+                        )
+                    )
+                else:
+                    odd = _odd_link(content, commit, prefix + entry.name, entry.path, status)
+                    files.append(odd)
+            elif modes.S_ISREG(mode) and entry.name not in layout.DESKTOP_FILES:
+                files.append(_regular_file(content, commit, prefix + entry.name, entry, status))
+            else:
+                add_stray(entry, status, content.notes)
+    if not files and content.notes.could_read(snapshot.path):
+        content.notes.error(
+            "empty-snapshot",
+            snapshot.path,
+            "the snapshot holds no files",
+            content.remedy(commit),
+        )
+    copies = sum(file.kind == "copy" for file in files)
+    if copies:
+        content.notes.info(
+            "copied-files",
+            snapshot.path,
+            f"{copies} files are copies in place of links: revisions cannot share them",
+        )
+    return Revision(
+        commit,
+        snapshot.path,
+        content.refs_of(commit),
+        tuple(files),
+        stat.st_mtime_ns,
+        content.trees.get(commit),
+        entry=entry_of(stat, folders),
+    )
+
+
+def _is_in_the_way(content: RepoContent, commit: str, name: str, entry: os.DirEntry[str]) -> bool:
+    """Return whether a folder that is not empty is where the listing has a file."""
+    if name not in content.trees.get(commit, {}):
+        return False
+    try:
+        with os.scandir(entry.path) as inside:
+            return next(inside, None) is not None
+    except OSError:
+        return True
+
+
+def _regular_file(
+    content: RepoContent, commit: str, name: str, entry: os.DirEntry[str], stat: os.stat_result
+) -> File:
+    """A file of a snapshot that is not a link: its content, or what was left of its link."""
+    listed = content.trees.get(commit, {}).get(name)
+    blob, detail = None, f"{name} is an empty file in place of its link"
+    if stat.st_size:
+        blob = _blob_of_text(entry.path, name.count("/"), stat)
+        detail = f"{name} holds the text of its link in place of being the link"
+    elif listed is not None:
+        blob = listed.etag if listed.content_size and content.holds(listed) else None
+    if blob is None and (
+        stat.st_size or listed is not None or not _is_never_empty(content.kind, name)
+    ):
+        return _file(name, "copy", stat, None, stat.st_size)
+    here = blob in content.blobs
+    content.notes.tally.add("metadata", stat)
+    content.notes.error("lost-link", entry.path, detail, content.repair if here else content.pull)
+    return _file(name, "stub", stat, blob if here else None)
+
+
+def _is_never_empty(kind: str, name: str) -> bool:
+    return kind == "model" and name.endswith(_NEVER_EMPTY)
+
+
+def _blob_of_text(path: str, depth: int, stat: os.stat_result) -> str | None:
+    """Return the blob that a file's content means, if that is the text of a link to one."""
+    lengths = {len(layout.link_target("", depth)) + digits for digits in (40, 64)}
+    if stat.st_size not in lengths or stat.st_size > _LONGEST_STUB:
+        return None
+    try:
+        return layout.blob_of_text(read_bytes(path, _LONGEST_STUB), depth)
+    except OSError:
+        return None
+
+
+def _odd_link(
+    content: RepoContent, commit: str, name: str, path: str, stat: os.stat_result
+) -> File:
+    """A snapshot's link that is not the one that the hub writes to a blob that exists."""
+    remedy = content.remedy(commit, name=name)
+    # A link to the cache's old place says which blob it means.
+    meant = content.blobs.get(read_link(path).replace("\\", "/").rpartition("/")[2])
+    blob_meant = meant.name if meant is not None and meant.present else None
+    if blob_meant is not None:
+        remedy = content.repair
+    try:
+        target = os.stat(path)
+    except FileNotFoundError:
+        detail = f"the blob it links to is missing ({name})"
+        if blob_meant is not None:
+            detail = f"the link leads to another place than the blob's ({name})"
+        content.notes.error("dangling-link", path, detail, remedy)
+        return _file(name, "dangling", stat, blob_meant)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            content.notes.error("link-loop", path, f"the link leads in a circle ({name})", remedy)
+            return _file(name, "loop", stat)
+        detail = f"the link cannot be followed ({name}): {error.strerror or error}"
+        content.notes.error("unreadable-file", path, detail, units.command("doctor"))
+        return _file(name, "unreadable", stat)
+    real = os.path.realpath(path)
+    blob = content.blobs.get(os.path.basename(real))
+    if blob is not None and (blob.device, blob.inode) == (target.st_dev, target.st_ino):
+        return _file(name, "link", stat, blob.name, blob.size)
+    if f"{os.path.realpath(os.path.dirname(path))}{os.sep}".startswith(real + os.sep):
+        detail = f"the link leads back into itself ({name})"
+        content.notes.error("link-loop", path, detail, remedy)
+        return _file(name, "loop", stat)
+    content.notes.error("outside-link", path, f"the link leads out of the repo, to {real}", remedy)
+    return _file(name, "outside", stat, blob_meant)
+
+
+def _file(
+    name: str, kind: FileKind, stat: os.stat_result, blob: str | None = None, size: int = 0
+) -> File:
+    return File(
+        name,
+        kind,
+        blob,
+        size,
+        allocated_bytes(stat),
+        stat.st_ino,
+        stat.st_dev,
+        stat.st_nlink,
+        stat.st_mtime_ns,
+        stat.st_atime_ns,
+    )

@@ -1,0 +1,143 @@
+"""What a removal renames away first, where nothing finds it, and unlinks last.
+
+It lies in `.vlmcache-leftovers/<unique>/<repo folder>/…` of the cache, so on the same filesystem.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat as modes
+
+from vlmcache.cache import layout
+from vlmcache.cache.entries import allocated_bytes
+from vlmcache.change.attempt import Attempt, StaleError
+from vlmcache.change.locks import HubLocks
+from vlmcache.change.place import sync_folder
+from vlmcache.change.plan import Expected, RemoveTree
+from vlmcache.change.tree import Emptying, Tree
+
+
+class Leftovers:
+    """The leftovers of one run."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.folder = os.path.join(tree.root, layout.LEFTOVERS)
+        self.token = secrets.token_hex(6)
+        self.renamed: list[tuple[Attempt, str]] = []
+        """What was renamed, in that order, and where it is now."""
+
+    def set_aside(self, attempt: Attempt, expected: Expected | None, *, complete: bool) -> None:
+        """Rename an entry into the leftovers, or remove it in place if that fails.
+
+        Args:
+            attempt: the action that removes the entry.
+            expected: what is expected there.
+            complete: whether it is a complete repo.
+
+        Raises:
+            StaleError: it is not what was expected.
+            OSError: the system refuses.
+        """
+        path = attempt.action.path
+        with self.tree.entry(path, expected) as entry:
+            name, folder = entry.name, entry.folder
+            is_folder = modes.S_ISDIR(entry.status.st_mode)
+            if is_folder and folder is not None and os.path.ismount(path):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+            try:
+                place = self._place_for(path, complete=complete)
+                with self.tree.parent(place) as (new_name, new_folder):
+                    os.rename(name, new_name, src_dir_fd=folder, dst_dir_fd=new_folder)
+                self._note(attempt, place, folder)
+                return
+            except FileNotFoundError:
+                # It is an error only if the entry itself is gone, not the place for it.
+                os.stat(name, dir_fd=folder, follow_symlinks=False)
+            except (OSError, StaleError):
+                pass  # a full, foreign or read-only place for the leftovers; unlinking may still do
+            Emptying(attempt).remove(entry)
+
+    def exchange(self, attempt: Attempt, action: RemoveTree, locks: HubLocks) -> None:
+        """Rename a repo's folder into the leftovers and the link into its place, or do neither.
+
+        The hub's locks of the repo are held meanwhile, so that no download continues in the folder.
+
+        Raises:
+            TakenError: a lock is held.
+            StaleError: the folder is not what was expected.
+            OSError: the system refuses.
+        """
+        path = action.path
+        with locks.all_held(self.tree.repo_folder(path)):
+            place = self._place_for(path, complete=True)
+            link = os.path.join(self.folder, f"link-{self.token}")
+            with (
+                self.tree.entry(path, action.expected) as entry,
+                self.tree.parent(place) as (aside, aside_folder),
+                self.tree.parent(link) as (link_name, leftovers),
+            ):
+                name, folder = entry.name, entry.folder
+                if action.link is not None:
+                    os.symlink(action.link, link_name, dir_fd=leftovers)
+                try:
+                    os.rename(name, aside, src_dir_fd=folder, dst_dir_fd=aside_folder)
+                    if action.link is not None:
+                        try:
+                            os.rename(link_name, name, src_dir_fd=leftovers, dst_dir_fd=folder)
+                        except OSError:
+                            os.rename(aside, name, src_dir_fd=aside_folder, dst_dir_fd=folder)
+                            raise
+                except OSError:
+                    if action.link is not None:
+                        with contextlib.suppress(OSError):
+                            os.unlink(link_name, dir_fd=leftovers)
+                    raise
+                self._note(attempt, place, folder)
+                if action.link is not None:
+                    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    attempt.freed -= allocated_bytes(found)
+
+    def _note(self, attempt: Attempt, place: str, folder: int | None) -> None:
+        """Make a rename lasting before anything that relies on it is unlinked."""
+        self.renamed.append((attempt, place))
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                sync_folder(folder)
+
+    def _place_for(self, path: str, *, complete: bool) -> str:
+        """Return where to rename a path to, its folders made."""
+        job = (layout.WHOLE_REPO if complete else "part-") + self.token
+        parts = [job, *os.path.relpath(path, self.tree.root).split(os.sep)]
+        folder = self.folder
+        for part in ["", *parts[:-1]]:
+            folder = os.path.join(folder, part) if part else folder
+            self.tree.make_folder(folder, 0o700)
+        return os.path.join(folder, parts[-1])
+
+    def parts_of(self, place: str) -> list[str]:
+        """Return the names below the repo's folder of what was renamed to a place."""
+        return os.path.relpath(place, self.tree.root).split(os.sep)[3:]
+
+    def remove(self, attempt: Attempt, path: str, expected: Expected | None = None) -> None:
+        """Unlink an entry with all that is below it, where it is.
+
+        Raises:
+            StaleError: it is not what was expected.
+            OSError: the first refusal.
+        """
+        with self.tree.entry(path, expected) as entry:
+            Emptying(attempt).remove(entry)
+
+    def remove_earlier(self, attempt: Attempt, path: str, expected: Expected | None) -> None:
+        """Unlink what an interrupted run has left, and the folders above it if they are empty."""
+        self.remove(attempt, path, expected)
+        job = os.path.dirname(path)
+        if os.path.basename(os.path.dirname(job)) != layout.LEFTOVERS:
+            return
+        for folder in (job, os.path.dirname(job)):
+            with contextlib.suppress(OSError), self.tree.entry(folder) as entry:
+                entry.remove_folder(attempt)

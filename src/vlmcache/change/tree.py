@@ -1,0 +1,287 @@
+"""Changes below a root: folders are entered one by one, and links among them never followed.
+
+So a folder that was swapped for a link cannot lead outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat as modes
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from vlmcache.cache import layout
+from vlmcache.cache.entries import allocated_bytes
+from vlmcache.change.attempt import Attempt, StaleError, TakenError, refusal
+from vlmcache.change.plan import Expected, Outcome
+
+BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_fd
+
+_HOIST_AT = 40
+"""Folders deep at which a folder is moved up, so that no depth exhausts descriptors."""
+_ROUNDS = 100
+"""How often deep folders are moved up; more only if a process keeps making new ones."""
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+class TreeEntry(NamedTuple):
+    """What is at a path."""
+
+    name: str
+    """Its name in the open folder; the complete path if the system has no such calls."""
+    folder: int | None
+    path: str
+    status: os.stat_result
+
+    def unlink(self, attempt: Attempt) -> None:
+        """Unlink it; that gives nothing back while another hard link keeps its bytes."""
+        os.unlink(self.name, dir_fd=self.folder)
+        attempt.freed += allocated_bytes(self.status) if self.status.st_nlink <= 1 else 0
+
+    def remove_folder(self, attempt: Attempt) -> None:
+        """Remove an empty folder."""
+        os.rmdir(self.name, dir_fd=self.folder)
+        attempt.freed += allocated_bytes(self.status)
+
+
+class Tree:
+    """A cache, or a place to which models were moved, as what is removed there is reached.
+
+    Args:
+        root: the folder.
+        in_use: (device, inode) of files that processes use, which stay.
+        force: remove in spite of locks and uses.
+    """
+
+    def __init__(
+        self, root: str, in_use: frozenset[tuple[int, int]] = frozenset(), *, force: bool = False
+    ) -> None:
+        self.root = os.path.abspath(root)
+        self.in_use = in_use
+        self.force = force
+        self._made: list[str] = []
+
+    def repo_folder(self, path: str) -> str:
+        """Return the name of the repo folder that a path lies in."""
+        return os.path.relpath(path, self.root).split(os.sep)[0]
+
+    def refuse_use(self, status: os.stat_result, why: str = "a process uses it") -> None:
+        """Make sure that no process uses a file.
+
+        Raises:
+            TakenError: one does, and nothing is forced.
+        """
+        if (status.st_dev, status.st_ino) in self.in_use and not self.force:
+            raise TakenError(why)
+
+    @contextlib.contextmanager
+    def parent(self, path: str) -> Iterator[tuple[str, int | None]]:
+        """Yield a path's last name and its folder, entered from the root without following links.
+
+        If the system has no such calls, the folder is `None` and the name is the complete path.
+
+        Raises:
+            StaleError: a link or something else is in the place of a folder.
+            OSError: the system refuses.
+        """
+        root, flags = self.root, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+        if not path.startswith(self.root + os.sep):
+            # A side cache, in which entries were found; a link that has taken its place is not it.
+            root, flags = os.path.dirname(path), _FOLDER
+        folder, name = os.path.split(path)
+        if not BY_DESCRIPTOR:
+            _refuse_links(root, folder)
+            yield path, None
+            return
+        descriptor = os.open(root, flags)
+        try:
+            relative = os.path.relpath(folder, root)
+            for part in [] if relative == os.curdir else relative.split(os.sep):
+                below = enter(part, descriptor, path)
+                os.close(descriptor)
+                descriptor = below
+            yield name, descriptor
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def entry(self, path: str, expected: Expected | None = None) -> Iterator[TreeEntry]:
+        """Yield what is at a path, entered as `parent` enters it.
+
+        Raises:
+            StaleError: it is not what was expected.
+            OSError: the system refuses.
+        """
+        with self.parent(path) as (name, folder):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if expected is not None and (
+                status.st_ino != expected.inode
+                or status.st_mtime_ns != expected.mtime_ns
+                or expected.size not in (None, status.st_size)
+            ):
+                raise StaleError("it changed since the plan was made")
+            yield TreeEntry(name, folder, path, status)
+
+    def unlink(self, path: str, expected: Expected | None, attempt: Attempt) -> None:
+        """Unlink a file or link.
+
+        Raises:
+            StaleError: it is not what was expected.
+            TakenError: a process uses it.
+            OSError: the system refuses.
+        """
+        with self.entry(path, expected) as entry:
+            self.refuse_use(entry.status)
+            entry.unlink(attempt)
+
+    def remove_folder(self, path: str, attempt: Attempt) -> None:
+        """Remove an empty folder.
+
+        Raises:
+            StaleError: it is not empty.
+            OSError: the system refuses.
+        """
+        with self.entry(path) as entry:
+            try:
+                entry.remove_folder(attempt)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise StaleError("it is not empty") from None
+                raise
+
+    def make_folder(self, path: str, mode: int = 0o777) -> None:
+        """Make a folder that is gone again at the end of the run, if it is not there yet."""
+        if path in self._made:
+            return
+        with self.parent(path) as (name, parent), contextlib.suppress(FileExistsError):
+            os.mkdir(name, mode, dir_fd=parent)
+            self._made.append(path)
+
+    def remove_made(self) -> tuple[int, list[Outcome]]:
+        """Remove the folders that this run made.
+
+        Returns:
+            The bytes of those that stay, and a failure for each that the system refused to remove;
+            one that others use by now is not a failure.
+        """
+        left, failures = 0, []
+        for path in reversed(self._made):
+            try:
+                with self.parent(path) as (name, parent):
+                    os.rmdir(name, dir_fd=parent)
+            except FileNotFoundError:
+                continue
+            except (OSError, StaleError) as error:
+                with contextlib.suppress(OSError):
+                    left += allocated_bytes(os.lstat(path))
+                used = getattr(error, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST)
+                if isinstance(error, OSError) and not used:
+                    detail = refusal(error, path)
+                    failures.append(Outcome("remove-tree", path, "failed", detail=detail))
+        return left, failures
+
+
+class Emptying:
+    """Unlinks folders with all that is below them; what cannot be removed does not stop the rest.
+
+    Args:
+        attempt: the action, to which the bytes are added that are given back.
+    """
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._errors: list[OSError] = []
+        self._top: int | None = None
+
+    def remove(self, entry: TreeEntry) -> None:
+        """Unlink an entry, a folder with all that is below it.
+
+        Raises:
+            OSError: the first refusal.
+        """
+        if not modes.S_ISDIR(entry.status.st_mode):
+            entry.unlink(self._attempt)
+            return
+        self._empty(entry.name, entry.folder, entry.path, 0)
+        try:
+            entry.remove_folder(self._attempt)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._errors.append(OSError(error.errno, error.strerror, entry.path))
+        if self._errors:
+            raise self._errors[0]
+
+    def _empty(self, name: str, parent: int | None, path: str, depth: int) -> None:
+        descriptor = enter(name, parent, path) if BY_DESCRIPTOR else None
+        if depth == 0:
+            self._top = descriptor
+        device = os.stat(path if descriptor is None else descriptor).st_dev
+        try:
+            # Once more as long as deep folders were moved up to the top meanwhile.
+            for _ in range(_ROUNDS):
+                # What makes a repo one is removed before what it leads to, wherever it is emptied.
+                for name in sorted(names_in(descriptor, path), key=_refs_first):
+                    self._remove_below(name, descriptor, os.path.join(path, name), device, depth)
+                again = depth == 0 and descriptor is not None and not self._errors
+                if not again or not names_in(descriptor, path):
+                    return
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _remove_below(
+        self, name: str, folder: int | None, path: str, device: int, depth: int
+    ) -> None:
+        name = name if folder is not None else path
+        try:
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            entry = TreeEntry(name, folder, path, status)
+            if not modes.S_ISDIR(status.st_mode):
+                entry.unlink(self._attempt)
+            elif status.st_dev != device:
+                raise OSError(errno.EXDEV, "another filesystem is mounted there")
+            elif depth >= _HOIST_AT and folder is not None:
+                unique = f"{secrets.token_hex(8)}.deep"
+                os.rename(name, unique, src_dir_fd=folder, dst_dir_fd=self._top)
+            else:
+                self._empty(name, folder, path, depth + 1)
+                entry.remove_folder(self._attempt)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._errors.append(OSError(error.errno, error.strerror, path))
+
+
+def _refs_first(name: str) -> int:
+    return {layout.REFS: 0, layout.SNAPSHOTS: 1}.get(name, 2)
+
+
+def enter(name: str, parent: int | None, path: str) -> int:
+    """Open a folder on the way to a path.
+
+    Raises:
+        StaleError: it is a link, or not a folder.
+        OSError: the system refuses.
+    """
+    try:
+        return os.open(name, _FOLDER, dir_fd=parent)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise StaleError(f"something else is in the place of a folder: {path}") from None
+        raise
+
+
+def _refuse_links(root: str, folder: str) -> None:
+    while len(folder) > len(root):
+        if os.path.islink(folder):
+            raise StaleError(f"a link is in the place of a folder: {folder}")
+        folder = os.path.dirname(folder)
+
+
+def names_in(descriptor: int | None, path: str) -> list[str]:
+    """Return the names in a folder, by its descriptor if there is one."""
+    return os.listdir(path if descriptor is None else descriptor)
