@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +23,26 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_NOT_COMPARED = frozenset({"PYTEST_CURRENT_TEST"})
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--refresh", action="store_true", help="Write tests/cli/documents anew.")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Fail the run where a test leaves the environment other than it was."""
+@pytest.fixture
+def _same_environment() -> Iterator[None]:
+    """Fail a test that leaves the environment other than it was.
+
+    HF_* variables of a `.env` are an exception: huggingface_hub reads them from the process.
+    """
     before = dict(os.environ)
-    result = yield
-    after = dict(os.environ)
-    changed = {
-        name
-        for name in before.keys() | after.keys()
-        if before.get(name) != after.get(name) and name not in _NOT_COMPARED
-    }
-    if changed:
-        os.environ.clear()
-        os.environ.update(before)
-        raise RuntimeError(f"{item.nodeid} changed the environment: {', '.join(sorted(changed))}")
-    return result
+    yield
+    names = before.keys() | os.environ.keys()
+    changed = {name for name in names if before.get(name) != os.environ.get(name)}
+    changed = {name for name in changed if not name.startswith(("HF_", "PYTEST_"))}
+    for name in changed:
+        os.environ.pop(name, None)
+        if name in before:
+            os.environ[name] = before[name]
+    assert not changed
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -68,7 +65,9 @@ def _no_network() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_environment(
+    _same_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Keep the user's cache, configuration and variables out of every test."""
     for name in list(os.environ):
         if name.startswith(("HF_", "HUGGING", "VLMCACHE_", "XDG_", "TRANSFORMERS_")):

@@ -15,6 +15,8 @@ PATTERNS = [
     if line and not line.startswith("#")
 ]
 ODD = re.compile("|".join(f"(?:{pattern})" for pattern in PATTERNS), re.IGNORECASE)
+KEYS = frozenset({"quantise"})
+"""Keys of JSON documents, which never change once they were published."""
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
 
 
@@ -26,6 +28,7 @@ def test_no_string_of_a_module_has_an_odd_turn_of_english(path: Path) -> None:
         f"line {node.lineno}: {match[0]!r}"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if node.value not in KEYS
         for match in ODD.finditer(node.value)
     ]
     assert not found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.1"
+__version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from vlmcache.api import Cache
@@ -208,7 +208,6 @@ __all__ = [
     "UntrustedCodeError",
     "UsageError",
     "Verification",
-    "VerifyOptions",
     "VlmcacheError",
     "WrongBytesError",
     "__version__",

@@ -75,7 +75,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "configuration": (
         "A setting in config.yaml, in a .env file or in the environment is wrong or is ignored.",
-        "Correct it at the place that the message names; 'vlmcache doctor' lists what is in force.",
+        "Correct it at the place that the message names; 'vlmcache doctor' lists what applies.",
     ),
     "conflicting-settings": (
         "Two settings name different cache folders, and one of them is ignored.",
@@ -499,6 +499,6 @@ def explain(code: str) -> Explanation:
         UsageError: there is no such code.
     """
     if code not in CODES:
-        hint = did_you_mean(code, CODES) or "docs/codes.md lists them"
+        hint = did_you_mean(code, CODES, 1) or "docs/codes.md lists them"
         raise UsageError(f"no such code: '{code}'", hint)
     return Explanation(code, *CODES[code])

@@ -347,9 +347,8 @@ def _clean() -> Done:
     return done
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(plans=st.lists(_PLANS, min_size=1, max_size=2))
-def test_what_loaded_offline_before_a_plain_clean_loads_offline_after(plans: list[Plan]) -> None:
+def _check(plans: list[Plan]) -> None:
+    """Make a cache of each repo, clean it, and see that what was needed is still there."""
     with _cache_of(plans) as made:
         drive = made[0].repo.cache.root.parent / "drive"
         away = drive.with_name("unplugged")
@@ -377,6 +376,19 @@ def test_what_loaded_offline_before_a_plain_clean_loads_offline_after(plans: lis
             assert path.exists(), (path, done.out)
         for path in listed:
             assert path.exists(), (path, done.out)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(plans=st.lists(_PLANS, min_size=1, max_size=2))
+def test_what_loaded_offline_before_a_plain_clean_loads_offline_after(plans: list[Plan]) -> None:
+    _check(plans)
+
+
+@pytest.mark.full
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(plans=st.lists(_PLANS, min_size=1, max_size=3))
+def test_of_two_thousand_caches_none_loses_what_loaded_offline(plans: list[Plan]) -> None:
+    _check(plans)
 
 
 def test_an_old_revision_that_nobody_used_is_removed(tmp_path: Path) -> None:

@@ -791,7 +791,7 @@ def test_what_another_repo_links_to_stays_where_it_was_moved_to(
     other.revision(FIRST)
     _link_blobs(repo, other)
     (tmp_path / "drive").mkdir()
-    move(place.config, place.location, str(tmp_path / "drive"), [NAME])
+    move(place.session, str(tmp_path / "drive"), [NAME])
     assert (place.root / repo.folder.name).is_symlink()
     freed(place.rm(NAME))
     held = {name: (other.snapshots / other.latest / name).read_bytes() for name in FIRST}
@@ -808,7 +808,7 @@ def test_a_place_that_models_were_moved_to_respects_the_locks_of_their_cache(
     repo.revision(FIRST)
     settle(place.root)
     (tmp_path / "drive").mkdir()
-    move(place.config, place.location, str(tmp_path / "drive"), [NAME])
+    move(place.session, str(tmp_path / "drive"), [NAME])
     partial = tmp_path / "drive" / repo.folder.name / "blobs" / ("d" * 64 + ".incomplete")
     partial.write_bytes(b"half")
     os.utime(partial, (time.time() - OLD,) * 2)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.test_every_command import WITHOUT_JSON, filled, line
 from tests.kit.commands import Vlmcache, run_here
-from vlmcache.cli.main import COMMANDS, STREAMS
+from vlmcache.cli.register import COMMANDS
 
 __all__ = ["filled"]
 
@@ -65,7 +65,7 @@ def test_the_document_of_each_command_is_as_recorded(
     filled: Vlmcache, tmp_path: Path, command: str, refresh: bool
 ) -> None:
     done = run_here(*line(command), "--json")
-    text = done.out.splitlines()[0] if command in STREAMS else done.out
+    text = done.out.splitlines()[0] if COMMANDS[command].lines else done.out
     stable = _stable(
         json.loads(text),
         "",

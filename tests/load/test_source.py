@@ -11,7 +11,7 @@ import pytest
 import vlmcache
 from tests.kit.caches import CacheBuilder, model_files
 from vlmcache.cache.scan import Scanner
-from vlmcache.cache.scan_repo import RepoScan
+from vlmcache.cache.scan_repo import read_repo
 from vlmcache.load import quantized
 
 MODELS = ["org/a", "org/b", "org/c"]
@@ -29,19 +29,19 @@ def scans(cache: CacheBuilder, monkeypatch: pytest.MonkeyPatch) -> dict[str, int
         cache.repo(model).revision(model_files())
     monkeypatch.setenv("HF_HUB_CACHE", str(cache.root))
     Path("config.yaml").write_text("models: {a: {repo: org/a}}\nvlmcache: {min_free: 0}\n")
-    scan, run = Scanner.scan, RepoScan.run
+    scan = Scanner.scan
 
     def counted_scan(scanner: Scanner, *arguments: Any, **options: Any) -> Any:
         counts["cache"] += 1
         return scan(scanner, *arguments, **options)
 
-    def counted_run(reading: RepoScan, now: float) -> Any:
-        repo = run(reading, now)
+    def counted_read(content: Any, now: float) -> Any:
+        repo = read_repo(content, now)
         counts[repo.id] = counts.get(repo.id, 0) + 1
         return repo
 
     monkeypatch.setattr(Scanner, "scan", counted_scan)
-    monkeypatch.setattr(RepoScan, "run", counted_run)
+    monkeypatch.setattr("vlmcache.cache.scan.read_repo", counted_read)
     return counts
 
 

@@ -11,6 +11,7 @@ import os
 import secrets
 import stat as modes
 
+from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.change.attempt import Attempt, StaleError
@@ -104,6 +105,7 @@ class Leftovers:
     def _note(self, attempt: Attempt, place: str, folder: int | None) -> None:
         """Make a rename lasting before anything that relies on it is unlinked."""
         self.renamed.append((attempt, place))
+        log.debug("remove", "renamed '%s' to '%s'", attempt.action.path, place)
         if folder is not None:
             with contextlib.suppress(OSError):
                 sync_folder(folder)

@@ -356,7 +356,8 @@ def publish_blob(partial: str, blob: str) -> None:
     Raises:
         OSError: the system refuses; the partial is still there.
     """
-    _replace(partial, blob)
+    os.replace(partial, blob)
+    log.debug("place", "renamed '%s' to '%s'", partial, blob)
     sync_folder(os.path.dirname(blob))
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmcache.cli.options import (
-    Answer,
     DryRun,
     Yes,
     command,
@@ -18,6 +17,7 @@ from vlmcache.cli.options import (
 
 if TYPE_CHECKING:
     from vlmcache.cli.options import Output
+    from vlmcache.commands.remove.values import Removal
     from vlmcache.config import Session
 
 EXAMPLES = """Examples:
@@ -89,7 +89,7 @@ def clean(
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
-) -> Answer:
+) -> Removal:
     """Remove what nobody needs, and what was not used for a while.
 
     Without options: revisions that a newer complete one replaced and that were not used for 30
@@ -115,10 +115,9 @@ def clean(
         modules=modules,
         partials=partials,
     )
-    value = remove_clean.clean(
+    return remove_clean.clean(
         session,
         options,
         dry_run=dry_run,
         confirm=confirmation(output, yes=yes, word="all" if every else None),
     )
-    return value

@@ -1,7 +1,7 @@
 """Commands whose parameters are taken as they are wherever that is right.
 
 Typer 0.29 sends every parameter that is no flag through a pydantic adapter, whose import alone
-takes as long as a whole `vlmcache status`. A text for a text needs no adapter.
+takes as long as a complete `vlmcache status`. A string for a string needs no adapter.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Return the keys of the configuration in force that begin so; none if it cannot be read."""
+    """Return the keys of the configuration that begin so; none if it cannot be read."""
     from vlmcache.config import load_config, read_environment
 
     try:

@@ -40,7 +40,7 @@ COMMANDS = {
         "vlmcache.commands.remove.view.show",
     ),
     "clean": Command(
-        "Remove waste, and what was not used for long.",
+        "Remove what nobody needs, and models beyond a size limit.",
         "vlmcache.commands.remove.values.Removal",
         "vlmcache.commands.remove.view.show",
     ),

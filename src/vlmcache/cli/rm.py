@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, DryRun, Yes, command, complete_model
+from vlmcache.cli.options import DryRun, Yes, command, complete_model
 
 if TYPE_CHECKING:
     from vlmcache.cli.options import Output
+    from vlmcache.commands.remove.values import Removal
     from vlmcache.config import Session
 
 EXAMPLES = """Examples:
@@ -42,7 +43,7 @@ def rm(
     force: Annotated[
         bool, typer.Option("--force", help="Remove even what a process uses.")
     ] = False,
-) -> Answer:
+) -> Removal:
     """Remove models or single revisions.
 
     Blobs that other revisions need stay. Nothing in use is removed.
@@ -50,11 +51,10 @@ def rm(
     from vlmcache.cli.confirmation import confirmation
     from vlmcache.commands.remove import remove, values
 
-    value = remove.remove(
+    return remove.remove(
         session,
         models,
         values.RemoveOptions(revision, force),
         dry_run=dry_run,
         confirm=confirmation(output, yes=yes),
     )
-    return value

@@ -84,10 +84,12 @@ class Account:
         from huggingface_hub.utils._http import get_session
 
         session = get_session()
+        headers = build_hf_headers(token=self.token, library_name="vlmcache")
+        log.hide(_secret_of(headers))
         return Library(
             session,
             sys.modules[type(session).__module__.partition(".")[0]],
-            build_hf_headers(token=self.token, library_name="vlmcache"),
+            headers,
             float(constants.HF_HUB_ETAG_TIMEOUT),
             float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
         )
@@ -100,10 +102,7 @@ class Account:
     @property
     def secret(self) -> str:
         """The token, or an empty string."""
-        for name, value in self.headers.items():
-            if name.lower() == "authorization":
-                return value.partition(" ")[2]
-        return ""
+        return _secret_of(self.headers)
 
     @property
     def how_to_log_in(self) -> str:
@@ -160,3 +159,10 @@ def _checked(token: str) -> str:
             "give it as https://huggingface.co/settings/tokens shows it",
         )
     return token
+
+
+def _secret_of(headers: dict[str, str]) -> str:
+    for name, value in headers.items():
+        if name.lower() == "authorization":
+            return value.partition(" ")[2]
+    return ""

@@ -13,6 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
+from vlmcache import log
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.config import Environment
 from vlmcache.errors import BadAnswerError, HubError, OfflineError
@@ -167,6 +168,7 @@ class Client(Account):
                     timeout=self.library.http.Timeout(timeout, connect=min(timeout, 10.0)),
                 )
                 response = self.library.session.send(request, stream=True, follow_redirects=False)
+            log.debug("hub", "GET %s: status %s", address, response.status_code)
             live = _socket_of(response)
             if live is not None:
                 self._live.add(live)

@@ -112,7 +112,7 @@ def schema_of(command: str, value: type[msgspec.Struct]) -> dict[str, Any]:
 def schema_of_stream(command: str, values: Sequence[type[msgspec.Struct]]) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of one line of a command's stream.
 
-    A line is one of the values, or tells of the failure that ended the stream.
+    A line is one of the values, or reports the failure that ended the stream.
     """
     roots, components = msgspec.json.schema_components(
         (Envelope, *values), ref_template="#/$defs/{name}"

@@ -116,6 +116,19 @@ def test_nothing_goes_where_all_that_may_go_would_not_be_enough(
     assert fingerprint(cache.root) == before
 
 
+def test_nothing_is_evicted_from_a_cache_that_does_not_exist_and_the_pull_is_refused(
+    disk: tuple[LoopbackHub, CacheBuilder],
+) -> None:
+    hub, cache = disk
+    absent = cache.root.parent / "absent"
+    asked = vlmcache(hub, absent, "pull", "wanted")
+    assert "--make-room" not in asked.stderr
+    done = vlmcache(hub, absent, "pull", "wanted", "--make-room", "--yes")
+    assert (asked.returncode, done.returncode) == (9, 9)
+    assert "evicting would not make enough room" in done.stderr
+    assert not absent.exists()
+
+
 def test_a_working_folders_free_space_refuses_a_pull_and_evicts_nothing_for_it(
     disk: tuple[LoopbackHub, CacheBuilder],
 ) -> None:

@@ -129,6 +129,23 @@ def test_wrong_use_is_exit_2_and_one_line(hub: LoopbackHub, tmp_path: Path, case
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_folder_with_files_in_the_place_of_a_models_file_is_told_before_any_byte_is_fetched(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    commit = hub._repos["model", REPO].find("main")
+    cache = tmp_path / "cache"
+    folder = cache / "models--org--name" / "snapshots" / str(commit) / "config.json"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("not the hub's")
+    before = fingerprint(cache)
+    for words in (["--dry-run"], []):
+        result = vlmcache(hub, cache, "pull", "one", *words)
+        assert result.returncode == 1, result.stderr
+        assert f"in the place of a file of the model: {folder}" in one_line(result)
+    assert hub.bytes_sent() == 0
+    assert fingerprint(cache) == before
+
+
 def arrange(hub: LoopbackHub, case: str) -> tuple[list[str], dict[str, str]]:
     """Bring about a refusal; return arguments and variables for the command."""
     if case.startswith("gated"):

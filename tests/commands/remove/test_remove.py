@@ -261,7 +261,7 @@ def test_a_model_is_configured_and_kept_in_whatever_case_its_repo_is_written(pla
     for name in ("mine", "ORG/NAME", "Org/name"):
         kept = CleanOptions(max_size=1, keep=(name,), evict=("mine",))
         assert place.clean(kept).plan.actions == (), name
-    shown = status(place.config, place.location, environment=place.environment)
+    shown = status(place.session)
     assert [(one.repo, one.state) for one in shown.models] == [("org/name", "cached")]
     assert not any(one.command for one in shown.recommendations)
     assert place.rm("mine").receipt is not None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vlmcache.cache.state import ByClass
 from vlmcache.change.plan import Plan, Remove, RemoveTree
 from vlmcache.commands.pull.room import Shortage
+from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.choose import choose
 from vlmcache.commands.status.planner import fetching
 from vlmcache.commands.status.steps import Advice, Evictable, PendingDownload
@@ -55,27 +56,27 @@ class Disk:
     def size(self) -> int:
         return sum(repo.size + repo.waste + repo.begun for repo in self.repos)
 
-    def clean(self, wishes: CleanOptions) -> tuple[Plan, int]:
-        budget = wishes.max_size
-        if budget is None and wishes.free is None:
+    def clean(self, options: CleanOptions) -> tuple[Plan, int]:
+        budget = options.max_size
+        if budget is None and options.free is None:
             budget = self.max_size
         goal = 0 if budget is None else max(0, self.size - budget)
-        goal = goal if wishes.free is None else max(goal, wishes.free - self.free)
+        goal = goal if options.free is None else max(goal, options.free - self.free)
         actions: list[Remove | RemoveTree] = [
             Remove(f"/{one.name}/part", "partial", one.name, "left unfinished", one.waste, None)
             for one in self.repos
-            if one.waste and one.name not in wishes.keep
+            if one.waste and one.name not in options.keep
         ]
         actions += (
             Remove(f"/{one.name}/begun", "partial", one.name, "begun", one.begun, None)
             for one in self.repos
-            if one.begun and wishes.partials and one.name not in wishes.keep
+            if one.begun and options.partials and one.name not in options.keep
         )
         frees = sum(action.frees for action in actions)
         for one in self.repos:
             if frees >= goal:
                 break
-            if one.size and not one.pinned and one.name not in wishes.keep:
+            if one.size and not one.pinned and one.name not in options.keep:
                 path = f"/{one.name}"
                 actions.append(RemoveTree(path, "repo", one.name, "unused", one.size, None))
                 frees += one.size
@@ -108,7 +109,10 @@ class Disk:
     def is_running(self, download: PendingDownload) -> bool:
         return any(one.running for one in self.repos if one.name == download.repo)
 
-    def can_fetch(self, download: Download) -> bool:
+    def is_read_only(self, folder: str) -> bool:
+        return False
+
+    def can_fetch(self, download: PendingDownload) -> bool:
         return self.locked_for(download) is None and not self.is_running(download)
 
     def evictable(self, pending: Collection[str]) -> Sequence[Evictable]:
@@ -136,6 +140,7 @@ class Disk:
         ]
 
     def steps(self) -> list[Recommendation]:
+        own = (self.min_free, self.comfortable) if self.trusted else (0, 0)
         room = CacheSummary(
             dir=LOCATION.dir,
             source=LOCATION.source,
@@ -145,8 +150,8 @@ class Disk:
             size_on_disk=self.size,
             free=self.free,
             total=None,
-            min_free=self.min_free,
-            comfortable_free=self.comfortable,
+            min_free=own[0],
+            comfortable_free=own[1],
             max_size=self.max_size,
             by_class=ByClass(),
         )
@@ -169,13 +174,13 @@ class Disk:
         words = [word for word in words if word != "--partials"]
         pairs = list(zip(words[::2], words[1::2], strict=True))
         sizes = {name: parse_size(value) for name, value in pairs if name != "--keep"}
-        wishes = CleanOptions(
+        options = CleanOptions(
             free=sizes.get("--free"),
             max_size=sizes.get("--max-size"),
             keep=tuple(value for name, value in pairs if name == "--keep"),
             partials=partials,
         )
-        plan, missed = self.clean(wishes)
+        plan, missed = self.clean(options)
         assert not missed, "clean ends with 3"
         self.remove(plan)
 

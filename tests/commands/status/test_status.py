@@ -170,7 +170,7 @@ def test_models_asked_for_replace_the_configured_ones(cache: CacheBuilder) -> No
         ("org/other", "v1", "cached"),
         ("org/nowhere", "main", "missing"),
     ]
-    failure = found.problem
+    failure = found.not_cached
     assert failure is not None
     assert failure.exit_code == 4
     assert failure.hint == "vlmcache pull qwen_vl_2b"
@@ -179,11 +179,13 @@ def test_models_asked_for_replace_the_configured_ones(cache: CacheBuilder) -> No
 def test_a_status_raises_what_is_not_cached_once_it_is_checked(cache: CacheBuilder) -> None:
     cache.repo("org/cached").revision(model_files())
     complete = asked(cache, config("org/cached"))
-    assert complete.check() is complete
+    assert complete.not_cached is None
+    assert complete.with_problem(complete.not_cached).check() == complete
     missing = asked(cache, config(), "org/absent@v1", "org/cached")
     assert [model.state for model in missing.models] == ["missing", "cached"]
+    assert missing.check() is missing
     with pytest.raises(NotCachedError, match="org/absent is missing") as raised:
-        missing.check()
+        missing.with_problem(missing.not_cached).check()
     assert raised.value.hint == "vlmcache pull org/absent@v1"
 
 

@@ -236,7 +236,7 @@ def test_a_folder_in_the_place_of_a_link_goes_only_if_it_is_empty(
     if holds:
         (pointer / "mine.txt").write_text("somebody's")
     before = fingerprint(cache)
-    error = mend(mending_hub, cache).error if by == "repair" else pull(mending_hub, cache).error
+    error = (mend if by == "repair" else pull)(mending_hub, cache).problem
     if not holds:
         assert error is None
         assert fingerprint(cache) == right
@@ -248,8 +248,8 @@ def test_a_folder_in_the_place_of_a_link_goes_only_if_it_is_empty(
     if by == "repair":
         assert fingerprint(cache) == before
         dry = mend(mending_hub, cache, dry_run=True)
-        assert dry.error is not None
-        assert dry.error.message == error.message
+        assert dry.problem is not None
+        assert dry.problem.message == error.message
     found = scan(cache)
     assert [
         (one.path, one.remedy) for one in found.all_findings() if one.code == "stray-folder"

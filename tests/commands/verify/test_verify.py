@@ -13,9 +13,19 @@ import pytest
 from tests.kit.caches import CacheBuilder, CachedRepo, fingerprint
 from tests.kit.contents import Content
 from vlmcache.cache.hashing import identify
+from vlmcache.commands.status.status import status
 from vlmcache.commands.verify.values import Verification, VerifyOptions
 from vlmcache.commands.verify.verify import verify
-from vlmcache.config import CacheLocation, Session, own_home, read_environment, shipped_config
+from vlmcache.config import (
+    CacheLocation,
+    Config,
+    Limits,
+    ModelConfig,
+    Session,
+    own_home,
+    read_environment,
+    shipped_config,
+)
 from vlmcache.errors import ExitCode, UnknownModelError
 from vlmcache.home.journal import Journal
 
@@ -262,8 +272,8 @@ def test_a_first_download_in_progress_is_missing_and_not_damaged(cache: CacheBui
 
 def test_what_to_do_about_damage_is_a_command_that_mends_it(cache: CacheBuilder) -> None:
     mine = Config("config.yaml", "--config", {"mine": ModelConfig("mine", "org/absent")}, Limits())
-    location = CacheLocation(str(cache.root), "test")
-    error = problem(verify(read_environment(), mine, location, ["mine"]))
+    session = Session(read_environment(), mine, CacheLocation(str(cache.root), "test"))
+    error = verify(session, ["mine"]).problem
     assert error is not None
     assert error.hint == "fetch it: vlmcache pull org/absent"
 
@@ -271,10 +281,10 @@ def test_what_to_do_about_damage_is_a_command_that_mends_it(cache: CacheBuilder)
     data.revision({"a.bin": b"data" * 1000})
     data.missing_blob("a.bin")
     remedy = "hf download --repo-type dataset --force-download org/data"
-    found = verify(read_environment(), mine, location)
+    found = verify(session)
     assert [(one.code, one.remedy) for one in found.findings] == [("not-repairable", remedy)]
-    error = problem(found)
+    error = found.problem
     assert error is not None
     assert error.hint == f"only models can be repaired: {remedy}"
-    shown = status(mine, location)
+    shown = status(session)
     assert [one.remedy for one in shown.findings if one.severity == "error"] == [remedy]

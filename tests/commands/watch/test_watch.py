@@ -278,6 +278,14 @@ def test_a_configured_model_is_missing_then_partial_then_cached(tmp_path: Path) 
     assert [row.expected_size for row in rows] == [7, whole, whole]
 
 
+def test_a_model_configured_in_another_case_is_the_repo_of_the_cache(repo: CachedRepo) -> None:
+    model = ModelConfig("mine", "Org/Name")
+    ((look,), _) = looks(repo.cache.root, [], config=configuration(model))
+    assert [(one.key, one.repo, one.state) for one in look.snapshot.models] == [
+        ("mine", "org/name", "cached")
+    ]
+
+
 def test_free_space_that_shrinks_is_told_with_when_it_ends(
     repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:

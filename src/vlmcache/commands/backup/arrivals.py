@@ -127,11 +127,11 @@ class Arrivals:
             taken = self._fill(place, blob, source, moved)
         except BaseException:
             if not resumed or not change_place.file_size(place):
-                change_place.discard(place)
+                change_place.discard_temporary(place)
             raise
         change_place.publish_blob(place, self.path(name))
         # Nobody needs or writes an interrupted download now: we hold its lock.
-        change_place.discard(partial)
+        change_place.discard_temporary(partial)
         return taken
 
     def _fill(

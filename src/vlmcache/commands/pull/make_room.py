@@ -32,7 +32,7 @@ def make_room(
         folder's `min_free` asks for more than the user's own: then nothing is removed.
     """
     from vlmcache.commands.remove.clean import clean
-    from vlmcache.commands.remove.values import Wishes
+    from vlmcache.commands.remove.values import CleanOptions
 
     location = session.cache
     if not same_disk(shortage.place, location.dir) or shortage.min_free > session.config.evict_for:
@@ -40,12 +40,13 @@ def make_room(
     folders = set(os.listdir(location.dir)) if os.path.isdir(location.dir) else set()
     repos = [part.model.repo for part in planned]
     keep = tuple(repo for repo in repos if layout.repo_folder("model", repo) in folders)
-    wishes = Wishes(free=shortage.goal, keep=keep)
-    where = session.environment, session.config, location
-    proposed = clean(*where, wishes, dry_run=True)
-    if options.dry_run or proposed.missed_by:
-        return None if proposed.missed_by else proposed
-    return clean(*where, wishes, confirm=options.confirm)
+    wanted = CleanOptions(free=shortage.goal, keep=keep)
+    proposed = clean(session, wanted, dry_run=True)
+    # Of a folder that does not exist yet, nothing is missed, and nothing can be removed.
+    enough = not proposed.missed_by and proposed.plan.frees >= shortage.short
+    if options.dry_run or not enough:
+        return proposed if enough else None
+    return clean(session, wanted, confirm=options.confirm)
 
 
 def what_helps(
@@ -60,11 +61,6 @@ def what_helps(
     from vlmcache.commands.status.recommend import what_makes_room
 
     config, location = session.config, session.cache
-    if shortage.min_free > config.evict_for:
-        return (
-            f"{config.path} asks for more free space than your own configuration, and nothing is "
-            "evicted for that: lower its min_free"
-        )
     proposal = msgspec.structs.replace(options, dry_run=True)
     if not options.make_room and make_room(session, planned, shortage, proposal):
         again = options.command(session, names)
@@ -72,6 +68,6 @@ def what_helps(
     known = Known(session.environment, scan(location.dir))
     repos = {part.model.repo for part in planned}
     helps = what_makes_room(known, session, shortage, repos)
-    if same_disk(shortage.place, location.dir):
+    if shortage.min_free <= config.evict_for and same_disk(shortage.place, location.dir):
         return f"evicting would not make enough room, and so nothing was evicted; {helps}"
     return helps

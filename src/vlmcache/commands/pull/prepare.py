@@ -12,7 +12,8 @@ from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, TreeFile
-from vlmcache.change.plan import Plan
+from vlmcache.change.place import check_places
+from vlmcache.change.plan import Fetch, Link, Plan
 from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, Listing, plan_pull
 from vlmcache.commands.pull.values import PlannedModel
 from vlmcache.config import ModelConfig
@@ -42,6 +43,9 @@ def prepare_pull(
         if repo is not None and repo.away is not None:
             raise away_error(repo, repo.away)
         order = _Preparation(client, state, model, selection, findings).order()
+        check_places(
+            action.path for action in order.plan.actions if isinstance(action, Fetch | Link)
+        )
     except VlmcacheError as error:
         return PlannedModel(model, None, error, time.monotonic() - begun, tuple(findings))
     code = sorted(name for name in order.wanted if name.endswith(".py"))

@@ -50,8 +50,8 @@ def find_shortage(cache_dir: str, limits: Limits, plans: Sequence[Plan]) -> Shor
     """Return the disk that downloads would leave too full, or `None`.
 
     At least `min_free` must stay free; a pull that needs nothing is never refused. What is pulled
-    of a repo that was moved to another drive counts on that drive. Each file takes complete blocks of
-    the disk, and what is written with it takes some too.
+    of a repo that was moved to another drive counts on that drive. Each file takes complete blocks
+    of the disk, and what is written with it takes some too.
     """
     needs: dict[int, int] = {}
     places: dict[int, str] = {}

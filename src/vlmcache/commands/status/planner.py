@@ -18,9 +18,10 @@ from vlmcache.commands.pull.plan import Listing, plan_pull
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk
 from vlmcache.commands.remove.clean import pinned_models, plan_clean
 from vlmcache.commands.remove.facts import Known
-from vlmcache.commands.remove.values import Wishes
+from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.steps import Evictable, PendingDownload, last_use
 from vlmcache.config import Session
+from vlmcache.names import typed_name
 from vlmcache.units import size_text
 
 _RECENT = 30 * 86400.0
@@ -54,11 +55,6 @@ def fetching(repo_id: str, size: int) -> Plan:
     return Plan((Fetch(repo_id, "", "", "", size, 0, "not cached"),), needs=size)
 
 
-def name_to_type(repo: Repo) -> str:
-    """Return what `rm` and `--keep` take for a repo."""
-    return repo.id if repo.type == "model" else f"{repo.type}s/{repo.id}"
-
-
 class Planner:
     """Makes plans as the commands do, from one scan; see `Plans`."""
 
@@ -67,19 +63,17 @@ class Planner:
         self.state = known.state
         _, self.config, self.location = session
 
-    def clean(self, wishes: Wishes) -> tuple[Plan, int]:
+    def clean(self, options: CleanOptions) -> tuple[Plan, int]:
         """Return the plan of `clean`; who uses what is looked up only if it would free anything."""
         known, config = self.known, self.config
         if config.unread is not None:
             # `clean` refuses to work then.
             return Plan(()), 1
-        environment, state = known.environment, self.state
-        if "usage" in vars(known):
-            return plan_clean(environment, config, state, wishes, known.usage, known)
-        planned = plan_clean(environment, config, state, wishes, Usage(), known)
-        if not planned[0].frees or not (known.usage.files or known.usage.locks):
-            return planned
-        return plan_clean(environment, config, state, wishes, known.usage, known)
+        if "usage" not in vars(known):
+            planned = plan_clean(known, config, options, Usage())
+            if not planned[0].frees or not (known.usage.files or known.usage.locks):
+                return planned
+        return plan_clean(known, config, options, known.usage)
 
     def shortage(self, downloads: Sequence[PendingDownload]) -> Shortage | None:
         """Return the disk that downloads would leave too full, as a pull of them finds it."""
@@ -96,8 +90,8 @@ class Planner:
 
     def keepable(self, repos: Iterable[str]) -> tuple[str, ...]:
         """Return what `--keep` takes for those of the repos that are in the cache."""
-        cached = [self.state.repo(one) for one in sorted(set(repos))]
-        return tuple(name_to_type(one) for one in cached if one is not None)
+        cached = filter(None, map(self.state.repo, sorted(set(repos))))
+        return tuple(typed_name(repo.type, repo.id) for repo in cached)
 
     def locked_folder(self, plan: Plan) -> str | None:
         """Return a folder that the removals would change and this user cannot."""
@@ -131,6 +125,13 @@ class Planner:
         places.append(os.path.join(self.state.dir, layout.LOCKS, name))
         return next((place for place in map(nearest_folder, places) if _is_shut(place)), None)
 
+    def is_read_only(self, folder: str) -> bool:
+        """Return whether a folder is on a filesystem that nobody can write to."""
+        try:
+            return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+        except (AttributeError, OSError):
+            return False
+
     def is_running(self, download: PendingDownload) -> bool:
         """Return whether a lock of the repo is held, or a process writes a partial of it."""
         folder = layout.repo_folder("model", download.repo)
@@ -148,7 +149,8 @@ class Planner:
     def evictable(self, pending: Collection[str]) -> Sequence[Evictable]:
         """Return the models that nobody configured, uses or is fetching.
 
-        Those that were not used for 30 days come first, and of these the largest.
+        Those that were not used for 30 days come first, and of these the largest. Those that this
+        user cannot change say so.
         """
         state, usage = self.state, self.known.usage
         pinned = pinned_models(self.config, state)
@@ -166,11 +168,14 @@ class Planner:
             ):
                 continue
             plan = plan_removal(state, [Target(repo.id, repo.folder)])
-            if plan.frees and self.locked_folder(plan) is None:
-                name = name_to_type(repo)
+            if plan.frees:
+                name = typed_name(repo.type, repo.id)
                 age = self._age(repo)
                 recent = age is not None and age < _RECENT
-                evictable.append(Evictable(name, repo.id, plan.frees, last_use(age), recent))
+                locked = self.locked_folder(plan)
+                evictable.append(
+                    Evictable(name, repo.id, plan.frees, last_use(age), recent, locked)
+                )
         return sorted(evictable, key=lambda model: (model.recent, -model.frees))
 
     def largest(self) -> str:

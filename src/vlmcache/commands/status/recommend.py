@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Collection, Iterable, Iterator
+
+import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.state import Away, CacheState
+from vlmcache.change.names import names_in
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.choose import choose
 from vlmcache.commands.status.planner import Planner, plan_download
-from vlmcache.commands.status.steps import Advice, PendingDownload
+from vlmcache.commands.status.steps import Advice, PendingDownload, not_for
 from vlmcache.commands.status.values import ModelStatus, Recommendation, RepoStatus, Status
 from vlmcache.config import Config, ModelConfig, Session
 from vlmcache.units import size_text
@@ -44,7 +48,10 @@ def what_makes_room(known: Known, session: Session, short: Shortage, repos: Coll
         repos: what is to be downloaded.
     """
     planner = Planner(known, session)
-    models = planner.evictable(repos)[:_MOST_MODELS] if planner.on_cache_disk(short) else ()
+    if not planner.may_evict(short):
+        return not_for(session.config.path)
+    unused = planner.evictable(repos) if planner.on_cache_disk(short) else ()
+    models = [model for model in unused if model.locked is None][:_MOST_MODELS]
     if not models:
         return f"make room at {short.place}, or lower min_free in config.yaml"
     advised = Advice(session)
@@ -95,13 +102,30 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
         if repo.type == "model" and repo.state == "damaged" and layout.is_repo_id(repo.repo)
         if repo.repo not in asked and repo.repo not in gone
     )
+    steps += _not_repaired_here(status.repos)
     needed = {
         model.repo
         for model in planner.config.models.values()
         if model.repo not in asked
         and judge(state.repo(model.repo), model.revision).state in _INCOMPLETE
     }
-    return steps + choose(advised, planner, status.cache, downloads, needed)
+    config = planner.config
+    own = msgspec.structs.replace(
+        status.cache, min_free=config.evict_for, comfortable_free=config.comfortable_for
+    )
+    if own.bound is None and status.cache.bound is not None:
+        text = f"{status.cache.low}, which only {config.path} asks for"
+        steps.append(Recommendation(f"{text}: nothing is removed for that", None))
+    steps += choose(advised, planner, own, downloads, needed)
+    offline = planner.known.environment.offline_by
+    if offline is None:
+        return steps
+    return [
+        Recommendation(f"{step.text}: possible once {offline} is not set", None)
+        if (step.command or "").startswith("vlmcache pull ")
+        else step
+        for step in steps
+    ]
 
 
 def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recommendation]:
@@ -117,6 +141,15 @@ def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recomm
         else:
             text = f"{text}; the drive is mounted elsewhere now"
             yield advised.recommend(text, "move", "--relink", place.found_at)
+
+
+def _not_repaired_here(repos: Iterable[RepoStatus]) -> Iterator[Recommendation]:
+    """Yield what repairs datasets and the like, of which we download nothing."""
+    for repo in repos:
+        if repo.type != "model" and repo.state == "damaged" and layout.is_repo_id(repo.repo):
+            words = ["hf", "download", "--repo-type", repo.type, "--force-download", repo.repo]
+            text = f"damaged: {repo.type} {repo.repo}; only huggingface_hub's own client repairs it"
+            yield Recommendation(f"{text}: {shlex.join(words)}", None)
 
 
 def name_to_pull(state: CacheState, config: Config, model: ModelStatus) -> str:

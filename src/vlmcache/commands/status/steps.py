@@ -30,6 +30,7 @@ class Advice:
 
     def __init__(self, session: Session) -> None:
         self.options = options_in_force(session.config, session.cache)
+        self.config_path = session.config.path
 
     def recommend(self, text: str, name: str, *words: str, frees: int = 0) -> Recommendation:
         """Return a recommendation of one of our commands with its words."""
@@ -70,17 +71,29 @@ class Evictable(msgspec.Struct, frozen=True):
     frees: int
     used: str
     recent: bool
+    locked: str | None = None
+    """A folder that this user would have to change and cannot."""
 
 
 def to_download(downloads: Sequence[PendingDownload]) -> str:
     """Return what downloads take, in words."""
     noun = "model" if len(downloads) == 1 else "models"
-    known = [download for download in downloads if download.known]
-    size = sum(download.plan.needs for download in known)
+    size = sum(download.plan.needs for download in downloads if download.known)
     words = f"{len(downloads)} {noun} to download"
-    if not size:
-        return words
-    return f"{words}, {size_text(size)}{' or more' if len(known) < len(downloads) else ''}"
+    return f"{words}, {size_text(size)}" if size else words
+
+
+def no_room(downloads: Sequence[PendingDownload]) -> str:
+    """Return that downloads have no room, in words."""
+    return f"no room to download {', '.join(download.name for download in downloads)}"
+
+
+def not_for(path: str) -> str:
+    """Return why nothing is removed for a limit that a working folder's file sets."""
+    return (
+        f"{path} asks for more free space than your own configuration, and nothing is removed for "
+        "that: lower its min_free"
+    )
 
 
 def freed_by_kind(plan: Plan) -> str:

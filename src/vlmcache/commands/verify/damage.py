@@ -6,6 +6,7 @@ import os
 
 import msgspec
 
+from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge_repo, judge_revision
 from vlmcache.cache.moved import away_remedy, away_words
@@ -112,6 +113,26 @@ def add_missing(scope: Scope, results: Results) -> None:
         results.unverifiable.append(Unverifiable(scope.repo.id, scope.repo.path, None, reason))
     elif not scope.repo.revisions and judge_repo(scope.repo) != "damaged":
         results.missing.append(Missing(scope.repo.id, "main", "*", scope.repo.type))
+
+
+def add_not_repairable(repo: Repo, results: Results) -> None:
+    """Say what fetches a dataset or space anew, if anything of it is damaged or missing."""
+    if repo.type == "model":
+        return
+    inside = repo.path + os.sep
+    bad = any(f"{path}{os.sep}".startswith(inside) for path in results.damaged)
+    bad = bad or any((gap.repo, gap.type) == (repo.id, repo.type) for gap in results.missing)
+    if bad:
+        results.findings.append(
+            Finding(
+                "not-repairable",
+                "warning",
+                repo.id,
+                repo.path,
+                f"only models can be repaired: this is a {repo.type}",
+                units.of_other_type(repo.type, repo.id),
+            )
+        )
 
 
 def _broken(repo: Repo, finding: Finding) -> Damage:

@@ -64,15 +64,7 @@ def repair(
     try:
         work = _Repair(client, state, verification)
         report = RepairReport(
-            **msgspec.structs.asdict(verification)
-            | {
-                "plan": work.plan(),
-                "findings": (
-                    *verification.findings,
-                    *(finding for part in work.repos for finding in part.findings),
-                ),
-                "cache": location.dir,
-            }
+            **msgspec.structs.asdict(verification) | {"plan": work.plan(), "cache": location.dir}
         )
         shortage = find_shortage(location.dir, config.limits, [order.plan for order in work.orders])
         offline = work.offline_error()

@@ -9,7 +9,8 @@ from functools import cached_property
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.state import CacheState, Finding, Repo, Revision, TreeFile
+from vlmcache.cache.state import CacheState, Repo, Revision, TreeFile
+from vlmcache.change.place import check_places
 from vlmcache.change.plan import Action, Expected, Fetch, Link, Remove
 from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, Listing, plan_pull
 from vlmcache.commands.verify.values import Damage, Verification
@@ -36,7 +37,6 @@ class RepoRepair:
     ) -> None:
         self.orders: list[DownloadOrder] = []
         self.removals: list[Remove] = []
-        self.findings: list[Finding] = []
         self.error: VlmcacheError | None = None
         """The first thing that could not be planned."""
         self._client = client
@@ -65,20 +65,7 @@ class RepoRepair:
 
     def plan(self) -> None:
         """Plan what repairs the repo; what cannot be planned becomes the error."""
-        repo = self._repo
-        if not self._damaged and not self._missing:
-            return
-        if repo.type != "model":
-            self.findings.append(
-                Finding(
-                    "not-repairable",
-                    "warning",
-                    repo.id,
-                    repo.path,
-                    f"only models can be repaired: this is a {repo.type}",
-                    f"hf download --repo-type {repo.type} --force-download {repo.id}",
-                )
-            )
+        if self._repo.type != "model" or not (self._damaged or self._missing):
             return
         self._remove_orphans()
         try:
@@ -184,6 +171,7 @@ class RepoRepair:
                 files[name] = msgspec.structs.replace(listed, xet_hash=None)
         listing = Listing(commit, files)
         plan = plan_pull(self._doubted, repo.id, commit, listing, wanted)
+        check_places(action.path for action in plan.actions if isinstance(action, Fetch | Link))
         actions = [_explained(action, bad) for action in plan.actions]
         for ref in refs:
             actions += plan_pull(self._doubted, repo.id, ref, listing, ()).actions

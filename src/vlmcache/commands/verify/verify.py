@@ -9,7 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from vlmcache.cache.hashing import Check, Identity, Judged, hash_all, identify
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
-from vlmcache.commands.verify.damage import add_findings, add_missing, check_headers
+from vlmcache.commands.verify.damage import (
+    add_findings,
+    add_missing,
+    add_not_repairable,
+    check_headers,
+)
 from vlmcache.commands.verify.scope import Results, Subject, find_scopes, subjects_of
 from vlmcache.commands.verify.values import Unverifiable, Verification, VerifyOptions
 from vlmcache.config import Session, own_home
@@ -68,6 +73,7 @@ def verify_state(
         check_headers(scope, results)
         add_findings(scope, results)
         add_missing(scope, results)
+        add_not_repairable(scope.repo, results)
     return results.verification(time.monotonic() - begun)
 
 

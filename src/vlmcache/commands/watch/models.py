@@ -111,13 +111,14 @@ class Models:
         """Yield the configured models, then the other repos of the cache."""
         folders = {repo.folder for repo in state.repos}
         self._judged = {key: known for key, known in self._judged.items() if key[0] in folders}
-        repos = {repo.id: repo for repo in state.repos if repo.type == "model"}
-        configured = self._config.models.values()
-        for model in configured:
-            yield self._model(repos.get(model.repo), model, users)
-        names = {model.repo for model in configured}
+        configured = set()
+        for model in self._config.models.values():
+            # Its name may be spelled in another case than the repo's.
+            repo = state.repo(model.repo)
+            configured |= {repo.folder} if repo is not None else set()
+            yield self._model(repo, model, users)
         for repo in state.repos:
-            if repo.type != "model" or repo.id not in names:
+            if repo.folder not in configured:
                 yield self._model(repo, None, users)
 
     def _model(self, repo: Repo | None, model: ModelConfig | None, users: Users) -> WatchedModel:
