@@ -205,9 +205,10 @@ def dry(command: str) -> list[str]:
 
 def test_what_can_be_freed_is_named_by_its_kind(place: CacheBuilder, tmp_path: Path) -> None:
     wanted(place)
-    repo = other(place)
+    aged(other(place))
+    repo = place.repo("org/third")
+    repo.revision(model_files())
     repo.orphan_blob(b"x" * 100_000)
-    aged(repo)
     options = ["--cache-dir", str(place.root), *configured(tmp_path, "")]
     steps = run_here("status", "wanted", "--json", *options).document["recommendations"]
     (text,) = [step["text"] for step in steps if " clean " in step["command"]]
@@ -303,8 +304,8 @@ def test_a_status_reads_the_cache_the_journal_and_the_processes_once(
 
         return call
 
-    monkeypatch.setattr("vlmcache.cache.scan.scan", counted("scan", scan))
-    monkeypatch.setattr("vlmcache.cache.usage.who_uses", counted("who_uses", who_uses))
+    monkeypatch.setattr("vlmcache.commands.status.status.scan", counted("scan", scan))
+    monkeypatch.setattr("vlmcache.commands.remove.facts.who_uses", counted("who_uses", who_uses))
     monkeypatch.setattr(Journal, "uses", counted("uses", Journal.uses))
     limits = configured(tmp_path, f"min_free: {HUGE}, max_size: 1kB")
     assert recommended(["--cache-dir", str(place.root), *limits])
