@@ -218,9 +218,7 @@ def _long() -> list[str]:
 
 
 # The docstring of each says why it is long.
-KNOWN_TO_BE_LONG = frozenset(
-    {"api.Cache", "codes", "commands.status.choose._Choice", "hub.ranges.Ranges"}
-)
+KNOWN_TO_BE_LONG = frozenset({"api.Cache", "codes", "hub.ranges.Ranges"})
 
 
 def test_what_is_longer_than_usual_is_known_and_the_list_only_shrinks() -> None:

@@ -1,7 +1,7 @@
 """Every finding code and error code: what it means, and what to do about it.
 
 `vlmcache explain CODE` prints an entry; docs/codes.md lists them all. A remedy names a command or
-a setting in single quotes.
+a setting in single quotes. The file is long because it is one table.
 """
 
 from __future__ import annotations

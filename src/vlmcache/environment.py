@@ -51,6 +51,14 @@ class Environment(msgspec.Struct, frozen=True):
     ignored: tuple[str, ...] = ()
     """Sentences about variables that the `.env` may not set."""
 
+    def __repr__(self) -> str:
+        """Name only the folder: variables hold tokens, and a repr ends up in logs."""
+        return f"Environment(folder={self.folder!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, str]]:
+        """Say the same to rich."""
+        return [("folder", self.folder)]
+
     def get(self, name: str) -> str | None:
         """Return a variable's value; an empty one counts as not set."""
         return self.variables.get(name) or None

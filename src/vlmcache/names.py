@@ -201,8 +201,9 @@ class Names:
     def _configured(self, repo_id: str, *, exactly: bool) -> ModelConfig | None:
         """Return the first configured model of a repo: of the very same id, if there is one."""
         folded = repo_id.casefold()
-        models = [one for one in self.config.models.values() if one.repo.casefold() == folded]
-        for model in sorted(models, key=lambda one: one.repo != repo_id):
+        models = self.config.models.values()
+        same = [model for model in models if model.repo.casefold() == folded]
+        for model in sorted(same, key=lambda model: model.repo != repo_id):
             meant = self.as_held(model)
             if not exactly or meant.repo == repo_id:
                 return meant

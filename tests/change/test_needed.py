@@ -664,7 +664,7 @@ def test_limits_that_are_asked_for_still_remove_what_plain_clean_keeps(place: Pl
 
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize(
-    "wishes",
+    "options",
     [
         CleanOptions(),
         CleanOptions(older_than=DAY),
@@ -673,7 +673,7 @@ def test_limits_that_are_asked_for_still_remove_what_plain_clean_keeps(place: Pl
     ],
 )
 def test_a_revision_with_a_file_that_is_not_the_hubs_stays_and_the_plan_says_so(
-    place: Place, wishes: CleanOptions, listed: bool
+    place: Place, options: CleanOptions, listed: bool
 ) -> None:
     repo = replaced(place)
     if not listed:
@@ -682,7 +682,7 @@ def test_a_revision_with_a_file_that_is_not_the_hubs_stays_and_the_plan_says_so(
     own.parent.mkdir()
     own.write_bytes(b"months of work")
     settle(place.root)
-    done = place.clean(wishes)
+    done = place.clean(options)
     assert own.read_bytes() == b"months of work"
     assert (first(repo) / "model.safetensors").read_bytes() == SHARED
     assert (str(first(repo)), "it holds files that are not the hub's") in [

@@ -4,7 +4,7 @@ hf_xet makes `logs/xet_….log` and a folder for each endpoint (`http___127_0_0_
 with `chunk-cache`, `shard-cache` and `staging` in it. transformers, datasets, evaluate and
 diffusers make packages `<library>_modules`: an empty `__init__.py` in each folder, Python files in
 the folders below (of a repo, its commit, a hash of local code) and nothing else; locks of the
-datasets' end with `.lock`, and their records of where code came from with `.json`.
+`datasets` end with `.lock`, and their records of where code came from with `.json`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _is_package(entry: os.DirEntry[str], *, top: bool = False) -> bool:
         return False
     try:
         with os.scandir(entry.path) as entries:
-            return all(_is_of_package(one, top=top) for one in entries)
+            return all(_is_of_package(inner, top=top) for inner in entries)
     except OSError:
         return False
 
@@ -105,7 +105,7 @@ def _is_empty_module(entry: os.DirEntry[str]) -> bool:
 
 def _is_compiled(entry: os.DirEntry[str], names: re.Pattern[str]) -> bool:
     return entry.name == "__pycache__" and _holds_only(
-        entry, lambda one: one.is_file(follow_symlinks=False), names.fullmatch
+        entry, lambda inner: inner.is_file(follow_symlinks=False), names.fullmatch
     )
 
 

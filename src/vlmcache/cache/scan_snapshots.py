@@ -75,7 +75,6 @@ def _read_snapshot(
                     entry,
                     status,
                     content.notes,
-                    leftover=False,
                     detail="a folder in the place of a file of the model",
                     remedy=units.command("rm", entry.path),
                 )

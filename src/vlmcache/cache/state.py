@@ -396,8 +396,8 @@ class CacheState(msgspec.Struct, frozen=True):
 
     def repo(self, repo_id: str, kind: str = "model") -> Repo | None:
         """Return the one repo that an id can mean, or `None`."""
-        found = self.repos_called(repo_id, kind)
-        return found[0] if len(found) == 1 else None
+        repos = self.repos_called(repo_id, kind)
+        return repos[0] if len(repos) == 1 else None
 
     def repos_called(self, repo_id: str, kind: str = "model") -> tuple[Repo, ...]:
         """Return the repo of an id, or else all that differ from it by case only, as on the Hub."""
@@ -405,4 +405,6 @@ class CacheState(msgspec.Struct, frozen=True):
             if repo.id == repo_id and repo.type == kind:
                 return (repo,)
         folded = repo_id.casefold()
-        return tuple(one for one in self.repos if one.type == kind and one.id.casefold() == folded)
+        return tuple(
+            repo for repo in self.repos if repo.type == kind and repo.id.casefold() == folded
+        )

@@ -14,7 +14,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.usage import lock_held
 from vlmcache.change.attempt import Attempt, StaleError, TakenError
 from vlmcache.change.place import is_full
-from vlmcache.change.tree import BY_DESCRIPTOR, Tree, enter, names_in
+from vlmcache.change.tree import BY_DESCRIPTOR, Tree, enter, entry_names
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -161,7 +161,7 @@ class HubLocks:
         with self.tree.entry(path) as entry:
             descriptor = enter(entry.name, entry.folder, path) if BY_DESCRIPTOR else None
             try:
-                for name in names_in(descriptor, path):
+                for name in entry_names(descriptor, path):
                     lock = os.path.join(path, name)
                     self.unlink(lock, attempt, self._hold(lock))
             finally:

@@ -139,7 +139,9 @@ def find_waste(
     unfinished = bool(repo.partials)
     detached = [one for one in repo.revisions if not one.refs and one.commit not in gone]
     stays = {
-        one.commit: why(one.commit) or _why_needed(repo, one, evidence, now, gone, users)
+        one.commit: why(one.commit)
+        or _why_too_young(repo, one, users, now)
+        or _why_needed(repo, one, evidence, now, gone)
         for one in detached
     }
     staying = [
@@ -184,25 +186,31 @@ def find_waste(
     return found
 
 
+def _written(revision: Revision) -> int:
+    """Return when a snapshot was last written to, in nanoseconds since the epoch."""
+    return max(revision.mtime_ns, *(file.mtime_ns for file in revision.files), 0)
+
+
+def _why_too_young(
+    repo: Repo, revision: Revision, users: Mapping[str, Collection[tuple[str, str]]], now: float
+) -> str | None:
+    """Return that a revision or a blob that it alone has is new, `None` if neither is."""
+    own = (
+        blob.mtime_ns
+        for name, blob in repo.blobs.items()
+        if users[name] and all(commit == revision.commit for commit, _ in users[name])
+    )
+    young = any(is_young(mtime_ns, now) for mtime_ns in (_written(revision), *own))
+    return "written within the last hour" if young else None
+
+
 def _why_needed(
-    repo: Repo,
-    revision: Revision,
-    evidence: Evidence,
-    now: float,
-    gone: Collection[str],
-    users: Mapping[str, Collection[tuple[str, str]]],
+    repo: Repo, revision: Revision, evidence: Evidence, now: float, gone: Collection[str]
 ) -> str | None:
     """Return why a revision that no ref names may be needed, `None` if it is not."""
     if layout.COMMIT.fullmatch(revision.commit) is None:
         return "its name is not a commit"
-    written = max(revision.mtime_ns, *(file.mtime_ns for file in revision.files), 0)
-    own = [
-        blob.mtime_ns
-        for name, blob in repo.blobs.items()
-        if users[name] and all(commit == revision.commit for commit, _ in users[name])
-    ]
-    if any(is_young(mtime_ns, now) for mtime_ns in (written, *own)):
-        return "written within the last hour"
+    written = _written(revision)
     if any(is_young(partial.mtime_ns, now) or partial.locked for partial in repo.partials):
         return "a download into the repo is in progress"
     names = {file.name for file in revision.files}

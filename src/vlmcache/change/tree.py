@@ -224,10 +224,10 @@ class Emptying:
             # Once more as long as deep folders were moved up to the top meanwhile.
             for _ in range(_ROUNDS):
                 # What makes a repo one is removed before what it leads to, wherever it is emptied.
-                for name in sorted(names_in(descriptor, path), key=_refs_first):
+                for name in sorted(entry_names(descriptor, path), key=_refs_first):
                     self._remove_below(name, descriptor, os.path.join(path, name), device, depth)
                 again = depth == 0 and descriptor is not None and not self._errors
-                if not again or not names_in(descriptor, path):
+                if not again or not entry_names(descriptor, path):
                     return
         finally:
             if descriptor is not None:
@@ -282,6 +282,6 @@ def _refuse_links(root: str, folder: str) -> None:
         folder = os.path.dirname(folder)
 
 
-def names_in(descriptor: int | None, path: str) -> list[str]:
+def entry_names(descriptor: int | None, path: str) -> list[str]:
     """Return the names in a folder, by its descriptor if there is one."""
     return os.listdir(path if descriptor is None else descriptor)
