@@ -67,7 +67,7 @@ def show(
     if value.hidden_processes:
         count = value.hidden_processes
         noun = "process" if count == 1 else "processes"
-        text = f"{count} {noun} of other users may use some of this: their files cannot be seen"
+        text = f"{count} {noun} could not be checked, and may use some of this"
         out.print(labelled("Note", text))
     if value.repos and not undone and not relinked and not value.in_use:
         _show_setting(out, value)

@@ -6,6 +6,7 @@ import os
 import time
 from typing import NamedTuple
 
+from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.mounts import nearest_folder
@@ -48,6 +49,8 @@ def prepare_pull(
         )
     except VlmcacheError as error:
         return PlannedModel(model, None, error, time.monotonic() - begun, tuple(findings))
+    for name in sorted(order.files.keys() - order.wanted):
+        log.info("pull", "skipped: %s of %s: not needed or not asked for", name, model.repo)
     code = sorted(name for name in order.wanted if name.endswith(".py"))
     if code:
         advice = f"to trust just this code: revision: {order.commit}"

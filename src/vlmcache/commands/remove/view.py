@@ -103,7 +103,7 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
     if removal.hidden_processes:
         count = removal.hidden_processes
         noun = "process" if count == 1 else "processes"
-        text = f"{count} {noun} of other users could not be checked, and may use some of this"
+        text = f"{count} {noun} could not be checked, and may use some of this"
         out.print(labelled("Note", text))
 
 
