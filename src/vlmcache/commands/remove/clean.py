@@ -10,7 +10,6 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache.beside import LIBRARIES, library_entries
 from vlmcache.cache.completeness import judge_revision, resolve
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.scan import scan
@@ -303,6 +302,8 @@ def _size_below(path: str) -> int:
 
 
 def _side_caches(environment: Environment) -> list[SideCache]:
+    from vlmcache.cache.beside import library_entries  # status plans a cleaning without them
+
     found = []
     for name, path in side_caches(environment).items():
         own, _ = library_entries(name, path)
@@ -319,6 +320,8 @@ def _with_side_caches(
     cache_dir: str,
 ) -> tuple[Plan, tuple[Kept, ...]]:
     """Add what the libraries wrote into the side caches asked for, unless a process uses it."""
+    from vlmcache.cache.beside import LIBRARIES, library_entries
+
     actions: list[RemoveTree] = []
     kept: list[Kept] = []
     needed = (

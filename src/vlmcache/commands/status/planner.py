@@ -14,7 +14,6 @@ from vlmcache.cache.usage import Usage, lock_held
 from vlmcache.change.names import Target
 from vlmcache.change.plan import Fetch, Plan, ReleaseShared, Remove, RemoveTree
 from vlmcache.change.removal_plan import plan_removal
-from vlmcache.commands.pull.plan import Listing, plan_pull
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk
 from vlmcache.commands.remove.clean import pinned_models, plan_clean
 from vlmcache.commands.remove.facts import Known
@@ -46,6 +45,8 @@ def plan_download(
     listing = repo.trees.get(commit) if repo is not None and commit is not None else None
     if commit is not None and listing:
         wanted = formats.wanted(listing)
+        from vlmcache.commands.pull.plan import Listing, plan_pull  # only if something is missing
+
         return plan_pull(state, repo_id, revision, Listing(commit, listing), wanted), True
     return fetching(repo_id, 1 if estimate is None else estimate), estimate is not None
 
