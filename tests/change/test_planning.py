@@ -364,7 +364,11 @@ def test_eviction_takes_the_fewest_of_the_least_recently_used(
     plan, missed = attempt(need)
     check(state, plan)
     assert not gone(state, plan) & pinned
-    assert missed == max(0, need - plan.frees)
+    places = {repo.path for repo in state.repos} | {one.path for one in state.shared.values()}
+    empty = places <= {getattr(action, "path", "") for action in plan.actions}
+    # Of a cache without content its own folders stay, whatever size was asked for.
+    reached = form == "max_size" and empty and not state.strays
+    assert missed == (0 if reached else max(0, need - plan.frees))
     evicted = gone(state, plan) - gone(state, waste)
     order = sorted(evicted, key=lambda key: (uses[key].at, key))
     rest = [

@@ -205,9 +205,10 @@ def dry(command: str) -> list[str]:
 
 def test_what_can_be_freed_is_named_by_its_kind(place: CacheBuilder, tmp_path: Path) -> None:
     wanted(place)
-    repo = other(place)
+    aged(other(place))
+    repo = place.repo("org/third")
+    repo.revision(model_files())
     repo.orphan_blob(b"x" * 100_000)
-    aged(repo)
     options = ["--cache-dir", str(place.root), *configured(tmp_path, "")]
     steps = run_here("status", "wanted", "--json", *options).document["recommendations"]
     (text,) = [step["text"] for step in steps if " clean " in step["command"]]
