@@ -245,5 +245,6 @@ def test_every_command_answers_in_its_form_and_touches_nothing_outside(
         assert document.get("exit_code", 0) == done.code
     else:
         assert not {c for c in done.out if not c.isprintable()} - {"\n"}
-        if done.code:
+        # What doctor finds wrong is its answer, not a failure of it.
+        if done.code and (line[0], done.code) != ("doctor", ExitCode.DAMAGE):
             assert done.err.splitlines()[-1].startswith("vlmcache: ")
