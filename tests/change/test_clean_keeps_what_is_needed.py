@@ -196,9 +196,11 @@ class Made:
         self._leave_partials(now)
         if plan.orphan is not None:
             _age(self.repo.orphan_blob(), now - plan.orphan * DAY)
+        sound = _shape(self.repo.folder)
         if plan.damage != "none":
             DAMAGES[plan.damage](self.repo)
-        else:
+        # What happens to links does nothing to a repo that has none.
+        if _shape(self.repo.folder) == sound:
             self.exempt = set(self._replaced(names))
 
     def _write(self, version: Version) -> str:
@@ -291,6 +293,12 @@ def _read(path: Path) -> bytes:
     """Return a file's content; an access time would be a use to `clean`."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOATIME)) as file:
         return file.read()
+
+
+def _shape(folder: Path) -> set[tuple[Path, int, int]]:
+    """Return what is below a folder without opening any of it, which would be a use."""
+    found = [(path, path.lstat()) for path in folder.rglob("*")]
+    return {(path, status.st_mode, status.st_size) for path, status in found}
 
 
 def _age(path: Path, at: float) -> None:

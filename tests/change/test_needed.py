@@ -22,6 +22,7 @@ from vlmcache.cache.scan import scan
 from vlmcache.commands.move.move import move
 from vlmcache.commands.remove import facts
 from vlmcache.commands.remove.values import CleanOptions
+from vlmcache.commands.verify.verify import verify
 from vlmcache.config import CacheLocation
 from vlmcache.home.journal import Journal
 
@@ -852,3 +853,21 @@ def test_a_revision_stays_whose_use_of_other_weights_would_not_show(place: Place
     settle(place.root)
     place.clean()
     assert first(repo).exists()
+
+
+def test_what_verify_found_damaged_replaces_nothing_until_it_is_found_good_again(
+    place: Place,
+) -> None:
+    repo = replaced(place)
+    names = {"config.json": b"[3]", "model.safetensors": safetensors({"w": ([2], b"abcd")})}
+    repo.revision(names | {"README.md": b"third"})
+    settle(place.root)
+    old = first(repo)
+    repo.flipped_bit("model.safetensors", 0)
+    assert verify(place.session, [NAME]).damaged
+    assert place.clean().plan.actions == ()
+    assert old.exists()
+    repo.flipped_bit("model.safetensors", 0)
+    assert not verify(place.session, [NAME]).damaged
+    freed(place.clean())
+    assert not old.exists()

@@ -35,6 +35,8 @@ CREATE TABLE IF NOT EXISTS verified (
 );
 """
 # Devices and inodes are text, since they can be longer than SQLite's integers.
+_DAMAGED = ""
+"""In place of the hash of a file that was found to have other content than its hash says."""
 _FORGET_AFTER = 400 * 86400.0
 
 
@@ -186,6 +188,24 @@ class Journal:
             }
         return {}
 
+    def damaged(self) -> set[tuple[int, int, int, int]]:
+        """Return (device, inode, size, mtime in ns) of the files that were found to be damaged."""
+        rows = self._ask(
+            "SELECT device, inode, size, mtime_ns FROM verified WHERE hash = ?", _DAMAGED
+        )
+        with contextlib.suppress(ValueError):
+            return {(int(device), int(inode), size, mtime) for device, inode, size, mtime in rows}
+        return set()
+
+    def record_damaged(self, found: Iterable[Identity], at: float) -> None:
+        """Remember files whose content is not what their hash says.
+
+        Args:
+            found: the files.
+            at: seconds since the epoch.
+        """
+        self.record_verified(((file, _DAMAGED) for file in found), at)
+
     def record_verified(self, found: Iterable[tuple[Identity, str]], at: float) -> None:
         """Remember files that were found to have the content that a hash names.
 
@@ -201,6 +221,11 @@ class Journal:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("BEGIN")
             try:
+                # A file that is good now was repaired since.
+                connection.executemany(
+                    "DELETE FROM verified WHERE device = ? AND inode = ? AND hash = ?",
+                    [(row[0], row[1], _DAMAGED) for row in rows],
+                )
                 connection.executemany(
                     "INSERT OR REPLACE INTO verified VALUES (?, ?, ?, ?, ?, ?, ?)", rows
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 
 import msgspec
@@ -14,7 +14,7 @@ from vlmcache.cache.last_use import LastUse, last_uses
 from vlmcache.cache.mounts import AccessTimes, Mount, mount_of
 from vlmcache.cache.moved import read_moves
 from vlmcache.cache.scan import rebased, scan
-from vlmcache.cache.state import CacheState
+from vlmcache.cache.state import CacheState, Repo, Revision
 from vlmcache.cache.usage import Usage, own_uses, who_uses
 from vlmcache.change.needed import Evidence, in_question
 from vlmcache.change.removals import Key
@@ -49,6 +49,12 @@ class Known:
             return memory.uses(self.state.dir)
 
     @cached_property
+    def damaged(self) -> set[tuple[int, int, int, int]]:
+        """(device, inode, size, mtime in ns) of the files that `verify` found to be damaged."""
+        with Journal(own_home(self.environment)[0]) as memory:
+            return memory.damaged()
+
+    @cached_property
     def used(self) -> dict[Key, LastUse]:
         """When each revision of the cache was last used."""
         return last_uses(self.state, self.journal, _access_times(self.mount))
@@ -56,7 +62,7 @@ class Known:
     @cached_property
     def evidence(self) -> Evidence:
         """What shows whether revisions of the cache are needed."""
-        return _evidence(self.state, self.journal, self.mount)
+        return _evidence(self, self.state, self.mount)
 
     @cached_property
     def usage(self) -> Usage:
@@ -73,7 +79,7 @@ class Known:
         if place.dir not in self._there:
             mount = mount_of(place.dir)
             used = last_uses(place, self.journal, _access_times(mount))
-            self._there[place.dir] = used, _evidence(place, self.journal, mount)
+            self._there[place.dir] = used, _evidence(self, place, mount)
         return self._there[place.dir]
 
     def usage_at(self, place: CacheState) -> Usage:
@@ -121,19 +127,32 @@ def users_of(state: CacheState, folders: Collection[str] | None = None) -> Usage
     return Usage(usage.files, locks, usage.hidden)
 
 
-def _evidence(
-    state: CacheState, journal: Mapping[tuple[str, str, str], float], mount: Mount | None
-) -> Evidence:
+def _evidence(known: Known, state: CacheState, mount: Mount | None) -> Evidence:
     """Return what shows whether revisions are needed, for the repos in question."""
     every = any(not shared.users for shared in state.shared.values())
     states = {
-        (repo.folder, revision.commit): judge_content(repo, revision)
+        (repo.folder, revision.commit): (
+            "damaged"
+            if known.damaged and known.damaged.intersection(_contents(state, repo, revision))
+            else judge_content(repo, revision)
+        )
         for repo in state.repos
         if every or in_question(repo)
         for revision in repo.revisions
     }
     shows_reads = mount is not None and mount.shows_reads
-    return Evidence(states, own_uses(state, journal, shows_reads=shows_reads))
+    return Evidence(states, own_uses(state, known.journal, shows_reads=shows_reads))
+
+
+def _contents(
+    state: CacheState, repo: Repo, revision: Revision
+) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (device, inode, size, mtime in ns) of the content of a revision's files."""
+    for file in revision.files:
+        blob = repo.blobs.get(file.blob or "")
+        shared = state.shared.get(blob.shared or "") if blob is not None else None
+        content = shared or blob or file
+        yield content.device, content.inode, content.size, content.mtime_ns
 
 
 def inodes_below(path: str) -> dict[tuple[int, int], str]:

@@ -115,6 +115,7 @@ def _hash(
     repos = {subject.repo for group in due.values() for subject in group}
     label = repos.pop() if len(repos) == 1 else "verify"
     fresh: list[tuple[Identity, str]] = []
+    damaged: list[Identity] = []
     recorded = time.monotonic()
     try:
         with (
@@ -125,12 +126,16 @@ def _hash(
                 results.add(due[judged.check], judged)
                 if judged.good and judged.identity is not None:
                     fresh.append((judged.identity, judged.check.expected))
+                elif judged.actual is not None and judged.identity is not None:
+                    damaged.append(judged.identity)
                 if fresh and time.monotonic() - recorded > _REMEMBER_EVERY:
                     memory.record_verified(fresh, now)
                     fresh, recorded = [], time.monotonic()
     finally:
         if fresh:
             memory.record_verified(fresh, now)
+        if damaged:
+            memory.record_damaged(damaged, now)
 
 
 @contextlib.contextmanager
