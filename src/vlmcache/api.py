@@ -536,7 +536,7 @@ class Cache:
 
         wanted = _parsed("precision", precision, parse_precision)
         if remove:
-            return quantized.remove_copies(self.session, model, wanted, dry_run=dry_run)
+            return quantized.remove_quantized(self.session, model, wanted, dry_run=dry_run)
         return quantized.quantize(
             self.session,
             model,

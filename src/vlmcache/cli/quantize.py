@@ -59,7 +59,7 @@ def quantize(
 
     wanted = parse_one_precision(precision)
     if remove:
-        value = quantized.remove_copies(session, model, wanted, dry_run=dry_run)
+        value = quantized.remove_quantized(session, model, wanted, dry_run=dry_run)
     else:
         with view.progress(silent=output.json or output.quiet) as on_step:
             on_step(f"quantizing {model}")

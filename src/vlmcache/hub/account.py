@@ -6,7 +6,6 @@ The session, its proxies and its headers are huggingface_hub's own.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -139,11 +138,6 @@ class Account:
     def file_address(self, repo: str, commit: str, file: str) -> str:
         """Return the address of a file."""
         return f"{self.endpoint}/{quote(repo)}/resolve/{commit}/{quote(file)}"
-
-
-def _without_login(text: str) -> str:
-    """Return `text` without the names and passwords in the addresses that it contains."""
-    return re.sub(r"(https?://)[^\s/@]+@", r"\1", text)
 
 
 def _checked(token: str) -> str:

@@ -216,7 +216,7 @@ def quantize(
     return msgspec.structs.replace(plan, made=True, size=made.size, seconds=answer["seconds"])
 
 
-def remove_copies(
+def remove_quantized(
     session: Session, name: str, precision: Precision, *, dry_run: bool = False
 ) -> Quantization:
     """Remove the kept copies of a model at a precision, of all its commits and library versions.

@@ -37,9 +37,9 @@ from vlmcache.change.plan import (
 from vlmcache.commands.move.apply import Mover, refusals, repos_in_use, take_back
 from vlmcache.commands.move.plan import plan_move, plan_undo
 from vlmcache.commands.move.survey import (
-    check_places,
     check_sources,
     choose_repos,
+    find_destination,
     read_destination,
 )
 from vlmcache.commands.move.values import (
@@ -88,7 +88,7 @@ def move(
     """
     begun = time.monotonic()
     options = options or MoveOptions()
-    place = check_places(session.cache.dir, destination)
+    place = find_destination(session.cache.dir, destination)
     state = scan(os.path.realpath(session.cache.dir))
     for repo in state.repos:
         if repo.away is not None and os.path.realpath(repo.away.destination) == place:
@@ -132,7 +132,7 @@ def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveRe
         CacheError: something cannot be written.
     """
     begun = time.monotonic()
-    place = check_places(session.cache.dir, destination)
+    place = find_destination(session.cache.dir, destination)
     # Planned under the lock: a move that ends meanwhile must not be taken for an unfinished one.
     is_begun = os.path.lexists(os.path.join(place, layout.MOVING)) or bool(read_moves(place))
     with contextlib.ExitStack() as stack:
@@ -263,7 +263,7 @@ def relink(
         CacheError: the cache cannot be written.
     """
     begun = time.monotonic()
-    place = check_places(session.cache.dir, folder)
+    place = find_destination(session.cache.dir, folder)
     state = scan(os.path.realpath(session.cache.dir))
     lost: list[Repo] = []
     same: list[Repo] = []

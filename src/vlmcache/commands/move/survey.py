@@ -20,7 +20,7 @@ from vlmcache.config import Config
 from vlmcache.errors import UnknownModelError, UsageError
 
 
-def check_places(cache_dir: str, destination: str) -> str:
+def find_destination(cache_dir: str, destination: str) -> str:
     """Return the destination's real path.
 
     Raises:
