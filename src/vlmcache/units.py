@@ -120,12 +120,21 @@ def pace_text(size: int, seconds: float) -> str:
     return f"{took} ({rate}/s)"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return how many of something there are: `1 file`, `3 files`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def and_more(count: int) -> str:
+    """Return the end of a list from which so many were left out, nothing if none was."""
+    return f" and {count} more" if count > 0 else ""
+
+
 def duration_text(seconds: float) -> str:
     """Return seconds as the largest unit that people would say: `3 days`, `5 min`."""
     for name, length in (("day", 86400), ("hour", 3600)):
         if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {name}" if count == 1 else f"{count} {name}s"
+            return counted(int(seconds // length), name)
     if seconds >= 60:
         return f"{int(seconds // 60)} min"
     return f"{max(0, int(seconds))} s"

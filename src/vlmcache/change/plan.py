@@ -248,9 +248,14 @@ class Receipt(msgspec.Struct, frozen=True):
     fetched: int = 0
 
     @property
+    def undone(self) -> list[Outcome]:
+        """What became of the actions after which something is not as the plan wanted it."""
+        return [step for step in self.outcomes if step.result not in ("done", "absent")]
+
+    @property
     def whole(self) -> bool:
         """Whether everything is now as the plan wanted it."""
-        return all(outcome.result in ("done", "absent") for outcome in self.outcomes)
+        return not self.undone
 
 
 def stamp(repo: Repo, revision: Revision | None = None) -> str:

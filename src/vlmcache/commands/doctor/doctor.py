@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -201,20 +202,19 @@ def _filesystem(path: str) -> Filesystem:
 def _try_abilities(folder: str) -> dict[str, bool]:
     """Try what the hub's layout relies on, in a folder that is removed afterwards."""
     trials: dict[str, bool] = {}
-    try:
-        with tempfile.TemporaryDirectory(prefix=".vlmcache-doctor-", dir=folder) as trial:
-            file = os.path.join(trial, "file")
-            with open(file, "wb") as handle:
-                trials["locks"] = _can_lock(handle.fileno())
-            for name, make in (("symlinks", os.symlink), ("hard_links", os.link)):
-                try:
-                    make(file, os.path.join(trial, name))
-                    trials[name] = True
-                except (OSError, NotImplementedError):
-                    trials[name] = False
-            trials["case_sensitive"] = not os.path.exists(os.path.join(trial, "FILE"))
-    except OSError:
-        pass
+    with (
+        contextlib.suppress(OSError),
+        tempfile.TemporaryDirectory(prefix=".vlmcache-doctor-", dir=folder) as trial,
+    ):
+        file = os.path.join(trial, "file")
+        with open(file, "wb") as handle:
+            trials["locks"] = _can_lock(handle.fileno())
+        for name, make in (("symlinks", os.symlink), ("hard_links", os.link)):
+            trials[name] = False
+            with contextlib.suppress(OSError, NotImplementedError):
+                make(file, os.path.join(trial, name))
+                trials[name] = True
+        trials["case_sensitive"] = not os.path.exists(os.path.join(trial, "FILE"))
     return trials
 
 
@@ -235,14 +235,17 @@ def _devices(findings: list[Finding]) -> tuple[Device, ...]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
-    command = [
-        program,
-        "--query-gpu=name,memory.total,driver_version",
-        "--format=csv,noheader,nounits",
-    ]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_GPU_TIMEOUT, check=True
+            [
+                program,
+                "--query-gpu=name,memory.total,driver_version",
+                "--format=csv,noheader,nounits",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=_GPU_TIMEOUT,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
         detail = f"the driver does not answer: {error}"
