@@ -121,8 +121,9 @@ def pace_text(size: int, seconds: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return how many of something there are: `1 file`, `3 files`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """Return how many of something there are: `1 file`, `3 files`, `2 processes`."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{ending}"
 
 
 def and_more(count: int) -> str:

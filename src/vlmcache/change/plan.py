@@ -13,6 +13,7 @@ import msgspec
 from vlmcache import log
 from vlmcache.cache.state import Repo, Revision, TreeFile
 from vlmcache.cache.usage import Process
+from vlmcache.errors import VlmcacheError
 
 
 class Expected(msgspec.Struct, frozen=True):
@@ -238,6 +239,11 @@ class Failure(msgspec.Struct, frozen=True):
     message: str
     hint: str | None
     exit_code: int
+
+    @classmethod
+    def of(cls, error: VlmcacheError) -> Failure:
+        """Return an error as the value that `--json` prints."""
+        return cls(error.code, error.message, error.hint, int(error.exit_code))
 
 
 class Receipt(msgspec.Struct, frozen=True):

@@ -191,7 +191,7 @@ def _row(part: PlannedModel, state: PullState) -> PulledModel:
 
 
 def _failed(row: PulledModel, error: VlmcacheError) -> PulledModel:
-    failure = Failure(error.code, error.message, error.hint, int(error.exit_code))
+    failure = Failure.of(error)
     return msgspec.structs.replace(row, state="failed", error=failure)
 
 
