@@ -74,7 +74,7 @@ class HubLocks:
     def path_of(self, repo: str, blob: str) -> str:
         """Return the path of the lock of a blob, or of the partial download of one."""
         etag = layout.partial_etag(blob) or blob
-        return os.path.join(self.folder, repo, etag + layout.LOCK_SUFFIX)
+        return layout.lock_path(self.tree.root, repo, etag)
 
     def _hold(self, path: str) -> contextlib.AbstractContextManager[object]:
         return hold_lock(path, 0o664, _PROBE_SECONDS, force=self.tree.force)
