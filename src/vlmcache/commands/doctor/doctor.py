@@ -126,8 +126,7 @@ def _paths(session: Session) -> Iterator[PathFact]:
     sides = side_caches(environment)
 
     def source_of(variable: str) -> str:
-        names = (name for name in (variable, "HF_HOME") if environment.own(name))
-        return next(names, "default")
+        return next(filter(environment.own, (variable, "HF_HOME")), "default")
 
     for name, path, source in (
         ("cache", location.dir, location.source),
@@ -147,16 +146,11 @@ def _writable(path: str) -> bool:
 
 def _variables(environment: Environment) -> dict[str, str]:
     """Return the variables that bear on the cache; of secrets only that they are set."""
-    names = sorted(
-        name
-        for name in environment.variables
-        if name.startswith(("HF_", "HUGGING", "VLMCACHE_", "TRANSFORMERS_"))
-        or name
-        in ("XDG_CACHE_HOME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "CUDA_VISIBLE_DEVICES")
-    )
+    others = ("XDG_CACHE_HOME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "CUDA_VISIBLE_DEVICES")
     return {
-        environment.source(name): _without_secrets(name, environment.variables[name])
-        for name in names
+        environment.source(name): _without_secrets(name, value)
+        for name, value in sorted(environment.variables.items())
+        if name.startswith(("HF_", "HUGGING", "VLMCACHE_", "TRANSFORMERS_")) or name in others
     }
 
 
@@ -180,10 +174,9 @@ def _version(package: str) -> str | None:
 def _filesystem(path: str) -> Filesystem:
     where = nearest_folder(path)
     mount = mount_of(where)
-    try:
+    usage = None
+    with contextlib.suppress(OSError):
         usage = shutil.disk_usage(where)
-    except OSError:
-        usage = None
     trials = _try_abilities(where) if os.access(where, os.W_OK) else {}
     return Filesystem(
         type=mount.type if mount else None,
@@ -279,21 +272,17 @@ def _seen_by_torch(devices: tuple[Device, ...], findings: list[Finding]) -> tupl
                 "install the build of torch for this device: https://pytorch.org/get-started",
             )
         )
-    named = {device.name: device for device in devices}
-    others = [
-        device
-        for device in devices
-        if device.name not in {accelerator["name"] for accelerator in seen}
-    ]
+    drivers = {device.name: device.driver for device in devices}
+    named = {accelerator["name"] for accelerator in seen}
     return (
         *(
             Device(
                 accelerator["name"],
                 accelerator["memory"],
-                named[accelerator["name"]].driver if accelerator["name"] in named else None,
+                drivers.get(accelerator["name"]),
                 accelerator["device"],
             )
             for accelerator in seen
         ),
-        *others,
+        *(device for device in devices if device.name not in named),
     )

@@ -44,17 +44,10 @@ class AccessEntry(NamedTuple):
     inherits: bool | None = None
 
 
-class Unseen(NamedTuple):
-    """Something that was not read, and why."""
-
-    path: str
-    reason: str
-
-
-def entries(cache_dir: str) -> Iterator[AccessEntry | Unseen]:
+def entries(cache_dir: str) -> Iterator[AccessEntry | Kept]:
     """Yield all entries of a hub cache, folders before what they hold. Links are not followed.
 
-    What is not the hub's is left out, and so are links.
+    What is not the hub's is kept as it is, and so are links.
 
     Args:
         cache_dir: the hub cache, an absolute path.
@@ -69,19 +62,18 @@ def entries(cache_dir: str) -> Iterator[AccessEntry | Unseen]:
                 listed = sorted(names, key=lambda entry: entry.name)
             for entry in listed:
                 if depth == 0 and not _is_the_hubs(entry.name):
-                    yield Unseen(entry.path, "not the hub's")
+                    yield Kept(entry.path, None, "not the hub's")
                 elif entry.is_symlink():
                     if depth == 0:
-                        yield Unseen(
-                            entry.path, "a link: the place that it leads to has to be shared there"
-                        )
+                        reason = "a link: the place that it leads to has to be shared there"
+                        yield Kept(entry.path, None, reason)
                 elif entry.is_dir(follow_symlinks=False):
                     pending.append((entry.path, depth + 1))
                 elif entry.is_file(follow_symlinks=False):
                     kind = _kind(os.path.relpath(entry.path, cache_dir))
                     yield AccessEntry(entry.path, kind, entry.stat(follow_symlinks=False))
         except OSError as error:
-            yield Unseen(folder, f"cannot be read: {error.strerror or error}")
+            yield Kept(folder, None, f"cannot be read: {error.strerror or error}")
 
 
 def inherits(folder: str | int) -> bool | None:
@@ -155,7 +147,7 @@ _ENTRY = _READING | getattr(os, "O_NOFOLLOW", 0)
 _FOLDER = _ENTRY | getattr(os, "O_DIRECTORY", 0)
 
 
-def plan_access(entries: Iterable[AccessEntry | Unseen], group: int | None) -> Plan:
+def plan_access(entries: Iterable[AccessEntry | Kept], group: int | None) -> Plan:
     """Return what has to change so that a group shares a cache, or its owner alone has it.
 
     Shared: everything is the group's; folders can be written by it and hand the group on; blobs can
@@ -171,7 +163,7 @@ def plan_access(entries: Iterable[AccessEntry | Unseen], group: int | None) -> P
     names = Counter(
         (entry.status.st_dev, entry.status.st_ino) for entry in listed if entry.kind != "folder"
     )
-    kept = [Kept(entry.path, None, entry.reason) for entry in seen if isinstance(entry, Unseen)]
+    kept = [entry for entry in seen if isinstance(entry, Kept)]
     actions: list[SetAccess] = []
     for entry in listed:
         action = _action(entry, group)

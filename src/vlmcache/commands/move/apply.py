@@ -353,7 +353,8 @@ class Mover:
 
     def _refused(self, folder: str, error: VlmcacheError) -> VlmcacheError:
         """Take a copy that was placed back, since its source stays; return why it stays."""
-        if os.path.isdir(os.path.join(self.state.dir, folder)):
+        path = os.path.join(self.state.dir, folder)
+        if os.path.isdir(path) and not os.path.islink(path):
             with contextlib.suppress(OSError):
                 self.copier.unplace(folder)
             self.notes.forget(folder)

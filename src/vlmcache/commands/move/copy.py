@@ -61,7 +61,8 @@ class Copier:
         self.cache_dir = cache_dir
         self.destination = destination
         self.same_disk = same_disk
-        self.staging = os.path.join(destination, layout.MOVING)
+        self.staging = layout.staged_path(destination)
+        self.staged_blobs = layout.staged_path(destination, layout.SHARED_STORE)
         self.copied = 0
         """Bytes written at the destination."""
 
@@ -184,7 +185,7 @@ class Copier:
 
     def finish(self) -> None:
         """Remove the staging folder, if nothing is left in it."""
-        for path in (os.path.join(self.staging, layout.SHARED_STORE), self.staging):
+        for path in (self.staged_blobs, self.staging):
             with contextlib.suppress(OSError):
                 os.rmdir(path)
 
@@ -229,11 +230,10 @@ class Copier:
                 f"the destination's shared blob is damaged: {place}",
                 f"'vlmcache verify --repair --cache-dir {self.destination}' repairs it",
             )
-        folder = os.path.join(self.staging, layout.SHARED_STORE)
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        target = os.path.join(folder, blob.hash)
+        os.makedirs(self.staged_blobs, mode=0o700, exist_ok=True)
+        target = os.path.join(self.staged_blobs, blob.hash)
         self._stage_file(blob.path, target, os.stat(blob.path), expected)
-        change_place.sync_folder(folder)
+        change_place.sync_folder(self.staged_blobs)
 
     @contextlib.contextmanager
     def _published(self, shared_hash: str, references: list[str]) -> Iterator[None]:
@@ -245,8 +245,7 @@ class Copier:
         with store.held(place):
             store.add_references(place, references)
             if not os.path.lexists(place):
-                staged = os.path.join(self.staging, layout.SHARED_STORE, shared_hash)
-                os.rename(staged, place)
+                os.rename(os.path.join(self.staged_blobs, shared_hash), place)
             change_place.sync_folder(os.path.dirname(place))
             change_place.sync_folder(store.folder)
             yield
@@ -423,16 +422,12 @@ def _copy_blocks(
                 count = len(block)
             if hashed is not None:
                 hashed.result()
-            hashed = None
-            if position + count < size:
-                hashed = pool.submit(_hash, digest, writer, position, count, block)
-            else:
-                _hash(digest, writer, position, count, block)
+            hashed = pool.submit(_hash, digest, writer, position, count, block)
             position += count
             number += 1
             if number <= len(resident) and not resident[number - 1]:
                 page_cache.give_back(reader, position - count, count)
-            if number % _SYNC_EVERY == 0 and hashed is not None:
+            if number % _SYNC_EVERY == 0:
                 hashed.result()
                 os.fsync(writer)
                 page_cache.give_back(writer, synced, position - synced)

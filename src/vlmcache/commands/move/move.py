@@ -134,7 +134,7 @@ def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveRe
     begun = time.monotonic()
     place = find_destination(session.cache.dir, destination)
     # Planned under the lock: a move that ends meanwhile must not be taken for an unfinished one.
-    is_begun = os.path.lexists(os.path.join(place, layout.MOVING)) or bool(read_moves(place))
+    is_begun = os.path.lexists(layout.staged_path(place)) or bool(read_moves(place))
     with contextlib.ExitStack() as stack:
         if is_begun and not dry_run:
             stack.enter_context(_sole(place))
@@ -196,8 +196,8 @@ def _sole(place: str) -> Iterator[None]:
     import filelock
 
     with refusals(place):
-        os.makedirs(os.path.join(place, layout.MOVING), mode=0o700, exist_ok=True)
-        path = os.path.join(place, layout.MOVING, layout.LOCK_SUFFIX)
+        path = layout.staged_path(place, layout.LOCK_SUFFIX)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         lock = filelock.FileLock(path, timeout=0)
         try:
             lock.acquire()

@@ -73,7 +73,7 @@ class Destination(msgspec.Struct, frozen=True):
 
     def staged_at(self, name: str) -> str:
         """Return the path of something in the folder in which a move stages its copies."""
-        return os.path.join(self.path, layout.MOVING, name)
+        return layout.staged_path(self.path, name)
 
     def begun(self, cache_dir: str, folder: str) -> bool:
         """Return whether a move of the repo out of that cache has begun and not ended."""
@@ -154,7 +154,7 @@ def _move(state: CacheState, destination: Destination, repo: Repo, counted: set[
         seen.add(key)
         size += length
         needs += max(0, length - allocated)
-        if destination.copied.get(f"{repo.folder}/{name}") == length:
+        if destination.copied.get(name) == length:
             have += length
             needs -= max(length, allocated)
     named = {blob.shared for blob in repo.blobs.values() if blob.shared is not None}
@@ -162,7 +162,7 @@ def _move(state: CacheState, destination: Destination, repo: Repo, counted: set[
     for shared_hash in shared:
         blob = state.shared[shared_hash]
         size += blob.size
-        copied = destination.copied.get(f"{layout.SHARED_STORE}/{shared_hash}")
+        copied = destination.copied.get(os.path.join(layout.SHARED_STORE, shared_hash))
         if shared_hash in counted or copied == blob.size:
             have += blob.size
         else:
@@ -184,20 +184,30 @@ def _move(state: CacheState, destination: Destination, repo: Repo, counted: set[
 
 
 def _files(repo: Repo) -> list[tuple[str, int, int, tuple[int, int]]]:
-    """Return name in the repo, length, occupied bytes and inode of each file with content."""
+    """Return path in a cache, length, occupied bytes and inode of each file with content."""
     return [
         *(
-            (f"{layout.BLOBS}/{blob.name}", blob.size, blob.allocated, (blob.device, blob.inode))
+            (
+                layout.blob_path(repo.folder, blob.name),
+                blob.size,
+                blob.allocated,
+                (blob.device, blob.inode),
+            )
             for blob in repo.blobs.values()
             if not blob.linked
         ),
         *(
-            (f"{layout.BLOBS}/{part.name}", part.size, part.allocated, (part.device, part.inode))
+            (
+                layout.blob_path(repo.folder, part.name),
+                part.size,
+                part.allocated,
+                (part.device, part.inode),
+            )
             for part in repo.partials
         ),
         *(
             (
-                f"{layout.SNAPSHOTS}/{revision.commit}/{file.name}",
+                layout.file_path(layout.snapshot_path(repo.folder, revision.commit), file.name),
                 file.size,
                 file.allocated,
                 (file.device, file.inode),
@@ -272,6 +282,6 @@ def plan_undo(state: CacheState, destination: Destination) -> Plan:
 
 
 def _remove_staged(destination: Destination, name: str, repo: str | None) -> RemoveTree:
-    sizes = [size for path, size in destination.copied.items() if path.startswith(name + "/")]
+    sizes = [size for path, size in destination.copied.items() if path.startswith(name + os.sep)]
     frees = 0 if destination.same_disk else sum(sizes)
     return RemoveTree(destination.staged_at(name), "leftover", repo, _COPIED, frees, None)

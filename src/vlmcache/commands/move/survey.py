@@ -70,20 +70,20 @@ def find_destination(cache_dir: str, destination: str) -> str:
 
 def read_destination(state: CacheState, place: str) -> Destination:
     """Return what is at the destination, and what earlier moves have left here of it."""
-    top = os.path.join(place, layout.MOVING)
+    top = layout.staged_path(place)
     copied = dict(_files_below(top, ""))
     noted = read_moves(place)
     aside: dict[str, str] = {}
     for folder, move in noted.items():
         if move == MoveRecord(state.dir, finished=False):
             # One that was placed before its source was removed is used again.
-            placed = dict(_files_below(os.path.join(place, folder), folder + "/"))
+            placed = dict(_files_below(os.path.join(place, folder), folder))
             copied |= placed
             for left in state.leftovers:
                 ours = left.repo_folder == folder and left.whole and bool(placed)
                 # What it links to in the shared store may have gone since.
                 ours = ours and state.shared.keys() >= set(left.shared)
-                if ours and dict(_files_below(left.path, folder + "/")) == placed:
+                if ours and dict(_files_below(left.path, folder)) == placed:
                     aside[folder] = left.path
     names = frozenset(os.listdir(top)) if os.path.isdir(top) else frozenset()
     same_disk = os.stat(nearest_folder(place)).st_dev == os.stat(state.dir).st_dev
@@ -103,7 +103,7 @@ def _files_below(top: str, prefix: str) -> Iterator[tuple[str, int]]:
             path = os.path.join(folder, name)
             with contextlib.suppress(OSError):
                 size = 0 if os.path.islink(path) else os.stat(path).st_size
-                yield prefix + os.path.relpath(path, top).replace(os.sep, "/"), size
+                yield os.path.join(prefix, os.path.relpath(path, top)), size
 
 
 def choose_repos(
