@@ -8,10 +8,10 @@ from functools import partial
 
 import msgspec
 
-from vlmcache.change.plan import Action, Failure, Fetch, Link, Outcome, Plan, Receipt, joined
+from vlmcache.change.plan import Failure, Outcome, Receipt, joined
 from vlmcache.commands.pull.make_room import make_room, what_helps
 from vlmcache.commands.pull.prepare import prepare_pull
-from vlmcache.commands.pull.room import find_shortage
+from vlmcache.commands.pull.room import find_shortage, without_fetches
 from vlmcache.commands.pull.values import (
     PlannedModel,
     PulledModel,
@@ -68,7 +68,9 @@ def pull(
         planned = [
             prepare_pull(client, session.cache.dir, model, options.selection) for model in models
         ]
-        plans = _each_blob_once([part.order.plan for part in planned if part.order is not None])
+        fetched: set[tuple[str, str]] = set()
+        orders = [part.order for part in planned if part.order is not None]
+        plans = [without_fetches(order.plan, fetched) for order in orders]
         joined(plans).log("pull")
         shortage = shortage_of(plans)
         room = None
@@ -132,26 +134,6 @@ def _models(session: Session, names: Sequence[str]) -> list[ModelConfig]:
     cached = cached_models(session.cache)
     models = [find_model(session.config, name, cached) for name in names]
     return list({(model.repo, model.revision): model for model in models}.values())
-
-
-def _each_blob_once(plans: Sequence[Plan]) -> list[Plan]:
-    """Return plans of which none fetches what one before it does: revisions share blobs."""
-    planned: set[tuple[str, str]] = set()
-    distinct = []
-    for plan in plans:
-        actions: list[Action] = []
-        needs = plan.needs
-        for action in plan.actions:
-            if isinstance(action, Fetch) and (action.repo, action.etag) in planned:
-                needs -= action.size - action.have
-                reason = "the same content as in another revision"
-                action = Link(action.repo, action.file, action.path, action.etag, reason)
-            actions.append(action)
-        planned |= {
-            (action.repo, action.etag) for action in plan.actions if isinstance(action, Fetch)
-        }
-        distinct.append(Plan(tuple(actions), plan.frees, max(0, needs)))
-    return distinct
 
 
 def _carry_out(
