@@ -59,7 +59,7 @@ def without_fetches(plan: Plan, planned: set[tuple[str, str]]) -> Plan:
         (action.repo, action.etag): action for action in plan.actions if isinstance(action, Fetch)
     }
     again = fetches.keys() & planned
-    planned |= fetches.keys()
+    planned.update(fetches)
     reason = "the same content as in another revision"
     actions = [
         Link(action.repo, action.file, action.path, action.etag, reason)

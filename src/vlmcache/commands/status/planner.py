@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat as modes
 from collections.abc import Collection, Iterable, Sequence
@@ -57,7 +58,7 @@ def fetching(repo_id: str, size: int) -> Plan:
 
 
 class Planner:
-    """Makes plans as the commands do, from one scan; see `Plans`."""
+    """Makes plans as the commands do, from one scan."""
 
     def __init__(self, known: Known, session: Session) -> None:
         self.known = known
@@ -96,35 +97,26 @@ class Planner:
 
     def locked_folder(self, plan: Plan) -> str | None:
         """Return a folder that the removals would change and this user cannot."""
-        folders = {self.state.dir: None}
         removed = [
             action
             for action in plan.actions
             if isinstance(action, Remove | RemoveTree | ReleaseShared)
         ]
+        folders = [self.state.dir] if removed else []
         for action in removed:
-            folders[os.path.dirname(action.path)] = None
+            folders.append(os.path.dirname(action.path))
             if isinstance(action, RemoveTree):
-                folders[action.path] = None
-                if action.kind == "repo":
-                    names = (layout.BLOBS, layout.SNAPSHOTS, layout.REFS)
-                    folders.update((os.path.join(action.path, name), None) for name in names)
-        if not removed:
-            return None
-        shut = next(filter(_is_shut, folders), None)
-        if shut is not None:
-            return shut
-        stuck = next((action.path for action in removed if not _may_unlink(action.path)), None)
-        return os.path.dirname(stuck) if stuck is not None else None
+                folders.append(action.path)
+                folders += _parts(action.path) if action.kind == "repo" else ()
+        stuck = (os.path.dirname(action.path) for action in removed if not _may_unlink(action.path))
+        return next(itertools.chain(filter(_is_shut, dict.fromkeys(folders)), stuck), None)
 
     def locked_for(self, download: PendingDownload) -> str | None:
         """Return a folder that the download would write into and this user cannot."""
         name = layout.repo_folder("model", download.repo)
         folder = os.path.join(self.state.dir, name)
-        inside = (layout.BLOBS, layout.SNAPSHOTS, layout.REFS, layout.TREES)
-        places = [folder, *(os.path.join(folder, name_inside) for name_inside in inside)]
-        places.append(os.path.join(self.state.dir, layout.LOCKS, name))
-        return next((place for place in map(nearest_folder, places) if _is_shut(place)), None)
+        places = [folder, *_parts(folder), layout.lock_path(self.state.dir, name, "")]
+        return next(filter(_is_shut, map(nearest_folder, places)), None)
 
     def is_read_only(self, folder: str) -> bool:
         """Return whether a folder is on a filesystem that nobody can write to."""
@@ -170,12 +162,16 @@ class Planner:
                 continue
             plan = plan_removal(state, [Target(repo.id, repo.folder)])
             if plan.frees:
-                name = typed_name(repo.type, repo.id)
                 age = self._age(repo)
-                recent = age is not None and age < _RECENT
-                locked = self.locked_folder(plan)
                 evictable.append(
-                    Evictable(name, repo.id, plan.frees, last_use(age), recent, locked)
+                    Evictable(
+                        typed_name(repo.type, repo.id),
+                        repo.id,
+                        plan.frees,
+                        last_use(age),
+                        age is not None and age < _RECENT,
+                        self.locked_folder(plan),
+                    )
                 )
         return sorted(evictable, key=lambda model: (model.recent, -model.frees))
 
@@ -193,6 +189,12 @@ class Planner:
         uses = [self.known.used[repo.folder, revision.commit] for revision in repo.revisions]
         known = [use.at for use in uses if use.source != "written"]
         return max(0.0, self.state.scanned_at - max(known)) if known else None
+
+
+def _parts(folder: str) -> tuple[str, ...]:
+    """Return the folders in a repo's folder that its files lie in."""
+    names = (layout.BLOBS, layout.SNAPSHOTS, layout.REFS, layout.TREES)
+    return tuple(os.path.join(folder, name) for name in names)
 
 
 def _is_shut(folder: str) -> bool:

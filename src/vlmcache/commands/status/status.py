@@ -32,7 +32,6 @@ from vlmcache.commands.status.filters import parse_filter, select
 from vlmcache.commands.status.planner import Planner
 from vlmcache.commands.status.recommend import recommend
 from vlmcache.commands.status.steps import Advice
-from vlmcache.commands.status.summary import summarize_cache
 from vlmcache.commands.status.values import (
     Elsewhere,
     MemorySource,
@@ -40,6 +39,7 @@ from vlmcache.commands.status.values import (
     RepoStatus,
     RevisionStatus,
     Status,
+    summarize_cache,
 )
 from vlmcache.config import ModelConfig, Session, own_home, shipped_config
 from vlmcache.home.copies import list_copies
@@ -165,12 +165,9 @@ def _model_status(
 def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
     """Yield the indexes that exist but make no sense; the scan itself opens no files."""
     revision = judgement.revision
-    if revision is None:
-        return
-    for file in revision.files:
-        if file.name not in judgement.damaged or not file.name.endswith(".index.json"):
-            continue
-        if file.kind in ("link", "copy") and file.size:
+    for file in revision.files if revision is not None else ():
+        is_index = file.name.endswith(".index.json") and file.name in judgement.damaged
+        if revision is not None and is_index and file.kind in ("link", "copy") and file.size:
             path = revision.file_path(file.name)
             detail = f"{file.name} names no shards that could be loaded"
             remedy = units.command("verify", repo)

@@ -166,24 +166,20 @@ def _print_cache(
 
 def _print_findings(out: Console, findings: Iterable[Finding], *, verbose: bool) -> None:
     every = list(findings)
-    shown = every
-    if not verbose:
-        shown = [
-            finding
-            for finding in every
-            if finding.severity == "error" or finding.code in _ALWAYS_SHOWN
-        ]
-    rest = 0 if verbose else max(0, len(shown) - _SHOWN_FINDINGS)
+    serious = [
+        finding
+        for finding in every
+        if verbose or finding.severity == "error" or finding.code in _ALWAYS_SHOWN
+    ]
+    shown = serious if verbose else serious[:_SHOWN_FINDINGS]
     if shown:
         out.print("\nProblems" if not verbose else "\nFindings")
-    for finding in shown[: len(shown) - rest]:
-        line = Text()
-        line.append(finding.code, SEVERITY_COLORS[finding.severity])
+    for finding in shown:
         where = f" {printable(finding.repo)}:" if finding.repo else ":"
-        line.append(f"{where} {printable(finding.detail)}")
+        line = Text(finding.code, SEVERITY_COLORS[finding.severity])
+        line = Text.assemble(line, f"{where} {printable(finding.detail)}")
         if verbose:
             line.append(f"\n{printable(finding.path)}", "dim")
         out.print(hanging(line, 2))
-    hidden = len(every) - len(shown) + rest
-    if rest:
-        out.print(f"  and {hidden} more (-v shows all)")
+    if len(shown) < len(serious):
+        out.print(f"  and {len(every) - len(shown)} more (-v shows all)")

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from vlmcache.change.plan import Fetch, Plan
 from vlmcache.commands.verify.values import Damage, Missing, Verification
-from vlmcache.show.console import console
+from vlmcache.show.console import console, print_line
 from vlmcache.show.tables import SEVERITY_COLORS, show_cache
 from vlmcache.show.text import printable
 from vlmcache.units import pace_text, size_text
@@ -36,10 +36,10 @@ def show(value: Verification, *, verbose: bool = False) -> None:
     ):
         shown = lines if verbose else lines[:_SHOWN]
         for line in shown:
-            _print(out, line)
+            print_line(out, line)
         if len(lines) > len(shown):
-            _print(out, Text(f"  and {len(lines) - len(shown)} more (-v shows all)", "dim"))
-    _print(out, Text(_summary(value)))
+            print_line(out, Text(f"  and {len(lines) - len(shown)} more (-v shows all)", "dim"))
+    print_line(out, Text(_summary(value)))
     receipt = value.receipt
     if value.plan is not None:
         if receipt is None:
@@ -48,12 +48,12 @@ def show(value: Verification, *, verbose: bool = False) -> None:
     if receipt is not None and receipt.outcomes:
         done = [outcome for outcome in receipt.outcomes if outcome.result in ("done", "absent")]
         text = f"Repaired {len(done)} of {len(receipt.outcomes)}"
-        _print(out, Text(f"{text}, {size_text(receipt.fetched)} fetched."))
+        print_line(out, Text(f"{text}, {size_text(receipt.fetched)} fetched."))
 
 
 def _show_plan(out: Console, plan: Plan, *, done: bool) -> None:
     if not plan.actions:
-        _print(out, Text("Nothing to repair."))
+        print_line(out, Text("Nothing to repair."))
         return
     if done:
         return
@@ -61,8 +61,10 @@ def _show_plan(out: Console, plan: Plan, *, done: bool) -> None:
         size = ""
         if isinstance(action, Fetch):
             size = f" {size_text(action.size - action.have)}"
-        _print(out, _line(f"{action.__struct_config__.tag}{size}", "", action.path, action.reason))
-    _print(out, Text(f"To fetch: {size_text(plan.needs)}."))
+        print_line(
+            out, _line(f"{action.__struct_config__.tag}{size}", "", action.path, action.reason)
+        )
+    print_line(out, Text(f"To fetch: {size_text(plan.needs)}."))
 
 
 def _summary(value: Verification) -> str:
@@ -100,8 +102,3 @@ def _damage_line(damage: Damage) -> Text:
 def _missing_line(missing: Missing) -> Text:
     what = "nothing of it is in the cache" if missing.file == "*" else missing.file
     return _line("missing", "yellow", f"{missing.repo}@{missing.revision[:12]}: {what}")
-
-
-def _print(out: Console, line: Text) -> None:
-    # A pipe gets complete lines.
-    out.print(line, soft_wrap=not out.is_terminal)
