@@ -105,11 +105,6 @@ class Account:
         return self.library.headers
 
     @property
-    def secret(self) -> str:
-        """The token, or an empty string."""
-        return self.library.secret
-
-    @property
     def how_to_log_in(self) -> str:
         """What to do to be let in."""
         if self.named_by_folder:
@@ -124,7 +119,7 @@ class Account:
 
     def scrub(self, text: str) -> str:
         """Return the text without the token and without signed or secret parts of addresses."""
-        log.hide(self.secret)
+        log.hide(self.library.secret)
         return log.scrub(text)
 
     def within(self, address: str) -> str:

@@ -176,8 +176,6 @@ def _near(client: Client, repo: str, revision: str) -> str | None:
     except VlmcacheError:
         return None
     names = [ref.name for ref in (*refs.branches, *refs.tags)]
-    near = did_you_mean(revision, names)
-    if near is not None:
-        return near
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"it has {', '.join(names[:5])}{more}" if names else None
+    listed = f"it has {', '.join(names[:5])}{more}" if names else None
+    return did_you_mean(revision, names) or listed

@@ -37,12 +37,11 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
         revision: a branch or tag.
     """
     parts = urlsplit(client.endpoint)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        return None
     variables = client.environment.variables
     proxied = any(name.lower() in _PROXIES and value for name, value in variables.items())
+    plain = parts.scheme in ("http", "https") and parts.netloc and "@" not in parts.netloc
     # Windows keeps its proxies elsewhere.
-    if client.offline or proxied or sys.platform == "win32" or "@" in parts.netloc:
+    if client.offline or proxied or sys.platform == "win32" or not plain:
         return None
     import http.client
 

@@ -352,6 +352,7 @@ class Ranges:
                         raise piece.trouble
                     if self._is_held_up():
                         # Its connection is slower than all others: the first one fetches the rest.
+                        self._held_up_since = None
                         self._pieces.popleft()
                         return None
                 self._changed.wait(0.2)
@@ -364,12 +365,9 @@ class Ranges:
         now = time.monotonic()
         if not others or not (full or self._next >= self._size):
             self._held_up_since = None
-        elif self._held_up_since is None:
-            self._held_up_since = now
-        elif now - self._held_up_since >= self._rules.lag:
-            self._held_up_since = None
-            return True
-        return False
+            return False
+        self._held_up_since = self._held_up_since or now
+        return now - self._held_up_since >= self._rules.lag
 
     def _use_own(self) -> None:
         """The first connection has ended: there is room for one in its place."""

@@ -180,7 +180,7 @@ def refusal(account: Account, response: Any, *, signed: bool) -> Exception:
         return ExpiredError(
             HubError(f"{host}, where the hub keeps its files, answers {status}{words}")
         )
-    if code == "GatedRepo" and account.secret:
+    if code == "GatedRepo" and account.library.secret:
         return AccessError(
             f"the repo is gated and this account has no access yet{words}",
             f"ask for it on the repo's page at {account.name}",
@@ -194,14 +194,18 @@ def refusal(account: Account, response: Any, *, signed: bool) -> Exception:
         return NoSuchRevisionError("no such revision" + words)
     if code == "EntryNotFound":
         return NoSuchFileError("no such file" + words)
-    if status == 401 and account.secret and code != "RepoNotFound":
+    if status == 401 and account.library.secret and code != "RepoNotFound":
         return AccessError(
             f"{account.name} does not accept the token{words}",
             "a new one: https://huggingface.co/settings/tokens, then 'hf auth login', "
             "HF_TOKEN or --token",
         )
     if code == "RepoNotFound" or status in (401, 404):
-        advice = "the token must be allowed to read it" if account.secret else account.how_to_log_in
+        advice = (
+            "the token must be allowed to read it"
+            if account.library.secret
+            else account.how_to_log_in
+        )
         return NoSuchRepoError("no such model", f"check the name; if it is private, {advice}")
     if status == 403:
         return AccessError(

@@ -15,8 +15,7 @@ from vlmcache.change.plan import Plan, Remove, RemoveTree
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.choose import choose
-from vlmcache.commands.status.planner import Planner, fetching
-from vlmcache.commands.status.steps import Advice, Evictable, PendingDownload
+from vlmcache.commands.status.steps import Advice, Evictable, PendingDownload, Planner, fetching
 from vlmcache.commands.status.values import CacheSummary, Recommendation
 from vlmcache.config import CacheLocation, Config, Limits, Session, read_environment
 from vlmcache.units import parse_size

@@ -7,7 +7,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import hash_file
@@ -35,11 +34,8 @@ _LEAVE_AFTER = 3.0
 """Seconds that threads get to finish cleanly when the work is stopped."""
 
 
-class Downloaded(NamedTuple):
-    """What became of an order. error is the first failure, if there was one."""
-
-    outcomes: list[Outcome]
-    error: VlmcacheError | None
+Downloaded = tuple[list[Outcome], VlmcacheError | None]
+"""What became of an order, and the first failure, if there was one."""
 
 
 def download(client: Client, order: DownloadOrder, progress: Progress, workers: int) -> Downloaded:
@@ -89,7 +85,7 @@ class _Work:
             self.error = _as_ours(error, self.folder)
         finally:
             self.progress.ended(self.order.repo)
-        return Downloaded(self.outcomes, self.error)
+        return self.outcomes, self.error
 
     def _prepare(self) -> None:
         if not self.order.plan.actions:

@@ -152,13 +152,13 @@ def _carry_out(
     from vlmcache.commands.pull.fetch import download
 
     begun = time.monotonic()
-    done = download(client, order, progress, options.max_workers)
+    outcomes, error = download(client, order, progress, options.max_workers)
     row = msgspec.structs.replace(
         _row(part, "pulled" if order.plan.actions else "cached"),
-        fetched=sum(outcome.fetched for outcome in done.outcomes),
+        fetched=sum(outcome.fetched for outcome in outcomes),
         seconds=part.seconds + time.monotonic() - begun,
     )
-    return row, done.outcomes, done.error
+    return row, outcomes, error
 
 
 def _row(part: PlannedModel, state: PullState) -> PulledModel:

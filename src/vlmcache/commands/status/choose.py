@@ -9,10 +9,10 @@ import msgspec
 from vlmcache.change.plan import Plan, ReleaseShared, Remove, RemoveTree
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.values import CleanOptions
-from vlmcache.commands.status.planner import Planner
 from vlmcache.commands.status.steps import (
     Advice,
     PendingDownload,
+    Planner,
     freed_by_kind,
     no_room,
     not_for,
@@ -198,16 +198,15 @@ class _Freeing:
         room = self.room
         removed: set[str] = set()
         over = room.max_size is not None and room.size_on_disk > room.max_size
+        # Plain `clean` works towards the size limit too, and would miss it.
+        without_limit = ("--free", "0") if over else ()
         cleaned = None
-        words: tuple[str, ...] = ()
         if over and room.max_size is not None:
             words = ("--max-size", exact_size(room.max_size))
             cleaned = self._cleaning(words, CleanOptions(max_size=room.max_size))
         within = cleaned is not None
         if cleaned is None:
-            # Plain `clean` works towards the size limit too, and would miss it.
-            words = ("--free", "0") if over else ()
-            cleaned = self._cleaning(words, CleanOptions(free=0 if over else None))
+            cleaned = self._cleaning(without_limit, CleanOptions(free=0 if over else None))
         limit = (
             f"the cache holds {size_text(room.size_on_disk)}, over its limit of "
             f"{size_text(room.max_size or 0)}"
@@ -230,7 +229,7 @@ class _Freeing:
         )
         emptied = None
         if needed > freed:
-            emptied = self._emptying(needed, ("--free", "0") if over else (), bound, short)
+            emptied = self._emptying(needed, without_limit, bound, short)
         if emptied is not None:
             step, plan = emptied
             removed |= _repos_of(plan)

@@ -73,14 +73,11 @@ def parse_filter(expression: str, now: datetime) -> Callable[[Row], bool]:
         raise UsageError(f"--filter {expression!r}: no such {field}", "known: " + ", ".join(known))
     wanted = sign == "="
     if field == "name":
-        return lambda row: (value.lower() in _names(row)) == wanted
+        part = value.lower()
+        return lambda row: (part in f"{getattr(row, 'key', '')} {row.repo}".lower()) == wanted
     if field == "type":
         return lambda row: (getattr(row, "type", "model") == value) == wanted
     return lambda row: (row.state == value) == wanted
-
-
-def _names(row: Row) -> str:
-    return f"{getattr(row, 'key', '')} {row.repo}".lower()
 
 
 def select(

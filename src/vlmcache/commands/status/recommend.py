@@ -16,8 +16,13 @@ from vlmcache.change.names import names_in
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.choose import choose
-from vlmcache.commands.status.planner import Planner, plan_download
-from vlmcache.commands.status.steps import Advice, PendingDownload, not_for
+from vlmcache.commands.status.steps import (
+    Advice,
+    PendingDownload,
+    Planner,
+    not_for,
+    plan_download,
+)
 from vlmcache.commands.status.values import ModelStatus, Recommendation, RepoStatus, Status
 from vlmcache.config import Config, ModelConfig, Session
 
@@ -136,8 +141,8 @@ def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recomm
         if place.found_at is None:
             yield Recommendation(f"{text}; {away_remedy(place)}", None)
         else:
-            text = f"{text}; the drive is mounted elsewhere now"
-            yield advised.recommend(text, "move", "--relink", place.found_at)
+            where = "the drive is mounted elsewhere now"
+            yield advised.recommend(f"{text}; {where}", "move", "--relink", place.found_at)
 
 
 def _not_repaired_here(repos: Iterable[RepoStatus]) -> Iterator[Recommendation]:

@@ -70,10 +70,6 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
             out.print(hanging(Text(text, "dim"), 2))
 
 
-def _state(state: str) -> Text:
-    return Text(state, STATE_COLORS.get(state, ""))
-
-
 def _amount(size: int | None) -> str:
     return NOTHING if size is None else size_text(size)
 
@@ -90,7 +86,7 @@ def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Ta
             revision = "" if model.revision == "main" else f"@{model.revision}"
             cells.append(printable(model.repo + revision))
         cells += [
-            _state(model.state),
+            Text(model.state, STATE_COLORS[model.state]),
             size_text(model.size_on_disk) if model.size_on_disk else NOTHING,
             _amount(model.expected_size),
         ]
@@ -128,7 +124,7 @@ def _repo_table(repos: Iterable[RepoStatus], now: datetime) -> Table:
         table.add_row(
             printable(repo.repo),
             repo.type,
-            _state(repo.state),
+            Text(repo.state, STATE_COLORS[repo.state]),
             size_text(repo.size_on_disk),
             str(len(repo.revisions)),
             ago(repo.last_used, now),

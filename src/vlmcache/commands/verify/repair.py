@@ -79,9 +79,8 @@ def repair(
         report = RepairReport(
             **msgspec.structs.asdict(verification) | {"plan": work.plan, "cache": cache_dir}
         )
-        shortage = find_shortage(
-            cache_dir, session.config.limits, [order.plan for order in work.orders]
-        )
+        plans = [order.plan for order in work.orders]
+        shortage = find_shortage(cache_dir, session.config.limits, plans)
         failure: VlmcacheError | None = work.offline_error()
         if failure is None and shortage is not None:
             known = Known(session.environment, state)
@@ -98,7 +97,7 @@ def repair(
     after = verify_state(session, scan(cache_dir), names, again)
     begun = [missing.repo for missing in after.missing if missing.file == "*"]
     remaining = [damage.path for damage in after.damaged]
-    remaining += [f"{bad.repo}@{bad.revision}: {bad.file}" for bad in after.missing]
+    remaining += [f"{missing.repo}@{missing.revision}: {missing.file}" for missing in after.missing]
     receipt = Receipt(
         tuple(outcomes),
         sum(outcome.freed for outcome in outcomes),
@@ -177,11 +176,11 @@ class _Repair:
         from vlmcache.commands.pull.fetch import download
 
         done = [download(self.client, order, progress, WORKERS) for order in self.orders]
-        outcomes = [outcome for downloaded in done for outcome in downloaded.outcomes]
+        outcomes = [outcome for fetched, _ in done for outcome in fetched]
         if self.removals:
             places = set(moved_repos(self.state).values())
             outcomes += apply.apply_removals(Plan(self.removals), self.state.dir, places).outcomes
-        return outcomes, next(filter(None, (downloaded.error for downloaded in done)), None)
+        return outcomes, next((error for _, error in done if error is not None), None)
 
 
 class _RepoRepair:
@@ -206,11 +205,10 @@ class _RepoRepair:
         self._repo = repo
         # Nothing is removed through a link, except where `move` has put the repo.
         self._home = repo.path if repo.moved_to is None else repo.home
-        inside = repo.path + os.sep
         self._damaged = {
             damage.path: damage
             for damage in verification.damaged
-            if damage.repo == repo.id and f"{damage.path}{os.sep}".startswith(inside)
+            if damage.repo == repo.id and f"{damage.path}{os.sep}".startswith(repo.path + os.sep)
         }
         self._missing = {
             (missing.revision, missing.file)
@@ -360,10 +358,12 @@ class _RepoRepair:
         wanted = names & set(files)
         if everything or "*" in names:
             wanted |= FileSelection().choose(repo.id, files) | repo.lost_names(commit)
-        for name, listed in files.items():
-            if listed.etag in bad:
-                # The shared store may hold the very content that is bad.
-                files[name] = msgspec.structs.replace(listed, xet_hash=None)
+        # The shared store may hold the very content that is bad.
+        files |= {
+            name: msgspec.structs.replace(listed, xet_hash=None)
+            for name, listed in files.items()
+            if listed.etag in bad
+        }
         listing = Listing(commit, files)
         plan = plan_pull(self._doubted, repo.id, commit, listing, wanted)
         check_places(plan.placed)
@@ -421,14 +421,16 @@ def _commits(repo: Repo, refs: Mapping[str, str] | None = None) -> list[str]:
 def _named_by_links(repo: Repo, commit: str) -> dict[str, TreeFile]:
     """Return the files of a snapshot whose broken links still name their blobs."""
     revision = repo.revision(commit)
-    files: dict[str, TreeFile] = {}
-    for file in revision.files if revision is not None else ():
-        blob = repo.blobs.get(file.blob or "")
-        if file.kind not in ("stub", "dangling", "outside") or blob is None:
-            continue
-        if blob.present and layout.is_etag(blob.name):
-            files[file.name] = TreeFile(blob.size, blob.name)
-    return files
+    meant = {
+        file.name: repo.blobs.get(file.blob or "")
+        for file in (revision.files if revision is not None else ())
+        if file.kind in ("stub", "dangling", "outside")
+    }
+    return {
+        name: TreeFile(blob.size, blob.name)
+        for name, blob in meant.items()
+        if blob is not None and blob.present and layout.is_etag(blob.name)
+    }
 
 
 def _without_known(
