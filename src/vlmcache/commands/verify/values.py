@@ -105,7 +105,8 @@ class Verification(Report, frozen=True):
     @property
     def ids(self) -> list[str]:
         """The repos in which something is damaged or missing."""
-        return list(dict.fromkeys(bad.repo for bad in (*self.damaged, *self.missing)))
+        bad: tuple[Damage | Missing, ...] = (*self.damaged, *self.missing)
+        return list(dict.fromkeys(place.repo for place in bad))
 
     @property
     def problem(self) -> VlmcacheError | None:
