@@ -146,6 +146,11 @@ def shared_blob_path(cache_dir: str, shared_hash: str) -> str:
     return os.path.join(cache_dir, SHARED_STORE, shared_hash[:2], shared_hash)
 
 
+def lock_path(cache_dir: str, folder: str, etag: str) -> str:
+    """Return where the hub's lock of a blob is, by the name of the repo's folder."""
+    return os.path.join(cache_dir, LOCKS, folder, etag + LOCK_SUFFIX)
+
+
 def parse_repo_folder(name: str) -> tuple[str, str] | None:
     """Return (type, repo id) of a repo's folder name, or `None` if it is not one."""
     prefix, separator, rest = name.partition("--")

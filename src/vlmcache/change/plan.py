@@ -5,7 +5,7 @@ Every action names what it touches, what it expects to find there, and why. Size
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -207,6 +207,11 @@ class Plan(msgspec.Struct, frozen=True):
     """What one might have expected to be removed, and why it stays."""
     unknown_use: int = 0
     """Bytes of old revisions that stay only because nothing shows whether they are used."""
+
+    @property
+    def placed(self) -> Iterator[str]:
+        """The places in snapshots where files are fetched to or linked."""
+        return (action.path for action in self.actions if isinstance(action, Fetch | Link))
 
     def log(self, area: str) -> None:
         """Log each decision, with its reason."""

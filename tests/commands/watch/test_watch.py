@@ -20,7 +20,7 @@ from tests.kit.caches import CacheBuilder, CachedRepo, model_files
 from vlmcache.cache import layout
 from vlmcache.cache.mounts import Mount
 from vlmcache.cache.scan import Scanner
-from vlmcache.commands.status import summary
+from vlmcache.commands.status import values as status_values
 from vlmcache.commands.watch import scans, values
 from vlmcache.commands.watch import watch as watch_command
 from vlmcache.commands.watch.values import Observation
@@ -290,7 +290,7 @@ def test_free_space_that_shrinks_is_told_with_when_it_ends(
     repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = iter([9_000_000_000, 8_000_000_000, 7_000_000_000])
-    summarize = summary.summarize_cache
+    summarize = status_values.summarize_cache
 
     def shrinking(*arguments: object) -> object:
         return msgspec.structs.replace(summarize(*arguments), free=next(free))  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import msgspec
 
 from vlmcache.cache.mounts import mount_of
 from vlmcache.cache.state import CacheState
-from vlmcache.commands.status.summary import summarize_cache
+from vlmcache.commands.status.values import summarize_cache
 from vlmcache.commands.watch.downloads import Downloads, Rate
 from vlmcache.commands.watch.models import Models, Users
 from vlmcache.commands.watch.scans import Scans
