@@ -172,12 +172,16 @@ def ask(url: str, path: str, method: str = "GET") -> tuple[int, str | None, str]
 def test_metrics_are_answered_and_nothing_else_is() -> None:
     exposition = metrics.Exposition()
     text = exposition.update(a_look())
-    with metrics.Endpoint(exposition, "127.0.0.1", 0) as endpoint:
-        assert ask(endpoint.url, "/metrics") == (200, metrics.CONTENT_TYPE, text)
-        assert ask(endpoint.url, "/")[0] == 404
-        assert ask(endpoint.url, "/metrics", "POST")[0] == 501
-        with pytest.raises(metrics.MetricsError, match="cannot listen"):
-            metrics.Endpoint(exposition, "127.0.0.1", int(endpoint.url.split(":")[2].split("/")[0]))
+    with metrics.endpoint(exposition, "127.0.0.1", 0) as url:
+        assert ask(url, "/metrics") == (200, metrics.CONTENT_TYPE, text)
+        assert ask(url, "/")[0] == 404
+        assert ask(url, "/metrics", "POST")[0] == 501
+        port = int(url.split(":")[2].split("/")[0])
+        with (
+            pytest.raises(metrics.MetricsError, match="cannot listen"),
+            metrics.endpoint(exposition, "127.0.0.1", port),
+        ):
+            pass
 
 
 def test_the_metrics_of_a_real_cache_are_read(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.mounts import Mount
 from vlmcache.cache.scan import Scanner
 from vlmcache.commands.status import summary
-from vlmcache.commands.watch import scans, values
+from vlmcache.commands.watch import values
 from vlmcache.commands.watch import watch as watch_command
 from vlmcache.commands.watch.values import Observation
 from vlmcache.commands.watch.watch import watch
@@ -356,7 +356,7 @@ def test_where_the_system_cannot_tell_of_changes_the_cache_is_polled(
     def refuse(folder: str) -> None:
         raise OSError(28, "OS file watch limit reached")
 
-    monkeypatch.setattr(scans, "Notifications", refuse)
+    monkeypatch.setattr(watch_command, "Notifications", refuse)
     found, _ = looks(repo.cache.root, [repo.partial], notify=True)
     assert not found[0].snapshot.notified
     assert kinds(found[1]) == ["download-started"]
