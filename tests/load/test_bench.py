@@ -24,11 +24,11 @@ from tests.load.conftest import World
 from tests.load.test_report import report
 from vlmcache.errors import CrashedError, UnloadableError
 from vlmcache.home.journal import Journal
-from vlmcache.load import capacity, conditions, reader
-from vlmcache.load.child import crash, run_child
-from vlmcache.load.remembered import best_loader
+from vlmcache.load import conditions, reader
 from vlmcache.load.report import Remembered
-from vlmcache.load.source import ModelFiles, read_source
+from vlmcache.load.saved import best_loader
+from vlmcache.load.source import ModelFiles, check_fits, estimate_memory, read_source
+from vlmcache.load.worker import crash, run_child
 
 HOLD = """
 import mmap, sys
@@ -301,10 +301,10 @@ def test_a_model_that_does_not_fit_is_told_with_a_precision_that_does(tmp_path: 
     )
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     source = read_source(str(tmp_path), model="m", precision="fp32")
-    need = capacity.estimate(source)
-    capacity.check_fits(source, need, need.total, "cpu")
+    need = estimate_memory(source)
+    check_fits(source, need, need.total, "cpu")
     with pytest.raises(UnloadableError, match="needs about 604 MB") as caught:
-        capacity.check_fits(source, need, 603_000_000, "cpu")
+        check_fits(source, need, 603_000_000, "cpu")
     assert "cpu has 603 MB free" in caught.value.message
     assert caught.value.hint == "--precision fp16 takes about 602 MB"
 
@@ -312,7 +312,7 @@ def test_a_model_that_does_not_fit_is_told_with_a_precision_that_does(tmp_path: 
 def test_available_memory_is_what_the_machine_has_at_most() -> None:
     import psutil
 
-    assert 0 < capacity.available_memory() <= psutil.virtual_memory().total
+    assert 0 < conditions.available_memory() <= psutil.virtual_memory().total
 
 
 @needs_torch

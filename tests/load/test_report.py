@@ -19,7 +19,7 @@ from vlmcache.load.report import (
     Temperature,
     Trial,
     compare,
-    explain,
+    judge_phases,
     median_phases,
     spread,
     summarize,
@@ -150,13 +150,13 @@ def test_a_sentence_says_what_dominates_and_what_to_do(
     phases: dict[str, float], changes: dict[str, Any], verdict: str, advice: str
 ) -> None:
     bare = result(trial("cold", **phases), cold=Spread(9.0, 9.0, 9.0, 1), **changes)
-    said = explain(bare)
+    said = judge_phases(bare)
     assert verdict in str(said[0])
     assert advice in str(said[1])
 
 
 def test_no_valid_trial_is_said_with_its_reason() -> None:
-    assert explain(result(invalid(read=1.0)))[0] == (
+    assert judge_phases(result(invalid(read=1.0)))[0] == (
         "no trial is valid: the pages stayed in memory"
     )
 

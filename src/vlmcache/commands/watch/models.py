@@ -195,9 +195,6 @@ class Downloads:
                 download_state = self._state(partial)
                 if download_state == "left-behind":
                     speed = None
-                left = None
-                if speed and expected is not None:
-                    left = max(0, expected - size) / speed
                 downloads.append(
                     Download(
                         repo=repo.id,
@@ -209,7 +206,11 @@ class Downloads:
                         size=size,
                         expected_size=expected,
                         speed=speed,
-                        seconds_left=left,
+                        seconds_left=(
+                            max(0, expected - size) / speed
+                            if speed and expected is not None
+                            else None
+                        ),
                         process=users.writer(partial),
                     )
                 )

@@ -207,7 +207,11 @@ class Screen:
                 _event_line(when, event, verbose=self._verbose) for when, event in reversed(events)
             )
         parts.append(footer)
-        return Group(*(_one_line(part) for part in parts))
+        for part in parts:
+            if isinstance(part, Text):
+                part.no_wrap = True
+                part.overflow = "ellipsis"
+        return Group(*parts)
 
 
 class Lines:
@@ -269,8 +273,7 @@ class Lines:
                 return
             self._advanced = {
                 path: when for path, when in self._advanced.items() if now - when < _ADVANCE_SECONDS
-            }
-            self._advanced[event.path] = now
+            } | {event.path: now}
         console().print(_event_line(at.astimezone(), event, verbose=self._verbose), soft_wrap=True)
 
 
@@ -296,13 +299,6 @@ class Ids(Lines):
             print(printable(event.repo))
 
 
-def _one_line(part: RenderableType) -> RenderableType:
-    if isinstance(part, Text):
-        part.no_wrap = True
-        part.overflow = "ellipsis"
-    return part
-
-
 def _header(snapshot: Snapshot, width: int) -> list[Text]:
     cache = snapshot.cache
     classes = ", ".join(
@@ -311,8 +307,13 @@ def _header(snapshot: Snapshot, width: int) -> list[Text]:
         if (count := getattr(cache.by_class, name)) and name != "referenced"
     )
     size = f"{size_text(cache.size_on_disk)}" + (f" (of that {classes})" if classes else "")
-    lines = [Text.assemble(("Cache  ", "dim"), f"{_ending_of(printable(cache.dir), width // 2)}  ")]
-    lines[0].append(size if cache.exists else "does not exist yet")
+    lines = [
+        Text.assemble(
+            ("Cache  ", "dim"),
+            f"{_ending_of(printable(cache.dir), width // 2)}  ",
+            size if cache.exists else "does not exist yet",
+        )
+    ]
     if cache.free is not None and cache.total is not None:
         style = "red" if snapshot.low else ""
         if not style and cache.free < cache.comfortable_free:

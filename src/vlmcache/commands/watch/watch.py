@@ -9,15 +9,17 @@ import os
 import select
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import datetime, timezone
+from typing import get_args
 
 import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.mounts import mount_of
 from vlmcache.cache.scan import Scanner
-from vlmcache.cache.state import CacheState, Repo
+from vlmcache.cache.state import CacheState, Repo, Severity
 from vlmcache.commands.status.summary import summarize_cache
 from vlmcache.commands.watch.events import Notifications, changes
 from vlmcache.commands.watch.models import Downloads, Models, Rate, Users
@@ -41,6 +43,7 @@ _CLOCK = Clock()
 def wait(seconds: float, wake: socket.socket | None) -> bool:
     """Wait so many seconds, or until the socket is readable; always continue."""
     if wake is None:
+        # Windows refuses to select nothing.
         time.sleep(seconds)
     else:
         select.select([wake], [], [], seconds)
@@ -166,10 +169,8 @@ class _Watch:
 
 
 def _problems(state: CacheState) -> dict[str, int]:
-    counts: dict[str, int] = {"error": 0, "warning": 0, "info": 0}
-    for finding in state.all_findings():
-        counts[finding.severity] += 1
-    return counts
+    counts = Counter(finding.severity for finding in state.all_findings())
+    return {severity: counts[severity] for severity in get_args(Severity)}
 
 
 class Scans:
