@@ -199,7 +199,7 @@ def test_status_tells_of_a_copy_that_is_not_as_it_was_made(world: World) -> None
     os.truncate(os.path.join(kept.path, "model.safetensors"), 4)
     document = world.document("status")[1]
     assert document["copies"][0]["changed"] is True
-    (finding,) = [one for one in document["findings"] if one["code"] == "changed-copy"]
+    (finding,) = [finding for finding in document["findings"] if finding["code"] == "changed-copy"]
     assert finding["remedy"] == "vlmcache quantize org/name --precision int8"
 
 
@@ -208,7 +208,7 @@ def test_the_plan_of_a_removal_names_the_copies_that_go(world: World) -> None:
     kept = keep(world.root / "own", source(world.root, commit))
     keep(world.root / "own", source(world.root, OTHER))
     code, planned = world.document("rm", "org/name", "--dry-run")
-    assert (code, [one["path"] for one in planned["copies"]]) == (0, [kept.path])
+    assert (code, [copy["path"] for copy in planned["copies"]]) == (0, [kept.path])
 
 
 def test_status_lists_copies_and_rm_removes_them_with_their_model(world: World) -> None:

@@ -76,17 +76,24 @@ def result(*trials: Trial, **changes: Any) -> Result:
 
 def report(*seconds: float, machine: Machine | None = MACHINE, **changes: Any) -> LoadReport:
     whole = summarize(
-        result(*(trial("cold", start=0.0, read=one) for one in seconds), **changes), None, None, 0
+        result(*(trial("cold", start=0.0, read=taken) for taken in seconds), **changes),
+        None,
+        None,
+        0,
     )
     return LoadReport(machine, (whole,))
 
 
 @given(st.lists(st.floats(0, 1000), min_size=1))
 def test_the_median_lies_between_the_least_and_the_most(values: list[float]) -> None:
-    found = spread(values)
-    assert found is not None
-    assert found.min <= found.median <= found.max
-    assert (found.min, found.max, found.count) == (min(values), max(values), len(values))
+    summary = spread(values)
+    assert summary is not None
+    assert summary.min <= summary.median <= summary.max
+    assert (summary.min, summary.max, summary.count) == (
+        min(values),
+        max(values),
+        len(values),
+    )
 
 
 def test_nothing_has_no_spread() -> None:
