@@ -141,6 +141,15 @@ def test_what_a_killed_process_was_making_is_cleared_away(tmp_path: Path) -> Non
     assert running.exists()
 
 
+def test_two_copies_are_made_at_once_in_folders_of_their_own(tmp_path: Path) -> None:
+    root = str(tmp_path / copies.FOLDER)
+    with quantized.new_folder(root) as left, quantized.new_folder(root) as right:
+        assert left != right
+        assert os.path.isdir(left)
+        assert os.path.isdir(right)
+    assert os.listdir(root) == []
+
+
 def run_quantize(world: World, **changes: str | bool) -> quantized.Quantization:
     environment = read_environment(world.environment, str(world.root))
     session = Session(environment, load_config(None, environment), locate_cache(None, environment))

@@ -123,8 +123,9 @@ def accelerators(*, measure: bool = True) -> tuple[Accelerator, ...]:
         module = _module(device)
         name = module.get_device_name(device) if hasattr(module, "get_device_name") else "Apple GPU"
         _, total = memory(device)
-        speed = _copy_speed(device) if measure else None
-        accelerators.append(Accelerator(device, str(name), total, speed))
+        accelerators.append(
+            Accelerator(device, str(name), total, _copy_speed(device) if measure else None)
+        )
     return tuple(accelerators)
 
 

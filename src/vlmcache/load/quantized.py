@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
@@ -46,6 +47,8 @@ from vlmcache.units import size_text
 
 MAKING = ".making-"
 """Beginning of the names of folders in which a copy is being made, then the process's number."""
+_in_use: set[str] = set()
+"""The folders in which this process is making something."""
 
 _A_SHA256 = "0" * 64
 """What `hash_file` takes for the kind of hash."""
@@ -182,8 +185,12 @@ def quantize(
     )
     if kept is not None or dry_run:
         return plan
-    what = f"{precision} copy of {source.model}"
-    check_space(home, what, need.weights, session.config.limits.min_free)
+    check_space(
+        home,
+        f"{precision} copy of {source.model}",
+        need.weights,
+        session.config.limits.min_free,
+    )
     require_packages()
     if device == "cpu":
         check_fits(source, need, available_memory(), device)
@@ -262,18 +269,21 @@ def new_folder(root: str) -> Iterator[str]:
 
     os.makedirs(root, exist_ok=True)
     for name in os.listdir(root):
+        path = os.path.join(root, name)
         number, _, _ = name.removeprefix(MAKING).partition("-")
-        if not name.startswith(MAKING) or not number.isdigit():
+        if not name.startswith(MAKING) or not number.isdigit() or path in _in_use:
             continue
         # In containers one process after the other has the same number.
         if int(number) == os.getpid() or not psutil.pid_exists(int(number)):
-            shutil.rmtree(os.path.join(root, name), ignore_errors=True)
-    path = os.path.join(root, f"{MAKING}{os.getpid()}")
-    os.makedirs(path)
+            shutil.rmtree(path, ignore_errors=True)
+    making = os.path.join(root, f"{MAKING}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    _in_use.add(making)
     try:
-        yield path
+        os.makedirs(making)
+        yield making
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(making, ignore_errors=True)
+        _in_use.discard(making)
 
 
 def publish(home: str, making: str, source: ModelFiles) -> KeptCopy:

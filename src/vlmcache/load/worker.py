@@ -150,9 +150,8 @@ class _Clock:
 def _trial(request: dict[str, Any]) -> dict[str, Any]:
     clock = _Clock(request["started"])
     clock.lap("start")
-    loader = request["loader"]
     ahead = None
-    if loader == "readahead":
+    if request["loader"] == "readahead":
         ahead = reader.ReadAhead(request["source"]["weights"])
     import msgspec
 

@@ -214,13 +214,12 @@ def parse_address(text: str) -> tuple[str, int]:
     Raises:
         UsageError: the string is not an address.
     """
-    host, colon, port = text.rpartition(":")
+    host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        colon = ""
         port = ""
-    if not port.isascii() or not port.isdigit() or int(port) > 65535 or (host and not colon):
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise UsageError(
             f"--listen {text!r} is not an address", "write PORT, ADDRESS:PORT or [ADDRESS]:PORT"
         )
