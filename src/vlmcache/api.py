@@ -484,11 +484,11 @@ class Cache:
             MissingPackageError: a package that loading needs is not installed.
             NoDeviceError: there is no such device.
         """
-        from vlmcache.load import bench, remembered, saved
+        from vlmcache.load import bench, saved
         from vlmcache.load.options import LoadTestOptions, parse_loaders, parse_precisions
 
         if history:
-            return remembered.history(self.session, _names(models))
+            return saved.history(self.session, _names(models))
         options = LoadTestOptions(
             parse_precisions(_list(precision)),
             device,

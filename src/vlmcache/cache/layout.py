@@ -131,11 +131,6 @@ def file_path(snapshot: str, name: str) -> str:
     return os.path.join(snapshot, *name.split("/"))
 
 
-def lock_path(cache_dir: str, folder: str, etag: str) -> str:
-    """Return where the lock of a blob is, by the name of its repo's folder."""
-    return os.path.join(cache_dir, LOCKS, folder, etag + LOCK_SUFFIX)
-
-
 def staged_path(destination: str, *names: str) -> str:
     """Return where `move` stages what it copies to a destination, and something in that folder."""
     return os.path.join(destination, MOVING, *names)

@@ -95,11 +95,11 @@ def load_test(
 
     Each load runs in a fresh process, until every weight is on the device.
     """
-    from vlmcache.load import bench, remembered, saved, view
+    from vlmcache.load import bench, saved, view
     from vlmcache.load.options import LoadTestOptions, parse_loaders, parse_precisions
 
     if history:
-        value = remembered.history(session, models or ())
+        value = saved.history(session, models or ())
     else:
         options = LoadTestOptions(
             parse_precisions(precision or ()),

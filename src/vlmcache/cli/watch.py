@@ -83,7 +83,7 @@ def watch(
         note = None
         if listen is not None:
             address = metrics.parse_address(listen)
-            note = stack.enter_context(metrics.Endpoint(exposition, *address)).url
+            note = stack.enter_context(metrics.endpoint(exposition, *address))
         screen = view.output(
             json=output.json, quiet=output.quiet, once=once, verbose=output.verbose, note=note
         )

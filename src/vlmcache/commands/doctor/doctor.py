@@ -254,7 +254,7 @@ def _devices(findings: list[Finding]) -> tuple[Device, ...]:
 
 def _seen_by_torch(devices: tuple[Device, ...], findings: list[Finding]) -> tuple[Device, ...]:
     """Return the devices with torch's names for them, and those that only torch names."""
-    from vlmcache.load.child import run_child
+    from vlmcache.load.worker import run_child
 
     try:
         answer = run_child({"task": "facts", "device": "auto", "precisions": [], "measure": False})
