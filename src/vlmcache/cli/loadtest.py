@@ -1,17 +1,10 @@
 """`vlmcache load-test`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Models, command
-
-if TYPE_CHECKING:
-    from vlmcache.cli.options import Output
-    from vlmcache.config import Session
-    from vlmcache.load.report import LoadReport
+from vlmcache.cli.options import Answer, Call, Models, command
 
 EXAMPLES = """Examples:
 
@@ -24,8 +17,7 @@ EXAMPLES = """Examples:
 
 @command
 def load_test(
-    session: Session,
-    output: Output,
+    call: Call,
     models: Models = None,
     precision: Annotated[
         list[str] | None,
@@ -90,36 +82,31 @@ def load_test(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,
-) -> LoadReport:
+) -> Answer:
     """Measure how fast models load, cold and warm.
 
     Each load runs in a fresh process, until every weight is on the device.
     """
-    from vlmcache.load import bench, remembered, saved, view
-    from vlmcache.load.options import LoadTestOptions, parse_loaders, parse_precisions
+    from vlmcache.load import saved, view
 
-    if history:
-        value = remembered.history(session, models or ())
-    else:
-        options = LoadTestOptions(
-            parse_precisions(precision or ()),
-            device,
-            trials,
-            cold,
-            tokens,
-            parse_loaders(loader or ()),
-            trust_remote_code,
-            tuple(synthetic or ()),
+    if plot and not history:
+        saved.check_targets(plot)
+        view.check_plot(plot)
+    with view.progress(silent=call.json or call.quiet or history) as call.cache.on_step:
+        value = call.cache.load_test(
+            models or None,
+            precision=precision or (),
+            device=device,
+            trials=trials,
+            cold=cold,
+            synthetic=synthetic or (),
+            tokens=tokens,
+            loader=loader or (),
+            save=save,
+            compare=compare,
+            history=history,
+            trust_remote_code=trust_remote_code,
         )
-        earlier = saved.read_report(compare) if compare else None
-        saved.check_targets(save, plot)
-        if plot:
-            view.check_plot(plot)
-        with view.progress(silent=output.json or output.quiet) as on_step:
-            value = bench.load_test(session, models or (), options, on_step)
-        value = saved.compared(value, earlier)
-        if save:
-            saved.save_report(save, value)
-        if plot:
-            view.plot(plot, value)
-    return value
+    if plot and not history:
+        view.plot(plot, value)
+    return Answer(value)
