@@ -25,7 +25,7 @@ def backup(
         str,
         typer.Argument(
             metavar="DEST",
-            help="Where to save to: a folder or an address for a store; a file or an address "
+            help="The place to save to: a folder or an address for a store; a file or an address "
             "ending in .tar for one tar stream; - for stdout.",
         ),
     ],

@@ -24,8 +24,8 @@ def load_test(
         typer.Option(
             "--precision",
             metavar="LIST",
-            help="Precision to load at: fp32, fp16, bf16, int8 or int4. Repeat it or separate with "
-            "commas.",
+            help="Precision to load at: fp32, fp16, bf16, int8 or int4; by default the "
+            "configured one. Repeat it or separate with commas.",
         ),
     ] = None,
     device: Annotated[
@@ -35,11 +35,13 @@ def load_test(
         ),
     ] = "auto",
     trials: Annotated[
-        int, typer.Option("--trials", metavar="COUNT", help="Load so many times of each kind.")
+        int, typer.Option("--trials", metavar="COUNT", help="Load this many times of each kind.")
     ] = 3,
     cold: Annotated[
         bool | None,
-        typer.Option("--cold/--warm", help="Measure only cold loads, or only warm ones."),
+        typer.Option(
+            "--cold/--warm", help="Measure only cold loads, or only warm ones; by default both."
+        ),
     ] = None,
     synthetic: Annotated[
         list[str] | None,
@@ -51,15 +53,17 @@ def load_test(
     ] = None,
     tokens: Annotated[
         int,
-        typer.Option("--tokens", metavar="COUNT", help="Generate so many tokens after each load."),
+        typer.Option(
+            "--tokens", metavar="COUNT", help="Generate this many tokens after each load."
+        ),
     ] = 1,
     loader: Annotated[
         list[str] | None,
         typer.Option(
             "--loader",
             metavar="LIST",
-            help="Loader to use: auto, plain, readahead, fastsafetensors or runai. Repeat it or "
-            "separate with commas.",
+            help="Loader to use: auto, plain, readahead, fastsafetensors or runai; by default the "
+            "fastest known. Repeat it or separate with commas.",
         ),
     ] = None,
     save: Annotated[

@@ -90,7 +90,9 @@ def vlmcache_callback(
     context: typer.Context,
     _version: Annotated[
         bool,
-        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+        typer.Option(
+            "--version", help="Show the version and stop.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Manage the Hugging Face model cache, and measure how fast its models load."""

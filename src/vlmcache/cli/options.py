@@ -41,10 +41,18 @@ Models = Annotated[
     ),
 ]
 ConfigFile = Annotated[
-    str | None, typer.Option("--config", metavar="FILE", help="The config.yaml to use.")
+    str | None,
+    typer.Option(
+        "--config", metavar="FILE", help="Read this config.yaml; by default the first one found."
+    ),
 ]
 CacheDir = Annotated[
-    str | None, typer.Option("--cache-dir", metavar="FOLDER", help="The hub cache to work on.")
+    str | None,
+    typer.Option(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="Work on this hub cache; by default the one that the environment names.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 JsonLines = Annotated[
@@ -62,7 +70,7 @@ Verbose = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer yes to every question.")]
 
 
 class Call(NamedTuple):

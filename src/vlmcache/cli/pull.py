@@ -28,20 +28,23 @@ def pull(
     revision: Annotated[
         str | None,
         typer.Option(
-            metavar="REVISION", help="Branch, tag or commit to pull; by default the configured one."
+            metavar="REVISION",
+            help="Pull this branch, tag or commit; by default the configured one.",
         ),
     ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help="Only files that match, of all formats: '*.gguf'. Can be repeated.",
+            help="Pull only files that match, of all formats, such as '*.gguf'. "
+            "Repeat it for more.",
         ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Leave out files that match: '*.bin'. Can be repeated."
+            metavar="PATTERN",
+            help="Leave out files that match, such as '*.bin'. Repeat it for more.",
         ),
     ] = None,
     all_files: Annotated[
@@ -59,19 +62,20 @@ def pull(
     limit_rate: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Limit the bytes per second of all files together: 10MB."
+            metavar="SIZE",
+            help="Limit the bytes per second of all files together, for example to 10MB.",
         ),
     ] = None,
     make_room: Annotated[
         bool,
-        typer.Option("--make-room", help="If the disk is too full, propose what to evict."),
+        typer.Option("--make-room", help="Propose what to evict if the disk is too full."),
     ] = False,
     yes: Yes = False,
     token: Annotated[
         str | None,
         typer.Option(
             metavar="TOKEN",
-            help="Use this token instead of HF_TOKEN or 'hf auth login'.",
+            help="Use this token; by default that of HF_TOKEN or of 'hf auth login'.",
         ),
     ] = None,
 ) -> Answer:

@@ -34,7 +34,9 @@ def quantize(
             "--device", metavar="NAME", help="Quantize on this device: auto, cpu, cuda:0 or xpu."
         ),
     ] = "auto",
-    remove: Annotated[bool, typer.Option("--remove", help="Remove the copy instead.")] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the copy instead of making it.")
+    ] = False,
     dry_run: DryRun = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")

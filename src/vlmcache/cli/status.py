@@ -29,7 +29,11 @@ def status(
     ] = False,
     sort: Annotated[
         str | None,
-        typer.Option(metavar="FIELD", help="Order of the rows: name, size, state or used."),
+        typer.Option(
+            metavar="FIELD",
+            help="Sort the rows by name, size, state or used; by default "
+            "as config.yaml lists them.",
+        ),
     ] = None,
     filters: Annotated[
         list[str] | None,

@@ -28,7 +28,8 @@ def verify(
         str | None,
         typer.Option(
             metavar="AGE",
-            help="Skip files verified since and unchanged: 7d by default; 0 reads everything.",
+            help="Skip unchanged files that were verified within this time, 7d by default; "
+            "0 reads all.",
         ),
     ] = None,
     workers: Annotated[

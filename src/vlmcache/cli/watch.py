@@ -21,14 +21,15 @@ def watch(
     call: Call,
     interval: Annotated[
         str,
-        typer.Option(metavar="TIME", help="Longest time between two checks, 0.1s to 1d."),
+        typer.Option(metavar="TIME", help="Check at least this often, 0.1s to 1d."),
     ] = "5s",
     once: Annotated[bool, typer.Option("--once", help="Check once and stop.")] = False,
     min_free: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Warn if less than this is free, such as 20GB (default: min_free in config.yaml).",
+            help="Warn if less than this is free, for example 20GB; by default "
+            "min_free of config.yaml.",
         ),
     ] = None,
     exit_on_low: Annotated[
@@ -46,7 +47,7 @@ def watch(
         str | None,
         typer.Option(
             metavar="[ADDRESS:]PORT",
-            help="Answer GET /metrics on this port; only this machine's, unless ADDRESS is given.",
+            help="Answer GET /metrics on this port, only to this machine unless ADDRESS is given.",
         ),
     ] = None,
 ) -> None:
