@@ -64,6 +64,7 @@ class AnyCommands(RuleBasedStateMachine):
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="any-")).resolve()
         self.root, self.drive = self.folder / "hub", self.folder / "drive"
+        (self.folder / "store").mkdir()
         self.config = self.folder / "config.yaml"
         self.config.write_text(
             f"models: {{mine: {{repo: {CONFIGURED[0]}, revision: {CONFIGURED[1]}}}}}\n"
@@ -274,6 +275,7 @@ class AnyCommands(RuleBasedStateMachine):
         if report is not None and report.problem is None:
             assert not self.repo_folder(repo).is_symlink()
 
+    @precondition(lambda self: self.loads())
     @rule()
     def backup(self) -> None:
         there = self.loads()
@@ -414,7 +416,7 @@ def test_random_commands_lose_nothing_that_nobody_named(machine: type[AnyCommand
 def test_of_hundreds_of_random_runs_none_loses_what_nobody_named(
     machine: type[AnyCommands],
 ) -> None:
-    run(machine, int(os.environ.get("N", "400")), 30)
+    run(machine, 400, 30)
     lines = ["| command, and what became of it | times |", "|---|---:|"]
     lines += (f"| {name} | {count:,} |" for name, count in sorted(machine.counts.items()))
     write_counts("testing.md", "random commands", "\n".join([*lines, ""]))
