@@ -68,7 +68,7 @@ def load_from(
     attention: str | None,
 ) -> tuple[Any, Any]:
     """Do what `load_model` does, of a session that is open."""
-    wanted = parse_one_precision(precision) if precision is not None else None
+    wanted = None if precision is None else parse_one_precision(precision)
 
     def find() -> ModelFiles:
         finder = ModelFinder(

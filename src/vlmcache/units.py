@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from vlmcache.errors import UsageError
+
+_T = TypeVar("_T")
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgtp])(i?)b?|b)\s*", re.IGNORECASE)
 _POWERS = ("", "k", "m", "g", "t", "p")
@@ -44,6 +49,18 @@ def parse_size(text: str) -> int:
     if size >= LARGEST:
         raise ValueError(f"no disk has that size: {_short(text)}")
     return size
+
+
+def parsed(name: str, text: str, parse: Callable[[str], _T]) -> _T:
+    """Return what the string of an option or an argument means.
+
+    Raises:
+        UsageError: it means nothing; the message begins with the name.
+    """
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
 
 
 def exact_size(size: int) -> str:
