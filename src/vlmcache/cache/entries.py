@@ -262,11 +262,11 @@ def add_stray(
         allocated += below
     notes.strays.append(
         Stray(
-            entry.path,
-            size,
-            allocated,
             stat.st_ino,
             stat.st_mtime_ns,
+            size,
+            allocated,
+            entry.path,
             folder,
             leftover,
             stat.st_dev,

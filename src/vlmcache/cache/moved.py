@@ -14,8 +14,7 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache import layout
-from vlmcache.cache.drives import mount_points
-from vlmcache.cache.mounts import mount_of, nearest_folder
+from vlmcache.cache.mounts import mount_of, mount_points, nearest_folder
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.state import Away, Drive, Repo
 from vlmcache.errors import AwayError

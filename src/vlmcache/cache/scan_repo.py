@@ -22,8 +22,7 @@ from vlmcache.cache.entries import (
     read_link,
 )
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
-from vlmcache.cache.repo_checks import check_repo
-from vlmcache.cache.repo_content import RepoContent
+from vlmcache.cache.repo_content import RepoContent, check_repo
 from vlmcache.cache.scan_snapshots import read_snapshots
 from vlmcache.cache.state import Blob, Partial, Repo, TreeFile
 from vlmcache.cache.usage import lock_held
@@ -108,13 +107,13 @@ def _read_blobs(content: RepoContent, path: str) -> None:
             if not layout.is_etag(name):
                 content.unknown[name] = entry, stat
             content.blobs[name] = Blob(
-                name,
+                stat.st_ino,
+                stat.st_mtime_ns,
                 stat.st_size,
                 allocated_bytes(stat),
-                stat.st_ino,
+                name,
                 stat.st_dev,
                 stat.st_nlink,
-                stat.st_mtime_ns,
                 stat.st_atime_ns,
             )
 
@@ -126,13 +125,13 @@ def _read_partial(
     folders = (locks, os.path.dirname(entry.path))
     content.partials.append(
         Partial(
+            stat.st_ino,
+            stat.st_mtime_ns,
+            stat.st_size,
+            content.notes.tally.add("partial", stat),
             entry.name,
             etag,
             entry.path,
-            stat.st_size,
-            content.notes.tally.add("partial", stat),
-            stat.st_ino,
-            stat.st_mtime_ns,
             any(lock_held(os.path.join(folder, etag + layout.LOCK_SUFFIX)) for folder in folders),
             stat.st_dev,
             layout.partial_client(entry.name),
@@ -167,13 +166,13 @@ def _read_linked_blob(content: RepoContent, entry: os.DirEntry[str], stat: os.st
             if ours is None or os.path.realpath(ours.path) != os.path.realpath(entry.path):
                 shared_hash, allocated_there = None, allocated_bytes(target)
     content.blobs[entry.name] = Blob(
-        entry.name,
+        stat.st_ino,
+        stat.st_mtime_ns,
         size,
         allocated_bytes(stat),
-        stat.st_ino,
+        entry.name,
         stat.st_dev,
         stat.st_nlink,
-        stat.st_mtime_ns,
         atime,
         shared_hash,
         present,

@@ -52,11 +52,11 @@ class RootScan:
             below, size = add_below(entry.path, "orphan", self.notes)
             self.notes.strays.append(
                 Stray(
-                    entry.path,
-                    size,
-                    allocated + below,
                     stat.st_ino,
                     stat.st_mtime_ns,
+                    size,
+                    allocated + below,
+                    entry.path,
                     folder=True,
                     leftover=True,
                     device=stat.st_dev,
@@ -196,14 +196,14 @@ class RootScan:
             if regular and ours and payload == name:
                 allocated = self.notes.tally.add("shared", status)
                 self.shared[name] = SharedBlob(
-                    name,
-                    entry.path,
+                    status.st_ino,
+                    status.st_mtime_ns,
                     status.st_size,
                     allocated,
-                    status.st_ino,
+                    name,
+                    entry.path,
                     status.st_dev,
                     status.st_nlink,
-                    status.st_mtime_ns,
                     name + layout.MANIFEST_SUFFIX in names,
                 )
             elif regular and ours:

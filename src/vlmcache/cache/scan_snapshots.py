@@ -90,15 +90,15 @@ def _read_snapshot(
                     # As `_file` does it; this line is run for nearly every entry of a cache.
                     files.append(
                         File(
+                            status.st_ino,
+                            status.st_mtime_ns,
+                            blob.size,
+                            allocated,
                             prefix + name,
                             "link",
                             blob.name,
-                            blob.size,
-                            allocated,
-                            status.st_ino,
                             status.st_dev,
                             status.st_nlink,
-                            status.st_mtime_ns,
                             status.st_atime_ns,
                         )
                     )
@@ -222,14 +222,14 @@ def _file(
     name: str, kind: FileKind, stat: os.stat_result, blob: str | None = None, size: int = 0
 ) -> File:
     return File(
+        stat.st_ino,
+        stat.st_mtime_ns,
+        size,
+        allocated_bytes(stat),
         name,
         kind,
         blob,
-        size,
-        allocated_bytes(stat),
-        stat.st_ino,
         stat.st_dev,
         stat.st_nlink,
-        stat.st_mtime_ns,
         stat.st_atime_ns,
     )

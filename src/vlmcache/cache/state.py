@@ -73,16 +73,12 @@ class Stamp(msgspec.Struct, frozen=True, gc=False):
     allocated: int
 
 
-class Blob(msgspec.Struct, frozen=True, gc=False):
+class Blob(Stamp, frozen=True, gc=False):
     """An entry of a repo's `blobs/`: a file, or a link into the shared store."""
 
     name: str
-    size: int
-    allocated: int
-    inode: int
     device: int
     links: int
-    mtime_ns: int
     atime_ns: int
     shared: str | None = None
     """Hash of the shared blob that this entry is a link to."""
@@ -94,7 +90,7 @@ class Blob(msgspec.Struct, frozen=True, gc=False):
     """What a link of a repo that lies elsewhere leads to occupies, in the shared store there."""
 
 
-class File(msgspec.Struct, frozen=True, gc=False):
+class File(Stamp, frozen=True, gc=False):
     """A file of a snapshot. `name` is its path in the repo, with forward slashes.
 
     blob: the blob of the repo that it leads to; of a broken link or a stub, the one that it means.
@@ -103,12 +99,8 @@ class File(msgspec.Struct, frozen=True, gc=False):
     name: str
     kind: FileKind
     blob: str | None
-    size: int
-    allocated: int
-    inode: int
     device: int
     links: int
-    mtime_ns: int
     atime_ns: int
 
 
@@ -152,16 +144,12 @@ class Revision(msgspec.Struct, frozen=True):
         return layout.file_path(self.path, name)
 
 
-class Partial(msgspec.Struct, frozen=True):
+class Partial(Stamp, frozen=True, gc=False):
     """An unfinished download. `name` is the file's name in `blobs/`."""
 
     name: str
     etag: str
     path: str
-    size: int
-    allocated: int
-    inode: int
-    mtime_ns: int
     locked: bool
     """Whether some process holds the hub's lock of the blob."""
     device: int = 0
@@ -169,14 +157,10 @@ class Partial(msgspec.Struct, frozen=True):
     """The other program that wrote it, and alone continues it; `None` for the hub's and ours."""
 
 
-class Stray(msgspec.Struct, frozen=True):
+class Stray(Stamp, frozen=True, gc=False):
     """An entry that is not part of the layout, or a temporary that was left behind."""
 
     path: str
-    size: int
-    allocated: int
-    inode: int
-    mtime_ns: int
     folder: bool
     leftover: bool = False
     """True where the hub's libraries or vlmcache itself left it behind."""
@@ -346,17 +330,13 @@ class Repo(msgspec.Struct, frozen=True):
         return None
 
 
-class SharedBlob(msgspec.Struct, frozen=True):
+class SharedBlob(Stamp, frozen=True, gc=False):
     """A file of the cache-wide blob store."""
 
     hash: str
     path: str
-    size: int
-    allocated: int
-    inode: int
     device: int
     links: int
-    mtime_ns: int
     manifest: bool
     """Whether the manifest of its references is there."""
     users: tuple[str, ...] = ()

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from vlmcache.cache.drives import drive_of
 from vlmcache.cache.entries import allocated_bytes
+from vlmcache.cache.mounts import drive_of
 from vlmcache.cache.moved import (
     FORMAT,
     RECORD_FORMAT,

@@ -13,8 +13,8 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.entries import STALE_AFTER
-from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.state import UNREADABLE, File, Repo, Revision, State
+from vlmcache.cache.usage import LastUse
 from vlmcache.change.plan import Kept
 from vlmcache.change.removals import Removals
 

@@ -17,8 +17,7 @@ from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change.names import Target
 from vlmcache.change.needed import LISTED, foreign_files, is_read
 from vlmcache.change.plan import Kept, Plan, Remove, RemoveTree, joined
-from vlmcache.change.removal_actions import RemovalActions, expected_of
-from vlmcache.change.removals import Removals
+from vlmcache.change.removals import RemovalActions, Removals, expected_of
 
 
 class _Builder:

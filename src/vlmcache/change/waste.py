@@ -10,9 +10,8 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.entries import STALE_AFTER, is_stale
-from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.state import CacheState, Partial, Repo, Stray
-from vlmcache.cache.usage import Process, Usage
+from vlmcache.cache.usage import LastUse, Process, Usage
 from vlmcache.change.needed import (
     REPLACED,
     UNUSED_AFTER,

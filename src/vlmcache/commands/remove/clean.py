@@ -15,16 +15,21 @@ from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage, find_users
-from vlmcache.change.apply import apply_removals
 from vlmcache.change.names import Target
 from vlmcache.change.needed import UNUSED_AFTER
 from vlmcache.change.plan import Expected, Kept, Plan, Receipt, Remove, RemoveTree, joined
 from vlmcache.change.removal_plan import plan_removal, whole_repos
 from vlmcache.change.removals import Key, Protected
 from vlmcache.change.waste import Facts
-from vlmcache.commands.remove.facts import Known, inodes_below, moved_repos, users_of
+from vlmcache.commands.remove.facts import (
+    Known,
+    copies_of,
+    forget,
+    inodes_below,
+    moved_repos,
+    users_of,
+)
 from vlmcache.commands.remove.plan import plan_cleaning
-from vlmcache.commands.remove.traces import copies_of, forget
 from vlmcache.commands.remove.values import (
     CleanOptions,
     Confirm,
@@ -74,6 +79,8 @@ def clean(
         ConfigError: the cache path is not a folder, or another file on the search path of
             config.yaml cannot be read: models that it names could be evicted.
     """
+    from vlmcache.change.remove import apply_removals  # status plans a cleaning without it
+
     environment, config, location = session
     options = options or CleanOptions()
     if config.unread is not None:

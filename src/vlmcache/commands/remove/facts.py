@@ -1,4 +1,4 @@
-"""What `rm` and `clean` ask of the disk and the journal before they plan."""
+"""What `rm` and `clean` ask of the disk and the journal, and what is forgotten with a model."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from functools import cached_property
 import msgspec
 
 from vlmcache.cache.completeness import judge_content
-from vlmcache.cache.last_use import LastUse, last_uses
 from vlmcache.cache.mounts import AccessTimes, Mount, mount_of
 from vlmcache.cache.moved import read_moves
 from vlmcache.cache.scan import rebased, scan
 from vlmcache.cache.state import CacheState, Repo, Revision
-from vlmcache.cache.usage import Usage, own_uses, who_uses
+from vlmcache.cache.usage import LastUse, Usage, last_uses, own_uses, who_uses
 from vlmcache.change.needed import Evidence, in_question
+from vlmcache.change.plan import Plan, Remove, RemoveTree
 from vlmcache.change.removals import Key
 from vlmcache.config import Environment, own_home
 from vlmcache.errors import VlmcacheError
+from vlmcache.home.copies import KeptCopy, list_copies, remove_copies
 from vlmcache.home.journal import Journal
 
 
@@ -169,3 +170,31 @@ def inodes_below(path: str) -> dict[tuple[int, int], str]:
         except OSError:
             continue
     return found
+
+
+def copies_of(environment: Environment, state: CacheState, plan: Plan) -> tuple[KeptCopy, ...]:
+    """Return the kept copies of the revisions that a plan removes."""
+    actions = (action for action in plan.actions if isinstance(action, Remove | RemoveTree))
+    paths = {action.path for action in actions}
+    gone = {
+        (repo.id, revision.commit)
+        for repo in state.repos
+        for revision in repo.revisions
+        if repo.type == "model" and paths.intersection((repo.path, revision.path))
+    }
+    copies = list_copies(own_home(environment)[0]) if gone else []
+    return tuple(copy for copy in copies if (copy.repo, copy.commit) in gone)
+
+
+def forget(environment: Environment, state: CacheState) -> None:
+    """Let the journal forget what is no longer there, and remove the copies made of it."""
+    home = own_home(environment)[0]
+    with Journal(home) as memory:
+        for repo in state.repos:
+            for revision in repo.revisions:
+                if not os.path.lexists(revision.path):
+                    memory.forget(state.dir, repo.type, repo.id, revision.commit)
+                    if repo.type == "model":
+                        # A copy that stays is listed by status, and does no harm.
+                        with contextlib.suppress(OSError):
+                            remove_copies(home, repo.id, revision.commit)

@@ -9,12 +9,18 @@ import msgspec
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage, find_users, who_uses
-from vlmcache.change.apply import apply_removals
 from vlmcache.change.names import Target
 from vlmcache.change.plan import Kept, joined
 from vlmcache.change.removal_plan import plan_moved, plan_removal
-from vlmcache.commands.remove.facts import inodes_below, moved_repos, scan_places, users_of
-from vlmcache.commands.remove.traces import copies_of, forget
+from vlmcache.change.remove import apply_removals
+from vlmcache.commands.remove.facts import (
+    copies_of,
+    forget,
+    inodes_below,
+    moved_repos,
+    scan_places,
+    users_of,
+)
 from vlmcache.commands.remove.values import Confirm, Removal, RemoveOptions, ask
 from vlmcache.config import Session
 

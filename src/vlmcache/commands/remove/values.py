@@ -7,8 +7,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from vlmcache.change.in_use import in_use_words
-from vlmcache.change.plan import Kept, Plan, Receipt, Remove, RemoveTree
+from vlmcache.change.plan import Kept, Plan, Receipt, Remove, RemoveTree, in_use_words
 from vlmcache.errors import ChangedError, ExitCode, InUseError, PartlyError, VlmcacheError
 from vlmcache.home.copies import KeptCopy
 from vlmcache.report import Report

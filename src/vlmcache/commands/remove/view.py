@@ -12,8 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmcache.cache.layout import parse_repo_folder
-from vlmcache.change.in_use import in_use_words
-from vlmcache.change.plan import Action, Kept, Outcome, ReleaseShared, Remove, RemoveTree
+from vlmcache.change.plan import (
+    Action,
+    Kept,
+    Outcome,
+    ReleaseShared,
+    Remove,
+    RemoveTree,
+    in_use_words,
+)
 from vlmcache.commands.remove.values import Removal
 from vlmcache.show.console import console
 from vlmcache.show.tables import labelled, process_text, show_cache
