@@ -24,6 +24,17 @@ AccessTimes = Literal["exact", "daily", "never", "unknown"]
 """What the mount does with access times: each read counts, at most one a day, none, not known."""
 
 
+_ACCESS_TIMES: dict[str, AccessTimes] = {
+    "noatime": "never",
+    "ro": "never",
+    "relatime": "daily",
+    "lazytime": "daily",
+    "strictatime": "exact",
+    "atime": "exact",
+}
+"""Option of a mount -> what it means for access times; the first that is set counts."""
+
+
 class Mount(msgspec.Struct, frozen=True):
     """The filesystem that a path is on."""
 
@@ -39,12 +50,9 @@ class Mount(msgspec.Struct, frozen=True):
     @property
     def access_times(self) -> AccessTimes:
         """What access times on this mount are worth."""
-        if "noatime" in self.options or "ro" in self.options:
-            return "never"
-        if "relatime" in self.options or "lazytime" in self.options:
-            return "daily"
-        if "strictatime" in self.options or "atime" in self.options:
-            return "exact"
+        for option, meaning in _ACCESS_TIMES.items():
+            if option in self.options:
+                return meaning
         # Linux names relatime and noatime in the mount table; a mount with neither updates always.
         return "exact" if sys.platform.startswith("linux") else "unknown"
 
@@ -84,21 +92,15 @@ def _unescaped(text: str) -> str:
 def mount_of(path: str) -> Mount | None:
     """Return the mount that a path is on, or `None` where the system does not say."""
     real = os.path.realpath(path)
-    best: Mount | None = None
-    for mount in mounts():
-        inside = real == mount.point or real.startswith(mount.point.rstrip("/") + "/")
-        if inside and (best is None or len(mount.point) >= len(best.point)):
-            best = mount
-    return best
+    above = [mount for mount in mounts() if f"{real}/".startswith(mount.point.rstrip("/") + "/")]
+    # Of two at the same point, the later one shadows the earlier one.
+    return max(reversed(above), key=lambda mount: len(mount.point), default=None)
 
 
 def nearest_folder(path: str) -> str:
     """Return the path itself, or the nearest folder above it that exists."""
-    while not os.path.isdir(path):
-        parent = os.path.dirname(path)
-        if parent == path:
-            break
-        path = parent
+    while not os.path.isdir(path) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
     return path
 
 
@@ -120,27 +122,20 @@ def mount_points(drive: Drive) -> Iterator[str]:
     visible = {mount.point: mount for mount in mounts()}
     for mount in visible.values():
         uuid = _uuid_of(mount, uuids) if drive.uuid is not None else None
-        if uuid is not None:
-            same = uuid == drive.uuid
-        else:
-            # No more is known of what is in memory, on a network, or on a device without a name.
-            same = (mount.type, mount.source) == (drive.type, drive.source)
-        if same:
+        # No more is known of what is in memory, on a network, or on a device without a name.
+        same_source = (mount.type, mount.source) == (drive.type, drive.source)
+        if same_source if uuid is None else uuid == drive.uuid:
             yield mount.point
 
 
 def _uuids() -> dict[int, str]:
     """Return number of a device -> UUID of the filesystem on it."""
-    found: dict[int, str] = {}
     try:
         names = os.listdir(BY_UUID)
     except OSError:
-        return found
-    for name in names:
-        device = _device_number(os.path.join(BY_UUID, name))
-        if device is not None:
-            found[device] = name
-    return found
+        return {}
+    devices = {name: _device_number(os.path.join(BY_UUID, name)) for name in names}
+    return {device: name for name, device in devices.items() if device is not None}
 
 
 def _uuid_of(mount: Mount, uuids: dict[int, str]) -> str | None:

@@ -68,11 +68,9 @@ class RepoContent:
         self.ref_folders: dict[str, Stamp] = {}
         self.tree_files: dict[str, Stamp] = {}
         self.no_exist: dict[str, Stamp] = {}
-        self.pull: str | None = None
-        if layout.is_repo_id(self.id):
-            self.pull = units.of_other_type(self.kind, self.id)
-        self.repair = self.pull
-        if self.kind == "model" and self.pull is not None:
+        is_id = layout.is_repo_id(self.id)
+        self.pull = self.repair = units.of_other_type(self.kind, self.id) if is_id else None
+        if is_id and self.kind == "model":
             self.pull = units.command("pull", self.id)
             self.repair = units.command("verify", self.id, "--repair")
 
@@ -183,12 +181,11 @@ def _check_sizes(content: RepoContent) -> None:
                 continue
             if file.size and (listed is None or listed.content_size == file.size):
                 continue
-            if file.blob is None:
-                path = revision.file_path(file.name)
-                remedy = content.remedy(revision.commit, name=file.name)
-            else:
-                path = layout.blob_path(content.path, file.blob)
-                remedy = content.pull
+            path, remedy = (
+                (revision.file_path(file.name), content.remedy(revision.commit, name=file.name))
+                if file.blob is None
+                else (layout.blob_path(content.path, file.blob), content.pull)
+            )
             if listed is not None and listed.content_size != file.size:
                 short = file.size < listed.content_size
                 content.notes.error(
@@ -197,9 +194,7 @@ def _check_sizes(content: RepoContent) -> None:
                     f"{file.name} has {file.size} of {listed.content_size} bytes",
                     remedy,
                 )
-            elif file.size == 0 and file.blob is not None and listed is None:
-                if file.blob in layout.EMPTY_HASHES:
-                    continue
+            elif listed is None and file.blob and file.blob not in layout.EMPTY_HASHES:
                 content.notes.error("empty-blob", path, f"{file.name} is empty", content.pull)
             else:
                 continue
@@ -285,8 +280,9 @@ def _disown(content: RepoContent, blob: Blob) -> None:
     if blob.name in content.linked_blobs:
         content.linked_blobs.remove(blob.name)
         content.notes.tally.bytes["metadata"] -= blob.allocated
-        findings = content.notes.findings
-        content.notes.findings = [finding for finding in findings if finding.path != entry.path]
+        content.notes.findings = [
+            finding for finding in content.notes.findings if finding.path != entry.path
+        ]
     add_stray(entry, stat, content.notes, leftover=False)
 
 

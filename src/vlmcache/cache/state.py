@@ -6,6 +6,7 @@ the length of the content; `allocated` is what the entry occupies on its disk, a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Literal
 
@@ -138,6 +139,10 @@ class Revision(msgspec.Struct, frozen=True):
     """True where the snapshot's folder is itself a link, which is never followed."""
     entry: Stamp | None = None
     """The snapshot's folder or link itself; allocated is that of its folders, not of its files."""
+
+    def files_of(self, kind: FileKind) -> Iterator[File]:
+        """Yield its files of a kind."""
+        return (file for file in self.files if file.kind == kind)
 
     def file_path(self, name: str) -> str:
         """Return the path of one of its files, by the file's name in the repo."""
@@ -278,6 +283,10 @@ class Repo(msgspec.Struct, frozen=True):
         """Return the path of the Hub's listing of a commit, below the repo's place in the cache."""
         return layout.tree_path(self.path, commit)
 
+    def no_exist_path(self, commit: str) -> str:
+        """Return the path of the folder of names that the Hub does not have at a commit."""
+        return os.path.join(self.path, layout.NO_EXIST, commit)
+
     @property
     def size(self) -> int:
         """Length of all blobs, shared ones included, and of copied files."""
@@ -324,10 +333,7 @@ class Repo(msgspec.Struct, frozen=True):
 
     def revision(self, commit: str) -> Revision | None:
         """Return the snapshot of a commit, or `None`."""
-        for revision in self.revisions:
-            if revision.commit == commit:
-                return revision
-        return None
+        return next((revision for revision in self.revisions if revision.commit == commit), None)
 
 
 class SharedBlob(Stamp, frozen=True, gc=False):
@@ -374,6 +380,10 @@ class CacheState(msgspec.Struct, frozen=True):
         for repo in self.repos:
             yield from repo.findings
 
+    def repo_in(self, folder: str | None) -> Repo | None:
+        """Return the repo with a folder's name, or `None`."""
+        return next((repo for repo in self.repos if repo.folder == folder), None)
+
     def repo(self, repo_id: str, kind: str = "model") -> Repo | None:
         """Return the one repo that an id can mean, or `None`."""
         repos = self.repos_called(repo_id, kind)
@@ -381,10 +391,6 @@ class CacheState(msgspec.Struct, frozen=True):
 
     def repos_called(self, repo_id: str, kind: str = "model") -> tuple[Repo, ...]:
         """Return the repo of an id, or else all that differ from it by case only, as on the Hub."""
-        for repo in self.repos:
-            if repo.id == repo_id and repo.type == kind:
-                return (repo,)
         folded = repo_id.casefold()
-        return tuple(
-            repo for repo in self.repos if repo.type == kind and repo.id.casefold() == folded
-        )
+        alike = [repo for repo in self.repos if repo.type == kind and repo.id.casefold() == folded]
+        return tuple([repo for repo in alike if repo.id == repo_id] or alike)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Collection, Mapping
 from typing import TypeAlias
@@ -46,38 +47,30 @@ class Protected(msgspec.Struct, frozen=True):
         return self.repos.get(folder) or self.revisions.get((folder, commit))
 
 
-class Removals:
+class Removals(msgspec.Struct):
     """What is to be removed, each with its reason. Keys are repo folders, commits, names."""
 
-    def __init__(self) -> None:
-        self.repos: dict[str, str] = {}
-        self.revisions: dict[Key, str] = {}
-        self.refs: dict[tuple[str, str], str] = {}
-        self.blobs: dict[tuple[str, str], str] = {}
-        self.files: dict[tuple[str, str, str], str] = {}
-        self.metadata: dict[Key, str] = {}
-        self.partials: dict[tuple[str, str], str] = {}
-        self.strays: dict[str, str] = {}
-        self.shared: dict[str, str] = {}
-        self.locks: dict[tuple[str, str], str] = {}
-        self.leftovers: list[Leftover] = []
-        self.listed: set[tuple[str, str]] = set()
-        """Blobs that stay although the last link to them is removed: a listing names them."""
-        self.unknown: list[Key] = []
-        """Revisions that stay only because their last use is unknown."""
-        self.kept: list[Kept] = []
+    repos: dict[str, str] = {}
+    revisions: dict[Key, str] = {}
+    refs: dict[tuple[str, str], str] = {}
+    blobs: dict[tuple[str, str], str] = {}
+    files: dict[tuple[str, str, str], str] = {}
+    metadata: dict[Key, str] = {}
+    partials: dict[tuple[str, str], str] = {}
+    strays: dict[str, str] = {}
+    shared: dict[str, str] = {}
+    locks: dict[tuple[str, str], str] = {}
+    leftovers: list[Leftover] = []
+    listed: set[tuple[str, str]] = set()
+    """Blobs that stay although the last link to them is removed: a listing names them."""
+    unknown: list[Key] = []
+    """Revisions that stay only because their last use is unknown."""
+    kept: list[Kept] = []
 
     def folders(self) -> set[str]:
         """Return the repo folders of which something is removed."""
-        keyed = (
-            self.revisions,
-            self.refs,
-            self.blobs,
-            self.files,
-            self.metadata,
-            self.partials,
-        )
-        return {*self.repos, *(key[0] for group in keyed for key in group)}
+        keyed = (*self.revisions, *self.refs, *self.blobs, *self.files)
+        return {*self.repos, *(key[0] for key in (*keyed, *self.metadata, *self.partials))}
 
     def commits_of(self, folder: str) -> Collection[str]:
         """Return the commits of a repo's revisions that are removed."""
@@ -97,15 +90,19 @@ class Removals:
 
     def copy(self) -> Removals:
         """Return removals that can be added to without changing these."""
-        other = Removals()
-        for name, value in vars(self).items():
-            setattr(other, name, value.copy())
-        return other
+        return Removals(*(group.copy() for group in msgspec.structs.astuple(self)))
 
 
-def expected_of(entry: Stamp | None) -> Expected | None:
-    """Return what an action expects to find where the scan saw an entry."""
-    return None if entry is None else Expected(entry.inode, entry.mtime_ns, entry.size)
+def expected_of(entry: Stamp | None, *, sized: bool = True) -> Expected | None:
+    """Return what an action expects to find where the scan saw an entry.
+
+    Args:
+        entry: what the scan saw.
+        sized: whether the size is the entry's own; that of a link is its target's.
+    """
+    if entry is None:
+        return None
+    return Expected(entry.inode, entry.mtime_ns, entry.size if sized else None)
 
 
 class RemovalActions:
@@ -151,11 +148,8 @@ class RemovalActions:
         """Remove a repo's folder with all that is in it."""
         frees = repo.by_class.total
         seen: set[tuple[int, int]] = set()
-        entries: list[Blob | File] = [*repo.blobs.values()]
-        entries += (
-            file for revision in repo.revisions for file in revision.files if file.kind == "copy"
-        )
-        for entry in entries:
+        copies = (file for revision in repo.revisions for file in revision.files_of("copy"))
+        for entry in itertools.chain[Blob | File](repo.blobs.values(), copies):
             if entry.links > 1:
                 key = entry.device, entry.inode
                 # by_class counts an inode with several links once; the last link alone frees it.
@@ -163,31 +157,46 @@ class RemovalActions:
                 seen.add(key)
         for name, blob in repo.blobs.items():
             self._give_up(repo, name, blob, reason)
-        expected = expected_of(repo.entry)
         self.trees.append(
-            RemoveTree(repo.path, "repo", repo.id, reason, frees, expected, stamp(repo))
+            RemoveTree(
+                repo.path, "repo", repo.id, reason, frees, expected_of(repo.entry), stamp(repo)
+            )
         )
 
     def add_ref(self, repo: Repo, ref: str, commit: str | None, reason: str) -> None:
         """Remove a ref; with a commit, as a part of that revision."""
         entry = repo.ref_files[ref]
-        path = repo.ref_path(ref)
         self.refs.append(
-            Remove(path, "ref", repo.id, reason, entry.allocated, expected_of(entry), commit)
+            Remove(
+                repo.ref_path(ref),
+                "ref",
+                repo.id,
+                reason,
+                entry.allocated,
+                expected_of(entry),
+                commit,
+            )
         )
 
     def add_ref_folders(self, repo: Repo) -> None:
         """Remove folders with the last ref in them: an empty one looks like a broken ref."""
         gone = {action.path: action for action in self.refs if isinstance(action, Remove)}
         for folder in sorted(repo.ref_folders, reverse=True):
-            below = [ref for ref in repo.ref_files if ref.startswith(folder + "/")]
-            paths = [repo.ref_path(ref) for ref in below]
+            paths = [repo.ref_path(ref) for ref in repo.ref_files if ref.startswith(folder + "/")]
             if not paths or any(path not in gone for path in paths):
                 continue
-            last = gone[paths[-1]]
-            path = repo.ref_path(folder)
-            frees = repo.ref_folders[folder].allocated
-            self.refs.append(Remove(path, "folder", repo.id, last.reason, frees, None, last.commit))
+            last, frees = gone[paths[-1]], repo.ref_folders[folder].allocated
+            self.refs.append(
+                Remove(
+                    repo.ref_path(folder),
+                    "folder",
+                    repo.id,
+                    last.reason,
+                    frees,
+                    None,
+                    last.commit,
+                )
+            )
 
     def add_snapshot(self, repo: Repo, revision: Revision, reason: str) -> None:
         """Remove a revision's snapshot, and what the hub's client remembers of its commit."""
@@ -203,10 +212,16 @@ class RemovalActions:
                 self._unlink(file) if file.kind == "copy" else file.allocated
                 for file in revision.files
             )
-            mark = stamp(repo, revision)
             self.trees.append(
                 RemoveTree(
-                    revision.path, "snapshot", repo.id, reason, frees, expected, mark, commit
+                    revision.path,
+                    "snapshot",
+                    repo.id,
+                    reason,
+                    frees,
+                    expected,
+                    stamp(repo, revision),
+                    commit,
                 )
             )
         self.add_metadata(repo, commit, reason)
@@ -215,55 +230,73 @@ class RemovalActions:
         """Remove what the client remembers of a commit: its listing, and names it does not have."""
         tree = repo.tree_files.get(commit)
         if tree is not None:
-            path = repo.tree_path(commit)
             self.files.append(
-                Remove(path, "tree", repo.id, reason, tree.allocated, expected_of(tree), commit)
+                Remove(
+                    repo.tree_path(commit),
+                    "tree",
+                    repo.id,
+                    reason,
+                    tree.allocated,
+                    expected_of(tree),
+                    commit,
+                )
             )
         absent = repo.no_exist.get(commit)
         if absent is not None:
-            path = os.path.join(repo.path, layout.NO_EXIST, commit)
-            expected = expected_of(absent)
             self.trees.append(
                 RemoveTree(
-                    path, "no-exist", repo.id, reason, absent.allocated, expected, commit=commit
+                    repo.no_exist_path(commit),
+                    "no-exist",
+                    repo.id,
+                    reason,
+                    absent.allocated,
+                    expected_of(absent),
+                    commit=commit,
                 )
             )
 
     def add_file(self, repo: Repo, revision: Revision, file: File, reason: str) -> None:
         """Remove a file or link of a snapshot."""
-        path = revision.file_path(file.name)
         copy = file.kind == "copy"
         frees = self._unlink(file) if copy else file.allocated
         # A link's own length is that of its target's string; the scan gives the blob's.
-        expected = Expected(file.inode, file.mtime_ns, file.size if copy else None)
+        expected = expected_of(file, sized=copy)
         self.files.append(
-            Remove(path, "file" if copy else "link", repo.id, reason, frees, expected)
+            Remove(
+                revision.file_path(file.name),
+                "file" if copy else "link",
+                repo.id,
+                reason,
+                frees,
+                expected,
+            )
         )
 
     def add_blob(self, repo: Repo, name: str, reason: str) -> None:
         """Remove a blob of a repo."""
         blob = repo.blobs[name]
-        path = repo.blob_path(name)
-        expected = Expected(blob.inode, blob.mtime_ns, None if blob.linked else blob.size)
-        self.blobs.append(Remove(path, "blob", repo.id, reason, self._unlink(blob), expected))
+        expected = expected_of(blob, sized=not blob.linked)
+        self.blobs.append(
+            Remove(repo.blob_path(name), "blob", repo.id, reason, self._unlink(blob), expected)
+        )
         self._give_up(repo, name, blob, reason)
 
     def add_partial(self, repo: Repo, partial: Partial, reason: str) -> None:
         """Remove an unfinished download."""
-        expected = Expected(partial.inode, partial.mtime_ns, partial.size)
         self.blobs.append(
-            Remove(partial.path, "partial", repo.id, reason, partial.allocated, expected)
+            Remove(
+                partial.path, "partial", repo.id, reason, partial.allocated, expected_of(partial)
+            )
         )
 
     def add_stray(self, stray: Stray, repo: str | None, reason: str) -> None:
         """Remove an entry that is not the hub's."""
+        expected = expected_of(stray, sized=not stray.folder)
         if not stray.folder:
-            expected = Expected(stray.inode, stray.mtime_ns, stray.size)
             self.files.append(Remove(stray.path, "stray", repo, reason, stray.allocated, expected))
         elif os.path.basename(stray.path) == layout.LEFTOVERS and repo is None:
             self.add_leftover(stray.path, None, reason, stray.allocated)
         else:
-            expected = Expected(stray.inode, stray.mtime_ns, None)
             mark = sum_stamp(stray.size, stray.allocated)
             self.trees.append(
                 RemoveTree(stray.path, "stray", repo, reason, stray.allocated, expected, mark)
@@ -300,9 +333,8 @@ class RemovalActions:
                 last = False
                 if not gone:
                     continue
-            frees = shared.manifest_allocated if last else 0
-            if last and shared.links == 1:
-                frees += shared.allocated
+            content = shared.allocated if shared.links == 1 else 0
+            frees = shared.manifest_allocated + content if last else 0
             reason = next(iter(references.values()))
             self.shared.append(ReleaseShared(shared.path, shared_hash, gone, reason, frees, last))
         return staying

@@ -8,50 +8,48 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat as modes
 from collections.abc import Collection, Sequence
-from typing import Literal
+
+import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.entries import allocated_bytes
+from vlmcache.cache.entries import Notes, add_below, allocated_bytes
 from vlmcache.cache.moved import read_moves, record_path
 from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import Repo
-from vlmcache.change.attempt import (
-    REFUSALS,
-    Attempt,
-    Removing,
-    Result,
-    StaleError,
-    TakenError,
-    refusal,
-    result_of,
-)
 from vlmcache.change.leftovers import Leftovers
 from vlmcache.change.locks import BATCH, HubLocks
+from vlmcache.change.moved_note import write_moves
 from vlmcache.change.plan import (
+    REFUSALS,
+    Attempt,
     Outcome,
     Plan,
     Receipt,
     ReleaseShared,
     Remove,
     RemoveTree,
+    Removing,
+    Result,
+    StaleError,
+    TakenError,
+    result_of,
     stamp,
     sum_stamp,
+    why_refused,
 )
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.tree import Tree
 from vlmcache.errors import VlmcacheError
 
 
-class RemovalChecks:
+class RemovalChecks(msgspec.Struct):
     """Compares the disk with what a plan expects, and sees whether anything is in use."""
 
-    def __init__(self, tree: Tree, locks: HubLocks) -> None:
-        self.tree = tree
-        self.locks = locks
-        self.refused: dict[tuple[str, str | None], tuple[Result, str | None]] = {}
-        """(repo folder, commit) -> why it stays; without a commit, why the complete repo does."""
+    tree: Tree
+    locks: HubLocks
+    refused: dict[tuple[str, str | None], tuple[Result, str | None]] = {}
+    """(repo folder, commit) -> why it stays; without a commit, why the complete repo does."""
 
     def hold_back_changed(self, attempts: Sequence[Attempt]) -> None:
         """Find what changed or is in use before anything is touched.
@@ -72,11 +70,8 @@ class RemovalChecks:
                 self.refused[key] = result_of(error, action.path)
         for attempt in attempts:
             action = attempt.action
-            if isinstance(action, ReleaseShared):
-                continue
             key = self.tree.repo_folder(action.path), action.commit
-            complete = isinstance(action, RemoveTree) and action.kind == "repo"
-            if key in self.refused and (complete or action.commit is not None):
+            if key in self.refused and (action.kind == "repo" or action.commit is not None):
                 attempt.note(*self.refused[key])
 
     def check_content(self, action: RemoveTree, seen: dict[str, Repo | None]) -> None:
@@ -107,43 +102,27 @@ class RemovalChecks:
             self.locks.refuse_held(folder)
             self._check_use(repo, commit)
         elif action.kind == "stray" and action.stamp is not None:
-            size, allocated = _sums(action.path)
+            notes = Notes(None)
+            allocated, size = add_below(action.path, "foreign", notes)
+            if not notes.could_read(action.path):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES), action.path)
+            allocated += allocated_bytes(os.lstat(action.path))
             if sum_stamp(size, allocated) != action.stamp:
                 raise StaleError("its content changed since the plan was made")
 
     def _check_use(self, repo: Repo, commit: str | None) -> None:
         if self.tree.force or not self.tree.in_use:
             return
-        names = set(repo.blobs)
-        if commit is not None:
-            users = repo.blob_users()
-            names = {name for name in names if any(user == commit for user, _ in users[name])}
-        for name in names:
+        for name, users in repo.blob_users().items():
             path = repo.blob_path(name)
-            with contextlib.suppress(OSError):
-                self.tree.refuse_use(os.stat(path), f"a process uses {path}")
+            if commit is None or any(user == commit for user, _ in users):
+                with contextlib.suppress(OSError):
+                    self.tree.refuse_use(os.stat(path), f"a process uses {path}")
         for revision in repo.revisions:
             if commit in (None, revision.commit) and any(
                 (file.device, file.inode) in self.tree.in_use for file in revision.files
             ):
                 raise TakenError(f"a process uses a file of {revision.path}")
-
-
-def _sums(path: str) -> tuple[int, int]:
-    """Return length and allocated bytes of a folder, counted as the scan counts a stray one."""
-    allocated = allocated_bytes(os.lstat(path))
-    size = 0
-    pending = [path]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                found = entry.stat(follow_symlinks=False)
-                allocated += allocated_bytes(found)
-                if modes.S_ISDIR(found.st_mode):
-                    pending.append(entry.path)
-                else:
-                    size += found.st_size
-    return size, allocated
 
 
 def execute(
@@ -158,6 +137,18 @@ def execute(
         force: remove in spite of locks and uses.
     """
     return Executor(Tree(cache_dir, frozenset(in_use), force=force)).run(plan)
+
+
+_STEPS = {
+    "blob": "blob",
+    "partial": "blob",
+    "shared": "shared",
+    "lock": "lock",
+    "locks": "lock",
+    "leftover": "leftover",
+    "side-cache": "leftover",
+}
+"""Kind of an action -> when it has its turn; all others have it first."""
 
 
 class Executor:
@@ -206,15 +197,15 @@ class Executor:
         # Folders of our own that could not be removed count, but nothing was freed is 0, not less.
         return Receipt(outcomes, max(0, sum(outcome.freed for outcome in outcomes) - left))
 
-    def _of_step(
-        self, step: Literal["first", "blob", "shared", "lock", "leftover"]
-    ) -> list[Attempt]:
-        return [attempt for attempt in self.attempts if _step(attempt.action) == step]
+    def _of_step(self, step: str) -> list[Attempt]:
+        return [
+            attempt for attempt in self.attempts if _STEPS.get(attempt.action.kind, "first") == step
+        ]
 
     def _attempt_first(self, attempt: Attempt) -> None:
         """Attempt it, but leave what the hub remembers of a snapshot that could not be removed."""
         action, refused = attempt.action, self.checks.refused
-        if isinstance(action, ReleaseShared) or action.commit is None:
+        if action.commit is None:
             self._attempt(attempt)
             return
         key = self.tree.repo_folder(action.path), action.commit
@@ -292,18 +283,17 @@ class Executor:
                 except TakenError as error:
                     attempt.note("busy", str(error))
                 except (OSError, StaleError) as error:
-                    attempt.note("failed", refusal(error, path))
+                    attempt.note("failed", why_refused(error, path))
             repo = scan_repo(self.tree.root, folder)
             users = repo.blob_users() if repo is not None else {}
             for attempt, name in ready:
-                is_blob = isinstance(attempt.action, Remove) and attempt.action.kind == "blob"
-                if is_blob and users.get(name):
+                if attempt.action.kind == "blob" and users.get(name):
                     reasons = [
                         self.checks.refused.get((folder, commit)) for commit, _ in users[name]
                     ]
                     attempt.note(*next(filter(None, reasons), ("stale", "a snapshot links to it")))
-                    continue
-                self._attempt(attempt)
+                else:
+                    self._attempt(attempt)
 
     def _release_shared(self) -> None:
         attempts = self._of_step("shared")
@@ -323,10 +313,10 @@ class Executor:
                 except OSError as error:
                     # A repo that cannot be read may need any of them.
                     for attempt in ready:
-                        attempt.note("failed", refusal(error, self.tree.root))
-                    continue
-                for attempt in ready:
-                    self._attempt(attempt)
+                        attempt.note("failed", why_refused(error, self.tree.root))
+                else:
+                    for attempt in ready:
+                        self._attempt(attempt)
 
     def _empty_leftovers(self) -> None:
         """Unlink what was renamed: the refs last, and only if nothing failed.
@@ -345,29 +335,18 @@ class Executor:
                 if other.outcome is not None and other.outcome.result == "failed"
             ]
             folder = self.leftovers.parts_of(place)[:1]
-            if failed and folder == [layout.REFS]:
-                continue
-            if folder == [layout.SNAPSHOTS] and any(blobs in path for path in failed):
+            if (failed and folder == [layout.REFS]) or (
+                folder == [layout.SNAPSHOTS] and any(blobs in path for path in failed)
+            ):
                 continue
             outcome = attempt.outcome
             try:
                 self.leftovers.remove(attempt, place)
             except (OSError, StaleError) as error:
-                attempt.note("failed", refusal(error, place))
+                attempt.note("failed", why_refused(error, place))
             else:
                 if outcome is not None:
                     attempt.note(outcome.result, outcome.detail)
-
-
-def _step(action: Removing) -> Literal["first", "blob", "shared", "lock", "leftover"]:
-    """Return when an action has its turn."""
-    if isinstance(action, ReleaseShared):
-        return "shared"
-    if action.kind in ("blob", "partial"):
-        return "blob"
-    if action.kind in ("lock", "locks"):
-        return "lock"
-    return "leftover" if action.kind in ("leftover", "side-cache") else "first"
 
 
 def apply_removals(
@@ -389,9 +368,6 @@ def apply_removals(
         in_use: (device, inode) of files that processes use.
         force: remove in spite of locks and uses.
     """
-    from vlmcache.change.moved_note import write_moves
-    from vlmcache.change.remove import execute
-
     receipts: list[Receipt] = []
     left = [
         action for action in plan.actions if isinstance(action, Remove | RemoveTree | ReleaseShared)
@@ -413,13 +389,13 @@ def apply_removals(
         parent, folder = os.path.split(action.path)
         if not isinstance(action, Remove) or action.kind != "link" or parent != cache_dir:
             continue
-        targets = (os.path.join(place, folder) for place in places)
-        target = next((kept_there[path] for path in targets if path in kept_there), None)
+        targets = (kept_there.get(os.path.join(place, folder)) for place in places)
+        target = next(filter(None, targets), None)
         if target is not None:
             paths = (action.path, record_path(cache_dir, folder))
             left = [other for other in left if other.path not in paths]
-            why = f"what it leads to stays: {target.path}"
-            stay.append(Outcome("remove", action.path, target.result, detail=why))
+            detail = f"what it leads to stays: {target.path}"
+            stay.append(Outcome("remove", action.path, target.result, detail=detail))
     receipts.append(execute(Plan(tuple(left)), cache_dir, in_use=in_use, force=force))
     for place in places:
         noted = read_moves(place)
