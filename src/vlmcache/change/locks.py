@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.usage import lock_held
-from vlmcache.change.attempt import Attempt, StaleError, TakenError
 from vlmcache.change.place import is_full
+from vlmcache.change.plan import Attempt, StaleError, TakenError
 from vlmcache.change.tree import BY_DESCRIPTOR, Tree, enter, entry_names
 
 if TYPE_CHECKING:

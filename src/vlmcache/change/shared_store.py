@@ -17,11 +17,10 @@ from collections.abc import Collection, Iterator
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.reading import read_bytes
-from vlmcache.change.attempt import Attempt, StaleError
 from vlmcache.change.locks import hold_lock
 from vlmcache.change.partials import write_all
 from vlmcache.change.place import put, replacing, write_file
-from vlmcache.change.plan import ReleaseShared
+from vlmcache.change.plan import Attempt, ReleaseShared, StaleError
 from vlmcache.change.tree import Tree
 from vlmcache.errors import CacheError
 

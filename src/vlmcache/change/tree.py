@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
-from vlmcache.change.attempt import Attempt, StaleError, TakenError, refusal
-from vlmcache.change.plan import Expected, Outcome
+from vlmcache.change.plan import Attempt, Expected, Outcome, StaleError, TakenError, why_refused
 
 BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_fd
 
@@ -179,7 +178,7 @@ class Tree:
                     left += allocated_bytes(os.lstat(path))
                 used = getattr(error, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST)
                 if isinstance(error, OSError) and not used:
-                    detail = refusal(error, path)
+                    detail = why_refused(error, path)
                     failures.append(Outcome("remove-tree", path, "failed", detail=detail))
         return left, failures
 

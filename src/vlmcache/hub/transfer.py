@@ -21,7 +21,7 @@ from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.mounts import mount_of
 from vlmcache.cache.state import TreeFile
 from vlmcache.change import partials
-from vlmcache.change.place import disk_failure, file_size, publish_blob
+from vlmcache.change.place import disk_failure, file_size, publish
 from vlmcache.change.plan import is_resumable
 from vlmcache.errors import AccessError, HubError, VlmcacheError, WrongBytesError
 from vlmcache.hub.client import Client
@@ -123,7 +123,7 @@ class Transfer:
                     "nothing of it was kept",
                     "a proxy or mirror that changes files? check HF_ENDPOINT, or try later",
                 )
-        publish_blob(job.partial, job.blob)
+        publish(job.partial, job.blob)
 
     def _adopt(self) -> None:
         """Continue the longest download that the client has left behind.
@@ -268,7 +268,7 @@ class Transfer:
                 os.fsync(file.fileno())
             if digest.hexdigest() != etag:
                 raise OSError("corrupted")
-            publish_blob(temporary, job.blob)
+            publish(temporary, job.blob)
         except (OSError, RuntimeError, ValueError, VlmcacheError) as error:
             client.stop_token.check()
             client.note(f"{job.file}: Xet failed ({error}); plain HTTP follows")

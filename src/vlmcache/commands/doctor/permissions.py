@@ -15,8 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from vlmcache.cache import layout
-from vlmcache.change.attempt import StaleError
-from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, SetAccess
+from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, SetAccess, StaleError
 
 EntryKind = Literal["folder", "blob", "file"]
 """blob: content that is written once. file: a ref, lock, listing, partial or manifest."""

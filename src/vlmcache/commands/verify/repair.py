@@ -12,7 +12,6 @@ from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo, Revision, TreeFile
-from vlmcache.change import apply
 from vlmcache.change.place import check_places
 from vlmcache.change.plan import (
     Expected,
@@ -25,10 +24,11 @@ from vlmcache.change.plan import (
     WriteRef,
     joined,
 )
+from vlmcache.change.remove import apply_removals
 from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, Listing, plan_pull
 from vlmcache.commands.pull.room import find_shortage, without_fetches
 from vlmcache.commands.pull.values import WORKERS
-from vlmcache.commands.remove.facts import Known, moved_repos
+from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.recommend import what_makes_room
 from vlmcache.commands.verify.values import RepairError, RepairReport, Verification, VerifyOptions
 from vlmcache.commands.verify.verify import verify_state
@@ -178,8 +178,8 @@ class _Repair:
         done = [download(self.client, order, progress, WORKERS) for order in self.orders]
         outcomes = [outcome for fetched, _ in done for outcome in fetched]
         if self.removals:
-            places = set(moved_repos(self.state).values())
-            outcomes += apply.apply_removals(Plan(self.removals), self.state.dir, places).outcomes
+            places = {repo.moved_to for repo in self.state.repos if repo.moved_to is not None}
+            outcomes += apply_removals(Plan(self.removals), self.state.dir, places).outcomes
         return outcomes, next((error for _, error in done if error is not None), None)
 
 
