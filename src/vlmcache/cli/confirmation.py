@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vlmcache.commands.remove import view
-from vlmcache.commands.remove.values import Removal, UnconfirmedError
 from vlmcache.units import size_text
+
+if TYPE_CHECKING:
+    from vlmcache.commands.remove.values import Removal
 
 
 def confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[Any], bool]:
@@ -21,6 +22,8 @@ def confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[An
     """
 
     def ask(removal: Removal) -> bool:
+        from vlmcache.commands.remove import view
+
         count = len(removal.plan.actions)
         size = size_text(removal.plan.frees)
         require_terminal(
@@ -42,6 +45,8 @@ def require_terminal(json: bool, message: str, hint: str) -> None:
         UnconfirmedError: there is not; it says so with the message and the hint.
     """
     if json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        from vlmcache.commands.remove.values import UnconfirmedError
+
         raise UnconfirmedError(message, hint)
 
 
