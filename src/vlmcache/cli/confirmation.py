@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from vlmcache.commands.remove import view
 from vlmcache.commands.remove.values import Removal, UnconfirmedError
 from vlmcache.units import size_text
 
@@ -21,6 +20,8 @@ def confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[An
     """
 
     def ask(removal: Removal) -> bool:
+        from vlmcache.commands.remove import view
+
         count = len(removal.plan.actions)
         size = size_text(removal.plan.frees)
         require_terminal(
