@@ -29,6 +29,9 @@ CODE_CONFIGS = (
 )
 """Configurations that can name classes of the repo's own code, or of another repo's."""
 
+DECIDING = (formats.CONFIG, ADAPTER_CONFIG)
+"""Configurations that can name other repos, which have to be known before a download."""
+
 _SMALL = 1_000_000
 """Bytes that files which nothing needs may have together to be fetched along."""
 
@@ -100,6 +103,7 @@ class OtherRepo(NamedTuple):
     id: str
     code: frozenset[str] = frozenset()
     """The files of code that are named; none if it is a model, which is needed as such."""
+    revision: str = "main"
 
 
 class Division(NamedTuple):
@@ -149,28 +153,33 @@ def divide(
     listed: bool = True,
     sizes: Mapping[str, int] | None = None,
     variant: str | None = None,
+    complement: bool = False,
 ) -> Division:
     """Divide the files of a model's repo by what they are to loading.
 
     Args:
         names: those that the hub lists and those that are here.
         present: those that are here.
-        read: returns the content of a file that is here, `None` for any other.
+        read: returns the content of a file, `None` if it is not known.
         listed: whether the hub's listing is known, so that no other file can be missing.
         sizes: name -> bytes, as far as they are known.
         variant: the GGUF variant that is asked for.
+        complement: whether it is a pull request, of which loaders fetch only the weights.
     """
-    return _Repo(frozenset(names), present, read, listed, sizes or {}, variant).divide()
+    every = frozenset(names)
+    if complement and not listed and all(map(_is_of_weights, every)):
+        listed = True
+    return _Repo(every, present, read, listed, sizes or {}, variant).divide()
 
 
-def weight_map(content: bytes | None) -> frozenset[str] | None:
+def weight_map(content: bytes) -> frozenset[str] | None:
     """Return the names of the shards that an index names; `None` if it makes no sense.
 
     It is content of a repo and so not to be trusted: a shard that is not a plain name below the
     index's folder makes it unreadable.
     """
     try:
-        found = frozenset(_INDEX_DECODER.decode(content or b"").weight_map.values())
+        found = frozenset(_INDEX_DECODER.decode(content).weight_map.values())
     except JSON_ERRORS:
         return None
     if not found or any(layout.file_name_problem(name) for name in found):
@@ -235,6 +244,11 @@ class _Repo:
                         if stays
                         else "another form of the model is here",
                     )
+        if self.variant or self._is_gguf():
+            gguf = {file for one in self.gguf.variants for file in one.files} | {
+                *self.gguf.projectors
+            }
+            left_out |= dict.fromkeys(gguf & self.names - needed, "another variant")
         along = self.names - needed - left_out.keys()
         left_out |= self._too_large(along)
         notes = [option.note for option in options if option.note is not None]
@@ -244,7 +258,7 @@ class _Repo:
             missing,
             along - left_out.keys(),
             left_out,
-            tuple(self._other_repos()),
+            tuple(other_repos(self._config)),
             frozenset(self.broken),
             notes[0] if notes else None,
             self.gguf if undecided and self._is_gguf() and missing else None,
@@ -252,6 +266,8 @@ class _Repo:
 
     def _too_large(self, along: AbstractSet[str]) -> dict[str, str]:
         """Return what nothing needs and is too much to be fetched for nothing."""
+        if sum(self.sizes.get(name, 0) for name in along) <= _SMALL:
+            return {}
         extras = [name for name in along if not _is_kept(name)]
         total = 0
         found = {}
@@ -270,17 +286,9 @@ class _Repo:
         if formats.PIPELINE in names:
             return self._pipeline_ways()
         root = {key.stem for key in self.sets if not key.folder}
-        substance = [
-            name for name in names if not _FOR_READERS.search(name) and not _TEMPLATES.search(name)
-        ]
-        unknown = (
-            not self.listed
-            and not any(map(formats.is_weights, names))
-            and (not substance or formats.CONFIG in names)
-        )
-        if "model" in root or unknown:
+        if "model" in root or (not self.listed and self._lost_weights()):
             ways = [self._transformers_way()]
-            if "consolidated.safetensors" in names:
+            if "consolidated.safetensors" in names and "params.json" in names:
                 ways.append(self._mistral_way())
             if self.gguf.variants:
                 ways.append(self._gguf_way())
@@ -290,6 +298,15 @@ class _Repo:
         if "consolidated.safetensors" in names:
             return [self._mistral_way()]
         return [self._gguf_way()] if self._is_gguf() else [self._any_way()]
+
+    def _lost_weights(self) -> bool:
+        """Whether it is, without a listing, a model of transformers without its weights."""
+        weights = [name for name in self.names if formats.is_weights(name)]
+        config = self._config(formats.CONFIG)
+        if weights:
+            known = isinstance(config, dict) and not config.keys().isdisjoint(_OF_TRANSFORMERS)
+            return known and not any(map(_LOADED_OTHERWISE.match, weights))
+        return formats.CONFIG in self.names or not any(map(self._is_opened, self.names))
 
     def _is_gguf(self) -> bool:
         weights = [name for name in self.names if formats.is_weights(name)]
@@ -321,7 +338,8 @@ class _Repo:
 
     def _transformers_way(self, config: str = formats.CONFIG) -> _Way:
         weights: list[tuple[Option, ...]] = list(self._weights())
-        if not weights and not self.listed:
+        root = {key.stem for key in self.sets if not key.folder}
+        if not self.listed and not root & {"model", "adapter_model"}:
             weights.append((_file(formats.SAFETENSORS_SINGLE),))
         groups: list[tuple[Option, ...]] = [(_file(config),)]
         if ADAPTER_CONFIG in self.names:
@@ -365,13 +383,11 @@ class _Repo:
         """Return the way of a library that is not known: all that it could open."""
         weights = list(self._weights())
         known = {name for group in weights for option in group for name in option.files}
-        code = code_files(self.names, self._code_roots(), self._content, self.listed)
+        code, sure = code_files(self.names, self._code_roots(), self.read, self.listed)
         groups = [
             (_file(name),)
             for name in self.names - self.left_out.keys() - known
-            if (
-                name in code if name.endswith(".py") and code is not None else self._is_opened(name)
-            )
+            if (name in code if name.endswith(".py") and sure else self._is_opened(name))
         ]
         groups += ((_file(name),) for name in self._sentence())
         return _Way(self._known(groups), tuple(weights))
@@ -423,7 +439,7 @@ class _Repo:
         """Return the formats of a set of weights in the order in which loaders look for them."""
         by_ending = self.sets[key]
         order = [ending for ending in _LOADED if ending in by_ending]
-        complete = [ending for ending in order if by_ending[ending].complete]
+        complete = [ending for ending in order if self._is_usable(by_ending[ending])]
         sound = [ending for ending in complete if ending in ("safetensors", "bin")]
         options = []
         for ending in sound or complete or order:
@@ -437,17 +453,32 @@ class _Repo:
                 options.append(self._sharded(weights, note))
         return options
 
+    def _is_usable(self, weights: formats.WeightSet) -> bool:
+        """Whether a set is complete by its names, or its index is what a loader opens."""
+        if weights.complete or weights.index_file is None:
+            return weights.complete
+        shards = self._shards(weights)
+        return not self.listed or (shards is not None and shards <= self.names)
+
     def _sharded(self, weights: formats.WeightSet, note: str | None) -> Option:
         index = weights.index_name
-        shards = weights.expected
-        if index in self.present:
-            content = weight_map(self.read(index))
-            if content is None:
-                self.broken.add(index)
-            else:
-                folder = index.rpartition("/")[0]
-                shards = frozenset(f"{folder}/{name}" if folder else name for name in content)
+        shards = self._shards(weights)
+        if index in self.present and shards is None and self.read(index) is not None:
+            self.broken.add(index)
+        if shards is None:
+            files = weights.expected | {index}
+            return Option(index, files & self.names if self.listed else files, note)
         return Option(index, shards | {index}, note)
+
+    def _shards(self, weights: formats.WeightSet) -> frozenset[str] | None:
+        """Return the shards that the index names, if it is here and makes sense."""
+        index = weights.index_name
+        if weights.complete and index not in self.present:
+            return None
+        content = self.read(index)
+        shards = weight_map(content) if content is not None else None
+        folder = index[: index.rfind("/") + 1]
+        return frozenset(folder + name for name in shards) if shards is not None else None
 
     def _tokenizer(self) -> list[tuple[Option, ...]]:
         fast = (
@@ -464,14 +495,14 @@ class _Repo:
         folders |= {folder for folder in self._modules() if folder}
         named = config_strings(self._config(formats.CONFIG))
         fast = "tokenizer.json" in names
-        code = code_files(self.names, self._code_roots(), self._content, self.listed)
-        found = set(code or ())
+        found, sure = code_files(self.names, self._code_roots(), self.read, self.listed)
+        code = frozenset(found)
         for name in names:
             folder, _, base = name.rpartition("/")
-            if formats.is_weights(name) or _is_index(name):
+            if _is_of_weights(name):
                 found |= {name} & named
             elif name.endswith(".py"):
-                if code is None and not folder and not _SCRIPT.search(name):
+                if not sure and not folder and not _SCRIPT.search(name):
                     found.add(name)
             elif folder:
                 if folder in folders or named & {name, folder, name.partition("/")[0]}:
@@ -484,8 +515,8 @@ class _Repo:
                 or (code and self._is_opened(name) and base.endswith((".json", ".csv", ".vocab")))
             ):
                 found.add(name)
-        if code is None and not any(map(_OWN_CODE.match, found)):
-            found = {name for name in found if not name.endswith(".py")}
+        if not sure and not any(map(_OWN_CODE.match, found)):
+            found = {name for name in found if not name.endswith(".py")} | code
         return (found | self._sentence()) - {"tokenizer.json"}
 
     def _sentence(self) -> set[str]:
@@ -499,16 +530,9 @@ class _Repo:
 
     # What configuration files say.
 
-    def _content(self, name: str) -> bytes | None:
-        return self.read(name) if name in self.present else None
-
     def _config(self, name: str) -> Any:
         if name not in self.configs:
-            content = self._content(name)
-            try:
-                self.configs[name] = msgspec.json.decode(content) if content else None
-            except JSON_ERRORS:
-                self.configs[name] = None
+            self.configs[name] = decoded(self.read(name))
         return self.configs[name]
 
     def _modules(self) -> dict[str, bool]:
@@ -563,19 +587,39 @@ class _Repo:
                 roots.setdefault(f"{path}.py", set()).add(kind)
         return roots
 
-    def _other_repos(self) -> Iterator[OtherRepo]:
-        adapter = self._config(ADAPTER_CONFIG)
-        base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
-        if isinstance(base, str) and "/" in base and layout.is_repo_id(base):
-            yield OtherRepo(base)
-        code: dict[str, set[str]] = {}
-        for name in CODE_CONFIGS:
-            for repo, file, _ in own_classes(self._config(name)):
-                if repo is not None and layout.is_repo_id(repo):
-                    code.setdefault(repo, set()).add(file)
-        for repo, files in sorted(code.items()):
-            yield OtherRepo(repo, frozenset(files))
 
+def other_repos(config: Callable[[str], Any]) -> Iterator[OtherRepo]:
+    """Yield the other repos that a model's configurations name.
+
+    Args:
+        config: returns what the JSON of a configuration says, `None` without it.
+    """
+    adapter = config(ADAPTER_CONFIG)
+    base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
+    if isinstance(base, str) and "/" in base and layout.is_repo_id(base):
+        revision = adapter.get("revision")
+        yield OtherRepo(base, revision=revision if isinstance(revision, str) else "main")
+    code: dict[str, set[str]] = {}
+    for name in CODE_CONFIGS:
+        for repo, file, _ in own_classes(config(name)):
+            if repo is not None and layout.is_repo_id(repo):
+                code.setdefault(repo, set()).add(file)
+    for repo, files in sorted(code.items()):
+        yield OtherRepo(repo, frozenset(files))
+
+
+def decoded(content: bytes | None) -> Any:
+    """Return what the JSON of a configuration says; `None` if it is not JSON."""
+    try:
+        return msgspec.json.decode(content) if content else None
+    except JSON_ERRORS:
+        return None
+
+
+_OF_TRANSFORMERS = ("architectures", "model_type")
+"""Keys of config.json that say that transformers loads the model."""
+_LOADED_OTHERWISE = re.compile(r"consolidated|adapter_model|[^/]*\.gguf$", re.IGNORECASE)
+"""Weights next to which transformers' own are not missed."""
 
 _LOADED = ("safetensors", "bin", "h5", "msgpack", "ot")
 """Endings of weights in the order in which they are preferred; no library loads the last three."""
@@ -599,6 +643,10 @@ def _part_classes(index: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _file(name: str) -> Option:
     return Option(name, frozenset({name}))
+
+
+def _is_of_weights(name: str) -> bool:
+    return formats.is_weights(name) or _is_index(name)
 
 
 def _is_index(name: str) -> bool:

@@ -131,7 +131,7 @@ class RepoRepair:
                 (not revision.files or revision.linked)
                 and (revision.path in damaged or bool(its_refs))
             )
-            listing = os.path.join(repo.path, layout.TREES, f"{commit}.json")
+            listing = repo.tree_path(commit)
             if not names and not its_refs and not everything and listing not in damaged:
                 continue
             order = self._order(commit, its_refs, names, everything=everything)
@@ -164,7 +164,7 @@ class RepoRepair:
         files, new = self._listing(commit, names, everything=everything)
         wanted = names & set(files)
         if everything or "*" in names:
-            wanted |= FileSelection().choose(repo.id, files) | repo.lost_names(commit)
+            wanted |= FileSelection().choose(repo.id, files).wanted | repo.lost_names(commit)
         for name, listed in files.items():
             if listed.etag in bad:
                 # The shared store may hold the very content that is bad.
