@@ -67,16 +67,7 @@ def pull(
     errors: list[VlmcacheError] = []
     shortage_of = partial(find_shortage, session.cache.dir, session.config.limits)
     try:
-        planned = [
-            prepare_pull(client, session.cache.dir, model, options.selection) for model in models
-        ]
-        others = prepare_needed(client, session.cache.dir, planned)
-        to_confirm = [part for part in others if part.order is not None and part.order.plan.needs]
-        asks = options.agree if to_confirm and not options.dry_run else None
-        if asks is not None and not asks(to_confirm):
-            raise UnconfirmedError("not confirmed: nothing was fetched")
-        # What is needed comes first: the model is complete once its own files are here.
-        planned = [*reversed(others), *planned]
+        planned = _plan(client, session, models, options)
         plans = _each_blob_once([part.order.plan for part in planned if part.order is not None])
         joined(plans).log("pull")
         shortage = shortage_of(plans)
@@ -135,6 +126,24 @@ def pull(
         session.cache.dir,
     )
     return report.with_problem(_problem(rows, errors))
+
+
+def _plan(
+    client: Client, session: Session, models: Sequence[ModelConfig], options: PullOptions
+) -> list[PlannedModel]:
+    """Return what is to be done for models, and before them for other repos that they need.
+
+    Raises:
+        UnconfirmedError: these are not wanted.
+    """
+    planned = [prepare_pull(client, session.cache.dir, one, options.selection) for one in models]
+    others = prepare_needed(client, session.cache.dir, planned)
+    to_confirm = [part for part in others if part.order is not None and part.order.plan.needs]
+    asks = options.agree if to_confirm and not options.dry_run else None
+    if asks is not None and not asks(to_confirm):
+        raise UnconfirmedError("not confirmed: nothing was fetched")
+    # A model is complete once its own files are here, if what it needs came first.
+    return [*reversed(others), *planned]
 
 
 def _models(session: Session, names: Sequence[str]) -> list[ModelConfig]:
