@@ -70,6 +70,8 @@ class Cache:
         """Is called with what a load test or a quantization does next."""
         self.confirm: Callable[[Any], bool] | None = None
         """Is called with a plan before anything is removed, and returns whether to continue."""
+        self.agree: Callable[[Any], bool] | None = None
+        """Is called with other repos that a pull needs, and returns whether to fetch them."""
         self.named: Callable[[str], str] = str
         """Returns what messages call an argument."""
 
@@ -170,6 +172,7 @@ class Cache:
             token,
             make_room,
             self.confirm,
+            self.agree,
         )
         return pull.pull(self.session, tuple(names), options, self.progress)
 

@@ -1,11 +1,12 @@
-"""The question before anything is removed."""
+"""The questions before anything is removed, or fetched for a model that needs it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from vlmcache.commands.pull.values import PlannedModel, in_words
 from vlmcache.commands.remove import view
 from vlmcache.commands.remove.values import Removal, UnconfirmedError
 from vlmcache.units import size_text
@@ -31,6 +32,25 @@ def confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[An
         view.show_plan(removal, stream=sys.stderr, verbose=verbose)
         noun = "item" if count == 1 else "items"
         return is_agreed(f"Remove {count} {noun}, freeing {size}?", word)
+
+    return ask
+
+
+def agreement(*, json: bool) -> Callable[[Any], bool]:
+    """Return the function that asks whether other repos that models need are to be fetched too.
+
+    Args:
+        json: whether the answer is JSON; then nothing is asked.
+    """
+
+    def ask(others: Sequence[PlannedModel]) -> bool:
+        text = in_words(others)
+        require_terminal(
+            json,
+            f"{text}: there is no terminal to ask on",
+            "--dry-run shows what would be fetched, --yes fetches it",
+        )
+        return is_agreed(f"{text}. Fetch that too?")
 
     return ask
 

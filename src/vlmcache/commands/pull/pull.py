@@ -11,15 +11,17 @@ import msgspec
 
 from vlmcache.cache.scan import scan
 from vlmcache.change.plan import Failure, Outcome, Receipt, joined
-from vlmcache.commands.pull.prepare import prepare_pull
+from vlmcache.commands.pull.prepare import check_result, prepare_needed, prepare_pull
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk, without_fetches
 from vlmcache.commands.pull.values import (
+    LeftOut,
     PlannedModel,
     PulledModel,
     PullOptions,
     PullReport,
     PullState,
 )
+from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import ModelConfig, Session, cached_models, find_model, name_of, own_home
 from vlmcache.errors import PartlyError, SpaceError, VlmcacheError
 from vlmcache.home.journal import Journal
@@ -69,9 +71,7 @@ def pull(
     errors: list[VlmcacheError] = []
     shortage_of = partial(find_shortage, session.cache.dir, session.config.limits)
     try:
-        planned = [
-            prepare_pull(client, session.cache.dir, model, options.selection) for model in models
-        ]
+        planned = _plan(client, session, models, options)
         fetched: set[tuple[str, str]] = set()
         orders = [part.order for part in planned if part.order is not None]
         plans = [without_fetches(order.plan, fetched) for order in orders]
@@ -123,6 +123,7 @@ def pull(
         sum(outcome.freed for outcome in outcomes),
         sum(outcome.fetched for outcome in outcomes),
     )
+    rows.sort(key=lambda row: row.needed_by is not None)
     report = PullReport(
         tuple(rows),
         joined([*([room.plan] if room is not None else ()), *plans]),
@@ -131,6 +132,24 @@ def pull(
         session.cache.dir,
     )
     return report.with_problem(_problem(rows, errors))
+
+
+def _plan(
+    client: Client, session: Session, models: Sequence[ModelConfig], options: PullOptions
+) -> list[PlannedModel]:
+    """Return what is to be done for models, and before them for other repos that they need.
+
+    Raises:
+        UnconfirmedError: these are not wanted.
+    """
+    planned = [prepare_pull(client, session.cache.dir, one, options.selection) for one in models]
+    others = prepare_needed(client, session.cache.dir, planned)
+    to_confirm = [part for part in others if part.order is not None and part.order.plan.needs]
+    asks = options.agree if to_confirm and not options.dry_run else None
+    if asks is not None and not asks(to_confirm):
+        raise UnconfirmedError("not confirmed: nothing was fetched")
+    # A model is complete once its own files are here, if what it needs came first.
+    return [*reversed(others), *planned]
 
 
 def _models(session: Session, names: Sequence[str]) -> list[ModelConfig]:
@@ -153,6 +172,8 @@ def _carry_out(
 
     begun = time.monotonic()
     outcomes, error = download(client, order, progress, options.max_workers)
+    if error is None and options.selection.is_plain and part.needed_by is None:
+        error = check_result(order, options.selection.variant)
     row = msgspec.structs.replace(
         _row(part, "pulled" if order.plan.actions else "cached"),
         fetched=sum(outcome.fetched for outcome in outcomes),
@@ -164,7 +185,14 @@ def _carry_out(
 def _row(part: PlannedModel, state: PullState) -> PulledModel:
     """Return a model's row, as far as the plan says."""
     model, order = part.model, part.order
-    row = PulledModel(model.key, model.repo, model.revision, state, seconds=part.seconds)
+    row = PulledModel(
+        model.key,
+        model.repo,
+        model.revision,
+        state,
+        seconds=part.seconds,
+        needed_by=part.needed_by.repo if part.needed_by is not None else None,
+    )
     if order is None:
         return row
     return msgspec.structs.replace(
@@ -173,6 +201,15 @@ def _row(part: PlannedModel, state: PullState) -> PulledModel:
         path=order.snapshot,
         files=len(order.wanted),
         size=sum(order.files[name].content_size for name in order.wanted),
+        left_out=tuple(
+            sorted(
+                (
+                    LeftOut(name, order.files[name].content_size, why)
+                    for name, why in order.left_out.items()
+                ),
+                key=lambda file: -file.size,
+            )
+        ),
     )
 
 

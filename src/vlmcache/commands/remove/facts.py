@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from vlmcache.cache.completeness import judge_content
+from vlmcache.cache.completeness import judge_content, needs_of
 from vlmcache.cache.mounts import Mount, mount_of
 from vlmcache.cache.moved import read_moves
 from vlmcache.cache.scan import rebased, scan
@@ -23,6 +23,9 @@ from vlmcache.config import Environment, own_home
 from vlmcache.errors import VlmcacheError
 from vlmcache.home.copies import KeptCopy, list_copies, remove_copies
 from vlmcache.home.journal import Journal
+
+_AFTER = 0.001
+"""Seconds by which what a model needs counts as used later, so that the model goes first."""
 
 
 class Remembered(NamedTuple):
@@ -67,7 +70,13 @@ class Known:
     def used(self) -> dict[Key, LastUse]:
         """When each revision of the cache was last used."""
         access_times = self.mount.access_times if self.mount else "unknown"
-        return last_uses(self.state, self.remembered.uses, access_times)
+        used = last_uses(self.state, self.remembered.uses, access_times)
+        return _with_needed(self.needs, used)
+
+    @cached_property
+    def needs(self) -> dict[Key, set[Key]]:
+        """Which revisions of other models each needs."""
+        return needs_of(self.state)
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -116,6 +125,17 @@ class Known:
             for place in places
         )
         return [Known(self.environment, place, self) for place in ours]
+
+
+def _with_needed(
+    needs: Mapping[Key, Collection[Key]], used: dict[Key, LastUse]
+) -> dict[Key, LastUse]:
+    """Return last uses by which what a model needs was used just after the model."""
+    for model, others in needs.items():
+        for other in others:
+            if other in used and used[other].at <= used[model].at:
+                used[other] = msgspec.structs.replace(used[model], at=used[model].at + _AFTER)
+    return used
 
 
 def moved_repos(state: CacheState) -> dict[str, str]:

@@ -92,6 +92,6 @@ def _newer(client: Client, state: CacheState, model: ModelStatus) -> tuple[Outda
     if commit == model.commit:
         return None
     files = list_files(client, model.repo, commit)
-    wanted = FileSelection().choose(model.repo, files)
+    wanted = FileSelection().choose(model.repo, files).wanted
     plan = plan_pull(state, model.repo, model.revision, Listing(commit, files), wanted)
     return Outdated(commit, plan.needs), plan

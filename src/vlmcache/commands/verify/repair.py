@@ -357,7 +357,7 @@ class _RepoRepair:
         files, new = self._listing(commit, names, everything=everything)
         wanted = names & set(files)
         if everything or "*" in names:
-            wanted |= FileSelection().choose(repo.id, files) | repo.lost_names(commit)
+            wanted |= FileSelection().choose(repo.id, files).wanted | repo.lost_names(commit)
         # The shared store may hold the very content that is bad.
         files |= {
             name: msgspec.structs.replace(listed, xet_hash=None)
