@@ -11,7 +11,8 @@ from typing import Literal
 import msgspec
 
 from vlmcache import log
-from vlmcache.cache.state import Repo, Revision, TreeFile
+from vlmcache.cache.entries import STALE_AFTER
+from vlmcache.cache.state import Repo, Revision
 from vlmcache.cache.usage import Process
 
 
@@ -298,16 +299,15 @@ def joined(plans: Sequence[Plan]) -> Plan:
     )
 
 
-def is_resumable(listed: TreeFile, *, ours: bool, size: int, allocated: int) -> bool:
+def is_resumable(full: int, *, ours: bool, size: int, allocated: int, age: float) -> bool:
     """Return whether a partial download can be the beginning of a file.
 
     Args:
-        listed: the file.
-        ours: whether vlmcache wrote the partial, which it does from front to back. The client
-            writes Xet files in any order.
+        full: the complete file's length in bytes.
+        ours: whether vlmcache wrote the partial, which it does from front to back. Others may write
+            in any order, and may still be writing.
         size: the partial's length in bytes.
         allocated: what it occupies; less than its length if it has holes.
+        age: seconds since it was written to.
     """
-    if size == 0 or size > listed.content_size:
-        return False
-    return ours or (listed.xet_hash is None and allocated >= size)
+    return 0 < size <= full and (ours or (allocated >= size and age > STALE_AFTER))

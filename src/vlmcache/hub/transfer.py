@@ -10,11 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vlmcache.cache import layout
-from vlmcache.cache.entries import allocated_bytes
-from vlmcache.cache.mounts import mount_of
 from vlmcache.change import partials
-from vlmcache.change.place import disk_failure, file_size, publish_blob
-from vlmcache.change.plan import is_resumable
+from vlmcache.change.place import disk_failure, publish_blob
 from vlmcache.errors import AccessError, HubError, VlmcacheError, WrongBytesError
 from vlmcache.hub.client import Client
 from vlmcache.hub.job import BlobJob
@@ -61,7 +58,7 @@ class Transfer:
         with _disk_failures(self.job.partial):
             if self._by_xet():
                 return
-            self._adopt()
+            partials.copy_beginning(self.job.partial, self.job.listed.content_size, self._check)
             wrong = 0
             while wrong < _TRIES:
                 with partials.opened(self.job.partial) as descriptor:
@@ -87,32 +84,6 @@ class Transfer:
                     "a proxy or mirror that changes files? check HF_ENDPOINT, or try later",
                 )
             publish_blob(self.job.partial, self.job.blob)
-
-    def _adopt(self) -> None:
-        """Continue the longest download that the client has left behind.
-
-        Nobody writes it, since we hold the lock. On network drives, where locks may have no effect,
-        nothing is continued.
-        """
-        if file_size(self.job.partial) is not None:
-            return
-        candidates: list[tuple[int, str]] = []
-        pattern = re.compile(re.escape(self.job.listed.etag) + r"\.[0-9a-f]{8}\.incomplete")
-        with os.scandir(self.job.blobs) as entries:
-            for entry in entries:
-                if not pattern.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
-                    continue
-                status = entry.stat(follow_symlinks=False)
-                if is_resumable(
-                    self.job.listed,
-                    ours=False,
-                    size=status.st_size,
-                    allocated=allocated_bytes(status),
-                ):
-                    candidates.append((status.st_size, entry.path))
-        mount = mount_of(self.job.blobs)
-        if candidates and not (mount and mount.network):
-            os.rename(max(candidates)[1], self.job.partial)
 
     def _receive(self, descriptor: int, position: int) -> str:
         """Receive the rest of the file and return the hash of the complete file."""

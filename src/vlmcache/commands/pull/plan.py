@@ -126,7 +126,7 @@ def plan_pull(
         elif file.etag in fetches:
             links.append(Link(repo_id, name, path, file.etag, "the same content as another file"))
         else:
-            have, credit = _partial(repo, file)
+            have, credit = _partial(repo, file, state.scanned_at)
             size = file.content_size
             reason = _why_fetch(repo, cached, file, have)
             fetches[file.etag] = Fetch(repo_id, name, path, file.etag, size, have, reason)
@@ -155,20 +155,27 @@ def _is_shared(state: CacheState, listed: TreeFile) -> bool:
     return shared is not None and shared.size == listed.content_size
 
 
-def _partial(repo: Repo | None, listed: TreeFile) -> tuple[int, int]:
-    """Return the bytes of the blob that are here already, and how many of them occupy disk."""
+def _partial(repo: Repo | None, listed: TreeFile, now: float) -> tuple[int, int]:
+    """Return the bytes of the blob that need not be sent, and how many of them occupy disk for it.
+
+    Another program's partial is copied, and stays.
+    """
     best = (0, 0)
     for partial in repo.partials if repo is not None else ():
-        ours = partial.name == listed.etag + layout.PARTIAL_SUFFIX
-        # What another program writes is continued by that program only.
-        if (
-            partial.client is not None
-            or partial.etag != listed.etag
-            or not is_resumable(listed, ours=ours, size=partial.size, allocated=partial.allocated)
-        ):
+        if partial.etag != listed.etag:
             continue
-        if not partial.locked or ours:
-            best = max(best, (partial.size, min(partial.size, partial.allocated)))
+        ours = partial.name == listed.etag + layout.PARTIAL_SUFFIX
+        if is_resumable(
+            listed.content_size,
+            ours=ours,
+            size=partial.size,
+            allocated=partial.allocated,
+            age=now - partial.mtime_ns / 1e9,
+        ):
+            if ours:
+                return partial.size, min(partial.size, partial.allocated)
+            if not partial.locked:
+                best = max(best, (partial.size, 0))
     return best
 
 
