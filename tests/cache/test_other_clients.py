@@ -21,8 +21,9 @@ from vlmcache.commands.doctor.access import AccessEntry, entries
 
 SUFFIXES = list(layout.OTHER_CLIENTS)
 ETAG = "c" * 64
-DATA = FILES[WEIGHTS]
-assert isinstance(DATA, bytes)
+_CONTENT = FILES[WEIGHTS]
+assert isinstance(_CONTENT, bytes)
+DATA: bytes = _CONTENT
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 
 import msgspec
@@ -53,6 +53,23 @@ class Known:
         """(device, inode, size, mtime in ns) of the files that `verify` found to be damaged."""
         with Journal(own_home(self.environment)[0]) as memory:
             return memory.damaged()
+
+    def damaged_files(self, state: CacheState, repo: Repo, revision: Revision) -> list[str]:
+        """Return the files of a revision that `verify` found damaged and that did not change since.
+
+        Args:
+            state: the cache that the repo is in: this one, or a place that models were moved to.
+            repo: the repo.
+            revision: its revision.
+        """
+        found = []
+        for file in revision.files if self.damaged else ():
+            blob = repo.blobs.get(file.blob or "")
+            shared = state.shared.get(blob.shared or "") if blob is not None else None
+            content = shared or blob or file
+            if (content.device, content.inode, content.size, content.mtime_ns) in self.damaged:
+                found.append(file.name)
+        return found
 
     @cached_property
     def used(self) -> dict[Key, LastUse]:
@@ -133,7 +150,7 @@ def _evidence(known: Known, state: CacheState, mount: Mount | None) -> Evidence:
     states = {
         (repo.folder, revision.commit): (
             "damaged"
-            if known.damaged and known.damaged.intersection(_contents(state, repo, revision))
+            if known.damaged_files(state, repo, revision)
             else judge_content(repo, revision)
         )
         for repo in state.repos
@@ -142,17 +159,6 @@ def _evidence(known: Known, state: CacheState, mount: Mount | None) -> Evidence:
     }
     shows_reads = mount is not None and mount.shows_reads
     return Evidence(states, own_uses(state, known.journal, shows_reads=shows_reads))
-
-
-def _contents(
-    state: CacheState, repo: Repo, revision: Revision
-) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (device, inode, size, mtime in ns) of the content of a revision's files."""
-    for file in revision.files:
-        blob = repo.blobs.get(file.blob or "")
-        shared = state.shared.get(blob.shared or "") if blob is not None else None
-        content = shared or blob or file
-        yield content.device, content.inode, content.size, content.mtime_ns
 
 
 def inodes_below(path: str) -> dict[tuple[int, int], str]:

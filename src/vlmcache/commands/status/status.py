@@ -32,7 +32,7 @@ from vlmcache.commands.status.filters import parse_filter, select
 from vlmcache.commands.status.planner import Planner
 from vlmcache.commands.status.recommend import recommend
 from vlmcache.commands.status.steps import Advice
-from vlmcache.commands.status.summary import summarize_cache
+from vlmcache.commands.status.summary import second_caches, summarize_cache
 from vlmcache.commands.status.values import (
     Elsewhere,
     MemorySource,
@@ -43,6 +43,7 @@ from vlmcache.commands.status.values import (
 )
 from vlmcache.config import ModelConfig, Session, own_home, shipped_config
 from vlmcache.home.copies import list_copies
+from vlmcache.names import typed_name
 
 
 def status(session: Session, names: Sequence[str] = ()) -> Status:
@@ -71,8 +72,10 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
     )
     known = Known(environment, state)
     summary = summarize_cache(session, state, known.mount)
-    models = tuple(_model_status(state, model, findings, known.used) for model in wanted)
-    repos = tuple(_repo_status(state, repo, known.used) for repo in state.repos)
+    models = tuple(_model_status(known, model, findings) for model in wanted)
+    repos = tuple(_repo_status(known, repo) for repo in state.repos)
+    findings += (finding for repo in state.repos for finding in _found_damaged(known, repo))
+    findings += _found_elsewhere(session, state, models)
     advised = Advice(session)
     planner = Planner(known, session)
     found = Status(summary, models, repos, (), tuple(findings), elsewhere=tuple(_elsewhere(state)))
@@ -118,20 +121,16 @@ def _shipped() -> dict[str, ModelConfig]:
     return {model.repo: model for model in shipped_config().models.values()}
 
 
-def _model_status(
-    state: CacheState,
-    model: ModelConfig,
-    findings: list[Finding],
-    used: Mapping[Key, LastUse],
-) -> ModelStatus:
+def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> ModelStatus:
+    state = known.state
     repo = state.repo(model.repo)
-    judgement = judge(repo, model.revision)
+    judgement = _remembered(known, repo, judge(repo, model.revision))
     revision = judgement.revision
     size = size_on_disk = 0
     last_used = None
     if repo is not None and revision is not None:
         size, size_on_disk = _revision_sizes(state, repo, revision)
-        last_used = _last_used(used, repo, [revision])
+        last_used = _last_used(known.used, repo, [revision])
     findings += _unreadable_indexes(model.repo, judgement)
     tensors: dict[str, Tensor] = {}
     if judgement.state == "cached" and revision is not None:
@@ -160,6 +159,43 @@ def _model_status(
         linked_to=repo.linked_to if repo is not None else None,
         away=repo.away if repo is not None else None,
     )
+
+
+def _remembered(known: Known, repo: Repo | None, judgement: Judgement) -> Judgement:
+    """Return a judgement that includes what `verify` found damaged and is unchanged since."""
+    revision = judgement.revision
+    bad = known.damaged_files(known.state, repo, revision) if repo and revision else []
+    if not bad:
+        return judgement
+    damaged = tuple(sorted({*judgement.damaged, *bad}))
+    return msgspec.structs.replace(judgement, state="damaged", damaged=damaged)
+
+
+def _found_damaged(known: Known, repo: Repo) -> Iterator[Finding]:
+    """Yield what `verify` found damaged in a repo and is unchanged since."""
+    for revision in repo.revisions:
+        names = known.damaged_files(known.state, repo, revision)
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            detail = f"verify found damage, and it has not changed since: {names[0]}{more}"
+            remedy = units.command("verify", typed_name(repo.type, repo.id), "--repair")
+            path = revision.file_path(names[0])
+            yield Finding("damaged-blob", "error", repo.id, path, detail, remedy)
+
+
+def _found_elsewhere(
+    session: Session, state: CacheState, models: Sequence[ModelStatus]
+) -> Iterator[Finding]:
+    """Yield where models that would be downloaded may be already."""
+    missing = [model.repo for model in models if model.state in ("missing", "partial")]
+    if missing:
+        yield from second_caches(session, missing)
+    for name in missing:
+        for repo in state.repos:
+            if repo.id != name and (repo.type, repo.id.casefold()) == ("model", name.casefold()):
+                detail = f"the cache holds the same repo as {repo.id}, which is read as another one"
+                remedy = units.command("status", repo.id)
+                yield Finding("other-spelling", "warning", name, repo.path, detail, remedy)
 
 
 def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
@@ -248,9 +284,12 @@ def _revision_sizes(state: CacheState, repo: Repo, revision: Revision) -> tuple[
     return size, allocated
 
 
-def _repo_status(state: CacheState, repo: Repo, used: Mapping[Key, LastUse]) -> RepoStatus:
+def _repo_status(known: Known, repo: Repo) -> RepoStatus:
+    state, used = known.state, known.used
     revisions = []
-    judged = [judge_revision(repo, revision) for revision in repo.revisions]
+    judged = [
+        _remembered(known, repo, judge_revision(repo, revision)) for revision in repo.revisions
+    ]
     for revision, judgement in zip(repo.revisions, judged, strict=True):
         size, size_on_disk = _revision_sizes(state, repo, revision)
         revisions.append(

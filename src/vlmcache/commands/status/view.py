@@ -20,7 +20,14 @@ from vlmcache.units import size_text
 _WIDE = 110
 _NARROW = 72
 _SHOWN_FILES = 3
-_ALWAYS_SHOWN = ("hub-not-asked", "configuration", "changed-copy", DRIVE_AWAY)
+_ALWAYS_SHOWN = (
+    "hub-not-asked",
+    "configuration",
+    "changed-copy",
+    "other-spelling",
+    "second-cache",
+    DRIVE_AWAY,
+)
 """Findings that are shown although nothing is damaged."""
 _SHOWN_FINDINGS = 8
 
