@@ -24,7 +24,7 @@ OTHER_CLIENTS = {
     ".sync.part": "the Rust client hf-hub",
     ".downloading": "go-huggingface",
 }
-"""Suffix of an unfinished download in `blobs/` -> the program that writes it, and it alone.
+"""Suffix of an unfinished download in `blobs/` -> the program that alone writes it.
 
 From their sources: llama.cpp `common/download.cpp`, hf-hub 0.4 `src/api/tokio.rs` (which candle and
 mistral.rs use), go-huggingface `internal/downloader/locked.go`.
@@ -204,7 +204,7 @@ def partial_etag(name: str) -> str | None:
 
 
 def partial_client(name: str) -> str | None:
-    """Return the program that alone continues a partial download, `None` for the hub's own."""
+    """Return the program that alone writes a partial download, `None` for the hub's own."""
     match = _PARTIAL.fullmatch(name)
     return OTHER_CLIENTS[match["other"]] if match and match["other"] else None
 

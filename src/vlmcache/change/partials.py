@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from vlmcache.cache import layout
-from vlmcache.cache.entries import allocated_bytes
+from vlmcache.cache.entries import allocated_bytes, is_resumable
 from vlmcache.cache.hashing import BLOCK, new_hash
 from vlmcache.cache.reading import open_quietly
 from vlmcache.cache.usage import find_users, lock_held
-from vlmcache.change.plan import is_resumable
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -11,7 +11,6 @@ from typing import Literal
 import msgspec
 
 from vlmcache import log
-from vlmcache.cache.entries import STALE_AFTER
 from vlmcache.cache.state import Repo, Revision
 from vlmcache.cache.usage import Process
 
@@ -297,17 +296,3 @@ def joined(plans: Sequence[Plan]) -> Plan:
         kept=tuple(kept for plan in plans for kept in plan.kept),
         unknown_use=sum(plan.unknown_use for plan in plans),
     )
-
-
-def is_resumable(full: int, *, ours: bool, size: int, allocated: int, age: float) -> bool:
-    """Return whether a partial download can be the beginning of a file.
-
-    Args:
-        full: the complete file's length in bytes.
-        ours: whether vlmcache wrote the partial, which it does from front to back. Others may write
-            in any order, and may still be writing.
-        size: the partial's length in bytes.
-        allocated: what it occupies; less than its length if it has holes.
-        age: seconds since it was written to.
-    """
-    return 0 < size <= full and (ours or (allocated >= size and age > STALE_AFTER))

@@ -11,8 +11,9 @@ import msgspec
 
 from vlmcache.cache import formats, layout
 from vlmcache.cache.completeness import ref_is_malformed
+from vlmcache.cache.entries import begun_bytes
 from vlmcache.cache.state import CacheState, File, Repo, Revision, TreeFile
-from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef, is_resumable
+from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef
 from vlmcache.errors import UsageError
 
 
@@ -126,7 +127,7 @@ def plan_pull(
         elif file.etag in fetches:
             links.append(Link(repo_id, name, path, file.etag, "the same content as another file"))
         else:
-            have, credit = _partial(repo, file, state.scanned_at)
+            have, credit = begun_bytes(repo, file, state.scanned_at)
             size = file.content_size
             reason = _why_fetch(repo, cached, file, have)
             fetches[file.etag] = Fetch(repo_id, name, path, file.etag, size, have, reason)
@@ -153,30 +154,6 @@ def _is_shared(state: CacheState, listed: TreeFile) -> bool:
         return False
     shared = state.shared.get(listed.xet_hash)
     return shared is not None and shared.size == listed.content_size
-
-
-def _partial(repo: Repo | None, listed: TreeFile, now: float) -> tuple[int, int]:
-    """Return the bytes of the blob that need not be sent, and how many of them occupy disk for it.
-
-    Another program's partial is copied, and stays.
-    """
-    best = (0, 0)
-    for partial in repo.partials if repo is not None else ():
-        if partial.etag != listed.etag:
-            continue
-        ours = partial.name == listed.etag + layout.PARTIAL_SUFFIX
-        if is_resumable(
-            listed.content_size,
-            ours=ours,
-            size=partial.size,
-            allocated=partial.allocated,
-            age=now - partial.mtime_ns / 1e9,
-        ):
-            if ours:
-                return partial.size, min(partial.size, partial.allocated)
-            if not partial.locked:
-                best = max(best, (partial.size, 0))
-    return best
 
 
 def _names(repo: Repo, ref: str, commit: str) -> bool:
