@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple
 
@@ -87,6 +87,10 @@ _FOREIGN = {
 """TensorFlow's, Flax's and Rust's names for the weights of a stem."""
 
 DEFAULT_STEMS = ("model", "diffusion_pytorch_model")
+
+
+_PARSED = (".safetensors", ".bin", ".h5", ".msgpack", ".ot")
+"""Endings of weights whose names say which weights they are."""
 
 
 class WeightKey(NamedTuple):
@@ -188,7 +192,7 @@ def _parse_weights(name: str) -> _WeightFile | None:
         role, place = "index", words.index("index", len(words) - 3)
         tag = ".".join(words[place + 1 : -1])
         words = words[:place]
-    if len(words) < 2 or words[-1] not in ("safetensors", "bin", "h5", "msgpack", "ot"):
+    if len(words) < 2 or f".{words[-1]}" not in _PARSED:
         return None
     numbered = None
     for place, word in enumerate(words[:-1]):
@@ -216,7 +220,9 @@ def _parse_weights(name: str) -> _WeightFile | None:
 def weight_sets(names: Iterable[str]) -> dict[WeightKey, dict[str, WeightSet]]:
     """Return the sets of weights among the names, by key and ending."""
     found: dict[WeightKey, dict[str, WeightSet]] = {}
-    for name in sorted(names):
+    # Most files of most repos are something else.
+    likely = [name for name in names if name.endswith(_PARSED) or ".index." in name]
+    for name in sorted(likely):
         parsed = _parse_weights(name)
         if parsed is None:
             continue
@@ -234,16 +240,22 @@ def weight_sets(names: Iterable[str]) -> dict[WeightKey, dict[str, WeightSet]]:
     return found
 
 
-def second_formats(names: Iterable[str]) -> list[SecondFormat]:
+def second_formats(
+    names: Iterable[str], sets: Mapping[WeightKey, Mapping[str, WeightSet]] | None = None
+) -> list[SecondFormat]:
     """Return the sets of weights of which, by the names, a complete twin is in the same folder.
 
     Twins have the same stem, once a leading `pytorch_` is dropped, and the same variant. Pickled
     weights (`.bin`) are second to safetensors; those of TensorFlow, Flax and Rust are to both. A
     pipeline keeps every `.bin` if one of its parts has weights as `.bin` only, since diffusers
     then loads them all as `.bin`.
+
+    Args:
+        names: the files of a revision.
+        sets: their sets of weights, if these are known already.
     """
     every = set(names)
-    sets = weight_sets(every)
+    sets = weight_sets(every) if sets is None else sets
     found: list[SecondFormat] = []
     pickled_only = False
     for key, formats in sets.items():
@@ -274,18 +286,20 @@ def left_out(names: Iterable[str]) -> dict[str, str]:
     that belong to such copies only are left out with them. In doubt a file stays.
     """
     every = set(names)
-    found = _copies_of_default(every)
-    for second in second_formats(every):
+    sets = weight_sets(every)
+    found = _copies_of_default(every, sets)
+    for second in second_formats(every, sets):
         ending, twin = second.twins[0]
         stays = twin.single or twin.index_file or f"the {ending} files"
         found |= dict.fromkeys(second.weights.files, f"the same weights are in {stays}")
-    folders: dict[str, bool] = {}
-    for name in filter(is_weights, every):
-        folder = name.rpartition("/")[0]
-        folders[folder] = folders.get(folder, True) and name in found
-    for name in every - found.keys():
-        if "/" in name and folders.get(name.rpartition("/")[0], False):
-            found[name] = "it belongs to weights that are left out"
+    if found:
+        folders: dict[str, bool] = {}
+        for name in filter(is_weights, every):
+            folder = name.rpartition("/")[0]
+            folders[folder] = folders.get(folder, True) and name in found
+        for name in every - found.keys():
+            if "/" in name and folders.get(name.rpartition("/")[0], False):
+                found[name] = "it belongs to weights that are left out"
     return found
 
 
@@ -300,9 +314,10 @@ def is_weights(name: str) -> bool:
     return name.lower().endswith(_WEIGHT_ENDINGS)
 
 
-def _copies_of_default(every: AbstractSet[str]) -> dict[str, str]:
+def _copies_of_default(
+    every: AbstractSet[str], sets: Mapping[WeightKey, Mapping[str, WeightSet]]
+) -> dict[str, str]:
     """Return what exists in addition to the complete default set of a repo -> why it is left."""
-    sets = weight_sets(every)
     complete = {
         key
         for key, formats in sets.items()

@@ -100,6 +100,7 @@ class OtherRepo(NamedTuple):
     id: str
     code: frozenset[str] = frozenset()
     """The files of code that are named; none if it is a model, which is needed as such."""
+    revision: str = "main"
 
 
 class Division(NamedTuple):
@@ -149,28 +150,33 @@ def divide(
     listed: bool = True,
     sizes: Mapping[str, int] | None = None,
     variant: str | None = None,
+    complement: bool = False,
 ) -> Division:
     """Divide the files of a model's repo by what they are to loading.
 
     Args:
         names: those that the hub lists and those that are here.
         present: those that are here.
-        read: returns the content of a file that is here, `None` for any other.
+        read: returns the content of a file that is here, `None` if it is not known.
         listed: whether the hub's listing is known, so that no other file can be missing.
         sizes: name -> bytes, as far as they are known.
         variant: the GGUF variant that is asked for.
+        complement: whether it is a pull request, of which loaders fetch only the weights.
     """
-    return _Repo(frozenset(names), present, read, listed, sizes or {}, variant).divide()
+    every = frozenset(names)
+    if complement and not listed and all(map(_is_of_weights, every)):
+        listed = True
+    return _Repo(every, present, read, listed, sizes or {}, variant).divide()
 
 
-def weight_map(content: bytes | None) -> frozenset[str] | None:
+def weight_map(content: bytes) -> frozenset[str] | None:
     """Return the names of the shards that an index names; `None` if it makes no sense.
 
     It is content of a repo and so not to be trusted: a shard that is not a plain name below the
     index's folder makes it unreadable.
     """
     try:
-        found = frozenset(_INDEX_DECODER.decode(content or b"").weight_map.values())
+        found = frozenset(_INDEX_DECODER.decode(content).weight_map.values())
     except JSON_ERRORS:
         return None
     if not found or any(layout.file_name_problem(name) for name in found):
@@ -252,6 +258,8 @@ class _Repo:
 
     def _too_large(self, along: AbstractSet[str]) -> dict[str, str]:
         """Return what nothing needs and is too much to be fetched for nothing."""
+        if sum(self.sizes.get(name, 0) for name in along) <= _SMALL:
+            return {}
         extras = [name for name in along if not _is_kept(name)]
         total = 0
         found = {}
@@ -423,7 +431,7 @@ class _Repo:
         """Return the formats of a set of weights in the order in which loaders look for them."""
         by_ending = self.sets[key]
         order = [ending for ending in _LOADED if ending in by_ending]
-        complete = [ending for ending in order if by_ending[ending].complete]
+        complete = [ending for ending in order if self._is_usable(by_ending[ending])]
         sound = [ending for ending in complete if ending in ("safetensors", "bin")]
         options = []
         for ending in sound or complete or order:
@@ -437,17 +445,27 @@ class _Repo:
                 options.append(self._sharded(weights, note))
         return options
 
+    def _is_usable(self, weights: formats.WeightSet) -> bool:
+        """Whether a set is complete by its names, or its index is what a loader opens."""
+        if weights.complete or weights.index_file is None:
+            return weights.complete
+        shards = self._shards(weights)
+        return not self.listed or (shards is not None and shards <= self.names)
+
     def _sharded(self, weights: formats.WeightSet, note: str | None) -> Option:
         index = weights.index_name
-        shards = weights.expected
-        if index in self.present:
-            content = weight_map(self.read(index))
-            if content is None:
-                self.broken.add(index)
-            else:
-                folder = index.rpartition("/")[0]
-                shards = frozenset(f"{folder}/{name}" if folder else name for name in content)
-        return Option(index, shards | {index}, note)
+        shards = self._shards(weights)
+        if index in self.present and shards is None and self._content(index) is not None:
+            self.broken.add(index)
+        return Option(index, (weights.expected if shards is None else shards) | {index}, note)
+
+    def _shards(self, weights: formats.WeightSet) -> frozenset[str] | None:
+        """Return the shards that the index names, if it is here and makes sense."""
+        index = weights.index_name
+        content = self._content(index)
+        shards = weight_map(content) if content is not None else None
+        folder = index[: index.rfind("/") + 1]
+        return frozenset(folder + name for name in shards) if shards is not None else None
 
     def _tokenizer(self) -> list[tuple[Option, ...]]:
         fast = (
@@ -468,7 +486,7 @@ class _Repo:
         found = set(code or ())
         for name in names:
             folder, _, base = name.rpartition("/")
-            if formats.is_weights(name) or _is_index(name):
+            if _is_of_weights(name):
                 found |= {name} & named
             elif name.endswith(".py"):
                 if code is None and not folder and not _SCRIPT.search(name):
@@ -567,7 +585,8 @@ class _Repo:
         adapter = self._config(ADAPTER_CONFIG)
         base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
         if isinstance(base, str) and "/" in base and layout.is_repo_id(base):
-            yield OtherRepo(base)
+            revision = adapter.get("revision")
+            yield OtherRepo(base, revision=revision if isinstance(revision, str) else "main")
         code: dict[str, set[str]] = {}
         for name in CODE_CONFIGS:
             for repo, file, _ in own_classes(self._config(name)):
@@ -599,6 +618,10 @@ def _part_classes(index: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _file(name: str) -> Option:
     return Option(name, frozenset({name}))
+
+
+def _is_of_weights(name: str) -> bool:
+    return formats.is_weights(name) or _is_index(name)
 
 
 def _is_index(name: str) -> bool:
