@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
+from vlmcache import units
 from vlmcache.cache import formats, layout
-from vlmcache.cache.reading import JSON_ERRORS, read_bytes
-from vlmcache.cache.state import File, Repo, Revision, State, TreeFile
+from vlmcache.cache.code_files import code_files
+from vlmcache.cache.needed_files import GENERATION, Division, OtherRepo, divide, weight_map
+from vlmcache.cache.reading import read_bytes
+from vlmcache.cache.state import File, Finding, Repo, Revision, State, TreeFile
 from vlmcache.cache.weights import TruncatedError, read_header
 
 _INDEX_LIMIT = 64_000_000
@@ -27,13 +30,14 @@ class Judgement(msgspec.Struct, frozen=True):
     """Files that exist, but cannot be what they should be."""
     tree: Mapping[str, TreeFile] | None = None
     """The Hub's listing of the commit, if the cache holds it."""
+    division: Division | None = None
+    """The files by what they are to loading, of a model of which something is known."""
+    missing_repos: tuple[str, ...] = ()
+    """Other repos that loading needs and that are not cached; only if these were looked up."""
 
 
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
-
-
-_INDEX_DECODER = msgspec.json.Decoder(_Index)
+Others = Callable[[str], Repo | None]
+"""Returns another model's repo, by its id."""
 
 
 def resolve(repo: Repo, revision: str) -> str | None:
@@ -59,8 +63,14 @@ def commit_named(revision: str, refs: Mapping[str, str], commits: Collection[str
     return starts[0] if len(starts) == 1 else None
 
 
-def judge(repo: Repo | None, revision: str) -> Judgement:
-    """Return the state of one revision (branch, tag or commit) of a repo."""
+def judge(repo: Repo | None, revision: str, others: Others | None = None) -> Judgement:
+    """Return the state of one revision (branch, tag or commit) of a repo.
+
+    Args:
+        repo: the repo.
+        revision: the revision.
+        others: finds the other repos that it may need; if not given, they are not looked at.
+    """
     if repo is None:
         return Judgement("missing", None, None)
     if repo.away is not None:
@@ -83,7 +93,7 @@ def judge(repo: Repo | None, revision: str) -> Judgement:
         if repo.partials or commit in repo.tree_files:
             return msgspec.structs.replace(_begun(repo, {commit}), commit=commit)
         return Judgement("damaged" if revision in repo.refs else "missing", commit, None)
-    judgement = judge_revision(repo, snapshot)
+    judgement = judge_revision(repo, snapshot, others)
     if judgement.state == "cached" and ref_is_malformed(repo, revision):
         return msgspec.structs.replace(judgement, state="damaged")
     return judgement
@@ -103,12 +113,11 @@ def _begun(repo: Repo, commits: set[str]) -> Judgement:
     snapshot = repo.revision(commit)
     if tree is None and snapshot is None:
         return Judgement("partial", None, None)
-    missing, _ = _needs(
-        repo,
-        snapshot or Revision(commit, "", (), (), 0, tree),
-        {} if snapshot is None else {file.name: file for file in snapshot.files},
+    begun = snapshot or Revision(commit, "", (), (), 0, tree)
+    missing, _, division = _needs(repo, begun)
+    return Judgement(
+        "partial", None, snapshot, tuple(sorted(missing)), tree=tree, division=division
     )
-    return Judgement("partial", None, snapshot, tuple(sorted(missing)), tree=tree)
 
 
 def ref_is_malformed(repo: Repo, revision: str) -> bool:
@@ -120,23 +129,113 @@ def ref_is_malformed(repo: Repo, revision: str) -> bool:
     )
 
 
-def judge_revision(repo: Repo, revision: Revision) -> Judgement:
+def judge_revision(repo: Repo, revision: Revision, others: Others | None = None) -> Judgement:
     """Return the state of one snapshot: damage first, then what is missing."""
-    files = {file.name: file for file in revision.files}
-    damaged = {name for name, file in files.items() if not _is_whole(revision, file)}
-    missing, broken = _needs(repo, revision, files)
+    damaged = {file.name for file in revision.files if not _is_whole(revision, file)}
+    missing, broken, division = _needs(repo, revision)
     # What is here and linked from nowhere was not left out: its link is lost.
     damaged |= broken | (missing & repo.lost_names(revision.commit) if missing else set())
     missing -= damaged
     state: State = "damaged" if damaged or revision.linked else "partial" if missing else "cached"
+    away = []
+    if others is not None and division is not None and division.repos:
+        away = [need.id for need in division.repos if not _is_here(need, others, {repo.id})]
     return Judgement(
-        state,
+        "partial" if state == "cached" and away else state,
         revision.commit,
         revision,
         tuple(sorted(missing)),
         tuple(sorted(damaged)),
         revision.tree,
+        division,
+        tuple(away),
     )
+
+
+def _is_here(need: OtherRepo, others: Others, seen: set[str]) -> bool:
+    """Whether another repo that a model needs is cached, with all that it needs itself."""
+    repo = others(need.id)
+    if need.id in seen or repo is None:
+        return need.id in seen
+    if not need.code:
+        commit = resolve(repo, need.revision)
+        revision = repo.revision(commit) if commit is not None else None
+        if revision is None:
+            return False
+        judgement = judge_revision(repo, revision)
+        rest = judgement.division.repos if judgement.division is not None else ()
+        seen = {*seen, need.id}
+        return judgement.state == "cached" and all(_is_here(one, others, seen) for one in rest)
+    for revision in repo.revisions:
+        names = {file.name for file in revision.files if _is_whole(revision, file)}
+        roots = dict.fromkeys(need.code, frozenset[str]())
+        code = code_files(names, roots, _reader(revision), listed=False)
+        if code is not None and code <= names:
+            return True
+    return False
+
+
+def to_fetch(repo: Repo | None, judgement: Judgement) -> int | None:
+    """Return the bytes that a plain pull of what was judged would fetch; `None` if not known.
+
+    They are those of the missing and damaged files and of what comes along, each content once,
+    without those that are here under another name or in partial downloads.
+    """
+    if repo is None or judgement.tree is None:
+        return 0 if judgement.state == "cached" else None
+    names = {*judgement.missing, *judgement.damaged}
+    if not names:
+        return 0
+    files = {file.name for file in judgement.revision.files} if judgement.revision else set()
+    if judgement.division is not None:
+        names |= judgement.division.along - files
+    tree = judgement.tree
+    contents = {tree[name].etag: tree[name] for name in names if name in tree}
+    partials: dict[str, int] = {}
+    for partial in repo.partials:
+        if partial.client is None:
+            begun = min(partial.size, partial.allocated)
+            partials[partial.etag] = max(partials.get(partial.etag, 0), begun)
+    return sum(
+        max(0, listed.content_size - partials.get(etag, 0))
+        for etag, listed in contents.items()
+        if not repo.holds(listed)
+    )
+
+
+def progress(repo: Repo | None, judgement: Judgement) -> float | None:
+    """Return the fraction of the needed bytes that is here, partials included."""
+    if judgement.state == "cached":
+        return 1.0
+    left = to_fetch(repo, judgement)
+    if left is None or judgement.tree is None:
+        return None
+    names = judgement.division.needed if judgement.division is not None else judgement.tree.keys()
+    total = sum(judgement.tree[name].content_size for name in names if name in judgement.tree)
+    return max(0.0, 1 - left / total) if total else 0.0
+
+
+def remarks(repo: Repo, judgement: Judgement) -> Iterator[Finding]:
+    """Yield what else is to be known of a revision that was judged."""
+    division, revision = judgement.division, judgement.revision
+    if division is None or revision is None:
+        return
+    pull = units.command("pull", repo.id)
+    for other in judgement.missing_repos:
+        detail = f"needs {other}, which is missing"
+        yield Finding("needs-repo", "error", repo.id, revision.path, detail, pull)
+    if judgement.state != "cached":
+        return
+    if division.note == "no-loader":
+        detail = "the weights are in a format that no installed library loads"
+        yield Finding("no-loader", "warning", repo.id, revision.path, detail)
+    elif division.note is not None:
+        detail = f'the weights are a variant: load it with variant="{division.note}"'
+        yield Finding("variant-only", "warning", repo.id, revision.path, detail)
+    if GENERATION in division.along and all(file.name != GENERATION for file in revision.files):
+        detail = f"{GENERATION} is missing: text is generated with the library's own settings"
+        remedy = units.command("pull", repo.id, "--include", GENERATION)
+        yield Finding("no-generation-config", "warning", repo.id, revision.path, detail, remedy)
 
 
 def judge_content(repo: Repo, revision: Revision) -> State:
@@ -210,62 +309,55 @@ def _is_whole(revision: Revision, file: File) -> bool:
     return file.blob in layout.EMPTY_HASHES
 
 
-def _needs(repo: Repo, revision: Revision, files: Mapping[str, File]) -> tuple[set[str], set[str]]:
-    """Return the needed files that do not exist, and the indexes that cannot be read."""
+def _needs(repo: Repo, revision: Revision) -> tuple[set[str], set[str], Division | None]:
+    """Return the needed files that do not exist, and the indexes that make no sense."""
+    names = {file.name for file in revision.files}
     if repo.type == "model":
-        return _model_needs(revision, files)
+        division = divide_revision(revision)
+        return set(division.missing), set(division.broken), division
     if revision.tree is not None:
-        return set(revision.tree) - set(files), set()
-    return (set() if files else {"*"}), set()
+        return set(revision.tree) - names, set(), None
+    return (set() if names else {"*"}), set(), None
 
 
-def _model_needs(revision: Revision, files: Mapping[str, File]) -> tuple[set[str], set[str]]:
-    """Do as `_needs`, for a model: its configuration, weights, tokenizer and processor."""
-    listed = set(revision.tree or ())
-    known = set(files) | listed
-    candidates = formats.weight_candidates(known)
-    if "model_index.json" in known or (listed and not candidates):
-        # A pipeline keeps its weights in folders of its parts; and other libraries' models are
-        # what the Hub says they are.
-        return formats.wanted(known) - set(files), set()
-    needed = formats.needed_beside_weights(known)
-    gguf_only = any(name.endswith(".gguf") for name in known) and formats.CONFIG not in known
-    if formats.CONFIG in known or not (gguf_only or known.intersection(formats.OTHER_CONFIGS)):
-        needed.add(formats.CONFIG)
-    # Of several formats, the first one that exists is the one that transformers takes.
-    present = next((weights for weights in candidates if weights[0] in files), None)
-    shards: set[str] | None = set()
-    broken: set[str] = set()
-    if present is None:
-        name, is_index = candidates[0] if candidates else (formats.SAFETENSORS_SINGLE, False)
-        needed |= {name, *(formats.shards_of(name, known) if is_index else ())}
-    elif present[1]:
-        shards = read_shards(revision, present[0])
-        broken = {present[0]} if shards is None else set()
-    if listed:
-        # What the Hub does not have cannot be missing.
-        needed &= listed
-    return (needed | (shards or set())) - set(files), broken
+def divide_revision(revision: Revision, tree: Mapping[str, TreeFile] | None = None) -> Division:
+    """Return the files of a model's snapshot by what they are to loading.
+
+    Args:
+        revision: the snapshot.
+        tree: the hub's listing of its commit, if the cache does not hold it.
+    """
+    present = {file.name for file in revision.files}
+    tree = revision.tree or tree or {}
+    return divide(
+        present | tree.keys(),
+        present,
+        _reader(revision),
+        listed=bool(tree),
+        sizes={name: file.content_size for name, file in tree.items()},
+        complement=bool(revision.refs) and all(ref.startswith("refs/pr/") for ref in revision.refs),
+    )
+
+
+def _reader(revision: Revision) -> Callable[[str], bytes | None]:
+    """Return what reads a file of a snapshot; what cannot be read makes no sense either."""
+
+    def read(name: str) -> bytes | None:
+        try:
+            return read_bytes(revision.file_path(name), _INDEX_LIMIT)
+        except PermissionError:
+            return None
+        except OSError:
+            return b""
+
+    return read
 
 
 def read_shards(revision: Revision, index: str) -> set[str] | None:
-    """Return the names of the shards that an index file names, or `None` if it cannot be read.
-
-    The index is content of a repo and so not to be trusted: a shard that is not a plain name below
-    the index's folder makes it unreadable.
-    """
-    path = revision.file_path(index)
+    """Return the names of the shards that an index file names, or `None` if it cannot be read."""
     try:
-        weight_map = _INDEX_DECODER.decode(read_bytes(path, _INDEX_LIMIT)).weight_map
-    except (OSError, *JSON_ERRORS):
+        shards = weight_map(read_bytes(revision.file_path(index), _INDEX_LIMIT))
+    except OSError:
         return None
-    shards = set(weight_map.values())
     folder = index.rpartition("/")[0]
-    if not shards or any(not _is_plain(shard) for shard in shards):
-        return None
-    return {f"{folder}/{shard}" if folder else shard for shard in shards}
-
-
-def _is_plain(name: str) -> bool:
-    parts = name.split("/")
-    return "\0" not in name and "\\" not in name and all(p not in ("", ".", "..") for p in parts)
+    return {f"{folder}/{shard}" if folder else shard for shard in shards} if shards else None
