@@ -166,15 +166,17 @@ class Cache:
         models: Names,
         *,
         revision: str | None = None,
+        include: Names = (),
         dry_run: bool = False,
         force: bool = False,
     ) -> Removal:
-        """Remove models or single revisions; nobody is asked. Nothing in use is removed.
+        """Remove models, revisions, variants or files; nobody is asked. Nothing in use is removed.
 
         Args:
-            models: keys of config.yaml or repo ids, with an optional `@revision`;
+            models: keys of config.yaml or repo ids, with an optional `@revision` and `:VARIANT`;
                 `datasets/owner/name`; or paths in the cache.
             revision: remove only this branch, tag or commit.
+            include: remove only files that match one of these patterns.
             dry_run: return the plan and remove nothing.
             force: remove although a process uses it.
 
@@ -185,7 +187,10 @@ class Cache:
         from vlmcache.commands.remove.values import RemoveOptions
 
         return remove.remove(
-            self.session, _names(models), RemoveOptions(revision, force), dry_run=dry_run
+            self.session,
+            _names(models),
+            RemoveOptions(revision, force, _list(include)),
+            dry_run=dry_run,
         )
 
     def clean(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
@@ -26,6 +27,7 @@ _PRECISION_ALIASES: dict[str, Precision] = {
     "4bit": "int4",
     "nf4": "int4",
 }
+_VARIANT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*(?:/[0-9A-Za-z._-]+)*")
 _DEEPEST = 100
 """Levels of nesting; thousands of them would end the process within PyYAML's C part."""
 SHIPPED = os.path.join(os.path.dirname(__file__), "config.yaml")
@@ -50,6 +52,8 @@ class ModelConfig(msgspec.Struct, frozen=True):
     expected_memory: int | None = None
     configured: bool = True
     """False if only the command line named it."""
+    variant: str | None = None
+    """The quantization of a repo of GGUF files, after a colon in `model_path`: `Q4_K_M`."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -285,13 +289,13 @@ class _Reader:
         repo_key = "model_path" if "model_path" in fields else "repo"
         if repo_key not in fields:
             raise self.wrong(node, where, "needs model_path: the repo id, as owner/name")
-        repo = self.text(fields[repo_key], f"{where}.{repo_key}")
+        repo, variant = split_variant(self.text(fields[repo_key], f"{where}.{repo_key}"))
         if not fields[repo_key].tag.endswith(":str"):
             raise self.wrong(fields[repo_key], f"{where}.{repo_key}", "must be a string")
         if not layout.is_repo_id(repo):
             problem = f"{repo!r} is not a repo id such as Qwen/Qwen2-VL-2B-Instruct"
             raise self.wrong(fields[repo_key], f"{where}.{repo_key}", problem)
-        model: dict[str, Any] = {"key": key, "repo": repo}
+        model: dict[str, Any] = {"key": key, "repo": repo, "variant": variant}
         if "revision" in fields:
             revision = self.text(fields["revision"], f"{where}.revision")
             if not layout.is_revision(revision):
@@ -353,6 +357,19 @@ class _Reader:
             else:
                 values[name] = self.size(node, key)
         return Limits(**values)  # type: ignore[arg-type]
+
+
+def split_variant(text: str) -> tuple[str, str | None]:
+    """Return what is before the colon of a name, and the variant after it, if there is one.
+
+    The colons of a drive letter, of `https://` and of a port are none of that.
+    """
+    rest, _, variant = text.rpartition(":")
+    # Of variants of the same name, each is called by its path in the repo.
+    is_address = "/" in variant and (len(rest) == 1 or "://" in rest)
+    if not rest or is_address or _VARIANT.fullmatch(variant) is None:
+        return text, None
+    return rest, variant
 
 
 def parse_precision(text: str) -> Precision:

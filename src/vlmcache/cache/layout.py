@@ -7,8 +7,10 @@ The layout is the one that huggingface_hub 2.4 reads and writes: see its `file_d
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
+from collections.abc import Iterable
 
 BLOBS = "blobs"
 SNAPSHOTS = "snapshots"
@@ -185,6 +187,15 @@ def file_name_problem(name: str) -> str | None:
     except UnicodeEncodeError:
         return "it is not valid Unicode"
     return "it is too long" if too_long else None
+
+
+def matching(names: Iterable[str], pattern: str) -> set[str]:
+    """Return the file names that a pattern of `--include` or `--exclude` means.
+
+    As huggingface_hub's filter_repo_objects does it (`utils/_paths.py`).
+    """
+    complete = pattern + "*" if pattern.endswith("/") else pattern
+    return {name for name in names if fnmatch.fnmatch(name, complete)}
 
 
 def is_etag(text: str) -> bool:

@@ -53,6 +53,7 @@ class Removals:
             self.refs,
             self.blobs,
             self.files,
+            self.files,
             self.metadata,
             self.partials,
         )

@@ -17,6 +17,8 @@ EXAMPLES = """Examples:
 
   vlmcache rm qwen_vl_2b --dry-run
   vlmcache rm Qwen/Qwen2-VL-2B-Instruct@v1.0
+  vlmcache rm org/model-GGUF:Q4_K_M
+  vlmcache rm org/model --include '*.bin'
   vlmcache rm got_ocr datasets/owner/name --yes
   vlmcache rm ./models--owner--name.bak"""
 
@@ -29,7 +31,7 @@ def rm(
         list[str],
         typer.Argument(
             metavar="MODEL",
-            help="A key of config.yaml or a repo id, with an optional @revision; "
+            help="A key of config.yaml or a repo id, with an optional @revision and :VARIANT; "
             "datasets/owner/name; or a path in the cache.",
             autocompletion=complete_model,
             show_default=False,
@@ -38,15 +40,21 @@ def rm(
     revision: Annotated[
         str | None, typer.Option(metavar="REV", help="Remove only this branch, tag or commit.")
     ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Remove only files that match: '*.gguf'. Can be repeated."
+        ),
+    ] = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     force: Annotated[
         bool, typer.Option("--force", help="Remove even what a process uses.")
     ] = False,
 ) -> Removal:
-    """Remove models or single revisions.
+    """Remove models, single revisions, variants or files.
 
-    Blobs that other revisions need stay. Nothing in use is removed.
+    Blobs that other files or revisions need stay. Nothing in use is removed.
     """
     from vlmcache.cli.confirmation import confirmation
     from vlmcache.commands.remove import remove, values
@@ -54,7 +62,7 @@ def rm(
     return remove.remove(
         session,
         models,
-        values.RemoveOptions(revision, force),
+        values.RemoveOptions(revision, force, tuple(include or ())),
         dry_run=dry_run,
         confirm=confirmation(output, yes=yes),
     )

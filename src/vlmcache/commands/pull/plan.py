@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
@@ -41,7 +40,7 @@ class FileSelection(msgspec.Struct, frozen=True):
         if self.include:
             chosen = set()
             for pattern in self.include:
-                matching = _matching(names, pattern)
+                matching = layout.matching(names, pattern)
                 if not matching:
                     raise UsageError(
                         f"{repo} has no file that matches --include {pattern}",
@@ -49,16 +48,10 @@ class FileSelection(msgspec.Struct, frozen=True):
                     )
                 chosen |= matching
         for pattern in self.exclude:
-            chosen -= _matching(names, pattern)
+            chosen -= layout.matching(names, pattern)
         if names and not chosen:
             raise UsageError(f"--exclude leaves no file of {repo}")
         return chosen
-
-
-def _matching(names: Iterable[str], pattern: str) -> set[str]:
-    # As huggingface_hub's filter_repo_objects does it (`utils/_paths.py`).
-    complete = pattern + "*" if pattern.endswith("/") else pattern
-    return {name for name in names if fnmatch.fnmatch(name, complete)}
 
 
 class Listing(NamedTuple):

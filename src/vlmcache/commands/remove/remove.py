@@ -1,4 +1,4 @@
-"""`rm`: models or single revisions, and nothing else."""
+"""`rm`: models, single revisions, variants or files, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import CacheState
+from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import Usage, find_users, who_uses
 from vlmcache.change.apply import apply_removals
 from vlmcache.change.names import Target
@@ -27,11 +27,12 @@ def remove(
     dry_run: bool = False,
     confirm: Confirm | None = None,
 ) -> Removal:
-    """Remove models or single revisions, and nothing else.
+    """Remove models, single revisions, variants or files, and nothing else.
 
     Args:
         session: the cache, and the configuration whose keys count as names.
-        names: keys, repo ids with `@revision` or without, or paths (see `change.names`).
+        names: keys, repo ids with `@revision` and `:VARIANT` or without, or paths (see
+            `change.names`).
         options: how to remove them.
         dry_run: only plan.
         confirm: is given the plan, and returns whether to continue; without it nobody is asked.
@@ -50,7 +51,13 @@ def remove(
     environment, force = session.environment, options.force
     state = scan(session.cache.dir)
     targets = find_targets(
-        state, session.config, names, revision=options.revision, folder=environment.folder
+        state,
+        session.config,
+        names,
+        revision=options.revision,
+        folder=environment.folder,
+        include=options.include,
+        variants=True,
     )
     moved = moved_repos(state)
     here = [target for target in targets if target.folder not in moved]
@@ -81,6 +88,27 @@ def remove(
     receipt = apply_removals(removal.plan, state.dir, places, in_use=usage.files, force=force)
     forget(environment, state)
     return msgspec.structs.replace(removal, receipt=receipt)
+
+
+def _only(repo: Repo, files: Mapping[str, Collection[str]] | None) -> Repo:
+    """Return a repo with no other content than some files of it."""
+    if files is None:
+        return repo
+    revisions = tuple(
+        msgspec.structs.replace(
+            revision,
+            files=tuple(file for file in revision.files if file.name in files[revision.commit]),
+        )
+        for revision in repo.revisions
+        if revision.commit in files
+    )
+    blobs = {file.blob for revision in revisions for file in revision.files}
+    return msgspec.structs.replace(
+        repo,
+        revisions=revisions,
+        blobs={name: blob for name, blob in repo.blobs.items() if name in blobs},
+        strays=(),
+    )
 
 
 def _of_place(targets: Sequence[Target], moved: Mapping[str, str], path: str) -> list[Target]:
@@ -118,7 +146,7 @@ def _targets_in_use(state: CacheState, targets: Sequence[Target], usage: Usage) 
         for repo in state.repos:
             if repo.folder != target.folder or repo.linked_to is not None:
                 continue
-            busy = usage.of_repo(state, repo)
+            busy = usage.of_repo(state, _only(repo, target.files))
             if busy is not None:
                 why = "in use" if busy else "in use: a lock of the hub is held"
                 found.append(Kept(repo.path, repo.id, why, busy))
