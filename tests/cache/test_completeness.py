@@ -62,7 +62,9 @@ def test_absent_weights_make_it_partial_and_are_named(repo: CachedRepo) -> None:
     assert judged(repo).missing == (WEIGHTS,)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer_config.json", "preprocessor_config.json"]
+)
 def test_a_listed_file_that_loading_needs_makes_it_partial(repo: CachedRepo, name: str) -> None:
     files = model_files()
     repo.revision(files, downloaded=without(files, name))

@@ -29,6 +29,9 @@ CODE_CONFIGS = (
 )
 """Configurations that can name classes of the repo's own code, or of another repo's."""
 
+DECIDING = (formats.CONFIG, ADAPTER_CONFIG)
+"""Configurations that can name other repos, which have to be known before a download."""
+
 _SMALL = 1_000_000
 """Bytes that files which nothing needs may have together to be fetched along."""
 
@@ -157,7 +160,7 @@ def divide(
     Args:
         names: those that the hub lists and those that are here.
         present: those that are here.
-        read: returns the content of a file that is here, `None` if it is not known.
+        read: returns the content of a file, `None` if it is not known.
         listed: whether the hub's listing is known, so that no other file can be missing.
         sizes: name -> bytes, as far as they are known.
         variant: the GGUF variant that is asked for.
@@ -278,13 +281,10 @@ class _Repo:
         if formats.PIPELINE in names:
             return self._pipeline_ways()
         root = {key.stem for key in self.sets if not key.folder}
-        substance = [
-            name for name in names if not _FOR_READERS.search(name) and not _TEMPLATES.search(name)
-        ]
         unknown = (
             not self.listed
             and not any(map(formats.is_weights, names))
-            and (not substance or formats.CONFIG in names)
+            and (formats.CONFIG in names or not any(map(self._is_opened, names)))
         )
         if "model" in root or unknown:
             ways = [self._transformers_way()]
@@ -373,7 +373,7 @@ class _Repo:
         """Return the way of a library that is not known: all that it could open."""
         weights = list(self._weights())
         known = {name for group in weights for option in group for name in option.files}
-        code = code_files(self.names, self._code_roots(), self._content, self.listed)
+        code = code_files(self.names, self._code_roots(), self.read, self.listed)
         groups = [
             (_file(name),)
             for name in self.names - self.left_out.keys() - known
@@ -455,14 +455,16 @@ class _Repo:
     def _sharded(self, weights: formats.WeightSet, note: str | None) -> Option:
         index = weights.index_name
         shards = self._shards(weights)
-        if index in self.present and shards is None and self._content(index) is not None:
+        if index in self.present and shards is None and self.read(index) is not None:
             self.broken.add(index)
         return Option(index, (weights.expected if shards is None else shards) | {index}, note)
 
     def _shards(self, weights: formats.WeightSet) -> frozenset[str] | None:
         """Return the shards that the index names, if it is here and makes sense."""
         index = weights.index_name
-        content = self._content(index)
+        if weights.complete and index not in self.present:
+            return None
+        content = self.read(index)
         shards = weight_map(content) if content is not None else None
         folder = index[: index.rfind("/") + 1]
         return frozenset(folder + name for name in shards) if shards is not None else None
@@ -482,7 +484,7 @@ class _Repo:
         folders |= {folder for folder in self._modules() if folder}
         named = config_strings(self._config(formats.CONFIG))
         fast = "tokenizer.json" in names
-        code = code_files(self.names, self._code_roots(), self._content, self.listed)
+        code = code_files(self.names, self._code_roots(), self.read, self.listed)
         found = set(code or ())
         for name in names:
             folder, _, base = name.rpartition("/")
@@ -517,12 +519,9 @@ class _Repo:
 
     # What configuration files say.
 
-    def _content(self, name: str) -> bytes | None:
-        return self.read(name) if name in self.present else None
-
     def _config(self, name: str) -> Any:
         if name not in self.configs:
-            content = self._content(name)
+            content = self.read(name)
             try:
                 self.configs[name] = msgspec.json.decode(content) if content else None
             except JSON_ERRORS:
