@@ -281,12 +281,7 @@ class _Repo:
         if formats.PIPELINE in names:
             return self._pipeline_ways()
         root = {key.stem for key in self.sets if not key.folder}
-        unknown = (
-            not self.listed
-            and not any(map(formats.is_weights, names))
-            and (formats.CONFIG in names or not any(map(self._is_opened, names)))
-        )
-        if "model" in root or unknown:
+        if "model" in root or (not self.listed and self._lost_weights()):
             ways = [self._transformers_way()]
             if "consolidated.safetensors" in names:
                 ways.append(self._mistral_way())
@@ -298,6 +293,15 @@ class _Repo:
         if "consolidated.safetensors" in names:
             return [self._mistral_way()]
         return [self._gguf_way()] if self._is_gguf() else [self._any_way()]
+
+    def _lost_weights(self) -> bool:
+        """Whether it is, without a listing, a model of transformers without its weights."""
+        weights = [name for name in self.names if formats.is_weights(name)]
+        config = self._config(formats.CONFIG)
+        if weights:
+            known = isinstance(config, dict) and not config.keys().isdisjoint(_OF_TRANSFORMERS)
+            return known and not any(map(_LOADED_OTHERWISE.match, weights))
+        return formats.CONFIG in self.names or not any(map(self._is_opened, self.names))
 
     def _is_gguf(self) -> bool:
         weights = [name for name in self.names if formats.is_weights(name)]
@@ -329,7 +333,8 @@ class _Repo:
 
     def _transformers_way(self, config: str = formats.CONFIG) -> _Way:
         weights: list[tuple[Option, ...]] = list(self._weights())
-        if not weights and not self.listed:
+        root = {key.stem for key in self.sets if not key.folder}
+        if not self.listed and not root & {"model", "adapter_model"}:
             weights.append((_file(formats.SAFETENSORS_SINGLE),))
         groups: list[tuple[Option, ...]] = [(_file(config),)]
         if ADAPTER_CONFIG in self.names:
@@ -594,6 +599,11 @@ class _Repo:
         for repo, files in sorted(code.items()):
             yield OtherRepo(repo, frozenset(files))
 
+
+_OF_TRANSFORMERS = ("architectures", "model_type")
+"""Keys of config.json that say that transformers loads the model."""
+_LOADED_OTHERWISE = re.compile(r"consolidated|adapter_model|[^/]*\.gguf$", re.IGNORECASE)
+"""Weights next to which transformers' own are not missed."""
 
 _LOADED = ("safetensors", "bin", "h5", "msgpack", "ot")
 """Endings of weights in the order in which they are preferred; no library loads the last three."""
