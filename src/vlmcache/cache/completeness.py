@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -139,7 +140,7 @@ def judge_revision(repo: Repo, revision: Revision, others: Others | None = None)
     state: State = "damaged" if damaged or revision.linked else "partial" if missing else "cached"
     away = []
     if others is not None and division is not None and division.repos:
-        away = [need.id for need in division.repos if not _is_here(need, others, {repo.id})]
+        away = [need.id for need in division.repos if not is_here(need, others, {repo.id})]
     return Judgement(
         "partial" if state == "cached" and away else state,
         revision.commit,
@@ -152,8 +153,8 @@ def judge_revision(repo: Repo, revision: Revision, others: Others | None = None)
     )
 
 
-def _is_here(need: OtherRepo, others: Others, seen: set[str]) -> bool:
-    """Whether another repo that a model needs is cached, with all that it needs itself."""
+def is_here(need: OtherRepo, others: Others, seen: AbstractSet[str] = frozenset()) -> bool:
+    """Return whether another repo that a model needs is cached, with all that it needs itself."""
     repo = others(need.id)
     if need.id in seen or repo is None:
         return need.id in seen
@@ -165,11 +166,11 @@ def _is_here(need: OtherRepo, others: Others, seen: set[str]) -> bool:
         judgement = judge_revision(repo, revision)
         rest = judgement.division.repos if judgement.division is not None else ()
         seen = {*seen, need.id}
-        return judgement.state == "cached" and all(_is_here(one, others, seen) for one in rest)
+        return judgement.state == "cached" and all(is_here(one, others, seen) for one in rest)
     for revision in repo.revisions:
         names = {file.name for file in revision.files if _is_whole(revision, file)}
         roots = dict.fromkeys(need.code, frozenset[str]())
-        code = code_files(names, roots, _reader(revision), listed=False)
+        code = code_files(names, roots, reader(revision), listed=False)
         if code is not None and code <= names:
             return True
     return False
@@ -320,31 +321,31 @@ def _needs(repo: Repo, revision: Revision) -> tuple[set[str], set[str], Division
     return (set() if names else {"*"}), set(), None
 
 
-def divide_revision(revision: Revision, tree: Mapping[str, TreeFile] | None = None) -> Division:
-    """Return the files of a model's snapshot by what they are to loading.
-
-    Args:
-        revision: the snapshot.
-        tree: the hub's listing of its commit, if the cache does not hold it.
-    """
+def divide_revision(revision: Revision) -> Division:
+    """Return the files of a model's snapshot by what they are to loading."""
+    tree = revision.tree or {}
     present = {file.name for file in revision.files}
-    tree = revision.tree or tree or {}
     return divide(
         present | tree.keys(),
         present,
-        _reader(revision),
+        reader(revision),
         listed=bool(tree),
         sizes={name: file.content_size for name, file in tree.items()},
         complement=bool(revision.refs) and all(ref.startswith("refs/pr/") for ref in revision.refs),
     )
 
 
-def _reader(revision: Revision) -> Callable[[str], bytes | None]:
-    """Return what reads a file of a snapshot; what cannot be read makes no sense either."""
+def reader(revision: Revision) -> Callable[[str], bytes | None]:
+    """Return what reads a file of a snapshot.
+
+    It returns `None` for a file that is not here or that this user may not read. What cannot be
+    read otherwise makes no sense.
+    """
+    names = {file.name for file in revision.files}
 
     def read(name: str) -> bytes | None:
         try:
-            return read_bytes(revision.file_path(name), _INDEX_LIMIT)
+            return read_bytes(revision.file_path(name), _INDEX_LIMIT) if name in names else None
         except PermissionError:
             return None
         except OSError:

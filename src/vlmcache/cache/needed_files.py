@@ -29,6 +29,9 @@ CODE_CONFIGS = (
 )
 """Configurations that can name classes of the repo's own code, or of another repo's."""
 
+DECIDING = (formats.CONFIG, ADAPTER_CONFIG)
+"""Configurations that can name other repos, which have to be known before a download."""
+
 _SMALL = 1_000_000
 """Bytes that files which nothing needs may have together to be fetched along."""
 
@@ -157,7 +160,7 @@ def divide(
     Args:
         names: those that the hub lists and those that are here.
         present: those that are here.
-        read: returns the content of a file that is here, `None` if it is not known.
+        read: returns the content of a file, `None` if it is not known.
         listed: whether the hub's listing is known, so that no other file can be missing.
         sizes: name -> bytes, as far as they are known.
         variant: the GGUF variant that is asked for.
@@ -278,15 +281,7 @@ class _Repo:
         if formats.PIPELINE in names:
             return self._pipeline_ways()
         root = {key.stem for key in self.sets if not key.folder}
-        substance = [
-            name for name in names if not _FOR_READERS.search(name) and not _TEMPLATES.search(name)
-        ]
-        unknown = (
-            not self.listed
-            and not any(map(formats.is_weights, names))
-            and (not substance or formats.CONFIG in names)
-        )
-        if "model" in root or unknown:
+        if "model" in root or (not self.listed and self._lost_weights()):
             ways = [self._transformers_way()]
             if "consolidated.safetensors" in names:
                 ways.append(self._mistral_way())
@@ -298,6 +293,15 @@ class _Repo:
         if "consolidated.safetensors" in names:
             return [self._mistral_way()]
         return [self._gguf_way()] if self._is_gguf() else [self._any_way()]
+
+    def _lost_weights(self) -> bool:
+        """Whether it is, without a listing, a model of transformers without its weights."""
+        weights = [name for name in self.names if formats.is_weights(name)]
+        config = self._config(formats.CONFIG)
+        if weights:
+            known = isinstance(config, dict) and not config.keys().isdisjoint(_OF_TRANSFORMERS)
+            return known and not any(map(_LOADED_OTHERWISE.match, weights))
+        return formats.CONFIG in self.names or not any(map(self._is_opened, self.names))
 
     def _is_gguf(self) -> bool:
         weights = [name for name in self.names if formats.is_weights(name)]
@@ -329,7 +333,8 @@ class _Repo:
 
     def _transformers_way(self, config: str = formats.CONFIG) -> _Way:
         weights: list[tuple[Option, ...]] = list(self._weights())
-        if not weights and not self.listed:
+        root = {key.stem for key in self.sets if not key.folder}
+        if not self.listed and not root & {"model", "adapter_model"}:
             weights.append((_file(formats.SAFETENSORS_SINGLE),))
         groups: list[tuple[Option, ...]] = [(_file(config),)]
         if ADAPTER_CONFIG in self.names:
@@ -373,7 +378,7 @@ class _Repo:
         """Return the way of a library that is not known: all that it could open."""
         weights = list(self._weights())
         known = {name for group in weights for option in group for name in option.files}
-        code = code_files(self.names, self._code_roots(), self._content, self.listed)
+        code = code_files(self.names, self._code_roots(), self.read, self.listed)
         groups = [
             (_file(name),)
             for name in self.names - self.left_out.keys() - known
@@ -455,14 +460,16 @@ class _Repo:
     def _sharded(self, weights: formats.WeightSet, note: str | None) -> Option:
         index = weights.index_name
         shards = self._shards(weights)
-        if index in self.present and shards is None and self._content(index) is not None:
+        if index in self.present and shards is None and self.read(index) is not None:
             self.broken.add(index)
         return Option(index, (weights.expected if shards is None else shards) | {index}, note)
 
     def _shards(self, weights: formats.WeightSet) -> frozenset[str] | None:
         """Return the shards that the index names, if it is here and makes sense."""
         index = weights.index_name
-        content = self._content(index)
+        if weights.complete and index not in self.present:
+            return None
+        content = self.read(index)
         shards = weight_map(content) if content is not None else None
         folder = index[: index.rfind("/") + 1]
         return frozenset(folder + name for name in shards) if shards is not None else None
@@ -482,7 +489,7 @@ class _Repo:
         folders |= {folder for folder in self._modules() if folder}
         named = config_strings(self._config(formats.CONFIG))
         fast = "tokenizer.json" in names
-        code = code_files(self.names, self._code_roots(), self._content, self.listed)
+        code = code_files(self.names, self._code_roots(), self.read, self.listed)
         found = set(code or ())
         for name in names:
             folder, _, base = name.rpartition("/")
@@ -517,12 +524,9 @@ class _Repo:
 
     # What configuration files say.
 
-    def _content(self, name: str) -> bytes | None:
-        return self.read(name) if name in self.present else None
-
     def _config(self, name: str) -> Any:
         if name not in self.configs:
-            content = self._content(name)
+            content = self.read(name)
             try:
                 self.configs[name] = msgspec.json.decode(content) if content else None
             except JSON_ERRORS:
@@ -595,6 +599,11 @@ class _Repo:
         for repo, files in sorted(code.items()):
             yield OtherRepo(repo, frozenset(files))
 
+
+_OF_TRANSFORMERS = ("architectures", "model_type")
+"""Keys of config.json that say that transformers loads the model."""
+_LOADED_OTHERWISE = re.compile(r"consolidated|adapter_model|[^/]*\.gguf$", re.IGNORECASE)
+"""Weights next to which transformers' own are not missed."""
 
 _LOADED = ("safetensors", "bin", "h5", "msgpack", "ot")
 """Endings of weights in the order in which they are preferred; no library loads the last three."""

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from vlmcache.cache import formats, layout
+from vlmcache import units
+from vlmcache.cache import layout
 from vlmcache.cache.completeness import ref_is_malformed
 from vlmcache.cache.entries import begun_bytes
+from vlmcache.cache.needed_files import OtherRepo, Read, divide
 from vlmcache.cache.state import CacheState, File, Repo, Revision, TreeFile
 from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef
 from vlmcache.errors import UsageError
@@ -30,28 +32,87 @@ class FileSelection(msgspec.Struct, frozen=True):
     every: bool = False
     """Whether all files are wanted, second weight formats too."""
 
-    def choose(self, repo: str, names: Collection[str]) -> set[str]:
-        """Return the names that are wanted.
+    variant: str | None = None
+    """The GGUF variant that is wanted."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether what loading needs is wanted, and not what somebody chose."""
+        return not (self.include or self.exclude or self.every)
+
+    def choose(
+        self,
+        repo: str,
+        files: Collection[str] | Mapping[str, TreeFile],
+        revision: Revision | None = None,
+        read: Read = lambda _: None,
+    ) -> Choice:
+        """Return which files are wanted, and why the others are not.
+
+        Args:
+            repo: the repo's id.
+            files: those that the hub lists.
+            revision: what of them is here.
+            read: returns the content of a file, `None` if it is not known.
 
         Raises:
-            UsageError: a pattern of `include` matches nothing, or nothing is left.
+            UsageError: a pattern of `include` matches nothing, or nothing is left; or one of
+                several GGUF variants has to be named.
         """
-        chosen = set(names) if self.every or self.include else formats.wanted(names)
+        listed = files if isinstance(files, Mapping) else {}
+        linked = {file.name: file for file in revision.files} if revision is not None else {}
+        sizes = {name: file.content_size for name, file in listed.items()}
+        division = divide(
+            files, linked.keys() & set(files), read, sizes=sizes, variant=self.variant
+        )
         if self.include:
-            chosen = set()
+            chosen: set[str] = set()
             for pattern in self.include:
-                matching = layout.matching(names, pattern)
+                matching = layout.matching(files, pattern)
                 if not matching:
                     raise UsageError(
                         f"{repo} has no file that matches --include {pattern}",
                         "'vlmcache pull --all-files --dry-run -v' lists its files",
                     )
                 chosen |= matching
+        elif self.every:
+            chosen = set(files)
+        else:
+            if division.choices is not None:
+                names = [variant.name for variant in division.choices.variants]
+                raise UsageError(
+                    f"{repo} has {len(names)} variants: {', '.join(names)}",
+                    f"name one: '{units.command('pull', f'{repo}:{names[0]}')}'",
+                )
+            # What is here and is not what it should be is repaired, needed or not.
+            broken = {
+                name
+                for name in linked.keys() & listed
+                if not _is_correct(linked[name], listed[name])
+            }
+            along = division.along if division.missing or broken else division.along & linked.keys()
+            chosen = {*division.needed, *along, *broken}
         for pattern in self.exclude:
-            chosen -= layout.matching(names, pattern)
-        if names and not chosen:
+            chosen -= layout.matching(files, pattern)
+        if files and not chosen:
             raise UsageError(f"--exclude leaves no file of {repo}")
-        return chosen
+        left = (
+            division.left_out
+            if self.is_plain
+            else dict.fromkeys(set(files) - chosen, "not asked for")
+        )
+        left = {name: left[name] for name in sorted(left.keys() - chosen)}
+        return Choice(frozenset(chosen), left, division.repos)
+
+
+class Choice(NamedTuple):
+    """Which files of a repo are wanted."""
+
+    wanted: frozenset[str]
+    left_out: Mapping[str, str] = {}
+    """File -> why it is not fetched."""
+    repos: tuple[OtherRepo, ...] = ()
+    """Other repos that loading needs."""
 
 
 class Listing(NamedTuple):
@@ -74,6 +135,10 @@ class DownloadOrder(NamedTuple):
     """Whether the listing came from the hub and is not in the cache yet."""
     distrusted: frozenset[str] = frozenset()
     """Etags of blobs that have the right length and wrong content."""
+    left_out: Mapping[str, str] = {}
+    """File -> why it is not fetched."""
+    repos: tuple[OtherRepo, ...] = ()
+    """Other repos that loading needs."""
 
     @property
     def snapshot(self) -> str:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from vlmcache import log
 from vlmcache.cache import layout
-from vlmcache.cache.completeness import judge
+from vlmcache.cache.completeness import judge, reader
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import away_error
+from vlmcache.cache.needed_files import DECIDING
+from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import CacheState, Finding, TreeFile
+from vlmcache.cache.state import CacheState, Finding, Revision, TreeFile
 from vlmcache.change.place import check_places
 from vlmcache.change.plan import Fetch, Link, Plan
-from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, Listing, plan_pull
+from vlmcache.commands.pull.plan import (
+    Choice,
+    DownloadOrder,
+    FileSelection,
+    Listing,
+    plan_pull,
+)
 from vlmcache.commands.pull.values import PlannedModel
 from vlmcache.config import ModelConfig
 from vlmcache.errors import (
@@ -30,6 +39,9 @@ from vlmcache.errors import (
 from vlmcache.hub.client import Client
 from vlmcache.hub.listing import check_download_access, check_names, find_commit, list_files
 from vlmcache.hub.quick import commit_of
+
+_CONFIG_LIMIT = 16_000_000
+"""The most bytes of a file that is fetched to plan with."""
 
 
 def prepare_pull(
@@ -49,8 +61,8 @@ def prepare_pull(
         )
     except VlmcacheError as error:
         return PlannedModel(model, None, error, time.monotonic() - begun, tuple(findings))
-    for name in sorted(order.files.keys() - order.wanted):
-        log.info("pull", "skipped: %s of %s: not needed or not asked for", name, model.repo)
+    for name, why in order.left_out.items():
+        log.info("pull", "skipped: %s of %s: %s", name, model.repo, why)
     code = sorted(name for name in order.wanted if name.endswith(".py"))
     if code:
         advice = f"to trust just this code: revision: {order.commit}"
@@ -134,18 +146,29 @@ class _Preparation(NamedTuple):
             if self.selection != FileSelection():
                 return None
             files = {file.name: TreeFile(file.size, "") for file in judgement.revision.files}
-            wanted = frozenset(files)
+            repos = judgement.division.repos if judgement.division is not None else ()
+            choice = Choice(frozenset(files), repos=repos)
         else:
             try:
-                wanted = frozenset(self.selection.choose(model.repo, files))
+                choice = self.selection.choose(
+                    model.repo, files, judgement.revision, reader(judgement.revision)
+                )
             except UsageError:
                 return None
             listing = Listing(commit, files)
-            plan = plan_pull(self.state, model.repo, model.revision, listing, wanted)
+            plan = plan_pull(self.state, model.repo, model.revision, listing, choice.wanted)
         if plan.actions:
             return None
         return DownloadOrder(
-            self.state.dir, model.repo, commit, files, wanted, plan, new_listing=False
+            self.state.dir,
+            model.repo,
+            commit,
+            files,
+            choice.wanted,
+            plan,
+            new_listing=False,
+            left_out=choice.left_out,
+            repos=choice.repos,
         )
 
     def _ask(self, attempts: int | None) -> DownloadOrder:
@@ -179,7 +202,9 @@ class _Preparation(NamedTuple):
             files = list_files(self.client, model.repo, commit, attempts=attempts)
         if not files:
             raise NoSuchFileError(f"{model.repo}@{model.revision} holds no files")
-        wanted = frozenset(self.selection.choose(model.repo, files))
+        read = self._reader(commit, files, revision)
+        choice = self.selection.choose(model.repo, files, revision, read)
+        wanted = choice.wanted
         if len({name.casefold() for name in wanted}) < len(wanted) and ignores_case(cache_dir):
             raise HostileListingError(
                 f"{model.repo} has files whose names differ only by case, and this filesystem "
@@ -190,4 +215,45 @@ class _Preparation(NamedTuple):
         if gated and plan.needs:
             # Everybody may read the listing, but not the files: say so before anything is written.
             check_download_access(self.client, model.repo)
-        return DownloadOrder(cache_dir, model.repo, commit, files, wanted, plan, new)
+        return DownloadOrder(
+            cache_dir,
+            model.repo,
+            commit,
+            files,
+            wanted,
+            plan,
+            new,
+            left_out=choice.left_out,
+            repos=choice.repos,
+        )
+
+    def _reader(
+        self, commit: str, files: Mapping[str, TreeFile], revision: Revision | None
+    ) -> Callable[[str], bytes | None]:
+        """Return what reads a file of the commit: the few that decide, before anything is here."""
+        here = reader(revision) if revision is not None else None
+        present = {file.name for file in revision.files} if revision is not None else set()
+        asked: dict[str, bytes | None] = {}
+
+        def read(name: str) -> bytes | None:
+            if here is not None and name in present:
+                return here(name)
+            decides = name in DECIDING or name.endswith(".index.json")
+            if not decides or name not in files or files[name].content_size > _CONFIG_LIMIT:
+                return None
+            if name not in asked:
+                address = self.client.file_address(self.model.repo, commit, name)
+                asked[name] = self._content_here(files[name]) or self.client.content(address)
+            return asked[name]
+
+        return read
+
+    def _content_here(self, listed: TreeFile) -> bytes | None:
+        """Return a file's content if another revision has it."""
+        repo = self.state.repo(self.model.repo)
+        if repo is None or not repo.holds(listed):
+            return None
+        try:
+            return read_bytes(repo.blob_path(listed.etag), _CONFIG_LIMIT)
+        except OSError:
+            return None

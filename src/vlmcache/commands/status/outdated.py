@@ -92,5 +92,5 @@ def _newer(client: Client, state: CacheState, model: ModelStatus) -> tuple[str, 
     if commit == model.commit:
         return None
     files = list_files(client, model.repo, commit)
-    wanted = FileSelection().choose(model.repo, files)
+    wanted = FileSelection().choose(model.repo, files).wanted
     return commit, plan_pull(state, model.repo, model.revision, Listing(commit, files), wanted)

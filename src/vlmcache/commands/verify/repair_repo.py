@@ -164,7 +164,7 @@ class RepoRepair:
         files, new = self._listing(commit, names, everything=everything)
         wanted = names & set(files)
         if everything or "*" in names:
-            wanted |= FileSelection().choose(repo.id, files) | repo.lost_names(commit)
+            wanted |= FileSelection().choose(repo.id, files).wanted | repo.lost_names(commit)
         for name, listed in files.items():
             if listed.etag in bad:
                 # The shared store may hold the very content that is bad.
