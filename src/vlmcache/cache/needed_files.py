@@ -244,6 +244,9 @@ class _Repo:
                         if stays
                         else "another form of the model is here",
                     )
+        if self.variant is not None:
+            rest = {file for one in self.gguf.variants for file in one.files} - needed
+            left_out |= dict.fromkeys(rest & self.names, "another variant")
         along = self.names - needed - left_out.keys()
         left_out |= self._too_large(along)
         notes = [option.note for option in options if option.note is not None]
