@@ -134,6 +134,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The command did not do what was asked, for the reason in its message.",
         "Run it again with '-vv' to see each step.",
     ),
+    "gguf": (
+        "The weights are GGUF files, which this command neither loads nor measures.",
+        "Run them with llama.cpp, Ollama or LM Studio; 'vlmcache status' lists the variants.",
+    ),
     "gpu-driver": (
         "The GPU driver is installed but does not answer.",
         "Run 'nvidia-smi' to see the driver's own message.",

@@ -21,7 +21,8 @@ EXAMPLES = """Examples:
   vlmcache pull Qwen/Qwen2-VL-2B-Instruct@main --dry-run
   vlmcache pull --all --limit-rate 20MB
   vlmcache pull qwen_vl_7b --make-room
-  vlmcache pull org/model --include '*.gguf'"""
+  vlmcache pull org/model-GGUF:Q4_K_M
+  vlmcache pull org/model --include '*.onnx'"""
 
 
 @command
@@ -84,7 +85,8 @@ def pull(
 
     Every byte is checked. An interrupted download continues where it stopped.
     """
-    from vlmcache.cli.confirmation import confirmation
+    from vlmcache.cli import picker
+    from vlmcache.cli.confirmation import can_ask, confirmation
     from vlmcache.commands.pull import pull as pull_command
     from vlmcache.commands.pull import values
     from vlmcache.commands.pull.plan import FileSelection
@@ -98,6 +100,7 @@ def pull(
         token,
         make_room,
         confirmation(output, yes=yes),
+        choose=picker.variant if can_ask(output) else None,
     )
     names = _with_revision(_names(session, models or [], every=every), revision)
     return pull_command.pull(session, names, options, progress.on_stderr(quiet=output.quiet))
@@ -148,4 +151,7 @@ def _with_revision(names: list[str], revision: str | None) -> list[str]:
         return names
     if any("@" in name for name in names):
         raise UsageError("a revision is given twice: with @ and with --revision")
-    return [f"{name}@{revision}" for name in names]
+    from vlmcache.config_file import split_variant
+
+    parts = [split_variant(name) for name in names]
+    return [f"{name}@{revision}" + (f":{variant}" if variant else "") for name, variant in parts]

@@ -12,10 +12,27 @@ from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import ref_is_malformed
 from vlmcache.cache.entries import begun_bytes
+from vlmcache.cache.gguf import variants
 from vlmcache.cache.needed_files import OtherRepo, Read, divide
 from vlmcache.cache.state import CacheState, File, Repo, Revision, TreeFile
 from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef
-from vlmcache.errors import UsageError
+from vlmcache.errors import UnknownModelError, UsageError
+
+
+class VariantError(UsageError):
+    """One of several variants of a model has to be named.
+
+    Args:
+        repo: the repo's id.
+        sizes: name of each variant -> its bytes.
+    """
+
+    def __init__(self, repo: str, sizes: Mapping[str, int]) -> None:
+        listed = ", ".join(f"{name} ({units.size_text(size)})" for name, size in sizes.items())
+        first = units.command("pull", f"{repo}:{next(iter(sizes))}")
+        super().__init__(f"{repo} has {len(sizes)} variants: {listed}", f"name one: '{first}'")
+        self.repo = repo
+        self.sizes = sizes
 
 
 class FileSelection(msgspec.Struct, frozen=True):
@@ -56,8 +73,8 @@ class FileSelection(msgspec.Struct, frozen=True):
             read: returns the content of a file, `None` if it is not known.
 
         Raises:
-            UsageError: a pattern of `include` matches nothing, or nothing is left; or one of
-                several GGUF variants has to be named.
+            UsageError: a pattern of `include` matches nothing, or nothing is left.
+            VariantError: one of several GGUF variants has to be named, or another.
         """
         listed = files if isinstance(files, Mapping) else {}
         linked = {file.name: file for file in revision.files} if revision is not None else {}
@@ -65,6 +82,11 @@ class FileSelection(msgspec.Struct, frozen=True):
         division = divide(
             files, linked.keys() & set(files), read, sizes=sizes, variant=self.variant
         )
+        available = variants(files)
+        if self.variant is not None and len(available.called(self.variant)) != 1:
+            if not available.variants:
+                raise UnknownModelError(f"{repo} has no variants: it has no GGUF files")
+            raise VariantError(repo, available.sizes(sizes))
         if self.include:
             chosen: set[str] = set()
             for pattern in self.include:
@@ -79,11 +101,7 @@ class FileSelection(msgspec.Struct, frozen=True):
             chosen = set(files)
         else:
             if division.choices is not None:
-                names = [variant.name for variant in division.choices.variants]
-                raise UsageError(
-                    f"{repo} has {len(names)} variants: {', '.join(names)}",
-                    f"name one: '{units.command('pull', f'{repo}:{names[0]}')}'",
-                )
+                raise VariantError(repo, division.choices.sizes(sizes))
             # What is here and is not what it should be is repaired, needed or not.
             broken = {
                 name

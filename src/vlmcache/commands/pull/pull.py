@@ -10,6 +10,7 @@ import msgspec
 
 from vlmcache.change.plan import Action, Failure, Fetch, Link, Outcome, Plan, Receipt, joined
 from vlmcache.commands.pull.make_room import make_room, what_helps
+from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.prepare import prepare_pull
 from vlmcache.commands.pull.room import find_shortage
 from vlmcache.commands.pull.values import (
@@ -38,7 +39,7 @@ def pull(
 
     Args:
         session: what to work on.
-        names: keys of config.yaml or repo ids, with an optional `@revision`.
+        names: keys of config.yaml or repo ids, with an optional `@revision` and `:VARIANT`.
         options: how.
         progress: called as the work proceeds, from several threads.
         patience: how long to try to reach the hub.
@@ -65,9 +66,7 @@ def pull(
     errors: list[VlmcacheError] = []
     shortage_of = partial(find_shortage, session.cache.dir, session.config.limits)
     try:
-        planned = [
-            prepare_pull(client, session.cache.dir, model, options.selection) for model in models
-        ]
+        planned = [_prepare(client, session.cache.dir, model, options) for model in models]
         plans = _each_blob_once([part.order.plan for part in planned if part.order is not None])
         joined(plans).log("pull")
         shortage = shortage_of(plans)
@@ -130,8 +129,22 @@ def pull(
 def _models(session: Session, names: Sequence[str]) -> list[ModelConfig]:
     """Return the models that names mean, each once."""
     cached = cached_models(session.cache)
-    models = [find_model(session.config, name, cached) for name in names]
-    return list({(model.repo, model.revision): model for model in models}.values())
+    models = [find_model(session.config, name, cached, variants=True) for name in names]
+    return list({(model.repo, model.revision, model.variant): model for model in models}.values())
+
+
+def _prepare(
+    client: Client, cache_dir: str, model: ModelConfig, options: PullOptions
+) -> PlannedModel:
+    """Return what is to be done for a model; of several variants one is chosen."""
+    selection = msgspec.structs.replace(options.selection, variant=model.variant)
+    part = prepare_pull(client, cache_dir, model, selection)
+    if isinstance(part.error, VariantError) and options.choose is not None:
+        chosen = msgspec.structs.replace(model, variant=options.choose(part.error))
+        return prepare_pull(
+            client, cache_dir, chosen, msgspec.structs.replace(selection, variant=chosen.variant)
+        )
+    return part
 
 
 def _each_blob_once(plans: Sequence[Plan]) -> list[Plan]:
@@ -178,7 +191,9 @@ def _carry_out(
 def _row(part: PlannedModel, state: PullState) -> PulledModel:
     """Return a model's row, as far as the plan says."""
     model, order = part.model, part.order
-    row = PulledModel(model.key, model.repo, model.revision, state, seconds=part.seconds)
+    row = PulledModel(
+        model.key, model.repo, model.revision, state, seconds=part.seconds, variant=model.variant
+    )
     if order is None:
         return row
     return msgspec.structs.replace(

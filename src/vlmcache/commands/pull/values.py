@@ -10,7 +10,7 @@ import msgspec
 from vlmcache import units
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Plan, Receipt
-from vlmcache.commands.pull.plan import DownloadOrder, FileSelection
+from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, VariantError
 from vlmcache.config import ModelConfig, Session, options_in_force
 from vlmcache.errors import VlmcacheError
 from vlmcache.report import Report
@@ -35,6 +35,10 @@ class PullOptions(msgspec.Struct, frozen=True):
     """If the disk is too full, evict what was not used for a long time."""
     confirm: Callable[[Any], bool] | None = None
     """Called with the proposed `Removal`; says whether to continue. Nobody is asked if `None`."""
+
+    choose: Callable[[VariantError], str] | None = None
+    """Called if a model has several variants and none is named; returns one. It is an error if
+    `None`."""
 
     def command(self, session: Session, names: Iterable[str]) -> str:
         """Return the command line that pulls names again with the same options, but no token."""
@@ -73,6 +77,8 @@ class PulledModel(msgspec.Struct, frozen=True):
     """Bytes that came over the network for them."""
     seconds: float = 0.0
     error: Failure | None = None
+    variant: str | None = None
+    """The GGUF variant that was asked for, or chosen."""
 
 
 class PullReport(Report, frozen=True):
@@ -88,7 +94,11 @@ class PullReport(Report, frozen=True):
     @property
     def ids(self) -> list[str]:
         """The repos that are complete, or would be."""
-        return [model.repo for model in self.models if model.state != "failed"]
+        return [
+            f"{model.repo}:{model.variant}" if model.variant else model.repo
+            for model in self.models
+            if model.state != "failed"
+        ]
 
 
 class PlannedModel(NamedTuple):

@@ -36,7 +36,7 @@ def with_updates(session: Session, status: Status, patience: Patience | None = N
     if not asked:
         return status
     findings = list(status.findings)
-    newer: dict[tuple[str, str], Outdated] = {}
+    newer: dict[str, Outdated] = {}
     newer_plans: list[Plan] = []
     folders = {layout.repo_folder("model", model.repo) for model in status.models}
     state = scan(status.cache.dir, only=folders)
@@ -57,12 +57,11 @@ def with_updates(session: Session, status: Status, patience: Patience | None = N
             )
             continue
         if plan is not None:
-            newer[model.repo, model.revision] = Outdated(plan[0], plan[1].needs)
+            newer[model.id] = Outdated(plan[0], plan[1].needs)
             if model.state == "cached":
                 newer_plans.append(plan[1])
     models = tuple(
-        msgspec.structs.replace(model, outdated=newer.get((model.repo, model.revision)))
-        for model in status.models
+        msgspec.structs.replace(model, outdated=newer.get(model.id)) for model in status.models
     )
     steps = list(status.recommendations)
     # A pull of an incomplete model fetches the newest anyway, and needs its room first.
@@ -92,5 +91,5 @@ def _newer(client: Client, state: CacheState, model: ModelStatus) -> tuple[str, 
     if commit == model.commit:
         return None
     files = list_files(client, model.repo, commit)
-    wanted = FileSelection().choose(model.repo, files).wanted
+    wanted = FileSelection(variant=model.variant).choose(model.repo, files).wanted
     return commit, plan_pull(state, model.repo, model.revision, Listing(commit, files), wanted)

@@ -11,11 +11,11 @@ from datetime import datetime, timezone
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache import formats
+from vlmcache.cache import formats, gguf
 from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision
 from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import CacheState, Finding, Repo, Revision
+from vlmcache.cache.state import CacheState, Finding, Repo, Revision, State
 from vlmcache.cache.weights import (
     MemoryEstimate,
     Tensor,
@@ -40,6 +40,7 @@ from vlmcache.commands.status.values import (
     RepoStatus,
     RevisionStatus,
     Status,
+    VariantStatus,
 )
 from vlmcache.config import ModelConfig, Session, own_home, shipped_config
 from vlmcache.home.copies import list_copies
@@ -53,7 +54,7 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
 
     Args:
         session: the environment, the configuration and the hub cache.
-        names: keys or repo ids.
+        names: keys or repo ids, with an optional `@revision` and `:VARIANT`.
 
     Raises:
         ConfigError: the cache path is not a folder.
@@ -61,7 +62,7 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
     """
     environment, config, location = session
     state = scan(location.dir)
-    known_names = names_in(state, session.config)
+    known_names = names_in(state, session.config, variants=True)
     wanted = [known_names.model(name) for name in names] or [
         known_names.as_held(model) for model in config.models.values()
     ]
@@ -124,12 +125,17 @@ def _shipped() -> dict[str, ModelConfig]:
 def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> ModelStatus:
     state = known.state
     repo = state.repo(model.repo)
-    judgement = _remembered(known, repo, judge(repo, model.revision))
+    judgement = _remembered(known, repo, judge(repo, model.revision, variant=model.variant))
     revision = judgement.revision
     size = size_on_disk = 0
     last_used = None
+    variants = _variants(repo, judgement)
+    variant = model.variant
+    if len(variants) > 1 and variant is None:
+        cached = [one.name for one in variants if one.state == "cached"]
+        variant = cached[0] if len(cached) == 1 else None
     if repo is not None and revision is not None:
-        size, size_on_disk = _revision_sizes(state, repo, revision)
+        size, size_on_disk = _revision_sizes(state, repo, _asked_for(model, judgement, revision))
         last_used = _last_used(known.used, repo, [revision])
     findings += _unreadable_indexes(model.repo, judgement)
     tensors: dict[str, Tensor] = {}
@@ -158,6 +164,39 @@ def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> 
         configured=model.configured,
         linked_to=repo.linked_to if repo is not None else None,
         away=repo.away if repo is not None else None,
+        variant=variant,
+        variants=variants,
+    )
+
+
+def _asked_for(model: ModelConfig, judgement: Judgement, revision: Revision) -> Revision:
+    """Return a revision with the files of the variant that is asked for, and what it needs."""
+    if model.variant is None or judgement.division is None:
+        return revision
+    files = (file for file in revision.files if file.name not in judgement.division.left_out)
+    return msgspec.structs.replace(revision, files=tuple(files))
+
+
+def _variants(repo: Repo | None, judgement: Judgement) -> tuple[VariantStatus, ...]:
+    """Return the GGUF variants of what was judged."""
+    tree, revision = judgement.tree or {}, judgement.revision
+    here = {file.name: file.size for file in revision.files} if revision is not None else {}
+    sizes = here | {name: file.content_size for name, file in tree.items()}
+    partials = repo.partials if repo is not None else ()
+    begun = {partial.etag for partial in partials}
+    begun = {name for name, file in tree.items() if file.etag in begun}
+    found = gguf.variants(sizes)
+    bytes_of = found.sizes(sizes)
+
+    def state_of(names: tuple[str, ...]) -> State:
+        if not set(names).isdisjoint(judgement.damaged):
+            return "damaged"
+        if here.keys() >= set(names):
+            return "cached"
+        return "missing" if (here.keys() | begun).isdisjoint(names) else "partial"
+
+    return tuple(
+        VariantStatus(one.name, state_of(one.files), bytes_of[one.name]) for one in found.variants
     )
 
 
@@ -257,8 +296,9 @@ def _memory(
 def _expected_size(model: ModelConfig, judgement: Judgement, size: int) -> int | None:
     """Return the length of the complete download, from the best source there is."""
     if judgement.tree:
-        tree = judgement.tree
-        return sum(tree[name].content_size for name in formats.wanted(tree))
+        tree, division = judgement.tree, judgement.division
+        names = formats.wanted(tree) if division is None else division.needed | division.along
+        return sum(tree[name].content_size for name in names if name in tree)
     if judgement.state == "cached":
         return size
     if model.expected_size is not None:
@@ -303,6 +343,7 @@ def _repo_status(known: Known, repo: Repo) -> RepoStatus:
                 size_on_disk,
                 judgement.missing,
                 _instant(revision.mtime_ns),
+                _variants(repo, judgement),
             )
         )
     return RepoStatus(

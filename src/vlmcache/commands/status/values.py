@@ -65,6 +65,15 @@ class Outdated(msgspec.Struct, frozen=True):
     fetch: int
 
 
+class VariantStatus(msgspec.Struct, frozen=True):
+    """One GGUF variant of a model. size is the length of its files."""
+
+    name: str
+    """What to type after the colon."""
+    state: State
+    size: int
+
+
 class ModelStatus(msgspec.Struct, frozen=True):
     """One configured or asked-for model.
 
@@ -96,6 +105,21 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """Where the repo is, if the cache has only a link to it."""
     away: Away | None = None
     """Where it is and what to mount, if the state is `away`."""
+    variant: str | None = None
+    """The GGUF variant that is asked for, or of several the only one that is here."""
+    variants: tuple[VariantStatus, ...] = ()
+    """All of the revision's."""
+
+    @property
+    def id(self) -> str:
+        """The repo's id, with the revision if it is not main, and the variant."""
+        revision = "" if self.revision == "main" else f"@{self.revision}"
+        return self.repo + revision + (f":{self.variant}" if self.variant else "")
+
+    @property
+    def name(self) -> str:
+        """What people see of it: its key and the variant."""
+        return f"{self.key}:{self.variant}" if self.variant else self.key
 
 
 class RevisionStatus(msgspec.Struct, frozen=True):
@@ -110,6 +134,8 @@ class RevisionStatus(msgspec.Struct, frozen=True):
     size_on_disk: int
     missing_files: tuple[str, ...]
     last_modified: datetime
+    variants: tuple[VariantStatus, ...] = ()
+    """Its GGUF variants, also those that only the hub has, if its listing is here."""
 
 
 class RepoStatus(msgspec.Struct, frozen=True):
@@ -158,17 +184,14 @@ class Status(Report, frozen=True):
 
     @property
     def ids(self) -> list[str]:
-        """The models' repo ids, with the revision if it is not main."""
-        return [
-            model.repo if model.revision == "main" else f"{model.repo}@{model.revision}"
-            for model in self.models
-        ]
+        """The models' repo ids, with the revision if it is not main, and the variant."""
+        return [model.id for model in self.models]
 
     @property
     def all_ids(self) -> list[str]:
         """The models' ids, then those of the other repos in the cache."""
-        ids = self.ids
-        return ids + [repo.repo for repo in self.repos if repo.repo not in ids]
+        named = {model.repo for model in self.models if model.revision == "main"}
+        return self.ids + [repo.repo for repo in self.repos if repo.repo not in named]
 
     @property
     def not_cached(self) -> NotCachedError | None:
@@ -176,7 +199,7 @@ class Status(Report, frozen=True):
         missing = [model for model in self.models if model.state != "cached"]
         if not missing:
             return None
-        states = ", ".join(f"{model.key} is {model.state}" for model in missing)
+        states = ", ".join(f"{model.name} is {model.state}" for model in missing)
         commands = [step.command for step in self.recommendations if step.command]
         fetching = (
             command

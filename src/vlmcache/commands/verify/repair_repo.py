@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,7 +13,13 @@ from vlmcache.cache import layout
 from vlmcache.cache.state import CacheState, Repo, Revision, TreeFile
 from vlmcache.change.place import check_places
 from vlmcache.change.plan import Action, Expected, Fetch, Link, Remove
-from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, Listing, plan_pull
+from vlmcache.commands.pull.plan import (
+    DownloadOrder,
+    FileSelection,
+    Listing,
+    VariantError,
+    plan_pull,
+)
 from vlmcache.commands.verify.values import Damage, Verification
 from vlmcache.errors import HubError, VlmcacheError
 from vlmcache.hub.client import Client
@@ -164,7 +171,10 @@ class RepoRepair:
         files, new = self._listing(commit, names, everything=everything)
         wanted = names & set(files)
         if everything or "*" in names:
-            wanted |= FileSelection().choose(repo.id, files).wanted | repo.lost_names(commit)
+            wanted |= repo.lost_names(commit)
+            # Of several variants nobody knows which was here.
+            with contextlib.suppress(VariantError):
+                wanted |= FileSelection().choose(repo.id, files).wanted
         for name, listed in files.items():
             if listed.etag in bad:
                 # The shared store may hold the very content that is bad.
