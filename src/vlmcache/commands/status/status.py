@@ -12,7 +12,13 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache import formats
-from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision
+from vlmcache.cache.completeness import (
+    Judgement,
+    judge,
+    judge_repo,
+    judge_revision,
+    remarks,
+)
 from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, Repo, Revision
@@ -125,7 +131,7 @@ def _model_status(
     used: Mapping[Key, LastUse],
 ) -> ModelStatus:
     repo = state.repo(model.repo)
-    judgement = judge(repo, model.revision)
+    judgement = judge(repo, model.revision, state.repo)
     revision = judgement.revision
     size = size_on_disk = 0
     last_used = None
@@ -133,6 +139,7 @@ def _model_status(
         size, size_on_disk = _revision_sizes(state, repo, revision)
         last_used = _last_used(used, repo, [revision])
     findings += _unreadable_indexes(model.repo, judgement)
+    findings += remarks(repo, judgement) if repo is not None else ()
     tensors: dict[str, Tensor] = {}
     if judgement.state == "cached" and revision is not None:
         tensors, short = _read_tensors(model.repo, revision, findings)
@@ -250,7 +257,7 @@ def _revision_sizes(state: CacheState, repo: Repo, revision: Revision) -> tuple[
 
 def _repo_status(state: CacheState, repo: Repo, used: Mapping[Key, LastUse]) -> RepoStatus:
     revisions = []
-    judged = [judge_revision(repo, revision) for revision in repo.revisions]
+    judged = [judge_revision(repo, revision, state.repo) for revision in repo.revisions]
     for revision, judgement in zip(repo.revisions, judged, strict=True):
         size, size_on_disk = _revision_sizes(state, repo, revision)
         revisions.append(
