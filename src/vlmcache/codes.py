@@ -236,6 +236,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The repo has no snapshots folder, so nothing in it can be loaded.",
         "'vlmcache pull MODEL' builds it from the blobs and downloads what is missing.",
     ),
+    "needs-repo": (
+        "Loading the model needs another repo, which is not in the cache: a base model, or code.",
+        "Run 'vlmcache pull' for the model: it fetches the other repo too, after asking.",
+    ),
     "no-access-times": (
         (
             "The mount does not record when files are read; only vlmcache's own journal knows the"
@@ -246,6 +250,14 @@ CODES: dict[str, tuple[str, str]] = {
     "no-device": (
         "The requested device does not exist on this machine.",
         "Use '--device auto' or one that 'vlmcache doctor' lists.",
+    ),
+    "no-generation-config": (
+        "The settings for generating text that belong to the model are missing.",
+        "Run 'vlmcache pull' for the model with '--include generation_config.json'.",
+    ),
+    "no-loader": (
+        "The weights are in a format that no current library loads: TensorFlow's or Flax's.",
+        "Look for the model with safetensors, or convert it with the library that wrote it.",
     ),
     "no-locks": (
         "The filesystem has no file locks, so two downloads of one file can run at once.",
@@ -474,6 +486,10 @@ CODES: dict[str, tuple[str, str]] = {
     "usage": (
         "The command line asks for something that is not possible.",
         "'vlmcache help COMMAND' shows the options and examples.",
+    ),
+    "variant-only": (
+        "The weights are a variant, which loaders find only if they are asked for it.",
+        "Pass 'variant' to 'from_pretrained', as the finding shows it.",
     ),
     "world-writable": (
         "Every user of this machine can change the cache, and what it loads.",

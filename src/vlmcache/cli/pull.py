@@ -11,8 +11,10 @@ from vlmcache.cli.options import Models, Yes, command, size_option
 from vlmcache.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from vlmcache.cli.options import Output
-    from vlmcache.commands.pull.values import PullReport
+    from vlmcache.commands.pull.values import PlannedModel, PullReport
     from vlmcache.config import Session
 
 EXAMPLES = """Examples:
@@ -100,10 +102,30 @@ def pull(
         token,
         make_room,
         confirmation(output, yes=yes),
-        choose=picker.variant if can_ask(output) else None,
+        None if yes else _agreement(output),
+        picker.variant if can_ask(output) else None,
     )
     names = _with_revision(_names(session, models or [], every=every), revision)
     return pull_command.pull(session, names, options, progress.on_stderr(quiet=output.quiet))
+
+
+def _agreement(output: Output) -> Callable[[Sequence[PlannedModel]], bool]:
+    """Return what asks whether other repos that models need are to be fetched too."""
+
+    def ask(others: Sequence[PlannedModel]) -> bool:
+        from vlmcache.cli.confirmation import can_ask, is_agreed
+        from vlmcache.commands.pull.values import in_words
+        from vlmcache.commands.remove.values import UnconfirmedError
+
+        text = in_words(others)
+        if not can_ask(output):
+            raise UnconfirmedError(
+                f"{text}: there is no terminal to ask on",
+                "--dry-run shows what would be fetched, --yes fetches it",
+            )
+        return is_agreed(f"{text}. Fetch that too?")
+
+    return ask
 
 
 def show(value: PullReport, *, verbose: bool) -> None:

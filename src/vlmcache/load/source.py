@@ -13,10 +13,10 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache import formats, gguf, layout
-from vlmcache.cache.completeness import judge, read_shards
+from vlmcache.cache.completeness import Others, judge, read_shards
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
-from vlmcache.cache.scan import scan
+from vlmcache.cache.scan import repo_finder, scan
 from vlmcache.cache.state import Repo, Revision
 from vlmcache.cache.weights import Precision, Tensor, read_header
 from vlmcache.config import ModelConfig, Session, cached_models, find_model
@@ -100,7 +100,8 @@ class ModelFinder:
             GgufError: other programs run it.
         """
         model = self._models[name]
-        revision = _loadable(self._state.repo(model.repo), model, name)
+        repo = self._state.repo(model.repo)
+        revision = _loadable(repo, model, name, repo_finder(self._state.dir))
         allowed = (
             self._trust_config
             and model.trust_remote_code
@@ -118,11 +119,11 @@ class ModelFinder:
         return model, source
 
 
-def _loadable(repo: Repo | None, model: ModelConfig, name: str) -> Revision:
+def _loadable(repo: Repo | None, model: ModelConfig, name: str, others: Others) -> Revision:
     """Return the revision of a repo that is loaded, if it is complete."""
     if repo is not None and repo.away is not None:
         raise away_error(repo, repo.away)
-    judgement = judge(repo, model.revision, variant=model.variant)
+    judgement = judge(repo, model.revision, others, variant=model.variant)
     files = judgement.revision.files if judgement.revision is not None else ()
     weights = {*(judgement.tree or ()), *(file.name for file in files)}
     weights = set(filter(formats.is_weights, weights))
@@ -138,7 +139,8 @@ def _loadable(repo: Repo | None, model: ModelConfig, name: str) -> Revision:
         bad = ", ".join(judgement.damaged) or "its revision"
         raise DamagedWeightsError(f"{name} is damaged: {bad}", pull)
     if judgement.state == "partial" or judgement.revision is None:
-        missing = ", ".join(judgement.missing) or "its download was interrupted"
+        missing = ", ".join(judgement.missing + judgement.missing_repos)
+        missing = missing or "its download was interrupted"
         raise NotDownloadedError(f"{name} is not complete: missing {missing}", pull)
     return judgement.revision
 

@@ -120,7 +120,7 @@ class FileSelection(msgspec.Struct, frozen=True):
             else dict.fromkeys(set(files) - chosen, "not asked for")
         )
         left = {name: left[name] for name in sorted(left.keys() - chosen)}
-        return Choice(frozenset(chosen), left, division.repos)
+        return Choice(frozenset(chosen), left, () if self.include else division.repos)
 
 
 class Choice(NamedTuple):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from vlmcache import log
+from vlmcache import log, units
 from vlmcache.cache import layout
-from vlmcache.cache.completeness import judge, reader
+from vlmcache.cache.completeness import is_here, judge, reader
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.needed_files import DECIDING
 from vlmcache.cache.reading import read_bytes
-from vlmcache.cache.scan import scan
+from vlmcache.cache.scan import repo_finder, scan
 from vlmcache.cache.state import CacheState, Finding, Revision, TreeFile
 from vlmcache.change.place import check_places
 from vlmcache.change.plan import Fetch, Link, Plan
@@ -32,6 +32,7 @@ from vlmcache.errors import (
     HostileListingError,
     HubError,
     NoSuchFileError,
+    NotDownloadedError,
     OfflineError,
     UsageError,
     VlmcacheError,
@@ -77,6 +78,45 @@ def prepare_pull(
             )
         )
     return PlannedModel(model, order, None, time.monotonic() - begun, tuple(findings))
+
+
+def prepare_needed(
+    client: Client, cache_dir: str, planned: Sequence[PlannedModel]
+) -> list[PlannedModel]:
+    """Return what is to be done for other repos that models need and that are not cached."""
+    others = repo_finder(cache_dir)
+    found: list[PlannedModel] = []
+    known = {part.model.repo.casefold() for part in planned}
+    pending = list(planned)
+    while pending:
+        part = pending.pop(0)
+        for need in part.order.repos if part.order is not None else ():
+            if need.id.casefold() in known or is_here(need, others):
+                continue
+            known.add(need.id.casefold())
+            model = ModelConfig(need.id, need.id, need.revision, configured=False)
+            selection = FileSelection(include=("*.py",) if need.code else ())
+            other = prepare_pull(client, cache_dir, model, selection)
+            found.append(other._replace(needed_by=part.model))
+            pending.append(found[-1])
+    return found
+
+
+def check_result(order: DownloadOrder) -> VlmcacheError | None:
+    """Return what is wrong with a model that was pulled, by the rules of `status`."""
+    others = repo_finder(order.cache_dir)
+    judgement = judge(others(order.repo), order.commit, others)
+    if judgement.state == "cached":
+        return None
+    problem = ", ".join((*judgement.damaged, *judgement.missing)) or judgement.state
+    if judgement.missing_repos:
+        problem = f"it needs {', '.join(judgement.missing_repos)}"
+    return NotDownloadedError(
+        f"{order.repo} was pulled and cannot be loaded: missing {problem}"
+        if judgement.missing
+        else f"{order.repo} was pulled and cannot be loaded: {problem}",
+        units.command("pull", order.repo) if judgement.missing_repos else None,
+    )
 
 
 def ignores_case(path: str) -> bool:

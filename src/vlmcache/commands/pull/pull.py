@@ -11,15 +11,17 @@ import msgspec
 from vlmcache.change.plan import Action, Failure, Fetch, Link, Outcome, Plan, Receipt, joined
 from vlmcache.commands.pull.make_room import make_room, what_helps
 from vlmcache.commands.pull.plan import VariantError
-from vlmcache.commands.pull.prepare import prepare_pull
+from vlmcache.commands.pull.prepare import check_result, prepare_needed, prepare_pull
 from vlmcache.commands.pull.room import find_shortage
 from vlmcache.commands.pull.values import (
+    LeftOut,
     PlannedModel,
     PulledModel,
     PullOptions,
     PullReport,
     PullState,
 )
+from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import ModelConfig, Session, cached_models, find_model, name_of, own_home
 from vlmcache.errors import PartlyError, SpaceError, VlmcacheError
 from vlmcache.home.journal import Journal
@@ -67,6 +69,13 @@ def pull(
     shortage_of = partial(find_shortage, session.cache.dir, session.config.limits)
     try:
         planned = [_prepare(client, session.cache.dir, model, options) for model in models]
+        others = prepare_needed(client, session.cache.dir, planned)
+        to_confirm = [part for part in others if part.order is not None and part.order.plan.needs]
+        asks = options.agree if to_confirm and not options.dry_run else None
+        if asks is not None and not asks(to_confirm):
+            raise UnconfirmedError("not confirmed: nothing was fetched")
+        # What is needed comes first: the model is complete once its own files are here.
+        planned = [*reversed(others), *planned]
         plans = _each_blob_once([part.order.plan for part in planned if part.order is not None])
         joined(plans).log("pull")
         shortage = shortage_of(plans)
@@ -116,6 +125,7 @@ def pull(
         sum(outcome.freed for outcome in outcomes),
         sum(outcome.fetched for outcome in outcomes),
     )
+    rows.sort(key=lambda row: row.needed_by is not None)
     report = PullReport(
         tuple(rows),
         joined([*([room.plan] if room is not None else ()), *plans]),
@@ -180,19 +190,28 @@ def _carry_out(
 
     begun = time.monotonic()
     done = download(client, order, progress, options.max_workers)
+    error = done.error
+    if error is None and options.selection.is_plain and part.needed_by is None:
+        error = check_result(order)
     row = msgspec.structs.replace(
         _row(part, "pulled" if order.plan.actions else "cached"),
         fetched=sum(outcome.fetched for outcome in done.outcomes),
         seconds=part.seconds + time.monotonic() - begun,
     )
-    return row, done.outcomes, done.error
+    return row, done.outcomes, error
 
 
 def _row(part: PlannedModel, state: PullState) -> PulledModel:
     """Return a model's row, as far as the plan says."""
     model, order = part.model, part.order
     row = PulledModel(
-        model.key, model.repo, model.revision, state, seconds=part.seconds, variant=model.variant
+        model.key,
+        model.repo,
+        model.revision,
+        state,
+        seconds=part.seconds,
+        needed_by=part.needed_by.repo if part.needed_by is not None else None,
+        variant=model.variant,
     )
     if order is None:
         return row
@@ -202,6 +221,15 @@ def _row(part: PlannedModel, state: PullState) -> PulledModel:
         path=order.snapshot,
         files=len(order.wanted),
         size=sum(order.files[name].content_size for name in order.wanted),
+        left_out=tuple(
+            sorted(
+                (
+                    LeftOut(name, order.files[name].content_size, why)
+                    for name, why in order.left_out.items()
+                ),
+                key=lambda file: -file.size,
+            )
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from vlmcache.change.plan import Fetch, Link, Plan, Receipt, ReleaseShared, Remove, RemoveTree
 from vlmcache.commands.pull.plan import VariantError
-from vlmcache.commands.pull.values import PulledModel, PullReport
+from vlmcache.commands.pull.values import LeftOut, PulledModel, PullReport
 from vlmcache.commands.status.values import Status
 from vlmcache.show.console import console
 from vlmcache.show.tables import SEVERITY_COLORS, STATE_COLORS, show_cache
@@ -20,6 +20,8 @@ from vlmcache.units import duration_text, size_text
 
 if TYPE_CHECKING:
     from vlmcache.commands.remove.values import Removal
+
+_MOST_REASONS = 5
 
 
 def show(report: PullReport, *, verbose: bool = False) -> None:
@@ -30,6 +32,7 @@ def show(report: PullReport, *, verbose: bool = False) -> None:
     for model in report.models:
         if model.state != "failed":
             _print(out, _line(model, report))
+            _print_left_out(out, model, verbose=verbose)
         elif len(report.models) > 1 and model.error is not None:
             line = Text(f"{printable(model.key)}: ", "red")
             _print(out, line + Text(printable(model.error.message)))
@@ -86,6 +89,21 @@ def _line(model: PulledModel, report: PullReport) -> Text:
     line.append(f", {size_text(model.fetched)} fetched in {took}{speed} ({what})")
     line.append(f"\n  {printable(model.path or '')}", "dim")
     return line
+
+
+def _print_left_out(out: Console, model: PulledModel, *, verbose: bool) -> None:
+    """Print what is not fetched and why; of what is cached, only if more is asked for."""
+    left = model.left_out if verbose or model.state != "cached" else ()
+    by_reason: dict[str, list[LeftOut]] = {}
+    for file in left:
+        by_reason.setdefault(file.reason, []).append(file)
+    shown = list(by_reason.items()) if verbose else list(by_reason.items())[:_MOST_REASONS]
+    for reason, files in shown:
+        size = size_text(sum(file.size for file in files))
+        what = printable(files[0].path) if len(files) == 1 else f"{len(files)} files"
+        _print(out, Text(f"  left out: {what} ({size}): {printable(reason)}", "dim"))
+    if len(shown) < len(by_reason):
+        _print(out, Text(f"  and {len(by_reason) - len(shown)} more; -v shows them", "dim"))
 
 
 def _print_files(report: PullReport) -> None:

@@ -107,7 +107,7 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
         model.repo
         for model in planner.config.models.values()
         if model.repo not in asked
-        and judge(state.repo(model.repo), model.revision, variant=model.variant).state
+        and judge(state.repo(model.repo), model.revision, state.repo, variant=model.variant).state
         in _INCOMPLETE
     }
     config = planner.config

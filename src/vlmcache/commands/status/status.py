@@ -12,7 +12,13 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache import formats, gguf
-from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision
+from vlmcache.cache.completeness import (
+    Judgement,
+    judge,
+    judge_repo,
+    judge_revision,
+    remarks,
+)
 from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, Repo, Revision, State
@@ -125,7 +131,8 @@ def _shipped() -> dict[str, ModelConfig]:
 def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> ModelStatus:
     state = known.state
     repo = state.repo(model.repo)
-    judgement = _remembered(known, repo, judge(repo, model.revision, variant=model.variant))
+    judgement = judge(repo, model.revision, state.repo, variant=model.variant)
+    judgement = _remembered(known, repo, judgement)
     revision = judgement.revision
     size = size_on_disk = 0
     last_used = None
@@ -138,6 +145,7 @@ def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> 
         size, size_on_disk = _revision_sizes(state, repo, _asked_for(model, judgement, revision))
         last_used = _last_used(known.used, repo, [revision])
     findings += _unreadable_indexes(model.repo, judgement)
+    findings += remarks(repo, judgement) if repo is not None else ()
     tensors: dict[str, Tensor] = {}
     if judgement.state == "cached" and revision is not None:
         tensors, short = _read_tensors(model.repo, revision, findings)
@@ -328,7 +336,8 @@ def _repo_status(known: Known, repo: Repo) -> RepoStatus:
     state, used = known.state, known.used
     revisions = []
     judged = [
-        _remembered(known, repo, judge_revision(repo, revision)) for revision in repo.revisions
+        _remembered(known, repo, judge_revision(repo, revision, state.repo))
+        for revision in repo.revisions
     ]
     for revision, judgement in zip(repo.revisions, judged, strict=True):
         size, size_on_disk = _revision_sizes(state, repo, revision)
