@@ -64,13 +64,16 @@ def commit_named(revision: str, refs: Mapping[str, str], commits: Collection[str
     return starts[0] if len(starts) == 1 else None
 
 
-def judge(repo: Repo | None, revision: str, others: Others | None = None) -> Judgement:
+def judge(
+    repo: Repo | None, revision: str, others: Others | None = None, variant: str | None = None
+) -> Judgement:
     """Return the state of one revision (branch, tag or commit) of a repo.
 
     Args:
         repo: the repo.
         revision: the revision.
         others: finds the other repos that it may need; if not given, they are not looked at.
+        variant: the GGUF variant that is asked for; any will do if not given.
     """
     if repo is None:
         return Judgement("missing", None, None)
@@ -84,7 +87,8 @@ def judge(repo: Repo | None, revision: str, others: Others | None = None) -> Jud
             return Judgement("damaged", None, None)
         if not repo.partials or repo.refs:
             return Judgement("missing", None, None)
-        return _begun(repo, {*repo.trees, *(snapshot.commit for snapshot in repo.revisions)})
+        commits = {*repo.trees, *(snapshot.commit for snapshot in repo.revisions)}
+        return _begun(repo, commits, variant)
     snapshot = repo.revision(commit)
     if snapshot is None:
         if lost := repo.lost_names(commit):
@@ -92,20 +96,21 @@ def judge(repo: Repo | None, revision: str, others: Others | None = None) -> Jud
             return Judgement("damaged", commit, None, damaged=tuple(sorted(lost)), tree=tree)
         # The hub's client writes the listing and the ref first, and then the files.
         if repo.partials or commit in repo.tree_files:
-            return msgspec.structs.replace(_begun(repo, {commit}), commit=commit)
+            return msgspec.structs.replace(_begun(repo, {commit}, variant), commit=commit)
         return Judgement("damaged" if revision in repo.refs else "missing", commit, None)
-    judgement = judge_revision(repo, snapshot, others)
+    judgement = judge_revision(repo, snapshot, others, variant)
     if judgement.state == "cached" and ref_is_malformed(repo, revision):
         return msgspec.structs.replace(judgement, state="damaged")
     return judgement
 
 
-def _begun(repo: Repo, commits: set[str]) -> Judgement:
+def _begun(repo: Repo, commits: set[str], variant: str | None) -> Judgement:
     """Return what is known of a download that has no ref or no snapshot yet.
 
     Args:
         repo: where it goes.
         commits: what it may be of; if there are several, what is missing cannot be known.
+        variant: the GGUF variant that is asked for.
     """
     if len(commits) != 1:
         return Judgement("partial", None, None)
@@ -115,7 +120,7 @@ def _begun(repo: Repo, commits: set[str]) -> Judgement:
     if tree is None and snapshot is None:
         return Judgement("partial", None, None)
     begun = snapshot or Revision(commit, "", (), (), 0, tree)
-    missing, _, division = _needs(repo, begun)
+    missing, _, division = _needs(repo, begun, variant)
     return Judgement(
         "partial", None, snapshot, tuple(sorted(missing)), tree=tree, division=division
     )
@@ -130,10 +135,12 @@ def ref_is_malformed(repo: Repo, revision: str) -> bool:
     )
 
 
-def judge_revision(repo: Repo, revision: Revision, others: Others | None = None) -> Judgement:
+def judge_revision(
+    repo: Repo, revision: Revision, others: Others | None = None, variant: str | None = None
+) -> Judgement:
     """Return the state of one snapshot: damage first, then what is missing."""
     damaged = {file.name for file in revision.files if not _is_whole(revision, file)}
-    missing, broken, division = _needs(repo, revision)
+    missing, broken, division = _needs(repo, revision, variant)
     # What is here and linked from nowhere was not left out: its link is lost.
     damaged |= broken | (missing & repo.lost_names(revision.commit) if missing else set())
     missing -= damaged
@@ -310,18 +317,20 @@ def _is_whole(revision: Revision, file: File) -> bool:
     return file.blob in layout.EMPTY_HASHES
 
 
-def _needs(repo: Repo, revision: Revision) -> tuple[set[str], set[str], Division | None]:
+def _needs(
+    repo: Repo, revision: Revision, variant: str | None
+) -> tuple[set[str], set[str], Division | None]:
     """Return the needed files that do not exist, and the indexes that make no sense."""
     names = {file.name for file in revision.files}
     if repo.type == "model":
-        division = divide_revision(revision)
+        division = divide_revision(revision, variant)
         return set(division.missing), set(division.broken), division
     if revision.tree is not None:
         return set(revision.tree) - names, set(), None
     return (set() if names else {"*"}), set(), None
 
 
-def divide_revision(revision: Revision) -> Division:
+def divide_revision(revision: Revision, variant: str | None = None) -> Division:
     """Return the files of a model's snapshot by what they are to loading."""
     tree = revision.tree or {}
     present = {file.name for file in revision.files}
@@ -331,6 +340,7 @@ def divide_revision(revision: Revision) -> Division:
         reader(revision),
         listed=bool(tree),
         sizes={name: file.content_size for name, file in tree.items()},
+        variant=variant,
         complement=bool(revision.refs) and all(ref.startswith("refs/pr/") for ref in revision.refs),
     )
 

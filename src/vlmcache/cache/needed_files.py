@@ -244,6 +244,11 @@ class _Repo:
                         if stays
                         else "another form of the model is here",
                     )
+        if self.variant or self._is_gguf():
+            gguf = {file for one in self.gguf.variants for file in one.files} | {
+                *self.gguf.projectors
+            }
+            left_out |= dict.fromkeys(gguf & self.names - needed, "another variant")
         along = self.names - needed - left_out.keys()
         left_out |= self._too_large(along)
         notes = [option.note for option in options if option.note is not None]
