@@ -177,8 +177,8 @@ def is_here(need: OtherRepo, others: Others, seen: AbstractSet[str] = frozenset(
     for revision in repo.revisions:
         names = {file.name for file in revision.files if _is_whole(revision, file)}
         roots = dict.fromkeys(need.code, frozenset[str]())
-        code = code_files(names, roots, reader(revision), listed=False)
-        if code is not None and code <= names:
+        code, _ = code_files(names, roots, reader(revision), listed=False)
+        if code <= names:
             return True
     return False
 
