@@ -53,7 +53,7 @@ def here(
         ({"consolidated.safetensors", "params.json", "tekken.json"}, True),
         ({"adapter_config.json", "adapter_model.safetensors"}, True),
         ({"config.json", *SHARDS}, False),
-        ({"config.json", SHARDS and min(SHARDS), INDEX}, False),
+        ({"config.json", "model-00001-of-00002.safetensors", INDEX}, False),
         ({"config.json"}, False),
         ({"README.md"}, False),
         ({"model.safetensors"}, False),

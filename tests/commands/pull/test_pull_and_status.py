@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from tests.kit.contents import Content
 from tests.kit.hub import LoopbackHub
-from tests.kit.pulls import pull
+from tests.kit.pulls import pull, vlmcache
 from tests.kit.repositories import REPOSITORIES, contents
 from vlmcache.cache.completeness import Judgement, judge, to_fetch
 from vlmcache.cache.scan import repo_finder
@@ -101,3 +103,60 @@ def test_what_is_missing_is_what_a_pull_fetches(
             assert found.state == "partial"
             assert name in found.missing
         assert judged(tmp_path, repo).state == "cached"
+
+
+ADAPTER: dict[str, Content] = {
+    "adapter_config.json": json.dumps({"base_model_name_or_path": "org/base"}).encode(),
+    "adapter_model.safetensors": b"a few weights",
+}
+BASE: dict[str, Content] = {"config.json": b"{}", "model.safetensors": b"w" * 3000}
+
+
+@pytest.fixture
+def adapter_hub() -> Iterator[LoopbackHub]:
+    with LoopbackHub() as hub:
+        hub.add_repo("org/adapter").commit(ADAPTER)
+        hub.add_repo("org/base").commit(BASE)
+        yield hub
+
+
+def test_an_adapter_is_pulled_with_its_base_model_and_is_not_cached_without_it(
+    adapter_hub: LoopbackHub, tmp_path: Path
+) -> None:
+    report = pull(adapter_hub, tmp_path, "org/adapter")
+    assert report.problem is None
+    assert [(row.repo, row.state, row.needed_by) for row in report.models] == [
+        ("org/adapter", "pulled", None),
+        ("org/base", "pulled", "org/adapter"),
+    ]
+    assert judged(tmp_path, "org/adapter").state == "cached"
+    adapter_hub.clear_requests()
+    assert pull(adapter_hub, tmp_path, "org/adapter").models[0].state == "cached"
+    assert len(adapter_hub.requests) == 1
+    shutil.rmtree(tmp_path / "models--org--base")
+    found = judged(tmp_path, "org/adapter")
+    assert (found.state, found.missing_repos) == ("partial", ("org/base",))
+    assert pull(adapter_hub, tmp_path, "org/adapter").problem is None
+    assert judged(tmp_path, "org/adapter").state == "cached"
+
+
+def test_without_a_terminal_a_base_model_is_fetched_only_with_yes(
+    adapter_hub: LoopbackHub, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    refused = vlmcache(adapter_hub, cache, "pull", "org/adapter")
+    assert refused.returncode == 5
+    assert "org/adapter needs org/base (3 kB): there is no terminal to ask on" in refused.stderr
+    assert adapter_hub.bytes_sent("model.safetensors") == 0
+    assert adapter_hub.bytes_sent("adapter_model.safetensors") == 0
+    planned = vlmcache(adapter_hub, cache, "pull", "org/adapter", "--dry-run")
+    assert planned.returncode == 0
+    assert "org/base" in planned.stdout
+    assert vlmcache(adapter_hub, cache, "pull", "org/adapter", "--yes").returncode == 0
+    assert vlmcache(adapter_hub, cache, "status", "org/adapter", "--check").returncode == 0
+    shutil.rmtree(cache / "models--org--base")
+    state = vlmcache(adapter_hub, cache, "status", "org/adapter", "--check", "--json")
+    assert state.returncode == 4
+    document = json.loads(state.stdout)
+    assert document["models"][0]["state"] == "partial"
+    assert "needs-repo" in [finding["code"] for finding in document["findings"]]
