@@ -54,8 +54,8 @@ def code_files(
     roots: Mapping[str, AbstractSet[str]] | None,
     content: Callable[[str], bytes | None],
     listed: bool,
-) -> set[str] | None:
-    """Return the files of code that loading runs; `None` if that cannot be known.
+) -> tuple[set[str], bool]:
+    """Return the files of code that loading runs, and whether these are all of them.
 
     Args:
         names: all files of the repo.
@@ -64,6 +64,7 @@ def code_files(
         listed: whether no other files than the names can exist.
     """
     found: set[str] = set()
+    sure = True
     pending = list(roots or ())
     while pending:
         name = pending.pop()
@@ -72,12 +73,12 @@ def code_files(
         found.add(name)
         code = content(name)
         classes = (roots or {}).get(name, ())
-        if code is None and not listed:
-            continue  # It is missing, and what it imports is not known.
         if code is None or any(kind.encode() not in code for kind in classes):
-            return None
+            # What is missing may import more; without a listing that cannot be helped.
+            sure = sure and code is None and not listed
+            continue
         pending += (file for file in _imported(name, code) if file in names or not listed)
-    return found or None
+    return found, sure and bool(found)
 
 
 def _imported(name: str, code: bytes) -> Iterator[str]:

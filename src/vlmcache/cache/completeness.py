@@ -67,11 +67,7 @@ def commit_named(revision: str, refs: Mapping[str, str], commits: Collection[str
 
 
 def judge(
-    repo: Repo | None,
-    revision: str,
-    others: Others | None = None,
-    *,
-    variant: str | None = None,
+    repo: Repo | None, revision: str, others: Others | None = None, variant: str | None = None
 ) -> Judgement:
     """Return the state of one revision (branch, tag or commit) of a repo.
 
@@ -79,7 +75,7 @@ def judge(
         repo: the repo.
         revision: the revision.
         others: finds the other repos that it may need; if not given, they are not looked at.
-        variant: the GGUF variant that is asked for; if not given, any complete one is enough.
+        variant: the GGUF variant that is asked for; any will do if not given.
     """
     judgement = _judge(repo, revision, others, variant)
     if repo is None or variant is None or judgement.division is None:
@@ -91,9 +87,21 @@ def judge(
     begun = {partial.etag for partial in repo.partials}
     own |= {name for name, file in listed.items() if file.etag in begun}
     called = gguf.variants(own | listed.keys()).called(variant)
-    if judgement.state != "away" and not any(own.intersection(one.files) for one in called):
+    if not any(own.intersection(one.files) for one in called):
         return msgspec.structs.replace(judgement, state="missing")
-    return judgement
+    return without_others(judgement)
+
+
+def without_others(judgement: Judgement) -> Judgement:
+    """Return what is said of one variant: damage of files that are not its own does not count."""
+    division, revision = judgement.division, judgement.revision
+    if division is None or revision is None or judgement.state != "damaged" or revision.linked:
+        return judgement
+    damaged = tuple(name for name in judgement.damaged if name not in division.left_out)
+    if damaged or not judgement.damaged:
+        return msgspec.structs.replace(judgement, damaged=damaged)
+    state: State = "partial" if judgement.missing or judgement.missing_repos else "cached"
+    return msgspec.structs.replace(judgement, state=state, damaged=())
 
 
 def _judge(
@@ -201,8 +209,8 @@ def is_here(need: OtherRepo, others: Others, seen: AbstractSet[str] = frozenset(
     for revision in repo.revisions:
         names = {file.name for file in revision.files if _is_whole(revision, file)}
         roots = dict.fromkeys(need.code, frozenset[str]())
-        code = code_files(names, roots, reader(revision), listed=False)
-        if code is not None and code <= names:
+        code, _ = code_files(names, roots, reader(revision), listed=False)
+        if code <= names:
             return True
     return False
 

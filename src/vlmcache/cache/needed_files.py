@@ -244,9 +244,11 @@ class _Repo:
                         if stays
                         else "another form of the model is here",
                     )
-        if self.variant is not None:
-            rest = {file for one in self.gguf.variants for file in one.files} - needed
-            left_out |= dict.fromkeys(rest & self.names, "another variant")
+        if self.variant or self._is_gguf():
+            gguf = {file for one in self.gguf.variants for file in one.files} | {
+                *self.gguf.projectors
+            }
+            left_out |= dict.fromkeys(gguf & self.names - needed, "another variant")
         along = self.names - needed - left_out.keys()
         left_out |= self._too_large(along)
         notes = [option.note for option in options if option.note is not None]
@@ -286,7 +288,7 @@ class _Repo:
         root = {key.stem for key in self.sets if not key.folder}
         if "model" in root or (not self.listed and self._lost_weights()):
             ways = [self._transformers_way()]
-            if "consolidated.safetensors" in names:
+            if "consolidated.safetensors" in names and "params.json" in names:
                 ways.append(self._mistral_way())
             if self.gguf.variants:
                 ways.append(self._gguf_way())
@@ -381,13 +383,11 @@ class _Repo:
         """Return the way of a library that is not known: all that it could open."""
         weights = list(self._weights())
         known = {name for group in weights for option in group for name in option.files}
-        code = code_files(self.names, self._code_roots(), self.read, self.listed)
+        code, sure = code_files(self.names, self._code_roots(), self.read, self.listed)
         groups = [
             (_file(name),)
             for name in self.names - self.left_out.keys() - known
-            if (
-                name in code if name.endswith(".py") and code is not None else self._is_opened(name)
-            )
+            if (name in code if name.endswith(".py") and sure else self._is_opened(name))
         ]
         groups += ((_file(name),) for name in self._sentence())
         return _Way(self._known(groups), tuple(weights))
@@ -465,7 +465,10 @@ class _Repo:
         shards = self._shards(weights)
         if index in self.present and shards is None and self.read(index) is not None:
             self.broken.add(index)
-        return Option(index, (weights.expected if shards is None else shards) | {index}, note)
+        if shards is None:
+            files = weights.expected | {index}
+            return Option(index, files & self.names if self.listed else files, note)
+        return Option(index, shards | {index}, note)
 
     def _shards(self, weights: formats.WeightSet) -> frozenset[str] | None:
         """Return the shards that the index names, if it is here and makes sense."""
@@ -492,14 +495,14 @@ class _Repo:
         folders |= {folder for folder in self._modules() if folder}
         named = config_strings(self._config(formats.CONFIG))
         fast = "tokenizer.json" in names
-        code = code_files(self.names, self._code_roots(), self.read, self.listed)
-        found = set(code or ())
+        found, sure = code_files(self.names, self._code_roots(), self.read, self.listed)
+        code = frozenset(found)
         for name in names:
             folder, _, base = name.rpartition("/")
             if _is_of_weights(name):
                 found |= {name} & named
             elif name.endswith(".py"):
-                if code is None and not folder and not _SCRIPT.search(name):
+                if not sure and not folder and not _SCRIPT.search(name):
                     found.add(name)
             elif folder:
                 if folder in folders or named & {name, folder, name.partition("/")[0]}:
@@ -512,8 +515,8 @@ class _Repo:
                 or (code and self._is_opened(name) and base.endswith((".json", ".csv", ".vocab")))
             ):
                 found.add(name)
-        if code is None and not any(map(_OWN_CODE.match, found)):
-            found = {name for name in found if not name.endswith(".py")}
+        if not sure and not any(map(_OWN_CODE.match, found)):
+            found = {name for name in found if not name.endswith(".py")} | code
         return (found | self._sentence()) - {"tokenizer.json"}
 
     def _sentence(self) -> set[str]:

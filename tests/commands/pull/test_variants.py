@@ -181,3 +181,14 @@ def test_an_update_fetches_the_variant_that_is_here(hub: LoopbackHub, tmp_path: 
     document = json.loads(done.stdout)
     assert document["models"][0]["outdated"]["fetch"] == 20_000
     assert "vlmcache pull one:Q4_K_M" in [step["command"] for step in document["recommendations"]]
+
+
+def test_damage_of_one_variant_is_no_damage_of_another(hub: LoopbackHub, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    assert pull(hub, cache, f"{NAME}:Q4_K_M", f"{NAME}:Q8_0").problem is None
+    (link,) = cache.glob(f"models--org--name/snapshots/*/{Q8}")
+    link.resolve().unlink()
+    assert judged(hub, cache, f"{NAME}:Q8_0").state == "damaged"
+    assert judged(hub, cache, f"{NAME}:Q4_K_M").state == "cached"
+    states = {one.name: one.state for one in judged(hub, cache, NAME).variants}
+    assert (states["Q4_K_M"], states["Q8_0"]) == ("cached", "damaged")

@@ -109,7 +109,8 @@ class FileSelection(msgspec.Struct, frozen=True):
                 if not _is_correct(linked[name], listed[name])
             }
             along = division.along if division.missing or broken else division.along & linked.keys()
-            chosen = {*division.needed, *along, *broken}
+            # An index can name what the hub does not have.
+            chosen = {*division.needed, *along, *broken} & set(files)
         for pattern in self.exclude:
             chosen -= layout.matching(files, pattern)
         if files and not chosen:

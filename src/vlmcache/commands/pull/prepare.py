@@ -102,10 +102,10 @@ def prepare_needed(
     return found
 
 
-def check_result(order: DownloadOrder) -> VlmcacheError | None:
+def check_result(order: DownloadOrder, variant: str | None) -> VlmcacheError | None:
     """Return what is wrong with a model that was pulled, by the rules of `status`."""
     others = repo_finder(order.cache_dir)
-    judgement = judge(others(order.repo), order.commit, others)
+    judgement = judge(others(order.repo), order.commit, others, variant)
     if judgement.state == "cached":
         return None
     problem = ", ".join((*judgement.damaged, *judgement.missing)) or judgement.state
@@ -176,7 +176,8 @@ class _Preparation(NamedTuple):
     def _complete_order(self) -> DownloadOrder | None:
         """Return an order of nothing to do, if the cache alone shows that everything is there."""
         model = self.model
-        judgement = judge(self.state.repo(model.repo), model.revision)
+        repo, variant = self.state.repo(model.repo), self.selection.variant
+        judgement = judge(repo, model.revision, variant=variant)
         if judgement.state != "cached" or judgement.revision is None:
             return None
         commit, files = judgement.revision.commit, judgement.revision.tree

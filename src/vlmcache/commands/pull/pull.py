@@ -147,13 +147,13 @@ def _prepare(
     client: Client, cache_dir: str, model: ModelConfig, options: PullOptions
 ) -> PlannedModel:
     """Return what is to be done for a model; of several variants one is chosen."""
-    selection = msgspec.structs.replace(options.selection, variant=model.variant)
+    selection = options.selection
+    if model.variant is not None:
+        selection = msgspec.structs.replace(selection, variant=model.variant)
     part = prepare_pull(client, cache_dir, model, selection)
     if isinstance(part.error, VariantError) and options.choose is not None:
         chosen = msgspec.structs.replace(model, variant=options.choose(part.error))
-        return prepare_pull(
-            client, cache_dir, chosen, msgspec.structs.replace(selection, variant=chosen.variant)
-        )
+        return _prepare(client, cache_dir, chosen, options)
     return part
 
 
@@ -192,7 +192,7 @@ def _carry_out(
     done = download(client, order, progress, options.max_workers)
     error = done.error
     if error is None and options.selection.is_plain and part.needed_by is None:
-        error = check_result(order)
+        error = check_result(order, options.selection.variant)
     row = msgspec.structs.replace(
         _row(part, "pulled" if order.plan.actions else "cached"),
         fetched=sum(outcome.fetched for outcome in done.outcomes),

@@ -18,6 +18,7 @@ from vlmcache.cache.completeness import (
     judge_repo,
     judge_revision,
     remarks,
+    without_others,
 )
 from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.scan import scan
@@ -133,6 +134,8 @@ def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> 
     repo = state.repo(model.repo)
     judgement = judge(repo, model.revision, state.repo, variant=model.variant)
     judgement = _remembered(known, repo, judgement)
+    if model.variant is not None:
+        judgement = without_others(judgement)
     revision = judgement.revision
     size = size_on_disk = 0
     last_used = None
