@@ -192,7 +192,7 @@ def _carry_out(
     done = download(client, order, progress, options.max_workers)
     error = done.error
     if error is None and options.selection.is_plain and part.needed_by is None:
-        error = check_result(order, options.selection.variant)
+        error = check_result(order, part.model.variant or options.selection.variant)
     row = msgspec.structs.replace(
         _row(part, "pulled" if order.plan.actions else "cached"),
         fetched=sum(outcome.fetched for outcome in done.outcomes),
