@@ -156,7 +156,9 @@ class _Lookup:
             raise away_error(repo, repo.away)
         if repo.linked_to is not None and repo.moved_to is None:
             raise UsageError(f"{repo.id} is a link to {repo.linked_to}: links are never followed")
-        partly = {partial.etag for partial in repo.partials}
+        # What an interrupted removal or download has left of a file without a link to it.
+        left = {partial.etag for partial in repo.partials}
+        left |= {name for name, users in repo.blob_users().items() if not users}
         found: dict[str, frozenset[str]] = {}
         known: dict[str, None] = {}
         for revision in repo.revisions:
@@ -164,7 +166,7 @@ class _Lookup:
                 continue
             tree = revision.tree or {}
             here = {file.name for file in revision.files}
-            here |= {name for name, file in tree.items() if file.etag in partly}
+            here |= {name for name, file in tree.items() if file.etag in left}
             variants = gguf.variants(here | tree.keys())
             known |= {one.name: None for one in variants.variants if here.intersection(one.files)}
             chosen = {name for pattern in self.include for name in layout.matching(here, pattern)}

@@ -336,9 +336,9 @@ def plan_removal(state: CacheState, targets: Sequence[Target], *, why: str = "as
 def _select_files(
     repo: Repo, files: Mapping[str, Collection[str]], chosen: Removals, why: str
 ) -> None:
-    """Choose files of snapshots, and what was begun of them; of all files, the revision."""
+    """Choose files of snapshots, and what is left of them without a link; of all, the revision."""
     folder = repo.folder
-    begun: set[str] = set()
+    named_etags: set[str] = set()
     needed: set[str] = set()
     for revision in repo.revisions:
         named = files.get(revision.commit, ())
@@ -350,9 +350,15 @@ def _select_files(
                 (folder, revision.commit, name): why for name in here.intersection(named)
             }
         for name, listed in (revision.tree or {}).items():
-            (begun if name in named else needed).add(listed.etag)
+            (named_etags if name in named else needed).add(listed.etag)
+    gone = named_etags - needed
     chosen.partials |= {
-        (folder, partial.name): why for partial in repo.partials if partial.etag in begun - needed
+        (folder, partial.name): why for partial in repo.partials if partial.etag in gone
+    }
+    chosen.blobs |= {
+        (folder, name): why
+        for name, users in repo.blob_users().items()
+        if not users and name in gone
     }
 
 
