@@ -13,9 +13,18 @@ from vlmcache import units
 from vlmcache.cache import formats, gguf, layout
 from vlmcache.cache.code_files import code_files
 from vlmcache.cache.entries import begun_bytes
-from vlmcache.cache.needed_files import GENERATION, Division, OtherRepo, divide, weight_map
+from vlmcache.cache.needed_files import (
+    DECIDING,
+    GENERATION,
+    Division,
+    OtherRepo,
+    decoded,
+    divide,
+    other_repos,
+    weight_map,
+)
 from vlmcache.cache.reading import read_bytes
-from vlmcache.cache.state import File, Finding, Repo, Revision, State, TreeFile
+from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision, State, TreeFile
 from vlmcache.cache.weights import TruncatedError, read_header
 
 _INDEX_LIMIT = 64_000_000
@@ -213,6 +222,27 @@ def is_here(need: OtherRepo, others: Others, seen: AbstractSet[str] = frozenset(
         if code <= names:
             return True
     return False
+
+
+def needs_of(state: CacheState) -> dict[tuple[str, str], set[tuple[str, str]]]:
+    """Return (repo folder, commit) of each model that needs others -> those, as far as here.
+
+    What needs them may need them at any commit, if the one that it names is not here.
+    """
+    found: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for repo in state.repos:
+        for revision in repo.revisions if repo.type == "model" else ():
+            read = reader(revision)
+            configs = {name: decoded(read(name)) for name in DECIDING}
+            for need in other_repos(configs.get):
+                other = state.repo(need.id)
+                if other is None:
+                    continue
+                commit = resolve(other, need.revision) if not need.code else None
+                commits = [one.commit for one in other.revisions if commit in (None, one.commit)]
+                needed = found.setdefault((repo.folder, revision.commit), set())
+                needed |= {(other.folder, one) for one in commits}
+    return found
 
 
 def to_fetch(repo: Repo | None, judgement: Judgement, *, now: float | None = None) -> int | None:

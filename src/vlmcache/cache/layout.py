@@ -16,6 +16,11 @@ BLOBS = "blobs"
 SNAPSHOTS = "snapshots"
 REFS = "refs"
 TREES = "trees"
+OWN_TREE = ".vlmcache.json"
+"""How the name ends of a listing of a snapshot that does not hold all of it.
+
+The client takes such a snapshot for a broken one if it finds the listing under its own name.
+"""
 NO_EXIST = ".no_exist"
 LOCKS = ".locks"
 CACHE_TAG = "CACHEDIR.TAG"
@@ -118,9 +123,15 @@ def ref_path(folder: str, ref: str) -> str:
     return os.path.join(folder, REFS, *ref.split("/"))
 
 
-def tree_path(folder: str, commit: str) -> str:
-    """Return where the Hub's listing of a commit is, in the folder of its repo."""
-    return os.path.join(folder, TREES, f"{commit}.json")
+def tree_path(folder: str, commit: str, *, own: bool = False) -> str:
+    """Return where the Hub's listing of a commit is, in the folder of its repo.
+
+    Args:
+        folder: the repo's folder.
+        commit: the commit.
+        own: whether it is one that the client does not read, see `OWN_TREE`.
+    """
+    return os.path.join(folder, TREES, f"{commit}{OWN_TREE if own else '.json'}")
 
 
 def snapshot_path(folder: str, commit: str) -> str:

@@ -258,7 +258,7 @@ class _Repo:
             missing,
             along - left_out.keys(),
             left_out,
-            tuple(self._other_repos()),
+            tuple(other_repos(self._config)),
             frozenset(self.broken),
             notes[0] if notes else None,
             self.gguf if undecided and self._is_gguf() and missing else None,
@@ -532,11 +532,7 @@ class _Repo:
 
     def _config(self, name: str) -> Any:
         if name not in self.configs:
-            content = self.read(name)
-            try:
-                self.configs[name] = msgspec.json.decode(content) if content else None
-            except JSON_ERRORS:
-                self.configs[name] = None
+            self.configs[name] = decoded(self.read(name))
         return self.configs[name]
 
     def _modules(self) -> dict[str, bool]:
@@ -591,19 +587,33 @@ class _Repo:
                 roots.setdefault(f"{path}.py", set()).add(kind)
         return roots
 
-    def _other_repos(self) -> Iterator[OtherRepo]:
-        adapter = self._config(ADAPTER_CONFIG)
-        base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
-        if isinstance(base, str) and "/" in base and layout.is_repo_id(base):
-            revision = adapter.get("revision")
-            yield OtherRepo(base, revision=revision if isinstance(revision, str) else "main")
-        code: dict[str, set[str]] = {}
-        for name in CODE_CONFIGS:
-            for repo, file, _ in own_classes(self._config(name)):
-                if repo is not None and layout.is_repo_id(repo):
-                    code.setdefault(repo, set()).add(file)
-        for repo, files in sorted(code.items()):
-            yield OtherRepo(repo, frozenset(files))
+
+def other_repos(config: Callable[[str], Any]) -> Iterator[OtherRepo]:
+    """Yield the other repos that a model's configurations name.
+
+    Args:
+        config: returns what the JSON of a configuration says, `None` without it.
+    """
+    adapter = config(ADAPTER_CONFIG)
+    base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
+    if isinstance(base, str) and "/" in base and layout.is_repo_id(base):
+        revision = adapter.get("revision")
+        yield OtherRepo(base, revision=revision if isinstance(revision, str) else "main")
+    code: dict[str, set[str]] = {}
+    for name in CODE_CONFIGS:
+        for repo, file, _ in own_classes(config(name)):
+            if repo is not None and layout.is_repo_id(repo):
+                code.setdefault(repo, set()).add(file)
+    for repo, files in sorted(code.items()):
+        yield OtherRepo(repo, frozenset(files))
+
+
+def decoded(content: bytes | None) -> Any:
+    """Return what the JSON of a configuration says; `None` if it is not JSON."""
+    try:
+        return msgspec.json.decode(content) if content else None
+    except JSON_ERRORS:
+        return None
 
 
 _OF_TRANSFORMERS = ("architectures", "model_type")

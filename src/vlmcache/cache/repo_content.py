@@ -57,6 +57,7 @@ class RepoContent:
         self.ref_files: dict[str, Stamp] = {}
         self.ref_folders: dict[str, Stamp] = {}
         self.tree_files: dict[str, Stamp] = {}
+        self.own_trees: set[str] = set()
         self.no_exist: dict[str, Stamp] = {}
         self.pull: str | None = None
         if layout.is_repo_id(self.id):
@@ -110,6 +111,7 @@ class RepoContent:
             ref_files=self.ref_files,
             ref_folders=self.ref_folders,
             tree_files=self.tree_files,
+            own_trees=frozenset(self.own_trees),
             no_exist=self.no_exist,
             trees=self.trees,
         )

@@ -267,6 +267,8 @@ class Repo(msgspec.Struct, frozen=True):
     """Folder below `refs/` -> its stamp: `refs/pr` of the ref `refs/pr/1`."""
     tree_files: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Commit -> the file of the Hub's listing."""
+    own_trees: frozenset[str] = frozenset()
+    """Commits whose listing has the name that the client does not read."""
     no_exist: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Commit -> the folder of names that the Hub is known not to have."""
     trees: dict[str, dict[str, TreeFile]] = msgspec.field(default_factory=dict)
@@ -292,7 +294,7 @@ class Repo(msgspec.Struct, frozen=True):
 
     def tree_path(self, commit: str) -> str:
         """Return the path of the Hub's listing of a commit, below the repo's place in the cache."""
-        return layout.tree_path(self.path, commit)
+        return layout.tree_path(self.path, commit, own=commit in self.own_trees)
 
     @property
     def size(self) -> int:

@@ -8,15 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import snapshot_download
 
 from tests.kit.contents import Content
 from tests.kit.hub import LoopbackHub
-from tests.kit.pulls import pull, vlmcache
+from tests.kit.pulls import config, environment, pull, vlmcache
 from tests.kit.repositories import REPOSITORIES, contents
 from vlmcache.cache.completeness import Judgement, judge, to_fetch
 from vlmcache.cache.scan import repo_finder
 from vlmcache.commands.pull.plan import FileSelection
 from vlmcache.commands.pull.values import PullReport
+from vlmcache.commands.remove.remove import remove
+from vlmcache.config import CacheLocation, Session
 
 CODE = "jinaai/jina-clip-implementation"
 CODE_FILES: dict[str, Content] = {
@@ -160,3 +163,41 @@ def test_without_a_terminal_a_base_model_is_fetched_only_with_yes(
     document = json.loads(state.stdout)
     assert document["models"][0]["state"] == "partial"
     assert "needs-repo" in [finding["code"] for finding in document["findings"]]
+
+
+def test_the_client_finds_a_pulled_model_offline_whatever_was_left_out(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    repo = "field/additional-templates"
+    report = pulled(hub, tmp_path, repo)
+    commit, left = report.models[0].commit, report.models[0].left_out
+    assert [file.path for file in left] == ["pytorch_model.bin"]
+    trees = tmp_path / "models--field--additional-templates" / "trees"
+    assert [path.name for path in trees.iterdir()] == [f"{commit}.vlmcache.json"]
+    folder = snapshot_download(repo, cache_dir=tmp_path, local_files_only=True)
+    assert (Path(folder) / "additional_chat_templates" / "tool_use.jinja").is_file()
+    # What somebody asks the client for, it fetches, and then it knows all of it.
+    pull(hub, tmp_path, repo, selection=FileSelection(every=True))
+    assert [path.name for path in trees.iterdir()] == [f"{commit}.json"]
+    snapshot_download(repo, cache_dir=tmp_path, local_files_only=True)
+
+
+def test_a_listing_of_either_name_is_read_and_removed_with_its_revision(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    repo = "field/additional-templates"
+    pulled(hub, tmp_path, repo)
+    found = repo_finder(str(tmp_path))(repo)
+    assert found is not None
+    (commit,) = found.trees
+    assert found.own_trees == {commit}
+    assert found.revisions[0].tree == found.trees[commit]
+    session = Session(environment(hub, tmp_path), config(), CacheLocation(str(tmp_path), "test"))
+    plan = remove(session, [f"{repo}@main"], dry_run=True).plan
+    assert plan.actions
+    client = Path(found.tree_path(commit)).with_name(f"{commit}.json")
+    shutil.copy(found.tree_path(commit), client)
+    again = repo_finder(str(tmp_path))(repo)
+    assert again is not None
+    assert not again.own_trees
+    assert [stray.leftover for stray in again.strays] == [True]

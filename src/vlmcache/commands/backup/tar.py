@@ -161,7 +161,9 @@ def _members(manifest: TarManifest) -> Iterator[_Member]:
             yield _Member(f"{repo.folder}/{layout.BLOBS}/{name}", blob.size, blob.hash)
         for commit, files in repo.trees.items():
             content = place.tree_text(files).encode()
-            name = f"{repo.folder}/{layout.TREES}/{commit}.json"
+            complete = files.keys() <= repo.snapshots.get(commit, {}).keys()
+            ending = ".json" if complete else layout.OWN_TREE
+            name = f"{repo.folder}/{layout.TREES}/{commit}{ending}"
             yield _Member(name, len(content), content=content)
         for commit, links in repo.snapshots.items():
             for file, blob_name in links.items():

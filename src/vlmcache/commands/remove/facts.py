@@ -9,7 +9,7 @@ from functools import cached_property
 
 import msgspec
 
-from vlmcache.cache.completeness import judge_content
+from vlmcache.cache.completeness import judge_content, needs_of
 from vlmcache.cache.last_use import LastUse, last_uses
 from vlmcache.cache.mounts import AccessTimes, Mount, mount_of
 from vlmcache.cache.moved import read_moves
@@ -21,6 +21,9 @@ from vlmcache.change.removals import Key
 from vlmcache.config import Environment, own_home
 from vlmcache.errors import VlmcacheError
 from vlmcache.home.journal import Journal
+
+_AFTER = 0.001
+"""Seconds by which what a model needs counts as used later, so that the model goes first."""
 
 
 class Known:
@@ -74,7 +77,13 @@ class Known:
     @cached_property
     def used(self) -> dict[Key, LastUse]:
         """When each revision of the cache was last used."""
-        return last_uses(self.state, self.journal, _access_times(self.mount))
+        used = last_uses(self.state, self.journal, _access_times(self.mount))
+        return _with_needed(self.needs, used)
+
+    @cached_property
+    def needs(self) -> dict[Key, set[Key]]:
+        """Which revisions of other models each needs."""
+        return needs_of(self.state)
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -104,6 +113,17 @@ class Known:
         if place.dir not in self._usage_there:
             self._usage_there[place.dir] = who_uses(place, {repo.folder for repo in place.repos})
         return self._usage_there[place.dir]
+
+
+def _with_needed(
+    needs: Mapping[Key, Collection[Key]], used: dict[Key, LastUse]
+) -> dict[Key, LastUse]:
+    """Return last uses by which what a model needs was used just after the model."""
+    for model, others in needs.items():
+        for other in others:
+            if other in used and used[other].at <= used[model].at:
+                used[other] = msgspec.structs.replace(used[model], at=used[model].at + _AFTER)
+    return used
 
 
 def _access_times(mount: Mount | None) -> AccessTimes:

@@ -59,10 +59,7 @@ def check_headers(scope: Scope, results: Results) -> None:
 def add_findings(scope: Scope, results: Results) -> None:
     """Count what the scan found broken as damage: links, sizes, refs."""
     repo = scope.repo
-    listings = {
-        os.path.join(repo.path, layout.TREES, f"{revision.commit}.json")
-        for revision in scope.revisions
-    }
+    listings = {repo.tree_path(revision.commit) for revision in scope.revisions}
     for finding in repo.findings:
         if finding.code == "unreadable-tree" and finding.path in listings:
             results.damaged[finding.path] = _broken(repo, finding)

@@ -138,7 +138,7 @@ class RepoRepair:
                 (not revision.files or revision.linked)
                 and (revision.path in damaged or bool(its_refs))
             )
-            listing = os.path.join(repo.path, layout.TREES, f"{commit}.json")
+            listing = repo.tree_path(commit)
             if not names and not its_refs and not everything and listing not in damaged:
                 continue
             order = self._order(commit, its_refs, names, everything=everything)
