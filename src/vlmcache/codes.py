@@ -99,6 +99,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Something in the cache is damaged or missing.",
         "'vlmcache verify --repair' downloads it again, and nothing else.",
     ),
+    "damaged-blob": (
+        "'vlmcache verify' found that a file is not what its hash says; it has not changed since.",
+        "'vlmcache verify MODEL --repair' downloads it again, and nothing else.",
+    ),
     "damaged-repos": (
         "Some repos in the cache have errors.",
         "'vlmcache status -v' lists them, each with its own remedy.",
@@ -129,6 +133,10 @@ CODES: dict[str, tuple[str, str]] = {
     "failed": (
         "The command did not do what was asked, for the reason in its message.",
         "Run it again with '-vv' to see each step.",
+    ),
+    "gguf": (
+        "The weights are GGUF files, which this command neither loads nor measures.",
+        "Run them with llama.cpp, Ollama or LM Studio; 'vlmcache status' lists the variants.",
     ),
     "gpu-driver": (
         "The GPU driver is installed but does not answer.",
@@ -341,6 +349,10 @@ CODES: dict[str, tuple[str, str]] = {
     "other-owner": (
         "The cache belongs to another user.",
         "If you share it, 'vlmcache doctor --shared GROUP' checks its permissions.",
+    ),
+    "other-spelling": (
+        "The cache holds the same repo under another spelling, as another program named it.",
+        "'vlmcache status --all' shows the spelling; name the model as it is cached.",
     ),
     "outside-link": (
         "A link leads out of the repo or out of the cache, and is not followed.",

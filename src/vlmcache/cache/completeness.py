@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache import formats, layout
+from vlmcache.cache import formats, gguf, layout
 from vlmcache.cache.code_files import code_files
+from vlmcache.cache.entries import begun_bytes
 from vlmcache.cache.needed_files import (
     DECIDING,
     GENERATION,
@@ -84,6 +86,36 @@ def judge(
         others: finds the other repos that it may need; if not given, they are not looked at.
         variant: the GGUF variant that is asked for; any will do if not given.
     """
+    judgement = _judge(repo, revision, others, variant)
+    if repo is None or variant is None or judgement.division is None:
+        return judgement
+    # Files that every variant needs are no beginning of this one.
+    snapshot = judgement.revision
+    own = {file.name for file in snapshot.files} if snapshot is not None else set()
+    listed = judgement.tree or {}
+    begun = {partial.etag for partial in repo.partials}
+    own |= {name for name, file in listed.items() if file.etag in begun}
+    called = gguf.variants(own | listed.keys()).called(variant)
+    if not any(own.intersection(one.files) for one in called):
+        return msgspec.structs.replace(judgement, state="missing")
+    return without_others(judgement)
+
+
+def without_others(judgement: Judgement) -> Judgement:
+    """Return what is said of one variant: damage of files that are not its own does not count."""
+    division, revision = judgement.division, judgement.revision
+    if division is None or revision is None or judgement.state != "damaged" or revision.linked:
+        return judgement
+    damaged = tuple(name for name in judgement.damaged if name not in division.left_out)
+    if damaged or not judgement.damaged:
+        return msgspec.structs.replace(judgement, damaged=damaged)
+    state: State = "partial" if judgement.missing or judgement.missing_repos else "cached"
+    return msgspec.structs.replace(judgement, state=state, damaged=())
+
+
+def _judge(
+    repo: Repo | None, revision: str, others: Others | None, variant: str | None
+) -> Judgement:
     if repo is None:
         return Judgement("missing", None, None)
     if repo.away is not None:
@@ -213,12 +245,18 @@ def needs_of(state: CacheState) -> dict[tuple[str, str], set[tuple[str, str]]]:
     return found
 
 
-def to_fetch(repo: Repo | None, judgement: Judgement) -> int | None:
+def to_fetch(repo: Repo | None, judgement: Judgement, *, now: float | None = None) -> int | None:
     """Return the bytes that a plain pull of what was judged would fetch; `None` if not known.
 
     They are those of the missing and damaged files and of what comes along, each content once,
     without those that are here under another name or in partial downloads.
+
+    Args:
+        repo: the repo.
+        judgement: what was said of a revision of it.
+        now: seconds since the epoch, against which partial downloads are judged.
     """
+    now = time.time() if now is None else now
     if repo is None or judgement.tree is None:
         return 0 if judgement.state == "cached" else None
     names = {*judgement.missing, *judgement.damaged}
@@ -229,14 +267,9 @@ def to_fetch(repo: Repo | None, judgement: Judgement) -> int | None:
         names |= judgement.division.along - files
     tree = judgement.tree
     contents = {tree[name].etag: tree[name] for name in names if name in tree}
-    partials: dict[str, int] = {}
-    for partial in repo.partials:
-        if partial.client is None:
-            begun = min(partial.size, partial.allocated)
-            partials[partial.etag] = max(partials.get(partial.etag, 0), begun)
     return sum(
-        max(0, listed.content_size - partials.get(etag, 0))
-        for etag, listed in contents.items()
+        listed.content_size - begun_bytes(repo, listed, now)[0]
+        for listed in contents.values()
         if not repo.holds(listed)
     )
 

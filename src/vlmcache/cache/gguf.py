@@ -37,6 +37,17 @@ class Variants(NamedTuple):
         exact = [variant for variant in self.variants if variant.name.casefold() == word]
         return exact or [variant for variant in self.variants if word in variant.aliases]
 
+    def sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Return the name of each variant -> its bytes.
+
+        Args:
+            sizes: file name -> bytes, of the files of which that is known.
+        """
+        return {
+            variant.name: sum(sizes.get(name, 0) for name in variant.files)
+            for variant in self.variants
+        }
+
     def projector(self, sizes: Mapping[str, int]) -> str | None:
         """Return the mmproj file to have next to a variant: f16, else the smallest.
 

@@ -159,7 +159,7 @@ class Partial(Stamp, frozen=True, gc=False):
     """Whether some process holds the hub's lock of the blob."""
     device: int = 0
     client: str | None = None
-    """The other program that wrote it, and alone continues it; `None` for the hub's and ours."""
+    """The other program that alone writes it; `None` for the hub's and ours."""
 
 
 class Stray(Stamp, frozen=True, gc=False):

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, TypeAlias
 import msgspec
 
 from vlmcache import log
-from vlmcache.cache.state import Repo, Revision, TreeFile
+from vlmcache.cache.state import Repo, Revision
 from vlmcache.cache.usage import Process
 from vlmcache.errors import VlmcacheError
 
@@ -314,20 +314,6 @@ def joined(plans: Sequence[Plan]) -> Plan:
         kept=tuple(kept for plan in plans for kept in plan.kept),
         unknown_use=sum(plan.unknown_use for plan in plans),
     )
-
-
-def is_resumable(listed: TreeFile, *, ours: bool, size: int, allocated: int) -> bool:
-    """Return whether a partial download can be the beginning of a file.
-
-    Args:
-        listed: the file.
-        ours: whether vlmcache wrote the partial, which it does from front to back. The client
-            writes Xet files in any order.
-        size: the partial's length in bytes.
-        allocated: what it occupies; less than its length if it has holes.
-    """
-    from_front_to_back = ours or (listed.xet_hash is None and allocated >= size)
-    return 0 < size <= listed.content_size and from_front_to_back
 
 
 def in_use_words(blocked: Sequence[Kept]) -> str:

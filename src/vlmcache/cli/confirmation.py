@@ -61,8 +61,13 @@ def require_terminal(json: bool, message: str, hint: str) -> None:
     Raises:
         UnconfirmedError: there is not; it says so with the message and the hint.
     """
-    if json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not can_ask(json=json):
         raise UnconfirmedError(message, hint)
+
+
+def can_ask(*, json: bool) -> bool:
+    """Return whether there is a terminal on which to ask, and an answer that a person reads."""
+    return not json and sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def is_agreed(question: str, word: str | None = None) -> bool:

@@ -371,7 +371,7 @@ def on_a_terminal(
         if not part:
             break
         seen += part
-        if typed and b"Which to pull?" in seen:
+        if typed and b"to pull?" in seen:
             os.write(terminal, typed)
             typed = b""
     _, wait_status = os.waitpid(pid, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
@@ -12,10 +11,28 @@ import msgspec
 from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import ref_is_malformed
+from vlmcache.cache.entries import begun_bytes
+from vlmcache.cache.gguf import variants
 from vlmcache.cache.needed_files import OtherRepo, Read, divide
 from vlmcache.cache.state import CacheState, File, Repo, Revision, TreeFile
-from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef, is_resumable
-from vlmcache.errors import UsageError
+from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef
+from vlmcache.errors import UnknownModelError, UsageError
+
+
+class VariantError(UsageError):
+    """One of several variants of a model has to be named.
+
+    Args:
+        repo: the repo's id.
+        sizes: name of each variant -> its bytes.
+    """
+
+    def __init__(self, repo: str, sizes: Mapping[str, int]) -> None:
+        listed = ", ".join(f"{name} ({units.size_text(size)})" for name, size in sizes.items())
+        first = units.command("pull", f"{repo}:{next(iter(sizes))}")
+        super().__init__(f"{repo} has {len(sizes)} variants: {listed}", f"name one: '{first}'")
+        self.repo = repo
+        self.sizes = sizes
 
 
 class FileSelection(msgspec.Struct, frozen=True):
@@ -56,8 +73,8 @@ class FileSelection(msgspec.Struct, frozen=True):
             read: returns the content of a file, `None` if it is not known.
 
         Raises:
-            UsageError: a pattern of `include` matches nothing, or nothing is left; or one of
-                several GGUF variants has to be named.
+            UsageError: a pattern of `include` matches nothing, or nothing is left.
+            VariantError: one of several GGUF variants has to be named, or another.
         """
         listed = files if isinstance(files, Mapping) else {}
         linked = {file.name: file for file in revision.files} if revision is not None else {}
@@ -65,10 +82,15 @@ class FileSelection(msgspec.Struct, frozen=True):
         division = divide(
             files, linked.keys() & set(files), read, sizes=sizes, variant=self.variant
         )
+        available = variants(files)
+        if self.variant is not None and len(available.called(self.variant)) != 1:
+            if not available.variants:
+                raise UnknownModelError(f"{repo} has no variants: it has no GGUF files")
+            raise VariantError(repo, available.sizes(sizes))
         if self.include:
             chosen: set[str] = set()
             for pattern in self.include:
-                matching = _matching(files, pattern)
+                matching = layout.matching(files, pattern)
                 if not matching:
                     raise UsageError(
                         f"{repo} has no file that matches --include {pattern}",
@@ -79,11 +101,7 @@ class FileSelection(msgspec.Struct, frozen=True):
             chosen = set(files)
         else:
             if division.choices is not None:
-                names = [variant.name for variant in division.choices.variants]
-                raise UsageError(
-                    f"{repo} has {len(names)} variants: {', '.join(names)}",
-                    f"name one: '{units.command('pull', f'{repo}:{names[0]}')}'",
-                )
+                raise VariantError(repo, division.choices.sizes(sizes))
             # What is here and is not what it should be is repaired, needed or not.
             broken = {
                 name
@@ -94,7 +112,7 @@ class FileSelection(msgspec.Struct, frozen=True):
             # An index can name what the hub does not have.
             chosen = {*division.needed, *along, *broken} & set(files)
         for pattern in self.exclude:
-            chosen -= _matching(files, pattern)
+            chosen -= layout.matching(files, pattern)
         if files and not chosen:
             raise UsageError(f"--exclude leaves no file of {repo}")
         left = (
@@ -114,12 +132,6 @@ class Choice(NamedTuple):
     """File -> why it is not fetched."""
     repos: tuple[OtherRepo, ...] = ()
     """Other repos that loading needs."""
-
-
-def _matching(names: Iterable[str], pattern: str) -> set[str]:
-    # As huggingface_hub's filter_repo_objects does it (`utils/_paths.py`).
-    complete = pattern + "*" if pattern.endswith("/") else pattern
-    return {name for name in names if fnmatch.fnmatch(name, complete)}
 
 
 class Listing(NamedTuple):
@@ -192,7 +204,7 @@ def plan_pull(
         elif file.etag in fetches:
             links.append(Link(repo_id, name, path, file.etag, "the same content as another file"))
         else:
-            have, credit = _partial(repo, file)
+            have, credit = begun_bytes(repo, file, state.scanned_at)
             size = file.content_size
             reason = _why_fetch(repo, cached, file, have)
             fetches[file.etag] = Fetch(repo_id, name, path, file.etag, size, have, reason)
@@ -219,23 +231,6 @@ def _is_shared(state: CacheState, listed: TreeFile) -> bool:
         return False
     shared = state.shared.get(listed.xet_hash)
     return shared is not None and shared.size == listed.content_size
-
-
-def _partial(repo: Repo | None, listed: TreeFile) -> tuple[int, int]:
-    """Return the bytes of the blob that are here already, and how many of them occupy disk."""
-    best = (0, 0)
-    for partial in repo.partials if repo is not None else ():
-        ours = partial.name == listed.etag + layout.PARTIAL_SUFFIX
-        # What another program writes is continued by that program only.
-        if (
-            partial.client is not None
-            or partial.etag != listed.etag
-            or not is_resumable(listed, ours=ours, size=partial.size, allocated=partial.allocated)
-        ):
-            continue
-        if not partial.locked or ours:
-            best = max(best, (partial.size, min(partial.size, partial.allocated)))
-    return best
 
 
 def _names(repo: Repo, ref: str, commit: str) -> bool:

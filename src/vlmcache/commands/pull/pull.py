@@ -11,6 +11,7 @@ import msgspec
 
 from vlmcache.cache.scan import scan
 from vlmcache.change.plan import Failure, Outcome, Receipt, joined
+from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.prepare import check_result, prepare_needed, prepare_pull
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk, without_fetches
 from vlmcache.commands.pull.values import (
@@ -44,7 +45,7 @@ def pull(
 
     Args:
         session: what to work on.
-        names: keys of config.yaml or repo ids, with an optional `@revision`.
+        names: keys of config.yaml or repo ids, with an optional `@revision` and `:VARIANT`.
         options: how.
         progress: called as the work proceeds, from several threads.
         patience: how long to try to reach the hub.
@@ -142,7 +143,7 @@ def _plan(
     Raises:
         UnconfirmedError: these are not wanted.
     """
-    planned = [prepare_pull(client, session.cache.dir, one, options.selection) for one in models]
+    planned = [_prepare(client, session.cache.dir, model, options) for model in models]
     others = prepare_needed(client, session.cache.dir, planned)
     to_confirm = [part for part in others if part.order is not None and part.order.plan.needs]
     asks = options.agree if to_confirm and not options.dry_run else None
@@ -155,8 +156,22 @@ def _plan(
 def _models(session: Session, names: Sequence[str]) -> list[ModelConfig]:
     """Return the models that names mean, each once."""
     cached = cached_models(session.cache)
-    models = [find_model(session.config, name, cached) for name in names]
-    return list({(model.repo, model.revision): model for model in models}.values())
+    models = [find_model(session.config, name, cached, variants=True) for name in names]
+    return list({(model.repo, model.revision, model.variant): model for model in models}.values())
+
+
+def _prepare(
+    client: Client, cache_dir: str, model: ModelConfig, options: PullOptions
+) -> PlannedModel:
+    """Return what is to be done for a model; of several variants one is chosen."""
+    selection = options.selection
+    if model.variant is not None:
+        selection = msgspec.structs.replace(selection, variant=model.variant)
+    part = prepare_pull(client, cache_dir, model, selection)
+    if isinstance(part.error, VariantError) and options.choose is not None:
+        chosen = msgspec.structs.replace(model, variant=options.choose(part.error))
+        return _prepare(client, cache_dir, chosen, options)
+    return part
 
 
 def _carry_out(
@@ -173,7 +188,7 @@ def _carry_out(
     begun = time.monotonic()
     outcomes, error = download(client, order, progress, options.max_workers)
     if error is None and options.selection.is_plain and part.needed_by is None:
-        error = check_result(order, options.selection.variant)
+        error = check_result(order, part.model.variant or options.selection.variant)
     row = msgspec.structs.replace(
         _row(part, "pulled" if order.plan.actions else "cached"),
         fetched=sum(outcome.fetched for outcome in outcomes),
@@ -192,6 +207,7 @@ def _row(part: PlannedModel, state: PullState) -> PulledModel:
         state,
         seconds=part.seconds,
         needed_by=part.needed_by.repo if part.needed_by is not None else None,
+        variant=model.variant,
     )
     if order is None:
         return row

@@ -10,7 +10,7 @@ import msgspec
 from vlmcache import units
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Plan, Receipt
-from vlmcache.commands.pull.plan import DownloadOrder, FileSelection
+from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, VariantError
 from vlmcache.config import ModelConfig, Session, options_in_force
 from vlmcache.errors import VlmcacheError
 from vlmcache.report import Report
@@ -38,6 +38,9 @@ class PullOptions(msgspec.Struct, frozen=True):
     agree: Callable[[Sequence[PlannedModel]], bool] | None = None
     """Called with the other repos that the models need; says whether to fetch these too. Nobody is
     asked if `None`."""
+    choose: Callable[[VariantError], str] | None = None
+    """Called if a model has several variants and none is named; returns one. It is an error if
+    `None`."""
 
     def command(self, session: Session, names: Iterable[str]) -> str:
         """Return the command line that pulls names again with the same options, but no token."""
@@ -88,6 +91,8 @@ class PulledModel(msgspec.Struct, frozen=True):
     """What is not fetched unless it is asked for, the largest first."""
     needed_by: str | None = None
     """The model that needs this one, if nobody named it."""
+    variant: str | None = None
+    """The GGUF variant that was asked for, or chosen."""
 
 
 class PullReport(Report, frozen=True):
@@ -103,7 +108,11 @@ class PullReport(Report, frozen=True):
     @property
     def ids(self) -> list[str]:
         """The repos that are complete, or would be."""
-        return [model.repo for model in self.models if model.state != "failed"]
+        return [
+            f"{model.repo}:{model.variant}" if model.variant else model.repo
+            for model in self.models
+            if model.state != "failed"
+        ]
 
 
 class PlannedModel(NamedTuple):

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vlmcache.change.plan import Fetch, Link, Plan, Receipt, ReleaseShared, Remove, RemoveTree
+from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.values import LeftOut, PulledModel, PullReport
 from vlmcache.commands.status.values import Status
 from vlmcache.show.console import console, print_line
@@ -65,7 +66,7 @@ def evicted(report: PullReport) -> Removal | None:
 def _line(model: PulledModel, report: PullReport) -> Text:
     commit = (model.commit or "")[:12]
     what = f"{model.files} files, {size_text(model.size)}, commit {commit}"
-    name = printable(model.key)
+    name = printable(f"{model.key}:{model.variant}" if model.variant else model.key)
     if model.state == "cached":
         return Text(f"{name}: already cached ({what})")
     if model.state == "planned":
@@ -137,5 +138,18 @@ def ask_which(status: Status) -> str:
         )
     out.print(table)
     print("Which to pull? (1,3 or 1-3 or all; nothing to leave): ", end="", file=sys.stderr)
+    sys.stderr.flush()
+    return sys.stdin.readline()
+
+
+def ask_variant(error: VariantError) -> str:
+    """Show the variants of a model with numbers on stderr and return what is typed."""
+    out = console(sys.stderr)
+    table = plain_table("", "VARIANT", "SIZE", numbers=("", "SIZE"), folded=("VARIANT",))
+    for number, (name, size) in enumerate(error.sizes.items(), 1):
+        table.add_row(str(number), printable(name), size_text(size))
+    out.print(table)
+    question = f"Which variant of {printable(error.repo)} to pull? (a number; nothing to leave): "
+    print(question, end="", file=sys.stderr)
     sys.stderr.flush()
     return sys.stdin.readline()

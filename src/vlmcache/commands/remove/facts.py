@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -66,6 +66,18 @@ class Known:
         with Journal(own_home(self.environment)[0]) as journal:
             return Remembered(journal.uses(self.state.dir), journal.damaged())
 
+    def damaged_files(self, repo: Repo, revision: Revision) -> list[str]:
+        """Return the files that `verify` found damaged and that did not change since."""
+        damaged = self.remembered.damaged
+        found = []
+        for file in revision.files if damaged else ():
+            blob = repo.blobs.get(file.blob or "")
+            shared = self.state.shared.get(blob.shared or "") if blob is not None else None
+            content = shared or blob or file
+            if (content.device, content.inode, content.size, content.mtime_ns) in damaged:
+                found.append(file.name)
+        return found
+
     @cached_property
     def used(self) -> dict[Key, LastUse]:
         """When each revision of the cache was last used."""
@@ -82,12 +94,9 @@ class Known:
     def evidence(self) -> Evidence:
         """What shows whether revisions are needed, for the repos in question."""
         every = any(not shared.users for shared in self.state.shared.values())
-        damaged = self.remembered.damaged
         states = {
             (repo.folder, revision.commit): (
-                "damaged"
-                if damaged and damaged.intersection(_contents(self.state, repo, revision))
-                else judge_content(repo, revision)
+                "damaged" if self.damaged_files(repo, revision) else judge_content(repo, revision)
             )
             for repo in self.state.repos
             if every or in_question(repo)
@@ -169,17 +178,6 @@ def users_of(state: CacheState, folders: Collection[str] | None = None) -> Usage
             home = msgspec.structs.replace(scan(cache, only=names), repos=(), strays=())
             locks |= who_uses(home, names).locks
     return Usage(usage.files, locks, usage.hidden)
-
-
-def _contents(
-    state: CacheState, repo: Repo, revision: Revision
-) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (device, inode, size, mtime in ns) of the content of a revision's files."""
-    for file in revision.files:
-        blob = repo.blobs.get(file.blob or "")
-        shared = state.shared.get(blob.shared or "") if blob is not None else None
-        content = shared or blob or file
-        yield content.device, content.inode, content.size, content.mtime_ns
 
 
 def inodes_below(path: str) -> dict[tuple[int, int], str]:

@@ -57,6 +57,8 @@ class RemoveOptions(msgspec.Struct, frozen=True):
     """The revision to remove of each model; the complete repo if not given."""
     force: bool = False
     """Whether to remove what a process uses."""
+    include: tuple[str, ...] = ()
+    """Patterns of the only files to remove; all files if there are none."""
 
 
 class CleanOptions(msgspec.Struct, frozen=True):

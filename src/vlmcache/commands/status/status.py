@@ -11,16 +11,17 @@ from datetime import datetime, timezone
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache import formats
+from vlmcache.cache import formats, gguf
 from vlmcache.cache.completeness import (
     Judgement,
     judge,
     judge_repo,
     judge_revision,
     remarks,
+    without_others,
 )
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import CacheState, Finding, Repo, Revision
+from vlmcache.cache.state import CacheState, Finding, Repo, Revision, State
 from vlmcache.cache.usage import LastUse
 from vlmcache.cache.weights import (
     MemoryEstimate,
@@ -44,10 +45,13 @@ from vlmcache.commands.status.values import (
     RepoStatus,
     RevisionStatus,
     Status,
+    VariantStatus,
+    second_caches,
     summarize_cache,
 )
 from vlmcache.config import ModelConfig, Session, own_home, shipped_config
 from vlmcache.home.copies import list_copies
+from vlmcache.names import typed_name
 
 
 def status(session: Session, names: Sequence[str] = ()) -> Status:
@@ -57,7 +61,7 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
 
     Args:
         session: the environment, the configuration and the hub cache.
-        names: keys or repo ids.
+        names: keys or repo ids, with an optional `@revision` and `:VARIANT`.
 
     Raises:
         ConfigError: the cache path is not a folder.
@@ -65,7 +69,7 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
     """
     environment, config, location = session
     state = scan(location.dir)
-    known_names = names_in(state, session.config)
+    known_names = names_in(state, session.config, variants=True)
     wanted = [known_names.model(name) for name in names] or [
         known_names.as_held(model) for model in config.models.values()
     ]
@@ -76,8 +80,10 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
     )
     known = Known(environment, state)
     summary = summarize_cache(session, state, known.mount)
-    models = tuple(_model_status(state, model, findings, known.used) for model in wanted)
-    repos = tuple(_repo_status(state, repo, known.used) for repo in state.repos)
+    models = tuple(_model_status(known, model, findings) for model in wanted)
+    repos = tuple(_repo_status(known, repo) for repo in state.repos)
+    findings += (finding for repo in state.repos for finding in _found_damaged(known, repo))
+    findings += _found_elsewhere(session, state, models)
     advised = Advice(session)
     shown = Status(summary, models, repos, (), tuple(findings), elsewhere=tuple(_elsewhere(state)))
     steps = recommend(advised, Planner(known, session), shown)
@@ -122,20 +128,24 @@ def _shipped() -> dict[str, ModelConfig]:
     return {model.repo: model for model in shipped_config().models.values()}
 
 
-def _model_status(
-    state: CacheState,
-    model: ModelConfig,
-    findings: list[Finding],
-    used: Mapping[Key, LastUse],
-) -> ModelStatus:
+def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> ModelStatus:
+    state = known.state
     repo = state.repo(model.repo)
-    judgement = judge(repo, model.revision, state.repo)
+    judgement = judge(repo, model.revision, state.repo, variant=model.variant)
+    judgement = _remembered(known, repo, judgement)
+    if model.variant is not None:
+        judgement = without_others(judgement)
     revision = judgement.revision
     size = size_on_disk = 0
     last_used = None
+    variants = _variants(repo, judgement)
+    variant = model.variant
+    if len(variants) > 1 and variant is None:
+        cached = [one.name for one in variants if one.state == "cached"]
+        variant = cached[0] if len(cached) == 1 else None
     if repo is not None and revision is not None:
-        size, size_on_disk = _revision_sizes(state, repo, revision)
-        last_used = _last_used(used, repo, [revision])
+        size, size_on_disk = _revision_sizes(state, repo, _asked_for(model, judgement, revision))
+        last_used = _last_used(known.used, repo, [revision])
     findings += _unreadable_indexes(model.repo, judgement)
     findings += remarks(repo, judgement) if repo is not None else ()
     tensors: dict[str, Tensor] = {}
@@ -164,7 +174,77 @@ def _model_status(
         configured=model.configured,
         linked_to=repo.linked_to if repo is not None else None,
         away=repo.away if repo is not None else None,
+        variant=variant,
+        variants=variants,
     )
+
+
+def _asked_for(model: ModelConfig, judgement: Judgement, revision: Revision) -> Revision:
+    """Return a revision with the files of the variant that is asked for, and what it needs."""
+    if model.variant is None or judgement.division is None:
+        return revision
+    files = (file for file in revision.files if file.name not in judgement.division.left_out)
+    return msgspec.structs.replace(revision, files=tuple(files))
+
+
+def _variants(repo: Repo | None, judgement: Judgement) -> tuple[VariantStatus, ...]:
+    """Return the GGUF variants of what was judged."""
+    tree, revision = judgement.tree or {}, judgement.revision
+    here = {file.name: file.size for file in revision.files} if revision is not None else {}
+    sizes = here | {name: file.content_size for name, file in tree.items()}
+    partials = repo.partials if repo is not None else ()
+    begun = {partial.etag for partial in partials}
+    begun = {name for name, file in tree.items() if file.etag in begun}
+    found = gguf.variants(sizes)
+    bytes_of = found.sizes(sizes)
+
+    def state_of(names: tuple[str, ...]) -> State:
+        if not set(names).isdisjoint(judgement.damaged):
+            return "damaged"
+        if here.keys() >= set(names):
+            return "cached"
+        return "missing" if (here.keys() | begun).isdisjoint(names) else "partial"
+
+    return tuple(
+        VariantStatus(one.name, state_of(one.files), bytes_of[one.name]) for one in found.variants
+    )
+
+
+def _remembered(known: Known, repo: Repo | None, judgement: Judgement) -> Judgement:
+    """Return a judgement that includes what `verify` found damaged and is unchanged since."""
+    revision = judgement.revision
+    bad = known.damaged_files(repo, revision) if repo and revision else []
+    if not bad:
+        return judgement
+    damaged = tuple(sorted({*judgement.damaged, *bad}))
+    return msgspec.structs.replace(judgement, state="damaged", damaged=damaged)
+
+
+def _found_damaged(known: Known, repo: Repo) -> Iterator[Finding]:
+    """Yield what `verify` found damaged in a repo and is unchanged since."""
+    for revision in repo.revisions:
+        names = known.damaged_files(repo, revision)
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            detail = f"verify found damage, and it has not changed since: {names[0]}{more}"
+            remedy = units.command("verify", typed_name(repo.type, repo.id), "--repair")
+            path = revision.file_path(names[0])
+            yield Finding("damaged-blob", "error", repo.id, path, detail, remedy)
+
+
+def _found_elsewhere(
+    session: Session, state: CacheState, models: Sequence[ModelStatus]
+) -> Iterator[Finding]:
+    """Yield where models that would be downloaded may be already."""
+    missing = [model.repo for model in models if model.state in ("missing", "partial")]
+    if missing:
+        yield from second_caches(session, missing)
+    for name in missing:
+        for repo in state.repos:
+            if repo.id != name and (repo.type, repo.id.casefold()) == ("model", name.casefold()):
+                detail = f"the cache holds the same repo as {repo.id}, which is read as another one"
+                remedy = units.command("status", repo.id)
+                yield Finding("other-spelling", "warning", name, repo.path, detail, remedy)
 
 
 def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
@@ -223,8 +303,9 @@ def _memory(
 def _expected_size(model: ModelConfig, judgement: Judgement, size: int) -> int | None:
     """Return the length of the complete download, from the best source there is."""
     if judgement.tree:
-        tree = judgement.tree
-        return sum(tree[name].content_size for name in formats.wanted(tree))
+        tree, division = judgement.tree, judgement.division
+        names = formats.wanted(tree) if division is None else division.needed | division.along
+        return sum(tree[name].content_size for name in names if name in tree)
     if judgement.state == "cached":
         return size
     if model.expected_size is not None:
@@ -250,9 +331,13 @@ def _revision_sizes(state: CacheState, repo: Repo, revision: Revision) -> tuple[
     return size, allocated
 
 
-def _repo_status(state: CacheState, repo: Repo, used: Mapping[Key, LastUse]) -> RepoStatus:
+def _repo_status(known: Known, repo: Repo) -> RepoStatus:
+    state, used = known.state, known.used
     revisions = []
-    judged = [judge_revision(repo, revision, state.repo) for revision in repo.revisions]
+    judged = [
+        _remembered(known, repo, judge_revision(repo, revision, state.repo))
+        for revision in repo.revisions
+    ]
     for revision, judgement in zip(repo.revisions, judged, strict=True):
         size, size_on_disk = _revision_sizes(state, repo, revision)
         revisions.append(
@@ -266,6 +351,7 @@ def _repo_status(state: CacheState, repo: Repo, used: Mapping[Key, LastUse]) -> 
                 size_on_disk,
                 judgement.missing,
                 datetime.fromtimestamp(revision.mtime_ns // 1_000_000_000, timezone.utc),
+                _variants(repo, judgement),
             )
         )
     return RepoStatus(

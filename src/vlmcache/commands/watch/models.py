@@ -90,7 +90,7 @@ class Models:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._judged: dict[tuple[str, str | None], tuple[Repo, State, int | None]] = {}
+        self._judged: dict[tuple[str, str | None, str | None], tuple[Repo, State, int | None]] = {}
 
     def update(self, state: CacheState, users: Users) -> Iterator[WatchedModel]:
         """Yield the configured models, then the other repos of the cache."""
@@ -108,7 +108,8 @@ class Models:
 
     def _model(self, repo: Repo | None, model: ModelConfig | None, users: Users) -> WatchedModel:
         revision = model.revision if model is not None else None
-        state, expected = self._judge(repo, revision)
+        variant = model.variant if model is not None else None
+        state, expected = self._judge(repo, revision, variant)
         if expected is None and model is not None:
             expected = model.expected_size
         if repo is not None:
@@ -127,19 +128,22 @@ class Models:
             used_by=users.of(repo) if repo is not None else (),
         )
 
-    def _judge(self, repo: Repo | None, revision: str | None) -> tuple[State, int | None]:
+    def _judge(
+        self, repo: Repo | None, revision: str | None, variant: str | None
+    ) -> tuple[State, int | None]:
         """Return the state and the length of the download, computed once per state of a repo."""
         if repo is None:
             return "missing", None
-        known = self._judged.get((repo.folder, revision))
+        key = repo.folder, revision, variant
+        known = self._judged.get(key)
         if known is None or known[0] is not repo:
             if revision is None:
                 state, shown = judge_repo(repo), repo.revisions[0] if repo.revisions else None
             else:
-                judgement = judge(repo, revision)
+                judgement = judge(repo, revision, variant=variant)
                 state, shown = judgement.state, judgement.revision
             known = (repo, state, _expected_size(shown))
-            self._judged[repo.folder, revision] = known
+            self._judged[key] = known
         return known[1], known[2]
 
 
