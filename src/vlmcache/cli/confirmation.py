@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vlmcache.commands.pull.values import PlannedModel, in_words
-from vlmcache.commands.remove import view
-from vlmcache.commands.remove.values import Removal, UnconfirmedError
 from vlmcache.units import size_text
+
+if TYPE_CHECKING:
+    from vlmcache.commands.pull.values import PlannedModel
+    from vlmcache.commands.remove.values import Removal
 
 
 def confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[Any], bool]:
@@ -22,6 +23,8 @@ def confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[An
     """
 
     def ask(removal: Removal) -> bool:
+        from vlmcache.commands.remove import view
+
         count = len(removal.plan.actions)
         size = size_text(removal.plan.frees)
         require_terminal(
@@ -44,6 +47,8 @@ def agreement(*, json: bool) -> Callable[[Any], bool]:
     """
 
     def ask(others: Sequence[PlannedModel]) -> bool:
+        from vlmcache.commands.pull.values import in_words
+
         text = in_words(others)
         require_terminal(
             json,
@@ -62,6 +67,8 @@ def require_terminal(json: bool, message: str, hint: str) -> None:
         UnconfirmedError: there is not; it says so with the message and the hint.
     """
     if not can_ask(json=json):
+        from vlmcache.commands.remove.values import UnconfirmedError
+
         raise UnconfirmedError(message, hint)
 
 
