@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.kit.hostile import examples
 from tests.kit.repositories import REPOSITORIES, contents
-from vlmcache.cache.needed_files import Division, OtherRepo, divide
+from vlmcache.cache.model_configs import OtherRepo
+from vlmcache.cache.needed_files import Division, divide
 
 SHARDS = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
 INDEX = "model.safetensors.index.json"

@@ -13,18 +13,11 @@ from vlmcache import units
 from vlmcache.cache import formats, gguf, layout
 from vlmcache.cache.code_files import code_files
 from vlmcache.cache.entries import begun_bytes
-from vlmcache.cache.needed_files import (
-    DECIDING,
-    GENERATION,
-    Division,
-    OtherRepo,
-    decoded,
-    divide,
-    other_repos,
-    weight_map,
-)
+from vlmcache.cache.model_configs import DECIDING, OtherRepo, decoded, other_repos
+from vlmcache.cache.needed_files import GENERATION, Division, divide
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision, State, TreeFile
+from vlmcache.cache.weight_options import weight_map
 from vlmcache.cache.weights import TruncatedError, read_header
 
 _INDEX_LIMIT = 64_000_000

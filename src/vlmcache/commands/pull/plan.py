@@ -13,7 +13,8 @@ from vlmcache.cache import layout
 from vlmcache.cache.completeness import ref_is_malformed
 from vlmcache.cache.entries import begun_bytes
 from vlmcache.cache.gguf import variants
-from vlmcache.cache.needed_files import OtherRepo, Read, divide
+from vlmcache.cache.model_configs import OtherRepo, Read
+from vlmcache.cache.needed_files import divide
 from vlmcache.cache.state import CacheState, File, Repo, Revision, TreeFile
 from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef
 from vlmcache.errors import UnknownModelError, UsageError

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from vlmcache import log, units
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import is_here, judge, reader
+from vlmcache.cache.model_configs import DECIDING
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import away_error
-from vlmcache.cache.needed_files import DECIDING
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.scan import repo_finder, scan
 from vlmcache.cache.state import CacheState, Finding, Revision, TreeFile
