@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 import msgspec
 
 from vlmcache import units
 from vlmcache.cache import formats, gguf, layout
 from vlmcache.cache.code_files import code_files
-from vlmcache.cache.entries import begun_bytes
 from vlmcache.cache.model_configs import DECIDING, OtherRepo, decoded, other_repos
 from vlmcache.cache.needed_files import GENERATION, Division, divide
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision, State, TreeFile
 from vlmcache.cache.weight_options import weight_map
-from vlmcache.cache.weights import TruncatedError, read_header
+from vlmcache.cache.weights import Tensor, TruncatedError, read_header
 
 _INDEX_LIMIT = 64_000_000
 
@@ -238,47 +237,6 @@ def needs_of(state: CacheState) -> dict[tuple[str, str], set[tuple[str, str]]]:
     return found
 
 
-def to_fetch(repo: Repo | None, judgement: Judgement, *, now: float | None = None) -> int | None:
-    """Return the bytes that a plain pull of what was judged would fetch; `None` if not known.
-
-    They are those of the missing and damaged files and of what comes along, each content once,
-    without those that are here under another name or in partial downloads.
-
-    Args:
-        repo: the repo.
-        judgement: what was said of a revision of it.
-        now: seconds since the epoch, against which partial downloads are judged.
-    """
-    now = time.time() if now is None else now
-    if repo is None or judgement.tree is None:
-        return 0 if judgement.state == "cached" else None
-    names = {*judgement.missing, *judgement.damaged}
-    if not names:
-        return 0
-    files = {file.name for file in judgement.revision.files} if judgement.revision else set()
-    if judgement.division is not None:
-        names |= judgement.division.along - files
-    tree = judgement.tree
-    contents = {tree[name].etag: tree[name] for name in names if name in tree}
-    return sum(
-        listed.content_size - begun_bytes(repo, listed, now)[0]
-        for listed in contents.values()
-        if not repo.holds(listed)
-    )
-
-
-def progress(repo: Repo | None, judgement: Judgement) -> float | None:
-    """Return the fraction of the needed bytes that is here, partials included."""
-    if judgement.state == "cached":
-        return 1.0
-    left = to_fetch(repo, judgement)
-    if left is None or judgement.tree is None:
-        return None
-    names = judgement.division.needed if judgement.division is not None else judgement.tree.keys()
-    total = sum(judgement.tree[name].content_size for name in names if name in judgement.tree)
-    return max(0.0, 1 - left / total) if total else 0.0
-
-
 def remarks(repo: Repo, judgement: Judgement) -> Iterator[Finding]:
     """Yield what else is to be known of a revision that was judged."""
     division, revision = judgement.division, judgement.revision
@@ -302,28 +260,53 @@ def remarks(repo: Repo, judgement: Judgement) -> Iterator[Finding]:
         yield Finding("no-generation-config", "warning", repo.id, revision.path, detail, remedy)
 
 
-def judge_content(repo: Repo, revision: Revision) -> State:
-    """Return the state of one snapshot, read from the files that loading opens too.
+class Content(NamedTuple):
+    """What the files of a model's snapshot say of themselves, of those that loading opens."""
+
+    damaged: dict[str, str]
+    """File -> why it cannot be what it should be."""
+    unreadable: dict[str, str]
+    """Weights whose header makes no sense -> why."""
+    tensors: dict[str, Tensor]
+    """Those of all safetensors."""
+
+
+def read_content(judgement: Judgement) -> Content:
+    """Return what is read from the files of a complete snapshot that loading opens too.
 
     A file can be shorter than it was, or half empty after a crash, and no listing says so: tensors
     that lie beyond a file's end and a configuration that is not JSON are damage.
     """
-    state = judge_revision(repo, revision).state
-    if state != "cached" or repo.type != "model":
-        return state
-    for name in sorted(formats.wanted(file.name for file in revision.files)):
+    content = Content({}, {}, {})
+    revision, division = judgement.revision, judgement.division
+    others = division.left_out if division is not None else ()
+    for name in sorted(file.name for file in revision.files) if revision is not None else ():
+        if name in others or revision is None:
+            continue
         path = revision.file_path(name)
         try:
             if name.endswith(".safetensors"):
-                read_header(path)
+                content.tensors.update(read_header(path))
             elif name in (formats.CONFIG, *formats.OTHER_CONFIGS):
                 # As transformers does: NaN and Infinity are no errors.
                 json.loads(read_bytes(path, _INDEX_LIMIT))
-        except (OSError, TruncatedError, json.JSONDecodeError, RecursionError, UnicodeDecodeError):
-            return "damaged"
-        except ValueError:
-            continue  # not a file that we can judge
-    return state
+        except (TruncatedError, RecursionError) as error:
+            content.damaged[name] = str(error)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            content.damaged[name] = f"{name} is not JSON: {error}"
+        except OSError as error:
+            content.damaged[name] = f"{name} cannot be read: {error.strerror or error}"
+        except ValueError as error:
+            content.unreadable[name] = str(error)
+    return content
+
+
+def judge_content(repo: Repo, revision: Revision) -> State:
+    """Return the state of one snapshot, by what its files say too."""
+    judgement = judge_revision(repo, revision)
+    if judgement.state == "cached" and repo.type == "model" and read_content(judgement).damaged:
+        return "damaged"
+    return judgement.state
 
 
 def judge_repo(repo: Repo, judged: Iterable[Judgement] | None = None) -> State:

@@ -382,6 +382,13 @@ class CacheState(msgspec.Struct, frozen=True):
         for repo in self.repos:
             yield from repo.findings
 
+    def shares(self, repo: Repo | None, listed: TreeFile) -> bool:
+        """Return whether the shared store has a listed file's content, to which a repo may link."""
+        if not self.shared_marked or (repo is not None and repo.linked_to is not None):
+            return False
+        shared = self.shared.get(listed.xet_hash or "")
+        return shared is not None and shared.size == listed.content_size
+
     def repo_in(self, folder: str | None) -> Repo | None:
         """Return the repo with a folder's name, or `None`."""
         return next((repo for repo in self.repos if repo.folder == folder), None)

@@ -212,6 +212,15 @@ class Plan(msgspec.Struct, frozen=True):
     """Bytes of old revisions that stay only because nothing shows whether they are used."""
 
     @property
+    def to_fetch(self) -> int:
+        """Bytes to download.
+
+        The disk has to have room for more if another program began a file: that is copied.
+        """
+        fetches = (action for action in self.actions if isinstance(action, Fetch))
+        return sum(fetch.size - fetch.have for fetch in fetches)
+
+    @property
     def placed(self) -> Iterator[str]:
         """The places in snapshots where files are fetched to or linked."""
         return (action.path for action in self.actions if isinstance(action, Fetch | Link))

@@ -14,8 +14,9 @@ from tests.kit.contents import Content
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import config, environment, pull, vlmcache
 from tests.kit.repositories import REPOSITORIES, contents
-from vlmcache.cache.completeness import Judgement, judge, to_fetch
-from vlmcache.cache.scan import repo_finder
+from vlmcache.cache.amounts import to_fetch
+from vlmcache.cache.completeness import Judgement, judge
+from vlmcache.cache.scan import repo_finder, scan
 from vlmcache.commands.pull.plan import FileSelection
 from vlmcache.commands.pull.values import PullReport
 from vlmcache.commands.remove.remove import remove
@@ -97,7 +98,8 @@ def test_what_is_missing_is_what_a_pull_fetches(
         path.unlink()
         blob.unlink()
         found = judged(tmp_path, repo)
-        left = to_fetch(repo_finder(str(tmp_path))(repo), found)
+        state = scan(str(tmp_path))
+        left = to_fetch(state, state.repo(repo), found)
         hub.clear_requests()
         again = pulled(hub, tmp_path, repo)
         assert sum(row.fetched for row in again.models) == left

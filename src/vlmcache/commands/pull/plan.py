@@ -200,7 +200,7 @@ def plan_pull(
         path = layout.file_path(snapshot, name)
         if repo is not None and repo.holds(file):
             links.append(Link(repo_id, name, path, file.etag, _why_link(cached, revision)))
-        elif (repo is None or repo.linked_to is None) and _is_shared(state, file):
+        elif state.shares(repo, file):
             links.append(Link(repo_id, name, path, file.etag, "in the shared store already"))
         elif file.etag in fetches:
             links.append(Link(repo_id, name, path, file.etag, "the same content as another file"))
@@ -225,13 +225,6 @@ def _is_correct(cached: File, listed: TreeFile) -> bool:
     if cached.size != listed.content_size:
         return False
     return cached.kind == "copy" or (cached.kind == "link" and cached.blob == listed.etag)
-
-
-def _is_shared(state: CacheState, listed: TreeFile) -> bool:
-    if not state.shared_marked or listed.xet_hash is None:
-        return False
-    shared = state.shared.get(listed.xet_hash)
-    return shared is not None and shared.size == listed.content_size
 
 
 def _names(repo: Repo, ref: str, commit: str) -> bool:

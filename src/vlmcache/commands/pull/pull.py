@@ -145,7 +145,7 @@ def _plan(
     """
     planned = [_prepare(client, session.cache.dir, model, options) for model in models]
     others = prepare_needed(client, session.cache.dir, planned)
-    to_confirm = [part for part in others if part.order is not None and part.order.plan.needs]
+    to_confirm = [part for part in others if part.order is not None and part.order.plan.to_fetch]
     asks = options.agree if to_confirm and not options.dry_run else None
     if asks is not None and not asks(to_confirm):
         raise UnconfirmedError("not confirmed: nothing was fetched")
@@ -216,6 +216,7 @@ def _row(part: PlannedModel, state: PullState) -> PulledModel:
         commit=order.commit,
         path=order.snapshot,
         files=len(order.wanted),
+        to_fetch=order.plan.to_fetch,
         size=sum(order.files[name].content_size for name in order.wanted),
         left_out=tuple(
             sorted(

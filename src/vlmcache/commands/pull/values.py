@@ -91,6 +91,8 @@ class PulledModel(msgspec.Struct, frozen=True):
     """What is not fetched unless it is asked for, the largest first."""
     needed_by: str | None = None
     """The model that needs this one, if nobody named it."""
+    to_fetch: int = 0
+    """What was left to fetch of them, partial downloads taken into account."""
     variant: str | None = None
     """The GGUF variant that was asked for, or chosen."""
 
@@ -130,7 +132,7 @@ class PlannedModel(NamedTuple):
 def in_words(others: Sequence[PlannedModel]) -> str:
     """Return what needs which other repos, and how much of them is to be fetched."""
     sizes = [
-        f"{part.model.repo} ({units.size_text(part.order.plan.needs)})"
+        f"{part.model.repo} ({units.size_text(part.order.plan.to_fetch)})"
         for part in others
         if part.order is not None
     ]

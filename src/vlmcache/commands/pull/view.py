@@ -13,9 +13,9 @@ from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.values import LeftOut, PulledModel, PullReport
 from vlmcache.commands.status.values import Status
 from vlmcache.show.console import console, print_line
-from vlmcache.show.tables import SEVERITY_COLORS, STATE_COLORS, plain_table, show_cache
+from vlmcache.show.tables import SEVERITY_COLORS, plain_table, show_cache, state_text
 from vlmcache.show.text import NOTHING, printable
-from vlmcache.units import duration_text, size_text
+from vlmcache.units import counted, duration_text, size_text
 
 if TYPE_CHECKING:
     from vlmcache.commands.remove.values import Removal
@@ -71,9 +71,8 @@ def _line(model: PulledModel, report: PullReport) -> Text:
         return Text(f"{name}: already cached ({what})")
     if model.state == "planned":
         fetches = [a for a in report.plan.actions if isinstance(a, Fetch) and a.repo == model.repo]
-        need = sum(fetch.size - fetch.have for fetch in fetches)
-        noun = "file" if len(fetches) == 1 else "files"
-        return Text(f"{name}: {size_text(need)} in {len(fetches)} {noun} to fetch (of {what})")
+        files = counted(len(fetches), "file")
+        return Text(f"{name}: {size_text(model.to_fetch)} in {files} to fetch (of {what})")
     line = Text(f"{name}: ")
     line.append("pulled", "green")
     speed = ""
@@ -129,12 +128,11 @@ def ask_which(status: Status) -> str:
     columns = ("", "MODEL", "STATE", "DOWNLOAD")
     table = plain_table(*columns, numbers=("", "DOWNLOAD"), folded=("MODEL",))
     for number, model in enumerate(status.models, 1):
-        left = None if model.expected_size is None else max(0, model.expected_size - model.size)
         table.add_row(
             str(number),
             printable(model.key),
-            Text(model.state, STATE_COLORS[model.state]),
-            NOTHING if left is None or model.state == "cached" else size_text(left),
+            state_text(model.state, model.progress),
+            size_text(model.to_fetch) if model.to_fetch else NOTHING,
         )
     out.print(table)
     print("Which to pull? (1,3 or 1-3 or all; nothing to leave): ", end="", file=sys.stderr)

@@ -67,7 +67,7 @@ def with_updates(session: Session, status: Status, patience: Patience | None = N
     if behind:
         updates = [newer[model.id][1] for model in behind]
         names = [name_to_pull(state, config, model) for model in behind]
-        size = size_text(sum(plan.needs for plan in updates))
+        size = size_text(sum(plan.to_fetch for plan in updates))
         text = f"newer on the hub: {', '.join(names)}; {size} to fetch"
         first = [
             pending_download(state, config, model).plan
@@ -92,4 +92,4 @@ def _newer(client: Client, state: CacheState, model: ModelStatus) -> tuple[Outda
     files = list_files(client, model.repo, commit)
     wanted = FileSelection(variant=model.variant).choose(model.repo, files).wanted
     plan = plan_pull(state, model.repo, model.revision, Listing(commit, files), wanted)
-    return Outdated(commit, plan.needs), plan
+    return Outdated(commit, plan.to_fetch), plan

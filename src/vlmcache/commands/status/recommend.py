@@ -171,13 +171,13 @@ def pending_download(
         model: the model.
         repair: whether no pull repairs damage of it.
     """
-    size = model.expected_size
-    estimate = None if size is None else max(0, size - model.size)
     damaged = model.state == "damaged"
     return PendingDownload(
         name_to_pull(state, config, model),
         model.repo,
-        *plan_download(state, model.repo, model.revision, model.commit, estimate, model.variant),
+        *plan_download(
+            state, model.repo, model.revision, model.commit, model.to_fetch, model.variant
+        ),
         damaged=damaged,
         repair=damaged and repair,
     )

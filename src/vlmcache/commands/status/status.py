@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +10,14 @@ from datetime import datetime, timezone
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache import formats, gguf
+from vlmcache.cache import gguf
+from vlmcache.cache.amounts import measure, revision_sizes
 from vlmcache.cache.completeness import (
     Judgement,
     judge,
     judge_repo,
     judge_revision,
+    read_content,
     remarks,
     without_others,
 )
@@ -26,8 +27,6 @@ from vlmcache.cache.usage import LastUse
 from vlmcache.cache.weights import (
     MemoryEstimate,
     Tensor,
-    TruncatedError,
-    read_header,
     rescale,
     weights_bytes,
     with_overhead,
@@ -46,10 +45,12 @@ from vlmcache.commands.status.values import (
     RevisionStatus,
     Status,
     VariantStatus,
+    estimate_of,
     second_caches,
+    shipped_models,
     summarize_cache,
 )
-from vlmcache.config import ModelConfig, Session, own_home, shipped_config
+from vlmcache.config import ModelConfig, Session, own_home
 from vlmcache.home.copies import list_copies
 from vlmcache.names import typed_name
 
@@ -122,12 +123,6 @@ def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Sta
     )
 
 
-@functools.cache
-def _shipped() -> dict[str, ModelConfig]:
-    """Return repo -> the shipped configuration of it, read only if a model has no better source."""
-    return {model.repo: model for model in shipped_config().models.values()}
-
-
 def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> ModelStatus:
     state = known.state
     repo = state.repo(model.repo)
@@ -136,7 +131,6 @@ def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> 
     if model.variant is not None:
         judgement = without_others(judgement)
     revision = judgement.revision
-    size = size_on_disk = 0
     last_used = None
     variants = _variants(repo, judgement)
     variant = model.variant
@@ -144,15 +138,11 @@ def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> 
         cached = [one.name for one in variants if one.state == "cached"]
         variant = cached[0] if len(cached) == 1 else None
     if repo is not None and revision is not None:
-        size, size_on_disk = _revision_sizes(state, repo, _asked_for(model, judgement, revision))
         last_used = _last_used(known.used, repo, [revision])
     findings += _unreadable_indexes(model.repo, judgement)
     findings += remarks(repo, judgement) if repo is not None else ()
-    tensors: dict[str, Tensor] = {}
-    if judgement.state == "cached" and revision is not None:
-        tensors, short = _read_tensors(model.repo, revision, findings)
-        if short:
-            judgement = msgspec.structs.replace(judgement, state="damaged", damaged=short)
+    tensors, judgement = _read(model.repo, judgement, findings)
+    amounts = measure(state, repo, judgement, variant=model.variant, estimate=estimate_of(model))
     memory, source = _memory(model, tensors)
     return ModelStatus(
         key=model.key,
@@ -161,9 +151,11 @@ def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> 
         state=judgement.state,
         commit=judgement.commit,
         path=revision.path if revision else None,
-        size=size,
-        size_on_disk=size_on_disk,
-        expected_size=_expected_size(model, judgement, size),
+        size=amounts.size,
+        size_on_disk=amounts.size_on_disk,
+        expected_size=amounts.expected_size,
+        to_fetch=amounts.to_fetch,
+        progress=amounts.progress,
         missing_files=judgement.missing,
         damaged_files=judgement.damaged,
         precision=model.precision,
@@ -177,14 +169,6 @@ def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> 
         variant=variant,
         variants=variants,
     )
-
-
-def _asked_for(model: ModelConfig, judgement: Judgement, revision: Revision) -> Revision:
-    """Return a revision with the files of the variant that is asked for, and what it needs."""
-    if model.variant is None or judgement.division is None:
-        return revision
-    files = (file for file in revision.files if file.name not in judgement.division.left_out)
-    return msgspec.structs.replace(revision, files=tuple(files))
 
 
 def _variants(repo: Repo | None, judgement: Judgement) -> tuple[VariantStatus, ...]:
@@ -259,29 +243,28 @@ def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
             yield Finding("unreadable-index", "error", repo, path, detail, remedy)
 
 
-def _read_tensors(
-    repo: str, revision: Revision, findings: list[Finding]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the tensors of a complete revision's safetensors, and the files that end too early.
+def _read(
+    repo: str, judgement: Judgement, findings: list[Finding]
+) -> tuple[dict[str, Tensor], Judgement]:
+    """Return the tensors of what was judged complete, and the judgement by what its files say.
 
     There are no tensors if a header makes no sense.
     """
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(formats.wanted(file.name for file in revision.files)):
-        if not name.endswith(".safetensors"):
-            continue
+    revision = judgement.revision
+    if judgement.state != "cached" or revision is None:
+        return {}, judgement
+    content = read_content(judgement)
+    pull, verify = units.command("pull", repo), units.command("verify", repo)
+    for name, why in content.damaged.items():
         path = revision.file_path(name)
-        try:
-            tensors |= read_header(path)
-        except TruncatedError as error:
-            remedy = units.command("pull", repo)
-            findings.append(Finding("truncated-blob", "error", repo, path, str(error), remedy))
-            return {}, (name,)
-        except (OSError, ValueError) as error:
-            remedy = units.command("verify", repo)
-            findings.append(Finding("unreadable-header", "warning", repo, path, str(error), remedy))
-            return {}, ()
-    return tensors, ()
+        findings.append(Finding("truncated-blob", "error", repo, path, why, pull))
+    for name, why in content.unreadable.items():
+        path = revision.file_path(name)
+        findings.append(Finding("unreadable-header", "warning", repo, path, why, verify))
+    if not content.damaged:
+        return {} if content.unreadable else content.tensors, judgement
+    damaged = tuple(content.damaged)
+    return {}, msgspec.structs.replace(judgement, state="damaged", damaged=damaged)
 
 
 def _memory(
@@ -294,41 +277,10 @@ def _memory(
         return MemoryEstimate(max(0, model.expected_memory - overhead), overhead), "config"
     if model.expected_size is not None:
         return with_overhead(rescale(model.expected_size, "bf16", model.precision)), "config"
-    shipped = _shipped().get(model.repo)
+    shipped = shipped_models().get(model.repo)
     if shipped is not None and shipped.expected_size is not None:
         return with_overhead(rescale(shipped.expected_size, "bf16", model.precision)), "table"
     return None, None
-
-
-def _expected_size(model: ModelConfig, judgement: Judgement, size: int) -> int | None:
-    """Return the length of the complete download, from the best source there is."""
-    if judgement.tree:
-        tree, division = judgement.tree, judgement.division
-        names = formats.wanted(tree) if division is None else division.needed | division.along
-        return sum(tree[name].content_size for name in names if name in tree)
-    if judgement.state == "cached":
-        return size
-    if model.expected_size is not None:
-        return model.expected_size
-    shipped = _shipped().get(model.repo)
-    return shipped.expected_size if shipped else None
-
-
-def _revision_sizes(state: CacheState, repo: Repo, revision: Revision) -> tuple[int, int]:
-    """Return length and occupied bytes of a revision's content, each blob counted once."""
-    size = allocated = 0
-    seen: set[tuple[int, int]] = set()
-    for file in revision.files:
-        blob = repo.blobs.get(file.blob) if file.blob is not None else None
-        entry = file if blob is None else blob
-        if file.kind not in ("link", "copy") or (entry.device, entry.inode) in seen:
-            continue
-        seen.add((entry.device, entry.inode))
-        size += file.size
-        shared = state.shared.get(blob.shared) if blob is not None and blob.shared else None
-        allocated += shared.allocated if shared is not None else entry.allocated
-        allocated += blob.allocated_there if blob is not None else 0
-    return size, allocated
 
 
 def _repo_status(known: Known, repo: Repo) -> RepoStatus:
@@ -339,7 +291,7 @@ def _repo_status(known: Known, repo: Repo) -> RepoStatus:
         for revision in repo.revisions
     ]
     for revision, judgement in zip(repo.revisions, judged, strict=True):
-        size, size_on_disk = _revision_sizes(state, repo, revision)
+        size, size_on_disk = revision_sizes(state, repo, revision)
         revisions.append(
             RevisionStatus(
                 revision.commit,

@@ -99,7 +99,7 @@ class Evictable(msgspec.Struct, frozen=True):
 def to_download(downloads: Sequence[PendingDownload]) -> str:
     """Return what downloads take, in words."""
     noun = "model" if len(downloads) == 1 else "models"
-    size = sum(download.plan.needs for download in downloads if download.known)
+    size = sum(download.plan.to_fetch for download in downloads if download.known)
     words = f"{len(downloads)} {noun} to download"
     return f"{words}, {size_text(size)}" if size else words
 

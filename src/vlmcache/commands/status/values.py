@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -16,7 +17,7 @@ from vlmcache.cache.mounts import AccessTimes, Mount, nearest_folder
 from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.state import Away, ByClass, CacheState, Finding, State
 from vlmcache.cache.weights import Precision
-from vlmcache.config import Session, hub_home
+from vlmcache.config import ModelConfig, Session, hub_home, shipped_config
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.home.copies import KeptCopy
 from vlmcache.report import Report
@@ -126,6 +127,20 @@ def second_caches(session: Session, missing: Collection[str] = ()) -> Iterator[F
             yield Finding("second-cache", "warning", None, path, detail, remedy)
 
 
+@functools.cache
+def shipped_models() -> dict[str, ModelConfig]:
+    """Return repo -> the shipped configuration of it, read only if a model has no better source."""
+    return {model.repo: model for model in shipped_config().models.values()}
+
+
+def estimate_of(model: ModelConfig) -> int | None:
+    """Return the length of the complete download by a configuration, the user's or the shipped."""
+    if model.expected_size is not None:
+        return model.expected_size
+    shipped = shipped_models().get(model.repo)
+    return shipped.expected_size if shipped else None
+
+
 class Outdated(msgspec.Struct, frozen=True):
     """A newer revision on the hub: its commit, and the bytes that an update would fetch."""
 
@@ -145,9 +160,9 @@ class VariantStatus(msgspec.Struct, frozen=True):
 class ModelStatus(msgspec.Struct, frozen=True):
     """One configured or asked-for model.
 
-    size is the length of the files, size_on_disk what they occupy, expected_size the length of the
-    complete download. memory_estimate is weights and overhead once loaded at `precision`;
-    memory_source says what it was estimated from.
+    size is the length of the files, size_on_disk what they and unfinished downloads of them occupy,
+    expected_size the length of the complete download. memory_estimate is weights and overhead once
+    loaded at `precision`; memory_source says what it was estimated from.
     """
 
     key: str
@@ -175,6 +190,10 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """Where it is and what to mount, if the state is `away`."""
     variant: str | None = None
     """The GGUF variant that is asked for, or of several the only one that is here."""
+    to_fetch: int | None = None
+    """What a pull would fetch of it: what is missing without what partial downloads save."""
+    progress: float | None = None
+    """The fraction of `expected_size` that need not be fetched any more, 0 to 1."""
     variants: tuple[VariantStatus, ...] = ()
     """All of the revision's."""
 

@@ -13,7 +13,14 @@ from vlmcache.cache.moved import DRIVE_AWAY
 from vlmcache.cache.state import Finding
 from vlmcache.commands.status.values import CacheSummary, ModelStatus, RepoStatus, Status
 from vlmcache.show.console import console
-from vlmcache.show.tables import SEVERITY_COLORS, STATE_COLORS, hanging, labelled, plain_table
+from vlmcache.show.tables import (
+    SEVERITY_COLORS,
+    STATE_COLORS,
+    hanging,
+    labelled,
+    plain_table,
+    state_text,
+)
 from vlmcache.show.text import NOTHING, ago, printable
 from vlmcache.units import size_text
 
@@ -93,7 +100,7 @@ def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Ta
         if width >= _WIDE:
             cells.append(printable(model.id))
         cells += [
-            Text(model.state, STATE_COLORS[model.state]),
+            state_text(model.state, model.progress),
             size_text(model.size_on_disk) if model.size_on_disk else NOTHING,
             _amount(model.expected_size),
         ]
