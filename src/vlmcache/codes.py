@@ -424,6 +424,10 @@ CODES: dict[str, tuple[str, str]] = {
             "https://pytorch.org/get-started."
         ),
     ),
+    "still-needed": (
+        "A model that stays in the cache needs what is removed: it is its base model or its code.",
+        "Keep it, or remove that model too; 'vlmcache pull' for that model fetches it again.",
+    ),
     "truncated-blob": (
         "A file is shorter than it should be.",
         "'vlmcache verify MODEL --repair' fetches what is missing.",

@@ -36,6 +36,7 @@ _FOR_READERS = re.compile(
     r"|\.(?:md|rst|png|jpe?g|gif|svg|webp|bmp|pdf|mp[34]|wav|flac|webm|avi|mov|sh|ipynb|html|whl)$",
     re.IGNORECASE,
 )
+_ADAPTER = "adapter_model.safetensors"
 _TEMPLATES = re.compile(
     rf"(?:^|/)(?:chat_template\.(?:json|jinja)|{re.escape(GENERATION)})$"
     r"|^additional_chat_templates/|\.jinja$"
@@ -93,7 +94,7 @@ class Division(NamedTuple):
     """File -> why a plain pull leaves it out."""
     repos: tuple[OtherRepo, ...] = ()
     broken: frozenset[str] = frozenset()
-    """Indexes that are here and make no sense."""
+    """Indexes that are here and name no shards, or some that the hub does not have."""
     note: str | None = None
     """`no-loader` if no library that is known loads the weights; a variant's name if one has to be
     asked for."""
@@ -233,7 +234,8 @@ class _Repo:
         if formats.PIPELINE in names:
             return self._pipeline_ways()
         root = {key.stem for key in self.weights.sets if not key.folder}
-        if "model" in root or (not self.listed and self._lost_weights()):
+        lost = not self.listed and ADAPTER_CONFIG not in names and self._lost_weights()
+        if "model" in root or lost:
             ways = [self._transformers_way()]
             if "consolidated.safetensors" in names and "params.json" in names:
                 ways.append(self._mistral_way())
@@ -269,7 +271,8 @@ class _Repo:
         weights: list[tuple[Option, ...]] = list(self.weights.groups())
         root = {key.stem for key in self.weights.sets if not key.folder}
         if not self.listed and not root & {"model", "adapter_model"}:
-            weights.append((one_file(formats.SAFETENSORS_SINGLE),))
+            adapter = config == ADAPTER_CONFIG
+            weights.append((one_file(_ADAPTER if adapter else formats.SAFETENSORS_SINGLE),))
         groups: list[tuple[Option, ...]] = [(one_file(config),)]
         if ADAPTER_CONFIG in self.names:
             groups.append((one_file(ADAPTER_CONFIG),))

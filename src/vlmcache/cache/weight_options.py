@@ -47,7 +47,10 @@ class Weights:
         self.sets = formats.weight_sets(names)
         self.gguf = variants(names)
         self.broken: set[str] = set()
-        """Indexes that are here and make no sense; known once the options are."""
+        """Indexes that are here and name no shards, or some that the hub does not have.
+
+        Known once the options are.
+        """
 
     @property
     def all_gguf(self) -> bool:
@@ -134,7 +137,8 @@ class Weights:
     def _sharded(self, weights: formats.WeightSet, note: str | None) -> Option:
         index = weights.index_name
         shards = self._shards(weights)
-        if index in self._present and shards is None and self._read(index) is not None:
+        unknown = shards is None or (self._listed and not shards <= self._names)
+        if index in self._present and unknown and self._read(index) is not None:
             self.broken.add(index)
         if shards is None:
             files = weights.expected | {index}

@@ -159,6 +159,8 @@ class DownloadOrder(NamedTuple):
     """File -> why it is not fetched."""
     repos: tuple[OtherRepo, ...] = ()
     """Other repos that loading needs."""
+    judged: bool = False
+    """Whether the cache alone shows that the model's own files are complete."""
 
     @property
     def snapshot(self) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from vlmcache import log, units
 from vlmcache.cache import layout
-from vlmcache.cache.completeness import is_here, judge, reader
+from vlmcache.cache.completeness import Judgement, is_here, judge, reader
 from vlmcache.cache.model_configs import DECIDING
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import away_error
@@ -58,6 +58,11 @@ def prepare_pull(
             raise away_error(repo, repo.away)
         order = _Preparation(client, state, model, selection, findings).order()
         check_places(order.plan.placed)
+        if not (order.judged or order.plan.actions or order.new_listing) and selection.is_plain:
+            # Nothing can be fetched, and yet something may be wrong.
+            problem = _problem(order, judge(repo, order.commit, variant=selection.variant))
+            if problem is not None:
+                raise problem
     except VlmcacheError as error:
         return PlannedModel(model, None, error, time.monotonic() - begun, tuple(findings))
     for name, why in order.left_out.items():
@@ -103,17 +108,31 @@ def prepare_needed(
 def check_result(order: DownloadOrder, variant: str | None) -> VlmcacheError | None:
     """Return what is wrong with a model that was pulled, by the rules of `status`."""
     others = repo_finder(order.cache_dir)
-    judgement = judge(others(order.repo), order.commit, others, variant)
+    return _problem(order, judge(others(order.repo), order.commit, others, variant))
+
+
+def _problem(order: DownloadOrder, judgement: Judgement) -> VlmcacheError | None:
+    """Return what is wrong with a model of which everything is here that the hub has."""
     if judgement.state == "cached":
         return None
-    problem = ", ".join((*judgement.damaged, *judgement.missing)) or judgement.state
+    begin = f"{order.repo} was pulled and cannot be loaded"
+    absent = [name for name in judgement.missing if name not in order.files]
+    if absent:
+        names = absent[0] + units.and_more(len(absent) - 1)
+        return NotDownloadedError(
+            f"{begin}: its index names {names}, which the hub does not have",
+            "ask those who publish it, or pull another revision",
+        )
+    if judgement.missing:
+        return NotDownloadedError(f"{begin}: missing {', '.join(judgement.missing)}")
     if judgement.missing_repos:
-        problem = f"it needs {', '.join(judgement.missing_repos)}"
+        return NotDownloadedError(
+            f"{begin}: it needs {', '.join(judgement.missing_repos)}",
+            units.command("pull", order.repo),
+        )
     return NotDownloadedError(
-        f"{order.repo} was pulled and cannot be loaded: missing {problem}"
-        if judgement.missing
-        else f"{order.repo} was pulled and cannot be loaded: {problem}",
-        units.command("pull", order.repo) if judgement.missing_repos else None,
+        f"{begin}: {', '.join(judgement.damaged) or judgement.state}",
+        units.command("verify", order.repo, "--repair"),
     )
 
 
@@ -208,6 +227,7 @@ class _Preparation(NamedTuple):
             new_listing=False,
             left_out=choice.left_out,
             repos=choice.repos,
+            judged=True,
         )
 
     def _ask(self, attempts: int | None) -> DownloadOrder:

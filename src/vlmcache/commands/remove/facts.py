@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from vlmcache import units
 from vlmcache.cache.completeness import judge_content, needs_of
 from vlmcache.cache.mounts import Mount, mount_of
 from vlmcache.cache.moved import read_moves
 from vlmcache.cache.scan import rebased, scan
-from vlmcache.cache.state import CacheState, Repo, Revision
+from vlmcache.cache.state import CacheState, Finding, Repo, Revision
 from vlmcache.cache.usage import LastUse, Usage, last_uses, own_uses, who_uses
 from vlmcache.change.needed import Evidence, in_question
 from vlmcache.change.plan import Plan, Remove, RemoveTree
@@ -205,6 +206,34 @@ def copies_of(environment: Environment, state: CacheState, plan: Plan) -> tuple[
     }
     copies = list_copies(own_home(environment)[0]) if gone else []
     return tuple(copy for copy in copies if (copy.repo, copy.commit) in gone)
+
+
+def needed_elsewhere(state: CacheState, plan: Plan) -> tuple[Finding, ...]:
+    """Return which models that stay need what a plan removes."""
+    paths = {action.path for action in plan.actions if isinstance(action, RemoveTree | Remove)}
+    gone = {
+        (repo.folder, revision.commit)
+        for repo in state.repos
+        for revision in repo.revisions
+        if paths.intersection((repo.path, revision.path))
+    }
+    ids = {repo.folder: repo for repo in state.repos}
+    found: dict[tuple[str, str], None] = {}
+    for model, needed in needs_of(state).items() if gone else ():
+        for folder in {key[0] for key in needed} if model not in gone else ():
+            if {key for key in needed if key[0] == folder} <= gone:
+                found[model[0], folder] = None
+    return tuple(
+        Finding(
+            "still-needed",
+            "warning",
+            ids[folder].id,
+            ids[folder].path,
+            f"{ids[model].id} needs it, and cannot be loaded without it",
+            units.command("pull", ids[model].id),
+        )
+        for model, folder in sorted(found)
+    )
 
 
 def forget(environment: Environment, state: CacheState) -> None:

@@ -20,6 +20,7 @@ from vlmcache.commands.remove.facts import (
     forget,
     inodes_below,
     moved_repos,
+    needed_elsewhere,
     scan_places,
     users_of,
 )
@@ -82,6 +83,7 @@ def remove(
         in_use=in_use,
         hidden_processes=usage.hidden,
         copies=copies_of(environment, state, plan),
+        findings=needed_elsewhere(state, plan),
         cache=state.dir,
     )
     if dry_run or (in_use and not force):

@@ -238,7 +238,11 @@ def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
         is_index = file.name.endswith(".index.json") and file.name in judgement.damaged
         if revision is not None and is_index and file.kind in ("link", "copy") and file.size:
             path = revision.file_path(file.name)
+            absent = sorted(set(judgement.missing) - (judgement.tree or {}).keys())
             detail = f"{file.name} names no shards that could be loaded"
+            if absent:
+                names = absent[0] + units.and_more(len(absent) - 1)
+                detail = f"{file.name} names {names}, which the hub does not have"
             remedy = units.command("verify", repo)
             yield Finding("unreadable-index", "error", repo, path, detail, remedy)
 

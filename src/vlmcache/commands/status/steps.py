@@ -99,9 +99,13 @@ class Evictable(msgspec.Struct, frozen=True):
 def to_download(downloads: Sequence[PendingDownload]) -> str:
     """Return what downloads take, in words."""
     noun = "model" if len(downloads) == 1 else "models"
+    return f"{len(downloads)} {noun} to download{size_of(downloads)}"
+
+
+def size_of(downloads: Sequence[PendingDownload]) -> str:
+    """Return how much downloads fetch, to be added to words; nothing if that is not known."""
     size = sum(download.plan.to_fetch for download in downloads if download.known)
-    words = f"{len(downloads)} {noun} to download"
-    return f"{words}, {size_text(size)}" if size else words
+    return f", {size_text(size)}" if size else ""
 
 
 def no_room(downloads: Sequence[PendingDownload]) -> str:
