@@ -405,3 +405,9 @@ def test_without_one_needed_file_another_complete_set_is_here_or_it_is_missing(
         found = divide(files, rest, files.get)
         others = {name for name in rest if name.endswith(".gguf") or "consolidated" in name}
         assert found.missing or others or name == "tokenizer.json"
+
+
+def test_without_listing_and_weights_an_adapter_misses_its_own_weights() -> None:
+    assert here({"adapter_config.json"}).missing == {"adapter_model.safetensors"}
+    assert here({"adapter_config.json", "config.json"}).missing == {"adapter_model.safetensors"}
+    assert here({"config.json"}).missing == {"model.safetensors"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from huggingface_hub import snapshot_download
 
 from tests.kit.contents import Content
 from tests.kit.hub import LoopbackHub
-from tests.kit.pulls import config, environment, pull, vlmcache
+from tests.kit.pulls import config, environment, pull, variables, vlmcache
 from tests.kit.repositories import REPOSITORIES, contents
 from vlmcache.cache.amounts import to_fetch
 from vlmcache.cache.completeness import Judgement, judge
@@ -20,7 +22,9 @@ from vlmcache.cache.scan import repo_finder, scan
 from vlmcache.commands.pull.plan import FileSelection
 from vlmcache.commands.pull.values import PullReport
 from vlmcache.commands.remove.remove import remove
+from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import CacheLocation, Session
+from vlmcache.loading import load_from
 
 CODE = "jinaai/jina-clip-implementation"
 CODE_FILES: dict[str, Content] = {
@@ -203,3 +207,121 @@ def test_a_listing_of_either_name_is_read_and_removed_with_its_revision(
     assert again is not None
     assert not again.own_trees
     assert [stray.leftover for stray in again.strays] == [True]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("repo", REPOSITORIES)
+def test_pull_status_and_pull_again_as_they_are_typed(
+    hub: LoopbackHub, tmp_path: Path, repo: str
+) -> None:
+    cache = tmp_path / "cache"
+    name = f"{repo}:{variant_of(repo)}" if variant_of(repo) else repo
+    first = vlmcache(hub, cache, "pull", name, "--yes")
+    assert first.returncode == 0, first.stderr
+    state = vlmcache(hub, cache, "status", name, "--check")
+    assert state.returncode == 0, state.stdout + state.stderr
+    hub.clear_requests()
+    again = vlmcache(hub, cache, "pull", name, "--yes")
+    assert again.returncode == 0, again.stderr
+    assert [request.path for request in hub.requests] == [f"/api/models/{repo}/revision/main"]
+
+
+def test_an_index_of_a_shard_that_the_hub_does_not_have_is_said_by_pull_and_status(
+    tmp_path: Path,
+) -> None:
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = {"weight_map": dict(zip("ab", shards, strict=True))}
+    with LoopbackHub() as hub:
+        hub.add_repo("org/half").commit(
+            {
+                "config.json": b'{"model_type": "qwen2"}',
+                "model.safetensors.index.json": json.dumps(index).encode(),
+                shards[0]: b"one of two",
+            }
+        )
+        for _ in range(2):
+            report = pull(hub, tmp_path, "org/half")
+            assert report.problem is not None
+            assert report.problem.message == (
+                "org/half was pulled and cannot be loaded: its index names "
+                f"{shards[1]}, which the hub does not have"
+            )
+        assert pull(hub, tmp_path, "org/half", dry_run=True).problem is not None
+        found = judged(tmp_path, "org/half")
+        assert (found.state, found.damaged) == ("damaged", ("model.safetensors.index.json",))
+        assert found.missing == (shards[1],)
+        shown = vlmcache(hub, tmp_path, "status", "org/half", "--json")
+        details = {one["code"]: one["detail"] for one in json.loads(shown.stdout)["findings"]}
+        assert details["unreadable-index"] == (
+            f"model.safetensors.index.json names {shards[1]}, which the hub does not have"
+        )
+
+
+def test_load_model_fetches_no_base_model_unasked_and_names_the_command(
+    adapter_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmcache.load.models.require_packages", lambda: None)
+    cache = tmp_path / "cache"
+    session = Session(environment(adapter_hub, cache), config(), CacheLocation(str(cache), "test"))
+    for _ in range(2):
+        with pytest.raises(UnconfirmedError) as refused:
+            load_from(
+                session,
+                "org/adapter",
+                None,
+                "cpu",
+                trust_remote_code=False,
+                attention=None,
+            )
+        assert refused.value.message == "org/adapter needs org/base (3 kB), and nothing was fetched"
+        assert refused.value.hint == "vlmcache pull org/adapter"
+        assert adapter_hub.bytes_sent("adapter_model.safetensors") == 0
+        assert adapter_hub.bytes_sent("model.safetensors") == 0
+
+
+def test_verify_says_that_a_base_model_is_missing(adapter_hub: LoopbackHub, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    pull(adapter_hub, cache, "org/adapter")
+    assert vlmcache(adapter_hub, cache, "verify").returncode == 0
+    shutil.rmtree(cache / "models--org--base")
+    checked = vlmcache(adapter_hub, cache, "verify", "org/adapter", "--json")
+    assert checked.returncode == 4
+    missing = json.loads(checked.stdout)["missing"]
+    assert [(one["repo"], one["file"]) for one in missing] == [("org/base", "*")]
+
+
+OFFLINE = """
+import sys
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+print(snapshot_download("field/additional-templates"))
+try:
+    import transformers
+except ImportError:
+    sys.exit()
+from transformers.utils import cached_file
+from transformers.utils.hub import list_repo_templates
+print(sorted(list_repo_templates("field/additional-templates", local_files_only=True)))
+print(cached_file("field/additional-templates", "config.json"))
+"""
+
+
+def test_the_client_and_transformers_in_another_process_need_no_network_after_a_pull(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    repo = "field/additional-templates"
+    cache = tmp_path / "hub"
+    snapshot = pulled(hub, cache, repo).models[0].path
+    hub.clear_requests()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", OFFLINE],
+        env=variables(hub, cache) | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    folder, *rest = done.stdout.splitlines()
+    assert folder == snapshot
+    assert rest in ([], ["['tool_use']", f"{snapshot}/config.json"])
+    assert hub.requests == []

@@ -12,7 +12,9 @@ import pytest
 from tests.kit.caches import CacheBuilder
 from vlmcache.cache.scan import scan
 from vlmcache.commands.remove.clean import clean
+from vlmcache.commands.remove.remove import remove
 from vlmcache.commands.remove.values import CleanOptions
+from vlmcache.commands.remove.view import show, show_plan
 from vlmcache.config import CacheLocation, ModelConfig, Session, read_environment, shipped_config
 
 ADAPTER = {
@@ -62,3 +64,21 @@ def test_what_a_configured_model_needs_is_not_evicted(session: Session) -> None:
     removal = clean(session._replace(config=config), CleanOptions(max_size=1))
     assert left(session) == {"org/base", "org/adapter"}
     assert "org/adapter needs it" in [kept.reason for kept in removal.plan.kept]
+
+
+def test_a_removal_names_the_models_that_need_what_is_removed(session: Session) -> None:
+    removal = remove(session, ["org/base"], dry_run=True)
+    (finding,) = removal.findings
+    assert (finding.code, finding.repo) == ("still-needed", "org/base")
+    assert finding.detail == "org/adapter needs it, and cannot be loaded without it"
+    assert remove(session, ["org/base", "org/adapter"], dry_run=True).findings == ()
+    assert remove(session, ["org/other"], dry_run=True).findings == ()
+
+
+def test_the_question_before_a_removal_shows_who_needs_it(
+    session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_plan(remove(session, ["org/base"], dry_run=True))
+    assert "org/adapter needs it" in capsys.readouterr().out
+    show(remove(session, ["org/base"]))
+    assert "org/adapter needs it" in capsys.readouterr().out
