@@ -113,6 +113,12 @@ def test_a_file_that_is_no_text_names_the_line(tmp_path: Path, content: bytes) -
         load_config(None, environment(tmp_path))
 
 
+def test_a_model_path_may_name_a_variant(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("models: {a: {model_path: 'org/name-GGUF:Q4_K_M'}}")
+    model = load_config(None, environment(tmp_path)).models["a"]
+    assert (model.repo, model.variant) == ("org/name-GGUF", "Q4_K_M")
+
+
 def test_repo_is_accepted_in_place_of_model_path(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("models: {a: {repo: org/name}}")
     assert load_config(None, environment(tmp_path)).models["a"].repo == "org/name"

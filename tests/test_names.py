@@ -10,7 +10,7 @@ from tests.kit.caches import CacheBuilder
 from vlmcache.cache.scan import scan
 from vlmcache.change.names import find_targets
 from vlmcache.commands.backup.contents import select_repos
-from vlmcache.config import Config, Limits, ModelConfig, Names, find_model, parse_name
+from vlmcache.config import Config, Limits, ModelConfig, Names, find_model, name_of, parse_name
 from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.names import Name
 from vlmcache.units import did_you_mean
@@ -53,6 +53,49 @@ def test_a_command_without_variants_refuses_one_and_says_what_to_type(
         with pytest.raises(UsageError, match="no variants") as caught:
             read()
         assert caught.value.hint == f"type {text.rpartition(':')[0]}"
+
+
+@pytest.mark.parametrize(
+    ("text", "repo", "revision", "variant"),
+    [
+        ("org/name:Q4_K_M", "org/name", "v1", "Q4_K_M"),
+        ("org/name@v2:q4", "org/name", "v2", "q4"),
+        ("org/name:sub/name-Q4", "org/name", "v1", "sub/name-Q4"),
+        ("small:Q8_0", "org/name", "v1", "Q8_0"),
+        ("gguf", "org/g", "main", "Q5_K_M"),
+        ("gguf@v3", "org/g", "v3", "Q5_K_M"),
+        ("gguf:Q2_K", "org/g", "main", "Q2_K"),
+        ("new/one:q4", "new/one", "main", "q4"),
+    ],
+)
+def test_a_command_with_variants_reads_the_one_that_is_meant_and_names_it_back(
+    text: str, repo: str, revision: str, variant: str
+) -> None:
+    models = {**CONFIG.models, "gguf": ModelConfig("gguf", "org/g", variant="Q5_K_M")}
+    config = Config("c", "user", models, Limits())
+    found = find_model(config, text, variants=True)
+    assert (found.repo, found.revision, found.variant) == (repo, revision, variant)
+    assert find_model(config, name_of(config, found, ()), variants=True) == found
+
+
+def test_a_variant_before_the_revision_is_refused_and_the_order_is_named() -> None:
+    with pytest.raises(UsageError) as caught:
+        find_model(CONFIG, "org/name:Q4_K_M@main", variants=True)
+    assert caught.value.hint == "type org/name@main:Q4_K_M"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "C:\\models\\x",
+        "C:/models",
+        "hf://org/name",
+        "http://127.0.0.1:8080/org/name",
+        "https://h/o/n",
+    ],
+)
+def test_the_colon_of_a_drive_a_scheme_or_a_port_begins_no_variant(text: str) -> None:
+    assert parse_name(text).variant is None
 
 
 def test_a_key_that_holds_a_colon_means_what_is_configured() -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         NotMovedError,
         SourceDamagedError,
     )
+    from vlmcache.commands.pull.plan import VariantError
     from vlmcache.commands.pull.values import PullReport
     from vlmcache.commands.remove.values import Removal, RemovalError, UnconfirmedError
     from vlmcache.commands.status.values import NotCachedError, Status
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         CrashedError,
         DamagedWeightsError,
         ExitCode,
+        GgufError,
         HostileListingError,
         HubError,
         InUseError,
@@ -92,6 +94,7 @@ _HOMES = {
     "MoveReport": "vlmcache.commands.move.values",
     "NotMovedError": "vlmcache.commands.move.values",
     "SourceDamagedError": "vlmcache.commands.move.values",
+    "VariantError": "vlmcache.commands.pull.plan",
     "PullReport": "vlmcache.commands.pull.values",
     "Removal": "vlmcache.commands.remove.values",
     "RemovalError": "vlmcache.commands.remove.values",
@@ -119,6 +122,7 @@ _HOMES = {
     "ConfigError": "vlmcache.errors",
     "CrashedError": "vlmcache.errors",
     "DamagedWeightsError": "vlmcache.errors",
+    "GgufError": "vlmcache.errors",
     "ExitCode": "vlmcache.errors",
     "HostileListingError": "vlmcache.errors",
     "HubError": "vlmcache.errors",
@@ -167,6 +171,7 @@ __all__ = [
     "Event",
     "ExitCode",
     "Explanation",
+    "GgufError",
     "HostileListingError",
     "HubError",
     "InUseError",
@@ -207,6 +212,7 @@ __all__ = [
     "UnsupportedPrecisionError",
     "UntrustedCodeError",
     "UsageError",
+    "VariantError",
     "Verification",
     "VlmcacheError",
     "WrongBytesError",

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vlmcache.config import Session, cached_models, names_of_all, open_session
+from vlmcache.config import Session, cached_models, names_of_all, open_session, parse_name
 from vlmcache.errors import UsageError
 from vlmcache.units import LARGEST, LONGEST, parse_duration, parse_size, parsed
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.backup.values import Backup, Restored
     from vlmcache.commands.doctor.values import Diagnosis
     from vlmcache.commands.move.values import MoveReport
+    from vlmcache.commands.pull.plan import VariantError
     from vlmcache.commands.pull.values import PullReport
     from vlmcache.commands.remove.values import Removal
     from vlmcache.commands.status.values import Status
@@ -70,6 +71,10 @@ class Cache:
         """Is called with what a load test or a quantization does next."""
         self.confirm: Callable[[Any], bool] | None = None
         """Is called with a plan before anything is removed, and returns whether to continue."""
+        self.agree: Callable[[Any], bool] | None = None
+        """Is called with other repos that a pull needs, and returns whether to fetch them."""
+        self.choose: Callable[[VariantError], str] | None = None
+        """Is called with the variants of a model to pull, if none is named, and returns one."""
         self.named: Callable[[str], str] = str
         """Returns what messages call an argument."""
 
@@ -153,7 +158,11 @@ class Cache:
             if any("@" in name for name in names):
                 option = self.named("revision")
                 raise UsageError(f"a revision is given twice: with @ and with {option}")
-            names = [f"{name}@{revision}" for name in names]
+            parts = map(parse_name, names)
+            names = [
+                f"{part.name}@{revision}" + (f":{part.variant}" if part.variant else "")
+                for part in parts
+            ]
         if isinstance(limit_rate, str):
             limit_rate = limit_rate.removesuffix("/s")
         rate = _size(self.named("limit_rate"), limit_rate)
@@ -170,6 +179,8 @@ class Cache:
             token,
             make_room,
             self.confirm,
+            self.agree,
+            self.choose,
         )
         return pull.pull(self.session, tuple(names), options, self.progress)
 
@@ -178,15 +189,17 @@ class Cache:
         models: Names,
         *,
         revision: str | None = None,
+        include: Names = (),
         dry_run: bool = False,
         force: bool = False,
     ) -> Removal:
-        """Remove models or single revisions; nobody is asked. Nothing in use is removed.
+        """Remove models, revisions, variants or files; nobody is asked. Nothing in use is removed.
 
         Args:
-            models: keys of config.yaml or repo ids, with an optional `@revision`;
+            models: keys of config.yaml or repo ids, with an optional `@revision` and `:VARIANT`;
                 `datasets/owner/name`; or paths in the cache.
             revision: remove only this branch, tag or commit.
+            include: remove only files that match one of these patterns.
             dry_run: return the plan and remove nothing.
             force: remove although a process uses it.
 
@@ -195,7 +208,7 @@ class Cache:
         """
         from vlmcache.commands.remove import remove, values
 
-        options = values.RemoveOptions(revision, force)
+        options = values.RemoveOptions(revision, force, _list(include))
         return remove.remove(
             self.session, _names(models), options, dry_run=dry_run, confirm=self.confirm
         )

@@ -99,6 +99,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Something in the cache is damaged or missing.",
         "'vlmcache verify --repair' downloads it again, and nothing else.",
     ),
+    "damaged-blob": (
+        "'vlmcache verify' found that a file is not what its hash says; it has not changed since.",
+        "'vlmcache verify MODEL --repair' downloads it again, and nothing else.",
+    ),
     "damaged-repos": (
         "Some repos in the cache have errors.",
         "'vlmcache status -v' lists them, each with its own remedy.",
@@ -129,6 +133,10 @@ CODES: dict[str, tuple[str, str]] = {
     "failed": (
         "The command did not do what was asked, for the reason in its message.",
         "Run it again with '-vv' to see each step.",
+    ),
+    "gguf": (
+        "The weights are GGUF files, which this command neither loads nor measures.",
+        "Run them with llama.cpp, Ollama or LM Studio; 'vlmcache status' lists the variants.",
     ),
     "gpu-driver": (
         "The GPU driver is installed but does not answer.",
@@ -228,6 +236,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The repo has no snapshots folder, so nothing in it can be loaded.",
         "'vlmcache pull MODEL' builds it from the blobs and downloads what is missing.",
     ),
+    "needs-repo": (
+        "Loading the model needs another repo, which is not in the cache: a base model, or code.",
+        "Run 'vlmcache pull' for the model: it fetches the other repo too, after asking.",
+    ),
     "no-access-times": (
         (
             "The mount does not record when files are read; only vlmcache's own journal knows the"
@@ -238,6 +250,14 @@ CODES: dict[str, tuple[str, str]] = {
     "no-device": (
         "The requested device does not exist on this machine.",
         "Use '--device auto' or one that 'vlmcache doctor' lists.",
+    ),
+    "no-generation-config": (
+        "The settings for generating text that belong to the model are missing.",
+        "Run 'vlmcache pull' for the model with '--include generation_config.json'.",
+    ),
+    "no-loader": (
+        "The weights are in a format that no current library loads: TensorFlow's or Flax's.",
+        "Look for the model with safetensors, or convert it with the library that wrote it.",
     ),
     "no-locks": (
         "The filesystem has no file locks, so two downloads of one file can run at once.",
@@ -330,6 +350,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The cache belongs to another user.",
         "If you share it, 'vlmcache doctor --shared GROUP' checks its permissions.",
     ),
+    "other-spelling": (
+        "The cache holds the same repo under another spelling, as another program named it.",
+        "'vlmcache status --all' shows the spelling; name the model as it is cached.",
+    ),
     "outside-link": (
         "A link leads out of the repo or out of the cache, and is not followed.",
         "Remove the link if you did not make it, then run 'vlmcache pull MODEL'.",
@@ -400,6 +424,10 @@ CODES: dict[str, tuple[str, str]] = {
             "https://pytorch.org/get-started."
         ),
     ),
+    "still-needed": (
+        "A model that stays in the cache needs what is removed: it is its base model or its code.",
+        "Keep it, or remove that model too; 'vlmcache pull' for that model fetches it again.",
+    ),
     "truncated-blob": (
         "A file is shorter than it should be.",
         "'vlmcache verify MODEL --repair' fetches what is missing.",
@@ -462,6 +490,10 @@ CODES: dict[str, tuple[str, str]] = {
     "usage": (
         "The command line asks for something that is not possible.",
         "'vlmcache help COMMAND' shows the options and examples.",
+    ),
+    "variant-only": (
+        "The weights are a variant, which loaders find only if they are asked for it.",
+        "Pass 'variant' to 'from_pretrained', as the finding shows it.",
     ),
     "world-writable": (
         "Every user of this machine can change the cache, and what it loads.",

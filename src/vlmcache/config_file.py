@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -32,6 +33,7 @@ _PRECISIONS_BY_NAME: dict[str, Precision] = {
     "nf4": "int4",
 }
 _SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_VARIANT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*(?:/[0-9A-Za-z._-]+)*")
 _DEEPEST = 100
 """Levels of nesting; thousands of them would end the process within PyYAML's C part."""
 SHIPPED = os.path.join(os.path.dirname(__file__), "config.yaml")
@@ -56,6 +58,8 @@ class ModelConfig(msgspec.Struct, frozen=True):
     expected_memory: int | None = None
     configured: bool = True
     """False if only the command line named it."""
+    variant: str | None = None
+    """The quantization of a repo of GGUF files, after a colon in `model_path`: `Q4_K_M`."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -280,7 +284,7 @@ class _Reader:
             raise self.wrong(node, where, "needs model_path: the repo id, as owner/name")
         if not fields[repo_key].tag.endswith(":str"):
             raise self.wrong(fields[repo_key], f"{where}.{repo_key}", "must be a string")
-        repo = self.parsed(fields[repo_key], f"{where}.{repo_key}", _parse_repo)
+        repo, variant = self.parsed(fields[repo_key], f"{where}.{repo_key}", _parse_repo)
         model = {
             name: self.parsed(fields[name], f"{where}.{name}", parse)
             for name, parse in _TEXT_PARSERS.items()
@@ -291,7 +295,7 @@ class _Reader:
             for name, parse in _VALUE_PARSERS.items()
             if name in fields
         }
-        return ModelConfig(key=key, repo=repo, **model)
+        return ModelConfig(key=key, repo=repo, variant=variant, **model)
 
     def limits(self, fields: dict[str, yaml.Node]) -> Limits:
         values: dict[str, int | None] = {}
@@ -318,6 +322,19 @@ class _Reader:
         return Limits(**values)  # type: ignore[arg-type]
 
 
+def split_variant(text: str) -> tuple[str, str | None]:
+    """Return what is before the colon of a name, and the variant after it, if there is one.
+
+    The colons of a drive letter, of `https://` and of a port are none of that.
+    """
+    rest, _, variant = text.rpartition(":")
+    # Of variants of the same name, each is called by its path in the repo.
+    is_address = "/" in variant and (len(rest) == 1 or "://" in rest)
+    if not rest or is_address or _VARIANT.fullmatch(variant) is None:
+        return text, None
+    return rest, variant
+
+
 def parse_precision(text: str) -> Precision:
     """Return a precision by its name or by one of torch's names for it.
 
@@ -330,10 +347,11 @@ def parse_precision(text: str) -> Precision:
     return precision
 
 
-def _parse_repo(text: str) -> str:
-    if not layout.is_repo_id(text):
-        raise ValueError(f"{text!r} is not a repo id such as Qwen/Qwen2-VL-2B-Instruct")
-    return text
+def _parse_repo(text: str) -> tuple[str, str | None]:
+    repo, variant = split_variant(text)
+    if not layout.is_repo_id(repo):
+        raise ValueError(f"{repo!r} is not a repo id such as Qwen/Qwen2-VL-2B-Instruct")
+    return repo, variant
 
 
 def _parse_revision(text: str) -> str:

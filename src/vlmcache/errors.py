@@ -210,6 +210,12 @@ class NotDownloadedError(UnloadableError):
     code = "not-downloaded"
 
 
+class GgufError(UnloadableError):
+    """The weights are GGUF, which other programs run."""
+
+    code = "gguf"
+
+
 class DamagedWeightsError(UnloadableError):
     """The files are there and cannot be what they should be."""
 

@@ -5,14 +5,19 @@ The weights are read ahead before torch and transformers are imported, so this i
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+from vlmcache import units
 from vlmcache.config import Session, open_session, own_home
 from vlmcache.errors import NotDownloadedError
 from vlmcache.load import models, quantized
 from vlmcache.load.options import parse_one_precision
 from vlmcache.load.reader import ReadAhead
 from vlmcache.load.source import ModelFiles, ModelFinder, read_tensors
+
+if TYPE_CHECKING:
+    from vlmcache.commands.pull.values import PlannedModel
 
 
 def load_model(
@@ -82,8 +87,15 @@ def load_from(
     except NotDownloadedError:
         # The pull's machinery is imported only where there is something to pull.
         from vlmcache.commands.pull.pull import pull
+        from vlmcache.commands.pull.values import PullOptions, in_words
+        from vlmcache.commands.remove.values import UnconfirmedError
 
-        pull(session, [key]).check()
+        def refuse(others: Sequence[PlannedModel]) -> bool:
+            raise UnconfirmedError(
+                f"{in_words(others)}, and nothing was fetched", units.command("pull", key)
+            )
+
+        pull(session, [key], PullOptions(agree=refuse)).check()
         source = find()
     home, _ = own_home(session.environment)
     snapshot = source

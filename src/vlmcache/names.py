@@ -5,17 +5,15 @@ Every command reads names here, whatever they are looked up in: a cache, a backu
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.config_file import Config, ModelConfig
+from vlmcache.config_file import Config, ModelConfig, split_variant
 from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.units import did_you_mean
 
-_VARIANT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
 _PREFIXES = {f"{kind}s": kind for kind in layout.KINDS.values()}
 
 
@@ -27,7 +25,7 @@ class Name(msgspec.Struct, frozen=True):
     revision: str | None = None
     """The branch, tag or commit after the `@`."""
     variant: str | None = None
-    """The variant of the model after the last `:`, such as a quantization of its files."""
+    """The variant of the model after the last `:`: a quantization of its GGUF files."""
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -38,6 +36,8 @@ class Named(msgspec.Struct, frozen=True):
     repo: str
     revision: str | None = None
     """The revision that was typed; `None` if none was."""
+    variant: str | None = None
+    """The variant that was typed, or that a key that was typed stands for."""
     model: ModelConfig | None = None
     """The configured model that is meant, at its configured revision."""
     held: bool = False
@@ -51,11 +51,9 @@ class Named(msgspec.Struct, frozen=True):
 
 def parse_name(text: str) -> Name:
     """Return the parts of `NAME[@REVISION][:VARIANT]`."""
-    rest, colon, variant = text.rpartition(":")
-    if not rest or _VARIANT.fullmatch(variant) is None:
-        rest, colon = text, ""
+    rest, variant = split_variant(text)
     name, at, revision = rest.partition("@")
-    return Name(name, revision if at else None, variant if colon else None)
+    return Name(name, revision if at else None, variant)
 
 
 def typed_name(kind: str, repo_id: str) -> str:
@@ -72,10 +70,14 @@ class Names:
     Args:
         config: the configuration whose keys count.
         repos: (type, id) of the repos in the place.
+        variants: whether the command can work on one variant of a model.
     """
 
-    def __init__(self, config: Config, repos: Iterable[tuple[str, str]]) -> None:
+    def __init__(
+        self, config: Config, repos: Iterable[tuple[str, str]], *, variants: bool = False
+    ) -> None:
         self.config = config
+        self._variants = variants
         self._ids: dict[tuple[str, str], set[str]] = {}
         for kind, repo_id in repos:
             self._ids.setdefault((kind, repo_id.casefold()), set()).add(repo_id)
@@ -96,7 +98,7 @@ class Names:
         """
         if self.is_key(text):
             model = self.as_held(self.config.models[text])
-            return Named("model", model.repo, model=model)
+            return Named("model", model.repo, variant=model.variant, model=model)
         parts = parse_name(text)
         held = self._held(parts.name)
         configured = self.config.models.get(parts.name)
@@ -117,12 +119,22 @@ class Names:
             repo_id = repo_id if configured is None else configured.repo
         if parts.revision is not None and not layout.is_revision(parts.revision):
             raise UsageError(f"{parts.revision!r} is not a branch, tag or commit")
-        if parts.variant is not None and (held or configured or layout.is_repo_id(repo_id)):
+        known = held is not None or configured is not None or layout.is_repo_id(repo_id)
+        turned = parse_name(parts.name)
+        if turned.variant is not None and not known:
+            raise UsageError(
+                f"{text}: the variant comes last",
+                f"type {turned.name}@{parts.revision}:{turned.variant}",
+            )
+        if parts.variant is not None and known and (kind != "model" or not self._variants):
             raise UsageError(
                 f"{text}: this command has no variants to choose from",
                 f"type {text.rpartition(':')[0]}",
             )
-        return Named(kind, repo_id, parts.revision, configured, held is not None)
+        variant = parts.variant
+        if variant is None and configured is not None and parts.name == configured.key:
+            variant = configured.variant
+        return Named(kind, repo_id, parts.revision, variant, configured, held is not None)
 
     def as_held(self, model: ModelConfig) -> ModelConfig:
         """Return a model with its repo spelled as in the place, if just one there can be meant."""
@@ -146,9 +158,11 @@ class Names:
             if not known or not ("/" in named.repo or named.held):
                 raise self.unknown(text)
             model = ModelConfig(key=named.repo, repo=named.repo, configured=False)
-        if named.revision is None:
-            return model
-        return msgspec.structs.replace(model, revision=named.revision)
+        return msgspec.structs.replace(
+            model,
+            revision=named.revision or model.revision,
+            variant=named.variant or model.variant,
+        )
 
     def name_of(self, model: ModelConfig) -> str:
         """Return what to type for a model at a revision, which `model` reads back.
@@ -157,10 +171,11 @@ class Names:
         """
         ids = self._ids.get(("model", parse_name(model.key).name.casefold()), set())
         if model.key.startswith("-") or not ids <= {self.as_held(model).repo}:
-            return f"{model.repo}@{model.revision}"
+            return f"{model.repo}@{model.revision}" + _after(":", model.variant, None)
         known = self.config.models.get(model.key)
         usual = known.revision if known is not None else "main"
-        return model.key if model.revision == usual else f"{model.key}@{model.revision}"
+        variant = known.variant if known is not None else None
+        return model.key + _after("@", model.revision, usual) + _after(":", model.variant, variant)
 
     def unknown(self, text: str, place: str | None = None) -> UnknownModelError:
         """Return the error that says that a name means nothing, and what comes close to it.
@@ -215,24 +230,31 @@ def ambiguous(name: str, ids: Iterable[str]) -> UsageError:
     return UsageError(f"{name} can be {' or '.join(sorted(ids))}", "type one of them")
 
 
+def _after(sign: str, part: str | None, usual: str | None) -> str:
+    return "" if part is None or part == usual else f"{sign}{part}"
+
+
 def _prefixed(name: str) -> tuple[str, str]:
     prefix, _, rest = name.partition("/")
     return (_PREFIXES[prefix], rest) if prefix in _PREFIXES and rest else ("model", name)
 
 
-def find_model(config: Config, text: str, cached: Iterable[str] = ()) -> ModelConfig:
-    """Return the model that a name means: a repo id or a key, with `@revision`.
+def find_model(
+    config: Config, text: str, cached: Iterable[str] = (), *, variants: bool = False
+) -> ModelConfig:
+    """Return the model that a name means: a repo id or a key, with `@revision` and `:VARIANT`.
 
     Args:
         config: the configuration whose keys count.
         text: what was typed.
         cached: ids of the models in the cache; only these may be without an owner (`gpt2`).
+        variants: whether the command can work on one variant of a model.
 
     Raises:
         UnknownModelError: no such key, and the string is not a repo id with an owner.
         UsageError: the revision cannot be one, or the name can be two repos.
     """
-    return _names(config, cached).model(text)
+    return _names(config, cached, variants=variants).model(text)
 
 
 def name_of(config: Config, model: ModelConfig, cached: Iterable[str]) -> str:
@@ -251,5 +273,5 @@ def names_of_all(config: Config, cached: Iterable[str]) -> list[str]:
     return list(map(_names(config, cached).name_of, config.models.values()))
 
 
-def _names(config: Config, cached: Iterable[str]) -> Names:
-    return Names(config, (("model", repo_id) for repo_id in cached))
+def _names(config: Config, cached: Iterable[str], *, variants: bool = False) -> Names:
+    return Names(config, (("model", repo_id) for repo_id in cached), variants=variants)

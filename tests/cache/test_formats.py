@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kit.hostile import examples
+from tests.kit.repositories import REPOSITORIES
 from vlmcache.cache.formats import second_formats, wanted
-
-REPOS: dict[str, dict[str, list[str]]] = json.loads(
-    (Path(__file__).parent / "repositories.json").read_text()
-)
-"""File names of real repositories, with those that their loader needs and those to leave out."""
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 INDEX = "model.safetensors.index.json"
@@ -29,18 +23,18 @@ def second_names(names: Any) -> set[str]:
     return {name for second in second_formats(names) for name in second.weights.files}
 
 
-@pytest.mark.parametrize("repo", REPOS)
+@pytest.mark.parametrize("repo", REPOSITORIES)
 def test_what_a_real_repository_needs_is_fetched_and_the_rest_of_it_is_left_out(repo: str) -> None:
-    names = set(REPOS[repo]["files"])
-    assert set(REPOS[repo]["needed"]) <= wanted(names)
-    assert not set(REPOS[repo]["left_out"]) & wanted(names)
+    names = set(REPOSITORIES[repo]["files"])
+    assert set(REPOSITORIES[repo]["needed"]) <= wanted(names)
+    assert not set(REPOSITORIES[repo]["left_out"]) & wanted(names)
 
 
-@pytest.mark.parametrize("repo", REPOS)
+@pytest.mark.parametrize("repo", REPOSITORIES)
 def test_no_set_of_a_real_repository_is_second_to_one_that_is_not_complete(
     repo: str,
 ) -> None:
-    names = set(REPOS[repo]["files"])
+    names = set(REPOSITORIES[repo]["files"])
     for second in second_formats(names):
         if len(second.twins) > 1:
             continue

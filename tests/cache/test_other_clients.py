@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from tests.kit.caches import CacheBuilder, CachedRepo, du_allocated
+from tests.kit.caches import CacheBuilder, CachedRepo, du_allocated, fingerprint
 from tests.kit.damages import FILES, WEIGHTS
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import REPO, fetches, pull
 from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
+from vlmcache.change import partials
 from vlmcache.commands.doctor.permissions import AccessEntry, entries
 
 SUFFIXES = list(layout.OTHER_CLIENTS)
 ETAG = "c" * 64
+_CONTENT = FILES[WEIGHTS]
+assert isinstance(_CONTENT, bytes)
+DATA: bytes = _CONTENT
 
 
 @pytest.fixture
@@ -68,32 +75,96 @@ def test_the_lock_that_other_clients_keep_beside_their_blob_is_honored(
     assert found.strays == ()
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("age", [0, 7200, 90 * 86400])
-def test_a_pull_neither_continues_nor_removes_what_another_program_downloads(
-    cache: CacheBuilder, mending_hub: LoopbackHub, suffix: str, age: float
-) -> None:
+BEGUN = [".0123abcd.incomplete", *SUFFIXES]
+WRONG = b"other bytes"
+"""In place of the first bytes of a file."""
+
+
+@pytest.fixture
+def missing(cache: CacheBuilder, monkeypatch: pytest.MonkeyPatch) -> CachedRepo:
+    """A repo whose weights are missing, on a machine that has been on all the time."""
+    monkeypatch.setattr(partials, "_boot_time", float)
     repo = cache.repo(REPO)
     repo.revision(FILES)
     repo.missing_blob(WEIGHTS)
-    data = FILES[WEIGHTS]
-    assert isinstance(data, bytes)
-    path = repo.partial(
-        repo.file(WEIGHTS).etag, data=b"other bytes" + data[11:5000], age=age, suffix=suffix
+    return repo
+
+
+def pulled(repo: CachedRepo, hub: LoopbackHub, partial: Path) -> tuple[int, int, int]:
+    """Pull next to another program's partial; return what the plan credits, needs, and was sent."""
+    before = fingerprint(partial.parent)[partial.name]
+    state = partial.stat()
+    planned = pull(hub, repo.cache.root, dry_run=True)
+    assert pull(hub, repo.cache.root).problem is None
+    assert repo.blob(WEIGHTS).read_bytes() == DATA
+    assert partial.stat().st_ino == state.st_ino
+    assert partial.stat().st_mtime_ns == state.st_mtime_ns
+    assert fingerprint(partial.parent)[partial.name] == before
+    assert not (partial.parent / f"{repo.file(WEIGHTS).etag}.incomplete").exists()
+    return fetches(planned)[WEIGHTS].have, planned.plan.needs, hub.bytes_sent()
+
+
+@pytest.mark.parametrize("suffix", BEGUN)
+def test_a_pull_copies_what_another_program_left_behind_and_leaves_it_as_it_is(
+    missing: CachedRepo, mending_hub: LoopbackHub, suffix: str
+) -> None:
+    path = missing.partial(missing.file(WEIGHTS).etag, data=DATA[:5000], age=7200, suffix=suffix)
+    assert pulled(missing, mending_hub, path) == (5000, len(DATA), len(DATA) - 5000)
+
+
+def test_the_longest_of_several_beginnings_is_copied(
+    missing: CachedRepo, mending_hub: LoopbackHub
+) -> None:
+    etag = missing.file(WEIGHTS).etag
+    for number, suffix in enumerate(BEGUN):
+        missing.partial(etag, data=DATA[: 1000 * number], age=7200, suffix=suffix)
+    longest = missing.partial(etag, data=DATA[:8000], age=7200, suffix=".76543210.incomplete")
+    assert pulled(missing, mending_hub, longest)[2] == len(DATA) - 8000
+
+
+@pytest.mark.parametrize("suffix", BEGUN)
+def test_a_beginning_that_turns_out_wrong_costs_one_new_start(
+    missing: CachedRepo, mending_hub: LoopbackHub, suffix: str
+) -> None:
+    wrong = WRONG + DATA[len(WRONG) : 5000]
+    path = missing.partial(missing.file(WEIGHTS).etag, data=wrong, age=7200, suffix=suffix)
+    assert pulled(missing, mending_hub, path)[2] == 2 * len(DATA) - 5000
+
+
+@pytest.mark.parametrize("suffix", BEGUN)
+@pytest.mark.parametrize("why", ["fresh", "holes", "longer", "empty"])
+def test_what_may_still_be_written_or_is_no_beginning_is_not_used(
+    missing: CachedRepo, mending_hub: LoopbackHub, suffix: str, why: str
+) -> None:
+    data = {"longer": DATA + b"x", "empty": b""}.get(why, DATA[:5000])
+    age = 60 if why == "fresh" else 7200
+    path = missing.partial(missing.file(WEIGHTS).etag, data=data, age=age, suffix=suffix)
+    if why == "holes":
+        with path.open("r+b") as file:
+            file.truncate(0)
+            file.seek(len(DATA) - 4096)
+            file.write(DATA[-4096:])
+        os.utime(path, (1, 1))
+    assert pulled(missing, mending_hub, path) == (0, len(DATA), len(DATA))
+
+
+def test_what_a_process_has_open_is_not_used(missing: CachedRepo, mending_hub: LoopbackHub) -> None:
+    path = missing.partial(
+        missing.file(WEIGHTS).etag, data=DATA[:5000], age=7200, suffix=".downloadInProgress"
     )
-    before = path.stat()
-    planned = pull(mending_hub, cache.root, dry_run=True)
-    assert fetches(planned)[WEIGHTS].have == 0
-    assert planned.plan.needs == len(data)
-    assert pull(mending_hub, cache.root).problem is None
-    assert mending_hub.bytes_sent() == len(data)
-    assert repo.blob(WEIGHTS).read_bytes() == data
-    after = path.stat()
-    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (
-        before.st_ino,
-        before.st_size,
-        before.st_mtime_ns,
-    )
+    with path.open("ab") as file, subprocess.Popen(["sleep", "60"], stdin=file) as sleeper:
+        assert pulled(missing, mending_hub, path)[2] == len(DATA)
+        sleeper.kill()
+
+
+def test_our_own_partial_is_continued_whatever_another_program_has(
+    missing: CachedRepo, mending_hub: LoopbackHub
+) -> None:
+    etag = missing.file(WEIGHTS).etag
+    missing.partial(etag, data=DATA[:2000], age=60, old_style=True)
+    path = missing.partial(etag, data=DATA[:5000], age=7200, suffix=".sync.part")
+    have, needs, sent = pulled(missing, mending_hub, path)
+    assert (have, needs, sent) == (2000, len(DATA) - 2000, len(DATA) - 2000)
 
 
 UNKNOWN = [

@@ -211,8 +211,16 @@ def _with(name: str, content: bytes) -> bytes:
         archive(b"I" + b"9" * 5000 + b"\n."),
         archive(b"\x80\x02" + b")\x85" * 200_000 + b"."),
         archive(b"\x8d" + struct.pack("<Q", 2**63) + b"x."),
+        # A string of 1,000,000 characters from the memo, joined to itself once per instruction.
+        archive(
+            b"\x80\x04\x8d"
+            + struct.pack("<Q", 10**6)
+            + b"x" * 10**6
+            + b"\x940"
+            + b"h\0h\0\x93" * 10**5
+        ),
     ],
-    ids=range(26),
+    ids=range(27),
 )
 def test_what_makes_no_sense_is_one_error(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(PickleError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 
@@ -11,7 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.kit.caches import safetensors
-from vlmcache.cache.weights import read_header, rescale, weights_bytes, with_overhead
+from vlmcache.cache.weights import (
+    Precision,
+    Tensor,
+    read_header,
+    rescale,
+    weights_bytes,
+    with_overhead,
+)
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
 def written(path: Path, header: object, data: bytes = b"") -> str:
@@ -51,7 +61,23 @@ def test_metadata_is_no_tensor_and_a_scalar_has_one_element(file: Path) -> None:
         ({"a": {"shape": [4]}}, b""),
         ({"a": 5}, b""),
         (b"[" * 100_000, b""),
+        (b'{"a":' * 100_000, b""),
+        ({"a": {"dtype": "F16", "shape": [2**62] * 100_000, "data_offsets": [0, 0]}}, b""),
+        ({"a": {"dtype": "F99", "shape": [2**62] * 60, "data_offsets": [0, 8]}}, b"\0" * 8),
+        ({"a": {"dtype": "F16", "shape": [2**64, 0], "data_offsets": [0, 0]}}, b""),
+        ({"a": {"dtype": "F16", "shape": [10**30, 0], "data_offsets": [0, 0]}}, b""),
+        ({"a": {"dtype": "F16", "shape": [4], "data_offsets": [10**30, 10**30 + 8]}}, b""),
+        ({"a" * 1001: {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]}}, b""),
+        (b"{" + b'"a":[],' * 2_000_001 + b'"b":[]}', b""),
+        (
+            {
+                "a": {"dtype": "F16", "shape": [4], "data_offsets": [0, 8]},
+                "b": {"dtype": "F16", "shape": [4], "data_offsets": [0, 8]},
+            },
+            b"\0" * 8,
+        ),
     ],
+    ids=range(17),
 )
 def test_a_header_that_contradicts_itself_or_its_file_is_refused(
     file: Path, header: object, data: bytes
@@ -82,6 +108,29 @@ def test_any_bytes_are_read_or_refused_with_a_value_error(
         return
 
 
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    dtype=st.sampled_from(["F16", "U8", "F4", "NEW"]),
+    size=st.sampled_from([0, 1, 7, 2**31, 2**62, 2**63, 2**64, 10**40, -1]),
+    dimensions=st.sampled_from([0, 1, 2, 63, 64, 65, 1000, 100_000]),
+    copies=st.integers(1, 20),
+    end=st.sampled_from([0, 8, 16, 2**63, 10**40]),
+)
+def test_no_tensor_is_larger_than_its_file_whatever_its_shape_says(
+    file: Path, dtype: str, size: int, dimensions: int, copies: int, end: int
+) -> None:
+    tensor = {"dtype": dtype, "shape": [size] * dimensions, "data_offsets": [0, end]}
+    path = written(file, {f"a{number}": tensor for number in range(copies)}, b"\0" * 16)
+    try:
+        tensors = read_header(path)
+    except ValueError:
+        return
+    assert sum(tensor.stored for tensor in tensors.values()) <= 16
+    assert all(weights_bytes(tensors, precision) <= 16 * 8 * 4 for precision in PRECISIONS)
+
+
 def test_memory_follows_the_precision(file: Path) -> None:
     file.write_bytes(
         safetensors(
@@ -98,6 +147,78 @@ def test_memory_follows_the_precision(file: Path) -> None:
     assert weights_bytes(tensors, "bf16") == 2 * (rest + 4096)
     assert weights_bytes(tensors, "int8") == 2 * rest + 4096 + 4 * 64
     assert weights_bytes(tensors, "int4") == 2 * rest + 4096 // 2 + 4096 // 16
+
+
+_SHORT = {
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E8M0": 1,
+    "F16": 2,
+    "BF16": 2,
+    "F32": 4,
+    "I32": 4,
+    "I64": 8,
+}
+
+
+def stored(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Tensor]:
+    return {
+        name: Tensor(dtype, shape, (0, math.prod(shape) * _SHORT[dtype]))
+        for name, (dtype, shape) in tensors.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "linear",
+    [
+        {
+            "q.weight": ("U8", (2048, 1)),
+            "q.weight.absmax": ("U8", (64,)),
+            "q.weight.quant_map": ("F32", (16,)),
+            "q.weight.quant_state.bitsandbytes__nf4": ("U8", (80,)),
+        },
+        {"q.weight": ("I8", (64, 64)), "q.SCB": ("F32", (64,))},
+        {
+            "q.qweight": ("I32", (64, 8)),
+            "q.qzeros": ("I32", (1, 8)),
+            "q.scales": ("F16", (1, 64)),
+            "q.g_idx": ("I32", (64,)),
+        },
+        {"q.weight": ("F8_E4M3", (64, 64)), "q.weight_scale_inv": ("F32", (1, 1))},
+        {
+            "experts.gate_up_proj_blocks": ("U8", (4, 8, 2, 16)),
+            "experts.gate_up_proj_scales": ("U8", (4, 8, 2)),
+        },
+    ],
+    ids=["bnb-4bit", "bnb-8bit", "awq-gptq", "fp8", "mxfp4"],
+)
+def test_weights_that_are_stored_quantized_take_what_is_stored_at_every_precision(
+    linear: dict[str, tuple[str, tuple[int, ...]]],
+) -> None:
+    kept = stored(linear)
+    rest = stored({"model.embed_tokens.weight": ("BF16", (100, 64)), "proj": ("BF16", (64, 64))})
+    quantized = sum(tensor.stored for tensor in kept.values())
+    floats = sum(tensor.stored for tensor in rest.values())
+    for precision in ("int4", "int8", "bf16", "fp16"):
+        assert weights_bytes(kept | rest, precision) - (quantized + floats) in range(-200, 1)
+    assert floats < weights_bytes(kept | rest, "fp32") - quantized <= 2 * floats + 200
+
+
+def test_masks_and_positions_do_not_make_weights_quantized_ones() -> None:
+    floats = {"q.weight": ("F16", (64, 64))}
+    for extra in (
+        {"attn.bias": ("U8", (8, 8))},
+        {"position_ids": ("I64", (1, 8)), "layer_scale": ("F16", (8,))},
+    ):
+        tensors = stored({**floats, **extra})
+        rest = sum(tensors[name].stored for name in extra)
+        assert weights_bytes(tensors, "int8") == 64 * 64 + 4 * 64 + rest
+
+
+def test_eight_bit_floats_without_scales_are_loaded_at_the_precision() -> None:
+    tensors = stored({"q.weight": ("F8_E4M3", (64, 64))})
+    assert weights_bytes(tensors, "bf16") == 2 * 64 * 64
 
 
 def test_overhead_is_a_tenth_and_a_fixed_part() -> None:

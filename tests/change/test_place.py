@@ -40,7 +40,7 @@ def test_listings_are_for_their_user_alone_but_in_a_shared_cache(
     trees.chmod(folder)
     before = os.umask(0o022)
     try:
-        place.write_tree(str(tmp_path), COMMIT, {})
+        place.write_tree(str(tmp_path), COMMIT, {}, complete=True)
     finally:
         os.umask(before)
     assert (trees / f"{COMMIT}.json").stat().st_mode & 0o777 == file

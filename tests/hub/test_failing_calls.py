@@ -6,17 +6,19 @@ A failure that the disk reports is told in one line with its exit code; it never
 from __future__ import annotations
 
 import errno
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kit.caches import Entry
+from tests.kit.caches import CacheBuilder, Entry
 from tests.kit.contents import Content, Synthetic
 from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
 from tests.kit.hub_process import HubProcess, served
 from tests.kit.pulls import REPO, content, expected, lies, pull
 from vlmcache.cache import layout
+from vlmcache.change import partials
 from vlmcache.commands.pull.values import PullReport
 from vlmcache.errors import ExitCode
 
@@ -70,10 +72,37 @@ class Pull(Subject[PullReport]):
         assert found == self.right
 
 
+class PullOfBegun(Pull):
+    """A pull of what another program has begun, and left behind."""
+
+    command = "pull of what another program began"
+
+    def begin(self, place: Path) -> None:
+        weights = FILES["model.safetensors"]
+        assert isinstance(weights, Synthetic)
+        data = b"".join(weights.blocks())
+        etag = hashlib.sha256(data).hexdigest()
+        repo = CacheBuilder(place / "cache").repo(REPO)
+        self.left = repo.partial(etag, data=data[:100_000], age=7200)
+
+    def check_content(self, place: Path) -> None:
+        assert self.left.stat().st_size == 100_000
+        found = content(place / "cache")
+        found.pop(layout.CACHE_TAG, None)
+        assert [found.pop(name) for name in list(found) if name.endswith(self.left.name)]
+        assert found == self.right
+
+
 @pytest.mark.faults
+@pytest.mark.parametrize("kind", [Pull, PullOfBegun])
 @pytest.mark.parametrize("fault", FAULTS, ids=fault_name)
 def test_a_fault_at_every_call_leaves_no_lie_and_the_next_pull_finishes(
-    hub: HubProcess, tmp_path: Path, fault: Fault
+    hub: HubProcess,
+    tmp_path: Path,
+    fault: Fault,
+    kind: type[Pull],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(partials, "_boot_time", float)
     expected(tmp_path / "right", FILES)
-    try_every(Pull(hub, content(tmp_path / "right"), fault), fault, at_least=30)
+    try_every(kind(hub, content(tmp_path / "right"), fault), fault, at_least=30)

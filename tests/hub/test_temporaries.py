@@ -23,7 +23,7 @@ class Killed(BaseException):
 
 
 def _tree(folder: str, commit: str) -> None:
-    place.write_tree(folder, OTHER, {"config.json": TreeFile(2, OTHER)})
+    place.write_tree(folder, OTHER, {"config.json": TreeFile(2, OTHER)}, complete=True)
 
 
 def _ref(folder: str, commit: str) -> None:

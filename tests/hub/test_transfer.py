@@ -176,13 +176,17 @@ def test_a_partial_that_is_wrong_costs_one_new_start(hub: LoopbackHub, tmp_path:
     assert_right(tmp_path / "cache", tmp_path)
 
 
-def test_a_partial_of_the_client_is_gone_on_from(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_partial_of_the_client_is_gone_on_from(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partials, "_boot_time", float)
     repo = CacheBuilder(tmp_path / "cache").repo(REPO)
     file = hub._repos["model", REPO].file(WEIGHTS)
-    repo.partial(file.etag, data=file.read()[: SIZE // 2])
+    client = repo.partial(file.etag, data=file.read()[: SIZE // 2], age=7200)
     assert fetches(pull(hub, tmp_path / "cache", dry_run=True))[WEIGHTS].have == SIZE // 2
     assert pull(hub, tmp_path / "cache").problem is None
     assert hub.bytes_sent(WEIGHTS) == SIZE - SIZE // 2
+    client.unlink()
     assert_right(tmp_path / "cache", tmp_path)
 
 
@@ -193,7 +197,7 @@ def test_a_partial_that_cannot_be_a_beginning_is_not_counted(
     repo = CacheBuilder(tmp_path / "cache").repo(REPO)
     etag = hub._repos["model", REPO].file(WEIGHTS).etag
     size = {"sparse": SIZE // 2, "too long": SIZE + 1, "empty": 0}[kind]
-    partial = repo.partial(etag, size=size, sparse=kind == "sparse")
+    partial = repo.partial(etag, size=size, sparse=kind == "sparse", age=7200)
     plan = pull(hub, tmp_path / "cache", dry_run=True)
     assert fetches(plan)[WEIGHTS].have == 0
     assert pull(hub, tmp_path / "cache").problem is None

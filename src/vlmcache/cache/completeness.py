@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 import msgspec
 
-from vlmcache.cache import formats, layout
-from vlmcache.cache.reading import JSON_ERRORS, read_bytes
-from vlmcache.cache.state import File, Repo, Revision, State, TreeFile
-from vlmcache.cache.weights import TruncatedError, read_header
+from vlmcache import units
+from vlmcache.cache import formats, gguf, layout
+from vlmcache.cache.code_files import code_files
+from vlmcache.cache.model_configs import DECIDING, OtherRepo, decoded, other_repos
+from vlmcache.cache.needed_files import GENERATION, Division, divide
+from vlmcache.cache.reading import read_bytes
+from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision, State, TreeFile
+from vlmcache.cache.weight_options import weight_map
+from vlmcache.cache.weights import Tensor, TruncatedError, read_header
 
 _INDEX_LIMIT = 64_000_000
 
@@ -27,13 +34,14 @@ class Judgement(msgspec.Struct, frozen=True):
     """Files that exist, but cannot be what they should be."""
     tree: Mapping[str, TreeFile] | None = None
     """The Hub's listing of the commit, if the cache holds it."""
+    division: Division | None = None
+    """The files by what they are to loading, of a model of which something is known."""
+    missing_repos: tuple[str, ...] = ()
+    """Other repos that loading needs and that are not cached; only if these were looked up."""
 
 
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
-
-
-_INDEX_DECODER = msgspec.json.Decoder(_Index)
+Others = Callable[[str], Repo | None]
+"""Returns another model's repo, by its id."""
 
 
 def resolve(repo: Repo, revision: str) -> str | None:
@@ -59,8 +67,47 @@ def commit_named(revision: str, refs: Mapping[str, str], commits: Collection[str
     return starts[0] if len(starts) == 1 else None
 
 
-def judge(repo: Repo | None, revision: str) -> Judgement:
-    """Return the state of one revision (branch, tag or commit) of a repo."""
+def judge(
+    repo: Repo | None, revision: str, others: Others | None = None, variant: str | None = None
+) -> Judgement:
+    """Return the state of one revision (branch, tag or commit) of a repo.
+
+    Args:
+        repo: the repo.
+        revision: the revision.
+        others: finds the other repos that it may need; if not given, they are not looked at.
+        variant: the GGUF variant that is asked for; any will do if not given.
+    """
+    judgement = _judge(repo, revision, others, variant)
+    if repo is None or variant is None or judgement.division is None:
+        return judgement
+    # Files that every variant needs are no beginning of this one.
+    snapshot = judgement.revision
+    own = {file.name for file in snapshot.files} if snapshot is not None else set()
+    listed = judgement.tree or {}
+    begun = {partial.etag for partial in repo.partials}
+    own |= {name for name, file in listed.items() if file.etag in begun}
+    called = gguf.variants(own | listed.keys()).called(variant)
+    if not any(own.intersection(one.files) for one in called):
+        return msgspec.structs.replace(judgement, state="missing")
+    return without_others(judgement)
+
+
+def without_others(judgement: Judgement) -> Judgement:
+    """Return what is said of one variant: damage of files that are not its own does not count."""
+    division, revision = judgement.division, judgement.revision
+    if division is None or revision is None or judgement.state != "damaged" or revision.linked:
+        return judgement
+    damaged = tuple(name for name in judgement.damaged if name not in division.left_out)
+    if damaged or not judgement.damaged:
+        return msgspec.structs.replace(judgement, damaged=damaged)
+    state: State = "partial" if judgement.missing or judgement.missing_repos else "cached"
+    return msgspec.structs.replace(judgement, state=state, damaged=())
+
+
+def _judge(
+    repo: Repo | None, revision: str, others: Others | None, variant: str | None
+) -> Judgement:
     if repo is None:
         return Judgement("missing", None, None)
     if repo.away is not None:
@@ -73,7 +120,8 @@ def judge(repo: Repo | None, revision: str) -> Judgement:
             return Judgement("damaged", None, None)
         if not repo.partials or repo.refs:
             return Judgement("missing", None, None)
-        return _begun(repo, {*repo.trees, *(snapshot.commit for snapshot in repo.revisions)})
+        commits = {*repo.trees, *(snapshot.commit for snapshot in repo.revisions)}
+        return _begun(repo, commits, variant)
     snapshot = repo.revision(commit)
     if snapshot is None:
         if lost := repo.lost_names(commit):
@@ -81,20 +129,21 @@ def judge(repo: Repo | None, revision: str) -> Judgement:
             return Judgement("damaged", commit, None, damaged=tuple(sorted(lost)), tree=tree)
         # The hub's client writes the listing and the ref first, and then the files.
         if repo.partials or commit in repo.tree_files:
-            return msgspec.structs.replace(_begun(repo, {commit}), commit=commit)
+            return msgspec.structs.replace(_begun(repo, {commit}, variant), commit=commit)
         return Judgement("damaged" if revision in repo.refs else "missing", commit, None)
-    judgement = judge_revision(repo, snapshot)
+    judgement = judge_revision(repo, snapshot, others, variant)
     if judgement.state == "cached" and ref_is_malformed(repo, revision):
         return msgspec.structs.replace(judgement, state="damaged")
     return judgement
 
 
-def _begun(repo: Repo, commits: set[str]) -> Judgement:
+def _begun(repo: Repo, commits: set[str], variant: str | None) -> Judgement:
     """Return what is known of a download that has no ref or no snapshot yet.
 
     Args:
         repo: where it goes.
         commits: what it may be of; if there are several, what is missing cannot be known.
+        variant: the GGUF variant that is asked for.
     """
     if len(commits) != 1:
         return Judgement("partial", None, None)
@@ -103,12 +152,11 @@ def _begun(repo: Repo, commits: set[str]) -> Judgement:
     snapshot = repo.revision(commit)
     if tree is None and snapshot is None:
         return Judgement("partial", None, None)
-    missing, _ = _needs(
-        repo,
-        snapshot or Revision(commit, "", (), (), 0, tree),
-        {} if snapshot is None else {file.name: file for file in snapshot.files},
+    begun = snapshot or Revision(commit, "", (), (), 0, tree)
+    missing, _, division = _needs(repo, begun, variant)
+    return Judgement(
+        "partial", None, snapshot, tuple(sorted(missing)), tree=tree, division=division
     )
-    return Judgement("partial", None, snapshot, tuple(sorted(missing)), tree=tree)
 
 
 def ref_is_malformed(repo: Repo, revision: str) -> bool:
@@ -120,47 +168,145 @@ def ref_is_malformed(repo: Repo, revision: str) -> bool:
     )
 
 
-def judge_revision(repo: Repo, revision: Revision) -> Judgement:
+def judge_revision(
+    repo: Repo, revision: Revision, others: Others | None = None, variant: str | None = None
+) -> Judgement:
     """Return the state of one snapshot: damage first, then what is missing."""
-    files = {file.name: file for file in revision.files}
-    damaged = {name for name, file in files.items() if not _is_whole(revision, file)}
-    missing, broken = _needs(repo, revision, files)
+    damaged = {file.name for file in revision.files if not _is_whole(revision, file)}
+    missing, broken, division = _needs(repo, revision, variant)
     # What is here and linked from nowhere was not left out: its link is lost.
     damaged |= broken | (missing & repo.lost_names(revision.commit) if missing else set())
     missing -= damaged
     state: State = "damaged" if damaged or revision.linked else "partial" if missing else "cached"
+    away = []
+    if others is not None and division is not None and division.repos:
+        away = [need.id for need in division.repos if not is_here(need, others, {repo.id})]
     return Judgement(
-        state,
+        "partial" if state == "cached" and away else state,
         revision.commit,
         revision,
         tuple(sorted(missing)),
         tuple(sorted(damaged)),
         revision.tree,
+        division,
+        tuple(away),
     )
 
 
-def judge_content(repo: Repo, revision: Revision) -> State:
-    """Return the state of one snapshot, read from the files that loading opens too.
+def is_here(need: OtherRepo, others: Others, seen: AbstractSet[str] = frozenset()) -> bool:
+    """Return whether another repo that a model needs is cached, with all that it needs itself."""
+    repo = others(need.id)
+    if need.id in seen or repo is None:
+        return need.id in seen
+    if not need.code:
+        commit = resolve(repo, need.revision)
+        revision = repo.revision(commit) if commit is not None else None
+        if revision is None:
+            return False
+        judgement = judge_revision(repo, revision)
+        rest = judgement.division.repos if judgement.division is not None else ()
+        seen = {*seen, need.id}
+        return judgement.state == "cached" and all(is_here(one, others, seen) for one in rest)
+    for revision in repo.revisions:
+        names = {file.name for file in revision.files if _is_whole(revision, file)}
+        roots = dict.fromkeys(need.code, frozenset[str]())
+        code, _ = code_files(names, roots, reader(revision), listed=False)
+        if code <= names:
+            return True
+    return False
+
+
+def needs_of(state: CacheState) -> dict[tuple[str, str], set[tuple[str, str]]]:
+    """Return (repo folder, commit) of each model that needs others -> those, as far as here.
+
+    What needs them may need them at any commit, if the one that it names is not here.
+    """
+    found: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for repo in state.repos:
+        for revision in repo.revisions if repo.type == "model" else ():
+            read = reader(revision)
+            configs = {name: decoded(read(name)) for name in DECIDING}
+            for need in other_repos(configs.get):
+                other = state.repo(need.id)
+                if other is None:
+                    continue
+                commit = resolve(other, need.revision) if not need.code else None
+                commits = [one.commit for one in other.revisions if commit in (None, one.commit)]
+                needed = found.setdefault((repo.folder, revision.commit), set())
+                needed |= {(other.folder, one) for one in commits}
+    return found
+
+
+def remarks(repo: Repo, judgement: Judgement) -> Iterator[Finding]:
+    """Yield what else is to be known of a revision that was judged."""
+    division, revision = judgement.division, judgement.revision
+    if division is None or revision is None:
+        return
+    pull = units.command("pull", repo.id)
+    for other in judgement.missing_repos:
+        detail = f"needs {other}, which is missing"
+        yield Finding("needs-repo", "error", repo.id, revision.path, detail, pull)
+    if judgement.state != "cached":
+        return
+    if division.note == "no-loader":
+        detail = "the weights are in a format that no installed library loads"
+        yield Finding("no-loader", "warning", repo.id, revision.path, detail)
+    elif division.note is not None:
+        detail = f'the weights are a variant: load it with variant="{division.note}"'
+        yield Finding("variant-only", "warning", repo.id, revision.path, detail)
+    if GENERATION in division.along and all(file.name != GENERATION for file in revision.files):
+        detail = f"{GENERATION} is missing: text is generated with the library's own settings"
+        remedy = units.command("pull", repo.id, "--include", GENERATION)
+        yield Finding("no-generation-config", "warning", repo.id, revision.path, detail, remedy)
+
+
+class Content(NamedTuple):
+    """What the files of a model's snapshot say of themselves, of those that loading opens."""
+
+    damaged: dict[str, str]
+    """File -> why it cannot be what it should be."""
+    unreadable: dict[str, str]
+    """Weights whose header makes no sense -> why."""
+    tensors: dict[str, Tensor]
+    """Those of all safetensors."""
+
+
+def read_content(judgement: Judgement) -> Content:
+    """Return what is read from the files of a complete snapshot that loading opens too.
 
     A file can be shorter than it was, or half empty after a crash, and no listing says so: tensors
     that lie beyond a file's end and a configuration that is not JSON are damage.
     """
-    state = judge_revision(repo, revision).state
-    if state != "cached" or repo.type != "model":
-        return state
-    for name in sorted(formats.wanted(file.name for file in revision.files)):
+    content = Content({}, {}, {})
+    revision, division = judgement.revision, judgement.division
+    others = division.left_out if division is not None else ()
+    for name in sorted(file.name for file in revision.files) if revision is not None else ():
+        if name in others or revision is None:
+            continue
         path = revision.file_path(name)
         try:
             if name.endswith(".safetensors"):
-                read_header(path)
+                content.tensors.update(read_header(path))
             elif name in (formats.CONFIG, *formats.OTHER_CONFIGS):
                 # As transformers does: NaN and Infinity are no errors.
                 json.loads(read_bytes(path, _INDEX_LIMIT))
-        except (OSError, TruncatedError, json.JSONDecodeError, RecursionError, UnicodeDecodeError):
-            return "damaged"
-        except ValueError:
-            continue  # not a file that we can judge
-    return state
+        except (TruncatedError, RecursionError) as error:
+            content.damaged[name] = str(error)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            content.damaged[name] = f"{name} is not JSON: {error}"
+        except OSError as error:
+            content.damaged[name] = f"{name} cannot be read: {error.strerror or error}"
+        except ValueError as error:
+            content.unreadable[name] = str(error)
+    return content
+
+
+def judge_content(repo: Repo, revision: Revision) -> State:
+    """Return the state of one snapshot, by what its files say too."""
+    judgement = judge_revision(repo, revision)
+    if judgement.state == "cached" and repo.type == "model" and read_content(judgement).damaged:
+        return "damaged"
+    return judgement.state
 
 
 def judge_repo(repo: Repo, judged: Iterable[Judgement] | None = None) -> State:
@@ -210,62 +356,58 @@ def _is_whole(revision: Revision, file: File) -> bool:
     return file.blob in layout.EMPTY_HASHES
 
 
-def _needs(repo: Repo, revision: Revision, files: Mapping[str, File]) -> tuple[set[str], set[str]]:
-    """Return the needed files that do not exist, and the indexes that cannot be read."""
+def _needs(
+    repo: Repo, revision: Revision, variant: str | None
+) -> tuple[set[str], set[str], Division | None]:
+    """Return the needed files that do not exist, and the indexes that make no sense."""
+    names = {file.name for file in revision.files}
     if repo.type == "model":
-        return _model_needs(revision, files)
+        division = divide_revision(revision, variant)
+        return set(division.missing), set(division.broken), division
     if revision.tree is not None:
-        return set(revision.tree) - set(files), set()
-    return (set() if files else {"*"}), set()
+        return set(revision.tree) - names, set(), None
+    return (set() if names else {"*"}), set(), None
 
 
-def _model_needs(revision: Revision, files: Mapping[str, File]) -> tuple[set[str], set[str]]:
-    """Do as `_needs`, for a model: its configuration, weights, tokenizer and processor."""
-    listed = set(revision.tree or ())
-    known = set(files) | listed
-    candidates = formats.weight_candidates(known)
-    if "model_index.json" in known or (listed and not candidates):
-        # A pipeline keeps its weights in folders of its parts; and other libraries' models are
-        # what the Hub says they are.
-        return formats.wanted(known) - set(files), set()
-    needed = formats.needed_beside_weights(known)
-    gguf_only = any(name.endswith(".gguf") for name in known) and formats.CONFIG not in known
-    if formats.CONFIG in known or not (gguf_only or known.intersection(formats.OTHER_CONFIGS)):
-        needed.add(formats.CONFIG)
-    # Of several formats, the first one that exists is the one that transformers takes.
-    present = next((weights for weights in candidates if weights[0] in files), None)
-    shards: set[str] | None = set()
-    broken: set[str] = set()
-    if present is None:
-        name, is_index = candidates[0] if candidates else (formats.SAFETENSORS_SINGLE, False)
-        needed |= {name, *(formats.shards_of(name, known) if is_index else ())}
-    elif present[1]:
-        shards = read_shards(revision, present[0])
-        broken = {present[0]} if shards is None else set()
-    if listed:
-        # What the Hub does not have cannot be missing.
-        needed &= listed
-    return (needed | (shards or set())) - set(files), broken
+def divide_revision(revision: Revision, variant: str | None = None) -> Division:
+    """Return the files of a model's snapshot by what they are to loading."""
+    tree = revision.tree or {}
+    present = {file.name for file in revision.files}
+    return divide(
+        present | tree.keys(),
+        present,
+        reader(revision),
+        listed=bool(tree),
+        sizes={name: file.content_size for name, file in tree.items()},
+        variant=variant,
+        complement=bool(revision.refs) and all(ref.startswith("refs/pr/") for ref in revision.refs),
+    )
+
+
+def reader(revision: Revision) -> Callable[[str], bytes | None]:
+    """Return what reads a file of a snapshot.
+
+    It returns `None` for a file that is not here or that this user may not read. What cannot be
+    read otherwise makes no sense.
+    """
+    names = {file.name for file in revision.files}
+
+    def read(name: str) -> bytes | None:
+        try:
+            return read_bytes(revision.file_path(name), _INDEX_LIMIT) if name in names else None
+        except PermissionError:
+            return None
+        except OSError:
+            return b""
+
+    return read
 
 
 def read_shards(revision: Revision, index: str) -> set[str] | None:
-    """Return the names of the shards that an index file names, or `None` if it cannot be read.
-
-    The index is content of a repo and so not to be trusted: a shard that is not a plain name below
-    the index's folder makes it unreadable.
-    """
-    path = revision.file_path(index)
+    """Return the names of the shards that an index file names, or `None` if it cannot be read."""
     try:
-        weight_map = _INDEX_DECODER.decode(read_bytes(path, _INDEX_LIMIT)).weight_map
-    except (OSError, *JSON_ERRORS):
+        shards = weight_map(read_bytes(revision.file_path(index), _INDEX_LIMIT))
+    except OSError:
         return None
-    shards = set(weight_map.values())
     folder = index.rpartition("/")[0]
-    if not shards or any(not _is_plain(shard) for shard in shards):
-        return None
-    return {f"{folder}/{shard}" if folder else shard for shard in shards}
-
-
-def _is_plain(name: str) -> bool:
-    parts = name.split("/")
-    return "\0" not in name and "\\" not in name and all(p not in ("", ".", "..") for p in parts)
+    return {f"{folder}/{shard}" if folder else shard for shard in shards} if shards else None

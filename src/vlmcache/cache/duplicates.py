@@ -127,7 +127,7 @@ def _agree(path: str, stored: Mapping[str, Stored]) -> bool:
 def _begin_alike(path: str, tensor: PickledTensor, place: Stored) -> bool:
     """Whether the first bytes are the same: weights of other training have the same names."""
     other, other_path, other_start = place
-    length = other.data_offsets[1] - other.data_offsets[0]
+    length = other.stored
     if not tensor.dense:
         length //= max(1, tensor.elements)
     length = min(length, _SAMPLE)

@@ -12,7 +12,17 @@ import msgspec
 
 from vlmcache import log, units
 from vlmcache.cache import layout
-from vlmcache.cache.state import UNREADABLE, ByClass, ByteClass, Finding, Partial, Stamp, Stray
+from vlmcache.cache.state import (
+    UNREADABLE,
+    ByClass,
+    ByteClass,
+    Finding,
+    Partial,
+    Repo,
+    Stamp,
+    Stray,
+    TreeFile,
+)
 
 STALE_AFTER = 3600.0
 """Seconds without a write after which an unlocked partial download counts as left behind."""
@@ -37,6 +47,49 @@ def allocated_bytes(stat: os.stat_result) -> int:
 def is_stale(partial: Partial, now: float) -> bool:
     """Return whether a partial download was left behind: unlocked and long unwritten."""
     return not partial.locked and now - partial.mtime_ns / 1e9 > STALE_AFTER
+
+
+def is_resumable(full: int, *, ours: bool, size: int, allocated: int, age: float) -> bool:
+    """Return whether a partial download can be the beginning of a file.
+
+    Args:
+        full: the complete file's length in bytes.
+        ours: whether vlmcache wrote the partial, which it does from front to back. Others may write
+            in any order, and may still be writing.
+        size: the partial's length in bytes.
+        allocated: what it occupies; less than its length if it has holes.
+        age: seconds since it was written to.
+    """
+    return 0 < size <= full and (ours or (allocated >= size and age > STALE_AFTER))
+
+
+def begun_bytes(repo: Repo | None, listed: TreeFile, now: float) -> tuple[int, int]:
+    """Return the bytes of a file that need not be sent, and how many of them have their room.
+
+    Another program's partial is copied, and stays.
+
+    Args:
+        repo: the repo, as far as it exists.
+        listed: the file, as the hub lists it.
+        now: seconds since the epoch.
+    """
+    best = (0, 0)
+    for partial in repo.partials if repo is not None else ():
+        if partial.etag != listed.etag:
+            continue
+        ours = partial.name == listed.etag + layout.PARTIAL_SUFFIX
+        if is_resumable(
+            listed.content_size,
+            ours=ours,
+            size=partial.size,
+            allocated=partial.allocated,
+            age=now - partial.mtime_ns / 1e9,
+        ):
+            if ours:
+                return partial.size, min(partial.size, partial.allocated)
+            if not partial.locked:
+                best = max(best, (partial.size, 0))
+    return best
 
 
 def entry_of(stat: os.stat_result, below: int = 0) -> Stamp:

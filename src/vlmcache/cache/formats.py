@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple
 
@@ -51,6 +51,7 @@ _TRAINING = re.compile(
     r"(?:^|/)(?:(?:optimizer|scheduler|rng_state\w*|training_args)\.(?:pt|pth|bin)"
     r"|trainer_state\.json)$"
 )
+_CHECKPOINT = re.compile(r"checkpoint-\d+/")
 _FOR_READERS = re.compile(
     r"(?:^|/)(?:README|LICEN[CS]E|NOTICE|USE_POLICY|\.gitattributes|\.gitignore)[^/]*$"
     r"|\.(?:md|png|jpe?g|gif|svg|webp|pdf)$",
@@ -58,7 +59,8 @@ _FOR_READERS = re.compile(
 )
 _WEIGHT_ENDINGS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".ot"),
-    *(".onnx", ".onnx_data", ".ort", ".tflite", ".pb", ".mlmodel", ".npz", ".nemo", ".engine"),
+    *(".onnx", ".onnx_data", ".onnx.data", ".ort", ".tflite", ".pb", ".mlmodel", ".engine"),
+    *(".npy", ".npz", ".nemo"),
 )
 """Endings of files of weights, of whatever library."""
 _CONSOLIDATED = re.compile(r"consolidated[^/]*\.safetensors(?:\.index\.json)?$")
@@ -69,7 +71,7 @@ _OPENVINO = frozenset({"openvino_model.bin", "openvino_model.xml"})
 _CONVERTED_PARTS = frozenset({*_OPENVINO, "model.onnx", "model.onnx_data"})
 """The names under which a part of a pipeline is kept once more for other runtimes."""
 
-_VARIANTS = frozenset({"bf16", "ema", "fp16", "fp32", "fp8", "non_ema"})
+VARIANTS = frozenset({"bf16", "ema", "fp16", "fp32", "fp8", "non_ema"})
 """Variants that are known to be the default weights at another precision or step. What another
 word in a name stands for cannot be known, as of `pytorch_model.generator.bin`."""
 
@@ -84,7 +86,11 @@ _FOREIGN = {
 }
 """TensorFlow's, Flax's and Rust's names for the weights of a stem."""
 
-_DEFAULT_STEMS = ("model", "diffusion_pytorch_model")
+DEFAULT_STEMS = ("model", "diffusion_pytorch_model")
+
+
+_PARSED = (".safetensors", ".bin", ".h5", ".msgpack", ".ot")
+"""Endings of weights whose names say which weights they are."""
 
 
 class WeightKey(NamedTuple):
@@ -93,6 +99,10 @@ class WeightKey(NamedTuple):
     folder: str
     stem: str
     variant: str
+
+
+WEIGHTS = WeightKey("", "model", "")
+"""The default weights of a repo in transformers' form."""
 
 
 class WeightSet(NamedTuple):
@@ -112,6 +122,28 @@ class WeightSet(NamedTuple):
     def files(self) -> frozenset[str]:
         """All files of the set."""
         return self.shards | {name for name in (self.single, self.index_file) if name is not None}
+
+    @property
+    def index_name(self) -> str:
+        """The index of the shards, whether it is among the names or not."""
+        if self.index_file is not None:
+            return self.index_file
+        folder, slash, base = min(self.shards).rpartition("/")
+        words = [_SHARD.sub(r"\1", word) for word in base.split(".")]
+        return folder + slash + ".".join([words[0], words[-1], "index", *words[1:-1], "json"])
+
+    @property
+    def expected(self) -> frozenset[str]:
+        """All shards, by what the names of some say of their number."""
+        counts = {count for _, count in self.numbers}
+        if len(counts) != 1 or not 0 < (count := counts.pop()) <= _MOST_SHARDS:
+            return self.shards
+        first, last = min(self.numbers)[0], max(self.numbers)[0]
+        numbers = range(count if last < count else count + 1) if not first else range(1, count + 1)
+        folder, slash, base = min(self.shards).rpartition("/")
+        width = len(re.split(r"-(\d+)-of-", base)[1])
+        names = (re.sub(r"-\d+-of-", f"-{number:0{width}}-of-", base) for number in numbers)
+        return self.shards | {folder + slash + name for name in names}
 
     @property
     def complete(self) -> bool:
@@ -160,7 +192,7 @@ def _parse_weights(name: str) -> _WeightFile | None:
         role, place = "index", words.index("index", len(words) - 3)
         tag = ".".join(words[place + 1 : -1])
         words = words[:place]
-    if len(words) < 2 or words[-1] not in ("safetensors", "bin", "h5", "msgpack", "ot"):
+    if len(words) < 2 or f".{words[-1]}" not in _PARSED:
         return None
     numbered = None
     for place, word in enumerate(words[:-1]):
@@ -185,10 +217,12 @@ def _parse_weights(name: str) -> _WeightFile | None:
     return _WeightFile(WeightKey(folder, stem, variant), ending, role, numbered)
 
 
-def _weight_sets(names: Iterable[str]) -> dict[WeightKey, dict[str, WeightSet]]:
+def weight_sets(names: Iterable[str]) -> dict[WeightKey, dict[str, WeightSet]]:
     """Return the sets of weights among the names, by key and ending."""
     found: dict[WeightKey, dict[str, WeightSet]] = {}
-    for name in sorted(names):
+    # Most files of most repos are something else.
+    likely = [name for name in names if name.endswith(_PARSED) or ".index." in name]
+    for name in sorted(likely):
         parsed = _parse_weights(name)
         if parsed is None:
             continue
@@ -206,16 +240,22 @@ def _weight_sets(names: Iterable[str]) -> dict[WeightKey, dict[str, WeightSet]]:
     return found
 
 
-def second_formats(names: Iterable[str]) -> list[SecondFormat]:
+def second_formats(
+    names: Iterable[str], sets: Mapping[WeightKey, Mapping[str, WeightSet]] | None = None
+) -> list[SecondFormat]:
     """Return the sets of weights of which, by the names, a complete twin is in the same folder.
 
     Twins have the same stem, once a leading `pytorch_` is dropped, and the same variant. Pickled
     weights (`.bin`) are second to safetensors; those of TensorFlow, Flax and Rust are to both. A
     pipeline keeps every `.bin` if one of its parts has weights as `.bin` only, since diffusers
     then loads them all as `.bin`.
+
+    Args:
+        names: the files of a revision.
+        sets: their sets of weights, if these are known already.
     """
     every = set(names)
-    sets = _weight_sets(every)
+    sets = weight_sets(every) if sets is None else sets
     found: list[SecondFormat] = []
     pickled_only = False
     for key, formats in sets.items():
@@ -237,24 +277,47 @@ def second_formats(names: Iterable[str]) -> list[SecondFormat]:
     return found
 
 
-def wanted(names: Iterable[str]) -> set[str]:
-    """Return the files that loading can need: all but weights that stay in another form.
+def left_out(names: Iterable[str]) -> dict[str, str]:
+    """Return the files that no pull fetches unless it is asked to -> why.
 
     Weights are left out only if the same weights stay, complete by their names: in a preferred
     format in the same folder (see `second_formats`), or as the default set of the repo, of which
     the others are copies for other programs, at other precisions, or in a single file. Small files
-    that belong to such copies only are left out with them. In doubt a file is wanted.
+    that belong to such copies only are left out with them. In doubt a file stays.
     """
     every = set(names)
-    second = {
-        name for second_format in second_formats(every) for name in second_format.weights.files
-    }
-    return every - second - _copies_of_default(every)
+    sets = weight_sets(every)
+    found = _copies_of_default(every, sets)
+    for second in second_formats(every, sets):
+        ending, twin = second.twins[0]
+        stays = twin.single or twin.index_file or f"the {ending} files"
+        found |= dict.fromkeys(second.weights.files, f"the same weights are in {stays}")
+    if found:
+        folders: dict[str, bool] = {}
+        for name in filter(is_weights, every):
+            folder = name.rpartition("/")[0]
+            folders[folder] = folders.get(folder, True) and name in found
+        for name in every - found.keys():
+            if "/" in name and folders.get(name.rpartition("/")[0], False):
+                found[name] = "it belongs to weights that are left out"
+    return found
 
 
-def _copies_of_default(every: AbstractSet[str]) -> set[str]:
-    """Return what exists in addition to the complete default set of a repo."""
-    sets = _weight_sets(every)
+def wanted(names: Iterable[str]) -> set[str]:
+    """Return the files that loading can need: all but those that are left out."""
+    every = set(names)
+    return every - left_out(every).keys()
+
+
+def is_weights(name: str) -> bool:
+    """Return whether a file's ending is one of weights, of whatever library."""
+    return name.lower().endswith(_WEIGHT_ENDINGS)
+
+
+def _copies_of_default(
+    every: AbstractSet[str], sets: Mapping[WeightKey, Mapping[str, WeightSet]]
+) -> dict[str, str]:
+    """Return what exists in addition to the complete default set of a repo -> why it is left."""
     complete = {
         key
         for key, formats in sets.items()
@@ -266,34 +329,45 @@ def _copies_of_default(every: AbstractSet[str]) -> set[str]:
         parts = {
             key._replace(variant="")
             for key in sets
-            if key.stem in _DEFAULT_STEMS
+            if key.stem in DEFAULT_STEMS
             and key.folder.partition("/")[0] not in ("", *_ALTERNATE_FOLDERS)
         }
         has_default = bool(parts) and parts <= complete
     else:
-        parts = {WeightKey("", stem, "") for stem in _DEFAULT_STEMS} & complete
+        parts = {WeightKey("", stem, "") for stem in DEFAULT_STEMS} & complete
         has_default = CONFIG in every and bool(parts)
-    if not has_default:
-        adapter = WeightKey("", "adapter_model", "") in complete
-        return {name for name in every if adapter and _TRAINING.search(name)}
-    variants = {
-        name
-        for key, formats in sets.items()
-        if key.variant in _VARIANTS and key._replace(variant="") in parts
-        for weights in formats.values()
-        for name in weights.files
-    }
-    folders = {key.folder for key in parts}
-    return {
-        name
+    if not has_default and WeightKey("", "adapter_model", "") not in complete:
+        return {}
+    found = {
+        name: "it is of a training, not of the model"
         for name in every
-        if name in variants
-        or _TRAINING.search(name)
-        or name.startswith(tuple(f"{folder}/" for folder in _ALTERNATE_FOLDERS))
-        or ("/" not in name and name.endswith(".gguf"))
-        or (not is_pipeline and _CONSOLIDATED.match(name))
-        or (is_pipeline and (_is_single_file(name) or _is_converted_part(name, folders)))
+        if _TRAINING.search(name) or _CHECKPOINT.match(name)
     }
+    if not has_default:
+        return found
+    for key, formats in sets.items():
+        if key.variant in VARIANTS and key._replace(variant="") in parts:
+            why = f"the default weights once more ({key.variant})"
+        elif not is_pipeline and key == ("", "open_clip_model", "") and WEIGHTS in parts:
+            why = "the same weights under the name of another library"
+        else:
+            continue
+        for weights in formats.values():
+            found |= dict.fromkeys(weights.files, why)
+    folders = {key.folder for key in parts} | {"vae_decoder", "vae_encoder"}
+    for name in every:
+        top, _, below = name.partition("/")
+        if below and top in _ALTERNATE_FOLDERS:
+            found[name] = f"a copy for other programs ({top}/)"
+        elif not below and name.endswith(".gguf"):
+            found[name] = "a copy for other programs (GGUF)"
+        elif not is_pipeline and _CONSOLIDATED.match(name):
+            found[name] = "a copy for other programs (consolidated)"
+        elif is_pipeline and _is_single_file(name):
+            found[name] = "the pipeline once more, in a single file"
+        elif is_pipeline and _is_converted_part(name, folders):
+            found[name] = "a copy for other programs"
+    return found
 
 
 def _is_single_file(name: str) -> bool:
@@ -301,7 +375,7 @@ def _is_single_file(name: str) -> bool:
     if "/" in name or not name.endswith((".safetensors", ".ckpt")) or _OTHER_WEIGHTS.search(name):
         return False
     parsed = _parse_weights(name)
-    return parsed is None or (parsed.role == "single" and parsed.key.stem not in _DEFAULT_STEMS)
+    return parsed is None or (parsed.role == "single" and parsed.key.stem not in DEFAULT_STEMS)
 
 
 def _is_converted_part(name: str, folders: AbstractSet[str]) -> bool:
@@ -380,7 +454,7 @@ def show_use(names: Iterable[str], own: Iterable[str], *, model: bool) -> bool:
 
 def _other_weights(names: set[str]) -> set[str]:
     """Return the weights that a program can use instead of those that transformers loads."""
-    every = {name for name in names if name.lower().endswith(_WEIGHT_ENDINGS)}
+    every = set(filter(is_weights, names))
     for name, is_index in weight_candidates(names):
         if name in names:
             return every - {name} - set(shards_of(name, names) if is_index else ())

@@ -7,13 +7,20 @@ The layout is the one that huggingface_hub 2.4 reads and writes: see its `file_d
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
+from collections.abc import Iterable
 
 BLOBS = "blobs"
 SNAPSHOTS = "snapshots"
 REFS = "refs"
 TREES = "trees"
+OWN_TREE = ".vlmcache.json"
+"""How the name ends of a listing of a snapshot that does not hold all of it.
+
+The client takes such a snapshot for a broken one if it finds the listing under its own name.
+"""
 NO_EXIST = ".no_exist"
 LOCKS = ".locks"
 CACHE_TAG = "CACHEDIR.TAG"
@@ -24,7 +31,7 @@ OTHER_CLIENTS = {
     ".sync.part": "the Rust client hf-hub",
     ".downloading": "go-huggingface",
 }
-"""Suffix of an unfinished download in `blobs/` -> the program that writes it, and it alone.
+"""Suffix of an unfinished download in `blobs/` -> the program that alone writes it.
 
 From their sources: llama.cpp `common/download.cpp`, hf-hub 0.4 `src/api/tokio.rs` (which candle and
 mistral.rs use), go-huggingface `internal/downloader/locked.go`.
@@ -116,9 +123,15 @@ def ref_path(folder: str, ref: str) -> str:
     return os.path.join(folder, REFS, *ref.split("/"))
 
 
-def tree_path(folder: str, commit: str) -> str:
-    """Return where the Hub's listing of a commit is, in the folder of its repo."""
-    return os.path.join(folder, TREES, f"{commit}.json")
+def tree_path(folder: str, commit: str, *, own: bool = False) -> str:
+    """Return where the Hub's listing of a commit is, in the folder of its repo.
+
+    Args:
+        folder: the repo's folder.
+        commit: the commit.
+        own: whether it is one that the client does not read, see `OWN_TREE`.
+    """
+    return os.path.join(folder, TREES, f"{commit}{OWN_TREE if own else '.json'}")
 
 
 def snapshot_path(folder: str, commit: str) -> str:
@@ -197,6 +210,15 @@ def file_name_problem(name: str) -> str | None:
     return "it is too long" if too_long else None
 
 
+def matching(names: Iterable[str], pattern: str) -> set[str]:
+    """Return the file names that a pattern of `--include` or `--exclude` means.
+
+    As huggingface_hub's filter_repo_objects does it (`utils/_paths.py`).
+    """
+    complete = pattern + "*" if pattern.endswith("/") else pattern
+    return {name for name in names if fnmatch.fnmatch(name, complete)}
+
+
 def is_etag(text: str) -> bool:
     """Return whether a string is a hash by which the Hub names a blob: git sha1 or sha256."""
     return _ETAG.fullmatch(text) is not None
@@ -214,7 +236,7 @@ def partial_etag(name: str) -> str | None:
 
 
 def partial_client(name: str) -> str | None:
-    """Return the program that alone continues a partial download, `None` for the hub's own."""
+    """Return the program that alone writes a partial download, `None` for the hub's own."""
     match = _PARTIAL.fullmatch(name)
     return OTHER_CLIENTS[match["other"]] if match and match["other"] else None
 

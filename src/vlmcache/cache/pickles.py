@@ -26,6 +26,7 @@ _PICKLE_LIMIT = 64_000_000
 _OPCODE_LIMIT = 5_000_000
 _DIRECTORY_LIMIT = 16_000_000
 _MOST_DIMENSIONS = 64
+_LONGEST_NAME = 1000
 
 _STORAGES = {
     "BFloat16Storage": "BF16",
@@ -201,8 +202,9 @@ class _Machine(msgspec.Struct):
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise PickleError("a key or name that is not a string")
+    # One string can be taken from the memo and joined to another by every instruction.
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME:
+        raise PickleError("a key or name that is not a string, or too long")
     return value
 
 

@@ -67,6 +67,7 @@ class RepoContent:
         self.ref_files: dict[str, Stamp] = {}
         self.ref_folders: dict[str, Stamp] = {}
         self.tree_files: dict[str, Stamp] = {}
+        self.own_trees: set[str] = set()
         self.no_exist: dict[str, Stamp] = {}
         is_id = layout.is_repo_id(self.id)
         self.pull = self.repair = units.of_other_type(self.kind, self.id) if is_id else None
@@ -118,6 +119,7 @@ class RepoContent:
             ref_files=self.ref_files,
             ref_folders=self.ref_folders,
             tree_files=self.tree_files,
+            own_trees=frozenset(self.own_trees),
             no_exist=self.no_exist,
             trees=self.trees,
         )

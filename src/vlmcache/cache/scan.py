@@ -11,7 +11,7 @@ import gc
 import os
 import stat as modes
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -329,3 +329,12 @@ def scan(
         CacheError: the folder cannot be read: what it holds is not known.
     """
     return Scanner(cache_dir).scan(now=now, only=only)
+
+
+def repo_finder(cache_dir: str) -> Callable[[str], Repo | None]:
+    """Return what finds a model's repo by its id, and reads nothing else of the cache."""
+
+    def find(repo_id: str) -> Repo | None:
+        return scan(cache_dir, only={layout.repo_folder("model", repo_id)}).repo(repo_id)
+
+    return find

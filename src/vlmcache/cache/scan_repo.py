@@ -228,13 +228,21 @@ def _read_ref(content: RepoContent, path: str, name: str) -> None:
 
 
 def _read_trees(content: RepoContent, path: str) -> None:
-    for entry, stat in read_entries(path, content.notes):
+    entries = read_entries(path, content.notes)
+    for entry, stat in sorted(entries, key=lambda pair: pair[0].name.endswith(layout.OWN_TREE)):
+        own = entry.name.endswith(layout.OWN_TREE)
+        commit = entry.name.removesuffix(layout.OWN_TREE if own else ".json")
         if not modes.S_ISREG(stat.st_mode) or not entry.name.endswith(".json"):
             add_stray(entry, stat, content.notes)
             continue
+        if own and commit in content.tree_files:
+            # The client has written the same under its own name since.
+            add_stray(entry, stat, content.notes, leftover=True)
+            continue
         content.notes.tally.add("metadata", stat)
-        commit = entry.name.removesuffix(".json")
         content.tree_files[commit] = entry_of(stat)
+        if own:
+            content.own_trees.add(commit)
         try:
             document = _TREE_DECODER.decode(read_bytes(entry.path, TREE_LIMIT))
         except PermissionError as error:

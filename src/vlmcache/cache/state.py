@@ -159,7 +159,7 @@ class Partial(Stamp, frozen=True, gc=False):
     """Whether some process holds the hub's lock of the blob."""
     device: int = 0
     client: str | None = None
-    """The other program that wrote it, and alone continues it; `None` for the hub's and ours."""
+    """The other program that alone writes it; `None` for the hub's and ours."""
 
 
 class Stray(Stamp, frozen=True, gc=False):
@@ -256,6 +256,8 @@ class Repo(msgspec.Struct, frozen=True):
     """Folder below `refs/` -> its stamp: `refs/pr` of the ref `refs/pr/1`."""
     tree_files: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Commit -> the file of the Hub's listing."""
+    own_trees: frozenset[str] = frozenset()
+    """Commits whose listing has the name that the client does not read."""
     no_exist: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Commit -> the folder of names that the Hub is known not to have."""
     trees: dict[str, dict[str, TreeFile]] = msgspec.field(default_factory=dict)
@@ -281,7 +283,7 @@ class Repo(msgspec.Struct, frozen=True):
 
     def tree_path(self, commit: str) -> str:
         """Return the path of the Hub's listing of a commit, below the repo's place in the cache."""
-        return layout.tree_path(self.path, commit)
+        return layout.tree_path(self.path, commit, own=commit in self.own_trees)
 
     def no_exist_path(self, commit: str) -> str:
         """Return the path of the folder of names that the Hub does not have at a commit."""
@@ -379,6 +381,13 @@ class CacheState(msgspec.Struct, frozen=True):
         yield from self.findings
         for repo in self.repos:
             yield from repo.findings
+
+    def shares(self, repo: Repo | None, listed: TreeFile) -> bool:
+        """Return whether the shared store has a listed file's content, to which a repo may link."""
+        if not self.shared_marked or (repo is not None and repo.linked_to is not None):
+            return False
+        shared = self.shared.get(listed.xet_hash or "")
+        return shared is not None and shared.size == listed.content_size
 
     def repo_in(self, folder: str | None) -> Repo | None:
         """Return the repo with a folder's name, or `None`."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from vlmcache.cache import layout
+from vlmcache.cache import gguf, layout
 from vlmcache.cache.completeness import commit_named, resolve
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.state import CacheState, Leftover, Repo, Stray
@@ -36,6 +36,8 @@ class Target(msgspec.Struct, frozen=True):
     """What interrupted removals left of the repo."""
     gone: bool = False
     """Whether nothing else of the target is left."""
+    files: dict[str, frozenset[str]] | None = None
+    """Commit -> the only files of it that are meant; all of what is named if `None`."""
 
 
 def find_targets(
@@ -45,6 +47,8 @@ def find_targets(
     *,
     revision: str | None = None,
     folder: str = "",
+    include: Sequence[str] = (),
+    variants: bool = False,
 ) -> list[Target]:
     """Return what the names mean in this cache.
 
@@ -55,13 +59,15 @@ def find_targets(
             paths of repo folders and of entries that are not the hub's.
         revision: the one of `--revision`, for every name.
         folder: the working folder, against which paths are read.
+        include: patterns of the only files that are meant.
+        variants: whether single variants can be meant.
 
     Raises:
         UnknownModelError: nothing of that name is in the cache.
         UsageError: a revision cannot be one, or two were given.
         AwayError: it is a revision of a repo on a drive that is not mounted.
     """
-    lookup = _Lookup(state, names_in(state, config), folder)
+    lookup = _Lookup(state, names_in(state, config, variants=variants), folder, include)
     targets: list[Target] = []
     for name in names:
         target = lookup.find(name, revision)
@@ -70,20 +76,30 @@ def find_targets(
     return targets
 
 
-def names_in(state: CacheState, config: Config) -> Names:
-    """Return what reads the names of repos in a cache; interrupted removals leave theirs."""
+def names_in(state: CacheState, config: Config, *, variants: bool = False) -> Names:
+    """Return what reads the names of repos in a cache; interrupted removals leave theirs.
+
+    Args:
+        state: the cache.
+        config: whose keys count.
+        variants: whether the command can work on one variant of a model.
+    """
     left = [leftover.repo_folder for leftover in state.leftovers if leftover.whole]
     repos = [(repo.type, repo.id) for repo in state.repos]
-    return Names(config, [*repos, *filter(None, map(layout.parse_repo_folder, left))])
+    found = filter(None, map(layout.parse_repo_folder, left))
+    return Names(config, [*repos, *found], variants=variants)
 
 
 class _Lookup:
     """Looks names and paths up in the state of a cache."""
 
-    def __init__(self, state: CacheState, names: Names, folder: str) -> None:
+    def __init__(
+        self, state: CacheState, names: Names, folder: str, include: Sequence[str]
+    ) -> None:
         self.state = state
         self.names = names
         self.folder = folder
+        self.include = include
 
     def find(self, text: str, option: str | None) -> Target:
         """Return what a name or path means; `option` is the revision of `--revision`."""
@@ -91,9 +107,11 @@ class _Lookup:
         is_key = not is_folder and self.names.is_key(text)
         entry = None if is_key else self._at_path(text)
         if isinstance(entry, Stray):
+            if self.include:
+                raise UsageError(f"--include chooses files of a model, and {text} is none")
             return Target(text, stray=entry)
         if entry is not None:
-            return self._target(text, entry.folder, entry, option)
+            return self._files(self._target(text, entry.folder, entry, option), entry, None)
         named = self.names.resolve(text)
         if option is not None and named.revision not in (None, option):
             raise UsageError(f"{text} and --revision {option} name two revisions")
@@ -103,7 +121,8 @@ class _Lookup:
         repos = self.state.repos_called(named.repo, named.kind)
         if len(repos) > 1:
             raise ambiguous(named.repo, (repo.id for repo in repos))
-        return self._target(text, named.folder, repos[0] if repos else None, revision)
+        repo = repos[0] if repos else None
+        return self._files(self._target(text, named.folder, repo, revision), repo, named.variant)
 
     def _at_path(self, text: str) -> Repo | Stray | None:
         """Return the entry that a path names, of those that the scan lists."""
@@ -124,6 +143,47 @@ class _Lookup:
             if repo.path in paths:
                 return repo
         return None
+
+    def _files(self, target: Target, repo: Repo | None, variant: str | None) -> Target:
+        """Return the target with the files that are meant of it, if not all are."""
+        if variant is None and not self.include:
+            return target
+        if variant is not None and self.include:
+            raise UsageError(f"{target.name} and --include {self.include[0]} both choose files")
+        if repo is None or target.gone or target.ref is not None:
+            raise self.names.unknown(target.name, "cache")
+        if repo.away is not None:
+            raise away_error(repo, repo.away)
+        if repo.linked_to is not None and repo.moved_to is None:
+            raise UsageError(f"{repo.id} is a link to {repo.linked_to}: links are never followed")
+        # What an interrupted removal or download has left of a file without a link to it.
+        left = {partial.etag for partial in repo.partials}
+        left |= {name for name, users in repo.blob_users().items() if not users}
+        found: dict[str, frozenset[str]] = {}
+        known: dict[str, None] = {}
+        for revision in repo.revisions:
+            if target.commit not in (None, revision.commit):
+                continue
+            tree = revision.tree or {}
+            here = {file.name for file in revision.files}
+            here |= {name for name, file in tree.items() if file.etag in left}
+            variants = gguf.variants(here | tree.keys())
+            known |= {one.name: None for one in variants.variants if here.intersection(one.files)}
+            chosen = {name for pattern in self.include for name in layout.matching(here, pattern)}
+            called = variants.called(variant) if variant is not None else []
+            if len(called) > 1:
+                raise ambiguous(target.name, (one.name for one in called))
+            for one in called:
+                chosen |= here.intersection(one.files)
+            if chosen:
+                found[revision.commit] = frozenset(chosen)
+        if not found:
+            what = f"variant {variant}" if variant is not None else f"file {self.include[0]}"
+            raise UnknownModelError(
+                f"{repo.id} has no {what} in the cache",
+                "it has " + ", ".join(known) if variant is not None and known else None,
+            )
+        return msgspec.structs.replace(target, files=found)
 
     def _target(self, text: str, folder: str, repo: Repo | None, revision: str | None) -> Target:
         rest = tuple(

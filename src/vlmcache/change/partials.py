@@ -5,16 +5,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from vlmcache.cache import layout
+from vlmcache.cache.entries import allocated_bytes, is_resumable
 from vlmcache.cache.hashing import BLOCK, new_hash
+from vlmcache.cache.reading import open_quietly
+from vlmcache.cache.usage import find_users, lock_held
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 SYNC_EVERY = 16 << 20
 """Bytes after which a download is brought to the disk: what a lost power supply can cost."""
+
+
+_NOT_HERE = frozenset(
+    {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+)
+"""Why the kernel cannot copy a block: `copy_file_range(2)`."""
 
 
 @contextlib.contextmanager
@@ -147,6 +158,103 @@ def hash_of(descriptor: int, etag: str, size: int, length: int, check: Callable[
         digest.update(block)
         length -= len(block)
     return digest
+
+
+def copy_beginning(partial: str, size: int, check: Callable[[], None]) -> None:
+    """Make a partial of what another program left behind of the same blob, which stays as it is.
+
+    It is one that nobody has open or locked, that was not written to for an hour and has no holes;
+    of several the longest. Whether its bytes are correct shows once the blob is complete.
+
+    Args:
+        partial: the path of ours; if it exists, nothing is done.
+        size: the complete blob's length in bytes.
+        check: is called from time to time, and raises to stop.
+
+    Raises:
+        OSError: the system refuses to write.
+    """
+    folder, name = os.path.split(partial)
+    etag = name.removesuffix(layout.PARTIAL_SUFFIX)
+    lock = os.path.join(folder, etag + layout.LOCK_SUFFIX)
+    others = [other for other in os.listdir(folder) if layout.partial_etag(other) == etag]
+    if name in others or lock_held(lock):
+        return
+    with contextlib.ExitStack() as stack:
+        begun: list[tuple[int, int]] = []
+        for other in others:
+            path = os.path.join(folder, other)
+            with contextlib.suppress(OSError):
+                source = open_quietly(path, follow=False)
+                stack.callback(os.close, source)
+                length = _usable_of_other(source, path, size)
+                begun.append((length, source))
+        length, source = max(begun, default=(0, -1))
+        if not length:
+            return
+        with opened(partial) as target:
+            position, by_kernel = 0, hasattr(os, "copy_file_range")
+            # If not all can be copied, what was copied is a beginning too.
+            with contextlib.suppress(OSError):
+                while position < length:
+                    check()
+                    count, _ = copy_block(source, target, min(BLOCK, length - position), by_kernel)
+                    by_kernel, position = count > 0 and by_kernel, position + count
+            # `usable` judges by it what a lost power supply has left of the bytes.
+            status = os.fstat(source)
+            os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _usable_of_other(descriptor: int, path: str, size: int) -> int:
+    """Return how many bytes of another program's partial can be the beginning of a blob."""
+    status = os.fstat(descriptor)
+    length = status.st_size
+    resumable = is_resumable(
+        size,
+        ours=False,
+        size=length,
+        allocated=allocated_bytes(status),
+        age=time.time() - status.st_mtime,
+    )
+    if not resumable or find_users({(status.st_dev, status.st_ino): path}).files:
+        return 0
+    try:
+        hole = os.lseek(descriptor, 0, os.SEEK_HOLE)
+    except (AttributeError, OSError):  # a system or filesystem that does not say where they are
+        hole = length
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return length if hole == length else 0
+
+
+def copy_block(source: int, target: int, most: int, by_kernel: bool) -> tuple[int, bytes | None]:
+    """Copy the next bytes of a file to another, by the filesystem itself if it can.
+
+    Args:
+        source: the descriptor of the one.
+        target: the descriptor of the other.
+        most: bytes.
+        by_kernel: whether the kernel is asked.
+
+    Returns:
+        How many bytes were copied, and these if they were read. `0, None` if the kernel was asked
+        and does not copy here.
+
+    Raises:
+        OSError: the system refuses, or the file became shorter.
+    """
+    if by_kernel:
+        try:
+            # Some filesystems copy nothing and report no error.
+            return os.copy_file_range(source, target, most), None
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise
+            return 0, None
+    block = os.read(source, most)
+    if not block:
+        raise OSError(errno.EIO, "the file became shorter meanwhile")
+    write_all(target, block)
+    return len(block), block
 
 
 def write_all(descriptor: int, data: bytes) -> None:

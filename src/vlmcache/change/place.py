@@ -139,8 +139,14 @@ def tree_text(files: Mapping[str, TreeFile]) -> str:
     return json.dumps({"format_version": 1, "files": entries}, indent=1)
 
 
-def write_tree(folder: str, commit: str, files: Mapping[str, TreeFile]) -> None:
+def write_tree(folder: str, commit: str, files: Mapping[str, TreeFile], *, complete: bool) -> None:
     """Keep the hub's listing of a commit.
+
+    Args:
+        folder: the repo's own folder.
+        commit: the commit.
+        files: the listing.
+        complete: whether the snapshot holds or will hold all of it, as the client expects.
 
     Raises:
         OSError: the system refuses.
@@ -150,7 +156,11 @@ def write_tree(folder: str, commit: str, files: Mapping[str, TreeFile]) -> None:
     # The client keeps listings to their user, which would hide them from others in a shared cache.
     shared = os.stat(trees).st_mode & (stat.S_ISGID | stat.S_IWGRP) == stat.S_ISGID | stat.S_IWGRP
     mode = 0o666 if shared else 0o600
-    write_file(os.path.join(trees, f"{commit}.json"), tree_text(files).encode(), mode)
+    text = tree_text(files)
+    write_file(layout.tree_path(folder, commit, own=not complete), text.encode(), mode)
+    if complete:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(layout.tree_path(folder, commit, own=True))
 
 
 def write_ref(path: str, commit: str) -> None:

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, TypeAlias
 import msgspec
 
 from vlmcache import log
-from vlmcache.cache.state import Repo, Revision, TreeFile
+from vlmcache.cache.state import Repo, Revision
 from vlmcache.cache.usage import Process
 from vlmcache.errors import VlmcacheError
 
@@ -212,6 +212,15 @@ class Plan(msgspec.Struct, frozen=True):
     """Bytes of old revisions that stay only because nothing shows whether they are used."""
 
     @property
+    def to_fetch(self) -> int:
+        """Bytes to download.
+
+        The disk has to have room for more if another program began a file: that is copied.
+        """
+        fetches = (action for action in self.actions if isinstance(action, Fetch))
+        return sum(fetch.size - fetch.have for fetch in fetches)
+
+    @property
     def placed(self) -> Iterator[str]:
         """The places in snapshots where files are fetched to or linked."""
         return (action.path for action in self.actions if isinstance(action, Fetch | Link))
@@ -314,20 +323,6 @@ def joined(plans: Sequence[Plan]) -> Plan:
         kept=tuple(kept for plan in plans for kept in plan.kept),
         unknown_use=sum(plan.unknown_use for plan in plans),
     )
-
-
-def is_resumable(listed: TreeFile, *, ours: bool, size: int, allocated: int) -> bool:
-    """Return whether a partial download can be the beginning of a file.
-
-    Args:
-        listed: the file.
-        ours: whether vlmcache wrote the partial, which it does from front to back. The client
-            writes Xet files in any order.
-        size: the partial's length in bytes.
-        allocated: what it occupies; less than its length if it has holes.
-    """
-    from_front_to_back = ours or (listed.xet_hash is None and allocated >= size)
-    return 0 < size <= listed.content_size and from_front_to_back
 
 
 def in_use_words(blocked: Sequence[Kept]) -> str:

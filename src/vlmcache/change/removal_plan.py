@@ -7,7 +7,7 @@ snapshots and repos, single files, blobs, shared blobs, locks, leftovers.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -316,6 +316,10 @@ def plan_removal(state: CacheState, targets: Sequence[Target], *, why: str = "as
         folder = target.folder
         assert folder is not None
         repo = state.repo_in(folder)
+        if target.files is not None:
+            if repo is not None:
+                _select_files(repo, target.files, chosen, why)
+            continue
         if target.leftovers:
             _select_rest(state, repo, target, chosen)
         if target.gone:
@@ -328,6 +332,35 @@ def plan_removal(state: CacheState, targets: Sequence[Target], *, why: str = "as
             chosen.repos[folder] = why + _foreign_words(repo)
     _merge_last_revisions(state, chosen, why)
     return plan_of(state, chosen)
+
+
+def _select_files(
+    repo: Repo, files: Mapping[str, Collection[str]], chosen: Removals, why: str
+) -> None:
+    """Choose files of snapshots, and what is left of them without a link; of all, the revision."""
+    folder = repo.folder
+    named_etags: set[str] = set()
+    needed: set[str] = set()
+    for revision in repo.revisions:
+        named = files.get(revision.commit, ())
+        here = {file.name for file in revision.files}
+        if here and here <= set(named):
+            chosen.revisions[folder, revision.commit] = why
+        else:
+            chosen.files |= {
+                (folder, revision.commit, name): why for name in here.intersection(named)
+            }
+        for name, listed in (revision.tree or {}).items():
+            (named_etags if name in named else needed).add(listed.etag)
+    gone = named_etags - needed
+    chosen.partials |= {
+        (folder, partial.name): why for partial in repo.partials if partial.etag in gone
+    }
+    chosen.blobs |= {
+        (folder, name): why
+        for name, users in repo.blob_users().items()
+        if not users and name in gone
+    }
 
 
 def _merge_last_revisions(state: CacheState, chosen: Removals, why: str) -> None:

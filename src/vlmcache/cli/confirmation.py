@@ -1,14 +1,15 @@
-"""The question before anything is removed."""
+"""The questions before anything is removed, or fetched for a model that needs it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmcache.units import size_text
 
 if TYPE_CHECKING:
+    from vlmcache.commands.pull.values import PlannedModel
     from vlmcache.commands.remove.values import Removal
 
 
@@ -38,16 +39,42 @@ def confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[An
     return ask
 
 
+def agreement(*, json: bool) -> Callable[[Any], bool]:
+    """Return the function that asks whether other repos that models need are to be fetched too.
+
+    Args:
+        json: whether the answer is JSON; then nothing is asked.
+    """
+
+    def ask(others: Sequence[PlannedModel]) -> bool:
+        from vlmcache.commands.pull.values import in_words
+
+        text = in_words(others)
+        require_terminal(
+            json,
+            f"{text}: there is no terminal to ask on",
+            "--dry-run shows what would be fetched, --yes fetches it",
+        )
+        return is_agreed(f"{text}. Fetch that too?")
+
+    return ask
+
+
 def require_terminal(json: bool, message: str, hint: str) -> None:
     """Make sure that there is a terminal on which to ask, and an answer that a person reads.
 
     Raises:
         UnconfirmedError: there is not; it says so with the message and the hint.
     """
-    if json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not can_ask(json=json):
         from vlmcache.commands.remove.values import UnconfirmedError
 
         raise UnconfirmedError(message, hint)
+
+
+def can_ask(*, json: bool) -> bool:
+    """Return whether there is a terminal on which to ask, and an answer that a person reads."""
+    return not json and sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def is_agreed(question: str, word: str | None = None) -> bool:

@@ -82,7 +82,7 @@ class Call(NamedTuple):
     verbose: bool
 
     def acting(self, *, yes: bool = True, word: str | None = None) -> Cache:
-        """Return the cache, which shows its progress on stderr and asks there before it removes.
+        """Return the cache, which shows its progress on stderr and asks there before it acts.
 
         Args:
             yes: whether `--yes` has answered, or nothing is asked.
@@ -92,9 +92,10 @@ class Call(NamedTuple):
 
         self.cache.progress = progress.on_stderr(quiet=self.quiet)
         if not yes:
-            from vlmcache.cli.confirmation import confirmation
+            from vlmcache.cli.confirmation import agreement, confirmation
 
             self.cache.confirm = confirmation(word, json=self.json, verbose=self.verbose)
+            self.cache.agree = agreement(json=self.json)
         return self.cache
 
 

@@ -1,14 +1,34 @@
-"""Which models a person means by the numbers typed (pure)."""
+"""Which models and variants a person means by the numbers typed."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vlmcache.commands.status.values import ModelStatus
 from vlmcache.errors import UsageError
 
+if TYPE_CHECKING:
+    from vlmcache.commands.pull.plan import VariantError
+
 _PART = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+
+
+def variant(error: VariantError) -> str:
+    """Ask on stderr which variant of a model is meant, and return its name.
+
+    Raises:
+        VariantError: nothing, or none of them, was typed.
+    """
+    from vlmcache.commands.pull.view import ask_variant
+
+    names, text = list(error.sizes), ask_variant(error).strip()
+    if text.isdecimal() and 1 <= int(text) <= len(names):
+        return names[int(text) - 1]
+    if text in names:
+        return text
+    raise error
 
 
 def chosen(text: str, models: Sequence[ModelStatus]) -> list[str]:

@@ -17,7 +17,8 @@ EXAMPLES = """Examples:
   vlmcache pull Qwen/Qwen2-VL-2B-Instruct@main --dry-run
   vlmcache pull --all --limit-rate 20MB
   vlmcache pull qwen_vl_7b --make-room
-  vlmcache pull org/model --include '*.gguf'"""
+  vlmcache pull org/model-GGUF:Q4_K_M
+  vlmcache pull org/model --include '*.onnx'"""
 
 
 @command
@@ -83,7 +84,11 @@ def pull(
 
     Every byte is checked. An interrupted download continues where it stopped.
     """
+    from vlmcache.cli import picker
+    from vlmcache.cli.confirmation import can_ask
+
     names = models or (None if every else _picked(call))
+    call.cache.choose = picker.variant if can_ask(json=call.json) else None
     return Answer(
         call.acting(yes=yes).pull(
             names,

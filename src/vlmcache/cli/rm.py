@@ -10,6 +10,8 @@ EXAMPLES = """Examples:
 
   vlmcache rm qwen_vl_2b --dry-run
   vlmcache rm Qwen/Qwen2-VL-2B-Instruct@v1.0
+  vlmcache rm org/model-GGUF:Q4_K_M
+  vlmcache rm org/model --include '*.bin'
   vlmcache rm got_ocr datasets/owner/name --yes
   vlmcache rm ./models--owner--name.bak"""
 
@@ -21,7 +23,7 @@ def rm(
         list[str],
         typer.Argument(
             metavar="MODEL",
-            help="A key of config.yaml or a repo id, with an optional @revision; "
+            help="A key of config.yaml or a repo id, with an optional @revision and :VARIANT; "
             "datasets/owner/name; or a path in the cache.",
             autocompletion=complete_model,
             show_default=False,
@@ -30,15 +32,23 @@ def rm(
     revision: Annotated[
         str | None, typer.Option(metavar="REV", help="Remove only this branch, tag or commit.")
     ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Remove only files that match: '*.gguf'. Can be repeated."
+        ),
+    ] = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     force: Annotated[
         bool, typer.Option("--force", help="Remove even what a process uses.")
     ] = False,
 ) -> Answer:
-    """Remove models or single revisions.
+    """Remove models, single revisions, variants or files.
 
-    Blobs that other revisions need stay. Nothing in use is removed.
+    Blobs that other files or revisions need stay. Nothing in use is removed.
     """
     cache = call.acting(yes=yes)
-    return Answer(cache.remove(models, revision=revision, dry_run=dry_run, force=force))
+    return Answer(
+        cache.remove(models, revision=revision, include=include or (), dry_run=dry_run, force=force)
+    )

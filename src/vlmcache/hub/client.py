@@ -16,7 +16,7 @@ import msgspec
 from vlmcache import log
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.config import Environment
-from vlmcache.errors import BadAnswerError, HubError, OfflineError
+from vlmcache.errors import BadAnswerError, HubError, OfflineError, VlmcacheError
 from vlmcache.hub.account import Account
 from vlmcache.hub.retry import (
     Backoff,
@@ -114,6 +114,15 @@ class Client(Account):
                     return value, response.links.get("next", {}).get("url")
             except TroubleError as trouble:
                 backoff.failed(trouble)
+
+    def content(self, address: str) -> bytes | None:
+        """Return a small file that only helps to plan, after one attempt; `None` without it."""
+        try:
+            timeout = self.patience.answer_timeout or self.library.answer_timeout
+            with self.opened(address, timeout=timeout) as response:
+                return self._body(response)
+        except (TroubleError, VlmcacheError):
+            return None
 
     def _body(self, response: Any) -> bytes:
         body = bytearray()

@@ -17,12 +17,9 @@ from typing import Any
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.entries import allocated_bytes
-from vlmcache.cache.mounts import mount_of
 from vlmcache.cache.state import TreeFile
 from vlmcache.change import partials
-from vlmcache.change.place import disk_failure, file_size, publish
-from vlmcache.change.plan import is_resumable
+from vlmcache.change.place import disk_failure, publish
 from vlmcache.errors import AccessError, HubError, VlmcacheError, WrongBytesError
 from vlmcache.hub.client import Client
 from vlmcache.hub.ranges import Ranges, Spare
@@ -98,7 +95,7 @@ class Transfer:
 
     def _by_http(self) -> None:
         job = self.job
-        self._adopt()
+        partials.copy_beginning(job.partial, job.listed.content_size, self.client.stop_token.check)
         wrong = 0
         while True:
             with partials.opened(job.partial) as descriptor:
@@ -124,35 +121,6 @@ class Transfer:
                     "a proxy or mirror that changes files? check HF_ENDPOINT, or try later",
                 )
         publish(job.partial, job.blob)
-
-    def _adopt(self) -> None:
-        """Continue the longest download that the client has left behind.
-
-        Nobody writes it, since we hold the lock. On network drives, where locks may have no effect,
-        nothing is continued.
-        """
-        if file_size(self.job.partial) is not None:
-            return
-        pattern = re.compile(re.escape(self.job.listed.etag) + r"\.[0-9a-f]{8}\.incomplete")
-        with os.scandir(self.job.blobs) as entries:
-            downloads = [
-                (entry.stat(follow_symlinks=False), entry.path)
-                for entry in entries
-                if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
-            ]
-        candidates = [
-            (status.st_size, path)
-            for status, path in downloads
-            if is_resumable(
-                self.job.listed,
-                ours=False,
-                size=status.st_size,
-                allocated=allocated_bytes(status),
-            )
-        ]
-        mount = mount_of(self.job.blobs)
-        if candidates and not (mount and mount.network):
-            os.rename(max(candidates)[1], self.job.partial)
 
     def _receive(self, descriptor: int, position: int) -> str:
         """Receive the rest of the file and return the hash of the complete file."""

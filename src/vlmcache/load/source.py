@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache import formats, layout
-from vlmcache.cache.completeness import judge, read_shards
+from vlmcache.cache import formats, gguf, layout
+from vlmcache.cache.completeness import Others, judge, read_shards
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
-from vlmcache.cache.scan import scan
+from vlmcache.cache.scan import repo_finder, scan
 from vlmcache.cache.state import Repo, Revision
 from vlmcache.cache.weights import (
     MemoryEstimate,
@@ -28,7 +28,12 @@ from vlmcache.cache.weights import (
     with_overhead,
 )
 from vlmcache.config import ModelConfig, Session, cached_models, find_model
-from vlmcache.errors import DamagedWeightsError, NotDownloadedError, NotEnoughMemoryError
+from vlmcache.errors import (
+    DamagedWeightsError,
+    GgufError,
+    NotDownloadedError,
+    NotEnoughMemoryError,
+)
 from vlmcache.load.report import QUANTIZED, WeightsSource
 from vlmcache.units import size_text
 
@@ -88,7 +93,9 @@ class ModelFinder:
         for_application: bool = False,
     ) -> None:
         cached = cached_models(session.cache)
-        self._models = {name: find_model(session.config, name, cached) for name in names}
+        self._models = {
+            name: find_model(session.config, name, cached, variants=True) for name in names
+        }
         folders = {layout.repo_folder("model", model.repo) for model in self._models.values()}
         self._state = scan(session.cache.dir, only=folders)
         self._trust_remote_code = trust_remote_code
@@ -105,9 +112,11 @@ class ModelFinder:
             NotDownloadedError: the model is not cached, or not completely.
             DamagedWeightsError: a file is there and cannot be what it should be.
             AwayError: it is on a drive that is not mounted.
+            GgufError: other programs run it.
         """
         model = self._models[name]
-        revision = _loadable(self._state.repo(model.repo), model.revision, name)
+        repo = self._state.repo(model.repo)
+        revision = _loadable(repo, model, name, repo_finder(self._state.dir))
         allowed = (
             self._trust_config
             and model.trust_remote_code
@@ -125,11 +134,19 @@ class ModelFinder:
         return model, source
 
 
-def _loadable(repo: Repo | None, revision: str, name: str) -> Revision:
+def _loadable(repo: Repo | None, model: ModelConfig, name: str, others: Others) -> Revision:
     """Return the revision of a repo that is loaded, if it is complete."""
     if repo is not None and repo.away is not None:
         raise away_error(repo, repo.away)
-    judgement = judge(repo, revision)
+    judgement = judge(repo, model.revision, others, variant=model.variant)
+    files = judgement.revision.files if judgement.revision is not None else ()
+    weights = {*(judgement.tree or ()), *(file.name for file in files)}
+    weights = set(filter(formats.is_weights, weights))
+    if model.variant is not None or (weights and all(map(gguf.is_gguf, weights))):
+        raise GgufError(
+            f"{name}: its weights are GGUF, which vlmcache neither loads nor measures",
+            "programs that run it: llama.cpp, Ollama, LM Studio",
+        )
     pull = units.command("pull", name)
     if judgement.state == "missing":
         raise NotDownloadedError(f"{name} is not in the cache", pull)
@@ -137,7 +154,8 @@ def _loadable(repo: Repo | None, revision: str, name: str) -> Revision:
         bad = ", ".join(judgement.damaged) or "its revision"
         raise DamagedWeightsError(f"{name} is damaged: {bad}", pull)
     if judgement.state == "partial" or judgement.revision is None:
-        missing = ", ".join(judgement.missing) or "its download was interrupted"
+        missing = ", ".join(judgement.missing + judgement.missing_repos)
+        missing = missing or "its download was interrupted"
         raise NotDownloadedError(f"{name} is not complete: missing {missing}", pull)
     return judgement.revision
 

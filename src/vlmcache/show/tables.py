@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlmcache.cache.state import State
 from vlmcache.cache.usage import Process
 from vlmcache.show.text import printable
 
@@ -19,6 +20,12 @@ STATE_COLORS = {
     "away": "magenta",
 }
 SEVERITY_COLORS = {"error": "red", "warning": "yellow", "info": "dim"}
+
+
+def state_text(state: State, progress: float | None) -> Text:
+    """Return a state to show, with the percentage of what is partial."""
+    percent = f" {int(progress * 100)}%" if state == "partial" and progress and progress < 1 else ""
+    return Text(f"{state}{percent}", STATE_COLORS[state])
 
 
 def plain_table(*columns: str, numbers: Sequence[str] = (), folded: Sequence[str] = ()) -> Table:

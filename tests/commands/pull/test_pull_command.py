@@ -129,7 +129,7 @@ def test_wrong_use_is_exit_2_and_one_line(hub: LoopbackHub, tmp_path: Path, case
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_folder_with_files_in_the_place_of_a_models_file_is_told_before_any_byte_is_fetched(
+def test_a_folder_with_files_in_the_place_of_a_models_file_is_told_before_weights_are_fetched(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     commit = hub._repos["model", REPO].find("main")
@@ -142,7 +142,8 @@ def test_a_folder_with_files_in_the_place_of_a_models_file_is_told_before_any_by
         result = vlmcache(hub, cache, "pull", "one", *words)
         assert result.returncode == 1, result.stderr
         assert f"in the place of a file of the model: {folder}" in one_line(result)
-    assert hub.bytes_sent() == 0
+    # The configuration is read to plan with.
+    assert hub.bytes_sent() < 1000
     assert fingerprint(cache) == before
 
 
@@ -370,7 +371,7 @@ def on_a_terminal(
         if not part:
             break
         seen += part
-        if typed and b"Which to pull?" in seen:
+        if typed and b"to pull?" in seen:
             os.write(terminal, typed)
             typed = b""
     _, wait_status = os.waitpid(pid, 0)

@@ -47,8 +47,14 @@ class Place:
             models[key] = ModelConfig(key, repo, revision or "main")
         self.config = Config("config.yaml", "--config", models, Limits())
 
-    def rm(self, *names: str, revision: str | None = None, force: bool = False) -> Removal:
-        return remove(self.session, names, RemoveOptions(revision, force))
+    def rm(
+        self,
+        *names: str,
+        revision: str | None = None,
+        force: bool = False,
+        include: tuple[str, ...] = (),
+    ) -> Removal:
+        return remove(self.session, names, RemoveOptions(revision, force, include))
 
     def plan(self, options: CleanOptions | None = None) -> Plan:
         known = Known(self.environment, scan(self.root))

@@ -22,6 +22,7 @@ Action = Callable[[Place], Removal]
 ACTIONS: dict[str, Action] = {
     "rm org/name": lambda place: place.rm("org/name"),
     "rm org/name@main": lambda place: place.rm("org/name@main"),
+    "rm org/name --include": lambda place: place.rm("org/name", include=("v.bin", "config.json")),
     "clean": lambda place: place.clean(),
     "clean --all": lambda place: place.clean(CleanOptions(everything=True)),
 }

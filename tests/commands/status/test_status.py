@@ -9,11 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.kit.caches import CacheBuilder, du_allocated, model_files
+from tests.kit.caches import CacheBuilder, CachedRepo, du_allocated, model_files
 from tests.kit.rooms import LONG
 from vlmcache.cache.mounts import mount_of
 from vlmcache.commands.status.status import select_rows, status
 from vlmcache.commands.status.values import ModelStatus, NotCachedError, Status
+from vlmcache.commands.verify.verify import verify
 from vlmcache.config import (
     CacheLocation,
     Config,
@@ -264,3 +265,72 @@ def test_repos_of_other_types_are_listed_but_are_no_models(cache: CacheBuilder, 
     assert [(repo.repo, repo.type, repo.state) for repo in found.repos] == [
         ("org/name", kind, "cached")
     ]
+
+
+def complete(cache: CacheBuilder, name: str = "org/name") -> CachedRepo:
+    repo = cache.repo(name)
+    repo.revision(model_files())
+    return repo
+
+
+def verified(cache: CacheBuilder, configuration: Config) -> None:
+    location = CacheLocation(str(cache.root), "HF_HUB_CACHE")
+    verify(Session(read_environment(), configuration, location), ())
+
+
+def test_what_verify_found_damaged_is_damaged_until_it_changes(cache: CacheBuilder) -> None:
+    configuration, repo = config("org/name"), complete(cache)
+    blob = repo.blob(WEIGHTS)
+    content = blob.read_bytes()
+    blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert one(cache, configuration).state == "cached"
+    verified(cache, configuration)
+    found = asked(cache, configuration)
+    (model,) = found.models
+    assert (model.state, model.damaged_files) == ("damaged", (WEIGHTS,))
+    assert [(entry.state, entry.revisions[0].state) for entry in found.repos] == [
+        ("damaged", "damaged")
+    ]
+    assert [finding.code for finding in found.findings] == ["damaged-blob"]
+    assert commands(found) == ["vlmcache verify name --repair"]
+    assert isinstance(found.not_cached, NotCachedError)
+    blob.write_bytes(content)
+    os.utime(blob, (1, 1))
+    assert one(cache, configuration).state == "cached"
+
+
+def test_a_repo_that_nobody_asked_for_is_damaged_too_once_verify_found_it(
+    cache: CacheBuilder,
+) -> None:
+    repo = complete(cache, "org/other")
+    blob = repo.blob(WEIGHTS)
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    verified(cache, config())
+    found = asked(cache, config())
+    assert [entry.state for entry in found.repos] == ["damaged"]
+    assert commands(found) == ["vlmcache verify org/other --repair"]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_download_is_not_recommended_without_a_word_about_another_cache(
+    cache: CacheBuilder, held: bool
+) -> None:
+    other = CacheBuilder(Path.home() / ".cache" / "huggingface" / "hub")
+    complete(other, "org/name" if held else "org/else")
+    found = asked(cache, config("org/name"))
+    (finding,) = found.findings
+    assert (finding.code, finding.path) == ("second-cache", str(other.root))
+    assert ("org/name may be there already" in finding.detail) == held
+    complete(cache)
+    assert asked(cache, config("org/name")).findings == ()
+
+
+def test_a_download_is_not_recommended_without_a_word_about_the_repo_in_another_spelling(
+    cache: CacheBuilder,
+) -> None:
+    complete(cache, "org/Name")
+    complete(cache, "ORG/name")
+    found = asked(cache, config("org/name"))
+    assert {finding.path for finding in found.findings if finding.code == "other-spelling"} == {
+        str(cache.root / f"models--{folder}") for folder in ("org--Name", "ORG--name")
+    }

@@ -252,7 +252,8 @@ def test_what_lacks_is_told(cache: CacheBuilder) -> None:
     repo = cache.repo("org/name")
     repo.revision(FILES, downloaded=[WEIGHTS])
     value = check(cache)
-    assert [(one.repo, one.file) for one in value.missing] == [("org/name", "config.json")]
+    lost = ["config.json", "sub/other.safetensors", "weights.bin"]
+    assert [(one.repo, one.file) for one in value.missing] == [("org/name", name) for name in lost]
     (absent,) = check(cache, "got_ocr").missing
     assert (absent.repo, absent.file) == ("stepfun-ai/GOT-OCR2_0", "*")
     with pytest.raises(UnknownModelError):

@@ -61,7 +61,8 @@ class Arrivals:
         change_place.prepare_repo(self._cache_dir, self._folder)
         os.makedirs(self.path(""), exist_ok=True)
         for commit, files in self.repo.trees.items():
-            change_place.write_tree(self._folder, commit, files)
+            complete = files.keys() <= self.repo.snapshots.get(commit, {}).keys()
+            change_place.write_tree(self._folder, commit, files, complete=complete)
 
     def path(self, name: str) -> str:
         """Return where a blob belongs."""

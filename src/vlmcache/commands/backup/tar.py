@@ -144,7 +144,8 @@ def _members(manifest: TarManifest) -> Iterator[_Member]:
         for name, blob in repo.blobs.items():
             yield _Member(_info(layout.blob_path(repo.folder, name), blob.size), blob.hash)
         for commit, files in repo.trees.items():
-            path = layout.tree_path(repo.folder, commit)
+            complete = files.keys() <= repo.snapshots.get(commit, {}).keys()
+            path = layout.tree_path(repo.folder, commit, own=not complete)
             yield _small(path, place.tree_text(files).encode())
         for commit, links in repo.snapshots.items():
             for file, blob_name in links.items():

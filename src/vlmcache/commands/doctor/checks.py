@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat as modes
 import sys
 from collections.abc import Iterator
 
-from vlmcache import units
-from vlmcache.cache import layout
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import DRIVE_AWAY
 from vlmcache.cache.state import Finding
 from vlmcache.commands.doctor.values import Filesystem, PathFact
-from vlmcache.commands.status.values import Status
-from vlmcache.config import Config, Session, hub_home
+from vlmcache.commands.status.values import Status, second_caches
+from vlmcache.config import Config, Session
 from vlmcache.units import counted, size_text
 
 INSTALL_LOAD = "pip install 'vlmcache[load]'"
@@ -42,14 +39,7 @@ def check_paths(session: Session, paths: tuple[PathFact, ...]) -> Iterator[Findi
             conflict,
             "unset the one that you do not mean",
         )
-    for path in _other_caches(session):
-        yield finding(
-            "second-cache",
-            "warning",
-            path,
-            f"another cache with models is at {path}; {location.source} decides for {location.dir}",
-            units.command("status", "--cache-dir", path),
-        )
+    yield from second_caches(session)
     for fact in paths:
         if fact.name == "vlmcache" and not fact.writable:
             yield finding(
@@ -59,29 +49,6 @@ def check_paths(session: Session, paths: tuple[PathFact, ...]) -> Iterator[Findi
                 "vlmcache cannot remember when models were used",
                 "name a writable folder with VLMCACHE_HOME",
             )
-
-
-def _other_caches(session: Session) -> Iterator[str]:
-    """Yield the usual places of a cache that hold repos and are not the chosen one."""
-    home = os.path.expanduser("~")
-    candidates = [
-        os.path.join(home, ".cache", "huggingface", "hub"),
-        os.path.join(home, ".cache", "huggingface", "transformers"),
-        os.path.join(hub_home(session.environment), "hub"),
-    ]
-    if session.environment.get("XDG_CACHE_HOME"):
-        base = os.path.expanduser(session.environment.variables["XDG_CACHE_HOME"])
-        candidates.append(os.path.join(base, "huggingface", "hub"))
-    names = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE")
-    values = filter(None, map(session.environment.get, names))
-    candidates += (os.path.abspath(os.path.expanduser(value)) for value in values)
-    # Of several paths of one folder the first counts.
-    others = {os.path.realpath(path): path for path in reversed(candidates)}
-    others.pop(os.path.realpath(session.cache.dir), None)
-    for path in reversed(others.values()):
-        with contextlib.suppress(OSError):
-            if any(map(layout.parse_repo_folder, os.listdir(path))):
-                yield path
 
 
 def check_filesystem(

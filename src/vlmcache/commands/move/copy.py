@@ -21,7 +21,7 @@ from vlmcache.cache.moved import leads_back
 from vlmcache.cache.reading import open_quietly
 from vlmcache.cache.state import Repo, SharedBlob
 from vlmcache.change import place as change_place
-from vlmcache.change.partials import write_all
+from vlmcache.change.partials import copy_block
 from vlmcache.change.plan import Plan, RemoveTree
 from vlmcache.change.remove import execute
 from vlmcache.change.shared_store import SharedStore
@@ -38,10 +38,6 @@ _SYNC_EVERY = 8
 _COPYING = ".copying"
 
 _NO_HASH = "0" * 64
-_NOT_HERE = frozenset(
-    {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
-)
-"""Why the kernel cannot copy a block: `copy_file_range(2)`."""
 _NO_HARD_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -404,22 +400,10 @@ def _copy_blocks(
     with ThreadPoolExecutor(1) as pool:
         hashed: Future[None] | None = None
         while position < size:
-            count = 0
-            if by_kernel:
-                try:
-                    count = os.copy_file_range(reader, writer, min(_BLOCK, size - position))
-                except OSError as error:
-                    if error.errno not in _NOT_HERE:
-                        raise
-                # Some filesystems copy nothing and report no error.
-                by_kernel = count > 0
-            block = None
-            if not by_kernel:
-                block = os.read(reader, min(_BLOCK, size - position))
-                if not block:
-                    raise OSError(errno.EIO, "the file became shorter meanwhile", source)
-                write_all(writer, block)
-                count = len(block)
+            count, block = copy_block(reader, writer, min(_BLOCK, size - position), by_kernel)
+            if not count:
+                by_kernel = False
+                continue
             if hashed is not None:
                 hashed.result()
             hashed = pool.submit(_hash, digest, writer, position, count, block)

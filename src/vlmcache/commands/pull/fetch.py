@@ -91,13 +91,18 @@ class _Work:
         if not self.order.plan.actions:
             # Everything is there. In a cache that cannot be written, the listing is left out.
             with contextlib.suppress(OSError):
-                place.write_tree(self.folder, self.order.commit, self.order.files)
+                self._write_tree()
             return
         place.prepare_repo(self.order.cache_dir, self.folder)
         if self.order.new_listing:
-            place.write_tree(self.folder, self.order.commit, self.order.files)
+            self._write_tree()
         if self.tasks:
             os.makedirs(self.blobs, exist_ok=True)
+
+    def _write_tree(self) -> None:
+        files = self.order.files
+        complete = files.keys() <= self.order.wanted
+        place.write_tree(self.folder, self.order.commit, files, complete=complete)
 
     def _stop(self) -> None:
         self.client.stop()
@@ -190,6 +195,11 @@ class _Work:
                     f"{self.order.repo}: {file} was removed while the repo was being pulled",
                     "pull again",
                 )
+        own = layout.tree_path(self.folder, self.order.commit, own=True)
+        if os.path.exists(own) and all(
+            os.path.exists(layout.file_path(snapshot, file)) for file in self.order.files
+        ):
+            place.write_tree(self.folder, self.order.commit, self.order.files, complete=True)
         for action in self.order.plan.actions:
             if isinstance(action, WriteRef):
                 place.write_ref(action.path, action.commit)

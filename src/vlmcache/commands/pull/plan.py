@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
 
-from vlmcache.cache import formats, layout
+from vlmcache import units
+from vlmcache.cache import layout
 from vlmcache.cache.completeness import ref_is_malformed
+from vlmcache.cache.entries import begun_bytes
+from vlmcache.cache.gguf import variants
+from vlmcache.cache.model_configs import OtherRepo, Read
+from vlmcache.cache.needed_files import divide
 from vlmcache.cache.state import CacheState, File, Repo, Revision, TreeFile
-from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef, is_resumable
-from vlmcache.errors import UsageError
+from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef
+from vlmcache.errors import UnknownModelError, UsageError
+
+
+class VariantError(UsageError):
+    """One of several variants of a model has to be named.
+
+    Args:
+        repo: the repo's id.
+        sizes: name of each variant -> its bytes.
+    """
+
+    def __init__(self, repo: str, sizes: Mapping[str, int]) -> None:
+        listed = ", ".join(f"{name} ({units.size_text(size)})" for name, size in sizes.items())
+        first = units.command("pull", f"{repo}:{next(iter(sizes))}")
+        super().__init__(f"{repo} has {len(sizes)} variants: {listed}", f"name one: '{first}'")
+        self.repo = repo
+        self.sizes = sizes
 
 
 class FileSelection(msgspec.Struct, frozen=True):
@@ -30,34 +50,89 @@ class FileSelection(msgspec.Struct, frozen=True):
     every: bool = False
     """Whether all files are wanted, second weight formats too."""
 
-    def choose(self, repo: str, names: Collection[str]) -> set[str]:
-        """Return the names that are wanted.
+    variant: str | None = None
+    """The GGUF variant that is wanted."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether what loading needs is wanted, and not what somebody chose."""
+        return not (self.include or self.exclude or self.every)
+
+    def choose(
+        self,
+        repo: str,
+        files: Collection[str] | Mapping[str, TreeFile],
+        revision: Revision | None = None,
+        read: Read = lambda _: None,
+    ) -> Choice:
+        """Return which files are wanted, and why the others are not.
+
+        Args:
+            repo: the repo's id.
+            files: those that the hub lists.
+            revision: what of them is here.
+            read: returns the content of a file, `None` if it is not known.
 
         Raises:
             UsageError: a pattern of `include` matches nothing, or nothing is left.
+            VariantError: one of several GGUF variants has to be named, or another.
         """
-        chosen = set(names) if self.every or self.include else formats.wanted(names)
+        listed = files if isinstance(files, Mapping) else {}
+        linked = {file.name: file for file in revision.files} if revision is not None else {}
+        sizes = {name: file.content_size for name, file in listed.items()}
+        division = divide(
+            files, linked.keys() & set(files), read, sizes=sizes, variant=self.variant
+        )
+        available = variants(files)
+        if self.variant is not None and len(available.called(self.variant)) != 1:
+            if not available.variants:
+                raise UnknownModelError(f"{repo} has no variants: it has no GGUF files")
+            raise VariantError(repo, available.sizes(sizes))
         if self.include:
-            chosen = set()
+            chosen: set[str] = set()
             for pattern in self.include:
-                matching = _matching(names, pattern)
+                matching = layout.matching(files, pattern)
                 if not matching:
                     raise UsageError(
                         f"{repo} has no file that matches --include {pattern}",
                         "'vlmcache pull --all-files --dry-run -v' lists its files",
                     )
                 chosen |= matching
+        elif self.every:
+            chosen = set(files)
+        else:
+            if division.choices is not None:
+                raise VariantError(repo, division.choices.sizes(sizes))
+            # What is here and is not what it should be is repaired, needed or not.
+            broken = {
+                name
+                for name in linked.keys() & listed
+                if not _is_correct(linked[name], listed[name])
+            }
+            along = division.along if division.missing or broken else division.along & linked.keys()
+            # An index can name what the hub does not have.
+            chosen = {*division.needed, *along, *broken} & set(files)
         for pattern in self.exclude:
-            chosen -= _matching(names, pattern)
-        if names and not chosen:
+            chosen -= layout.matching(files, pattern)
+        if files and not chosen:
             raise UsageError(f"--exclude leaves no file of {repo}")
-        return chosen
+        left = (
+            division.left_out
+            if self.is_plain
+            else dict.fromkeys(set(files) - chosen, "not asked for")
+        )
+        left = {name: left[name] for name in sorted(left.keys() - chosen)}
+        return Choice(frozenset(chosen), left, () if self.include else division.repos)
 
 
-def _matching(names: Iterable[str], pattern: str) -> set[str]:
-    # As huggingface_hub's filter_repo_objects does it (`utils/_paths.py`).
-    complete = pattern + "*" if pattern.endswith("/") else pattern
-    return {name for name in names if fnmatch.fnmatch(name, complete)}
+class Choice(NamedTuple):
+    """Which files of a repo are wanted."""
+
+    wanted: frozenset[str]
+    left_out: Mapping[str, str] = {}
+    """File -> why it is not fetched."""
+    repos: tuple[OtherRepo, ...] = ()
+    """Other repos that loading needs."""
 
 
 class Listing(NamedTuple):
@@ -80,6 +155,12 @@ class DownloadOrder(NamedTuple):
     """Whether the listing came from the hub and is not in the cache yet."""
     distrusted: frozenset[str] = frozenset()
     """Etags of blobs that have the right length and wrong content."""
+    left_out: Mapping[str, str] = {}
+    """File -> why it is not fetched."""
+    repos: tuple[OtherRepo, ...] = ()
+    """Other repos that loading needs."""
+    judged: bool = False
+    """Whether the cache alone shows that the model's own files are complete."""
 
     @property
     def snapshot(self) -> str:
@@ -121,12 +202,12 @@ def plan_pull(
         path = layout.file_path(snapshot, name)
         if repo is not None and repo.holds(file):
             links.append(Link(repo_id, name, path, file.etag, _why_link(cached, revision)))
-        elif (repo is None or repo.linked_to is None) and _is_shared(state, file):
+        elif state.shares(repo, file):
             links.append(Link(repo_id, name, path, file.etag, "in the shared store already"))
         elif file.etag in fetches:
             links.append(Link(repo_id, name, path, file.etag, "the same content as another file"))
         else:
-            have, credit = _partial(repo, file)
+            have, credit = begun_bytes(repo, file, state.scanned_at)
             size = file.content_size
             reason = _why_fetch(repo, cached, file, have)
             fetches[file.etag] = Fetch(repo_id, name, path, file.etag, size, have, reason)
@@ -146,30 +227,6 @@ def _is_correct(cached: File, listed: TreeFile) -> bool:
     if cached.size != listed.content_size:
         return False
     return cached.kind == "copy" or (cached.kind == "link" and cached.blob == listed.etag)
-
-
-def _is_shared(state: CacheState, listed: TreeFile) -> bool:
-    if not state.shared_marked or listed.xet_hash is None:
-        return False
-    shared = state.shared.get(listed.xet_hash)
-    return shared is not None and shared.size == listed.content_size
-
-
-def _partial(repo: Repo | None, listed: TreeFile) -> tuple[int, int]:
-    """Return the bytes of the blob that are here already, and how many of them occupy disk."""
-    best = (0, 0)
-    for partial in repo.partials if repo is not None else ():
-        ours = partial.name == listed.etag + layout.PARTIAL_SUFFIX
-        # What another program writes is continued by that program only.
-        if (
-            partial.client is not None
-            or partial.etag != listed.etag
-            or not is_resumable(listed, ours=ours, size=partial.size, allocated=partial.allocated)
-        ):
-            continue
-        if not partial.locked or ours:
-            best = max(best, (partial.size, min(partial.size, partial.allocated)))
-    return best
 
 
 def _names(repo: Repo, ref: str, commit: str) -> bool:

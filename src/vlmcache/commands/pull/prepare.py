@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from vlmcache import log
+from vlmcache import log, units
 from vlmcache.cache import layout
-from vlmcache.cache.completeness import judge
+from vlmcache.cache.completeness import Judgement, is_here, judge, reader
+from vlmcache.cache.model_configs import DECIDING
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import away_error
-from vlmcache.cache.scan import scan
-from vlmcache.cache.state import CacheState, Finding, TreeFile
+from vlmcache.cache.reading import read_bytes
+from vlmcache.cache.scan import repo_finder, scan
+from vlmcache.cache.state import CacheState, Finding, Revision, TreeFile
 from vlmcache.change.place import check_places
 from vlmcache.change.plan import Plan
-from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, Listing, plan_pull
+from vlmcache.commands.pull.plan import (
+    Choice,
+    DownloadOrder,
+    FileSelection,
+    Listing,
+    plan_pull,
+)
 from vlmcache.commands.pull.values import PlannedModel
 from vlmcache.config import ModelConfig
 from vlmcache.errors import (
@@ -23,6 +32,7 @@ from vlmcache.errors import (
     HostileListingError,
     HubError,
     NoSuchFileError,
+    NotDownloadedError,
     OfflineError,
     UsageError,
     VlmcacheError,
@@ -30,6 +40,9 @@ from vlmcache.errors import (
 from vlmcache.hub.client import Client
 from vlmcache.hub.listing import check_download_access, check_names, find_commit, list_files
 from vlmcache.hub.quick import commit_of
+
+_CONFIG_LIMIT = 16_000_000
+"""The most bytes of a file that is fetched to plan with."""
 
 
 def prepare_pull(
@@ -45,10 +58,15 @@ def prepare_pull(
             raise away_error(repo, repo.away)
         order = _Preparation(client, state, model, selection, findings).order()
         check_places(order.plan.placed)
+        if not (order.judged or order.plan.actions or order.new_listing) and selection.is_plain:
+            # Nothing can be fetched, and yet something may be wrong.
+            problem = _problem(order, judge(repo, order.commit, variant=selection.variant))
+            if problem is not None:
+                raise problem
     except VlmcacheError as error:
         return PlannedModel(model, None, error, time.monotonic() - begun, tuple(findings))
-    for name in sorted(order.files.keys() - order.wanted):
-        log.info("pull", "skipped: %s of %s: not needed or not asked for", name, model.repo)
+    for name, why in order.left_out.items():
+        log.info("pull", "skipped: %s of %s: %s", name, model.repo, why)
     code = sorted(name for name in order.wanted if name.endswith(".py"))
     if code:
         advice = f"to trust just this code: revision: {order.commit}"
@@ -63,6 +81,59 @@ def prepare_pull(
             )
         )
     return PlannedModel(model, order, None, time.monotonic() - begun, tuple(findings))
+
+
+def prepare_needed(
+    client: Client, cache_dir: str, planned: Sequence[PlannedModel]
+) -> list[PlannedModel]:
+    """Return what is to be done for other repos that models need and that are not cached."""
+    others = repo_finder(cache_dir)
+    found: list[PlannedModel] = []
+    known = {part.model.repo.casefold() for part in planned}
+    pending = list(planned)
+    while pending:
+        part = pending.pop(0)
+        for need in part.order.repos if part.order is not None else ():
+            if need.id.casefold() in known or is_here(need, others):
+                continue
+            known.add(need.id.casefold())
+            model = ModelConfig(need.id, need.id, need.revision, configured=False)
+            selection = FileSelection(include=("*.py",) if need.code else ())
+            other = prepare_pull(client, cache_dir, model, selection)
+            found.append(other._replace(needed_by=part.model))
+            pending.append(found[-1])
+    return found
+
+
+def check_result(order: DownloadOrder, variant: str | None) -> VlmcacheError | None:
+    """Return what is wrong with a model that was pulled, by the rules of `status`."""
+    others = repo_finder(order.cache_dir)
+    return _problem(order, judge(others(order.repo), order.commit, others, variant))
+
+
+def _problem(order: DownloadOrder, judgement: Judgement) -> VlmcacheError | None:
+    """Return what is wrong with a model of which everything is here that the hub has."""
+    if judgement.state == "cached":
+        return None
+    begin = f"{order.repo} was pulled and cannot be loaded"
+    absent = [name for name in judgement.missing if name not in order.files]
+    if absent:
+        names = absent[0] + units.and_more(len(absent) - 1)
+        return NotDownloadedError(
+            f"{begin}: its index names {names}, which the hub does not have",
+            "ask those who publish it, or pull another revision",
+        )
+    if judgement.missing:
+        return NotDownloadedError(f"{begin}: missing {', '.join(judgement.missing)}")
+    if judgement.missing_repos:
+        return NotDownloadedError(
+            f"{begin}: it needs {', '.join(judgement.missing_repos)}",
+            units.command("pull", order.repo),
+        )
+    return NotDownloadedError(
+        f"{begin}: {', '.join(judgement.damaged) or judgement.state}",
+        units.command("verify", order.repo, "--repair"),
+    )
 
 
 def ignores_case(path: str) -> bool:
@@ -122,7 +193,8 @@ class _Preparation(NamedTuple):
     def _complete_order(self) -> DownloadOrder | None:
         """Return an order of nothing to do, if the cache alone shows that everything is there."""
         model = self.model
-        judgement = judge(self.state.repo(model.repo), model.revision)
+        repo, variant = self.state.repo(model.repo), self.selection.variant
+        judgement = judge(repo, model.revision, variant=variant)
         if judgement.state != "cached" or judgement.revision is None:
             return None
         commit, files = judgement.revision.commit, judgement.revision.tree
@@ -132,18 +204,30 @@ class _Preparation(NamedTuple):
             if self.selection != FileSelection():
                 return None
             files = {file.name: TreeFile(file.size, "") for file in judgement.revision.files}
-            wanted = frozenset(files)
+            repos = judgement.division.repos if judgement.division is not None else ()
+            choice = Choice(frozenset(files), repos=repos)
         else:
             try:
-                wanted = frozenset(self.selection.choose(model.repo, files))
+                choice = self.selection.choose(
+                    model.repo, files, judgement.revision, reader(judgement.revision)
+                )
             except UsageError:
                 return None
             listing = Listing(commit, files)
-            plan = plan_pull(self.state, model.repo, model.revision, listing, wanted)
+            plan = plan_pull(self.state, model.repo, model.revision, listing, choice.wanted)
         if plan.actions:
             return None
         return DownloadOrder(
-            self.state.dir, model.repo, commit, files, wanted, plan, new_listing=False
+            self.state.dir,
+            model.repo,
+            commit,
+            files,
+            choice.wanted,
+            plan,
+            new_listing=False,
+            left_out=choice.left_out,
+            repos=choice.repos,
+            judged=True,
         )
 
     def _ask(self, attempts: int | None) -> DownloadOrder:
@@ -177,7 +261,9 @@ class _Preparation(NamedTuple):
             files = list_files(self.client, model.repo, commit, attempts=attempts)
         if not files:
             raise NoSuchFileError(f"{model.repo}@{model.revision} holds no files")
-        wanted = frozenset(self.selection.choose(model.repo, files))
+        read = self._reader(commit, files, revision)
+        choice = self.selection.choose(model.repo, files, revision, read)
+        wanted = choice.wanted
         if len({name.casefold() for name in wanted}) < len(wanted) and ignores_case(cache_dir):
             raise HostileListingError(
                 f"{model.repo} has files whose names differ only by case, and this filesystem "
@@ -188,4 +274,45 @@ class _Preparation(NamedTuple):
         if gated and plan.needs:
             # Everybody may read the listing, but not the files: say so before anything is written.
             check_download_access(self.client, model.repo)
-        return DownloadOrder(cache_dir, model.repo, commit, files, wanted, plan, new)
+        return DownloadOrder(
+            cache_dir,
+            model.repo,
+            commit,
+            files,
+            wanted,
+            plan,
+            new,
+            left_out=choice.left_out,
+            repos=choice.repos,
+        )
+
+    def _reader(
+        self, commit: str, files: Mapping[str, TreeFile], revision: Revision | None
+    ) -> Callable[[str], bytes | None]:
+        """Return what reads a file of the commit: the few that decide, before anything is here."""
+        here = reader(revision) if revision is not None else None
+        present = {file.name for file in revision.files} if revision is not None else set()
+        asked: dict[str, bytes | None] = {}
+
+        def read(name: str) -> bytes | None:
+            if here is not None and name in present:
+                return here(name)
+            decides = name in DECIDING or name.endswith(".index.json")
+            if not decides or name not in files or files[name].content_size > _CONFIG_LIMIT:
+                return None
+            if name not in asked:
+                address = self.client.file_address(self.model.repo, commit, name)
+                asked[name] = self._content_here(files[name]) or self.client.content(address)
+            return asked[name]
+
+        return read
+
+    def _content_here(self, listed: TreeFile) -> bytes | None:
+        """Return a file's content if another revision has it."""
+        repo = self.state.repo(self.model.repo)
+        if repo is None or not repo.holds(listed):
+            return None
+        try:
+            return read_bytes(repo.blob_path(listed.etag), _CONFIG_LIMIT)
+        except OSError:
+            return None

@@ -11,15 +11,18 @@ import msgspec
 
 from vlmcache.cache.scan import scan
 from vlmcache.change.plan import Failure, Outcome, Receipt, joined
-from vlmcache.commands.pull.prepare import prepare_pull
+from vlmcache.commands.pull.plan import VariantError
+from vlmcache.commands.pull.prepare import check_result, prepare_needed, prepare_pull
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk, without_fetches
 from vlmcache.commands.pull.values import (
+    LeftOut,
     PlannedModel,
     PulledModel,
     PullOptions,
     PullReport,
     PullState,
 )
+from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import ModelConfig, Session, cached_models, find_model, name_of, own_home
 from vlmcache.errors import PartlyError, SpaceError, VlmcacheError
 from vlmcache.home.journal import Journal
@@ -42,7 +45,7 @@ def pull(
 
     Args:
         session: what to work on.
-        names: keys of config.yaml or repo ids, with an optional `@revision`.
+        names: keys of config.yaml or repo ids, with an optional `@revision` and `:VARIANT`.
         options: how.
         progress: called as the work proceeds, from several threads.
         patience: how long to try to reach the hub.
@@ -69,9 +72,7 @@ def pull(
     errors: list[VlmcacheError] = []
     shortage_of = partial(find_shortage, session.cache.dir, session.config.limits)
     try:
-        planned = [
-            prepare_pull(client, session.cache.dir, model, options.selection) for model in models
-        ]
+        planned = _plan(client, session, models, options)
         fetched: set[tuple[str, str]] = set()
         orders = [part.order for part in planned if part.order is not None]
         plans = [without_fetches(order.plan, fetched) for order in orders]
@@ -123,6 +124,7 @@ def pull(
         sum(outcome.freed for outcome in outcomes),
         sum(outcome.fetched for outcome in outcomes),
     )
+    rows.sort(key=lambda row: row.needed_by is not None)
     report = PullReport(
         tuple(rows),
         joined([*([room.plan] if room is not None else ()), *plans]),
@@ -133,11 +135,43 @@ def pull(
     return report.with_problem(_problem(rows, errors))
 
 
+def _plan(
+    client: Client, session: Session, models: Sequence[ModelConfig], options: PullOptions
+) -> list[PlannedModel]:
+    """Return what is to be done for models, and before them for other repos that they need.
+
+    Raises:
+        UnconfirmedError: these are not wanted.
+    """
+    planned = [_prepare(client, session.cache.dir, model, options) for model in models]
+    others = prepare_needed(client, session.cache.dir, planned)
+    to_confirm = [part for part in others if part.order is not None and part.order.plan.to_fetch]
+    asks = options.agree if to_confirm and not options.dry_run else None
+    if asks is not None and not asks(to_confirm):
+        raise UnconfirmedError("not confirmed: nothing was fetched")
+    # A model is complete once its own files are here, if what it needs came first.
+    return [*reversed(others), *planned]
+
+
 def _models(session: Session, names: Sequence[str]) -> list[ModelConfig]:
     """Return the models that names mean, each once."""
     cached = cached_models(session.cache)
-    models = [find_model(session.config, name, cached) for name in names]
-    return list({(model.repo, model.revision): model for model in models}.values())
+    models = [find_model(session.config, name, cached, variants=True) for name in names]
+    return list({(model.repo, model.revision, model.variant): model for model in models}.values())
+
+
+def _prepare(
+    client: Client, cache_dir: str, model: ModelConfig, options: PullOptions
+) -> PlannedModel:
+    """Return what is to be done for a model; of several variants one is chosen."""
+    selection = options.selection
+    if model.variant is not None:
+        selection = msgspec.structs.replace(selection, variant=model.variant)
+    part = prepare_pull(client, cache_dir, model, selection)
+    if isinstance(part.error, VariantError) and options.choose is not None:
+        chosen = msgspec.structs.replace(model, variant=options.choose(part.error))
+        return _prepare(client, cache_dir, chosen, options)
+    return part
 
 
 def _carry_out(
@@ -153,6 +187,8 @@ def _carry_out(
 
     begun = time.monotonic()
     outcomes, error = download(client, order, progress, options.max_workers)
+    if error is None and options.selection.is_plain and part.needed_by is None:
+        error = check_result(order, part.model.variant or options.selection.variant)
     row = msgspec.structs.replace(
         _row(part, "pulled" if order.plan.actions else "cached"),
         fetched=sum(outcome.fetched for outcome in outcomes),
@@ -164,7 +200,15 @@ def _carry_out(
 def _row(part: PlannedModel, state: PullState) -> PulledModel:
     """Return a model's row, as far as the plan says."""
     model, order = part.model, part.order
-    row = PulledModel(model.key, model.repo, model.revision, state, seconds=part.seconds)
+    row = PulledModel(
+        model.key,
+        model.repo,
+        model.revision,
+        state,
+        seconds=part.seconds,
+        needed_by=part.needed_by.repo if part.needed_by is not None else None,
+        variant=model.variant,
+    )
     if order is None:
         return row
     return msgspec.structs.replace(
@@ -172,7 +216,17 @@ def _row(part: PlannedModel, state: PullState) -> PulledModel:
         commit=order.commit,
         path=order.snapshot,
         files=len(order.wanted),
+        to_fetch=order.plan.to_fetch,
         size=sum(order.files[name].content_size for name in order.wanted),
+        left_out=tuple(
+            sorted(
+                (
+                    LeftOut(name, order.files[name].content_size, why)
+                    for name, why in order.left_out.items()
+                ),
+                key=lambda file: -file.size,
+            )
+        ),
     )
 
 

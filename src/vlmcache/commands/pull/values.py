@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from vlmcache import units
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Plan, Receipt
-from vlmcache.commands.pull.plan import DownloadOrder, FileSelection
+from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, VariantError
 from vlmcache.config import ModelConfig, Session, options_in_force
 from vlmcache.errors import VlmcacheError
 from vlmcache.report import Report
@@ -35,6 +35,12 @@ class PullOptions(msgspec.Struct, frozen=True):
     """If the disk is too full, evict what was not used for a long time."""
     confirm: Callable[[Any], bool] | None = None
     """Called with the proposed `Removal`; says whether to continue. Nobody is asked if `None`."""
+    agree: Callable[[Sequence[PlannedModel]], bool] | None = None
+    """Called with the other repos that the models need; says whether to fetch these too. Nobody is
+    asked if `None`."""
+    choose: Callable[[VariantError], str] | None = None
+    """Called if a model has several variants and none is named; returns one. It is an error if
+    `None`."""
 
     def command(self, session: Session, names: Iterable[str]) -> str:
         """Return the command line that pulls names again with the same options, but no token."""
@@ -56,6 +62,14 @@ class PullOptions(msgspec.Struct, frozen=True):
         return [("selection", self.selection), ("dry_run", self.dry_run)]
 
 
+class LeftOut(msgspec.Struct, frozen=True):
+    """A file of a model that was not fetched."""
+
+    path: str
+    size: int
+    reason: str
+
+
 class PulledModel(msgspec.Struct, frozen=True):
     """What became of one model."""
 
@@ -73,6 +87,14 @@ class PulledModel(msgspec.Struct, frozen=True):
     """Bytes that came over the network for them."""
     seconds: float = 0.0
     error: Failure | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    """What is not fetched unless it is asked for, the largest first."""
+    needed_by: str | None = None
+    """The model that needs this one, if nobody named it."""
+    to_fetch: int = 0
+    """What was left to fetch of them, partial downloads taken into account."""
+    variant: str | None = None
+    """The GGUF variant that was asked for, or chosen."""
 
 
 class PullReport(Report, frozen=True):
@@ -88,7 +110,11 @@ class PullReport(Report, frozen=True):
     @property
     def ids(self) -> list[str]:
         """The repos that are complete, or would be."""
-        return [model.repo for model in self.models if model.state != "failed"]
+        return [
+            f"{model.repo}:{model.variant}" if model.variant else model.repo
+            for model in self.models
+            if model.state != "failed"
+        ]
 
 
 class PlannedModel(NamedTuple):
@@ -99,3 +125,17 @@ class PlannedModel(NamedTuple):
     error: VlmcacheError | None
     seconds: float
     findings: tuple[Finding, ...]
+    needed_by: ModelConfig | None = None
+    """The model that needs it, if nobody named it."""
+
+
+def in_words(others: Sequence[PlannedModel]) -> str:
+    """Return what needs which other repos, and how much of them is to be fetched."""
+    sizes = [
+        f"{part.model.repo} ({units.size_text(part.order.plan.to_fetch)})"
+        for part in others
+        if part.order is not None
+    ]
+    models = dict.fromkeys(part.needed_by.key for part in others if part.needed_by is not None)
+    verb = "needs" if len(models) == 1 else "need"
+    return f"{', '.join(models)} {verb} {', '.join(sizes)}"

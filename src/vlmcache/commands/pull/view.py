@@ -5,18 +5,22 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.text import Text
 
 from vlmcache.change.plan import Fetch, Link, Plan, Receipt, ReleaseShared, Remove, RemoveTree
-from vlmcache.commands.pull.values import PulledModel, PullReport
+from vlmcache.commands.pull.plan import VariantError
+from vlmcache.commands.pull.values import LeftOut, PulledModel, PullReport
 from vlmcache.commands.status.values import Status
 from vlmcache.show.console import console, print_line
-from vlmcache.show.tables import SEVERITY_COLORS, STATE_COLORS, plain_table, show_cache
+from vlmcache.show.tables import SEVERITY_COLORS, plain_table, show_cache, state_text
 from vlmcache.show.text import NOTHING, printable
-from vlmcache.units import duration_text, size_text
+from vlmcache.units import counted, duration_text, size_text
 
 if TYPE_CHECKING:
     from vlmcache.commands.remove.values import Removal
+
+_MOST_REASONS = 5
 
 
 def show(report: PullReport, *, verbose: bool = False) -> None:
@@ -27,6 +31,7 @@ def show(report: PullReport, *, verbose: bool = False) -> None:
     for model in report.models:
         if model.state != "failed":
             print_line(out, _line(model, report))
+            _print_left_out(out, model, verbose=verbose)
         elif len(report.models) > 1 and model.error is not None:
             line = Text(f"{printable(model.key)}: ", "red")
             print_line(out, line + Text(printable(model.error.message)))
@@ -61,14 +66,13 @@ def evicted(report: PullReport) -> Removal | None:
 def _line(model: PulledModel, report: PullReport) -> Text:
     commit = (model.commit or "")[:12]
     what = f"{model.files} files, {size_text(model.size)}, commit {commit}"
-    name = printable(model.key)
+    name = printable(f"{model.key}:{model.variant}" if model.variant else model.key)
     if model.state == "cached":
         return Text(f"{name}: already cached ({what})")
     if model.state == "planned":
         fetches = [a for a in report.plan.actions if isinstance(a, Fetch) and a.repo == model.repo]
-        need = sum(fetch.size - fetch.have for fetch in fetches)
-        noun = "file" if len(fetches) == 1 else "files"
-        return Text(f"{name}: {size_text(need)} in {len(fetches)} {noun} to fetch (of {what})")
+        files = counted(len(fetches), "file")
+        return Text(f"{name}: {size_text(model.to_fetch)} in {files} to fetch (of {what})")
     line = Text(f"{name}: ")
     line.append("pulled", "green")
     speed = ""
@@ -78,6 +82,21 @@ def _line(model: PulledModel, report: PullReport) -> Text:
     line.append(f", {size_text(model.fetched)} fetched in {took}{speed} ({what})")
     line.append(f"\n  {printable(model.path or '')}", "dim")
     return line
+
+
+def _print_left_out(out: Console, model: PulledModel, *, verbose: bool) -> None:
+    """Print what is not fetched and why; of what is cached, only if more is asked for."""
+    left = model.left_out if verbose or model.state != "cached" else ()
+    by_reason: dict[str, list[LeftOut]] = {}
+    for file in left:
+        by_reason.setdefault(file.reason, []).append(file)
+    shown = list(by_reason.items()) if verbose else list(by_reason.items())[:_MOST_REASONS]
+    for reason, files in shown:
+        size = size_text(sum(file.size for file in files))
+        what = printable(files[0].path) if len(files) == 1 else f"{len(files)} files"
+        print_line(out, Text(f"  left out: {what} ({size}): {printable(reason)}", "dim"))
+    if len(shown) < len(by_reason):
+        print_line(out, Text(f"  and {len(by_reason) - len(shown)} more; -v shows them", "dim"))
 
 
 def _print_files(report: PullReport) -> None:
@@ -109,14 +128,26 @@ def ask_which(status: Status) -> str:
     columns = ("", "MODEL", "STATE", "DOWNLOAD")
     table = plain_table(*columns, numbers=("", "DOWNLOAD"), folded=("MODEL",))
     for number, model in enumerate(status.models, 1):
-        left = None if model.expected_size is None else max(0, model.expected_size - model.size)
         table.add_row(
             str(number),
             printable(model.key),
-            Text(model.state, STATE_COLORS[model.state]),
-            NOTHING if left is None or model.state == "cached" else size_text(left),
+            state_text(model.state, model.progress),
+            size_text(model.to_fetch) if model.to_fetch else NOTHING,
         )
     out.print(table)
     print("Which to pull? (1,3 or 1-3 or all; nothing to leave): ", end="", file=sys.stderr)
+    sys.stderr.flush()
+    return sys.stdin.readline()
+
+
+def ask_variant(error: VariantError) -> str:
+    """Show the variants of a model with numbers on stderr and return what is typed."""
+    out = console(sys.stderr)
+    table = plain_table("", "VARIANT", "SIZE", numbers=("", "SIZE"), folded=("VARIANT",))
+    for number, (name, size) in enumerate(error.sizes.items(), 1):
+        table.add_row(str(number), printable(name), size_text(size))
+    out.print(table)
+    question = f"Which variant of {printable(error.repo)} to pull? (a number; nothing to leave): "
+    print(question, end="", file=sys.stderr)
     sys.stderr.flush()
     return sys.stdin.readline()

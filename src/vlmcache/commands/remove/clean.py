@@ -11,7 +11,7 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache.beside import LIBRARIES, library_entries
-from vlmcache.cache.completeness import judge_revision, resolve
+from vlmcache.cache.completeness import judge_revision, needs_of, resolve
 from vlmcache.cache.entries import allocated_bytes, entry_of
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
@@ -238,7 +238,15 @@ def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()
                 repos.setdefault(repo.folder, why)
             else:
                 revisions.setdefault((repo.folder, commit), why)
+    for (folder, commit), needed in needs_of(state).items() if revisions or repos else ():
+        if folder in repos or (folder, commit) in revisions:
+            for key in needed:
+                revisions.setdefault(key, f"{_named(state, folder)} needs it")
     return Protected(revisions, repos)
+
+
+def _named(state: CacheState, folder: str) -> str:
+    return next(repo.id for repo in state.repos if repo.folder == folder)
 
 
 def _kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Protected:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
 import msgspec
 
-from vlmcache.cache.completeness import judge_content
+from vlmcache import units
+from vlmcache.cache.completeness import judge_content, needs_of
 from vlmcache.cache.mounts import Mount, mount_of
 from vlmcache.cache.moved import read_moves
 from vlmcache.cache.scan import rebased, scan
-from vlmcache.cache.state import CacheState, Repo, Revision
+from vlmcache.cache.state import CacheState, Finding, Repo, Revision
 from vlmcache.cache.usage import LastUse, Usage, last_uses, own_uses, who_uses
 from vlmcache.change.needed import Evidence, in_question
 from vlmcache.change.plan import Plan, Remove, RemoveTree
@@ -23,6 +24,9 @@ from vlmcache.config import Environment, own_home
 from vlmcache.errors import VlmcacheError
 from vlmcache.home.copies import KeptCopy, list_copies, remove_copies
 from vlmcache.home.journal import Journal
+
+_AFTER = 0.001
+"""Seconds by which what a model needs counts as used later, so that the model goes first."""
 
 
 class Remembered(NamedTuple):
@@ -63,22 +67,37 @@ class Known:
         with Journal(own_home(self.environment)[0]) as journal:
             return Remembered(journal.uses(self.state.dir), journal.damaged())
 
+    def damaged_files(self, repo: Repo, revision: Revision) -> list[str]:
+        """Return the files that `verify` found damaged and that did not change since."""
+        damaged = self.remembered.damaged
+        found = []
+        for file in revision.files if damaged else ():
+            blob = repo.blobs.get(file.blob or "")
+            shared = self.state.shared.get(blob.shared or "") if blob is not None else None
+            content = shared or blob or file
+            if (content.device, content.inode, content.size, content.mtime_ns) in damaged:
+                found.append(file.name)
+        return found
+
     @cached_property
     def used(self) -> dict[Key, LastUse]:
         """When each revision of the cache was last used."""
         access_times = self.mount.access_times if self.mount else "unknown"
-        return last_uses(self.state, self.remembered.uses, access_times)
+        used = last_uses(self.state, self.remembered.uses, access_times)
+        return _with_needed(self.needs, used)
+
+    @cached_property
+    def needs(self) -> dict[Key, set[Key]]:
+        """Which revisions of other models each needs."""
+        return needs_of(self.state)
 
     @cached_property
     def evidence(self) -> Evidence:
         """What shows whether revisions are needed, for the repos in question."""
         every = any(not shared.users for shared in self.state.shared.values())
-        damaged = self.remembered.damaged
         states = {
             (repo.folder, revision.commit): (
-                "damaged"
-                if damaged and damaged.intersection(_contents(self.state, repo, revision))
-                else judge_content(repo, revision)
+                "damaged" if self.damaged_files(repo, revision) else judge_content(repo, revision)
             )
             for repo in self.state.repos
             if every or in_question(repo)
@@ -118,6 +137,17 @@ class Known:
         return [Known(self.environment, place, self) for place in ours]
 
 
+def _with_needed(
+    needs: Mapping[Key, Collection[Key]], used: dict[Key, LastUse]
+) -> dict[Key, LastUse]:
+    """Return last uses by which what a model needs was used just after the model."""
+    for model, others in needs.items():
+        for other in others:
+            if other in used and used[other].at <= used[model].at:
+                used[other] = msgspec.structs.replace(used[model], at=used[model].at + _AFTER)
+    return used
+
+
 def moved_repos(state: CacheState) -> dict[str, str]:
     """Return the folders of repos that `move` has brought to another place -> that place."""
     return {repo.folder: repo.moved_to for repo in state.repos if repo.moved_to is not None}
@@ -151,17 +181,6 @@ def users_of(state: CacheState, folders: Collection[str] | None = None) -> Usage
     return Usage(usage.files, locks, usage.hidden)
 
 
-def _contents(
-    state: CacheState, repo: Repo, revision: Revision
-) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (device, inode, size, mtime in ns) of the content of a revision's files."""
-    for file in revision.files:
-        blob = repo.blobs.get(file.blob or "")
-        shared = state.shared.get(blob.shared or "") if blob is not None else None
-        content = shared or blob or file
-        yield content.device, content.inode, content.size, content.mtime_ns
-
-
 def inodes_below(path: str) -> dict[tuple[int, int], str]:
     """Return (device, inode) of a path and all below it -> one of its paths."""
     inodes: dict[tuple[int, int], str] = {}
@@ -187,6 +206,34 @@ def copies_of(environment: Environment, state: CacheState, plan: Plan) -> tuple[
     }
     copies = list_copies(own_home(environment)[0]) if gone else []
     return tuple(copy for copy in copies if (copy.repo, copy.commit) in gone)
+
+
+def needed_elsewhere(state: CacheState, plan: Plan) -> tuple[Finding, ...]:
+    """Return which models that stay need what a plan removes."""
+    paths = {action.path for action in plan.actions if isinstance(action, RemoveTree | Remove)}
+    gone = {
+        (repo.folder, revision.commit)
+        for repo in state.repos
+        for revision in repo.revisions
+        if paths.intersection((repo.path, revision.path))
+    }
+    ids = {repo.folder: repo for repo in state.repos}
+    found: dict[tuple[str, str], None] = {}
+    for model, needed in needs_of(state).items() if gone else ():
+        for folder in {key[0] for key in needed} if model not in gone else ():
+            if {key for key in needed if key[0] == folder} <= gone:
+                found[model[0], folder] = None
+    return tuple(
+        Finding(
+            "still-needed",
+            "warning",
+            ids[folder].id,
+            ids[folder].path,
+            f"{ids[model].id} needs it, and cannot be loaded without it",
+            units.command("pull", ids[model].id),
+        )
+        for model, folder in sorted(found)
+    )
 
 
 def forget(environment: Environment, state: CacheState) -> None:

@@ -1,4 +1,4 @@
-"""`rm`: models or single revisions, and nothing else."""
+"""`rm`: models, single revisions, variants or files, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import CacheState
+from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import Usage, find_users, who_uses
 from vlmcache.change.names import Target, find_targets
 from vlmcache.change.plan import Kept, joined
@@ -20,6 +20,7 @@ from vlmcache.commands.remove.facts import (
     forget,
     inodes_below,
     moved_repos,
+    needed_elsewhere,
     scan_places,
     users_of,
 )
@@ -35,11 +36,12 @@ def remove(
     dry_run: bool = False,
     confirm: Confirm | None = None,
 ) -> Removal:
-    """Remove models or single revisions, and nothing else.
+    """Remove models, single revisions, variants or files, and nothing else.
 
     Args:
         session: the cache, and the configuration whose keys count as names.
-        names: keys, repo ids with `@revision` or without, or paths (see `change.names`).
+        names: keys, repo ids with `@revision` and `:VARIANT` or without, or paths (see
+            `change.names`).
         options: how to remove them.
         dry_run: only plan.
         confirm: is given the plan, and returns whether to continue; without it nobody is asked.
@@ -56,7 +58,13 @@ def remove(
     environment, force = session.environment, options.force
     state = scan(session.cache.dir)
     targets = find_targets(
-        state, session.config, names, revision=options.revision, folder=environment.folder
+        state,
+        session.config,
+        names,
+        revision=options.revision,
+        folder=environment.folder,
+        include=options.include,
+        variants=True,
     )
     moved = moved_repos(state)
     places = scan_places(
@@ -75,6 +83,7 @@ def remove(
         in_use=in_use,
         hidden_processes=usage.hidden,
         copies=copies_of(environment, state, plan),
+        findings=needed_elsewhere(state, plan),
         cache=state.dir,
     )
     if dry_run or (in_use and not force):
@@ -88,6 +97,27 @@ def remove(
     receipt = apply_removals(removal.plan, state.dir, places, in_use=usage.files, force=force)
     forget(environment, state)
     return msgspec.structs.replace(removal, receipt=receipt)
+
+
+def _only(repo: Repo, files: Mapping[str, Collection[str]] | None) -> Repo:
+    """Return a repo with no other content than some files of it."""
+    if files is None:
+        return repo
+    revisions = tuple(
+        msgspec.structs.replace(
+            revision,
+            files=tuple(file for file in revision.files if file.name in files[revision.commit]),
+        )
+        for revision in repo.revisions
+        if revision.commit in files
+    )
+    blobs = {file.blob for revision in revisions for file in revision.files}
+    return msgspec.structs.replace(
+        repo,
+        revisions=revisions,
+        blobs={name: blob for name, blob in repo.blobs.items() if name in blobs},
+        strays=(),
+    )
 
 
 def _of_place(targets: Sequence[Target], moved: Mapping[str, str], path: str) -> list[Target]:
@@ -122,7 +152,7 @@ def _targets_in_use(state: CacheState, targets: Sequence[Target], usage: Usage) 
                 in_use.append(Kept(target.stray.path, None, "in use", everyone))
         repo = state.repo_in(target.folder)
         if repo is not None and repo.linked_to is None:
-            busy = usage.of_repo(state, repo)
+            busy = usage.of_repo(state, _only(repo, target.files))
             if busy is not None:
                 in_use.append(kept_in_use(repo.path, repo, busy))
     return in_use

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Kept, Plan, Receipt, Remove, RemoveTree, in_use_words
 from vlmcache.errors import ChangedError, ExitCode, InUseError, PartlyError, VlmcacheError
 from vlmcache.home.copies import KeptCopy
@@ -57,6 +58,8 @@ class RemoveOptions(msgspec.Struct, frozen=True):
     """The revision to remove of each model; the complete repo if not given."""
     force: bool = False
     """Whether to remove what a process uses."""
+    include: tuple[str, ...] = ()
+    """Patterns of the only files to remove; all files if there are none."""
 
 
 class CleanOptions(msgspec.Struct, frozen=True):
@@ -103,6 +106,8 @@ class Removal(Report, frozen=True):
     cache: str = ""
     """The hub cache."""
     unknown_use: UnknownUse | None = None
+    findings: tuple[Finding, ...] = ()
+    """Which models that stay need what is removed."""
 
     @property
     def ids(self) -> list[str]:

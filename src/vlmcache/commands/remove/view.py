@@ -24,7 +24,7 @@ from vlmcache.change.plan import (
 )
 from vlmcache.commands.remove.values import Removal
 from vlmcache.show.console import console
-from vlmcache.show.tables import labelled, process_text, show_cache
+from vlmcache.show.tables import SEVERITY_COLORS, labelled, process_text, show_cache
 from vlmcache.show.text import NOTHING, printable
 from vlmcache.units import size_text
 
@@ -84,6 +84,8 @@ def show(removal: Removal, *, verbose: bool = False) -> None:
         show_plan(removal, verbose=verbose)
     if removal.receipt is not None:
         _show_receipt(out, removal, verbose=verbose)
+        if not verbose:
+            _show_warnings(out, removal)
 
 
 def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool = False) -> None:
@@ -105,11 +107,18 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
     _show_kept(out, kept, verbose=verbose)
     _show_unknown_use(out, removal)
     _show_side_caches(out, removal)
+    _show_warnings(out, removal)
     if removal.hidden_processes:
         count = removal.hidden_processes
         noun = "process" if count == 1 else "processes"
         text = f"{count} {noun} could not be checked, and may use some of this"
         out.print(labelled("Note", text))
+
+
+def _show_warnings(out: Console, removal: Removal) -> None:
+    for finding in removal.findings:
+        text = printable(f"{finding.repo}: {finding.detail}")
+        out.print(labelled("Warning", text, SEVERITY_COLORS[finding.severity]))
 
 
 def _actions_table(actions: tuple[Action, ...], *, verbose: bool) -> Table:

@@ -16,6 +16,7 @@ from vlmcache.commands.status.steps import (
     freed_by_kind,
     no_room,
     not_for,
+    size_of,
     to_download,
 )
 from vlmcache.commands.status.values import CacheSummary, Recommendation
@@ -152,12 +153,13 @@ class _Choice:
 
     def _fetching(self, downloads: Sequence[PendingDownload]) -> Iterator[Recommendation]:
         unknown = "" if all(download.known for download in downloads) else ", size unknown"
-        broken = [
-            download.name for download in downloads if download.damaged and not download.repair
-        ]
+        broken = [download for download in downloads if download.damaged and not download.repair]
         if broken:
-            text = f"damaged: {', '.join(broken)}; fetch the bad files again{unknown}"
-            yield self.advised.recommend(text, "pull", *broken)
+            names = [download.name for download in broken]
+            text = (
+                f"damaged: {', '.join(names)}; fetch the bad files again{size_of(broken)}{unknown}"
+            )
+            yield self.advised.recommend(text, "pull", *names)
         repaired = [download.name for download in downloads if download.repair]
         if repaired:
             text = f"damaged: {', '.join(repaired)}; repair the bad files{unknown}"

@@ -36,7 +36,7 @@ def with_updates(session: Session, status: Status, patience: Patience | None = N
     if not asked:
         return status
     findings = list(status.findings)
-    newer: dict[tuple[str, str], tuple[Outdated, Plan]] = {}
+    newer: dict[str, tuple[Outdated, Plan]] = {}
     folders = {layout.repo_folder("model", model.repo) for model in status.models}
     state = scan(status.cache.dir, only=folders)
     client = Client(environment, patience=patience or Patience(asks=2))
@@ -56,20 +56,18 @@ def with_updates(session: Session, status: Status, patience: Patience | None = N
             )
         else:
             if update is not None:
-                newer[model.repo, model.revision] = update
+                newer[model.id] = update
     models = tuple(
-        msgspec.structs.replace(model, outdated=newer[model.repo, model.revision][0])
-        if (model.repo, model.revision) in newer
-        else model
+        msgspec.structs.replace(model, outdated=newer[model.id][0]) if model.id in newer else model
         for model in status.models
     )
     steps = list(status.recommendations)
     # A pull of an incomplete model fetches the newest anyway, and needs its room first.
     behind = [model for model in models if model.outdated is not None and model.state == "cached"]
     if behind:
-        updates = [newer[model.repo, model.revision][1] for model in behind]
+        updates = [newer[model.id][1] for model in behind]
         names = [name_to_pull(state, config, model) for model in behind]
-        size = size_text(sum(plan.needs for plan in updates))
+        size = size_text(sum(plan.to_fetch for plan in updates))
         text = f"newer on the hub: {', '.join(names)}; {size} to fetch"
         first = [
             pending_download(state, config, model).plan
@@ -92,6 +90,6 @@ def _newer(client: Client, state: CacheState, model: ModelStatus) -> tuple[Outda
     if commit == model.commit:
         return None
     files = list_files(client, model.repo, commit)
-    wanted = FileSelection().choose(model.repo, files)
+    wanted = FileSelection(variant=model.variant).choose(model.repo, files).wanted
     plan = plan_pull(state, model.repo, model.revision, Listing(commit, files), wanted)
-    return Outdated(commit, plan.needs), plan
+    return Outdated(commit, plan.to_fetch), plan

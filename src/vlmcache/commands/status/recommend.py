@@ -109,7 +109,8 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
         model.repo
         for model in planner.config.models.values()
         if model.repo not in asked
-        and judge(state.repo(model.repo), model.revision).state in _INCOMPLETE
+        and judge(state.repo(model.repo), model.revision, state.repo, variant=model.variant).state
+        in _INCOMPLETE
     }
     config = planner.config
     own = msgspec.structs.replace(
@@ -155,7 +156,8 @@ def _not_repaired_here(repos: Iterable[RepoStatus]) -> Iterator[Recommendation]:
 
 def name_to_pull(state: CacheState, config: Config, model: ModelStatus) -> str:
     """Return what to type for a model of the status."""
-    return names_in(state, config).name_of(ModelConfig(model.key, model.repo, model.revision))
+    wanted = ModelConfig(model.key, model.repo, model.revision, variant=model.variant)
+    return names_in(state, config).name_of(wanted)
 
 
 def pending_download(
@@ -169,13 +171,13 @@ def pending_download(
         model: the model.
         repair: whether no pull repairs damage of it.
     """
-    size = model.expected_size
-    estimate = None if size is None else max(0, size - model.size)
     damaged = model.state == "damaged"
     return PendingDownload(
         name_to_pull(state, config, model),
         model.repo,
-        *plan_download(state, model.repo, model.revision, model.commit, estimate),
+        *plan_download(
+            state, model.repo, model.revision, model.commit, model.to_fetch, model.variant
+        ),
         damaged=damaged,
         repair=damaged and repair,
     )

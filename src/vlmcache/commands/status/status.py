@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,16 +10,23 @@ from datetime import datetime, timezone
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache import formats
-from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision
+from vlmcache.cache import gguf
+from vlmcache.cache.amounts import measure, revision_sizes
+from vlmcache.cache.completeness import (
+    Judgement,
+    judge,
+    judge_repo,
+    judge_revision,
+    read_content,
+    remarks,
+    without_others,
+)
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import CacheState, Finding, Repo, Revision
+from vlmcache.cache.state import CacheState, Finding, Repo, Revision, State
 from vlmcache.cache.usage import LastUse
 from vlmcache.cache.weights import (
     MemoryEstimate,
     Tensor,
-    TruncatedError,
-    read_header,
     rescale,
     weights_bytes,
     with_overhead,
@@ -38,10 +44,15 @@ from vlmcache.commands.status.values import (
     RepoStatus,
     RevisionStatus,
     Status,
+    VariantStatus,
+    estimate_of,
+    second_caches,
+    shipped_models,
     summarize_cache,
 )
-from vlmcache.config import ModelConfig, Session, own_home, shipped_config
+from vlmcache.config import ModelConfig, Session, own_home
 from vlmcache.home.copies import list_copies
+from vlmcache.names import typed_name
 
 
 def status(session: Session, names: Sequence[str] = ()) -> Status:
@@ -51,7 +62,7 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
 
     Args:
         session: the environment, the configuration and the hub cache.
-        names: keys or repo ids.
+        names: keys or repo ids, with an optional `@revision` and `:VARIANT`.
 
     Raises:
         ConfigError: the cache path is not a folder.
@@ -59,7 +70,7 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
     """
     environment, config, location = session
     state = scan(location.dir)
-    known_names = names_in(state, session.config)
+    known_names = names_in(state, session.config, variants=True)
     wanted = [known_names.model(name) for name in names] or [
         known_names.as_held(model) for model in config.models.values()
     ]
@@ -70,8 +81,10 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
     )
     known = Known(environment, state)
     summary = summarize_cache(session, state, known.mount)
-    models = tuple(_model_status(state, model, findings, known.used) for model in wanted)
-    repos = tuple(_repo_status(state, repo, known.used) for repo in state.repos)
+    models = tuple(_model_status(known, model, findings) for model in wanted)
+    repos = tuple(_repo_status(known, repo) for repo in state.repos)
+    findings += (finding for repo in state.repos for finding in _found_damaged(known, repo))
+    findings += _found_elsewhere(session, state, models)
     advised = Advice(session)
     shown = Status(summary, models, repos, (), tuple(findings), elsewhere=tuple(_elsewhere(state)))
     steps = recommend(advised, Planner(known, session), shown)
@@ -110,32 +123,26 @@ def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Sta
     )
 
 
-@functools.cache
-def _shipped() -> dict[str, ModelConfig]:
-    """Return repo -> the shipped configuration of it, read only if a model has no better source."""
-    return {model.repo: model for model in shipped_config().models.values()}
-
-
-def _model_status(
-    state: CacheState,
-    model: ModelConfig,
-    findings: list[Finding],
-    used: Mapping[Key, LastUse],
-) -> ModelStatus:
+def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> ModelStatus:
+    state = known.state
     repo = state.repo(model.repo)
-    judgement = judge(repo, model.revision)
+    judgement = judge(repo, model.revision, state.repo, variant=model.variant)
+    judgement = _remembered(known, repo, judgement)
+    if model.variant is not None:
+        judgement = without_others(judgement)
     revision = judgement.revision
-    size = size_on_disk = 0
     last_used = None
+    variants = _variants(repo, judgement)
+    variant = model.variant
+    if len(variants) > 1 and variant is None:
+        cached = [one.name for one in variants if one.state == "cached"]
+        variant = cached[0] if len(cached) == 1 else None
     if repo is not None and revision is not None:
-        size, size_on_disk = _revision_sizes(state, repo, revision)
-        last_used = _last_used(used, repo, [revision])
+        last_used = _last_used(known.used, repo, [revision])
     findings += _unreadable_indexes(model.repo, judgement)
-    tensors: dict[str, Tensor] = {}
-    if judgement.state == "cached" and revision is not None:
-        tensors, short = _read_tensors(model.repo, revision, findings)
-        if short:
-            judgement = msgspec.structs.replace(judgement, state="damaged", damaged=short)
+    findings += remarks(repo, judgement) if repo is not None else ()
+    tensors, judgement = _read(model.repo, judgement, findings)
+    amounts = measure(state, repo, judgement, variant=model.variant, estimate=estimate_of(model))
     memory, source = _memory(model, tensors)
     return ModelStatus(
         key=model.key,
@@ -144,9 +151,11 @@ def _model_status(
         state=judgement.state,
         commit=judgement.commit,
         path=revision.path if revision else None,
-        size=size,
-        size_on_disk=size_on_disk,
-        expected_size=_expected_size(model, judgement, size),
+        size=amounts.size,
+        size_on_disk=amounts.size_on_disk,
+        expected_size=amounts.expected_size,
+        to_fetch=amounts.to_fetch,
+        progress=amounts.progress,
         missing_files=judgement.missing,
         damaged_files=judgement.damaged,
         precision=model.precision,
@@ -157,7 +166,69 @@ def _model_status(
         configured=model.configured,
         linked_to=repo.linked_to if repo is not None else None,
         away=repo.away if repo is not None else None,
+        variant=variant,
+        variants=variants,
     )
+
+
+def _variants(repo: Repo | None, judgement: Judgement) -> tuple[VariantStatus, ...]:
+    """Return the GGUF variants of what was judged."""
+    tree, revision = judgement.tree or {}, judgement.revision
+    here = {file.name: file.size for file in revision.files} if revision is not None else {}
+    sizes = here | {name: file.content_size for name, file in tree.items()}
+    partials = repo.partials if repo is not None else ()
+    begun = {partial.etag for partial in partials}
+    begun = {name for name, file in tree.items() if file.etag in begun}
+    found = gguf.variants(sizes)
+    bytes_of = found.sizes(sizes)
+
+    def state_of(names: tuple[str, ...]) -> State:
+        if not set(names).isdisjoint(judgement.damaged):
+            return "damaged"
+        if here.keys() >= set(names):
+            return "cached"
+        return "missing" if (here.keys() | begun).isdisjoint(names) else "partial"
+
+    return tuple(
+        VariantStatus(one.name, state_of(one.files), bytes_of[one.name]) for one in found.variants
+    )
+
+
+def _remembered(known: Known, repo: Repo | None, judgement: Judgement) -> Judgement:
+    """Return a judgement that includes what `verify` found damaged and is unchanged since."""
+    revision = judgement.revision
+    bad = known.damaged_files(repo, revision) if repo and revision else []
+    if not bad:
+        return judgement
+    damaged = tuple(sorted({*judgement.damaged, *bad}))
+    return msgspec.structs.replace(judgement, state="damaged", damaged=damaged)
+
+
+def _found_damaged(known: Known, repo: Repo) -> Iterator[Finding]:
+    """Yield what `verify` found damaged in a repo and is unchanged since."""
+    for revision in repo.revisions:
+        names = known.damaged_files(repo, revision)
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            detail = f"verify found damage, and it has not changed since: {names[0]}{more}"
+            remedy = units.command("verify", typed_name(repo.type, repo.id), "--repair")
+            path = revision.file_path(names[0])
+            yield Finding("damaged-blob", "error", repo.id, path, detail, remedy)
+
+
+def _found_elsewhere(
+    session: Session, state: CacheState, models: Sequence[ModelStatus]
+) -> Iterator[Finding]:
+    """Yield where models that would be downloaded may be already."""
+    missing = [model.repo for model in models if model.state in ("missing", "partial")]
+    if missing:
+        yield from second_caches(session, missing)
+    for name in missing:
+        for repo in state.repos:
+            if repo.id != name and (repo.type, repo.id.casefold()) == ("model", name.casefold()):
+                detail = f"the cache holds the same repo as {repo.id}, which is read as another one"
+                remedy = units.command("status", repo.id)
+                yield Finding("other-spelling", "warning", name, repo.path, detail, remedy)
 
 
 def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
@@ -167,34 +238,37 @@ def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
         is_index = file.name.endswith(".index.json") and file.name in judgement.damaged
         if revision is not None and is_index and file.kind in ("link", "copy") and file.size:
             path = revision.file_path(file.name)
+            absent = sorted(set(judgement.missing) - (judgement.tree or {}).keys())
             detail = f"{file.name} names no shards that could be loaded"
+            if absent:
+                names = absent[0] + units.and_more(len(absent) - 1)
+                detail = f"{file.name} names {names}, which the hub does not have"
             remedy = units.command("verify", repo)
             yield Finding("unreadable-index", "error", repo, path, detail, remedy)
 
 
-def _read_tensors(
-    repo: str, revision: Revision, findings: list[Finding]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the tensors of a complete revision's safetensors, and the files that end too early.
+def _read(
+    repo: str, judgement: Judgement, findings: list[Finding]
+) -> tuple[dict[str, Tensor], Judgement]:
+    """Return the tensors of what was judged complete, and the judgement by what its files say.
 
     There are no tensors if a header makes no sense.
     """
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(formats.wanted(file.name for file in revision.files)):
-        if not name.endswith(".safetensors"):
-            continue
+    revision = judgement.revision
+    if judgement.state != "cached" or revision is None:
+        return {}, judgement
+    content = read_content(judgement)
+    pull, verify = units.command("pull", repo), units.command("verify", repo)
+    for name, why in content.damaged.items():
         path = revision.file_path(name)
-        try:
-            tensors |= read_header(path)
-        except TruncatedError as error:
-            remedy = units.command("pull", repo)
-            findings.append(Finding("truncated-blob", "error", repo, path, str(error), remedy))
-            return {}, (name,)
-        except (OSError, ValueError) as error:
-            remedy = units.command("verify", repo)
-            findings.append(Finding("unreadable-header", "warning", repo, path, str(error), remedy))
-            return {}, ()
-    return tensors, ()
+        findings.append(Finding("truncated-blob", "error", repo, path, why, pull))
+    for name, why in content.unreadable.items():
+        path = revision.file_path(name)
+        findings.append(Finding("unreadable-header", "warning", repo, path, why, verify))
+    if not content.damaged:
+        return {} if content.unreadable else content.tensors, judgement
+    damaged = tuple(content.damaged)
+    return {}, msgspec.structs.replace(judgement, state="damaged", damaged=damaged)
 
 
 def _memory(
@@ -207,47 +281,21 @@ def _memory(
         return MemoryEstimate(max(0, model.expected_memory - overhead), overhead), "config"
     if model.expected_size is not None:
         return with_overhead(rescale(model.expected_size, "bf16", model.precision)), "config"
-    shipped = _shipped().get(model.repo)
+    shipped = shipped_models().get(model.repo)
     if shipped is not None and shipped.expected_size is not None:
         return with_overhead(rescale(shipped.expected_size, "bf16", model.precision)), "table"
     return None, None
 
 
-def _expected_size(model: ModelConfig, judgement: Judgement, size: int) -> int | None:
-    """Return the length of the complete download, from the best source there is."""
-    if judgement.tree:
-        tree = judgement.tree
-        return sum(tree[name].content_size for name in formats.wanted(tree))
-    if judgement.state == "cached":
-        return size
-    if model.expected_size is not None:
-        return model.expected_size
-    shipped = _shipped().get(model.repo)
-    return shipped.expected_size if shipped else None
-
-
-def _revision_sizes(state: CacheState, repo: Repo, revision: Revision) -> tuple[int, int]:
-    """Return length and occupied bytes of a revision's content, each blob counted once."""
-    size = allocated = 0
-    seen: set[tuple[int, int]] = set()
-    for file in revision.files:
-        blob = repo.blobs.get(file.blob) if file.blob is not None else None
-        entry = file if blob is None else blob
-        if file.kind not in ("link", "copy") or (entry.device, entry.inode) in seen:
-            continue
-        seen.add((entry.device, entry.inode))
-        size += file.size
-        shared = state.shared.get(blob.shared) if blob is not None and blob.shared else None
-        allocated += shared.allocated if shared is not None else entry.allocated
-        allocated += blob.allocated_there if blob is not None else 0
-    return size, allocated
-
-
-def _repo_status(state: CacheState, repo: Repo, used: Mapping[Key, LastUse]) -> RepoStatus:
+def _repo_status(known: Known, repo: Repo) -> RepoStatus:
+    state, used = known.state, known.used
     revisions = []
-    judged = [judge_revision(repo, revision) for revision in repo.revisions]
+    judged = [
+        _remembered(known, repo, judge_revision(repo, revision, state.repo))
+        for revision in repo.revisions
+    ]
     for revision, judgement in zip(repo.revisions, judged, strict=True):
-        size, size_on_disk = _revision_sizes(state, repo, revision)
+        size, size_on_disk = revision_sizes(state, repo, revision)
         revisions.append(
             RevisionStatus(
                 revision.commit,
@@ -259,6 +307,7 @@ def _repo_status(state: CacheState, repo: Repo, used: Mapping[Key, LastUse]) -> 
                 size_on_disk,
                 judgement.missing,
                 datetime.fromtimestamp(revision.mtime_ns // 1_000_000_000, timezone.utc),
+                _variants(repo, judgement),
             )
         )
     return RepoStatus(

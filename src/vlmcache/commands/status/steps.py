@@ -5,6 +5,7 @@ Plans are made as the commands make them.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shlex
@@ -14,7 +15,8 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache import formats, layout
+from vlmcache.cache import layout
+from vlmcache.cache.completeness import reader
 from vlmcache.cache.entries import is_stale
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.state import CacheState, Finding, Repo
@@ -28,6 +30,7 @@ from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.values import Recommendation
 from vlmcache.config import Session, options_in_force
+from vlmcache.errors import UsageError
 from vlmcache.names import typed_name
 from vlmcache.units import duration_text, size_text
 
@@ -96,9 +99,13 @@ class Evictable(msgspec.Struct, frozen=True):
 def to_download(downloads: Sequence[PendingDownload]) -> str:
     """Return what downloads take, in words."""
     noun = "model" if len(downloads) == 1 else "models"
-    size = sum(download.plan.needs for download in downloads if download.known)
-    words = f"{len(downloads)} {noun} to download"
-    return f"{words}, {size_text(size)}" if size else words
+    return f"{len(downloads)} {noun} to download{size_of(downloads)}"
+
+
+def size_of(downloads: Sequence[PendingDownload]) -> str:
+    """Return how much downloads fetch, to be added to words; nothing if that is not known."""
+    size = sum(download.plan.to_fetch for download in downloads if download.known)
+    return f", {size_text(size)}" if size else ""
 
 
 def no_room(downloads: Sequence[PendingDownload]) -> str:
@@ -148,7 +155,12 @@ def last_use(age: float | None) -> str:
 
 
 def plan_download(
-    state: CacheState, repo_id: str, revision: str, commit: str | None, estimate: int | None
+    state: CacheState,
+    repo_id: str,
+    revision: str,
+    commit: str | None,
+    estimate: int | None,
+    variant: str | None = None,
 ) -> tuple[Plan, bool]:
     """Return what a pull would fetch for a model, and whether it is known how much that is.
 
@@ -158,6 +170,7 @@ def plan_download(
         revision: the branch, tag or commit that is asked for.
         commit: what that means here, if the cache knows it.
         estimate: bytes to fetch, for a model of which the cache has no listing.
+        variant: the GGUF variant that is asked for.
     """
     repo = state.repo(repo_id)
     if repo is not None and commit is None:
@@ -165,10 +178,15 @@ def plan_download(
         commit = begun.pop() if len(begun) == 1 else None
     listing = repo.trees.get(commit) if repo is not None and commit is not None else None
     if commit is not None and listing:
-        wanted = formats.wanted(listing)
-        from vlmcache.commands.pull.plan import Listing, plan_pull  # only if something is missing
+        from vlmcache.commands.pull import plan  # only if something is missing
 
-        return plan_pull(state, repo_id, revision, Listing(commit, listing), wanted), True
+        held = repo.revision(commit) if repo is not None else None
+        read = reader(held) if held is not None else lambda _: None
+        selection = plan.FileSelection(variant=variant)
+        with contextlib.suppress(UsageError):
+            wanted = selection.choose(repo_id, listing, held, read).wanted
+            listed = plan.Listing(commit, listing)
+            return plan.plan_pull(state, repo_id, revision, listed, wanted), True
     return fetching(repo_id, 1 if estimate is None else estimate), estimate is not None
 
 

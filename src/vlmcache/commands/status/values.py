@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import shutil
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
+from vlmcache import units
+from vlmcache.cache import layout
 from vlmcache.cache.mounts import AccessTimes, Mount, nearest_folder
 from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.state import Away, ByClass, CacheState, Finding, State
 from vlmcache.cache.weights import Precision
-from vlmcache.config import Session
+from vlmcache.config import ModelConfig, Session, hub_home, shipped_config
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.home.copies import KeptCopy
 from vlmcache.report import Report
@@ -83,6 +88,59 @@ def summarize_cache(session: Session, state: CacheState, mount: Mount | None) ->
     )
 
 
+def second_caches(session: Session, missing: Collection[str] = ()) -> Iterator[Finding]:
+    """Yield that a usual place of a cache, which is not the chosen one, holds repos.
+
+    Args:
+        session: which cache is the chosen one.
+        missing: models that are not complete in it; those that the other place holds are named.
+    """
+    home = os.path.expanduser("~")
+    candidates = [
+        os.path.join(home, ".cache", "huggingface", "hub"),
+        os.path.join(home, ".cache", "huggingface", "transformers"),
+        os.path.join(hub_home(session.environment), "hub"),
+    ]
+    if session.environment.get("XDG_CACHE_HOME"):
+        base = os.path.expanduser(session.environment.variables["XDG_CACHE_HOME"])
+        candidates.append(os.path.join(base, "huggingface", "hub"))
+    names = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE")
+    values = filter(None, map(session.environment.get, names))
+    candidates += (os.path.abspath(os.path.expanduser(value)) for value in values)
+    # Of several paths of one folder the first counts.
+    others = {os.path.realpath(path): path for path in reversed(candidates)}
+    others.pop(os.path.realpath(session.cache.dir), None)
+    for path in reversed(others.values()):
+        try:
+            held = os.listdir(path)
+        except OSError:
+            continue
+        if any(map(layout.parse_repo_folder, held)):
+            detail = (
+                f"another cache with models is at {path}; "
+                f"{session.cache.source} decides for {session.cache.dir}"
+            )
+            there = [repo for repo in missing if layout.repo_folder("model", repo) in held]
+            if there:
+                detail += f"; {', '.join(there)} may be there already"
+            remedy = units.command("status", "--cache-dir", path)
+            yield Finding("second-cache", "warning", None, path, detail, remedy)
+
+
+@functools.cache
+def shipped_models() -> dict[str, ModelConfig]:
+    """Return repo -> the shipped configuration of it, read only if a model has no better source."""
+    return {model.repo: model for model in shipped_config().models.values()}
+
+
+def estimate_of(model: ModelConfig) -> int | None:
+    """Return the length of the complete download by a configuration, the user's or the shipped."""
+    if model.expected_size is not None:
+        return model.expected_size
+    shipped = shipped_models().get(model.repo)
+    return shipped.expected_size if shipped else None
+
+
 class Outdated(msgspec.Struct, frozen=True):
     """A newer revision on the hub: its commit, and the bytes that an update would fetch."""
 
@@ -90,12 +148,21 @@ class Outdated(msgspec.Struct, frozen=True):
     fetch: int
 
 
+class VariantStatus(msgspec.Struct, frozen=True):
+    """One GGUF variant of a model. size is the length of its files."""
+
+    name: str
+    """What to type after the colon."""
+    state: State
+    size: int
+
+
 class ModelStatus(msgspec.Struct, frozen=True):
     """One configured or asked-for model.
 
-    size is the length of the files, size_on_disk what they occupy, expected_size the length of the
-    complete download. memory_estimate is weights and overhead once loaded at `precision`;
-    memory_source says what it was estimated from.
+    size is the length of the files, size_on_disk what they and unfinished downloads of them occupy,
+    expected_size the length of the complete download. memory_estimate is weights and overhead once
+    loaded at `precision`; memory_source says what it was estimated from.
     """
 
     key: str
@@ -121,6 +188,25 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """Where the repo is, if the cache has only a link to it."""
     away: Away | None = None
     """Where it is and what to mount, if the state is `away`."""
+    variant: str | None = None
+    """The GGUF variant that is asked for, or of several the only one that is here."""
+    to_fetch: int | None = None
+    """What a pull would fetch of it: what is missing without what partial downloads save."""
+    progress: float | None = None
+    """The fraction of `expected_size` that need not be fetched any more, 0 to 1."""
+    variants: tuple[VariantStatus, ...] = ()
+    """All of the revision's."""
+
+    @property
+    def id(self) -> str:
+        """The repo's id, with the revision if it is not main, and the variant."""
+        revision = "" if self.revision == "main" else f"@{self.revision}"
+        return self.repo + revision + (f":{self.variant}" if self.variant else "")
+
+    @property
+    def name(self) -> str:
+        """What people see of it: its key and the variant."""
+        return f"{self.key}:{self.variant}" if self.variant else self.key
 
 
 class RevisionStatus(msgspec.Struct, frozen=True):
@@ -135,6 +221,8 @@ class RevisionStatus(msgspec.Struct, frozen=True):
     size_on_disk: int
     missing_files: tuple[str, ...]
     last_modified: datetime
+    variants: tuple[VariantStatus, ...] = ()
+    """Its GGUF variants, also those that only the hub has, if its listing is here."""
 
 
 class RepoStatus(msgspec.Struct, frozen=True):
@@ -183,17 +271,14 @@ class Status(Report, frozen=True):
 
     @property
     def ids(self) -> list[str]:
-        """The models' repo ids, with the revision if it is not main."""
-        return [
-            model.repo if model.revision == "main" else f"{model.repo}@{model.revision}"
-            for model in self.models
-        ]
+        """The models' repo ids, with the revision if it is not main, and the variant."""
+        return [model.id for model in self.models]
 
     @property
     def all_ids(self) -> list[str]:
         """The models' ids, then those of the other repos in the cache."""
-        ids = self.ids
-        return ids + [repo.repo for repo in self.repos if repo.repo not in ids]
+        named = {model.repo for model in self.models if model.revision == "main"}
+        return self.ids + [repo.repo for repo in self.repos if repo.repo not in named]
 
     @property
     def not_cached(self) -> NotCachedError | None:
@@ -201,7 +286,7 @@ class Status(Report, frozen=True):
         missing = [model for model in self.models if model.state != "cached"]
         if not missing:
             return None
-        states = ", ".join(f"{model.key} is {model.state}" for model in missing)
+        states = ", ".join(f"{model.name} is {model.state}" for model in missing)
         commands = [step.command for step in self.recommendations if step.command]
         fetching = (
             command

@@ -13,14 +13,28 @@ from vlmcache.cache.moved import DRIVE_AWAY
 from vlmcache.cache.state import Finding
 from vlmcache.commands.status.values import CacheSummary, ModelStatus, RepoStatus, Status
 from vlmcache.show.console import console
-from vlmcache.show.tables import SEVERITY_COLORS, STATE_COLORS, hanging, labelled, plain_table
+from vlmcache.show.tables import (
+    SEVERITY_COLORS,
+    STATE_COLORS,
+    hanging,
+    labelled,
+    plain_table,
+    state_text,
+)
 from vlmcache.show.text import NOTHING, ago, printable
 from vlmcache.units import size_text
 
 _WIDE = 110
 _NARROW = 72
 _SHOWN_FILES = 3
-_ALWAYS_SHOWN = ("hub-not-asked", "configuration", "changed-copy", DRIVE_AWAY)
+_ALWAYS_SHOWN = (
+    "hub-not-asked",
+    "configuration",
+    "changed-copy",
+    "other-spelling",
+    "second-cache",
+    DRIVE_AWAY,
+)
 """Findings that are shown although nothing is damaged."""
 _SHOWN_FINDINGS = 8
 
@@ -32,6 +46,7 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
     if status.models:
         out.print(_model_table(status.models, now, out.width))
         _print_bad_files(out, status.models)
+        _print_variants(out, status.models)
     else:
         out.print("No model is configured, or none passes the filter.")
     asked = {model.repo for model in status.models}
@@ -81,12 +96,11 @@ def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Ta
         *columns, numbers=("ON DISK", "EXPECTED", "MEMORY"), folded=("MODEL", "REPO")
     )
     for model in models:
-        cells: list[str | Text] = [printable(model.key)]
+        cells: list[str | Text] = [printable(model.name)]
         if width >= _WIDE:
-            revision = "" if model.revision == "main" else f"@{model.revision}"
-            cells.append(printable(model.repo + revision))
+            cells.append(printable(model.id))
         cells += [
-            Text(model.state, STATE_COLORS[model.state]),
+            state_text(model.state, model.progress),
             size_text(model.size_on_disk) if model.size_on_disk else NOTHING,
             _amount(model.expected_size),
         ]
@@ -102,13 +116,29 @@ def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Ta
 
 def _print_bad_files(out: Console, models: Iterable[ModelStatus]) -> None:
     lines = [
-        f"{printable(model.key)}, {word}: {_some(names)}"
+        f"{printable(model.name)}, {word}: {_some(names)}"
         for model in models
         for word, names in (("damaged", model.damaged_files), ("missing", model.missing_files))
         if names
     ]
     for line in lines:
         out.print(hanging(Text(line), 2))
+
+
+def _print_variants(out: Console, models: Iterable[ModelStatus]) -> None:
+    """Print what is here of models with several variants, and how many more the hub has."""
+    for model in models:
+        if len(model.variants) < 2:
+            continue
+        here = [
+            f"{printable(one.name)} {one.state} ({size_text(one.size)})"
+            for one in model.variants
+            if one.state != "missing"
+        ]
+        rest = [printable(one.name) for one in model.variants if one.state == "missing"]
+        more = f"on the hub: {_some(tuple(rest))}" if rest else ""
+        line = "; ".join(filter(None, (", ".join(here), more)))
+        out.print(hanging(Text(f"{printable(model.key)}, variants: {line}"), 2))
 
 
 def _some(names: tuple[str, ...]) -> str:

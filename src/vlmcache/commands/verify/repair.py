@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -25,7 +26,13 @@ from vlmcache.change.plan import (
     joined,
 )
 from vlmcache.change.remove import apply_removals
-from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, Listing, plan_pull
+from vlmcache.commands.pull.plan import (
+    DownloadOrder,
+    FileSelection,
+    Listing,
+    VariantError,
+    plan_pull,
+)
 from vlmcache.commands.pull.room import find_shortage, without_fetches
 from vlmcache.commands.pull.values import WORKERS
 from vlmcache.commands.remove.facts import Known
@@ -357,7 +364,10 @@ class _RepoRepair:
         files, new = self._listing(commit, names, everything=everything)
         wanted = names & set(files)
         if everything or "*" in names:
-            wanted |= FileSelection().choose(repo.id, files) | repo.lost_names(commit)
+            wanted |= repo.lost_names(commit)
+            # Of several variants nobody knows which was here.
+            with contextlib.suppress(VariantError):
+                wanted |= FileSelection().choose(repo.id, files).wanted
         # The shared store may hold the very content that is bad.
         files |= {
             name: msgspec.structs.replace(listed, xet_hash=None)

@@ -275,17 +275,24 @@ def add_findings(scope: Scope, results: Results) -> None:
             results.damaged[finding.path] = _broken(repo, finding)
 
 
-def add_missing(scope: Scope, results: Results) -> None:
+def add_missing(scope: Scope, results: Results, state: CacheState) -> None:
     """Note what loading needs and what does not exist, or is on a drive that is away."""
-    repo = scope.repo
+    repo, absent = scope.repo, set[str]()
     for revision in scope.revisions:
         names = repo.lost_names(revision.commit) if revision.files else set()
         if scope.commits is not None or revision.refs:
             # In a revision that no ref names, nobody needs what a pattern left out.
-            names.update(judge_revision(repo, revision).missing)
+            judgement = judge_revision(repo, revision, state.repo)
+            names.update(judgement.missing)
+            absent |= {other for other in judgement.missing_repos if state.repo(other) is None}
         results.missing += (
             Missing(repo.id, revision.commit, name, repo.type) for name in sorted(names)
         )
+    results.missing += (
+        other
+        for name in sorted(absent)
+        if (other := Missing(name, "main", "*")) not in results.missing
+    )
     if repo.away is not None:
         reason = f"{away_words(repo.away, repo.id)}; {away_remedy(repo.away)}"
         results.unverifiable.append(Unverifiable(repo.id, repo.path, None, reason))

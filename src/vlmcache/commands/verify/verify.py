@@ -72,7 +72,7 @@ def verify_state(
     for scope in scopes:
         check_headers(scope, results)
         add_findings(scope, results)
-        add_missing(scope, results)
+        add_missing(scope, results, state)
         add_not_repairable(scope.repo, results)
     return results.verification(time.monotonic() - begun)
 

@@ -64,7 +64,7 @@ def _show_plan(out: Console, plan: Plan, *, done: bool) -> None:
         print_line(
             out, _line(f"{action.__struct_config__.tag}{size}", "", action.path, action.reason)
         )
-    print_line(out, Text(f"To fetch: {size_text(plan.needs)}."))
+    print_line(out, Text(f"To fetch: {size_text(plan.to_fetch)}."))
 
 
 def _summary(value: Verification) -> str:

@@ -7,11 +7,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import TypeAlias
 
-from vlmcache.cache import formats
-from vlmcache.cache.completeness import judge, judge_repo
-from vlmcache.cache.state import CacheState, Partial, Repo, Revision, State
+from vlmcache.cache.amounts import Amounts, measure
+from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision
+from vlmcache.cache.state import CacheState, Partial, Repo, State
 from vlmcache.cache.usage import Process, Usage, content_of, find_users
+from vlmcache.commands.status.values import estimate_of
 from vlmcache.commands.watch.events import files_by_blob
 from vlmcache.commands.watch.values import Clock, Download, DownloadState, Program, WatchedModel
 from vlmcache.config import Config, ModelConfig
@@ -85,12 +87,16 @@ def _program(process: Process) -> Program:
     return Program(process.pid, name)
 
 
+_Judged: TypeAlias = tuple[Repo, dict[str, Repo | None], State, Amounts]
+"""State and amounts of a repo, after it and the others that it needs, of which they were said."""
+
+
 class Models:
     """Judges each repo once for each state of it."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._judged: dict[tuple[str, str | None], tuple[Repo, State, int | None]] = {}
+        self._judged: dict[tuple[str, str | None, str | None], _Judged] = {}
 
     def update(self, state: CacheState, users: Users) -> Iterator[WatchedModel]:
         """Yield the configured models, then the other repos of the cache."""
@@ -101,16 +107,18 @@ class Models:
             # Its name may be spelled in another case than the repo's.
             repo = state.repo(model.repo)
             configured |= {repo.folder} if repo is not None else set()
-            yield self._model(repo, model, users)
+            yield self._model(state, repo, model, users)
         for repo in state.repos:
             if repo.folder not in configured:
-                yield self._model(repo, None, users)
+                yield self._model(state, repo, None, users)
 
-    def _model(self, repo: Repo | None, model: ModelConfig | None, users: Users) -> WatchedModel:
-        revision = model.revision if model is not None else None
-        state, expected = self._judge(repo, revision)
-        if expected is None and model is not None:
-            expected = model.expected_size
+    def _model(
+        self, state: CacheState, repo: Repo | None, model: ModelConfig | None, users: Users
+    ) -> WatchedModel:
+        found, amounts = self._judge(state, repo, model)
+        size_on_disk = amounts.size_on_disk
+        if repo is not None and model is None:
+            size_on_disk = repo.size_on_disk
         if repo is not None:
             name, kind = repo.id, repo.type
         else:
@@ -120,33 +128,46 @@ class Models:
             key=model.key if model is not None else None,
             repo=name,
             type=kind,
-            revision=revision,
-            state=state,
-            size_on_disk=repo.size_on_disk if repo is not None else 0,
-            expected_size=expected,
+            revision=model.revision if model is not None else None,
+            state=found,
+            size_on_disk=size_on_disk,
+            expected_size=amounts.expected_size,
             used_by=users.of(repo) if repo is not None else (),
+            to_fetch=amounts.to_fetch,
+            progress=amounts.progress,
         )
 
-    def _judge(self, repo: Repo | None, revision: str | None) -> tuple[State, int | None]:
-        """Return the state and the length of the download, computed once per state of a repo."""
+    def _judge(
+        self, state: CacheState, repo: Repo | None, model: ModelConfig | None
+    ) -> tuple[State, Amounts]:
+        """Return state and amounts of a model, or of a repo and its first revision."""
+        estimate = estimate_of(model) if model is not None else None
+        variant = model.variant if model is not None else None
         if repo is None:
-            return "missing", None
-        known = self._judged.get((repo.folder, revision))
-        if known is None or known[0] is not repo:
-            if revision is None:
-                state, shown = judge_repo(repo), repo.revisions[0] if repo.revisions else None
+            missing = Judgement("missing", None, None)
+            return "missing", measure(state, None, missing, estimate=estimate)
+        key = repo.folder, model.revision if model is not None else None, variant
+        known = self._judged.get(key)
+        same = known is not None and known[0] is repo
+        if known is None or not (
+            same and all(state.repo(one) is at for one, at in known[1].items())
+        ):
+            if model is not None:
+                judged = [judge(repo, model.revision, state.repo, variant)]
+                found = judged[0].state
             else:
-                judgement = judge(repo, revision)
-                state, shown = judgement.state, judgement.revision
-            known = (repo, state, _expected_size(shown))
-            self._judged[repo.folder, revision] = known
-        return known[1], known[2]
-
-
-def _expected_size(revision: Revision | None) -> int | None:
-    if revision is None or not revision.tree:
-        return None
-    return sum(revision.tree[name].content_size for name in formats.wanted(revision.tree))
+                judged = [judge_revision(repo, each, state.repo) for each in repo.revisions]
+                found = judge_repo(repo, judged)
+            shown = judged[0] if judged else Judgement(found, None, None)
+            amounts = measure(state, repo, shown, variant=variant, estimate=estimate)
+            others = {
+                need.id: state.repo(need.id)
+                for judgement in judged
+                if judgement.division is not None
+                for need in judgement.division.repos
+            }
+            known = self._judged[key] = repo, others, found, amounts
+        return known[2], known[3]
 
 
 class Rate:

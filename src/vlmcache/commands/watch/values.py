@@ -96,7 +96,8 @@ class Download(msgspec.Struct, frozen=True):
 class WatchedModel(msgspec.Struct, frozen=True):
     """A configured model, or another repo of the cache (then key is `None`).
 
-    size_on_disk: what `du` says of the repo's folder. used_by: processes that have files of it open
+    size_on_disk, expected_size, to_fetch, progress: as `status` has them; of another repo,
+    size_on_disk is what `du` says of its folder. used_by: processes that have files of it open
     or mapped, as far as this user may see.
     """
 
@@ -108,6 +109,8 @@ class WatchedModel(msgspec.Struct, frozen=True):
     size_on_disk: int
     expected_size: int | None
     used_by: tuple[Program, ...]
+    to_fetch: int | None = None
+    progress: float | None = None
 
 
 class Snapshot(Report, frozen=True, tag_field="kind", tag="snapshot"):

@@ -32,7 +32,7 @@ from vlmcache.commands.watch.values import (
 )
 from vlmcache.show.console import console, styled
 from vlmcache.show.document import stream_line, write
-from vlmcache.show.tables import STATE_COLORS, plain_table
+from vlmcache.show.tables import plain_table, state_text
 from vlmcache.show.text import NOTHING, printable
 from vlmcache.units import duration_text, size_text
 
@@ -402,7 +402,7 @@ def _models(
             name = f"{printable(model.key)}  {name}" if width >= _WIDE else printable(model.key)
         table.add_row(
             _ending_of(name, max(12, width - 50)),
-            Text(model.state, STATE_COLORS.get(model.state, "")),
+            state_text(model.state, model.progress),
             size_text(model.size_on_disk) if model.size_on_disk else NOTHING,
             NOTHING if model.expected_size is None else size_text(model.expected_size),
             _programs_text(model.used_by) if model.used_by else NOTHING,

@@ -1,0 +1,114 @@
+"""How much of a model is here, and what is left to download: one set of figures for every view."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import msgspec
+
+from vlmcache.cache.completeness import Judgement
+from vlmcache.cache.entries import begun_bytes
+from vlmcache.cache.state import CacheState, Repo, Revision
+
+
+class Amounts(msgspec.Struct, frozen=True):
+    """Bytes of one revision of a model."""
+
+    size: int = 0
+    """The length of its files that are here."""
+    size_on_disk: int = 0
+    """What these and its unfinished downloads occupy."""
+    expected_size: int | None = None
+    """The length of the complete download; `None` if nothing says it."""
+    to_fetch: int | None = None
+    """What a plain pull would fetch of it."""
+    progress: float | None = None
+    """The fraction of the complete download that need not be fetched any more."""
+
+
+def measure(
+    state: CacheState,
+    repo: Repo | None,
+    judgement: Judgement,
+    *,
+    variant: str | None = None,
+    estimate: int | None = None,
+) -> Amounts:
+    """Return how much of what was judged is here, and how much is left.
+
+    Args:
+        state: the cache.
+        repo: the repo of it.
+        judgement: what was said of a revision of the repo.
+        variant: the GGUF variant that is asked for; files of others do not count then.
+        estimate: the length of the complete download, for what the cache has no listing of.
+    """
+    tree, division, revision = judgement.tree or {}, judgement.division, judgement.revision
+    wanted = tree.keys() if division is None else division.needed | division.along
+    size = size_on_disk = 0
+    if repo is not None and revision is not None:
+        others = division.left_out if variant is not None and division is not None else ()
+        size, size_on_disk = revision_sizes(state, repo, revision, others)
+    contents = {tree[name].etag: tree[name] for name in wanted if name in tree}
+    if repo is not None:
+        size_on_disk += sum(
+            partial.allocated for partial in repo.partials if not tree or partial.etag in contents
+        )
+    if judgement.state == "away":
+        return Amounts()
+    if judgement.state == "cached":
+        expected = sum(listed.content_size for listed in contents.values()) if tree else size
+        return Amounts(size, size_on_disk, expected, 0, 1.0)
+    if not tree:
+        left = None if estimate is None else max(0, estimate - size)
+        share = 1 - left / estimate if left is not None and estimate else None
+        return Amounts(size, size_on_disk, estimate, left, share)
+    expected = sum(listed.content_size for listed in contents.values())
+    left = to_fetch(state, repo, judgement)
+    return Amounts(size, size_on_disk, expected, left, max(0.0, 1 - left / max(1, expected)))
+
+
+def to_fetch(state: CacheState, repo: Repo | None, judgement: Judgement) -> int:
+    """Return the bytes that a plain pull of a listed revision would fetch, each content once.
+
+    They are those of the missing and damaged files and of what comes along with these, without
+    those that are here under another name or that partial downloads save.
+    """
+    names = {*judgement.missing, *judgement.damaged}
+    tree, revision = judgement.tree or {}, judgement.revision
+    if names and judgement.division is not None:
+        here = {file.name for file in revision.files} if revision is not None else set()
+        names |= judgement.division.along - here
+    contents = {tree[name].etag: tree[name] for name in names if name in tree}
+    return sum(
+        listed.content_size - begun_bytes(repo, listed, state.scanned_at)[0]
+        for listed in contents.values()
+        if (repo is None or not repo.holds(listed)) and not state.shares(repo, listed)
+    )
+
+
+def revision_sizes(
+    state: CacheState, repo: Repo, revision: Revision, without: Collection[str] = ()
+) -> tuple[int, int]:
+    """Return length and occupied bytes of a revision's content, each blob counted once.
+
+    Args:
+        state: the cache.
+        repo: the repo of it.
+        revision: the revision.
+        without: files that do not count.
+    """
+    size = allocated = 0
+    seen: set[tuple[int, int]] = set()
+    for file in revision.files:
+        blob = repo.blobs.get(file.blob) if file.blob is not None else None
+        entry = file if blob is None else blob
+        known = (entry.device, entry.inode) in seen or file.name in without
+        if file.kind not in ("link", "copy") or known:
+            continue
+        seen.add((entry.device, entry.inode))
+        size += file.size
+        shared = state.shared.get(blob.shared) if blob is not None and blob.shared else None
+        allocated += shared.allocated if shared is not None else entry.allocated
+        allocated += blob.allocated_there if blob is not None else 0
+    return size, allocated

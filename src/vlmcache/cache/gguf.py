@@ -1,0 +1,126 @@
+"""Which variants of a model the names of GGUF files stand for (pure)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
+_QUANTIZATION = re.compile(r"(?:I?Q\d|TQ\d|MXFP\d|NVFP\d|BF16|FP?(?:8|16|32))\w*", re.IGNORECASE)
+_MOST_PARTS = 2000
+"""More than any model has; a name that claims more is not believed."""
+
+
+class Variant(NamedTuple):
+    """One quantization of a model: a file, or a split set of files."""
+
+    name: str
+    """What follows the colon in `org/name:Q4_K_M`; different for each variant of a repo."""
+    files: tuple[str, ...]
+    """All its files in order; of a split set also those that are not among the names."""
+    aliases: frozenset[str]
+    """What it can be called too, in lower case."""
+
+
+class Variants(NamedTuple):
+    """The GGUF files of a repo."""
+
+    variants: tuple[Variant, ...]
+    projectors: tuple[str, ...]
+    """The mmproj files: the part of a model that sees or hears. Each works with each variant."""
+
+    def called(self, word: str) -> list[Variant]:
+        """Return the variants that a word means: their tag, folder or file name, in any case."""
+        word = word.casefold()
+        exact = [variant for variant in self.variants if variant.name.casefold() == word]
+        return exact or [variant for variant in self.variants if word in variant.aliases]
+
+    def sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Return the name of each variant -> its bytes.
+
+        Args:
+            sizes: file name -> bytes, of the files of which that is known.
+        """
+        return {
+            variant.name: sum(sizes.get(name, 0) for name in variant.files)
+            for variant in self.variants
+        }
+
+    def projector(self, sizes: Mapping[str, int]) -> str | None:
+        """Return the mmproj file to have next to a variant: f16, else the smallest.
+
+        Args:
+            sizes: name -> bytes, of the files of which that is known.
+        """
+
+        def preference(name: str) -> tuple[bool, int, str]:
+            return _tag(_stem(name)).casefold() not in ("f16", "fp16"), sizes.get(name, 0), name
+
+        return min(self.projectors, key=preference, default=None)
+
+
+def is_gguf(name: str) -> bool:
+    """Return whether a name is that of GGUF weights; an importance matrix is none."""
+    return name.lower().endswith(".gguf") and "imatrix" not in name.rpartition("/")[2].lower()
+
+
+def variants(names: Iterable[str]) -> Variants:
+    """Return the variants among the names of a repo's files, sorted by their own names.
+
+    A variant is called by the tag between the last `-` or `.` and `.gguf`, by its folder if its
+    tag is not a quantization, and by its path if several would have that name.
+    """
+    projectors: list[str] = []
+    sets: dict[tuple[str, int], tuple[str, ...]] = {}
+    for name in sorted(set(filter(is_gguf, names))):
+        if "mmproj" in name.rpartition("/")[2].lower():
+            projectors.append(name)
+            continue
+        stem, count = _stem(name), 0
+        part = _PART.fullmatch(stem)
+        if part is not None and 0 < int(part[2]) <= int(part[3]) <= _MOST_PARTS:
+            stem, count = part[1], int(part[3])
+        ending = name[-len(".gguf") :]
+        sets[stem, count] = (
+            tuple(f"{stem}-{number:05}-of-{count:05}{ending}" for number in range(1, count + 1))
+            if count
+            else (name,)
+        )
+    called = {key: _name(key[0]) for key in sets}
+    uses = Counter(name.casefold() for name in called.values())
+    stems = Counter(stem.casefold() for stem, _ in sets)
+    found = []
+    for (stem, count), files in sets.items():
+        name = called[stem, count]
+        if uses[name.casefold()] > 1:
+            # Of the same weights in one file and in parts, the one file has the plain path.
+            name = files[0][: -len(".gguf")] if stems[stem.casefold()] > 1 else stem
+        found.append(Variant(name, files, _aliases(stem)))
+    return Variants(tuple(sorted(found)), tuple(projectors))
+
+
+def _stem(name: str) -> str:
+    return name[: -len(".gguf")]
+
+
+def _tag(stem: str) -> str:
+    return re.split(r"[-./]", stem)[-1]
+
+
+def _name(stem: str) -> str:
+    folder, _, base = stem.rpartition("/")
+    tag = _tag(stem)
+    if _QUANTIZATION.fullmatch(tag):
+        return tag
+    return folder.rpartition("/")[2] or base
+
+
+def _aliases(stem: str) -> frozenset[str]:
+    folder, _, base = stem.rpartition("/")
+    tag = _tag(stem)
+    words = {tag, folder, folder.rpartition("/")[2], base, stem, f"{base}.gguf", f"{stem}.gguf"}
+    if base[: -len(tag)].casefold().endswith(("-ud-", ".ud-")):
+        words.add(f"UD-{tag}")  # Unsloth's dynamic quantizations
+    return frozenset(word.casefold() for word in words if word)

@@ -1,0 +1,162 @@
+"""What the configurations of a model's repo say of its other files and of other repos (pure)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any, NamedTuple
+
+import msgspec
+
+from vlmcache.cache import formats, layout
+from vlmcache.cache.code_files import own_classes
+from vlmcache.cache.reading import JSON_ERRORS
+
+MODULES = "modules.json"
+ADAPTER_CONFIG = "adapter_config.json"
+CODE_CONFIGS = (
+    formats.CONFIG,
+    *("tokenizer_config.json", "processor_config.json", "preprocessor_config.json"),
+    *("video_preprocessor_config.json", "image_processor_config.json"),
+)
+"""Configurations that can name classes of the repo's own code, or of another repo's."""
+
+DECIDING = (formats.CONFIG, ADAPTER_CONFIG)
+"""Configurations that can name other repos, which have to be known before a download."""
+
+_NUMBERED = re.compile(r"(\d+_\w+)/")
+_PART_CONFIGS = {
+    "Scheduler": "scheduler_config.json",
+    "Tokenizer": "tokenizer_config.json",
+    "Processor": "preprocessor_config.json",
+    "Extractor": "preprocessor_config.json",
+}
+"""Word in the name of a part's class -> the configuration that the part has."""
+
+Read = Callable[[str], bytes | None]
+"""Returns the content of a file, `None` if it is not known."""
+
+
+class OtherRepo(NamedTuple):
+    """Another repo that a model needs: a base model, or the code of its classes."""
+
+    id: str
+    code: frozenset[str] = frozenset()
+    """The files of code that are named; none if it is a model, which is needed as such."""
+    revision: str = "main"
+
+
+class Configs:
+    """The configuration files of a repo, each read once.
+
+    Args:
+        names: the repo's files.
+        read: returns their content.
+        listed: whether these are all files that the repo can have.
+    """
+
+    def __init__(self, names: AbstractSet[str], read: Read, *, listed: bool) -> None:
+        self._names = names
+        self._read = read
+        self._listed = listed
+        self._known: dict[str, Any] = {}
+
+    def json(self, name: str) -> Any:
+        """Return what the JSON of a file says; `None` if it is not known or not JSON."""
+        if name not in self._known:
+            self._known[name] = decoded(self._read(name))
+        return self._known[name]
+
+    def modules(self) -> dict[str, bool]:
+        """Return the folders of sentence-transformers' modules -> whether each has a config."""
+        modules = self.json(MODULES)
+        if not isinstance(modules, list):
+            return {match[1]: False for name in self._names if (match := _NUMBERED.match(name))}
+        return {
+            path.rstrip("/"): str(module.get("type")).endswith(("Pooling", "Dense", "LayerNorm"))
+            for module in modules
+            if isinstance(module, dict)
+            and isinstance(path := module.get("path"), str)
+            and path
+            and layout.file_name_problem(path.rstrip("/")) is None
+        }
+
+    def parts(self) -> set[str]:
+        """Return the folders of a pipeline's parts."""
+        index = self.json(formats.PIPELINE)
+        folders = {name.partition("/")[0] for name in self._names if "/" in name}
+        if not isinstance(index, dict):
+            return folders
+        named = {part for part, value in _part_classes(index)}
+        return named & folders or folders
+
+    def missing_parts(self) -> Iterator[str]:
+        """Yield what shows that a part of a pipeline is not there at all, without a listing."""
+        index = self.json(formats.PIPELINE)
+        if self._listed or not isinstance(index, dict):
+            return
+        folders = {name.partition("/")[0] for name in self._names if "/" in name}
+        for part, kind in _part_classes(index):
+            if part not in folders and layout.file_name_problem(part) is None:
+                config = next((name for word, name in _PART_CONFIGS.items() if word in kind), "")
+                yield f"{part}/{config or formats.CONFIG}"
+
+    def code_roots(self) -> dict[str, set[str]] | None:
+        """Return file -> classes of the repo's own code that are named; `None` if not known."""
+        if formats.CONFIG in self._names and not isinstance(self.json(formats.CONFIG), dict):
+            return None
+        roots: dict[str, set[str]] = {}
+        for name in CODE_CONFIGS:
+            for repo, file, kind in own_classes(self.json(name)):
+                if repo is None:
+                    roots.setdefault(file, set()).add(kind)
+        modules = self.json(MODULES)
+        for module in modules if isinstance(modules, list) else ():
+            path, _, kind = str(module.get("type") if isinstance(module, dict) else "").rpartition(
+                "."
+            )
+            if path and f"{path}.py" in self._names:
+                roots.setdefault(f"{path}.py", set()).add(kind)
+        return roots
+
+
+def other_repos(config: Callable[[str], Any]) -> Iterator[OtherRepo]:
+    """Yield the other repos that a model's configurations name.
+
+    Args:
+        config: returns what the JSON of a configuration says, `None` without it.
+    """
+    adapter = config(ADAPTER_CONFIG)
+    base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
+    if isinstance(base, str) and "/" in base and layout.is_repo_id(base):
+        revision = adapter.get("revision")
+        yield OtherRepo(base, revision=revision if isinstance(revision, str) else "main")
+    code: dict[str, set[str]] = {}
+    for name in CODE_CONFIGS:
+        for repo, file, _ in own_classes(config(name)):
+            if repo is not None and layout.is_repo_id(repo):
+                code.setdefault(repo, set()).add(file)
+    for repo, files in sorted(code.items()):
+        yield OtherRepo(repo, frozenset(files))
+
+
+def decoded(content: bytes | None) -> Any:
+    """Return what the JSON of a configuration says; `None` if it is not JSON."""
+    try:
+        return msgspec.json.decode(content) if content else None
+    except JSON_ERRORS:
+        return None
+
+
+def is_module(name: str) -> bool:
+    """Return whether a file is in a folder that is named like a module of sentence-transformers."""
+    return _NUMBERED.match(name) is not None
+
+
+def _part_classes(index: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield folder and class of each part that a pipeline has."""
+    for part, value in index.items():
+        is_class = isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
+        if is_class and not part.startswith("_"):
+            yield part, value[1]

@@ -1,0 +1,406 @@
+"""Which files of a model's repo loading needs, which come along, and which stay out (pure).
+
+A model can often be loaded in several ways: from safetensors or from pickled weights, by the
+tokenizer's own file or by its vocabulary, by transformers or by llama.cpp. One complete way is
+enough. What configuration files say is passed in as a function that returns their bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import NamedTuple
+
+from vlmcache.cache import formats
+from vlmcache.cache.code_files import code_files, config_strings
+from vlmcache.cache.gguf import Variants
+from vlmcache.cache.model_configs import (
+    ADAPTER_CONFIG,
+    MODULES,
+    Configs,
+    OtherRepo,
+    Read,
+    is_module,
+    other_repos,
+)
+from vlmcache.cache.weight_options import Option, Weights, is_index, one_file
+
+GENERATION = "generation_config.json"
+_SMALL = 1_000_000
+"""Bytes that files which nothing needs may have together to be fetched along."""
+
+_FOR_READERS = re.compile(
+    r"(?:^|/)(?:README|LICEN[CS]E|NOTICE|USE_POLICY|CITATION|requirements|setup\.cfg|pyproject)"
+    r"[^/]*$|(?:^|/)\.[^/]*$|(?:^|/)runs/|\.tfevents"
+    r"|\.(?:md|rst|png|jpe?g|gif|svg|webp|bmp|pdf|mp[34]|wav|flac|webm|avi|mov|sh|ipynb|html|whl)$",
+    re.IGNORECASE,
+)
+_ADAPTER = "adapter_model.safetensors"
+_TEMPLATES = re.compile(
+    rf"(?:^|/)(?:chat_template\.(?:json|jinja)|{re.escape(GENERATION)})$"
+    r"|^additional_chat_templates/|\.jinja$"
+)
+_SCRIPT = re.compile(
+    r"(?:^|/)(?:handler|setup|app|demo|sample|example|test|convert|train|finetune|inference|eval"
+    r"|benchmark|gradio|streamlit|quantize|export)\w*\.py$",
+    re.IGNORECASE,
+)
+"""Programs that people run, which no loader imports."""
+_OWN_CODE = re.compile(
+    r"^\w*(?:model|config|tokeniz|process|pipeline|custom)\w*\.py$", re.IGNORECASE
+)
+"""Names of code that loaders run, where no configuration names it."""
+_PROCESSORS = frozenset(
+    {
+        "audio_tokenizer_config.json",
+        "feature_extractor_config.json",
+        "image_processor_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "special_tokens_map.json",
+        "speaker_embeddings_path.json",
+        "tokenizer_config.json",
+        "video_preprocessor_config.json",
+    }
+)
+_VOCABULARY = re.compile(
+    r"(?:\w*vocab\w*|encoder|added_tokens|dict|normalizer)\.(?:json|txt|bpe)|merges\.txt"
+    r"|vocab-\w+\.(?:json|txt)|bpe\.codes|[\w.-]*\.(?:model|spm)(?:\.v\d+)?|tokenizer\.json"
+)
+"""Files of tokenizers that tokenizer.json makes superfluous."""
+_OWN_VOCABULARY = re.compile(r"tekken\.json|[\w.-]*tiktoken(?:\.model)?|[\w.-]*\.spm")
+"""Those of tokenizers that do not read tokenizer.json."""
+_TOKENIZERS = (
+    frozenset({"tokenizer.json"}),
+    frozenset({"vocab.json", "merges.txt"}),
+    frozenset({"vocab.txt"}),
+)
+"""What a fast tokenizer can be made of, the preferred first."""
+_SENTENCE_CONFIG = re.compile(r"config_sentence_transformers\.json|sentence_\w+_config\.json")
+_MISTRAL_TOKENIZER = re.compile(r"tekken\.json|tokenizer\.(?:model|json)(?:\.v\d+)?")
+
+
+class Division(NamedTuple):
+    """The files of a repo by what they are to loading."""
+
+    needed: frozenset[str]
+    """Files of the way of loading that is complete, or comes closest, or is preferred."""
+    missing: frozenset[str]
+    """Those of them that are not here."""
+    along: frozenset[str]
+    """Fetched together with something needed, never alone."""
+    left_out: Mapping[str, str]
+    """File -> why a plain pull leaves it out."""
+    repos: tuple[OtherRepo, ...] = ()
+    broken: frozenset[str] = frozenset()
+    """Indexes that are here and name no shards, or some that the hub does not have."""
+    note: str | None = None
+    """`no-loader` if no library that is known loads the weights; a variant's name if one has to be
+    asked for."""
+    choices: Variants | None = None
+    """The GGUF variants, of which one has to be chosen."""
+
+
+class _Way(NamedTuple):
+    """One way to load a model: of each group of options, one is needed."""
+
+    groups: tuple[tuple[Option, ...], ...]
+    weights: tuple[tuple[Option, ...], ...]
+
+    def chosen(self, present: AbstractSet[str]) -> list[Option]:
+        return [
+            next((option for option in group if option.entry in present), group[0])
+            for group in (*self.groups, *self.weights)
+        ]
+
+    def begun(self, present: AbstractSet[str]) -> bool:
+        return any(
+            not option.files.isdisjoint(present) for group in self.weights for option in group
+        )
+
+
+def divide(
+    names: Iterable[str],
+    present: AbstractSet[str] = frozenset(),
+    read: Read = lambda _: None,
+    *,
+    listed: bool = True,
+    sizes: Mapping[str, int] | None = None,
+    variant: str | None = None,
+    complement: bool = False,
+) -> Division:
+    """Divide the files of a model's repo by what they are to loading.
+
+    Args:
+        names: those that the hub lists and those that are here.
+        present: those that are here.
+        read: returns the content of a file, `None` if it is not known.
+        listed: whether the hub's listing is known, so that no other file can be missing.
+        sizes: name -> bytes, as far as they are known.
+        variant: the GGUF variant that is asked for.
+        complement: whether it is a pull request, of which loaders fetch only the weights.
+    """
+    every = frozenset(names)
+    if complement and not listed and all(map(_is_of_weights, every)):
+        listed = True
+    return _Repo(every, present, read, listed, sizes or {}, variant).divide()
+
+
+class _Repo:
+    """One repo while it is divided."""
+
+    def __init__(
+        self,
+        names: frozenset[str],
+        present: AbstractSet[str],
+        read: Read,
+        listed: bool,
+        sizes: Mapping[str, int],
+        variant: str | None,
+    ) -> None:
+        self.names = names
+        self.present = present
+        self.read = read
+        self.listed = listed
+        self.sizes = sizes
+        self.variant = variant
+        self.weights = Weights(names, present, read, listed=listed)
+        self.configs = Configs(names, read, listed=listed)
+
+    def divide(self) -> Division:
+        ways = self._ways()
+        begun = [way for way in ways if way.begun(self.present)] or ways[:1]
+        options, missing = [], frozenset[str]()
+        best: tuple[int, list[Option], frozenset[str]] | None = None
+        for way in begun:
+            options = way.chosen(self.present)
+            missing = frozenset().union(*(option.files for option in options)) - self.present
+            if best is None or len(missing) < best[0]:
+                best = len(missing), options, missing
+        assert best is not None
+        _, options, missing = best
+        needed = frozenset().union(*(option.files for option in options))
+        left_out = {name: why for name, why in self.weights.left_out.items() if name not in needed}
+        chosen = {option.entry for option in options}
+        for way in ways:
+            for group in way.weights:
+                stays = next((option.entry for option in group if option.entry in chosen), None)
+                for option in group:
+                    others = option.files - needed - left_out.keys()
+                    left_out |= dict.fromkeys(
+                        others,
+                        f"the same weights are in {stays}"
+                        if stays
+                        else "another form of the model is here",
+                    )
+        if self.variant or self.weights.all_gguf:
+            gguf = {file for one in self.weights.gguf.variants for file in one.files} | {
+                *self.weights.gguf.projectors
+            }
+            left_out |= dict.fromkeys(gguf & self.names - needed, "another variant")
+        along = self.names - needed - left_out.keys()
+        left_out |= self._too_large(along)
+        notes = [option.note for option in options if option.note is not None]
+        undecided = len(self.weights.gguf.variants) > 1 and not self.variant
+        return Division(
+            needed,
+            missing,
+            along - left_out.keys(),
+            left_out,
+            tuple(other_repos(self.configs.json)),
+            frozenset(self.weights.broken),
+            notes[0] if notes else None,
+            self.weights.gguf if undecided and self.weights.all_gguf and missing else None,
+        )
+
+    def _too_large(self, along: AbstractSet[str]) -> dict[str, str]:
+        """Return what nothing needs and is too much to be fetched for nothing."""
+        if sum(self.sizes.get(name, 0) for name in along) <= _SMALL:
+            return {}
+        extras = [name for name in along if not _is_kept(name)]
+        total = 0
+        found = {}
+        for name in sorted(extras, key=lambda name: (self.sizes.get(name, 0), name)):
+            total += self.sizes.get(name, 0)
+            if total > _SMALL:
+                found[name] = "no loader opens it"
+        return found
+
+    def _ways(self) -> list[_Way]:
+        names = self.names
+        if self.variant is not None:
+            return [self._gguf_way()]
+        if formats.PIPELINE in names:
+            return self._pipeline_ways()
+        root = {key.stem for key in self.weights.sets if not key.folder}
+        lost = not self.listed and ADAPTER_CONFIG not in names and self._lost_weights()
+        if "model" in root or lost:
+            ways = [self._transformers_way()]
+            if "consolidated.safetensors" in names and "params.json" in names:
+                ways.append(self._mistral_way())
+            if self.weights.gguf.variants:
+                ways.append(self._gguf_way())
+            return ways
+        if "adapter_model" in root or ADAPTER_CONFIG in names:
+            return [self._transformers_way(ADAPTER_CONFIG)]
+        if "consolidated.safetensors" in names:
+            return [self._mistral_way()]
+        return [self._gguf_way()] if self.weights.all_gguf else [self._any_way()]
+
+    def _lost_weights(self) -> bool:
+        """Whether it is, without a listing, a model of transformers without its weights."""
+        weights = [name for name in self.names if formats.is_weights(name)]
+        config = self.configs.json(formats.CONFIG)
+        if weights:
+            known = isinstance(config, dict) and not config.keys().isdisjoint(_OF_TRANSFORMERS)
+            return known and not any(map(_LOADED_OTHERWISE.match, weights))
+        return formats.CONFIG in self.names or not any(map(self._is_opened, self.names))
+
+    def _gguf_way(self) -> _Way:
+        return _Way((), tuple(self.weights.gguf_groups(self.variant, self.sizes)))
+
+    def _mistral_way(self) -> _Way:
+        tokenizers = sorted(filter(_MISTRAL_TOKENIZER.fullmatch, self.names))
+        groups: list[tuple[Option, ...]] = [(one_file("params.json"),)]
+        if tokenizers or not self.listed:
+            groups.append(tuple(map(one_file, tokenizers)) or (one_file("tekken.json"),))
+        return _Way(self._known(groups), ((one_file("consolidated.safetensors"),),))
+
+    def _transformers_way(self, config: str = formats.CONFIG) -> _Way:
+        weights: list[tuple[Option, ...]] = list(self.weights.groups())
+        root = {key.stem for key in self.weights.sets if not key.folder}
+        if not self.listed and not root & {"model", "adapter_model"}:
+            adapter = config == ADAPTER_CONFIG
+            weights.append((one_file(_ADAPTER if adapter else formats.SAFETENSORS_SINGLE),))
+        groups: list[tuple[Option, ...]] = [(one_file(config),)]
+        if ADAPTER_CONFIG in self.names:
+            groups.append((one_file(ADAPTER_CONFIG),))
+        groups += self._tokenizer()
+        groups += ((one_file(name),) for name in self._beside(weights))
+        return _Way(self._known(groups), tuple(weights))
+
+    def _pipeline_ways(self) -> list[_Way]:
+        parts = self.configs.parts()
+        sets = [key for key in self.weights.sets if key.folder.partition("/")[0] in parts]
+        default = all(
+            key._replace(variant="") in self.weights.sets
+            for key in sets
+            if key.stem in formats.DEFAULT_STEMS
+        )
+        kinds = sorted({key.variant for key in sets} & formats.VARIANTS)
+        groups = [(one_file(formats.PIPELINE),)]
+        groups += (
+            (one_file(name),)
+            for name in self.names - self.weights.left_out.keys()
+            if (
+                name.partition("/")[0] in parts
+                and not formats.is_weights(name)
+                and not is_index(name)
+                and self._is_opened(name)
+            )
+            or ("/" not in name and _OWN_CODE.match(name) and not _SCRIPT.search(name))
+        )
+        groups += ((one_file(name),) for name in self.configs.missing_parts())
+        return [
+            _Way(
+                self._known(groups),
+                tuple(self.weights.groups(parts, kind)),
+            )
+            for kind in ("", *kinds)
+            if kind or default or not kinds
+        ]
+
+    def _any_way(self) -> _Way:
+        """Return the way of a library that is not known: all that it could open."""
+        weights = list(self.weights.groups())
+        known = {name for group in weights for option in group for name in option.files}
+        code, sure = code_files(self.names, self.configs.code_roots(), self.read, self.listed)
+        groups = [
+            (one_file(name),)
+            for name in self.names - self.weights.left_out.keys() - known
+            if (name in code if name.endswith(".py") and sure else self._is_opened(name))
+        ]
+        groups += ((one_file(name),) for name in self._sentence())
+        return _Way(self._known(groups), tuple(weights))
+
+    def _known(self, groups: Iterable[tuple[Option, ...]]) -> tuple[tuple[Option, ...], ...]:
+        """Return the groups that can be had: the hub cannot have what it does not list."""
+        if not self.listed:
+            return tuple(groups)
+        kept = (tuple(one for one in group if one.files <= self.names) for group in groups)
+        return tuple(filter(None, kept))
+
+    def _is_opened(self, name: str) -> bool:
+        return not (_FOR_READERS.search(name) or _TEMPLATES.search(name) or _SCRIPT.search(name))
+
+    def _tokenizer(self) -> list[tuple[Option, ...]]:
+        fast = (
+            [Option(min(files), files) for files in _TOKENIZERS if files <= self.names]
+            if "tokenizer.json" in self.names
+            else []
+        )
+        return [tuple(fast)] if fast else []
+
+    def _beside(self, weights: Iterable[tuple[Option, ...]]) -> set[str]:
+        """Return the files that transformers and sentence-transformers open next to the weights."""
+        names = self.names - self.weights.left_out.keys()
+        folders = {option.entry.rpartition("/")[0] for group in weights for option in group} - {""}
+        folders |= {folder for folder in self.configs.modules() if folder}
+        named = config_strings(self.configs.json(formats.CONFIG))
+        fast = "tokenizer.json" in names
+        found, sure = code_files(self.names, self.configs.code_roots(), self.read, self.listed)
+        code = frozenset(found)
+        for name in names:
+            folder, _, base = name.rpartition("/")
+            if _is_of_weights(name):
+                found |= {name} & named
+            elif name.endswith(".py"):
+                if not sure and not folder and not _SCRIPT.search(name):
+                    found.add(name)
+            elif folder:
+                if folder in folders or named & {name, folder, name.partition("/")[0]}:
+                    found |= {name} if self._is_opened(name) else set()
+            elif (
+                base in _PROCESSORS
+                or name in named
+                or _OWN_VOCABULARY.fullmatch(base)
+                or (not fast and _VOCABULARY.fullmatch(base))
+                or (code and self._is_opened(name) and base.endswith((".json", ".csv", ".vocab")))
+            ):
+                found.add(name)
+        if not sure and not any(map(_OWN_CODE.match, found)):
+            found = {name for name in found if not name.endswith(".py")} | code
+        return (found | self._sentence()) - {"tokenizer.json"}
+
+    def _sentence(self) -> set[str]:
+        """Return what sentence-transformers opens, without which another model is loaded."""
+        found = set(filter(_SENTENCE_CONFIG.fullmatch, self.names)) | ({MODULES} & self.names)
+        if found or any(map(is_module, self.names)):
+            found.add(MODULES)
+        if not self.listed:
+            found |= {
+                f"{folder}/config.json" for folder, own in self.configs.modules().items() if own
+            }
+        return found
+
+
+_OF_TRANSFORMERS = ("architectures", "model_type")
+"""Keys of config.json that say that transformers loads the model."""
+_LOADED_OTHERWISE = re.compile(r"consolidated|adapter_model|[^/]*\.gguf$", re.IGNORECASE)
+"""Weights next to which transformers' own are not missed."""
+
+
+def _is_of_weights(name: str) -> bool:
+    return formats.is_weights(name) or is_index(name)
+
+
+def _is_kept(name: str) -> bool:
+    """Whether a file that nothing needs is fetched along whatever its size."""
+    return bool(
+        formats.is_weights(name)
+        or name.endswith(".py")
+        or _TEMPLATES.search(name)
+        or _VOCABULARY.fullmatch(name.rpartition("/")[2])
+        or re.match("README|LICEN|NOTICE", name, re.IGNORECASE)
+    )
