@@ -257,7 +257,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "no-loader": (
         "The weights are in a format that no current library loads: TensorFlow's or Flax's.",
-        "Look for the model with safetensors, or convert it with the library that wrote it.",
+        "Look for a repo with safetensors and 'vlmcache pull' it, or convert the weights.",
     ),
     "no-locks": (
         "The filesystem has no file locks, so two downloads of one file can run at once.",

@@ -29,6 +29,7 @@ DO_NOTHING_BY_DEFAULT = {
     ("pull", "--exclude"),
     ("pull", "--limit-rate"),
     ("rm", "--revision"),
+    ("rm", "--include"),
     ("clean", "--older-than"),
     ("clean", "--max-size"),
     ("clean", "--free"),

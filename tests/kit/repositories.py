@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.kit.contents import Content
+from vlmcache.cache.formats import OTHER_CONFIGS
 
 REPOSITORIES: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "cache" / "repositories.json").read_text()
@@ -16,7 +17,7 @@ REPOSITORIES: dict[str, dict[str, Any]] = json.loads(
 
 
 def contents(names: Iterable[str], config: dict[str, Any] | None = None) -> dict[str, Content]:
-    """Return content for files: indexes name their shards, and every other file is different."""
+    """Return content for files, each different: indexes name their shards, configs are JSON."""
     every = sorted(names)
     return {name: _content(name, every, config) for name in every}
 
@@ -35,4 +36,6 @@ def _content(name: str, names: list[str], config: dict[str, Any] | None) -> byte
         single = f"{stem}{variant}.{ending}".rpartition("/")[2]
         weight_map = {f"layer.{number}": shard for number, shard in enumerate(shards or [single])}
         return json.dumps({"weight_map": weight_map}).encode()
+    if name in OTHER_CONFIGS:
+        return json.dumps({"name": name}).encode()
     return f"content of {name}".encode()

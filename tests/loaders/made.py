@@ -400,7 +400,7 @@ CASES: dict[str, Case] = {
     "two formats": Case(two_formats, _TEXT, _PLAIN),
     "variant only": Case(variant_only, _TEXT_MODEL.format(more=", variant='fp16'"), _PLAIN),
     "chat templates": Case(
-        chat_templates, _TEXT + "answer.append(sorted(tokenizer.chat_template))", _PLAIN
+        chat_templates, _TEXT + "answer.append(sorted(tokenizer.chat_template or ()))", _PLAIN
     ),
     "adapter": Case(
         adapter,

@@ -35,7 +35,8 @@ def rm(
     include: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Remove only files that match: '*.gguf'. Can be repeated."
+            metavar="PATTERN",
+            help="Remove only files that match, such as '*.gguf'. Repeat it for more.",
         ),
     ] = None,
     dry_run: DryRun = False,
