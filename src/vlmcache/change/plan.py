@@ -259,7 +259,14 @@ class Receipt(msgspec.Struct, frozen=True):
 
     outcomes: tuple[Outcome, ...]
     freed: int = 0
+    """Disk blocks of the files whose last name was removed, as `du` counts them."""
     fetched: int = 0
+    free_before: int | None = None
+    """Bytes free on the cache's filesystem before the first change; `None` if it does not say."""
+    free_after: int | None = None
+    """Bytes free on it after the last change, other writers' changes included."""
+    stopped: str | None = None
+    """Why the rest of the plan was left alone, if it was."""
 
     @property
     def undone(self) -> list[Outcome]:
@@ -332,10 +339,13 @@ def is_resumable(listed: TreeFile, *, ours: bool, size: int, allocated: int) -> 
 
 def in_use_words(blocked: Sequence[Kept]) -> str:
     """Return who uses what, with process ids and commands."""
-    return "; ".join(f"{kept.repo or kept.path} {_by_whom(kept.processes)}" for kept in blocked)
+    return "; ".join(
+        f"{kept.repo or kept.path} {used_by_words(kept.processes)}" for kept in blocked
+    )
 
 
-def _by_whom(processes: Sequence[Process]) -> str:
+def used_by_words(processes: Sequence[Process]) -> str:
+    """Return by whom something is in use."""
     if not processes:
         return "is being downloaded: a lock of the hub is held"
     users = ", ".join(f"PID {process.pid} ({_short(process.command)})" for process in processes[:3])

@@ -39,6 +39,7 @@ from vlmcache.change.plan import (
     why_refused,
 )
 from vlmcache.change.shared_store import SharedStore
+from vlmcache.change.space import FreeSpace
 from vlmcache.change.tree import Tree
 from vlmcache.errors import VlmcacheError
 
@@ -368,6 +369,7 @@ def apply_removals(
         in_use: (device, inode) of files that processes use.
         force: remove in spite of locks and uses.
     """
+    space = FreeSpace(cache_dir)
     receipts: list[Receipt] = []
     left = [
         action for action in plan.actions if isinstance(action, Remove | RemoveTree | ReleaseShared)
@@ -406,4 +408,4 @@ def apply_removals(
             with contextlib.suppress(OSError, VlmcacheError):
                 write_moves(place, kept)
     outcomes = (*(outcome for receipt in receipts for outcome in receipt.outcomes), *stay)
-    return Receipt(outcomes, sum(receipt.freed for receipt in receipts))
+    return space.measured(Receipt(outcomes, sum(receipt.freed for receipt in receipts)))

@@ -16,6 +16,7 @@ from vlmcache.cache.reading import open_quietly, read_bytes
 from vlmcache.cache.scan import scan
 from vlmcache.change import place as change_place
 from vlmcache.change.plan import Action, Kept, Outcome, Plan, Receipt, Restore, WriteRef
+from vlmcache.change.space import FreeSpace
 from vlmcache.commands.backup import places, tar
 from vlmcache.commands.backup.arrivals import Arrivals
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, names_of, narrowed, select_repos
@@ -72,7 +73,8 @@ def restore(
         receipt = None
         if not options.dry_run:
             change_place.check_room(session.cache.dir, plan.needs, MAKE_ROOM)
-            receipt = Restorer(session.cache.dir, saved, plan, progress).run()
+            space = FreeSpace(session.cache.dir)
+            receipt = space.measured(Restorer(session.cache.dir, saved, plan, progress).run())
     actions = [action for action in plan.actions if isinstance(action, Restore)]
     blobs = [blob for repo in saved.repos for blob in repo.blobs.values()]
     size = sum(blob.size for blob in blobs)

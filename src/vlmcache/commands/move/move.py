@@ -34,6 +34,7 @@ from vlmcache.change.plan import (
     Receipt,
     RemoveTree,
 )
+from vlmcache.change.space import FreeSpace
 from vlmcache.commands.move.apply import Mover, refusals, repos_in_use, take_back
 from vlmcache.commands.move.plan import plan_move, plan_undo
 from vlmcache.commands.move.survey import (
@@ -112,7 +113,8 @@ def move(
     if options.dry_run or value.in_use:
         return value
     if not (plan.actions or choice.rest or os.path.lexists(target.staged_at(""))):
-        return msgspec.structs.replace(value, receipt=Receipt(()))
+        nothing = FreeSpace(state.dir).measured(Receipt(()))
+        return msgspec.structs.replace(value, receipt=nothing)
     with _interruption(destination, names), _sole(place):
         value = Mover(state, target, value, choice.rest, progress or Progress()).run()
     return msgspec.structs.replace(value, seconds=time.monotonic() - begun)
@@ -277,6 +279,7 @@ def relink(
         return value
     if ours and confirm is not None and not confirm(value):
         raise UnconfirmedError("not confirmed: nothing was changed")
+    space = FreeSpace(state.dir)
     rows: list[MovedRepo] = []
     outcomes: list[Outcome] = []
     try:
@@ -299,7 +302,10 @@ def relink(
     except OSError as error:
         raise change_place.disk_failure(error, state.dir) from error
     return msgspec.structs.replace(
-        value, repos=tuple(rows), receipt=Receipt(tuple(outcomes)), seconds=time.monotonic() - begun
+        value,
+        repos=tuple(rows),
+        receipt=space.measured(Receipt(tuple(outcomes))),
+        seconds=time.monotonic() - begun,
     )
 
 

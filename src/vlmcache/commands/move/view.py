@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmcache.change.plan import Move
+from vlmcache.change.space import free_words
 from vlmcache.commands.move.values import MovedRepo, MoveReport
 from vlmcache.show.console import console
 from vlmcache.show.tables import labelled, plain_table, process_text, show_cache
@@ -61,6 +62,9 @@ def show(
         took = f" in {pace_text(value.copied, value.seconds)}" if value.copied else ""
         text = f"Copied {size_text(value.copied)}{took}, freed {size_text(freed)}."
         out.print(Text(text), soft_wrap=True)
+    less = free_words(value.receipt) if value.receipt is not None else None
+    if less is not None:
+        out.print(labelled("Note", less))
     _show_kept(out, value, verbose=verbose)
     if value.hidden_processes:
         text = f"{counted(value.hidden_processes, 'process')} could not be checked"

@@ -11,6 +11,7 @@ import msgspec
 
 from vlmcache.cache.scan import scan
 from vlmcache.change.plan import Failure, Outcome, Receipt, joined
+from vlmcache.change.space import FreeSpace
 from vlmcache.commands.pull.prepare import prepare_pull
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk, without_fetches
 from vlmcache.commands.pull.values import (
@@ -64,6 +65,7 @@ def pull(
         patience=patience,
         note=progress.note,
     )
+    space = FreeSpace(session.cache.dir)
     outcomes: list[Outcome] = []
     rows: list[PulledModel] = []
     errors: list[VlmcacheError] = []
@@ -85,7 +87,9 @@ def pull(
                 shortage = shortage_of(plans)
         # A dry run that would make room is short of nothing.
         if shortage is not None and not (options.dry_run and room):
-            errors.append(shortage.error(_what_helps(session, names, planned, shortage, options)))
+            stopped = room.receipt.stopped if room is not None and room.receipt else None
+            hint = stopped or _what_helps(session, names, planned, shortage, options)
+            errors.append(shortage.error(hint))
         too_full = errors[0] if errors else None
         for part in planned:
             if part.order is not None and (options.dry_run or too_full is not None):
@@ -118,10 +122,12 @@ def pull(
         raise
     finally:
         client.stop()
-    receipt = Receipt(
-        tuple(outcomes),
-        sum(outcome.freed for outcome in outcomes),
-        sum(outcome.fetched for outcome in outcomes),
+    receipt = space.measured(
+        Receipt(
+            tuple(outcomes),
+            sum(outcome.freed for outcome in outcomes),
+            sum(outcome.fetched for outcome in outcomes),
+        )
     )
     report = PullReport(
         tuple(rows),

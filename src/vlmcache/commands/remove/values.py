@@ -134,6 +134,10 @@ class Removal(Report, frozen=True):
         if "_problem" in self.__dict__:
             return super().problem
         if self.receipt is not None:
+            if self.receipt.stopped is not None:
+                return PartlyError(
+                    self.receipt.stopped, "remove what keeps the space first, then run it again"
+                )
             return _receipt_problem(self.receipt) or self._shortfall()
         kept = {kept.path for kept in self.plan.kept}
         blocked = [used for used in self.in_use if used.path not in kept]

@@ -22,6 +22,7 @@ from vlmcache.change.plan import (
     RemoveTree,
     in_use_words,
 )
+from vlmcache.change.space import free_words
 from vlmcache.commands.remove.values import Removal
 from vlmcache.show.console import console
 from vlmcache.show.tables import labelled, process_text, show_cache
@@ -197,6 +198,9 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
         done = sum(outcome.result == "done" for outcome in receipt.outcomes)
         noun = "item" if done == 1 else "items"
         out.print(f"Removed {done} {noun}, freed {size_text(receipt.freed)}.")
+        less = None if receipt.stopped else free_words(receipt)
+        if less is not None:
+            out.print(labelled("Note", less))
     else:
         out.print("Nothing to remove.")
     if receipt.outcomes and removal.in_use and not removal.plan.kept:
