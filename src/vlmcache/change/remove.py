@@ -112,13 +112,15 @@ class RemovalChecks(msgspec.Struct):
                 raise StaleError("its content changed since the plan was made")
 
     def _check_use(self, repo: Repo, commit: str | None) -> None:
-        if self.tree.force or not self.tree.in_use:
+        if self.tree.force:
             return
         for name, users in repo.blob_users().items():
             path = repo.blob_path(name)
             if commit is None or any(user == commit for user, _ in users):
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, StaleError):
                     self.tree.refuse_use(os.stat(path), f"a process uses {path}")
+                    with self.tree.entry(path) as entry:
+                        self.tree.refuse_open(entry)
         for revision in repo.revisions:
             if commit in (None, revision.commit) and any(
                 (file.device, file.inode) in self.tree.in_use for file in revision.files

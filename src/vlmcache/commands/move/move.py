@@ -21,7 +21,7 @@ from vlmcache.cache.moved import (
 )
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Repo
-from vlmcache.cache.usage import who_uses
+from vlmcache.cache.usage import in_container, who_uses
 from vlmcache.change import place as change_place
 from vlmcache.change.moved_note import write_record
 from vlmcache.change.plan import (
@@ -107,6 +107,7 @@ def move(
         _planned(state.dir, place, plan, link=options.link),
         in_use=repos_in_use(state, chosen, usage),
         hidden_processes=usage.hidden,
+        contained=in_container(),
         seconds=time.monotonic() - begun,
     )
     change_place.check_room(place, plan.needs, "make room there, or name fewer models")

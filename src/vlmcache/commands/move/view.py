@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlmcache.cache.usage import UNSEEN_OUTSIDE
 from vlmcache.change.plan import Move
 from vlmcache.change.space import free_words
 from vlmcache.commands.move.values import MovedRepo, MoveReport
@@ -69,6 +70,8 @@ def show(
     if value.hidden_processes:
         text = f"{counted(value.hidden_processes, 'process')} could not be checked"
         out.print(labelled("Note", f"{text}, and may use some of this"))
+    if value.contained:
+        out.print(labelled("Note", UNSEEN_OUTSIDE))
     if value.repos and not undone and not relinked and not value.in_use:
         _show_setting(out, value)
 

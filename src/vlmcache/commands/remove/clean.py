@@ -15,7 +15,7 @@ from vlmcache.cache.completeness import judge_revision, resolve
 from vlmcache.cache.entries import allocated_bytes, entry_of
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
-from vlmcache.cache.usage import Usage, content_of, find_users
+from vlmcache.cache.usage import Usage, content_of, find_users, in_container
 from vlmcache.change.names import Target, find_targets
 from vlmcache.change.needed import UNUSED_AFTER
 from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, Remove, RemoveTree, joined
@@ -104,6 +104,7 @@ def clean(
         in_use=tuple(kept for kept in plan.kept if kept.processes) + used_caches,
         missed_by=missed,
         hidden_processes=usage.hidden,
+        contained=in_container(),
         side_caches=caches,
         copies=copies_of(environment, state, plan),
         cache=state.dir,

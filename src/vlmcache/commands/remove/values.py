@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TypeAlias
 
 import msgspec
 
+from vlmcache.cache import layout
 from vlmcache.change.plan import Kept, Plan, Receipt, Remove, RemoveTree, in_use_words
 from vlmcache.errors import ChangedError, ExitCode, InUseError, PartlyError, VlmcacheError
 from vlmcache.home.copies import KeptCopy
@@ -96,6 +98,8 @@ class Removal(Report, frozen=True):
     """Bytes that could not be freed of those asked for."""
     hidden_processes: int = 0
     """Processes of other users whose open files cannot be seen."""
+    contained: bool = False
+    """Whether processes outside this container cannot be seen either."""
     side_caches: tuple[SideCache, ...] = ()
     copies: tuple[KeptCopy, ...] = ()
     """Kept quantized copies that are removed with their models. They lie outside the cache, so that
@@ -178,9 +182,12 @@ def ask(removal: Removal, confirm: Confirm | None) -> None:
 
 
 def _receipt_problem(receipt: Receipt) -> VlmcacheError | None:
+    locks = f"{os.sep}{layout.LOCKS}{os.sep}"
     by_result: dict[str, list[str]] = {}
     for outcome in receipt.outcomes:
-        by_result.setdefault(outcome.result, []).append(outcome.detail or outcome.path)
+        # Locks follow what they are of.
+        if locks not in outcome.path or outcome.result == "failed":
+            by_result.setdefault(outcome.result, []).append(outcome.detail or outcome.path)
     done = "done" in by_result or "absent" in by_result or receipt.freed > 0
     failed = by_result.get("failed")
     if failed:
@@ -188,13 +195,13 @@ def _receipt_problem(receipt: Receipt) -> VlmcacheError | None:
         words = f"{len(failed)} of {len(receipt.outcomes)} could not be removed: {failed[0]}{more}"
         hint = "'vlmcache doctor' may show why"
         return PartlyError(words, hint) if done else RemovalError(words, hint)
+    if "busy" in by_result:
+        words = f"{len(by_result['busy'])} came into use meanwhile and stay: {by_result['busy'][0]}"
+        later = "'vlmcache clean' removes the rest, once that has ended"
+        return PartlyError(words, later) if done else InUseError(words)
     if "stale" in by_result:
         stale = len(by_result["stale"])
         return ChangedError(
             f"the cache changed since the plan was made: {stale} left alone", "run it again"
         )
-    if "busy" in by_result:
-        words = f"{len(by_result['busy'])} came into use meanwhile and stay: {by_result['busy'][0]}"
-        later = "'vlmcache clean' removes the rest, once that has ended"
-        return PartlyError(words, later) if done else InUseError(words)
     return None

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmcache.cache.layout import parse_repo_folder
+from vlmcache.cache.usage import UNSEEN_OUTSIDE
 from vlmcache.change.plan import (
     Action,
     Kept,
@@ -111,6 +112,8 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
         noun = "process" if count == 1 else "processes"
         text = f"{count} {noun} could not be checked, and may use some of this"
         out.print(labelled("Note", text))
+    if removal.contained:
+        out.print(labelled("Note", UNSEEN_OUTSIDE))
 
 
 def _actions_table(actions: tuple[Action, ...], *, verbose: bool) -> Table:
@@ -203,6 +206,8 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
             out.print(labelled("Note", less))
     else:
         out.print("Nothing to remove.")
+    if receipt.outcomes and removal.contained and not verbose:
+        out.print(labelled("Note", UNSEEN_OUTSIDE))
     if receipt.outcomes and removal.in_use and not removal.plan.kept:
         text = f"{in_use_words(removal.in_use)}; removed nevertheless"
         out.print(labelled("Forced", printable(text), "yellow"))
