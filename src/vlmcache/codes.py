@@ -428,8 +428,11 @@ CODES: dict[str, tuple[str, str]] = {
         ),
     ),
     "unreadable-file": (
-        "A file in the cache cannot be read.",
-        "'vlmcache doctor' shows whether permissions or the disk are the cause.",
+        "This user may not read a file in the cache.",
+        (
+            "'vlmcache doctor' shows who owns it; if 'sudo' made it, 'sudo vlmcache doctor --fix "
+            "--cache-dir DIR' gives it back to the owner of the cache."
+        ),
     ),
     "unreadable-folder": (
         "A folder in the cache cannot be read, so what it holds is not counted.",
@@ -474,6 +477,10 @@ CODES: dict[str, tuple[str, str]] = {
     "wrong-link": (
         "A file of a revision links to the content of another file.",
         "'vlmcache verify MODEL --repair' corrects the link.",
+    ),
+    "wrong-owner": (
+        "Something in the cache belongs to another user than the cache does, mostly to root.",
+        "'sudo vlmcache doctor --fix --cache-dir DIR' gives it to the owner of the cache.",
     ),
 }
 """Each code -> what it means, and what to do."""

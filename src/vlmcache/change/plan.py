@@ -126,13 +126,13 @@ class Restore(_OfRepo, frozen=True, tag="restore"):
 
 
 class SetAccess(msgspec.Struct, frozen=True, tag="set-access", tag_field="action"):
-    """Let a folder or file have other permissions, and another group.
+    """Let a folder or file have other permissions, and another group or owner.
 
-    If it has another mode, group, device or inode than the plan says, it changed since.
+    If it has another mode, group, owner, device or inode than the plan says, it changed since.
     """
 
     path: str
-    kind: Literal["folder", "blob", "file"]
+    kind: Literal["folder", "blob", "file", "link"]
     reason: str
     mode: int
     group: int
@@ -142,6 +142,9 @@ class SetAccess(msgspec.Struct, frozen=True, tag="set-access", tag_field="action
     inode: int
     inherit: bool = False
     """Whether what is made in the folder is to be writable by its group too."""
+    owner: int | None = None
+    """The user who is to own it; `None` if the owner stays."""
+    old_owner: int | None = None
 
 
 class Move(_OfRepo, frozen=True, tag="move"):

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.cache.owners import denial
 from vlmcache.change.plan import Kept, Plan, Receipt, Remove, RemoveTree, in_use_words
 from vlmcache.errors import ChangedError, ExitCode, InUseError, PartlyError, VlmcacheError
 from vlmcache.home.copies import KeptCopy
@@ -142,7 +143,7 @@ class Removal(Report, frozen=True):
                 return PartlyError(
                     self.receipt.stopped, "remove what keeps the space first, then run it again"
                 )
-            return _receipt_problem(self.receipt) or self._shortfall()
+            return _receipt_problem(self.receipt, self.cache) or self._shortfall()
         kept = {kept.path for kept in self.plan.kept}
         blocked = [used for used in self.in_use if used.path not in kept]
         if not blocked:
@@ -181,7 +182,7 @@ def ask(removal: Removal, confirm: Confirm | None) -> None:
         raise UnconfirmedError("not confirmed: nothing was removed")
 
 
-def _receipt_problem(receipt: Receipt) -> VlmcacheError | None:
+def _receipt_problem(receipt: Receipt, cache_dir: str) -> VlmcacheError | None:
     locks = f"{os.sep}{layout.LOCKS}{os.sep}"
     by_result: dict[str, list[str]] = {}
     for outcome in receipt.outcomes:
@@ -194,6 +195,10 @@ def _receipt_problem(receipt: Receipt) -> VlmcacheError | None:
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         words = f"{len(failed)} of {len(receipt.outcomes)} could not be removed: {failed[0]}{more}"
         hint = "'vlmcache doctor' may show why"
+        # The path that was refused, which can be in the leftovers by now.
+        denied = denial(failed[0].partition(": ")[2] or failed[0], cache_dir, to_write=True)
+        if denied is not None:
+            words, hint = f"{words}: {denied.words}", denied.remedy
         return PartlyError(words, hint) if done else RemovalError(words, hint)
     if "busy" in by_result:
         words = f"{len(by_result['busy'])} came into use meanwhile and stay: {by_result['busy'][0]}"
