@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ from functools import partial
 from typing import IO, NamedTuple
 
 from vlmcache.cache import layout
+from vlmcache.cache.case import paths_of, refuse_clash
 from vlmcache.cache.hashing import BLOCK, Check, hash_all
 from vlmcache.cache.reading import open_quietly, read_bytes
 from vlmcache.cache.scan import scan
@@ -59,6 +61,7 @@ def restore(
         progress: shows the progress.
 
     Raises:
+        CacheError: names in it differ only by case, and the cache's filesystem ignores that.
         BackupError: it is not a backup, or a damaged or hostile one. Blobs that were complete
             before that was found stay; no ref leads to anything that is missing.
         PlaceError: the source cannot be reached or read.
@@ -69,6 +72,12 @@ def restore(
     begun = time.monotonic()
     options, progress = options or RestoreOptions(), progress or Progress()
     with _opened(source, session.config, names) as saved:
+        refuse_clash(
+            itertools.chain.from_iterable(
+                paths_of(repo.folder, repo.snapshots, repo.refs) for repo in saved.repos
+            ),
+            session.cache.dir,
+        )
         plan = _plan(session.cache.dir, saved.repos, overwrite=options.overwrite)
         receipt = None
         if not options.dry_run:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from vlmcache import log
 from vlmcache.cache import layout
+from vlmcache.cache.case import clash, ignores_case
 from vlmcache.cache.completeness import judge
-from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, TreeFile
@@ -63,17 +63,6 @@ def prepare_pull(
             )
         )
     return PlannedModel(model, order, None, time.monotonic() - begun, tuple(findings))
-
-
-def ignores_case(path: str) -> bool:
-    """Return whether the filesystem that a path is on, or would be, takes `a` and `A` for one."""
-    place = nearest_folder(path)
-    while place.swapcase() == place and os.path.dirname(place) != place:
-        place = os.path.dirname(place)
-    try:
-        return place.swapcase() != place and os.path.samefile(place, place.swapcase())
-    except OSError:
-        return False
 
 
 class _Preparation(NamedTuple):
@@ -178,10 +167,12 @@ class _Preparation(NamedTuple):
         if not files:
             raise NoSuchFileError(f"{model.repo}@{model.revision} holds no files")
         wanted = frozenset(self.selection.choose(model.repo, files))
-        if len({name.casefold() for name in wanted}) < len(wanted) and ignores_case(cache_dir):
+        linked = {file.name for file in revision.files} if revision is not None else set()
+        same = clash(wanted | linked)
+        if same is not None and ignores_case(cache_dir):
             raise HostileListingError(
-                f"{model.repo} has files whose names differ only by case, and this filesystem "
-                "holds only one of them",
+                f"{model.repo} has '{same[0]}' and '{same[1]}', which differ only by case, and "
+                "this filesystem holds only one of them",
                 "--exclude one, or name a cache on another filesystem with --cache-dir",
             )
         plan = plan_pull(self.state, model.repo, model.revision, Listing(commit, files), wanted)
