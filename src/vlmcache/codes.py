@@ -83,10 +83,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "copied-files": (
         "A revision holds copies of files where links are usual, so revisions share no bytes.",
-        (
-            "To save the space, run 'vlmcache rm MODEL' and 'vlmcache pull MODEL' on a filesystem"
-            " with links."
-        ),
+        "Nothing has to be done; a 'vlmcache pull MODEL' on a filesystem with links saves space.",
     ),
     "crashed": (
         "The process that loaded the model ended without an answer.",
@@ -124,7 +121,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "empty-snapshot": (
         "A revision's folder contains no files.",
-        "'vlmcache pull MODEL' fills it, 'vlmcache rm MODEL' removes it.",
+        "'vlmcache pull MODEL' fills it.",
     ),
     "failed": (
         "The command did not do what was asked, for the reason in its message.",
@@ -159,7 +156,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "in-use": (
         "A process is using what was to be removed.",
-        "End that process and run the command again; 'vlmcache rm --force' does not wait for it.",
+        "End that process and run the 'vlmcache' command again.",
     ),
     "internal": (
         "The operating system refused something unexpected, or vlmcache has a defect.",
@@ -274,8 +271,8 @@ CODES: dict[str, tuple[str, str]] = {
     "non-utf8-name": (
         "The name of a file or folder is not valid UTF-8.",
         (
-            "Nothing of the hub writes such names; 'vlmcache rm PATH' removes it if you do not "
-            "need it."
+            "Nothing of the hub writes such names: 'vlmcache status -v' says where it is, and "
+            "it is left alone."
         ),
     ),
     "not-a-member": (
@@ -376,11 +373,11 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "stray-file": (
         "A file in the cache belongs to nothing that vlmcache knows, and is left alone.",
-        "If you do not need it, 'vlmcache rm PATH' removes the file.",
+        "Move the file elsewhere if you need it; 'vlmcache rm PATH --dry-run' shows its size.",
     ),
     "stray-folder": (
         "A folder in the cache belongs to nothing that vlmcache knows, and is left alone.",
-        "If you do not need it, 'vlmcache rm PATH' removes the folder and what is in it.",
+        "Move the folder elsewhere if you need it; 'vlmcache status -v' shows where it is.",
     ),
     "terminated": (
         "A signal ended the command (SIGTERM); everything was left in order.",

@@ -75,7 +75,7 @@ def _read_snapshot(
                     status,
                     content.notes,
                     detail="a folder in the place of a file of the model",
-                    remedy=units.command("rm", entry.path),
+                    remedy="move that folder elsewhere, then pull the model again",
                 )
             elif modes.S_ISDIR(mode):
                 folders += content.notes.tally.add("metadata", status)

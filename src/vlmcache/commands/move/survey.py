@@ -213,7 +213,7 @@ def check_sources(repos: Sequence[Repo], destination: Destination) -> None:
             raise UsageError(
                 f"nothing was moved: the destination has {repo.id} already: "
                 f"{destination.place(repo.folder)}",
-                "remove it on one side with 'vlmcache rm', or move to another folder",
+                "move to another folder, or choose other models",
             )
         snapshots = {
             revision.commit: [file.name for file in revision.files] for revision in repo.revisions

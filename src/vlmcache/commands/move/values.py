@@ -125,7 +125,7 @@ class MoveReport(Report, frozen=True):
             return PartlyError(
                 f"{done}, but {len(undone)} of {len(self.receipt.outcomes)} steps failed: "
                 f"{undone[0].detail or undone[0].path}",
-                "run it again, or remove what is left with 'vlmcache clean'",
+                "run it again",
             )
         return None
 

@@ -55,8 +55,7 @@ def pull(
         UnknownModelError: a name is neither a key nor a repo id.
         ConfigError: the cache path is not a folder.
     """
-    options = options or PullOptions()
-    progress = progress or Progress()
+    options, progress = options or PullOptions(), progress or Progress()
     models = _models(session, names)
     client = Client(
         session.environment,
@@ -87,8 +86,7 @@ def pull(
                 shortage = shortage_of(plans)
         # A dry run that would make room is short of nothing.
         if shortage is not None and not (options.dry_run and room):
-            stopped = room.receipt.stopped if room is not None and room.receipt else None
-            hint = stopped or _what_helps(session, names, planned, shortage, options)
+            hint = _stopped(room) or _what_helps(session, names, planned, shortage, options)
             errors.append(shortage.error(hint))
         too_full = errors[0] if errors else None
         for part in planned:
@@ -224,6 +222,11 @@ def _make_room(
     if options.dry_run or not enough:
         return proposed if enough else None
     return clean(session, wanted, confirm=options.confirm)
+
+
+def _stopped(room: Removal | None) -> str | None:
+    """Return why making room was stopped, if it was."""
+    return room.receipt.stopped if room is not None and room.receipt is not None else None
 
 
 def _what_helps(

@@ -149,7 +149,8 @@ class Removal(Report, frozen=True):
         if not blocked:
             return self._shortfall()
         return InUseError(
-            f"nothing was removed: {in_use_words(blocked)}", "--force removes it nevertheless"
+            f"nothing was removed: {in_use_words(blocked)}",
+            "end that first; --force removes it nevertheless",
         )
 
     def _shortfall(self) -> PartlyError | None:
@@ -162,7 +163,7 @@ class Removal(Report, frozen=True):
             shown = [f"{name} ({reason})" for name, reason in list(stays.items())[:3]]
             more = f" and {len(stays) - 3} more" if len(stays) > 3 else ""
             why = f"{', '.join(shown)}{more} stay{'s' if len(stays) == 1 else ''}"
-        hint = "name a configured model to let it be evicted, or 'vlmcache rm' it"
+        hint = "name a configured model to let it be evicted"
         return PartlyError(
             f"{size_text(self.missed_by)} short of what was asked for: {why}",
             hint if configured else None,
