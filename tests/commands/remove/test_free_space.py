@@ -20,6 +20,9 @@ from tests.kit.disks import common_folder
 from vlmcache.change import space
 from vlmcache.change.plan import Receipt
 from vlmcache.change.space import FreeSpace, Reclaim, free_bytes, free_words, shared_bytes
+from vlmcache.commands.backup.backup import backup
+from vlmcache.commands.backup.restore import restore
+from vlmcache.commands.move.move import move
 from vlmcache.commands.remove.plan import LINKED_OUTSIDE
 from vlmcache.commands.remove.values import CleanOptions, Removal
 from vlmcache.errors import ExitCode, PartlyError
@@ -232,6 +235,22 @@ def test_a_receipt_has_the_free_bytes_before_and_after(tmp_path: Path) -> None:
     assert removal.receipt is not None
     assert removal.receipt.free_before is not None
     assert removal.receipt.free_after is not None
+
+
+def test_receipts_of_restore_and_move_have_them_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models(tmp_path / "hub", 1000)
+    place = Place(tmp_path)
+    saved = tmp_path / "saved.tar"
+    backup(place.session, str(saved))
+    Disk(monkeypatch, free=GB)
+    restored = restore(Place(tmp_path / "new").session, str(saved)).receipt
+    moved = move(place.session, str(tmp_path / "moved")).receipt
+    nothing = place.clean().receipt
+    for receipt in (restored, moved, nothing):
+        assert receipt is not None
+        assert (receipt.free_before, receipt.free_after) == (GB, GB)
 
 
 @pytest.mark.parametrize(
