@@ -83,10 +83,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "copied-files": (
         "A revision holds copies of files where links are usual, so revisions share no bytes.",
-        (
-            "To save the space, run 'vlmcache rm MODEL' and 'vlmcache pull MODEL' on a filesystem"
-            " with links."
-        ),
+        "Nothing has to be done; a 'vlmcache pull MODEL' on a filesystem with links saves space.",
     ),
     "crashed": (
         "The process that loaded the model ended without an answer.",
@@ -128,7 +125,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "empty-snapshot": (
         "A revision's folder contains no files.",
-        "'vlmcache pull MODEL' fills it, 'vlmcache rm MODEL' removes it.",
+        "'vlmcache pull MODEL' fills it.",
     ),
     "failed": (
         "The command did not do what was asked, for the reason in its message.",
@@ -167,7 +164,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "in-use": (
         "A process is using what was to be removed.",
-        "End that process and run the command again; 'vlmcache rm --force' does not wait for it.",
+        "End that process and run the 'vlmcache' command again.",
     ),
     "internal": (
         "The operating system refused something unexpected, or vlmcache has a defect.",
@@ -294,8 +291,8 @@ CODES: dict[str, tuple[str, str]] = {
     "non-utf8-name": (
         "The name of a file or folder is not valid UTF-8.",
         (
-            "Nothing of the hub writes such names; 'vlmcache rm PATH' removes it if you do not "
-            "need it."
+            "Nothing of the hub writes such names: 'vlmcache status -v' says where it is, and "
+            "it is left alone."
         ),
     ),
     "not-a-member": (
@@ -400,11 +397,11 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "stray-file": (
         "A file in the cache belongs to nothing that vlmcache knows, and is left alone.",
-        "If you do not need it, 'vlmcache rm PATH' removes the file.",
+        "Move the file elsewhere if you need it; 'vlmcache rm PATH --dry-run' shows its size.",
     ),
     "stray-folder": (
         "A folder in the cache belongs to nothing that vlmcache knows, and is left alone.",
-        "If you do not need it, 'vlmcache rm PATH' removes the folder and what is in it.",
+        "Move the folder elsewhere if you need it; 'vlmcache status -v' shows where it is.",
     ),
     "terminated": (
         "A signal ended the command (SIGTERM); everything was left in order.",
@@ -456,8 +453,11 @@ CODES: dict[str, tuple[str, str]] = {
         ),
     ),
     "unreadable-file": (
-        "A file in the cache cannot be read.",
-        "'vlmcache doctor' shows whether permissions or the disk are the cause.",
+        "This user may not read a file in the cache.",
+        (
+            "'vlmcache doctor' shows who owns it; if 'sudo' made it, 'sudo vlmcache doctor --fix "
+            "--cache-dir DIR' gives it back to the owner of the cache."
+        ),
     ),
     "unreadable-folder": (
         "A folder in the cache cannot be read, so what it holds is not counted.",
@@ -506,6 +506,10 @@ CODES: dict[str, tuple[str, str]] = {
     "wrong-link": (
         "A file of a revision links to the content of another file.",
         "'vlmcache verify MODEL --repair' corrects the link.",
+    ),
+    "wrong-owner": (
+        "Something in the cache belongs to another user than the cache does, mostly to root.",
+        "'sudo vlmcache doctor --fix --cache-dir DIR' gives it to the owner of the cache.",
     ),
 }
 """Each code -> what it means, and what to do."""

@@ -21,9 +21,10 @@ __all__ = ["filled"]
 FOLDER = Path(__file__).with_name("documents")
 VARIES = frozenset(
     {
-        "access_times", "allocated", "at", "fill_rate", "filesystem", "free",
-        "freed", "frees", "full_in", "hidden_processes", "inode", "last_modified", "last_used",
-        "mtime_ns", "seconds", "size_on_disk", "stamp", "time", "total",
+        "access_times", "allocated", "at", "contained", "fill_rate", "filesystem", "free",
+        "free_after", "free_before", "freed", "frees", "full_in", "hidden_processes", "inode",
+        "last_modified", "last_used", "mtime_ns", "seconds", "size_on_disk",
+        "stamp", "time", "total",
     }
 )  # fmt: skip
 """Keys whose values depend on the disk, the clock or the machine."""

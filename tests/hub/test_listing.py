@@ -14,6 +14,7 @@ from tests.kit.caches import fingerprint
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import REPO, pull
 from vlmcache.cache import layout
+from vlmcache.cache.case import ignores_case
 from vlmcache.cache.state import TreeFile
 from vlmcache.commands.pull import prepare
 from vlmcache.errors import ExitCode, HostileListingError
@@ -116,5 +117,5 @@ def test_names_that_differ_by_case_only_are_refused_where_the_disk_takes_them_fo
         assert run.problem is not None
         assert run.problem.code == "hostile-listing"
         assert not (tmp_path / "cache").exists()
-    assert not prepare.ignores_case(str(tmp_path / "cache"))
+    assert not ignores_case(str(tmp_path / "cache"))
     assert pull(hub, tmp_path / "cache").problem is None

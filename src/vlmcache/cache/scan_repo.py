@@ -208,6 +208,14 @@ def _read_refs(content: RepoContent, path: str) -> None:
 def _read_ref(content: RepoContent, path: str, name: str) -> None:
     try:
         text = read_bytes(path, REF_LIMIT).decode()
+    except PermissionError as error:
+        content.notes.error(
+            "unreadable-file",
+            path,
+            f"this user may not read the ref: {error.strerror}",
+            units.command("doctor"),
+        )
+        return
     except (OSError, UnicodeDecodeError) as error:
         content.notes.error(
             "unreadable-ref", path, f"the ref cannot be read: {error}", content.pull

@@ -75,7 +75,7 @@ def _read_snapshot(
                     status,
                     content.notes,
                     detail="a folder in the place of a file of the model",
-                    remedy=units.command("rm", entry.path),
+                    remedy="move that folder elsewhere, then pull the model again",
                 )
             elif modes.S_ISDIR(mode):
                 folders += content.notes.tally.add("metadata", status)
@@ -197,7 +197,8 @@ def _odd_link(
             content.notes.error("link-loop", path, f"the link leads in a circle ({name})", remedy)
             return _file(name, "loop", stat)
         detail = f"the link cannot be followed ({name}): {error.strerror or error}"
-        content.notes.error("unreadable-file", path, detail, units.command("doctor"))
+        code = "unreadable-file" if isinstance(error, PermissionError) else "dangling-link"
+        content.notes.error(code, path, detail, units.command("doctor"))
         return _file(name, "unreadable", stat)
     real = os.path.realpath(path)
     blob = content.blobs.get(os.path.basename(real))

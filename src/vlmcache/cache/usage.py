@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
@@ -178,6 +180,54 @@ def find_users(
         {key: tuple(users.values()) for key, users in files.items()},
         {name: tuple(users.values()) for name, users in holders.items()},
         hidden,
+    )
+
+
+_FIRST_NAMESPACE = "pid:[4026531836]"
+"""The PID namespace that Linux begins with: PID_NS_INIT_INO of linux/nsfs.h, 0xEFFFFFFC."""
+UNSEEN_OUTSIDE = "processes outside this container cannot be seen, and may use some of this"
+
+
+def in_container() -> bool:
+    """Return whether other processes of this machine cannot be seen, whoever they belong to.
+
+    That is so in every PID namespace but the first (pid_namespaces(7)).
+    """
+    try:
+        return os.readlink("/proc/self/ns/pid") != _FIRST_NAMESPACE
+    except OSError:
+        return False
+
+
+def open_elsewhere(descriptor: int) -> bool:
+    """Return whether another process has an open file open or mapped, one that is hidden included.
+
+    A write lease is tried and given back at once: Linux grants it only if nobody else has the file
+    open (fcntl(2), F_SETLEASE). Whoever opens the file meanwhile waits, and the signal for us is
+    SIGURG, which is ignored unless a program asks for it; SIGIO would end this process. Where
+    leases cannot be had (another system or filesystem, somebody else's file) the answer is no, and
+    so it is if this process itself has the file open a second time: nothing can be said then.
+    """
+    try:
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except (ImportError, AttributeError):
+        return False
+    except OSError as error:
+        return error.errno == errno.EAGAIN and not _uses_itself(descriptor)
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def _uses_itself(descriptor: int) -> bool:
+    status = os.fstat(descriptor)
+    key = status.st_dev, status.st_ino
+    path = os.readlink(f"/proc/self/fd/{descriptor}")
+    return sum(opened == key for opened in _open_files("/proc/self/fd")) > 1 or any(
+        key == mapped or path == name
+        for mapped, name in _mapped_files("/proc/self/maps", {status.st_ino})
     )
 
 

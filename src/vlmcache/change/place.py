@@ -17,7 +17,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from vlmcache import log, units
+from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.state import TreeFile
@@ -289,7 +289,7 @@ def check_places(paths: Iterable[str]) -> None:
         if os.path.isdir(path) and not os.path.islink(path) and os.listdir(path):
             raise CacheError(
                 f"a folder that holds files is in the place of a file of the model: {path}",
-                units.command("rm", path) + " removes it, if nobody needs it",
+                "move that folder elsewhere, then run this again",
             )
 
 

@@ -126,13 +126,13 @@ class Restore(_OfRepo, frozen=True, tag="restore"):
 
 
 class SetAccess(msgspec.Struct, frozen=True, tag="set-access", tag_field="action"):
-    """Let a folder or file have other permissions, and another group.
+    """Let a folder or file have other permissions, and another group or owner.
 
-    If it has another mode, group, device or inode than the plan says, it changed since.
+    If it has another mode, group, owner, device or inode than the plan says, it changed since.
     """
 
     path: str
-    kind: Literal["folder", "blob", "file"]
+    kind: Literal["folder", "blob", "file", "link"]
     reason: str
     mode: int
     group: int
@@ -142,6 +142,9 @@ class SetAccess(msgspec.Struct, frozen=True, tag="set-access", tag_field="action
     inode: int
     inherit: bool = False
     """Whether what is made in the folder is to be writable by its group too."""
+    owner: int | None = None
+    """The user who is to own it; `None` if the owner stays."""
+    old_owner: int | None = None
 
 
 class Move(_OfRepo, frozen=True, tag="move"):
@@ -268,7 +271,14 @@ class Receipt(msgspec.Struct, frozen=True):
 
     outcomes: tuple[Outcome, ...]
     freed: int = 0
+    """Disk blocks of the files whose last name was removed, as `du` counts them."""
     fetched: int = 0
+    free_before: int | None = None
+    """Bytes free on the cache's filesystem before the first change; `None` if it does not say."""
+    free_after: int | None = None
+    """Bytes free on it after the last change, other writers' changes included."""
+    stopped: str | None = None
+    """Why the rest of the plan was left alone, if it was."""
 
     @property
     def undone(self) -> list[Outcome]:
@@ -327,10 +337,13 @@ def joined(plans: Sequence[Plan]) -> Plan:
 
 def in_use_words(blocked: Sequence[Kept]) -> str:
     """Return who uses what, with process ids and commands."""
-    return "; ".join(f"{kept.repo or kept.path} {_by_whom(kept.processes)}" for kept in blocked)
+    return "; ".join(
+        f"{kept.repo or kept.path} {used_by_words(kept.processes)}" for kept in blocked
+    )
 
 
-def _by_whom(processes: Sequence[Process]) -> str:
+def used_by_words(processes: Sequence[Process]) -> str:
+    """Return by whom something is in use."""
     if not processes:
         return "is being downloaded: a lock of the hub is held"
     users = ", ".join(f"PID {process.pid} ({_short(process.command)})" for process in processes[:3])

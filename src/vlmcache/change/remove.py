@@ -39,6 +39,7 @@ from vlmcache.change.plan import (
     why_refused,
 )
 from vlmcache.change.shared_store import SharedStore
+from vlmcache.change.space import FreeSpace
 from vlmcache.change.tree import Tree
 from vlmcache.errors import VlmcacheError
 
@@ -111,13 +112,15 @@ class RemovalChecks(msgspec.Struct):
                 raise StaleError("its content changed since the plan was made")
 
     def _check_use(self, repo: Repo, commit: str | None) -> None:
-        if self.tree.force or not self.tree.in_use:
+        if self.tree.force:
             return
         for name, users in repo.blob_users().items():
             path = repo.blob_path(name)
             if commit is None or any(user == commit for user, _ in users):
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, StaleError):
                     self.tree.refuse_use(os.stat(path), f"a process uses {path}")
+                    with self.tree.entry(path) as entry:
+                        self.tree.refuse_open(entry)
         for revision in repo.revisions:
             if commit in (None, revision.commit) and any(
                 (file.device, file.inode) in self.tree.in_use for file in revision.files
@@ -368,6 +371,7 @@ def apply_removals(
         in_use: (device, inode) of files that processes use.
         force: remove in spite of locks and uses.
     """
+    space = FreeSpace(cache_dir)
     receipts: list[Receipt] = []
     left = [
         action for action in plan.actions if isinstance(action, Remove | RemoveTree | ReleaseShared)
@@ -406,4 +410,4 @@ def apply_removals(
             with contextlib.suppress(OSError, VlmcacheError):
                 write_moves(place, kept)
     outcomes = (*(outcome for receipt in receipts for outcome in receipt.outcomes), *stay)
-    return Receipt(outcomes, sum(receipt.freed for receipt in receipts))
+    return space.measured(Receipt(outcomes, sum(receipt.freed for receipt in receipts)))

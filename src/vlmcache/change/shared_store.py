@@ -231,6 +231,7 @@ class SharedStore:
                     raise StaleError("a repo links to it by now")
                 return
             self.tree.refuse_use(entry.status)
+            self.tree.refuse_open(entry)
             entry.unlink(attempt)
         with contextlib.suppress(FileNotFoundError):
             self.tree.unlink(path + layout.MANIFEST_SUFFIX, None, attempt)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
+from vlmcache.cache.usage import open_elsewhere
 from vlmcache.change.plan import Attempt, Expected, Outcome, StaleError, TakenError, why_refused
 
 BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_fd
@@ -134,7 +135,31 @@ class Tree:
         """
         with self.entry(path, expected) as entry:
             self.refuse_use(entry.status)
+            self.refuse_open(entry)
             entry.unlink(attempt)
+
+    def refuse_open(self, entry: TreeEntry) -> None:
+        """Make sure that nobody has a file open, those included who cannot be seen from here.
+
+        Raises:
+            TakenError: somebody has, and nothing is forced.
+        """
+        if self.force or entry.folder is None or not modes.S_ISREG(entry.status.st_mode):
+            return
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            descriptor = os.open(entry.name, flags, dir_fd=entry.folder)
+        except BlockingIOError:
+            in_use = True  # another process has a lease of it
+        except OSError:
+            in_use = False  # what may not be opened shows nothing
+        else:
+            try:
+                in_use = open_elsewhere(descriptor)
+            finally:
+                os.close(descriptor)
+        if in_use:
+            raise TakenError(f"a process that cannot be seen from here has it open: {entry.path}")
 
     def remove_folder(self, path: str, attempt: Attempt) -> None:
         """Remove an empty folder.

@@ -211,7 +211,7 @@ class WasteSelection(msgspec.Struct):
                 # Such as a link to a folder on another disk, with all that the repo has.
                 why = REPLACED
             elif not stray.leftover:
-                why = "not the hub's: 'vlmcache rm PATH' removes it"
+                why = "not the hub's"
             elif (
                 not is_young(stray.mtime_ns, self.facts.now)
                 or os.path.basename(stray.path) == layout.LEFTOVERS

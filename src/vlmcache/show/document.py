@@ -11,7 +11,7 @@ import msgspec
 
 from vlmcache.cache.state import Finding
 from vlmcache.errors import ExitCode, VlmcacheError
-from vlmcache.show.text import encodable
+from vlmcache.show.text import encodable, printable_json
 
 
 class ErrorEntry(msgspec.Struct, frozen=True):
@@ -61,8 +61,8 @@ def document(
     content.setdefault("findings", [])
     content["errors"] = msgspec.to_builtins(errors)
     if line:
-        return _encode({"schema": content["schema"], "kind": "error"} | content).decode()
-    return msgspec.json.format(_encode(content), indent=2).decode()
+        return _encoded({"schema": content["schema"], "kind": "error"} | content)
+    return _encoded(content, indent=2)
 
 
 def stream_line(command: str, value: msgspec.Struct, *, at: datetime | None = None) -> str:
@@ -76,14 +76,15 @@ def stream_line(command: str, value: msgspec.Struct, *, at: datetime | None = No
     content: dict[str, Any] = {"schema": f"vlmcache.{command}/1"}
     if at is not None:
         content["at"] = at
-    return _encode(content | msgspec.to_builtins(value)).decode()
+    return _encoded(content | msgspec.to_builtins(value))
 
 
-def _encode(content: dict[str, Any]) -> bytes:
+def _encoded(content: dict[str, Any], indent: int = -1) -> str:
     try:
-        return msgspec.json.encode(content)
+        text = msgspec.json.encode(content)
     except UnicodeEncodeError:
-        return msgspec.json.encode(encodable(content))
+        text = msgspec.json.encode(encodable(content))
+    return printable_json(msgspec.json.format(text, indent=indent).decode())
 
 
 def schema_of(command: str, value: type[msgspec.Struct]) -> dict[str, Any]:

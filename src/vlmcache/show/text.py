@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -16,20 +18,43 @@ def printable(text: str) -> str:
 
     Control characters, direction marks, separators other than a blank, and bytes that are no UTF-8.
     """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(map(_printable_character, text))
+    return _escaped(text, _terminal_escape)
 
 
-def _printable_character(character: str) -> str:
-    if character.isprintable() and unicodedata.category(character)[0] != "C":
-        return character
+def printable_json(text: str) -> str:
+    """Return JSON with the same characters escaped in its strings; its values are the same."""
+    return "\n".join(_escaped(line, _json_escape) for line in text.split("\n"))
+
+
+_UNUSUAL = re.compile(r"[^ -~]+")
+"""What is not printable ASCII."""
+
+
+def _escaped(text: str, escape: Callable[[str], str]) -> str:
+    return _UNUSUAL.sub(
+        lambda run: "".join(
+            character
+            if character.isprintable() and unicodedata.category(character)[0] != "C"
+            else escape(character)
+            for character in run[0]
+        ),
+        text,
+    )
+
+
+def _terminal_escape(character: str) -> str:
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:  # how Python carries a byte that is no UTF-8
         return f"\\x{number - 0xDC00:02x}"
     if number < 0x100:
         return f"\\x{number:02x}"
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def _json_escape(character: str) -> str:
+    """Return the escape of RFC 8259: of what is beyond 16 bits, a pair of surrogates."""
+    units = character.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))
 
 
 def encodable(value: Any) -> Any:

@@ -243,7 +243,7 @@ def test_a_folder_in_the_place_of_a_link_goes_only_if_it_is_empty(
         return
     assert error is not None
     assert error.message.endswith(f"in the place of a file of the model: {pointer}")
-    assert error.hint == f"vlmcache rm {pointer} removes it, if nobody needs it"
+    assert error.hint == "move that folder elsewhere, then run this again"
     assert (pointer / "mine.txt").read_text() == "somebody's"
     if by == "repair":
         assert fingerprint(cache) == before
@@ -253,5 +253,5 @@ def test_a_folder_in_the_place_of_a_link_goes_only_if_it_is_empty(
     found = scan(cache)
     assert [
         (one.path, one.remedy) for one in found.all_findings() if one.code == "stray-folder"
-    ] == [(str(pointer), f"vlmcache rm {pointer}")]
+    ] == [(str(pointer), "move that folder elsewhere, then pull the model again")]
     assert find_targets(found, config(), [str(pointer)])[0].stray is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import threading
 from datetime import datetime, timezone
 from pathlib import Path
@@ -182,6 +183,102 @@ def test_metrics_are_answered_and_nothing_else_is() -> None:
             metrics.endpoint(exposition, "127.0.0.1", port),
         ):
             pass
+
+
+def talk(url: str, request: bytes) -> bytes:
+    """Return all that is answered to bytes as they are."""
+    host, port = url.split("/")[2].rsplit(":", 1)
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=10) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def status_of(url: str, *lines: str) -> int:
+    answer = talk(url, "".join(f"{line}\r\n" for line in (*lines, "")).encode())
+    return int(answer.split()[1])
+
+
+NAMES = {
+    "127.0.0.1": {
+        "127.0.0.1": 200,
+        "127.0.0.1:9400": 200,
+        "LocalHost:1": 200,
+        "localhost.": 200,
+        socket.gethostname(): 200,
+        "evil.example": 421,
+        "127.0.0.1.evil.example:9400": 421,
+        "localhost.evil.example": 421,
+        "10.0.0.1": 421,
+        "[::1]": 421,
+        "": 421,
+    },
+    "localhost": {"localhost": 200, "evil.example": 421},
+    "0.0.0.0": {"192.0.2.7:9400": 200, "evil.example": 421},
+}
+"""Address that is listened on -> what a Host header holds, and the status of the answer."""
+
+
+@pytest.mark.parametrize("listened_on", NAMES)
+def test_only_who_names_what_it_listens_on_is_answered(listened_on: str) -> None:
+    exposition = metrics.Exposition()
+    exposition.update(a_look())
+    with metrics.endpoint(exposition, listened_on, 0) as url:
+        url = url.replace("0.0.0.0", "127.0.0.1")
+        for host, status in NAMES[listened_on].items():
+            assert status_of(url, "GET /metrics HTTP/1.1", f"Host: {host}") == status, host
+
+
+def test_odd_heads_of_requests_are_refused() -> None:
+    exposition = metrics.Exposition()
+    exposition.update(a_look())
+    with metrics.endpoint(exposition, "127.0.0.1", 0) as url:
+        first, host = "GET /metrics HTTP/1.1", "Host: localhost"
+        assert status_of(url, "GET /metrics HTTP/1.0") == 200
+        assert status_of(url, first) == 400
+        assert status_of(url, first, host, "Host: evil.example") == 400
+        assert status_of(url, first, host, f"X: {'x' * metrics.HEAD_LIMIT}") == 431
+
+
+def test_a_client_that_sends_drop_by_drop_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics._Handler, "timeout", 0.2)
+    with (
+        metrics.endpoint(metrics.Exposition(), "127.0.0.1", 0) as url,
+        socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0]))) as slow,
+    ):
+        slow.settimeout(0.05)
+        for _ in range(10_000):
+            try:
+                slow.sendall(b"x")
+                if slow.recv(1) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        else:
+            pytest.fail("it was listened to for ever")
+
+
+def test_more_connections_than_are_answered_at_a_time_are_closed_and_room_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exposition = metrics.Exposition()
+    exposition.update(a_look())
+    monkeypatch.setattr(metrics, "CONNECTIONS", 2)
+    with metrics.endpoint(exposition, "127.0.0.1", 0) as url:
+        address = "127.0.0.1", int(url.split(":")[2].split("/")[0])
+        idle = [socket.create_connection(address) for _ in range(2)]
+        with socket.create_connection(address, timeout=10) as third:
+            assert third.recv(1) == b""
+        for connection in idle:
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert b"200" in connection.recv(4096)
+            while connection.recv(4096):
+                pass
+            connection.close()
+        # A slot is free an instant after its connection was closed.
+        answers = (talk(url, b"GET /metrics HTTP/1.0\r\n\r\n") for _ in range(10_000))
+        assert b"200" in next(filter(None, answers))
 
 
 def test_the_metrics_of_a_real_cache_are_read(tmp_path: Path) -> None:

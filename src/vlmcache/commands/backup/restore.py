@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -11,11 +12,13 @@ from functools import partial
 from typing import IO, NamedTuple
 
 from vlmcache.cache import layout
+from vlmcache.cache.case import paths_of, refuse_clash
 from vlmcache.cache.hashing import BLOCK, Check, hash_all
 from vlmcache.cache.reading import open_quietly, read_bytes
 from vlmcache.cache.scan import scan
 from vlmcache.change import place as change_place
 from vlmcache.change.plan import Action, Kept, Outcome, Plan, Receipt, Restore, WriteRef
+from vlmcache.change.space import FreeSpace
 from vlmcache.commands.backup import places, tar
 from vlmcache.commands.backup.arrivals import Arrivals
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, names_of, narrowed, select_repos
@@ -58,6 +61,7 @@ def restore(
         progress: shows the progress.
 
     Raises:
+        CacheError: names in it differ only by case, and the cache's filesystem ignores that.
         BackupError: it is not a backup, or a damaged or hostile one. Blobs that were complete
             before that was found stay; no ref leads to anything that is missing.
         PlaceError: the source cannot be reached or read.
@@ -68,11 +72,18 @@ def restore(
     begun = time.monotonic()
     options, progress = options or RestoreOptions(), progress or Progress()
     with _opened(source, session.config, names) as saved:
+        refuse_clash(
+            itertools.chain.from_iterable(
+                paths_of(repo.folder, repo.snapshots, repo.refs) for repo in saved.repos
+            ),
+            session.cache.dir,
+        )
         plan = _plan(session.cache.dir, saved.repos, overwrite=options.overwrite)
         receipt = None
         if not options.dry_run:
             change_place.check_room(session.cache.dir, plan.needs, MAKE_ROOM)
-            receipt = Restorer(session.cache.dir, saved, plan, progress).run()
+            space = FreeSpace(session.cache.dir)
+            receipt = space.measured(Restorer(session.cache.dir, saved, plan, progress).run())
     actions = [action for action in plan.actions if isinstance(action, Restore)]
     blobs = [blob for repo in saved.repos for blob in repo.blobs.values()]
     size = sum(blob.size for blob in blobs)

@@ -131,7 +131,8 @@ class Restored(Report, frozen=True):
         for kept in self.plan.kept:
             more = and_more(len(self.plan.kept) - 1)
             return PartlyError(
-                f"{kept.reason}: {kept.path}{more}", "--overwrite replaces it with the backup's"
+                f"{kept.reason}: {kept.path}{more}",
+                "--overwrite lets it name the backup's; the files of both stay",
             )
         return None
 

@@ -23,7 +23,7 @@ from vlmcache.commands.doctor.checks import (
     check_versions,
     finding,
 )
-from vlmcache.commands.doctor.sharing import check_sharing
+from vlmcache.commands.doctor.sharing import check_owners, check_sharing
 from vlmcache.commands.doctor.values import Device, Diagnosis, Filesystem, Offline, PathFact
 from vlmcache.commands.status.recommend import what_frees
 from vlmcache.commands.status.status import status
@@ -91,6 +91,7 @@ def diagnose(
     advised = Advice(session)
     findings += check_filesystem(filesystem, location.dir, config, what_frees(steps, advised))
     findings += check_permissions(location.dir)
+    findings += check_owners(location.dir)
     findings += check_versions(versions)
     if seen is not None:
         findings += check_cache(seen)

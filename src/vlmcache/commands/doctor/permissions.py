@@ -1,6 +1,6 @@
 """Permissions of a cache that users share, or that is one user's own: facts, plan, execution.
 
-The only code that changes modes and groups.
+The only code that changes modes, groups and owners.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from vlmcache.cache import layout
+from vlmcache.cache.owners import owner_name
 from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, SetAccess, StaleError
 
-EntryKind = Literal["folder", "blob", "file"]
-"""blob: content that is written once. file: a ref, lock, listing, partial or manifest."""
+EntryKind = Literal["folder", "blob", "file", "link"]
+"""blob: content that is written once. file: a ref, lock, listing, partial or manifest. link: in a
+repo, of which only the owner is of interest."""
 
 _DEFAULT_ACL = "system.posix_acl_default"
 # A header with the version, then tag, permissions and id of each entry: linux/posix_acl_xattr.h.
@@ -46,7 +48,7 @@ class AccessEntry(NamedTuple):
 def entries(cache_dir: str) -> Iterator[AccessEntry | Kept]:
     """Yield all entries of a hub cache, folders before what they hold. Links are not followed.
 
-    What is not the hub's is kept as it is, and so are links.
+    What is not the hub's is kept as it is, and so are links in the place of a repo.
 
     Args:
         cache_dir: the hub cache, an absolute path.
@@ -66,6 +68,8 @@ def entries(cache_dir: str) -> Iterator[AccessEntry | Kept]:
                     if depth == 0:
                         reason = "a link: the place that it leads to has to be shared there"
                         yield Kept(entry.path, None, reason)
+                    elif _BY_HANDLE:
+                        yield AccessEntry(entry.path, "link", entry.stat(follow_symlinks=False))
                 elif entry.is_dir(follow_symlinks=False):
                     pending.append((entry.path, depth + 1))
                 elif entry.is_file(follow_symlinks=False):
@@ -151,7 +155,7 @@ def plan_access(entries: Iterable[AccessEntry | Kept], group: int | None) -> Pla
 
     Shared: everything is the group's; folders can be written by it and hand the group on; blobs can
     be read, and refs, locks, listings and partials written by it. Both: the owner can read and
-    write, and not every user of the machine can write.
+    write, not every user of the machine can write, and the owner of the cache has what is `astray`.
 
     Args:
         entries: the entries of the cache.
@@ -165,7 +169,7 @@ def plan_access(entries: Iterable[AccessEntry | Kept], group: int | None) -> Pla
     kept = [entry for entry in seen if isinstance(entry, Kept)]
     actions: list[SetAccess] = []
     for entry in listed:
-        action = _action(entry, group)
+        action = _action(entry, group, listed[0].status)
         if action is None:
             continue
         if entry.kind != "folder" and entry.status.st_nlink > names[action.device, action.inode]:
@@ -176,16 +180,38 @@ def plan_access(entries: Iterable[AccessEntry | Kept], group: int | None) -> Pla
     return Plan(tuple(actions), kept=tuple(kept))
 
 
-def _action(entry: AccessEntry, group: int | None) -> SetAccess | None:
-    wanted = {"folder": 0o700, "blob": 0o400, "file": 0o600}[entry.kind]
+def astray(entry: AccessEntry, top: os.stat_result, *, shared: bool = False) -> bool:
+    """Return whether an entry belongs to another user than it should: that of the cache's folder.
+
+    In a shared cache each user owns what they have added; what root has made belongs to nobody who
+    uses it.
+
+    Args:
+        entry: of the cache.
+        top: the cache's folder.
+        shared: whether others share the cache, even if its mode does not say so.
+    """
+    owner = entry.status.st_uid
+    shared = shared or bool(top.st_mode & 0o022)
+    return owner != top.st_uid and (owner == 0 or not shared)
+
+
+def _action(entry: AccessEntry, group: int | None, top: os.stat_result) -> SetAccess | None:
+    wanted = {"folder": 0o700, "blob": 0o400, "file": 0o600, "link": 0}[entry.kind]
     inherit = False
     if group is not None:
-        wanted |= {"folder": modes.S_ISGID | 0o070, "blob": 0o040, "file": 0o060}[entry.kind]
+        shared_modes = {"folder": modes.S_ISGID | 0o070, "blob": 0o040, "file": 0o060, "link": 0}
+        wanted |= shared_modes[entry.kind]
         inherit = entry.kind == "folder" and entry.inherits is False
     old_mode, old_group = modes.S_IMODE(entry.status.st_mode), entry.status.st_gid
-    mode = (old_mode | wanted) & ~_OTHERS_WRITE
-    new_group = old_group if group is None else group
+    mode = old_mode if entry.kind == "link" else (old_mode | wanted) & ~_OTHERS_WRITE
+    old_owner, owner = entry.status.st_uid, entry.status.st_uid
+    new_group = old_group if group is None or entry.kind == "link" else group
+    if astray(entry, top, shared=group is not None):
+        owner = top.st_uid
+        new_group = top.st_gid if group is None else group
     reasons = {
+        f"owner {owner_name(old_owner)} to {owner_name(owner)}": owner != old_owner,
         "group": new_group != old_group,
         f"mode {old_mode:o} to {mode:o}": mode != old_mode,
         "default ACL": inherit,
@@ -203,6 +229,8 @@ def _action(entry: AccessEntry, group: int | None) -> SetAccess | None:
         entry.status.st_dev,
         entry.status.st_ino,
         inherit,
+        owner if owner != old_owner else None,
+        old_owner,
     )
 
 
@@ -261,12 +289,14 @@ def _set(descriptor: int, action: SetAccess) -> None:
         (facts.st_dev, facts.st_ino) != (action.device, action.inode)
         or modes.S_IMODE(facts.st_mode) != action.old_mode
         or facts.st_gid != action.old_group
+        or action.old_owner not in (None, facts.st_uid)
     ):
         raise StaleError(f"it changed since the plan was made: {action.path}")
     # Such a handle is changed through its place in /proc (open(2), O_PATH).
     place = f"/proc/self/fd/{descriptor}" if _BY_HANDLE else descriptor
-    if action.group != facts.st_gid:
-        os.chown(place, -1, action.group)
+    owner = facts.st_uid if action.owner is None else action.owner
+    if (action.group, owner) != (facts.st_gid, facts.st_uid):
+        os.chown(place, owner, action.group)
     # After the group, since a change of owners can take bits of the mode away (chown(2)).
     if modes.S_IMODE(os.fstat(descriptor).st_mode) != action.mode:
         os.chmod(place, action.mode)

@@ -8,12 +8,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlmcache.cache.owners import fix_owners, owner_name
 from vlmcache.cache.state import Finding
-from vlmcache.change.plan import Plan, Receipt
+from vlmcache.change.plan import Plan, Receipt, SetAccess
 from vlmcache.commands.doctor.checks import finding, those_that_hold
-from vlmcache.commands.doctor.permissions import entries, inherits, plan_access, set_access
+from vlmcache.commands.doctor.permissions import (
+    AccessEntry,
+    astray,
+    entries,
+    inherits,
+    plan_access,
+    set_access,
+)
 from vlmcache.commands.doctor.values import Access, Sharing
 from vlmcache.errors import UsageError
+from vlmcache.units import and_more
 
 _ROUNDS = 16
 """How often folders are read again that could not be entered before."""
@@ -44,7 +53,7 @@ def check_sharing(cache_dir: str, group: str | None, *, fix: bool) -> Access:
     findings = [] if sharing is None else _sharing_findings(root, sharing)
     left = len(plan.actions if receipt is None else receipt.undone)
     if left:
-        findings.insert(0, _open_finding(root, left, sharing, fixed=fix))
+        findings.insert(0, _open_finding(root, left, plan, sharing, fixed=fix))
     return Access(sharing, plan, receipt, tuple(findings))
 
 
@@ -60,6 +69,21 @@ def _fix(root: str, gid: int | None, plan: Plan) -> tuple[Plan, Receipt]:
             break
         receipt = Receipt(receipt.outcomes + set_access(Plan(new), root).outcomes)
     return plan, receipt
+
+
+def check_owners(cache_dir: str) -> Iterator[Finding]:
+    """Yield what of a cache belongs to another user than it should, `sudo` having made it."""
+    root = os.path.abspath(cache_dir)
+    listed = [entry for entry in entries(root) if isinstance(entry, AccessEntry)]
+    lost = [entry for entry in listed if astray(entry, listed[0].status)]
+    if lost:
+        owners = sorted({owner_name(entry.status.st_uid) for entry in lost})
+        belongs = "entry belongs" if len(lost) == 1 else "entries belong"
+        detail = (
+            f"{len(lost)} {belongs} to {', '.join(owners)}, and the cache to "
+            f"{owner_name(listed[0].status.st_uid)}: {lost[0].path}{and_more(len(lost) - 1)}"
+        )
+        yield finding("wrong-owner", "warning", lost[0].path, detail, fix_owners(root))
 
 
 def _sharing(name: str) -> Sharing:
@@ -157,11 +181,17 @@ def _closed_above(root: str, gid: int) -> Iterator[str]:
                 yield folder
 
 
-def _open_finding(root: str, count: int, sharing: Sharing | None, *, fixed: bool) -> Finding:
+def _open_finding(
+    root: str, count: int, plan: Plan, sharing: Sharing | None, *, fixed: bool
+) -> Finding:
     entry = "entry has" if count == 1 else "entries have"
     if sharing is None:
         text = f"{count} {entry} permissions that the owner's own cache should not have"
-        return finding("permissions", "error", root, text, "vlmcache doctor --fix")
+        owners = any(
+            isinstance(action, SetAccess) and action.owner is not None for action in plan.actions
+        )
+        remedy = fix_owners(root) if owners else "vlmcache doctor --fix"
+        return finding("permissions", "error", root, text, remedy)
     text = f"{count} {entry} to change before {sharing.group} can share the cache"
     remedy = f"vlmcache doctor --shared {sharing.group} --fix"
     return finding("not-shared", "error", root, text, f"sudo {remedy}" if fixed else remedy)

@@ -31,6 +31,7 @@ from vlmcache.change.plan import (
     stamp,
 )
 from vlmcache.change.remove import execute
+from vlmcache.change.space import FreeSpace
 from vlmcache.commands.move.copy import Copier
 from vlmcache.commands.move.plan import Destination
 from vlmcache.commands.move.values import MovedRepo, MoveReport, repo_row
@@ -142,6 +143,7 @@ class MoveNotes:
 def take_back(value: MoveReport, unfinished: Sequence[str]) -> Receipt:
     """Undo unfinished moves, and return what became of each step."""
     place = value.destination
+    space = FreeSpace(value.cache)
     outcomes: list[Outcome] = []
     for action in value.plan.actions:
         if isinstance(action, PutBack):
@@ -158,7 +160,7 @@ def take_back(value: MoveReport, unfinished: Sequence[str]) -> Receipt:
         noted = read_moves(place)
         write_moves(place, {folder: noted[folder] for folder in noted if folder not in ended})
         Copier(value.cache, place).finish()
-    return Receipt((*outcomes, *receipt.outcomes), receipt.freed)
+    return space.measured(Receipt((*outcomes, *receipt.outcomes), receipt.freed))
 
 
 def repos_in_use(state: CacheState, repos: Sequence[Repo], usage: Usage) -> tuple[Kept, ...]:
@@ -224,6 +226,7 @@ class Mover:
         self.gone: set[str] = set()
         self.copier = Copier(state.dir, destination.path, same_disk=destination.same_disk)
         self.notes = MoveNotes(state.dir, destination.path)
+        self.space = FreeSpace(state.dir)
 
     def run(self) -> MoveReport:
         """Carry the plan out, and return what became of it."""
@@ -246,7 +249,9 @@ class Mover:
         return msgspec.structs.replace(
             self.planned,
             repos=tuple(self.repos),
-            receipt=Receipt(tuple(self.outcomes), self.freed + self.notes.freed),
+            receipt=self.space.measured(
+                Receipt(tuple(self.outcomes), self.freed + self.notes.freed)
+            ),
             copied=self.copier.copied,
         )
 

@@ -21,7 +21,7 @@ from vlmcache.cache.moved import (
 )
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Repo
-from vlmcache.cache.usage import who_uses
+from vlmcache.cache.usage import in_container, who_uses
 from vlmcache.change import place as change_place
 from vlmcache.change.moved_note import write_record
 from vlmcache.change.plan import (
@@ -34,6 +34,7 @@ from vlmcache.change.plan import (
     Receipt,
     RemoveTree,
 )
+from vlmcache.change.space import FreeSpace
 from vlmcache.commands.move.apply import Mover, refusals, repos_in_use, take_back
 from vlmcache.commands.move.plan import plan_move, plan_undo
 from vlmcache.commands.move.survey import (
@@ -106,13 +107,15 @@ def move(
         _planned(state.dir, place, plan, link=options.link),
         in_use=repos_in_use(state, chosen, usage),
         hidden_processes=usage.hidden,
+        contained=in_container(),
         seconds=time.monotonic() - begun,
     )
     change_place.check_room(place, plan.needs, "make room there, or name fewer models")
     if options.dry_run or value.in_use:
         return value
     if not (plan.actions or choice.rest or os.path.lexists(target.staged_at(""))):
-        return msgspec.structs.replace(value, receipt=Receipt(()))
+        nothing = FreeSpace(state.dir).measured(Receipt(()))
+        return msgspec.structs.replace(value, receipt=nothing)
     with _interruption(destination, names), _sole(place):
         value = Mover(state, target, value, choice.rest, progress or Progress()).run()
     return msgspec.structs.replace(value, seconds=time.monotonic() - begun)
@@ -277,6 +280,7 @@ def relink(
         return value
     if ours and confirm is not None and not confirm(value):
         raise UnconfirmedError("not confirmed: nothing was changed")
+    space = FreeSpace(state.dir)
     rows: list[MovedRepo] = []
     outcomes: list[Outcome] = []
     try:
@@ -299,7 +303,10 @@ def relink(
     except OSError as error:
         raise change_place.disk_failure(error, state.dir) from error
     return msgspec.structs.replace(
-        value, repos=tuple(rows), receipt=Receipt(tuple(outcomes)), seconds=time.monotonic() - begun
+        value,
+        repos=tuple(rows),
+        receipt=space.measured(Receipt(tuple(outcomes))),
+        seconds=time.monotonic() - begun,
     )
 
 

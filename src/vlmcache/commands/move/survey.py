@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 
 from vlmcache.cache import layout
+from vlmcache.cache.case import paths_of, refuse_clash
 from vlmcache.cache.completeness import judge_repo
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import MoveRecord, away_error, away_words, leads_back, read_moves
@@ -191,6 +192,7 @@ def check_sources(repos: Sequence[Repo], destination: Destination) -> None:
     """Refuse what would not be the same elsewhere.
 
     Raises:
+        CacheError: names in it differ only by case, and the destination ignores that.
         SourceDamagedError: a repo is damaged.
         UsageError: a repo has links out of the cache, or the destination has a repo of the name.
     """
@@ -211,5 +213,9 @@ def check_sources(repos: Sequence[Repo], destination: Destination) -> None:
             raise UsageError(
                 f"nothing was moved: the destination has {repo.id} already: "
                 f"{destination.place(repo.folder)}",
-                "remove it on one side with 'vlmcache rm', or move to another folder",
+                "move to another folder, or choose other models",
             )
+        snapshots = {
+            revision.commit: [file.name for file in revision.files] for revision in repo.revisions
+        }
+        refuse_clash(paths_of(repo.folder, snapshots, repo.refs), destination.path)

@@ -89,6 +89,8 @@ class MoveReport(Report, frozen=True):
     """What processes use, and who they are; then nothing is moved."""
     hidden_processes: int = 0
     """Processes of other users whose files cannot be seen."""
+    contained: bool = False
+    """Whether processes outside this container cannot be seen either."""
     copied: int = 0
     """Bytes written at the destination."""
     seconds: float = 0.0
@@ -123,7 +125,7 @@ class MoveReport(Report, frozen=True):
             return PartlyError(
                 f"{done}, but {len(undone)} of {len(self.receipt.outcomes)} steps failed: "
                 f"{undone[0].detail or undone[0].path}",
-                "run it again, or remove what is left with 'vlmcache clean'",
+                "run it again",
             )
         return None
 

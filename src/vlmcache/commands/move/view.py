@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlmcache.cache.usage import UNSEEN_OUTSIDE
 from vlmcache.change.plan import Move
+from vlmcache.change.space import free_words
 from vlmcache.commands.move.values import MovedRepo, MoveReport
 from vlmcache.show.console import console
 from vlmcache.show.tables import labelled, plain_table, process_text, show_cache
@@ -61,10 +63,15 @@ def show(
         took = f" in {pace_text(value.copied, value.seconds)}" if value.copied else ""
         text = f"Copied {size_text(value.copied)}{took}, freed {size_text(freed)}."
         out.print(Text(text), soft_wrap=True)
+    less = free_words(value.receipt) if value.receipt is not None else None
+    if less is not None:
+        out.print(labelled("Note", less))
     _show_kept(out, value, verbose=verbose)
     if value.hidden_processes:
         text = f"{counted(value.hidden_processes, 'process')} could not be checked"
         out.print(labelled("Note", f"{text}, and may use some of this"))
+    if value.contained:
+        out.print(labelled("Note", UNSEEN_OUTSIDE))
     if value.repos and not undone and not relinked and not value.in_use:
         _show_setting(out, value)
 

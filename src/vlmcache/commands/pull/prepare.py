@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from vlmcache import log, units
 from vlmcache.cache import layout
+from vlmcache.cache.case import clash, ignores_case
 from vlmcache.cache.completeness import Judgement, is_here, judge, reader
 from vlmcache.cache.model_configs import DECIDING
-from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.scan import repo_finder, scan
@@ -136,17 +136,6 @@ def _problem(order: DownloadOrder, judgement: Judgement) -> VlmcacheError | None
     )
 
 
-def ignores_case(path: str) -> bool:
-    """Return whether the filesystem that a path is on, or would be, takes `a` and `A` for one."""
-    place = nearest_folder(path)
-    while place.swapcase() == place and os.path.dirname(place) != place:
-        place = os.path.dirname(place)
-    try:
-        return place.swapcase() != place and os.path.samefile(place, place.swapcase())
-    except OSError:
-        return False
-
-
 class _Preparation(NamedTuple):
     """One model, before anything is done for it."""
 
@@ -264,10 +253,12 @@ class _Preparation(NamedTuple):
         read = self._reader(commit, files, revision)
         choice = self.selection.choose(model.repo, files, revision, read)
         wanted = choice.wanted
-        if len({name.casefold() for name in wanted}) < len(wanted) and ignores_case(cache_dir):
+        linked = {file.name for file in revision.files} if revision is not None else set()
+        same = clash(wanted | linked)
+        if same is not None and ignores_case(cache_dir):
             raise HostileListingError(
-                f"{model.repo} has files whose names differ only by case, and this filesystem "
-                "holds only one of them",
+                f"{model.repo} has '{same[0]}' and '{same[1]}', which differ only by case, and "
+                "this filesystem holds only one of them",
                 "--exclude one, or name a cache on another filesystem with --cache-dir",
             )
         plan = plan_pull(self.state, model.repo, model.revision, Listing(commit, files), wanted)

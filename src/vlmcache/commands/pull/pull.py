@@ -11,6 +11,7 @@ import msgspec
 
 from vlmcache.cache.scan import scan
 from vlmcache.change.plan import Failure, Outcome, Receipt, joined
+from vlmcache.change.space import FreeSpace
 from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.prepare import check_result, prepare_needed, prepare_pull
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk, without_fetches
@@ -57,8 +58,7 @@ def pull(
         UnknownModelError: a name is neither a key nor a repo id.
         ConfigError: the cache path is not a folder.
     """
-    options = options or PullOptions()
-    progress = progress or Progress()
+    options, progress = options or PullOptions(), progress or Progress()
     models = _models(session, names)
     client = Client(
         session.environment,
@@ -67,6 +67,7 @@ def pull(
         patience=patience,
         note=progress.note,
     )
+    space = FreeSpace(session.cache.dir)
     outcomes: list[Outcome] = []
     rows: list[PulledModel] = []
     errors: list[VlmcacheError] = []
@@ -86,7 +87,8 @@ def pull(
                 shortage = shortage_of(plans)
         # A dry run that would make room is short of nothing.
         if shortage is not None and not (options.dry_run and room):
-            errors.append(shortage.error(_what_helps(session, names, planned, shortage, options)))
+            hint = _stopped(room) or _what_helps(session, names, planned, shortage, options)
+            errors.append(shortage.error(hint))
         too_full = errors[0] if errors else None
         for part in planned:
             if part.order is not None and (options.dry_run or too_full is not None):
@@ -119,10 +121,12 @@ def pull(
         raise
     finally:
         client.stop()
-    receipt = Receipt(
-        tuple(outcomes),
-        sum(outcome.freed for outcome in outcomes),
-        sum(outcome.fetched for outcome in outcomes),
+    receipt = space.measured(
+        Receipt(
+            tuple(outcomes),
+            sum(outcome.freed for outcome in outcomes),
+            sum(outcome.fetched for outcome in outcomes),
+        )
     )
     rows.sort(key=lambda row: row.needed_by is not None)
     report = PullReport(
@@ -272,6 +276,11 @@ def _make_room(
     if options.dry_run or not enough:
         return proposed if enough else None
     return clean(session, wanted, confirm=options.confirm)
+
+
+def _stopped(room: Removal | None) -> str | None:
+    """Return why making room was stopped, if it was."""
+    return room.receipt.stopped if room is not None and room.receipt is not None else None
 
 
 def _what_helps(

@@ -15,10 +15,10 @@ from vlmcache.cache.completeness import judge_revision, needs_of, resolve
 from vlmcache.cache.entries import allocated_bytes, entry_of
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
-from vlmcache.cache.usage import Usage, find_users
+from vlmcache.cache.usage import Usage, content_of, find_users, in_container
 from vlmcache.change.names import Target, find_targets
 from vlmcache.change.needed import UNUSED_AFTER
-from vlmcache.change.plan import Kept, Plan, Receipt, Remove, RemoveTree, joined
+from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, Remove, RemoveTree, joined
 from vlmcache.change.removal_plan import plan_removal, whole_repos
 from vlmcache.change.removals import Key, Protected, expected_of
 from vlmcache.change.waste import Facts
@@ -30,7 +30,7 @@ from vlmcache.commands.remove.facts import (
     moved_repos,
     users_of,
 )
-from vlmcache.commands.remove.plan import plan_cleaning
+from vlmcache.commands.remove.plan import in_steps, plan_cleaning
 from vlmcache.commands.remove.values import (
     CleanOptions,
     Confirm,
@@ -51,6 +51,7 @@ from vlmcache.config import (
     side_caches,
 )
 from vlmcache.errors import ConfigError, UsageError
+from vlmcache.units import counted
 
 
 def clean(
@@ -80,7 +81,8 @@ def clean(
         ConfigError: the cache path is not a folder, or another file on the search path of
             config.yaml cannot be read: models that it names could be evicted.
     """
-    from vlmcache.change.remove import apply_removals  # status plans a cleaning without it
+    from vlmcache.change.remove import apply_removals  # status plans a cleaning without them
+    from vlmcache.change.space import FreeSpace
 
     environment, config, location = session
     options = options or CleanOptions()
@@ -102,20 +104,72 @@ def clean(
         in_use=tuple(kept for kept in plan.kept if kept.processes) + used_caches,
         missed_by=missed,
         hidden_processes=usage.hidden,
+        contained=in_container(),
         side_caches=caches,
         copies=copies_of(environment, state, plan),
         cache=state.dir,
         unknown_use=_unknown_use(config, location, plan),
     )
     if dry_run or not plan.actions:
-        return removal if dry_run else msgspec.structs.replace(removal, receipt=Receipt(()))
+        nothing = FreeSpace(state.dir).measured(Receipt(()))
+        return removal if dry_run else msgspec.structs.replace(removal, receipt=nothing)
     ask(removal, confirm)
     if confirm is not None:
         usage = users_of(state)
     places = set(moved_repos(state).values())
-    receipt = apply_removals(plan, state.dir, places, in_use=usage.files)
+    if options.free is None:
+        receipt = apply_removals(plan, state.dir, places, in_use=usage.files)
+    else:
+        receipt = _apply_in_steps(known, plan, options.free, places, usage)
     forget(environment, state)
     return msgspec.structs.replace(removal, receipt=receipt)
+
+
+def _apply_in_steps(
+    known: Known, plan: Plan, free: int, places: Collection[str], usage: Usage
+) -> Receipt:
+    """Carry a plan out that is to free a disk, one evicted model after the other.
+
+    Once it shows that the disk gets nothing back, the models that are left stay.
+    """
+    from vlmcache.change.remove import apply_removals
+    from vlmcache.change.space import FreeSpace, Reclaim
+
+    state = known.state
+    space, reclaim = FreeSpace(state.dir), Reclaim(state.dir, free)
+    steps = in_steps(plan, state.dir, known.used)
+    inside = state.dir.rstrip(os.sep) + os.sep
+    outcomes: list[Outcome] = []
+    freed, stopped = 0, None
+    for number, step in enumerate(steps, 1):
+        reclaim.expect(_removed_content(state, step))
+        receipt = apply_removals(step, state.dir, places, in_use=usage.files)
+        outcomes += receipt.outcomes
+        freed += receipt.freed
+        here = (outcome.freed for outcome in receipt.outcomes if outcome.path.startswith(inside))
+        stopped = reclaim.why_stop(sum(here)) if number < len(steps) else None
+        if stopped is not None:
+            stopped += f"; {counted(len(steps) - number, 'model')} of the plan stayed"
+            break
+    return space.measured(Receipt(tuple(outcomes), freed, stopped=stopped))
+
+
+def _removed_content(state: CacheState, plan: Plan) -> dict[tuple[int, int], str]:
+    """Return (device, inode) -> path of the files with content that a plan removes."""
+    removals = [action for action in plan.actions if isinstance(action, Remove | RemoveTree)]
+    repos, complete = {action.repo for action in removals}, whole_repos(plan)
+    inodes = {
+        action.expected.inode
+        for action in removals
+        if action.kind == "blob" and action.expected is not None
+    }
+    return {
+        key: path
+        for repo in state.repos
+        if repo.id in repos and repo.linked_to is None
+        for key, path in content_of(state, repo)
+        if repo.folder in complete or key[1] in inodes
+    }
 
 
 def _unknown_use(config: Config, location: CacheLocation, plan: Plan) -> UnknownUse | None:

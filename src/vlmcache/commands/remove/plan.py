@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
@@ -10,14 +12,17 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.entries import STALE_AFTER, is_stale
 from vlmcache.cache.moved import away_words
-from vlmcache.cache.state import CacheState
-from vlmcache.cache.usage import Process
+from vlmcache.cache.state import Blob, CacheState, File, Repo, Revision
+from vlmcache.cache.usage import LastUse, Process
 from vlmcache.change.needed import FOREIGN, UNUSED_AFTER, foreign_files, is_young, unsure
-from vlmcache.change.plan import Kept, Plan
+from vlmcache.change.plan import Action, Kept, Plan, ReleaseShared
 from vlmcache.change.removal_plan import plan_of
 from vlmcache.change.removals import Key, Protected, Removals
 from vlmcache.change.waste import Facts, WasteSelection, busy_repos, kept_in_use, writers
 from vlmcache.commands.remove.values import CleanOptions
+
+_EVICTED = "least recently used"
+LINKED_OUTSIDE = "hard links outside the cache keep its bytes: removing it would free nothing"
 
 
 def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tuple[Plan, int]:
@@ -44,6 +49,7 @@ def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tup
         for repo in state.repos
         if repo.folder in busy or any(not is_stale(partial, now) for partial in repo.partials)
     }
+    hard_linked = Protected() if options.free is None else _with_links_outside(state)
     candidates = _candidates(state, chosen, facts, active)
     rest = _Rest(state, facts, max(options.older_than or 0, STALE_AFTER))
     if options.older_than is not None:
@@ -52,7 +58,9 @@ def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tup
             if age > options.older_than:
                 chosen.revisions[key] = f"unused for {int(age // 86400)} days{_source(facts, key)}"
         rest.add_to(chosen)
-    candidates = [key for key in candidates if key not in chosen.revisions]
+    candidates = [
+        key for key in candidates if key not in chosen.revisions and hard_linked.why(*key) is None
+    ]
     goal = 0
     if options.max_size is not None:
         goal = max(goal, state.size_on_disk - options.max_size)
@@ -60,7 +68,7 @@ def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tup
         goal = max(goal, options.free - facts.free_now)
     plan = _evict(chosen, candidates, goal, rest)
     if goal > plan.frees:
-        plan = _with_protected(state, plan, (facts.pinned, facts.kept, foreign))
+        plan = _with_protected(state, plan, (facts.pinned, facts.kept, foreign, hard_linked))
     elif options.older_than is not None:
         plan = _with_protected(state, plan, (foreign,))
     old = [
@@ -102,6 +110,72 @@ def _with_foreign_files(state: CacheState) -> Protected:
     )
 
 
+def _with_links_outside(state: CacheState) -> Protected:
+    """Return the revisions of which most bytes stay on the disk after a removal."""
+    names = Counter(
+        (entry.device, entry.inode) for repo in state.repos for entry in _contents(repo)
+    )
+    kept: dict[Key, str] = {}
+    for repo in state.repos:
+        for revision in repo.revisions:
+            contents = _contents(repo, revision)
+            held = sum(
+                entry.allocated
+                for entry in contents
+                if entry.links > names[entry.device, entry.inode]
+            )
+            if 2 * held > sum(entry.allocated for entry in contents):
+                kept[repo.folder, revision.commit] = LINKED_OUTSIDE
+    return Protected(kept)
+
+
+def _contents(repo: Repo, revision: Revision | None = None) -> list[Blob | File]:
+    """Return the files that hold the content of a repo, or of one revision."""
+    revisions = repo.revisions if revision is None else (revision,)
+    used = {file.blob for described in revisions for file in described.files}
+    blobs = [
+        blob
+        for name, blob in repo.blobs.items()
+        if not blob.linked and (revision is None or name in used)
+    ]
+    return [*blobs, *(file for described in revisions for file in described.files_of("copy"))]
+
+
+def in_steps(plan: Plan, cache_dir: str, last_used: Mapping[Key, LastUse]) -> list[Plan]:
+    """Return the parts of a plan to carry out one after the other.
+
+    First is all that is removed in any case, then each evicted model, the least recently used
+    first. A shared blob's references are released with the models that they are of.
+    """
+    evicted = {
+        _repo_folder(action.path, cache_dir)
+        for action in plan.actions
+        if action.reason.startswith(_EVICTED) and not isinstance(action, ReleaseShared)
+    }
+    uses: dict[str, float] = {}
+    for (folder, _), use in last_used.items():
+        uses[folder] = min(use.at, uses.get(folder, use.at))
+    order = sorted(evicted, key=lambda folder: (uses.get(folder, 0.0), folder))
+    steps: dict[str, list[Action]] = {folder: [] for folder in ("", *order)}
+    for action in plan.actions:
+        if not isinstance(action, ReleaseShared):
+            folder = _repo_folder(action.path, cache_dir)
+            steps[folder if folder in evicted else ""].append(action)
+            continue
+        of = {reference.partition("/")[0] for reference in action.references}
+        *before, final = [folder for folder in steps if folder in of] or [""]
+        for folder in {*before, *([] if of <= evicted else [""])} - {final}:
+            steps[folder].append(msgspec.structs.replace(action, frees=0, last=False))
+        steps[final].append(action)
+    return [Plan(tuple(actions)) for actions in steps.values()]
+
+
+def _repo_folder(path: str, cache_dir: str) -> str:
+    """Return the name of the repo folder that a path, or that of a lock, belongs to."""
+    parts = os.path.relpath(path, cache_dir).split(os.sep)
+    return parts[1] if parts[0] == layout.LOCKS and len(parts) > 1 else parts[0]
+
+
 class _Rest(msgspec.Struct):
     """What is left of a repo once all its revisions are evicted: loose blobs, partial downloads."""
 
@@ -140,7 +214,7 @@ def _evict(chosen: Removals, candidates: Sequence[Key], goal: int, rest: _Rest) 
     def with_first(count: int) -> Plan:
         more = chosen.copy()
         for key in candidates[:count]:
-            more.revisions[key] = f"least recently used{_source(rest.facts, key)}"
+            more.revisions[key] = f"{_EVICTED}{_source(rest.facts, key)}"
         if count:
             rest.add_to(more)
         return plan_of(rest.state, more)

@@ -9,7 +9,7 @@ import msgspec
 
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
-from vlmcache.cache.usage import Usage, find_users, who_uses
+from vlmcache.cache.usage import Usage, find_users, in_container, who_uses
 from vlmcache.change.names import Target, find_targets
 from vlmcache.change.plan import Kept, joined
 from vlmcache.change.removal_plan import plan_moved, plan_removal
@@ -82,6 +82,7 @@ def remove(
         plan,
         in_use=in_use,
         hidden_processes=usage.hidden,
+        contained=in_container(),
         copies=copies_of(environment, state, plan),
         findings=needed_elsewhere(state, plan),
         cache=state.dir,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TypeAlias
 
 import msgspec
 
+from vlmcache.cache import layout
+from vlmcache.cache.owners import denial
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Kept, Plan, Receipt, Remove, RemoveTree, in_use_words
 from vlmcache.errors import ChangedError, ExitCode, InUseError, PartlyError, VlmcacheError
@@ -99,6 +102,8 @@ class Removal(Report, frozen=True):
     """Bytes that could not be freed of those asked for."""
     hidden_processes: int = 0
     """Processes of other users whose open files cannot be seen."""
+    contained: bool = False
+    """Whether processes outside this container cannot be seen either."""
     side_caches: tuple[SideCache, ...] = ()
     copies: tuple[KeptCopy, ...] = ()
     """Kept quantized copies that are removed with their models. They lie outside the cache, so that
@@ -139,13 +144,18 @@ class Removal(Report, frozen=True):
         if "_problem" in self.__dict__:
             return super().problem
         if self.receipt is not None:
-            return _receipt_problem(self.receipt) or self._shortfall()
+            if self.receipt.stopped is not None:
+                return PartlyError(
+                    self.receipt.stopped, "remove what keeps the space first, then run it again"
+                )
+            return _receipt_problem(self.receipt, self.cache) or self._shortfall()
         kept = {kept.path for kept in self.plan.kept}
         blocked = [used for used in self.in_use if used.path not in kept]
         if not blocked:
             return self._shortfall()
         return InUseError(
-            f"nothing was removed: {in_use_words(blocked)}", "--force removes it nevertheless"
+            f"nothing was removed: {in_use_words(blocked)}",
+            "end that first; --force removes it nevertheless",
         )
 
     def _shortfall(self) -> PartlyError | None:
@@ -158,7 +168,7 @@ class Removal(Report, frozen=True):
             shown = [f"{name} ({reason})" for name, reason in list(stays.items())[:3]]
             more = f" and {len(stays) - 3} more" if len(stays) > 3 else ""
             why = f"{', '.join(shown)}{more} stay{'s' if len(stays) == 1 else ''}"
-        hint = "name a configured model to let it be evicted, or 'vlmcache rm' it"
+        hint = "name a configured model to let it be evicted"
         return PartlyError(
             f"{size_text(self.missed_by)} short of what was asked for: {why}",
             hint if configured else None,
@@ -178,24 +188,31 @@ def ask(removal: Removal, confirm: Confirm | None) -> None:
         raise UnconfirmedError("not confirmed: nothing was removed")
 
 
-def _receipt_problem(receipt: Receipt) -> VlmcacheError | None:
+def _receipt_problem(receipt: Receipt, cache_dir: str) -> VlmcacheError | None:
+    locks = f"{os.sep}{layout.LOCKS}{os.sep}"
     by_result: dict[str, list[str]] = {}
     for outcome in receipt.outcomes:
-        by_result.setdefault(outcome.result, []).append(outcome.detail or outcome.path)
+        # Locks follow what they are of.
+        if locks not in outcome.path or outcome.result == "failed":
+            by_result.setdefault(outcome.result, []).append(outcome.detail or outcome.path)
     done = "done" in by_result or "absent" in by_result or receipt.freed > 0
     failed = by_result.get("failed")
     if failed:
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         words = f"{len(failed)} of {len(receipt.outcomes)} could not be removed: {failed[0]}{more}"
         hint = "'vlmcache doctor' may show why"
+        # The path that was refused, which can be in the leftovers by now.
+        denied = denial(failed[0].partition(": ")[2] or failed[0], cache_dir, to_write=True)
+        if denied is not None:
+            words, hint = f"{words}: {denied.words}", denied.remedy
         return PartlyError(words, hint) if done else RemovalError(words, hint)
+    if "busy" in by_result:
+        words = f"{len(by_result['busy'])} came into use meanwhile and stay: {by_result['busy'][0]}"
+        later = "'vlmcache clean' removes the rest, once that has ended"
+        return PartlyError(words, later) if done else InUseError(words)
     if "stale" in by_result:
         stale = len(by_result["stale"])
         return ChangedError(
             f"the cache changed since the plan was made: {stale} left alone", "run it again"
         )
-    if "busy" in by_result:
-        words = f"{len(by_result['busy'])} came into use meanwhile and stay: {by_result['busy'][0]}"
-        later = "'vlmcache clean' removes the rest, once that has ended"
-        return PartlyError(words, later) if done else InUseError(words)
     return None

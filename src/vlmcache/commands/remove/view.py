@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmcache.cache.layout import parse_repo_folder
+from vlmcache.cache.usage import UNSEEN_OUTSIDE
 from vlmcache.change.plan import (
     Action,
     Kept,
@@ -22,6 +23,7 @@ from vlmcache.change.plan import (
     RemoveTree,
     in_use_words,
 )
+from vlmcache.change.space import free_words
 from vlmcache.commands.remove.values import Removal
 from vlmcache.show.console import console
 from vlmcache.show.tables import SEVERITY_COLORS, labelled, process_text, show_cache
@@ -113,6 +115,8 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
         noun = "process" if count == 1 else "processes"
         text = f"{count} {noun} could not be checked, and may use some of this"
         out.print(labelled("Note", text))
+    if removal.contained:
+        out.print(labelled("Note", UNSEEN_OUTSIDE))
 
 
 def _show_warnings(out: Console, removal: Removal) -> None:
@@ -206,8 +210,13 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
         done = sum(outcome.result == "done" for outcome in receipt.outcomes)
         noun = "item" if done == 1 else "items"
         out.print(f"Removed {done} {noun}, freed {size_text(receipt.freed)}.")
+        less = None if receipt.stopped else free_words(receipt)
+        if less is not None:
+            out.print(labelled("Note", less))
     else:
         out.print("Nothing to remove.")
+    if receipt.outcomes and removal.contained and not verbose:
+        out.print(labelled("Note", UNSEEN_OUTSIDE))
     if receipt.outcomes and removal.in_use and not removal.plan.kept:
         text = f"{in_use_words(removal.in_use)}; removed nevertheless"
         out.print(labelled("Forced", printable(text), "yellow"))

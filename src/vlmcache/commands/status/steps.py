@@ -22,6 +22,7 @@ from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.state import CacheState, Finding, Repo
 from vlmcache.cache.usage import Usage, lock_held
 from vlmcache.change.names import Target
+from vlmcache.change.needed import foreign_files
 from vlmcache.change.plan import Fetch, Plan, ReleaseShared, Remove, RemoveTree
 from vlmcache.change.removal_plan import plan_removal
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk
@@ -278,7 +279,7 @@ class Planner:
         )
 
     def evictable(self, pending: Collection[str]) -> Sequence[Evictable]:
-        """Return the models that nobody configured, uses or is fetching.
+        """Return the models that nobody configured, uses or is fetching, and that the hub has.
 
         Those that were not used for 30 days come first, and of these the largest. Those that this
         user cannot change say so.
@@ -296,6 +297,8 @@ class Planner:
                 or not layout.is_repo_id(repo.id)
                 or any(not is_stale(part, state.scanned_at) for part in repo.partials)
                 or usage.of_repo(state, repo) is not None
+                or any(foreign_files(repo, revision) for revision in repo.revisions)
+                or any(not stray.leftover for stray in repo.strays)
             ):
                 continue
             plan = plan_removal(state, [Target(repo.id, repo.folder)])

@@ -26,6 +26,7 @@ from vlmcache.change.plan import (
     joined,
 )
 from vlmcache.change.remove import apply_removals
+from vlmcache.change.space import FreeSpace
 from vlmcache.commands.pull.plan import (
     DownloadOrder,
     FileSelection,
@@ -96,6 +97,7 @@ def repair(
         too_full = isinstance(failure, SpaceError)
         if options.dry_run or too_full or (failure is not None and not work.keep_links()):
             return report.with_problem(failure or work.error)
+        space = FreeSpace(cache_dir)
         outcomes, error = work.carry_out(progress)
     finally:
         client.stop()
@@ -105,10 +107,12 @@ def repair(
     begun = [missing.repo for missing in after.missing if missing.file == "*"]
     remaining = [damage.path for damage in after.damaged]
     remaining += [f"{missing.repo}@{missing.revision}: {missing.file}" for missing in after.missing]
-    receipt = Receipt(
-        tuple(outcomes),
-        sum(outcome.freed for outcome in outcomes),
-        sum(outcome.fetched for outcome in outcomes),
+    receipt = space.measured(
+        Receipt(
+            tuple(outcomes),
+            sum(outcome.freed for outcome in outcomes),
+            sum(outcome.fetched for outcome in outcomes),
+        )
     )
     report = msgspec.structs.replace(report, receipt=receipt, remaining=tuple(remaining))
     return report.with_problem(error or failure or work.error or _left(remaining, begun))

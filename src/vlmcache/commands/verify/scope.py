@@ -13,12 +13,14 @@ from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge_repo, judge_revision
 from vlmcache.cache.hashing import Judged
 from vlmcache.cache.moved import away_error, away_remedy, away_words
+from vlmcache.cache.owners import denial
 from vlmcache.cache.state import UNREADABLE, CacheState, Finding, Repo, Revision
 from vlmcache.cache.weights import read_header
 from vlmcache.change.names import find_targets, names_in
 from vlmcache.commands.verify.values import Damage, Missing, Unverifiable, Verification
 from vlmcache.config import Config, parse_name
 from vlmcache.errors import UnknownModelError, UsageError
+from vlmcache.units import counted
 
 _WEIGHTS = ".safetensors"
 
@@ -234,6 +236,8 @@ def check_headers(scope: Scope, results: Results) -> None:
             code = "unreadable-header"
             try:
                 read_header(path)
+            except PermissionError:
+                continue  # hashing has said so
             except (OSError, ValueError) as error:
                 if content in results.good:
                     detail = f"it is what the Hub has, but {error}"
@@ -260,9 +264,7 @@ def add_findings(scope: Scope, results: Results) -> None:
         is_listing = finding.path in listings
         is_error = is_damaged and finding.severity == "error"
         known = results.damaged.get(finding.path)
-        if (is_error and finding.code == UNREADABLE) or (
-            is_listing and finding.code == "unreadable-file"
-        ):
+        if (is_error or is_listing) and finding.code in (UNREADABLE, "unreadable-file"):
             results.unverifiable.append(Unverifiable(repo.id, finding.path, None, finding.detail))
         elif is_error and known is not None:
             results.damaged[finding.path] = msgspec.structs.replace(
@@ -278,7 +280,10 @@ def add_findings(scope: Scope, results: Results) -> None:
 def add_missing(scope: Scope, results: Results, state: CacheState) -> None:
     """Note what loading needs and what does not exist, or is on a drive that is away."""
     repo, absent = scope.repo, set[str]()
+    shut = [finding.path + os.sep for finding in repo.findings if finding.code == UNREADABLE]
     for revision in scope.revisions:
+        if any(f"{revision.path}{os.sep}".startswith(folder) for folder in shut):
+            continue  # what is in a folder that cannot be read is not known
         names = repo.lost_names(revision.commit) if revision.files else set()
         if scope.commits is not None or revision.refs:
             # In a revision that no ref names, nobody needs what a pattern left out.
@@ -296,8 +301,26 @@ def add_missing(scope: Scope, results: Results, state: CacheState) -> None:
     if repo.away is not None:
         reason = f"{away_words(repo.away, repo.id)}; {away_remedy(repo.away)}"
         results.unverifiable.append(Unverifiable(repo.id, repo.path, None, reason))
-    elif not repo.revisions and judge_repo(repo) != "damaged":
+    elif not (repo.revisions or shut) and judge_repo(repo) != "damaged":
         results.missing.append(Missing(repo.id, "main", "*", repo.type))
+
+
+def add_denied(scope: Scope, cache_dir: str, results: Results) -> None:
+    """Say who owns what this user may not read of a repo, and what to type."""
+    repo = scope.repo
+    listings = os.path.dirname(repo.tree_path("any"))
+    paths = [entry.path for entry in results.unverifiable if entry.repo == repo.id]
+    # The hub's library lets only its own user read a listing; everything works without it.
+    paths = [path for path in paths if os.path.dirname(path) != listings]
+    denied = {path: denial(path, cache_dir) for path in paths if not os.access(path, os.R_OK)}
+    reasons = list(filter(None, denied.values()))
+    if reasons:
+        detail = f"{counted(len(reasons), 'place')} cannot be read by you: {reasons[0].words}"
+        results.findings.append(
+            Finding(
+                "unreadable-file", "warning", repo.id, next(iter(denied)), detail, reasons[0].remedy
+            )
+        )
 
 
 def add_not_repairable(repo: Repo, results: Results) -> None:

@@ -7,7 +7,7 @@ import msgspec
 from vlmcache import units
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Plan, Receipt
-from vlmcache.errors import ExitCode, VlmcacheError
+from vlmcache.errors import ExitCode, PartlyError, VlmcacheError
 from vlmcache.report import Report
 
 MAX_AGE = 7 * 86400.0
@@ -117,6 +117,11 @@ class Verification(Report, frozen=True):
             if bad
         ]
         if not counts:
+            denied = [known for known in self.findings if known.code == "unreadable-file"]
+            if denied:
+                return PartlyError(
+                    f"not all could be verified: {denied[0].detail}", denied[0].remedy
+                )
             return None
         repos = self.ids
         return DamageError(

@@ -12,6 +12,7 @@ from vlmcache.cache.state import CacheState
 from vlmcache.commands.verify.scope import (
     Results,
     Subject,
+    add_denied,
     add_findings,
     add_missing,
     add_not_repairable,
@@ -74,6 +75,7 @@ def verify_state(
         add_findings(scope, results)
         add_missing(scope, results, state)
         add_not_repairable(scope.repo, results)
+        add_denied(scope, state.dir, results)
     return results.verification(time.monotonic() - begun)
 
 

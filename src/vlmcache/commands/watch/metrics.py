@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import io
+import ipaddress
 import os
 import socket
 import socketserver
@@ -15,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 
@@ -25,6 +27,10 @@ from vlmcache.commands.watch.values import DownloadState, EventKind, Observation
 from vlmcache.errors import UsageError, VlmcacheError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CONNECTIONS = 16
+"""Requests that are answered at a time."""
+HEAD_LIMIT = 16_384
+"""Bytes of a request's line and headers."""
 Sample = tuple[Mapping[str, str], float | int | None]
 """Labels and value; what has no value now is left out."""
 
@@ -230,6 +236,9 @@ def parse_address(text: str) -> tuple[str, int]:
 def endpoint(exposition: Exposition, host: str, port: int) -> Iterator[str]:
     """Answer `GET /metrics` with the exposition's text at that moment, until the block ends.
 
+    A browser that a foreign page has led here by its own name (DNS rebinding) sends that name, and
+    is not answered. Clients that send slowly, or much, or all at once are cut off.
+
     Args:
         exposition: what to answer with.
         host: the address to listen on.
@@ -244,12 +253,10 @@ def endpoint(exposition: Exposition, host: str, port: int) -> Iterator[str]:
 
     class Handler(_Handler):
         source = exposition
+        listened_on = host
 
-    # http.server's own server would ask the name service for its name.
-    class Server(socketserver.ThreadingTCPServer):
+    class Server(_Server):
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        allow_reuse_address = True
-        daemon_threads = True
 
     try:
         server = Server((host, port), Handler)
@@ -266,14 +273,74 @@ def endpoint(exposition: Exposition, host: str, port: int) -> Iterator[str]:
             server.shutdown()
 
 
+# http.server's own server would ask the name service for its name.
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
+        self.slots = threading.BoundedSemaphore(CONNECTIONS)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, or close what is one connection too many."""
+        if self.slots.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer one request."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that go away: the terminal belongs to the view."""
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     source: Exposition
+    listened_on: str
     timeout = 10.0
+    """Seconds for a request to come, and for its answer to be taken."""
     server_version = "vlmcache"
     sys_version = ""
 
+    def handle(self) -> None:
+        """Answer one request, the head of which is complete in time and short."""
+        ends = time.monotonic() + self.timeout
+        head = b""
+        while b"\r\n\r\n" not in head and len(head) <= HEAD_LIMIT:
+            left = ends - time.monotonic()
+            if left <= 0:
+                return
+            self.connection.settimeout(left)
+            part = self.connection.recv(4096)
+            if not part:
+                return
+            head += part
+        self.connection.settimeout(self.timeout)
+        self.rfile.close()
+        self.rfile = io.BytesIO(head)
+        self.close_connection = True
+        if len(head) > HEAD_LIMIT:
+            self.requestline = self.command = ""
+            self.request_version = "HTTP/1.0"
+            self.send_error(431)
+        else:
+            self.handle_one_request()
+
     def do_GET(self) -> None:
         """Answer with the metrics."""
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) > 1 or (not hosts and self.request_version != "HTTP/1.0"):
+            self.send_error(400, explain="one Host header is expected")
+            return
+        if not all(map(self._is_ours, hosts)):
+            self.send_error(421, explain="no address or name that this listens on")
+            return
         if self.path.partition("?")[0] != "/metrics":
             self.send_error(404, explain="only /metrics exists")
             return
@@ -284,5 +351,28 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def _is_ours(self, host: str) -> bool:
+        """Return whether a Host header names what this listens on, or this machine."""
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        name = name.rstrip(".").lower()
+        if name in ("localhost", self.listened_on.lower(), socket.gethostname().lower()):
+            return True
+        address = _address(name)
+        # Where it listens on all addresses, any may be forwarded to it; none is a foreign name.
+        everywhere = _address(self.listened_on)
+        return address is not None and (
+            (everywhere is not None and everywhere.is_unspecified)
+            or address == _address(self.connection.getsockname()[0])
+        )
+
     def log_message(self, *arguments: object) -> None:
         """Say nothing: the terminal belongs to the view."""
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address that a string is, one of IPv4 within IPv6 as that of IPv4."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

@@ -1,0 +1,64 @@
+"""Who owns what of a cache, and what to type if that keeps this user out."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from vlmcache import units
+
+
+class Denial(NamedTuple):
+    """What keeps this user out."""
+
+    words: str
+    remedy: str
+
+
+def owner_name(uid: int) -> str:
+    """Return a user's name, or the number if there is none."""
+    try:
+        import pwd
+
+        return pwd.getpwuid(uid).pw_name
+    except (ImportError, KeyError):
+        return f"user {uid}"
+
+
+def fix_owners(cache_dir: str) -> str:
+    """Return what gives the cache's owner what root has made; the cache of root's is another."""
+    return "sudo " + units.command("doctor", "--fix", "--cache-dir", cache_dir)
+
+
+def denial(path: str, cache_dir: str, *, to_write: bool = False) -> Denial | None:
+    """Return who owns what keeps this user from an entry of a cache; `None` if nothing does.
+
+    Args:
+        path: the entry.
+        cache_dir: the hub cache.
+        to_write: whether the entry is to be changed or removed, and not only read.
+    """
+    if not hasattr(os, "geteuid") or not os.path.isabs(cache_dir):
+        return None
+    wanted = os.R_OK | (os.W_OK if to_write else 0)
+    place = path
+    while place.startswith(cache_dir) and place != os.path.dirname(place):
+        try:
+            status = os.lstat(place)
+        except OSError:
+            pass  # gone, or below a folder that is closed: that one is named
+        else:
+            # To remove a file is to change its folder; its own mode does not matter.
+            counts = not to_write or os.path.isdir(place)
+            if counts and status.st_uid != os.geteuid() and not os.access(place, wanted):
+                return _denial(place, status.st_uid, cache_dir)
+        place = os.path.dirname(place)
+    return None
+
+
+def _denial(place: str, uid: int, cache_dir: str) -> Denial:
+    owner, top = owner_name(uid), os.stat(cache_dir).st_uid
+    words = f"'{place}' belongs to {owner}, and you are {owner_name(os.geteuid())}"
+    if uid != top:
+        return Denial(words, fix_owners(cache_dir))
+    return Denial(words, f"the cache belongs to {owner}: ask {owner} to do it, or to share it")
