@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlmcache.cache.usage import hidden_words
 from vlmcache.change.plan import Move
 from vlmcache.commands.move.values import MovedRepo, MoveReport
 from vlmcache.show.console import console
@@ -63,8 +64,7 @@ def show(
         out.print(Text(text), soft_wrap=True)
     _show_kept(out, value, verbose=verbose)
     if value.hidden_processes:
-        text = f"{counted(value.hidden_processes, 'process')} could not be checked"
-        out.print(labelled("Note", f"{text}, and may use some of this"))
+        out.print(labelled("Note", hidden_words(value.hidden_processes)))
     if value.repos and not undone and not relinked and not value.in_use:
         _show_setting(out, value)
 
