@@ -332,14 +332,19 @@ class Store:
         Raises:
             PlaceError: the place cannot be written.
         """
-        self._write(f"{REPOS}/{folder}/refs/{_ref_name(ref)}", commit.encode() + b"\n")
+        self._write(_ref_path(folder, ref), commit.encode() + b"\n")
 
 
-def _ref_name(ref: str) -> str:
+def _ref_path(folder: str, ref: str) -> str:
     name = quote(ref, safe="")
     if len(name) > _LONGEST_NAME:
         raise BackupError(f"the ref's name is too long for a store: {ref}")
-    return name
+    return f"{REPOS}/{folder}/refs/{name}"
+
+
+def ref_names(repos: Iterable[SavedRepo]) -> list[str]:
+    """Return where a store keeps the refs of repos: the only names in it that are not our own."""
+    return [_ref_path(repo.folder, ref) for repo in repos for ref in repo.refs]
 
 
 def revisions_of(repo: SavedRepo) -> list[RevisionManifest]:
@@ -348,8 +353,7 @@ def revisions_of(repo: SavedRepo) -> list[RevisionManifest]:
     Raises:
         BackupError: a ref's name cannot be kept.
     """
-    for ref in repo.refs:
-        _ref_name(ref)
+    ref_names([repo])
     stored = {
         name: StoredFile(blob.size, blob.hash, None if name == blob.hash else name)
         for name, blob in repo.blobs.items()
