@@ -24,6 +24,8 @@ from vlmcache.units import short_text, size_text
 
 _CANNOT = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 """Why a filesystem refuses what it does not have; anything else says nothing about it."""
+_NO_SUCH_NAME = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.ENOENT})
+"""Why a filesystem refuses to make a file of some name in a folder that is there."""
 _NO_LINKS_OF_WINDOWS = 1314
 """Windows's error where a user may not make links."""
 _LARGE = 1 << 32
@@ -53,7 +55,7 @@ class Needs(NamedTuple):
     """What is about to be written to a filesystem."""
 
     names: Collection[str] = ()
-    """Paths of files below the folder, with forward slashes."""
+    """Paths of files below the folder, with forward slashes; if there are none, nothing is."""
     largest: int = 0
     """Bytes of the longest file."""
     links: bool = False
@@ -102,7 +104,7 @@ class _Trial:
         try:
             os.close(self.make(name))
         except OSError as error:
-            return not cannot(error) and error.errno not in (errno.ENAMETOOLONG, errno.EILSEQ)
+            return not cannot(error) and error.errno not in _NO_SUCH_NAME
         return self.holds(name)
 
 
@@ -217,6 +219,8 @@ def check_filesystem(folder: str, needs: Needs) -> None:
     Raises:
         CacheError: it does not.
     """
+    if not needs.names:
+        return
     place = nearest_folder(folder)
     if hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY:
         raise _refused(place, "is read-only", "name a folder that can be written")
@@ -252,8 +256,8 @@ def _try(
         first, second = next((mine, its) for mine, its in parts if mine != its)
         trial.takes(first)
         if trial.holds(second):
-            both = f"{short_text(name)} and {short_text(other)}"
-            raise _refused(place, f"takes two files for one: {both}")
+            both = f"{short_text(first)} and {short_text(second)}"
+            raise _refused(place, f"takes two names for one: {both}")
 
 
 def _plain(names: Collection[str]) -> set[str]:

@@ -343,7 +343,7 @@ def _ref_path(folder: str, ref: str) -> str:
 
 
 def ref_names(repos: Iterable[SavedRepo]) -> list[str]:
-    """Return where a store keeps the refs of repos: the only names in it that are not our own."""
+    """Return where a store keeps the refs of repos: the only names in it that others choose."""
     return [_ref_path(repo.folder, ref) for repo in repos for ref in repo.refs]
 
 

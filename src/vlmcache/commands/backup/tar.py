@@ -29,8 +29,9 @@ from vlmcache.units import short_text
 MANIFEST = "vlmcache-backup.json"
 FORMAT = "vlmcache.backup/1"
 _MANIFEST_LIMIT = 256_000_000
-_HEADER_LIMIT = 65_536
-"""Bytes of an extended header: several times the longest name and link."""
+_HEADER_LIMIT = 16_384
+"""Bytes of an extended header: several times the longest name, and not long for tarfile to search.
+"""
 _MOST_EXTENDED = 8
 """Extended headers of one member, each of which tarfile reads within the one before."""
 _EXTENDED = frozenset(

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vlmcache.cache.scan import scan
+from vlmcache.change.abilities import check_filesystem
 from vlmcache.change.plan import Failure, Outcome, Receipt, joined
 from vlmcache.commands.pull.prepare import prepare_pull
-from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk, without_fetches
+from vlmcache.commands.pull.room import (
+    Shortage,
+    find_shortage,
+    needs_of,
+    same_disk,
+    without_fetches,
+)
 from vlmcache.commands.pull.values import (
     PlannedModel,
     PulledModel,
@@ -76,6 +83,7 @@ def pull(
         orders = [part.order for part in planned if part.order is not None]
         plans = [without_fetches(order.plan, fetched) for order in orders]
         joined(plans).log("pull")
+        check_filesystem(session.cache.dir, needs_of(session.cache.dir, plans))
         shortage = shortage_of(plans)
         room = None
         if shortage is not None and options.make_room:
