@@ -38,6 +38,8 @@ BLOBS = "blobs"
 REPOS = "repos"
 _MARKER_LIMIT = 10_000
 _MANIFEST_LIMIT = 64_000_000
+_MANIFESTS_LIMIT = 1_000_000_000
+"""Bytes of all manifests that are read at once."""
 _REF_LIMIT = 100
 _LONGEST_NAME = 240
 """Bytes of a file's name that every filesystem takes, a temporary's ending included."""
@@ -200,12 +202,14 @@ class Store:
             BackupError: one is not what its own name and its folder's say.
         """
         names = {}
+        total = 0
         for match, size in self._files(REPOS, _MANIFEST):
             if match[1] in folders:
                 names[match.string] = match
-                if size > _MANIFEST_LIMIT:
-                    where = f"{self.place.shown}: {match.string}"
-                    raise BackupError(f"too long for a manifest: {where}")
+                total += size
+                if size > _MANIFEST_LIMIT or total > _MANIFESTS_LIMIT:
+                    kind = "a manifest" if size > _MANIFEST_LIMIT else "manifests, with the others"
+                    raise BackupError(f"too long for {kind}: {self.place.shown}: {match.string}")
         manifests: dict[str, RevisionManifest] = {}
 
         def read(name: str) -> None:
