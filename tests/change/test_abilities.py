@@ -84,12 +84,18 @@ def no_links(place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def alike(place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(abilities._Trial, "holds", lambda *_: True)
+    takes = abilities._Trial.takes
+
+    def fold(trial: abilities._Trial, name: str, other: str | None = None) -> bool:
+        same = other is not None and name.casefold() == other.casefold()
+        return takes(trial, name, name if same else None)
+
+    monkeypatch.setattr(abilities._Trial, "takes", fold)
     return "takes two names for one: 'README.md' and 'readme.md'"
 
 
 def no_odd_names(place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(abilities._Trial, "takes", lambda _, name: "?" not in name)
+    monkeypatch.setattr(abilities._Trial, "takes", lambda _, name, *_others: "?" not in name)
     return "has no files with the name 'what[?].json'"
 
 
@@ -128,6 +134,19 @@ def test_a_move_that_the_destination_cannot_hold_copies_nothing(
     assert "\n" not in refused.value.message
     assert refused.value.hint
     assert fingerprint(tmp_path) == before
+
+
+def test_names_that_are_only_similar_are_no_trouble(tmp_path: Path) -> None:
+    names = [
+        "README.md",
+        "readme.md",
+        "n\u00e4he.json",
+        "na\u0308he.json",
+        "Stra\u00dfe",
+        "strasse",
+    ]
+    check_filesystem(str(tmp_path / "new"), Needs([*names, "A/x", "a/x", "a b", "x" * 255]))
+    assert list(tmp_path.glob(".*")) == []
 
 
 @pytest.mark.parametrize("trouble", ["odd names", "long files", "long paths"])

@@ -99,18 +99,24 @@ class _Trial:
         names = self.name("file"), self.name("hard link")
         return _can(lambda: os.link(*names, src_dir_fd=here, dst_dir_fd=here))
 
-    def takes(self, name: str) -> bool:
-        """Return whether a file can have a name; one that is refused for another reason can."""
+    def takes(self, name: str, other: str | None = None) -> bool:
+        """Return whether a file can have a name, and not another one at the same time.
+
+        A name that is refused for a reason of no consequence here can be had.
+        """
         try:
             os.close(self.make(name))
         except OSError as error:
             return not cannot(error) and error.errno not in _NO_SUCH_NAME
-        return self.holds(name)
+        try:
+            return self.holds(name) and not (other is not None and self.holds(other))
+        finally:
+            os.unlink(self.name(name), dir_fd=self.folder)
 
 
 @contextlib.contextmanager
 def _trial(folder: str) -> Iterator[_Trial]:
-    # Its name is a temporary's: the next run knows what a run that was killed has left.
+    # Its name is a temporary's: in a store, what a run that was killed has left is known.
     path = os.path.join(folder, f".trial.{secrets.token_hex(4)}.tmp")
     os.mkdir(path, 0o700)
     try:
@@ -174,13 +180,6 @@ def probe(folder: str) -> Abilities:
     return Abilities()
 
 
-def can_link(folder: str) -> bool:
-    """Return whether symbolic links can be made in a folder; if it cannot be tried, they can."""
-    with contextlib.suppress(OSError), _trial(folder) as trial:
-        return trial.symlinks() is not False
-    return True
-
-
 def _can_lock(descriptor: int) -> bool:
     if sys.platform == "win32":
         return True
@@ -225,13 +224,13 @@ def check_filesystem(folder: str, needs: Needs) -> None:
     if hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY:
         raise _refused(place, "is read-only", "name a folder that can be written")
     pairs = list(_alike(needs.names))
-    odd = sorted({part for name in needs.names for part in name.split("/")} - _plain(needs.names))
-    longest = max(needs.names, key=len, default="")
+    parts = {part for name in needs.names for part in name.split("/")}
+    odd = sorted(part for part in parts if not _PLAIN.fullmatch(part))
+    longest = max(needs.names, key=len)
     if len(os.fsencode(os.path.join(folder, longest))) + _SUFFIX > _LONGEST_PATH:
         raise _refused(place, f"has no path for {short_text(longest)}: it is too long")
     mount = mount_of(place)
-    large = needs.largest >= _LARGE and (mount is None or mount.type not in LOCAL)
-    if large:
+    if needs.largest >= _LARGE and (mount is None or mount.type not in LOCAL):
         with contextlib.suppress(OSError), _file(place) as file:
             if _can(lambda: os.lseek(file, needs.largest, os.SEEK_SET)) is False:
                 longest = f"and the longest has {size_text(needs.largest)}"
@@ -254,14 +253,9 @@ def _try(
     for name, other in pairs:
         parts = zip(name.split("/"), other.split("/"), strict=True)
         first, second = next((mine, its) for mine, its in parts if mine != its)
-        trial.takes(first)
-        if trial.holds(second):
+        if not trial.takes(first, second):
             both = f"{short_text(first)} and {short_text(second)}"
             raise _refused(place, f"takes two names for one: {both}")
-
-
-def _plain(names: Collection[str]) -> set[str]:
-    return {part for name in names for part in name.split("/") if _PLAIN.fullmatch(part)}
 
 
 def _alike(names: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -293,15 +287,17 @@ def check_renames(folder: str, names: Iterable[str]) -> None:
     if mount is None or mount.type != "overlay":
         return
     with contextlib.suppress(OSError), _trial(folder) as trial:
-        # Nothing takes the place of a folder that is not empty, so nothing is renamed.
+        # Nothing takes the place of a folder that is not empty, so nothing is renamed. Should
+        # somebody empty it meanwhile, what was renamed comes back.
         os.close(trial.make("file"))
         for name in names:
+            path = os.path.join(folder, name)
             try:
-                os.rename(os.path.join(folder, name), trial.path)
+                os.rename(path, trial.path)
+                os.rename(trial.path, path)
             except OSError as error:
                 if error.errno == errno.EXDEV:
                     raise CacheError(
-                        f"what an overlay has from a lower layer cannot be moved away: "
-                        f"{os.path.join(folder, name)}",
+                        f"what an overlay has from a lower layer cannot be moved away: {path}",
                         "move it where the layer is made; 'vlmcache backup FOLDER/' copies it",
                     ) from None

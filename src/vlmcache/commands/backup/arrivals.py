@@ -15,7 +15,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.hashing import ContentChangedError, hash_file
 from vlmcache.change import partials
 from vlmcache.change import place as change_place
-from vlmcache.change.abilities import can_link
+from vlmcache.change.abilities import probe
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.hub.locks import blob_lock
@@ -125,7 +125,7 @@ class Arrivals:
         that one snapshot needs once.
         """
         blob, places = self.path(name), list(self._links.get(name, ()))
-        if content != blob and can_link(self.path("")):
+        if content != blob and probe(self.path("")).symlinks is not False:
             change_place.publish(content, blob)
             content = blob
         if content == blob:
