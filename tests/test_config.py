@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -58,6 +59,16 @@ models:
 prompts: [ "Beschreibe das Bild", ~ ]
 logging: {level: INFO, file: ~/log.txt}
 """
+
+LAUGHS = (
+    "{a: &a {x: 0}, "
+    + ", ".join(
+        f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]"
+        for before, after in itertools.pairwise("abcdefghijklmnop")
+    )
+    + "}"
+)
+"""A few hundred bytes of aliases that would be petabytes if they were written out."""
 
 
 def environment(folder: Path, **variables: str) -> Environment:
@@ -169,6 +180,7 @@ def test_the_file_is_searched_in_the_stated_order(tmp_path: Path) -> None:
         ("models:\n  a:\n    repo: org/name\n    revision: a..b/../c\n", 4, "models.a.revision"),
         ("models:\n  a:\n    repo: o/n\n    trust_remote_code: maybe\n", 4, "trust_remote_code"),
         ("models:\n  a:\n    repo: o/n\n    device_map: [7]\n", 4, "device_map"),
+        (f"models:\n  a:\n    repo: o/n\n    device_map: {LAUGHS}\n", 4, "device_map"),
         ("models:\n  a:\n    repo: o/n\n    device_map: !!python/name:os.x\n", 4, "a.device_map"),
         ("models:\n  a:\n    model_path: 7\n", 3, "models.a.model_path"),
         ("vlmcache:\n  min_free: lots\n", 2, "vlmcache.min_free"),

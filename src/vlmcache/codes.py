@@ -280,6 +280,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The hub does not have this repo, or does not show it to you.",
         "Check the spelling; for a private repo log in with 'hf auth login'.",
     ),
+    "no-modes": (
+        "The filesystem keeps no permissions of files, so none can be set.",
+        "Mount it with the options 'uid=', 'gid=' and 'umask=' for those who are to use the cache.",
+    ),
     "no-such-revision": (
         "The repo has no such branch, tag or commit.",
         "Name one that exists with '--revision', or leave it out to use 'main'.",

@@ -370,6 +370,9 @@ def _parse_device_map(value: Any) -> str | dict[str, Any]:
         return {"": value}
     if not isinstance(value, str | dict):
         raise ValueError("must be a string such as auto, or a mapping of modules to devices")
+    # Aliases of YAML could make a small file a mapping that fills all memory once it is written.
+    if isinstance(value, dict) and any(not isinstance(v, str | int) for v in value.values()):
+        raise ValueError("must map each module to a device")
     return value
 
 

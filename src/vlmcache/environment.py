@@ -109,10 +109,13 @@ def read_environment(
         folder: the working folder; that of this process if not given.
 
     Raises:
-        ConfigError: the `.env` exists and cannot be read as text.
+        ConfigError: the `.env` exists and cannot be read as text, or there is no working folder.
     """
     merged = dict(os.environ if variables is None else variables)
-    where = os.getcwd() if folder is None else folder
+    try:
+        where = os.getcwd() if folder is None else folder
+    except FileNotFoundError:
+        raise ConfigError("the working folder was removed", "change to one that exists") from None
     path = os.path.join(where, ".env")
     supplied: set[str] = set()
     ignored: list[str] = []

@@ -36,7 +36,7 @@ def parse_size(text: str) -> int:
         return 0
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise ValueError(f"not a size: {_short(text)} (write 1.5GB, 2GiB or 4096B)")
+        raise ValueError(f"not a size: {short_text(text)} (write 1.5GB, 2GiB or 4096B)")
     number, prefix, binary = match.groups()
     unit = (1024 if binary else 1000) ** _POWERS.index((prefix or "").lower())
     whole, _, digits = number.partition(".")
@@ -47,7 +47,7 @@ def parse_size(text: str) -> int:
     if len(whole) <= _DIGITS:
         size = (2 * int(whole + digits or "0") * unit + scale) // (2 * scale)
     if size >= LARGEST:
-        raise ValueError(f"no disk has that size: {_short(text)}")
+        raise ValueError(f"no disk has that size: {short_text(text)}")
     return size
 
 
@@ -87,14 +87,16 @@ def parse_duration(text: str, units: tuple[str, str] = ("d", "h")) -> float:
         return 0.0
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise ValueError(f"not a duration: {_short(text)} (write 30d, 12h or 90s)")
+        raise ValueError(f"not a duration: {short_text(text)} (write 30d, 12h or 90s)")
     number, unit = match.groups()
     if unit == "M":
         days = int(min(float(number), LONGEST) * 30)
-        raise ValueError(f"{_short(text)}: minutes or months? (write {number[:20]}m or {days}d)")
+        raise ValueError(
+            f"{short_text(text)}: minutes or months? (write {number[:20]}m or {days}d)"
+        )
     seconds = float(number) * _SECONDS[unit.lower()]
     if seconds > LONGEST:
-        raise ValueError(f"longer than a thousand years: {_short(text)}")
+        raise ValueError(f"longer than a thousand years: {short_text(text)}")
     return seconds
 
 
@@ -110,10 +112,11 @@ def _is_zero(text: str, units: tuple[str, str]) -> bool:
     if not number.strip("0."):
         return True
     short = number[:20]
-    raise ValueError(f"{_short(text)} has no unit ({short}{units[0]}? {short}{units[1]}?)")
+    raise ValueError(f"{short_text(text)} has no unit ({short}{units[0]}? {short}{units[1]}?)")
 
 
-def _short(text: str) -> str:
+def short_text(text: str) -> str:
+    """Return the beginning of what comes from outside, in quotes, for a message of one line."""
     return repr(text if len(text) <= 40 else text[:40] + "…")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import struct
+import subprocess
 import tarfile
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -18,14 +20,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kit.caches import CacheBuilder, fingerprint, model_files
+from tests.kit.commands import is_failure, run_here
 from tests.kit.hostile import TEXTS, as_json, examples, mutated, spoiled
 from tests.kit.pulls import config
+from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
+from vlmcache.cache.state import TreeFile
 from vlmcache.cache.weights import read_header, weights_bytes
 from vlmcache.change.names import find_targets
 from vlmcache.commands.backup.backup import backup
+from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, problem_of
 from vlmcache.commands.backup.restore import restore
+from vlmcache.commands.backup.tar import Reader
 from vlmcache.commands.status.filters import parse_filter
 from vlmcache.commands.status.values import RepoStatus
 from vlmcache.config import (
@@ -41,6 +48,7 @@ from vlmcache.config import (
 )
 from vlmcache.errors import ConfigError, ExitCode, VlmcacheError
 from vlmcache.home.copies import list_copies
+from vlmcache.hub.listing import check_names
 from vlmcache.load.report import LoadReport
 from vlmcache.load.saved import compared, read_report
 from vlmcache.show.document import document
@@ -449,3 +457,144 @@ def test_a_backup_is_restored_or_refused_and_leads_nowhere(
     assert [one.name for one in folder.iterdir()] == ["new"]
     for name, entry in fingerprint(folder / "new").items():
         assert entry[0] != "link" or not entry[3].startswith("/"), name
+
+
+def extended(kind: bytes, length: int) -> bytes:
+    """Return an extended header of an archive that says it has a length, and nothing after it."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, length
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def small(kind: bytes, content: bytes) -> bytes:
+    return extended(kind, len(content)) + content + bytes(-len(content) % 512)
+
+
+BOMBS: dict[str, bytes] = {
+    **{
+        f"{name} of {length} bytes": extended(kind, length)
+        for name, kind in (
+            ("a pax header", tarfile.XHDTYPE),
+            ("a pax header for all", tarfile.XGLTYPE),
+            ("a GNU name", tarfile.GNUTYPE_LONGNAME),
+            ("a GNU link", tarfile.GNUTYPE_LONGLINK),
+            ("a header of Solaris", tarfile.SOLARIS_XHDTYPE),
+        )
+        for length in (100_000, 1 << 36)
+    },
+    "5,000 pax headers": small(tarfile.XHDTYPE, b"11 a=bcdef\n") * 5000,
+    "5,000 GNU names": small(tarfile.GNUTYPE_LONGNAME, b"x\0") * 5000,
+    "a pax number of 9,000 digits": small(tarfile.XHDTYPE, b"9" * 9_000 + b" a=b\n"),
+    "a pax header of no letters": small(tarfile.XHDTYPE, b"20 hdrcharset=\xff\xff\xff\n"),
+    "a sparse file": extended(tarfile.GNUTYPE_SPARSE, 0),
+    "a sparse file by pax": small(
+        tarfile.XHDTYPE, b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"
+    )
+    + extended(tarfile.REGTYPE, 512)
+    + b"9999999\n" * 64,
+}
+
+
+class Endless(io.RawIOBase):
+    """A stream that never ends, and fails the test if much of it is read."""
+
+    def __init__(self, begin: bytes) -> None:
+        self._begin = io.BytesIO(begin)
+        self.count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, count: int = -1, /) -> bytes:
+        self.count += max(count, 0)
+        assert 0 <= count <= 1 << 24, f"{count} bytes are read at once"
+        assert self.count < 1 << 26, "too much is read"
+        block = self._begin.read(count)
+        return block + bytes(count - len(block))
+
+
+@pytest.mark.parametrize("where", ["first", "after the manifest"])
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_header_of_any_length_is_refused_before_it_is_read(
+    saved: list[tuple[tarfile.TarInfo, bytes]], bomb: str, where: str
+) -> None:
+    content = b""
+    if where != "first":
+        info, manifest = saved[0]
+        content = info.tobuf(tarfile.PAX_FORMAT) + manifest + bytes(-len(manifest) % 512)
+
+    def read() -> None:
+        reader = Reader(Endless(content + BOMBS[bomb]))  # type: ignore[arg-type]
+        reader.restore(reader.manifest.repos[0], None, frozenset(), lambda *_: None)
+
+    with pytest.raises(VlmcacheError) as refused:
+        read()
+    assert "\n" not in refused.value.message
+    assert len(refused.value.message) < 300
+
+
+BOMBED = SavedRepo("model", "org/name", {"a" * 64: SavedBlob(1, "a" * 64)}, {}, {}, {})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["d/" * 101 + "x", "d/" * 1900 + "x", "x" * 4001, "/" * 10_000_000, "d/" * 5_000_000 + "x"],
+    ids=["101 folders", "1,900 folders", "long", "slashes", "5 million folders"],
+)
+def test_a_name_of_many_folders_is_refused_in_one_line(name: str) -> None:
+    snapshots = {COMMIT: {name: "a" * 64, "y": "a" * 64}}
+    problem = problem_of(msgspec.structs.replace(BOMBED, snapshots=snapshots))
+    assert problem is not None
+    assert len(problem) < 200
+    listed = TreeFile(1, "a" * 40)
+    with pytest.raises(VlmcacheError) as refused:
+        check_names("org/name", {name: listed, "y": listed})
+    assert len(refused.value.message) < 200
+
+
+@examples(200)
+@given(st.sets(st.lists(st.sampled_from("ab-.") | TEXTS, min_size=1, max_size=4).map("/".join)))
+def test_a_listing_names_no_file_that_is_a_folder_too(names: set[str]) -> None:
+    folders = {name[:at] for name in names for at, letter in enumerate(name) if letter == "/"}
+    bad = any(layout.file_name_problem(name) for name in names) or bool(names & folders)
+    problem = layout.listing_problem(names)
+    assert (problem is not None) == bad
+    assert problem is None or problem[0] in names
+
+
+DEEP_LINES = ("verify", "clean --dry-run", "doctor", "backup saved/", "move there")
+
+
+@pytest.mark.parametrize(
+    ("where", "lines"),
+    [
+        ("snapshot", ["status"]),
+        ("staged", ["move there"]),
+        *(
+            pytest.param(where, DEEP_LINES, marks=pytest.mark.full)
+            for where in ("snapshot", "refs", "repo", "root")
+        ),
+    ],
+)
+def test_a_folder_deep_in_a_cache_ends_no_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, lines: list[str]
+) -> None:
+    repo = CacheBuilder(tmp_path / "hub").repo("org/name")
+    repo.revision({"config.json": b"{}"})
+    staged = tmp_path / "there/.vlmcache-moving" / repo.folder.name
+    staged.mkdir(parents=True)
+    tops = {"refs": repo.refs, "repo": repo.folder, "root": repo.folder.parent, "staged": staged}
+    monkeypatch.chdir(tops.get(where) or next(repo.snapshots.iterdir()))
+    for _ in range(1100):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("file").write_bytes(b"deep")
+    monkeypatch.chdir(tmp_path)
+    try:
+        for line in lines:
+            done = run_here(*line.split(), "--cache-dir", str(tmp_path / "hub"))
+            assert "internal error" not in done.err, done.err
+            assert not done.err or is_failure(done.err), done.err
+    finally:
+        # What pytest removes folders with calls itself for each folder.
+        subprocess.run(["rm", "-rf", str(tmp_path / "hub"), str(tmp_path / "there")], check=True)

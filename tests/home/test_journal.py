@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,25 @@ def test_caches_are_kept_apart_and_a_repo_can_be_forgotten(tmp_path: Path) -> No
         assert memory.uses("/cache") == {KEY: 10.0}
         memory.forget("/cache", "model", "org/name")
         assert memory.uses("/cache") == {}
+
+
+@pytest.mark.parametrize("odd", ["x", b"x", float("inf"), float("-inf"), -1.0, "9" * 1000])
+def test_rows_of_others_are_passed_over(tmp_path: Path, odd: object) -> None:
+    remember(tmp_path, 10.0)
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE)) as database, database:
+        use = ("/cache", *KEY[:2], "d" * 40, "pull", odd)
+        database.execute("INSERT INTO uses VALUES (?, ?, ?, ?, ?, ?)", use)
+        database.execute("INSERT INTO loads VALUES (?, ?)", (1.0, "text"))
+        database.execute("INSERT INTO loads VALUES (?, zeroblob(5000000))", (odd,))
+        row = ("1", "2", 3, 4, 5, "a" * 64, odd)
+        database.execute("INSERT INTO verified VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        wrong = (odd, odd, odd, odd, odd, "", 1.0)
+        database.execute("INSERT INTO verified VALUES (?, ?, ?, ?, ?, ?, ?)", wrong)
+    with Journal(str(tmp_path)) as memory:
+        assert memory.uses("/cache") == {KEY: 10.0}
+        assert memory.loads() == []
+        assert {name for _, name in memory.verified()} <= {""}
+        assert len(memory.damaged()) <= 1
 
 
 def test_looking_creates_no_file(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def _link(folder: str, commit: str) -> None:
 
 
 def _copy(folder: str, commit: str) -> None:
-    etag = os.path.basename(os.readlink(os.path.join(folder, "snapshots", commit, "config.json")))
-    place.place_copy(folder, commit, "config.json", etag, move=False)
+    blob = os.path.realpath(os.path.join(folder, "snapshots", commit, "config.json"))
+    place.place_copy(folder, commit, "config.json", blob, move=False)
 
 
 @pytest.mark.parametrize("write", [_tree, _ref, _link, _copy])

@@ -81,17 +81,73 @@ def removable_drive() -> Iterator[RemovableDrive]:
         with image.open("wb") as file:
             file.truncate(8_000_000)
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-U", unique, str(image)], check=True)
-        attach = ["losetup", "--show", "--find", str(image)]
-        done = subprocess.run(attach, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"no loop device here: {done.stderr.strip()}")
-        drive = RemovableDrive(folder, done.stdout.strip(), unique)
+        with _attached(image) as device:
+            drive = RemovableDrive(folder, device, unique)
+            try:
+                drive.mount()
+                yield drive
+            finally:
+                drive.unmount()
+
+
+@contextlib.contextmanager
+def _attached(image: Path) -> Iterator[str]:
+    """Make an image a device of its own; skip the test where there are none."""
+    attach = ["losetup", "--show", "--find", str(image)]
+    done = subprocess.run(attach, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no loop device here: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+FILESYSTEMS = {
+    # name -> how it is made, and what mounts it: the kernel, or a program
+    "btrfs": (["mkfs.btrfs", "-q"], ["mount"]),
+    "xfs": (["mkfs.xfs", "-q"], ["mount"]),
+    "exfat": (["mkfs.exfat"], ["mount.exfat-fuse"]),
+    "ntfs": (["mkfs.ntfs", "-q", "-F", "-Q"], ["mount.ntfs-3g"]),
+    "vfat": (["mkfs.vfat"], ["mount"]),
+}
+
+
+@contextlib.contextmanager
+def filesystem(kind: str) -> Iterator[Path]:
+    """Make a filesystem of a kind and mount it; skip the test where that cannot be."""
+    make, mount = FILESYSTEMS[kind]
+    if os.geteuid() != 0 or not all(map(shutil.which, ("losetup", make[0], mount[0]))):
+        pytest.skip(f"{kind} needs root, losetup, {make[0]} and {mount[0]}")
+    with common_folder() as folder:
+        image, place = folder / "image", folder / "mounted"
+        with image.open("wb") as file:
+            file.truncate(400_000_000)
+        place.mkdir()
+        with _attached(image) as device:
+            subprocess.run([*make, device], check=True, capture_output=True)
+            done = subprocess.run([*mount, device, str(place)], capture_output=True, text=True)
+            if done.returncode != 0:
+                pytest.skip(f"cannot mount {kind} here: {done.stderr.strip()}")
+            try:
+                yield place
+            finally:
+                subprocess.run(["umount", str(place)], check=True)
+
+
+@contextlib.contextmanager
+def overlay(lower: Path) -> Iterator[Path]:
+    """Show a folder through an overlay, in which it is the lower layer."""
+    with small_filesystem(64_000_000) as layers:
+        for name in ("upper", "work", "merged"):
+            (layers / name).mkdir()
+        options = f"lowerdir={lower},upperdir={layers}/upper,workdir={layers}/work"
+        _mount(["-t", "overlay", "-o", options, "overlay", str(layers / "merged")])
         try:
-            drive.mount()
-            yield drive
+            yield layers / "merged"
         finally:
-            drive.unmount()
-            subprocess.run(["losetup", "--detach", drive.device], check=True)
+            subprocess.run(["umount", "-l", str(layers / "merged")], check=True)
 
 
 @contextlib.contextmanager

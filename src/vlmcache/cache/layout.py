@@ -8,9 +8,10 @@ The layout is the one that huggingface_hub 2.4 reads and writes: see its `file_d
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 BLOBS = "blobs"
 SNAPSHOTS = "snapshots"
@@ -105,6 +106,10 @@ _TEMPORARY = re.compile(
 )
 _REPO_PART = r"[0-9A-Za-z_](?:[0-9A-Za-z._-]{0,94}[0-9A-Za-z_])?"
 _REPO_ID = re.compile(rf"{_REPO_PART}(?:/{_REPO_PART})?")
+_LONGEST_NAME = 4000
+"""Bytes of the name of a repo's file, its folders included: Linux opens no longer path."""
+_MOST_FOLDERS = 100
+"""Folders one in another that a file of a repo may be in: what makes them calls itself for each."""
 _REF = re.compile(r"[0-9A-Za-z_][^\x00-\x20\\:*?\[~^\x7f]{0,254}")
 
 
@@ -196,6 +201,10 @@ def file_name_problem(name: str) -> str | None:
     Names come from the network or from archives. What leaves the folder on any system is refused on
     every system, since a cache can move between them.
     """
+    if len(name) > _LONGEST_NAME:
+        return "it is too long"
+    if name.count("/") > _MOST_FOLDERS:
+        return f"it is in more than {_MOST_FOLDERS} folders"
     parts = name.split("/")
     if "\0" in name or any(ord(character) < 0x20 for character in name):
         return "it holds control characters"
@@ -204,7 +213,9 @@ def file_name_problem(name: str) -> str | None:
     if any(part in ("", ".") for part in parts):
         return "it has an empty part"
     try:
-        too_long = len(name.encode()) > 4000 or any(len(part.encode()) > 255 for part in parts)
+        too_long = len(name.encode()) > _LONGEST_NAME or any(
+            len(part.encode()) > 255 for part in parts
+        )
     except UnicodeEncodeError:
         return "it is not valid Unicode"
     return "it is too long" if too_long else None
@@ -217,6 +228,20 @@ def matching(names: Iterable[str], pattern: str) -> set[str]:
     """
     complete = pattern + "*" if pattern.endswith("/") else pattern
     return {name for name in names if fnmatch.fnmatch(name, complete)}
+
+
+def listing_problem(names: Collection[str]) -> tuple[str, str] | None:
+    """Return a name of a listing that cannot be a file of a repo, and why; `None` if all can."""
+    for name in names:
+        reason = file_name_problem(name)
+        if reason is not None:
+            return name, reason
+    # In this order, a name that is a folder too comes right before what is in it.
+    ordered = sorted(name.replace("/", "\0") for name in names)
+    for name, following in itertools.pairwise(ordered):
+        if following.startswith(name + "\0"):
+            return name.replace("\0", "/"), "it is a folder too"
+    return None
 
 
 def is_etag(text: str) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 
 from vlmcache.cache.state import Drive
 
-_LOCAL = frozenset(
+LOCAL = frozenset(
     {"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "tmpfs", "xfs", "zfs"}
 )
 """Filesystems of which it is known that each read reaches their access times.
@@ -59,7 +59,7 @@ class Mount(msgspec.Struct, frozen=True):
     @property
     def shows_reads(self) -> bool:
         """Whether a file with an old access time was not read since."""
-        return self.access_times in ("exact", "daily") and self.type in _LOCAL
+        return self.access_times in ("exact", "daily") and self.type in LOCAL
 
     @property
     def network(self) -> bool:

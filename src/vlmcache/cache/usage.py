@@ -16,6 +16,7 @@ import msgspec
 from vlmcache.cache import formats, layout
 from vlmcache.cache.mounts import AccessTimes
 from vlmcache.cache.state import Blob, CacheState, File, Partial, Repo, Revision, SharedBlob, Stray
+from vlmcache.units import counted
 
 _ONE_READER = 3600 * 10**9
 """If all of a repo was read within so many nanoseconds, a backup or a copy may have read it."""
@@ -167,7 +168,9 @@ def find_users(
         return Usage()
     files: dict[tuple[int, int], dict[int, Process]] = {}
     holders: dict[str, dict[int, Process]] = {name: {} for name in taken}
-    find = _find_by_proc if os.path.isdir("/proc/self/fd") else _find_by_psutil
+    find = _find_by_psutil
+    if sys.platform == "linux":
+        find = _find_by_proc if _has_proc() else _find_nobody
     hidden = 0
     for key, process in find(dict(content) | dict(locks or {})):
         if process is None:
@@ -231,6 +234,17 @@ def _uses_itself(descriptor: int) -> bool:
     )
 
 
+def _has_proc() -> bool:
+    return os.path.isdir("/proc/self/fd")
+
+
+def hidden_words(count: int) -> str:
+    """Return that some processes could not be looked into, for people."""
+    if sys.platform == "linux" and not _has_proc():
+        return "/proc is not mounted, so no process can be seen; some may use some of this"
+    return f"{counted(count, 'process')} could not be checked, and may use some of this"
+
+
 _Found = Iterator[tuple[tuple[int, int], Process | None]]
 
 
@@ -282,6 +296,11 @@ def _mapped_files(path: str, inodes: Collection[int]) -> Iterator[tuple[tuple[in
         if inode in inodes or mapped.startswith("/"):
             major, _, minor = fields[3].partition(b":")
             yield (os.makedev(int(major, 16), int(minor, 16)), inode), mapped
+
+
+def _find_nobody(wanted: Mapping[tuple[int, int], str]) -> _Found:  # noqa: ARG001
+    """Yield that there may be processes: without /proc, Linux shows none."""
+    yield (0, 0), None
 
 
 def _command_line(base: str) -> str:

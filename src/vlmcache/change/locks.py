@@ -14,12 +14,12 @@ from vlmcache.cache import layout
 from vlmcache.cache.usage import lock_held
 from vlmcache.change.place import is_full
 from vlmcache.change.plan import Attempt, StaleError, TakenError
-from vlmcache.change.tree import BY_DESCRIPTOR, Tree, enter, entry_names
+from vlmcache.change.tree import BY_DESCRIPTOR, MOST_OPEN, Tree, enter, entry_names
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-BATCH = 100
+BATCH = min(100, MOST_OPEN)
 """Locks held at once, each an open file."""
 _PROBE_SECONDS = 0.2
 """Seconds to wait for a lock: whoever only checks whether it is held releases it at once."""

@@ -21,6 +21,7 @@ from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.state import TreeFile
+from vlmcache.change import abilities
 from vlmcache.change.partials import write_all
 from vlmcache.errors import CacheError, SpaceError, VlmcacheError
 from vlmcache.units import size_text
@@ -314,42 +315,32 @@ def place_link(folder: str, commit: str, file: str, etag: str) -> bool:
         except FileExistsError:
             put(path, temporary, functools.partial(os.symlink, target))
     except OSError as error:
-        if _has_no_links(error):
+        if abilities.cannot(error):
             return False
         raise
     sync_folder(os.path.dirname(path))
     return True
 
 
-def _has_no_links(error: OSError) -> bool:
-    # 1314: the Windows user may not make links.
-    return getattr(error, "winerror", None) == 1314 or error.errno in (
-        errno.EPERM,
-        errno.ENOTSUP,
-        errno.ENOSYS,
-    )
-
-
-def place_copy(folder: str, commit: str, file: str, etag: str, *, move: bool) -> None:
+def place_copy(folder: str, commit: str, file: str, content: str, *, move: bool) -> None:
     """Put a blob's content itself into a snapshot, for a system without links.
 
     Args:
         folder: the repo's folder.
         commit: the snapshot's.
         file: the file's name in the repo.
-        etag: the blob.
+        content: the path of the blob, or of another copy.
         move: whether the blob itself is moved there, as the client does with one that is new.
 
     Raises:
         OSError: the system refuses.
     """
     path = prepare_snapshot(folder, commit, file)
-    blob = layout.blob_path(folder, etag)
-    if move and not os.path.islink(blob):
-        publish(blob, path)
+    if move and not os.path.islink(content):
+        publish(content, path)
     else:
         temporary = os.path.join(folder, layout.BLOBS, f".copy.{uuid.uuid4().hex[:8]}.new")
-        put(path, temporary, functools.partial(shutil.copyfile, blob))
+        put(path, temporary, functools.partial(shutil.copyfile, content))
 
 
 def publish(path: str, place: str) -> None:

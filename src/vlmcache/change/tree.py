@@ -20,7 +20,10 @@ from vlmcache.change.plan import Attempt, Expected, Outcome, StaleError, TakenEr
 
 BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_fd
 
-_HOIST_AT = 40
+_OPEN_FILES = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else -1
+MOST_OPEN = max(1, _OPEN_FILES // 4) if _OPEN_FILES > 0 else 1000
+"""Files to have open at once for one purpose, of those that the process may have open."""
+_HOIST_AT = min(40, MOST_OPEN)
 """Folders deep at which a folder is moved up, so that no depth exhausts descriptors."""
 _ROUNDS = 100
 """How often deep folders are moved up; more only if a process keeps making new ones."""

@@ -36,6 +36,10 @@ CREATE TABLE IF NOT EXISTS verified (
 # Devices and inodes are text, since they can be longer than SQLite's integers.
 _DAMAGED = ""
 """In place of the hash of a file that was found to have other content than its hash says."""
+_MOST_ROWS = 1_000_000
+"""Rows that are read of a table: of a file that somebody else has filled, no more."""
+_LONGEST_LOAD = 1_000_000
+"""Bytes of a result of a load test."""
 _FORGET_AFTER = 400 * 86400.0
 
 
@@ -136,9 +140,11 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     def uses(self, cache: str) -> dict[tuple[str, str, str], float]:
         """Return (type, repo, commit) -> seconds since the epoch of the last use remembered."""
         rows = self._ask(
-            "SELECT type, repo, commit_hash, max(at) FROM uses WHERE cache = ? "
-            "GROUP BY type, repo, commit_hash",
+            "SELECT type, repo, commit_hash, max(at) FROM uses "
+            "WHERE cache = ? AND typeof(at) = 'real' AND at BETWEEN 0 AND 1e11 "
+            "GROUP BY type, repo, commit_hash LIMIT ?",
             os.path.realpath(cache),
+            _MOST_ROWS,
         )
         return {(kind, repo, commit): at for kind, repo, commit, at in rows}
 
@@ -162,12 +168,21 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
 
     def loads(self, limit: int = 1000) -> list[bytes]:
         """Return the results remembered, the latest first."""
-        rows = self._ask("SELECT content FROM loads ORDER BY at DESC, rowid DESC LIMIT ?", limit)
+        rows = self._ask(
+            "SELECT content FROM loads WHERE typeof(content) = 'blob' AND length(content) <= ? "
+            "ORDER BY at DESC, rowid DESC LIMIT ?",
+            _LONGEST_LOAD,
+            limit,
+        )
         return [bytes(content) for (content,) in rows]
 
     def verified(self) -> dict[tuple[Identity, str], float]:
         """Return (file, hash) -> seconds since the epoch when the file was found to have it."""
-        rows = self._ask("SELECT device, inode, size, mtime_ns, ctime_ns, hash, at FROM verified")
+        rows = self._ask(
+            "SELECT device, inode, size, mtime_ns, ctime_ns, hash, at FROM verified "
+            "WHERE typeof(at) = 'real' AND at BETWEEN 0 AND 1e11 ORDER BY at DESC LIMIT ?",
+            _MOST_ROWS,
+        )
         if not rows:
             return {}
         from vlmcache.cache.hashing import Identity
@@ -182,7 +197,9 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     def damaged(self) -> set[tuple[int, int, int, int]]:
         """Return (device, inode, size, mtime in ns) of the files that were found to be damaged."""
         rows = self._ask(
-            "SELECT device, inode, size, mtime_ns FROM verified WHERE hash = ?", _DAMAGED
+            "SELECT device, inode, size, mtime_ns FROM verified WHERE hash = ? LIMIT ?",
+            _DAMAGED,
+            _MOST_ROWS,
         )
         with contextlib.suppress(ValueError):
             return {(int(device), int(inode), size, mtime) for device, inode, size, mtime in rows}

@@ -15,7 +15,7 @@ from vlmcache.errors import (
     VlmcacheError,
 )
 from vlmcache.hub.client import Client
-from vlmcache.units import did_you_mean
+from vlmcache.units import did_you_mean, short_text
 
 _MOST_FILES = 1_000_000
 _MOST_PAGES = 10_000
@@ -140,20 +140,17 @@ def check_names(repo: str, files: dict[str, TreeFile]) -> None:
         HostileListingError: a name leaves the repo's folder, is too long, or is both a file and a
             folder; or a hash or a size is not one.
     """
-    folders = {name[:end] for name in files for end, letter in enumerate(name) if letter == "/"}
-    for name, file in files.items():
-        problems = (
-            layout.file_name_problem(name),
-            "it is a folder too" if name in folders else None,
-            None if layout.is_etag(file.etag) else "its hash is not one",
-            "its size makes no sense" if file.content_size < 0 else None,
+    problem = layout.listing_problem(files)
+    for name, file in files.items() if problem is None else ():
+        if not layout.is_etag(file.etag):
+            problem = name, "its hash is not one"
+        elif file.content_size < 0:
+            problem = name, "its size makes no sense"
+    if problem is not None:
+        raise HostileListingError(
+            f"{repo}: the file name {short_text(problem[0])} is refused: {problem[1]}",
+            "nothing was written; do not trust this repo",
         )
-        for problem in filter(None, problems):
-            shown = name if len(name) <= 80 else f"{name[:80]}…"
-            raise HostileListingError(
-                f"{repo}: the file name {shown!r} is refused: {problem}",
-                "nothing was written; do not trust this repo",
-            )
 
 
 def named_failure(client: Client, repo: str, revision: str, error: VlmcacheError) -> VlmcacheError:

@@ -235,6 +235,6 @@ def _said(account: Account, response: Any) -> str:
     text = response.headers.get("X-Error-Message", "")
     if not text and "json" in response.headers.get("Content-Type", ""):
         with contextlib.suppress(Exception):
-            text = str(msgspec.json.decode(response.read()[:10_000]).get("error", ""))
+            text = str(msgspec.json.decode(next(response.iter_bytes(10_000))).get("error", ""))
     said = account.scrub(" ".join(text.split()))[:200]
     return f": {said}" if said else ""

@@ -21,6 +21,7 @@ from tests.kit.pulls import Listener, config, lies
 from tests.kit.stores import contents, restored, store_lies
 from vlmcache.cache import layout
 from vlmcache.commands.backup import backup, restore
+from vlmcache.commands.backup import store as store_module
 from vlmcache.commands.backup.places import Folder
 from vlmcache.commands.backup.values import (
     Amount,
@@ -491,6 +492,19 @@ def test_what_is_hostile_is_refused_and_leads_nowhere(
     assert list(new.glob("*/refs/**/*")) == []
     beside = [p for p in (tmp_path / "deep").rglob("*") if new not in (p, *p.parents)]
     assert beside == [tmp_path / "deep/down"]
+
+
+def test_manifests_that_are_too_long_together_are_refused_before_they_are_read(
+    cache: CacheBuilder, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("org/one", "org/two"):
+        cache.repo(name).revision(FILES)
+    save(cache, store)
+    sizes = sum(path.stat().st_size for path in store.glob("repos/*/*/*.json"))
+    monkeypatch.setattr(store_module, "_MANIFESTS_LIMIT", sizes - 1)
+    with pytest.raises(BackupError, match="too long for manifests"):
+        bring(store, tmp_path / "new")
+    assert bring(store, tmp_path / "new", "org/one").problem is None
 
 
 def test_names_that_mean_nothing_are_passed_over(

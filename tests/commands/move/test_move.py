@@ -404,7 +404,7 @@ def test_a_read_only_destination_is_told(place: Place) -> None:
     place.repo()
     place.other.mkdir()
     before = fingerprint(place.root)
-    with read_only_view(place.other) as view, pytest.raises(CacheError, match="Read-only"):
+    with read_only_view(place.other) as view, pytest.raises(CacheError, match="is read-only"):
         place.move(to=view)
     assert fingerprint(place.root) == before
 

@@ -15,6 +15,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.hashing import ContentChangedError, hash_file
 from vlmcache.change import partials
 from vlmcache.change import place as change_place
+from vlmcache.change.abilities import probe
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.hub.locks import blob_lock
@@ -68,6 +69,18 @@ class Arrivals:
         """Return where a blob belongs."""
         return layout.blob_path(self._folder, name)
 
+    def content(self, name: str) -> str:
+        """Return the file that has a blob's content: a snapshot's, on systems without links."""
+        blob = self.path(name)
+        copies = (
+            layout.file_path(layout.snapshot_path(self._folder, commit), file)
+            for commit, file in self._links.get(name, ())
+        )
+        if os.path.lexists(blob):
+            return blob
+        size = self.repo.blobs[name].size
+        return next((path for path in copies if _has_copy(path, size)), blob)
+
     def fetch(
         self,
         name: str,
@@ -98,13 +111,36 @@ class Arrivals:
         lock = layout.lock_path(self._cache_dir, self.repo.folder, name)
         with blob_lock(lock, self._stop_token, self._note):
             taken = 0
+            content = self.content(name)
             # Whoever held the lock before may have done the work.
-            if not _is_there(self.path(name), blob, read=distrusted):
+            if not _is_there(content, blob, read=distrusted):
                 taken = self._receive(name, blob, source, moved, resumed=resumed)
-            for commit, file in self._links.get(name, ()):
-                if not change_place.place_link(self._folder, commit, file, name):
-                    change_place.place_copy(self._folder, commit, file, name, move=False)
+                content = self.path(name)
+            self._spread(name, content)
         return taken
+
+    def _spread(self, name: str, content: str) -> None:
+        """Let every snapshot that needs a content have it: by links, or else by copies.
+
+        Without links the last copy is the blob itself, as with the client: nothing is there twice
+        that one snapshot needs once.
+        """
+        blob, places = self.path(name), list(self._links.get(name, ()))
+        if content != blob and probe(self.path("")).symlinks is not False:
+            change_place.publish(content, blob)
+            content = blob
+        if content == blob:
+            places = [
+                (commit, file)
+                for commit, file in places
+                if not change_place.place_link(self._folder, commit, file, name)
+            ]
+        for number, (commit, file) in enumerate(places, start=1):
+            path = layout.file_path(layout.snapshot_path(self._folder, commit), file)
+            # Which of them are good was not read: only the one that all others are made from.
+            if path != content:
+                move = content == blob and number == len(places)
+                change_place.place_copy(self._folder, commit, file, content, move=move)
 
     def _receive(
         self,
@@ -154,6 +190,10 @@ class Arrivals:
                     )
                 # What was there before may have been damaged, whoever left it.
                 begun = 0
+
+
+def _has_copy(path: str, size: int) -> bool:
+    return not os.path.islink(path) and change_place.file_size(path) == size
 
 
 def _is_there(path: str, blob: SavedBlob, *, read: bool) -> bool:

@@ -15,12 +15,19 @@ from vlmcache.cache.moved import away_error
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change import place as change_place
+from vlmcache.change.abilities import Needs, check_filesystem
 from vlmcache.change.names import find_targets
 from vlmcache.change.needed import is_read
 from vlmcache.commands.backup import places, tar
 from vlmcache.commands.backup.contents import SavedRepo, Saving, names_of, plan_saving
 from vlmcache.commands.backup.remote import Remote, open_place
-from vlmcache.commands.backup.store import Store, Upload, new_manifests, revisions_of
+from vlmcache.commands.backup.store import (
+    Store,
+    Upload,
+    new_manifests,
+    ref_names,
+    revisions_of,
+)
 from vlmcache.commands.backup.values import (
     MAKE_ROOM,
     STREAM,
@@ -167,6 +174,7 @@ def _writing(destination: str, size: int) -> contextlib.AbstractContextManager[I
     folder, name = os.path.split(os.path.realpath(path))
     if not os.path.isdir(folder):
         raise UsageError(f"no such folder: {folder}")
+    check_filesystem(folder, Needs([name], size))
     change_place.check_room(folder, size, MAKE_ROOM)
     return places.Folder(folder).writing(name, size)
 
@@ -230,6 +238,8 @@ def _to_store(
     if not options.dry_run:
         folder = places.local_path(destination)
         if folder is not None:
+            largest = max((upload.blob.size for upload in missing), default=0)
+            check_filesystem(folder, Needs(ref_names(folders.values()), largest))
             change_place.check_room(folder, size, MAKE_ROOM)
         lengths = {upload.source: upload.blob.size for upload in missing}
         with long_files(progress, "backup", lengths, names) as moved:

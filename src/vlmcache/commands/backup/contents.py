@@ -15,6 +15,7 @@ from vlmcache.cache.state import Repo, TreeFile
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.config import Config, Names
 from vlmcache.errors import UnknownModelError
+from vlmcache.units import short_text
 
 _BLOB_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
 
@@ -108,28 +109,26 @@ def plan_saving(repo: Repo, commits: frozenset[str] | None) -> Saving:
 def problem_of(repo: SavedRepo) -> str | None:
     """Return why a repo must not be restored, or `None` if it can be."""
     if repo.type not in layout.KINDS.values() or not layout.is_repo_id(repo.id):
-        return f"{repo.id!r} is not a repo id"
+        return f"{short_text(repo.id)} is not a repo id"
     for name, blob in repo.blobs.items():
         if _BLOB_NAME.fullmatch(name) is None or blob.size < 0 or not layout.is_etag(blob.hash):
-            return f"{name!r} is not a blob that can be checked"
+            return f"{short_text(name)} is not a blob that can be checked"
         if layout.is_etag(name) and name != blob.hash:
             return f"the blob {name} is said to have another hash"
     names: list[tuple[str, Collection[str]]] = [*repo.snapshots.items(), *repo.trees.items()]
     for commit, listed in names:
         if layout.COMMIT.fullmatch(commit) is None:
-            return f"{commit!r} is not a commit"
-        folders = {file[:at] for file in listed for at, letter in enumerate(file) if letter == "/"}
-        for file in listed:
-            reason = layout.file_name_problem(file)
-            if reason is not None or file in folders:
-                return f"the file {file!r}: {reason or 'it is a folder too'}"
+            return f"{short_text(commit)} is not a commit"
+        problem = layout.listing_problem(listed)
+        if problem is not None:
+            return f"the file {short_text(problem[0])}: {problem[1]}"
     for files in repo.snapshots.values():
         for file, name in files.items():
             if name not in repo.blobs:
-                return f"the content of {file!r} is missing"
+                return f"the content of {short_text(file)} is missing"
     for ref, commit in repo.refs.items():
         if not layout.is_revision(ref) or commit not in repo.snapshots:
-            return f"the ref {ref!r} makes no sense"
+            return f"the ref {short_text(ref)} makes no sense"
     return None
 
 

@@ -17,6 +17,7 @@ from vlmcache.cache.hashing import BLOCK, Check, hash_all
 from vlmcache.cache.reading import open_quietly, read_bytes
 from vlmcache.cache.scan import scan
 from vlmcache.change import place as change_place
+from vlmcache.change.abilities import Needs, check_filesystem
 from vlmcache.change.plan import Action, Kept, Outcome, Plan, Receipt, Restore, WriteRef
 from vlmcache.change.space import FreeSpace
 from vlmcache.commands.backup import places, tar
@@ -79,6 +80,7 @@ def restore(
             session.cache.dir,
         )
         plan = _plan(session.cache.dir, saved.repos, overwrite=options.overwrite)
+        check_filesystem(session.cache.dir, _needs(saved.repos))
         receipt = None
         if not options.dry_run:
             change_place.check_room(session.cache.dir, plan.needs, MAKE_ROOM)
@@ -151,10 +153,13 @@ def _plan(cache_dir: str, repos: Iterable[SavedRepo], *, overwrite: bool) -> Pla
     cached = {repo.folder: repo for repo in scan(cache_dir).repos}
     for repo in repos:
         folder = os.path.join(cache_dir, repo.folder)
-        paths = {layout.blob_path(folder, name): blob for name, blob in repo.blobs.items()}
+        arrivals = Arrivals(cache_dir, repo, StopToken(), lambda _: None)
+        paths = {arrivals.content(name): name for name in repo.blobs}
         actions += (
-            Restore(repo.id, path, blob.hash, blob.size, reason)
-            for path, (blob, reason) in _reasons(paths).items()
+            Restore(repo.id, arrivals.path(paths[path]), blob.hash, blob.size, reason)
+            for path, (blob, reason) in _reasons(
+                {path: repo.blobs[name] for path, name in paths.items()}
+            ).items()
         )
         known = cached[repo.folder].refs if repo.folder in cached else {}
         for ref, commit in repo.refs.items():
@@ -167,6 +172,20 @@ def _plan(cache_dir: str, repos: Iterable[SavedRepo], *, overwrite: bool) -> Pla
                 actions.append(WriteRef(repo.id, ref, path, commit, reason))
     needs = sum(action.size for action in actions if isinstance(action, Restore))
     return Plan(tuple(actions), needs=needs, kept=tuple(kept))
+
+
+def _needs(repos: Iterable[SavedRepo]) -> Needs:
+    """Return what the filesystem of the cache has to take."""
+    repos = list(repos)
+    names = [
+        f"{repo.folder}/{layout.SNAPSHOTS}/{commit}/{file}"
+        for repo in repos
+        for commit, files in repo.snapshots.items()
+        for file in files
+    ]
+    names += (f"{repo.folder}/{layout.REFS}/{ref}" for repo in repos for ref in repo.refs)
+    sizes = (blob.size for repo in repos for blob in repo.blobs.values())
+    return Needs(names, max(sizes, default=0))
 
 
 def _reasons(paths: Mapping[str, SavedBlob]) -> dict[str, tuple[SavedBlob, str]]:
@@ -291,7 +310,7 @@ class Restorer:
                 self.failed[slot.path] = error
             else:
                 self.taken[slot.path] = taken if copy is None else 0
-                copy = copy or slot.path
+                copy = copy or slot.arrivals.content(slot.name)
 
     def _finish(self, arrivals: Arrivals) -> None:
         """Write the refs of a repo, if all its blobs are there, and say what was done."""

@@ -38,6 +38,8 @@ BLOBS = "blobs"
 REPOS = "repos"
 _MARKER_LIMIT = 10_000
 _MANIFEST_LIMIT = 64_000_000
+_MANIFESTS_LIMIT = 1_000_000_000
+"""Bytes of all manifests that are read at once."""
 _REF_LIMIT = 100
 _LONGEST_NAME = 240
 """Bytes of a file's name that every filesystem takes, a temporary's ending included."""
@@ -200,12 +202,14 @@ class Store:
             BackupError: one is not what its own name and its folder's say.
         """
         names = {}
+        total = 0
         for match, size in self._files(REPOS, _MANIFEST):
             if match[1] in folders:
                 names[match.string] = match
-                if size > _MANIFEST_LIMIT:
-                    where = f"{self.place.shown}: {match.string}"
-                    raise BackupError(f"too long for a manifest: {where}")
+                total += size
+                if size > _MANIFEST_LIMIT or total > _MANIFESTS_LIMIT:
+                    kind = "a manifest" if size > _MANIFEST_LIMIT else "manifests, with the others"
+                    raise BackupError(f"too long for {kind}: {self.place.shown}: {match.string}")
         manifests: dict[str, RevisionManifest] = {}
 
         def read(name: str) -> None:
@@ -332,14 +336,19 @@ class Store:
         Raises:
             PlaceError: the place cannot be written.
         """
-        self._write(f"{REPOS}/{folder}/refs/{_ref_name(ref)}", commit.encode() + b"\n")
+        self._write(_ref_path(folder, ref), commit.encode() + b"\n")
 
 
-def _ref_name(ref: str) -> str:
+def _ref_path(folder: str, ref: str) -> str:
     name = quote(ref, safe="")
     if len(name) > _LONGEST_NAME:
         raise BackupError(f"the ref's name is too long for a store: {ref}")
-    return name
+    return f"{REPOS}/{folder}/refs/{name}"
+
+
+def ref_names(repos: Iterable[SavedRepo]) -> list[str]:
+    """Return where a store keeps the refs of repos: the only names in it that others choose."""
+    return [_ref_path(repo.folder, ref) for repo in repos for ref in repo.refs]
 
 
 def revisions_of(repo: SavedRepo) -> list[RevisionManifest]:
@@ -348,8 +357,7 @@ def revisions_of(repo: SavedRepo) -> list[RevisionManifest]:
     Raises:
         BackupError: a ref's name cannot be kept.
     """
-    for ref in repo.refs:
-        _ref_name(ref)
+    ref_names([repo])
     stored = {
         name: StoredFile(blob.size, blob.hash, None if name == blob.hash else name)
         for name, blob in repo.blobs.items()

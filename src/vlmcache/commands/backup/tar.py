@@ -24,10 +24,26 @@ from vlmcache.change import place
 from vlmcache.commands.backup.arrivals import Arrivals
 from vlmcache.commands.backup.contents import SavedRepo, Saving, problem_of
 from vlmcache.commands.backup.values import BackupError, damaged
+from vlmcache.units import short_text
 
 MANIFEST = "vlmcache-backup.json"
 FORMAT = "vlmcache.backup/1"
 _MANIFEST_LIMIT = 256_000_000
+_HEADER_LIMIT = 16_384
+"""Bytes of an extended header: several times the longest name, and not long for tarfile to search.
+"""
+_MOST_EXTENDED = 8
+"""Extended headers of one member, each of which tarfile reads within the one before."""
+_EXTENDED = frozenset(
+    {
+        tarfile.XHDTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+    }
+)
+_TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
+"""What tarfile raises for damage; the last two for numbers and letters of a header."""
 _BLOCK = 1 << 20
 
 
@@ -174,6 +190,31 @@ def _info(path: str, size: int) -> tarfile.TarInfo:
     return info
 
 
+class _Archive(tarfile.TarFile):
+    """An archive whose headers are read as far as they make sense for a backup."""
+
+    extensions = 0
+    """Extended headers that were read of the next member."""
+
+
+class _Header(tarfile.TarInfo):
+    """A header of an archive; tarfile itself reads extended ones of any length into memory."""
+
+    def _proc_member(self, archive: _Archive) -> tarfile.TarInfo:
+        if self.type in _EXTENDED:
+            archive.extensions += 1
+            if not 0 <= self.size <= _HEADER_LIMIT or archive.extensions > _MOST_EXTENDED:
+                raise BackupError("the backup is damaged: a header in it is too long")
+        elif self.type not in tarfile.REGULAR_TYPES and self.type != tarfile.SYMTYPE:
+            raise BackupError(f"the backup holds {short_text(self.name)}, which is not a file")
+        else:
+            archive.extensions = 0
+        return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        raise BackupError(f"the backup holds {short_text(self.name)}, which has holes")
+
+
 class Reader:
     """A backup that is read from its beginning to its end, once. Use it as a context manager.
 
@@ -188,7 +229,7 @@ class Reader:
         try:
             # If the stream can seek, what need not be restored is not read either.
             mode: Literal["r:", "r|"] = "r:" if stream.seekable() else "r|"
-            self._tar = tarfile.open(fileobj=stream, mode=mode, bufsize=_BLOCK)  # noqa: SIM115
+            self._tar = _Archive.open(fileobj=stream, mode=mode, bufsize=_BLOCK, tarinfo=_Header)
             first = self._tar.next()
             if first is None or first.name != MANIFEST or not first.isreg():
                 raise BackupError("not a backup of vlmcache: its first member is not a manifest")
@@ -196,7 +237,7 @@ class Reader:
                 raise BackupError("not a backup that makes sense: its manifest is too long")
             content = self._extract(first).read()
             self.manifest = msgspec.json.decode(content, type=TarManifest)
-        except (tarfile.TarError, EOFError, *JSON_ERRORS) as error:
+        except (*_TAR_ERRORS, *JSON_ERRORS) as error:
             raise BackupError(f"not a backup of vlmcache: {error}") from error
         if self.manifest.format != FORMAT:
             raise BackupError(f"a backup of another form: {self.manifest.format}")
@@ -215,7 +256,7 @@ class Reader:
         try:
             return self._extract(info).read()
         except tarfile.TarError as error:
-            raise BackupError(f"the backup ends within {info.name}") from error
+            raise BackupError(f"the backup ends within {short_text(info.name)}") from error
 
     def restore(
         self,
@@ -245,12 +286,12 @@ class Reader:
         for member in _members(TarManifest(FORMAT, (repo,))):
             info = self._next()
             if info is None:
-                raise BackupError(f"the backup ends before {member.info.name}")
+                raise BackupError(f"the backup ends before {short_text(member.info.name)}")
             _compare(info, member.info)
             name = info.name.rpartition("/")[2]
             if member.hash is None:
                 if info.isreg() and self._content(info) != member.content:
-                    raise BackupError(f"not what the manifest promises: {info.name}")
+                    raise BackupError(f"not what the manifest promises: {short_text(info.name)}")
             elif arrivals is not None and name in arrivals.repo.blobs:
                 taken[name] = arrivals.fetch(
                     name,
@@ -262,13 +303,15 @@ class Reader:
         # What the manifest does not promise is refused.
         info = self._next() if repo is self.manifest.repos[-1] else None
         if info is not None:
-            raise BackupError(f"the backup holds {info.name!r}, which its manifest does not name")
+            raise BackupError(
+                f"the backup holds {short_text(info.name)}, which its manifest does not name"
+            )
         return taken
 
     def _next(self) -> tarfile.TarInfo | None:
         try:
             return self._tar.next()
-        except tarfile.TarError as error:
+        except _TAR_ERRORS as error:
             raise BackupError(f"the backup is damaged: {error}") from error
 
     def _blocks(self, info: tarfile.TarInfo, start: int) -> Iterator[bytes]:
@@ -277,7 +320,7 @@ class Reader:
         try:
             yield from iter(partial(stream.read, _BLOCK), b"")
         except tarfile.TarError as error:
-            raise BackupError(f"the backup ends within {info.name}") from error
+            raise BackupError(f"the backup ends within {short_text(info.name)}") from error
 
     def close(self) -> None:
         """Leave the stream alone from here on."""
@@ -288,7 +331,7 @@ def _compare(info: tarfile.TarInfo, promised: tarfile.TarInfo) -> None:
     facts = operator.attrgetter("name", "size", "type", "linkname")
     if facts(info) == facts(promised) and not info.issparse():
         return
-    words = f"its manifest promises {promised.name!r}"
+    words = f"its manifest promises {short_text(promised.name)}"
     if info.name == promised.name:
         raise BackupError(f"{words}, but its kind or length is different")
-    raise BackupError(f"the backup holds {info.name!r} where {words}")
+    raise BackupError(f"the backup holds {short_text(info.name)} where {words}")

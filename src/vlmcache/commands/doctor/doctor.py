@@ -9,11 +9,11 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 
 from vlmcache.cache.mounts import mount_of, nearest_folder
 from vlmcache.cache.state import Finding
+from vlmcache.change.abilities import Abilities, probe
 from vlmcache.commands.doctor.checks import (
     INSTALL_LOAD,
     check_cache,
@@ -178,50 +178,16 @@ def _filesystem(path: str) -> Filesystem:
     usage = None
     with contextlib.suppress(OSError):
         usage = shutil.disk_usage(where)
-    trials = _try_abilities(where) if os.access(where, os.W_OK) else {}
+    abilities = probe(where) if os.access(where, os.W_OK) else Abilities()
     return Filesystem(
         type=mount.type if mount else None,
         mount_point=mount.point if mount else None,
         network=mount.network if mount else False,
         free=usage.free if usage else None,
         total=usage.total if usage else None,
-        symlinks=trials.get("symlinks"),
-        hard_links=trials.get("hard_links"),
-        locks=trials.get("locks"),
-        case_sensitive=trials.get("case_sensitive"),
         access_times=mount.access_times if mount else "unknown",
+        **abilities._asdict(),
     )
-
-
-def _try_abilities(folder: str) -> dict[str, bool]:
-    """Try what the hub's layout relies on, in a folder that is removed afterwards."""
-    trials: dict[str, bool] = {}
-    with (
-        contextlib.suppress(OSError),
-        tempfile.TemporaryDirectory(prefix=".vlmcache-doctor-", dir=folder) as trial,
-    ):
-        file = os.path.join(trial, "file")
-        with open(file, "wb") as handle:
-            trials["locks"] = _can_lock(handle.fileno())
-        for name, make in (("symlinks", os.symlink), ("hard_links", os.link)):
-            trials[name] = False
-            with contextlib.suppress(OSError, NotImplementedError):
-                make(file, os.path.join(trial, name))
-                trials[name] = True
-        trials["case_sensitive"] = not os.path.exists(os.path.join(trial, "FILE"))
-    return trials
-
-
-def _can_lock(descriptor: int) -> bool:
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _devices(findings: list[Finding]) -> tuple[Device, ...]:

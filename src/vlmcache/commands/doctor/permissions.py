@@ -300,8 +300,16 @@ def _set(descriptor: int, action: SetAccess) -> None:
     # After the group, since a change of owners can take bits of the mode away (chown(2)).
     if modes.S_IMODE(os.fstat(descriptor).st_mode) != action.mode:
         os.chmod(place, action.mode)
-    if modes.S_IMODE(os.fstat(descriptor).st_mode) != action.mode:
-        # The system drops setgid without a word if the user is not in the group (chmod(2)).
-        raise PermissionError(errno.EPERM, "the system did not set the mode", action.path)
     if action.inherit:
         let_inherit(place, action.mode)
+    # Some filesystems accept what they do not keep, and the system drops setgid without a word if
+    # the user is not in the group (chmod(2)).
+    facts = os.fstat(descriptor)
+    kept = {
+        "group": facts.st_gid == action.group,
+        "mode": modes.S_IMODE(facts.st_mode) == action.mode,
+        "default ACL": not action.inherit or bool(inherits(place)),
+    }
+    for what, holds in kept.items():
+        if not holds:
+            raise PermissionError(errno.EPERM, f"the system did not set the {what}", action.path)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vlmcache.cache.owners import fix_owners, owner_name
 from vlmcache.cache.state import Finding
+from vlmcache.change.abilities import keeps_modes
 from vlmcache.change.plan import Plan, Receipt, SetAccess
 from vlmcache.commands.doctor.checks import finding, those_that_hold
 from vlmcache.commands.doctor.permissions import (
@@ -46,7 +47,10 @@ def check_sharing(cache_dir: str, group: str | None, *, fix: bool) -> Access:
     root = os.path.abspath(cache_dir)
     sharing = _sharing(group) if group is not None else None
     gid = sharing.gid if sharing is not None else None
-    plan = plan_access(entries(root), gid) if os.path.isdir(root) else Plan(())
+    is_there = os.path.isdir(root)
+    if is_there and keeps_modes(root) is False:
+        return Access(sharing, Plan(()), Receipt(()) if fix else None, (_no_modes(root),))
+    plan = plan_access(entries(root), gid) if is_there else Plan(())
     receipt = None
     if fix:
         plan, receipt = _fix(root, gid, plan)
@@ -55,6 +59,17 @@ def check_sharing(cache_dir: str, group: str | None, *, fix: bool) -> Access:
     if left:
         findings.insert(0, _open_finding(root, left, plan, sharing, fixed=fix))
     return Access(sharing, plan, receipt, tuple(findings))
+
+
+def _no_modes(root: str) -> Finding:
+    return finding(
+        "no-modes",
+        "warning",
+        root,
+        "this filesystem keeps no permissions of files: who may use the cache is decided by how it "
+        "is mounted, and nothing was changed",
+        "mount it with the options 'uid=', 'gid=' and 'umask='",
+    )
 
 
 def _fix(root: str, gid: int | None, plan: Plan) -> tuple[Plan, Receipt]:

@@ -35,6 +35,10 @@ class Filesystem(msgspec.Struct, frozen=True):
     locks: bool | None
     case_sensitive: bool | None
     access_times: AccessTimes
+    modes: bool | None = None
+    """Whether a file keeps the mode that it is given."""
+    large_files: bool | None = None
+    """Whether a file can have 4 GiB and more, as far as the system says it without writing them."""
 
 
 class Device(msgspec.Struct, frozen=True):

@@ -101,11 +101,8 @@ class Copier:
             elif modes.S_ISREG(status.st_mode):
                 key = status.st_dev, status.st_ino
                 first = firsts.setdefault(key, place) if status.st_nlink > 1 else place
-                if first == place:
+                if first == place or not self._second_name(first, place):
                     self._stage_file(path, place, status, hashes.get(path))
-                elif not is_same(first, place):
-                    clear(place)
-                    os.link(first, place)
         for name in [*reversed(folders), ""]:
             place = os.path.join(target, name) if name else target
             keep_mode(place, source.get(name) or os.stat(repo.path))

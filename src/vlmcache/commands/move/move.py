@@ -20,8 +20,9 @@ from vlmcache.cache.moved import (
     read_record,
 )
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import Repo
+from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import in_container, who_uses
+from vlmcache.change import abilities
 from vlmcache.change import place as change_place
 from vlmcache.change.moved_note import write_record
 from vlmcache.change.plan import (
@@ -110,6 +111,7 @@ def move(
         contained=in_container(),
         seconds=time.monotonic() - begun,
     )
+    _check_filesystems(chosen, state, place)
     change_place.check_room(place, plan.needs, "make room there, or name fewer models")
     if options.dry_run or value.in_use:
         return value
@@ -119,6 +121,24 @@ def move(
     with _interruption(destination, names), _sole(place):
         value = Mover(state, target, value, choice.rest, progress or Progress()).run()
     return msgspec.structs.replace(value, seconds=time.monotonic() - begun)
+
+
+def _check_filesystems(repos: Sequence[Repo], state: CacheState, place: str) -> None:
+    """Make sure that repos can be put to their new place, and renamed at their old one."""
+    if not repos:
+        return
+    names = [
+        f"{repo.folder}/{os.path.relpath(revision.file_path(file.name), repo.path)}"
+        for repo in repos
+        for revision in repo.revisions
+        for file in revision.files
+    ]
+    names += (f"{repo.folder}/{layout.REFS}/{ref}" for repo in repos for ref in repo.refs)
+    sizes = [blob.size for repo in repos for blob in repo.blobs.values()]
+    sizes += (f.size for repo in repos for r in repo.revisions for f in r.files_of("copy"))
+    links = any(r.files_of("link") for repo in repos for r in repo.revisions)
+    abilities.check_filesystem(place, abilities.Needs(names, max(sizes, default=0), links))
+    abilities.check_renames(state.dir, [repo.folder for repo in repos])
 
 
 def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat as modes
 from collections.abc import Collection, Iterator, Sequence
 
 from vlmcache.cache import layout
@@ -15,7 +16,7 @@ from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change.names import find_targets
 from vlmcache.change.plan import Kept
-from vlmcache.commands.move.copy import is_same
+from vlmcache.commands.move.copy import is_same, walk
 from vlmcache.commands.move.plan import Destination, MoveChoice
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.config import Config
@@ -99,12 +100,11 @@ def read_destination(state: CacheState, place: str) -> Destination:
 
 def _files_below(top: str, prefix: str) -> Iterator[tuple[str, int]]:
     """Yield path below a folder and length of each file; a link counts as one without length."""
-    for folder, _, files in os.walk(top):
-        for name in files:
-            path = os.path.join(folder, name)
-            with contextlib.suppress(OSError):
-                size = 0 if os.path.islink(path) else os.stat(path).st_size
-                yield os.path.join(prefix, os.path.relpath(path, top)), size
+    with contextlib.suppress(OSError):
+        for name, status in walk(top).items():
+            if not modes.S_ISDIR(status.st_mode):
+                size = 0 if modes.S_ISLNK(status.st_mode) else status.st_size
+                yield os.path.join(prefix, name), size
 
 
 def choose_repos(

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlmcache.cache.usage import UNSEEN_OUTSIDE
+from vlmcache.cache.usage import UNSEEN_OUTSIDE, hidden_words
 from vlmcache.change.plan import Move
 from vlmcache.change.space import free_words
 from vlmcache.commands.move.values import MovedRepo, MoveReport
@@ -68,8 +68,7 @@ def show(
         out.print(labelled("Note", less))
     _show_kept(out, value, verbose=verbose)
     if value.hidden_processes:
-        text = f"{counted(value.hidden_processes, 'process')} could not be checked"
-        out.print(labelled("Note", f"{text}, and may use some of this"))
+        out.print(labelled("Note", hidden_words(value.hidden_processes)))
     if value.contained:
         out.print(labelled("Note", UNSEEN_OUTSIDE))
     if value.repos and not undone and not relinked and not value.in_use:

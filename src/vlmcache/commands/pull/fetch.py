@@ -183,7 +183,7 @@ class _Work:
             ):
                 for file in files:
                     move = new and file == files[-1]
-                    place.place_copy(self.folder, job.commit, file, etag, move=move)
+                    place.place_copy(self.folder, job.commit, file, job.blob, move=move)
 
     def _write_ref(self) -> None:
         """Let the ref name the commit, now that every wanted file is there."""

@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vlmcache.cache.scan import scan
+from vlmcache.change.abilities import check_filesystem
 from vlmcache.change.plan import Failure, Outcome, Receipt, joined
 from vlmcache.change.space import FreeSpace
 from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.prepare import check_result, prepare_needed, prepare_pull
-from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk, without_fetches
+from vlmcache.commands.pull.room import (
+    Shortage,
+    abilities_needed,
+    find_shortage,
+    same_disk,
+    without_fetches,
+)
 from vlmcache.commands.pull.values import (
     LeftOut,
     PlannedModel,
@@ -78,6 +85,7 @@ def pull(
         orders = [part.order for part in planned if part.order is not None]
         plans = [without_fetches(order.plan, fetched) for order in orders]
         joined(plans).log("pull")
+        check_filesystem(session.cache.dir, abilities_needed(session.cache.dir, plans))
         shortage = shortage_of(plans)
         room = None
         if shortage is not None and options.make_room:

@@ -11,6 +11,7 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.mounts import nearest_folder
+from vlmcache.change.abilities import Needs
 from vlmcache.change.plan import Fetch, Link, Plan
 from vlmcache.config import Limits
 from vlmcache.errors import SpaceError
@@ -69,6 +70,14 @@ def without_fetches(plan: Plan, planned: set[tuple[str, str]]) -> Plan:
     ]
     needs = plan.needs - sum(fetches[key].size - fetches[key].have for key in again)
     return msgspec.structs.replace(plan, actions=tuple(actions), needs=max(0, needs))
+
+
+def abilities_needed(cache_dir: str, plans: Sequence[Plan]) -> Needs:
+    """Return what downloads ask of the cache's filesystem."""
+    actions = [action for plan in plans for action in plan.actions]
+    files = [action for action in actions if isinstance(action, Fetch | Link)]
+    names = [os.path.relpath(file.path, cache_dir).replace(os.sep, "/") for file in files]
+    return Needs(names, max((file.size for file in files if isinstance(file, Fetch)), default=0))
 
 
 def find_shortage(cache_dir: str, limits: Limits, plans: Sequence[Plan]) -> Shortage | None:

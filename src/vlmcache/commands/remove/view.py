@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmcache.cache.layout import parse_repo_folder
-from vlmcache.cache.usage import UNSEEN_OUTSIDE
+from vlmcache.cache.usage import UNSEEN_OUTSIDE, hidden_words
 from vlmcache.change.plan import (
     Action,
     Kept,
@@ -111,10 +111,7 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
     _show_side_caches(out, removal)
     _show_warnings(out, removal)
     if removal.hidden_processes:
-        count = removal.hidden_processes
-        noun = "process" if count == 1 else "processes"
-        text = f"{count} {noun} could not be checked, and may use some of this"
-        out.print(labelled("Note", text))
+        out.print(labelled("Note", hidden_words(removal.hidden_processes)))
     if removal.contained:
         out.print(labelled("Note", UNSEEN_OUTSIDE))
 

@@ -1,0 +1,303 @@
+"""What a filesystem can do, tried before the first byte is written to it.
+
+Each trial is made in an empty folder of its own, which is removed afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat as modes
+import sys
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+from vlmcache.cache.mounts import LOCAL, mount_of, nearest_folder
+from vlmcache.change.tree import BY_DESCRIPTOR, enter, entry_names
+from vlmcache.errors import CacheError
+from vlmcache.units import short_text, size_text
+
+_CANNOT = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+"""Why a filesystem refuses what it does not have; anything else says nothing about it."""
+_NO_SUCH_NAME = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.ENOENT})
+"""Why a filesystem refuses to make a file of some name in a folder that is there."""
+_NO_LINKS_OF_WINDOWS = 1314
+"""Windows's error where a user may not make links."""
+_LARGE = 1 << 32
+"""Bytes of the shortest file that is too long for FAT."""
+_PLAIN = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
+"""Names that every filesystem takes."""
+_LONGEST_PATH = 4096
+_SUFFIX = 80
+"""Bytes that the name of a temporary is longer than that of the file."""
+_HINT = "name a folder on another filesystem, such as ext4, xfs, btrfs or APFS"
+
+
+class Abilities(NamedTuple):
+    """What a filesystem can do; `None` if it could not be tried."""
+
+    symlinks: bool | None = None
+    hard_links: bool | None = None
+    locks: bool | None = None
+    case_sensitive: bool | None = None
+    modes: bool | None = None
+    """Whether a file keeps the mode that it is given."""
+    large_files: bool | None = None
+    """Whether a file can have 4 GiB and more, as far as the system says it without writing them."""
+
+
+class Needs(NamedTuple):
+    """What is about to be written to a filesystem."""
+
+    names: Collection[str] = ()
+    """Paths of files below the folder, with forward slashes; if there are none, nothing is."""
+    largest: int = 0
+    """Bytes of the longest file."""
+    links: bool = False
+    """Whether symbolic links are among them."""
+
+
+def cannot(error: OSError) -> bool:
+    """Return whether a refusal says that the filesystem does not have what was asked for."""
+    windows = getattr(error, "winerror", None) == _NO_LINKS_OF_WINDOWS
+    return windows or error.errno in _CANNOT
+
+
+class _Trial:
+    """An empty folder, in which things are tried."""
+
+    def __init__(self, path: str, descriptor: int | None) -> None:
+        self.path = path
+        self.folder = descriptor
+
+    def name(self, name: str) -> str:
+        """Return a name in the folder, or its path if the system has no calls by descriptor."""
+        return name if self.folder is not None else os.path.join(self.path, name)
+
+    def make(self, name: str) -> int:
+        """Make an empty file, and return its descriptor, which the caller closes."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        return os.open(self.name(name), flags, 0o600, dir_fd=self.folder)
+
+    def holds(self, name: str) -> bool:
+        """Return whether there is anything of a name."""
+        with contextlib.suppress(OSError):
+            os.stat(self.name(name), dir_fd=self.folder, follow_symlinks=False)
+            return True
+        return False
+
+    def symlinks(self) -> bool | None:
+        return _can(lambda: os.symlink("file", self.name("symlink"), dir_fd=self.folder))
+
+    def hard_links(self) -> bool | None:
+        here = self.folder
+        names = self.name("file"), self.name("hard link")
+        return _can(lambda: os.link(*names, src_dir_fd=here, dst_dir_fd=here))
+
+    def takes(self, name: str, other: str | None = None) -> bool:
+        """Return whether a file can have a name, and not another one at the same time.
+
+        A name that is refused for a reason of no consequence here can be had.
+        """
+        try:
+            os.close(self.make(name))
+        except OSError as error:
+            return not cannot(error) and error.errno not in _NO_SUCH_NAME
+        try:
+            return self.holds(name) and not (other is not None and self.holds(other))
+        finally:
+            os.unlink(self.name(name), dir_fd=self.folder)
+
+
+@contextlib.contextmanager
+def _trial(folder: str) -> Iterator[_Trial]:
+    # Its name is a temporary's: in a store, what a run that was killed has left is known.
+    path = os.path.join(folder, f".trial.{secrets.token_hex(4)}.tmp")
+    os.mkdir(path, 0o700)
+    try:
+        descriptor = enter(path, None, path) if BY_DESCRIPTOR else None
+        trial = _Trial(path, descriptor)
+        try:
+            yield trial
+        finally:
+            for name in entry_names(descriptor, path):
+                with contextlib.suppress(OSError):
+                    os.unlink(trial.name(name), dir_fd=descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
+    finally:
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+
+
+@contextlib.contextmanager
+def _file(folder: str) -> Iterator[int]:
+    """Yield the descriptor of an empty file: one without a name, if the system has such."""
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDWR | os.O_TMPFILE, 0o600)
+        except (AttributeError, OSError):
+            descriptor = stack.enter_context(_trial(folder)).make("file")
+        stack.callback(os.close, descriptor)
+        yield descriptor
+
+
+def _can(work: Callable[[], object]) -> bool | None:
+    """Return whether something can be done; `None` if its failure says nothing about it."""
+    try:
+        work()
+    except NotImplementedError:
+        return False
+    except OSError as error:
+        return False if cannot(error) else None
+    return True
+
+
+def probe(folder: str) -> Abilities:
+    """Return what the filesystem of a folder can do.
+
+    Args:
+        folder: it exists.
+    """
+    with contextlib.suppress(OSError), _trial(folder) as trial:
+        descriptor = trial.make("file")
+        try:
+            return Abilities(
+                symlinks=trial.symlinks(),
+                hard_links=trial.hard_links(),
+                locks=_can_lock(descriptor),
+                case_sensitive=not trial.holds("FILE"),
+                modes=keeps_modes(folder),
+                large_files=_can(lambda: os.lseek(descriptor, _LARGE, os.SEEK_SET)),
+            )
+        finally:
+            os.close(descriptor)
+    return Abilities()
+
+
+def _can_lock(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def keeps_modes(folder: str) -> bool | None:
+    """Return whether files in a folder keep their modes, which some systems accept and forget.
+
+    `None` if that cannot be tried.
+    """
+    if hasattr(os, "fchmod"):
+        with contextlib.suppress(OSError), _file(folder) as file:
+            for mode in (0o640, 0o600):
+                able = _can(partial(os.fchmod, file, mode))
+                kept = modes.S_IMODE(os.fstat(file).st_mode) == mode
+                if not (able and kept):
+                    return None if able is None else False
+            return True
+    return None
+
+
+def check_filesystem(folder: str, needs: Needs) -> None:
+    """Make sure that a filesystem takes what is about to be written, before any of it is.
+
+    Args:
+        folder: where, which need not exist.
+        needs: what.
+
+    Raises:
+        CacheError: it does not.
+    """
+    if not needs.names:
+        return
+    place = nearest_folder(folder)
+    if hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY:
+        raise _refused(place, "is read-only", "name a folder that can be written")
+    pairs = list(_alike(needs.names))
+    parts = {part for name in needs.names for part in name.split("/")}
+    odd = sorted(part for part in parts if not _PLAIN.fullmatch(part))
+    longest = max(needs.names, key=len)
+    if len(os.fsencode(os.path.join(folder, longest))) + _SUFFIX > _LONGEST_PATH:
+        raise _refused(place, f"has no path for {short_text(longest)}: it is too long")
+    mount = mount_of(place)
+    if needs.largest >= _LARGE and (mount is None or mount.type not in LOCAL):
+        with contextlib.suppress(OSError), _file(place) as file:
+            if _can(lambda: os.lseek(file, needs.largest, os.SEEK_SET)) is False:
+                longest = f"and the longest has {size_text(needs.largest)}"
+                raise _refused(place, f"has no files of {size_text(_LARGE)}, {longest}")
+    if not (needs.links or pairs or odd):
+        return
+    # If nothing can be tried, what is wrong shows while it is written.
+    with contextlib.suppress(OSError), _trial(place) as trial:
+        _try(trial, place, needs, odd, pairs)
+
+
+def _try(
+    trial: _Trial, place: str, needs: Needs, odd: Iterable[str], pairs: Iterable[tuple[str, str]]
+) -> None:
+    if needs.links and trial.symlinks() is False:
+        raise _refused(place, "has no symbolic links")
+    for name in odd:
+        if not trial.takes(name):
+            raise _refused(place, f"has no files with the name {short_text(name)}")
+    for name, other in pairs:
+        parts = zip(name.split("/"), other.split("/"), strict=True)
+        first, second = next((mine, its) for mine, its in parts if mine != its)
+        if not trial.takes(first, second):
+            both = f"{short_text(first)} and {short_text(second)}"
+            raise _refused(place, f"takes two names for one: {both}")
+
+
+def _alike(names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of names that a filesystem can take for one: by case, or by composition."""
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            yield other, name
+
+
+def _refused(place: str, words: str, hint: str = _HINT) -> CacheError:
+    mount = mount_of(place)
+    kind = f" ({mount.type})" if mount is not None else ""
+    return CacheError(f"the filesystem{kind} {words}: {place}", hint)
+
+
+def check_renames(folder: str, names: Iterable[str]) -> None:
+    """Make sure that folders can be renamed, which an overlay refuses for its lower layers.
+
+    Args:
+        folder: the folder that they are in.
+        names: their names.
+
+    Raises:
+        CacheError: one cannot be.
+    """
+    mount = mount_of(folder)
+    if mount is None or mount.type != "overlay":
+        return
+    with contextlib.suppress(OSError), _trial(folder) as trial:
+        # Nothing takes the place of a folder that is not empty, so nothing is renamed. Should
+        # somebody empty it meanwhile, what was renamed comes back.
+        os.close(trial.make("file"))
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                os.rename(path, trial.path)
+                os.rename(trial.path, path)
+            except OSError as error:
+                if error.errno == errno.EXDEV:
+                    raise CacheError(
+                        f"what an overlay has from a lower layer cannot be moved away: {path}",
+                        "move it where the layer is made; 'vlmcache backup FOLDER/' copies it",
+                    ) from None
