@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
@@ -12,49 +12,14 @@ import msgspec
 
 from vlmcache.cache import formats, layout
 from vlmcache.cache.last_use import LastUse
+from vlmcache.cache.locks import lock_held
 from vlmcache.cache.state import CacheState, Repo, Revision
+from vlmcache.cache.tree import CacheTree
 
 _ONE_READER = 3600 * 10**9
 """If all of a repo was read within so many nanoseconds, a backup or a copy may have read it."""
 
 _SECRET = re.compile(r"(--token[ =]|\bhf_)\S+")
-
-
-def lock_held(path: str) -> bool:
-    """Return whether another process holds the hub's lock at `path` (a file of `filelock`).
-
-    The lock is tried and given back at once. Nothing is created; a lock that cannot be tried counts
-    as held, since deleting under it would be the greater harm.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            try:
-                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-            except OSError:
-                return True
-            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-            return False
-        import fcntl
-
-        try:
-            # A shared lock fails just where somebody holds the hub's exclusive one; two that only
-            # look do not see each other, and network drives take it on a file open for reading.
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return True
-        return False
-    finally:
-        os.close(descriptor)
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -131,18 +96,17 @@ def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage
     content.update(((stray.device, stray.inode), stray.path) for stray in state.strays)
     locks: dict[tuple[int, int], str] = {}
     held: list[str] = []
+    tree = CacheTree(state.dir)
     for folder, found in state.locks.items():
         if folders is not None and folder not in folders:
             continue
         for name in found.files:
             path = os.path.join(found.path, name)
-            if lock_held(path):
+            if lock_held(path, tree):
                 held.append(f"{folder}/{name}")
-                try:
-                    stat = os.stat(path)
-                except OSError:
-                    continue
-                locks[stat.st_dev, stat.st_ino] = f"{folder}/{name}"
+                with contextlib.suppress(OSError):
+                    status = tree.stat(path)
+                    locks[status.st_dev, status.st_ino] = f"{folder}/{name}"
     return find_users(content, held, locks)
 
 
@@ -259,6 +223,25 @@ def _command_line(base: str) -> str:
         if words != [b""]:
             return without_secrets(" ".join(map(os.fsdecode, words)))
     return "?"
+
+
+def holder_of(status: os.stat_result) -> str:
+    """Return in words who holds a lock, if Linux shows it (`/proc/locks`, proc(5)).
+
+    Args:
+        status: of the lock's file.
+    """
+    lines: list[str] = []
+    with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii", errors="replace") as f:
+        lines = f.readlines()
+    for line in lines:
+        fields = line.split()
+        # "1: FLOCK ADVISORY WRITE 4711 fe:00:1234 0 EOF"; a waiter has "->" after the number.
+        if len(fields) < 6 or fields[1] == "->" or not fields[4].isdigit():
+            continue
+        if fields[5].rpartition(":")[2] == str(status.st_ino):
+            return f"process {fields[4]} ({_command_line(f'/proc/{fields[4]}')})"
+    return "another process"
 
 
 def without_secrets(command: str) -> str:

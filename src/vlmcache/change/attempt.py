@@ -6,17 +6,15 @@ import os
 from typing import Literal, TypeAlias
 
 from vlmcache import log
+from vlmcache.cache.tree import StaleError
 from vlmcache.change.plan import Outcome, ReleaseShared, Remove, RemoveTree
+from vlmcache.errors import InUseError
 
 Result: TypeAlias = Literal["done", "absent", "stale", "busy", "failed"]
 Removing: TypeAlias = Remove | RemoveTree | ReleaseShared
 
 
-class StaleError(Exception):
-    """What was found is not what the plan expects."""
-
-
-class TakenError(Exception):
+class TakenError(InUseError):
     """Some process uses it now."""
 
 
@@ -37,7 +35,7 @@ class Attempt:
         self.outcome = Outcome(name, self.action.path, result, self.freed, detail=detail)
 
 
-REFUSALS = (StaleError, TakenError, OSError)
+REFUSALS = (TakenError, OSError)
 
 
 def result_of(error: Exception, path: str) -> tuple[Result, str | None]:
@@ -45,13 +43,13 @@ def result_of(error: Exception, path: str) -> tuple[Result, str | None]:
     if isinstance(error, FileNotFoundError):
         return "absent", None
     if isinstance(error, OSError):
-        return "failed", refusal(error, path)
-    return "busy" if isinstance(error, TakenError) else "stale", str(error)
+        return "stale" if isinstance(error, StaleError) else "failed", refusal(error, path)
+    return "busy", str(error)
 
 
-def refusal(error: OSError | StaleError, path: str) -> str:
+def refusal(error: OSError, path: str) -> str:
     """Return in words why something was not done at a path."""
-    if isinstance(error, StaleError):
+    if error.errno is None:
         return str(error)
     named = error.filename
     # Names relative to an open folder would say nothing to the user.

@@ -11,23 +11,23 @@ from collections.abc import Sequence
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import Repo
+from vlmcache.cache.tree import StaleError
 from vlmcache.change.attempt import (
     REFUSALS,
     Attempt,
     Result,
-    StaleError,
     TakenError,
     result_of,
 )
 from vlmcache.change.locks import HubLocks
 from vlmcache.change.plan import ReleaseShared, RemoveTree, stamp, sum_stamp
-from vlmcache.change.tree import Tree
+from vlmcache.change.tree import RemovalTree
 
 
 class RemovalChecks:
     """Compares the disk with what a plan expects, and sees whether anything is in use."""
 
-    def __init__(self, tree: Tree, locks: HubLocks) -> None:
+    def __init__(self, tree: RemovalTree, locks: HubLocks) -> None:
         self.tree = tree
         self.locks = locks
         self.refused: dict[tuple[str, str | None], tuple[Result, str | None]] = {}

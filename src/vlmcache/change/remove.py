@@ -13,7 +13,6 @@ from vlmcache.change.attempt import (
     REFUSALS,
     Attempt,
     Removing,
-    StaleError,
     TakenError,
     refusal,
     result_of,
@@ -23,7 +22,7 @@ from vlmcache.change.locks import BATCH, HubLocks
 from vlmcache.change.plan import Plan, Receipt, ReleaseShared, Remove, RemoveTree
 from vlmcache.change.removal_checks import RemovalChecks
 from vlmcache.change.shared_store import SharedStore
-from vlmcache.change.tree import Tree
+from vlmcache.change.tree import RemovalTree
 
 
 def execute(
@@ -37,7 +36,7 @@ def execute(
         in_use: (device, inode) of files that processes use; what holds one stays.
         force: remove in spite of locks and uses.
     """
-    return Executor(Tree(cache_dir, frozenset(in_use), force=force)).run(plan)
+    return Executor(RemovalTree(cache_dir, frozenset(in_use), force=force)).run(plan)
 
 
 class Executor:
@@ -47,7 +46,7 @@ class Executor:
     locks, then shared blobs released, then locks removed, and last what was renamed is unlinked.
     """
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: RemovalTree) -> None:
         self.tree = tree
         self.locks = HubLocks(tree)
         self.store = SharedStore(tree.root, tree)
@@ -171,7 +170,7 @@ class Executor:
                     ready.append((attempt, name))
                 except TakenError as error:
                     attempt.note("busy", str(error))
-                except (OSError, StaleError) as error:
+                except OSError as error:
                     attempt.note("failed", refusal(error, path))
             repo = scan_repo(self.tree.root, folder)
             users = repo.blob_users() if repo is not None else {}
@@ -232,7 +231,7 @@ class Executor:
             outcome = attempt.outcome
             try:
                 self.leftovers.remove(attempt, place)
-            except (OSError, StaleError) as error:
+            except OSError as error:
                 attempt.note("failed", refusal(error, place))
             else:
                 if outcome is not None:

@@ -6,7 +6,6 @@ The client's `utils/_shared_blobs.py` has the store's marker, a lock and a manif
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import re
@@ -17,18 +16,17 @@ from collections.abc import Collection, Iterator
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.reading import read_bytes
-from vlmcache.change.attempt import Attempt, StaleError
-from vlmcache.change.locks import hold_lock
+from vlmcache.cache.tree import StaleError
+from vlmcache.change.attempt import Attempt
+from vlmcache.change.locks import Lock
 from vlmcache.change.partials import write_all
 from vlmcache.change.place import put, replacing, write_file
 from vlmcache.change.plan import ReleaseShared
-from vlmcache.change.tree import Tree
+from vlmcache.change.tree import RemovalTree
 from vlmcache.errors import CacheError
 
 _MARKER_TEMPORARY = re.compile(re.escape(layout.SHARED_MARKER) + r"\.[0-9a-f]{8}\.tmp")
 _MANIFEST_LIMIT = 64_000_000
-_LOCK_SECONDS = 5.0
-"""Seconds that a removal waits for the lock of a shared blob."""
 _FOR_ALL = 0o666
 """Mode of locks and manifests, whatever the umask: every user of the cache writes to them."""
 
@@ -41,8 +39,8 @@ class SharedStore:
         tree: how the cache is reached, and what of it is in use.
     """
 
-    def __init__(self, cache_dir: str, tree: Tree | None = None) -> None:
-        self.tree = tree or Tree(cache_dir)
+    def __init__(self, cache_dir: str, tree: RemovalTree | None = None) -> None:
+        self.tree = tree or RemovalTree(cache_dir)
         self.root = self.tree.root
         self.folder = os.path.join(self.root, layout.SHARED_STORE)
         self._links: dict[str, set[str]] = {}
@@ -88,29 +86,22 @@ class SharedStore:
         write_file(marker, layout.SHARED_MARKER_TEXT.encode(), 0o444)
 
     @contextlib.contextmanager
-    def held(self, path: str, seconds: float = -1) -> Iterator[None]:
+    def held(self, path: str) -> Iterator[None]:
         """Hold a shared blob's lock as the hub takes it: a file that every user may lock.
 
         Args:
             path: the shared blob's.
-            seconds: how long to wait; without end if negative.
 
         Raises:
             TakenError: another process holds it.
             OSError: the system refuses.
         """
-        lock = path + layout.LOCK_SUFFIX
-        with self.tree.parent(lock) as (name, parent):
-            flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-            descriptor = os.open(name, flags, _FOR_ALL, dir_fd=parent)
-            try:
-                if not modes.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise OSError(errno.EINVAL, "the lock is not a regular file", lock)
-                _open_to_all(descriptor)
-            finally:
-                os.close(descriptor)
-        with hold_lock(lock, _FOR_ALL, seconds, force=False):
+        lock = Lock(self.tree, path + layout.LOCK_SUFFIX, _FOR_ALL)
+        lock.take()
+        try:
             yield
+        finally:
+            lock.release()
 
     def references(self, path: str) -> set[str] | None:
         """Return the references that a shared blob's manifest lists, `None` if it is unreadable."""
@@ -179,7 +170,7 @@ class SharedStore:
         """
         with self.tree.parent(path) as (name, parent):
             os.stat(name, dir_fd=parent)
-        with self.held(path, _LOCK_SECONDS):
+        with self.held(path):
             yield
 
     def read_links(self) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterable, Sequence
 
 from vlmcache.cache import formats, layout
 from vlmcache.cache.entries import is_stale
+from vlmcache.cache.locks import lock_held
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.state import CacheState, Repo
-from vlmcache.cache.usage import Usage, lock_held
+from vlmcache.cache.usage import Usage
 from vlmcache.change.names import Target
 from vlmcache.change.plan import Fetch, Plan, ReleaseShared, Remove, RemoveTree
 from vlmcache.change.removal_plan import plan_removal
