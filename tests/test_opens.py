@@ -65,7 +65,6 @@ NOT_YET = frozenset(
         "change.moved_note",
         "change.partials",
         "change.place",
-        "change.shared_store",
         "commands.backup.arrivals",
         "commands.backup.restore",
         "commands.backup.store",

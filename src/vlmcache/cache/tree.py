@@ -61,7 +61,7 @@ class CacheTree:
             StaleError: a link or something else is in the place of a folder.
             OSError: the system refuses.
         """
-        inside = path.startswith(os.path.join(self.root, ""))
+        inside = path == self.root or path.startswith(os.path.join(self.root, ""))
         # What is outside is a side cache in which entries were found.
         root = self.root if inside else os.path.dirname(path)
         *folders, name = os.path.relpath(path, root).split(os.sep)
@@ -126,20 +126,44 @@ class CacheTree:
         with self._reached(path) as (name, folder):
             return os.stat(name, dir_fd=folder, follow_symlinks=False)
 
+    @contextlib.contextmanager
+    def folder(self, path: str) -> Iterator[int | None]:
+        """Yield the descriptor of a folder; `None` if the system has no such calls.
+
+        Raises:
+            OSError: it cannot be read, or is not a folder.
+        """
+        with self._reached(path) as (name, parent):
+            descriptor = None if parent is None else enter(name, parent, path)
+        try:
+            yield descriptor
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
     def names(self, path: str) -> list[str]:
         """Return the names in a folder, sorted.
 
         Raises:
             OSError: it cannot be read, or is not a folder.
         """
-        with self._reached(path) as (name, parent):
-            if parent is None:
-                return sorted(os.listdir(path))
-            descriptor = enter(name, parent, path)
-        try:
-            return sorted(os.listdir(descriptor))
-        finally:
-            os.close(descriptor)
+        with self.folder(path) as descriptor:
+            return sorted(os.listdir(path if descriptor is None else descriptor))
+
+    def links(self, path: str) -> dict[str, str]:
+        """Return name -> target of the links in a folder.
+
+        Raises:
+            OSError: it cannot be read, or is not a folder.
+        """
+        with self.folder(path) as descriptor:
+            place = path if descriptor is None else descriptor
+            with os.scandir(place) as entries:
+                names = [entry.name for entry in entries if entry.is_symlink()]
+            base = path if descriptor is None else ""
+            return {
+                name: os.readlink(os.path.join(base, name), dir_fd=descriptor) for name in names
+            }
 
     def readlink(self, path: str) -> str:
         """Return what a link leads to.

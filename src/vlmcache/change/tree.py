@@ -238,6 +238,15 @@ class Tree(CacheTree):
             self.discard(temporary)
             raise
 
+    def chmod(self, path: str, mode: int) -> None:
+        """Set the mode of a file or folder.
+
+        Raises:
+            OSError: the system refuses, or it is a link.
+        """
+        with self.handle(path) as entry:
+            os.chmod(entry, mode)
+
     def discard(self, path: str) -> None:
         """Remove a temporary file or link, as far as the system lets."""
         with contextlib.suppress(OSError), self.parent(path) as (name, folder):
