@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kit.attacks import FILES, SharedCache, as_command, attacks, shared_cache
+from tests.kit.attacks import (
+    FILES,
+    IS_ROOT,
+    MEMBER,
+    SECRET,
+    VICTIM,
+    Attacked,
+    SharedCache,
+    as_command,
+    attacks,
+    shared_cache,
+)
 from tests.kit.caches import CacheBuilder
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import small_config
+from vlmcache.errors import ExitCode
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 TRIES = int(os.environ.get("ATTACKS", "2"))
 """At how many of its calls each attack befalls a command."""
-NEW = {**FILES, "model.safetensors": b"other weights " * 500, "more/new.json": b"{}"}
+NEW: dict[str, bytes] = {
+    **FILES,
+    "model.safetensors": b"other weights " * 500,
+    "more/new.json": b"{}",
+}
 
 with shared_cache() as _sample:
     ATTACKS = list(attacks(_sample))
@@ -65,16 +83,16 @@ CALLS: dict[str, int] = {}
 
 
 def prepared(command: str, shared: SharedCache, hub: LoopbackHub) -> Callable[[], None]:
-    variables = {
-        name: value
-        for name, value in hub.environment(shared.root).items()
-        if name.startswith(("HF_", "NO_PROXY"))
-    }
-    own = {
+    return as_command(*COMMANDS[command](shared), variables=variables(shared, hub))
+
+
+def variables(shared: SharedCache, hub: LoopbackHub | None) -> dict[str, str]:
+    known = {} if hub is None else hub.environment(shared.root)
+    return {name: value for name, value in known.items() if name.startswith(("HF_", "NO_"))} | {
+        "HF_HUB_CACHE": str(shared.root),
         "VLMCACHE_HOME": str(shared.folder / "own"),
         "VLMCACHE_CONFIG": str(small_config(shared.folder)),
     }
-    return as_command(*COMMANDS[command](shared), variables=variables | own)
 
 
 @pytest.mark.parametrize("command", HELD)
@@ -95,6 +113,102 @@ def test_whatever_a_member_swaps_at_any_call_nothing_outside_is_touched(
             command_line = prepared(command, shared, hub)
             done = shared.run(command_line, attacks(shared)[attack], nth)
             shared.check(done, *_others(shared.folder))
+
+
+def run(shared: SharedCache, *arguments: str, hub: LoopbackHub | None = None) -> Attacked:
+    return shared.run(as_command(*arguments, variables=variables(shared, hub)))
+
+
+def private_blob(shared: SharedCache) -> Path:
+    """Let a blob of the member's repo be a link to a model of the victim, whose hash is known."""
+    name = "model.safetensors"
+    target = shared.outside / shared.repo.blob(name).relative_to(shared.root)
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    blob = shared.repo.blob(name).with_name(digest)
+
+    def link() -> None:
+        blob.symlink_to(target)
+        pointer = shared.repo.pointer(name)
+        pointer.unlink()
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+
+    assert shared.as_member(link)
+    return blob
+
+
+@pytest.mark.parametrize("destination", ["store/", "saved.tar"])
+def test_a_blob_that_is_a_link_out_of_the_cache_is_saved_by_no_backup(destination: str) -> None:
+    with shared_cache() as shared:
+        blob = private_blob(shared)
+        done = run(shared, "backup", str(shared.folder / destination), "org/name")
+        shared.check(done, *_others(shared.folder))
+        assert done.code != 0
+        assert str(blob) in done.errors
+
+
+def test_a_repo_that_is_a_link_to_another_users_models_is_neither_saved_nor_moved() -> None:
+    if not IS_ROOT:
+        pytest.skip("needs two users")
+    with shared_cache() as shared:
+        victim = CacheBuilder(shared.outside / "hub").repo("org/private")
+        victim.revision({"model.safetensors": SECRET * 20})
+        for path in (shared.outside / "hub").rglob("*"):
+            os.chown(path, VICTIM, VICTIM, follow_symlinks=False)
+        shared.before = shared.state_outside()
+        link = shared.root / "models--org--private"
+        assert shared.as_member(lambda: link.symlink_to(victim.folder))
+        for arguments in (
+            ["backup", f"{shared.folder}/store/"],
+            ["backup", f"{shared.folder}/store/", "org/private"],
+            ["move", f"{shared.folder}/destination", "org/private", "--yes"],
+            ["rm", "org/private", "--yes"],
+            ["verify"],
+        ):
+            shared.check(run(shared, *arguments), *_others(shared.folder))
+
+
+@pytest.mark.parametrize("command", ["restore", "pull"])
+def test_a_member_who_holds_one_lock_keeps_no_command_waiting_for_ever(
+    hub: LoopbackHub, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmcache.hub.locks.WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("vlmcache.hub.locks._GROWTH_SECONDS", 0.2)
+    with shared_cache() as shared:
+        arguments = COMMANDS[command](shared)
+        new = hashlib.sha256(NEW["model.safetensors"]).hexdigest()
+        with shared.repo._lock_file(new).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            done = run(shared, *arguments, hub=hub)
+        shared.check(done, *_others(shared.folder))
+        assert done.code == ExitCode.BUSY, done.errors
+        assert f"is held by process {os.getpid()} (" in done.errors
+
+
+@pytest.mark.parametrize("command", ["restore", "pull"])
+def test_what_root_brings_into_a_users_home_is_the_users(hub: LoopbackHub, command: str) -> None:
+    if not IS_ROOT:
+        pytest.skip("needs two users")
+    with shared_cache() as shared:
+        home = shared.folder / "home"
+        home.mkdir()
+        os.chown(home, MEMBER, MEMBER)
+        arguments = COMMANDS[command](shared)
+        known = variables(shared, hub) | {"HF_HUB_CACHE": str(home / ".cache/huggingface/hub")}
+        done = shared.run(as_command(*arguments, variables=known))
+        assert done.code == 0, done.errors
+        made = [*home.rglob("*")]
+        assert len(made) > 10
+        assert {path for path in made if path.lstat().st_uid != MEMBER} == set()
+        for again in (["verify"], ["rm", "org/name", "--yes"]):
+            code: list[int] = []
+
+            def as_user(again: list[str] = again, code: list[int] = code) -> None:
+                with pytest.raises(SystemExit) as end:
+                    as_command(*again, variables=known | {"VLMCACHE_HOME": str(home / "own")})()
+                assert int(end.value.code or 0) == 0
+
+            assert shared.as_member(as_user)
+        assert not list(home.rglob("models--*/blobs/*"))
 
 
 def _others(folder: Path) -> list[Path]:

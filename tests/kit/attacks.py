@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kit.caches import CacheBuilder, Entry, fingerprint
-from tests.kit.contents import Content
 from tests.kit.faulty import failing
 
 ADMIN, MEMBER, OTHER, VICTIM, GROUP = 4001, 4002, 4003, 4004, 4000
 SECRET = b"nobody else's business: "
 HUNG_AFTER = 60
-FILES: dict[str, Content] = {
+FILES: dict[str, bytes] = {
     "config.json": b'{"model_type": "x"}',
     "model.safetensors": b"weights " * 500,
     "sub/other.json": b'{"other": 1}',
