@@ -22,8 +22,8 @@ from vlmcache.cache.scan import scan
 from vlmcache.cache.tree import StaleError
 from vlmcache.cache.usage import who_uses
 from vlmcache.change import locks
-from vlmcache.change.attempt import TakenError
 from vlmcache.change.locks import Lock
+from vlmcache.change.plan import TakenError
 from vlmcache.change.tree import Tree
 from vlmcache.errors import ExitCode, InUseError
 from vlmcache.hub.locks import blob_lock

@@ -58,11 +58,9 @@ def library_entries(name: str, folder: str) -> tuple[list[str], list[str]]:
 
 def _is_xet(entry: os.DirEntry[str]) -> bool:
     if entry.name == "logs":
-        return _holds_only(
-            entry, lambda inner: inner.is_file(follow_symlinks=False), _LOG.fullmatch
-        )
+        return _holds_only(entry, lambda inner: _is_file_called(inner, _LOG))
     return _ENDPOINT.fullmatch(entry.name) is not None and _holds_only(
-        entry, lambda inner: inner.is_dir(follow_symlinks=False), _IN_ENDPOINT.__contains__
+        entry, lambda inner: inner.is_dir(follow_symlinks=False) and inner.name in _IN_ENDPOINT
     )
 
 
@@ -76,13 +74,7 @@ def _is_code(entry: os.DirEntry[str]) -> bool:
 
 def _is_package(entry: os.DirEntry[str], *, top: bool = False) -> bool:
     """Return whether a folder holds what makes remote code importable, and no more."""
-    if not entry.is_dir(follow_symlinks=False):
-        return False
-    try:
-        with os.scandir(entry.path) as entries:
-            return all(_is_of_package(inner, top=top) for inner in entries)
-    except OSError:
-        return False
+    return _holds_only(entry, lambda inner: _is_of_package(inner, top=top))
 
 
 def _is_of_package(entry: os.DirEntry[str], *, top: bool) -> bool:
@@ -90,9 +82,7 @@ def _is_of_package(entry: os.DirEntry[str], *, top: bool) -> bool:
         return _is_compiled(entry, _COMPILED)
     if not entry.is_file(follow_symlinks=False):
         return _is_package(entry)
-    if entry.name == "__init__.py" or not top:
-        return _CODE.fullmatch(entry.name) is not None
-    return False
+    return (entry.name == "__init__.py" or not top) and _CODE.fullmatch(entry.name) is not None
 
 
 def _is_empty_module(entry: os.DirEntry[str]) -> bool:
@@ -105,19 +95,20 @@ def _is_empty_module(entry: os.DirEntry[str]) -> bool:
 
 def _is_compiled(entry: os.DirEntry[str], names: re.Pattern[str]) -> bool:
     return entry.name == "__pycache__" and _holds_only(
-        entry, lambda inner: inner.is_file(follow_symlinks=False), names.fullmatch
+        entry, lambda inner: _is_file_called(inner, names)
     )
 
 
-def _holds_only(
-    entry: os.DirEntry[str],
-    kind: Callable[[os.DirEntry[str]], bool],
-    known: Callable[[str], object],
-) -> bool:
+def _is_file_called(entry: os.DirEntry[str], names: re.Pattern[str]) -> bool:
+    return entry.is_file(follow_symlinks=False) and names.fullmatch(entry.name) is not None
+
+
+def _holds_only(entry: os.DirEntry[str], is_known: Callable[[os.DirEntry[str]], bool]) -> bool:
+    """Return whether an entry is a folder that can be read and has nothing else in it."""
     if not entry.is_dir(follow_symlinks=False):
         return False
     try:
         with os.scandir(entry.path) as entries:
-            return all(kind(inner) and known(inner.name) for inner in entries)
+            return all(map(is_known, entries))
     except OSError:
         return False

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 import stat as modes
 from collections.abc import Iterable
+
+import msgspec
 
 from vlmcache import log, units
 from vlmcache.cache import layout
@@ -83,14 +86,13 @@ class Tally:
         return ByClass(**self.bytes)
 
 
-class Notes:
+class Notes(msgspec.Struct):
     """Findings, strays and bytes of one repo, or of the cache itself."""
 
-    def __init__(self, repo: str | None) -> None:
-        self.repo = repo
-        self.tally = Tally()
-        self.findings: list[Finding] = []
-        self.strays: list[Stray] = []
+    repo: str | None
+    tally: Tally = msgspec.field(default_factory=Tally)
+    findings: list[Finding] = []
+    strays: list[Stray] = []
 
     def error(self, code: str, path: str, detail: str, remedy: str | None = None) -> None:
         """Add a finding: something cannot be loaded."""
@@ -122,26 +124,28 @@ Listed = tuple[os.DirEntry[str], os.stat_result]
 """An entry of a folder, and the stat of the entry itself (of a link, not of its target)."""
 
 _NAME = operator.attrgetter("name")
+_NOT_TEXT = re.compile("[\ud800-\udfff]")
+"""What Python puts into a name in the place of bytes that are not valid UTF-8."""
 
 
 def read_entries(path: str, notes: Notes) -> list[Listed]:
     """Return a folder's entries in the order of their names; an unreadable one is a finding."""
     try:
         with os.scandir(path) as entries:
-            found = sorted(entries, key=_NAME)
+            listed = sorted(entries, key=_NAME)
     except FileNotFoundError:
         return []
     except OSError as error:
         notes.unreadable(path, error)
         return []
-    if not all(map(str.isascii, map(_NAME, found))):
-        for entry in found:
-            if not _is_text(entry.name):
+    if not all(map(str.isascii, map(_NAME, listed))):
+        for entry in listed:
+            if _NOT_TEXT.search(entry.name):
                 notes.warning("non-utf8-name", entry.path, "the name is not valid UTF-8")
     try:
-        return _stats(path, found)
+        return _stats(path, listed)
     except OSError:
-        return _stats_one_by_one(path, found, notes)
+        return _stats_one_by_one(path, listed, notes)
 
 
 def _stats(path: str, entries: list[os.DirEntry[str]]) -> list[Listed]:
@@ -176,12 +180,10 @@ def read_links(folder: str, entries: Iterable[Listed]) -> dict[str, str]:
     links = [entry for entry, stat in entries if modes.S_ISLNK(stat.st_mode)]
     if not links:
         return {}
-    if os.readlink not in os.supports_dir_fd:
-        return {entry.name: read_link(entry.path) for entry in links}
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return {entry.name: "" for entry in links}
+    except OSError:  # as always on Windows
+        return {entry.name: read_link(entry.path) for entry in links}
     try:
         return {entry.name: os.readlink(entry.name, dir_fd=descriptor) for entry in links}
     except OSError:
@@ -190,32 +192,24 @@ def read_links(folder: str, entries: Iterable[Listed]) -> dict[str, str]:
         os.close(descriptor)
 
 
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _stats_one_by_one(path: str, entries: list[os.DirEntry[str]], notes: Notes) -> list[Listed]:
     """Return the entries that have a stat: some may have gone while the folder was read.
 
     One that is there and has none, for want of permission or of a working disk, is not nothing:
     what the folder holds is not known then.
     """
-    found: list[Listed] = []
+    listed: list[Listed] = []
     failure: OSError | None = None
     for entry in entries:
         try:
-            found.append((entry, entry.stat(follow_symlinks=False)))
+            listed.append((entry, entry.stat(follow_symlinks=False)))
         except FileNotFoundError:
             continue
         except OSError as error:
             failure = error
     if failure is not None:
         notes.unreadable(path, failure)
-    return found
+    return listed
 
 
 def add_below(path: str, kind: ByteClass, notes: Notes) -> tuple[int, int]:
@@ -262,11 +256,11 @@ def add_stray(
         allocated += below
     notes.strays.append(
         Stray(
-            entry.path,
-            size,
-            allocated,
             stat.st_ino,
             stat.st_mtime_ns,
+            size,
+            allocated,
+            entry.path,
             folder,
             leftover,
             stat.st_dev,

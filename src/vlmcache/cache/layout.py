@@ -256,9 +256,10 @@ def shared_hash_of(target: str) -> str | None:
     The hub writes `../../blobs/<xx>/<hash>`, relative to the repo's `blobs` folder.
     """
     parts = target.replace("\\", "/").split("/")
-    if len(parts) < 3 or parts[-3] != SHARED_STORE:
-        return None
-    shared_hash = parts[-1]
-    if SHARED_HASH.fullmatch(shared_hash) is None or parts[-2] != shared_hash[:2]:
-        return None
-    return shared_hash
+    in_store = (
+        len(parts) >= 3
+        and parts[-3] == SHARED_STORE
+        and SHARED_HASH.fullmatch(parts[-1]) is not None
+        and parts[-2] == parts[-1][:2]
+    )
+    return parts[-1] if in_store else None

@@ -1,4 +1,4 @@
-"""Which filesystem a path lies on, and what is known of it."""
+"""Which filesystem a path lies on, what is known of it, and where it is mounted now."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from vlmcache.cache.state import Drive
+
 _LOCAL = frozenset(
     {"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "tmpfs", "xfs", "zfs"}
 )
@@ -20,6 +22,17 @@ Through a network drive, FUSE or an overlay a read can leave none, whatever the 
 
 AccessTimes = Literal["exact", "daily", "never", "unknown"]
 """What the mount does with access times: each read counts, at most one a day, none, not known."""
+
+
+_ACCESS_TIMES: dict[str, AccessTimes] = {
+    "noatime": "never",
+    "ro": "never",
+    "relatime": "daily",
+    "lazytime": "daily",
+    "strictatime": "exact",
+    "atime": "exact",
+}
+"""Option of a mount -> what it means for access times; the first that is set counts."""
 
 
 class Mount(msgspec.Struct, frozen=True):
@@ -37,12 +50,9 @@ class Mount(msgspec.Struct, frozen=True):
     @property
     def access_times(self) -> AccessTimes:
         """What access times on this mount are worth."""
-        if "noatime" in self.options or "ro" in self.options:
-            return "never"
-        if "relatime" in self.options or "lazytime" in self.options:
-            return "daily"
-        if "strictatime" in self.options or "atime" in self.options:
-            return "exact"
+        for option, meaning in _ACCESS_TIMES.items():
+            if option in self.options:
+                return meaning
         # Linux names relatime and noatime in the mount table; a mount with neither updates always.
         return "exact" if sys.platform.startswith("linux") else "unknown"
 
@@ -82,19 +92,62 @@ def _unescaped(text: str) -> str:
 def mount_of(path: str) -> Mount | None:
     """Return the mount that a path is on, or `None` where the system does not say."""
     real = os.path.realpath(path)
-    best: Mount | None = None
-    for mount in mounts():
-        inside = real == mount.point or real.startswith(mount.point.rstrip("/") + "/")
-        if inside and (best is None or len(mount.point) >= len(best.point)):
-            best = mount
-    return best
+    above = [mount for mount in mounts() if f"{real}/".startswith(mount.point.rstrip("/") + "/")]
+    # Of two at the same point, the later one shadows the earlier one.
+    return max(reversed(above), key=lambda mount: len(mount.point), default=None)
 
 
 def nearest_folder(path: str) -> str:
     """Return the path itself, or the nearest folder above it that exists."""
-    while not os.path.isdir(path):
-        parent = os.path.dirname(path)
-        if parent == path:
-            break
-        path = parent
+    while not os.path.isdir(path) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
     return path
+
+
+BY_UUID = "/dev/disk/by-uuid"
+"""Where Linux names the devices by the UUID of the filesystem that is on them."""
+
+
+def drive_of(path: str) -> Drive | None:
+    """Return the filesystem that a path is on, or `None` where the system does not say."""
+    mount = mount_of(path)
+    if mount is None:
+        return None
+    return Drive(mount.point, mount.type, mount.source, _uuid_of(mount, _uuids()))
+
+
+def mount_points(drive: Drive) -> Iterator[str]:
+    """Yield where a filesystem is mounted now."""
+    uuids = _uuids()
+    visible = {mount.point: mount for mount in mounts()}
+    for mount in visible.values():
+        uuid = _uuid_of(mount, uuids) if drive.uuid is not None else None
+        # No more is known of what is in memory, on a network, or on a device without a name.
+        same_source = (mount.type, mount.source) == (drive.type, drive.source)
+        if same_source if uuid is None else uuid == drive.uuid:
+            yield mount.point
+
+
+def _uuids() -> dict[int, str]:
+    """Return number of a device -> UUID of the filesystem on it."""
+    try:
+        names = os.listdir(BY_UUID)
+    except OSError:
+        return {}
+    devices = {name: _device_number(os.path.join(BY_UUID, name)) for name in names}
+    return {device: name for name, device in devices.items() if device is not None}
+
+
+def _uuid_of(mount: Mount, uuids: dict[int, str]) -> str | None:
+    if mount.device in uuids:
+        return uuids[mount.device]
+    # A subvolume has a number of its own; its source is the device.
+    device = _device_number(mount.source) if mount.source.startswith("/dev/") else None
+    return uuids.get(device) if device is not None else None
+
+
+def _device_number(path: str) -> int | None:
+    try:
+        return os.stat(path).st_rdev
+    except OSError:
+        return None

@@ -14,8 +14,7 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache import layout
-from vlmcache.cache.drives import mount_points
-from vlmcache.cache.mounts import mount_of, nearest_folder
+from vlmcache.cache.mounts import mount_of, mount_points, nearest_folder
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.state import Away, Drive, Repo
 from vlmcache.errors import AwayError
@@ -139,8 +138,9 @@ def read_record(cache_dir: str, folder: str) -> RepoRecord | None:
             os.lstat(os.path.join(cache_dir, folder)).st_uid,
             getattr(os, "geteuid", lambda: 0)(),
         }
-        content = read_bytes(record_path(cache_dir, folder), _RECORD_LIMIT, owners=owners)
-        record = _RECORD_DECODER.decode(content)
+        record = _RECORD_DECODER.decode(
+            read_bytes(record_path(cache_dir, folder), _RECORD_LIMIT, owners=owners)
+        )
     except (OSError, *JSON_ERRORS):
         return None
     if record.format != RECORD_FORMAT or record.destination != destination:
@@ -171,8 +171,8 @@ def find_away(cache_dir: str, folder: str) -> Away | None:
         return None
     below = os.path.relpath(destination, drive.mount_point)
     places = (os.path.normpath(os.path.join(point, below)) for point in points)
-    found = (place for place in places if can_relink(cache_dir, folder, place))
-    return Away(destination, drive, next(found, None))
+    relinkable = (place for place in places if can_relink(cache_dir, folder, place))
+    return Away(destination, drive, next(relinkable, None))
 
 
 def can_relink(cache_dir: str, folder: str, destination: str) -> bool:

@@ -57,6 +57,12 @@ class PickleError(ValueError):
     """A file that is not a flat dict of plain tensors, or cannot safely be read as one."""
 
 
+def _require(fact: bool, problem: str) -> None:
+    """Make sure of a fact about a file; the problem is what is wrong without it."""
+    if not fact:
+        raise PickleError(problem)
+
+
 class PickledTensor(msgspec.Struct, frozen=True, gc=False):
     """One tensor of a pickle; offset, shape and strides count elements of its storage."""
 
@@ -105,16 +111,14 @@ class _Storage(NamedTuple):
     """Bytes, where the type is not known."""
 
 
-class _Mark(NamedTuple):
-    pass
+_MARK = object()
+_VALUE = object()
+"""A number, a flag or a list: nothing of which more is asked."""
 
-
-class _Value(NamedTuple):
-    """A number, a flag or a list: nothing of which more is asked."""
-
-
-_MARK, _VALUE = _Mark(), _Value()
-_SCALARS = frozenset({"NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT"})
+_CONSTANTS = {
+    "MARK": _MARK,
+    **dict.fromkeys(("EMPTY_LIST", "NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT"), _VALUE),
+}
 _NUMBERS = frozenset({"BININT", "BININT1", "BININT2", "LONG1"})
 _STRINGS = frozenset({"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"})
 _PUTS = frozenset({"BINPUT", "LONG_BINPUT"})
@@ -122,18 +126,16 @@ _GETS = frozenset({"BINGET", "LONG_BINGET"})
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-class _Machine:
+class _Machine(msgspec.Struct):
     """Follows the instructions of a pickle, as `pickle` does, on values that cannot do anything."""
 
-    def __init__(self) -> None:
-        self.stack: list[object] = []
-        self.memo: dict[int, object] = {}
+    stack: list[object] = []
+    memo: dict[int, object] = {}
 
     def run(self, content: bytes) -> object:
         """Return what the pickle describes."""
         for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-            if count >= _OPCODE_LIMIT:
-                raise PickleError("too many instructions")
+            _require(count < _OPCODE_LIMIT, "too many instructions")
             self._step(opcode.name, argument)
         (value,) = self.stack
         return value
@@ -155,27 +157,23 @@ class _Machine:
             stack.append(_Global(f"{_text(module)} {_text(attribute)}"))
         elif name in _TUPLES:
             count = _TUPLES[name]
-            if len(stack) < count:
-                raise PickleError("an empty stack")
+            _require(len(stack) >= count, "an empty stack")
             items = tuple(stack[len(stack) - count :])
             del stack[len(stack) - count :]
             stack.append(items)
         elif name == "TUPLE":
             stack.append(tuple(self._since_mark()))
-        elif name == "MARK":
-            stack.append(_MARK)
         elif name == "EMPTY_DICT":
             stack.append({})
-        elif name == "EMPTY_LIST" or name in _SCALARS:
-            stack.append(_VALUE)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
         elif name in ("APPEND", "APPENDS"):
             # What is in a list does not matter, since no tensor of a flat dict is in one.
             if name == "APPENDS":
                 self._since_mark()
             else:
                 stack.pop()
-            if stack[-1] is not _VALUE:
-                raise PickleError("no list to append to")
+            _require(stack[-1] is _VALUE, "no list to append to")
         elif name in ("SETITEM", "SETITEMS"):
             items = (
                 tuple(self._since_mark()) if name == "SETITEMS" else (stack.pop(-2), stack.pop())
@@ -231,8 +229,8 @@ def _storage(value: object) -> _Storage:
         raise PickleError("a reference that is not to a storage")
     kind = value[1].name if isinstance(value[1], _Global) else ""
     dtype = _STORAGES.get(kind.removeprefix("torch "))
-    if dtype is None and kind != "torch.storage UntypedStorage":
-        raise PickleError("a storage of another kind")
+    typed = dtype is not None or kind == "torch.storage UntypedStorage"
+    _require(typed, "a storage of another kind")
     return _Storage(dtype, _text(value[2]), _count(value[4]))
 
 
@@ -263,12 +261,10 @@ def _tensor(arguments: tuple[object, ...], dtype: str | None) -> PickledTensor:
     if dtype is None:
         raise PickleError("a tensor of another kind")
     shape, strides = _counts(arguments[2]), _counts(arguments[3])
-    if len(shape) != len(strides):
-        raise PickleError("a shape that makes no sense")
+    _require(len(shape) == len(strides), "a shape that makes no sense")
     tensor = PickledTensor(dtype, shape, strides, _count(arguments[1]), storage.key)
-    held = storage.elements if storage.dtype else storage.elements * 8 // DTYPE_BITS[dtype]
-    if tensor.offset + tensor.extent > held:
-        raise PickleError("a tensor outside its storage")
+    elements = storage.elements if storage.dtype else storage.elements * 8 // DTYPE_BITS[dtype]
+    _require(tensor.offset + tensor.extent <= elements, "a tensor outside its storage")
     return tensor
 
 
@@ -277,31 +273,27 @@ class _Archive:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        if file.read(4) != b"PK\3\4":
-            raise PickleError("not a zip archive")
+        _require(file.read(4) == b"PK\3\4", "not a zip archive")
         with zipfile.ZipFile(_Bounded(file)) as archive:
             entries = archive.infolist()
         self.entries = {entry.filename: entry for entry in entries}
         roots = [
             name for name in self.entries if name.count("/") == 1 and name.endswith("/data.pkl")
         ]
-        if len(roots) != 1 or len(entries) != len(self.entries):
-            raise PickleError("not an archive of one pickle")
+        alone = len(roots) == 1 and len(entries) == len(self.entries)
+        _require(alone, "not an archive of one pickle")
         self.root = roots[0].removesuffix("data.pkl")
-        if f"{self.root}constants.pkl" in self.entries:
-            raise PickleError("a program, not weights")
+        _require(f"{self.root}constants.pkl" not in self.entries, "a program, not weights")
         if f"{self.root}byteorder" in self.entries and self.read("byteorder", 16) != b"little":
             raise PickleError("another byte order")
 
     def read(self, name: str, limit: int) -> bytes:
         """Return the content of an entry below the archive's folder."""
         start, size = self.place(name)
-        if size > limit:
-            raise PickleError(f"longer than the {limit} bytes that make sense here")
+        _require(size <= limit, f"longer than the {limit} bytes that make sense here")
         self.file.seek(start)
         content = self.file.read(size)
-        if len(content) != size:
-            raise PickleError("an entry outside the file")
+        _require(len(content) == size, "an entry outside the file")
         return content
 
     def place(self, name: str) -> tuple[int, int]:
@@ -313,8 +305,8 @@ class _Archive:
             raise PickleError("a compressed entry")
         self.file.seek(entry.header_offset)
         header = self.file.read(30)
-        if len(header) != 30 or header[:4] != b"PK\3\4":
-            raise PickleError("an entry without its header")
+        whole = len(header) == 30 and header[:4] == b"PK\3\4"
+        _require(whole, "an entry without its header")
         names, extra = struct.unpack("<HH", header[26:])
         return entry.header_offset + 30 + names + extra, entry.file_size
 
@@ -335,10 +327,8 @@ class _Bounded(io.BufferedIOBase):
         return self._file.tell()
 
     def read(self, size: int | None = -1) -> bytes:
-        if size is None or size < 0:
-            size = _DIRECTORY_LIMIT
-        if size > _DIRECTORY_LIMIT:
-            raise PickleError("a directory of too many entries")
+        size = _DIRECTORY_LIMIT if size is None or size < 0 else size
+        _require(size <= _DIRECTORY_LIMIT, "a directory of too many entries")
         return self._file.read(size)
 
 

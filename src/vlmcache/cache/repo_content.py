@@ -1,16 +1,26 @@
-"""What has been read of one repo's folder so far, and the `Repo` that it becomes."""
+"""What has been read of one repo's folder, what is wrong with it, and the `Repo` it becomes."""
 
 from __future__ import annotations
 
 import os
 import stat as modes
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from vlmcache import units
 from vlmcache.cache import formats, layout
-from vlmcache.cache.entries import Listed, Notes, entry_of
+from vlmcache.cache.entries import Listed, Notes, add_stray, entry_of, is_stale
 from vlmcache.cache.moved import destination_of, find_away, record_path
-from vlmcache.cache.state import Blob, Partial, Repo, Revision, SharedBlob, Stamp, TreeFile
+from vlmcache.cache.state import (
+    Blob,
+    ByteClass,
+    File,
+    Partial,
+    Repo,
+    Revision,
+    SharedBlob,
+    Stamp,
+    TreeFile,
+)
 
 
 class RepoContent:
@@ -58,11 +68,9 @@ class RepoContent:
         self.ref_folders: dict[str, Stamp] = {}
         self.tree_files: dict[str, Stamp] = {}
         self.no_exist: dict[str, Stamp] = {}
-        self.pull: str | None = None
-        if layout.is_repo_id(self.id):
-            self.pull = units.of_other_type(self.kind, self.id)
-        self.repair = self.pull
-        if self.kind == "model" and self.pull is not None:
+        is_id = layout.is_repo_id(self.id)
+        self.pull = self.repair = units.of_other_type(self.kind, self.id) if is_id else None
+        if is_id and self.kind == "model":
             self.pull = units.command("pull", self.id)
             self.repair = units.command("verify", self.id, "--repair")
 
@@ -122,3 +130,198 @@ def _stamp_of(path: str) -> Stamp | None:
     except OSError:
         return None
     return entry_of(stat) if modes.S_ISREG(stat.st_mode) else None
+
+
+def check_repo(content: RepoContent, now: float) -> None:
+    """Compare what was read of a repo with itself, and give the bytes of its blobs to classes.
+
+    Args:
+        content: the content of its folder; findings and counts are added to its notes.
+        now: seconds since the epoch, against which partial downloads are judged.
+    """
+    _check_refs(content)
+    _check_sizes(content)
+    _classify_blobs(content)
+    _check_partials(content, now)
+
+
+def _check_refs(content: RepoContent) -> None:
+    if not content.notes.could_read(os.path.join(content.path, layout.SNAPSHOTS)):
+        return
+    commits = {revision.commit for revision in content.revisions}
+    for ref, commit in sorted(content.refs.items()):
+        if commit not in commits:
+            path = layout.ref_path(content.path, ref)
+            content.notes.error(
+                "ref-to-missing-commit",
+                path,
+                f"{ref} names commit {commit}, which has no snapshot",
+                content.remedy(commit),
+            )
+
+
+def _check_sizes(content: RepoContent) -> None:
+    """Compare the files with what the listing says, and find blobs that lost all bytes."""
+    reported: set[str] = set()
+    for revision in content.revisions:
+        tree = revision.tree
+        for file in revision.files:
+            if tree is None and file.size:
+                continue
+            if file.kind not in ("link", "copy") or (file.blob and file.blob in reported):
+                continue
+            listed = tree.get(file.name) if tree is not None else None
+            if listed is not None and _is_another_file(revision, file, listed):
+                content.notes.error(
+                    "wrong-link",
+                    revision.file_path(file.name),
+                    f"{file.name} is a link to the content of another file",
+                    content.remedy(revision.commit, name=file.name),
+                )
+                continue
+            if file.size and (listed is None or listed.content_size == file.size):
+                continue
+            path, remedy = (
+                (revision.file_path(file.name), content.remedy(revision.commit, name=file.name))
+                if file.blob is None
+                else (layout.blob_path(content.path, file.blob), content.pull)
+            )
+            if listed is not None and listed.content_size != file.size:
+                short = file.size < listed.content_size
+                content.notes.error(
+                    "truncated-blob" if short else "oversized-blob",
+                    path,
+                    f"{file.name} has {file.size} of {listed.content_size} bytes",
+                    remedy,
+                )
+            elif listed is None and file.blob and file.blob not in layout.EMPTY_HASHES:
+                content.notes.error("empty-blob", path, f"{file.name} is empty", content.pull)
+            else:
+                continue
+            if file.blob is not None:
+                reported.add(file.blob)
+
+
+def _classify_blobs(content: RepoContent) -> None:
+    """Give each blob's bytes to a class, by who links to it."""
+    named: set[str] = set()
+    linked: set[str] = set()
+    # Where a snapshot could not be read, what it links to is not known.
+    all_read = content.notes.could_read(content.path)
+    inodes: dict[tuple[int, int], ByteClass] = {}
+    for revision in content.revisions:
+        kind: ByteClass = "referenced" if revision.refs else "detached"
+        names = named if revision.refs else linked
+        for file in revision.files:
+            if file.kind == "copy":
+                if file.links == 1:
+                    content.notes.tally.bytes[kind] += file.allocated
+                elif inodes.get((file.device, file.inode)) != "referenced":
+                    inodes[file.device, file.inode] = kind
+            elif file.blob is not None:
+                names.add(file.blob)
+    listed: dict[str, str] | None = None
+    loose: set[str] = set()
+    for blob in list(content.blobs.values()):
+        if blob.name in named:
+            kind = "referenced"
+        elif inodes and (blob.device, blob.inode) in inodes:
+            kind = inodes[blob.device, blob.inode]
+        elif blob.name in linked:
+            kind = "detached"
+        else:
+            listed = _listed_blobs(content) if listed is None else listed
+            if blob.name in listed:
+                loose.add(blob.name)
+                kind = "referenced" if listed[blob.name] in content.refs.values() else "detached"
+            elif blob.name in content.unknown and all_read:
+                _disown(content, blob)
+                continue
+            else:
+                kind = "orphan"
+            if kind == "orphan" and all_read and blob.present:
+                content.notes.warning(
+                    "orphan-blob",
+                    layout.blob_path(content.path, blob.name),
+                    "no snapshot links to this blob",
+                    units.command("clean"),
+                )
+        if blob.name in content.linked_blobs:
+            continue  # The link is counted already, as metadata; its target lies elsewhere.
+        if blob.links == 1:
+            content.notes.tally.bytes[kind] += blob.allocated
+        else:
+            content.notes.tally.add_linked(kind, blob.allocated, blob.device, blob.inode)
+    for revision in content.revisions if inodes else ():
+        for file in revision.files:
+            if file.kind == "copy" and file.links > 1:
+                kind = inodes[file.device, file.inode]
+                content.notes.tally.add_linked(kind, file.allocated, file.device, file.inode)
+
+    if loose and all_read:
+        _find_lost_links(content, loose)
+
+
+def _listed_blobs(content: RepoContent) -> dict[str, str]:
+    """Return blob -> commit, by the listings of snapshots and of commits that a ref names."""
+    commits = [revision.commit for revision in content.revisions if not revision.refs]
+    commits += content.refs.values()
+    return {
+        listed.etag: commit
+        for commit in commits
+        for listed in content.trees.get(commit, {}).values()
+    }
+
+
+def _disown(content: RepoContent, blob: Blob) -> None:
+    """Count as foreign what is in `blobs/` and of which nothing says that it is a blob."""
+    entry, stat = content.unknown[blob.name]
+    del content.blobs[blob.name]
+    if blob.name in content.linked_blobs:
+        content.linked_blobs.remove(blob.name)
+        content.notes.tally.bytes["metadata"] -= blob.allocated
+        content.notes.findings = [
+            finding for finding in content.notes.findings if finding.path != entry.path
+        ]
+    add_stray(entry, stat, content.notes, leftover=False)
+
+
+def _find_lost_links(content: RepoContent, loose: Collection[str]) -> None:
+    """Report content that a snapshot's listing names, and that nothing links to."""
+    for revision in content.revisions:
+        linked = {file.name for file in revision.files}
+        lost = [
+            name
+            for name, listed in (revision.tree or {}).items()
+            if listed.etag in loose and name not in linked and content.holds(listed)
+        ]
+        if lost and linked:
+            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+            detail = f"the content is here, and its link is missing: {', '.join(lost[:3])}{more}"
+            content.notes.warning("lost-link", revision.path, detail, content.repair)
+
+
+def _check_partials(content: RepoContent, now: float) -> None:
+    for partial in content.partials:
+        client = partial.client
+        by = "" if client is None else f" of {client}"
+        if is_stale(partial, now):
+            remedy = content.pull or units.command("clean")
+            if client is not None:
+                remove = units.command("clean", "--partials")
+                remedy = f"let {client} download it again, or remove it: {remove}"
+            content.notes.warning(
+                "stale-partial",
+                partial.path,
+                f"a download{by} of {partial.size} bytes was left unfinished",
+                remedy,
+            )
+        else:
+            content.notes.info("live-partial", partial.path, f"a download{by} is in progress")
+
+
+def _is_another_file(revision: Revision, file: File, listed: TreeFile) -> bool:
+    """Whether a link leads to a good blob, but to that of another file of the revision."""
+    if file.blob is None or file.blob == listed.etag or file.size == listed.content_size:
+        return False
+    return any(other.etag == file.blob for other in (revision.tree or {}).values())

@@ -49,15 +49,15 @@ _LONGEST_CHAIN = 40
 
 def _led_to(path: str) -> list[str]:
     """Return where a link leads, and the links that it leads through, each below a real folder."""
-    found: list[str] = []
-    while len(found) < _LONGEST_CHAIN:
+    chain: list[str] = []
+    while len(chain) < _LONGEST_CHAIN:
         here = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-        found.append(os.path.normpath(here))
+        chain.append(os.path.normpath(here))
         target = read_link(here)
         if not target:
             break
         path = os.path.join(os.path.dirname(here), target.rstrip("/"))
-    return found[1:]
+    return chain[1:]
 
 
 def rebased(path: str, folder: str, other: str) -> str:
@@ -143,9 +143,7 @@ class _CacheScan:
         )
 
     def _read_repo(self, folder: str, stat: os.stat_result) -> None:
-        scanned = self.known.get(folder)
-        if scanned is None:
-            scanned = self._scan_repo(folder, stat)
+        scanned = self.known.get(folder) or self._scan_repo(folder, stat)
         self.scanned[folder] = scanned
         if scanned.repo.linked_to is None:
             self.notes.tally.merge(scanned.tally)
@@ -180,11 +178,10 @@ class _CacheScan:
                 if blob.shared is not None:
                     users.setdefault(blob.shared, []).append(f"{repo.folder}/blobs/{blob.name}")
         for shared_hash, shared in self.root.shared.items():
-            if shared_hash in users:
-                self.root.shared[shared_hash] = msgspec.structs.replace(
-                    shared, users=tuple(users[shared_hash])
-                )
-            else:
+            self.root.shared[shared_hash] = msgspec.structs.replace(
+                shared, users=tuple(users.get(shared_hash, ()))
+            )
+            if shared_hash not in users:
                 self.notes.warning(
                     "orphan-shared-blob",
                     shared.path,
@@ -294,21 +291,17 @@ def _is_there(path: str) -> bool:
         CacheError: that cannot be known.
     """
     try:
-        folder = modes.S_ISDIR(os.stat(path).st_mode)
-    except NotADirectoryError:
-        folder = False
-    except FileNotFoundError:
-        if not os.path.lexists(path):
+        if modes.S_ISDIR(os.stat(path).st_mode):
+            return True
+    except (NotADirectoryError, FileNotFoundError) as error:
+        if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
             return False
-        folder = False
     except OSError as error:
         raise _unreadable_cache(path, error.strerror or str(error)) from error
-    if not folder:
-        raise ConfigError(
-            f"the cache path is not a folder: {path}",
-            "name another with --cache-dir or HF_HUB_CACHE; 'vlmcache doctor' shows the sources",
-        )
-    return True
+    raise ConfigError(
+        f"the cache path is not a folder: {path}",
+        "name another with --cache-dir or HF_HUB_CACHE; 'vlmcache doctor' shows the sources",
+    )
 
 
 def _unreadable_cache(path: str, reason: str) -> CacheError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat as modes
 import time
@@ -23,8 +24,7 @@ from vlmcache.cache.entries import (
 )
 from vlmcache.cache.locks import lock_held, partial_in_use
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
-from vlmcache.cache.repo_checks import check_repo
-from vlmcache.cache.repo_content import RepoContent
+from vlmcache.cache.repo_content import RepoContent, check_repo
 from vlmcache.cache.scan_snapshots import read_snapshots
 from vlmcache.cache.state import Blob, Partial, Repo, TreeFile
 from vlmcache.cache.tree import CacheTree
@@ -109,13 +109,13 @@ def _read_blobs(content: RepoContent, path: str) -> None:
             if not layout.is_etag(name):
                 content.unknown[name] = entry, stat
             content.blobs[name] = Blob(
-                name,
+                stat.st_ino,
+                stat.st_mtime_ns,
                 stat.st_size,
                 allocated_bytes(stat),
-                stat.st_ino,
+                name,
                 stat.st_dev,
                 stat.st_nlink,
-                stat.st_mtime_ns,
                 stat.st_atime_ns,
             )
 
@@ -128,13 +128,13 @@ def _read_partial(
     tree = CacheTree(content.cache_dir)
     content.partials.append(
         Partial(
+            stat.st_ino,
+            stat.st_mtime_ns,
+            stat.st_size,
+            content.notes.tally.add("partial", stat),
             entry.name,
             etag,
             entry.path,
-            stat.st_size,
-            content.notes.tally.add("partial", stat),
-            stat.st_ino,
-            stat.st_mtime_ns,
             any(
                 lock_held(os.path.join(folder, etag + layout.LOCK_SUFFIX), tree)
                 for folder in folders
@@ -156,30 +156,24 @@ def _read_linked_blob(content: RepoContent, entry: os.DirEntry[str], stat: os.st
     content.notes.tally.add("metadata", stat)
     content.linked_blobs.add(entry.name)
     shared_hash = layout.shared_hash_of(read_link(entry.path))
-    size, atime, present = 0, stat.st_atime_ns, False
+    shared = content.shared.get(shared_hash or "")
+    size, atime, present = shared.size if shared else 0, stat.st_atime_ns, False
     outside, allocated_there = shared_hash is None, 0
-    if shared_hash is not None and shared_hash in content.shared:
-        size, present = content.shared[shared_hash].size, True
-    try:
+    with contextlib.suppress(OSError):
         target = os.stat(entry.path)
-    except OSError:
-        present = False
-    else:
-        size, atime = target.st_size, target.st_atime_ns
-        present = modes.S_ISREG(target.st_mode)
-        if shared_hash is not None and content.linked_to is not None:
-            # A repo that lies elsewhere has its store next to it there, and not here.
-            ours = content.shared.get(shared_hash)
-            if ours is None or os.path.realpath(ours.path) != os.path.realpath(entry.path):
-                shared_hash, allocated_there = None, allocated_bytes(target)
+        size, atime, present = target.st_size, target.st_atime_ns, modes.S_ISREG(target.st_mode)
+        # A repo that lies elsewhere has its store next to it there, and not here.
+        ours = shared and os.path.realpath(shared.path) == os.path.realpath(entry.path)
+        if content.linked_to is not None and not outside and not ours:
+            shared_hash, allocated_there = None, allocated_bytes(target)
     content.blobs[entry.name] = Blob(
-        entry.name,
+        stat.st_ino,
+        stat.st_mtime_ns,
         size,
         allocated_bytes(stat),
-        stat.st_ino,
+        entry.name,
         stat.st_dev,
         stat.st_nlink,
-        stat.st_mtime_ns,
         atime,
         shared_hash,
         present,
@@ -206,16 +200,15 @@ def _read_refs(content: RepoContent, path: str) -> None:
             if modes.S_ISDIR(stat.st_mode):
                 pending.append((entry.path, name + "/"))
                 content.ref_folders[name] = entry_of(stat)
-                _check_ref_folder(content, entry.path, name)
+                # Empty, where a branch is expected; below `refs/refs` the hub leaves such.
+                top = not prefix and name != layout.REFS
+                if top and not read_entries(entry.path, content.notes):
+                    content.notes.error(
+                        "malformed-ref", entry.path, "a folder is in the ref's place", content.pull
+                    )
             else:
                 content.ref_files[name] = entry_of(stat)
                 _read_ref(content, entry.path, name)
-
-
-def _check_ref_folder(content: RepoContent, path: str, name: str) -> None:
-    """An empty folder where a branch is expected; below `refs/refs` the hub leaves such."""
-    if "/" not in name and name != layout.REFS and not read_entries(path, content.notes):
-        content.notes.error("malformed-ref", path, "a folder is in the ref's place", content.pull)
 
 
 def _read_ref(content: RepoContent, path: str, name: str) -> None:
@@ -252,8 +245,12 @@ def _read_trees(content: RepoContent, path: str) -> None:
             document = _TREE_DECODER.decode(read_bytes(entry.path, TREE_LIMIT))
         except PermissionError as error:
             # The hub's library lets only its own user read a listing.
-            detail = f"this user may not read the listing: {error.strerror}"
-            content.notes.info("unreadable-file", entry.path, detail, units.command("doctor"))
+            content.notes.info(
+                "unreadable-file",
+                entry.path,
+                f"this user may not read the listing: {error.strerror}",
+                units.command("doctor"),
+            )
             continue
         except (OSError, *JSON_ERRORS) as error:
             content.notes.warning(

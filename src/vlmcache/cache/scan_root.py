@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat as modes
-
-import msgspec
 
 from vlmcache import units
 from vlmcache.cache import layout
@@ -52,11 +51,11 @@ class RootScan:
             below, size = add_below(entry.path, "orphan", self.notes)
             self.notes.strays.append(
                 Stray(
-                    entry.path,
-                    size,
-                    allocated + below,
                     stat.st_ino,
                     stat.st_mtime_ns,
+                    size,
+                    allocated + below,
+                    entry.path,
                     folder=True,
                     leftover=True,
                     device=stat.st_dev,
@@ -82,13 +81,13 @@ class RootScan:
 
     def _read_locks(self, path: str) -> None:
         for entry, stat in read_entries(path, self.notes):
-            if not modes.S_ISDIR(stat.st_mode):
-                if self._is_needless_record(entry.name):
-                    add_stray(entry, stat, self.notes, leftover=True)
-                else:
-                    self.notes.tally.add("metadata", stat)
+            folder = modes.S_ISDIR(stat.st_mode)
+            if not folder and self._is_needless_record(entry.name):
+                add_stray(entry, stat, self.notes, leftover=True)
                 continue
             self.notes.tally.add("metadata", stat)
+            if not folder:
+                continue
             files: dict[str, Stamp] = {}
             other = 0
             for lock, status in read_entries(entry.path, self.notes):
@@ -113,10 +112,11 @@ class RootScan:
         for job, status in read_entries(path, self.notes):
             if not modes.S_ISDIR(status.st_mode):
                 continue
-            whole = os.path.basename(job.path).startswith(layout.WHOLE_REPO)
             for repo, stat in read_entries(job.path, self.notes):
                 if layout.parse_repo_folder(repo.name) is not None:
-                    self.leftovers.append(self._leftover(repo, stat, whole=whole))
+                    self.leftovers.append(
+                        self._leftover(repo, stat, whole=job.name.startswith(layout.WHOLE_REPO))
+                    )
 
     def _leftover(self, repo: os.DirEntry[str], stat: os.stat_result, *, whole: bool) -> Leftover:
         refs: dict[str, str] = {}
@@ -143,11 +143,9 @@ class RootScan:
                     elif target.split("/")[-2:-1] == [layout.BLOBS]:
                         blobs.add(target.rpartition("/")[2])
                 elif parts[0] == layout.REFS:
-                    try:
+                    with contextlib.suppress(OSError, UnicodeDecodeError):
                         commit = read_bytes(entry.path, REF_LIMIT).decode().strip()
-                    except (OSError, UnicodeDecodeError):
-                        continue
-                    refs[name.partition("/")[2]] = commit
+                        refs[name.partition("/")[2]] = commit
         return Leftover(
             repo.path,
             repo.name,
@@ -161,10 +159,8 @@ class RootScan:
 
     def _read_shared_store(self, store: os.DirEntry[str], stat: os.stat_result) -> None:
         marker = os.path.join(store.path, layout.SHARED_MARKER)
-        try:
+        with contextlib.suppress(OSError):
             self.shared_marked = read_bytes(marker, 64) == layout.SHARED_MARKER_TEXT.encode()
-        except OSError:
-            self.shared_marked = False
         if not self.shared_marked:
             add_stray(
                 store,
@@ -185,35 +181,35 @@ class RootScan:
 
     def _read_shared_folder(self, path: str, prefix: str) -> None:
         entries = read_entries(path, self.notes)
-        names = {entry.name for entry, _ in entries}
-        manifests: dict[str, int] = {}
+        stats = {entry.name: status for entry, status in entries}
         for entry, status in entries:
             name = entry.name
             regular = modes.S_ISREG(status.st_mode)
-            payload = name.removesuffix(layout.MANIFEST_SUFFIX).removesuffix(".soft")
-            payload = payload.removesuffix(layout.LOCK_SUFFIX)
+            payload = (
+                name.removesuffix(layout.MANIFEST_SUFFIX)
+                .removesuffix(".soft")
+                .removesuffix(layout.LOCK_SUFFIX)
+            )
             ours = layout.SHARED_HASH.fullmatch(payload) is not None and payload[:2] == prefix
             if regular and ours and payload == name:
-                allocated = self.notes.tally.add("shared", status)
+                manifest = stats.get(name + layout.MANIFEST_SUFFIX)
                 self.shared[name] = SharedBlob(
+                    status.st_ino,
+                    status.st_mtime_ns,
+                    status.st_size,
+                    self.notes.tally.add("shared", status),
                     name,
                     entry.path,
-                    status.st_size,
-                    allocated,
-                    status.st_ino,
                     status.st_dev,
                     status.st_nlink,
-                    status.st_mtime_ns,
-                    name + layout.MANIFEST_SUFFIX in names,
+                    manifest is not None,
+                    manifest_allocated=(
+                        allocated_bytes(manifest)
+                        if manifest is not None and modes.S_ISREG(manifest.st_mode)
+                        else 0
+                    ),
                 )
             elif regular and ours:
-                allocated = self.notes.tally.add("metadata", status)
-                if name.endswith(layout.MANIFEST_SUFFIX):
-                    manifests[payload] = allocated
+                self.notes.tally.add("metadata", status)
             else:
                 add_stray(entry, status, self.notes)
-        for shared_hash, allocated in manifests.items():
-            if shared_hash in self.shared:
-                self.shared[shared_hash] = msgspec.structs.replace(
-                    self.shared[shared_hash], manifest_allocated=allocated
-                )

@@ -36,12 +36,11 @@ def read_snapshots(content: RepoContent, path: str) -> None:
                 entry.path,
                 "the snapshot is a link to another folder; it is not followed",
             )
-            refs = content.refs_of(entry.name)
             content.revisions.append(
                 Revision(
                     entry.name,
                     entry.path,
-                    refs,
+                    content.refs_of(entry.name),
                     (),
                     stat.st_mtime_ns,
                     linked=True,
@@ -90,21 +89,20 @@ def _read_snapshot(
                     # As `_file` does it; this line is run for nearly every entry of a cache.
                     files.append(
                         File(
+                            status.st_ino,
+                            status.st_mtime_ns,
+                            blob.size,
+                            allocated,
                             prefix + name,
                             "link",
                             blob.name,
-                            blob.size,
-                            allocated,
-                            status.st_ino,
                             status.st_dev,
                             status.st_nlink,
-                            status.st_mtime_ns,
                             status.st_atime_ns,
                         )
                     )
                 else:
-                    odd = _odd_link(content, commit, prefix + entry.name, entry.path, status)
-                    files.append(odd)
+                    files.append(_odd_link(content, commit, prefix + name, entry.path, status))
             elif modes.S_ISREG(mode) and entry.name not in layout.DESKTOP_FILES:
                 files.append(_regular_file(content, commit, prefix + entry.name, entry, status))
             else:
@@ -156,18 +154,13 @@ def _regular_file(
         detail = f"{name} holds the text of its link in place of being the link"
     elif listed is not None:
         blob = listed.etag if listed.content_size and content.holds(listed) else None
-    if blob is None and (
-        stat.st_size or listed is not None or not _is_never_empty(content.kind, name)
-    ):
+    never_empty = content.kind == "model" and name.endswith(_NEVER_EMPTY)
+    if blob is None and (stat.st_size or listed is not None or not never_empty):
         return _file(name, "copy", stat, None, stat.st_size)
     here = blob in content.blobs
     content.notes.tally.add("metadata", stat)
     content.notes.error("lost-link", entry.path, detail, content.repair if here else content.pull)
     return _file(name, "stub", stat, blob if here else None)
-
-
-def _is_never_empty(kind: str, name: str) -> bool:
-    return kind == "model" and name.endswith(_NEVER_EMPTY)
 
 
 def _blob_of_text(path: str, depth: int, stat: os.stat_result) -> str | None:
@@ -185,18 +178,18 @@ def _odd_link(
     content: RepoContent, commit: str, name: str, path: str, stat: os.stat_result
 ) -> File:
     """A snapshot's link that is not the one that the hub writes to a blob that exists."""
-    remedy = content.remedy(commit, name=name)
     # A link to the cache's old place says which blob it means.
     meant = content.blobs.get(read_link(path).replace("\\", "/").rpartition("/")[2])
     blob_meant = meant.name if meant is not None and meant.present else None
-    if blob_meant is not None:
-        remedy = content.repair
+    remedy = content.repair if blob_meant else content.remedy(commit, name=name)
     try:
         target = os.stat(path)
     except FileNotFoundError:
-        detail = f"the blob it links to is missing ({name})"
-        if blob_meant is not None:
-            detail = f"the link leads to another place than the blob's ({name})"
+        detail = (
+            f"the link leads to another place than the blob's ({name})"
+            if blob_meant
+            else f"the blob it links to is missing ({name})"
+        )
         content.notes.error("dangling-link", path, detail, remedy)
         return _file(name, "dangling", stat, blob_meant)
     except OSError as error:
@@ -211,8 +204,7 @@ def _odd_link(
     if blob is not None and (blob.device, blob.inode) == (target.st_dev, target.st_ino):
         return _file(name, "link", stat, blob.name, blob.size)
     if f"{os.path.realpath(os.path.dirname(path))}{os.sep}".startswith(real + os.sep):
-        detail = f"the link leads back into itself ({name})"
-        content.notes.error("link-loop", path, detail, remedy)
+        content.notes.error("link-loop", path, f"the link leads back into itself ({name})", remedy)
         return _file(name, "loop", stat)
     content.notes.error("outside-link", path, f"the link leads out of the repo, to {real}", remedy)
     return _file(name, "outside", stat, blob_meant)
@@ -222,14 +214,14 @@ def _file(
     name: str, kind: FileKind, stat: os.stat_result, blob: str | None = None, size: int = 0
 ) -> File:
     return File(
+        stat.st_ino,
+        stat.st_mtime_ns,
+        size,
+        allocated_bytes(stat),
         name,
         kind,
         blob,
-        size,
-        allocated_bytes(stat),
-        stat.st_ino,
         stat.st_dev,
         stat.st_nlink,
-        stat.st_mtime_ns,
         stat.st_atime_ns,
     )

@@ -6,6 +6,7 @@ the length of the content; `allocated` is what the entry occupies on its disk, a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Literal
 
@@ -73,16 +74,12 @@ class Stamp(msgspec.Struct, frozen=True, gc=False):
     allocated: int
 
 
-class Blob(msgspec.Struct, frozen=True, gc=False):
+class Blob(Stamp, frozen=True, gc=False):
     """An entry of a repo's `blobs/`: a file, or a link into the shared store."""
 
     name: str
-    size: int
-    allocated: int
-    inode: int
     device: int
     links: int
-    mtime_ns: int
     atime_ns: int
     shared: str | None = None
     """Hash of the shared blob that this entry is a link to."""
@@ -94,7 +91,7 @@ class Blob(msgspec.Struct, frozen=True, gc=False):
     """What a link of a repo that lies elsewhere leads to occupies, in the shared store there."""
 
 
-class File(msgspec.Struct, frozen=True, gc=False):
+class File(Stamp, frozen=True, gc=False):
     """A file of a snapshot. `name` is its path in the repo, with forward slashes.
 
     blob: the blob of the repo that it leads to; of a broken link or a stub, the one that it means.
@@ -103,12 +100,8 @@ class File(msgspec.Struct, frozen=True, gc=False):
     name: str
     kind: FileKind
     blob: str | None
-    size: int
-    allocated: int
-    inode: int
     device: int
     links: int
-    mtime_ns: int
     atime_ns: int
 
 
@@ -147,21 +140,21 @@ class Revision(msgspec.Struct, frozen=True):
     entry: Stamp | None = None
     """The snapshot's folder or link itself; allocated is that of its folders, not of its files."""
 
+    def files_of(self, kind: FileKind) -> Iterator[File]:
+        """Yield its files of a kind."""
+        return (file for file in self.files if file.kind == kind)
+
     def file_path(self, name: str) -> str:
         """Return the path of one of its files, by the file's name in the repo."""
         return layout.file_path(self.path, name)
 
 
-class Partial(msgspec.Struct, frozen=True):
+class Partial(Stamp, frozen=True, gc=False):
     """An unfinished download. `name` is the file's name in `blobs/`."""
 
     name: str
     etag: str
     path: str
-    size: int
-    allocated: int
-    inode: int
-    mtime_ns: int
     locked: bool
     """Whether some process holds the hub's lock of the blob."""
     device: int = 0
@@ -169,14 +162,10 @@ class Partial(msgspec.Struct, frozen=True):
     """The other program that wrote it, and alone continues it; `None` for the hub's and ours."""
 
 
-class Stray(msgspec.Struct, frozen=True):
+class Stray(Stamp, frozen=True, gc=False):
     """An entry that is not part of the layout, or a temporary that was left behind."""
 
     path: str
-    size: int
-    allocated: int
-    inode: int
-    mtime_ns: int
     folder: bool
     leftover: bool = False
     """True where the hub's libraries or vlmcache itself left it behind."""
@@ -294,6 +283,10 @@ class Repo(msgspec.Struct, frozen=True):
         """Return the path of the Hub's listing of a commit, below the repo's place in the cache."""
         return layout.tree_path(self.path, commit)
 
+    def no_exist_path(self, commit: str) -> str:
+        """Return the path of the folder of names that the Hub does not have at a commit."""
+        return os.path.join(self.path, layout.NO_EXIST, commit)
+
     @property
     def size(self) -> int:
         """Length of all blobs, shared ones included, and of copied files."""
@@ -340,23 +333,16 @@ class Repo(msgspec.Struct, frozen=True):
 
     def revision(self, commit: str) -> Revision | None:
         """Return the snapshot of a commit, or `None`."""
-        for revision in self.revisions:
-            if revision.commit == commit:
-                return revision
-        return None
+        return next((revision for revision in self.revisions if revision.commit == commit), None)
 
 
-class SharedBlob(msgspec.Struct, frozen=True):
+class SharedBlob(Stamp, frozen=True, gc=False):
     """A file of the cache-wide blob store."""
 
     hash: str
     path: str
-    size: int
-    allocated: int
-    inode: int
     device: int
     links: int
-    mtime_ns: int
     manifest: bool
     """Whether the manifest of its references is there."""
     users: tuple[str, ...] = ()
@@ -394,6 +380,10 @@ class CacheState(msgspec.Struct, frozen=True):
         for repo in self.repos:
             yield from repo.findings
 
+    def repo_in(self, folder: str | None) -> Repo | None:
+        """Return the repo with a folder's name, or `None`."""
+        return next((repo for repo in self.repos if repo.folder == folder), None)
+
     def repo(self, repo_id: str, kind: str = "model") -> Repo | None:
         """Return the one repo that an id can mean, or `None`."""
         repos = self.repos_called(repo_id, kind)
@@ -401,10 +391,6 @@ class CacheState(msgspec.Struct, frozen=True):
 
     def repos_called(self, repo_id: str, kind: str = "model") -> tuple[Repo, ...]:
         """Return the repo of an id, or else all that differ from it by case only, as on the Hub."""
-        for repo in self.repos:
-            if repo.id == repo_id and repo.type == kind:
-                return (repo,)
         folded = repo_id.casefold()
-        return tuple(
-            repo for repo in self.repos if repo.type == kind and repo.id.casefold() == folded
-        )
+        alike = [repo for repo in self.repos if repo.type == kind and repo.id.casefold() == folded]
+        return tuple([repo for repo in alike if repo.id == repo_id] or alike)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from vlmcache.cache import formats, layout
-from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.locks import lock_held
-from vlmcache.cache.state import CacheState, Repo, Revision
+from vlmcache.cache.mounts import AccessTimes
+from vlmcache.cache.state import Blob, CacheState, File, Partial, Repo, Revision, SharedBlob, Stray
 from vlmcache.cache.tree import CacheTree
 
 _ONE_READER = 3600 * 10**9
@@ -47,34 +47,28 @@ class Usage(msgspec.Struct, frozen=True):
 
         Empty where a lock is held and its holder cannot be seen.
         """
-        found = [self.files.get((blob.device, blob.inode), ()) for blob in repo.blobs.values()]
-        for revision in repo.revisions:
-            found += (
-                self.files.get((file.device, file.inode), ())
-                for file in revision.files
-                if file.kind == "copy"
-            )
-        found += (self.files.get((part.device, part.inode), ()) for part in repo.partials)
-        found += (self.files.get((stray.device, stray.inode), ()) for stray in repo.strays)
-        for blob in repo.blobs.values():
-            if blob.shared is not None and blob.shared in state.shared:
-                shared = state.shared[blob.shared]
-                found.append(self.files.get((shared.device, shared.inode), ()))
-        held = self.locks_of(repo.folder)
-        users = _distinct(found if held is None else [*found, held])
-        return users if users or held is not None else None
+        shared = (state.shared.get(blob.shared or "") for blob in repo.blobs.values())
+        entries: list[Blob | File | Partial | Stray | SharedBlob] = [
+            *repo.blobs.values(),
+            *(file for revision in repo.revisions for file in revision.files_of("copy")),
+            *repo.partials,
+            *repo.strays,
+            *filter(None, shared),
+        ]
+        groups = [self.files.get((entry.device, entry.inode), ()) for entry in entries]
+        lockers = self.locks_of(repo.folder)
+        users = _distinct([*groups, lockers or ()])
+        return users if users or lockers is not None else None
 
     def locks_of(self, folder: str) -> tuple[Process, ...] | None:
         """Return who holds a lock of a repo; `None` if none is held."""
-        held = [users for name, users in self.locks.items() if name.startswith(folder + "/")]
-        return _distinct(held) if held else None
+        lockers = [users for name, users in self.locks.items() if name.startswith(folder + "/")]
+        return _distinct(lockers) if lockers else None
 
 
-def _distinct(groups: Collection[tuple[Process, ...]]) -> tuple[Process, ...]:
-    seen: dict[int, Process] = {}
-    for group in groups:
-        for process in group:
-            seen.setdefault(process.pid, process)
+def _distinct(groups: Sequence[tuple[Process, ...]]) -> tuple[Process, ...]:
+    # Of a process that is named several times, the first counts.
+    seen = {process.pid: process for group in reversed(groups) for process in reversed(group)}
     return tuple(seen[pid] for pid in sorted(seen))
 
 
@@ -94,20 +88,20 @@ def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage
             content.update(content_of(state, repo))
             content.update(((stray.device, stray.inode), stray.path) for stray in repo.strays)
     content.update(((stray.device, stray.inode), stray.path) for stray in state.strays)
-    locks: dict[tuple[int, int], str] = {}
-    held: list[str] = []
     tree = CacheTree(state.dir)
-    for folder, found in state.locks.items():
-        if folders is not None and folder not in folders:
-            continue
-        for name in found.files:
-            path = os.path.join(found.path, name)
-            if lock_held(path, tree):
-                held.append(f"{folder}/{name}")
-                with contextlib.suppress(OSError):
-                    status = tree.stat(path)
-                    locks[status.st_dev, status.st_ino] = f"{folder}/{name}"
-    return find_users(content, held, locks)
+    taken = {
+        f"{folder}/{name}": os.path.join(locks.path, name)
+        for folder, locks in state.locks.items()
+        if folders is None or folder in folders
+        for name in locks.files
+        if lock_held(os.path.join(locks.path, name), tree)
+    }
+    files: dict[tuple[int, int], str] = {}
+    for name, path in taken.items():
+        with contextlib.suppress(OSError):
+            status = tree.stat(path)
+            files[status.st_dev, status.st_ino] = name
+    return find_users(content, taken, files)
 
 
 def content_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int], str]]:
@@ -121,32 +115,30 @@ def content_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int],
     for partial in repo.partials:
         yield (partial.device, partial.inode), layout.blob_path(base, partial.name)
     for revision in repo.revisions:
-        for file in revision.files:
-            if file.kind == "copy":
-                path = layout.file_path(layout.snapshot_path(base, revision.commit), file.name)
-                yield (file.device, file.inode), path
+        for file in revision.files_of("copy"):
+            path = layout.file_path(layout.snapshot_path(base, revision.commit), file.name)
+            yield (file.device, file.inode), path
 
 
 def find_users(
     content: Mapping[tuple[int, int], str],
-    held: Collection[str] = (),
+    taken: Collection[str] = (),
     locks: Mapping[tuple[int, int], str] | None = None,
 ) -> Usage:
     """Return who has the given files open or mapped.
 
     Args:
         content: (device, inode) -> real path of the files that matter.
-        held: names of the locks that are held.
+        taken: names of the locks that are held.
         locks: (device, inode) -> name of the files of these locks.
     """
-    if not content and not held:
+    if not content and not taken:
         return Usage()
     files: dict[tuple[int, int], dict[int, Process]] = {}
-    holders: dict[str, dict[int, Process]] = {name: {} for name in held}
+    holders: dict[str, dict[int, Process]] = {name: {} for name in taken}
     find = _find_by_proc if os.path.isdir("/proc/self/fd") else _find_by_psutil
-    wanted = dict(content) | dict(locks or {})
     hidden = 0
-    for key, process in find(wanted):
+    for key, process in find(dict(content) | dict(locks or {})):
         if process is None:
             hidden += 1
         elif locks and key in locks:
@@ -171,21 +163,21 @@ def _find_by_proc(wanted: Mapping[tuple[int, int], str]) -> _Found:
             continue
         base = f"/proc/{name}"
         try:
-            found = {key: "open" for key in _open_files(f"{base}/fd") if key in wanted}
+            uses = {key: "open" for key in _open_files(f"{base}/fd") if key in wanted}
             for key, path in _mapped_files(f"{base}/maps", inodes):
                 # Some filesystems (overlay, btrfs) name another device in maps than in stat.
                 key = key if key in wanted else paths.get(path, key)
                 if key in wanted:
-                    found[key] = "mapped"
+                    uses[key] = "mapped"
         except (FileNotFoundError, ProcessLookupError):
             continue
         except OSError:
             yield (0, 0), None
             continue
-        if not found:
+        if not uses:
             continue
         command = _command_line(base)
-        for key, how in found.items():
+        for key, how in uses.items():
             yield key, Process(int(name), command, "mapped" if how == "mapped" else "open")
 
 
@@ -292,7 +284,7 @@ def own_uses(
         journal: (type, repo, commit) -> seconds since the epoch, as `Journal.uses` gives them.
         shows_reads: whether the mount keeps access times (`Mount.shows_reads`).
     """
-    found: dict[tuple[str, str], LastUse] = {}
+    last: dict[tuple[str, str], LastUse] = {}
     for repo in state.repos:
         detached = [revision for revision in repo.revisions if not revision.refs]
         if not detached:
@@ -313,19 +305,56 @@ def own_uses(
                 latest = max(latest, *own.values(), 0)
             noted = journal.get((repo.type, repo.id, revision.commit), 0.0)
             certain = shown and formats.show_use(reads, own, model=repo.type == "model")
-            found[repo.folder, revision.commit] = LastUse(
+            last[repo.folder, revision.commit] = LastUse(
                 max(latest / 1e9, noted), "access" if certain else "written"
             )
-    return found
+    return last
 
 
 def _reads(repo: Repo, revision: Revision) -> dict[str, tuple[tuple[int, int], int]]:
     """Return file name -> (device, inode) of its content, and when that was last read."""
-    found: dict[str, tuple[tuple[int, int], int]] = {}
-    for file in revision.files:
-        blob = repo.blobs.get(file.blob) if file.blob is not None else None
-        if blob is not None:
-            found[file.name] = (blob.device, blob.inode), blob.atime_ns
-        elif file.kind == "copy":
-            found[file.name] = (file.device, file.inode), file.atime_ns
-    return found
+    contents: list[tuple[str, Blob | File]] = [
+        (file.name, repo.blobs[file.blob]) for file in revision.files if file.blob in repo.blobs
+    ]
+    contents += ((file.name, file) for file in revision.files_of("copy"))
+    return {name: ((entry.device, entry.inode), entry.atime_ns) for name, entry in contents}
+
+
+class LastUse(msgspec.Struct, frozen=True):
+    """When a revision was last used: seconds since the epoch, and what says so.
+
+    journal: vlmcache saw it. access: the access times of its files. written: nothing shows
+    uses, so it is the time of the download.
+    """
+
+    at: float
+    source: Literal["journal", "access", "written"]
+
+
+def last_uses(
+    state: CacheState, journal: Mapping[tuple[str, str, str], float], access_times: AccessTimes
+) -> dict[tuple[str, str], LastUse]:
+    """Return (repo folder, commit) -> last use, for every revision.
+
+    Args:
+        state: the cache.
+        journal: (type, repo, commit) -> seconds since the epoch, as `Journal.uses` gives them.
+        access_times: what access times on the cache's mount are worth. Where they are `never`
+            kept, they are not looked at.
+    """
+    last: dict[tuple[str, str], LastUse] = {}
+    for repo in state.repos:
+        for revision in repo.revisions:
+            blobs = [repo.blobs[file.blob] for file in revision.files if file.blob in repo.blobs]
+            # A link is made by a download, even if its blob has existed for a long time.
+            times = [entry.mtime_ns for entry in (*revision.files, *blobs)]
+            use = LastUse(max(times, default=revision.mtime_ns) / 1e9, "written")
+            if access_times != "never":
+                times += (blob.atime_ns for blob in blobs)
+                times += (file.atime_ns for file in revision.files_of("copy"))
+                use = LastUse(max(times, default=revision.mtime_ns) / 1e9, "access")
+            noted = journal.get((repo.type, repo.id, revision.commit))
+            if noted is not None and (use.source == "written" or noted > use.at):
+                use = LastUse(max(noted, use.at), "journal")
+            last[repo.folder, revision.commit] = use
+    return last

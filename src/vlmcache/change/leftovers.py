@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 import stat as modes
@@ -14,10 +15,9 @@ import stat as modes
 from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
-from vlmcache.change.attempt import Attempt
 from vlmcache.change.locks import HubLocks
 from vlmcache.change.place import sync_folder
-from vlmcache.change.plan import Expected, RemoveTree
+from vlmcache.change.plan import Attempt, Expected, RemoveTree
 from vlmcache.change.tree import Emptying, RemovalTree
 
 
@@ -99,8 +99,8 @@ class Leftovers:
                     raise
                 self._note(attempt, place, folder)
                 if action.link is not None:
-                    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                    attempt.freed -= allocated_bytes(found)
+                    link_status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    attempt.freed -= allocated_bytes(link_status)
 
     def _note(self, attempt: Attempt, place: str, folder: int | None) -> None:
         """Make a rename lasting before anything that relies on it is unlinked."""
@@ -113,12 +113,11 @@ class Leftovers:
     def _place_for(self, path: str, *, complete: bool) -> str:
         """Return where to rename a path to, its folders made."""
         job = (layout.WHOLE_REPO if complete else "part-") + self.token
-        parts = [job, *os.path.relpath(path, self.tree.root).split(os.sep)]
-        folder = self.folder
-        for part in ["", *parts[:-1]]:
-            folder = os.path.join(folder, part) if part else folder
+        parts = os.path.relpath(path, self.tree.root).split(os.sep)
+        *folders, place = itertools.accumulate([self.folder, job, *parts], os.path.join)
+        for folder in folders:
             self.tree.make_folder(folder, 0o700)
-        return os.path.join(folder, parts[-1])
+        return place
 
     def parts_of(self, place: str) -> list[str]:
         """Return the names below the repo's folder of what was renamed to a place."""

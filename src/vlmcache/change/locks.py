@@ -18,8 +18,8 @@ from vlmcache.cache import layout
 from vlmcache.cache.locks import check_lock, flock, is_fresh
 from vlmcache.cache.tree import StaleError
 from vlmcache.cache.usage import holder_of
-from vlmcache.change.attempt import Attempt, TakenError
 from vlmcache.change.place import is_full
+from vlmcache.change.plan import Attempt, TakenError
 from vlmcache.change.tree import RemovalTree, Tree
 
 BATCH = 100

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from vlmcache.cache.drives import drive_of
 from vlmcache.cache.entries import allocated_bytes
+from vlmcache.cache.mounts import drive_of
 from vlmcache.cache.moved import (
     FORMAT,
     RECORD_FORMAT,
@@ -57,14 +57,13 @@ def write_record(cache_dir: str, folder: str, destination: str) -> None:
         OSError: the system refuses.
     """
     path = record_path(cache_dir, folder)
-    locks = os.path.dirname(path)
     record = RepoRecord(RECORD_FORMAT, cache_dir, destination, drive_of(destination))
     try:
         content = msgspec.json.encode(record)
     except UnicodeEncodeError:
         return  # a name that JSON cannot hold; the link itself still says where the repo is
     try:
-        os.mkdir(locks)
+        os.mkdir(os.path.dirname(path))
     except FileExistsError:
         pass
     else:
@@ -87,8 +86,8 @@ def remove_record(cache_dir: str, folder: str) -> None:
 def record_size(cache_dir: str, folder: str) -> int:
     """Return the bytes of disk that the record of a repo and the folder of records occupy."""
     path = record_path(cache_dir, folder)
-    found = 0
+    size = 0
     for name in (os.path.dirname(path), path, path + _TEMPORARY):
         with contextlib.suppress(OSError):
-            found += allocated_bytes(os.lstat(name))
-    return found
+            size += allocated_bytes(os.lstat(name))
+    return size

@@ -13,8 +13,8 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.entries import STALE_AFTER
-from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.state import UNREADABLE, File, Repo, Revision, State
+from vlmcache.cache.usage import LastUse
 from vlmcache.change.plan import Kept
 from vlmcache.change.removals import Removals
 
@@ -66,7 +66,7 @@ def is_young(mtime_ns: int, now: float) -> bool:
 
 def is_read(repo: Repo) -> bool:
     """Return whether all folders of a repo could be read, so that what it holds is known."""
-    return repo.away is None and all(one.code != UNREADABLE for one in repo.findings)
+    return repo.away is None and all(finding.code != UNREADABLE for finding in repo.findings)
 
 
 def foreign_files(repo: Repo, revision: Revision) -> list[str]:
@@ -75,7 +75,7 @@ def foreign_files(repo: Repo, revision: Revision) -> list[str]:
     They are regular files that the hub's listing does not name. Without a listing, they can be
     recognized only among links: a cache on a disk without links has copies alone.
     """
-    copies = [file for file in revision.files if file.kind == "copy"]
+    copies = list(revision.files_of("copy"))
     if not copies:
         return []
     if revision.tree is None:
@@ -85,7 +85,7 @@ def foreign_files(repo: Repo, revision: Revision) -> list[str]:
             for file in copies
             if (file.device, file.inode) not in inodes and not _stands_for_a_link(file)
         ]
-        return [file.name for file in copies] if len(copies) < len(revision.files) else []
+        return [file.name for file in copies if len(copies) < len(revision.files)]
     return [
         file.name
         for file in copies
@@ -95,9 +95,11 @@ def foreign_files(repo: Repo, revision: Revision) -> list[str]:
 
 def looks_wasted(repo: Repo) -> list[tuple[str, str]]:
     """Return name and path of the blobs that nothing links to, and of revisions without a ref."""
-    found = [(name, repo.blob_path(name)) for name, users in repo.blob_users().items() if not users]
-    found += ((revision.commit, revision.path) for revision in repo.revisions if not revision.refs)
-    return found
+    users = repo.blob_users()
+    return [
+        *((name, repo.blob_path(name)) for name in users if not users[name]),
+        *((revision.commit, revision.path) for revision in repo.revisions if not revision.refs),
+    ]
 
 
 def in_question(repo: Repo) -> bool:
@@ -108,10 +110,10 @@ def in_question(repo: Repo) -> bool:
     linked = {file.blob for revision in repo.revisions for file in revision.files}
     if not repo.blobs.keys() <= linked and looks_wasted(repo):
         return True
-    return bool({*repo.tree_files, *repo.no_exist} - _known(repo))
+    return bool({*repo.tree_files, *repo.no_exist} - known_commits(repo))
 
 
-def _known(repo: Repo) -> set[str]:
+def known_commits(repo: Repo) -> set[str]:
     """Return the commits that refs name or that have a snapshot."""
     return {*repo.refs.values(), *(revision.commit for revision in repo.revisions)}
 
@@ -132,58 +134,50 @@ def find_waste(
         chosen: what is removed for another reason.
         why: returns why a revision is protected, and for an empty commit why the repo is.
     """
-    found = Waste()
+    waste = Waste()
     gone, users = chosen.commits_of(repo.folder), repo.blob_users()
-    # What is next to a partial may be another part of the same download, so it stays for this run
-    # even if the partial is removed.
-    unfinished = bool(repo.partials)
-    detached = [one for one in repo.revisions if not one.refs and one.commit not in gone]
+    remaining = [revision for revision in repo.revisions if revision.commit not in gone]
+    detached = [revision for revision in remaining if not revision.refs]
     stays = {
-        one.commit: why(one.commit)
-        or _why_too_young(repo, one, users, now)
-        or _why_needed(repo, one, evidence, now, gone)
-        for one in detached
+        revision.commit: why(revision.commit)
+        or _why_too_young(repo, revision, users, now)
+        or _why_needed(repo, revision, evidence, now, gone)
+        for revision in detached
     }
-    staying = [
-        one for one in repo.revisions if one.commit not in gone and stays.get(one.commit, "ref")
-    ]
-    found.damage = damage(repo, staying, evidence.states)
-    everything = why("") or found.damage
+    staying = [revision for revision in remaining if stays.get(revision.commit, "ref")]
+    waste.damage = damage(repo, staying, evidence.states)
+    everything = why("") or waste.damage
     for revision in detached:
         reason = stays[revision.commit] or everything
         if reason is None:
-            found.revisions.append(revision.commit)
+            waste.revisions.append(revision.commit)
             continue
-        found.kept.append(Kept(revision.path, repo.id, reason))
+        waste.kept.append(Kept(revision.path, repo.id, reason))
         if reason == UNKNOWN_USE and everything is None:
-            found.unknown.append(revision.commit)
-    found.listed = frozenset(_listed(repo, staying))
+            waste.unknown.append(revision.commit)
+    waste.listed = frozenset(_listed(repo, staying))
     folder = os.path.join(repo.path, layout.BLOBS)
-    strange = any(not by and not layout.is_etag(name) for name, by in users.items()) or any(
+    loose = [name for name, by in users.items() if not by]
+    doubt = None
+    if repo.partials:
+        # What is next to a partial may be another part of the same download, so it stays for this
+        # run even if the partial is removed.
+        doubt = "a download of the repo is unfinished"
+    elif not all(map(layout.is_etag, loose)) or any(
         os.path.dirname(stray.path) == folder and not stray.leftover for stray in repo.strays
-    )
-    for name, by in users.items():
-        if by:
-            continue
-        reason = everything or _why_blob_needed(repo, name, found.listed, now)
-        if reason is None and unfinished:
-            reason = "a download of the repo is unfinished"
-        if reason is None and strange:
-            reason = "another program writes into this folder"
+    ):
+        doubt = "another program writes into this folder"
+    for name in loose:
+        reason = everything or _why_blob_needed(repo, name, waste.listed, now) or doubt
         if reason is None:
-            found.blobs.append(name)
+            waste.blobs.append(name)
         else:
-            found.kept.append(Kept(repo.blob_path(name), repo.id, reason))
-    if everything is None and not unfinished:
-        written = {
-            commit: max(one.mtime_ns for one in entries if one is not None)
-            for commit in {*repo.tree_files, *repo.no_exist} - _known(repo)
-            for entries in [(repo.tree_files.get(commit), repo.no_exist.get(commit))]
-        }
-        found.listings = [
-            commit for commit, mtime_ns in written.items() if not is_young(mtime_ns, now)
-        ]
-    return found
+            waste.kept.append(Kept(repo.blob_path(name), repo.id, reason))
+    if everything is None and not repo.partials:
+        remembered = (*repo.tree_files.items(), *repo.no_exist.items())
+        young = {commit for commit, entry in remembered if is_young(entry.mtime_ns, now)}
+        waste.listings = sorted({commit for commit, _ in remembered} - known_commits(repo) - young)
+    return waste
 
 
 def _written(revision: Revision) -> int:
@@ -249,8 +243,7 @@ def _listed(repo: Repo, staying: Iterable[Revision]) -> set[str]:
 
 def folders_of(repo: Repo) -> set[str]:
     """Return the paths of the folders that every repo has."""
-    names = (layout.BLOBS, layout.SNAPSHOTS, layout.REFS)
-    return {os.path.join(repo.path, name) for name in names}
+    return {os.path.join(repo.path, name) for name in (layout.BLOBS, layout.SNAPSHOTS, layout.REFS)}
 
 
 def unsure(repo: Repo) -> str | None:
@@ -298,9 +291,9 @@ def damage(
         for file in revision.files:
             if revision.tree is None and _stands_for_a_link(file):
                 return f"a file is in the place of a link ({file.name})"
-        there = {file.name for file in revision.files}
+        names = {file.name for file in revision.files}
         for name, listed in (revision.tree or {}).items():
-            if name not in there and users.get(listed.etag) == set():
+            if name not in names and users.get(listed.etag) == set():
                 return f"a link to a blob was lost ({name})"
     return None
 

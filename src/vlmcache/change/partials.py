@@ -25,11 +25,8 @@ def opened(path: str) -> Iterator[int]:
         OSError: the system refuses, or it is a link.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags, 0o666)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    with open(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
+        yield file.fileno()
 
 
 def usable(descriptor: int, size: int) -> int:

@@ -32,6 +32,13 @@ _CACHE_TAG = """Signature: 8a477f597d28d172789f06886806bc55
 #	https://bford.info/cachedir/
 """
 
+_NOT_PERMITTED = "another user's? 'vlmcache doctor' shows the permissions"
+_WRITE_HINTS = {
+    errno.EROFS: "the cache is read-only here; name another with --cache-dir",
+    errno.EACCES: _NOT_PERMITTED,
+    errno.EPERM: _NOT_PERMITTED,
+    errno.ENOENT: "removed by another process? pull again",
+}
 _FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
@@ -41,13 +48,7 @@ def disk_failure(error: OSError, path: str) -> VlmcacheError:
     reason = error.strerror or str(error)
     if is_full(error):
         return SpaceError(f"the disk is full: {where}", "'vlmcache status' shows what makes room")
-    hint = "'vlmcache doctor' may show why"
-    if error.errno == errno.EROFS:
-        hint = "the cache is read-only here; name another with --cache-dir"
-    elif error.errno in (errno.EACCES, errno.EPERM):
-        hint = "another user's? 'vlmcache doctor' shows the permissions"
-    elif error.errno == errno.ENOENT:
-        hint = "removed by another process? pull again"
+    hint = _WRITE_HINTS.get(error.errno or 0, "'vlmcache doctor' may show why")
     return CacheError(f"the cache cannot be written: {reason}: {where}", hint)
 
 
@@ -128,8 +129,7 @@ def tag_cache(cache_dir: str) -> None:
 def tree_text(files: Mapping[str, TreeFile]) -> str:
     """Return the hub's listing of a commit in the form of the client's `_tree_cache.py`."""
     entries: dict[str, dict[str, object]] = {}
-    for name in sorted(files):
-        file = files[name]
+    for name, file in sorted(files.items()):
         entry: dict[str, object] = {"size": file.size, "blob_id": file.blob_id}
         if file.lfs_sha256 is not None:
             entry |= {"lfs_sha256": file.lfs_sha256, "lfs_size": file.lfs_size}
@@ -145,13 +145,12 @@ def write_tree(folder: str, commit: str, files: Mapping[str, TreeFile]) -> None:
     Raises:
         OSError: the system refuses.
     """
-    text = tree_text(files)
     trees = os.path.join(folder, layout.TREES)
     os.makedirs(trees, exist_ok=True)
     # The client keeps listings to their user, which would hide them from others in a shared cache.
     shared = os.stat(trees).st_mode & (stat.S_ISGID | stat.S_IWGRP) == stat.S_ISGID | stat.S_IWGRP
     mode = 0o666 if shared else 0o600
-    write_file(os.path.join(trees, f"{commit}.json"), text.encode(), mode)
+    write_file(os.path.join(trees, f"{commit}.json"), tree_text(files).encode(), mode)
 
 
 def write_ref(path: str, commit: str) -> None:
@@ -229,12 +228,10 @@ def put(path: str, temporary: str, make: Callable[[str], object]) -> None:
     """
     try:
         make(temporary)
-        os.replace(temporary, path)
-        log.debug("place", "renamed '%s' to '%s'", temporary, path)
+        publish(temporary, path)
     except BaseException:
         discard_temporary(temporary)
         raise
-    sync_folder(os.path.dirname(path))
 
 
 def discard_temporary(path: str, folder: int | None = None) -> None:
@@ -279,14 +276,11 @@ def check_places(paths: Iterable[str]) -> None:
         CacheError: one is.
     """
     for path in paths:
-        if not os.path.isdir(path) or os.path.islink(path):
-            continue
-        with os.scandir(path) as entries:
-            if next(entries, None) is not None:
-                raise CacheError(
-                    f"a folder that holds files is in the place of a file of the model: {path}",
-                    units.command("rm", path) + " removes it, if nobody needs it",
-                )
+        if os.path.isdir(path) and not os.path.islink(path) and os.listdir(path):
+            raise CacheError(
+                f"a folder that holds files is in the place of a file of the model: {path}",
+                units.command("rm", path) + " removes it, if nobody needs it",
+            )
 
 
 def place_link(folder: str, commit: str, file: str, etag: str) -> bool:
@@ -300,11 +294,9 @@ def place_link(folder: str, commit: str, file: str, etag: str) -> bool:
     """
     path = prepare_snapshot(folder, commit, file)
     target = layout.link_target(etag, file.count("/"))
-    try:
+    with contextlib.suppress(OSError):
         if os.readlink(path) == target:
             return True
-    except OSError:
-        pass
     temporary = os.path.join(folder, layout.BLOBS, f".link.{uuid.uuid4().hex[:8]}.new")
     try:
         try:
@@ -344,21 +336,21 @@ def place_copy(folder: str, commit: str, file: str, etag: str, *, move: bool) ->
     path = prepare_snapshot(folder, commit, file)
     blob = layout.blob_path(folder, etag)
     if move and not os.path.islink(blob):
-        publish_blob(blob, path)
+        publish(blob, path)
     else:
         temporary = os.path.join(folder, layout.BLOBS, f".copy.{uuid.uuid4().hex[:8]}.new")
         put(path, temporary, functools.partial(shutil.copyfile, blob))
 
 
-def publish_blob(partial: str, blob: str) -> None:
-    """Give a complete, checked download, whose bytes are on the disk, its blob's name.
+def publish(path: str, place: str) -> None:
+    """Rename what is complete, and whose bytes are on the disk, to its place for good.
 
     Raises:
-        OSError: the system refuses; the partial is still there.
+        OSError: the system refuses; it still has its old name.
     """
-    os.replace(partial, blob)
-    log.debug("place", "renamed '%s' to '%s'", partial, blob)
-    sync_folder(os.path.dirname(blob))
+    os.replace(path, place)
+    log.debug("place", "renamed '%s' to '%s'", path, place)
+    sync_folder(os.path.dirname(place))
 
 
 def place_repo_link(path: str, target: str) -> None:
@@ -388,14 +380,10 @@ def put_back(aside: str, path: str) -> None:
     Raises:
         OSError: the system refuses, or something is there.
     """
-    os.rename(aside, path)
-    log.debug("place", "renamed '%s' to '%s'", aside, path)
-    sync_folder(os.path.dirname(path))
-    for folder in (os.path.dirname(aside), os.path.dirname(os.path.dirname(aside))):
-        try:
-            os.rmdir(folder)
-        except OSError:
-            break  # it holds what other runs have left
+    publish(aside, path)
+    with contextlib.suppress(OSError):  # each may hold what other runs have left
+        os.rmdir(os.path.dirname(aside))
+        os.rmdir(os.path.dirname(os.path.dirname(aside)))
 
 
 def file_size(path: str) -> int | None:

@@ -5,14 +5,17 @@ Every action names what it touches, what it expects to find there, and why. Size
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
 
 from vlmcache import log
 from vlmcache.cache.state import Repo, Revision, TreeFile
+from vlmcache.cache.tree import StaleError
 from vlmcache.cache.usage import Process
+from vlmcache.errors import InUseError
 
 
 class Expected(msgspec.Struct, frozen=True):
@@ -69,15 +72,22 @@ class ReleaseShared(msgspec.Struct, frozen=True, tag="release-shared", tag_field
     frees: int
     last: bool = False
     """Whether nothing else refers to the shared blob, so that it is removed."""
+    kind: ClassVar[Literal["shared"]] = "shared"
+    commit: ClassVar[None] = None
 
 
-class Fetch(msgspec.Struct, frozen=True, tag="fetch", tag_field="action"):
-    """Download one blob, or the rest of it, and link it into the snapshot."""
+class _OfFile(msgspec.Struct, frozen=True, tag_field="action"):
+    """An action on one file of a revision."""
 
     repo: str
     file: str
     path: str
     etag: str
+
+
+class Fetch(_OfFile, frozen=True, tag="fetch"):
+    """Download one blob, or the rest of it, and link it into the snapshot."""
+
     size: int
     """The blob's length."""
     have: int
@@ -85,13 +95,9 @@ class Fetch(msgspec.Struct, frozen=True, tag="fetch", tag_field="action"):
     reason: str
 
 
-class Link(msgspec.Struct, frozen=True, tag="link", tag_field="action"):
+class Link(_OfFile, frozen=True, tag="link"):
     """Link a blob that is already there into the snapshot."""
 
-    repo: str
-    file: str
-    path: str
-    etag: str
     reason: str
 
 
@@ -105,11 +111,16 @@ class WriteRef(msgspec.Struct, frozen=True, tag="write-ref", tag_field="action")
     reason: str
 
 
-class Restore(msgspec.Struct, frozen=True, tag="restore", tag_field="action"):
-    """Take one blob of a given size and hash out of a backup."""
+class _OfRepo(msgspec.Struct, frozen=True, tag_field="action"):
+    """An action on a repo, or on something of it."""
 
     repo: str
     path: str
+
+
+class Restore(_OfRepo, frozen=True, tag="restore"):
+    """Take one blob of a given size and hash out of a backup."""
+
     hash: str
     size: int
     reason: str
@@ -134,11 +145,9 @@ class SetAccess(msgspec.Struct, frozen=True, tag="set-access", tag_field="action
     """Whether what is made in the folder is to be writable by its group too."""
 
 
-class Move(msgspec.Struct, frozen=True, tag="move", tag_field="action"):
+class Move(_OfRepo, frozen=True, tag="move"):
     """Bring a complete repo to another cache: copied, hashed, then put there by one rename."""
 
-    repo: str
-    path: str
     destination: str
     size: int
     """The length of all that is copied, shared blobs included."""
@@ -151,20 +160,16 @@ class Move(msgspec.Struct, frozen=True, tag="move", tag_field="action"):
     """Hashes of the blobs of the shared store that the repo links to."""
 
 
-class PlaceLink(msgspec.Struct, frozen=True, tag="place-link", tag_field="action"):
+class PlaceLink(_OfRepo, frozen=True, tag="place-link"):
     """Leave a link in the place of a repo that was moved."""
 
-    repo: str
-    path: str
     destination: str
     reason: str
 
 
-class PutBack(msgspec.Struct, frozen=True, tag="put-back", tag_field="action"):
+class PutBack(_OfRepo, frozen=True, tag="put-back"):
     """Rename a repo that an interrupted move had set aside back to its place."""
 
-    repo: str
-    path: str
     aside: str
     reason: str
 
@@ -271,8 +276,7 @@ def stamp(repo: Repo, revision: Revision | None = None) -> str:
         for file in sorted(described.files, key=lambda listed: listed.name):
             add(file.name, file.kind, file.blob, file.inode, file.mtime_ns, file.size)
     if revision is None:
-        for name in sorted(repo.blobs):
-            blob = repo.blobs[name]
+        for name, blob in sorted(repo.blobs.items()):
             add(name, blob.inode, blob.mtime_ns, blob.size, blob.shared)
         for part in sorted(repo.partials, key=lambda listed: listed.name):
             add(part.name, part.inode, part.mtime_ns, part.size)
@@ -308,6 +312,68 @@ def is_resumable(listed: TreeFile, *, ours: bool, size: int, allocated: int) -> 
         size: the partial's length in bytes.
         allocated: what it occupies; less than its length if it has holes.
     """
-    if size == 0 or size > listed.content_size:
-        return False
-    return ours or (listed.xet_hash is None and allocated >= size)
+    from_front_to_back = ours or (listed.xet_hash is None and allocated >= size)
+    return 0 < size <= listed.content_size and from_front_to_back
+
+
+def in_use_words(blocked: Sequence[Kept]) -> str:
+    """Return who uses what, with process ids and commands."""
+    return "; ".join(f"{kept.repo or kept.path} {_by_whom(kept.processes)}" for kept in blocked)
+
+
+def _by_whom(processes: Sequence[Process]) -> str:
+    if not processes:
+        return "is being downloaded: a lock of the hub is held"
+    users = ", ".join(f"PID {process.pid} ({_short(process.command)})" for process in processes[:3])
+    more = f" and {len(processes) - 3} more" if len(processes) > 3 else ""
+    return f"is in use by {users}{more}"
+
+
+def _short(command: str) -> str:
+    return command if len(command) <= 80 else command[:79] + "…"
+
+
+Result: TypeAlias = Literal["done", "absent", "stale", "busy", "failed"]
+Removing: TypeAlias = Remove | RemoveTree | ReleaseShared
+
+
+class TakenError(InUseError):
+    """Some process uses it now."""
+
+
+class Attempt(msgspec.Struct):
+    """An action, what became of it, and the bytes of disk that it has given back so far."""
+
+    action: Removing
+    freed: int = 0
+    outcome: Outcome | None = None
+
+    def note(self, result: Result, detail: str | None = None) -> None:
+        """Keep what became of the action by now."""
+        name = str(self.action.__struct_config__.tag)
+        write = log.debug if result in ("done", "absent") else log.info
+        why = f": {detail}" if detail else ""
+        write("remove", "%s: %s '%s'%s", result, name, self.action.path, why)
+        self.outcome = Outcome(name, self.action.path, result, self.freed, detail=detail)
+
+
+REFUSALS = (TakenError, OSError)
+
+
+def result_of(error: Exception, path: str) -> tuple[Result, str | None]:
+    """Return what became of an action at a path that ended in one of `REFUSALS`, and why."""
+    if isinstance(error, FileNotFoundError):
+        return "absent", None
+    if isinstance(error, OSError):
+        return "stale" if isinstance(error, StaleError) else "failed", why_refused(error, path)
+    return "busy", str(error)
+
+
+def why_refused(error: OSError, path: str) -> str:
+    """Return in words why something was not done at a path."""
+    if error.errno is None:
+        return str(error)
+    named = error.filename
+    # Names relative to an open folder would say nothing to the user.
+    complete = isinstance(named, str) and os.path.isabs(named)
+    return f"{error.strerror or error}: {named if complete else path}"

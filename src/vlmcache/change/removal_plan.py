@@ -17,8 +17,7 @@ from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change.names import Target
 from vlmcache.change.needed import LISTED, foreign_files, is_read
 from vlmcache.change.plan import Kept, Plan, Remove, RemoveTree, joined
-from vlmcache.change.removal_actions import RemovalActions, expected_of
-from vlmcache.change.removals import Removals
+from vlmcache.change.removals import RemovalActions, Removals, expected_of
 
 
 class _Builder:
@@ -57,10 +56,12 @@ class _Builder:
             if stray.path in strays:
                 self.actions.add_stray(stray, None, strays[stray.path])
         for leftover in self.removals.leftovers:
-            parsed = layout.parse_repo_folder(leftover.repo_folder)
-            repo_id = parsed[1] if parsed else None
-            reason = "left by an interrupted removal"
-            self.actions.add_leftover(leftover.path, repo_id, reason, leftover.entry.allocated)
+            self.actions.add_leftover(
+                leftover.path,
+                _repo_id(leftover.repo_folder),
+                "left by an interrupted removal",
+                leftover.entry.allocated,
+            )
         self.kept += (
             Kept(path, None, _links_here(self.led_to[path]))
             for path in self.actions.release_shared(self.removals.shared, self.led_to)
@@ -148,13 +149,11 @@ class _Builder:
     def _add_link(self, repo: Repo, reason: str) -> None:
         """Remove the link in the place of a repo that lies elsewhere, and nothing there."""
         assert repo.linked_to is not None
-        frees = repo.entry.allocated if repo.entry else 0
-        expected = expected_of(repo.entry)
-        self.actions.trees.append(Remove(repo.path, "link", repo.id, reason, frees, expected))
+        trees, frees = self.actions.trees, repo.entry.allocated if repo.entry else 0
+        trees.append(Remove(repo.path, "link", repo.id, reason, frees, expected_of(repo.entry)))
         if repo.record is not None:
-            path, expected = record_path(self.state.dir, repo.folder), expected_of(repo.record)
-            frees = repo.record.allocated
-            self.actions.trees.append(Remove(path, "record", repo.id, reason, frees, expected))
+            path, frees = record_path(self.state.dir, repo.folder), repo.record.allocated
+            trees.append(Remove(path, "record", repo.id, reason, frees, expected_of(repo.record)))
         why = "only the link is removed: links are never followed"
         if repo.away is not None:
             why = (
@@ -230,30 +229,33 @@ class _Builder:
 
     def _add_locks(self, complete: set[str]) -> None:
         locks = self.actions.locks
-        for folder, found in self.state.locks.items():
-            parsed = layout.parse_repo_folder(folder)
-            repo = parsed[1] if parsed else None
+        for folder, lock_folder in self.state.locks.items():
+            repo = _repo_id(folder)
             if folder in complete or (folder, "") in self.removals.locks:
                 reason = self.removals.locks.get((folder, ""), "locks of a repo that is removed")
-                if not found.other:
-                    frees = sum(lock.allocated for lock in found.files.values())
-                    frees += found.entry.allocated
-                    locks.append(RemoveTree(found.path, "locks", repo, reason, frees, None))
+                if not lock_folder.other:
+                    frees = sum(lock.allocated for lock in lock_folder.files.values())
+                    frees += lock_folder.entry.allocated
+                    locks.append(RemoveTree(lock_folder.path, "locks", repo, reason, frees, None))
                     continue
-                for name in found.files:
+                for name in lock_folder.files:
                     self.removals.locks.setdefault((folder, name), reason)
-            for name, entry in found.files.items():
+            for name, entry in lock_folder.files.items():
                 if (folder, name) in self.removals.locks:
-                    path = os.path.join(found.path, name)
+                    path = os.path.join(lock_folder.path, name)
                     reason = self.removals.locks[folder, name]
                     # Nothing is expected of it: it is empty, it is removed only while it is held,
                     # and filelock before 4.2 changes its time when it is taken, by this run too.
                     locks.append(Remove(path, "lock", repo, reason, entry.allocated, None))
 
 
-def _links_here(folder: str) -> str:
+def _repo_id(folder: str) -> str | None:
     parsed = layout.parse_repo_folder(folder)
-    return f"{parsed[1] if parsed else folder} links to it"
+    return parsed[1] if parsed else None
+
+
+def _links_here(folder: str) -> str:
+    return f"{_repo_id(folder) or folder} links to it"
 
 
 def plan_of(state: CacheState, removals: Removals) -> Plan:
@@ -269,23 +271,22 @@ def plan_moved(state: CacheState, place: CacheState, targets: Sequence[Target]) 
         place: the other place, as a cache of its own.
         targets: what was named, as found in `state`.
     """
-    moved: list[Target] = []
-    for target in targets:
-        leftovers = tuple(left for left in place.leftovers if left.repo_folder == target.folder)
-        gone = by_folder(place, target.folder or "") is None
-        if leftovers or not gone:
-            moved.append(msgspec.structs.replace(target, leftovers=leftovers, gone=gone))
+    at_place = [
+        msgspec.structs.replace(
+            target,
+            leftovers=tuple(left for left in place.leftovers if left.repo_folder == target.folder),
+            gone=place.repo_in(target.folder) is None,
+        )
+        for target in targets
+    ]
+    moved = [target for target in at_place if target.leftovers or not target.gone]
     plan = plan_removal(place, moved, why=f"asked for; it lies at {place.dir}")
     complete = whole_repos(plan)
     links = [
         Target(target.name, target.folder)
         for target in targets
         if target.folder in complete
-        or (
-            target.commit is None
-            and target.ref is None
-            and by_folder(place, target.folder or "") is None
-        )
+        or (target.commit is None and target.ref is None and place.repo_in(target.folder) is None)
     ]
     return joined([plan, plan_removal(state, links)])
 
@@ -314,7 +315,7 @@ def plan_removal(state: CacheState, targets: Sequence[Target], *, why: str = "as
             continue
         folder = target.folder
         assert folder is not None
-        repo = by_folder(state, folder)
+        repo = state.repo_in(folder)
         if target.leftovers:
             _select_rest(state, repo, target, chosen)
         if target.gone:
@@ -362,7 +363,7 @@ def _select_rest(state: CacheState, repo: Repo | None, target: Target, chosen: R
     if repo is None:
         for name in ("", *(state.locks[folder].files if folder in state.locks else ())):
             chosen.locks[folder, name] = reason
-    chosen.leftovers += (found for found in target.leftovers if found not in chosen.leftovers)
+    chosen.leftovers += (left for left in target.leftovers if left not in chosen.leftovers)
     for leftover in target.leftovers:
         for shared_hash in leftover.shared:
             if shared_hash in state.shared:
@@ -380,8 +381,3 @@ def _select_rest(state: CacheState, repo: Repo | None, target: Target, chosen: R
             elif not revision.refs and target.commit == commit:
                 # Its ref was gone before the snapshot was reached.
                 chosen.revisions[folder, commit] = reason
-
-
-def by_folder(state: CacheState, folder: str) -> Repo | None:
-    """Return the repo with a folder's name, `None` if it is not in the cache."""
-    return next((repo for repo in state.repos if repo.folder == folder), None)

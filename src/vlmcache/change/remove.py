@@ -1,28 +1,128 @@
-"""From a plan to a receipt: the order of a removal. The receipt says what the disk says."""
+"""From a plan to a receipt: what is compared first, and in which order the rest is done.
+
+The receipt says what the disk says.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Collection, Sequence
-from typing import Literal
+
+import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.cache.entries import Notes, add_below, allocated_bytes
+from vlmcache.cache.moved import read_moves, record_path
 from vlmcache.cache.scan_repo import scan_repo
-from vlmcache.change.attempt import (
-    REFUSALS,
-    Attempt,
-    Removing,
-    TakenError,
-    refusal,
-    result_of,
-)
+from vlmcache.cache.state import Repo
+from vlmcache.cache.tree import StaleError
 from vlmcache.change.leftovers import Leftovers
 from vlmcache.change.locks import BATCH, HubLocks
-from vlmcache.change.plan import Plan, Receipt, ReleaseShared, Remove, RemoveTree
-from vlmcache.change.removal_checks import RemovalChecks
+from vlmcache.change.moved_note import write_moves
+from vlmcache.change.plan import (
+    REFUSALS,
+    Attempt,
+    Outcome,
+    Plan,
+    Receipt,
+    ReleaseShared,
+    Remove,
+    RemoveTree,
+    Removing,
+    Result,
+    TakenError,
+    result_of,
+    stamp,
+    sum_stamp,
+    why_refused,
+)
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.tree import RemovalTree
+from vlmcache.errors import VlmcacheError
+
+
+class RemovalChecks(msgspec.Struct):
+    """Compares the disk with what a plan expects, and sees whether anything is in use."""
+
+    tree: RemovalTree
+    locks: HubLocks
+    refused: dict[tuple[str, str | None], tuple[Result, str | None]] = {}
+    """(repo folder, commit) -> why it stays; without a commit, why the complete repo does."""
+
+    def hold_back_changed(self, attempts: Sequence[Attempt]) -> None:
+        """Find what changed or is in use before anything is touched.
+
+        A revision's ref, snapshot and listing are removed together or not at all.
+        """
+        seen: dict[str, Repo | None] = {}
+        for action in (attempt.action for attempt in attempts):
+            if not isinstance(action, RemoveTree) or action.kind not in ("repo", "snapshot"):
+                continue
+            key = self.tree.repo_folder(action.path), action.commit
+            try:
+                with self.tree.entry(action.path, action.expected):
+                    self.check_content(action, seen)
+            except FileNotFoundError:
+                continue
+            except REFUSALS as error:
+                self.refused[key] = result_of(error, action.path)
+        for attempt in attempts:
+            action = attempt.action
+            key = self.tree.repo_folder(action.path), action.commit
+            if key in self.refused and (action.kind == "repo" or action.commit is not None):
+                attempt.note(*self.refused[key])
+
+    def check_content(self, action: RemoveTree, seen: dict[str, Repo | None]) -> None:
+        """Compare what a folder holds with what it held when the plan was made.
+
+        Args:
+            action: the folder and what was expected.
+            seen: repos that were scanned already, by their folders; added to.
+
+        Raises:
+            StaleError: it holds something else.
+            TakenError: a process uses it, or a download has begun.
+            OSError: it cannot be read, or is gone.
+        """
+        if action.kind in ("repo", "snapshot"):
+            folder = self.tree.repo_folder(action.path)
+            if folder not in seen:
+                seen[folder] = scan_repo(self.tree.root, folder)
+            repo = seen[folder]
+            commit = action.commit if action.kind == "snapshot" else None
+            revision = repo.revision(commit) if repo is not None and commit else None
+            if repo is None or (commit is not None and revision is None):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), action.path)
+            # A download that is to be overridden continues to write.
+            growing = self.tree.force and commit is None and bool(repo.partials)
+            if action.stamp is not None and stamp(repo, revision) != action.stamp and not growing:
+                raise StaleError("its content changed since the plan was made")
+            self.locks.refuse_held(folder)
+            self._check_use(repo, commit)
+        elif action.kind == "stray" and action.stamp is not None:
+            notes = Notes(None)
+            allocated, size = add_below(action.path, "foreign", notes)
+            if not notes.could_read(action.path):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES), action.path)
+            allocated += allocated_bytes(os.lstat(action.path))
+            if sum_stamp(size, allocated) != action.stamp:
+                raise StaleError("its content changed since the plan was made")
+
+    def _check_use(self, repo: Repo, commit: str | None) -> None:
+        if self.tree.force or not self.tree.in_use:
+            return
+        for name, users in repo.blob_users().items():
+            path = repo.blob_path(name)
+            if commit is None or any(user == commit for user, _ in users):
+                with contextlib.suppress(OSError):
+                    self.tree.refuse_use(os.stat(path), f"a process uses {path}")
+        for revision in repo.revisions:
+            if commit in (None, revision.commit) and any(
+                (file.device, file.inode) in self.tree.in_use for file in revision.files
+            ):
+                raise TakenError(f"a process uses a file of {revision.path}")
 
 
 def execute(
@@ -37,6 +137,18 @@ def execute(
         force: remove in spite of locks and uses.
     """
     return Executor(RemovalTree(cache_dir, frozenset(in_use), force=force)).run(plan)
+
+
+_STEPS = {
+    "blob": "blob",
+    "partial": "blob",
+    "shared": "shared",
+    "lock": "lock",
+    "locks": "lock",
+    "leftover": "leftover",
+    "side-cache": "leftover",
+}
+"""Kind of an action -> when it has its turn; all others have it first."""
 
 
 class Executor:
@@ -85,15 +197,15 @@ class Executor:
         # Folders of our own that could not be removed count, but nothing was freed is 0, not less.
         return Receipt(outcomes, max(0, sum(outcome.freed for outcome in outcomes) - left))
 
-    def _of_step(
-        self, step: Literal["first", "blob", "shared", "lock", "leftover"]
-    ) -> list[Attempt]:
-        return [attempt for attempt in self.attempts if _step(attempt.action) == step]
+    def _of_step(self, step: str) -> list[Attempt]:
+        return [
+            attempt for attempt in self.attempts if _STEPS.get(attempt.action.kind, "first") == step
+        ]
 
     def _attempt_first(self, attempt: Attempt) -> None:
         """Attempt it, but leave what the hub remembers of a snapshot that could not be removed."""
         action, refused = attempt.action, self.checks.refused
-        if isinstance(action, ReleaseShared) or action.commit is None:
+        if action.commit is None:
             self._attempt(attempt)
             return
         key = self.tree.repo_folder(action.path), action.commit
@@ -171,18 +283,17 @@ class Executor:
                 except TakenError as error:
                     attempt.note("busy", str(error))
                 except OSError as error:
-                    attempt.note("failed", refusal(error, path))
+                    attempt.note("failed", why_refused(error, path))
             repo = scan_repo(self.tree.root, folder)
             users = repo.blob_users() if repo is not None else {}
             for attempt, name in ready:
-                is_blob = isinstance(attempt.action, Remove) and attempt.action.kind == "blob"
-                if is_blob and users.get(name):
+                if attempt.action.kind == "blob" and users.get(name):
                     reasons = [
                         self.checks.refused.get((folder, commit)) for commit, _ in users[name]
                     ]
                     attempt.note(*next(filter(None, reasons), ("stale", "a snapshot links to it")))
-                    continue
-                self._attempt(attempt)
+                else:
+                    self._attempt(attempt)
 
     def _release_shared(self) -> None:
         attempts = self._of_step("shared")
@@ -202,10 +313,10 @@ class Executor:
                 except OSError as error:
                     # A repo that cannot be read may need any of them.
                     for attempt in ready:
-                        attempt.note("failed", refusal(error, self.tree.root))
-                    continue
-                for attempt in ready:
-                    self._attempt(attempt)
+                        attempt.note("failed", why_refused(error, self.tree.root))
+                else:
+                    for attempt in ready:
+                        self._attempt(attempt)
 
     def _empty_leftovers(self) -> None:
         """Unlink what was renamed: the refs last, and only if nothing failed.
@@ -224,26 +335,80 @@ class Executor:
                 if other.outcome is not None and other.outcome.result == "failed"
             ]
             folder = self.leftovers.parts_of(place)[:1]
-            if failed and folder == [layout.REFS]:
-                continue
-            if folder == [layout.SNAPSHOTS] and any(blobs in path for path in failed):
+            if (failed and folder == [layout.REFS]) or (
+                folder == [layout.SNAPSHOTS] and any(blobs in path for path in failed)
+            ):
                 continue
             outcome = attempt.outcome
             try:
                 self.leftovers.remove(attempt, place)
             except OSError as error:
-                attempt.note("failed", refusal(error, place))
+                attempt.note("failed", why_refused(error, place))
             else:
                 if outcome is not None:
                     attempt.note(outcome.result, outcome.detail)
 
 
-def _step(action: Removing) -> Literal["first", "blob", "shared", "lock", "leftover"]:
-    """Return when an action has its turn."""
-    if isinstance(action, ReleaseShared):
-        return "shared"
-    if action.kind in ("blob", "partial"):
-        return "blob"
-    if action.kind in ("lock", "locks"):
-        return "lock"
-    return "leftover" if action.kind in ("leftover", "side-cache") else "first"
+def apply_removals(
+    plan: Plan,
+    cache_dir: str,
+    places: Collection[str],
+    *,
+    in_use: Collection[tuple[int, int]] = (),
+    force: bool = False,
+) -> Receipt:
+    """Carry a plan of removals out: first at the places that models were moved to, then here.
+
+    A link stays as long as what it leads to, so that a second run finds what is left to finish.
+
+    Args:
+        plan: its actions lie in the cache or at the places.
+        cache_dir: the cache.
+        places: folders to which `move` has brought models.
+        in_use: (device, inode) of files that processes use.
+        force: remove in spite of locks and uses.
+    """
+    receipts: list[Receipt] = []
+    left = [
+        action for action in plan.actions if isinstance(action, Remove | RemoveTree | ReleaseShared)
+    ]
+    for place in sorted(places):
+        inside = place.rstrip(os.sep) + os.sep
+        inner = [action for action in left if action.path.startswith(inside)]
+        left = [action for action in left if not action.path.startswith(inside)]
+        if inner:
+            receipts.append(execute(Plan(tuple(inner)), place, in_use=in_use, force=force))
+    stay: list[Outcome] = []
+    kept_there = {
+        outcome.path: outcome
+        for receipt in receipts
+        for outcome in receipt.outcomes
+        if outcome.result not in ("done", "absent")
+    }
+    for action in list(left):
+        parent, folder = os.path.split(action.path)
+        if not isinstance(action, Remove) or action.kind != "link" or parent != cache_dir:
+            continue
+        targets = (kept_there.get(os.path.join(place, folder)) for place in places)
+        target = next(filter(None, targets), None)
+        if target is not None:
+            paths = (action.path, record_path(cache_dir, folder))
+            left = [other for other in left if other.path not in paths]
+            detail = f"what it leads to stays: {target.path}"
+            stay.append(Outcome("remove", action.path, target.result, detail=detail))
+    receipts.append(execute(Plan(tuple(left)), cache_dir, in_use=in_use, force=force))
+    for place in places:
+        noted = read_moves(place)
+        kept = {
+            folder: move
+            for folder, move in noted.items()
+            if os.path.lexists(os.path.join(place, folder))
+            or move.cache != os.path.realpath(cache_dir)
+            or os.path.lexists(os.path.join(cache_dir, folder))
+        }
+        if kept != noted:
+            # A note that stays of what is gone does no harm.
+            with contextlib.suppress(OSError, VlmcacheError):
+                write_moves(place, kept)
+    outcomes = (*(outcome for receipt in receipts for outcome in receipt.outcomes), *stay)
+    return Receipt(outcomes, sum(receipt.freed for receipt in receipts))

@@ -16,10 +16,9 @@ from collections.abc import Collection, Iterator
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.tree import StaleError
-from vlmcache.change.attempt import Attempt
 from vlmcache.change.locks import Lock
 from vlmcache.change.partials import write_all
-from vlmcache.change.plan import ReleaseShared
+from vlmcache.change.plan import Attempt, ReleaseShared
 from vlmcache.change.tree import RemovalTree
 from vlmcache.errors import CacheError
 

@@ -19,10 +19,9 @@ from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter, stale
-from vlmcache.change.attempt import Attempt, TakenError, refusal
 from vlmcache.change.partials import write_all
 from vlmcache.change.place import sync_folder
-from vlmcache.change.plan import Expected, Outcome
+from vlmcache.change.plan import Attempt, Expected, Outcome, TakenError, why_refused
 
 WAIT_SECONDS = 10.0
 """Seconds that a command waits for locks that others hold, all of them together."""
@@ -399,7 +398,7 @@ class RemovalTree(Tree):
                     left += allocated_bytes(self.stat(path))
                 used = isinstance(error, StaleError)
                 if not used and error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    detail = refusal(error, path)
+                    detail = why_refused(error, path)
                     failures.append(Outcome("remove-tree", path, "failed", detail=detail))
         return left, failures
 

@@ -10,9 +10,8 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.entries import STALE_AFTER, is_stale
-from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.state import CacheState, Partial, Repo, Stray
-from vlmcache.cache.usage import Process, Usage
+from vlmcache.cache.usage import LastUse, Process, Usage
 from vlmcache.change.needed import (
     REPLACED,
     UNUSED_AFTER,
@@ -23,10 +22,10 @@ from vlmcache.change.needed import (
     in_question,
     is_read,
     is_young,
+    known_commits,
     looks_wasted,
 )
 from vlmcache.change.plan import Kept
-from vlmcache.change.removal_plan import by_folder
 from vlmcache.change.removals import Key, Protected, Removals
 
 
@@ -90,27 +89,15 @@ def writers(repo: Repo, partial: Partial, usage: Usage) -> tuple[Process, ...] |
     return None
 
 
-class WasteSelection:
-    """Chooses waste, and notes why the rest of what looks like it stays.
+class WasteSelection(msgspec.Struct):
+    """Chooses waste, and notes why the rest of what looks like it stays."""
 
-    Args:
-        state: the cache.
-        facts: what else is known.
-        chosen: what is removed for other reasons; added to.
-        busy: the repos in use, and who uses them.
-    """
-
-    def __init__(
-        self,
-        state: CacheState,
-        facts: Facts,
-        chosen: Removals,
-        busy: Mapping[str, tuple[Process, ...]],
-    ) -> None:
-        self.state = state
-        self.facts = facts
-        self.chosen = chosen
-        self.busy = busy
+    state: CacheState
+    facts: Facts
+    chosen: Removals
+    """What is removed for other reasons; added to."""
+    busy: Mapping[str, tuple[Process, ...]]
+    """The repos in use, and who uses them."""
 
     def add_unfinished(self, *, asked: bool) -> None:
         """Choose the partial downloads that nobody continues.
@@ -207,7 +194,7 @@ class WasteSelection:
             return
         reason = "left by an interrupted removal"
         users = repo.blob_users()
-        known = {*repo.refs.values(), *(revision.commit for revision in repo.revisions)}
+        known = known_commits(repo)
         for leftover in begun:
             for name in leftover.blobs:
                 if name in users and not users[name] and name not in listed:
@@ -219,21 +206,19 @@ class WasteSelection:
     def _add_strays(self, strays: Iterable[Stray], repo: Repo | None) -> None:
         repo_id = None if repo is None else repo.id
         for stray in strays:
-            if not stray.leftover:
+            why = "a temporary that was written within the last hour"
+            if repo is not None and not stray.leftover and stray.path in folders_of(repo):
+                # Such as a link to a folder on another disk, with all that the repo has.
+                why = REPLACED
+            elif not stray.leftover:
                 why = "not the hub's: 'vlmcache rm PATH' removes it"
-                if repo is not None and stray.path in folders_of(repo):
-                    # Such as a link to a folder on another disk, with all that the repo has.
-                    why = REPLACED
-                self.chosen.kept.append(Kept(stray.path, repo_id, why))
             elif (
-                self.facts.now - stray.mtime_ns / 1e9 > STALE_AFTER
+                not is_young(stray.mtime_ns, self.facts.now)
                 or os.path.basename(stray.path) == layout.LEFTOVERS
             ):
                 self.chosen.strays[stray.path] = "left behind by an interrupted run"
-            else:
-                self.chosen.kept.append(
-                    Kept(stray.path, repo_id, "a temporary that was written within the last hour")
-                )
+                continue
+            self.chosen.kept.append(Kept(stray.path, repo_id, why))
 
     def _add_shared(self, *, sound: bool) -> None:
         """Choose shared blobs that no repo links to.
@@ -264,8 +249,8 @@ class WasteSelection:
                 self.chosen.kept.append(Kept(shared.path, None, why, users))
 
     def _add_locks(self) -> None:
-        for folder, found in self.state.locks.items():
-            repo = by_folder(self.state, folder)
+        for folder, lock_folder in self.state.locks.items():
+            repo = self.state.repo_in(folder)
             needed: set[str] = set()
             if repo is not None:
                 if not is_read(repo):
@@ -277,14 +262,14 @@ class WasteSelection:
             # folder, a young lock is no sign of a download that begins.
             free = [
                 name
-                for name, entry in found.files.items()
+                for name, entry in lock_folder.files.items()
                 if name.removesuffix(layout.LOCK_SUFFIX) not in needed
                 and f"{folder}/{name}" not in self.facts.usage.locks
                 and (repo is None or self.facts.now - entry.mtime_ns / 1e9 > STALE_AFTER)
             ]
             for name in free:
                 self.chosen.locks.setdefault((folder, name), "no blob belongs to this lock")
-            if repo is None and len(free) == len(found.files):
+            if repo is None and len(free) == len(lock_folder.files):
                 self.chosen.locks.setdefault((folder, ""), "locks of a repo that is gone")
 
 

@@ -35,13 +35,18 @@ class CopiedFile(msgspec.Struct, frozen=True):
     mtime_ns: int
 
 
-class KeptCopy(msgspec.Struct, frozen=True):
-    """A kept quantized copy. size is the length of all its files in bytes."""
+class CopyOrigin(msgspec.Struct, frozen=True):
+    """What a copy is a copy of, and the libraries that made it."""
 
     repo: str
     commit: str
     precision: Precision
     versions: dict[str, str]
+
+
+class KeptCopy(CopyOrigin, frozen=True):
+    """A kept quantized copy. size is the length of all its files in bytes."""
+
     path: str
     size: int
     made_at: datetime
@@ -51,13 +56,9 @@ class KeptCopy(msgspec.Struct, frozen=True):
     """Whether a file is not of the length or time that it was made with."""
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class Manifest(CopyOrigin, frozen=True):
     """What a copy says of itself."""
 
-    repo: str
-    commit: str
-    precision: Precision
-    versions: dict[str, str]
     made_at: datetime
     files: dict[str, CopiedFile]
 
@@ -66,36 +67,26 @@ def installed_versions() -> dict[str, str]:
     """Return the versions of the libraries that decide about copies, as installed now."""
     import importlib.metadata
 
-    found = {}
+    versions = {}
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def copy_folder(home: str, repo: str, commit: str, precision: Precision) -> str:
     """Return where the copy made by the installed libraries is or would be."""
     versions = "-".join(f"{name}{version}" for name, version in installed_versions().items())
-    return os.path.join(_commit_folder(home, repo, commit), f"{precision}-{versions}")
-
-
-def _commit_folder(home: str, repo: str, commit: str) -> str:
-    return os.path.join(home, FOLDER, layout.repo_folder("model", repo), commit)
+    folder = layout.repo_folder("model", repo)
+    return os.path.join(home, FOLDER, folder, commit, f"{precision}-{versions}")
 
 
 def list_copies(home: str) -> list[KeptCopy]:
     """Return the copies that are kept, by repo, commit and precision. Damaged ones are left out."""
-    found = []
-    for folder in _copy_folders(os.path.join(home, FOLDER)):
-        manifest = read_manifest(folder)
-        if manifest is not None:
-            found.append(describe(folder, manifest))
-    return found
-
-
-def _copy_folders(root: str) -> Iterator[str]:
-    for repo in _subfolders(root):
-        yield from copy_folders_of(repo)
+    repos = _subfolders(os.path.join(home, FOLDER))
+    folders = (folder for repo in repos for folder in copy_folders_of(repo))
+    manifests = ((folder, read_manifest(folder)) for folder in folders)
+    return [describe(folder, manifest) for folder, manifest in manifests if manifest is not None]
 
 
 def copy_folders_of(repo: str) -> Iterator[str]:
@@ -136,7 +127,7 @@ def describe(folder: str, manifest: Manifest) -> KeptCopy:
         sum(file.size for file in manifest.files.values()),
         manifest.made_at,
         manifest.versions == installed_versions(),
-        any(_is_changed(os.path.join(folder, name), one) for name, one in manifest.files.items()),
+        any(_is_changed(os.path.join(folder, name), file) for name, file in manifest.files.items()),
     )
 
 
@@ -167,8 +158,8 @@ def remove_copies(home: str, repo: str, commit: str | None = None) -> int:
 
 def allocated(folder: str) -> int:
     """Return the bytes of disk that the files below a folder occupy."""
-    total = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            total += allocated_bytes(os.lstat(os.path.join(path, name)))
-    return total
+    return sum(
+        allocated_bytes(os.lstat(os.path.join(path, name)))
+        for path, _, names in os.walk(folder)
+        for name in names
+    )

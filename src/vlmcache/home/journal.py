@@ -10,7 +10,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 # Most commands look here and find no file yet; they need not wait for the library.
@@ -40,7 +39,7 @@ _DAMAGED = ""
 _FORGET_AFTER = 400 * 86400.0
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """The open file, or nothing if it cannot be opened. Use it as a context manager.
 
     Args:
@@ -51,15 +50,7 @@ class Journal:
         self._home = home
         self._connection: sqlite3.Connection | None = None
 
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._close()
 
     def _close(self) -> None:
@@ -197,25 +188,25 @@ class Journal:
             return {(int(device), int(inode), size, mtime) for device, inode, size, mtime in rows}
         return set()
 
-    def record_damaged(self, found: Iterable[Identity], at: float) -> None:
+    def record_damaged(self, files: Iterable[Identity], at: float) -> None:
         """Remember files whose content is not what their hash says.
 
         Args:
-            found: the files.
+            files: the files.
             at: seconds since the epoch.
         """
-        self.record_verified(((file, _DAMAGED) for file in found), at)
+        self.record_verified(((file, _DAMAGED) for file in files), at)
 
-    def record_verified(self, found: Iterable[tuple[Identity, str]], at: float) -> None:
+    def record_verified(self, files: Iterable[tuple[Identity, str]], at: float) -> None:
         """Remember files that were found to have the content that a hash names.
 
         Args:
-            found: each file, and the hash.
+            files: each file, and the hash.
             at: seconds since the epoch.
         """
         rows = [
             (str(file.device), str(file.inode), file.size, file.mtime_ns, file.ctime_ns, name, at)
-            for file, name in found
+            for file, name in files
         ]
 
         def work(connection: sqlite3.Connection) -> None:

@@ -13,7 +13,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.mounts import mount_of
 from vlmcache.change import partials
-from vlmcache.change.place import disk_failure, file_size, publish_blob
+from vlmcache.change.place import disk_failure, file_size, publish
 from vlmcache.change.plan import is_resumable
 from vlmcache.errors import AccessError, HubError, VlmcacheError, WrongBytesError
 from vlmcache.hub.client import Client
@@ -86,7 +86,7 @@ class Transfer:
                     "nothing of it was kept",
                     "a proxy or mirror that changes files? check HF_ENDPOINT, or try later",
                 )
-            publish_blob(self.job.partial, self.job.blob)
+            publish(self.job.partial, self.job.blob)
 
     def _adopt(self) -> None:
         """Continue the longest download that the client has left behind.
@@ -231,7 +231,7 @@ class Transfer:
                 os.fsync(file.fileno())
             if digest.hexdigest() != etag:
                 raise OSError("corrupted")
-            publish_blob(temporary, self.job.blob)
+            publish(temporary, self.job.blob)
         except (OSError, RuntimeError, ValueError, VlmcacheError) as error:
             self.client.stop_token.check()
             self.client.note(f"{self.job.file}: Xet failed ({error}); plain HTTP follows")

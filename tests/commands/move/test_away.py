@@ -13,7 +13,7 @@ from tests.kit.caches import CacheBuilder, du_allocated, fingerprint, model_file
 from tests.kit.commands import Done, Vlmcache, run_here
 from tests.kit.disks import NOBODY, RemovableDrive, removable_drive
 from vlmcache import compat
-from vlmcache.cache import drives
+from vlmcache.cache import mounts
 from vlmcache.cache.completeness import judge, judge_repo
 from vlmcache.cache.moved import read_moves, read_record, record_path
 from vlmcache.cache.scan import scan
@@ -89,7 +89,7 @@ def known(drive: RemovableDrive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = tmp_path / "by-uuid"
     folder.mkdir()
     (folder / drive.uuid).symlink_to(drive.device)
-    monkeypatch.setattr(drives, "BY_UUID", str(folder))
+    monkeypatch.setattr(mounts, "BY_UUID", str(folder))
     return drive.uuid
 
 

@@ -43,14 +43,14 @@ def caches(draw: st.DrawFn, listing: dict[str, TreeFile]) -> CacheState:
         held = draw(st.sampled_from(["no", "whole", "short", "partial", "locked"]))
         if held in ("whole", "short"):
             length = size if held == "whole" else size // 2
-            blobs[etag] = Blob(etag, length, 4096, 1, 1, 1, 0, 0)
+            blobs[etag] = Blob(1, 0, length, 4096, etag, 1, 1, 0)
         elif held != "no":
             name = f"{etag}.incomplete" if draw(st.booleans()) else f"{etag}.0123abcd.incomplete"
             length = draw(st.integers(0, 120))
             locked = held == "locked"
-            partials.append(Partial(name, etag, f"/x/{name}", length, 4096, 1, 0, locked))
+            partials.append(Partial(1, 0, length, 4096, name, etag, f"/x/{name}", locked))
     files = tuple(
-        File(name, "link", file.etag, blobs[file.etag].size, 0, 1, 1, 1, 0, 0)
+        File(1, 0, blobs[file.etag].size, 0, name, "link", file.etag, 1, 1, 0)
         for name, file in listing.items()
         if file.etag in blobs and draw(st.booleans())
     )

@@ -12,6 +12,7 @@ from tests.kit.rooms import ROOMS, WEIGHTS, base
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
 from vlmcache.change.plan import Plan, RemoveTree
+from vlmcache.commands.remove import facts
 from vlmcache.commands.remove.clean import clean, plan_clean
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.remove.remove import remove
@@ -19,6 +20,7 @@ from vlmcache.commands.remove.values import CleanOptions, Removal, RemoveOptions
 from vlmcache.commands.status.status import status
 from vlmcache.config import CacheLocation, Config, Environment, Limits, ModelConfig, Session
 from vlmcache.errors import ExitCode, UnknownModelError, UsageError
+from vlmcache.home.journal import Journal
 
 
 class Place:
@@ -301,3 +303,18 @@ def test_a_key_that_is_spelled_like_a_cached_repo_or_its_folder_does_not_stand_f
             assert "org/two" not in {getattr(one, "repo", None) for one in kept.actions}
     place.rm(key)
     assert sorted(path.name for path in place.root.glob("models--*")) == ["models--org--one"]
+
+
+def test_a_plan_with_repos_in_question_opens_the_journal_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base(place.root)
+    opened: list[str] = []
+
+    def counted(home: str) -> Journal:
+        opened.append(home)
+        return Journal(home)
+
+    monkeypatch.setattr(facts, "Journal", counted)
+    place.plan()
+    assert len(opened) == 1

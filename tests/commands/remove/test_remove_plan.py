@@ -6,7 +6,6 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.state import (
     Blob,
     ByClass,
@@ -20,7 +19,7 @@ from vlmcache.cache.state import (
     Stamp,
     State,
 )
-from vlmcache.cache.usage import Process, Usage
+from vlmcache.cache.usage import LastUse, Process, Usage
 from vlmcache.change.names import Target
 from vlmcache.change.needed import Evidence
 from vlmcache.change.plan import Plan, ReleaseShared, Remove, RemoveTree
@@ -60,13 +59,13 @@ def caches(draw: st.DrawFn) -> CacheState:
             if shared is not None:
                 users[shared].append(f"{folder}/blobs/{name}")
             allocated = 0 if shared else size
-            blobs[name] = Blob(name, size, allocated, next(inodes), 1, 1, 0, 0, shared)
+            blobs[name] = Blob(next(inodes), 0, size, allocated, name, 1, 1, 0, shared)
         revisions = []
         for place in range(draw(st.integers(0, 4))):
             commit = f"{place:040x}"
             held = draw(st.sets(st.sampled_from(sorted(blobs)))) if blobs else set()
             files = tuple(
-                File(f"f-{blob}", "link", blob, blobs[blob].size, 0, next(inodes), 1, 1, 0, 0)
+                File(next(inodes), 0, blobs[blob].size, 0, f"f-{blob}", "link", blob, 1, 1, 0)
                 for blob in sorted(held)
             )
             refs = draw(st.sampled_from([(), (), (f"ref{place}",)]))
@@ -82,13 +81,13 @@ def caches(draw: st.DrawFn) -> CacheState:
             )
         partials = tuple(
             Partial(
+                next(inodes),
+                int((NOW - draw(st.sampled_from([10, 10_000, 40 * DAY]))) * 1e9),
+                BLOCK,
+                BLOCK,
                 f"p{n}.incomplete",
                 f"p{n}",
                 f"{path}/blobs/p{n}.incomplete",
-                BLOCK,
-                BLOCK,
-                next(inodes),
-                int((NOW - draw(st.sampled_from([10, 10_000, 40 * DAY]))) * 1e9),
                 draw(st.booleans()),
                 1,
             )
@@ -122,14 +121,14 @@ def caches(draw: st.DrawFn) -> CacheState:
         )
     shared_blobs = {
         _hash(n): SharedBlob(
+            next(inodes),
+            0,
+            size * BLOCK,
+            size * BLOCK,
             _hash(n),
             f"/cache/blobs/00/{_hash(n)}",
-            size * BLOCK,
-            size * BLOCK,
-            next(inodes),
             1,
             1,
-            0,
             True,
             tuple(users[_hash(n)]),
             BLOCK,

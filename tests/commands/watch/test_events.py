@@ -168,7 +168,7 @@ def a_repo(
         f"/c/models--org--{name}",
         {},
         tuple(Revision(commit, f"/c/{commit}", (), (), 0) for commit in commits),
-        {key: Blob(key, size, size, 1, 1, 1, 0, 0) for key, size in (blobs or {}).items()},
+        {key: Blob(1, 0, size, size, key, 1, 1, 0) for key, size in (blobs or {}).items()},
         partials,
         (),
         ByClass(referenced=sum((blobs or {}).values())),
@@ -178,7 +178,7 @@ def a_repo(
 
 def a_partial(*, locked: bool, age: float = 0, size: int = 5) -> Partial:
     when = int((NOW - age) * 1e9)
-    return Partial("x.incomplete", "x", "/c/x.incomplete", size, size, 7, when, locked)
+    return Partial(7, when, size, size, "x.incomplete", "x", "/c/x.incomplete", locked)
 
 
 def test_a_download_that_lost_its_lock_was_left_behind() -> None:

@@ -129,7 +129,7 @@ class Arrivals:
             if not resumed or not change_place.file_size(place):
                 change_place.discard_temporary(place)
             raise
-        change_place.publish_blob(place, self.path(name))
+        change_place.publish(place, self.path(name))
         # Nobody needs or writes an interrupted download now: we hold its lock.
         change_place.discard_temporary(partial)
         return taken

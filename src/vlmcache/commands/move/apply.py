@@ -13,7 +13,6 @@ from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import Usage, who_uses
 from vlmcache.change import place as change_place
-from vlmcache.change.in_use import in_use_words
 from vlmcache.change.moved_note import remove_record, write_moves
 from vlmcache.change.plan import (
     Action,
@@ -27,6 +26,7 @@ from vlmcache.change.plan import (
     ReleaseShared,
     Remove,
     RemoveTree,
+    in_use_words,
     stamp,
 )
 from vlmcache.change.remove import execute

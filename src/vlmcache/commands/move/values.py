@@ -8,8 +8,7 @@ from typing import Literal
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.change.in_use import in_use_words
-from vlmcache.change.plan import Failure, Kept, Plan, Receipt
+from vlmcache.change.plan import Failure, Kept, Plan, Receipt, in_use_words
 from vlmcache.errors import (
     CacheError,
     ChangedError,

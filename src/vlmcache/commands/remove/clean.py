@@ -10,21 +10,27 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from vlmcache import units
+from vlmcache.cache.beside import LIBRARIES, library_entries
 from vlmcache.cache.completeness import judge_revision, resolve
-from vlmcache.cache.entries import allocated_bytes
+from vlmcache.cache.entries import allocated_bytes, entry_of
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage, find_users
-from vlmcache.change.apply import apply_removals
-from vlmcache.change.names import Target
+from vlmcache.change.names import Target, find_targets
 from vlmcache.change.needed import UNUSED_AFTER
-from vlmcache.change.plan import Expected, Kept, Plan, Receipt, Remove, RemoveTree, joined
+from vlmcache.change.plan import Kept, Plan, Receipt, Remove, RemoveTree, joined
 from vlmcache.change.removal_plan import plan_removal, whole_repos
-from vlmcache.change.removals import Key, Protected
+from vlmcache.change.removals import Key, Protected, expected_of
 from vlmcache.change.waste import Facts
-from vlmcache.commands.remove.facts import Known, inodes_below, moved_repos, users_of
+from vlmcache.commands.remove.facts import (
+    Known,
+    copies_of,
+    forget,
+    inodes_below,
+    moved_repos,
+    users_of,
+)
 from vlmcache.commands.remove.plan import plan_cleaning
-from vlmcache.commands.remove.traces import copies_of, forget
 from vlmcache.commands.remove.values import (
     CleanOptions,
     Confirm,
@@ -74,6 +80,8 @@ def clean(
         ConfigError: the cache path is not a folder, or another file on the search path of
             config.yaml cannot be read: models that it names could be evicted.
     """
+    from vlmcache.change.remove import apply_removals  # status plans a cleaning without it
+
     environment, config, location = session
     options = options or CleanOptions()
     if config.unread is not None:
@@ -113,9 +121,11 @@ def clean(
 def _unknown_use(config: Config, location: CacheLocation, plan: Plan) -> UnknownUse | None:
     if not plan.unknown_use:
         return None
-    days = f"{UNUSED_AFTER / 86400:.0f}d"
     options = options_in_force(config, location)
-    return UnknownUse(plan.unknown_use, units.command("clean", "--older-than", days, *options))
+    return UnknownUse(
+        plan.unknown_use,
+        units.command("clean", "--older-than", f"{UNUSED_AFTER / 86400:.0f}d", *options),
+    )
 
 
 def plan_clean(
@@ -135,10 +145,7 @@ def plan_clean(
     options = options or CleanOptions()
     state = known.state
     asked = (options.older_than, options.max_size, options.free)
-    kept = _kept_models(config, state, options.keep)
-    plans = [
-        _plan_clean_at(known, config, place, options, usage) for place in known.places.values()
-    ]
+    plans = [_plan_clean_at(known, config, place, options, usage) for place in known.places]
     if asked == (None, None, None) and not options.everything:
         options = msgspec.structs.replace(options, max_size=config.limits.max_size)
     try:
@@ -153,7 +160,7 @@ def plan_clean(
             free_now,
             known.used,
             pinned=pinned_models(config, state, options.evict),
-            kept=kept,
+            kept=_kept_models(config, state, options.keep),
             usage=usage or Usage(),
             evidence=known.evidence,
             duplicates=_duplicates(state) if options.duplicates else {},
@@ -163,37 +170,25 @@ def plan_clean(
 
 
 def _plan_clean_at(
-    known: Known, config: Config, place: CacheState, options: CleanOptions, usage: Usage | None
+    known: Known, config: Config, at: Known, options: CleanOptions, usage: Usage | None
 ) -> Plan:
     """Return the plan of `clean` for the repos that `move` has brought to one place.
 
-    What else is at that place is not ours. Its bytes count for no goal, which is this disk's.
+    Their bytes count for no goal, which is this disk's.
     """
-    state = known.state
-    moved = moved_repos(state)
-    ours = tuple(repo for repo in place.repos if moved.get(repo.folder) == place.dir)
-    place = msgspec.structs.replace(
-        place,
-        repos=ours,
-        shared={name: shared for name, shared in place.shared.items() if shared.users},
-        strays=(),
-        leftovers=(),
-        locks={folder: locks for folder, locks in state.locks.items() if folder in moved},
-    )
+    state, place = known.state, at.state
     if usage is not None:
-        files = known.usage_at(place).files
-        usage = Usage(usage.files | files, usage.locks, usage.hidden)
-    used, evidence = known.of_place(place)
+        usage = Usage(usage.files | at.usage.files, usage.locks, usage.hidden)
     plan, _ = plan_cleaning(
         place,
         msgspec.structs.replace(options, max_size=None, free=None),
         Facts(
             state.scanned_at,
-            last_used=used,
+            last_used=at.used,
             pinned=pinned_models(config, place),
             kept=_kept_models(config, state, options.keep),
             usage=usage or Usage(),
-            evidence=evidence,
+            evidence=at.evidence,
             duplicates=_duplicates(place) if options.duplicates else {},
         ),
     )
@@ -202,8 +197,9 @@ def _plan_clean_at(
         for action in plan.actions
         if not (isinstance(action, Remove | RemoveTree) and action.kind in ("lock", "locks"))
     )
-    frees = sum(getattr(action, "frees", 0) for action in actions)
-    plan = msgspec.structs.replace(plan, actions=actions, frees=frees)
+    plan = msgspec.structs.replace(
+        plan, actions=actions, frees=sum(getattr(action, "frees", 0) for action in actions)
+    )
     links = [Target(folder, folder) for folder in sorted(whole_repos(plan))]
     return joined([plan, plan_removal(state, links, why=f"it is removed at {place.dir}")])
 
@@ -229,8 +225,10 @@ def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()
     repos: dict[str, str] = {}
     if config.unread is not None:
         repos = dict.fromkeys((repo.folder for repo in state.repos), config.unread)
-    named = [(f"configured as {model.key}", model) for model in config.models.values()]
-    named += ((f"configured as {model.key} in {path}", model) for path, model in config.also)
+    named = [
+        *((f"configured as {model.key}", model) for model in config.models.values()),
+        *((f"configured as {model.key} in {path}", model) for path, model in config.also),
+    ]
     for why, model in named:
         for repo in state.repos_called(model.repo):
             if repo.id in loose:
@@ -246,8 +244,6 @@ def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()
 def _kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Protected:
     if not names:
         return Protected()
-    from vlmcache.change.names import find_targets
-
     revisions: dict[Key, str] = {}
     repos: dict[str, str] = {}
     folders = {repo.folder for repo in state.repos}
@@ -277,19 +273,17 @@ def _duplicates(state: CacheState) -> dict[Key, dict[str, str]]:
     """
     from vlmcache.cache.duplicates import find_duplicates
 
-    found: dict[Key, dict[str, str]] = {}
+    duplicates: dict[Key, dict[str, str]] = {}
     for repo in state.repos:
         if repo.type != "model" or repo.linked_to is not None:
             continue
         for revision in repo.revisions:
             extra = find_duplicates(revision)
-            if not extra:
-                continue
             rest = tuple(file for file in revision.files if file.name not in extra)
             without = msgspec.structs.replace(revision, files=rest)
-            if judge_revision(repo, without).state == "cached":
-                found[repo.folder, revision.commit] = extra
-    return found
+            if extra and judge_revision(repo, without).state == "cached":
+                duplicates[repo.folder, revision.commit] = extra
+    return duplicates
 
 
 def _size_below(path: str) -> int:
@@ -302,14 +296,16 @@ def _size_below(path: str) -> int:
 
 
 def _side_caches(environment: Environment) -> list[SideCache]:
-    from vlmcache.cache.beside import library_entries  # status plans a cleaning without them
-
-    found = []
-    for name, path in side_caches(environment).items():
-        own, _ = library_entries(name, path)
-        size = sum(_size_below(os.path.join(path, entry)) for entry in own)
-        found.append(SideCache(name, path, os.path.isdir(path), size))
-    return found
+    own = {name: library_entries(name, path)[0] for name, path in side_caches(environment).items()}
+    return [
+        SideCache(
+            name,
+            path,
+            os.path.isdir(path),
+            sum(_size_below(os.path.join(path, entry)) for entry in own[name]),
+        )
+        for name, path in side_caches(environment).items()
+    ]
 
 
 def _with_side_caches(
@@ -320,8 +316,6 @@ def _with_side_caches(
     cache_dir: str,
 ) -> tuple[Plan, tuple[Kept, ...]]:
     """Add what the libraries wrote into the side caches asked for, unless a process uses it."""
-    from vlmcache.cache.beside import LIBRARIES, library_entries
-
     actions: list[RemoveTree] = []
     kept: list[Kept] = []
     needed = (
@@ -343,11 +337,12 @@ def _with_side_caches(
         own, others = library_entries(cache.name, cache.path)
         if others:
             shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
-            why = f"{LIBRARIES[cache.name]} did not write all of it: {shown}"
-            if not own:
-                why = (
-                    f"it does not look like a cache of {LIBRARIES[cache.name]}: nothing is removed"
-                )
+            library = LIBRARIES[cache.name]
+            why = (
+                f"{library} did not write all of it: {shown}"
+                if own
+                else f"it does not look like a cache of {library}: nothing is removed"
+            )
             kept.append(Kept(cache.path, None, why))
         for path in (os.path.join(cache.path, name) for name in own):
             users = find_users(inodes_below(path)).files
@@ -355,11 +350,9 @@ def _with_side_caches(
                 processes = {user.pid: user for group in users.values() for user in group}
                 kept.append(Kept(path, None, "in use", tuple(processes.values())))
                 continue
-            stat = os.lstat(path)
-            expected = Expected(stat.st_ino, stat.st_mtime_ns, None)
-            reason = f"--{cache.name}"
+            expected = expected_of(entry_of(os.lstat(path)), sized=False)
             actions.append(
-                RemoveTree(path, "side-cache", None, reason, _size_below(path), expected)
+                RemoveTree(path, "side-cache", None, f"--{cache.name}", _size_below(path), expected)
             )
     plan = msgspec.structs.replace(
         plan,
@@ -371,5 +364,5 @@ def _with_side_caches(
 
 
 def _is_at_or_below(path: str, folder: str) -> bool:
-    real, root = os.path.realpath(path), os.path.realpath(folder)
-    return real == root or real.startswith(root.rstrip(os.sep) + os.sep)
+    root = os.path.realpath(folder).rstrip(os.sep) + os.sep
+    return f"{os.path.realpath(path)}{os.sep}".startswith(root)

@@ -1,4 +1,4 @@
-"""What `rm` and `clean` ask of the disk and the journal before they plan."""
+"""What `rm` and `clean` ask of the disk and the journal, and what is forgotten with a model."""
 
 from __future__ import annotations
 
@@ -6,21 +6,32 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
+from typing import NamedTuple
 
 import msgspec
 
 from vlmcache.cache.completeness import judge_content
-from vlmcache.cache.last_use import LastUse, last_uses
-from vlmcache.cache.mounts import AccessTimes, Mount, mount_of
+from vlmcache.cache.mounts import Mount, mount_of
 from vlmcache.cache.moved import read_moves
 from vlmcache.cache.scan import rebased, scan
 from vlmcache.cache.state import CacheState, Repo, Revision
-from vlmcache.cache.usage import Usage, own_uses, who_uses
+from vlmcache.cache.usage import LastUse, Usage, last_uses, own_uses, who_uses
 from vlmcache.change.needed import Evidence, in_question
+from vlmcache.change.plan import Plan, Remove, RemoveTree
 from vlmcache.change.removals import Key
 from vlmcache.config import Environment, own_home
 from vlmcache.errors import VlmcacheError
+from vlmcache.home.copies import KeptCopy, list_copies, remove_copies
 from vlmcache.home.journal import Journal
+
+
+class Remembered(NamedTuple):
+    """What our journal says of a cache."""
+
+    uses: Mapping[tuple[str, str, str], float]
+    """(type, repo, commit) -> seconds since the epoch of the last use."""
+    damaged: set[tuple[int, int, int, int]]
+    """(device, inode, size, mtime in ns) of the files that `verify` found to be damaged."""
 
 
 class Known:
@@ -29,13 +40,15 @@ class Known:
     Args:
         environment: the variables that say where our journal is.
         state: the cache as it was scanned.
+        cache: of a place to which `move` has brought models, what is known of their cache.
     """
 
-    def __init__(self, environment: Environment, state: CacheState) -> None:
+    def __init__(
+        self, environment: Environment, state: CacheState, cache: Known | None = None
+    ) -> None:
         self.environment = environment
         self.state = state
-        self._there: dict[str, tuple[dict[Key, LastUse], Evidence]] = {}
-        self._usage_there: dict[str, Usage] = {}
+        self.cache = cache
 
     @cached_property
     def mount(self) -> Mount | None:
@@ -43,54 +56,66 @@ class Known:
         return mount_of(self.state.dir)
 
     @cached_property
-    def journal(self) -> Mapping[tuple[str, str, str], float]:
-        """(type, repo, commit) -> seconds since the epoch of the last use that we remember."""
-        with Journal(own_home(self.environment)[0]) as memory:
-            return memory.uses(self.state.dir)
-
-    @cached_property
-    def damaged(self) -> set[tuple[int, int, int, int]]:
-        """(device, inode, size, mtime in ns) of the files that `verify` found to be damaged."""
-        with Journal(own_home(self.environment)[0]) as memory:
-            return memory.damaged()
+    def remembered(self) -> Remembered:
+        """What our journal says of the cache."""
+        if self.cache is not None:
+            return self.cache.remembered
+        with Journal(own_home(self.environment)[0]) as journal:
+            return Remembered(journal.uses(self.state.dir), journal.damaged())
 
     @cached_property
     def used(self) -> dict[Key, LastUse]:
         """When each revision of the cache was last used."""
-        return last_uses(self.state, self.journal, _access_times(self.mount))
+        access_times = self.mount.access_times if self.mount else "unknown"
+        return last_uses(self.state, self.remembered.uses, access_times)
 
     @cached_property
     def evidence(self) -> Evidence:
-        """What shows whether revisions of the cache are needed."""
-        return _evidence(self, self.state, self.mount)
+        """What shows whether revisions are needed, for the repos in question."""
+        every = any(not shared.users for shared in self.state.shared.values())
+        damaged = self.remembered.damaged
+        states = {
+            (repo.folder, revision.commit): (
+                "damaged"
+                if damaged and damaged.intersection(_contents(self.state, repo, revision))
+                else judge_content(repo, revision)
+            )
+            for repo in self.state.repos
+            if every or in_question(repo)
+            for revision in repo.revisions
+        }
+        shows_reads = self.mount is not None and self.mount.shows_reads
+        uses = own_uses(self.state, self.remembered.uses, shows_reads=shows_reads)
+        return Evidence(states, uses)
 
     @cached_property
     def usage(self) -> Usage:
         """What running processes use now."""
+        if self.cache is not None:
+            return who_uses(self.state, {repo.folder for repo in self.state.repos})
         return users_of(self.state)
 
     @cached_property
-    def places(self) -> dict[str, CacheState]:
-        """The folders to which models were moved, scanned."""
-        return scan_places(self.state, set(moved_repos(self.state).values()))
+    def places(self) -> list[Known]:
+        """What is known of each place to which models were moved; what else is there is not ours.
 
-    def of_place(self, place: CacheState) -> tuple[dict[Key, LastUse], Evidence]:
-        """Return last uses and evidence for the models that were moved to a place."""
-        if place.dir not in self._there:
-            mount = mount_of(place.dir)
-            used = last_uses(place, self.journal, _access_times(mount))
-            self._there[place.dir] = used, _evidence(self, place, mount)
-        return self._there[place.dir]
-
-    def usage_at(self, place: CacheState) -> Usage:
-        """Return what running processes use of models that were moved to a place."""
-        if place.dir not in self._usage_there:
-            self._usage_there[place.dir] = who_uses(place, {repo.folder for repo in place.repos})
-        return self._usage_there[place.dir]
-
-
-def _access_times(mount: Mount | None) -> AccessTimes:
-    return mount.access_times if mount else "unknown"
+        The locks of what is used through a link are in the cache.
+        """
+        moved = moved_repos(self.state)
+        places = scan_places(self.state, set(moved.values())).values()
+        locks = {folder: locks for folder, locks in self.state.locks.items() if folder in moved}
+        ours = (
+            msgspec.structs.replace(
+                place,
+                repos=tuple(repo for repo in place.repos if moved.get(repo.folder) == place.dir),
+                shared={name: shared for name, shared in place.shared.items() if shared.users},
+                strays=(),
+                leftovers=(),
+                locks=locks,
+            )
+            for place in places
+        )
+        return [Known(self.environment, place, self) for place in ours]
 
 
 def moved_repos(state: CacheState) -> dict[str, str]:
@@ -100,13 +125,12 @@ def moved_repos(state: CacheState) -> dict[str, str]:
 
 def scan_places(state: CacheState, paths: Collection[str]) -> dict[str, CacheState]:
     """Return the other places, scanned. Their links include those of the cache that lead there."""
-    found: dict[str, CacheState] = {}
-    for path in sorted(paths):
-        if os.path.isdir(path):
-            place, real = scan(path), os.path.realpath(path)
-            links = {rebased(led_to, real, path): by for led_to, by in state.outside.items()}
-            found[path] = msgspec.structs.replace(place, outside=place.outside | links)
-    return found
+    places: dict[str, CacheState] = {}
+    for path in filter(os.path.isdir, sorted(paths)):
+        place, real = scan(path), os.path.realpath(path)
+        links = {rebased(led_to, real, path): by for led_to, by in state.outside.items()}
+        places[path] = msgspec.structs.replace(place, outside=place.outside | links)
+    return places
 
 
 def users_of(state: CacheState, folders: Collection[str] | None = None) -> Usage:
@@ -127,23 +151,6 @@ def users_of(state: CacheState, folders: Collection[str] | None = None) -> Usage
     return Usage(usage.files, locks, usage.hidden)
 
 
-def _evidence(known: Known, state: CacheState, mount: Mount | None) -> Evidence:
-    """Return what shows whether revisions are needed, for the repos in question."""
-    every = any(not shared.users for shared in state.shared.values())
-    states = {
-        (repo.folder, revision.commit): (
-            "damaged"
-            if known.damaged and known.damaged.intersection(_contents(state, repo, revision))
-            else judge_content(repo, revision)
-        )
-        for repo in state.repos
-        if every or in_question(repo)
-        for revision in repo.revisions
-    }
-    shows_reads = mount is not None and mount.shows_reads
-    return Evidence(states, own_uses(state, known.journal, shows_reads=shows_reads))
-
-
 def _contents(
     state: CacheState, repo: Repo, revision: Revision
 ) -> Iterator[tuple[int, int, int, int]]:
@@ -157,15 +164,40 @@ def _contents(
 
 def inodes_below(path: str) -> dict[tuple[int, int], str]:
     """Return (device, inode) of a path and all below it -> one of its paths."""
-    found: dict[tuple[int, int], str] = {}
+    inodes: dict[tuple[int, int], str] = {}
     pending = [path]
     while pending:
         here = pending.pop()
-        try:
+        with contextlib.suppress(OSError):
             stat = os.lstat(here)
-            found[stat.st_dev, stat.st_ino] = here
+            inodes[stat.st_dev, stat.st_ino] = here
             if os.path.isdir(here) and not os.path.islink(here):
                 pending += (entry.path for entry in os.scandir(here))
-        except OSError:
-            continue
-    return found
+    return inodes
+
+
+def copies_of(environment: Environment, state: CacheState, plan: Plan) -> tuple[KeptCopy, ...]:
+    """Return the kept copies of the revisions that a plan removes."""
+    paths = {action.path for action in plan.actions if isinstance(action, Remove | RemoveTree)}
+    gone = {
+        (repo.id, revision.commit)
+        for repo in state.repos
+        for revision in repo.revisions
+        if repo.type == "model" and paths.intersection((repo.path, revision.path))
+    }
+    copies = list_copies(own_home(environment)[0]) if gone else []
+    return tuple(copy for copy in copies if (copy.repo, copy.commit) in gone)
+
+
+def forget(environment: Environment, state: CacheState) -> None:
+    """Let the journal forget what is no longer there, and remove the copies made of it."""
+    home = own_home(environment)[0]
+    with Journal(home) as memory:
+        for repo in state.repos:
+            for revision in repo.revisions:
+                if not os.path.lexists(revision.path):
+                    memory.forget(state.dir, repo.type, repo.id, revision.commit)
+                    if repo.type == "model":
+                        # A copy that stays is listed by status, and does no harm.
+                        with contextlib.suppress(OSError):
+                            remove_copies(home, repo.id, revision.commit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
@@ -13,7 +14,7 @@ from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Process
 from vlmcache.change.needed import FOREIGN, UNUSED_AFTER, foreign_files, is_young, unsure
 from vlmcache.change.plan import Kept, Plan
-from vlmcache.change.removal_plan import by_folder, plan_of
+from vlmcache.change.removal_plan import plan_of
 from vlmcache.change.removals import Key, Protected, Removals
 from vlmcache.change.waste import Facts, WasteSelection, busy_repos, kept_in_use, writers
 from vlmcache.commands.remove.values import CleanOptions
@@ -44,7 +45,7 @@ def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tup
         if repo.folder in busy or any(not is_stale(partial, now) for partial in repo.partials)
     }
     candidates = _candidates(state, chosen, facts, active)
-    rest = _Rest(state, facts, options.older_than or 0)
+    rest = _Rest(state, facts, max(options.older_than or 0, STALE_AFTER))
     if options.older_than is not None:
         for key in candidates:
             age = now - facts.used_at(key)
@@ -62,9 +63,12 @@ def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tup
         plan = _with_protected(state, plan, (facts.pinned, facts.kept, foreign))
     elif options.older_than is not None:
         plan = _with_protected(state, plan, (foreign,))
-    old = [key for key in chosen.unknown if now - facts.used_at(key) > UNUSED_AFTER]
-    old = [key for key in old if key in candidates and not goal]
-    if old:
+    old = [
+        key
+        for key in chosen.unknown
+        if key in candidates and now - facts.used_at(key) > UNUSED_AFTER
+    ]
+    if old and not goal:
         more = chosen.copy()
         more.revisions |= dict.fromkeys(old, "unused")
         unknown = plan_of(state, more).frees - plan.frees
@@ -98,14 +102,15 @@ def _with_foreign_files(state: CacheState) -> Protected:
     )
 
 
-class _Rest:
+class _Rest(msgspec.Struct):
     """What is left of a repo once all its revisions are evicted: loose blobs, partial downloads."""
 
-    def __init__(self, state: CacheState, facts: Facts, idle: float) -> None:
-        self.state = state
-        self.facts = facts
-        self.idle = max(idle, STALE_AFTER)
-        self.users: dict[str, dict[str, set[tuple[str, str]]]] = {}
+    state: CacheState
+    facts: Facts
+    idle: float
+    """Seconds without a write after which a partial download is removed too."""
+    users: dict[str, dict[str, set[tuple[str, str]]]] = {}
+    """Repo folder -> what links to each of its blobs."""
 
     def add_to(self, chosen: Removals) -> None:
         """Choose it for the repos of which every revision is chosen."""
@@ -114,10 +119,8 @@ class _Rest:
             reasons = [
                 chosen.revisions.get((folder, revision.commit)) for revision in repo.revisions
             ]
-            if not reasons or repo.linked_to is not None or unsure(repo) is not None:
-                continue
-            reason = reasons[0]
-            if reason is None or None in reasons:
+            reason = reasons[0] if reasons and None not in reasons else None
+            if reason is None or repo.linked_to is not None or unsure(repo) is not None:
                 continue
             if folder not in self.users:
                 self.users[folder] = repo.blob_users()
@@ -145,17 +148,9 @@ def _evict(chosen: Removals, candidates: Sequence[Key], goal: int, rest: _Rest) 
     plan = with_first(0)
     if plan.frees >= goal or not candidates:
         return plan
-    low, high = 0, len(candidates)
-    best = with_first(high)
     # What the first n give back never shrinks with n, so the smallest n can be halved for.
-    while high - low > 1:
-        middle = (low + high) // 2
-        tried = with_first(middle)
-        if tried.frees >= goal:
-            high, best = middle, tried
-        else:
-            low = middle
-    return best
+    counts = range(len(candidates))
+    return with_first(bisect_left(counts, goal, lo=1, key=lambda n: with_first(n).frees))
 
 
 def _source(facts: Facts, key: Key) -> str:
@@ -168,7 +163,7 @@ def _candidates(
     state: CacheState, chosen: Removals, facts: Facts, busy: Collection[str]
 ) -> list[Key]:
     """Return the revisions that may be evicted, the least recently used first."""
-    found = [
+    candidates = [
         (repo.folder, revision.commit)
         for repo in state.repos
         if repo.linked_to is None and repo.folder not in busy and repo.folder not in chosen.repos
@@ -176,7 +171,7 @@ def _candidates(
         if (repo.folder, revision.commit) not in chosen.revisions
         and facts.why(repo.folder, revision.commit) is None
     ]
-    return sorted(found, key=lambda key: (facts.used_at(key), key))
+    return sorted(candidates, key=lambda key: (facts.used_at(key), key))
 
 
 def _select_everything(
@@ -211,9 +206,9 @@ def _select_everything(
             chosen.add_parts_of(repo, commits, reason)
         else:
             chosen.repos[repo.folder] = reason
-    for folder, found in state.locks.items():
-        if by_folder(state, folder) is None and facts.usage.locks_of(folder) is None:
-            for name in ("", *found.files):
+    for folder, lock_folder in state.locks.items():
+        if state.repo_in(folder) is None and facts.usage.locks_of(folder) is None:
+            for name in ("", *lock_folder.files):
                 chosen.locks[folder, name] = reason
 
 

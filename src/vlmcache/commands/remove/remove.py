@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
@@ -9,12 +10,19 @@ import msgspec
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage, find_users, who_uses
-from vlmcache.change.apply import apply_removals
-from vlmcache.change.names import Target
+from vlmcache.change.names import Target, find_targets
 from vlmcache.change.plan import Kept, joined
 from vlmcache.change.removal_plan import plan_moved, plan_removal
-from vlmcache.commands.remove.facts import inodes_below, moved_repos, scan_places, users_of
-from vlmcache.commands.remove.traces import copies_of, forget
+from vlmcache.change.remove import apply_removals
+from vlmcache.change.waste import kept_in_use
+from vlmcache.commands.remove.facts import (
+    copies_of,
+    forget,
+    inodes_below,
+    moved_repos,
+    scan_places,
+    users_of,
+)
 from vlmcache.commands.remove.values import Confirm, Removal, RemoveOptions, ask
 from vlmcache.config import Session
 
@@ -44,8 +52,6 @@ def remove(
         UnconfirmedError: `confirm` said no.
         ConfigError: the cache path is not a folder.
     """
-    from vlmcache.change.names import find_targets
-
     options = options or RemoveOptions()
     environment, force = session.environment, options.force
     state = scan(session.cache.dir)
@@ -53,14 +59,15 @@ def remove(
         state, session.config, names, revision=options.revision, folder=environment.folder
     )
     moved = moved_repos(state)
-    here = [target for target in targets if target.folder not in moved]
     places = scan_places(
         state, {moved[target.folder] for target in targets if target.folder in moved}
     )
     plans = [
         plan_moved(state, place, _of_place(targets, moved, path)) for path, place in places.items()
     ]
-    plan = joined([*plans, plan_removal(state, here)])
+    plan = joined(
+        [*plans, plan_removal(state, [target for target in targets if target.folder not in moved])]
+    )
     plan.log("remove")
     usage, in_use = _find_use(state, places.values(), targets)
     removal = Removal(
@@ -94,32 +101,28 @@ def _find_use(
     folders = {target.folder for target in targets if target.folder is not None}
     usage = users_of(state, folders)
     moved = moved_repos(state)
-    found = list(_targets_in_use(state, targets, usage))
+    in_use = _targets_in_use(state, targets, usage)
     files = usage.files
     for place in places:
         of_place = who_uses(place, folders)
         files = files | of_place.files
         # The locks of what is used through a link are here.
         of_place = Usage(of_place.files, of_place.locks | usage.locks, of_place.hidden)
-        found += _targets_in_use(place, _of_place(targets, moved, place.dir), of_place)
-    return Usage(files, usage.locks, usage.hidden), tuple(found)
+        in_use += _targets_in_use(place, _of_place(targets, moved, place.dir), of_place)
+    return Usage(files, usage.locks, usage.hidden), tuple(in_use)
 
 
-def _targets_in_use(state: CacheState, targets: Sequence[Target], usage: Usage) -> tuple[Kept, ...]:
-    found: list[Kept] = []
+def _targets_in_use(state: CacheState, targets: Sequence[Target], usage: Usage) -> list[Kept]:
+    in_use: list[Kept] = []
     for target in targets:
         if target.stray is not None:
-            inside = inodes_below(target.stray.path)
-            users = find_users(inside).files
+            users = find_users(inodes_below(target.stray.path)).files
             if users:
-                everyone = tuple(process for group in users.values() for process in group)
-                found.append(Kept(target.stray.path, None, "in use", everyone))
-            continue
-        for repo in state.repos:
-            if repo.folder != target.folder or repo.linked_to is not None:
-                continue
+                everyone = tuple(itertools.chain(*users.values()))
+                in_use.append(Kept(target.stray.path, None, "in use", everyone))
+        repo = state.repo_in(target.folder)
+        if repo is not None and repo.linked_to is None:
             busy = usage.of_repo(state, repo)
             if busy is not None:
-                why = "in use" if busy else "in use: a lock of the hub is held"
-                found.append(Kept(repo.path, repo.id, why, busy))
-    return tuple(found)
+                in_use.append(kept_in_use(repo.path, repo, busy))
+    return in_use

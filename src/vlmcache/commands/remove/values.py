@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
 import msgspec
 
-from vlmcache.change.in_use import in_use_words
-from vlmcache.change.plan import Kept, Plan, Receipt, Remove, RemoveTree
+from vlmcache.change.plan import Kept, Plan, Receipt, Remove, RemoveTree, in_use_words
 from vlmcache.errors import ChangedError, ExitCode, InUseError, PartlyError, VlmcacheError
 from vlmcache.home.copies import KeptCopy
 from vlmcache.report import Report
@@ -138,7 +137,11 @@ class Removal(Report, frozen=True):
             return _receipt_problem(self.receipt) or self._shortfall()
         kept = {kept.path for kept in self.plan.kept}
         blocked = [used for used in self.in_use if used.path not in kept]
-        return _in_use_error(blocked) if blocked else self._shortfall()
+        if not blocked:
+            return self._shortfall()
+        return InUseError(
+            f"nothing was removed: {in_use_words(blocked)}", "--force removes it nevertheless"
+        )
 
     def _shortfall(self) -> PartlyError | None:
         if not self.missed_by:
@@ -191,8 +194,3 @@ def _receipt_problem(receipt: Receipt) -> VlmcacheError | None:
         later = "'vlmcache clean' removes the rest, once that has ended"
         return PartlyError(words, later) if done else InUseError(words)
     return None
-
-
-def _in_use_error(blocked: Sequence[Kept]) -> InUseError:
-    words = in_use_words(blocked)
-    return InUseError(f"nothing was removed: {words}", "--force removes it nevertheless")

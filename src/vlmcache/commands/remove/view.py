@@ -7,13 +7,21 @@ import sys
 from collections.abc import Iterable
 from typing import IO
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vlmcache.cache.layout import parse_repo_folder
-from vlmcache.change.in_use import in_use_words
-from vlmcache.change.plan import Action, Kept, Outcome, ReleaseShared, Remove, RemoveTree
+from vlmcache.change.plan import (
+    Action,
+    Kept,
+    Outcome,
+    ReleaseShared,
+    Remove,
+    RemoveTree,
+    in_use_words,
+)
 from vlmcache.commands.remove.values import Removal
 from vlmcache.show.console import console
 from vlmcache.show.tables import labelled, process_text, show_cache
@@ -43,15 +51,14 @@ _WORDS = {
 _RESULT_COLORS = {"failed": "red", "stale": "yellow", "busy": "yellow", "absent": "dim"}
 
 
-class _Row:
+class _Row(msgspec.Struct):
     """Actions on one repo or path."""
 
-    def __init__(self, name: str, reason: str) -> None:
-        self.name = name
-        self.reason = reason
-        self.kinds: dict[str, int] = {}
-        self.commits: set[str] = set()
-        self.frees = 0
+    name: str
+    reason: str
+    kinds: dict[str, int] = {}
+    commits: set[str] = set()
+    frees: int = 0
 
     @property
     def title(self) -> str:
@@ -92,10 +99,8 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
     else:
         out.print("Nothing to remove.")
     for copy in removal.copies:
-        text = (
-            f"the kept {copy.precision} copy of {copy.repo} is removed too, {size_text(copy.size)}"
-        )
-        out.print(labelled("Copy", printable(text)))
+        name = f"the kept {copy.precision} copy of {copy.repo}"
+        out.print(labelled("Copy", printable(f"{name} is removed too, {size_text(copy.size)}")))
     kept = [*plan.kept, *(used for used in removal.in_use if used not in plan.kept)]
     _show_kept(out, kept, verbose=verbose)
     _show_unknown_use(out, removal)
@@ -126,7 +131,7 @@ def _rows(actions: Iterable[Action], *, apart: bool) -> Iterable[_Row]:
     for action in actions:
         if not isinstance(action, Remove | RemoveTree | ReleaseShared):
             continue
-        kind = "shared" if isinstance(action, ReleaseShared) else action.kind
+        kind = action.kind
         name = action.path if apart else _name(action)
         key = name, action.reason
         row = first.get(name) if kind in ("shared", "lock", "locks") else rows.get(key)
@@ -135,7 +140,7 @@ def _rows(actions: Iterable[Action], *, apart: bool) -> Iterable[_Row]:
             first.setdefault(name, row)
         if kind != "shared" or action.frees or apart:
             row.kinds[kind] = row.kinds.get(kind, 0) + 1
-        if kind == "snapshot" and isinstance(action, RemoveTree) and action.commit and not apart:
+        if kind == "snapshot" and action.commit and not apart:
             row.commits.add(action.commit)
         row.frees += action.frees
     return [row for row in rows.values() if row.kinds]
@@ -177,11 +182,10 @@ def _show_unknown_use(out: Console, removal: Removal) -> None:
 
 
 def _show_side_caches(out: Console, removal: Removal) -> None:
-    caches = [cache for cache in removal.side_caches if cache.exists]
     planned = {os.path.dirname(getattr(action, "path", "")) for action in removal.plan.actions}
     refused = {kept.path for kept in removal.plan.kept}
-    for cache in caches:
-        if cache.path not in planned | refused:
+    for cache in removal.side_caches:
+        if cache.exists and cache.path not in planned | refused:
             text = f"{cache.name} {size_text(cache.size_on_disk)} (--{cache.name} empties it)"
             out.print(labelled("Side cache", text))
 
@@ -189,9 +193,9 @@ def _show_side_caches(out: Console, removal: Removal) -> None:
 def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
     receipt = removal.receipt
     assert receipt is not None
-    done = sum(outcome.result == "done" for outcome in receipt.outcomes)
-    noun = "item" if done == 1 else "items"
     if receipt.outcomes:
+        done = sum(outcome.result == "done" for outcome in receipt.outcomes)
+        noun = "item" if done == 1 else "items"
         out.print(f"Removed {done} {noun}, freed {size_text(receipt.freed)}.")
     else:
         out.print("Nothing to remove.")

@@ -13,9 +13,9 @@ import msgspec
 from vlmcache import units
 from vlmcache.cache import formats
 from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision
-from vlmcache.cache.last_use import LastUse
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, Repo, Revision
+from vlmcache.cache.usage import LastUse
 from vlmcache.cache.weights import (
     MemoryEstimate,
     Tensor,

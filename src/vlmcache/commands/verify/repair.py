@@ -9,8 +9,8 @@ import msgspec
 from vlmcache import units
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
-from vlmcache.change import apply
 from vlmcache.change.plan import Action, Fetch, Link, Outcome, Plan, Receipt, WriteRef
+from vlmcache.change.remove import apply_removals
 from vlmcache.commands.pull.room import find_shortage
 from vlmcache.commands.pull.values import WORKERS
 from vlmcache.commands.remove.facts import Known
@@ -177,5 +177,5 @@ class _Repair:
         if self.removals:
             places = {repo.moved_to for repo in self.state.repos if repo.moved_to is not None}
             plan = Plan(tuple(self.removals))
-            outcomes += apply.apply_removals(plan, self.state.dir, places).outcomes
+            outcomes += apply_removals(plan, self.state.dir, places).outcomes
         return outcomes, failure
