@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.pairs import Row, Setting, values_row
 from tests.kit.caches import CacheBuilder
-from vlmcache.load import reader, synthetic
+from vlmcache.load import conditions, reader, synthetic
 
 REPO = "synthetic/model"
 MODEL = "qwen_vl_2b"
@@ -97,7 +97,7 @@ def pairs(
                 if resident is None or resident > 0.01:
                     raise SystemExit(f"not cold: {resident} of the weights stay in memory")
             else:
-                reader.ReadAhead(files).start().wait()
+                reader.ReadAhead(files).wait()
             seconds[name].append(run(program, values))
     return seconds
 
@@ -131,10 +131,10 @@ def measure(setting: Setting, scratch: Path) -> list[Row]:
     size = sum(os.path.getsize(file) for file in files)
     config = synthetic.CONFIGS[MODEL]
     values = {"FOLDER": str(folder), "REPO": REPO, "CLASS": config["architectures"][0]}
-    speed = reader.measure_speed(files)
-    assert speed is not None
+    disk = conditions.measure_disk(files)
+    assert disk is not None
     imports = statistics.median(run(IMPORTS, values) for _ in range(setting.pairs))
-    reading = size / max(speed.sequential, speed.parallel)
+    reading = size / disk.best
     limit = max(imports, reading)
     programs = {"peer": PEER, "vlmcache": OURS}
     cold = pairs(setting.pairs, files, programs, values, cold=True)

@@ -27,6 +27,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--refresh", action="store_true", help="Write tests/cli/documents anew.")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of the tier full the time that they need."""
+    for item in items:
+        if item.get_closest_marker("full"):
+            item.add_marker(pytest.mark.timeout(7200))
+
+
 @pytest.fixture
 def _same_environment() -> Iterator[None]:
     """Fail a test that leaves the environment other than it was.
@@ -106,4 +113,6 @@ def vlmcache(tmp_path: Path) -> Vlmcache:
         "LANG": "C.UTF-8",
         "PYTHONWARNINGS": "error",
     }
+    # With coverage, what the command reaches counts.
+    environment |= {name: os.environ[name] for name in os.environ if name.startswith("COVERAGE_")}
     return Vlmcache(environment, tmp_path / "work")

@@ -50,8 +50,8 @@ def test_the_cache_in_numbers(cache: CacheBuilder) -> None:
 
 
 def test_cached_models_are_listed_with_id_and_size(cache: CacheBuilder) -> None:
-    found = {model["model_id"]: model for model in vlmcache.list_cached_models()}
-    assert set(found) == {"org/good", "org/part"}
+    models = {model["model_id"]: model for model in vlmcache.list_cached_models()}
+    assert set(models) == {"org/good", "org/part"}
     folder = cache.repo("org/good").folder
-    assert found["org/good"]["size_gb"] == du_allocated(folder) / 1e9
-    assert found["org/good"]["path"] == str(folder)
+    assert models["org/good"]["size_gb"] == du_allocated(folder) / 1e9
+    assert models["org/good"]["path"] == str(folder)

@@ -31,23 +31,19 @@ READS = {
     "config_file": "config.yaml",
     "environment": ".env, tokens",
     "hub.quick": "the token",
-    "load.capacity": "/proc, /sys",
     "load.conditions": "/proc, /sys",
-    "load.reader": "weights that are loaded, with the rights of who loads them",
     "load.saved": "reports that load-test has kept",
     "load.source": "config.json of a model that is loaded",
-    "load.worker": "/proc",
 }
 """Modules that only read, and what."""
 
 ELSEWHERE = {
     "cli.main": "/dev/null",
-    "commands.backup.folder": "the store, a folder outside the cache",
+    "commands.backup.places": "the store, a folder outside the cache",
     "commands.backup.backup": "a pipe or device that the user has named",
     "home.copies": "our own data folder: quantized copies",
     "home.journal": "our own data folder",
-    "load.bench": "our own data folder",
-    "load.child": "the system's folder of temporary files",
+    "load.worker": "the system's folder of temporary files",
     "load.quantized": "our own data folder: quantized copies",
     "load.synthetic": "a folder of the benchmark's own",
 }
@@ -55,6 +51,7 @@ ELSEWHERE = {
 
 BY_DESCRIPTOR = {
     "change.locks": {"os.utime"},
+    "commands.doctor.permissions": {"os.chmod", "os.chown", "os.setxattr"},
 }
 """Calls that get a descriptor in place of a path."""
 
@@ -69,15 +66,11 @@ NOT_YET = frozenset(
         "commands.backup.restore",
         "commands.backup.store",
         "commands.backup.tar",
-        "commands.doctor.access",
         "commands.doctor.doctor",
-        "commands.doctor.permissions",
         "commands.move.copy",
         "commands.move.move",
-        "commands.move.walk",
         "commands.pull.fetch",
         "hub.transfer",
-        "hub.xet",
     }
 )
 """Modules that still reach into a cache by paths. The list may only shrink."""

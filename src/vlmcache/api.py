@@ -7,14 +7,15 @@ command line would ask before it acts, a method acts: look at what `dry_run=True
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vlmcache.config import cached_models, names_of_all, open_session, parse_precision
+from vlmcache.config import Session, cached_models, names_of_all, open_session
 from vlmcache.errors import UsageError
-from vlmcache.units import LARGEST, LONGEST, parse_duration, parse_size
+from vlmcache.units import LARGEST, LONGEST, parse_duration, parse_size, parsed
 
 if TYPE_CHECKING:
     from vlmcache.codes import Explanation
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.watch.values import Observation
     from vlmcache.load.quantized import Quantization
     from vlmcache.load.report import LoadReport
+    from vlmcache.progress import Progress
 
 Names: TypeAlias = "str | Iterable[str]"
 """One string, or several."""
@@ -62,6 +64,14 @@ class Cache:
             None if config is None else os.fspath(config),
             None if cache_dir is None else os.fspath(cache_dir),
         )
+        self.progress: Progress | None = None
+        """What sees how far transfers are, from several threads."""
+        self.on_step: Callable[[str], None] = lambda _step: None
+        """Is called with what a load test or a quantization does next."""
+        self.confirm: Callable[[Any], bool] | None = None
+        """Is called with a plan before anything is removed, and returns whether to continue."""
+        self.named: Callable[[str], str] = str
+        """Returns what messages call an argument."""
 
     def __repr__(self) -> str:
         return f"Cache(cache_dir={self.session.cache.dir!r}, config={self.session.config.path!r})"
@@ -132,34 +142,36 @@ class Cache:
             UnknownModelError: a name is neither a key nor a repo id.
             UsageError: no model is named, or an argument makes no sense.
         """
-        from vlmcache.commands.pull import pull, values
-        from vlmcache.commands.pull.plan import FileSelection
+        from vlmcache.commands.pull import plan, pull, values
 
         if all == (models is not None):
-            raise UsageError("name models or write all=True, and not both")
-        names = (
-            names_of_all(self.session.config, cached_models(self.session.cache))
-            if all
-            else _names(models)
-        )
+            raise UsageError(f"name models or use {self.named('all')}, not both")
+        names: Iterable[str] = _names(models)
+        if all:
+            names = names_of_all(self.session.config, cached_models(self.session.cache))
         if revision is not None:
             if any("@" in name for name in names):
-                raise UsageError("a revision is given twice: by @ and by revision")
+                option = self.named("revision")
+                raise UsageError(f"a revision is given twice: with @ and with {option}")
             names = [f"{name}@{revision}" for name in names]
         if isinstance(limit_rate, str):
             limit_rate = limit_rate.removesuffix("/s")
-        rate = _size("limit_rate", limit_rate)
+        rate = _size(self.named("limit_rate"), limit_rate)
         if rate == 0:
-            raise UsageError("limit_rate must be more than 0")
+            raise UsageError(f"{self.named('limit_rate')} must be more than 0")
+        workers = values.WORKERS
+        if max_workers is not None:
+            workers = _count(self.named("max_workers"), max_workers, 64)
         options = values.PullOptions(
-            FileSelection(_list(include), _list(exclude), all_files),
+            plan.FileSelection(_list(include), _list(exclude), all_files),
             dry_run,
-            values.WORKERS if max_workers is None else _count("max_workers", max_workers, 64),
+            workers,
             rate,
             token,
             make_room,
+            self.confirm,
         )
-        return pull.pull(self.session, names, options)
+        return pull.pull(self.session, tuple(names), options, self.progress)
 
     def remove(
         self,
@@ -181,11 +193,11 @@ class Cache:
         Raises:
             UnknownModelError: nothing of a name is in the cache.
         """
-        from vlmcache.commands.remove import remove
-        from vlmcache.commands.remove.values import RemoveOptions
+        from vlmcache.commands.remove import remove, values
 
+        options = values.RemoveOptions(revision, force)
         return remove.remove(
-            self.session, _names(models), RemoveOptions(revision, force), dry_run=dry_run
+            self.session, _names(models), options, dry_run=dry_run, confirm=self.confirm
         )
 
     def clean(
@@ -222,13 +234,12 @@ class Cache:
             UnknownModelError: a name to keep or to remove is not a model.
             ConfigError: another config.yaml that may protect models cannot be read.
         """
-        from vlmcache.commands.remove import clean
-        from vlmcache.commands.remove.values import CleanOptions
+        from vlmcache.commands.remove import clean, values
 
-        options = CleanOptions(
-            older_than=_duration("older_than", older_than),
-            max_size=_size("max_size", max_size),
-            free=_size("free", free),
+        options = values.CleanOptions(
+            older_than=_duration(self.named("older_than"), older_than),
+            max_size=_size(self.named("max_size"), max_size),
+            free=_size(self.named("free"), free),
             duplicates=duplicates,
             everything=all,
             evict=_list(models),
@@ -237,7 +248,7 @@ class Cache:
             modules=modules,
             partials=partials,
         )
-        return clean.clean(self.session, options, dry_run=dry_run)
+        return clean.clean(self.session, options, dry_run=dry_run, confirm=self.confirm)
 
     def verify(
         self,
@@ -259,7 +270,8 @@ class Cache:
         """
         from vlmcache.commands.verify import verify
 
-        return verify.verify(self.session, _names(models), _verify_options(max_age, workers))
+        options = self._verify_options(max_age, workers)
+        return verify.verify(self.session, _names(models), options, self.progress)
 
     def repair(
         self,
@@ -282,9 +294,8 @@ class Cache:
         """
         from vlmcache.commands.verify import repair
 
-        return repair.repair(
-            self.session, _names(models), _verify_options(max_age, workers, dry_run=dry_run)
-        )
+        options = self._verify_options(max_age, workers, dry_run=dry_run)
+        return repair.repair(self.session, _names(models), options, self.progress)
 
     def move(
         self,
@@ -311,22 +322,27 @@ class Cache:
             UnknownModelError: nothing of a name is in the cache.
             SpaceError: the destination has too little room.
         """
-        from vlmcache.commands.move import move
-        from vlmcache.commands.move.values import MoveOptions
+        from vlmcache.commands.move import move, values
 
         if relink is not None:
             if destination is not None or models is not None or no_link or undo:
-                raise UsageError("relink rewrites links and moves nothing: name only its folder")
-            return move.relink(self.session, os.fspath(relink), dry_run=dry_run)
+                option = self.named("relink")
+                raise UsageError(f"{option} rewrites links and moves nothing: name only its folder")
+            return move.relink(
+                self.session, os.fspath(relink), dry_run=dry_run, confirm=self.confirm
+            )
         if destination is None:
-            raise UsageError("move needs a destination or relink")
+            raise UsageError(f"move needs a destination or {self.named('relink')}")
         destination = os.fspath(destination)
         if undo:
             if models is not None or no_link:
-                raise UsageError("undo takes back all that is unfinished: no models, no no_link")
+                option, other = self.named("undo"), self.named("no_link")
+                raise UsageError(
+                    f"{option} takes back all that is unfinished: give no MODEL and no {other}"
+                )
             return move.undo(self.session, destination, dry_run=dry_run)
-        options = MoveOptions(link=not no_link, dry_run=dry_run)
-        return move.move(self.session, destination, _names(models), options)
+        options = values.MoveOptions(link=not no_link, dry_run=dry_run)
+        return move.move(self.session, destination, _names(models), options, self.progress)
 
     def backup(
         self,
@@ -350,11 +366,12 @@ class Cache:
             BackupError: something is damaged.
             PlaceError: the destination cannot be reached or written.
         """
-        from vlmcache.commands.backup import backup
-        from vlmcache.commands.backup.values import BackupOptions
+        from vlmcache.commands.backup import backup, values
 
-        options = BackupOptions(verify, dry_run)
-        return backup.backup(self.session, os.fspath(destination), _names(models), options)
+        options = values.BackupOptions(verify, dry_run)
+        return backup.backup(
+            self.session, os.fspath(destination), _names(models), options, self.progress
+        )
 
     def restore(
         self,
@@ -377,11 +394,12 @@ class Cache:
             BackupError: it is not a backup, or a damaged one.
             PlaceError: the source cannot be reached or read.
         """
-        from vlmcache.commands.backup import restore
-        from vlmcache.commands.backup.values import RestoreOptions
+        from vlmcache.commands.backup import restore, values
 
-        options = RestoreOptions(overwrite, dry_run)
-        return restore.restore(self.session, os.fspath(source), _names(models), options)
+        options = values.RestoreOptions(overwrite, dry_run)
+        return restore.restore(
+            self.session, os.fspath(source), _names(models), options, self.progress
+        )
 
     def watch(
         self,
@@ -400,21 +418,9 @@ class Cache:
         Raises:
             UsageError: an argument makes no sense.
         """
-        import msgspec
-
         from vlmcache.commands.watch import watch
 
-        session = self.session
-        seconds = _duration("interval", interval)
-        assert seconds is not None
-        if not 0.1 <= seconds <= 86400:
-            raise UsageError("interval must be 0.1 seconds to a day")
-        bound = _size("min_free", min_free)
-        if bound is not None:
-            limits = msgspec.structs.replace(session.config.limits, min_free=bound)
-            session = session._replace(
-                config=msgspec.structs.replace(session.config, limits=limits)
-            )
+        session, seconds = watched(self, interval, min_free)
         if once:
             return watch.watch(session, interval=seconds, wait=lambda *_: False, notify=False)
         return watch.watch(session, interval=seconds)
@@ -484,17 +490,17 @@ class Cache:
             MissingPackageError: a package that loading needs is not installed.
             NoDeviceError: there is no such device.
         """
-        from vlmcache.load import bench, remembered, saved
+        from vlmcache.load import bench, saved
         from vlmcache.load.options import LoadTestOptions, parse_loaders, parse_precisions
 
         if history:
-            return remembered.history(self.session, _names(models))
+            return saved.history(self.session, _names(models))
         options = LoadTestOptions(
             parse_precisions(_list(precision)),
             device,
-            _count("trials", trials),
+            _count(self.named("trials"), trials),
             cold,
-            _count("tokens", tokens),
+            _count(self.named("tokens"), tokens),
             parse_loaders(_list(loader)),
             trust_remote_code,
             _list(synthetic),
@@ -502,7 +508,8 @@ class Cache:
         earlier = saved.read_report(os.fspath(compare)) if compare is not None else None
         target = os.fspath(save) if save is not None else None
         saved.check_targets(target)
-        report = saved.compared(bench.load_test(self.session, _names(models), options), earlier)
+        report = bench.load_test(self.session, _names(models), options, self.on_step)
+        report = saved.compared(report, earlier)
         if target is not None:
             saved.save_report(target, report)
         return report
@@ -532,11 +539,12 @@ class Cache:
             UnloadableError: the model cannot be loaded or quantized with these settings.
             SpaceError: the copy would leave too little space free.
         """
-        from vlmcache.load import quantized
+        from vlmcache.load import options, quantized
 
-        wanted = _parsed("precision", precision, parse_precision)
+        wanted = options.parse_one_precision(precision)
         if remove:
             return quantized.remove_quantized(self.session, model, wanted, dry_run=dry_run)
+        self.on_step(f"quantizing {model}")
         return quantized.quantize(
             self.session,
             model,
@@ -570,6 +578,15 @@ class Cache:
             attention=attention,
         )
 
+    def _verify_options(
+        self, max_age: Duration | None, workers: int | None, *, dry_run: bool = False
+    ) -> VerifyOptions:
+        from vlmcache.commands.verify.values import MAX_AGE, VerifyOptions
+
+        age = _duration(self.named("max_age"), max_age)
+        threads = None if workers is None else _count(self.named("workers"), workers, 256)
+        return VerifyOptions(MAX_AGE if age is None else age, threads, dry_run)
+
 
 def _list(names: Names) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
@@ -589,21 +606,23 @@ def _names(models: Names | None) -> tuple[str, ...]:
     return names
 
 
-def _verify_options(
-    max_age: Duration | None, workers: int | None, *, dry_run: bool = False
-) -> VerifyOptions:
-    from vlmcache.commands.verify.values import MAX_AGE, VerifyOptions
+def watched(cache: Cache, interval: Duration, min_free: Size | None) -> tuple[Session, float]:
+    """Return the session to watch, its minimum of free space replaced, and the seconds at most.
 
-    age = _duration("max_age", max_age)
-    threads = None if workers is None else _count("workers", workers, 256)
-    return VerifyOptions(MAX_AGE if age is None else age, threads, dry_run)
+    Raises:
+        UsageError: an argument makes no sense.
+    """
+    import msgspec
 
-
-def _parsed(name: str, text: str, parse: Callable[[str], Any]) -> Any:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}") from None
+    session, name = cache.session, cache.named("interval")
+    seconds = _duration(name, interval, ("s", "m"))
+    if seconds is None or not 0.1 <= seconds <= 86400:
+        raise UsageError(f"{name} must be 0.1s to 1d")
+    bound = _size(cache.named("min_free"), min_free)
+    if bound is not None:
+        limits = msgspec.structs.replace(session.config.limits, min_free=bound)
+        session = session._replace(config=msgspec.structs.replace(session.config, limits=limits))
+    return session, seconds
 
 
 def _size(name: str, value: Size | None) -> int | None:
@@ -613,21 +632,22 @@ def _size(name: str, value: Size | None) -> int | None:
         UsageError: it is not a size, or a string without a unit.
     """
     if value is None or isinstance(value, str):
-        return None if value is None else _parsed(name, value, parse_size)
+        return None if value is None else parsed(name, value, parse_size)
     size = _integer(name, value, "an int of bytes, or a string such as '30GB'")
     if not 0 <= size <= LARGEST:
         raise UsageError(f"{name}: no disk has that size: {size}")
     return size
 
 
-def _duration(name: str, value: object) -> float | None:
+def _duration(name: str, value: object, units: tuple[str, str] = ("d", "h")) -> float | None:
     """Return a duration in seconds.
 
     Raises:
         UsageError: it is not a duration, or a string without a unit.
     """
     if value is None or isinstance(value, str):
-        return None if value is None else _parsed(name, value, parse_duration)
+        parse = functools.partial(parse_duration, units=units)
+        return None if value is None else parsed(name, value, parse)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST:
         hint = "a number of seconds, or a string such as '30d'"
         raise UsageError(f"{name}: not a duration: {value!r}", hint)

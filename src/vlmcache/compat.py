@@ -23,8 +23,7 @@ def check_model_cache(key: str) -> tuple[bool, str]:
         key: a key of config.yaml or a repo id, with an optional `@revision`.
     """
     try:
-        session = open_session()
-        model = status(session, [key]).models[0]
+        model = status(open_session(), [key]).models[0]
     except VlmcacheError as error:
         return False, str(error)
     if model.state == "cached":

@@ -127,12 +127,11 @@ def load_config(option: str | None, environment: Environment) -> Config:
 def _search_path(option: str | None, environment: Environment) -> list[tuple[Source, str]]:
     """Return the files that may be read, the one that counts first; no file twice."""
     own = user_config()
-    found: list[tuple[Source, str]] = []
-    if option:
-        found.append(("--config", environment.absolute(option)))
-    value = environment.get("VLMCACHE_CONFIG")
-    if value is not None:
-        found.append(("VLMCACHE_CONFIG", environment.absolute(value)))
+    named: tuple[tuple[Source, str | None], ...] = (
+        ("--config", option),
+        ("VLMCACHE_CONFIG", environment.get("VLMCACHE_CONFIG")),
+    )
+    found = [(source, environment.absolute(path)) for source, path in named if path]
     local = os.path.join(environment.folder, "config.yaml")
     # In the user's own config folder, the file is the user's.
     if os.path.lexists(local) and os.path.realpath(local) != os.path.realpath(own):

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 import msgspec
+import yaml
 
 from vlmcache.cache import layout
+from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.weights import Precision
 from vlmcache.environment import FILE_LIMIT, user_config
 from vlmcache.errors import ConfigError
 from vlmcache.units import did_you_mean, parse_size
 
-if TYPE_CHECKING:
-    import yaml
-
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
-_PRECISION_ALIASES: dict[str, Precision] = {
+_PRECISIONS_BY_NAME: dict[str, Precision] = {
+    "fp32": "fp32",
+    "fp16": "fp16",
+    "bf16": "bf16",
+    "int8": "int8",
+    "int4": "int4",
     "float32": "fp32",
     "float16": "fp16",
     "half": "fp16",
@@ -26,6 +31,7 @@ _PRECISION_ALIASES: dict[str, Precision] = {
     "4bit": "int4",
     "nf4": "int4",
 }
+_SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DEEPEST = 100
 """Levels of nesting; thousands of them would end the process within PyYAML's C part."""
 SHIPPED = os.path.join(os.path.dirname(__file__), "config.yaml")
@@ -110,10 +116,6 @@ def read_config(path: str, source: Source, *, alone: bool = False) -> Config | N
 
     Without a `models` section the shipped models count, unless the file is read `alone`.
     """
-    import yaml
-
-    from vlmcache.cache.reading import read_bytes
-
     try:
         content = read_bytes(path, FILE_LIMIT)
     except FileNotFoundError:
@@ -122,7 +124,7 @@ def read_config(path: str, source: Source, *, alone: bool = False) -> Config | N
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
         _check_depth(path, content)
-        loader = _loader(content)
+        loader = _Loader(content)
         try:
             reader = _Reader(path, source, loader, alone=alone)
             root = loader.get_single_node()
@@ -150,10 +152,8 @@ def read_config(path: str, source: Source, *, alone: bool = False) -> Config | N
 
 
 def _check_depth(path: str, content: bytes) -> None:
-    import yaml
-
     depth = 0
-    for event in yaml.parse(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    for event in yaml.parse(content, Loader=_SAFE_LOADER):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -163,26 +163,20 @@ def _check_depth(path: str, content: bytes) -> None:
             raise ConfigError(f"{path}{line}: nested too deeply")
 
 
-def _loader(content: bytes) -> Any:
-    """Return a loader for which merged mappings (`<<`) do not grow with each merge.
+class _Loader(_SAFE_LOADER):  # type: ignore[misc]
+    """A loader for which merged mappings (`<<`) do not grow with each merge.
 
     With PyYAML's own, a few lines that merge one another can fill all memory.
     """
-    import yaml
 
-    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-    class Loader(base):  # type: ignore[misc]
-        def flatten_mapping(self, node: yaml.MappingNode) -> None:
-            super().flatten_mapping(node)
-            # As with PyYAML, the last of the same name counts.
-            last = {
-                name.value if isinstance(name, yaml.ScalarNode) else id(name): (name, value)
-                for name, value in node.value
-            }
-            node.value = list(last.values())
-
-    return Loader(content)
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        # As with PyYAML, the last of the same name counts.
+        last = {
+            name.value if isinstance(name, yaml.ScalarNode) else id(name): (name, value)
+            for name, value in node.value
+        }
+        node.value = list(last.values())
 
 
 class _Reader:
@@ -200,8 +194,6 @@ class _Reader:
 
         `models: {}` does: it says that there are none.
         """
-        import yaml
-
         sections = self.mapping(root, "") if isinstance(root, yaml.MappingNode) else {}
         models = sections.get("models")
         if "vlmcache" in sections or models is None:
@@ -238,8 +230,6 @@ class _Reader:
         )
 
     def mapping(self, node: yaml.Node, key: str, *, empty: bool = False) -> dict[str, yaml.Node]:
-        import yaml
-
         if empty and isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null"):
             return {}
         if not isinstance(node, yaml.MappingNode):
@@ -251,15 +241,11 @@ class _Reader:
 
     def text(self, node: yaml.Node, key: str) -> str:
         """Return a scalar as it is written, so that a tag `1.0` stays `1.0`."""
-        import yaml
-
         if not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":null") or not node.value:
             raise self.wrong(node, key, "must be a string")
         return str(node.value)
 
     def value(self, node: yaml.Node, key: str) -> Any:
-        import yaml
-
         try:
             return self.loader.construct_object(node, deep=True)
         except yaml.constructor.ConstructorError as error:
@@ -268,9 +254,16 @@ class _Reader:
             # What PyYAML makes of a tag that does not suit its text: `!!bool maybe`, `!!int ''`.
             raise self.wrong(node, key, "its tag does not suit it") from error
 
-    def size(self, node: yaml.Node, key: str) -> int:
+    def parsed(
+        self,
+        node: yaml.Node,
+        key: str,
+        parse: Callable[[Any], Any],
+        read: Callable[[yaml.Node, str], Any] | None = None,
+    ) -> Any:
+        """Return what is made of a scalar as it is written, or of what another method reads."""
         try:
-            return parse_size(self.text(node, key).replace("_", ""))
+            return parse((read or self.text)(node, key))
         except ValueError as error:
             raise self.wrong(node, key, str(error)) from None
 
@@ -285,50 +278,20 @@ class _Reader:
         repo_key = "model_path" if "model_path" in fields else "repo"
         if repo_key not in fields:
             raise self.wrong(node, where, "needs model_path: the repo id, as owner/name")
-        repo = self.text(fields[repo_key], f"{where}.{repo_key}")
         if not fields[repo_key].tag.endswith(":str"):
             raise self.wrong(fields[repo_key], f"{where}.{repo_key}", "must be a string")
-        if not layout.is_repo_id(repo):
-            problem = f"{repo!r} is not a repo id such as Qwen/Qwen2-VL-2B-Instruct"
-            raise self.wrong(fields[repo_key], f"{where}.{repo_key}", problem)
-        model: dict[str, Any] = {"key": key, "repo": repo}
-        if "revision" in fields:
-            revision = self.text(fields["revision"], f"{where}.revision")
-            if not layout.is_revision(revision):
-                problem = f"{revision!r} is not a branch, tag or commit"
-                raise self.wrong(fields["revision"], f"{where}.revision", problem)
-            model["revision"] = revision
-        if "precision" in fields:
-            text = self.text(fields["precision"], f"{where}.precision")
-            model["precision"] = self.precision(fields["precision"], f"{where}.precision", text)
-        if "device_map" in fields:
-            model["device_map"] = self.device_map(fields["device_map"], f"{where}.device_map")
-        if "trust_remote_code" in fields:
-            value = self.value(fields["trust_remote_code"], f"{where}.trust_remote_code")
-            if not isinstance(value, bool):
-                problem = "must be true or false"
-                raise self.wrong(fields["trust_remote_code"], f"{where}.trust_remote_code", problem)
-            model["trust_remote_code"] = value
-        for name in ("expected_size", "expected_memory"):
-            if name in fields:
-                model[name] = self.size(fields[name], f"{where}.{name}")
-        return ModelConfig(**model)
-
-    def device_map(self, node: yaml.Node, key: str) -> str | dict[str, Any]:
-        value = self.value(node, key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            # The number of a device, which transformers takes to be for the complete model.
-            return {"": value}
-        if not isinstance(value, str | dict):
-            problem = "must be a string such as auto, or a mapping of modules to devices"
-            raise self.wrong(node, key, problem)
-        return value
-
-    def precision(self, node: yaml.Node, key: str, text: str) -> Precision:
-        try:
-            return parse_precision(text)
-        except ValueError as error:
-            raise self.wrong(node, key, str(error)) from None
+        repo = self.parsed(fields[repo_key], f"{where}.{repo_key}", _parse_repo)
+        model = {
+            name: self.parsed(fields[name], f"{where}.{name}", parse)
+            for name, parse in _TEXT_PARSERS.items()
+            if name in fields
+        }
+        model |= {
+            name: self.parsed(fields[name], f"{where}.{name}", parse, self.value)
+            for name, parse in _VALUE_PARSERS.items()
+            if name in fields
+        }
+        return ModelConfig(key=key, repo=repo, **model)
 
     def limits(self, fields: dict[str, yaml.Node]) -> Limits:
         values: dict[str, int | None] = {}
@@ -338,7 +301,7 @@ class _Reader:
             null = node.tag.endswith(":null")
             if self.source == "./config.yaml" and name in _OWN_ONLY:
                 if name == "max_size" and not null:
-                    self.size(node, key)
+                    self.parsed(node, key, _parse_size)
                 if not null:
                     self.warnings.append(
                         f"{self.path}:{line}: {key} is ignored: it counts only from "
@@ -351,7 +314,7 @@ class _Reader:
             elif null:
                 values[name] = None if name == "max_size" else 0
             else:
-                values[name] = self.size(node, key)
+                values[name] = self.parsed(node, key, _parse_size)
         return Limits(**values)  # type: ignore[arg-type]
 
 
@@ -361,10 +324,50 @@ def parse_precision(text: str) -> Precision:
     Raises:
         ValueError: the string names none.
     """
-    lowered = text.lower().removeprefix("torch.")
-    for precision in PRECISIONS:
-        if lowered == precision:
-            return precision
-    if lowered in _PRECISION_ALIASES:
-        return _PRECISION_ALIASES[lowered]
-    raise ValueError(f"{text!r} is not one of {', '.join(PRECISIONS)}")
+    precision = _PRECISIONS_BY_NAME.get(text.lower().removeprefix("torch."))
+    if precision is None:
+        raise ValueError(f"{text!r} is not one of {', '.join(PRECISIONS)}")
+    return precision
+
+
+def _parse_repo(text: str) -> str:
+    if not layout.is_repo_id(text):
+        raise ValueError(f"{text!r} is not a repo id such as Qwen/Qwen2-VL-2B-Instruct")
+    return text
+
+
+def _parse_revision(text: str) -> str:
+    if not layout.is_revision(text):
+        raise ValueError(f"{text!r} is not a branch, tag or commit")
+    return text
+
+
+def _parse_size(text: str) -> int:
+    return parse_size(text.replace("_", ""))
+
+
+def _parse_device_map(value: Any) -> str | dict[str, Any]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        # The number of a device, which transformers takes to be for the complete model.
+        return {"": value}
+    if not isinstance(value, str | dict):
+        raise ValueError("must be a string such as auto, or a mapping of modules to devices")
+    return value
+
+
+def _parse_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+_TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
+    "revision": _parse_revision,
+    "precision": parse_precision,
+    "expected_size": _parse_size,
+    "expected_memory": _parse_size,
+}
+_VALUE_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "device_map": _parse_device_map,
+    "trust_remote_code": _parse_flag,
+}

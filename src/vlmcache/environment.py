@@ -7,7 +7,9 @@ import os
 from collections.abc import Mapping
 
 import msgspec
+import platformdirs
 
+from vlmcache.cache.reading import read_bytes
 from vlmcache.errors import ConfigError
 
 FILE_LIMIT = 4_000_000
@@ -70,10 +72,8 @@ class Environment(msgspec.Struct, frozen=True):
     @property
     def offline_by(self) -> str | None:
         """The variable that switches the network off, as huggingface_hub reads them."""
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-            if is_on(self.get(name)):
-                return name
-        return None
+        names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+        return next((name for name in names if is_on(self.get(name))), None)
 
     def source(self, name: str) -> str:
         """Return how to name a variable to a person, with the file it came from."""
@@ -132,8 +132,6 @@ def _read_dotenv(path: str) -> dict[str, str]:
     """Return the hub's variables of a `.env`. Lines that set nothing are skipped."""
     from dotenv.parser import parse_stream
 
-    from vlmcache.cache.reading import read_bytes
-
     try:
         lines = read_bytes(path, FILE_LIMIT).decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -154,21 +152,22 @@ def locate_cache(option: str | None, environment: Environment) -> CacheLocation:
 
     The order after `--cache-dir` is huggingface_hub's own (its `constants.py`).
     """
-    candidates: list[tuple[str, str]] = []
-    if option:
-        candidates.append(("--cache-dir", environment.absolute(option)))
-    for name, below in (
-        ("HF_HUB_CACHE", ()),
-        ("HUGGINGFACE_HUB_CACHE", ()),
-        ("HF_HOME", ("hub",)),
-        ("XDG_CACHE_HOME", ("huggingface", "hub")),
-    ):
-        value = environment.get(name)
-        if value is not None:
-            path = os.path.join(environment.absolute(value), *below)
-            candidates.append((environment.source(name), path))
-    default = environment.absolute(os.path.join("~", ".cache", "huggingface", "hub"))
-    candidates.append(("default", default))
+    settings: list[tuple[str, str | None, str]] = [("--cache-dir", option, "")]
+    settings += (
+        (environment.source(name), environment.get(name), below)
+        for name, below in (
+            ("HF_HUB_CACHE", ""),
+            ("HUGGINGFACE_HUB_CACHE", ""),
+            ("HF_HOME", "hub"),
+            ("XDG_CACHE_HOME", os.path.join("huggingface", "hub")),
+        )
+    )
+    settings.append(("default", "~", os.path.join(".cache", "huggingface", "hub")))
+    candidates = [
+        (source, os.path.normpath(os.path.join(environment.absolute(value), below)))
+        for source, value, below in settings
+        if value
+    ]
     source, chosen = candidates[0]
     conflicts = [
         f"{other} points to {path}, but {source} decides: {chosen}"
@@ -196,8 +195,7 @@ def side_caches(environment: Environment) -> dict[str, str]:
     trust_remote_code (transformers' `HF_MODULES_CACHE`). `clean` can empty them, so only the
     process's own variables say where they are.
     """
-    names = {name for name in environment.variables if name not in environment.from_file}
-    own = {name: environment.variables[name] for name in names}
+    own = {name: value for name, value in environment.variables.items() if environment.own(name)}
     environment = msgspec.structs.replace(environment, variables=own)
     home = hub_home(environment)
     return {
@@ -211,13 +209,9 @@ def own_home(environment: Environment) -> tuple[str, str]:
     value = environment.get("VLMCACHE_HOME")
     if value is not None:
         return environment.absolute(value), environment.source("VLMCACHE_HOME")
-    import platformdirs
-
     return platformdirs.user_cache_dir("vlmcache", appauthor=False), "default"
 
 
 def user_config() -> str:
     """Return the path of the user's own config.yaml, which need not exist."""
-    import platformdirs
-
     return os.path.join(platformdirs.user_config_dir("vlmcache", appauthor=False), "config.yaml")

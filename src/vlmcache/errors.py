@@ -94,7 +94,6 @@ class CacheError(VlmcacheError):
     """The cache folder cannot be read or written as asked."""
 
     code = "cache"
-    exit_code = ExitCode.FAILED
 
 
 class SpaceError(VlmcacheError):

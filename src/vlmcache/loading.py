@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmcache.config import Session, open_session, own_home, parse_precision
-from vlmcache.errors import NotDownloadedError, UsageError
+from vlmcache.config import Session, open_session, own_home
+from vlmcache.errors import NotDownloadedError
 from vlmcache.load import models, quantized
+from vlmcache.load.options import parse_one_precision
 from vlmcache.load.reader import ReadAhead
 from vlmcache.load.source import ModelFiles, ModelFinder, read_tensors
 
@@ -67,10 +68,7 @@ def load_from(
     attention: str | None,
 ) -> tuple[Any, Any]:
     """Do what `load_model` does, of a session that is open."""
-    try:
-        wanted = parse_precision(precision) if precision is not None else None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    wanted = None if precision is None else parse_one_precision(precision)
 
     def find() -> ModelFiles:
         finder = ModelFinder(
@@ -90,7 +88,7 @@ def load_from(
     home, _ = own_home(session.environment)
     snapshot = source
     source = quantized.preferred(home, source)
-    reading = ReadAhead(source.weights).start()
+    reading = ReadAhead(source.weights)
     try:
         read_tensors(source)
         with models.explained(source), models.no_collection():

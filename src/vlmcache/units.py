@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from vlmcache.errors import UsageError
+
+_T = TypeVar("_T")
 
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgtp])(i?)b?|b)\s*", re.IGNORECASE)
 _POWERS = ("", "k", "m", "g", "t", "p")
@@ -44,6 +49,18 @@ def parse_size(text: str) -> int:
     if size >= LARGEST:
         raise ValueError(f"no disk has that size: {_short(text)}")
     return size
+
+
+def parsed(name: str, text: str, parse: Callable[[str], _T]) -> _T:
+    """Return what the string of an option or an argument means.
+
+    Raises:
+        UsageError: it means nothing; the message begins with the name.
+    """
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
 
 
 def exact_size(size: int) -> str:
@@ -120,12 +137,22 @@ def pace_text(size: int, seconds: float) -> str:
     return f"{took} ({rate}/s)"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return how many of something there are: `1 file`, `3 files`, `2 processes`."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{ending}"
+
+
+def and_more(count: int) -> str:
+    """Return the end of a list from which so many were left out, nothing if none was."""
+    return f" and {count} more" if count > 0 else ""
+
+
 def duration_text(seconds: float) -> str:
     """Return seconds as the largest unit that people would say: `3 days`, `5 min`."""
     for name, length in (("day", 86400), ("hour", 3600)):
         if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {name}" if count == 1 else f"{count} {name}s"
+            return counted(int(seconds // length), name)
     if seconds >= 60:
         return f"{int(seconds // 60)} min"
     return f"{max(0, int(seconds))} s"

@@ -13,7 +13,7 @@ from tests.kit.pulls import REPO, fetches, pull
 from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
-from vlmcache.commands.doctor.access import AccessEntry, entries
+from vlmcache.commands.doctor.permissions import AccessEntry, entries
 
 SUFFIXES = list(layout.OTHER_CLIENTS)
 ETAG = "c" * 64

@@ -27,6 +27,7 @@ from vlmcache.change.names import find_targets
 from vlmcache.commands.backup.backup import backup
 from vlmcache.commands.backup.restore import restore
 from vlmcache.commands.status.filters import parse_filter
+from vlmcache.commands.status.values import RepoStatus
 from vlmcache.config import (
     CacheLocation,
     Environment,
@@ -46,6 +47,7 @@ from vlmcache.show.document import document
 from vlmcache.units import parse_duration, parse_size
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+ROW = RepoStatus("org/name", "model", "", "cached", 5, 5, (), {}, 0, NOW, None)
 COMMIT = "a" * 40
 
 
@@ -384,14 +386,7 @@ def test_sizes_durations_and_filters_are_numbers_or_refused(text: str, digits: s
             assert parse_duration(one) >= 0
         with contextlib.suppress(VlmcacheError):
             keeps = parse_filter(one, NOW)
-            keeps(Row())
-
-
-class Row:
-    repo = "org/name"
-    state = "cached"
-    size_on_disk = 5
-    last_used = NOW
+            keeps(ROW)
 
 
 @examples(200)

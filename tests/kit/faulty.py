@@ -4,7 +4,7 @@ What changes a disk through `os` or `open` counts, below a folder: making, remov
 links, opening for writing, writing (also by file objects), copying, truncating, setting modes,
 owners and times, and fsync. What C libraries do on their own (SQLite) does not.
 
-`python -m tests.kit.faulty FILE` puts all commands to the test and writes their counts into FILE.
+`python -m tests.kit.faulty` tries all commands and writes their counts into docs/faults.md.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import pytest
+
+from tests.kit.counts import write_counts
 
 Fault = int | Literal["kill"] | Callable[[], object]
 Answer = TypeVar("Answer")
@@ -398,24 +400,12 @@ def table() -> str:
     return "\n".join([*lines, "", f"The calls by kind: {told}.", ""])
 
 
-BEGIN, END = "<!-- counts: written by python -m tests.kit.faulty -->\n", "<!-- end of counts -->\n"
-
-
-def write_table(path: Path) -> None:
-    """Put the counts in the place of those that a document holds."""
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    assert rest, f"{path} has no place for counts"
-    path.write_text(before + BEGIN + table() + END + after, encoding="utf-8")
-
-
-def main(path: Path) -> int:
-    """Put every command to the test and write the counts into a document."""
+def main() -> int:
+    """Put every command to the test and write the counts into docs/faults.md."""
     # In this process, which counts.
     failed = pytest.main(["-q", "-m", "faults", "--numprocesses=0"])
     if not failed:
-        write_table(path)
+        write_counts("faults.md", "faults", table())
     return failed
 
 
@@ -423,4 +413,4 @@ if __name__ == "__main__":
     # Not the functions of `__main__`: the tests import this module under its own name.
     from tests.kit import faulty
 
-    sys.exit(faulty.main(Path(sys.argv[1])))
+    sys.exit(faulty.main())

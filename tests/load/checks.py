@@ -176,9 +176,9 @@ def tokens_that_cannot_be_generated_are_no_failure() -> None:
         num_hidden_layers=1,
         num_attention_heads=2,
     )
-    told = worker._tokens(transformers.BertModel(config).eval(), 5)
-    assert told["first_token"] > 0
-    assert "generate" in told["no_token"]
+    answer = worker._tokens(transformers.BertModel(config).eval(), 5)
+    assert answer["first_token"] > 0
+    assert "generate" in answer["no_token"]
 
 
 def an_absent_device_is_told() -> None:
@@ -242,7 +242,7 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
     for precision in ("int8", "int4"):
         yield f"copy {precision}", lambda p=precision: copy_has_the_logits_of_quantizing(p)  # type: ignore[misc]
     for loader in ("fastsafetensors", "runai"):
-        yield f"loader {loader}", lambda one=loader: loaders_give_the_same_logits(one)  # type: ignore[misc]
+        yield f"loader {loader}", lambda name=loader: loaders_give_the_same_logits(name)  # type: ignore[misc]
     for check in (
         own_code_runs_only_when_allowed,
         sharded_weights_load,

@@ -24,17 +24,17 @@ from tests.load.conftest import World
 from tests.load.test_report import report
 from vlmcache.errors import CrashedError, UnloadableError
 from vlmcache.home.journal import Journal
-from vlmcache.load import capacity, conditions, reader
-from vlmcache.load.child import crash, run_child
-from vlmcache.load.remembered import best_loader
+from vlmcache.load import conditions, reader
 from vlmcache.load.report import Remembered
-from vlmcache.load.source import ModelFiles, read_source
+from vlmcache.load.saved import best_loader
+from vlmcache.load.source import ModelFiles, check_fits, estimate_memory, read_source
+from vlmcache.load.worker import crash, run_child
 
 HOLD = """
 import mmap, sys
 file = open(sys.argv[1], "rb")
-held = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-sum(held[at] for at in range(0, len(held), mmap.PAGESIZE))
+mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+sum(mapping[at] for at in range(0, len(mapping), mmap.PAGESIZE))
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -208,8 +208,8 @@ def test_each_failure_is_told_and_none_takes_the_others_results_along(
     blob.unlink()
     assert code == 3
     assert [result["model"] for result in document["results"]] == ["tiny/qwen2"]
-    told = {one["model"]: one for one in document["failures"]}
-    assert {name: one["code"] for name, one in told.items()} == {
+    failures = {failure["model"]: failure for failure in document["failures"]}
+    assert {name: failure["code"] for name, failure in failures.items()} == {
         "bad/shard": "not-downloaded",
         "bad/header": "damaged-weights",
         "bad/unknown": "unknown-architecture",
@@ -218,13 +218,13 @@ def test_each_failure_is_told_and_none_takes_the_others_results_along(
         "bad/absent": "not-downloaded",
         "dying": "crashed",
     }
-    assert "model-2.safetensors" in told["bad/shard"]["message"]
-    assert told["bad/shard"]["hint"] == "vlmcache pull bad/shard"
-    assert "verify bad/header" in told["bad/header"]["hint"]
-    assert "nobody_knows" in told["bad/unknown"]["message"]
-    assert "--trust-remote-code" in told["bad/code"]["hint"]
-    assert "needs about 2.2 TB" in told["bad/big"]["message"]
-    assert "SIGKILL" in told["dying"]["message"]
+    assert "model-2.safetensors" in failures["bad/shard"]["message"]
+    assert failures["bad/shard"]["hint"] == "vlmcache pull bad/shard"
+    assert "verify bad/header" in failures["bad/header"]["hint"]
+    assert "nobody_knows" in failures["bad/unknown"]["message"]
+    assert "--trust-remote-code" in failures["bad/code"]["hint"]
+    assert "needs about 2.2 TB" in failures["bad/big"]["message"]
+    assert "SIGKILL" in failures["dying"]["message"]
     assert document["errors"][0]["code"] == "partly"
 
 
@@ -301,10 +301,10 @@ def test_a_model_that_does_not_fit_is_told_with_a_precision_that_does(tmp_path: 
     )
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     source = read_source(str(tmp_path), model="m", precision="fp32")
-    need = capacity.estimate(source)
-    capacity.check_fits(source, need, need.total, "cpu")
+    need = estimate_memory(source)
+    check_fits(source, need, need.total, "cpu")
     with pytest.raises(UnloadableError, match="needs about 604 MB") as caught:
-        capacity.check_fits(source, need, 603_000_000, "cpu")
+        check_fits(source, need, 603_000_000, "cpu")
     assert "cpu has 603 MB free" in caught.value.message
     assert caught.value.hint == "--precision fp16 takes about 602 MB"
 
@@ -312,7 +312,7 @@ def test_a_model_that_does_not_fit_is_told_with_a_precision_that_does(tmp_path: 
 def test_available_memory_is_what_the_machine_has_at_most() -> None:
     import psutil
 
-    assert 0 < capacity.available_memory() <= psutil.virtual_memory().total
+    assert 0 < conditions.available_memory() <= psutil.virtual_memory().total
 
 
 @needs_torch
@@ -340,13 +340,13 @@ def test_an_interrupted_load_test_leaves_nothing_running(world: World) -> None:
 @needs_torch
 def test_doctor_asks_torch_for_its_devices(world: World) -> None:
     _, document = world.document("doctor")
-    assert document["devices"] == [one for one in document["devices"] if one["torch"]]
+    assert document["devices"] == [device for device in document["devices"] if device["torch"]]
     assert "torch-broken" not in {finding["code"] for finding in document["findings"]}
     broken = world.root / "broken"
     (broken / "torch").mkdir(parents=True)
     (broken / "torch" / "__init__.py").write_text("raise ImportError('no libcudart.so')\n")
     _, document = world.document("doctor", PYTHONPATH=str(broken))
-    (finding,) = [one for one in document["findings"] if one["code"] == "torch-broken"]
+    (finding,) = [finding for finding in document["findings"] if finding["code"] == "torch-broken"]
     assert "no libcudart.so" in finding["detail"]
 
 
@@ -359,8 +359,8 @@ def test_load_model_downloads_what_is_not_cached(tiny_world: World) -> None:
     with LoopbackHub() as hub:
         files = tiny_world.made["qwen2"]
         hub.add_repo("org/far").commit(files)
-        told = tiny_world.python(code, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
-    assert told == "Qwen2ForCausalLM\n"
+        printed = tiny_world.python(code, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+    assert printed == "Qwen2ForCausalLM\n"
     assert tiny_world.python(code) == "Qwen2ForCausalLM\n"
 
 
@@ -374,10 +374,10 @@ def test_the_loader_is_the_one_that_was_faster_here_beyond_the_spread(world: Wor
 
     def measured(loader: str, *seconds: float, cpu: str = machine.cpu) -> None:
         (result,) = report(*seconds, loader=loader).results
-        there = msgspec.structs.replace(machine, cpu=cpu)
+        measured_on = msgspec.structs.replace(machine, cpu=cpu)
         with Journal(home) as memory:
             at = datetime.now(timezone.utc)
-            memory.record_load(msgspec.json.encode(Remembered(at, there, result)))
+            memory.record_load(msgspec.json.encode(Remembered(at, measured_on, result)))
 
     assert chosen() == "readahead"
     measured("plain", 1.0, 1.1, 1.2)

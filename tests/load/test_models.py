@@ -89,7 +89,7 @@ def outcomes(tiny_world: World) -> dict[str, str | None]:
         "AutoConfig": "configuration_own.OwnConfig",
         "AutoModelForCausalLM": "modeling_own.OwnModel",
     }
-    for repo, held in {
+    for repo, made in {
         "sharded": config
         | {
             "model.safetensors.index.json": json.dumps(
@@ -114,7 +114,7 @@ def outcomes(tiny_world: World) -> dict[str, str | None]:
         },
         "quantized": with_config(files, quantization_config={"quant_method": "gptq", "bits": 4}),
     }.items():
-        tiny_world.cache.repo(f"tiny/{repo}").revision(held)
+        tiny_world.cache.repo(f"tiny/{repo}").revision(made)
     checks = Path(__file__).with_name("checks.py").read_text()
     results: dict[str, str | None] = json.loads(tiny_world.python(checks))
     return results

@@ -30,10 +30,11 @@ def source(tmp_path: Path, commit: str = COMMIT) -> ModelFiles:
 
 
 def keep(home: Path, of: ModelFiles) -> copies.KeptCopy:
-    making = Path(quantized.making_folder(str(home)))
-    (making / "config.json").write_text('{"model_type": "qwen2", "quantization_config": {}}')
-    (making / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    return quantized.publish(str(home), str(making), of)
+    with quantized.new_folder(str(home / copies.FOLDER)) as making:
+        config = Path(making) / "config.json"
+        config.write_text('{"model_type": "qwen2", "quantization_config": {}}')
+        config.with_name("model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+        return quantized.publish(str(home), making, of)
 
 
 def test_a_copy_is_preferred_to_the_weights_it_was_made_of(tmp_path: Path) -> None:
@@ -76,14 +77,13 @@ def test_a_touched_copy_with_the_same_bytes_is_still_used(tmp_path: Path) -> Non
     assert quantized.preferred(str(tmp_path), snapshot).kind == "copy"
 
 
-def test_only_hashing_all_finds_a_change_that_kept_its_time(tmp_path: Path) -> None:
-    folder = keep(tmp_path, source(tmp_path)).path
-    weights = Path(folder) / "model.safetensors"
+def test_a_copy_of_the_same_length_and_time_is_taken_to_be_as_it_was_made(tmp_path: Path) -> None:
+    snapshot = source(tmp_path)
+    weights = Path(keep(tmp_path, snapshot).path) / "model.safetensors"
     before = weights.stat().st_mtime_ns
     weights.write_bytes((2).to_bytes(8, "little") + b"[]")
     os.utime(weights, ns=(before, before))
-    assert quantized.damaged_files(folder) == []
-    assert quantized.damaged_files(folder, hash_all=True) == ["model.safetensors"]
+    assert quantized.preferred(str(tmp_path), snapshot).kind == "copy"
 
 
 def test_a_copy_of_another_librarys_version_is_listed_and_not_used(
@@ -127,14 +127,27 @@ def test_what_a_killed_process_was_making_is_cleared_away(tmp_path: Path) -> Non
         text=True,
         check=True,
     )
-    left = tmp_path / copies.FOLDER / f"{quantized.MAKING}{done.stdout.strip()}"
-    left.mkdir(parents=True)
-    (left / "model.safetensors").touch()
-    running = left.with_name(f"{quantized.MAKING}{os.getppid()}")
+    root = tmp_path / copies.FOLDER
+    gone = done.stdout.strip()
+    for owner in (gone, f"{gone}-old", os.getpid()):
+        left = root / f"{quantized.MAKING}{owner}"
+        left.mkdir(parents=True)
+        (left / "model.safetensors").touch()
+    running = root / f"{quantized.MAKING}{os.getppid()}"
     running.mkdir()
-    quantized.making_folder(str(tmp_path))
-    assert not left.exists()
+    with quantized.new_folder(str(root)) as making:
+        assert {entry.name for entry in root.iterdir()} == {running.name, os.path.basename(making)}
+        assert os.listdir(making) == []
     assert running.exists()
+
+
+def test_two_copies_are_made_at_once_in_folders_of_their_own(tmp_path: Path) -> None:
+    root = str(tmp_path / copies.FOLDER)
+    with quantized.new_folder(root) as left, quantized.new_folder(root) as right:
+        assert left != right
+        assert os.path.isdir(left)
+        assert os.path.isdir(right)
+    assert os.listdir(root) == []
 
 
 def run_quantize(world: World, **changes: str | bool) -> quantized.Quantization:
@@ -195,7 +208,7 @@ def test_status_tells_of_a_copy_that_is_not_as_it_was_made(world: World) -> None
     os.truncate(os.path.join(kept.path, "model.safetensors"), 4)
     document = world.document("status")[1]
     assert document["copies"][0]["changed"] is True
-    (finding,) = [one for one in document["findings"] if one["code"] == "changed-copy"]
+    (finding,) = [finding for finding in document["findings"] if finding["code"] == "changed-copy"]
     assert finding["remedy"] == "vlmcache quantize org/name --precision int8"
 
 
@@ -204,7 +217,7 @@ def test_the_plan_of_a_removal_names_the_copies_that_go(world: World) -> None:
     kept = keep(world.root / "own", source(world.root, commit))
     keep(world.root / "own", source(world.root, OTHER))
     code, planned = world.document("rm", "org/name", "--dry-run")
-    assert (code, [one["path"] for one in planned["copies"]]) == (0, [kept.path])
+    assert (code, [copy["path"] for copy in planned["copies"]]) == (0, [kept.path])
 
 
 def test_status_lists_copies_and_rm_removes_them_with_their_model(world: World) -> None:

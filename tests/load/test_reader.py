@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.disks import as_other_user, common_folder
-from vlmcache.load import reader
+from vlmcache.load import conditions, reader
 
 linux_only = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="only Linux evicts files from memory on request"
@@ -30,7 +30,7 @@ def weights(tmp_path: Path) -> str:
 def test_eviction_empties_and_reading_ahead_fills(weights: str) -> None:
     reader.evict([weights])
     assert reader.resident_bytes(weights) == 0
-    reading = reader.ReadAhead([weights]).start()
+    reading = reader.ReadAhead([weights])
     reading.wait()
     assert reader.resident_bytes(weights) == SIZE
     assert reading.seconds is not None
@@ -94,7 +94,7 @@ def test_halted_threads_read_no_further(weights: str) -> None:
 
 
 def test_halting_ends_the_process_that_reads(weights: str) -> None:
-    reading = reader.ReadAhead([weights] * 500).start()
+    reading = reader.ReadAhead([weights] * 500)
     process = reading._process
     assert process is not None
     reading.halt()
@@ -107,7 +107,7 @@ def test_an_application_that_embeds_python_reads_with_threads(
     weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/opt/app/server")
-    reading = reader.ReadAhead([weights]).start()
+    reading = reader.ReadAhead([weights])
     assert reading._process is None
     assert reading._readers is not None
     reading.wait()
@@ -118,7 +118,7 @@ def test_an_application_that_embeds_python_reads_with_threads(
 def test_the_process_that_reads_dies_with_the_one_that_asked(weights: str) -> None:
     code = (
         "import sys; from vlmcache.load.reader import ReadAhead; import time;"
-        "r = ReadAhead(sys.argv[1:] * 10000).start(); print(r._process.pid, flush=True);"
+        "r = ReadAhead(sys.argv[1:] * 10000); print(r._process.pid, flush=True);"
         "time.sleep(60)"
     )
     with subprocess.Popen(
@@ -144,11 +144,11 @@ def _is_running(process: int) -> bool:
 
 @linux_only
 def test_the_speed_is_that_of_these_files(weights: str) -> None:
-    speed = reader.measure_speed([weights])
-    assert speed is not None
-    assert speed.sequential > 0
-    assert speed.parallel > 0
-    assert speed.bytes == 2 * SIZE
+    disk = conditions.measure_disk([weights])
+    assert disk is not None
+    assert disk.sequential > 0
+    assert disk.parallel > 0
+    assert disk.bytes == 2 * SIZE
 
 
 @linux_only
@@ -168,4 +168,4 @@ def test_an_empty_file_has_nothing_to_read(tmp_path: Path) -> None:
     path.touch()
     assert reader.resident_bytes(str(path)) in (0, None)
     assert reader.resident_fraction([str(path)]) in (0.0, None)
-    reader.ReadAhead([str(path)]).start().wait()
+    reader.ReadAhead([str(path)]).wait()

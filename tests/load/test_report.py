@@ -19,7 +19,7 @@ from vlmcache.load.report import (
     Temperature,
     Trial,
     compare,
-    explain,
+    judge_phases,
     median_phases,
     spread,
     summarize,
@@ -76,17 +76,24 @@ def result(*trials: Trial, **changes: Any) -> Result:
 
 def report(*seconds: float, machine: Machine | None = MACHINE, **changes: Any) -> LoadReport:
     whole = summarize(
-        result(*(trial("cold", start=0.0, read=one) for one in seconds), **changes), None, None, 0
+        result(*(trial("cold", start=0.0, read=taken) for taken in seconds), **changes),
+        None,
+        None,
+        0,
     )
     return LoadReport(machine, (whole,))
 
 
 @given(st.lists(st.floats(0, 1000), min_size=1))
 def test_the_median_lies_between_the_least_and_the_most(values: list[float]) -> None:
-    found = spread(values)
-    assert found is not None
-    assert found.min <= found.median <= found.max
-    assert (found.min, found.max, found.count) == (min(values), max(values), len(values))
+    summary = spread(values)
+    assert summary is not None
+    assert summary.min <= summary.median <= summary.max
+    assert (summary.min, summary.max, summary.count) == (
+        min(values),
+        max(values),
+        len(values),
+    )
 
 
 def test_nothing_has_no_spread() -> None:
@@ -150,13 +157,13 @@ def test_a_sentence_says_what_dominates_and_what_to_do(
     phases: dict[str, float], changes: dict[str, Any], verdict: str, advice: str
 ) -> None:
     bare = result(trial("cold", **phases), cold=Spread(9.0, 9.0, 9.0, 1), **changes)
-    said = explain(bare)
+    said = judge_phases(bare)
     assert verdict in str(said[0])
     assert advice in str(said[1])
 
 
 def test_no_valid_trial_is_said_with_its_reason() -> None:
-    assert explain(result(invalid(read=1.0)))[0] == (
+    assert judge_phases(result(invalid(read=1.0)))[0] == (
         "no trial is valid: the pages stayed in memory"
     )
 

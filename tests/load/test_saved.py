@@ -134,10 +134,11 @@ def test_earlier_results_are_remembered_latest_first_and_told_by_name(world: Wor
             memory.record_load(msgspec.json.encode(Remembered(at, MACHINE, result)))
         memory.record_load(b"of another version")
     _, document = world.document("load-test", "--history")
-    told = [
-        (one["result"]["model"], one["result"]["cold"]["median"]) for one in document["history"]
+    remembered = [
+        (earlier["result"]["model"], earlier["result"]["cold"]["median"])
+        for earlier in document["history"]
     ]
-    assert told == [("a", 3.0), ("b", 2.0), ("a", 1.0)]
+    assert remembered == [("a", 3.0), ("b", 2.0), ("a", 1.0)]
     assert "2.0 s" in world.vlmcache("load-test", "--history").stdout
 
 

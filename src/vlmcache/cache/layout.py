@@ -131,9 +131,19 @@ def file_path(snapshot: str, name: str) -> str:
     return os.path.join(snapshot, *name.split("/"))
 
 
+def staged_path(destination: str, *names: str) -> str:
+    """Return where `move` stages what it copies to a destination, and something in that folder."""
+    return os.path.join(destination, MOVING, *names)
+
+
 def shared_blob_path(cache_dir: str, shared_hash: str) -> str:
     """Return where a shared blob of a cache is."""
     return os.path.join(cache_dir, SHARED_STORE, shared_hash[:2], shared_hash)
+
+
+def lock_path(cache_dir: str, folder: str, etag: str) -> str:
+    """Return where the hub's lock of a blob is, by the name of the repo's folder."""
+    return os.path.join(cache_dir, LOCKS, folder, etag + LOCK_SUFFIX)
 
 
 def parse_repo_folder(name: str) -> tuple[str, str] | None:

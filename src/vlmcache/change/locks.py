@@ -191,7 +191,7 @@ class HubLocks:
     def path_of(self, repo: str, blob: str) -> str:
         """Return the path of the lock of a blob, or of the partial download of one."""
         etag = layout.partial_etag(blob) or blob
-        return os.path.join(self.folder, repo, etag + layout.LOCK_SUFFIX)
+        return layout.lock_path(self.tree.root, repo, etag)
 
     @contextlib.contextmanager
     def _hold(self, path: str, *, remove_made: bool = False) -> Iterator[None]:

@@ -186,7 +186,7 @@ def replacing(
     temporary = temporary or f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     name = path if folder is None else os.path.basename(path)
     begun = temporary if folder is None else os.path.basename(temporary)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(begun, flags, mode, dir_fd=folder)
     try:

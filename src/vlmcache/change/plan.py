@@ -6,7 +6,7 @@ Every action names what it touches, what it expects to find there, and why. Size
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
@@ -15,7 +15,7 @@ from vlmcache import log
 from vlmcache.cache.state import Repo, Revision, TreeFile
 from vlmcache.cache.tree import StaleError
 from vlmcache.cache.usage import Process
-from vlmcache.errors import InUseError
+from vlmcache.errors import InUseError, VlmcacheError
 
 
 class Expected(msgspec.Struct, frozen=True):
@@ -212,6 +212,11 @@ class Plan(msgspec.Struct, frozen=True):
     unknown_use: int = 0
     """Bytes of old revisions that stay only because nothing shows whether they are used."""
 
+    @property
+    def placed(self) -> Iterator[str]:
+        """The places in snapshots where files are fetched to or linked."""
+        return (action.path for action in self.actions if isinstance(action, Fetch | Link))
+
     def log(self, area: str) -> None:
         """Log each decision, with its reason."""
         for action in self.actions:
@@ -244,6 +249,11 @@ class Failure(msgspec.Struct, frozen=True):
     hint: str | None
     exit_code: int
 
+    @classmethod
+    def of(cls, error: VlmcacheError) -> Failure:
+        """Return an error as the value that `--json` prints."""
+        return cls(error.code, error.message, error.hint, int(error.exit_code))
+
 
 class Receipt(msgspec.Struct, frozen=True):
     """What was done. freed and fetched are bytes, measured and not predicted."""
@@ -253,9 +263,14 @@ class Receipt(msgspec.Struct, frozen=True):
     fetched: int = 0
 
     @property
+    def undone(self) -> list[Outcome]:
+        """What became of the actions after which something is not as the plan wanted it."""
+        return [step for step in self.outcomes if step.result not in ("done", "absent")]
+
+    @property
     def whole(self) -> bool:
         """Whether everything is now as the plan wanted it."""
-        return all(outcome.result in ("done", "absent") for outcome in self.outcomes)
+        return not self.undone
 
 
 def stamp(repo: Repo, revision: Revision | None = None) -> str:

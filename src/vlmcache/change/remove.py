@@ -379,12 +379,7 @@ def apply_removals(
         if inner:
             receipts.append(execute(Plan(tuple(inner)), place, in_use=in_use, force=force))
     stay: list[Outcome] = []
-    kept_there = {
-        outcome.path: outcome
-        for receipt in receipts
-        for outcome in receipt.outcomes
-        if outcome.result not in ("done", "absent")
-    }
+    kept_there = {outcome.path: outcome for receipt in receipts for outcome in receipt.undone}
     for action in list(left):
         parent, folder = os.path.split(action.path)
         if not isinstance(action, Remove) or action.kind != "link" or parent != cache_dir:

@@ -1,18 +1,12 @@
 """`vlmcache backup`."""
 
-from __future__ import annotations
-
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, DryRun, Models, Yes, command
+from vlmcache.cli.options import Answer, Call, DryRun, Models, Yes, command
 from vlmcache.errors import UsageError
-
-if TYPE_CHECKING:
-    from vlmcache.cli.options import Output
-    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -26,13 +20,12 @@ EXAMPLES = """Examples:
 
 @command
 def backup(
-    session: Session,
-    output: Output,
+    call: Call,
     destination: Annotated[
         str,
         typer.Argument(
             metavar="DEST",
-            help="Where to save to: a folder or an address for a store; a file or an address "
+            help="The place to save to: a folder or an address for a store; a file or an address "
             "ending in .tar for one tar stream; - for stdout.",
         ),
     ],
@@ -49,21 +42,12 @@ def backup(
     To a store, which several machines can share, only what is missing there is written. A tar
     stream begins with a manifest of all hashes; any tar can list it. Nothing is asked.
     """
-    from vlmcache.commands.backup import backup as backup_command
-    from vlmcache.commands.backup import values
-    from vlmcache.show import progress
+    from vlmcache.commands.backup.values import STREAM
 
-    streamed = destination == values.STREAM
-    if streamed and (output.json or output.quiet):
+    streamed = destination == STREAM
+    if streamed and (call.json or call.quiet):
         raise UsageError("--json and -q cannot be used with -: the backup is written to stdout")
     if streamed and sys.stdout.isatty():
         raise UsageError("a terminal cannot keep a backup", "name a file, or pipe it to a program")
-    value = backup_command.backup(
-        session,
-        destination,
-        models or (),
-        values.BackupOptions(verify, dry_run),
-        progress.on_stderr(quiet=output.quiet),
-    )
-
+    value = call.acting().backup(destination, models or None, verify=verify, dry_run=dry_run)
     return Answer(value, {"stream": sys.stderr if streamed else sys.stdout})

@@ -1,24 +1,10 @@
 """`vlmcache clean`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import (
-    DryRun,
-    Yes,
-    command,
-    complete_model,
-    duration_option,
-    size_option,
-)
-
-if TYPE_CHECKING:
-    from vlmcache.cli.options import Output
-    from vlmcache.commands.remove.values import Removal
-    from vlmcache.config import Session
+from vlmcache.cli.options import Answer, Call, DryRun, Yes, command, complete_model
 
 EXAMPLES = """Examples:
 
@@ -31,8 +17,7 @@ EXAMPLES = """Examples:
 
 @command
 def clean(
-    session: Session,
-    output: Output,
+    call: Call,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -89,7 +74,7 @@ def clean(
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
-) -> Removal:
+) -> Answer:
     """Remove what nobody needs, and what was not used for a while.
 
     Without options: revisions that a newer complete one replaced and that were not used for 30
@@ -99,25 +84,19 @@ def clean(
     and nothing of a damaged repo. To reach a size or an age that you ask for, any model can be
     removed that is not configured and that nobody uses: a new, damaged or incomplete one too.
     """
-    from vlmcache.cli.confirmation import confirmation
-    from vlmcache.commands.remove import clean as remove_clean
-    from vlmcache.commands.remove import values
-
-    options = values.CleanOptions(
-        older_than=duration_option("--older-than", older_than),
-        max_size=size_option("--max-size", max_size),
-        free=size_option("--free", free),
-        duplicates=duplicates,
-        everything=every,
-        evict=tuple(models or ()),
-        keep=tuple(keep or ()),
-        xet=xet,
-        modules=modules,
-        partials=partials,
-    )
-    return remove_clean.clean(
-        session,
-        options,
-        dry_run=dry_run,
-        confirm=confirmation(output, yes=yes, word="all" if every else None),
+    cache = call.acting(yes=yes, word="all" if every else None)
+    return Answer(
+        cache.clean(
+            models or (),
+            older_than=older_than,
+            max_size=max_size,
+            free=free,
+            duplicates=duplicates,
+            partials=partials,
+            keep=keep or (),
+            all=every,
+            xet=xet,
+            modules=modules,
+            dry_run=dry_run,
+        )
     )

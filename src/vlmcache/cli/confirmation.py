@@ -3,45 +3,46 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
-from vlmcache.cli.options import Output
-from vlmcache.commands.remove.values import Confirm, Removal, UnconfirmedError
+from vlmcache.commands.remove import view
+from vlmcache.commands.remove.values import Removal, UnconfirmedError
 from vlmcache.units import size_text
 
 
-def confirmation(output: Output, *, yes: bool, word: str | None = None) -> Confirm | None:
-    """Return the function that asks, or `None` if `--yes` has answered.
-
-    It shows the plan and asks on stderr, and reads the answer from the terminal that stdin is.
+def confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[Any], bool]:
+    """Return the function that shows what would be removed, and asks whether it may be.
 
     Args:
-        output: how the user wants the answer; with `--json` nothing is asked.
-        yes: whether `--yes` was given.
         word: what has to be typed; `y` or `yes` if not given.
+        json: whether the answer is JSON; then nothing is asked.
+        verbose: whether to show more of the plan.
     """
-    if yes:
-        return None
 
     def ask(removal: Removal) -> bool:
-        from vlmcache.commands.remove import view
-
         count = len(removal.plan.actions)
         size = size_text(removal.plan.frees)
-        if not can_ask(output):
-            raise UnconfirmedError(
-                f"{count} items would be removed, freeing {size}: there is no terminal to ask on",
-                "--dry-run shows them, --yes removes them",
-            )
-        view.show_plan(removal, stream=sys.stderr, verbose=output.verbose)
+        require_terminal(
+            json,
+            f"{count} items would be removed, freeing {size}: there is no terminal to ask on",
+            "--dry-run shows them, --yes removes them",
+        )
+        view.show_plan(removal, stream=sys.stderr, verbose=verbose)
         noun = "item" if count == 1 else "items"
         return is_agreed(f"Remove {count} {noun}, freeing {size}?", word)
 
     return ask
 
 
-def can_ask(output: Output) -> bool:
-    """Return whether there is a terminal on which to ask, and an answer that a person reads."""
-    return not output.json and sys.stdin.isatty() and sys.stderr.isatty()
+def require_terminal(json: bool, message: str, hint: str) -> None:
+    """Make sure that there is a terminal on which to ask, and an answer that a person reads.
+
+    Raises:
+        UnconfirmedError: there is not; it says so with the message and the hint.
+    """
+    if json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UnconfirmedError(message, hint)
 
 
 def is_agreed(question: str, word: str | None = None) -> bool:

@@ -1,16 +1,11 @@
 """`vlmcache doctor`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, command
+from vlmcache.cli.options import Answer, Call, command
 from vlmcache.errors import ExitCode
-
-if TYPE_CHECKING:
-    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -23,7 +18,7 @@ EXAMPLES = """Examples:
 
 @command
 def doctor(
-    session: Session,
+    call: Call,
     shared: Annotated[
         str | None,
         typer.Option(
@@ -37,13 +32,5 @@ def doctor(
     Shows each problem with its remedy. --shared shows what has to change before a group can share
     the cache; --fix changes it.
     """
-    from vlmcache.commands.doctor import doctor as doctor_command
-
-    value = doctor_command.diagnose(
-        session,
-        ask_torch=shared is None and not fix,
-        shared=shared,
-        fix=fix,
-    )
-
+    value = call.cache.doctor(shared=shared, fix=fix)
     return Answer(value, code=ExitCode.DAMAGE if value.has_errors else ExitCode.DONE)

@@ -1,12 +1,10 @@
 """`vlmcache explain`."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import command
+from vlmcache.cli.options import Answer, command
 
 if TYPE_CHECKING:
     from vlmcache.codes import Explanation
@@ -22,16 +20,16 @@ def explain(
     code: Annotated[
         str, typer.Argument(metavar="CODE", help="A code that a finding or an error carries.")
     ],
-) -> Explanation:
+) -> Answer:
     """Explain a finding's or an error's code.
 
     Prints what the code means and what to do about it.
     """
     from vlmcache import codes
 
-    return codes.explain(code)
+    return Answer(codes.explain(code))
 
 
-def show(value: Explanation) -> None:
+def show(value: "Explanation") -> None:
     """Print what a code means and what to do."""
     print(f"{value.code}\n{value.meaning}\n{value.remedy}")

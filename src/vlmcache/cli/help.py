@@ -1,7 +1,5 @@
 """`vlmcache help`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
@@ -28,5 +26,8 @@ def help(  # noqa: A001
     if topic == "exit-codes":
         print(EXIT_CODES)
     else:
-        asked = [] if topic is None else [topic]
-        app([*asked, "--help"], standalone_mode=False, prog_name="vlmcache")
+        app(
+            ["--help"] if topic is None else [topic, "--help"],
+            standalone_mode=False,
+            prog_name="vlmcache",
+        )

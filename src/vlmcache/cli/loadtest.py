@@ -1,17 +1,10 @@
 """`vlmcache load-test`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Models, command
-
-if TYPE_CHECKING:
-    from vlmcache.cli.options import Output
-    from vlmcache.config import Session
-    from vlmcache.load.report import LoadReport
+from vlmcache.cli.options import Answer, Call, Models, command
 
 EXAMPLES = """Examples:
 
@@ -24,16 +17,15 @@ EXAMPLES = """Examples:
 
 @command
 def load_test(
-    session: Session,
-    output: Output,
+    call: Call,
     models: Models = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(
             "--precision",
             metavar="LIST",
-            help="Precision to load at: fp32, fp16, bf16, int8 or int4. Repeat it or separate with "
-            "commas.",
+            help="Precision to load at: fp32, fp16, bf16, int8 or int4; by default the "
+            "configured one. Repeat it or separate with commas.",
         ),
     ] = None,
     device: Annotated[
@@ -43,11 +35,13 @@ def load_test(
         ),
     ] = "auto",
     trials: Annotated[
-        int, typer.Option("--trials", metavar="COUNT", help="Load so many times of each kind.")
+        int, typer.Option("--trials", metavar="COUNT", help="Load this many times of each kind.")
     ] = 3,
     cold: Annotated[
         bool | None,
-        typer.Option("--cold/--warm", help="Measure only cold loads, or only warm ones."),
+        typer.Option(
+            "--cold/--warm", help="Measure only cold loads, or only warm ones; by default both."
+        ),
     ] = None,
     synthetic: Annotated[
         list[str] | None,
@@ -59,15 +53,17 @@ def load_test(
     ] = None,
     tokens: Annotated[
         int,
-        typer.Option("--tokens", metavar="COUNT", help="Generate so many tokens after each load."),
+        typer.Option(
+            "--tokens", metavar="COUNT", help="Generate this many tokens after each load."
+        ),
     ] = 1,
     loader: Annotated[
         list[str] | None,
         typer.Option(
             "--loader",
             metavar="LIST",
-            help="Loader to use: auto, plain, readahead, fastsafetensors or runai. Repeat it or "
-            "separate with commas.",
+            help="Loader to use: auto, plain, readahead, fastsafetensors or runai; by default the "
+            "fastest known. Repeat it or separate with commas.",
         ),
     ] = None,
     save: Annotated[
@@ -90,36 +86,31 @@ def load_test(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,
-) -> LoadReport:
+) -> Answer:
     """Measure how fast models load, cold and warm.
 
     Each load runs in a fresh process, until every weight is on the device.
     """
-    from vlmcache.load import bench, remembered, saved, view
-    from vlmcache.load.options import LoadTestOptions, parse_loaders, parse_precisions
+    from vlmcache.load import saved, view
 
-    if history:
-        value = remembered.history(session, models or ())
-    else:
-        options = LoadTestOptions(
-            parse_precisions(precision or ()),
-            device,
-            trials,
-            cold,
-            tokens,
-            parse_loaders(loader or ()),
-            trust_remote_code,
-            tuple(synthetic or ()),
+    if plot and not history:
+        saved.check_targets(plot)
+        view.check_plot(plot)
+    with view.progress(silent=call.json or call.quiet or history) as call.cache.on_step:
+        value = call.cache.load_test(
+            models or None,
+            precision=precision or (),
+            device=device,
+            trials=trials,
+            cold=cold,
+            synthetic=synthetic or (),
+            tokens=tokens,
+            loader=loader or (),
+            save=save,
+            compare=compare,
+            history=history,
+            trust_remote_code=trust_remote_code,
         )
-        earlier = saved.read_report(compare) if compare else None
-        saved.check_targets(save, plot)
-        if plot:
-            view.check_plot(plot)
-        with view.progress(silent=output.json or output.quiet) as on_step:
-            value = bench.load_test(session, models or (), options, on_step)
-        value = saved.compared(value, earlier)
-        if save:
-            saved.save_report(save, value)
-        if plot:
-            view.plot(plot, value)
-    return value
+    if plot and not history:
+        view.plot(plot, value)
+    return Answer(value)

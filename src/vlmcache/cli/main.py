@@ -18,6 +18,7 @@ from vlmcache.cli.light import LightCommand, LightGroup
 from vlmcache.cli.options import Answer
 from vlmcache.cli.register import ALIASES, COMMANDS, load
 from vlmcache.errors import ExitCode, UsageError, VlmcacheError
+from vlmcache.show.text import printable
 from vlmcache.units import did_you_mean
 
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -89,7 +90,9 @@ def vlmcache_callback(
     context: typer.Context,
     _version: Annotated[
         bool,
-        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+        typer.Option(
+            "--version", help="Show the version and stop.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Manage the Hugging Face model cache, and measure how fast its models load."""
@@ -162,25 +165,24 @@ def _run(arguments: list[str]) -> int:
 
 
 def _show(answer: Answer) -> None:
-    if answer.output.json:
+    problem = answer.value.problem
+    if answer.call.json:
         from vlmcache.show.document import document, write
 
-        write(document(answer.command, answer.value, answer.exit_code, answer.error))
+        write(document(answer.command, answer.value, answer.exit_code, problem))
         return
-    if answer.output.quiet:
-        from vlmcache.show.text import printable
-
-        for line in answer.ids or ():
+    if answer.call.quiet:
+        for line in answer.value.ids if answer.ids is None else answer.ids:
             print(printable(line))
     else:
         view = load(COMMANDS[answer.command].view)
         shown = dict(answer.shown)
         if "verbose" in inspect.signature(view).parameters:
-            shown["verbose"] = answer.output.verbose
+            shown["verbose"] = answer.call.verbose
         view(answer.value, **shown)
-    if answer.error is not None:
+    if problem is not None:
         sys.stdout.flush()
-        _print_error(answer.error)
+        _print_error(problem)
 
 
 def _show_failure(arguments: list[str], failure: VlmcacheError) -> None:
@@ -197,8 +199,6 @@ def _show_failure(arguments: list[str], failure: VlmcacheError) -> None:
 
 
 def _print_error(error: VlmcacheError) -> None:
-    from vlmcache.show.text import printable
-
     print(f"error: {printable(error.message)}", file=sys.stderr)
     if error.hint:
         print(f"hint: {printable(error.hint)}", file=sys.stderr)

@@ -1,18 +1,12 @@
 """`vlmcache move`."""
 
-from __future__ import annotations
-
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, DryRun, Models, Yes, command
+from vlmcache.cli.options import Answer, Call, DryRun, Models, Yes, command
 from vlmcache.errors import UsageError
-
-if TYPE_CHECKING:
-    from vlmcache.cli.options import Output
-    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -26,8 +20,7 @@ EXAMPLES = """Examples:
 
 @command
 def move(
-    session: Session,
-    output: Output,
+    call: Call,
     destination: Annotated[
         str | None,
         typer.Argument(
@@ -62,44 +55,33 @@ def move(
     Moves all models unless some are named. A link stays in the place of each, which every command
     and the hub's libraries follow. After an interruption, run it again. Only --relink asks first.
     """
-    from vlmcache.cli.confirmation import can_ask, is_agreed
-    from vlmcache.commands.move import move as move_command
-    from vlmcache.commands.move import values
-    from vlmcache.commands.remove.values import UnconfirmedError
-    from vlmcache.show import progress
+    from vlmcache.commands.move.values import MoveReport
 
-    if relink is not None and (destination is not None or models or no_link or undo):
-        raise UsageError("--relink rewrites links and moves nothing: name only DIR")
     if relink is None and destination is None:
         raise UsageError("Missing argument 'DEST'", "see 'vlmcache move --help'")
-    if undo and (models or no_link):
-        raise UsageError("--undo takes back all that is unfinished: give no MODEL and no --no-link")
 
-    def ask(planned: values.MoveReport) -> bool:
+    def ask(planned: MoveReport) -> bool:
+        from vlmcache.cli.confirmation import is_agreed, require_terminal
         from vlmcache.commands.move import view
 
         count = len(planned.repos)
         noun = "link" if count == 1 else "links"
-        if not can_ask(output):
-            raise UnconfirmedError(
-                f"{count} {noun} would be rewritten: no terminal to ask on",
-                "--dry-run shows them, --yes rewrites them",
-            )
+        require_terminal(
+            call.json,
+            f"{count} {noun} would be rewritten: there is no terminal to ask on",
+            "--dry-run shows them, --yes rewrites them",
+        )
         view.show(planned, relinked=True, stream=sys.stderr)
         return is_agreed(f"Rewrite {count} {noun}?")
 
-    if relink is not None:
-        confirm = None if yes else ask
-        value = move_command.relink(session, relink, dry_run=dry_run, confirm=confirm)
-    elif undo:
-        value = move_command.undo(session, destination or "", dry_run=dry_run)
-    else:
-        value = move_command.move(
-            session,
-            destination or "",
-            models or (),
-            values.MoveOptions(link=not no_link, dry_run=dry_run),
-            progress.on_stderr(quiet=output.quiet),
-        )
-
+    cache = call.acting()
+    cache.confirm = None if yes else ask
+    value = cache.move(
+        destination,
+        models or None,
+        no_link=no_link,
+        undo=undo,
+        relink=relink,
+        dry_run=dry_run,
+    )
     return Answer(value, {"undone": undo, "relinked": relink is not None})

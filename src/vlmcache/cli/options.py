@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType, SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints, overload
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from vlmcache import log
 from vlmcache.cli.register import COMMANDS
-from vlmcache.errors import ExitCode, UsageError, VlmcacheError
-from vlmcache.units import parse_duration, parse_size
+from vlmcache.errors import ExitCode, VlmcacheError
+from vlmcache.show.text import printable
 
 # Help must not wait for what only commands need.
 if TYPE_CHECKING:
-    import msgspec
-
-    from vlmcache.config import Session
+    from vlmcache.api import Cache
+    from vlmcache.report import Report
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -42,10 +41,18 @@ Models = Annotated[
     ),
 ]
 ConfigFile = Annotated[
-    str | None, typer.Option("--config", metavar="FILE", help="The config.yaml to use.")
+    str | None,
+    typer.Option(
+        "--config", metavar="FILE", help="Read this config.yaml; by default the first one found."
+    ),
 ]
 CacheDir = Annotated[
-    str | None, typer.Option("--cache-dir", metavar="FOLDER", help="The hub cache to work on.")
+    str | None,
+    typer.Option(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="Work on this hub cache; by default the one that the environment names.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 JsonLines = Annotated[
@@ -63,109 +70,81 @@ Verbose = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer yes to every question.")]
 
 
-@overload
-def size_option(name: str, text: str) -> int: ...
-@overload
-def size_option(name: str, text: str | None) -> int | None: ...
-def size_option(name: str, text: str | None) -> int | None:
-    """Return the bytes that an option's value means.
+class Call(NamedTuple):
+    """What a command works on, and how the user wants to be answered."""
 
-    Raises:
-        UsageError: it is not a size, or has no unit.
-    """
-    try:
-        return None if text is None else parse_size(text)
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}") from None
-
-
-@overload
-def duration_option(name: str, text: str, units: tuple[str, str] = ...) -> float: ...
-@overload
-def duration_option(name: str, text: str | None, units: tuple[str, str] = ...) -> float | None: ...
-def duration_option(
-    name: str, text: str | None, units: tuple[str, str] = ("d", "h")
-) -> float | None:
-    """Return the seconds that an option's value means.
-
-    Raises:
-        UsageError: it is not a duration, or has no unit.
-    """
-    try:
-        return None if text is None else parse_duration(text, units)
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}") from None
-
-
-class Output(NamedTuple):
-    """How the user wants to be answered."""
-
+    cache: Cache
     json: bool
     quiet: bool
     verbose: bool
 
+    def acting(self, *, yes: bool = True, word: str | None = None) -> Cache:
+        """Return the cache, which shows its progress on stderr and asks there before it removes.
+
+        Args:
+            yes: whether `--yes` has answered, or nothing is asked.
+            word: what has to be typed; `y` or `yes` if not given.
+        """
+        from vlmcache.show import progress
+
+        self.cache.progress = progress.on_stderr(quiet=self.quiet)
+        if not yes:
+            from vlmcache.cli.confirmation import confirmation
+
+            self.cache.confirm = confirmation(word, json=self.json, verbose=self.verbose)
+        return self.cache
+
 
 class Answer(NamedTuple):
-    """What a command gives back to be shown.
+    """What a command gives back to be shown; the decorator adds `command` and `call`."""
 
-    A command function leaves `command` and `output` to the decorator, and the rest too where the
-    value is a report, which says it itself.
-    """
-
-    value: msgspec.Struct
+    value: Report
     shown: Mapping[str, Any] = MappingProxyType({})
     """Keyword arguments of the view, in addition to `verbose`."""
     ids: Sequence[str] | None = None
     """The lines of `--quiet`; the report's own if not given."""
-    error: VlmcacheError | None = None
-    """Why the value is complete but not what was hoped for."""
     code: ExitCode = ExitCode.DONE
-    """The exit code without an error."""
+    """The exit code of a report without a problem."""
     command: str = ""
-    output: Output = Output(json=False, quiet=False, verbose=False)
+    call: Any = None
 
     @property
     def exit_code(self) -> ExitCode:
         """What the process answers to the shell."""
-        return self.error.exit_code if self.error is not None else self.code
+        problem = self.value.problem
+        return self.code if problem is None else problem.exit_code
 
 
-def command(function: Callable[..., Any]) -> Callable[..., Answer | None]:
-    """Make a command of a function: add the common options, open the session, start the log.
+def command(function: Callable[..., Answer | None]) -> Callable[..., Answer | None]:
+    """Make a command of a function: add the common options, open the cache, start the log.
 
-    The function is given what its parameters ask for by the names `session` and `output`, and
-    returns a report, an `Answer`, or nothing where it has printed all itself.
+    The function is given a `Call` if it has a parameter `call`, and returns an `Answer`, or nothing
+    where it has printed all itself.
     """
     name = function.__name__.replace("_", "-")
     own = dict(inspect.signature(function).parameters)
-    needs_session = own.pop("session", None) is not None
-    own.pop("output", None)
+    takes_call = own.pop("call", None) is not None
     common: dict[str, tuple[Any, Any]] = {}
-    if needs_session:
+    if takes_call:
         common |= {"config": (ConfigFile, None), "cache_dir": (CacheDir, None)}
     common["json"] = (JsonLines if COMMANDS[name].lines else Json), False
     common |= {"quiet": (Quiet, False), "verbose": (Verbose, 0)}
-    types = SimpleNamespace(__annotations__={one: own[one].annotation for one in own})
-    hints = get_type_hints(types, function.__globals__, include_extras=True)
 
     def run(**given: Any) -> Answer | None:
         verbosity = given.pop("verbose")
-        output = Output(given.pop("json"), given.pop("quiet"), bool(verbosity))
-        log.configure(verbosity, _printable)
-        if needs_session:
-            given["session"] = open_session(given.pop("config"), given.pop("cache_dir"))
-        if takes_output:
-            given["output"] = output
-        return _answer(function(**given), name, output)
+        log.configure(verbosity, printable)
+        cache: Any = None
+        if takes_call:
+            cache = _open_cache(given.pop("config"), given.pop("cache_dir"))
+        call = Call(cache, given.pop("json"), given.pop("quiet"), bool(verbosity))
+        answer = function(call, **given) if takes_call else function(**given)
+        return None if answer is None else answer._replace(command=name, call=call)
 
-    takes_output = "output" in function.__annotations__
     keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [
-        parameter.replace(annotation=hints[one], kind=keyword) for one, parameter in own.items()
-    ]
+    parameters = [parameter.replace(kind=keyword) for parameter in own.values()]
     parameters += [
         inspect.Parameter(one, keyword, default=default, annotation=kind)
         for one, (kind, default) in common.items()
@@ -176,32 +155,14 @@ def command(function: Callable[..., Any]) -> Callable[..., Answer | None]:
     return run
 
 
-def _answer(value: Any, name: str, output: Output) -> Answer | None:
-    """Return what a command function has returned, completed."""
-    if value is None:
-        return None
-    from vlmcache.report import Report
+def _open_cache(config: str | None, cache_dir: str | None) -> Cache:
+    """Return the cache that a command works on; its messages name options as they are typed."""
+    from vlmcache.api import Cache
 
-    answer = value if isinstance(value, Answer) else Answer(value)
-    if isinstance(answer.value, Report):
-        error = answer.error or answer.value.problem
-        ids = answer.value.ids if answer.ids is None else answer.ids
-        answer = answer._replace(ids=ids, error=error)
-    return answer._replace(command=name, output=output)
+    cache = Cache(cache_dir, config)
+    cache.named = _option
+    return cache
 
 
-def _printable(text: str) -> str:
-    from vlmcache.show.text import printable
-
-    return printable(text)
-
-
-def open_session(config: str | None, cache_dir: str | None) -> Session:
-    """Return what a command works on.
-
-    Raises:
-        ConfigError: the configuration or the `.env` cannot be read.
-    """
-    from vlmcache import config as settings
-
-    return settings.open_session(config, cache_dir)
+def _option(argument: str) -> str:
+    return "--" + argument.replace("_", "-")

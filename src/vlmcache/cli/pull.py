@@ -1,19 +1,15 @@
 """`vlmcache pull`."""
 
-from __future__ import annotations
-
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmcache.cli.options import Models, Yes, command, size_option
+from vlmcache.cli.options import Answer, Call, Models, Yes, command
 from vlmcache.errors import UsageError
 
 if TYPE_CHECKING:
-    from vlmcache.cli.options import Output
     from vlmcache.commands.pull.values import PullReport
-    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -26,27 +22,29 @@ EXAMPLES = """Examples:
 
 @command
 def pull(
-    session: Session,
-    output: Output,
+    call: Call,
     models: Models = None,
     every: Annotated[bool, typer.Option("--all", help="Pull every configured model.")] = False,
     revision: Annotated[
         str | None,
         typer.Option(
-            metavar="REVISION", help="Branch, tag or commit to pull; by default the configured one."
+            metavar="REVISION",
+            help="Pull this branch, tag or commit; by default the configured one.",
         ),
     ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help="Only files that match, of all formats: '*.gguf'. Can be repeated.",
+            help="Pull only files that match, of all formats, such as '*.gguf'. "
+            "Repeat it for more.",
         ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Leave out files that match: '*.bin'. Can be repeated."
+            metavar="PATTERN",
+            help="Leave out files that match, such as '*.bin'. Repeat it for more.",
         ),
     ] = None,
     all_files: Annotated[
@@ -64,46 +62,46 @@ def pull(
     limit_rate: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Limit the bytes per second of all files together: 10MB."
+            metavar="SIZE",
+            help="Limit the bytes per second of all files together, for example to 10MB.",
         ),
     ] = None,
     make_room: Annotated[
         bool,
-        typer.Option("--make-room", help="If the disk is too full, propose what to evict."),
+        typer.Option("--make-room", help="Propose what to evict if the disk is too full."),
     ] = False,
     yes: Yes = False,
     token: Annotated[
         str | None,
         typer.Option(
             metavar="TOKEN",
-            help="Use this token instead of HF_TOKEN or 'hf auth login'.",
+            help="Use this token; by default that of HF_TOKEN or of 'hf auth login'.",
         ),
     ] = None,
-) -> PullReport:
+) -> Answer:
     """Download what is missing of models, and only that.
 
     Every byte is checked. An interrupted download continues where it stopped.
     """
-    from vlmcache.cli.confirmation import confirmation
-    from vlmcache.commands.pull import pull as pull_command
-    from vlmcache.commands.pull import values
-    from vlmcache.commands.pull.plan import FileSelection
-    from vlmcache.show import progress
-
-    options = values.PullOptions(
-        FileSelection(tuple(include or ()), tuple(exclude or ()), all_files),
-        dry_run,
-        max_workers or values.WORKERS,
-        _rate(limit_rate),
-        token,
-        make_room,
-        confirmation(output, yes=yes),
+    names = models or (None if every else _picked(call))
+    return Answer(
+        call.acting(yes=yes).pull(
+            names,
+            all=every,
+            revision=revision,
+            include=include or (),
+            exclude=exclude or (),
+            all_files=all_files,
+            dry_run=dry_run,
+            max_workers=max_workers,
+            limit_rate=limit_rate,
+            make_room=make_room,
+            token=token,
+        )
     )
-    names = _with_revision(_names(session, models or [], every=every), revision)
-    return pull_command.pull(session, names, options, progress.on_stderr(quiet=output.quiet))
 
 
-def show(value: PullReport, *, verbose: bool) -> None:
+def show(value: "PullReport", *, verbose: bool) -> None:
     """Print what a pull did, and what was removed to make room for it."""
     from vlmcache.commands.pull import view
 
@@ -115,37 +113,14 @@ def show(value: PullReport, *, verbose: bool) -> None:
     view.show(value, verbose=verbose)
 
 
-def _rate(text: str | None) -> int | None:
-    rate = size_option("--limit-rate", text.removesuffix("/s") if text is not None else None)
-    if rate == 0:
-        raise UsageError("--limit-rate must be more than 0")
-    return rate
-
-
-def _names(session: Session, models: list[str], *, every: bool) -> list[str]:
-    if every and models:
-        raise UsageError("name models or use --all, not both")
-    if every:
-        from vlmcache.config import cached_models, names_of_all
-
-        return names_of_all(session.config, cached_models(session.cache))
-    if models:
-        return models
+def _picked(call: Call) -> list[str]:
+    """Return the models that a person picks on the terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(
             "no MODEL is named", "name one, or use --all; 'vlmcache status' lists them"
         )
     from vlmcache.cli import picker
     from vlmcache.commands.pull import view
-    from vlmcache.commands.status import status as status_command
 
-    status = status_command.status(session)
+    status = call.cache.status()
     return picker.chosen(view.ask_which(status), status.models)
-
-
-def _with_revision(names: list[str], revision: str | None) -> list[str]:
-    if revision is None:
-        return names
-    if any("@" in name for name in names):
-        raise UsageError("a revision is given twice: with @ and with --revision")
-    return [f"{name}@{revision}" for name in names]

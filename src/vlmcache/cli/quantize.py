@@ -1,17 +1,10 @@
 """`vlmcache quantize`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import command, complete_model
-
-if TYPE_CHECKING:
-    from vlmcache.cli.options import Output
-    from vlmcache.config import Session
-    from vlmcache.load.quantized import Quantization
+from vlmcache.cli.options import Answer, Call, DryRun, command, complete_model
 
 EXAMPLES = """Examples:
 
@@ -22,8 +15,7 @@ EXAMPLES = """Examples:
 
 @command
 def quantize(
-    session: Session,
-    output: Output,
+    call: Call,
     model: Annotated[
         str,
         typer.Argument(
@@ -42,33 +34,28 @@ def quantize(
             "--device", metavar="NAME", help="Quantize on this device: auto, cpu, cuda:0 or xpu."
         ),
     ] = "auto",
-    remove: Annotated[bool, typer.Option("--remove", help="Remove the copy instead.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done, and stop.")
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the copy instead of making it.")
     ] = False,
+    dry_run: DryRun = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,
-) -> Quantization:
+) -> Answer:
     """Keep a quantized copy, so that later loads are fast.
 
     Later int8 and int4 loads neither read the full weights nor quantize again.
     """
-    from vlmcache.load import quantized, view
-    from vlmcache.load.options import parse_one_precision
+    from vlmcache.load import view
 
-    wanted = parse_one_precision(precision)
-    if remove:
-        value = quantized.remove_quantized(session, model, wanted, dry_run=dry_run)
-    else:
-        with view.progress(silent=output.json or output.quiet) as on_step:
-            on_step(f"quantizing {model}")
-            value = quantized.quantize(
-                session,
+    with view.progress(silent=call.json or call.quiet or remove) as call.cache.on_step:
+        return Answer(
+            call.cache.quantize(
                 model,
-                wanted,
+                precision=precision,
                 device=device,
+                remove=remove,
                 dry_run=dry_run,
                 trust_remote_code=trust_remote_code,
             )
-    return value
+        )

@@ -1,17 +1,10 @@
 """`vlmcache restore`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import DryRun, Models, Yes, command
-
-if TYPE_CHECKING:
-    from vlmcache.cli.options import Output
-    from vlmcache.commands.backup.values import Restored
-    from vlmcache.config import Session
+from vlmcache.cli.options import Answer, Call, DryRun, Models, Yes, command
 
 EXAMPLES = """Examples:
 
@@ -23,8 +16,7 @@ EXAMPLES = """Examples:
 
 @command
 def restore(
-    session: Session,
-    output: Output,
+    call: Call,
     source: Annotated[
         str,
         typer.Argument(metavar="SRC", help="The store, file or address to read, or - for stdin."),
@@ -35,19 +27,10 @@ def restore(
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,  # noqa: ARG001 - nothing is asked, and scripts may give it all the same
-) -> Restored:
+) -> Answer:
     """Restore a backup, every byte checked before it counts.
 
     What the cache has already is skipped: after an interruption, run it again. Nothing is asked.
     """
-    from vlmcache.commands.backup import restore as backup_restore
-    from vlmcache.commands.backup import values
-    from vlmcache.show import progress
-
-    return backup_restore.restore(
-        session,
-        source,
-        models or (),
-        values.RestoreOptions(overwrite, dry_run),
-        progress.on_stderr(quiet=output.quiet),
-    )
+    cache = call.acting()
+    return Answer(cache.restore(source, models or None, overwrite=overwrite, dry_run=dry_run))

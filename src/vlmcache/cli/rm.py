@@ -1,17 +1,10 @@
 """`vlmcache rm`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import DryRun, Yes, command, complete_model
-
-if TYPE_CHECKING:
-    from vlmcache.cli.options import Output
-    from vlmcache.commands.remove.values import Removal
-    from vlmcache.config import Session
+from vlmcache.cli.options import Answer, Call, DryRun, Yes, command, complete_model
 
 EXAMPLES = """Examples:
 
@@ -23,8 +16,7 @@ EXAMPLES = """Examples:
 
 @command
 def rm(
-    session: Session,
-    output: Output,
+    call: Call,
     models: Annotated[
         list[str],
         typer.Argument(
@@ -43,18 +35,10 @@ def rm(
     force: Annotated[
         bool, typer.Option("--force", help="Remove even what a process uses.")
     ] = False,
-) -> Removal:
+) -> Answer:
     """Remove models or single revisions.
 
     Blobs that other revisions need stay. Nothing in use is removed.
     """
-    from vlmcache.cli.confirmation import confirmation
-    from vlmcache.commands.remove import remove, values
-
-    return remove.remove(
-        session,
-        models,
-        values.RemoveOptions(revision, force),
-        dry_run=dry_run,
-        confirm=confirmation(output, yes=yes),
-    )
+    cache = call.acting(yes=yes)
+    return Answer(cache.remove(models, revision=revision, dry_run=dry_run, force=force))

@@ -1,7 +1,5 @@
 """`vlmcache schema`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,15 +1,10 @@
 """`vlmcache status`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Models, command
-
-if TYPE_CHECKING:
-    from vlmcache.config import Session
+from vlmcache.cli.options import Answer, Call, Models, command
 
 EXAMPLES = """Examples:
 
@@ -21,7 +16,7 @@ EXAMPLES = """Examples:
 
 @command
 def status(
-    session: Session,
+    call: Call,
     models: Models = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with code 4 unless every model is cached.")
@@ -34,7 +29,11 @@ def status(
     ] = False,
     sort: Annotated[
         str | None,
-        typer.Option(metavar="FIELD", help="Order of the rows: name, size, state or used."),
+        typer.Option(
+            metavar="FIELD",
+            help="Sort the rows by name, size, state or used; by default "
+            "as config.yaml lists them.",
+        ),
     ] = None,
     filters: Annotated[
         list[str] | None,
@@ -49,14 +48,7 @@ def status(
 
     Nothing is changed. Only --outdated uses the network.
     """
-    from vlmcache.commands.status import status as status_command
-
-    value = status_command.status(session, models or ())
-    if outdated:
-        from vlmcache.commands.status import outdated as status_outdated
-
-        value = status_outdated.with_updates(session, value)
-    error = value.not_cached if check else None
-    value = status_command.select_rows(value, filters or (), sort).with_problem(error)
-
+    value = call.cache.status(
+        models or None, check=check, outdated=outdated, sort=sort, filter=filters or ()
+    )
     return Answer(value, {"every": every}, value.all_ids if every else None)

@@ -1,18 +1,11 @@
 """`vlmcache verify`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import DryRun, Models, Yes, command, duration_option
+from vlmcache.cli.options import Answer, Call, DryRun, Models, Yes, command
 from vlmcache.errors import UsageError
-
-if TYPE_CHECKING:
-    from vlmcache.cli.options import Output
-    from vlmcache.commands.verify.values import Verification
-    from vlmcache.config import Session
 
 EXAMPLES = """Examples:
 
@@ -24,8 +17,7 @@ EXAMPLES = """Examples:
 
 @command
 def verify(
-    session: Session,
-    output: Output,
+    call: Call,
     models: Models = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Fetch what is damaged or missing, and only that.")
@@ -36,7 +28,8 @@ def verify(
         str | None,
         typer.Option(
             metavar="AGE",
-            help="Skip files verified since and unchanged: 7d by default; 0 reads everything.",
+            help="Skip unchanged files that were verified within this time, 7d by default; "
+            "0 reads all.",
         ),
     ] = None,
     workers: Annotated[
@@ -48,29 +41,16 @@ def verify(
             help="Hash with this many threads; by default one per core.",
         ),
     ] = None,
-) -> Verification:
+) -> Answer:
     """Check every file against its hash, without the network.
 
     Exits with 4 if anything is damaged or missing, unless --repair fixes it.
     """
-    from vlmcache.commands.verify import values
-    from vlmcache.show import progress
-
-    if (dry_run or yes) and not repair:
+    if repair:
+        return Answer(
+            call.acting().repair(models or None, dry_run=dry_run, max_age=max_age, workers=workers)
+        )
+    if dry_run or yes:
         option = "--dry-run" if dry_run else "--yes"
         raise UsageError(f"{option} belongs to --repair: without it nothing is changed")
-
-    age = duration_option("--max-age", max_age)
-    options = values.VerifyOptions(values.MAX_AGE if age is None else age, workers, dry_run)
-    shown = progress.on_stderr(quiet=output.quiet)
-    report: Verification
-    if repair:
-        from vlmcache.commands.verify import repair as repair_command
-
-        report = repair_command.repair(session, models or (), options, shown)
-    else:
-        from vlmcache.commands.verify import verify as verify_command
-
-        report = verify_command.verify(session, models or (), options, shown)
-
-    return report
+    return Answer(call.acting().verify(models or None, max_age=max_age, workers=workers))

@@ -1,18 +1,11 @@
 """`vlmcache watch`."""
 
-from __future__ import annotations
-
 import contextlib
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import command, duration_option, size_option
-from vlmcache.errors import UsageError
-
-if TYPE_CHECKING:
-    from vlmcache.cli.options import Output
-    from vlmcache.config import Session
+from vlmcache.cli.options import Call, command
 
 EXAMPLES = """Examples:
 
@@ -25,18 +18,18 @@ EXAMPLES = """Examples:
 
 @command
 def watch(
-    session: Session,
-    output: Output,
+    call: Call,
     interval: Annotated[
         str,
-        typer.Option(metavar="TIME", help="Longest time between two checks, 0.1s to 1d."),
+        typer.Option(metavar="TIME", help="Check at least this often, 0.1s to 1d."),
     ] = "5s",
     once: Annotated[bool, typer.Option("--once", help="Check once and stop.")] = False,
     min_free: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Warn if less than this is free, such as 20GB (default: min_free in config.yaml).",
+            help="Warn if less than this is free, for example 20GB; by default "
+            "min_free of config.yaml.",
         ),
     ] = None,
     exit_on_low: Annotated[
@@ -54,7 +47,7 @@ def watch(
         str | None,
         typer.Option(
             metavar="[ADDRESS:]PORT",
-            help="Answer GET /metrics on this port; only this machine's, unless ADDRESS is given.",
+            help="Answer GET /metrics on this port, only to this machine unless ADDRESS is given.",
         ),
     ] = None,
 ) -> None:
@@ -63,33 +56,26 @@ def watch(
     On a terminal a full screen (q ends it), elsewhere plain lines as things happen. Nothing is
     changed, and no network is used.
     """
-    import msgspec
-
+    from vlmcache.api import watched
     from vlmcache.commands.status import recommend, steps
-    from vlmcache.commands.status import status as status_command
     from vlmcache.commands.watch import metrics, view
     from vlmcache.commands.watch import watch as watch_command
 
-    seconds = duration_option("--interval", interval, ("s", "m"))
-    if not 0.1 <= seconds <= 86400:
-        raise UsageError("--interval must be 0.1s to 1d")
-    if min_free is not None:
-        bound = size_option("--min-free", min_free)
-        limits = msgspec.structs.replace(session.config.limits, min_free=bound)
-        config_with_bound = msgspec.structs.replace(session.config, limits=limits)
-        session = session._replace(config=config_with_bound)
+    call.cache.session, seconds = watched(call.cache, interval, min_free)
     with contextlib.ExitStack() as stack:
         exposition = metrics.Exposition()
         note = None
         if listen is not None:
             address = metrics.parse_address(listen)
-            note = stack.enter_context(metrics.Endpoint(exposition, *address)).url
+            note = stack.enter_context(metrics.endpoint(exposition, *address))
         screen = view.output(
-            json=output.json, quiet=output.quiet, once=once, verbose=output.verbose, note=note
+            json=call.json, quiet=call.quiet, once=once, verbose=call.verbose, note=note
         )
         stack.enter_context(screen)
         file = metrics.MetricsFile(metrics_file, seconds) if metrics_file is not None else None
-        checks = watch_command.watch(session, interval=seconds, wait=screen.wait, notify=not once)
+        checks = watch_command.watch(
+            call.cache.session, interval=seconds, wait=screen.wait, notify=not once
+        )
         stack.enter_context(contextlib.closing(checks))
         for check in checks:
             text = exposition.update(check)
@@ -98,8 +84,8 @@ def watch(
                 screen.warn(file.update(text))
             low = check.snapshot.problem
             if low is not None and exit_on_low:
-                advised = status_command.status(session).recommendations
-                low.hint = recommend.what_frees(advised, steps.Advice(session))
+                advised = call.cache.status().recommendations
+                low.hint = recommend.what_frees(advised, steps.Advice(call.cache.session))
                 raise low
             if once:
                 break

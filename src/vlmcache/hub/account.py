@@ -27,6 +27,12 @@ class Library(NamedTuple):
     answer_timeout: float
     data_timeout: float
 
+    @property
+    def secret(self) -> str:
+        """The token that is sent, or an empty string."""
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        return headers.get("authorization", "").partition(" ")[2]
+
 
 class Account:
     """A hub's address, and the token that it is sent.
@@ -83,25 +89,20 @@ class Account:
         from huggingface_hub.utils._http import get_session
 
         session = get_session()
-        headers = build_hf_headers(token=self.token, library_name="vlmcache")
-        log.hide(_secret_of(headers))
-        return Library(
+        library = Library(
             session,
             sys.modules[type(session).__module__.partition(".")[0]],
-            headers,
+            build_hf_headers(token=self.token, library_name="vlmcache"),
             float(constants.HF_HUB_ETAG_TIMEOUT),
             float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
         )
+        log.hide(library.secret)
+        return library
 
     @property
     def headers(self) -> dict[str, str]:
         """What is sent to the hub itself with every request, the token included."""
         return self.library.headers
-
-    @property
-    def secret(self) -> str:
-        """The token, or an empty string."""
-        return _secret_of(self.headers)
 
     @property
     def how_to_log_in(self) -> str:
@@ -118,7 +119,7 @@ class Account:
 
     def scrub(self, text: str) -> str:
         """Return the text without the token and without signed or secret parts of addresses."""
-        log.hide(self.secret)
+        log.hide(self.library.secret)
         return log.scrub(text)
 
     def within(self, address: str) -> str:
@@ -153,10 +154,3 @@ def _checked(token: str) -> str:
             "give it as https://huggingface.co/settings/tokens shows it",
         )
     return token
-
-
-def _secret_of(headers: dict[str, str]) -> str:
-    for name, value in headers.items():
-        if name.lower() == "authorization":
-            return value.partition(" ")[2]
-    return ""

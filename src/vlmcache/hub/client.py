@@ -18,8 +18,15 @@ from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.config import Environment
 from vlmcache.errors import BadAnswerError, HubError, OfflineError
 from vlmcache.hub.account import Account
-from vlmcache.hub.refusals import bad_answer, hint, refusal, unreachable
-from vlmcache.hub.retry import Backoff, Patience, TroubleError
+from vlmcache.hub.retry import (
+    Backoff,
+    Patience,
+    TroubleError,
+    bad_answer,
+    hint,
+    refusal,
+    unreachable,
+)
 from vlmcache.progress import Throttle
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -56,7 +63,8 @@ class Client(Account):
         self.stop_token = self.throttle.stop_token
         self.patience = patience or Patience()
         self._note = note
-        self._live: set[socket.socket] = set()
+        self._responses: set[Any] = set()
+        """Those that are being read."""
 
     def note(self, text: str) -> None:
         """Say something to whoever waits."""
@@ -65,10 +73,13 @@ class Client(Account):
     def stop(self) -> None:
         """Make everything that is running end now; partial downloads stay."""
         self.stop_token.stopped.set()
-        for live in list(self._live):
+        for response in list(self._responses):
+            stream = response.extensions.get("network_stream")
+            live = stream.get_extra_info("socket") if stream is not None else None
             # Wakes the thread that waits for bytes.
-            with contextlib.suppress(OSError):
-                live.shutdown(socket.SHUT_RDWR)
+            if isinstance(live, socket.socket):
+                with contextlib.suppress(OSError):
+                    live.shutdown(socket.SHUT_RDWR)
 
     def ask(
         self, address: str, kind: Any, *, attempts: int | None = None
@@ -84,12 +95,13 @@ class Client(Account):
             VlmcacheError: there is no answer, or it is a refusal.
             Stopped: the work was asked to stop.
         """
-        asks = self.patience.asks if attempts is None else min(attempts, self.patience.asks)
         patience = self.patience
         if attempts is not None:
             # With something to fall back on, a long wait is not worth it.
-            patience = msgspec.structs.replace(patience, longest_asked=_HURRIED)
-        backoff = Backoff(patience, self.stop_token, self.note, asks)
+            patience = msgspec.structs.replace(
+                patience, asks=min(attempts, patience.asks), longest_asked=_HURRIED
+            )
+        backoff = Backoff(patience, self.stop_token, self.note, patience.asks)
         timeout = patience.answer_timeout or self.library.answer_timeout
         while True:
             try:
@@ -169,9 +181,7 @@ class Client(Account):
                 )
                 response = self.library.session.send(request, stream=True, follow_redirects=False)
             log.debug("hub", "GET %s: status %s", address, response.status_code)
-            live = _socket_of(response)
-            if live is not None:
-                self._live.add(live)
+            self._responses.add(response)
             try:
                 self.stop_token.check()
                 if response.status_code in _REDIRECTS and "Location" in response.headers:
@@ -185,8 +195,7 @@ class Client(Account):
                     return
                 raise refusal(self, response, signed=signed or not own or address != first)
             finally:
-                if live is not None:
-                    self._live.discard(live)
+                self._responses.discard(response)
                 with contextlib.suppress(Exception):
                     response.close()
         raise TroubleError(BadAnswerError(f"{self.name} redirects in a loop", hint(self)))
@@ -214,17 +223,9 @@ def _origin(address: str) -> tuple[str, str, int | None]:
 
 def _followed(address: str, location: str) -> str | None:
     """Return where a redirect leads; `None` if that is not an address or is less safe."""
-    try:
+    with contextlib.suppress(ValueError):
         target = urljoin(address, location)
-        _origin(target)
-    except ValueError:
-        return None
-    scheme = urlsplit(target).scheme
-    safe = scheme == "https" or (scheme == "http" and urlsplit(address).scheme == "http")
-    return target if safe else None
-
-
-def _socket_of(response: Any) -> socket.socket | None:
-    stream = response.extensions.get("network_stream")
-    live = stream.get_extra_info("socket") if stream is not None else None
-    return live if isinstance(live, socket.socket) else None
+        scheme = _origin(target)[0]
+        if scheme == "https" or scheme == urlsplit(address).scheme == "http":
+            return target
+    return None

@@ -118,23 +118,19 @@ def list_files(
                 continue
             if entry.path in files:
                 raise HostileListingError(f"{repo}: {entry.path!r} is listed twice")
-            lfs = entry.lfs
+            shared = layout.SHARED_HASH.fullmatch(entry.xet_hash or "")
             files[entry.path] = TreeFile(
                 size=entry.size,
                 blob_id=entry.oid,
-                lfs_sha256=lfs.oid.removeprefix("sha256:") if lfs else None,
-                lfs_size=lfs.size if lfs else None,
-                xet_hash=_xet_hash(entry.xet_hash),
+                lfs_sha256=entry.lfs.oid.removeprefix("sha256:") if entry.lfs else None,
+                lfs_size=entry.lfs.size if entry.lfs else None,
+                xet_hash=entry.xet_hash if shared else None,
             )
         address = client.within(following) if following else None
         if len(files) > _MOST_FILES or address in asked or len(asked) > _MOST_PAGES:
             raise HostileListingError(f"{repo}: the listing does not end")
     check_names(repo, files)
     return dict(sorted(files.items()))
-
-
-def _xet_hash(text: str | None) -> str | None:
-    return text if text is not None and layout.SHARED_HASH.fullmatch(text) else None
 
 
 def check_names(repo: str, files: dict[str, TreeFile]) -> None:
@@ -146,14 +142,13 @@ def check_names(repo: str, files: dict[str, TreeFile]) -> None:
     """
     folders = {name[:end] for name in files for end, letter in enumerate(name) if letter == "/"}
     for name, file in files.items():
-        problem = layout.file_name_problem(name)
-        if problem is None and name in folders:
-            problem = "it is a folder too"
-        if problem is None and not layout.is_etag(file.etag):
-            problem = "its hash is not one"
-        if problem is None and file.content_size < 0:
-            problem = "its size makes no sense"
-        if problem is not None:
+        problems = (
+            layout.file_name_problem(name),
+            "it is a folder too" if name in folders else None,
+            None if layout.is_etag(file.etag) else "its hash is not one",
+            "its size makes no sense" if file.content_size < 0 else None,
+        )
+        for problem in filter(None, problems):
             shown = name if len(name) <= 80 else f"{name[:80]}…"
             raise HostileListingError(
                 f"{repo}: the file name {shown!r} is refused: {problem}",
@@ -181,8 +176,6 @@ def _near(client: Client, repo: str, revision: str) -> str | None:
     except VlmcacheError:
         return None
     names = [ref.name for ref in (*refs.branches, *refs.tags)]
-    near = did_you_mean(revision, names)
-    if near is not None:
-        return near
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"it has {', '.join(names[:5])}{more}" if names else None
+    listed = f"it has {', '.join(names[:5])}{more}" if names else None
+    return did_you_mean(revision, names) or listed

@@ -6,6 +6,7 @@ complete, the standard library asks first; anything but a plain answer is left t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from urllib.parse import urlsplit
@@ -36,12 +37,11 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
         revision: a branch or tag.
     """
     parts = urlsplit(client.endpoint)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        return None
     variables = client.environment.variables
     proxied = any(name.lower() in _PROXIES and value for name, value in variables.items())
+    plain = parts.scheme in ("http", "https") and parts.netloc and "@" not in parts.netloc
     # Windows keeps its proxies elsewhere.
-    if client.offline or proxied or sys.platform == "win32" or "@" in parts.netloc:
+    if client.offline or proxied or sys.platform == "win32" or not plain:
         return None
     import http.client
 
@@ -51,19 +51,14 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
         headers["Authorization"] = f"Bearer {token}"
     secure = parts.scheme == "https"
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    path = client.api(repo, "revision", revision)[len(f"{parts.scheme}://{parts.netloc}") :]
     try:
-        connection = kind(parts.netloc, timeout=_TIMEOUT)
-        try:
-            address = client.api(repo, "revision", revision)
-            connection.request(
-                "GET", address[len(f"{parts.scheme}://{parts.netloc}") :], headers=headers
-            )
+        with contextlib.closing(kind(parts.netloc, timeout=_TIMEOUT)) as connection:
+            connection.request("GET", path, headers=headers)
             response = connection.getresponse()
             if response.status != 200:
                 return None
             info = msgspec.json.decode(response.read(_ANSWER_LIMIT), type=_Info)
-        finally:
-            connection.close()
     except (OSError, http.client.HTTPException, ValueError, *JSON_ERRORS):
         return None
     return info.sha if info.id == repo and layout.COMMIT.fullmatch(info.sha) else None

@@ -16,8 +16,7 @@ import msgspec
 
 from vlmcache.errors import HubError, VlmcacheError
 from vlmcache.hub.client import Client
-from vlmcache.hub.refusals import bad_answer
-from vlmcache.hub.retry import ExpiredError, TroubleError
+from vlmcache.hub.retry import ExpiredError, TroubleError, bad_answer
 from vlmcache.progress import Stopped
 
 
@@ -116,8 +115,7 @@ class Ranges:
         self.received = 0
         """Bytes that came over all connections."""
         self._client = client
-        self._address = address
-        self._final = address
+        self._address = self._final = address
         self._size = size
         self._starts = starts
         self._spare = spare
@@ -126,20 +124,11 @@ class Ranges:
         self._possible = True
         self._pieces: deque[_Piece] = deque()
         self._changed = threading.Condition()
-        self._position = 0
-        self._next = 0
-        self._window = 0
-        self._taking = False
-        self._own_used = False
-        # Of the speed that is being measured: since when, from which count, and what it must reach.
-        self._since = 0.0
-        self._from = 0
-        self._goal: float | None = None
-        # Seconds of it in which the first connection had nothing, and since when it has nothing.
-        self._waited = 0.0
-        self._waiting_since = 0.0
+        self._position = self._next = self._window = 0
+        self._taking = self._own_used = False
         # Since when nothing but the first piece is on its way.
         self._held_up_since: float | None = None
+        self._measure()
 
     def opened(self, response: Any) -> None:
         """The first connection begins to send."""
@@ -206,6 +195,8 @@ class Ranges:
             self._changed.notify_all()
 
     def _measure(self, goal: float | None = None) -> None:
+        """Measure the speed from now on: since when, from which count, and what it must reach."""
+        # Also the seconds in which the first connection had nothing, and since when it has nothing.
         self._since = self._waiting_since = time.monotonic()
         self._from, self._waited, self._goal = self.received, 0.0, goal
 
@@ -361,6 +352,7 @@ class Ranges:
                         raise piece.trouble
                     if self._is_held_up():
                         # Its connection is slower than all others: the first one fetches the rest.
+                        self._held_up_since = None
                         self._pieces.popleft()
                         return None
                 self._changed.wait(0.2)
@@ -373,12 +365,9 @@ class Ranges:
         now = time.monotonic()
         if not others or not (full or self._next >= self._size):
             self._held_up_since = None
-        elif self._held_up_since is None:
-            self._held_up_since = now
-        elif now - self._held_up_since >= self._rules.lag:
-            self._held_up_since = None
-            return True
-        return False
+            return False
+        self._held_up_since = self._held_up_since or now
+        return now - self._held_up_since >= self._rules.lag
 
     def _use_own(self) -> None:
         """The first connection has ended: there is room for one in its place."""

@@ -1,4 +1,4 @@
-"""Failures that may pass, and how long to try again."""
+"""What a hub's refusals and a network's failures mean, and how long to try again."""
 
 from __future__ import annotations
 
@@ -6,12 +6,25 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
-from vlmcache.errors import VlmcacheError
+from vlmcache.errors import (
+    AccessError,
+    BadAnswerError,
+    HubError,
+    NoSuchFileError,
+    NoSuchRepoError,
+    NoSuchRevisionError,
+    UnreachableError,
+    VlmcacheError,
+)
+from vlmcache.hub.account import Account
 from vlmcache.progress import StopToken
 
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RATE_LIMIT = re.compile(r"r\s*=\s*0\b.*?t\s*=\s*(\d+)")
 
 
@@ -60,10 +73,10 @@ class Backoff:
         patience: Patience,
         stop_token: StopToken,
         note: Callable[[str], None],
-        attempts: int | None = None,
+        attempts: int,
     ) -> None:
         self._patience = patience
-        self._attempts = patience.attempts if attempts is None else attempts
+        self._attempts = attempts
         self._stop_token = stop_token
         self._note = note
         self._failures = 0
@@ -80,15 +93,13 @@ class Backoff:
             Stopped: the work was asked to stop.
         """
         self._failures += 1
-        asked = trouble.wait
-        too_long = asked is not None and asked > self._patience.longest_asked
+        patience, asked = self._patience, trouble.wait
+        too_long = asked is not None and asked > patience.longest_asked
         if self._failures >= self._attempts or too_long:
             raise trouble.error from trouble
-        wait = min(
-            self._patience.first_wait * 2 ** (self._failures - 1), self._patience.longest_wait
-        )
         import random
 
+        wait = min(patience.first_wait * 2 ** (self._failures - 1), patience.longest_wait)
         # Spread, so that many clients do not come back together.
         wait *= random.uniform(0.75, 1.25)  # noqa: S311
         if asked is not None:
@@ -113,3 +124,117 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
             return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     match = _RATE_LIMIT.search(headers.get("RateLimit", ""))
     return float(match[1]) if match else None
+
+
+def bad_answer(response: Any) -> BadAnswerError:
+    """Return the failure for an answer that no hub would give."""
+    kind = response.headers.get("Content-Type", "").partition(";")[0]
+    what = "a web page" if "html" in kind else "something else"
+    host = urlsplit(str(response.url)).netloc.rpartition("@")[2]
+    return BadAnswerError(
+        f"{host} answered with {what} where a hub's answer was expected",
+        "a login page of this network, or a proxy, or an address that is not a mirror: check "
+        "HF_ENDPOINT and the network",
+    )
+
+
+def unreachable(account: Account, error: Exception) -> Exception:
+    """Return what a failure of the HTTP library means."""
+    http = account.library.http
+    reason = account.scrub(" ".join(str(error).split())) or type(error).__name__
+    if isinstance(error, http.ProxyError):
+        return UnreachableError(
+            f"the proxy does not let requests through to {account.name}: {reason}",
+            "check HTTPS_PROXY and NO_PROXY",
+        )
+    if isinstance(error, http.UnsupportedProtocol):
+        return HubError(f"not an address of a hub: {account.name}", hint(account))
+    if isinstance(error, http.TimeoutException):
+        reason = "no answer in time"
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return UnreachableError(
+            f"the certificate of {account.name} cannot be verified: {reason}",
+            "a proxy that opens TLS? name its certificates in SSL_CERT_FILE",
+        )
+    return TroubleError(
+        UnreachableError(f"{account.name} cannot be reached: {reason}", hint(account))
+    )
+
+
+def refusal(account: Account, response: Any, *, signed: bool) -> Exception:
+    """Return what a refusal means.
+
+    Args:
+        account: the hub.
+        response: the answer.
+        signed: whether the address was a signed one, which is valid only for a while.
+    """
+    status: int = response.status_code
+    code = response.headers.get("X-Error-Code", "")
+    words = _said(account, response)
+    if status in _PASSING:
+        problem = UnreachableError(f"{account.name} answers {status}{words}", hint(account))
+        return TroubleError(problem, asked_wait(response.headers))
+    if signed and not code and status in (400, 401, 403, 404, 410):
+        host = urlsplit(str(response.url)).netloc
+        return ExpiredError(
+            HubError(f"{host}, where the hub keeps its files, answers {status}{words}")
+        )
+    if code == "GatedRepo" and account.library.secret:
+        return AccessError(
+            f"the repo is gated and this account has no access yet{words}",
+            f"ask for it on the repo's page at {account.name}",
+        )
+    if code == "GatedRepo":
+        return AccessError(
+            "the repo is gated and no token was sent",
+            f"ask for access on its page at {account.name}, then {account.how_to_log_in}",
+        )
+    if code == "RevisionNotFound":
+        return NoSuchRevisionError("no such revision" + words)
+    if code == "EntryNotFound":
+        return NoSuchFileError("no such file" + words)
+    if status == 401 and account.library.secret and code != "RepoNotFound":
+        return AccessError(
+            f"{account.name} does not accept the token{words}",
+            "a new one: https://huggingface.co/settings/tokens, then 'hf auth login', "
+            "HF_TOKEN or --token",
+        )
+    if code == "RepoNotFound" or status in (401, 404):
+        advice = (
+            "the token must be allowed to read it"
+            if account.library.secret
+            else account.how_to_log_in
+        )
+        return NoSuchRepoError("no such model", f"check the name; if it is private, {advice}")
+    if status == 403:
+        return AccessError(
+            f"{account.name} refuses access{words}", "is the token allowed to read this repo?"
+        )
+    if status == 416:
+        return NoRangeError(HubError(f"{account.name} has no such range of the file"))
+    return HubError(f"{account.name} answers {status}{words}", hint(account))
+
+
+def hint(account: Account) -> str:
+    """Return what to check if a hub cannot be reached."""
+    import urllib.request
+
+    parts = urlsplit(account.endpoint)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
+        shown = account.scrub(proxy)
+        return f"requests go through the proxy {shown}: is its address correct, and is it running?"
+    if account.environment.get("HF_ENDPOINT"):
+        return f"HF_ENDPOINT names {account.name}: is the address correct, and is the hub running?"
+    return "check the network; a later 'vlmcache pull' continues where it stopped"
+
+
+def _said(account: Account, response: Any) -> str:
+    """Return the hub's own words after a colon, short and without secrets; empty without any."""
+    text = response.headers.get("X-Error-Message", "")
+    if not text and "json" in response.headers.get("Content-Type", ""):
+        with contextlib.suppress(Exception):
+            text = str(msgspec.json.decode(response.read()[:10_000]).get("error", ""))
+    said = account.scrub(" ".join(text.split()))[:200]
+    return f": {said}" if said else ""

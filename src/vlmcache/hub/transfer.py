@@ -1,29 +1,61 @@
-"""The bytes of one blob: received, hashed on the way, kept if interrupted, published if correct."""
+"""The bytes of one blob: received, hashed on the way, kept if interrupted, published if correct.
+
+They come over plain HTTP, or as huggingface_hub gets them through Xet, the Hub's storage of chunks.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.mounts import mount_of
+from vlmcache.cache.state import TreeFile
 from vlmcache.change import partials
 from vlmcache.change.place import disk_failure, file_size, publish
 from vlmcache.change.plan import is_resumable
 from vlmcache.errors import AccessError, HubError, VlmcacheError, WrongBytesError
 from vlmcache.hub.client import Client
-from vlmcache.hub.job import BlobJob
 from vlmcache.hub.ranges import Ranges, Spare
-from vlmcache.hub.refusals import bad_answer
-from vlmcache.hub.retry import Backoff, NoRangeError, TroubleError
+from vlmcache.hub.retry import Backoff, NoRangeError, TroubleError, bad_answer
+from vlmcache.units import size_text
 
 _TRIES = 3
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class BlobJob(msgspec.Struct, frozen=True):
+    """One blob to fetch."""
+
+    repo: str
+    commit: str
+    file: str
+    listed: TreeFile
+    cache_dir: str
+    """The cache that `blobs` lies in: another one if `move` has put the repo there."""
+    blobs: str
+    """The folder of the repo's blobs."""
+    shares: bool = True
+    """Whether that cache's store of shared blobs may be used: not through a user's own link."""
+
+    @property
+    def blob(self) -> str:
+        """The blob's place."""
+        return os.path.join(self.blobs, self.listed.etag)
+
+    @property
+    def partial(self) -> str:
+        """Where an unfinished download of it is kept: the name that older clients use."""
+        return self.blob + layout.PARTIAL_SUFFIX
 
 
 class Transfer:
@@ -58,35 +90,40 @@ class Transfer:
             VlmcacheError: the hub or the disk fails; what has arrived stays for the next time.
             Stopped: the work was asked to stop; likewise.
         """
-        with _disk_failures(self.job.partial):
-            if self._by_xet():
-                return
-            self._adopt()
-            wrong = 0
-            while wrong < _TRIES:
-                with partials.opened(self.job.partial) as descriptor:
-                    begun = partials.usable(descriptor, self.job.listed.content_size)
-                    digest = self._receive(descriptor, begun)
-                    if digest == self.job.listed.etag:
-                        os.fsync(descriptor)
-                        break
-                    os.ftruncate(descriptor, 0)
-                self.moved(0)
-                # A beginning that was corrupted before says nothing about what the hub sends.
-                wrong += not begun
-                again = "from the start" if wrong < _TRIES else "no more"
-                self.client.note(
-                    f"{self.job.file}: wrong bytes (hash {digest[:12]}…, "
-                    f"not {self.job.listed.etag[:12]}…); fetched {again}"
-                )
-            else:
-                os.unlink(self.job.partial)
+        try:
+            if not self._by_xet():
+                self._by_http()
+        except OSError as error:
+            raise disk_failure(error, self.job.partial) from error
+
+    def _by_http(self) -> None:
+        job = self.job
+        self._adopt()
+        wrong = 0
+        while True:
+            with partials.opened(job.partial) as descriptor:
+                begun = partials.usable(descriptor, job.listed.content_size)
+                digest = self._receive(descriptor, begun)
+                if digest == job.listed.etag:
+                    os.fsync(descriptor)
+                    break
+                os.ftruncate(descriptor, 0)
+            self.moved(0)
+            # A beginning that was corrupted before says nothing about what the hub sends.
+            wrong += not begun
+            again = "from the start" if wrong < _TRIES else "no more"
+            self.client.note(
+                f"{job.file}: wrong bytes (hash {digest[:12]}…, not {job.listed.etag[:12]}…); "
+                f"fetched {again}"
+            )
+            if wrong == _TRIES:
+                os.unlink(job.partial)
                 raise WrongBytesError(
-                    f"{self.job.repo}: {self.job.file} arrived corrupted {_TRIES} times; "
+                    f"{job.repo}: {job.file} arrived corrupted {_TRIES} times; "
                     "nothing of it was kept",
                     "a proxy or mirror that changes files? check HF_ENDPOINT, or try later",
                 )
-            publish(self.job.partial, self.job.blob)
+        publish(job.partial, job.blob)
 
     def _adopt(self) -> None:
         """Continue the longest download that the client has left behind.
@@ -96,20 +133,23 @@ class Transfer:
         """
         if file_size(self.job.partial) is not None:
             return
-        candidates: list[tuple[int, str]] = []
         pattern = re.compile(re.escape(self.job.listed.etag) + r"\.[0-9a-f]{8}\.incomplete")
         with os.scandir(self.job.blobs) as entries:
-            for entry in entries:
-                if not pattern.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
-                    continue
-                status = entry.stat(follow_symlinks=False)
-                if is_resumable(
-                    self.job.listed,
-                    ours=False,
-                    size=status.st_size,
-                    allocated=allocated_bytes(status),
-                ):
-                    candidates.append((status.st_size, entry.path))
+            downloads = [
+                (entry.stat(follow_symlinks=False), entry.path)
+                for entry in entries
+                if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            ]
+        candidates = [
+            (status.st_size, path)
+            for status, path in downloads
+            if is_resumable(
+                self.job.listed,
+                ours=False,
+                size=status.st_size,
+                allocated=allocated_bytes(status),
+            )
+        ]
         mount = mount_of(self.job.blobs)
         if candidates and not (mount and mount.network):
             os.rename(max(candidates)[1], self.job.partial)
@@ -118,8 +158,8 @@ class Transfer:
         """Receive the rest of the file and return the hash of the complete file."""
         client, size = self.client, self.job.listed.content_size
         file = partials.ResumableFile(descriptor, self.job.listed.etag, size, self.moved)
-        file.resume(position, self._check)
-        backoff = Backoff(client.patience, client.stop_token, client.note)
+        file.resume(position, client.stop_token.check)
+        backoff = Backoff(client.patience, client.stop_token, client.note, client.patience.attempts)
         refused = False
         address = client.file_address(self.job.repo, self.job.commit, self.job.file)
         ranges = Ranges(client, address, size, self._start, self.spare)
@@ -191,25 +231,23 @@ class Transfer:
         Raises:
             TroubleError: it sends something else.
         """
-        size = self.job.listed.content_size
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise TroubleError(bad_answer(response))
-        if response.status_code == 206:
-            match = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if (
-                match is None
+        size, headers = self.job.listed.content_size, response.headers
+        is_part = response.status_code == 206
+        wrong = headers.get("Content-Encoding", "identity") != "identity"
+        if is_part:
+            match = _RANGE.fullmatch(headers.get("Content-Range", ""))
+            wrong = (
+                wrong
+                or match is None
                 or int(match[1]) != position
                 or (match[3] != "*" and int(match[3]) != size)
-            ):
-                raise TroubleError(bad_answer(response))
-            return position
-        length = response.headers.get("Content-Length", "")
-        if length.isascii() and length.isdecimal() and int(length) != size:
+            )
+        else:
+            length = headers.get("Content-Length", "")
+            wrong = wrong or (length.isascii() and length.isdecimal() and int(length) != size)
+        if wrong:
             raise TroubleError(bad_answer(response))
-        return 0
-
-    def _check(self) -> None:
-        self.client.stop_token.check()
+        return position if is_part else 0
 
     def _by_xet(self) -> bool:
         """Fetch the blob through Xet, if the hub and this machine have it.
@@ -217,39 +255,30 @@ class Transfer:
         An interrupted download starts again, except for the chunks that Xet's own cache has kept
         if it is on. If anything goes wrong, plain HTTP follows.
         """
-        from vlmcache.hub import xet
-
-        if not xet.is_usable(self.job.listed):
+        job, client = self.job, self.client
+        if not _has_xet(job.listed):
             return False
-        temporary = f"{self.job.blob}.{uuid.uuid4().hex[:8]}{layout.PARTIAL_SUFFIX}"
+        size, etag = job.listed.content_size, job.listed.etag
+        temporary = f"{job.blob}.{uuid.uuid4().hex[:8]}{layout.PARTIAL_SUFFIX}"
         try:
-            self.received += xet.fetch(self.client, self.job, temporary, self.moved)
+            self.received += _xet_fetch(client, job, temporary, self.moved)
             with open(temporary, "rb+") as file:
-                size = self.job.listed.content_size
-                etag = self.job.listed.etag
-                digest = partials.hash_of(file.fileno(), etag, size, size, self._check)
+                check = client.stop_token.check
+                digest = partials.hash_of(file.fileno(), etag, size, size, check)
                 os.fsync(file.fileno())
             if digest.hexdigest() != etag:
                 raise OSError("corrupted")
-            publish(temporary, self.job.blob)
+            publish(temporary, job.blob)
         except (OSError, RuntimeError, ValueError, VlmcacheError) as error:
-            self.client.stop_token.check()
-            self.client.note(f"{self.job.file}: Xet failed ({error}); plain HTTP follows")
+            client.stop_token.check()
+            client.note(f"{job.file}: Xet failed ({error}); plain HTTP follows")
             self.moved(0)
             return False
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        xet.share(self.job)
+        _share(job)
         return True
-
-
-@contextlib.contextmanager
-def _disk_failures(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise disk_failure(error, path) from error
 
 
 def without_links() -> bool:
@@ -257,3 +286,130 @@ def without_links() -> bool:
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_DISABLE_SYMLINKS)
+
+
+def _has_xet(listed: TreeFile) -> bool:
+    """Return whether a file can come through Xet: the hub has it there, and so has this machine."""
+    if listed.xet_hash is None:
+        return False
+    try:
+        from huggingface_hub.utils._runtime import is_xet_available
+    except ImportError:
+        return False
+    return bool(is_xet_available())
+
+
+def _reusable() -> int:
+    """Return the bytes of all files in Xet's own cache of chunks, 0 if it is off.
+
+    Xet can reuse only chunks: it writes each file from the start. hf_xet ships with the
+    cache off (its `chunk_cache.size_bytes` is 0); HF_XET_CHUNK_CACHE_SIZE_BYTES switches it on.
+    """
+    import hf_xet
+    from huggingface_hub import constants
+
+    try:
+        if int(hf_xet.XetConfig().get("chunk_cache.size_bytes")) <= 0:
+            return 0
+        chunks = Path(constants.HF_XET_CACHE).glob("*/chunk[-_]cache/**/*")
+        return sum(path.stat().st_size for path in chunks if path.is_file())
+    except (OSError, AttributeError, KeyError, TypeError, ValueError):
+        return 0
+
+
+def _xet_fetch(client: Client, job: BlobJob, path: str, moved: Callable[[int], None]) -> int:
+    """Download a file through Xet into `path`, and note what Xet may use again.
+
+    Returns:
+        The bytes that came over the network, as Xet reports: fewer than the file's if it has
+        chunks already or has compressed them. The file's size if it does not report any.
+
+    Raises:
+        Exception: huggingface_hub's, hf_xet's or the system's failures.
+    """
+    from huggingface_hub.file_download import xet_get
+    from huggingface_hub.utils._xet import XetFileData
+
+    cached = _reusable()
+    if cached:
+        client.note(
+            f"{job.file}: through Xet; {size_text(cached)} in its chunk cache may be used again"
+        )
+    bar = _Bar(moved)
+    route = client.api(job.repo, "xet-read-token", job.commit)
+    xet_get(
+        incomplete_path=Path(path),
+        xet_file_data=XetFileData(file_hash=str(job.listed.xet_hash), refresh_route=route),
+        headers=client.headers,
+        expected_size=job.listed.content_size,
+        displayed_filename=job.file,
+        _tqdm_bar=bar,
+    )
+    # It can only be 0 if there were chunks to reuse.
+    return bar.transferred if bar.transferred or cached else job.listed.content_size
+
+
+def abort_xet() -> None:
+    """End what runs through Xet now, as the client does on Ctrl-C."""
+    if "hf_xet" in sys.modules:
+        from huggingface_hub.utils import _xet
+
+        stop: Any = _xet.abort_xet_session
+        stop()
+
+
+class _Bar:
+    """What huggingface_hub takes for a tqdm bar, and reports the transfer to as well."""
+
+    def __init__(self, moved: Callable[[int], None]) -> None:
+        self._moved = moved
+        self.n = 0
+        self.total = 0
+        self.transferred = 0
+
+    def update(self, count: float | None = 1) -> None:
+        self.n += int(count or 0)
+        self._moved(self.n)
+
+    def update_transfer(self, count: float) -> None:
+        """`count` more bytes came over the network."""
+        self.transferred += int(count)
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_arguments, **_options: None
+
+
+def _share(job: BlobJob) -> None:
+    """Put a blob that came through Xet into the shared store, as the client does."""
+    from huggingface_hub.utils import _shared_blobs
+
+    if job.shares and _shared_blobs.shared_blobs_enabled():
+        _shared_blobs.publish_blob_to_shared_store(
+            blob_path=job.blob,
+            xet_hash=str(job.listed.xet_hash),
+            cache_dir=job.cache_dir,
+            expected_size=job.listed.content_size,
+        )
+
+
+def link_shared(job: BlobJob) -> bool:
+    """Take a blob from the shared store, if another repo has put the same content there.
+
+    Returns:
+        Whether it is there now.
+    """
+    shared_hash = job.listed.xet_hash or ""
+    if not job.shares or layout.SHARED_HASH.fullmatch(shared_hash) is None:
+        return False
+    try:
+        from huggingface_hub.utils import _shared_blobs
+    except ImportError:
+        return False
+    os.makedirs(job.blobs, exist_ok=True)
+    linked: Any = _shared_blobs.shared_blobs_enabled() and _shared_blobs.try_link_from_shared_store(
+        blob_path=job.blob,
+        xet_hash=shared_hash,
+        cache_dir=job.cache_dir,
+        expected_size=job.listed.content_size,
+    )
+    return bool(linked)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -28,12 +28,16 @@ from vlmcache.errors import (
     unloadable,
 )
 from vlmcache.home.journal import Journal
-from vlmcache.load import capacity, quantized, reader, streams, synthetic
-from vlmcache.load.child import run_child
-from vlmcache.load.conditions import counts_reads, describe_machine, set_temperature
+from vlmcache.load import quantized, streams, synthetic
+from vlmcache.load.conditions import (
+    available_memory,
+    counts_reads,
+    describe_machine,
+    measure_disk,
+    set_temperature,
+)
 from vlmcache.load.models import remember_use, require_packages
 from vlmcache.load.options import LoadTestOptions
-from vlmcache.load.remembered import best_loader
 from vlmcache.load.report import (
     Accelerator,
     Disk,
@@ -48,12 +52,19 @@ from vlmcache.load.report import (
     Trial,
     summarize,
 )
-from vlmcache.load.source import ModelFiles, ModelFinder, read_source
+from vlmcache.load.saved import best_loader
+from vlmcache.load.source import (
+    ModelFiles,
+    ModelFinder,
+    check_fits,
+    estimate_memory,
+    read_source,
+)
+from vlmcache.load.worker import run_child
 from vlmcache.units import size_text
 
 _READ_AT_LEAST = 0.5
 """Part of the weight files that a cold trial must have fetched from the disk itself."""
-_SYNTHETIC = "synthetic"
 
 OnStep = Callable[[str], None]
 """Is called with a few words on what happens now."""
@@ -102,7 +113,7 @@ def load_test(
                 raise
             # What was measured before counts, however the rest ends.
             bench.fail(name, None, error)
-    return bench.report()
+    return LoadReport(bench.machine, tuple(bench.results), tuple(bench.failures), at=_now())
 
 
 class _Bench:
@@ -170,9 +181,10 @@ class _Bench:
         self.device = facts["device"]
         self.device_free = facts["free"]
         self.refused = facts["refused"]
-        accelerators = msgspec.convert(facts["accelerators"], tuple[Accelerator, ...])
-        folder = self.session.cache.dir if self.sources else self.home
-        self.machine = describe_machine(accelerators, folder)
+        self.machine = describe_machine(
+            msgspec.convert(facts["accelerators"], tuple[Accelerator, ...]),
+            self.session.cache.dir if self.sources else self.home,
+        )
 
     def measure(self, model: ModelConfig | None, source: ModelFiles) -> None:
         """Measure one model at one precision, with each loader, from the copy and without."""
@@ -209,34 +221,33 @@ class _Bench:
         trials: int,
     ) -> None:
         """Measure loaders in turn, so that what else the machine does meets all of them alike."""
-        need = capacity.estimate(source)
-        free = capacity.available_memory() if self.device_free is None else self.device_free
-        capacity.check_fits(source, need, free, self.device)
+        need = estimate_memory(source)
+        free = available_memory() if self.device_free is None else self.device_free
+        check_fits(source, need, free, self.device)
         disk = self._disk(source)
         done: dict[Loader, list[Trial]] = {loader: [] for loader in loaders}
         broken: set[Loader] = set()
         weights_memory = 0
-        for number in range(trials):
-            for temperature in self.options.temperatures:
-                for loader in loaders:
-                    if loader in broken:
-                        continue
-                    self.on_step(
-                        f"{source.model} {source.precision} {loader}: {temperature}"
-                        f" trial {number + 1} of {trials}"
-                    )
-                    again = temperature == "warm" and (source.kind != "at-load" or number == 0)
-                    try:
-                        trial, answer = self._trial(source, loader, temperature, again=again)
-                    except UnloadableError as error:
-                        # What was measured before counts, however the rest would end.
-                        self.fail(source.model, source.precision, error, loader)
-                        broken.add(loader)
-                        continue
-                    done[loader].append(trial)
-                    weights_memory = answer["weights_memory"]
-                    if "again" in answer:
-                        done[loader].append(_hot(trial, answer["again"]))
+        kinds = itertools.product(range(trials), self.options.temperatures, loaders)
+        for number, temperature, loader in kinds:
+            if loader in broken:
+                continue
+            self.on_step(
+                f"{source.model} {source.precision} {loader}: {temperature}"
+                f" trial {number + 1} of {trials}"
+            )
+            again = temperature == "warm" and (source.kind != "at-load" or number == 0)
+            try:
+                trial, answer = self._trial(source, loader, temperature, again=again)
+            except UnloadableError as error:
+                # What was measured before counts, however the rest would end.
+                self.fail(source.model, source.precision, error, loader)
+                broken.add(loader)
+                continue
+            done[loader].append(trial)
+            weights_memory = answer["weights_memory"]
+            if "again" in answer:
+                done[loader].append(_hot(trial, answer["again"]))
         for loader, its_trials in done.items():
             if its_trials:
                 self._conclude(
@@ -275,8 +286,7 @@ class _Bench:
     def _disk(self, source: ModelFiles) -> Disk | None:
         if source.weights not in self._disks:
             self.on_step(f"{source.model}: measuring its disk")
-            speed = reader.measure_speed(source.weights)
-            self._disks[source.weights] = Disk(*speed) if speed is not None else None
+            self._disks[source.weights] = measure_disk(source.weights)
         return self._disks[source.weights]
 
     def _trial(
@@ -318,9 +328,6 @@ class _Bench:
         )
         return trial, answer
 
-    def report(self) -> LoadReport:
-        return LoadReport(self.machine, tuple(self.results), tuple(self.failures), at=_now())
-
 
 def _now() -> datetime:
     return datetime.now(timezone.utc).replace(microsecond=0)
@@ -358,22 +365,10 @@ def made(home: str, name: str, min_free: int, on_step: OnStep) -> Iterator[str]:
     Raises:
         SpaceError: it would leave less than `min_free` bytes on the disk.
     """
-    root = os.path.join(home, _SYNTHETIC)
-    os.makedirs(root, exist_ok=True)
-    quantized.discard_leftovers(root)
     shipped = shipped_config().models.get(name)
-    size = shipped.expected_size if shipped is not None and shipped.expected_size else 0
-    free = shutil.disk_usage(root).free
-    if size and free - size < min_free:
-        raise SpaceError(
-            f"the synthetic {name} takes {size_text(size)}, and {root} has {size_text(free)} free"
-            f" with {size_text(min_free)} to be kept",
-            "name another folder with VLMCACHE_HOME",
-        )
-    folder = os.path.join(root, f"{quantized.MAKING}{os.getpid()}")
-    on_step(f"making the synthetic {name}")
-    try:
+    if shipped is not None and shipped.expected_size:
+        quantized.check_space(home, f"synthetic {name}", shipped.expected_size, min_free)
+    with quantized.new_folder(os.path.join(home, "synthetic")) as folder:
+        on_step(f"making the synthetic {name}")
         run_child({"task": "synthesize", "folder": folder, "config": synthetic.CONFIGS[name]}, name)
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -1,22 +1,28 @@
-"""The conditions of a measurement: files that are cold or warm, and the machine."""
+"""The conditions of a measurement: files that are cold or warm, memory, disk and machine."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 
 from vlmcache.cache.hashing import cores
 from vlmcache.cache.mounts import mount_of, nearest_folder
 from vlmcache.load import reader
-from vlmcache.load.report import Accelerator, Machine, Temperature
+from vlmcache.load.report import Accelerator, Disk, Machine, Temperature
 
 COLD_AT_MOST = 0.01
 """Part of the weight files that may be in memory before a cold trial."""
 WARM_AT_LEAST = 0.98
 """Part of the weight files that must be in memory before a warm trial."""
+_MEASURED_BYTES = 2_000_000_000
+_MEASURED_SECONDS = 4.0
+_CGROUPS = "/sys/fs/cgroup"
 _PACKAGES = (
     "torch",
     "transformers",
@@ -36,7 +42,7 @@ def set_temperature(
     What is wrong is a sentence, or `None` where the trial is under the conditions it names.
     """
     if temperature == "warm":
-        reader.ReadAhead(paths).start().wait()
+        reader.ReadAhead(paths).wait()
         resident = reader.resident_fraction(paths)
         if resident is not None and resident < WARM_AT_LEAST:
             return (
@@ -68,6 +74,40 @@ def counts_reads(path: str) -> bool:
     return os.major(os.stat(path).st_dev) != 0
 
 
+def measure_disk(paths: Sequence[str]) -> Disk | None:
+    """Return how fast these very files come from their disk; `None` where they cannot be evicted.
+
+    At most 2 GB and 4 s each are spent on one thread and on several. The files are evicted before
+    each, and are cold or half warm afterwards.
+    """
+    if not reader.can_evict():
+        return None
+    reader.evict(paths)
+    resident = reader.resident_fraction(paths)
+    if resident is None or resident > 0.02:
+        return None
+    single, single_bytes = _timed(paths, 1)
+    several, several_bytes = _timed(paths, reader.READERS)
+    if not single or not several:
+        return None
+    return Disk(single, several, single_bytes + several_bytes)
+
+
+def _timed(paths: Sequence[str], readers: int) -> tuple[float, int]:
+    """Read files and evict them; return the bytes a second, and the bytes."""
+    reading = reader.Readers(paths, readers, _MEASURED_BYTES)
+    begun = time.perf_counter()
+    reading.start()
+    deadline = threading.Timer(_MEASURED_SECONDS, reading.halt)
+    deadline.daemon = True
+    deadline.start()
+    reading.wait()
+    deadline.cancel()
+    seconds = time.perf_counter() - begun
+    reader.evict(paths)
+    return reading.bytes / seconds, reading.bytes
+
+
 def describe_machine(accelerators: tuple[Accelerator, ...], folder: str) -> Machine:
     """Return the conditions of measurements on files below a folder."""
     import psutil
@@ -75,13 +115,11 @@ def describe_machine(accelerators: tuple[Accelerator, ...], folder: str) -> Mach
     mount = mount_of(folder)
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return Machine(
         system=platform.platform(),
-        cpu=_cpu_name(),
+        cpu=line_of("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         cores=cores(),
         memory=int(psutil.virtual_memory().total),
         accelerators=accelerators,
@@ -90,17 +128,6 @@ def describe_machine(accelerators: tuple[Accelerator, ...], folder: str) -> Mach
         versions=versions,
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _disk_name(folder: str) -> str | None:
@@ -113,9 +140,79 @@ def _disk_name(folder: str) -> str | None:
         return None
     block = os.path.realpath(link)
     for candidate in (block, os.path.dirname(block)):
-        try:
-            with open(os.path.join(candidate, "device", "model"), encoding="utf-8") as file:
-                return file.read().strip()
-        except OSError:
-            continue
+        model = line_of(os.path.join(candidate, "device", "model"))
+        if model is not None:
+            return model
     return os.path.basename(block)
+
+
+def available_memory() -> int:
+    """Return the bytes that a new process can take: the machine's, or less in a control group."""
+    import psutil
+
+    return min([psutil.virtual_memory().available, *_cgroup_rooms(), *_process_limits()])
+
+
+def line_of(path: str, name: str = "") -> str | None:
+    """Return the rest of the first line of a kernel's file that begins with a name."""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith(name):
+                return line.removeprefix(name).strip(": \t\n")
+    return None
+
+
+def _process_limits() -> Iterator[int]:
+    """Yield what a process may have of addresses and data, where that is limited."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    for name in ("RLIMIT_AS", "RLIMIT_DATA"):
+        limit, _ = resource.getrlimit(getattr(resource, name))
+        if limit != resource.RLIM_INFINITY:
+            yield limit
+
+
+def _cgroup_rooms() -> Iterator[int]:
+    """Yield what is left below each memory limit of this process's groups, of both versions."""
+    try:
+        with open("/proc/self/cgroup", encoding="ascii") as file:
+            lines = [line.strip().split(":", 2) for line in file]
+    except (OSError, UnicodeDecodeError):
+        return
+    for number, controllers, group in (line for line in lines if len(line) == 3):
+        if number == "0":
+            root, limit_file, used_file, stat = _CGROUPS, "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            root, stat = os.path.join(_CGROUPS, "memory"), "total_"
+            limit_file, used_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        parts = [part for part in group.split("/") if part]
+        for depth in range(len(parts), -1, -1):
+            folder = os.path.join(root, *parts[:depth])
+            limit = _number(os.path.join(folder, limit_file))
+            used = _number(os.path.join(folder, used_file))
+            # Files in memory count for the group, which can drop them.
+            files = _number(os.path.join(folder, "memory.stat"), f"{stat}inactive_file ")
+            if limit is not None and used is not None:
+                yield max(0, limit - used + (files or 0))
+
+
+def _number(path: str, name: str = "") -> int | None:
+    text = line_of(path, name) or ""
+    return int(text) if text.isdigit() else None
+
+
+def peak_memory() -> int | None:
+    """Return the most memory that this process had resident, mapped files included."""
+    peak = line_of("/proc/self/status", "VmHWM:")
+    if peak is not None:
+        return int(peak.split()[0]) * 1024
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024

@@ -11,7 +11,7 @@ from typing import Any
 
 from vlmcache.cache.weights import Precision
 from vlmcache.errors import MissingPackageError, NoDeviceError, UnsupportedPrecisionError
-from vlmcache.load.report import Accelerator
+from vlmcache.load.report import QUANTIZED, Accelerator
 
 CPU = "cpu"
 _COPIED_BYTES = 256 * 1024 * 1024
@@ -23,15 +23,11 @@ def _kind() -> str | None:
     import torch
 
     accelerator = getattr(torch, "accelerator", None)
-    if accelerator is not None:
-        if not accelerator.is_available():
-            return None
+    if accelerator is not None and accelerator.is_available():
         return str(accelerator.current_accelerator().type)
-    if torch.cuda.is_available():
-        return "cuda"
-    if hasattr(torch, "xpu") and torch.xpu.is_available():
-        return "xpu"
-    return "mps" if torch.backends.mps.is_available() else None
+    modules = {"cuda": torch.cuda, "xpu": getattr(torch, "xpu", None), "mps": torch.backends.mps}
+    available = (kind for kind, module in modules.items() if module and module.is_available())
+    return next(available, None)
 
 
 def _module(device: str) -> Any:
@@ -81,70 +77,55 @@ def placement(name: str, device_map: str | dict[str, Any]) -> str | dict[str, An
     return {"": resolve_device(name)}
 
 
-def free_memory(device: str) -> int | None:
-    """Return the free bytes of an accelerator; `None` for the CPU or where it does not say."""
+def memory(device: str) -> tuple[int | None, int | None]:
+    """Return an accelerator's free bytes and all; `None` for the CPU or where it does not say."""
     import torch
 
-    module = None if device == CPU else _module(device)
-    if module is None:
-        return None
-    if hasattr(module, "mem_get_info"):
-        return int(module.mem_get_info(torch.device(device))[0])
-    if hasattr(module, "recommended_max_memory"):
-        return int(module.recommended_max_memory() - module.driver_allocated_memory())
-    return None
-
-
-def total_memory(device: str) -> int | None:
-    """Return the bytes of an accelerator's memory; `None` where it does not say."""
-    import torch
-
-    module = _module(device)
-    if hasattr(module, "mem_get_info"):
-        return int(module.mem_get_info(torch.device(device))[1])
-    if hasattr(module, "recommended_max_memory"):
-        return int(module.recommended_max_memory())
-    return None
+    if device != CPU:
+        module = _module(device)
+        if hasattr(module, "mem_get_info"):
+            free, total = module.mem_get_info(torch.device(device))
+            return int(free), int(total)
+        if hasattr(module, "recommended_max_memory"):
+            total = int(module.recommended_max_memory())
+            return total - int(module.driver_allocated_memory()), total
+    return None, None
 
 
 def peak_memory(devices: list[str]) -> int | None:
     """Return the most bytes that this process had allocated on the devices; `None` for the CPU."""
-    total: int | None = None
-    for device in devices:
-        if device == CPU:
-            continue
-        module = _module(device)
-        if hasattr(module, "max_memory_allocated"):
-            taken = module.max_memory_allocated(device)
-        else:
-            # MPS keeps no peak; what the driver holds now is the nearest figure.
-            taken = module.driver_allocated_memory()
-        total = (total or 0) + int(taken)
-    return total
+    peaks = [_peak(device) for device in devices if device != CPU]
+    return sum(peaks) if peaks else None
+
+
+def _peak(device: str) -> int:
+    module = _module(device)
+    if hasattr(module, "max_memory_allocated"):
+        return int(module.max_memory_allocated(device))
+    # MPS keeps no peak; what the driver holds now is the nearest figure.
+    return int(module.driver_allocated_memory())
 
 
 def synchronize(devices: list[str]) -> None:
     """Return when the devices have done all that was asked of them."""
     for device in devices:
-        if device == CPU:
-            continue
-        module = _module(device)
         if device.startswith("mps"):
-            module.synchronize()
-        else:
-            module.synchronize(device)
+            _module(device).synchronize()
+        elif device != CPU:
+            _module(device).synchronize(device)
 
 
 def accelerators(*, measure: bool = True) -> tuple[Accelerator, ...]:
     """Return this machine's accelerators, with the measured speed of a copy to each if asked."""
     accelerators = []
-    for device in names():
-        if device == CPU:
-            continue
+    *others, _ = names()
+    for device in others:
         module = _module(device)
         name = module.get_device_name(device) if hasattr(module, "get_device_name") else "Apple GPU"
-        speed = _copy_speed(device) if measure else None
-        accelerators.append(Accelerator(device, str(name), total_memory(device), speed))
+        _, total = memory(device)
+        accelerators.append(
+            Accelerator(device, str(name), total, _copy_speed(device) if measure else None)
+        )
     return tuple(accelerators)
 
 
@@ -166,6 +147,13 @@ def _copy_speed(device: str) -> float | None:
         return None
 
 
+def dtype_of(precision: Precision) -> Any:
+    """Return torch's type for a precision that is not quantized."""
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
 def check_precision(device: str, precision: Precision) -> None:
     """Make sure that a device can work at a precision.
 
@@ -176,7 +164,7 @@ def check_precision(device: str, precision: Precision) -> None:
     import torch
 
     kind = device.partition(":")[0]
-    if precision in ("int8", "int4"):
+    if precision in QUANTIZED:
         try:
             import bitsandbytes
         except Exception as error:
@@ -192,9 +180,8 @@ def check_precision(device: str, precision: Precision) -> None:
                 f"bitsandbytes has no {precision} on {kind}", "--precision fp16"
             )
         return
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     try:
-        square = torch.ones(8, 8, dtype=dtype, device=device)
+        square = torch.ones(8, 8, dtype=dtype_of(precision), device=device)
         (square @ square).sum().item()
     except (RuntimeError, TypeError) as error:
         raise UnsupportedPrecisionError(

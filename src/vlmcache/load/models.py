@@ -26,11 +26,11 @@ from vlmcache.errors import (
     UnsupportedPrecisionError,
     UntrustedCodeError,
 )
-from vlmcache.load import capacity
 from vlmcache.load import device as devices
+from vlmcache.load.conditions import available_memory
 from vlmcache.load.reader import PAGE, READERS
-from vlmcache.load.report import Loader
-from vlmcache.load.source import ModelFiles
+from vlmcache.load.report import QUANTIZED, Loader
+from vlmcache.load.source import ModelFiles, check_fits, estimate_memory
 
 INSTALL_LOAD = "pip install 'vlmcache[load]'"
 INSTALL_VISION = "pip install 'vlmcache[vision]'"
@@ -78,12 +78,10 @@ LLM.int8 works in float16, as it always does."""
 def silence_bitsandbytes() -> None:
     """Keep two warnings of bitsandbytes from the terminal, one of which comes at each matrix."""
     for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
-        logger = logging.getLogger(name)
-        if _is_worth_telling not in logger.filters:
-            logger.addFilter(_is_worth_telling)
+        logging.getLogger(name).addFilter(_is_worth_showing)
 
 
-def _is_worth_telling(record: logging.LogRecord) -> bool:
+def _is_worth_showing(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(_HARMLESS)
 
 
@@ -114,7 +112,6 @@ def choose_class(source: ModelFiles) -> tuple[Any, Any]:
         UntrustedCodeError: the repo brings code, which nobody allowed to run.
     """
     import transformers
-    from transformers import AutoConfig
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -132,7 +129,7 @@ def choose_class(source: ModelFiles) -> tuple[Any, Any]:
             "read that code, then pass --trust-remote-code, or set trust_remote_code and a full"
             " commit as revision in a config.yaml of your own (for commands, not ./config.yaml)",
         )
-    settings = AutoConfig.from_pretrained(
+    settings = transformers.AutoConfig.from_pretrained(
         source.folder, trust_remote_code=not known, local_files_only=True
     )
     if not known:
@@ -165,7 +162,7 @@ def import_for(source: ModelFiles) -> None:
     settings, _ = choose_class(source)
     silence_bitsandbytes()
     _named_classes(settings)
-    if source.precision in ("int8", "int4"):
+    if source.precision in QUANTIZED:
         with contextlib.suppress(ImportError):
             importlib.import_module("bitsandbytes")
             importlib.import_module("accelerate")
@@ -217,18 +214,14 @@ def build_model(
     Raises:
         UnloadableError: it cannot be; errors of the libraries are left to `explained`.
     """
-    import torch
-
     where = devices.placement(device, source.device_map)
     chosen = devices.resolve_device(device)
     silence_bitsandbytes()
     devices.check_precision(chosen, source.precision)
     if where == {"": chosen}:
-        free = devices.free_memory(chosen)
-        need = msgspec.structs.replace(capacity.estimate(source), overhead=0)
-        capacity.check_fits(
-            source, need, capacity.available_memory() if free is None else free, chosen
-        )
+        free, _ = devices.memory(chosen)
+        need = msgspec.structs.replace(estimate_memory(source), overhead=0)
+        check_fits(source, need, available_memory() if free is None else free, chosen)
     settings, chosen_class = choose_class(source)
     arguments: dict[str, Any] = {
         "config": settings,
@@ -238,7 +231,7 @@ def build_model(
     }
     if attention is not None:
         arguments["attn_implementation"] = attention
-    if source.precision in ("int8", "int4"):
+    if source.precision in QUANTIZED:
         arguments["dtype"] = half_precision(settings)
         arguments["device_map"] = where
         if source.kind != "copy":
@@ -249,11 +242,7 @@ def build_model(
                 )
             arguments["quantization_config"] = quantization(source.precision, settings)
     else:
-        arguments["dtype"] = {
-            "fp32": torch.float32,
-            "fp16": torch.float16,
-            "bf16": torch.bfloat16,
-        }[source.precision]
+        arguments["dtype"] = devices.dtype_of(source.precision)
         if where != {"": devices.CPU}:
             arguments["device_map"] = where
     if loader in ("fastsafetensors", "runai"):
@@ -425,9 +414,8 @@ def _install_hint(name: str) -> str:
 
 def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
     words = " ".join(str(error).split()) or type(error).__name__
-    lowered = words.lower()
     if isinstance(error, MemoryError) or any(
-        sign in lowered
+        sign in words.lower()
         for sign in (
             "out of memory",
             "can't allocate memory",

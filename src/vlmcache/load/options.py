@@ -38,7 +38,7 @@ class LoadTestOptions(msgspec.Struct, frozen=True):
     trust_remote_code: bool = False
     """Whether Python code of a repo may run."""
     synthetic: tuple[str, ...] = ()
-    """Names of `synthetic.NAMES` to make, measure and remove."""
+    """Names of `synthetic.CONFIGS` to make, measure and remove."""
 
     def __post_init__(self) -> None:
         if self.trials < 1 or self.tokens < 1:
@@ -68,14 +68,11 @@ def parse_loaders(words: Iterable[str]) -> tuple[Loader, ...] | None:
     Raises:
         UsageError: a name is not known.
     """
-    loaders: dict[Loader, None] = {}
-    for word in _split(words):
-        loader = next((known for known in LOADERS if known == word), None)
-        if loader is not None:
-            loaders[loader] = None
-        elif word != "auto":
+    named = tuple(dict.fromkeys(_split(words)))
+    for word in named:
+        if word != "auto" and word not in LOADERS:
             raise UsageError(f"no loader {word!r}", "known: auto, " + ", ".join(LOADERS))
-    return tuple(loaders) or None
+    return tuple(loader for word in named for loader in LOADERS if loader == word) or None
 
 
 def parse_one_precision(text: str) -> Precision:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import uuid
+from collections.abc import Iterator
 from datetime import datetime, timezone
 
 import msgspec
@@ -32,14 +34,21 @@ from vlmcache.home.copies import (
     list_copies,
     read_manifest,
 )
-from vlmcache.load.source import ModelFiles, ModelFinder, read_source
+from vlmcache.load.report import QUANTIZED
+from vlmcache.load.source import (
+    ModelFiles,
+    ModelFinder,
+    check_fits,
+    estimate_memory,
+    read_source,
+)
 from vlmcache.report import Report
 from vlmcache.units import size_text
 
 MAKING = ".making-"
 """Beginning of the names of folders in which a copy is being made, then the process's number."""
-
-QUANTIZED: tuple[Precision, ...] = ("int8", "int4")
+_in_use: set[str] = set()
+"""The folders in which this process is making something."""
 
 _A_SHA256 = "0" * 64
 """What `hash_file` takes for the kind of hash."""
@@ -83,40 +92,20 @@ def find_copy(home: str, repo: str, commit: str, precision: Precision) -> KeptCo
     manifest = read_manifest(folder)
     if manifest is None or (manifest.repo, manifest.commit) != (repo, commit):
         return None
-    if damaged_files(folder, manifest.files):
-        return None
-    return describe(folder, manifest)
+    if all(_is_whole(folder, name, file) for name, file in manifest.files.items()):
+        return describe(folder, manifest)
+    return None
 
 
-def damaged_files(
-    folder: str, files: dict[str, CopiedFile] | None = None, *, hash_all: bool = False
-) -> list[str]:
-    """Return the names of a copy's files that are not what its manifest says.
-
-    Args:
-        folder: the copy.
-        files: the manifest's; read from the folder if not given.
-        hash_all: hash even files that nobody touched since.
-    """
-    if files is None:
-        manifest = read_manifest(folder)
-        if manifest is None:
-            return [MANIFEST]
-        files = manifest.files
-    return [name for name, file in files.items() if not _is_whole(folder, name, file, hash_all)]
-
-
-def _is_whole(folder: str, name: str, file: CopiedFile, hash_all: bool) -> bool:
+def _is_whole(folder: str, name: str, file: CopiedFile) -> bool:
     if os.path.basename(name) != name:
         return False
     path = os.path.join(folder, name)
     try:
         status = os.lstat(path)
-        if status.st_size != file.size:
-            return False
-        if status.st_mtime_ns == file.mtime_ns and not hash_all:
+        if (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns):
             return True
-        return hash_file(path, file.sha256) == file.sha256
+        return status.st_size == file.size and hash_file(path, file.sha256) == file.sha256
     except (OSError, ContentChangedError):
         return False
 
@@ -168,9 +157,9 @@ def quantize(
         SpaceError: the copy would leave less free than the configured minimum.
         OSError: the copy cannot be written.
     """
-    from vlmcache.load import capacity
-    from vlmcache.load.child import run_child
+    from vlmcache.load.conditions import available_memory
     from vlmcache.load.models import require_packages
+    from vlmcache.load.worker import run_child
 
     if precision not in QUANTIZED:
         raise UsageError(f"{precision} is not quantized", "--precision int8 or int4")
@@ -179,7 +168,7 @@ def quantize(
     _, source = finder.find(name, precision)
     assert source.repo is not None
     assert source.commit is not None
-    need = capacity.estimate(source)
+    need = estimate_memory(source)
     free = shutil.disk_usage(nearest_folder(home)).free
     kept = find_copy(home, source.repo, source.commit, precision)
     plan = Quantization(
@@ -196,23 +185,19 @@ def quantize(
     )
     if kept is not None or dry_run:
         return plan
-    min_free = session.config.limits.min_free
-    if free - need.weights < min_free:
-        raise SpaceError(
-            f"the {precision} copy of {source.model} takes about {size_text(need.weights)}, and"
-            f" {home} has {size_text(free)} free with {size_text(min_free)} kept",
-            "make room on that disk, or name another folder with VLMCACHE_HOME",
-        )
+    check_space(
+        home,
+        f"{precision} copy of {source.model}",
+        need.weights,
+        session.config.limits.min_free,
+    )
     require_packages()
     if device == "cpu":
-        capacity.check_fits(source, need, capacity.available_memory(), device)
-    making = making_folder(home)
-    try:
+        check_fits(source, need, available_memory(), device)
+    with new_folder(os.path.join(home, FOLDER)) as making:
         task = {"task": "quantize", "source": msgspec.to_builtins(source), "device": device}
         answer = run_child(task | {"folder": making}, source.model)
         made = publish(home, making, source)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
     return msgspec.structs.replace(plan, made=True, size=made.size, seconds=answer["seconds"])
 
 
@@ -230,16 +215,17 @@ def remove_quantized(
     home, _ = own_home(session.environment)
     repo = find_model(session.config, name, {copy.repo for copy in list_copies(home)}).repo
     root = os.path.join(home, FOLDER, layout.repo_folder("model", repo))
-    freed = 0
-    for folder in copy_folders_of(root):
-        if os.path.basename(folder).startswith(f"{precision}-"):
-            freed += allocated(folder)
-            if dry_run:
-                continue
-            shutil.rmtree(folder)
-            for above in (os.path.dirname(folder), root):
-                with contextlib.suppress(OSError):
-                    os.rmdir(above)
+    folders = [
+        folder
+        for folder in copy_folders_of(root)
+        if os.path.basename(folder).startswith(f"{precision}-")
+    ]
+    freed = sum(map(allocated, folders))
+    for folder in () if dry_run else folders:
+        shutil.rmtree(folder)
+        for above in (os.path.dirname(folder), root):
+            with contextlib.suppress(OSError):
+                os.rmdir(above)
     return Quantization(
         model=name,
         repo=repo,
@@ -255,31 +241,49 @@ def remove_quantized(
     )
 
 
-def making_folder(home: str) -> str:
-    """Return a new folder below the copies for one that is being made by this process.
+def check_space(folder: str, what: str, size: int, min_free: int) -> None:
+    """Make sure that something can be made below a folder, which need not exist.
+
+    Raises:
+        SpaceError: it would leave less than `min_free` bytes on the disk.
+    """
+    free = shutil.disk_usage(nearest_folder(folder)).free
+    if free - size < min_free:
+        raise SpaceError(
+            f"the {what} takes about {size_text(size)}, and {folder} has {size_text(free)} free"
+            f" with {size_text(min_free)} kept",
+            "make room on that disk, or name another folder with VLMCACHE_HOME",
+        )
+
+
+@contextlib.contextmanager
+def new_folder(root: str) -> Iterator[str]:
+    """Yield a new folder for what this process makes; it is removed unless it was renamed by then.
 
     Folders that processes now gone left behind are removed.
 
     Raises:
         OSError: it cannot be made.
     """
-    root = os.path.join(home, FOLDER)
-    os.makedirs(root, exist_ok=True)
-    discard_leftovers(root)
-    path = os.path.join(root, f"{MAKING}{os.getpid()}")
-    os.makedirs(path)
-    return path
-
-
-def discard_leftovers(root: str) -> None:
-    """Remove the folders that processes now gone were making something in."""
     import psutil
 
-    with contextlib.suppress(OSError):
-        for name in os.listdir(root):
-            number = name.removeprefix(MAKING)
-            if name.startswith(MAKING) and number.isdigit() and not psutil.pid_exists(int(number)):
-                shutil.rmtree(os.path.join(root, name), ignore_errors=True)
+    os.makedirs(root, exist_ok=True)
+    for name in os.listdir(root):
+        path = os.path.join(root, name)
+        number, _, _ = name.removeprefix(MAKING).partition("-")
+        if not name.startswith(MAKING) or not number.isdigit() or path in _in_use:
+            continue
+        # In containers one process after the other has the same number.
+        if int(number) == os.getpid() or not psutil.pid_exists(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+    making = os.path.join(root, f"{MAKING}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    _in_use.add(making)
+    try:
+        os.makedirs(making)
+        yield making
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+        _in_use.discard(making)
 
 
 def publish(home: str, making: str, source: ModelFiles) -> KeptCopy:
@@ -296,7 +300,7 @@ def publish(home: str, making: str, source: ModelFiles) -> KeptCopy:
     for entry in sorted(os.scandir(making), key=lambda entry: entry.name):
         with open(entry.path, "rb") as file:
             os.fsync(file.fileno())
-        status = os.stat(entry.path)
+            status = os.fstat(file.fileno())
         files[entry.name] = CopiedFile(
             status.st_size, hash_file(entry.path, _A_SHA256), status.st_mtime_ns
         )
@@ -308,14 +312,13 @@ def publish(home: str, making: str, source: ModelFiles) -> KeptCopy:
         datetime.now(timezone.utc).replace(microsecond=0),
         files,
     )
-    content = msgspec.json.format(msgspec.json.encode(manifest))
-    write_file(os.path.join(making, MANIFEST), content)
+    write_file(os.path.join(making, MANIFEST), msgspec.json.format(msgspec.json.encode(manifest)))
     folder = copy_folder(home, source.repo, source.commit, source.precision)
     parent = os.path.dirname(folder)
     os.makedirs(parent, exist_ok=True)
     if os.path.isdir(folder):
         # A damaged one, else it would have been used: out of the way, and gone.
-        old = os.path.join(os.path.dirname(making), f"{MAKING}{os.getpid()}-old")
+        old = f"{making}-old"
         os.rename(folder, old)
         shutil.rmtree(old, ignore_errors=True)
     os.rename(making, folder)

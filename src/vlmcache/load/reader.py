@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 CHUNK = 16 * 1024 * 1024
 """Bytes of one read ahead; large enough that a disk is not kept waiting for the next one."""
@@ -31,8 +30,6 @@ _MADV_POPULATE_READ = 22
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _PR_SET_PDEATHSIG = 1
 _NICE = 10
-_MEASURED_BYTES = 2_000_000_000
-_MEASURED_SECONDS = 4.0
 
 _libc: ctypes.CDLL | None = None
 
@@ -73,12 +70,9 @@ def evict(paths: Iterable[str]) -> None:
     if not can_evict():
         return
     for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+        with io.FileIO(path) as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def resident_bytes(path: str) -> int | None:
@@ -90,12 +84,11 @@ def resident_bytes(path: str) -> int | None:
     library = libc()
     if library is None or not _may_know(path):
         return None
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(descriptor).st_size
+    with io.FileIO(path) as file:
+        size = os.fstat(file.fileno()).st_size
         if size == 0:
             return 0
-        address = library.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        address = library.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
         if address in (None, _MAP_FAILED):
             return None
         try:
@@ -104,8 +97,6 @@ def resident_bytes(path: str) -> int | None:
                 return None
         finally:
             library.munmap(address, size)
-    finally:
-        os.close(descriptor)
     resident = bytes(pages).translate(_LOWEST_BIT)
     whole = resident.count(1) * PAGE
     # The last page counts only as far as the file reaches.
@@ -121,14 +112,12 @@ def _may_know(path: str) -> bool:
 
 def resident_fraction(paths: Sequence[str]) -> float | None:
     """Return the part of the files' bytes that is in memory, 0 to 1; `None` if not known."""
-    total = resident = 0
-    for path in paths:
-        count = resident_bytes(path)
-        if count is None:
-            return None
-        resident += count
-        total += os.path.getsize(path)
-    return resident / total if total else 0.0
+    counts = [resident_bytes(path) for path in paths]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None
+    total = sum(map(os.path.getsize, paths))
+    return sum(known) / total if total else 0.0
 
 
 class Readers:
@@ -167,7 +156,7 @@ class Readers:
 
     def _run(self) -> None:
         files: dict[str, io.FileIO] = {}
-        try:
+        with contextlib.ExitStack() as opened:
             while not self._halted.is_set():
                 with self._lock:
                     if not self._chunks:
@@ -175,19 +164,16 @@ class Readers:
                     path, begin, length = self._chunks.pop()
                 try:
                     if path not in files:
-                        files[path] = io.FileIO(path)
+                        files[path] = opened.enter_context(io.FileIO(path))
                     got = _bring(files[path], begin, length)
                 except OSError:
                     continue
                 with self._lock:
                     self.bytes += got
-        finally:
-            for file in files.values():
-                file.close()
 
 
 class ReadAhead:
-    """Brings files into memory from a process of its own, while this one does something else.
+    """Brings files into memory from a process of its own, from now on, and returns at once.
 
     Threads would do, if imports and the mapping of libraries did not wait for them: on two cores a
     cold load of 4 GB took 7 to 12 s with threads and about 6 s with a process.
@@ -197,29 +183,24 @@ class ReadAhead:
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self._paths = list(paths)
         self._process: subprocess.Popen[bytes] | None = None
         self._readers: Readers | None = None
         self.seconds: float | None = None
         """How long the reading took, once it has ended."""
-
-    def start(self) -> ReadAhead:
-        """Begin to read and return at once."""
         program = sys.executable or ""
         if not getattr(sys, "frozen", False) and os.path.basename(program).startswith("python"):
             # Isolated and without site-packages, an interpreter starts in a few milliseconds.
             with contextlib.suppress(OSError):
                 self._process = subprocess.Popen(
-                    [program, "-I", "-S", __file__, *self._paths],
+                    [program, "-I", "-S", __file__, *paths],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                 )
-                return self
-        # An application that embeds Python has no interpreter to start.
-        self._readers = Readers(self._paths)
-        self._readers.start()
-        return self
+        if self._process is None:
+            # An application that embeds Python has no interpreter to start.
+            self._readers = Readers(paths)
+            self._readers.start()
 
     def wait(self) -> None:
         """Return when everything was read."""
@@ -300,48 +281,6 @@ def _chunks(paths: Sequence[str], limit: int | None) -> list[tuple[str, int, int
         chunks += [(path, at, min(CHUNK, size - at)) for at in range(0, size, CHUNK)]
     chunks.reverse()
     return chunks
-
-
-class Speed(NamedTuple):
-    """Bytes a second of a disk, read by one thread and by several; bytes that were read for it."""
-
-    sequential: float
-    parallel: float
-    bytes: int
-
-
-def measure_speed(paths: Sequence[str]) -> Speed | None:
-    """Return how fast these very files come from their disk; `None` where they cannot be evicted.
-
-    At most 2 GB and 4 s each are spent on one thread and on several. The files are evicted before
-    each, and are cold or half warm afterwards.
-    """
-    if not can_evict():
-        return None
-    evict(paths)
-    resident = resident_fraction(paths)
-    if resident is None or resident > 0.02:
-        return None
-    single = _timed(paths, 1)
-    evict(paths)
-    several = _timed(paths, READERS)
-    evict(paths)
-    if single is None or several is None:
-        return None
-    return Speed(single[0], several[0], single[1] + several[1])
-
-
-def _timed(paths: Sequence[str], readers: int) -> tuple[float, int] | None:
-    reading = Readers(paths, readers, _MEASURED_BYTES)
-    begun = time.perf_counter()
-    reading.start()
-    deadline = threading.Timer(_MEASURED_SECONDS, reading.halt)
-    deadline.daemon = True
-    deadline.start()
-    reading.wait()
-    deadline.cancel()
-    seconds = time.perf_counter() - begun
-    return (reading.bytes / seconds, reading.bytes) if reading.bytes else None
 
 
 if __name__ == "__main__":

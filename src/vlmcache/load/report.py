@@ -21,6 +21,8 @@ from vlmcache.units import size_text
 Temperature = Literal["cold", "warm", "hot"]
 """Weights on the disk only; weights in the machine's memory; a second load in one process."""
 
+QUANTIZED: tuple[Precision, ...] = ("int8", "int4")
+
 Loader = Literal["plain", "readahead", "fastsafetensors", "runai"]
 
 WeightsSource = Literal["weights", "at-load", "copy"]
@@ -42,6 +44,14 @@ another precision. to_device: the weights onto an accelerator, and waiting for i
 
 _FEWEST = 3
 """Trials on each side without which a difference is not called one."""
+
+_IMPORTING = "importing torch and transformers is the limit: keep the process alive between uses"
+_ADVICE = {
+    "start": _IMPORTING,
+    "import": _IMPORTING,
+    "to_device": "the copy to the device is the limit: a smaller precision moves fewer bytes",
+}
+"""Phase that takes longest -> what to do, where that depends on nothing else."""
 
 _SLOW_DISK = 1_000_000_000
 """Below this many bytes a second a disk is slower than a common NVMe drive."""
@@ -296,7 +306,7 @@ def summarize(
         peak_memory=_greatest(trial.peak_memory for trial in valid),
         peak_device_memory=_greatest(trial.peak_device_memory for trial in valid),
     )
-    verdict, advice = explain(result)
+    verdict, advice = judge_phases(result)
     return msgspec.structs.replace(result, verdict=verdict, advice=advice)
 
 
@@ -316,7 +326,7 @@ def median_phases(result: Result, temperature: Temperature) -> dict[str, float]:
     }
 
 
-def explain(result: Result) -> tuple[str | None, str | None]:
+def judge_phases(result: Result) -> tuple[str | None, str | None]:
     """Return what dominates the load, and what to do about it, as sentences for a person."""
     temperature: Temperature = "cold" if result.cold is not None else "warm"
     whole = result.cold or result.warm
@@ -351,11 +361,7 @@ def _advise(result: Result, dominant: str, temperature: Temperature) -> str | No
         return f"the disk{speed} is the limit: a faster disk, or a kept int8 or int4 copy, helps"
     if dominant == "read":
         return "more memory would keep the weights from being read and converted again"
-    if dominant == "to_device":
-        return "the copy to the device is the limit: a smaller precision moves fewer bytes"
-    if dominant in ("import", "start"):
-        return "importing torch and transformers is the limit: keep the process alive between uses"
-    return None
+    return _ADVICE.get(dominant)
 
 
 def compare(then: LoadReport, now: LoadReport) -> Comparison:
@@ -382,10 +388,7 @@ def compare(then: LoadReport, now: LoadReport) -> Comparison:
     )
     old = {_identity(result): result for result in then.results}
     new = {_identity(result): result for result in now.results}
-    changes: list[Change] = []
-    for key, result in new.items():
-        if key in old:
-            changes += _changes(old[key], result)
+    changes = (change for key in new if key in old for change in _changes(old[key], new[key]))
     return Comparison(
         True,
         versions,

@@ -1,15 +1,29 @@
-"""Reports kept in files: written whole or not at all, read with care."""
+"""Earlier load tests: reports in files, and results as the journal remembers them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Sequence
 
 import msgspec
 
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.change import place
+from vlmcache.config import Session, find_model, own_home
 from vlmcache.errors import UsageError
-from vlmcache.load.report import LoadReport, compare
+from vlmcache.home.journal import Journal
+from vlmcache.load import streams
+from vlmcache.load.report import (
+    Loader,
+    LoadReport,
+    Machine,
+    Remembered,
+    Spread,
+    compare,
+    faster_or_slower,
+)
+from vlmcache.load.source import ModelFiles
 
 _REPORT_LIMIT = 64_000_000
 
@@ -21,13 +35,13 @@ def read_report(path: str) -> LoadReport:
         UsageError: the file cannot be read, or is no such report.
     """
     try:
-        report = msgspec.json.decode(read_bytes(path, _REPORT_LIMIT), type=LoadReport)
+        return msgspec.json.decode(read_bytes(path, _REPORT_LIMIT), type=LoadReport)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
     except JSON_ERRORS as error:
-        hint = "write one with vlmcache load-test --save"
-        raise UsageError(f"{path}: no load report: {error}", hint) from None
-    return report
+        raise UsageError(
+            f"{path}: no load report: {error}", "write one with vlmcache load-test --save"
+        ) from None
 
 
 def compared(report: LoadReport, earlier: LoadReport | None) -> LoadReport:
@@ -57,7 +71,72 @@ def save_report(path: str, report: LoadReport) -> None:
     Raises:
         OSError: it cannot be written; what was at the path before is untouched.
     """
-    content = msgspec.to_builtins(report)
-    content = {"schema": "vlmcache.load-test/1"} | content
+    content = {"schema": "vlmcache.load-test/1"} | msgspec.to_builtins(report)
     encoded = msgspec.json.format(msgspec.json.encode(content), indent=2)
     place.write_file(os.path.abspath(path), encoded + b"\n")
+
+
+def history(session: Session, names: Sequence[str]) -> LoadReport:
+    """Return the results of earlier runs, the latest first, of all models or of those named.
+
+    Raises:
+        UnknownModelError: a name is neither a key, nor a repo id, nor one that is remembered.
+    """
+    home, _ = own_home(session.environment)
+    results = remembered(home)
+    known = {earlier.result.model for earlier in results}
+    repos = {earlier.result.repo for earlier in results if earlier.result.repo is not None}
+    unknown = (name for name in names if name not in known)
+    wanted = {*names, *(find_model(session.config, name, repos).repo for name in unknown)}
+    chosen = (
+        earlier
+        for earlier in results
+        if not wanted or earlier.result.model in wanted or earlier.result.repo in wanted
+    )
+    return LoadReport(None, (), history=tuple(chosen))
+
+
+def remembered(home: str) -> list[Remembered]:
+    """Return the results of earlier runs, the latest first. What cannot be read is left out."""
+    results = []
+    with Journal(home) as memory:
+        for content in memory.loads():
+            with contextlib.suppress(*JSON_ERRORS):
+                results.append(msgspec.json.decode(content, type=Remembered))
+    return results
+
+
+def best_loader(
+    home: str, source: ModelFiles, device: str, machine: Machine | None, *, cold: bool
+) -> Loader:
+    """Return reading ahead, or what was faster here beyond the spread when last measured.
+
+    Args:
+        home: our own folder.
+        source: what is to be loaded.
+        device: on which.
+        machine: this one; on another one, what was measured says nothing.
+        cold: whether cold loads count, or warm ones.
+    """
+    latest: dict[Loader, Spread] = {}
+    for earlier in remembered(home):
+        result = earlier.result
+        same = (result.model, result.repo, result.precision, result.device, result.source) == (
+            source.model,
+            source.repo,
+            source.precision,
+            device,
+            source.kind,
+        )
+        spread = result.cold if cold else result.warm
+        if not same or spread is None or machine is None or not streams.is_installed(result.loader):
+            continue
+        if earlier.machine.hardware() == machine.hardware():
+            latest.setdefault(result.loader, spread)
+    usual = latest.get("readahead")
+    faster = [
+        (spread.median, loader)
+        for loader, spread in latest.items()
+        if usual is not None and faster_or_slower(usual, spread) == "faster"
+    ]
+    return min(faster)[1] if faster else "readahead"

@@ -1,4 +1,4 @@
-"""Which files a load reads: a snapshot of the cache, a kept quantized copy, a synthetic model.
+"""Which files a load reads, a snapshot, a kept copy or a synthetic model; what memory they take.
 
 Nothing of torch or transformers is needed to tell; a child process is handed the answer.
 """
@@ -6,7 +6,7 @@ Nothing of torch or transformers is needed to tell; a child process is handed th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -18,12 +18,22 @@ from vlmcache.cache.moved import away_error
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Repo, Revision
-from vlmcache.cache.weights import Precision, Tensor, read_header
+from vlmcache.cache.weights import (
+    MemoryEstimate,
+    Precision,
+    Tensor,
+    read_header,
+    rescale,
+    weights_bytes,
+    with_overhead,
+)
 from vlmcache.config import ModelConfig, Session, cached_models, find_model
-from vlmcache.errors import DamagedWeightsError, NotDownloadedError
-from vlmcache.load.report import WeightsSource
+from vlmcache.errors import DamagedWeightsError, NotDownloadedError, NotEnoughMemoryError
+from vlmcache.load.report import QUANTIZED, WeightsSource
+from vlmcache.units import size_text
 
 _CONFIG_LIMIT = 16_000_000
+_SMALLER: tuple[Precision, ...] = ("fp16", "int8", "int4")
 
 
 class ModelFiles(msgspec.Struct, frozen=True):
@@ -167,7 +177,7 @@ def read_source(
         bytes=sum(os.path.getsize(file) for file in weights),
         precision=precision,
         model_type=content.model_type,
-        kind=kind if kind == "copy" or precision not in ("int8", "int4") else "at-load",
+        kind=kind if kind == "copy" or precision not in QUANTIZED else "at-load",
         has_own_code=bool(content.auto_map),
         trust_remote_code=trust_remote_code,
         device_map=device_map,
@@ -184,9 +194,7 @@ def weight_files(folder: str) -> list[str]:
     for name, is_index in formats.weight_candidates(names):
         if name not in names:
             continue
-        shards: set[str] | None = {name}
-        if is_index:
-            shards = read_shards(Revision("", folder, (), (), 0), name)
+        shards = read_shards(Revision("", folder, (), (), 0), name) if is_index else {name}
         paths = [os.path.join(folder, *shard.split("/")) for shard in sorted(shards or ())]
         # The first format that is there is the one that transformers takes, whole or not.
         return paths if all(map(os.path.isfile, paths)) else []
@@ -200,14 +208,47 @@ def read_tensors(source: ModelFiles) -> dict[str, Tensor]:
         DamagedWeightsError: a header makes no sense, or the file is shorter than it says.
     """
     tensors: dict[str, Tensor] = {}
-    for path in _safetensors(source.weights):
-        try:
-            tensors |= read_header(path)
-        except (OSError, ValueError) as error:
-            remedy = units.command("verify", source.model, "--repair") if source.repo else None
-            raise DamagedWeightsError(f"{source.model}: {error}", remedy) from None
+    try:
+        for path in source.weights:
+            if path.endswith(".safetensors"):
+                tensors |= read_header(path)
+    except (OSError, ValueError) as error:
+        remedy = units.command("verify", source.model, "--repair") if source.repo else None
+        raise DamagedWeightsError(f"{source.model}: {error}", remedy) from None
     return tensors
 
 
-def _safetensors(paths: Sequence[str]) -> list[str]:
-    return [path for path in paths if path.endswith(".safetensors")]
+def estimate_memory(source: ModelFiles, precision: Precision | None = None) -> MemoryEstimate:
+    """Return what a model takes once loaded.
+
+    Raises:
+        DamagedWeightsError: the weight files contradict themselves.
+    """
+    precision = precision or source.precision
+    if source.kind == "copy" or source.quantized_by is not None:
+        return with_overhead(source.bytes)
+    tensors = read_tensors(source)
+    if tensors:
+        return with_overhead(weights_bytes(tensors, precision))
+    return with_overhead(rescale(source.bytes, "bf16", precision))
+
+
+def check_fits(source: ModelFiles, need: MemoryEstimate, free: int, device: str) -> None:
+    """Make sure that a model fits, before the kernel or the device finds that it does not.
+
+    Raises:
+        NotEnoughMemoryError: it does not; the hint names a precision at which it would.
+    """
+    if need.total <= free:
+        return
+    hint = "free some memory, or use a machine or device with more"
+    for precision in _SMALLER if source.kind == "weights" else ():
+        smaller = estimate_memory(source, precision).total
+        if smaller <= min(free, need.total - 1):
+            hint = f"--precision {precision} takes about {size_text(smaller)}"
+            break
+    raise NotEnoughMemoryError(
+        f"{source.model} at {source.precision} needs about {size_text(need.total)}"
+        f" ({size_text(need.weights)} of weights), and {device} has {size_text(free)} free",
+        hint,
+    )

@@ -16,13 +16,18 @@ PACKAGES: dict[Loader, tuple[str, str]] = {
 """Loader -> module and how to install it."""
 
 
+def is_installed(loader: Loader) -> bool:
+    """Return whether a loader can be imported, without importing it."""
+    return loader not in PACKAGES or importlib.util.find_spec(PACKAGES[loader][0]) is not None
+
+
 def require_loader(loader: Loader) -> None:
-    """Make sure that a loader is installed, without importing it.
+    """Make sure that a loader is installed.
 
     Raises:
         MissingPackageError: it is not.
     """
-    if loader in PACKAGES and importlib.util.find_spec(PACKAGES[loader][0]) is None:
+    if not is_installed(loader):
         module, install = PACKAGES[loader]
         raise MissingPackageError(f"--loader {loader} needs {module}", install)
 
@@ -55,13 +60,13 @@ def read(
 def _runai(paths: Sequence[str], device: str) -> dict[str, Any]:
     from runai_model_streamer import SafetensorsStreamer
 
-    tensors = {}
     with SafetensorsStreamer() as streamer:
         streamer.stream_files(list(paths))
-        for name, tensor in streamer.get_tensors():
-            # The streamer reuses its buffer.
-            tensors[name] = tensor.clone() if device == "cpu" else tensor.to(device)
-    return tensors
+        # The streamer reuses its buffer.
+        return {
+            name: tensor.clone() if device == "cpu" else tensor.to(device)
+            for name, tensor in streamer.get_tensors()
+        }
 
 
 def _fastsafetensors(paths: Sequence[str], device: str) -> dict[str, Any]:

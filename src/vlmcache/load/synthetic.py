@@ -7,14 +7,13 @@ noise.
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any
 
 from vlmcache.cache import formats
+from vlmcache.change import place
 from vlmcache.errors import UsageError
-
-NAMES = ("tiny", "got_ocr", "qwen_vl_2b", "qwen_vl_7b")
-"""What `--synthetic` takes."""
 
 _SHARD_BYTES = 4_000_000_000
 _BLOCK = 16_000_000
@@ -125,8 +124,8 @@ CONFIGS = {
     "qwen_vl_2b": _QWEN2_VL_2B,
     "qwen_vl_7b": _QWEN2_VL_7B,
 }
-"""Name -> config.json. The sizes are those of Qwen/Qwen2-VL-2B-Instruct, Qwen/Qwen2-VL-7B-Instruct
-and stepfun-ai/GOT-OCR2_0, the last in the form that transformers itself has."""
+"""Name, as `--synthetic` takes it -> config.json. The sizes are those of Qwen/Qwen2-VL-2B-Instruct,
+Qwen/Qwen2-VL-7B-Instruct and stepfun-ai/GOT-OCR2_0, the last in the form of transformers itself."""
 
 
 def check_name(name: str) -> None:
@@ -136,22 +135,17 @@ def check_name(name: str) -> None:
         UsageError: it cannot.
     """
     if name not in CONFIGS:
-        raise UsageError(f"no synthetic model {name!r}", "known: " + ", ".join(NAMES))
+        raise UsageError(f"no synthetic model {name!r}", "known: " + ", ".join(CONFIGS))
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the tensors that a model of this configuration stores, by name. Imports torch."""
     import torch
     import transformers
-    from transformers import AutoConfig
-    from transformers.models.auto import modeling_auto as auto
 
-    kind = config["model_type"]
-    settings = AutoConfig.for_model(**config)
-    generative = kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    chosen = "AutoModelForImageTextToText" if generative else "AutoModelForCausalLM"
+    settings = transformers.AutoConfig.for_model(**config)
     with torch.device("meta"):
-        model = getattr(transformers, chosen).from_config(settings)
+        model = getattr(transformers, config["architectures"][0])(settings)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     return {
         name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied
@@ -189,9 +183,14 @@ def make(folder: str, config: dict[str, Any], seed: int = 0) -> int:
         total += _write_shard(os.path.join(folder, name), shard, content)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(os.path.join(folder, formats.SAFETENSORS_INDEX), index)
+        place.write_file(
+            os.path.join(folder, formats.SAFETENSORS_INDEX), json.dumps(index, indent=1).encode()
+        )
     # Last: a folder with config.json is a whole model.
-    _write_json(os.path.join(folder, formats.CONFIG), config | {"dtype": "bfloat16"})
+    place.write_file(
+        os.path.join(folder, formats.CONFIG),
+        json.dumps(config | {"dtype": "bfloat16"}, indent=1).encode(),
+    )
     return total
 
 
@@ -209,10 +208,7 @@ def _shards(tensors: dict[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ..
 
 
 def _bytes(shape: tuple[int, ...]) -> int:
-    size = 2
-    for length in shape:
-        size *= length
-    return size
+    return 2 * math.prod(shape)
 
 
 def _write_shard(path: str, tensors: dict[str, tuple[int, ...]], content: memoryview) -> int:
@@ -237,8 +233,3 @@ def _write_shard(path: str, tensors: dict[str, tuple[int, ...]], content: memory
         file.flush()
         os.fsync(file.fileno())
     return at
-
-
-def _write_json(path: str, content: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)

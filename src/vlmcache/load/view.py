@@ -6,9 +6,9 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -42,6 +42,17 @@ _VERDICTS = {
     "too-few": "yellow",
 }
 _TEMPERATURES: tuple[Temperature, ...] = ("cold", "warm", "hot")
+_NUMBERS = (
+    "COLD",
+    "WARM",
+    "HOT",
+    "TOKEN",
+    "MEMORY",
+    "EXPECTED",
+    "OF LIMIT",
+    "THEN",
+    "NOW",
+)
 _PLOTS = (".png", ".svg")
 
 
@@ -95,36 +106,38 @@ def show(report: LoadReport, *, verbose: bool = False) -> None:
         out.print(Text(_machine_line(report), "dim"))
 
 
-def _table() -> Table:
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+def _table(rows: Sequence[Mapping[str, str | Text]], *folded: str) -> Table:
+    """Return a table of rows, heading -> cell; long cells of the columns named are folded."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in rows[0]:
+        table.add_column(
+            name,
+            justify="right" if name in _NUMBERS else "left",
+            no_wrap=name not in folded,
+            overflow="fold" if name in folded else "ellipsis",
+        )
+    for row in rows:
+        table.add_row(*row.values())
+    return table
 
 
 def _result_table(results: Sequence[Result], *, wide: bool) -> Table:
     loaders = wide or len({result.loader for result in results}) > 1
-    table = _table()
-    table.add_column("MODEL", overflow="fold")
-    table.add_column("PRECISION", no_wrap=True)
-    if loaders:
-        table.add_column("LOADER", no_wrap=True)
-    for name in ("COLD", "WARM", "HOT", "TOKEN", "MEMORY"):
-        if name != "HOT" or wide or not loaders:
-            table.add_column(name, justify="right", no_wrap=True)
-    if wide:
-        table.add_column("EXPECTED", justify="right", no_wrap=True)
-    table.add_column("OF LIMIT", justify="right", no_wrap=True)
+    rows = []
     for result in results:
-        cells = [printable(result.model), _precision(result)]
+        row = {"MODEL": printable(result.model), "PRECISION": _precision(result)}
         if loaders:
-            cells.append(result.loader)
-        cells += [_spread(result.cold, wide=wide), _spread(result.warm, wide=wide)]
+            row["LOADER"] = result.loader
+        times = _spread if wide else _median
+        row |= {"COLD": times(result.cold), "WARM": times(result.warm)}
         if wide or not loaders:
-            cells.append(_median(result.hot))
-        cells += [_median(result.first_token), _memory(result)]
+            row["HOT"] = _median(result.hot)
+        row |= {"TOKEN": _median(result.first_token), "MEMORY": _memory(result)}
         if wide:
-            cells.append(_amount(result.expected.memory if result.expected else None))
-        cells.append(NOTHING if result.efficiency is None else f"{result.efficiency:.0%}")
-        table.add_row(*cells)
-    return table
+            row["EXPECTED"] = _amount(result.expected.memory if result.expected else None)
+        row["OF LIMIT"] = NOTHING if result.efficiency is None else f"{result.efficiency:.0%}"
+        rows.append(row)
+    return _table(rows, "MODEL")
 
 
 def _precision(result: Result) -> str:
@@ -139,11 +152,9 @@ def _median(spread: Spread | None) -> str:
     return NOTHING if spread is None else _seconds(spread.median)
 
 
-def _spread(spread: Spread | None, *, wide: bool) -> str:
-    if spread is None:
-        return NOTHING
-    if not wide or spread.count < 2:
-        return _seconds(spread.median)
+def _spread(spread: Spread | None) -> str:
+    if spread is None or spread.count < 2:
+        return _median(spread)
     return f"{_seconds(spread.median)} ({spread.min:.1f}-{spread.max:.1f})"
 
 
@@ -164,7 +175,10 @@ def _print_result(out: Console, result: Result, *, verbose: bool) -> None:
         _print_bars(out, result, temperature)
     for line in _facts(result):
         out.print(_indented(Text(line, "dim")))
-    for reason, count in _invalid(result).items():
+    reasons = Counter(
+        f"{trial.temperature}: {trial.why_not}" for trial in result.trials if not trial.valid
+    )
+    for reason, count in reasons.items():
         plural = "trial does" if count == 1 else "trials do"
         out.print(_indented(Text(f"{count} {plural} not count: {reason}", "yellow")))
     for why in dict.fromkeys(trial.no_token for trial in result.trials if trial.no_token):
@@ -219,9 +233,9 @@ def _facts(result: Result) -> Iterator[str]:
         text = (
             f"memory: {size_text(measured)} at most, {size_text(result.memory_estimate)} estimated"
         )
-        expected = result.expected.memory if result.expected is not None else None
-        if expected is not None and result.expected is not None:
-            text += f", {size_text(expected)} expected ({result.expected.source})"
+        expected = result.expected
+        if expected is not None and expected.memory is not None:
+            text += f", {size_text(expected.memory)} expected ({expected.source})"
         yield text
     speeds = [
         trial.tokens_per_second
@@ -230,15 +244,6 @@ def _facts(result: Result) -> Iterator[str]:
     ]
     if speeds:
         yield f"tokens: {max(speeds):.1f} a second"
-
-
-def _invalid(result: Result) -> dict[str, int]:
-    reasons: dict[str, int] = {}
-    for trial in result.trials:
-        if not trial.valid:
-            reason = f"{trial.temperature}: {trial.why_not}"
-            reasons[reason] = reasons.get(reason, 0) + 1
-    return reasons
 
 
 def _print_trials(out: Console, result: Result) -> None:
@@ -259,25 +264,26 @@ def _print_comparison(out: Console, comparison: Comparison) -> None:
         for difference in comparison.differences:
             out.print(Text(f"  {printable(difference)}", "dim"))
         return
-    table = _table()
-    for name in ("MODEL", "PRECISION", "", "THEN", "NOW", "VERDICT"):
-        table.add_column(name, justify="right" if name in ("THEN", "NOW") else "left")
-    for change in comparison.changes:
-        table.add_row(
-            printable(change.model),
-            f"{change.precision} {change.loader}",
-            change.temperature,
-            _seconds(change.then.median),
-            _seconds(change.now.median),
-            Text(_verdict(change), _VERDICTS[change.verdict]),
-        )
-    out.print(table)
-    for difference in comparison.differences:
-        out.print(Text(f"  since then: {printable(difference)}", "dim"))
-    for name in comparison.only_then:
-        out.print(Text(f"  only then: {printable(name)}", "dim"))
-    for name in comparison.only_now:
-        out.print(Text(f"  only now: {printable(name)}", "dim"))
+    rows: list[dict[str, str | Text]] = [
+        {
+            "MODEL": printable(change.model),
+            "PRECISION": f"{change.precision} {change.loader}",
+            "": change.temperature,
+            "THEN": _seconds(change.then.median),
+            "NOW": _seconds(change.now.median),
+            "VERDICT": Text(_verdict(change), _VERDICTS[change.verdict]),
+        }
+        for change in comparison.changes
+    ]
+    if rows:
+        out.print(_table(rows, "MODEL", "PRECISION", "VERDICT"))
+    for label, names in (
+        ("since then", comparison.differences),
+        ("only then", comparison.only_then),
+        ("only now", comparison.only_now),
+    ):
+        for name in names:
+            out.print(Text(f"  {label}: {printable(name)}", "dim"))
 
 
 def _verdict(change: Change) -> str:
@@ -290,23 +296,25 @@ def _verdict(change: Change) -> str:
 
 def _history_table(history: Iterable[Remembered], *, wide: bool) -> Table:
     now = datetime.now(timezone.utc)
-    table = _table()
-    for name in ("WHEN", "MODEL", "PRECISION"):
-        table.add_column(name, overflow="fold")
-    if wide:
-        for name in ("LOADER", "DEVICE", "TORCH"):
-            table.add_column(name, no_wrap=True)
-    for name in ("COLD", "WARM", "HOT", "MEMORY"):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = []
     for earlier in history:
         result = earlier.result
-        cells = [ago(earlier.at, now), printable(result.model), _precision(result)]
+        row = {
+            "WHEN": ago(earlier.at, now),
+            "MODEL": printable(result.model),
+            "PRECISION": _precision(result),
+        }
         if wide:
-            version = earlier.machine.versions.get("torch", NOTHING)
-            cells += [result.loader, result.device, printable(version)]
-        cells += [_spread(result.cold, wide=False), _spread(result.warm, wide=False)]
-        table.add_row(*cells, _median(result.hot), _memory(result))
-    return table
+            version = printable(earlier.machine.versions.get("torch", NOTHING))
+            row |= {"LOADER": result.loader, "DEVICE": result.device, "TORCH": version}
+        row |= {
+            "COLD": _median(result.cold),
+            "WARM": _median(result.warm),
+            "HOT": _median(result.hot),
+            "MEMORY": _memory(result),
+        }
+        rows.append(row)
+    return _table(rows, "WHEN", "MODEL", "PRECISION")
 
 
 def _machine_line(report: LoadReport) -> str:
@@ -368,8 +376,7 @@ def plot(path: str, report: LoadReport) -> None:
     axes.set_xlabel("seconds from process start to every weight on the device (median)")
     if rows:
         axes.legend(loc="best", fontsize="small")
-    metadata: dict[str, Any] = {"Date": None} if path.lower().endswith(".svg") else {}
-    figure.savefig(path, metadata=metadata)
+    figure.savefig(path, metadata={"Date": None} if path.lower().endswith(".svg") else {})
 
 
 def show_quantization(value: Quantization) -> None:

@@ -1,8 +1,8 @@
-"""The child process: one load from process start to first token, then the process ends.
+"""Child processes: each is started fresh, does one task such as a load, answers and ends.
 
-Reading ahead begins before anything slow is imported, so this module imports little itself. The
-request is JSON on the command line, the answer one line of JSON on what was standard output;
-whatever libraries print goes to standard error.
+`run_child` starts one, `main` is what it runs. Reading ahead begins before anything slow is
+imported, so this module imports little itself. The request is JSON on the command line, the answer
+one line of JSON on what was standard output; whatever libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -10,19 +10,87 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import IO, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from vlmcache.errors import SpaceError, UnloadableError, VlmcacheError
+from vlmcache.errors import CrashedError, SpaceError, UnloadableError, VlmcacheError, unloadable
 from vlmcache.load import reader
 
-COMMAND = (
+_STDERR_LINES = 3
+_COMMAND = (
     "import sys; sys.path[:] = [path for path in sys.path if path];"
     " from vlmcache.load.worker import main; main()"
 )
 """What a fresh interpreter is given to run: the working folder is no place to import from."""
+
+
+def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, Any]:
+    """Run a task of the worker in a fresh process and return its answer.
+
+    Raises:
+        SpaceError: the disk was too full for what the child was to write.
+        UnloadableError: the child reported another failure, or ended without an answer.
+    """
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    # Imported here, since the child imports this module too and its clock runs.
+    import tempfile
+
+    with tempfile.TemporaryFile() as stderr:
+        started = time.monotonic()
+        child = subprocess.run(
+            [sys.executable, "-c", _COMMAND, json.dumps(request | {"started": started})],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            check=False,
+        )
+        try:
+            answer: dict[str, Any] = json.loads(child.stdout)
+        except ValueError:
+            stderr.seek(0)
+            lines = stderr.read().decode(errors="replace").strip().splitlines()
+            last = lines[-_STDERR_LINES:] or ["it said nothing"]
+            raise crash(model, child.returncode, last) from None
+    if "error" in answer:
+        error = answer["error"]
+        if error["code"] == SpaceError.code:
+            raise SpaceError(error["message"], error["hint"])
+        raise unloadable(**error)
+    return answer
+
+
+def crash(model: str | None, code: int, last_lines: Sequence[str]) -> CrashedError:
+    """Return the error of a child that ended without an answer.
+
+    Args:
+        model: what it was to load; `None` where it only looked at the devices.
+        code: its exit code, negative for a signal.
+        last_lines: the last lines of its standard error.
+    """
+    what = f"the process that loaded {model}" if model else "the process that imported torch"
+    if code >= 0:
+        words = " ".join(" ".join(last_lines).split())
+        return CrashedError(f"{what} ended with code {code}: {words[-300:]}")
+    name = signal.Signals(-code).name if -code in list(signal.Signals) else str(-code)
+    if -code == getattr(signal, "SIGKILL", None):
+        return CrashedError(
+            f"{what} was killed ({name}), most likely by the kernel for want of memory",
+            "--precision int8 or int4 takes less; journalctl -k tells what the kernel did",
+        )
+    return CrashedError(
+        f"{what} crashed ({name})", "try --loader plain, or another version of torch"
+    )
 
 
 def main() -> None:
@@ -31,7 +99,6 @@ def main() -> None:
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     request = json.loads(sys.argv[1])
-    answer: dict[str, Any]
     tasks: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "trial": _trial,
         "facts": _facts,
@@ -41,26 +108,21 @@ def main() -> None:
     try:
         answer = tasks[request["task"]](request)
     except VlmcacheError as error:
-        answer = {"error": _told(error)}
+        answer = {"error": _error_fields(error)}
     except Exception as error:
         if "No space left on device" not in str(error):
             raise
         full = SpaceError(f"the disk is full: {' '.join(str(error).split())[:200]}")
-        answer = {"error": _told(full)}
-    _say(channel, answer)
-    channel.close()
+        answer = {"error": _error_fields(full)}
+    with channel:
+        channel.write(json.dumps(answer) + "\n")
     sys.stderr.flush()
     # Nothing is left to do, and freeing gigabytes of a model takes its time.
     os._exit(0)
 
 
-def _told(error: VlmcacheError) -> dict[str, Any]:
+def _error_fields(error: VlmcacheError) -> dict[str, Any]:
     return {"code": error.code, "message": error.message, "hint": error.hint}
-
-
-def _say(channel: IO[str], answer: dict[str, Any]) -> None:
-    channel.write(json.dumps(answer) + "\n")
-    channel.flush()
 
 
 class _Clock:
@@ -68,6 +130,8 @@ class _Clock:
 
     def __init__(self, started: float) -> None:
         self.phases: dict[str, float] = {}
+        self.weights = 0.0
+        """What of the phase that builds the model went into its weights."""
         self._last = started
 
     def lap(self, phase: str) -> None:
@@ -86,13 +150,12 @@ class _Clock:
 def _trial(request: dict[str, Any]) -> dict[str, Any]:
     clock = _Clock(request["started"])
     clock.lap("start")
-    loader = request["loader"]
     ahead = None
-    if loader == "readahead":
-        ahead = reader.ReadAhead(request["source"]["weights"]).start()
+    if request["loader"] == "readahead":
+        ahead = reader.ReadAhead(request["source"]["weights"])
     import msgspec
 
-    from vlmcache.load import models
+    from vlmcache.load import conditions, device, models
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
@@ -100,27 +163,26 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
         models.import_for(source)
         clock.lap("import")
         model = _load(source, request, clock, ahead)
+        # What the kernel fetched from disks for this process so far: see proc_pid_io(5).
+        read = conditions.line_of("/proc/self/io", "read_bytes:")
         answer: dict[str, Any] = {
             "phases": clock.phases,
             "seconds": sum(clock.phases.values()),
-            "bytes_read": _bytes_read(),
+            "bytes_read": None if read is None else int(read),
             "devices": models.model_devices(model),
             "weights_memory": models.weights_memory(model),
         }
         if ahead is not None:
             answer["read_ahead"] = ahead.seconds
         answer |= _tokens(model, request["tokens"])
-        answer["peak_memory"] = _peak_memory()
-        from vlmcache.load import device
-
+        answer["peak_memory"] = conditions.peak_memory()
         answer["peak_device_memory"] = device.peak_memory(answer["devices"])
         if request["again"]:
             del model
             again = _Clock(time.monotonic())
-            again.lap("start")
             model = _load(source, request, again, None)
             answer["again"] = {
-                "phases": {name: took for name, took in again.phases.items() if name != "start"},
+                "phases": again.phases,
                 "first_token": _tokens(model, 1).get("first_token"),
             }
     return answer
@@ -131,7 +193,7 @@ def _load(
 ) -> Any:
     from vlmcache.load import models
 
-    with _timed_weights() as spent:
+    with _timed_weights(clock):
         model = models.build_model(source, request["device"], loader=request["loader"])
     clock.lap("build")
     if ahead is not None:
@@ -144,7 +206,7 @@ def _load(
         phase = "quantise"
     elif on_device:
         phase = "to_device"
-    clock.move("build", phase, spent())
+    clock.move("build", phase, clock.weights)
     if on_device:
         # Waiting for the device belongs to the copy, not to reading.
         clock.move("read", phase, clock.phases["read"])
@@ -152,7 +214,7 @@ def _load(
 
 
 @contextlib.contextmanager
-def _timed_weights() -> Iterator[Callable[[], float]]:
+def _timed_weights(clock: _Clock) -> Iterator[None]:
     """Measure how much of `from_pretrained` is spent on weights, the rest being the bare model.
 
     transformers offers no such figure; where the function that does it is not there, it all counts
@@ -162,26 +224,20 @@ def _timed_weights() -> Iterator[Callable[[], float]]:
 
     name = "_load_pretrained_model"
     original = PreTrainedModel.__dict__.get(name)
-    seconds = 0.0
-
-    def spent() -> float:
-        return seconds
-
     if not isinstance(original, staticmethod):
-        yield spent
+        yield
         return
 
     def timed(*arguments: Any, **named: Any) -> Any:
-        nonlocal seconds
         begun = time.monotonic()
         try:
             return original.__func__(*arguments, **named)
         finally:
-            seconds += time.monotonic() - begun
+            clock.weights += time.monotonic() - begun
 
     setattr(PreTrainedModel, name, staticmethod(timed))
     try:
-        yield spent
+        yield
     finally:
         setattr(PreTrainedModel, name, original)
 
@@ -193,54 +249,23 @@ def _tokens(model: Any, count: int) -> dict[str, Any]:
     """
     from vlmcache.load import models
 
-    begun = time.monotonic()
+    answer: dict[str, Any] = {}
     try:
-        models.first_token(model)
+        answer["first_token"] = _seconds(models.first_token, model)
+        if count > 1:
+            first = _seconds(models.more_tokens, model, 1)
+            rest = _seconds(models.more_tokens, model, count) - first
+            if rest > 0:
+                answer["tokens_per_second"] = (count - 1) / rest
     except Exception as error:
-        return {"no_token": f"{type(error).__name__}: {error}"}
-    answer: dict[str, Any] = {"first_token": time.monotonic() - begun}
-    if count > 1:
-        try:
-            begun = time.monotonic()
-            models.more_tokens(model, 1)
-            first = time.monotonic() - begun
-            begun = time.monotonic()
-            models.more_tokens(model, count)
-            rest = time.monotonic() - begun - first
-        except Exception as error:
-            return answer | {"no_token": f"{type(error).__name__}: {error}"}
-        if rest > 0:
-            answer["tokens_per_second"] = (count - 1) / rest
+        answer["no_token"] = f"{type(error).__name__}: {error}"
     return answer
 
 
-def _bytes_read() -> int | None:
-    """Return what the kernel fetched from disks for this process so far (see proc_pid_io(5))."""
-    try:
-        with open("/proc/self/io", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("read_bytes:"):
-                    return int(line.partition(":")[2])
-    except OSError:
-        pass
-    return None
-
-
-def _peak_memory() -> int | None:
-    """Return the most memory that this process had resident, mapped files included."""
-    try:
-        with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _seconds(work: Callable[..., object], *arguments: object) -> float:
+    begun = time.monotonic()
+    work(*arguments)
+    return time.monotonic() - begun
 
 
 def _facts(request: dict[str, Any]) -> dict[str, Any]:
@@ -254,14 +279,14 @@ def _facts(request: dict[str, Any]) -> dict[str, Any]:
         try:
             device.check_precision(chosen, precision)
         except UnloadableError as error:
-            refused[precision] = _told(error)
+            refused[precision] = _error_fields(error)
     return {
         "device": chosen,
         "refused": refused,
         "accelerators": msgspec.to_builtins(
             device.accelerators(measure=request.get("measure", True))
         ),
-        "free": device.free_memory(chosen),
+        "free": device.memory(chosen)[0],
     }
 
 

@@ -16,9 +16,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
-from vlmcache.progress import Progress
+from vlmcache.progress import Progress, Sum
 from vlmcache.show.console import console
-from vlmcache.show.sum import Sum
 from vlmcache.show.text import printable
 
 _NAME_WIDTH = 40

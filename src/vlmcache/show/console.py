@@ -7,6 +7,7 @@ import sys
 from typing import IO
 
 from rich.console import Console
+from rich.text import Text
 
 PIPE_WIDTH = 160
 """Columns where nobody tells: wide enough that a table read by a script keeps its lines whole."""
@@ -39,3 +40,8 @@ def console(stream: IO[str] | None = None) -> Console:
         emoji=False,
         soft_wrap=False,
     )
+
+
+def print_line(out: Console, line: Text) -> None:
+    """Print a line, folded on a terminal only: a pipe gets complete lines."""
+    out.print(line, soft_wrap=not out.is_terminal)

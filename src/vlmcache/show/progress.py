@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from typing import TextIO
 
 from vlmcache.config import is_on
-from vlmcache.progress import Progress
-from vlmcache.show.sum import Sum
+from vlmcache.progress import Progress, Sum
 from vlmcache.show.text import printable
 from vlmcache.units import duration_text, size_text
 

@@ -19,8 +19,7 @@ from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import variables
 from vlmcache.change.plan import SetAccess
-from vlmcache.commands.doctor import access
-from vlmcache.commands.doctor import permissions as changes
+from vlmcache.commands.doctor.permissions import inherits, set_access
 from vlmcache.commands.doctor.sharing import check_sharing
 from vlmcache.commands.doctor.values import Access
 
@@ -96,7 +95,7 @@ def test_a_fix_lets_the_group_write_folders_refs_and_locks_and_read_blobs(
 def test_after_a_fix_a_user_of_the_group_pulls_and_removes_with_the_usual_umask(
     shared: CacheBuilder, group: str
 ) -> None:
-    if access.inherits(str(shared.root)) is None:
+    if inherits(str(shared.root)) is None:
         pytest.skip("this filesystem has no default ACL")
     check_sharing(str(shared.root), group, fix=True)
     with LoopbackHub() as hub:
@@ -157,7 +156,7 @@ def test_an_entry_that_was_swapped_for_a_link_since_the_plan_is_stale(
     place = shared.root / "models--org--name" / swapped
     place.rename(shared.root.parent / "old")
     place.symlink_to(outside if swapped == "refs" else outside / "main")
-    receipt = changes.set_access(plan, str(shared.root))
+    receipt = set_access(plan, str(shared.root))
     assert {outcome.path for outcome in receipt.outcomes if outcome.result == "stale"} >= {
         str(place)
     }
@@ -168,7 +167,7 @@ def test_an_entry_that_was_swapped_for_a_link_since_the_plan_is_stale(
 def test_a_refused_change_is_told_and_a_second_run_finishes(
     shared: CacheBuilder, group: str, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if call == "setxattr" and access.inherits(str(shared.root)) is None:
+    if call == "setxattr" and inherits(str(shared.root)) is None:
         pytest.skip("this filesystem has no default ACL")
     real: Any = getattr(os, call)
     calls = 0

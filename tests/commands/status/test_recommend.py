@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +15,7 @@ from vlmcache.change.plan import Plan, Remove, RemoveTree
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.choose import choose
-from vlmcache.commands.status.planner import fetching
-from vlmcache.commands.status.steps import Advice, Evictable, PendingDownload
+from vlmcache.commands.status.steps import Advice, Evictable, PendingDownload, Planner, fetching
 from vlmcache.commands.status.values import CacheSummary, Recommendation
 from vlmcache.config import CacheLocation, Config, Limits, Session, read_environment
 from vlmcache.units import parse_size
@@ -155,7 +155,8 @@ class Disk:
             max_size=self.max_size,
             by_class=ByClass(),
         )
-        return choose(Advice(SESSION), self, room, self.downloads())
+        planner = cast("Planner", self)
+        return choose(Advice(SESSION), planner, room, self.downloads())
 
     # What the commands do.
 

@@ -47,9 +47,9 @@ def test_nothing_happened_between_two_scans_of_the_same(repo: CachedRepo) -> Non
 
 
 def test_a_removed_repo_is_told_with_the_bytes_it_had(repo: CachedRepo) -> None:
-    held = scan(repo.cache.root).repos[0].size_on_disk
+    size = scan(repo.cache.root).repos[0].size_on_disk
     (event,) = happened(repo, lambda: shutil.rmtree(repo.folder))
-    assert (event.kind, event.repo, event.size) == ("removed", "org/name", held)
+    assert (event.kind, event.repo, event.size) == ("removed", "org/name", size)
 
 
 def test_a_new_repo_is_told_as_revision_and_download(repo: CachedRepo) -> None:
@@ -80,7 +80,9 @@ def test_a_removed_revision_is_told_with_the_blobs_that_went_with_it(repo: Cache
 
     size = blob.stat().st_blocks * 512
     events = happened(repo, remove)
-    assert ("removed", commit, size) in [(one.kind, one.revision, one.size) for one in events]
+    assert ("removed", commit, size) in [
+        (event.kind, event.revision, event.size) for event in events
+    ]
     assert "damaged" not in kinds(events)
 
 
@@ -202,10 +204,10 @@ REPOS = st.builds(
     commits=st.lists(NAMES, unique=True, max_size=3).map(tuple),
 )
 STATES = st.dictionaries(NAMES, REPOS, max_size=4).map(
-    lambda found: a_state(
+    lambda repos: a_state(
         tuple(
             msgspec.structs.replace(repo, id=f"org/{name}", folder=f"models--org--{name}")
-            for name, repo in found.items()
+            for name, repo in repos.items()
         )
     )
 )
@@ -226,7 +228,7 @@ def test_applying_what_happened_to_the_repos_gives_the_later_ones(
     before: CacheState, after: CacheState
 ) -> None:
     old, new = repos_of(before), repos_of(after)
-    commits = {(name, one.commit) for name, repo in old.items() for one in repo.revisions}
+    commits = {(name, revision.commit) for name, repo in old.items() for revision in repo.revisions}
     blobs = {(name, blob) for name, repo in old.items() for blob in repo.blobs}
     for event in changes(before, after):
         name = event.repo or ""
@@ -241,7 +243,9 @@ def test_applying_what_happened_to_the_repos_gives_the_later_ones(
         elif event.kind == "removed":
             commits = {pair for pair in commits if pair[0] != name}
             blobs = {pair for pair in blobs if pair[0] != name}
-    assert commits == {(name, one.commit) for name, repo in new.items() for one in repo.revisions}
+    assert commits == {
+        (name, revision.commit) for name, repo in new.items() for revision in repo.revisions
+    }
     assert blobs == {(name, blob) for name, repo in new.items() for blob in repo.blobs}
 
 
@@ -256,8 +260,8 @@ def test_bytes_removed_are_those_that_are_no_longer_there(
         for key, blob in repo.blobs.items()
         if name not in new or key not in new[name].blobs
     )
-    told = sum(event.size or 0 for event in changes(before, after) if event.kind == "removed")
-    assert told == gone
+    removed = sum(event.size or 0 for event in changes(before, after) if event.kind == "removed")
+    assert removed == gone
 
 
 def test_the_filesystem_tells_which_entry_of_the_cache_changed(repo: CachedRepo) -> None:

@@ -63,23 +63,23 @@ def a_look(*events: str) -> Observation:
 
 
 def values(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+    samples: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
     for family in text_string_to_metric_families(text):
         assert family.documentation
         for sample in family.samples:
             key = sample.name, frozenset(sample.labels.items())
-            assert key not in found
-            found[key] = sample.value
-    return found
+            assert key not in samples
+            samples[key] = sample.value
+    return samples
 
 
 def test_prometheus_reads_the_text_and_its_awkward_names() -> None:
     exposition = metrics.Exposition()
     exposition.update(a_look("downloaded"))
-    found = values(exposition.update(a_look("downloaded", "removed")))
+    samples = values(exposition.update(a_look("downloaded", "removed")))
 
     def value(name: str, **labels: str) -> float:
-        return found[f"vlmcache_{name}", frozenset(labels.items())]
+        return samples[f"vlmcache_{name}", frozenset(labels.items())]
 
     assert value("cache_bytes", **{"class": "partial"}) == 20
     assert value("filesystem_free_bytes") == 5
@@ -172,12 +172,16 @@ def ask(url: str, path: str, method: str = "GET") -> tuple[int, str | None, str]
 def test_metrics_are_answered_and_nothing_else_is() -> None:
     exposition = metrics.Exposition()
     text = exposition.update(a_look())
-    with metrics.Endpoint(exposition, "127.0.0.1", 0) as endpoint:
-        assert ask(endpoint.url, "/metrics") == (200, metrics.CONTENT_TYPE, text)
-        assert ask(endpoint.url, "/")[0] == 404
-        assert ask(endpoint.url, "/metrics", "POST")[0] == 501
-        with pytest.raises(metrics.MetricsError, match="cannot listen"):
-            metrics.Endpoint(exposition, "127.0.0.1", int(endpoint.url.split(":")[2].split("/")[0]))
+    with metrics.endpoint(exposition, "127.0.0.1", 0) as url:
+        assert ask(url, "/metrics") == (200, metrics.CONTENT_TYPE, text)
+        assert ask(url, "/")[0] == 404
+        assert ask(url, "/metrics", "POST")[0] == 501
+        port = int(url.split(":")[2].split("/")[0])
+        with (
+            pytest.raises(metrics.MetricsError, match="cannot listen"),
+            metrics.endpoint(exposition, "127.0.0.1", port),
+        ):
+            pass
 
 
 def test_the_metrics_of_a_real_cache_are_read(tmp_path: Path) -> None:
@@ -188,6 +192,6 @@ def test_the_metrics_of_a_real_cache_are_read(tmp_path: Path) -> None:
     location = CacheLocation(str(tmp_path / "hub"), "x")
     session = Session(read_environment({}), shipped_config(), location)
     look = next(watch(session, notify=False))
-    found = values(metrics.Exposition().update(look))
-    states = [key for key, value in found.items() if key[0] == "vlmcache_model_state" and value]
+    samples = values(metrics.Exposition().update(look))
+    states = [key for key, value in samples.items() if key[0] == "vlmcache_model_state" and value]
     assert len(states) == 4

@@ -20,8 +20,8 @@ from tests.kit.caches import CacheBuilder, CachedRepo, model_files
 from vlmcache.cache import layout
 from vlmcache.cache.mounts import Mount
 from vlmcache.cache.scan import Scanner
-from vlmcache.commands.status import summary
-from vlmcache.commands.watch import scans, values
+from vlmcache.commands.status import values as status_values
+from vlmcache.commands.watch import values
 from vlmcache.commands.watch import watch as watch_command
 from vlmcache.commands.watch.values import Observation
 from vlmcache.commands.watch.watch import watch
@@ -57,7 +57,7 @@ class Clock:
 
 def configuration(*models: ModelConfig, min_free: int = 0) -> Config:
     limits = Limits(min_free=min_free)
-    return Config("config.yaml", "--config", {one.key: one for one in models}, limits)
+    return Config("config.yaml", "--config", {model.key: model for model in models}, limits)
 
 
 def session(root: Path, config: Config | None = None) -> Session:
@@ -69,13 +69,13 @@ def looks(
     root: Path, steps: Steps, *, config: Config | None = None, notify: bool = False
 ) -> tuple[list[Observation], Clock]:
     clock = Clock(steps)
-    found = watch(
+    observations = watch(
         session(root, config),
         wait=clock.wait,
         clock=values.Clock(clock, clock.now),
         notify=notify,
     )
-    return list(found), clock
+    return list(observations), clock
 
 
 def kinds(look: Observation) -> list[str]:
@@ -99,15 +99,15 @@ def missing_weights(repo: CachedRepo) -> str:
 
 
 def test_a_quiet_cache_is_looked_at_once_an_interval(repo: CachedRepo) -> None:
-    found, clock = looks(repo.cache.root, [nothing] * 3)
+    observations, clock = looks(repo.cache.root, [nothing] * 3)
     assert clock.waits == [5.0] * 4
-    assert [look.events for look in found] == [()] * 4
-    assert [(m.repo, m.state) for m in found[-1].snapshot.models] == [("org/name", "cached")]
+    assert [look.events for look in observations] == [()] * 4
+    assert [(m.repo, m.state) for m in observations[-1].snapshot.models] == [("org/name", "cached")]
 
 
 def test_polling_finds_what_came_and_went(repo: CachedRepo) -> None:
     other = repo.cache.repo("org/other")
-    found, _ = looks(
+    observations, _ = looks(
         repo.cache.root,
         [
             nothing,
@@ -116,14 +116,14 @@ def test_polling_finds_what_came_and_went(repo: CachedRepo) -> None:
             lambda: shutil.rmtree(repo.folder),
         ],
     )
-    assert [kinds(look) for look in found] == [
+    assert [kinds(look) for look in observations] == [
         [],
         [],
         ["new-revision", "downloaded"],
         ["new-revision"],
         ["removed"],
     ]
-    assert not found[0].snapshot.notified
+    assert not observations[0].snapshot.notified
 
 
 def test_a_quiet_cache_is_not_read_again_while_polling(
@@ -153,23 +153,28 @@ def test_a_download_has_speed_time_left_and_file(repo: CachedRepo) -> None:
         lambda: repo.partial(etag, size=3000),
         lambda: repo.partial(etag, size=5000),
     ]
-    found, clock = looks(repo.cache.root, steps)
-    (download,) = found[-1].snapshot.downloads
+    observations, clock = looks(repo.cache.root, steps)
+    (download,) = observations[-1].snapshot.downloads
     assert (download.repo, download.file) == ("org/name", "model.safetensors")
     assert (download.size, download.expected_size) == (5000, size)
     assert download.speed == pytest.approx(2000)
     assert download.seconds_left == pytest.approx((size - 5000) / 2000)
     assert clock.waits == [5.0, 1.0, 1.0, 1.0]
     # An advance is told of once an interval.
-    assert [kinds(look) for look in found] == [[], ["download-started"], ["download-advanced"], []]
+    assert [kinds(look) for look in observations] == [
+        [],
+        ["download-started"],
+        ["download-advanced"],
+        [],
+    ]
 
 
 def test_a_partial_given_its_length_beforehand_counts_what_was_written(repo: CachedRepo) -> None:
     etag = missing_weights(repo)
     size = repo.file("model.safetensors").size
     repo.partial(etag, size=size, sparse=True)
-    found, _ = looks(repo.cache.root, [])
-    assert found[0].snapshot.downloads[0].size == 0
+    observations, _ = looks(repo.cache.root, [])
+    assert observations[0].snapshot.downloads[0].size == 0
 
 
 @pytest.mark.parametrize("suffix", layout.OTHER_CLIENTS)
@@ -184,21 +189,21 @@ def test_a_download_by_another_program_is_shown_as_one_until_it_is_whole(
         lambda: repo.partial(etag, size=size, suffix=suffix).rename(repo.blobs / etag),
         nothing,
     ]
-    found, _ = looks(repo.cache.root, steps)
-    (download,) = found[2].snapshot.downloads
+    observations, _ = looks(repo.cache.root, steps)
+    (download,) = observations[2].snapshot.downloads
     assert (download.file, download.size) == ("model.safetensors", 3000)
     assert (download.expected_size, download.state) == (size, "running")
-    told = [["download-started"], ["download-advanced"], ["downloaded"], []]
-    assert [kinds(look) for look in found][1:] == told
-    assert found[3].events[0].files == ("model.safetensors",)
-    assert found[3].snapshot.downloads == ()
+    expected = [["download-started"], ["download-advanced"], ["downloaded"], []]
+    assert [kinds(look) for look in observations][1:] == expected
+    assert observations[3].events[0].files == ("model.safetensors",)
+    assert observations[3].snapshot.downloads == ()
 
 
 def test_what_the_rust_client_has_received_is_told_without_a_listing_too(tmp_path: Path) -> None:
     repo = CacheBuilder(tmp_path / "hub").repo("org/name")
     repo.partial(size=5_000_008, sparse=True, suffix=".sync.part")
-    found, _ = looks(repo.cache.root, [])
-    (download,) = found[0].snapshot.downloads
+    observations, _ = looks(repo.cache.root, [])
+    (download,) = observations[0].snapshot.downloads
     assert (download.size, download.expected_size) == (0, None)
 
 
@@ -207,8 +212,8 @@ def test_a_partial_that_nobody_locks_is_judged_by_its_last_write(
     repo: CachedRepo, age: float, state: str
 ) -> None:
     repo.partial(age=age)
-    found, _ = looks(repo.cache.root, [])
-    assert [one.state for one in found[0].snapshot.downloads] == [state]
+    observations, _ = looks(repo.cache.root, [])
+    assert [download.state for download in observations[0].snapshot.downloads] == [state]
 
 
 def test_a_locked_partial_that_does_not_grow_is_stalled_until_its_lock_goes(
@@ -218,10 +223,10 @@ def test_a_locked_partial_that_does_not_grow_is_stalled_until_its_lock_goes(
     repo.partial(etag, age=60)
     lock = os.open(repo._lock_file(etag), os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    found, _ = looks(repo.cache.root, [lambda: os.close(lock)])
-    assert [look.snapshot.downloads[0].state for look in found] == ["stalled", "left-behind"]
-    assert kinds(found[1]) == ["download-left-behind"]
-    assert found[1].snapshot.downloads[0].speed is None
+    observations, _ = looks(repo.cache.root, [lambda: os.close(lock)])
+    assert [look.snapshot.downloads[0].state for look in observations] == ["stalled", "left-behind"]
+    assert kinds(observations[1]) == ["download-left-behind"]
+    assert observations[1].snapshot.downloads[0].speed is None
 
 
 def test_the_process_that_has_a_model_open_is_named_without_its_arguments(
@@ -233,10 +238,10 @@ def test_the_process_that_has_a_model_open_is_named_without_its_arguments(
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        found, _ = looks(repo.cache.root, [])
+        observations, _ = looks(repo.cache.root, [])
     finally:
         process.communicate()
-    (program,) = found[0].snapshot.models[0].used_by
+    (program,) = observations[0].snapshot.models[0].used_by
     assert program.pid == process.pid
     assert program.name.startswith("python")
 
@@ -250,10 +255,10 @@ def test_the_process_that_writes_a_download_is_named(repo: CachedRepo) -> None:
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        found, _ = looks(repo.cache.root, [])
+        observations, _ = looks(repo.cache.root, [])
     finally:
         process.communicate()
-    writer = found[0].snapshot.downloads[0].process
+    writer = observations[0].snapshot.downloads[0].process
     assert writer is not None
     assert writer.pid == process.pid
 
@@ -267,12 +272,12 @@ def test_a_configured_model_is_missing_then_partial_then_cached(tmp_path: Path) 
         for name in set(FILES) - {"config.json"}:
             repo._place(repo.file(name), repo.latest, "symlink", False)
 
-    found, _ = looks(
+    observations, _ = looks(
         cache.root,
         [lambda: repo.revision(FILES, downloaded=["config.json"]), finish],
         config=configuration(model),
     )
-    rows = [look.snapshot.models[0] for look in found]
+    rows = [look.snapshot.models[0] for look in observations]
     assert [row.state for row in rows] == ["missing", "partial", "cached"]
     whole = sum(map(len, FILES.values()))
     assert [row.expected_size for row in rows] == [7, whole, whole]
@@ -281,7 +286,7 @@ def test_a_configured_model_is_missing_then_partial_then_cached(tmp_path: Path) 
 def test_a_model_configured_in_another_case_is_the_repo_of_the_cache(repo: CachedRepo) -> None:
     model = ModelConfig("mine", "Org/Name")
     ((look,), _) = looks(repo.cache.root, [], config=configuration(model))
-    assert [(one.key, one.repo, one.state) for one in look.snapshot.models] == [
+    assert [(model.key, model.repo, model.state) for model in look.snapshot.models] == [
         ("mine", "org/name", "cached")
     ]
 
@@ -290,25 +295,25 @@ def test_free_space_that_shrinks_is_told_with_when_it_ends(
     repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = iter([9_000_000_000, 8_000_000_000, 7_000_000_000])
-    summarize = summary.summarize_cache
+    summarize = status_values.summarize_cache
 
     def shrinking(*arguments: object) -> object:
         return msgspec.structs.replace(summarize(*arguments), free=next(free))  # type: ignore[arg-type]
 
     monkeypatch.setattr(watch_command, "summarize_cache", shrinking)
-    found, _ = looks(
+    observations, _ = looks(
         repo.cache.root, [nothing, nothing], config=configuration(min_free=8_500_000_000)
     )
-    last = found[-1].snapshot
+    last = observations[-1].snapshot
     assert last.fill_rate == pytest.approx(2e8)
     assert last.full_in == pytest.approx(35)
-    assert [look.snapshot.low for look in found] == [False, True, True]
-    assert [kinds(look) for look in found] == [[], ["low-space"], []]
+    assert [look.snapshot.low for look in observations] == [False, True, True]
+    assert [kinds(look) for look in observations] == [[], ["low-space"], []]
     error = last.problem
     assert error is not None
     assert error.exit_code == 9
     assert error.message == "7 GB free, less than 8.5 GB"
-    assert found[0].snapshot.problem is None
+    assert observations[0].snapshot.problem is None
 
 
 def test_a_cache_that_is_not_there_yet_is_seen_when_it_comes(tmp_path: Path) -> None:
@@ -317,10 +322,13 @@ def test_a_cache_that_is_not_there_yet_is_seen_when_it_comes(tmp_path: Path) -> 
     def come() -> None:
         CacheBuilder(root).repo("org/name").revision(FILES)
 
-    found, _ = looks(root, [come, lambda: shutil.rmtree(root), come], notify=True)
-    assert [look.snapshot.cache.exists for look in found] == [False, True, False, True]
-    assert [look.snapshot.notified for look in found] == [False, True, False, True]
-    assert [kinds(look) for look in found][1:3] == [["new-revision", "downloaded"], ["removed"]]
+    observations, _ = looks(root, [come, lambda: shutil.rmtree(root), come], notify=True)
+    assert [look.snapshot.cache.exists for look in observations] == [False, True, False, True]
+    assert [look.snapshot.notified for look in observations] == [False, True, False, True]
+    assert [kinds(look) for look in observations][1:3] == [
+        ["new-revision", "downloaded"],
+        ["removed"],
+    ]
 
 
 def test_a_repo_that_goes_while_it_is_read_is_looked_at_again_soon(
@@ -336,8 +344,8 @@ def test_a_repo_that_goes_while_it_is_read_is_looked_at_again_soon(
         return scan(self, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Scanner, "scan", racing)
-    found, clock = looks(repo.cache.root, [nothing, nothing])
-    assert [kinds(look) for look in found] == [[], [], ["removed"]]
+    observations, clock = looks(repo.cache.root, [nothing, nothing])
+    assert [kinds(look) for look in observations] == [[], [], ["removed"]]
     assert clock.waits == [5.0, 1.0, 5.0]
 
 
@@ -345,9 +353,9 @@ def test_on_a_network_filesystem_the_cache_is_polled(
     repo: CachedRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch_command, "mount_of", lambda path: Mount("/", "nfs4", frozenset()))
-    found, _ = looks(repo.cache.root, [repo.partial], notify=True)
-    assert not found[0].snapshot.notified
-    assert kinds(found[1]) == ["download-started"]
+    observations, _ = looks(repo.cache.root, [repo.partial], notify=True)
+    assert not observations[0].snapshot.notified
+    assert kinds(observations[1]) == ["download-started"]
 
 
 def test_where_the_system_cannot_tell_of_changes_the_cache_is_polled(
@@ -356,13 +364,13 @@ def test_where_the_system_cannot_tell_of_changes_the_cache_is_polled(
     def refuse(folder: str) -> None:
         raise OSError(28, "OS file watch limit reached")
 
-    monkeypatch.setattr(scans, "Notifications", refuse)
-    found, _ = looks(repo.cache.root, [repo.partial], notify=True)
-    assert not found[0].snapshot.notified
-    assert kinds(found[1]) == ["download-started"]
+    monkeypatch.setattr(watch_command, "Notifications", refuse)
+    observations, _ = looks(repo.cache.root, [repo.partial], notify=True)
+    assert not observations[0].snapshot.notified
+    assert kinds(observations[1]) == ["download-started"]
 
 
-def told(events: Iterator[Observation], kind: str) -> float:
+def seconds_until(events: Iterator[Observation], kind: str) -> float:
     """Return the seconds until something is told."""
     began = time.monotonic()
     for look in events:
@@ -372,9 +380,9 @@ def told(events: Iterator[Observation], kind: str) -> float:
 
 
 def test_the_filesystem_wakes_a_look_long_before_the_interval_is_over(repo: CachedRepo) -> None:
-    with closing(watch(session(repo.cache.root), interval=60)) as found:
-        assert next(found).snapshot.notified
+    with closing(watch(session(repo.cache.root), interval=60)) as observations:
+        assert next(observations).snapshot.notified
         repo.partial()
-        assert told(found, "download-started") < 30
+        assert seconds_until(observations, "download-started") < 30
         shutil.rmtree(repo.folder)
-        assert told(found, "removed") < 30
+        assert seconds_until(observations, "removed") < 30

@@ -125,8 +125,8 @@ def terminal(vlmcache: Vlmcache) -> Iterator[Callable[..., Terminal]]:
         return opened[-1]
 
     yield start
-    for one in opened:
-        one.close()
+    for terminal in opened:
+        terminal.close()
 
 
 @contextlib.contextmanager
@@ -444,5 +444,5 @@ def test_metrics_are_kept_in_a_file_and_answered_on_the_loopback_only(
 def listening(port: int) -> set[str]:
     """Return the addresses, in the kernel's hexadecimal, that are listened on at a port."""
     rows = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    found = [row.split()[1].split(":") for row in rows if row.split()[3] == "0A"]
-    return {address for address, number in found if int(number, 16) == port}
+    addresses = [row.split()[1].split(":") for row in rows if row.split()[3] == "0A"]
+    return {address for address, number in addresses if int(number, 16) == port}

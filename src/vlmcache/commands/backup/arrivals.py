@@ -44,7 +44,6 @@ class Arrivals:
         self.repo = repo
         self._cache_dir = cache_dir
         self._folder = os.path.join(cache_dir, repo.folder)
-        self._blobs = os.path.join(self._folder, layout.BLOBS)
         self._stop_token = stop_token
         self._note = note
         self._links: dict[str, list[tuple[str, str]]] = {}
@@ -60,20 +59,13 @@ class Arrivals:
             OSError: the system refuses.
         """
         change_place.prepare_repo(self._cache_dir, self._folder)
-        os.makedirs(self._blobs, exist_ok=True)
+        os.makedirs(self.path(""), exist_ok=True)
         for commit, files in self.repo.trees.items():
             change_place.write_tree(self._folder, commit, files)
 
     def path(self, name: str) -> str:
         """Return where a blob belongs."""
-        return os.path.join(self._blobs, name)
-
-    @contextlib.contextmanager
-    def _held(self, name: str) -> Iterator[None]:
-        folder = os.path.join(self._cache_dir, layout.LOCKS, self.repo.folder)
-        path = os.path.join(folder, name + layout.LOCK_SUFFIX)
-        with blob_lock(path, self._stop_token, self._note):
-            yield
+        return layout.blob_path(self._folder, name)
 
     def fetch(
         self,
@@ -102,7 +94,8 @@ class Arrivals:
             OSError: the system refuses.
         """
         blob = self.repo.blobs[name]
-        with self._held(name):
+        lock = layout.lock_path(self._cache_dir, self.repo.folder, name)
+        with blob_lock(lock, self._stop_token, self._note):
             taken = 0
             # Whoever held the lock before may have done the work.
             if not _is_there(self.path(name), blob, read=distrusted):
@@ -141,10 +134,10 @@ class Arrivals:
         with partials.opened(place) as descriptor:
             arriving = partials.ResumableFile(descriptor, blob.hash, blob.size, moved)
             begun = partials.usable(descriptor, blob.size)
-            arriving.resume(begun, self._check)
+            arriving.resume(begun, self._stop_token.check)
             while True:
                 for block in source(arriving.position):
-                    self._check()
+                    self._stop_token.check()
                     taken += len(block)
                     if arriving.position + len(block) > blob.size:
                         break
@@ -161,9 +154,6 @@ class Arrivals:
                 # What was there before may have been damaged, whoever left it.
                 begun = 0
 
-    def _check(self) -> None:
-        self._stop_token.check()
-
 
 def _is_there(path: str, blob: SavedBlob, *, read: bool) -> bool:
     """Return whether a blob is at its place.
@@ -173,9 +163,7 @@ def _is_there(path: str, blob: SavedBlob, *, read: bool) -> bool:
         blob: what it should be.
         read: whether to compare its content too, and not its length only.
     """
-    if change_place.file_size(path) != blob.size:
-        return False
-    try:
-        return not read or hash_file(path, blob.hash) == blob.hash
-    except (OSError, ContentChangedError):
-        return False
+    with contextlib.suppress(OSError, ContentChangedError):
+        same_size = change_place.file_size(path) == blob.size
+        return same_size and (not read or hash_file(path, blob.hash) == blob.hash)
+    return False

@@ -19,7 +19,6 @@ from vlmcache.change.names import find_targets
 from vlmcache.change.needed import is_read
 from vlmcache.commands.backup import places, tar
 from vlmcache.commands.backup.contents import SavedRepo, Saving, names_of, plan_saving
-from vlmcache.commands.backup.folder import Folder
 from vlmcache.commands.backup.remote import Remote, open_place
 from vlmcache.commands.backup.store import Store, Upload, new_manifests, revisions_of
 from vlmcache.commands.backup.values import (
@@ -76,10 +75,8 @@ def backup(
             if repo.away is not None:
                 raise away_error(repo, repo.away)
         raise UsageError(f"nothing to back up in {state.dir}", "'vlmcache pull' fills it")
-    if to_store:
-        totals = _to_store(destination, parts, options, progress)
-    else:
-        totals = _to_stream(destination, parts, options, progress)
+    save = _to_store if to_store else _to_stream
+    totals = save(destination, parts, options, progress)
     return Backup(
         places.without_password(destination),
         tuple(part.saved.id for part in parts),
@@ -106,22 +103,17 @@ def _chosen(
     repos = {repo.folder: repo for repo in state.repos}
     if not names:
         return [(repos[f], None) for f in sorted(repos) if repos[f].revisions and is_read(repos[f])]
-    commits: dict[str, set[str] | None] = {}
+    commits: dict[str, frozenset[str] | None] = {}
     for target in find_targets(state, config, names):
         repo = repos.get(target.folder or "")
         if repo is not None and repo.away is not None:
             raise away_error(repo, repo.away)
         if repo is None or not repo.revisions or target.ref is not None:
             raise UsageError(f"the cache has nothing of {target.name} to back up")
-        chosen = commits.setdefault(repo.folder, set())
-        if target.commit is None:
-            commits[repo.folder] = None
-        elif chosen is not None:
-            chosen.add(target.commit)
-    return [
-        (repos[folder], None if chosen is None else frozenset(chosen))
-        for folder, chosen in sorted(commits.items())
-    ]
+        chosen = commits.get(repo.folder, frozenset())
+        if chosen is not None:
+            commits[repo.folder] = None if target.commit is None else chosen | {target.commit}
+    return [(repos[folder], commits[folder]) for folder in sorted(commits)]
 
 
 def _check_destination(destination: str, cache_dir: str) -> None:
@@ -164,26 +156,19 @@ def _to_stream(
     return BackupTotals(Amount(sum(len(part.sources) for part in parts), size))
 
 
-@contextlib.contextmanager
-def _writing(destination: str, size: int) -> Iterator[IO[bytes]]:
+def _writing(destination: str, size: int) -> contextlib.AbstractContextManager[IO[bytes]]:
     path = places.local_path(destination)
     if destination == STREAM or (path is not None and _is_special(path)):
-        with _piped(destination) as file:
-            yield file
-        return
-    place: places.Place
+        return _piped(destination)
     if path is None:
-        folder, name = places.split(destination)
-        place = Remote(folder)
-    else:
-        # Through a link, what it leads to is written and the link stays.
-        folder, name = os.path.split(os.path.realpath(path))
-        if not os.path.isdir(folder):
-            raise UsageError(f"no such folder: {folder}")
-        change_place.check_room(folder, size, MAKE_ROOM)
-        place = Folder(folder)
-    with place.writing(name, size) as file:
-        yield file
+        address, name = places.split(destination)
+        return Remote(address).writing(name, size)
+    # Through a link, what it leads to is written and the link stays.
+    folder, name = os.path.split(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        raise UsageError(f"no such folder: {folder}")
+    change_place.check_room(folder, size, MAKE_ROOM)
+    return places.Folder(folder).writing(name, size)
 
 
 def _is_special(path: str) -> bool:
@@ -208,13 +193,10 @@ def _piped(destination: str) -> Iterator[IO[bytes]]:
     except OSError as error:
         if isinstance(error.filename, str):
             raise
+        reason, hint = f"{error.strerror or error}: {destination}", None
         if isinstance(error, BrokenPipeError):
-            raise places.PlaceError(
-                "the backup is not complete: its reader ended", "check the program that read it"
-            ) from error
-        raise places.PlaceError(
-            f"the backup is not complete: {error.strerror or error}: {destination}"
-        ) from error
+            reason, hint = "its reader ended", "check the program that read it"
+        raise places.PlaceError(f"the backup is not complete: {reason}", hint) from error
 
 
 def _source_names(parts: list[Saving]) -> dict[str, str]:

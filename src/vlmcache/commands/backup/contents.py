@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -83,8 +83,8 @@ def plan_saving(repo: Repo, commits: frozenset[str] | None) -> Saving:
                 path = repo.blob_path(name)
             files[file.name] = name
             if name not in blobs:
-                known = layout.is_etag(name)
-                blobs[name] = SavedBlob(file.size, name if known else hash_file(path, "0" * 64))
+                content_hash = name if layout.is_etag(name) else hash_file(path, "0" * 64)
+                blobs[name] = SavedBlob(file.size, content_hash)
                 sources[name] = path
         snapshots[revision.commit] = dict(sorted(files.items()))
     saved = SavedRepo(
@@ -114,8 +114,7 @@ def problem_of(repo: SavedRepo) -> str | None:
             return f"{name!r} is not a blob that can be checked"
         if layout.is_etag(name) and name != blob.hash:
             return f"the blob {name} is said to have another hash"
-    names = [(commit, list(files)) for commit, files in repo.snapshots.items()]
-    names += [(commit, list(files)) for commit, files in repo.trees.items()]
+    names: list[tuple[str, Collection[str]]] = [*repo.snapshots.items(), *repo.trees.items()]
     for commit, listed in names:
         if layout.COMMIT.fullmatch(commit) is None:
             return f"{commit!r} is not a commit"
@@ -160,11 +159,9 @@ def select_repos(folders: Iterable[str], config: Config, names: Sequence[str]) -
         named = resolver.resolve(text)
         if named.folder not in present:
             raise resolver.unknown(text, "backup")
-        before = selection.get(named.folder, frozenset())
-        if before is None or named.revision is None:
-            selection[named.folder] = None
-        else:
-            selection[named.folder] = before | {named.revision}
+        asked = selection.get(named.folder, frozenset())
+        if asked is not None:
+            selection[named.folder] = None if named.revision is None else asked | {named.revision}
     return dict(sorted(selection.items()))
 
 

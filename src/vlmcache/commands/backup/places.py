@@ -5,12 +5,21 @@ Whatever is written appears under its name when it is complete, and not before.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from contextlib import AbstractContextManager
-from typing import IO, Protocol
+import time
+from collections.abc import Iterator
+from typing import IO
 
-from vlmcache.errors import VlmcacheError
+from vlmcache.cache import layout
+from vlmcache.cache.reading import open_quietly
+from vlmcache.change import place as change_place
+from vlmcache.commands.backup.values import BackupError
+from vlmcache.errors import SpaceError, VlmcacheError
+
+_STALE = 24 * 3600
+"""Seconds after which a temporary that nobody wrote to belongs to nobody."""
 
 
 class PlaceError(VlmcacheError):
@@ -19,35 +28,166 @@ class PlaceError(VlmcacheError):
     code = "backup-place"
 
 
-class Place(Protocol):
-    """Files by their names, which are relative and have forward slashes."""
+class Folder:
+    """A folder of this machine. Links below it are refused, not followed.
 
-    shown: str
-    """The place in words, without passwords."""
-    workers: int
-    """How many files are best read or written at once."""
+    Args:
+        path: it need not exist.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.root = os.path.abspath(path)
+        self.shown = path
+        """The place in words."""
+        self.workers = min(4, os.cpu_count() or 1)
+        """How many files are best read or written at once."""
 
     def names(self, folder: str) -> dict[str, int]:
-        """Return name -> length in bytes of all files below a folder, temporaries left out."""
+        """Return name -> length in bytes of all files below a folder, temporaries left out.
+
+        Raises:
+            BackupError: a link is among them.
+            PlaceError: it cannot be read.
+        """
+        with self._failures(self.root, "read"):
+            return {
+                os.path.relpath(entry.path, self.root).replace(os.sep, "/"): entry.stat(
+                    follow_symlinks=False
+                ).st_size
+                for entry in self._entries(folder)
+                if not layout.is_temporary(entry.name)
+            }
+
+    def is_empty(self) -> bool:
+        """Return whether nothing is there but temporaries, or no folder.
+
+        Raises:
+            PlaceError: it cannot be read.
+        """
+        with self._failures(self.root, "read"), contextlib.suppress(FileNotFoundError):
+            return all(layout.is_temporary(name) for name in os.listdir(self.root))
+        return True
+
+    def tidy(self) -> None:
+        """Remove temporaries that were not written to for a day."""
+        with self._failures(self.root, "written"):
+            for entry in list(self._entries("")):
+                if not layout.is_temporary(entry.name):
+                    continue
+                # Another writer may give it its name, or remove it, at any moment.
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat(follow_symlinks=False).st_mtime < time.time() - _STALE:
+                        os.unlink(entry.path)
+
+    def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
+        pending = [self._path(folder) if folder else self.root]
+        while pending:
+            try:
+                entries = sorted(os.scandir(pending.pop()), key=lambda entry: entry.name)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for entry in entries:
+                if entry.is_symlink():
+                    raise _link(entry.path)
+                if entry.is_dir():
+                    pending.append(entry.path)
+                elif entry.is_file():
+                    yield entry
+
+    def _path(self, name: str) -> str:
+        path = self.root
+        for part in name.split("/"):
+            path = os.path.join(path, part)
+            if os.path.islink(path):
+                raise _link(path)
+        return path
 
     def read(self, name: str, limit: int) -> bytes | None:
         """Return a small file's content, `None` if there is none.
 
         Raises:
-            BackupError: it is longer than the limit in bytes.
+            BackupError: it is longer than the limit in bytes, or a link.
+            PlaceError: it cannot be read.
         """
+        path = self._path(name)
+        content = None
+        with (
+            self._failures(path, "read"),
+            contextlib.suppress(FileNotFoundError),
+            open(_descriptor(path), "rb") as file,
+        ):
+            content = file.read(limit + 1)
+        if content is not None and len(content) > limit:
+            raise BackupError(f"too long to make sense: {path}")
+        return content
 
-    def reading(self, name: str, size: int) -> AbstractContextManager[IO[bytes]]:
-        """Open a file of a known length, in which one can seek."""
+    @contextlib.contextmanager
+    def reading(self, name: str, size: int) -> Iterator[IO[bytes]]:  # noqa: ARG002
+        """Open a file, in which one can seek.
 
-    def writing(self, name: str, size: int) -> AbstractContextManager[IO[bytes]]:
-        """Open a new file of about a length, which appears when the block ends without an error."""
+        Raises:
+            BackupError: it is missing, or a link.
+            PlaceError: it cannot be read.
+        """
+        path = self._path(name)
+        with self._failures(path, "read"):
+            try:
+                descriptor = _descriptor(path)
+            except FileNotFoundError:
+                raise BackupError(f"missing: {path}") from None
+        with open(descriptor, "rb", buffering=0) as file:
+            yield file
 
-    def is_empty(self) -> bool:
-        """Return whether nothing is there but temporaries."""
+    @contextlib.contextmanager
+    def writing(self, name: str, size: int) -> Iterator[IO[bytes]]:  # noqa: ARG002
+        """Open a new file, which appears with its bytes on the disk when the block ends well.
 
-    def tidy(self) -> None:
-        """Remove what writers that were killed long ago have left."""
+        Raises:
+            PlaceError: the system refuses.
+            SpaceError: the disk is full.
+        """
+        path = self._path(os.path.dirname(name)) if "/" in name else self.root
+        target = os.path.join(path, name.rpartition("/")[2])
+        with self._failures(target, "written"):
+            _make_folders(path)
+            with (
+                change_place.replacing(target) as descriptor,
+                open(descriptor, "wb", closefd=False) as stream,
+            ):
+                yield stream
+
+    @contextlib.contextmanager
+    def _failures(self, path: str, done: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = error.filename if isinstance(error.filename, str) else path
+            if change_place.is_full(error):
+                raise SpaceError(f"the disk is full: {where}") from error
+            raise PlaceError(f"cannot be {done}: {error.strerror or error}: {where}") from error
+
+
+def _make_folders(path: str) -> None:
+    """Make a folder and those above it, each on the disk before anything is in it."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+        change_place.sync_folder(os.path.dirname(folder))
+
+
+def _descriptor(path: str) -> int:
+    """Open a regular file, no link, without ever waiting for a pipe."""
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise BackupError(f"not a regular file: {path}")
+    return open_quietly(path, follow=False)
+
+
+def _link(path: str) -> BackupError:
+    return BackupError(f"a link, which a store never has: {path}")
 
 
 def local_path(place: str) -> str | None:
@@ -68,17 +208,6 @@ def is_store(place: str) -> bool:
     if path is None:
         return not place.endswith(".tar")
     return path.endswith(("/", os.sep)) or os.path.isdir(path)
-
-
-def write_small(place: Place, name: str, content: bytes) -> None:
-    """Write a small file.
-
-    Raises:
-        PlaceError: the place cannot be written.
-        SpaceError: its disk is full.
-    """
-    with place.writing(name, len(content)) as stream:
-        stream.write(content)
 
 
 def split(address: str) -> tuple[str, str]:

@@ -8,13 +8,12 @@ import io
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import IO, Any, cast
 
 from vlmcache.cache import layout
-from vlmcache.commands.backup.folder import Folder
-from vlmcache.commands.backup.places import Place, PlaceError, local_path, without_password
+from vlmcache.commands.backup.places import Folder, PlaceError, local_path, without_password
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.errors import UsageError, VlmcacheError
 
@@ -29,16 +28,6 @@ _AHEAD = 3
 _S3_HINT = "set AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
 
 
-def open_place(place: str) -> Place:
-    """Return the place that a path of a folder or an address of fsspec means.
-
-    Raises:
-        PlaceError: the address makes no sense, or its package is not installed.
-    """
-    path = local_path(place)
-    return Remote(place) if path is None else Folder(path)
-
-
 class Remote:
     """A folder or bucket, or the folder of one file, that fsspec knows how to reach.
 
@@ -51,6 +40,7 @@ class Remote:
 
     def __init__(self, address: str) -> None:
         self.shown = without_password(address)
+        """The place in words."""
         self._protocol = address.partition("://")[0]
         with self._failures():
             from fsspec.core import url_to_fs
@@ -60,6 +50,7 @@ class Remote:
         kinds = self._fs.protocol
         self._atomic = bool(_ATOMIC.intersection([kinds] if isinstance(kinds, str) else kinds))
         self.workers = 4 if self._fs.async_impl else 1
+        """How many files are best read or written at once."""
 
     def names(self, folder: str) -> dict[str, int]:
         """Return name -> length in bytes of all files below a folder, temporaries left out.
@@ -67,14 +58,12 @@ class Remote:
         Raises:
             PlaceError: it cannot be reached.
         """
-        with self._failures():
+        entries = {}
+        with self._failures(), contextlib.suppress(FileNotFoundError):
             self._fs.invalidate_cache()
-            try:
-                found = self._fs.find(self._path(folder), detail=True)
-            except FileNotFoundError:
-                return {}
+            entries = self._fs.find(self._path(folder), detail=True)
         begin = len(self._root.lstrip("/")) + 1
-        sizes = {name.lstrip("/")[begin:]: entry["size"] or 0 for name, entry in found.items()}
+        sizes = {name.lstrip("/")[begin:]: entry["size"] or 0 for name, entry in entries.items()}
         return {
             name: size
             for name, size in sizes.items()
@@ -90,14 +79,12 @@ class Remote:
         Raises:
             PlaceError: it cannot be reached.
         """
-        with self._failures():
+        paths = []
+        with self._failures(), contextlib.suppress(FileNotFoundError):
             self._fs.invalidate_cache()
-            try:
-                found = self._fs.ls(self._root, detail=False)
-            except FileNotFoundError:
-                return True
+            paths = self._fs.ls(self._root, detail=False)
         # Object stores may have an empty object that stands for the folder itself.
-        others = {path.rstrip("/") for path in found} - {self._root}
+        others = {path.rstrip("/") for path in paths} - {self._root}
         return all(layout.is_temporary(path.rpartition("/")[2]) for path in others)
 
     def tidy(self) -> None:
@@ -111,13 +98,11 @@ class Remote:
             PlaceError: it cannot be reached.
         """
         path = self._path(name)
-        with self._failures():
-            try:
-                if (self._fs.info(path).get("size") or 0) > limit:
-                    raise BackupError(f"too long to make sense: {self.shown}: {name}")
-                return cast("bytes", self._fs.cat_file(path))
-            except FileNotFoundError:
-                return None
+        with self._failures(), contextlib.suppress(FileNotFoundError):
+            if (self._fs.info(path).get("size") or 0) > limit:
+                raise BackupError(f"too long to make sense: {self.shown}: {name}")
+            return cast("bytes", self._fs.cat_file(path))
+        return None
 
     @contextlib.contextmanager
     def reading(self, name: str, size: int) -> Iterator[IO[bytes]]:
@@ -128,22 +113,22 @@ class Remote:
         """
         path = self._path(name)
 
-        def fetch(start: int, end: int) -> Callable[[], bytes]:
-            if self._fs.async_impl:
-                # fsspec's documented way to ask for several things at once.
-                coroutine = self._fs._cat_file(path, start=start, end=end)  # noqa: SLF001
-                future: Future[bytes] = asyncio.run_coroutine_threadsafe(coroutine, self._fs.loop)
-                return future.result
-            return lambda: cast("bytes", self._fs.cat_file(path, start=start, end=end))
-
-        def result(wait: Callable[[], bytes]) -> bytes:
+        def wait_for(fetched: Callable[[], bytes]) -> bytes:
             with self._failures():
                 try:
-                    return wait()
+                    return fetched()
                 except FileNotFoundError:
                     raise BackupError(f"missing: {self.shown}: {name}") from None
 
-        with io.BufferedReader(_Ranged(fetch, result, size), 1 << 20) as stream:
+        def fetch(start: int, end: int) -> Callable[[], bytes]:
+            fetched: Callable[[], bytes] = partial(self._fs.cat_file, path, start=start, end=end)
+            if self._fs.async_impl:
+                # fsspec's documented way to ask for several things at once.
+                coroutine = self._fs._cat_file(path, start=start, end=end)  # noqa: SLF001
+                fetched = asyncio.run_coroutine_threadsafe(coroutine, self._fs.loop).result
+            return partial(wait_for, fetched)
+
+        with io.BufferedReader(_Ranged(fetch, size), 1 << 20) as stream:
             yield stream
 
     def size(self, name: str) -> int:
@@ -211,8 +196,11 @@ class Remote:
         except VlmcacheError:
             raise
         except ImportError as error:
+            # Of others, fsspec's own words.
+            s3 = self._protocol in ("s3", "s3a")
             raise UsageError(
-                f"{self._protocol}:// needs a package that is not installed", self._package(error)
+                f"{self._protocol}:// needs a package that is not installed",
+                "pip install 'vlmcache[s3]'" if s3 else _first_line(error),
             ) from error
         except FileNotFoundError as error:
             raise PlaceError(f"not found: {self.shown}: {_first_line(error)}") from error
@@ -225,12 +213,6 @@ class Remote:
             raise PlaceError(
                 f"{self.shown}: {words}", _S3_HINT if self._protocol.startswith("s3") else None
             ) from error
-
-    def _package(self, error: ImportError) -> str:
-        if self._protocol in ("s3", "s3a"):
-            return "pip install 'vlmcache[s3]'"
-        # fsspec's own words.
-        return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
@@ -260,18 +242,11 @@ class _Ranged(io.RawIOBase):
 
     Args:
         fetch: begins to fetch a range of bytes, and returns how to wait for it.
-        result: waits, and raises what failed as ours.
         size: the file's length in bytes.
     """
 
-    def __init__(
-        self,
-        fetch: Callable[[int, int], Callable[[], bytes]],
-        result: Callable[[Callable[[], bytes]], bytes],
-        size: int,
-    ) -> None:
+    def __init__(self, fetch: Callable[[int, int], Callable[[], bytes]], size: int) -> None:
         self._fetch = fetch
-        self._result = result
         self._size = size
         self._position = 0
         self._block = b""
@@ -287,10 +262,6 @@ class _Ranged(io.RawIOBase):
     def seekable(self) -> bool:
         """Return True."""
         return True
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Go to a position."""
@@ -322,7 +293,21 @@ class _Ranged(io.RawIOBase):
             self._coming.append((end - self._next, self._fetch(self._next, end)))
             self._next = end
         length, wait = self._coming.popleft()
-        self._start, self._block = self._position, self._result(wait)
+        self._start, self._block = self._position, wait()
         self._length = min(_RANGE, self._length * 2)
         if len(self._block) != length:
             raise BackupError("a file of the backup is shorter than its listing says")
+
+
+Place = Folder | Remote
+"""Where backups are kept: files by their names, which are relative and have forward slashes."""
+
+
+def open_place(place: str) -> Place:
+    """Return the place that a path of a folder or an address of fsspec means.
+
+    Raises:
+        PlaceError: the address makes no sense, or its package is not installed.
+    """
+    path = local_path(place)
+    return Remote(place) if path is None else Folder(path)

@@ -120,37 +120,31 @@ def _opened(source: str, config: Config, names: Sequence[str]) -> Iterator[OpenB
         yield OpenBackup(repos, reader=reader)
 
 
-@contextlib.contextmanager
-def _reading(source: str) -> Iterator[IO[bytes]]:
+def _reading(source: str) -> contextlib.AbstractContextManager[IO[bytes]]:
     if source == STREAM:
-        yield sys.stdin.buffer
-        return
+        return contextlib.nullcontext(sys.stdin.buffer)
     path = places.local_path(source)
     if path is None:
         folder, name = places.split(source)
         place = Remote(folder)
-        with place.reading(name, place.size(name)) as remote:
-            yield remote
-        return
+        return place.reading(name, place.size(name))
     try:
-        opened = open(path, "rb", buffering=0)  # noqa: SIM115
+        return open(path, "rb", buffering=0)
     except OSError as error:
         raise UsageError(f"cannot be read: {source}: {error.strerror}") from error
-    with opened:
-        yield opened
 
 
 def _plan(cache_dir: str, repos: Iterable[SavedRepo], *, overwrite: bool) -> Plan:
     actions: list[Action] = []
     kept: list[Kept] = []
-    needs = 0
     cached = {repo.folder: repo for repo in scan(cache_dir).repos}
     for repo in repos:
         folder = os.path.join(cache_dir, repo.folder)
-        reasons = _reasons(os.path.join(folder, layout.BLOBS), repo.blobs)
-        for path, (blob, reason) in reasons.items():
-            actions.append(Restore(repo.id, path, blob.hash, blob.size, reason))
-            needs += blob.size
+        paths = {layout.blob_path(folder, name): blob for name, blob in repo.blobs.items()}
+        actions += (
+            Restore(repo.id, path, blob.hash, blob.size, reason)
+            for path, (blob, reason) in _reasons(paths).items()
+        )
         known = cached[repo.folder].refs if repo.folder in cached else {}
         for ref, commit in repo.refs.items():
             path = layout.ref_path(folder, ref)
@@ -160,12 +154,12 @@ def _plan(cache_dir: str, repos: Iterable[SavedRepo], *, overwrite: bool) -> Pla
             else:
                 reason = "new" if old is None else "the same" if old == commit else f"was {old}"
                 actions.append(WriteRef(repo.id, ref, path, commit, reason))
+    needs = sum(action.size for action in actions if isinstance(action, Restore))
     return Plan(tuple(actions), needs=needs, kept=tuple(kept))
 
 
-def _reasons(folder: str, blobs: Mapping[str, SavedBlob]) -> dict[str, tuple[SavedBlob, str]]:
+def _reasons(paths: Mapping[str, SavedBlob]) -> dict[str, tuple[SavedBlob, str]]:
     """Return path -> blob and why it has to be restored, of those that are missing or damaged."""
-    paths = {os.path.join(folder, name): blob for name, blob in blobs.items()}
     sizes = {path: change_place.file_size(path) for path in paths}
     checks = [Check(path, blob.hash) for path, blob in paths.items() if sizes[path] == blob.size]
     good = {judged.check.path for judged in hash_all(checks) if judged.good}
@@ -255,12 +249,8 @@ class Restorer:
                 slots.setdefault(blob.hash, []).append(_Slot(arrivals, name))
         sizes = store.blobs()
         longest_first = sorted(slots.values(), key=lambda same: -same[0].blob.size)
-        each(
-            longest_first,
-            lambda same: self._fetch(store, sizes, same, moved),
-            store.place.workers,
-            self.stop_token,
-        )
+        fetch = partial(self._fetch, store, sizes, moved)
+        each(longest_first, fetch, store.place.workers, self.stop_token)
         for arrivals in self.arrivals:
             self._finish(arrivals)
 
@@ -268,17 +258,16 @@ class Restorer:
         self,
         store: Store,
         sizes: Mapping[str, int],
-        same: list[_Slot],
         moved: Callable[[str, int], None],
+        same: list[_Slot],
     ) -> None:
         """Put one content wherever it belongs; it is transferred once."""
         copy: str | None = None
         # What is there already comes first, so that the others are copied from it.
         for slot in sorted(same, key=lambda slot: slot.path in self.wanted):
+            source = partial(_from_store, store, sizes, slot.blob)
             if copy is not None:
                 source = partial(_from_file, copy)
-            else:
-                source = partial(_from_store, store, sizes, slot.blob)
             try:
                 taken = slot.arrivals.fetch(
                     slot.name,
@@ -305,32 +294,30 @@ class Restorer:
                 self.outcomes.append(Outcome("restore", path, "done", fetched=fetched))
         if any(path in self.failed for path in paths):
             return
-        refs = os.path.join(self.cache_dir, arrivals.repo.folder, layout.REFS) + os.sep
+        refs = layout.ref_path(os.path.join(self.cache_dir, arrivals.repo.folder), "")
         for action in self.plan.actions:
             if not isinstance(action, WriteRef) or not action.path.startswith(refs):
                 continue
-            now = _ref_now(action.path)
-            if now not in (self.refs_before.get(action.path), action.commit):
+            outcome = Outcome("write-ref", action.path, "done")
+            if _ref_now(action.path) in (self.refs_before.get(action.path), action.commit):
+                change_place.write_ref(action.path, action.commit)
+            else:
                 detail = f"it names another commit now, and stays: {action.path}"
-                self.outcomes.append(Outcome("write-ref", action.path, "stale", detail=detail))
-                continue
-            change_place.write_ref(action.path, action.commit)
-            self.outcomes.append(Outcome("write-ref", action.path, "done"))
+                outcome = Outcome("write-ref", action.path, "stale", detail=detail)
+            self.outcomes.append(outcome)
 
 
 def _ref_now(path: str) -> str | None:
     """Return what a ref holds now; `None` if it cannot be read."""
-    try:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
         return read_bytes(path, _REF_LIMIT).decode().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
+    return None
 
 
 def _from_file(path: str, start: int) -> Iterator[bytes]:
     with open(open_quietly(path), "rb", buffering=0) as file:
         file.seek(start)
-        while block := file.read(BLOCK):
-            yield block
+        yield from iter(partial(file.read, BLOCK), b"")
 
 
 def _from_store(
@@ -342,5 +329,4 @@ def _from_store(
         raise BackupError(f"the store is damaged: {name} {what}: {store.place.shown}")
     with store.place.reading(name, blob.size) as file:
         file.seek(start)
-        while block := file.read(BLOCK):
-            yield block
+        yield from iter(partial(file.read, BLOCK), b"")

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -25,7 +26,7 @@ from vlmcache.cache.hashing import BLOCK, new_hash
 from vlmcache.cache.reading import JSON_ERRORS, open_quietly
 from vlmcache.cache.state import TreeFile
 from vlmcache.commands.backup.contents import RestoreSelection, SavedBlob, SavedRepo, problem_of
-from vlmcache.commands.backup.places import Place, write_small
+from vlmcache.commands.backup.remote import Place
 from vlmcache.commands.backup.values import BackupError, damaged
 from vlmcache.errors import UsageError
 from vlmcache.progress import StopToken
@@ -42,12 +43,9 @@ _LONGEST_NAME = 240
 """Bytes of a file's name that every filesystem takes, a temporary's ending included."""
 _SMALL = 8
 """How many small things are asked for at once where that helps."""
-_BLOB = re.compile(r"blobs/([0-9a-f]{2})/([0-9a-f]{40}|[0-9a-f]{64})")
+_BLOB = re.compile(r"blobs/([0-9a-f]{2})/(\1(?:[0-9a-f]{38}|[0-9a-f]{62}))")
 _MANIFEST = re.compile(r"repos/([^/]+)/([0-9a-f]{40})/([0-9a-f]{64})\.json")
 _REF = re.compile(r"repos/([^/]+)/refs/([^/]+)")
-
-_K = TypeVar("_K")
-_V = TypeVar("_V")
 
 
 class StoredFile(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -70,6 +68,11 @@ class RevisionManifest(msgspec.Struct, frozen=True):
     def encode(self) -> bytes:
         """Return the bytes that are kept, the same for the same revision on every machine."""
         return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1)
+
+    @property
+    def folder(self) -> str:
+        """The name of the repo's folder in a cache."""
+        return layout.repo_folder(self.type, self.id)
 
     def covers(self, other: RevisionManifest) -> bool:
         """Return whether all that another one says is said here."""
@@ -135,7 +138,7 @@ class Store:
                 f"neither a store nor empty: {self.place.shown}", "name a new folder in it"
             )
         if not dry_run:
-            write_small(self.place, MARKER, msgspec.json.encode(_Marker(FORMAT)) + b"\n")
+            self._write(MARKER, msgspec.json.encode(_Marker(FORMAT)) + b"\n")
 
     def _is_marked(self) -> bool:
         content = self.place.read(MARKER, _MARKER_LIMIT)
@@ -151,19 +154,20 @@ class Store:
 
     # What the store has.
 
+    def _files(self, folder: str, form: re.Pattern[str]) -> Iterator[tuple[re.Match[str], int]]:
+        """Yield the name, matched, and the length of each file of a form below a folder."""
+        for name, size in self.place.names(folder).items():
+            match = form.fullmatch(name)
+            if match is not None:
+                yield match, size
+
     def blobs(self) -> dict[str, int]:
         """Return hash -> length in bytes of all contents."""
-        found = {}
-        for name, size in self.place.names(BLOBS).items():
-            match = _BLOB.fullmatch(name)
-            if match is not None and match[2].startswith(match[1]):
-                found[match[2]] = size
-        return found
+        return {match[2]: size for match, size in self._files(BLOBS, _BLOB)}
 
     def folders(self) -> list[str]:
         """Return the folders of the repos of which something is there."""
-        matches = (_MANIFEST.fullmatch(name) for name in self.place.names(REPOS))
-        return sorted({match[1] for match in matches if match is not None})
+        return sorted({match[1] for match, _ in self._files(REPOS, _MANIFEST)})
 
     def refs(self, folders: Collection[str]) -> dict[str, dict[str, str]]:
         """Return folder -> ref -> commit.
@@ -171,11 +175,11 @@ class Store:
         Raises:
             BackupError: a ref could not be one.
         """
-        names: dict[str, tuple[str, str]] = {}
-        for name in self.place.names(REPOS):
-            match = _REF.fullmatch(name)
-            if match is not None and match[1] in folders:
-                names[name] = match[1], unquote(match[2], errors="replace")
+        names = {
+            match.string: (match[1], unquote(match[2], errors="replace"))
+            for match, _ in self._files(REPOS, _REF)
+            if match[1] in folders
+        }
         by_folder: dict[str, dict[str, str]] = {folder: {} for folder in folders}
 
         def read(name: str) -> None:
@@ -196,13 +200,13 @@ class Store:
             BackupError: one is not what its own name and its folder's say.
         """
         names = {}
-        for name, size in self.place.names(REPOS).items():
-            match = _MANIFEST.fullmatch(name)
-            if match is not None and match[1] in folders:
-                names[name] = match
+        for match, size in self._files(REPOS, _MANIFEST):
+            if match[1] in folders:
+                names[match.string] = match
                 if size > _MANIFEST_LIMIT:
-                    raise BackupError(f"too long for a manifest: {self.place.shown}: {name}")
-        found: dict[str, RevisionManifest] = {}
+                    where = f"{self.place.shown}: {match.string}"
+                    raise BackupError(f"too long for a manifest: {where}")
+        manifests: dict[str, RevisionManifest] = {}
 
         def read(name: str) -> None:
             folder, commit, digest = names[name].groups()
@@ -211,25 +215,23 @@ class Store:
                 if hashlib.sha256(content).hexdigest() != digest:
                     raise ValueError("not what its hash says")
                 manifest = msgspec.json.decode(content, type=RevisionManifest)
-                home = layout.repo_folder(manifest.type, manifest.id)
-                if (home, manifest.commit) != (folder, commit):
+                if (manifest.folder, manifest.commit) != (folder, commit):
                     raise ValueError("of another revision")
             except (*JSON_ERRORS, ValueError) as error:
                 raise BackupError(
                     f"the store is damaged: {self.place.shown}: {name}: {error}",
                     "other models can be restored by name",
                 ) from error
-            found[name] = manifest
+            manifests[name] = manifest
 
         self._each(names, read)
         grouped: dict[str, list[RevisionManifest]] = {folder: [] for folder in folders}
-        for name in sorted(found):
-            grouped[names[name][1]].append(found[name])
+        for name, manifest in sorted(manifests.items()):
+            grouped[names[name][1]].append(manifest)
         return grouped
 
     def _each(self, names: Iterable[str], work: Callable[[str], None]) -> None:
-        count = 1 if self.place.workers == 1 else _SMALL
-        each(names, work, count, self.stop_token)
+        each(names, work, 1 if self.place.workers == 1 else _SMALL, self.stop_token)
 
     def repos(self, selection: RestoreSelection) -> list[SavedRepo]:
         """Return what the store has of some repos.
@@ -243,17 +245,13 @@ class Store:
         # Refs first: whatever they name was there before them.
         refs = self.refs(list(selection))
         manifests = self.manifests(list(selection))
-        found = []
-        for folder in selection:
-            repo = union(manifests[folder], refs[folder])
-            problem = problem_of(repo)
-            if problem is not None:
-                raise BackupError(
-                    f"the store must not be restored: {problem}",
-                    "other models can be restored by name",
-                )
-            found.append(repo)
-        return found
+        repos = [union(manifests[folder], refs[folder]) for folder in selection]
+        for problem in filter(None, map(problem_of, repos)):
+            raise BackupError(
+                f"the store must not be restored: {problem}",
+                "other models can be restored by name",
+            )
+        return repos
 
     # What is added.
 
@@ -269,29 +267,18 @@ class Store:
             OSError: a file cannot be read.
             PlaceError: the place cannot be written.
         """
-        longest_first = sorted(uploads, key=lambda upload: -upload.blob.size)
-        each(
-            longest_first,
-            lambda upload: self._save(upload, moved),
-            self.place.workers,
-            self.stop_token,
-        )
 
-    def _save(self, upload: Upload, moved: Callable[[str, int], None]) -> None:
-        digest = new_hash(upload.blob.hash, upload.blob.size)
-        position = 0
-        with (
-            open(open_quietly(upload.source), "rb", buffering=0) as file,
-            self.place.writing(blob_name(upload.blob.hash), upload.blob.size) as stream,
-        ):
-            while position <= upload.blob.size and (block := file.read(BLOCK)):
-                self.stop_token.check()
-                digest.update(block)
-                stream.write(block)
-                position += len(block)
-                moved(upload.source, position)
-            if position != upload.blob.size or digest.hexdigest() != upload.blob.hash:
-                raise damaged(upload.source)
+        def save(upload: Upload) -> None:
+            blob = upload.blob
+            with (
+                open(open_quietly(upload.source), "rb", buffering=0) as file,
+                self.place.writing(blob_name(blob.hash), blob.size) as stream,
+            ):
+                if not self._is_good(file, blob, partial(moved, upload.source), stream):
+                    raise damaged(upload.source)
+
+        longest_first = sorted(uploads, key=lambda upload: -upload.blob.size)
+        each(longest_first, save, self.place.workers, self.stop_token)
 
     def is_good(self, blob: SavedBlob, moved: Callable[[int], None]) -> bool:
         """Return whether a content is what its hash says: all of it is read.
@@ -299,14 +286,27 @@ class Store:
         Raises:
             PlaceError: it cannot be reached.
         """
+        with self.place.reading(blob_name(blob.hash), blob.size) as stream:
+            return self._is_good(stream, blob, moved)
+
+    def _is_good(
+        self,
+        source: IO[bytes],
+        blob: SavedBlob,
+        moved: Callable[[int], None],
+        copy: IO[bytes] | None = None,
+    ) -> bool:
+        """Return whether what a source has is what a hash says, and write it to a copy."""
         digest = new_hash(blob.hash, blob.size)
         position = 0
-        with self.place.reading(blob_name(blob.hash), blob.size) as stream:
-            while block := stream.read(BLOCK):
-                self.stop_token.check()
-                digest.update(block)
-                position += len(block)
-                moved(position)
+        # A file that grows as fast as it is read would never end.
+        while position <= blob.size and (block := source.read(BLOCK)):
+            self.stop_token.check()
+            digest.update(block)
+            if copy is not None:
+                copy.write(block)
+            position += len(block)
+            moved(position)
         return position == blob.size and digest.hexdigest() == blob.hash
 
     def describe(self, manifests: Iterable[RevisionManifest]) -> None:
@@ -318,10 +318,13 @@ class Store:
         names = {}
         for manifest in manifests:
             content = manifest.encode()
-            folder = layout.repo_folder(manifest.type, manifest.id)
             digest = hashlib.sha256(content).hexdigest()
-            names[f"{REPOS}/{folder}/{manifest.commit}/{digest}.json"] = content
-        self._each(names, lambda name: write_small(self.place, name, names[name]))
+            names[f"{REPOS}/{manifest.folder}/{manifest.commit}/{digest}.json"] = content
+        self._each(names, lambda name: self._write(name, names[name]))
+
+    def _write(self, name: str, content: bytes) -> None:
+        with self.place.writing(name, len(content)) as stream:
+            stream.write(content)
 
     def write_ref(self, folder: str, ref: str, commit: str) -> None:
         """Let a ref name a commit, whose manifests are there.
@@ -329,7 +332,7 @@ class Store:
         Raises:
             PlaceError: the place cannot be written.
         """
-        write_small(self.place, f"{REPOS}/{folder}/refs/{_ref_name(ref)}", commit.encode() + b"\n")
+        self._write(f"{REPOS}/{folder}/refs/{_ref_name(ref)}", commit.encode() + b"\n")
 
 
 def _ref_name(ref: str) -> str:
@@ -347,15 +350,20 @@ def revisions_of(repo: SavedRepo) -> list[RevisionManifest]:
     """
     for ref in repo.refs:
         _ref_name(ref)
-    found = []
-    for commit, links in repo.snapshots.items():
-        files = {}
-        for name, blob_name in links.items():
-            blob = repo.blobs[blob_name]
-            foreign = None if blob_name == blob.hash else blob_name
-            files[name] = StoredFile(blob.size, blob.hash, foreign)
-        found.append(RevisionManifest(repo.type, repo.id, commit, files, repo.trees.get(commit)))
-    return found
+    stored = {
+        name: StoredFile(blob.size, blob.hash, None if name == blob.hash else name)
+        for name, blob in repo.blobs.items()
+    }
+    return [
+        RevisionManifest(
+            repo.type,
+            repo.id,
+            commit,
+            {file: stored[name] for file, name in links.items()},
+            repo.trees.get(commit),
+        )
+        for commit, links in repo.snapshots.items()
+    ]
 
 
 def union(manifests: Sequence[RevisionManifest], refs: Mapping[str, str]) -> SavedRepo:
@@ -367,20 +375,18 @@ def union(manifests: Sequence[RevisionManifest], refs: Mapping[str, str]) -> Sav
     blobs: dict[str, SavedBlob] = {}
     snapshots: dict[str, dict[str, str]] = {}
     trees: dict[str, dict[str, TreeFile]] = {}
-    repo_id = manifests[0].id
     for manifest in manifests:
         links = snapshots.setdefault(manifest.commit, {})
+        where = f"{manifest.id}@{manifest.commit[:12]}"
         for file, stored in manifest.files.items():
             name = stored.blob or stored.hash
-            where = f"{repo_id}@{manifest.commit[:12]}: {file}"
-            _agree(blobs, name, SavedBlob(stored.size, stored.hash), where)
-            _agree(links, file, name, where)
+            _agree(blobs, name, SavedBlob(stored.size, stored.hash), f"{where}: {file}")
+            _agree(links, file, name, f"{where}: {file}")
         if manifest.tree is not None:
-            where = f"{repo_id}@{manifest.commit[:12]}: the listing"
-            _agree(trees, manifest.commit, manifest.tree, where)
+            _agree(trees, manifest.commit, manifest.tree, f"{where}: the listing")
     return SavedRepo(
         manifests[0].type,
-        repo_id,
+        manifests[0].id,
         dict(sorted(blobs.items())),
         {commit: dict(sorted(snapshots[commit].items())) for commit in sorted(snapshots)},
         dict(refs),
@@ -388,7 +394,7 @@ def union(manifests: Sequence[RevisionManifest], refs: Mapping[str, str]) -> Sav
     )
 
 
-def _agree(known: dict[_K, _V], key: _K, value: _V, where: str) -> None:
+def _agree(known: dict[str, Any], key: str, value: object, where: str) -> None:
     if known.setdefault(key, value) != value:
         raise BackupError(f"two machines saved different things as {where}")
 
@@ -401,8 +407,8 @@ def new_manifests(
     Raises:
         BackupError: one contradicts the store.
     """
-    commits = {manifest.commit for manifest in wanted}
     if wanted:
+        commits = {manifest.commit for manifest in wanted}
         union([*(manifest for manifest in known if manifest.commit in commits), *wanted], {})
     return [
         manifest

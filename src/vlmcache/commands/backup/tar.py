@@ -7,6 +7,8 @@ the members that the manifest promises, in its order, and nothing that a hash do
 from __future__ import annotations
 
 import io
+import operator
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,11 +37,6 @@ class TarManifest(msgspec.Struct, frozen=True):
     format: str
     repos: tuple[SavedRepo, ...]
 
-    @property
-    def size(self) -> int:
-        """Length in bytes of all blobs."""
-        return sum(blob.size for repo in self.repos for blob in repo.blobs.values())
-
 
 def write_tar(stream: IO[bytes], parts: list[Saving], moved: Callable[[str, int], None]) -> None:
     """Write a backup.
@@ -55,7 +52,7 @@ def write_tar(stream: IO[bytes], parts: list[Saving], moved: Callable[[str, int]
     """
     manifest = TarManifest(FORMAT, tuple(part.saved for part in parts))
     sources = {
-        f"{part.saved.folder}/{layout.BLOBS}/{name}": path
+        _member_name(layout.blob_path(part.saved.folder, name)): path
         for part in parts
         for name, path in part.sources.items()
     }
@@ -69,18 +66,14 @@ def write_tar(stream: IO[bytes], parts: list[Saving], moved: Callable[[str, int]
         content = msgspec.json.encode(manifest)
         tar.addfile(_info(MANIFEST, len(content)), io.BytesIO(content))
         for member in _members(manifest):
-            info = _info(member.name, member.size)
-            if member.link is not None:
-                info.type, info.linkname, info.size = tarfile.SYMTYPE, member.link, 0
-                tar.addfile(info)
-            elif member.content is not None:
-                tar.addfile(info, io.BytesIO(member.content))
+            if member.hash is None:
+                tar.addfile(member.info, io.BytesIO(member.content or b""))
             else:
-                path = sources[member.name]
+                path = sources[member.info.name]
                 with open(open_quietly(path), "rb", buffering=0) as file:
                     source = _Hashed(file, member, pool, partial(moved, path))
                     try:
-                        tar.addfile(info, source)
+                        tar.addfile(member.info, source)
                     except OSError as error:
                         if error.errno is not None:
                             raise
@@ -93,18 +86,11 @@ class _Sink:
     """A stream that cannot be sought in, as tarfile wants it for writing without its own buffer."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self._position = 0
-
-    def write(self, block: bytes) -> int:
-        """Write all of it."""
-        self._stream.write(block)
-        self._position += len(block)
-        return len(block)
+        self.write = stream.write
 
     def tell(self) -> int:
-        """Return how much was written."""
-        return self._position
+        """Return where the archive begins, the one thing that it is asked."""
+        return 0
 
 
 class _Hashed:
@@ -118,7 +104,7 @@ class _Hashed:
         moved: Callable[[int], None],
     ) -> None:
         self._stream = stream
-        self._digest = new_hash(member.hash or "", member.size)
+        self._digest = new_hash(member.hash or "", member.info.size)
         self._pool = pool
         self._moved = moved
         self._pending: Future[None] | None = None
@@ -148,34 +134,41 @@ class _Hashed:
 class _Member(NamedTuple):
     """One member after the manifest: a blob by its hash, a small file, or a link."""
 
-    name: str
-    size: int
+    info: tarfile.TarInfo
     hash: str | None = None
     content: bytes | None = None
-    link: str | None = None
 
 
 def _members(manifest: TarManifest) -> Iterator[_Member]:
     for repo in manifest.repos:
         for name, blob in repo.blobs.items():
-            yield _Member(f"{repo.folder}/{layout.BLOBS}/{name}", blob.size, blob.hash)
+            yield _Member(_info(layout.blob_path(repo.folder, name), blob.size), blob.hash)
         for commit, files in repo.trees.items():
-            content = place.tree_text(files).encode()
-            name = f"{repo.folder}/{layout.TREES}/{commit}.json"
-            yield _Member(name, len(content), content=content)
+            path = layout.tree_path(repo.folder, commit)
+            yield _small(path, place.tree_text(files).encode())
         for commit, links in repo.snapshots.items():
             for file, blob_name in links.items():
-                target = layout.link_target(blob_name, file.count("/"))
-                name = f"{repo.folder}/{layout.SNAPSHOTS}/{commit}/{file}"
-                yield _Member(name, 0, link=target)
+                snapshot = layout.snapshot_path(repo.folder, commit)
+                info = _info(layout.file_path(snapshot, file), 0)
+                info.type = tarfile.SYMTYPE
+                info.linkname = layout.link_target(blob_name, file.count("/"))
+                yield _Member(info)
         for ref, commit in repo.refs.items():
-            content = commit.encode()
-            yield _Member(f"{repo.folder}/{layout.REFS}/{ref}", len(content), content=content)
+            yield _small(layout.ref_path(repo.folder, ref), commit.encode())
 
 
-def _info(name: str, size: int) -> tarfile.TarInfo:
+def _small(path: str, content: bytes) -> _Member:
+    return _Member(_info(path, len(content)), content=content)
+
+
+def _member_name(path: str) -> str:
+    """Return a path in a cache as archives have it: with forward slashes on every system."""
+    return path.replace(os.sep, "/")
+
+
+def _info(path: str, size: int) -> tarfile.TarInfo:
     # Owner, mode and times of this machine say nothing on another, and would make each backup new.
-    info = tarfile.TarInfo(name)
+    info = tarfile.TarInfo(_member_name(path))
     info.size, info.mode, info.mtime = size, 0o644, 0
     return info
 
@@ -209,21 +202,19 @@ class Reader:
         folders = [repo.folder.casefold() for repo in self.manifest.repos]
         if len(set(folders)) < len(folders):
             raise BackupError("the backup names a repo twice")
-        for repo in self.manifest.repos:
-            problem = problem_of(repo)
-            if problem is not None:
-                raise BackupError(f"the backup must not be restored: {problem}")
+        for problem in filter(None, map(problem_of, self.manifest.repos)):
+            raise BackupError(f"the backup must not be restored: {problem}")
 
     def _extract(self, info: tarfile.TarInfo) -> IO[bytes]:
         stream = self._tar.extractfile(info)
         assert stream is not None
         return stream
 
-    def _content(self, info: tarfile.TarInfo, member: _Member) -> bytes:
+    def _content(self, info: tarfile.TarInfo) -> bytes:
         try:
             return self._extract(info).read()
         except tarfile.TarError as error:
-            raise BackupError(f"the backup ends within {member.name}") from error
+            raise BackupError(f"the backup ends within {info.name}") from error
 
     def restore(
         self,
@@ -253,12 +244,12 @@ class Reader:
         for member in _members(TarManifest(FORMAT, (repo,))):
             info = self._next()
             if info is None:
-                raise BackupError(f"the backup ends before {member.name}")
-            _compare(info, member)
-            name = member.name.rpartition("/")[2]
+                raise BackupError(f"the backup ends before {member.info.name}")
+            _compare(info, member.info)
+            name = info.name.rpartition("/")[2]
             if member.hash is None:
-                if info.isreg() and self._content(info, member) != member.content:
-                    raise BackupError(f"not what the manifest promises: {member.name}")
+                if info.isreg() and self._content(info) != member.content:
+                    raise BackupError(f"not what the manifest promises: {info.name}")
             elif arrivals is not None and name in arrivals.repo.blobs:
                 taken[name] = arrivals.fetch(
                     name,
@@ -267,8 +258,10 @@ class Reader:
                     distrusted=name in wanted,
                     resumed=False,
                 )
-        if repo is self.manifest.repos[-1]:
-            self._expect_end()
+        # What the manifest does not promise is refused.
+        info = self._next() if repo is self.manifest.repos[-1] else None
+        if info is not None:
+            raise BackupError(f"the backup holds {info.name!r}, which its manifest does not name")
         return taken
 
     def _next(self) -> tarfile.TarInfo | None:
@@ -277,18 +270,11 @@ class Reader:
         except tarfile.TarError as error:
             raise BackupError(f"the backup is damaged: {error}") from error
 
-    def _expect_end(self) -> None:
-        """Refuse what the manifest does not promise."""
-        info = self._next()
-        if info is not None:
-            raise BackupError(f"the backup holds {info.name!r}, which its manifest does not name")
-
     def _blocks(self, info: tarfile.TarInfo, start: int) -> Iterator[bytes]:
         assert start == 0, "what comes from a stream is never resumed"
         stream = self._extract(info)
         try:
-            while block := stream.read(_BLOCK):
-                yield block
+            yield from iter(partial(stream.read, _BLOCK), b"")
         except tarfile.TarError as error:
             raise BackupError(f"the backup ends within {info.name}") from error
 
@@ -297,14 +283,11 @@ class Reader:
         self._tar.close()
 
 
-def _compare(info: tarfile.TarInfo, member: _Member) -> None:
-    same = info.name == member.name and info.size == member.size and not info.issparse()
-    if member.link is None:
-        same = same and info.type == tarfile.REGTYPE
-    else:
-        same = same and info.issym() and info.linkname == member.link
-    if not same:
-        promised = f"its manifest promises {member.name!r}"
-        if info.name == member.name:
-            raise BackupError(f"{promised}, but its kind or length is different")
-        raise BackupError(f"the backup holds {info.name!r} where {promised}")
+def _compare(info: tarfile.TarInfo, promised: tarfile.TarInfo) -> None:
+    facts = operator.attrgetter("name", "size", "type", "linkname")
+    if facts(info) == facts(promised) and not info.issparse():
+        return
+    words = f"its manifest promises {promised.name!r}"
+    if info.name == promised.name:
+        raise BackupError(f"{words}, but its kind or length is different")
+    raise BackupError(f"the backup holds {info.name!r} where {words}")

@@ -7,6 +7,7 @@ import msgspec
 from vlmcache.change.plan import Plan, Receipt
 from vlmcache.errors import ChangedError, ExitCode, PartlyError, VlmcacheError
 from vlmcache.report import Report
+from vlmcache.units import and_more
 
 STREAM = "-"
 """The place that means stdin or stdout."""
@@ -117,24 +118,22 @@ class Restored(Report, frozen=True):
     @property
     def problem(self) -> VlmcacheError | None:
         """What is not as in the backup, or `None` if everything is."""
-        outcomes = self.receipt.outcomes if self.receipt else ()
-        stale = [step for step in outcomes if step.result == "stale"]
-        failed = [step for step in outcomes if step.detail and step.result == "failed"]
+        undone = self.receipt.undone if self.receipt else ()
+        failed = [step for step in undone if step.detail and step.result == "failed"]
         if failed:
-            more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
             return BackupError(
-                f"{failed[0].detail}{more}; what needs it is not restored",
+                f"{failed[0].detail}{and_more(len(failed) - 1)}; what needs it is not restored",
                 "'vlmcache backup --verify' repairs the store from a good copy",
             )
-        if stale:
-            return ChangedError(stale[0].detail or stale[0].path, "restore again")
-        if not self.plan.kept:
-            return None
-        kept = self.plan.kept[0]
-        more = f" and {len(self.plan.kept) - 1} more" if len(self.plan.kept) > 1 else ""
-        return PartlyError(
-            f"{kept.reason}: {kept.path}{more}", "--overwrite replaces it with the backup's"
-        )
+        for step in undone:
+            if step.result == "stale":
+                return ChangedError(step.detail or step.path, "restore again")
+        for kept in self.plan.kept:
+            more = and_more(len(self.plan.kept) - 1)
+            return PartlyError(
+                f"{kept.reason}: {kept.path}{more}", "--overwrite replaces it with the backup's"
+            )
+        return None
 
 
 def damaged(path: str) -> BackupError:

@@ -11,17 +11,16 @@ from vlmcache.commands.backup.values import Backup, Restored
 from vlmcache.show.console import console
 from vlmcache.show.tables import show_cache
 from vlmcache.show.text import printable
-from vlmcache.units import pace_text, size_text
+from vlmcache.units import counted, pace_text, size_text
 
 
 def show_backup(value: Backup, *, stream: IO[str]) -> None:
     """Print what was saved."""
     out = console(stream)
-    skipped = ""
+    skipped = speed = ""
     if value.skipped.blobs:
-        size = size_text(value.skipped.size)
-        skipped = f"; {_blobs(value.skipped.blobs)}, {size}, there already"
-    speed = ""
+        blobs, size = counted(value.skipped.blobs, "blob"), size_text(value.skipped.size)
+        skipped = f"; {blobs}, {size}, there already"
     if value.uploaded.size and not value.dry_run:
         speed = f" in {pace_text(value.uploaded.size, value.seconds)}"
     verb = "To save:" if value.dry_run else "Saved"
@@ -40,30 +39,21 @@ def show_restore(value: Restored, *, verbose: bool = False) -> None:
     if value.receipt is None:
         show_cache(out, value.cache)
     blobs = [action for action in value.plan.actions if isinstance(action, Restore)]
-    size = size_text(value.plan.needs)
     if verbose or value.receipt is None:
         for action in blobs:
             line = f"{size_text(action.size):>8}  {printable(action.path)}  {action.reason}"
             out.print(Text(line), soft_wrap=True)
-    verb = "To restore" if value.receipt is None else "Restored"
-    there = value.skipped.blobs
-    count = len(blobs)
+    verb = "To restore"
     if value.receipt is not None:
+        verb = "Restored"
         done = {step.path for step in value.receipt.outcomes if step.result == "done"}
-        count = sum(action.path in done for action in blobs)
-        size = size_text(sum(action.size for action in blobs if action.path in done))
-    out.print(
-        Text(
-            f"{verb}: {_repos(value.repos)}, {_blobs(count)}, {size}"
-            f"{f'; {_blobs(there)} there already' if there else ''}."
-        ),
-        soft_wrap=True,
-    )
-
-
-def _blobs(count: int) -> str:
-    return "1 blob" if count == 1 else f"{count} blobs"
+        blobs = [action for action in blobs if action.path in done]
+    size = size_text(sum(action.size for action in blobs))
+    restored = f"{verb}: {_repos(value.repos)}, {counted(len(blobs), 'blob')}, {size}"
+    if value.skipped.blobs:
+        restored += f"; {counted(value.skipped.blobs, 'blob')} there already"
+    out.print(Text(f"{restored}."), soft_wrap=True)
 
 
 def _repos(repos: tuple[str, ...]) -> str:
-    return printable(repos[0]) if len(repos) == 1 else f"{len(repos)} repos"
+    return printable(repos[0]) if len(repos) == 1 else counted(len(repos), "repo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat as modes
 import sys
@@ -15,7 +16,7 @@ from vlmcache.cache.state import Finding
 from vlmcache.commands.doctor.values import Filesystem, PathFact
 from vlmcache.commands.status.values import Status
 from vlmcache.config import Config, Session, hub_home
-from vlmcache.units import size_text
+from vlmcache.units import counted, size_text
 
 INSTALL_LOAD = "pip install 'vlmcache[load]'"
 
@@ -23,6 +24,11 @@ INSTALL_LOAD = "pip install 'vlmcache[load]'"
 def finding(code: str, severity: str, path: str, detail: str, remedy: str | None = None) -> Finding:
     """Return a finding that is about no repo."""
     return Finding(code, severity, None, path, detail, remedy)  # type: ignore[arg-type]
+
+
+def those_that_hold(*rows: tuple[bool, Finding]) -> list[Finding]:
+    """Return the findings whose condition, named before each, holds."""
+    return [finding for holds, finding in rows if holds]
 
 
 def check_paths(session: Session, paths: tuple[PathFact, ...]) -> Iterator[Finding]:
@@ -66,131 +72,167 @@ def _other_caches(session: Session) -> Iterator[str]:
     if session.environment.get("XDG_CACHE_HOME"):
         base = os.path.expanduser(session.environment.variables["XDG_CACHE_HOME"])
         candidates.append(os.path.join(base, "huggingface", "hub"))
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"):
-        value = session.environment.get(name)
-        if value:
-            candidates.append(os.path.abspath(os.path.expanduser(value)))
-    seen = {os.path.realpath(session.cache.dir)}
-    for path in candidates:
-        real = os.path.realpath(path)
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            populated = any(map(layout.parse_repo_folder, os.listdir(path)))
-        except OSError:
-            continue
-        if populated:
-            yield path
+    names = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE")
+    values = filter(None, map(session.environment.get, names))
+    candidates += (os.path.abspath(os.path.expanduser(value)) for value in values)
+    # Of several paths of one folder the first counts.
+    others = {os.path.realpath(path): path for path in reversed(candidates)}
+    others.pop(os.path.realpath(session.cache.dir), None)
+    for path in reversed(others.values()):
+        with contextlib.suppress(OSError):
+            if any(map(layout.parse_repo_folder, os.listdir(path))):
+                yield path
 
 
 def check_filesystem(
     filesystem: Filesystem, path: str, config: Config, frees: str
-) -> Iterator[Finding]:
-    """Yield what the cache's filesystem cannot do."""
-    if filesystem.symlinks is False:
-        yield finding(
-            "no-symlinks",
-            "warning",
-            path,
-            "this filesystem has no symbolic links: each revision keeps its own copies",
-            "use a filesystem with links; on Windows, turn on developer mode",
-        )
-    if filesystem.locks is False:
-        yield finding(
-            "no-locks",
-            "warning",
-            path,
-            "this filesystem has no locks: two downloads of one file can run at once",
-            "pull from one machine at a time",
-        )
-    if filesystem.access_times == "never":
-        yield finding(
-            "no-access-times",
-            "info",
-            path,
-            "this mount keeps no access times: only vlmcache's own journal shows the last use",
-        )
-    free = filesystem.free
-    if free is not None and free < config.limits.min_free:
-        yield finding(
-            "low-disk",
-            "warning",
-            path,
-            f"{size_text(free)} free, below the minimum of {size_text(config.limits.min_free)}",
-            frees,
-        )
+) -> list[Finding]:
+    """Return what the cache's filesystem cannot do."""
+    minimum = config.limits.min_free
+    free = minimum if filesystem.free is None else filesystem.free
+    return those_that_hold(
+        (
+            filesystem.symlinks is False,
+            finding(
+                "no-symlinks",
+                "warning",
+                path,
+                "this filesystem has no symbolic links: each revision keeps its own copies",
+                "use a filesystem with links; on Windows, turn on developer mode",
+            ),
+        ),
+        (
+            filesystem.locks is False,
+            finding(
+                "no-locks",
+                "warning",
+                path,
+                "this filesystem has no locks: two downloads of one file can run at once",
+                "pull from one machine at a time",
+            ),
+        ),
+        (
+            filesystem.access_times == "never",
+            finding(
+                "no-access-times",
+                "info",
+                path,
+                "this mount keeps no access times: only vlmcache's own journal shows the last use",
+            ),
+        ),
+        (
+            free < minimum,
+            finding(
+                "low-disk",
+                "warning",
+                path,
+                f"{size_text(free)} free, below the minimum of {size_text(minimum)}",
+                frees,
+            ),
+        ),
+    )
 
 
 def check_permissions(path: str) -> Iterator[Finding]:
     """Yield what may not be read or written."""
-    if not os.path.isdir(path):
-        if not os.access(nearest_folder(path), os.W_OK):
-            yield finding(
+    exists = os.path.isdir(path)
+    readable, writable = os.access(path, os.R_OK | os.X_OK), os.access(path, os.W_OK)
+    yield from those_that_hold(
+        (
+            not exists and not os.access(nearest_folder(path), os.W_OK),
+            finding(
                 "cache-not-writable",
                 "error",
                 path,
                 "the cache does not exist and cannot be created here",
                 "name another with --cache-dir or HF_HUB_CACHE",
-            )
-        return
-    if not os.access(path, os.R_OK | os.X_OK):
-        remedy = f"ask the owner for read access to {path}"
-        yield finding("cache-not-readable", "error", path, "the cache cannot be read", remedy)
-    elif not os.access(path, os.W_OK):
-        yield finding(
-            "cache-read-only",
-            "warning",
-            path,
-            "the cache cannot be written: status and loading work, pull and rm do not",
-            "name another with --cache-dir or HF_HUB_CACHE",
-        )
-    if sys.platform != "win32":
-        status = os.stat(path)
-        if status.st_mode & modes.S_IWOTH and not status.st_mode & modes.S_ISVTX:
-            yield finding(
-                "world-writable",
+            ),
+        ),
+        (
+            exists and not readable,
+            finding(
+                "cache-not-readable",
+                "error",
+                path,
+                "the cache cannot be read",
+                f"ask the owner for read access to {path}",
+            ),
+        ),
+        (
+            exists and readable and not writable,
+            finding(
+                "cache-read-only",
                 "warning",
                 path,
-                "every user of this machine can change the cache",
-                "vlmcache doctor --fix",
-            )
-        if status.st_uid != os.geteuid() and os.geteuid() != 0:
-            yield finding("other-owner", "info", path, f"the cache belongs to user {status.st_uid}")
+                "the cache cannot be written: status and loading work, pull and rm do not",
+                "name another with --cache-dir or HF_HUB_CACHE",
+            ),
+        ),
+    )
+    if exists and sys.platform != "win32":
+        status = os.stat(path)
+        yield from those_that_hold(
+            (
+                status.st_mode & (modes.S_IWOTH | modes.S_ISVTX) == modes.S_IWOTH,
+                finding(
+                    "world-writable",
+                    "warning",
+                    path,
+                    "every user of this machine can change the cache",
+                    "vlmcache doctor --fix",
+                ),
+            ),
+            (
+                os.geteuid() not in (0, status.st_uid),
+                finding(
+                    "other-owner",
+                    "info",
+                    path,
+                    f"the cache belongs to user {status.st_uid}",
+                ),
+            ),
+        )
 
 
-def check_versions(versions: dict[str, str | None]) -> Iterator[Finding]:
-    """Yield what is not installed, or too old."""
-    if versions["torch"] is None or versions["transformers"] is None:
-        missing = " and ".join(name for name in ("torch", "transformers") if versions[name] is None)
-        yield finding(
-            "loading-not-installed",
-            "info",
-            sys.prefix,
-            f"{missing} not installed: load-test cannot run; everything else works",
-            INSTALL_LOAD,
-        )
-    elif versions["bitsandbytes"] is None:
-        yield finding(
-            "quantization-not-installed",
-            "info",
-            sys.prefix,
-            "bitsandbytes is not installed: int8 and int4 cannot be loaded",
-            "pip install bitsandbytes",
-        )
+def check_versions(versions: dict[str, str | None]) -> list[Finding]:
+    """Return what is not installed, or too old."""
+    missing = [name for name in ("torch", "transformers") if versions[name] is None]
+    names = " and ".join(missing)
+    return those_that_hold(
+        (
+            bool(missing),
+            finding(
+                "loading-not-installed",
+                "info",
+                sys.prefix,
+                f"{names} not installed: load-test cannot run; everything else works",
+                INSTALL_LOAD,
+            ),
+        ),
+        (
+            not missing and versions["bitsandbytes"] is None,
+            finding(
+                "quantization-not-installed",
+                "info",
+                sys.prefix,
+                "bitsandbytes is not installed: int8 and int4 cannot be loaded",
+                "pip install bitsandbytes",
+            ),
+        ),
+    )
 
 
 def check_cache(status: Status) -> Iterator[Finding]:
     """Yield what is damaged in the cache."""
-    yield from (finding for finding in status.findings if finding.code == DRIVE_AWAY)
-    errors = [finding for finding in status.findings if finding.severity == "error"]
+    yield from (known for known in status.findings if known.code == DRIVE_AWAY)
+    errors = [known for known in status.findings if known.severity == "error"]
     if errors:
-        repos = sorted({finding.repo for finding in errors if finding.repo})
+        repos = sorted({known.repo for known in errors if known.repo})
         yield finding(
             "damaged-repos",
             "error",
             status.cache.dir,
-            f"{len(errors)} {'error' if len(errors) == 1 else 'errors'} in the cache: "
+            f"{counted(len(errors), 'error')} in the cache: "
             + (", ".join(repos) or status.cache.dir),
             "vlmcache status -v",
         )

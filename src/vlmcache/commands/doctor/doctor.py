@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -125,8 +126,7 @@ def _paths(session: Session) -> Iterator[PathFact]:
     sides = side_caches(environment)
 
     def source_of(variable: str) -> str:
-        names = (name for name in (variable, "HF_HOME") if environment.own(name))
-        return next(names, "default")
+        return next(filter(environment.own, (variable, "HF_HOME")), "default")
 
     for name, path, source in (
         ("cache", location.dir, location.source),
@@ -146,16 +146,11 @@ def _writable(path: str) -> bool:
 
 def _variables(environment: Environment) -> dict[str, str]:
     """Return the variables that bear on the cache; of secrets only that they are set."""
-    names = sorted(
-        name
-        for name in environment.variables
-        if name.startswith(("HF_", "HUGGING", "VLMCACHE_", "TRANSFORMERS_"))
-        or name
-        in ("XDG_CACHE_HOME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "CUDA_VISIBLE_DEVICES")
-    )
+    others = ("XDG_CACHE_HOME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "CUDA_VISIBLE_DEVICES")
     return {
-        environment.source(name): _without_secrets(name, environment.variables[name])
-        for name in names
+        environment.source(name): _without_secrets(name, value)
+        for name, value in sorted(environment.variables.items())
+        if name.startswith(("HF_", "HUGGING", "VLMCACHE_", "TRANSFORMERS_")) or name in others
     }
 
 
@@ -179,10 +174,9 @@ def _version(package: str) -> str | None:
 def _filesystem(path: str) -> Filesystem:
     where = nearest_folder(path)
     mount = mount_of(where)
-    try:
+    usage = None
+    with contextlib.suppress(OSError):
         usage = shutil.disk_usage(where)
-    except OSError:
-        usage = None
     trials = _try_abilities(where) if os.access(where, os.W_OK) else {}
     return Filesystem(
         type=mount.type if mount else None,
@@ -201,20 +195,19 @@ def _filesystem(path: str) -> Filesystem:
 def _try_abilities(folder: str) -> dict[str, bool]:
     """Try what the hub's layout relies on, in a folder that is removed afterwards."""
     trials: dict[str, bool] = {}
-    try:
-        with tempfile.TemporaryDirectory(prefix=".vlmcache-doctor-", dir=folder) as trial:
-            file = os.path.join(trial, "file")
-            with open(file, "wb") as handle:
-                trials["locks"] = _can_lock(handle.fileno())
-            for name, make in (("symlinks", os.symlink), ("hard_links", os.link)):
-                try:
-                    make(file, os.path.join(trial, name))
-                    trials[name] = True
-                except (OSError, NotImplementedError):
-                    trials[name] = False
-            trials["case_sensitive"] = not os.path.exists(os.path.join(trial, "FILE"))
-    except OSError:
-        pass
+    with (
+        contextlib.suppress(OSError),
+        tempfile.TemporaryDirectory(prefix=".vlmcache-doctor-", dir=folder) as trial,
+    ):
+        file = os.path.join(trial, "file")
+        with open(file, "wb") as handle:
+            trials["locks"] = _can_lock(handle.fileno())
+        for name, make in (("symlinks", os.symlink), ("hard_links", os.link)):
+            trials[name] = False
+            with contextlib.suppress(OSError, NotImplementedError):
+                make(file, os.path.join(trial, name))
+                trials[name] = True
+        trials["case_sensitive"] = not os.path.exists(os.path.join(trial, "FILE"))
     return trials
 
 
@@ -235,14 +228,17 @@ def _devices(findings: list[Finding]) -> tuple[Device, ...]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
-    command = [
-        program,
-        "--query-gpu=name,memory.total,driver_version",
-        "--format=csv,noheader,nounits",
-    ]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_GPU_TIMEOUT, check=True
+            [
+                program,
+                "--query-gpu=name,memory.total,driver_version",
+                "--format=csv,noheader,nounits",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=_GPU_TIMEOUT,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
         detail = f"the driver does not answer: {error}"
@@ -258,7 +254,7 @@ def _devices(findings: list[Finding]) -> tuple[Device, ...]:
 
 def _seen_by_torch(devices: tuple[Device, ...], findings: list[Finding]) -> tuple[Device, ...]:
     """Return the devices with torch's names for them, and those that only torch names."""
-    from vlmcache.load.child import run_child
+    from vlmcache.load.worker import run_child
 
     try:
         answer = run_child({"task": "facts", "device": "auto", "precisions": [], "measure": False})
@@ -276,21 +272,17 @@ def _seen_by_torch(devices: tuple[Device, ...], findings: list[Finding]) -> tupl
                 "install the build of torch for this device: https://pytorch.org/get-started",
             )
         )
-    named = {device.name: device for device in devices}
-    others = [
-        device
-        for device in devices
-        if device.name not in {accelerator["name"] for accelerator in seen}
-    ]
+    drivers = {device.name: device.driver for device in devices}
+    named = {accelerator["name"] for accelerator in seen}
     return (
         *(
             Device(
                 accelerator["name"],
                 accelerator["memory"],
-                named[accelerator["name"]].driver if accelerator["name"] in named else None,
+                drivers.get(accelerator["name"]),
                 accelerator["device"],
             )
             for accelerator in seen
         ),
-        *others,
+        *(device for device in devices if device.name not in named),
     )

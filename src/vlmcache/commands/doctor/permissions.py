@@ -1,34 +1,147 @@
-"""Permissions of a cache that several users share, or that is one user's own: plan and execution.
+"""Permissions of a cache that users share, or that is one user's own: facts, plan, execution.
 
 The only code that changes modes and groups.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat as modes
+import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple
 
-from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, SetAccess
-from vlmcache.commands.doctor.access import AccessEntry, Unseen, let_inherit
+from vlmcache.cache import layout
+from vlmcache.cache.tree import StaleError
+from vlmcache.change.plan import REFUSALS, Kept, Outcome, Plan, Receipt, SetAccess, result_of
+from vlmcache.change.tree import Tree
+
+EntryKind = Literal["folder", "blob", "file"]
+"""blob: content that is written once. file: a ref, lock, listing, partial or manifest."""
+
+_DEFAULT_ACL = "system.posix_acl_default"
+# A header with the version, then tag, permissions and id of each entry: linux/posix_acl_xattr.h.
+_ACL_HEADER = struct.Struct("<I")
+_ACL_ENTRY = struct.Struct("<HHI")
+_ACL_VERSION = 2
+_USER, _GROUP, _OTHER = 0x01, 0x04, 0x20
+_NO_ID = 0xFFFFFFFF
+_WRITING = 7
+
+
+class AccessEntry(NamedTuple):
+    """A folder or file as the filesystem reports it.
+
+    inherits, of a folder: whether what is made in it can be written by its group whatever the
+    umask is, `None` if the filesystem has no such thing.
+    """
+
+    path: str
+    kind: EntryKind
+    status: os.stat_result
+    inherits: bool | None = None
+
+
+def entries(cache_dir: str) -> Iterator[AccessEntry | Kept]:
+    """Yield all entries of a hub cache, folders before what they hold. Links are not followed.
+
+    What is not the hub's is kept as it is, and so are links.
+
+    Args:
+        cache_dir: the hub cache, an absolute path.
+    """
+    pending = [(cache_dir, 0)]
+    while pending:
+        folder, depth = pending.pop()
+        try:
+            status = os.stat(folder, follow_symlinks=depth == 0)
+            yield AccessEntry(folder, "folder", status, inherits(folder))
+            with os.scandir(folder) as names:
+                listed = sorted(names, key=lambda entry: entry.name)
+            for entry in listed:
+                if depth == 0 and not _is_the_hubs(entry.name):
+                    yield Kept(entry.path, None, "not the hub's")
+                elif entry.is_symlink():
+                    if depth == 0:
+                        reason = "a link: the place that it leads to has to be shared there"
+                        yield Kept(entry.path, None, reason)
+                elif entry.is_dir(follow_symlinks=False):
+                    pending.append((entry.path, depth + 1))
+                elif entry.is_file(follow_symlinks=False):
+                    kind = _kind(os.path.relpath(entry.path, cache_dir))
+                    yield AccessEntry(entry.path, kind, entry.stat(follow_symlinks=False))
+        except OSError as error:
+            yield Kept(folder, None, f"cannot be read: {error.strerror or error}")
+
+
+def inherits(folder: str | int) -> bool | None:
+    """Return whether the group may write what is made in a folder, by its default ACL (acl(5)).
+
+    Args:
+        folder: its path, or a descriptor of it.
+
+    Returns:
+        `None` if the filesystem has no such lists.
+    """
+    if not hasattr(os, "getxattr"):
+        return None
+    try:
+        content = os.getxattr(folder, _DEFAULT_ACL)
+    except OSError as error:
+        return False if error.errno == getattr(errno, "ENODATA", None) else None
+    if len(content) < _ACL_HEADER.size:
+        return False
+    rows = content[_ACL_HEADER.size :]
+    complete = rows[: len(rows) - len(rows) % _ACL_ENTRY.size]
+    return any(
+        tag == _GROUP and permissions == _WRITING
+        for tag, permissions, _ in _ACL_ENTRY.iter_unpack(complete)
+    )
+
+
+def let_inherit(folder: str | int, mode: int) -> None:
+    """Let what is made in a folder be writable by its group, and readable by others as it is.
+
+    Args:
+        folder: its path, or a descriptor of it.
+        mode: its own mode.
+
+    Raises:
+        OSError: the filesystem has no such lists, or the folder is somebody else's.
+    """
+    rows = ((_USER, _WRITING), (_GROUP, _WRITING), (_OTHER, mode & 0o5))
+    content = _ACL_HEADER.pack(_ACL_VERSION) + b"".join(
+        _ACL_ENTRY.pack(tag, permissions, _NO_ID) for tag, permissions in rows
+    )
+    os.setxattr(folder, _DEFAULT_ACL, content)
+
+
+def _is_the_hubs(name: str) -> bool:
+    return (
+        layout.parse_repo_folder(name) is not None
+        or name in layout.ROOT_FILES
+        or name in (layout.LOCKS, layout.SHARED_STORE, layout.SHARED_MARKER, layout.LEFTOVERS)
+    )
+
+
+def _kind(relative: str) -> EntryKind:
+    """Return what a file is, from its path in the cache."""
+    parts = relative.split(os.sep)
+    written_once = parts[1:2] == [layout.SNAPSHOTS]
+    if parts[0] == layout.SHARED_STORE or parts[1:2] == [layout.BLOBS]:
+        changing = parts[-1].endswith((layout.MANIFEST_SUFFIX, layout.LOCK_SUFFIX))
+        written_once = not changing and layout.partial_etag(parts[-1]) is None
+    return "blob" if written_once and parts[0] != layout.LOCKS else "file"
+
+
+# What has to change.
 
 _OTHERS_WRITE = 0o002
-# A handle of Linux that needs no permission to read is enough. On other systems a pipe that
-# somebody put there must not make us wait.
-_BY_HANDLE = hasattr(os, "O_PATH") and os.path.isdir("/proc/self/fd")
-_READING = os.O_PATH if _BY_HANDLE else os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-_ENTRY = _READING | getattr(os, "O_NOFOLLOW", 0)
-_FOLDER = _ENTRY | getattr(os, "O_DIRECTORY", 0)
 
 
-class _ChangedError(Exception):
-    """An entry is not what the plan expects."""
-
-
-def plan_access(entries: Iterable[AccessEntry | Unseen], group: int | None) -> Plan:
+def plan_access(entries: Iterable[AccessEntry | Kept], group: int | None) -> Plan:
     """Return what has to change so that a group shares a cache, or its owner alone has it.
 
     Shared: everything is the group's; folders can be written by it and hand the group on; blobs can
@@ -41,14 +154,16 @@ def plan_access(entries: Iterable[AccessEntry | Unseen], group: int | None) -> P
     """
     seen = list(entries)
     listed = [entry for entry in seen if isinstance(entry, AccessEntry)]
-    names = Counter((entry.device, entry.inode) for entry in listed if entry.kind != "folder")
-    kept = [Kept(entry.path, None, entry.reason) for entry in seen if isinstance(entry, Unseen)]
+    names = Counter(
+        (entry.status.st_dev, entry.status.st_ino) for entry in listed if entry.kind != "folder"
+    )
+    kept = [entry for entry in seen if isinstance(entry, Kept)]
     actions: list[SetAccess] = []
     for entry in listed:
         action = _action(entry, group)
         if action is None:
             continue
-        if entry.kind != "folder" and entry.names > names[entry.device, entry.inode]:
+        if entry.kind != "folder" and entry.status.st_nlink > names[action.device, action.inode]:
             # Whoever may write here could have linked a file of somebody else's.
             kept.append(Kept(entry.path, None, "it has another name outside the cache"))
         else:
@@ -62,27 +177,26 @@ def _action(entry: AccessEntry, group: int | None) -> SetAccess | None:
     if group is not None:
         wanted |= {"folder": modes.S_ISGID | 0o070, "blob": 0o040, "file": 0o060}[entry.kind]
         inherit = entry.kind == "folder" and entry.inherits is False
-    mode = (entry.mode | wanted) & ~_OTHERS_WRITE
-    new_group = entry.group if group is None else group
-    reasons = []
-    if new_group != entry.group:
-        reasons.append("group")
-    if mode != entry.mode:
-        reasons.append(f"mode {entry.mode:o} to {mode:o}")
-    if inherit:
-        reasons.append("default ACL")
-    if not reasons:
+    old_mode, old_group = modes.S_IMODE(entry.status.st_mode), entry.status.st_gid
+    mode = (old_mode | wanted) & ~_OTHERS_WRITE
+    new_group = old_group if group is None else group
+    reasons = {
+        "group": new_group != old_group,
+        f"mode {old_mode:o} to {mode:o}": mode != old_mode,
+        "default ACL": inherit,
+    }
+    if not any(reasons.values()):
         return None
     return SetAccess(
         entry.path,
         entry.kind,
-        ", ".join(reasons),
+        ", ".join(reason for reason, holds in reasons.items() if holds),
         mode,
         new_group,
-        entry.mode,
-        entry.group,
-        entry.device,
-        entry.inode,
+        old_mode,
+        old_group,
+        entry.status.st_dev,
+        entry.status.st_ino,
         inherit,
     )
 
@@ -90,69 +204,41 @@ def _action(entry: AccessEntry, group: int | None) -> SetAccess | None:
 def set_access(plan: Plan, cache_dir: str) -> Receipt:
     """Set modes and groups as planned, as far as the system lets.
 
-    Folders are entered one by one from the cache's root, and links among them are never followed.
-
     Args:
         plan: of `plan_access`, for this cache.
         cache_dir: the hub cache, an absolute path.
     """
+    tree = Tree(cache_dir)
     return Receipt(
-        tuple(
-            _attempt(action, cache_dir) for action in plan.actions if isinstance(action, SetAccess)
-        )
+        tuple(_attempt(action, tree) for action in plan.actions if isinstance(action, SetAccess))
     )
 
 
-def _attempt(action: SetAccess, root: str) -> Outcome:
+def _attempt(action: SetAccess, tree: Tree) -> Outcome:
     try:
-        with _opened(action.path, root) as descriptor:
-            _set(descriptor, action)
-    except FileNotFoundError:
-        return Outcome("set-access", action.path, "absent")
-    except _ChangedError as error:
-        return Outcome("set-access", action.path, "stale", detail=str(error))
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            detail = f"it is now a link, or below one: {action.path}"
-            return Outcome("set-access", action.path, "stale", detail=detail)
-        words = f"{error.strerror or error}: {action.path}"
-        return Outcome("set-access", action.path, "failed", detail=words)
+        with tree.handle(action.path) as entry:
+            _set(entry, action)
+    except REFUSALS as error:
+        result, detail = result_of(error, action.path)
+        return Outcome("set-access", action.path, result, detail=detail)
     return Outcome("set-access", action.path, "done")
 
 
-@contextlib.contextmanager
-def _opened(path: str, root: str) -> Iterator[int]:
-    relative = os.path.relpath(path, root)
-    parts = [] if relative == os.curdir else relative.split(os.sep)
-    descriptor = os.open(root, _READING | getattr(os, "O_DIRECTORY", 0))
-    try:
-        for number, part in enumerate(parts, start=1):
-            last = number == len(parts)
-            below = os.open(part, _ENTRY if last else _FOLDER, dir_fd=descriptor)
-            os.close(descriptor)
-            descriptor = below
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _set(descriptor: int, action: SetAccess) -> None:
-    facts = os.fstat(descriptor)
+def _set(entry: int | str, action: SetAccess) -> None:
+    facts = os.stat(entry)
     if (
         (facts.st_dev, facts.st_ino) != (action.device, action.inode)
         or modes.S_IMODE(facts.st_mode) != action.old_mode
         or facts.st_gid != action.old_group
     ):
-        raise _ChangedError(f"it changed since the plan was made: {action.path}")
-    # Such a handle is changed through its place in /proc (open(2), O_PATH).
-    place = f"/proc/self/fd/{descriptor}" if _BY_HANDLE else descriptor
+        raise StaleError(f"it changed since the plan was made: {action.path}")
     if action.group != facts.st_gid:
-        os.chown(place, -1, action.group)
+        os.chown(entry, -1, action.group)
     # After the group, since a change of owners can take bits of the mode away (chown(2)).
-    if modes.S_IMODE(os.fstat(descriptor).st_mode) != action.mode:
-        os.chmod(place, action.mode)
-    if modes.S_IMODE(os.fstat(descriptor).st_mode) != action.mode:
+    if modes.S_IMODE(os.stat(entry).st_mode) != action.mode:
+        os.chmod(entry, action.mode)
+    if modes.S_IMODE(os.stat(entry).st_mode) != action.mode:
         # The system drops setgid without a word if the user is not in the group (chmod(2)).
         raise PermissionError(errno.EPERM, "the system did not set the mode", action.path)
     if action.inherit:
-        let_inherit(place, action.mode)
+        let_inherit(entry, action.mode)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Plan, Receipt
-from vlmcache.commands.doctor.access import entries, inherits
-from vlmcache.commands.doctor.permissions import plan_access, set_access
-from vlmcache.commands.doctor.values import Access, Sharing, undone
+from vlmcache.commands.doctor.checks import finding, those_that_hold
+from vlmcache.commands.doctor.permissions import entries, inherits, plan_access, set_access
+from vlmcache.commands.doctor.values import Access, Sharing
 from vlmcache.errors import UsageError
 
 _ROUNDS = 16
@@ -35,13 +37,12 @@ def check_sharing(cache_dir: str, group: str | None, *, fix: bool) -> Access:
     root = os.path.abspath(cache_dir)
     sharing = _sharing(group) if group is not None else None
     gid = sharing.gid if sharing is not None else None
-    exists = os.path.isdir(root)
-    plan = plan_access(entries(root), gid) if exists else Plan(())
+    plan = plan_access(entries(root), gid) if os.path.isdir(root) else Plan(())
     receipt = None
     if fix:
         plan, receipt = _fix(root, gid, plan)
-    findings = [] if sharing is None else list(_sharing_findings(root, sharing))
-    left = len(plan.actions if receipt is None else undone(receipt))
+    findings = [] if sharing is None else _sharing_findings(root, sharing)
+    left = len(plan.actions if receipt is None else receipt.undone)
     if left:
         findings.insert(0, _open_finding(root, left, sharing, fixed=fix))
     return Access(sharing, plan, receipt, tuple(findings))
@@ -79,88 +80,88 @@ def _sharing(name: str) -> Sharing:
 
 def _umask() -> str | None:
     """Return the process's umask in octal, if Linux shows it without a change (proc(5))."""
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            lines = file.readlines()
-    except OSError:
-        return None
-    masks = [line.split()[1] for line in lines if line.startswith("Umask:")]
-    return masks[0] if masks else None
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/self/status", encoding="ascii", errors="replace") as file,
+    ):
+        return next((line.split()[1] for line in file if line.startswith("Umask:")), None)
+    return None
 
 
-def _sharing_findings(root: str, sharing: Sharing) -> Iterator[Finding]:
+def _sharing_findings(root: str, sharing: Sharing) -> list[Finding]:
     group = sharing.group
-    if not os.path.isdir(root):
-        yield Finding(
-            "cache-not-there",
-            "error",
-            None,
-            root,
-            "the cache to share does not exist yet",
-            f"mkdir -p {root}",
-        )
-    for folder in _closed_above(root, sharing.gid):
-        yield Finding(
+    exists = os.path.isdir(root)
+    masked = sharing.umask is not None and bool(int(sharing.umask, 8) & 0o020)
+    closed = [
+        finding(
             "closed-above",
             "error",
-            None,
             folder,
             f"{group} cannot enter {folder}, so it does not reach the cache",
             f"use a cache that all can enter (HF_HUB_CACHE=/srv/hub), or: chmod a+x {folder}",
         )
-    if os.geteuid() != 0 and sharing.gid not in (os.getegid(), *os.getgroups()):
-        yield Finding(
-            "not-a-member",
-            "error",
-            None,
-            root,
-            f"you are not in the group {group}",
-            f"sudo usermod -aG {group} $USER, and log in again",
-        )
-    if not sharing.members:
-        yield Finding(
-            "no-members",
-            "warning",
-            None,
-            root,
-            f"nobody is in the group {group}",
-            f"sudo usermod -aG {group} USER",
-        )
-    unaided = os.path.isdir(root) and inherits(root) is None
-    if sharing.umask is not None and int(sharing.umask, 8) & 0o020 and unaided:
-        yield Finding(
-            "umask",
-            "warning",
-            None,
-            root,
-            f"this filesystem has no default permissions, and with umask {sharing.umask} the group "
-            "cannot write what you add",
-            "umask 002, in the profile of each user who shares the cache",
-        )
+        for folder in _closed_above(root, sharing.gid)
+    ]
+    return those_that_hold(
+        (
+            not exists,
+            finding(
+                "cache-not-there",
+                "error",
+                root,
+                "the cache to share does not exist yet",
+                f"mkdir -p {root}",
+            ),
+        ),
+        *((True, above) for above in closed),
+        (
+            os.geteuid() != 0 and sharing.gid not in (os.getegid(), *os.getgroups()),
+            finding(
+                "not-a-member",
+                "error",
+                root,
+                f"you are not in the group {group}",
+                f"sudo usermod -aG {group} $USER, and log in again",
+            ),
+        ),
+        (
+            not sharing.members,
+            finding(
+                "no-members",
+                "warning",
+                root,
+                f"nobody is in the group {group}",
+                f"sudo usermod -aG {group} USER",
+            ),
+        ),
+        (
+            masked and exists and inherits(root) is None,
+            finding(
+                "umask",
+                "warning",
+                root,
+                f"this filesystem has no default permissions, and with umask {sharing.umask} the "
+                "group cannot write what you add",
+                "umask 002, in the profile of each user who shares the cache",
+            ),
+        ),
+    )
 
 
 def _closed_above(root: str, gid: int) -> Iterator[str]:
     """Yield the folders above the cache that a member of the group cannot enter."""
-    folder = os.path.dirname(os.path.realpath(root))
-    while True:
-        try:
+    with contextlib.suppress(OSError):
+        for folder in map(str, Path(os.path.realpath(root)).parents):
             facts = os.stat(folder)
-        except OSError:
-            return
-        needed = 0o010 if facts.st_gid == gid else 0o001
-        if not facts.st_mode & needed:
-            yield folder
-        above = os.path.dirname(folder)
-        if above == folder:
-            return
-        folder = above
+            if not facts.st_mode & (0o010 if facts.st_gid == gid else 0o001):
+                yield folder
 
 
 def _open_finding(root: str, count: int, sharing: Sharing | None, *, fixed: bool) -> Finding:
     entry = "entry has" if count == 1 else "entries have"
     if sharing is None:
         text = f"{count} {entry} permissions that the owner's own cache should not have"
-        return Finding("permissions", "error", None, root, text, "vlmcache doctor --fix")
+        return finding("permissions", "error", root, text, "vlmcache doctor --fix")
     text = f"{count} {entry} to change before {sharing.group} can share the cache"
     remedy = f"vlmcache doctor --shared {sharing.group} --fix"
-    return Finding("not-shared", "error", None, root, text, f"sudo {remedy}" if fixed else remedy)
+    return finding("not-shared", "error", root, text, f"sudo {remedy}" if fixed else remedy)

@@ -6,9 +6,10 @@ import msgspec
 
 from vlmcache.cache.mounts import AccessTimes
 from vlmcache.cache.state import Finding
-from vlmcache.change.plan import Outcome, Plan, Receipt
+from vlmcache.change.plan import Plan, Receipt
 from vlmcache.errors import CacheError, PartlyError, VlmcacheError
 from vlmcache.report import Report
+from vlmcache.units import and_more
 
 
 class PathFact(msgspec.Struct, frozen=True):
@@ -106,20 +107,12 @@ class Access(msgspec.Struct, frozen=True):
     @property
     def problem(self) -> VlmcacheError | None:
         """What a fix could not change, `None` if it changed everything or there was no fix."""
-        failed = () if self.receipt is None else undone(self.receipt)
-        if self.receipt is None or not failed:
+        if self.receipt is None or self.receipt.whole:
             return None
-        first, total = failed[0], len(self.receipt.outcomes)
-        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        failed, total = self.receipt.undone, len(self.receipt.outcomes)
         kind = PartlyError if len(failed) < total else CacheError
         return kind(
-            f"{len(failed)} of {total} could not be changed: {first.detail or first.path}{more}",
+            f"{len(failed)} of {total} could not be changed: "
+            f"{failed[0].detail or failed[0].path}{and_more(len(failed) - 1)}",
             "only the owner of an entry or root may change it: run it with sudo",
         )
-
-
-def undone(receipt: Receipt) -> tuple[Outcome, ...]:
-    """Return what is not as the plan wanted it."""
-    return tuple(
-        outcome for outcome in receipt.outcomes if outcome.result not in ("done", "absent")
-    )

@@ -12,7 +12,7 @@ from vlmcache.commands.doctor.values import Diagnosis, Filesystem
 from vlmcache.show.console import console
 from vlmcache.show.tables import SEVERITY_COLORS, labelled
 from vlmcache.show.text import printable
-from vlmcache.units import size_text
+from vlmcache.units import counted, size_text
 
 
 def show(diagnosis: Diagnosis, *, verbose: bool = False) -> None:
@@ -76,18 +76,16 @@ def _show_access(out: Console, diagnosis: Diagnosis, plan: Plan, *, verbose: boo
     counts = Counter(
         (action.kind, action.reason) for action in plan.actions if isinstance(action, SetAccess)
     )
-    done = diagnosis.receipt is not None
+    label = "change" if diagnosis.receipt is None else "changed"
     for (kind, reason), count in counts.items():
-        noun = kind if count == 1 else f"{kind}s"
-        out.print(labelled("changed" if done else "change", f"{count} {noun}: {reason}", width=12))
+        out.print(labelled(label, f"{counted(count, kind)}: {reason}", width=12))
     if verbose:
         for action in plan.actions:
             if isinstance(action, SetAccess):
                 out.print(f"  {printable(action.path)}  {action.reason}")
-    for outcome in diagnosis.receipt.outcomes if diagnosis.receipt else ():
-        if outcome.result not in ("done", "absent"):
-            text = printable(outcome.detail or outcome.path)
-            out.print(labelled(outcome.result, text, width=12, label_style="red"))
+    for outcome in diagnosis.receipt.undone if diagnosis.receipt else ():
+        text = printable(outcome.detail or outcome.path)
+        out.print(labelled(outcome.result, text, width=12, label_style="red"))
     for kept in plan.kept:
         out.print(labelled("left alone", f"{printable(kept.path)}: {kept.reason}", width=12))
 

@@ -1,19 +1,20 @@
-"""A planned move carried out, and an unfinished one taken back."""
+"""A planned move carried out, and an unfinished one taken back; what is noted of it meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
-from vlmcache.cache.moved import read_moves
+from vlmcache.cache import layout
+from vlmcache.cache.moved import MoveRecord, leads_back, read_moves
 from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import Usage, who_uses
 from vlmcache.change import place as change_place
-from vlmcache.change.moved_note import remove_record, write_moves
+from vlmcache.change.moved_note import record_size, remove_record, write_moves, write_record
 from vlmcache.change.plan import (
     Action,
     Kept,
@@ -31,11 +32,111 @@ from vlmcache.change.plan import (
 )
 from vlmcache.change.remove import execute
 from vlmcache.commands.move.copy import Copier
-from vlmcache.commands.move.notes import MoveNotes
 from vlmcache.commands.move.plan import Destination
-from vlmcache.commands.move.values import MovedRepo, MoveReport, MoveState, repo_row
+from vlmcache.commands.move.values import MovedRepo, MoveReport, repo_row
 from vlmcache.errors import CacheError, ChangedError, InUseError, SpaceError, VlmcacheError
 from vlmcache.progress import Progress, long_files
+
+
+class MoveNotes:
+    """The notes and records of moves from one cache to one destination.
+
+    Args:
+        cache_dir: the cache's real path.
+        destination: the other cache's real path.
+    """
+
+    def __init__(self, cache_dir: str, destination: str) -> None:
+        self.cache_dir = cache_dir
+        self.destination = destination
+        self.freed = 0
+        """Bytes of disk that records gave back, less what they occupy now."""
+        self._begun = MoveRecord(cache_dir, finished=False)
+
+    def begin(self, moves: Sequence[Move]) -> set[str]:
+        """Note which repos are on their way, and return the folders that others have put there.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        # Read again, now that no other move can change it.
+        noted = dict(read_moves(self.destination))
+        foreign: set[str] = set()
+        for move in moves:
+            folder = os.path.basename(move.path)
+            linked = leads_back(self.destination, folder, self.cache_dir)
+            ours = linked or noted.get(folder) == self._begun
+            if os.path.lexists(move.destination) and not ours:
+                foreign.add(folder)
+            else:
+                noted[folder] = self._begun
+        if moves:
+            write_moves(self.destination, noted)
+        return foreign
+
+    def record(self, folder: str) -> None:
+        """Record where a repo goes, before its link is all that there is of it here."""
+        with self._counted(folder):
+            write_record(self.cache_dir, folder, self.destination)
+
+    def forget(self, folder: str) -> None:
+        """Remove the record of a repo that stays, as far as the system allows it."""
+        with contextlib.suppress(OSError), self._counted(folder):
+            remove_record(self.cache_dir, folder)
+
+    @contextlib.contextmanager
+    def _counted(self, folder: str) -> Iterator[None]:
+        """Count the bytes that a repo's record frees or occupies, whatever happens."""
+        before = record_size(self.cache_dir, folder)
+        try:
+            yield
+        finally:
+            self.freed += before - record_size(self.cache_dir, folder)
+
+    def finish(self, *, link: bool) -> Outcome | None:
+        """Note as finished whatever has its link now, and forget what is to have no link.
+
+        Returns:
+            What failed, if anything did.
+        """
+        before = read_moves(self.destination)
+        noted = dict(before)
+        for folder, move in before.items():
+            path = os.path.join(self.cache_dir, folder)
+            if move != self._begun:
+                continue
+            if os.path.islink(path):
+                noted[folder] = MoveRecord(move.cache, finished=True)
+            elif not link and not os.path.lexists(path) and not self._has_leftovers(folder):
+                del noted[folder]
+        try:
+            if noted != before:
+                write_moves(self.destination, noted)
+        except OSError as error:
+            detail = f"the note cannot be written: {error.strerror}: {self.destination}"
+            return Outcome("note", self.destination, "failed", detail=detail)
+        return None
+
+    def _has_leftovers(self, folder: str) -> bool:
+        top = os.path.join(self.cache_dir, layout.LEFTOVERS)
+        jobs = os.listdir(top) if os.path.isdir(top) else []
+        return any(os.path.lexists(os.path.join(top, job, folder)) for job in jobs)
+
+    def forget_return(self, back: Collection[str]) -> None:
+        """Forget here that repos had come from the destination, to which they are back."""
+        before = read_moves(self.cache_dir)
+        for folder in back:
+            if not os.path.islink(os.path.join(self.destination, folder)):
+                with contextlib.suppress(OSError):
+                    remove_record(self.destination, folder)
+        noted = {
+            folder: move
+            for folder, move in before.items()
+            if folder not in back or move.cache != self.destination
+        }
+        if noted != before:
+            with contextlib.suppress(OSError, CacheError):
+                write_moves(self.cache_dir, noted)
 
 
 def take_back(value: MoveReport, unfinished: Sequence[str]) -> Receipt:
@@ -46,18 +147,16 @@ def take_back(value: MoveReport, unfinished: Sequence[str]) -> Receipt:
         if isinstance(action, PutBack):
             change_place.put_back(action.aside, action.path)
             outcomes.append(Outcome("put-back", action.path, "done"))
-    receipt = execute(_removals_below(value.plan.actions, place), place)
+    inside = place.rstrip(os.sep) + os.sep
+    below = (action for action in value.plan.actions if action.path.startswith(inside))
+    receipt = execute(Plan(tuple(below)), place)
     if receipt.whole:
         for folder in unfinished:
             if not os.path.islink(os.path.join(value.cache, folder)):
                 remove_record(value.cache, folder)
-        stays = {os.path.basename(kept.path) for kept in value.plan.kept}
-        noted = {
-            folder: move
-            for folder, move in read_moves(place).items()
-            if folder not in unfinished or folder in stays
-        }
-        write_moves(place, noted)
+        ended = {*unfinished} - {os.path.basename(kept.path) for kept in value.plan.kept}
+        noted = read_moves(place)
+        write_moves(place, {folder: noted[folder] for folder in noted if folder not in ended})
         Copier(value.cache, place).finish()
     return Receipt((*outcomes, *receipt.outcomes), receipt.freed)
 
@@ -84,13 +183,14 @@ def refusals(place: str) -> Iterator[None]:
 def _refusal(error: OSError, place: str) -> VlmcacheError:
     """Return what the system's refusal to write means to a user."""
     where = error.filename if isinstance(error.filename, str) else place
-    reason = error.strerror or str(error)
     if change_place.is_full(error):
         return SpaceError(
             f"the disk is full: {where}",
             "make room, then move again: what was copied is kept; --undo takes it back",
         )
-    return CacheError(f"{reason}: {where}", "what was copied is kept: move again, or --undo")
+    return CacheError(
+        f"{error.strerror or error}: {where}", "what was copied is kept: move again, or --undo"
+    )
 
 
 class Mover:
@@ -128,19 +228,17 @@ class Mover:
     def run(self) -> MoveReport:
         """Carry the plan out, and return what became of it."""
         moves = [action for action in self.actions if isinstance(action, Move)]
-        links = [action for action in self.actions if isinstance(action, PlaceLink)]
         with refusals(self.destination.path):
             foreign = self.notes.begin(moves)
-            for link in links:
+            for link in (action for action in self.actions if isinstance(action, PlaceLink)):
                 self.notes.record(os.path.basename(link.path))
                 change_place.place_repo_link(link.path, link.destination)
                 self.outcomes.append(Outcome("place-link", link.path, "done"))
                 self.repos.append(repo_row(link.path, link.destination, "linked"))
         for move in moves:
             error = self._move(move, is_foreign=os.path.basename(move.path) in foreign)
-            state: MoveState = "moved" if error is None else "failed"
             self.repos.append(
-                repo_row(move.path, move.destination, state, size=move.size, error=error)
+                repo_row(move.path, move.destination, "moved", size=move.size, error=error)
             )
             if isinstance(error, SpaceError):
                 break
@@ -158,7 +256,10 @@ class Mover:
         repo = next(repo for repo in self.state.repos if repo.folder == folder)
         sizes, names = self._files(repo)
         try:
-            with long_files(self.progress, move.repo, sizes, names) as self.copier.on_progress:
+            with (
+                refusals(self.destination.path),
+                long_files(self.progress, move.repo, sizes, names) as self.copier.on_progress,
+            ):
                 if is_foreign:
                     raise ChangedError(
                         f"something else was put there meanwhile: {move.destination}", "move again"
@@ -168,13 +269,9 @@ class Mover:
                 self._check_unchanged(repo)
                 self._check_unused(repo)
                 self.copier.place(repo)
-        except (VlmcacheError, OSError) as error:
-            refusal = error
-            if isinstance(refusal, OSError):
-                refusal = _refusal(refusal, self.destination.path)
-            detail = refusal.message
-            self.outcomes.append(Outcome("move", move.path, "failed", detail=detail))
-            return refusal
+        except VlmcacheError as error:
+            self.outcomes.append(Outcome("move", move.path, "failed", detail=error.message))
+            return error
         self.outcomes.append(Outcome("move", move.path, "done"))
         return self._switch(folder)
 
@@ -256,7 +353,8 @@ class Mover:
 
     def _refused(self, folder: str, error: VlmcacheError) -> VlmcacheError:
         """Take a copy that was placed back, since its source stays; return why it stays."""
-        if os.path.isdir(os.path.join(self.state.dir, folder)):
+        path = os.path.join(self.state.dir, folder)
+        if os.path.isdir(path) and not os.path.islink(path):
             with contextlib.suppress(OSError):
                 self.copier.unplace(folder)
             self.notes.forget(folder)
@@ -265,7 +363,7 @@ class Mover:
     def _finish(self, moves: Sequence[Move]) -> None:
         """Remove what interrupted moves have left here, now that all is at the destination."""
         moved = {os.path.basename(move.path) for move in moves}
-        leftovers = [
+        leftovers = tuple(
             action
             for action in self.actions
             if (isinstance(action, RemoveTree) and action.kind == "leftover")
@@ -275,8 +373,8 @@ class Mover:
                 and action.kind in ("lock", "locks")
                 and moved.isdisjoint(action.path.split(os.sep))
             )
-        ]
-        receipt = execute(Plan(tuple(leftovers)), self.state.dir)
+        )
+        receipt = execute(Plan(leftovers), self.state.dir)
         self.outcomes += receipt.outcomes
         self.freed += receipt.freed
         known = {os.path.basename(row.path) for row in self.repos}
@@ -291,15 +389,3 @@ class Mover:
             {os.path.basename(row.path) for row in self.repos if row.error is None}
         )
         self.copier.finish()
-
-
-def _removals_below(actions: Sequence[Action], root: str) -> Plan:
-    """Return the removals below a folder as a plan of their own."""
-    inside = root.rstrip(os.sep) + os.sep
-    removals = [
-        action
-        for action in actions
-        if isinstance(action, Remove | RemoveTree | ReleaseShared)
-        and action.path.startswith(inside)
-    ]
-    return Plan(tuple(removals))

@@ -8,39 +8,41 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import stat as modes
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from vlmcache.cache import layout
-from vlmcache.cache.hashing import hash_file
+from vlmcache.cache import layout, page_cache
+from vlmcache.cache.hashing import hash_file, new_hash
 from vlmcache.cache.moved import leads_back
+from vlmcache.cache.reading import open_quietly
 from vlmcache.cache.state import Repo, SharedBlob
 from vlmcache.change import place as change_place
+from vlmcache.change.partials import write_all
 from vlmcache.change.plan import Plan, RemoveTree
 from vlmcache.change.remove import execute
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.commands.move.values import SourceDamagedError
-from vlmcache.commands.move.walk import (
-    NO_HARD_LINK,
-    NO_HASH,
-    OnProgress,
-    copy_file,
-    hard_link,
-    hashes_of,
-    is_same,
-    keep_mode,
-    keep_times,
-    link,
-    links_of,
-    shared_hashes_of,
-    walk,
-)
 from vlmcache.errors import CacheError
 
+OnProgress = Callable[[str, int], None]
+"""Is called with a source's path and how many of its bytes are copied."""
 
-def _ignore(_path: str, _position: int) -> None:
-    pass
+_BLOCK = 8 << 20
+_SYNC_EVERY = 8
+"""Blocks after which what was written is brought to the disk, so that memory does not fill up."""
+
+_COPYING = ".copying"
+
+_NO_HASH = "0" * 64
+_NOT_HERE = frozenset(
+    {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+)
+"""Why the kernel cannot copy a block: `copy_file_range(2)`."""
+_NO_HARD_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class Copier:
@@ -52,12 +54,15 @@ class Copier:
         same_disk: give files a second name instead of copying them, if that is possible.
     """
 
+    on_progress: OnProgress
+    """Is set before repos are staged."""
+
     def __init__(self, cache_dir: str, destination: str, *, same_disk: bool = False) -> None:
         self.cache_dir = cache_dir
         self.destination = destination
-        self.on_progress: OnProgress = _ignore
         self.same_disk = same_disk
-        self.staging = os.path.join(destination, layout.MOVING)
+        self.staging = layout.staged_path(destination)
+        self.staged_blobs = layout.staged_path(destination, layout.SHARED_STORE)
         self.copied = 0
         """Bytes written at the destination."""
 
@@ -86,25 +91,25 @@ class Copier:
         self._remove_others(target, source, staged)
         os.makedirs(target, exist_ok=True)
         links = links_of(repo)
-        # Links first: where the filesystem has none, that shows before the long copies.
-        order = {True: 0, False: 2}
         folders = [name for name, status in source.items() if modes.S_ISDIR(status.st_mode)]
         for name in folders:
             os.makedirs(os.path.join(target, name), exist_ok=True)
         firsts: dict[tuple[int, int], str] = {}
-        for name in sorted(source, key=lambda name: order[modes.S_ISLNK(source[name].st_mode)]):
+        # Links first: where the filesystem has none, that shows before the long copies.
+        for name in sorted(source, key=lambda name: not modes.S_ISLNK(source[name].st_mode)):
             status = source[name]
             path, place = os.path.join(repo.path, name), os.path.join(target, name)
             if modes.S_ISLNK(status.st_mode):
-                link(links.get(name) or os.readlink(path), place)
+                link(links.get(path) or os.readlink(path), place)
                 keep_times(place, status, follow=False)
             elif modes.S_ISREG(status.st_mode):
                 key = status.st_dev, status.st_ino
-                first = firsts.setdefault(key, name) if status.st_nlink > 1 else name
-                if first == name:
-                    self._stage_file(path, place, status, hashes.get(name))
-                elif not is_same(os.path.join(target, first), place):
-                    hard_link(os.path.join(target, first), place)
+                first = firsts.setdefault(key, place) if status.st_nlink > 1 else place
+                if first == place:
+                    self._stage_file(path, place, status, hashes.get(path))
+                elif not is_same(first, place):
+                    clear(place)
+                    os.link(first, place)
         for name in [*reversed(folders), ""]:
             place = os.path.join(target, name) if name else target
             keep_mode(place, source.get(name) or os.stat(repo.path))
@@ -117,15 +122,14 @@ class Copier:
             CacheError: the destination has no store for shared blobs, and a folder in its place.
             OSError: the system refuses.
         """
-        references: dict[str, list[str]] = {}
+        references = defaultdict(list)
         for blob in repo.blobs.values():
             if blob.shared is not None:
-                name = f"{repo.folder}/{layout.BLOBS}/{blob.name}"
-                references.setdefault(blob.shared, []).append(name)
+                references[blob.shared].append(f"{repo.folder}/{layout.BLOBS}/{blob.name}")
         with contextlib.ExitStack() as locks:
             # Held until the repo is in place: until then the hub would take the blobs for unused.
-            for shared_hash in sorted(references):
-                locks.enter_context(self._published(shared_hash, references[shared_hash]))
+            for shared_hash, names in sorted(references.items()):
+                locks.enter_context(self._published(shared_hash, names))
             place = os.path.join(self.destination, repo.folder)
             if leads_back(self.destination, repo.folder, self.cache_dir):
                 # The repo comes back to where it has left a link.
@@ -154,8 +158,8 @@ class Copier:
                 f"the destination has its own copy, with other files: {placed}",
                 "remove it there, or move to another folder",
             )
-        if os.path.lexists(os.path.join(self.staging, folder)):
-            self._remove([os.path.join(self.staging, folder)])
+        staged = os.path.join(self.staging, folder)
+        self._remove([staged] if os.path.lexists(staged) else [])
         self.unplace(folder)
 
     def _remove_others(
@@ -167,29 +171,23 @@ class Copier:
         """Remove what an earlier run has staged and what is not in the source now."""
         wrong: list[str] = []
         for name, status in staged.items():
-            same = name in source and modes.S_IFMT(source[name].st_mode) == modes.S_IFMT(
-                status.st_mode
-            )
-            if not same and not any(name.startswith(folder + os.sep) for folder in wrong):
+            kind = modes.S_IFMT(source[name].st_mode) if name in source else None
+            inside = any(name.startswith(folder + os.sep) for folder in wrong)
+            if kind != modes.S_IFMT(status.st_mode) and not inside:
                 wrong.append(name)
         self._remove([os.path.join(target, name) for name in wrong])
 
     def _remove(self, paths: list[str]) -> None:
-        if not paths:
-            return
         why = "left by an interrupted move"
         plan = Plan(tuple(RemoveTree(path, "leftover", None, why, 0, None) for path in paths))
-        for outcome in execute(plan, self.destination).outcomes:
-            if outcome.result not in ("done", "absent"):
-                raise OSError(errno.EIO, outcome.detail or "it cannot be removed", outcome.path)
+        for outcome in execute(plan, self.destination).undone:
+            raise OSError(errno.EIO, outcome.detail or "it cannot be removed", outcome.path)
 
     def finish(self) -> None:
         """Remove the staging folder, if nothing is left in it."""
-        for path in (os.path.join(self.staging, layout.SHARED_STORE), self.staging):
+        for path in (self.staged_blobs, self.staging):
             with contextlib.suppress(OSError):
                 os.rmdir(path)
-
-    # Single files.
 
     def _stage_file(
         self, source: str, target: str, status: os.stat_result, expected: str | None
@@ -198,25 +196,20 @@ class Copier:
         if self.same_disk and expected is not None and self._second_name(source, target):
             self.on_progress(source, status.st_size)
             return
-        wanted = expected or hash_file(source, NO_HASH)
+        wanted = expected or hash_file(source, _NO_HASH)
         if change_place.file_size(target) != status.st_size or hash_file(target, wanted) != wanted:
-            actual = copy_file(source, target, wanted, self.on_progress)
+            copy_file(source, target, wanted, self.on_progress)
             self.copied += status.st_size
-            if actual != wanted:
-                raise SourceDamagedError(
-                    f"damaged, so not moved: {source}",
-                    "'vlmcache verify --repair' repairs it",
-                )
         self.on_progress(source, status.st_size)
         keep_mode(target, status)
 
     def _second_name(self, source: str, target: str) -> bool:
-        if is_same(source, target):
-            return True
         try:
-            hard_link(source, target)
+            if not is_same(source, target):
+                clear(target)
+                os.link(source, target)
         except OSError as error:
-            if error.errno not in NO_HARD_LINK:
+            if error.errno not in _NO_HARD_LINK:
                 raise
             return False
         return True
@@ -228,8 +221,8 @@ class Copier:
         if os.path.lexists(place):
             if change_place.file_size(place) == blob.size and (
                 is_same(place, blob.path)
-                or hash_file(place, expected or NO_HASH)
-                == (expected or hash_file(blob.path, NO_HASH))
+                or hash_file(place, expected or _NO_HASH)
+                == (expected or hash_file(blob.path, _NO_HASH))
             ):
                 self.on_progress(blob.path, blob.size)
                 return
@@ -237,11 +230,10 @@ class Copier:
                 f"the destination's shared blob is damaged: {place}",
                 f"'vlmcache verify --repair --cache-dir {self.destination}' repairs it",
             )
-        folder = os.path.join(self.staging, layout.SHARED_STORE)
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        target = os.path.join(folder, blob.hash)
+        os.makedirs(self.staged_blobs, mode=0o700, exist_ok=True)
+        target = os.path.join(self.staged_blobs, blob.hash)
         self._stage_file(blob.path, target, os.stat(blob.path), expected)
-        change_place.sync_folder(folder)
+        change_place.sync_folder(self.staged_blobs)
 
     @contextlib.contextmanager
     def _published(self, shared_hash: str, references: list[str]) -> Iterator[None]:
@@ -253,8 +245,208 @@ class Copier:
         with store.held(place):
             store.add_references(place, references)
             if not os.path.lexists(place):
-                staged = os.path.join(self.staging, layout.SHARED_STORE, shared_hash)
-                os.rename(staged, place)
+                os.rename(os.path.join(self.staged_blobs, shared_hash), place)
             change_place.sync_folder(os.path.dirname(place))
             change_place.sync_folder(store.folder)
             yield
+
+
+# Single files and folders.
+
+
+def walk(top: str) -> dict[str, os.stat_result]:
+    """Return path below a folder -> its status, folders before what they hold.
+
+    Raises:
+        OSError: a folder cannot be read, or something is not a file, folder or link.
+    """
+    statuses: dict[str, os.stat_result] = {}
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        with os.scandir(os.path.join(top, prefix)) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                status = entry.stat(follow_symlinks=False)
+                name = os.path.join(prefix, entry.name)
+                statuses[name] = status
+                if modes.S_ISDIR(status.st_mode):
+                    pending.append(name)
+                elif not modes.S_ISREG(status.st_mode) and not modes.S_ISLNK(status.st_mode):
+                    raise OSError(errno.EINVAL, "not a file, folder or link", entry.path)
+    return statuses
+
+
+def hashes_of(repo: Repo) -> dict[str, str]:
+    """Return path -> hash of the content of each file of which blob names or listings name it."""
+    hashes = {repo.blob_path(name): name for name in repo.blobs if layout.is_etag(name)}
+    for revision in repo.revisions:
+        for file in revision.files:
+            listed = (revision.tree or {}).get(file.name)
+            if listed is None or not layout.is_etag(listed.etag):
+                continue
+            if file.kind == "copy":
+                hashes.setdefault(revision.file_path(file.name), listed.etag)
+            elif file.blob is not None:
+                hashes.setdefault(repo.blob_path(file.blob), listed.etag)
+    return hashes
+
+
+def shared_hashes_of(repo: Repo) -> dict[str, str | None]:
+    """Return hash in the shared store -> hash of the content, which is the blob's name."""
+    return {
+        blob.shared: blob.name if layout.is_etag(blob.name) else None
+        for blob in repo.blobs.values()
+        if blob.shared is not None
+    }
+
+
+def links_of(repo: Repo) -> dict[str, str]:
+    """Return path -> target of the links that the hub writes relative to themselves."""
+    return {
+        revision.file_path(file.name): layout.link_target(file.blob, file.name.count("/"))
+        for revision in repo.revisions
+        for file in revision.files
+        if file.kind == "link" and file.blob is not None
+    }
+
+
+def link(target: str, place: str) -> None:
+    """Make a path a link to a target."""
+    if not os.path.islink(place) or os.readlink(place) != target:
+        clear(place)
+        os.symlink(target, place)
+
+
+def clear(place: str) -> None:
+    """Unlink what is at a path, if anything is."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(place)
+
+
+def is_same(path: str, other: str) -> bool:
+    """Return whether two paths lead to one file."""
+    with contextlib.suppress(OSError):
+        return os.path.samefile(path, other)
+    return False
+
+
+def keep_mode(place: str, status: os.stat_result) -> None:
+    """Give a file or folder the mode, owner and times of its source, as far as that is possible.
+
+    Raises:
+        OSError: for another reason than that the filesystem has none, or they are not ours to set.
+    """
+    with _where_possible():
+        if modes.S_IMODE(os.stat(place).st_mode) != modes.S_IMODE(status.st_mode):
+            os.chmod(place, modes.S_IMODE(status.st_mode))
+    if getattr(os, "geteuid", lambda: 1)() == 0:
+        with _where_possible():
+            os.chown(place, status.st_uid, status.st_gid)
+    keep_times(place, status, follow=True)
+
+
+def keep_times(place: str, status: os.stat_result, *, follow: bool) -> None:
+    """Give a path the times of its source, if that is possible."""
+    # They show when a model was downloaded and used.
+    with _where_possible():
+        os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=follow)
+
+
+@contextlib.contextmanager
+def _where_possible() -> Iterator[None]:
+    try:
+        yield
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+
+
+def copy_file(source: str, target: str, expected: str, on_progress: OnProgress) -> None:
+    """Copy a file, by the filesystem itself if it can, and hash what is copied.
+
+    What of the source was not in the page cache is not left there, and of the target nothing is.
+
+    Args:
+        source: a regular file.
+        target: the copy's path; only this user may read it at first.
+        expected: the hash that the content should have.
+        on_progress: is called with the progress.
+
+    Raises:
+        SourceDamagedError: the content has another hash; nothing is at the target then.
+        OSError: the system refuses.
+    """
+    with (
+        open(open_quietly(source), "rb", buffering=0) as reader,
+        change_place.replacing(target, 0o600, temporary=target + _COPYING) as writer,
+    ):
+        size = os.fstat(reader.fileno()).st_size
+        digest = new_hash(expected, size)
+        _copy_blocks(source, reader.fileno(), writer, digest, on_progress)
+        # What is not on the disk yet stays in memory.
+        os.fsync(writer)
+        page_cache.give_back(writer, 0, size)
+        if digest.hexdigest() != expected:
+            raise SourceDamagedError(
+                f"damaged, so not moved: {source}", "'vlmcache verify --repair' repairs it"
+            )
+
+
+def _copy_blocks(
+    source: str, reader: int, writer: int, digest: hashlib._Hash, on_progress: OnProgress
+) -> None:
+    size = os.fstat(reader).st_size
+    resident = page_cache.resident_blocks(reader, size, _BLOCK) or ()
+    by_kernel = hasattr(os, "copy_file_range")
+    position = number = synced = 0
+    with ThreadPoolExecutor(1) as pool:
+        hashed: Future[None] | None = None
+        while position < size:
+            count = 0
+            if by_kernel:
+                try:
+                    count = os.copy_file_range(reader, writer, min(_BLOCK, size - position))
+                except OSError as error:
+                    if error.errno not in _NOT_HERE:
+                        raise
+                # Some filesystems copy nothing and report no error.
+                by_kernel = count > 0
+            block = None
+            if not by_kernel:
+                block = os.read(reader, min(_BLOCK, size - position))
+                if not block:
+                    raise OSError(errno.EIO, "the file became shorter meanwhile", source)
+                write_all(writer, block)
+                count = len(block)
+            if hashed is not None:
+                hashed.result()
+            hashed = pool.submit(_hash, digest, writer, position, count, block)
+            position += count
+            number += 1
+            if number <= len(resident) and not resident[number - 1]:
+                page_cache.give_back(reader, position - count, count)
+            if number % _SYNC_EVERY == 0:
+                hashed.result()
+                os.fsync(writer)
+                page_cache.give_back(writer, synced, position - synced)
+                synced = position
+            on_progress(source, position)
+        if hashed is not None:
+            hashed.result()
+
+
+def _hash(
+    digest: hashlib._Hash, descriptor: int, position: int, count: int, block: bytes | None
+) -> None:
+    """Hash a block: as it was read, or as it reads at the destination if the kernel copied it."""
+    while block is None and count:
+        part = os.pread(descriptor, count, position)
+        if not part:
+            raise OSError(errno.EIO, "the copy is shorter than what was copied")
+        digest.update(part)
+        position += len(part)
+        count -= len(part)
+    if block is not None:
+        digest.update(block)

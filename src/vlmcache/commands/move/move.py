@@ -54,6 +54,7 @@ from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import Session
 from vlmcache.errors import ChangedError, UnknownModelError, VlmcacheError
 from vlmcache.progress import Progress
+from vlmcache.units import and_more
 
 
 def move(
@@ -94,27 +95,26 @@ def move(
         if repo.away is not None and os.path.realpath(repo.away.destination) == place:
             # Below the mount point is the system's own disk, which the mounted drive would hide.
             raise away_error(repo, repo.away)
-    there = read_destination(state, place)
-    choice = choose_repos(state, session.config, there, names)
+    target = read_destination(state, place)
+    choice = choose_repos(state, session.config, target, names)
     repos = {repo.folder: repo for repo in state.repos}
     chosen = [repos[folder] for folder in choice.folders]
-    check_sources(chosen, there)
-    plan = plan_move(state, there, choice, link=options.link)
+    check_sources(chosen, target)
+    plan = plan_move(state, target, choice, link=options.link)
     usage = who_uses(state, set(choice.folders))
-    in_use = repos_in_use(state, chosen, usage)
     value = msgspec.structs.replace(
         _planned(state.dir, place, plan, link=options.link),
-        in_use=in_use,
+        in_use=repos_in_use(state, chosen, usage),
         hidden_processes=usage.hidden,
         seconds=time.monotonic() - begun,
     )
     change_place.check_room(place, plan.needs, "make room there, or name fewer models")
-    if options.dry_run or in_use:
+    if options.dry_run or value.in_use:
         return value
-    if not (plan.actions or choice.rest or os.path.lexists(there.staged_at(""))):
+    if not (plan.actions or choice.rest or os.path.lexists(target.staged_at(""))):
         return msgspec.structs.replace(value, receipt=Receipt(()))
     with _interruption(destination, names), _sole(place):
-        value = Mover(state, there, value, choice.rest, progress or Progress()).run()
+        value = Mover(state, target, value, choice.rest, progress or Progress()).run()
     return msgspec.structs.replace(value, seconds=time.monotonic() - begun)
 
 
@@ -134,32 +134,21 @@ def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveRe
     begun = time.monotonic()
     place = find_destination(session.cache.dir, destination)
     # Planned under the lock: a move that ends meanwhile must not be taken for an unfinished one.
-    is_begun = os.path.lexists(os.path.join(place, layout.MOVING)) or bool(read_moves(place))
+    is_begun = os.path.lexists(layout.staged_path(place)) or bool(read_moves(place))
     with contextlib.ExitStack() as stack:
         if is_begun and not dry_run:
             stack.enter_context(_sole(place))
-        value, unfinished = _plan_undo(os.path.realpath(session.cache.dir), place)
+        state = scan(os.path.realpath(session.cache.dir))
+        target = read_destination(state, place)
+        value = _planned(state.dir, place, plan_undo(state, target))
         if dry_run:
             return value
         stack.enter_context(refusals(place))
-        receipt = take_back(value, unfinished) if is_begun else Receipt(())
+        receipt = take_back(value, target.unfinished(state.dir)) if is_begun else Receipt(())
     repos = tuple(msgspec.structs.replace(repo, state="taken-back") for repo in value.repos)
     return msgspec.structs.replace(
         value, repos=repos, receipt=receipt, seconds=time.monotonic() - begun
     )
-
-
-def _plan_undo(cache_dir: str, place: str) -> tuple[MoveReport, list[str]]:
-    """Return the answer with the plan, and the folders of the moves that are unfinished."""
-    state = scan(cache_dir)
-    there = read_destination(state, place)
-    plan = plan_undo(state, there)
-    unfinished = [
-        folder
-        for folder, noted in there.noted.items()
-        if noted.cache == state.dir and not noted.finished
-    ]
-    return _planned(state.dir, place, plan), unfinished
 
 
 def _planned(cache_dir: str, place: str, plan: Plan, *, link: bool = True) -> MoveReport:
@@ -172,10 +161,9 @@ def _planned_repos(plan: Plan) -> tuple[MovedRepo, ...]:
     """Return a row for each repo of a plan."""
     rows: dict[str, MovedRepo] = {}
     for action in plan.actions:
-        if isinstance(action, Move):
-            row = repo_row(action.path, action.destination, size=action.size)
-        elif isinstance(action, PlaceLink):
-            row = repo_row(action.path, action.destination)
+        if isinstance(action, Move | PlaceLink):
+            size = action.size if isinstance(action, Move) else 0
+            row = repo_row(action.path, action.destination, size=size)
         elif isinstance(action, PutBack) or (
             isinstance(action, RemoveTree) and action.kind in ("leftover", "repo") and action.repo
         ):
@@ -208,8 +196,8 @@ def _sole(place: str) -> Iterator[None]:
     import filelock
 
     with refusals(place):
-        os.makedirs(os.path.join(place, layout.MOVING), mode=0o700, exist_ok=True)
-        path = os.path.join(place, layout.MOVING, layout.LOCK_SUFFIX)
+        path = layout.staged_path(place, layout.LOCK_SUFFIX)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         lock = filelock.FileLock(path, timeout=0)
         try:
             lock.acquire()
@@ -278,17 +266,16 @@ def relink(
     if not ours and not same:
         raise _nothing_to_relink(lost, place)
     reason = "its drive is mounted elsewhere now"
-    actions = tuple(
-        PlaceLink(repo.id, repo.path, os.path.join(place, repo.folder), reason) for repo in ours
-    )
     plan = Plan(
-        actions,
+        tuple(
+            PlaceLink(repo.id, repo.path, os.path.join(place, repo.folder), reason) for repo in ours
+        ),
         kept=tuple(Kept(repo.path, repo.id, "its link leads there already") for repo in same),
     )
     value = _planned(state.dir, place, plan)
     if dry_run:
         return value
-    if actions and confirm is not None and not confirm(value):
+    if ours and confirm is not None and not confirm(value):
         raise UnconfirmedError("not confirmed: nothing was changed")
     rows: list[MovedRepo] = []
     outcomes: list[Outcome] = []
@@ -298,7 +285,7 @@ def relink(
                 changed = ChangedError(
                     f"its link leads to a model now: {repo.path}", "run it again"
                 )
-                rows.append(repo_row(repo.path, row.destination, "failed", error=changed))
+                rows.append(repo_row(repo.path, row.destination, error=changed))
                 outcomes.append(Outcome("place-link", repo.path, "stale", detail=changed.message))
                 continue
             change_place.replace_repo_link(repo.path, row.destination)
@@ -329,9 +316,8 @@ def _nothing_to_relink(lost: Sequence[Repo], place: str) -> VlmcacheError:
             "was moved from this cache",
             "the note is .vlmcache-moved.json; 'vlmcache rm' removes the link",
         )
-    names = ", ".join(repo.id for repo in lost[:5])
-    more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+    names = ", ".join(repo.id for repo in lost[:5]) + and_more(len(lost) - 5)
     return UnknownModelError(
-        f"{place} holds none of the models that are away: {names}{more}",
+        f"{place} holds none of the models that are away: {names}",
         "name the folder that has their models--… folders in it",
     )

@@ -73,17 +73,15 @@ class Destination(msgspec.Struct, frozen=True):
 
     def staged_at(self, name: str) -> str:
         """Return the path of something in the folder in which a move stages its copies."""
-        return os.path.join(self.path, layout.MOVING, name)
+        return layout.staged_path(self.path, name)
 
     def begun(self, cache_dir: str, folder: str) -> bool:
         """Return whether a move of the repo out of that cache has begun and not ended."""
-        noted = self.noted.get(folder)
-        return noted is not None and noted.cache == cache_dir and not noted.finished
+        return self.noted.get(folder) == MoveRecord(cache_dir, finished=False)
 
-    def came_from(self, cache_dir: str, folder: str) -> bool:
-        """Return whether a move out of that cache has brought the repo here."""
-        noted = self.noted.get(folder)
-        return noted is not None and noted.cache == cache_dir and self.holds(folder)
+    def unfinished(self, cache_dir: str) -> list[str]:
+        """Return the folders of the repos whose move out of that cache has begun and not ended."""
+        return [folder for folder in sorted(self.noted) if self.begun(cache_dir, folder)]
 
 
 def plan_move(
@@ -112,23 +110,23 @@ def plan_move(
         leftovers = tuple(
             left for left in state.leftovers if left.repo_folder == folder and left.whole
         )
-        repo_id = _id_of(folder)
         if folder not in repos and link:
-            path = os.path.join(state.dir, folder)
-            reason = "an interrupted move"
-            actions.append(PlaceLink(repo_id, path, destination.place(folder), reason))
+            path, target = os.path.join(state.dir, folder), destination.place(folder)
+            actions.append(PlaceLink(_id_of(folder), path, target, "an interrupted move"))
         if leftovers:
-            targets.append(Target(repo_id, folder, leftovers=leftovers, gone=True))
+            targets.append(Target(_id_of(folder), folder, leftovers=leftovers, gone=True))
     # Links of other repos lead to the new place through the link that is left.
     removal = plan_removal(msgspec.structs.replace(state, outside={}), targets, why=why)
     for action in removal.actions:
         if isinstance(action, RemoveTree) and action.kind == "repo":
             name = os.path.basename(action.path)
-            frees = action.frees
-            if destination.same_disk:
-                frees -= min(frees, _content(repos[name]))
-            target = destination.place(name) if link else None
-            action = msgspec.structs.replace(action, at_once=True, link=target, frees=frees)
+            stays = _content(repos[name]) if destination.same_disk else 0
+            action = msgspec.structs.replace(
+                action,
+                at_once=True,
+                link=destination.place(name) if link else None,
+                frees=max(0, action.frees - stays),
+            )
         elif isinstance(action, ReleaseShared) and destination.same_disk:
             action = msgspec.structs.replace(action, frees=0)
         elif link and isinstance(action, Remove | RemoveTree) and action.kind in ("lock", "locks"):
@@ -143,8 +141,7 @@ def plan_move(
 
 
 def _id_of(folder: str) -> str:
-    parsed = layout.parse_repo_folder(folder)
-    return parsed[1] if parsed is not None else folder
+    return (layout.parse_repo_folder(folder) or ("model", folder))[1]
 
 
 def _move(state: CacheState, destination: Destination, repo: Repo, counted: set[str]) -> Move:
@@ -157,7 +154,7 @@ def _move(state: CacheState, destination: Destination, repo: Repo, counted: set[
         seen.add(key)
         size += length
         needs += max(0, length - allocated)
-        if destination.copied.get(f"{repo.folder}/{name}") == length:
+        if destination.copied.get(name) == length:
             have += length
             needs -= max(length, allocated)
     named = {blob.shared for blob in repo.blobs.values() if blob.shared is not None}
@@ -165,13 +162,15 @@ def _move(state: CacheState, destination: Destination, repo: Repo, counted: set[
     for shared_hash in shared:
         blob = state.shared[shared_hash]
         size += blob.size
-        copied = destination.copied.get(f"{layout.SHARED_STORE}/{shared_hash}")
+        copied = destination.copied.get(os.path.join(layout.SHARED_STORE, shared_hash))
         if shared_hash in counted or copied == blob.size:
             have += blob.size
         else:
             needs += max(blob.size, blob.allocated)
         counted.add(shared_hash)
-    begun = destination.begun(state.dir, repo.folder)
+    reason = "the same disk: nothing is copied" if destination.same_disk else "copied and hashed"
+    if destination.begun(state.dir, repo.folder):
+        reason = "begun before"
     return Move(
         repo.id,
         repo.path,
@@ -179,30 +178,36 @@ def _move(state: CacheState, destination: Destination, repo: Repo, counted: set[
         size,
         have,
         0 if destination.same_disk else max(0, needs),
-        "begun before"
-        if begun
-        else "the same disk: nothing is copied"
-        if destination.same_disk
-        else "copied and hashed",
+        reason,
         shared,
     )
 
 
 def _files(repo: Repo) -> list[tuple[str, int, int, tuple[int, int]]]:
-    """Return name in the repo, length, occupied bytes and inode of each file with content."""
+    """Return path in a cache, length, occupied bytes and inode of each file with content."""
     return [
         *(
-            (f"{layout.BLOBS}/{blob.name}", blob.size, blob.allocated, (blob.device, blob.inode))
+            (
+                layout.blob_path(repo.folder, blob.name),
+                blob.size,
+                blob.allocated,
+                (blob.device, blob.inode),
+            )
             for blob in repo.blobs.values()
             if not blob.linked
         ),
         *(
-            (f"{layout.BLOBS}/{part.name}", part.size, part.allocated, (part.device, part.inode))
+            (
+                layout.blob_path(repo.folder, part.name),
+                part.size,
+                part.allocated,
+                (part.device, part.inode),
+            )
             for part in repo.partials
         ),
         *(
             (
-                f"{layout.SNAPSHOTS}/{revision.commit}/{file.name}",
+                layout.file_path(layout.snapshot_path(repo.folder, revision.commit), file.name),
                 file.size,
                 file.allocated,
                 (file.device, file.inode),
@@ -233,11 +238,8 @@ def plan_undo(state: CacheState, destination: Destination) -> Plan:
     kept: list[Kept] = []
     gone: list[Target] = []
     repos = {repo.folder: repo for repo in state.repos}
-    needed: set[str] = set()
     loose: set[str] = set()
-    for folder, noted in sorted(destination.noted.items()):
-        if noted.cache != state.dir or noted.finished:
-            continue
+    for folder in destination.unfinished(state.dir):
         repo, name = repos.get(folder), _id_of(folder)
         aside = destination.aside.get(folder)
         path = os.path.join(state.dir, folder)
@@ -251,7 +253,7 @@ def plan_undo(state: CacheState, destination: Destination) -> Plan:
             continue
         if aside is not None:
             actions.append(PutBack(name, path, aside, "set aside by an interrupted move"))
-            loose |= {h for one in state.leftovers if one.path == aside for h in one.shared}
+            loose.update(*(left.shared for left in state.leftovers if left.path == aside))
         elif repo is not None:
             loose |= {blob.shared for blob in repo.blobs.values() if blob.shared is not None}
         if destination.holds(folder):
@@ -260,19 +262,18 @@ def plan_undo(state: CacheState, destination: Destination) -> Plan:
             actions.append(_remove_staged(destination, folder, name))
     if layout.SHARED_STORE in destination.staged:
         actions.append(_remove_staged(destination, layout.SHARED_STORE, None))
-    why = _COPIED
-    for action in plan_removal(destination.state, gone, why=why).actions:
+    for action in plan_removal(destination.state, gone, why=_COPIED).actions:
         if isinstance(action, RemoveTree | Remove) and action.kind in ("lock", "locks"):
             continue
         if isinstance(action, ReleaseShared):
-            needed.add(action.hash)
+            loose.discard(action.hash)
         actions.append(action)
-    for shared_hash in sorted(loose - needed):
-        blob = destination.state.shared.get(shared_hash)
-        if blob is not None and not blob.users:
+    for shared_hash in sorted(loose & destination.state.shared.keys()):
+        blob = destination.state.shared[shared_hash]
+        if not blob.users:
             # It was published, and the repo that needs it never came.
             frees = blob.allocated + blob.manifest_allocated if blob.links == 1 else 0
-            actions.append(ReleaseShared(blob.path, shared_hash, (), why, frees, last=True))
+            actions.append(ReleaseShared(blob.path, shared_hash, (), _COPIED, frees, last=True))
     return Plan(
         tuple(actions),
         frees=sum(getattr(action, "frees", 0) for action in actions),
@@ -281,7 +282,6 @@ def plan_undo(state: CacheState, destination: Destination) -> Plan:
 
 
 def _remove_staged(destination: Destination, name: str, repo: str | None) -> RemoveTree:
-    sizes = [size for path, size in destination.copied.items() if path.startswith(name + "/")]
+    sizes = [size for path, size in destination.copied.items() if path.startswith(name + os.sep)]
     frees = 0 if destination.same_disk else sum(sizes)
-    path = destination.staged_at(name)
-    return RemoveTree(path, "leftover", repo, _COPIED, frees, None)
+    return RemoveTree(destination.staged_at(name), "leftover", repo, _COPIED, frees, None)

@@ -9,11 +9,12 @@ from collections.abc import Collection, Iterator, Sequence
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge_repo
 from vlmcache.cache.mounts import nearest_folder
-from vlmcache.cache.moved import away_error, away_words, leads_back, read_moves
+from vlmcache.cache.moved import MoveRecord, away_error, away_words, leads_back, read_moves
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change.names import find_targets
 from vlmcache.change.plan import Kept
+from vlmcache.commands.move.copy import is_same
 from vlmcache.commands.move.plan import Destination, MoveChoice
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.config import Config
@@ -26,49 +27,66 @@ def find_destination(cache_dir: str, destination: str) -> str:
     Raises:
         UsageError: it cannot be one.
     """
-    if not destination:
-        raise UsageError("the destination is empty", "name a folder")
     cache, place = os.path.realpath(cache_dir), os.path.realpath(destination)
-    if not os.path.isdir(cache):
-        raise UsageError(f"there is no cache to move: {cache_dir}", "'vlmcache doctor' shows which")
-    if place == cache or (os.path.isdir(place) and os.path.samefile(place, cache)):
-        raise UsageError(f"the destination is the cache itself: {destination}")
-    if place.startswith(cache.rstrip(os.sep) + os.sep):
-        raise UsageError(f"the destination is in the cache: {destination}", "name another")
-    if cache.startswith(place.rstrip(os.sep) + os.sep):
-        raise UsageError(
+    exists, above = os.path.isdir(place), os.path.dirname(place)
+    problems = (
+        (not destination, "the destination is empty", "name a folder"),
+        (
+            not os.path.isdir(cache),
+            f"there is no cache to move: {cache_dir}",
+            "'vlmcache doctor' shows which",
+        ),
+        (
+            place == cache or (exists and is_same(place, cache)),
+            f"the destination is the cache itself: {destination}",
+            None,
+        ),
+        (
+            place.startswith(cache.rstrip(os.sep) + os.sep),
+            f"the destination is in the cache: {destination}",
+            "name another",
+        ),
+        (
+            cache.startswith(place.rstrip(os.sep) + os.sep),
             f"the cache is in the destination: {destination}",
             f"name a folder in it: {os.path.join(destination, 'hub')}",
-        )
-    if os.path.lexists(place) and not os.path.isdir(place):
-        raise UsageError(f"the destination is not a folder: {destination}")
-    if not os.path.isdir(os.path.dirname(place)):
-        raise UsageError(
-            f"no such folder: {os.path.dirname(place)}", "mount the drive, or make the folder"
-        )
+        ),
+        (
+            os.path.lexists(place) and not exists,
+            f"the destination is not a folder: {destination}",
+            None,
+        ),
+        (
+            not os.path.isdir(above),
+            f"no such folder: {above}",
+            "mount the drive, or make the folder",
+        ),
+    )
+    for is_so, message, hint in problems:
+        if is_so:
+            raise UsageError(message, hint)
     return place
 
 
 def read_destination(state: CacheState, place: str) -> Destination:
     """Return what is at the destination, and what earlier moves have left here of it."""
-    top = os.path.join(place, layout.MOVING)
+    top = layout.staged_path(place)
     copied = dict(_files_below(top, ""))
     noted = read_moves(place)
     aside: dict[str, str] = {}
     for folder, move in noted.items():
-        if move.cache == state.dir and not move.finished:
+        if move == MoveRecord(state.dir, finished=False):
             # One that was placed before its source was removed is used again.
-            placed = dict(_files_below(os.path.join(place, folder), folder + "/"))
+            placed = dict(_files_below(os.path.join(place, folder), folder))
             copied |= placed
             for left in state.leftovers:
                 ours = left.repo_folder == folder and left.whole and bool(placed)
                 # What it links to in the shared store may have gone since.
-                ours = ours and all(shared in state.shared for shared in left.shared)
-                if ours and dict(_files_below(left.path, folder + "/")) == placed:
+                ours = ours and state.shared.keys() >= set(left.shared)
+                if ours and dict(_files_below(left.path, folder)) == placed:
                     aside[folder] = left.path
     names = frozenset(os.listdir(top)) if os.path.isdir(top) else frozenset()
-    device = os.stat(nearest_folder(place)).st_dev
-    same_disk = device == os.stat(state.dir).st_dev
+    same_disk = os.stat(nearest_folder(place)).st_dev == os.stat(state.dir).st_dev
     cache = scan(place)
     links = frozenset(
         repo.folder
@@ -85,7 +103,7 @@ def _files_below(top: str, prefix: str) -> Iterator[tuple[str, int]]:
             path = os.path.join(folder, name)
             with contextlib.suppress(OSError):
                 size = 0 if os.path.islink(path) else os.stat(path).st_size
-                yield prefix + os.path.relpath(path, top).replace(os.sep, "/"), size
+                yield os.path.join(prefix, os.path.relpath(path, top)), size
 
 
 def choose_repos(
@@ -93,14 +111,19 @@ def choose_repos(
 ) -> MoveChoice:
     """Return which repos are to be moved, which interrupted moves to finish, and what stays."""
     repos = {repo.folder: repo for repo in state.repos}
-    ended = [folder for folder in destination.noted if destination.came_from(state.dir, folder)]
+    ended = [
+        folder
+        for folder, noted in destination.noted.items()
+        if noted.cache == state.dir and destination.holds(folder)
+    ]
     leftovers = {left.repo_folder for left in state.leftovers if left.whole}
     rest = [
         folder
         for folder in ended
         if folder not in repos
         or (repos[folder].linked_to is not None and folder in leftovers)
-        or _is_unnoted(destination, repos[folder])
+        # It has its link, and only the note that says so is missing.
+        or (repos[folder].moved_to == destination.path and not destination.noted[folder].finished)
     ]
     if not names:
         kept = [
@@ -145,12 +168,6 @@ def _where_it_is(repo: Repo, path: str, destination: Destination) -> str:
     return f"is elsewhere already: {path}"
 
 
-def _is_unnoted(destination: Destination, repo: Repo) -> bool:
-    """Whether a repo has its link, and only the note that says so is missing."""
-    noted = destination.noted[repo.folder]
-    return repo.moved_to == destination.path and not noted.finished
-
-
 def _folder_named(
     state: CacheState, config: Config, name: str, destination: Destination, ended: Collection[str]
 ) -> tuple[str, bool]:
@@ -179,17 +196,17 @@ def check_sources(repos: Sequence[Repo], destination: Destination) -> None:
     """
     cache_dir = os.path.dirname(repos[0].path) if repos else ""
     for repo in repos:
-        errors = [finding for finding in repo.findings if finding.severity == "error"]
-        if errors and judge_repo(repo) == "damaged":
-            raise SourceDamagedError(
-                f"nothing was moved: {repo.id} is damaged: {errors[0].path}: {errors[0].detail}",
-                f"'vlmcache verify --repair {repo.id}' repairs it",
-            )
-        outside = [finding for finding in repo.findings if finding.code == "outside-link"]
-        if outside:
-            raise UsageError(
-                f"nothing was moved: {repo.id} has a link out of the cache: {outside[0].path}"
-            )
+        for finding in repo.findings:
+            if finding.severity == "error" and judge_repo(repo) == "damaged":
+                raise SourceDamagedError(
+                    f"nothing was moved: {repo.id} is damaged: {finding.path}: {finding.detail}",
+                    f"'vlmcache verify --repair {repo.id}' repairs it",
+                )
+        for finding in repo.findings:
+            if finding.code == "outside-link":
+                raise UsageError(
+                    f"nothing was moved: {repo.id} has a link out of the cache: {finding.path}"
+                )
         if destination.holds(repo.folder) and not destination.begun(cache_dir, repo.folder):
             raise UsageError(
                 f"nothing was moved: the destination has {repo.id} already: "

@@ -19,6 +19,7 @@ from vlmcache.errors import (
     VlmcacheError,
 )
 from vlmcache.report import Report
+from vlmcache.units import and_more
 
 MoveState = Literal["planned", "moved", "linked", "finished", "taken-back", "relinked", "failed"]
 
@@ -106,24 +107,19 @@ class MoveReport(Report, frozen=True):
                     f"nothing was moved: {in_use_words(self.in_use)}", "end it, then move again"
                 )
             return None
-        failed = [repo for repo in self.repos if repo.error is not None]
-        undone = [step for step in self.receipt.outcomes if step.result not in ("done", "absent")]
+        undone = self.receipt.undone
+        failed = [(repo.repo, repo.error) for repo in self.repos if repo.error is not None]
         if failed:
-            first = failed[0].error
-            assert first is not None
+            repo_id, error = failed[0]
             if len(failed) < len(self.repos):
-                more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-                return PartlyError(
-                    f"not moved: {failed[0].repo}{more}: {first.message}", first.hint
-                )
-            for kind in (SpaceError, SourceDamagedError, InUseError, ChangedError, CacheError):
-                if kind.code == first.code:
-                    return kind(first.message, first.hint)
-            return NotMovedError(first.message, first.hint)
+                names = f"{repo_id}{and_more(len(failed) - 1)}"
+                return PartlyError(f"not moved: {names}: {error.message}", error.hint)
+            known = (SpaceError, SourceDamagedError, InUseError, ChangedError, CacheError)
+            kinds = {kind.code: kind for kind in known}
+            return kinds.get(error.code, NotMovedError)(error.message, error.hint)
         if undone:
-            done = (
-                "moved" if any(repo.state != "taken-back" for repo in self.repos) else "taken back"
-            )
+            moved = any(repo.state != "taken-back" for repo in self.repos)
+            done = "moved" if moved else "taken back"
             return PartlyError(
                 f"{done}, but {len(undone)} of {len(self.receipt.outcomes)} steps failed: "
                 f"{undone[0].detail or undone[0].path}",
@@ -140,10 +136,10 @@ def repo_row(
     size: int = 0,
     error: VlmcacheError | None = None,
 ) -> MovedRepo:
-    """Return the row of the repo whose place in the cache is a path."""
+    """Return the row of the repo whose place in the cache is a path; `failed` with an error."""
     folder = os.path.basename(path)
     kind, repo = layout.parse_repo_folder(folder) or ("model", folder)
-    failure = None
-    if error is not None:
-        failure = Failure(error.code, error.message, error.hint, int(error.exit_code))
-    return MovedRepo(repo, kind, path, destination, state, size, failure)
+    if error is None:
+        return MovedRepo(repo, kind, path, destination, state, size)
+    failure = Failure.of(error)
+    return MovedRepo(repo, kind, path, destination, "failed", size, failure)

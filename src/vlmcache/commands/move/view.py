@@ -11,9 +11,9 @@ from rich.text import Text
 from vlmcache.change.plan import Move
 from vlmcache.commands.move.values import MovedRepo, MoveReport
 from vlmcache.show.console import console
-from vlmcache.show.tables import labelled, process_text, show_cache
+from vlmcache.show.tables import labelled, plain_table, process_text, show_cache
 from vlmcache.show.text import NOTHING, printable
-from vlmcache.units import pace_text, size_text
+from vlmcache.units import counted, pace_text, size_text
 
 _COLORS = {"failed": "red", "planned": "dim"}
 _WORDS = {
@@ -42,54 +42,41 @@ def show(
         out.print(_table(value, undone=undone, relinked=relinked))
         out.print()
     planned = value.receipt is None
+    freed = value.plan.frees if value.receipt is None else value.receipt.freed
     if relinked:
-        count = len([repo for repo in value.repos if repo.error is None])
-        words = "1 link" if count == 1 else f"{count} links"
-        words = f"Would rewrite {words}" if planned else f"Rewrote {words}"
-        out.print(Text(f"{words}: {printable(value.destination)}"), soft_wrap=True)
+        words = "Would rewrite" if planned else "Rewrote"
+        links = counted(len(value.ids), "link")
+        out.print(Text(f"{words} {links}: {printable(value.destination)}"), soft_wrap=True)
     elif not value.repos:
         out.print("Nothing to take back." if undone else "Nothing to move.")
     elif undone:
         words = "Would free" if planned else "Freed"
-        count = value.plan.frees if planned else _freed(value)
-        out.print(
-            labelled(words, f"{size_text(count)} at {printable(value.destination)}", width=10)
-        )
+        text = f"{size_text(freed)} at {printable(value.destination)}"
+        out.print(labelled(words, text, width=10))
     elif planned:
         text = f"{size_text(value.plan.needs)} at {printable(value.destination)}"
         out.print(labelled("Needs", text))
         out.print(labelled("Frees", f"{size_text(value.plan.frees)} at {printable(value.cache)}"))
     else:
         took = f" in {pace_text(value.copied, value.seconds)}" if value.copied else ""
-        text = f"Copied {size_text(value.copied)}{took}, freed {size_text(_freed(value))}."
+        text = f"Copied {size_text(value.copied)}{took}, freed {size_text(freed)}."
         out.print(Text(text), soft_wrap=True)
     _show_kept(out, value, verbose=verbose)
     if value.hidden_processes:
-        count = value.hidden_processes
-        noun = "process" if count == 1 else "processes"
-        text = f"{count} {noun} could not be checked, and may use some of this"
-        out.print(labelled("Note", text))
+        text = f"{counted(value.hidden_processes, 'process')} could not be checked"
+        out.print(labelled("Note", f"{text}, and may use some of this"))
     if value.repos and not undone and not relinked and not value.in_use:
         _show_setting(out, value)
 
 
-def _freed(value: MoveReport) -> int:
-    return value.receipt.freed if value.receipt is not None else 0
-
-
 def _table(value: MoveReport, *, undone: bool, relinked: bool) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("MODEL", overflow="fold")
-    sized = not undone and not relinked
-    if sized:
-        table.add_column("SIZE", justify="right", no_wrap=True)
-        table.add_column("TO COPY", justify="right", no_wrap=True)
-    table.add_column("STATE", overflow="fold")
+    numbers = () if undone or relinked else ("SIZE", "TO COPY")
+    table = plain_table("MODEL", *numbers, "STATE", numbers=numbers, folded=("MODEL", "STATE"))
     moves = {action.path: action for action in value.plan.actions if isinstance(action, Move)}
     for repo in value.repos:
         move = moves.get(repo.path)
         cells: list[str | Text] = [printable(repo.repo)]
-        if sized:
+        if numbers:
             to_copy = move.size - move.have if move is not None and move.needs else 0
             cells.append(size_text(repo.size) if repo.size else NOTHING)
             cells.append(size_text(to_copy) if to_copy else NOTHING)
@@ -124,9 +111,8 @@ def _show_kept(out: Console, value: MoveReport, *, verbose: bool) -> None:
 
 def _show_setting(out: Console, value: MoveReport) -> None:
     """Show the setting with which programs find the models, or send new downloads there."""
+    words = "No links stay. Programs find the models with this setting only:"
     if value.link:
         words = "Links stay in the cache. To send new downloads there too:"
-    else:
-        words = "No links stay. Programs find the models with this setting only:"
     out.print(Text(f"\n{words}"))
     out.print(Text(f"  {printable(value.setting)}", "bold"), soft_wrap=True)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import hash_file
@@ -23,12 +23,10 @@ from vlmcache.errors import (
     VlmcacheError,
     WrongBytesError,
 )
-from vlmcache.hub import xet
 from vlmcache.hub.client import Client
-from vlmcache.hub.job import BlobJob
 from vlmcache.hub.locks import blob_lock
 from vlmcache.hub.ranges import Spare
-from vlmcache.hub.transfer import Transfer, without_links
+from vlmcache.hub.transfer import BlobJob, Transfer, abort_xet, link_shared, without_links
 from vlmcache.progress import Progress, Stopped
 from vlmcache.threads import run_in_threads
 
@@ -36,11 +34,8 @@ _LEAVE_AFTER = 3.0
 """Seconds that threads get to finish cleanly when the work is stopped."""
 
 
-class Downloaded(NamedTuple):
-    """What became of an order. error is the first failure, if there was one."""
-
-    outcomes: list[Outcome]
-    error: VlmcacheError | None
+Downloaded = tuple[list[Outcome], VlmcacheError | None]
+"""What became of an order, and the first failure, if there was one."""
 
 
 def download(client: Client, order: DownloadOrder, progress: Progress, workers: int) -> Downloaded:
@@ -52,15 +47,8 @@ def download(client: Client, order: DownloadOrder, progress: Progress, workers: 
     return _Work(client, order, progress).run(workers)
 
 
-class _Task(NamedTuple):
-    """One blob, and every file of the snapshot that has its content."""
-
-    fetch: Fetch | None
-    links: tuple[Link, ...]
-
-    @property
-    def actions(self) -> tuple[Fetch | Link, ...]:
-        return self.links if self.fetch is None else (self.fetch, *self.links)
+_Task = Sequence[Fetch | Link]
+"""The files of the snapshot that have the content of one blob; the first one may be fetched."""
 
 
 class _Work:
@@ -76,7 +64,6 @@ class _Work:
         self.home = moved or order.cache_dir
         self.blobs = os.path.join(self.home, name, layout.BLOBS)
         self.tasks = deque(_tasks(order.plan))
-        self.fetches = [task.fetch for task in self.tasks if task.fetch is not None]
         self.outcomes: list[Outcome] = []
         self.error: VlmcacheError | None = None
         self.broken_off = False
@@ -84,21 +71,21 @@ class _Work:
         self.lock = threading.Lock()
 
     def run(self, workers: int) -> Downloaded:
-        sizes = {fetch.file: fetch.size for fetch in self.fetches}
-        self.progress.started(self.order.repo, sizes, sum(fetch.have for fetch in self.fetches))
+        fetches = [action for action in self.order.plan.actions if isinstance(action, Fetch)]
+        sizes = {fetch.file: fetch.size for fetch in fetches}
+        self.progress.started(self.order.repo, sizes, sum(fetch.have for fetch in fetches))
         try:
             self._prepare()
-            if self.error is None:
-                count = min(workers, len(self.tasks))
-                self.spare = Spare(workers - count)
-                run_in_threads(self._do_all, count, self._stop, _LEAVE_AFTER)
+            count = min(workers, len(self.tasks))
+            self.spare = Spare(workers - count)
+            run_in_threads(self._do_all, count, self._stop, _LEAVE_AFTER)
             if self.error is None:
                 self._write_ref()
         except (OSError, VlmcacheError) as error:
             self.error = _as_ours(error, self.folder)
         finally:
             self.progress.ended(self.order.repo)
-        return Downloaded(self.outcomes, self.error)
+        return self.outcomes, self.error
 
     def _prepare(self) -> None:
         if not self.order.plan.actions:
@@ -114,7 +101,7 @@ class _Work:
 
     def _stop(self) -> None:
         self.client.stop()
-        xet.abort()
+        abort_xet()
 
     def _do_all(self) -> None:
         while not self.broken_off:
@@ -135,7 +122,7 @@ class _Work:
 
     def _note_outcome(self, task: _Task, problem: VlmcacheError | None, received: int) -> None:
         with self.lock:
-            for action in task.actions:
+            for action in task:
                 self.outcomes.append(
                     Outcome(
                         "fetch" if isinstance(action, Fetch) else "link",
@@ -152,7 +139,7 @@ class _Work:
                 self.broken_off = self.broken_off or not only_this
 
     def _transfer(self, task: _Task) -> Transfer:
-        order, file = self.order, task.actions[0].file
+        order, file = self.order, task[0].file
         listed = order.files[file]
         job = BlobJob(order.repo, order.commit, file, listed, self.home, self.blobs, self.shares)
         return Transfer(
@@ -166,8 +153,7 @@ class _Work:
         """Fetch one blob to its place, and link it into the snapshot."""
         job = transfer.job
         size, etag = job.listed.content_size, job.listed.etag
-        locks = os.path.join(self.order.cache_dir, layout.LOCKS, os.path.basename(self.folder))
-        lock = os.path.join(locks, etag + layout.LOCK_SUFFIX)
+        lock = layout.lock_path(self.order.cache_dir, os.path.basename(self.folder), etag)
         with blob_lock(lock, self.client.stop_token, self.client.note):
             # The process that held the lock before may have done the work.
             bad = place.file_size(job.blob) != size or (
@@ -175,8 +161,8 @@ class _Work:
             )
             store = SharedStore(job.cache_dir)
             shared = store.target_of(job.blob) if bad else None
-            new = bad and not xet.link_shared(job)
-            if new and task.fetch is None:
+            new = bad and not link_shared(job)
+            if new and not isinstance(task[0], Fetch):
                 raise ChangedError(
                     f"{job.repo}: the content of {job.file} was removed while it was being pulled",
                     "pull again",
@@ -186,7 +172,7 @@ class _Work:
                 if shared is not None and etag in self.order.distrusted:
                     store.return_blob(job.blob, shared)
             transfer.moved(size)
-            files = [action.file for action in task.actions]
+            files = [action.file for action in task]
             if without_links() or not all(
                 place.place_link(self.folder, job.commit, file, etag) for file in files
             ):
@@ -212,17 +198,12 @@ class _Work:
 
 def _tasks(plan: Plan) -> list[_Task]:
     """Return the plan's blobs with their files: first those that are here, then the largest."""
-    links: dict[str, list[Link]] = {}
+    tasks: dict[str, list[Fetch | Link]] = {}
     for action in plan.actions:
-        if isinstance(action, Link):
-            links.setdefault(action.etag, []).append(action)
-    tasks = [
-        _Task(action, tuple(links.pop(action.etag, ())))
-        for action in plan.actions
-        if isinstance(action, Fetch)
-    ]
+        if isinstance(action, Fetch | Link):
+            tasks.setdefault(action.etag, []).append(action)
     # A link costs nothing, and is made even if the hub turns out not to answer.
-    return [*(_Task(None, tuple(same)) for same in links.values()), *tasks]
+    return sorted(tasks.values(), key=lambda task: isinstance(task[0], Fetch))
 
 
 def _named(job: BlobJob, error: VlmcacheError) -> VlmcacheError:

@@ -14,7 +14,7 @@ from vlmcache.cache.moved import away_error
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, TreeFile
 from vlmcache.change.place import check_places
-from vlmcache.change.plan import Fetch, Link, Plan
+from vlmcache.change.plan import Plan
 from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, Listing, plan_pull
 from vlmcache.commands.pull.values import PlannedModel
 from vlmcache.config import ModelConfig
@@ -44,9 +44,7 @@ def prepare_pull(
         if repo is not None and repo.away is not None:
             raise away_error(repo, repo.away)
         order = _Preparation(client, state, model, selection, findings).order()
-        check_places(
-            action.path for action in order.plan.actions if isinstance(action, Fetch | Link)
-        )
+        check_places(order.plan.placed)
     except VlmcacheError as error:
         return PlannedModel(model, None, error, time.monotonic() - begun, tuple(findings))
     for name in sorted(order.files.keys() - order.wanted):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from vlmcache.change.plan import Action, Failure, Fetch, Link, Outcome, Plan, Receipt, joined
-from vlmcache.commands.pull.make_room import make_room, what_helps
+from vlmcache.cache.scan import scan
+from vlmcache.change.plan import Failure, Outcome, Receipt, joined
 from vlmcache.commands.pull.prepare import prepare_pull
-from vlmcache.commands.pull.room import find_shortage
+from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk, without_fetches
 from vlmcache.commands.pull.values import (
     PlannedModel,
     PulledModel,
@@ -25,6 +26,9 @@ from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client
 from vlmcache.hub.retry import Patience
 from vlmcache.progress import Progress, Throttle
+
+if TYPE_CHECKING:
+    from vlmcache.commands.remove.values import Removal
 
 
 def pull(
@@ -68,18 +72,20 @@ def pull(
         planned = [
             prepare_pull(client, session.cache.dir, model, options.selection) for model in models
         ]
-        plans = _each_blob_once([part.order.plan for part in planned if part.order is not None])
+        fetched: set[tuple[str, str]] = set()
+        orders = [part.order for part in planned if part.order is not None]
+        plans = [without_fetches(order.plan, fetched) for order in orders]
         joined(plans).log("pull")
         shortage = shortage_of(plans)
         room = None
         if shortage is not None and options.make_room:
-            room = make_room(session, planned, shortage, options)
+            room = _make_room(session, planned, shortage, options)
             if room is not None and room.receipt is not None:
                 outcomes += room.receipt.outcomes
                 shortage = shortage_of(plans)
         # A dry run that would make room is short of nothing.
         if shortage is not None and not (options.dry_run and room):
-            errors.append(shortage.error(what_helps(session, names, planned, shortage, options)))
+            errors.append(shortage.error(_what_helps(session, names, planned, shortage, options)))
         too_full = errors[0] if errors else None
         for part in planned:
             if part.order is not None and (options.dry_run or too_full is not None):
@@ -134,26 +140,6 @@ def _models(session: Session, names: Sequence[str]) -> list[ModelConfig]:
     return list({(model.repo, model.revision): model for model in models}.values())
 
 
-def _each_blob_once(plans: Sequence[Plan]) -> list[Plan]:
-    """Return plans of which none fetches what one before it does: revisions share blobs."""
-    planned: set[tuple[str, str]] = set()
-    distinct = []
-    for plan in plans:
-        actions: list[Action] = []
-        needs = plan.needs
-        for action in plan.actions:
-            if isinstance(action, Fetch) and (action.repo, action.etag) in planned:
-                needs -= action.size - action.have
-                reason = "the same content as in another revision"
-                action = Link(action.repo, action.file, action.path, action.etag, reason)
-            actions.append(action)
-        planned |= {
-            (action.repo, action.etag) for action in plan.actions if isinstance(action, Fetch)
-        }
-        distinct.append(Plan(tuple(actions), plan.frees, max(0, needs)))
-    return distinct
-
-
 def _carry_out(
     client: Client, part: PlannedModel, options: PullOptions, progress: Progress
 ) -> tuple[PulledModel, list[Outcome], VlmcacheError | None]:
@@ -166,13 +152,13 @@ def _carry_out(
     from vlmcache.commands.pull.fetch import download
 
     begun = time.monotonic()
-    done = download(client, order, progress, options.max_workers)
+    outcomes, error = download(client, order, progress, options.max_workers)
     row = msgspec.structs.replace(
         _row(part, "pulled" if order.plan.actions else "cached"),
-        fetched=sum(outcome.fetched for outcome in done.outcomes),
+        fetched=sum(outcome.fetched for outcome in outcomes),
         seconds=part.seconds + time.monotonic() - begun,
     )
-    return row, done.outcomes, done.error
+    return row, outcomes, error
 
 
 def _row(part: PlannedModel, state: PullState) -> PulledModel:
@@ -191,7 +177,7 @@ def _row(part: PlannedModel, state: PullState) -> PulledModel:
 
 
 def _failed(row: PulledModel, error: VlmcacheError) -> PulledModel:
-    failure = Failure(error.code, error.message, error.hint, int(error.exit_code))
+    failure = Failure.of(error)
     return msgspec.structs.replace(row, state="failed", error=failure)
 
 
@@ -205,3 +191,55 @@ def _problem(rows: Sequence[PulledModel], errors: Sequence[VlmcacheError]) -> Vl
             f"{len(failed)} of {len(rows)} models not pulled: {', '.join(failed)}", errors[0].hint
         )
     return errors[0]
+
+
+def _make_room(
+    session: Session, planned: Sequence[PlannedModel], shortage: Shortage, options: PullOptions
+) -> Removal | None:
+    """Evict what was not used for a long time, but nothing of the models asked for.
+
+    Returns:
+        The removal; its receipt is absent with `--dry-run`. `None` if the disk that is short is not
+        the cache's, if evicting everything that may be evicted would not be enough, or if a working
+        folder's `min_free` asks for more than the user's own: then nothing is removed.
+    """
+    from vlmcache.commands.remove.clean import clean
+    from vlmcache.commands.remove.values import CleanOptions
+
+    location = session.cache
+    if not same_disk(shortage.place, location.dir) or shortage.min_free > session.config.evict_for:
+        return None
+    cached = cached_models(location)
+    keep = tuple(part.model.repo for part in planned if part.model.repo in cached)
+    wanted = CleanOptions(free=shortage.goal, keep=keep)
+    proposed = clean(session, wanted, dry_run=True)
+    # Of a folder that does not exist yet, nothing is missed, and nothing can be removed.
+    enough = not proposed.missed_by and proposed.plan.frees >= shortage.short
+    if options.dry_run or not enough:
+        return proposed if enough else None
+    return clean(session, wanted, confirm=options.confirm)
+
+
+def _what_helps(
+    session: Session,
+    names: Sequence[str],
+    planned: Sequence[PlannedModel],
+    shortage: Shortage,
+    options: PullOptions,
+) -> str:
+    """Return the hint of a pull that there is no room for: only what its plan says would help."""
+    from vlmcache.commands.remove.facts import Known
+    from vlmcache.commands.status.recommend import what_makes_room
+
+    proposal = msgspec.structs.replace(options, dry_run=True)
+    if not options.make_room and _make_room(session, planned, shortage, proposal):
+        again = options.command(session, names)
+        return f"'{again} --make-room' proposes what to evict; or lower min_free"
+    known = Known(session.environment, scan(session.cache.dir))
+    repos = {part.model.repo for part in planned}
+    helps = what_makes_room(known, session, shortage, repos)
+    if shortage.min_free <= session.config.evict_for and same_disk(
+        shortage.place, session.cache.dir
+    ):
+        return f"evicting would not make enough room, and so nothing was evicted; {helps}"
+    return helps

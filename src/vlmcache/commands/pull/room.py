@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from vlmcache.cache import layout
 from vlmcache.cache.mounts import nearest_folder
-from vlmcache.change.plan import Fetch, Plan
+from vlmcache.change.plan import Fetch, Link, Plan
 from vlmcache.config import Limits
 from vlmcache.errors import SpaceError
 from vlmcache.units import size_text
@@ -44,6 +46,29 @@ class Shortage(NamedTuple):
             f"{size_text(self.short)} short",
             hint,
         )
+
+
+def without_fetches(plan: Plan, planned: set[tuple[str, str]]) -> Plan:
+    """Return a plan that only links what plans before it fetch: revisions share blobs.
+
+    Args:
+        plan: of one revision.
+        planned: (repo, etag) of what is fetched before; what this plan fetches is added.
+    """
+    fetches = {
+        (action.repo, action.etag): action for action in plan.actions if isinstance(action, Fetch)
+    }
+    again = fetches.keys() & planned
+    planned.update(fetches)
+    reason = "the same content as in another revision"
+    actions = [
+        Link(action.repo, action.file, action.path, action.etag, reason)
+        if isinstance(action, Fetch) and (action.repo, action.etag) in again
+        else action
+        for action in plan.actions
+    ]
+    needs = plan.needs - sum(fetches[key].size - fetches[key].have for key in again)
+    return msgspec.structs.replace(plan, actions=tuple(actions), needs=max(0, needs))
 
 
 def find_shortage(cache_dir: str, limits: Limits, plans: Sequence[Plan]) -> Shortage | None:

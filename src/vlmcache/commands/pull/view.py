@@ -5,15 +5,13 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from vlmcache.change.plan import Fetch, Link, Plan, Receipt, ReleaseShared, Remove, RemoveTree
 from vlmcache.commands.pull.values import PulledModel, PullReport
 from vlmcache.commands.status.values import Status
-from vlmcache.show.console import console
-from vlmcache.show.tables import SEVERITY_COLORS, STATE_COLORS, show_cache
+from vlmcache.show.console import console, print_line
+from vlmcache.show.tables import SEVERITY_COLORS, STATE_COLORS, plain_table, show_cache
 from vlmcache.show.text import NOTHING, printable
 from vlmcache.units import duration_text, size_text
 
@@ -28,10 +26,10 @@ def show(report: PullReport, *, verbose: bool = False) -> None:
         show_cache(out, report.cache)
     for model in report.models:
         if model.state != "failed":
-            _print(out, _line(model, report))
+            print_line(out, _line(model, report))
         elif len(report.models) > 1 and model.error is not None:
             line = Text(f"{printable(model.key)}: ", "red")
-            _print(out, line + Text(printable(model.error.message)))
+            print_line(out, line + Text(printable(model.error.message)))
     if verbose or report.receipt is None:
         _print_files(report)
     for finding in report.findings:
@@ -40,7 +38,7 @@ def show(report: PullReport, *, verbose: bool = False) -> None:
         line.append(f"{printable(finding.repo or '')}: {printable(finding.detail)}")
         if finding.remedy:
             line.append(f" ({printable(finding.remedy)})", "dim")
-        _print(out, line)
+        print_line(out, line)
 
 
 def evicted(report: PullReport) -> Removal | None:
@@ -58,11 +56,6 @@ def evicted(report: PullReport) -> Removal | None:
         receipt = Receipt(outcomes, receipt.freed)
     plan = Plan(actions, report.plan.frees, kept=report.plan.kept)
     return Removal(plan, receipt)
-
-
-def _print(out: Console, line: Text) -> None:
-    # A pipe gets complete lines.
-    out.print(line, soft_wrap=not out.is_terminal)
 
 
 def _line(model: PulledModel, report: PullReport) -> Text:
@@ -91,11 +84,8 @@ def _print_files(report: PullReport) -> None:
     actions = [action for action in report.plan.actions if isinstance(action, Fetch | Link)]
     if not actions:
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("TO FETCH", justify="right", no_wrap=True)
-    table.add_column("HAVE", justify="right", no_wrap=True)
-    table.add_column("FILE", overflow="fold")
-    table.add_column("WHY", overflow="fold")
+    columns = ("TO FETCH", "HAVE", "FILE", "WHY")
+    table = plain_table(*columns, numbers=columns[:2], folded=columns[2:])
     several = len({action.repo for action in actions}) > 1
     for action in actions:
         fetch = action if isinstance(action, Fetch) else None
@@ -116,11 +106,8 @@ def ask_which(status: Status) -> str:
         KeyboardInterrupt, EOFError: nothing is chosen.
     """
     out = console(sys.stderr)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("", justify="right")
-    table.add_column("MODEL", overflow="fold")
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("DOWNLOAD", justify="right", no_wrap=True)
+    columns = ("", "MODEL", "STATE", "DOWNLOAD")
+    table = plain_table(*columns, numbers=("", "DOWNLOAD"), folded=("MODEL",))
     for number, model in enumerate(status.models, 1):
         left = None if model.expected_size is None else max(0, model.expected_size - model.size)
         table.add_row(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
@@ -12,8 +11,8 @@ from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.steps import (
     Advice,
-    Evictable,
     PendingDownload,
+    Planner,
     freed_by_kind,
     no_room,
     not_for,
@@ -27,46 +26,9 @@ _HARMLESS = frozenset({"lock", "locks", "no-exist", "leftover"})
 """Kinds of what a download does not use, though it belongs to the same repo."""
 
 
-class Plans(Protocol):
-    """What `choose` asks for: the plans of commands, by the same functions that these call."""
-
-    def clean(self, options: CleanOptions) -> tuple[Plan, int]:
-        """Return the plan of `clean`, and the bytes by which it misses its goal."""
-
-    def shortage(self, downloads: Sequence[PendingDownload]) -> Shortage | None:
-        """Return the disk that downloads would leave too full."""
-
-    def on_cache_disk(self, shortage: Shortage) -> bool:
-        """Return whether removing something from the cache makes room on that disk."""
-
-    def may_evict(self, shortage: Shortage) -> bool:
-        """Return whether `--make-room` may work towards that much free space."""
-
-    def keepable(self, repos: Iterable[str]) -> tuple[str, ...]:
-        """Return what `--keep` takes for those of the repos that are in the cache."""
-
-    def locked_folder(self, plan: Plan) -> str | None:
-        """Return a folder that this user would have to change for a plan and cannot."""
-
-    def locked_for(self, download: PendingDownload) -> str | None:
-        """Return a folder that this user would have to write for a download and cannot."""
-
-    def is_read_only(self, folder: str) -> bool:
-        """Return whether a folder is on a filesystem that nobody can write to."""
-
-    def is_running(self, download: PendingDownload) -> bool:
-        """Return whether another process downloads that model now."""
-
-    def evictable(self, pending: Collection[str]) -> Sequence[Evictable]:
-        """Return the models that nothing protects, the best to remove first."""
-
-    def largest(self) -> str:
-        """Return the largest models by size and last use, in words; empty if the cache is."""
-
-
 def choose(
     advised: Advice,
-    plans: Plans,
+    plans: Planner,
     room: CacheSummary,
     downloads: Sequence[PendingDownload],
     needed: Collection[str] = (),
@@ -89,7 +51,7 @@ class _Choice:
     def __init__(
         self,
         advised: Advice,
-        plans: Plans,
+        plans: Planner,
         room: CacheSummary,
         downloads: Sequence[PendingDownload],
         needed: Collection[str],
@@ -215,7 +177,7 @@ class _Freeing:
     """
 
     def __init__(
-        self, advised: Advice, plans: Plans, room: CacheSummary, pending: set[str]
+        self, advised: Advice, plans: Planner, room: CacheSummary, pending: set[str]
     ) -> None:
         self.advised = advised
         self.plans = plans
@@ -236,16 +198,15 @@ class _Freeing:
         room = self.room
         removed: set[str] = set()
         over = room.max_size is not None and room.size_on_disk > room.max_size
+        # Plain `clean` works towards the size limit too, and would miss it.
+        without_limit = ("--free", "0") if over else ()
         cleaned = None
-        words: tuple[str, ...] = ()
         if over and room.max_size is not None:
             words = ("--max-size", exact_size(room.max_size))
             cleaned = self._cleaning(words, CleanOptions(max_size=room.max_size))
         within = cleaned is not None
         if cleaned is None:
-            # Plain `clean` works towards the size limit too, and would miss it.
-            words = ("--free", "0") if over else ()
-            cleaned = self._cleaning(words, CleanOptions(free=0 if over else None))
+            cleaned = self._cleaning(without_limit, CleanOptions(free=0 if over else None))
         limit = (
             f"the cache holds {size_text(room.size_on_disk)}, over its limit of "
             f"{size_text(room.max_size or 0)}"
@@ -268,7 +229,7 @@ class _Freeing:
         )
         emptied = None
         if needed > freed:
-            emptied = self._emptying(needed, ("--free", "0") if over else (), bound, short)
+            emptied = self._emptying(needed, without_limit, bound, short)
         if emptied is not None:
             step, plan = emptied
             removed |= _repos_of(plan)

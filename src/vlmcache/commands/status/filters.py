@@ -6,9 +6,10 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from vlmcache.cache import layout
+from vlmcache.commands.status.values import ModelStatus, RepoStatus
 from vlmcache.errors import UsageError
 from vlmcache.units import parse_duration, parse_size
 
@@ -25,26 +26,7 @@ FIELDS = ("name", "size", "state", "type", "used")
 _STATE_ORDER = ("damaged", "away", "partial", "missing", "cached")
 
 
-class Row(Protocol):
-    """What a row must offer. Sizes are bytes."""
-
-    @property
-    def repo(self) -> str:
-        """The repo's id."""
-
-    @property
-    def state(self) -> str:
-        """The state as `status` names it."""
-
-    @property
-    def size_on_disk(self) -> int:
-        """What it occupies."""
-
-    @property
-    def last_used(self) -> datetime | None:
-        """When it was last read, if that is known."""
-
-
+Row = ModelStatus | RepoStatus
 RowT = TypeVar("RowT", bound=Row)
 
 _ORDERS: dict[str, Callable[[Row], Any]] = {
@@ -91,14 +73,11 @@ def parse_filter(expression: str, now: datetime) -> Callable[[Row], bool]:
         raise UsageError(f"--filter {expression!r}: no such {field}", "known: " + ", ".join(known))
     wanted = sign == "="
     if field == "name":
-        return lambda row: (value.lower() in _names(row)) == wanted
+        part = value.lower()
+        return lambda row: (part in f"{getattr(row, 'key', '')} {row.repo}".lower()) == wanted
     if field == "type":
         return lambda row: (getattr(row, "type", "model") == value) == wanted
     return lambda row: (row.state == value) == wanted
-
-
-def _names(row: Row) -> str:
-    return f"{getattr(row, 'key', '')} {row.repo}".lower()
 
 
 def select(

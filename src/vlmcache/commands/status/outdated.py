@@ -36,14 +36,13 @@ def with_updates(session: Session, status: Status, patience: Patience | None = N
     if not asked:
         return status
     findings = list(status.findings)
-    newer: dict[tuple[str, str], Outdated] = {}
-    newer_plans: list[Plan] = []
+    newer: dict[tuple[str, str], tuple[Outdated, Plan]] = {}
     folders = {layout.repo_folder("model", model.repo) for model in status.models}
     state = scan(status.cache.dir, only=folders)
     client = Client(environment, patience=patience or Patience(asks=2))
     for model in asked:
         try:
-            plan = _newer(client, state, model)
+            update = _newer(client, state, model)
         except VlmcacheError as error:
             findings.append(
                 Finding(
@@ -55,28 +54,29 @@ def with_updates(session: Session, status: Status, patience: Patience | None = N
                     error.hint,
                 )
             )
-            continue
-        if plan is not None:
-            newer[model.repo, model.revision] = Outdated(plan[0], plan[1].needs)
-            if model.state == "cached":
-                newer_plans.append(plan[1])
+        else:
+            if update is not None:
+                newer[model.repo, model.revision] = update
     models = tuple(
-        msgspec.structs.replace(model, outdated=newer.get((model.repo, model.revision)))
+        msgspec.structs.replace(model, outdated=newer[model.repo, model.revision][0])
+        if (model.repo, model.revision) in newer
+        else model
         for model in status.models
     )
     steps = list(status.recommendations)
     # A pull of an incomplete model fetches the newest anyway, and needs its room first.
     behind = [model for model in models if model.outdated is not None and model.state == "cached"]
     if behind:
+        updates = [newer[model.repo, model.revision][1] for model in behind]
         names = [name_to_pull(state, config, model) for model in behind]
-        fetch = sum(model.outdated.fetch for model in behind if model.outdated is not None)
-        text = f"newer on the hub: {', '.join(names)}; {size_text(fetch)} to fetch"
+        size = size_text(sum(plan.needs for plan in updates))
+        text = f"newer on the hub: {', '.join(names)}; {size} to fetch"
         first = [
             pending_download(state, config, model).plan
             for model in models
             if model.state != "cached"
         ]
-        short = find_shortage(location.dir, config.limits, [*first, *newer_plans])
+        short = find_shortage(location.dir, config.limits, [*first, *updates])
         if short is None:
             steps.append(Advice(session).recommend(text, "pull", *names))
         else:
@@ -86,11 +86,12 @@ def with_updates(session: Session, status: Status, patience: Patience | None = N
     )
 
 
-def _newer(client: Client, state: CacheState, model: ModelStatus) -> tuple[str, Plan] | None:
-    """Return the commit that the hub has, if it is another, and the plan of a pull of it."""
+def _newer(client: Client, state: CacheState, model: ModelStatus) -> tuple[Outdated, Plan] | None:
+    """Return what the hub has, if it is another commit, and the plan of a pull of it."""
     commit = find_commit(client, model.repo, model.revision).commit
     if commit == model.commit:
         return None
     files = list_files(client, model.repo, commit)
     wanted = FileSelection().choose(model.repo, files)
-    return commit, plan_pull(state, model.repo, model.revision, Listing(commit, files), wanted)
+    plan = plan_pull(state, model.repo, model.revision, Listing(commit, files), wanted)
+    return Outdated(commit, plan.needs), plan

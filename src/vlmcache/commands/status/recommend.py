@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Collection, Iterable, Iterator
 
 import msgspec
 
+from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.moved import away_remedy
@@ -16,11 +16,15 @@ from vlmcache.change.names import names_in
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.choose import choose
-from vlmcache.commands.status.planner import Planner, plan_download
-from vlmcache.commands.status.steps import Advice, PendingDownload, not_for
+from vlmcache.commands.status.steps import (
+    Advice,
+    PendingDownload,
+    Planner,
+    not_for,
+    plan_download,
+)
 from vlmcache.commands.status.values import ModelStatus, Recommendation, RepoStatus, Status
 from vlmcache.config import Config, ModelConfig, Session
-from vlmcache.units import size_text
 
 _MOST_MODELS = 5
 _INCOMPLETE = ("missing", "partial", "damaged")
@@ -31,11 +35,9 @@ def what_frees(steps: Iterable[Recommendation], advised: Advice) -> str:
 
     A model to remove is never named without its size and last use.
     """
-    cleaning = (step.command for step in steps if step.frees and step.command)
-    cleaning_command = next(
-        (command for command in cleaning if command.startswith("vlmcache clean")), None
-    )
-    return cleaning_command or advised.command("status", "--all", "--sort", "size")
+    commands = (step.command or "" for step in steps if step.frees)
+    cleaning = (command for command in commands if command.startswith("vlmcache clean"))
+    return next(cleaning, advised.command("status", "--all", "--sort", "size"))
 
 
 def what_makes_room(known: Known, session: Session, short: Shortage, repos: Collection[str]) -> str:
@@ -56,7 +58,7 @@ def what_makes_room(known: Known, session: Session, short: Shortage, repos: Coll
         return f"make room at {short.place}, or lower min_free in config.yaml"
     advised = Advice(session)
     return "; ".join(
-        f"'{advised.command('rm', model.name)}' frees {size_text(model.frees)} ({model.used})"
+        f"'{advised.command('rm', model.name)}' frees {units.size_text(model.frees)} ({model.used})"
         for model in models
     )
 
@@ -139,23 +141,21 @@ def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recomm
         if place.found_at is None:
             yield Recommendation(f"{text}; {away_remedy(place)}", None)
         else:
-            text = f"{text}; the drive is mounted elsewhere now"
-            yield advised.recommend(text, "move", "--relink", place.found_at)
+            where = "the drive is mounted elsewhere now"
+            yield advised.recommend(f"{text}; {where}", "move", "--relink", place.found_at)
 
 
 def _not_repaired_here(repos: Iterable[RepoStatus]) -> Iterator[Recommendation]:
     """Yield what repairs datasets and the like, of which we download nothing."""
     for repo in repos:
         if repo.type != "model" and repo.state == "damaged" and layout.is_repo_id(repo.repo):
-            words = ["hf", "download", "--repo-type", repo.type, "--force-download", repo.repo]
             text = f"damaged: {repo.type} {repo.repo}; only huggingface_hub's own client repairs it"
-            yield Recommendation(f"{text}: {shlex.join(words)}", None)
+            yield Recommendation(f"{text}: {units.of_other_type(repo.type, repo.repo)}", None)
 
 
 def name_to_pull(state: CacheState, config: Config, model: ModelStatus) -> str:
     """Return what to type for a model of the status."""
-    wanted = ModelConfig(model.key, model.repo, model.revision)
-    return names_in(state, config).name_of(wanted)
+    return names_in(state, config).name_of(ModelConfig(model.key, model.repo, model.revision))
 
 
 def pending_download(

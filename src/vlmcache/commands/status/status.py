@@ -29,10 +29,8 @@ from vlmcache.change.names import names_in
 from vlmcache.change.removals import Key
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.filters import parse_filter, select
-from vlmcache.commands.status.planner import Planner
 from vlmcache.commands.status.recommend import recommend
-from vlmcache.commands.status.steps import Advice
-from vlmcache.commands.status.summary import summarize_cache
+from vlmcache.commands.status.steps import Advice, Planner
 from vlmcache.commands.status.values import (
     Elsewhere,
     MemorySource,
@@ -40,6 +38,7 @@ from vlmcache.commands.status.values import (
     RepoStatus,
     RevisionStatus,
     Status,
+    summarize_cache,
 )
 from vlmcache.config import ModelConfig, Session, own_home, shipped_config
 from vlmcache.home.copies import list_copies
@@ -74,9 +73,8 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
     models = tuple(_model_status(state, model, findings, known.used) for model in wanted)
     repos = tuple(_repo_status(state, repo, known.used) for repo in state.repos)
     advised = Advice(session)
-    planner = Planner(known, session)
-    found = Status(summary, models, repos, (), tuple(findings), elsewhere=tuple(_elsewhere(state)))
-    steps = recommend(advised, planner, found)
+    shown = Status(summary, models, repos, (), tuple(findings), elsewhere=tuple(_elsewhere(state)))
+    steps = recommend(advised, Planner(known, session), shown)
     copies = tuple(list_copies(own_home(environment)[0]))
     findings = [advised.completed(finding) for finding in findings]
     findings += (
@@ -93,7 +91,7 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
         if copy.changed
     )
     return msgspec.structs.replace(
-        found, recommendations=tuple(steps), findings=tuple(findings), copies=copies
+        shown, recommendations=tuple(steps), findings=tuple(findings), copies=copies
     )
 
 
@@ -165,12 +163,9 @@ def _model_status(
 def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
     """Yield the indexes that exist but make no sense; the scan itself opens no files."""
     revision = judgement.revision
-    if revision is None:
-        return
-    for file in revision.files:
-        if file.name not in judgement.damaged or not file.name.endswith(".index.json"):
-            continue
-        if file.kind in ("link", "copy") and file.size:
+    for file in revision.files if revision is not None else ():
+        is_index = file.name.endswith(".index.json") and file.name in judgement.damaged
+        if revision is not None and is_index and file.kind in ("link", "copy") and file.size:
             path = revision.file_path(file.name)
             detail = f"{file.name} names no shards that could be loaded"
             remedy = units.command("verify", repo)
@@ -263,7 +258,7 @@ def _repo_status(state: CacheState, repo: Repo, used: Mapping[Key, LastUse]) -> 
                 size,
                 size_on_disk,
                 judgement.missing,
-                _instant(revision.mtime_ns),
+                datetime.fromtimestamp(revision.mtime_ns // 1_000_000_000, timezone.utc),
             )
         )
     return RepoStatus(
@@ -291,10 +286,6 @@ def _last_used(
     return datetime.fromtimestamp(int(max(known)), timezone.utc) if known else None
 
 
-def _instant(nanoseconds: int) -> datetime:
-    return datetime.fromtimestamp(nanoseconds // 1_000_000_000, timezone.utc)
-
-
 def _elsewhere(state: CacheState) -> Iterator[Elsewhere]:
     places: dict[str, list[Repo]] = {}
     for repo in state.repos:
@@ -305,11 +296,11 @@ def _elsewhere(state: CacheState) -> Iterator[Elsewhere]:
             free = shutil.disk_usage(path).free
         except OSError:
             free = None
-        there = sum(blob.allocated_there for repo in repos for blob in repo.blobs.values())
+        in_store = sum(blob.allocated_there for repo in repos for blob in repo.blobs.values())
         yield Elsewhere(
             path,
             tuple(repo.id for repo in repos),
             all(repo.moved_to == path or repo.away is not None for repo in repos),
-            sum(repo.size_on_disk for repo in repos) + there,
+            sum(repo.size_on_disk for repo in repos) + in_store,
             free,
         )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
-from vlmcache.cache.mounts import AccessTimes
+from vlmcache.cache.mounts import AccessTimes, Mount, nearest_folder
 from vlmcache.cache.moved import away_remedy
-from vlmcache.cache.state import Away, ByClass, Finding, State
+from vlmcache.cache.state import Away, ByClass, CacheState, Finding, State
 from vlmcache.cache.weights import Precision
+from vlmcache.config import Session
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.home.copies import KeptCopy
 from vlmcache.report import Report
@@ -56,6 +58,29 @@ class CacheSummary(msgspec.Struct, frozen=True):
         if (self.free or 0) < self.min_free:
             return f"{free} free, below the minimum of {size_text(self.min_free)}"
         return f"{free} free, under the comfortable {size_text(self.comfortable_free)}"
+
+
+def summarize_cache(session: Session, state: CacheState, mount: Mount | None) -> CacheSummary:
+    """Return the facts about the cache folder."""
+    limits = session.config.limits
+    try:
+        usage = shutil.disk_usage(nearest_folder(session.cache.dir))
+    except OSError:
+        usage = None
+    return CacheSummary(
+        dir=state.dir,
+        source=session.cache.source,
+        exists=state.exists,
+        filesystem=mount.type if mount else None,
+        access_times=mount.access_times if mount else "unknown",
+        size_on_disk=state.size_on_disk,
+        free=usage.free if usage else None,
+        total=usage.total if usage else None,
+        min_free=limits.min_free,
+        comfortable_free=limits.comfortable_free,
+        max_size=limits.max_size,
+        by_class=state.by_class,
+    )
 
 
 class Outdated(msgspec.Struct, frozen=True):

@@ -70,10 +70,6 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
             out.print(hanging(Text(text, "dim"), 2))
 
 
-def _state(state: str) -> Text:
-    return Text(state, STATE_COLORS.get(state, ""))
-
-
 def _amount(size: int | None) -> str:
     return NOTHING if size is None else size_text(size)
 
@@ -90,7 +86,7 @@ def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Ta
             revision = "" if model.revision == "main" else f"@{model.revision}"
             cells.append(printable(model.repo + revision))
         cells += [
-            _state(model.state),
+            Text(model.state, STATE_COLORS[model.state]),
             size_text(model.size_on_disk) if model.size_on_disk else NOTHING,
             _amount(model.expected_size),
         ]
@@ -128,7 +124,7 @@ def _repo_table(repos: Iterable[RepoStatus], now: datetime) -> Table:
         table.add_row(
             printable(repo.repo),
             repo.type,
-            _state(repo.state),
+            Text(repo.state, STATE_COLORS[repo.state]),
             size_text(repo.size_on_disk),
             str(len(repo.revisions)),
             ago(repo.last_used, now),
@@ -166,24 +162,20 @@ def _print_cache(
 
 def _print_findings(out: Console, findings: Iterable[Finding], *, verbose: bool) -> None:
     every = list(findings)
-    shown = every
-    if not verbose:
-        shown = [
-            finding
-            for finding in every
-            if finding.severity == "error" or finding.code in _ALWAYS_SHOWN
-        ]
-    rest = 0 if verbose else max(0, len(shown) - _SHOWN_FINDINGS)
+    serious = [
+        finding
+        for finding in every
+        if verbose or finding.severity == "error" or finding.code in _ALWAYS_SHOWN
+    ]
+    shown = serious if verbose else serious[:_SHOWN_FINDINGS]
     if shown:
         out.print("\nProblems" if not verbose else "\nFindings")
-    for finding in shown[: len(shown) - rest]:
-        line = Text()
-        line.append(finding.code, SEVERITY_COLORS[finding.severity])
+    for finding in shown:
         where = f" {printable(finding.repo)}:" if finding.repo else ":"
-        line.append(f"{where} {printable(finding.detail)}")
+        line = Text(finding.code, SEVERITY_COLORS[finding.severity])
+        line = Text.assemble(line, f"{where} {printable(finding.detail)}")
         if verbose:
             line.append(f"\n{printable(finding.path)}", "dim")
         out.print(hanging(line, 2))
-    hidden = len(every) - len(shown) + rest
-    if rest:
-        out.print(f"  and {hidden} more (-v shows all)")
+    if len(shown) < len(serious):
+        out.print(f"  and {len(every) - len(shown)} more (-v shows all)")

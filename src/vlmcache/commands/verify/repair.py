@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import msgspec
 
 from vlmcache import units
+from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import CacheState
-from vlmcache.change.plan import Action, Fetch, Link, Outcome, Plan, Receipt, WriteRef
+from vlmcache.cache.state import CacheState, Repo, Revision, TreeFile
+from vlmcache.change.place import check_places
+from vlmcache.change.plan import (
+    Expected,
+    Fetch,
+    Link,
+    Outcome,
+    Plan,
+    Receipt,
+    Remove,
+    WriteRef,
+    joined,
+)
 from vlmcache.change.remove import apply_removals
-from vlmcache.commands.pull.room import find_shortage
+from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, Listing, plan_pull
+from vlmcache.commands.pull.room import find_shortage, without_fetches
 from vlmcache.commands.pull.values import WORKERS
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.recommend import what_makes_room
-from vlmcache.commands.verify.repair_repo import RepoRepair
-from vlmcache.commands.verify.values import (
-    RepairError,
-    RepairReport,
-    Verification,
-    VerifyOptions,
-)
+from vlmcache.commands.verify.values import RepairError, RepairReport, Verification, VerifyOptions
 from vlmcache.commands.verify.verify import verify_state
 from vlmcache.config import Session
-from vlmcache.errors import OfflineError, VlmcacheError
+from vlmcache.errors import HubError, OfflineError, SpaceError, VlmcacheError
 from vlmcache.hub.client import Client
+from vlmcache.hub.listing import check_names, find_commit, list_files
 from vlmcache.hub.retry import Patience
 from vlmcache.progress import Progress
 from vlmcache.units import size_text
+
+_BAD_REF = frozenset({"malformed-ref", "unreadable-ref", "ref-to-missing-commit"})
+_NO_CONTENT = "other content than its hash says"
 
 
 def repair(
@@ -57,42 +70,41 @@ def repair(
     """
     options = options or VerifyOptions()
     progress = progress or Progress()
-    config, location = session.config, session.cache
-    state = scan(location.dir)
+    cache_dir = session.cache.dir
+    state = scan(cache_dir)
     verification = verify_state(session, state, names, options, progress)
     client = Client(session.environment, patience=patience, note=progress.note)
     try:
         work = _Repair(client, state, verification)
         report = RepairReport(
-            **msgspec.structs.asdict(verification) | {"plan": work.plan(), "cache": location.dir}
+            **msgspec.structs.asdict(verification) | {"plan": work.plan, "cache": cache_dir}
         )
-        shortage = find_shortage(location.dir, config.limits, [order.plan for order in work.orders])
-        offline = work.offline_error()
-        too_full: VlmcacheError | None = None
-        if offline is None and shortage is not None:
+        plans = [order.plan for order in work.orders]
+        shortage = find_shortage(cache_dir, session.config.limits, plans)
+        failure: VlmcacheError | None = work.offline_error()
+        if failure is None and shortage is not None:
             known = Known(session.environment, state)
             repos = {order.repo for order in work.orders}
-            too_full = shortage.error(what_makes_room(known, session, shortage, repos))
-        if options.dry_run or too_full is not None:
-            return report.with_problem(offline or too_full or work.error)
-        if offline is not None and not work.keep_links():
-            return report.with_problem(offline)
-        outcomes, failure = work.carry_out(progress)
+            failure = shortage.error(what_makes_room(known, session, shortage, repos))
+        too_full = isinstance(failure, SpaceError)
+        if options.dry_run or too_full or (failure is not None and not work.keep_links()):
+            return report.with_problem(failure or work.error)
+        outcomes, error = work.carry_out(progress)
     finally:
         client.stop()
     # What was good is remembered, so that this reads little more than what has just arrived.
     again = msgspec.structs.replace(options, max_age=options.max_age or 60.0)
-    after = verify_state(session, scan(location.dir), names, again)
+    after = verify_state(session, scan(cache_dir), names, again)
     begun = [missing.repo for missing in after.missing if missing.file == "*"]
     remaining = [damage.path for damage in after.damaged]
-    remaining += [f"{bad.repo}@{bad.revision}: {bad.file}" for bad in after.missing]
+    remaining += [f"{missing.repo}@{missing.revision}: {missing.file}" for missing in after.missing]
     receipt = Receipt(
         tuple(outcomes),
         sum(outcome.freed for outcome in outcomes),
         sum(outcome.fetched for outcome in outcomes),
     )
     report = msgspec.structs.replace(report, receipt=receipt, remaining=tuple(remaining))
-    return report.with_problem(failure or offline or work.error or _left(remaining, begun))
+    return report.with_problem(error or failure or work.error or _left(remaining, begun))
 
 
 def _left(remaining: Sequence[str], begun: Sequence[str]) -> RepairError | None:
@@ -112,26 +124,21 @@ class _Repair:
     def __init__(self, client: Client, state: CacheState, verification: Verification) -> None:
         self.client = client
         self.state = state
-        self.repos = [RepoRepair(client, state, repo, verification) for repo in state.repos]
-        for part in self.repos:
-            part.plan()
-        self.orders = [order for part in self.repos for order in part.orders]
-        self.removals = [removal for part in self.repos for removal in part.removals]
-        self.error = next((part.error for part in self.repos if part.error is not None), None)
+        repairs = [_RepoRepair(client, state, repo, verification) for repo in state.repos]
+        self.orders = [order for repair in repairs for order in repair.orders]
+        self.removals = tuple(removal for repair in repairs for removal in repair.removals)
+        errors = [error for repair in repairs for error in repair.errors]
+        self.error = errors[0] if errors else None
 
+    @property
     def plan(self) -> Plan:
-        """Return everything that would be done."""
-        actions: list[Action] = [action for order in self.orders for action in order.plan.actions]
-        return Plan(
-            (*actions, *self.removals),
-            frees=sum(action.frees for action in self.removals),
-            needs=sum(order.plan.needs for order in self.orders),
-        )
+        """Everything that would be done."""
+        frees = sum(removal.frees for removal in self.removals)
+        return joined([*(order.plan for order in self.orders), Plan(self.removals, frees)])
 
     @property
     def _fetches(self) -> list[Fetch]:
-        actions = [action for order in self.orders for action in order.plan.actions]
-        return [action for action in actions if isinstance(action, Fetch)]
+        return [action for action in self.plan.actions if isinstance(action, Fetch)]
 
     def keep_links(self) -> bool:
         """Leave out what would be fetched, and return whether anything is left to do."""
@@ -168,14 +175,277 @@ class _Repair:
         """Do everything that is planned, as far as the hub and the disk allow."""
         from vlmcache.commands.pull.fetch import download
 
-        outcomes: list[Outcome] = []
-        failure: VlmcacheError | None = None
-        for order in self.orders:
-            done = download(self.client, order, progress, WORKERS)
-            outcomes += done.outcomes
-            failure = failure or done.error
+        done = [download(self.client, order, progress, WORKERS) for order in self.orders]
+        outcomes = [outcome for fetched, _ in done for outcome in fetched]
         if self.removals:
             places = {repo.moved_to for repo in self.state.repos if repo.moved_to is not None}
-            plan = Plan(tuple(self.removals))
-            outcomes += apply_removals(plan, self.state.dir, places).outcomes
-        return outcomes, failure
+            outcomes += apply_removals(Plan(self.removals), self.state.dir, places).outcomes
+        return outcomes, next((error for _, error in done if error is not None), None)
+
+
+class _RepoRepair:
+    """What repairs one repo, as far as it can be planned.
+
+    Args:
+        client: the hub; it is asked only if the cache does not know a commit or its files.
+        state: the cache.
+        repo: the repo.
+        verification: what is damaged and missing.
+    """
+
+    def __init__(
+        self, client: Client, state: CacheState, repo: Repo, verification: Verification
+    ) -> None:
+        self.orders: list[DownloadOrder] = []
+        self.removals: list[Remove] = []
+        self.errors: list[VlmcacheError] = []
+        """What could not be planned."""
+        self._client = client
+        self._state = state
+        self._repo = repo
+        # Nothing is removed through a link, except where `move` has put the repo.
+        self._home = repo.path if repo.moved_to is None else repo.home
+        self._damaged = {
+            damage.path: damage
+            for damage in verification.damaged
+            if damage.repo == repo.id and f"{damage.path}{os.sep}".startswith(repo.path + os.sep)
+        }
+        self._missing = {
+            (missing.revision, missing.file)
+            for missing in verification.missing
+            if (missing.repo, missing.type) == (repo.id, repo.type)
+        }
+        self._bad = {
+            damage.blob
+            for path, damage in self._damaged.items()
+            if damage.blob is not None and path == repo.blob_path(damage.blob)
+        }
+        """Names of blobs that are damaged."""
+        if repo.type == "model" and (self._damaged or self._missing):
+            self._remove_orphans()
+            try:
+                self._plan_revisions()
+            except VlmcacheError as error:
+                self.errors.append(error)
+
+    @cached_property
+    def _doubted(self) -> CacheState:
+        """The state of the cache as if what is damaged did not exist."""
+        repo, state = self._repo, self._state
+        shared = {blob.shared for name, blob in repo.blobs.items() if name in self._bad}
+        revisions = []
+        for revision in repo.revisions:
+            names = self._bad_files(revision)
+            files = tuple(
+                msgspec.structs.replace(file, kind="dangling") if file.name in names else file
+                for file in revision.files
+            )
+            revisions.append(msgspec.structs.replace(revision, files=files))
+        blobs = {name: blob for name, blob in repo.blobs.items() if name not in self._bad}
+        changed = msgspec.structs.replace(repo, blobs=blobs, revisions=tuple(revisions))
+        return msgspec.structs.replace(
+            state,
+            repos=tuple(changed if other is repo else other for other in state.repos),
+            shared={name: blob for name, blob in state.shared.items() if name not in shared},
+        )
+
+    def _bad_files(self, revision: Revision) -> set[str]:
+        """Return the names of a revision's files that do not lead to their content."""
+        return {
+            file.name
+            for file in revision.files
+            if file.blob in self._bad
+            or file.kind not in ("link", "copy")
+            or revision.file_path(file.name) in self._damaged
+        }
+
+    def _remove_orphans(self) -> None:
+        repo = self._repo
+        users = repo.blob_users()
+        # What lost its link is fetched again in its place.
+        listed = {
+            file.etag for commit in _commits(repo) for file in repo.trees.get(commit, {}).values()
+        }
+        for damage in self._damaged.values():
+            blob = repo.blobs.get(damage.blob or "")
+            if (
+                blob is None
+                or damage.problem != "wrong-content"
+                or users[blob.name]
+                or blob.linked
+                or blob.name in listed
+            ):
+                continue
+            self.removals.append(
+                Remove(
+                    layout.blob_path(self._home, blob.name),
+                    "blob",
+                    repo.id,
+                    f"{_NO_CONTENT}, and nothing links to it",
+                    blob.allocated if blob.links == 1 else 0,
+                    Expected(blob.inode, blob.mtime_ns, blob.size),
+                )
+            )
+
+    def _remove_unlisted(self, revision: Revision) -> None:
+        """Remove broken links that the hub does not list: nothing could be fetched for them."""
+        snapshot = layout.snapshot_path(self._home, revision.commit)
+        for file in revision.files if revision.tree is not None and not revision.linked else ():
+            if (
+                file.kind not in ("dangling", "loop", "outside")
+                or file.blob
+                or file.name in (revision.tree or {})
+            ):
+                continue
+            self.removals.append(
+                Remove(
+                    layout.file_path(snapshot, file.name),
+                    "link",
+                    self._repo.id,
+                    f"the link is {file.kind}, and the hub lists no such file",
+                    file.allocated,
+                    Expected(file.inode, file.mtime_ns, None),
+                )
+            )
+
+    def _plan_revisions(self) -> None:
+        repo = self._repo
+        refs = self._bad_refs()
+        planned: set[tuple[str, str]] = set()
+        for commit in _commits(repo, refs):
+            names = {file for missing_from, file in self._missing if missing_from == commit}
+            tree = repo.trees.get(commit, {})
+            names |= {name for name in repo.lost_names(commit) if tree[name].etag in self._bad}
+            its_refs = [ref for ref, named in refs.items() if named == commit]
+            revision = repo.revision(commit)
+            everything = revision is None
+            if revision is not None:
+                self._remove_unlisted(revision)
+                names |= self._bad_files(revision)
+                everything = (not revision.files or revision.linked) and (
+                    revision.path in self._damaged or bool(its_refs)
+                )
+            bad_listing = repo.tree_path(commit) in self._damaged
+            if not (names or its_refs or everything or bad_listing):
+                continue
+            order = self._order(commit, its_refs, names, everything=everything)
+            order = _without_known(order, revision, planned)
+            if order.plan.actions or bad_listing:
+                self.orders.append(order)
+
+    def _bad_refs(self) -> dict[str, str]:
+        """Return ref -> the commit that it should name, for refs that are broken."""
+        repo = self._repo
+        commits: dict[str, str] = {}
+        folder = repo.ref_path("")
+        for path, damage in self._damaged.items():
+            if damage.problem in _BAD_REF and path.startswith(folder):
+                ref = path[len(folder) :].replace(os.sep, "/")
+                # A ref that names a commit keeps it, even if the hub has a newer one now.
+                commit = repo.refs.get(ref, "")
+                if layout.COMMIT.fullmatch(commit) is None:
+                    commit = find_commit(self._client, repo.id, ref).commit
+                commits[ref] = commit
+            elif damage.problem == "missing-snapshots":
+                commits |= repo.refs
+        return commits
+
+    def _order(
+        self, commit: str, refs: Sequence[str], names: set[str], *, everything: bool
+    ) -> DownloadOrder:
+        repo, bad = self._repo, self._bad
+        files, new = self._listing(commit, names, everything=everything)
+        wanted = names & set(files)
+        if everything or "*" in names:
+            wanted |= FileSelection().choose(repo.id, files) | repo.lost_names(commit)
+        # The shared store may hold the very content that is bad.
+        files |= {
+            name: msgspec.structs.replace(listed, xet_hash=None)
+            for name, listed in files.items()
+            if listed.etag in bad
+        }
+        listing = Listing(commit, files)
+        plan = plan_pull(self._doubted, repo.id, commit, listing, wanted)
+        check_places(plan.placed)
+        actions = [
+            msgspec.structs.replace(action, reason=f"damaged: {_NO_CONTENT}")
+            if isinstance(action, Fetch) and action.etag in bad and not action.have
+            else action
+            for action in plan.actions
+        ]
+        for ref in refs:
+            actions += plan_pull(self._doubted, repo.id, ref, listing, ()).actions
+        plan = msgspec.structs.replace(plan, actions=tuple(actions))
+        return DownloadOrder(
+            self._state.dir, repo.id, commit, files, frozenset(wanted), plan, new, frozenset(bad)
+        )
+
+    def _listing(
+        self, commit: str, names: set[str], *, everything: bool
+    ) -> tuple[dict[str, TreeFile], bool]:
+        """Return the files of a commit, and whether they are the hub's answer and to be kept."""
+        repo = self._repo
+        files = dict(repo.trees.get(commit, {}))
+        linked = _named_by_links(repo, commit)
+        if files or (names and not everything and names <= linked.keys()):
+            files = linked | files
+            check_names(repo.id, files)
+            return files, False
+        try:
+            return list_files(self._client, repo.id, commit), True
+        except HubError as error:
+            missing = type(error)(
+                f"{repo.id}: the cache holds no listing of commit {commit[:12]}, "
+                f"and the network is needed for it: {error.message}",
+                error.hint,
+            )
+            if everything or not names & linked.keys():
+                raise missing from error
+            self.errors.append(missing)
+            return {name: linked[name] for name in names & linked.keys()}, False
+
+
+def _commits(repo: Repo, refs: Mapping[str, str] | None = None) -> list[str]:
+    """Return the commits that a repo should hold: those of its snapshots and refs, bad ones too.
+
+    If all of these were lost, the listings name them.
+    """
+    commits = [revision.commit for revision in repo.revisions]
+    commits += (repo.refs if refs is None else refs).values()
+    if not commits and not repo.ref_files:
+        listed = filter(layout.COMMIT.fullmatch, repo.trees)
+        commits += (commit for commit in listed if repo.lost_names(commit))
+    return list(dict.fromkeys(commits))
+
+
+def _named_by_links(repo: Repo, commit: str) -> dict[str, TreeFile]:
+    """Return the files of a snapshot whose broken links still name their blobs."""
+    revision = repo.revision(commit)
+    meant = {
+        file.name: repo.blobs.get(file.blob or "")
+        for file in (revision.files if revision is not None else ())
+        if file.kind in ("stub", "dangling", "outside")
+    }
+    return {
+        name: TreeFile(blob.size, blob.name)
+        for name, blob in meant.items()
+        if blob is not None and blob.present and layout.is_etag(blob.name)
+    }
+
+
+def _without_known(
+    order: DownloadOrder, revision: Revision | None, planned: set[tuple[str, str]]
+) -> DownloadOrder:
+    """Leave out what an order before this one fetches, and links that are correct already."""
+    files = revision.files if revision is not None else ()
+    linked = {(file.name, file.blob) for file in files if file.kind == "link"}
+    plan = without_fetches(order.plan, planned)
+    actions = tuple(
+        action
+        for action in plan.actions
+        if not (isinstance(action, Link) and (action.file, action.etag) in linked)
+    )
+    return order._replace(
+        plan=msgspec.structs.replace(plan, actions=actions),
+        wanted=order.wanted if actions else frozenset(),
+    )

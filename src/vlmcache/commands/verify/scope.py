@@ -1,19 +1,26 @@
-"""What of the cache is to be verified, and what was found."""
+"""What of the cache is to be verified, and what is wrong with it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
+
+from vlmcache import units
 from vlmcache.cache import layout
+from vlmcache.cache.completeness import judge_repo, judge_revision
 from vlmcache.cache.hashing import Judged
-from vlmcache.cache.moved import away_error
-from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision
+from vlmcache.cache.moved import away_error, away_remedy, away_words
+from vlmcache.cache.state import UNREADABLE, CacheState, Finding, Repo, Revision
+from vlmcache.cache.weights import read_header
 from vlmcache.change.names import find_targets, names_in
 from vlmcache.commands.verify.values import Damage, Missing, Unverifiable, Verification
 from vlmcache.config import Config, parse_name
 from vlmcache.errors import UnknownModelError, UsageError
+
+_WEIGHTS = ".safetensors"
 
 
 class Subject(NamedTuple):
@@ -36,8 +43,9 @@ class Results:
         self.remembered_bytes = 0
         self.damaged: dict[str, Damage] = {}
         self.good: set[str] = set()
-        self.fresh: set[str] = set()
-        """Paths that were hashed in this run."""
+        """Paths that were hashed in this run, with the content that they should have."""
+        self.unchanged: set[str] = set()
+        """Paths that were found good in a run before and have not changed since."""
         self.missing: list[Missing] = []
         self.unverifiable: list[Unverifiable] = []
         self.findings: list[Finding] = []
@@ -48,7 +56,6 @@ class Results:
             self.checked += 1
             self.bytes += judged.identity.size
         for subject in group:
-            self.fresh.add(subject.path)
             if judged.good:
                 self.good.add(subject.path)
             elif judged.actual is None:
@@ -117,8 +124,7 @@ def find_scopes(
     """
     if not names:
         return [Scope(repo, None) for repo in state.repos]
-    complete: dict[str, Repo] = {}
-    parts: dict[str, set[str]] = {}
+    asked: dict[str, frozenset[str] | None] = {}
     repos = {repo.folder: repo for repo in state.repos}
     for name in names:
         try:
@@ -139,22 +145,17 @@ def find_scopes(
             )
         if repo.away is not None:
             raise away_error(repo, repo.away)
-        if commit is None:
-            complete[repo.folder] = repo
-        else:
-            parts.setdefault(repo.folder, set()).add(commit)
-    return [Scope(repo, None) for repo in complete.values()] + [
-        Scope(repos[folder], frozenset(commits))
-        for folder, commits in parts.items()
-        if folder not in complete
-    ]
+        commits = asked.get(repo.folder, frozenset())
+        asked[repo.folder] = None if commit is None or commits is None else commits | {commit}
+    # Complete repos come first.
+    scopes = [Scope(repos[folder], commits) for folder, commits in asked.items()]
+    return sorted(scopes, key=lambda scope: scope.commits is not None)
 
 
 def subjects_of(scope: Scope, results: Results) -> list[Subject]:
     """Return what of a repo can be compared with a hash, and note what cannot."""
     repo = scope.repo
     users = repo.blob_users()
-    commits = {revision.commit for revision in scope.revisions}
     trees = {revision.commit: revision.tree or {} for revision in scope.revisions}
     # Blobs that lost their links are checked too, since a repair would link them again.
     lost = {
@@ -165,47 +166,158 @@ def subjects_of(scope: Scope, results: Results) -> list[Subject]:
     subjects: list[Subject] = []
     covered: set[tuple[int, int]] = set()
     for name, blob in repo.blobs.items():
-        links = [(commit, file) for commit, file in sorted(users[name]) if commit in commits]
+        links = [(commit, file) for commit, file in sorted(users[name]) if commit in trees]
         if not blob.present or (scope.commits is not None and not links and name not in lost):
             continue
         covered.add((blob.device, blob.inode))
-        path = os.path.join(repo.path, layout.BLOBS, name)
+        path = repo.blob_path(name)
         files = tuple(dict.fromkeys(file for _, file in links))
         listed = {trees[commit][file].etag for commit, file in links if file in trees[commit]}
-        listed = {etag for etag in listed if layout.is_etag(etag)}
-        if layout.is_etag(name):
-            subjects.append(Subject(repo.id, path, name, name, files))
-        elif len(listed) == 1:
-            subjects.append(Subject(repo.id, path, name, listed.pop(), files))
+        hashes = {name} if layout.is_etag(name) else set(filter(layout.is_etag, listed))
+        if len(hashes) == 1:
+            subjects.append(Subject(repo.id, path, name, hashes.pop(), files))
         else:
             reason = "its name is not a hash of the Hub's, and no listing names one"
             results.unverifiable.append(Unverifiable(repo.id, path, name, reason, files))
-    for revision in scope.revisions:
-        for file in revision.files:
-            copy = _copy(repo, revision, file, covered, results)
-            subjects += [copy] if copy is not None else []
+    subjects += _copies(scope, covered, results)
     return subjects
 
 
-def _copy(
-    repo: Repo, revision: Revision, file: File, covered: set[tuple[int, int]], results: Results
-) -> Subject | None:
-    """Return a copy that stands in the place of a link; note a link to the wrong blob."""
-    listed = revision.tree.get(file.name) if revision.tree is not None else None
-    expected = listed.etag if listed is not None and layout.is_etag(listed.etag) else None
-    path = os.path.join(revision.path, *file.name.split("/"))
-    blob = file.blob
-    if file.kind == "link":
-        if expected is not None and blob not in (None, expected) and layout.is_etag(blob or ""):
-            detail = f"{file.name} is linked to other content than the listing names"
-            names = (file.name,)
-            results.damaged[path] = Damage(
-                repo.id, path, blob, expected, blob, "wrong-link", detail, names
+def _copies(scope: Scope, covered: set[tuple[int, int]], results: Results) -> Iterator[Subject]:
+    """Yield copies that stand in the place of links; note links to the wrong blob."""
+    for revision in scope.revisions:
+        for file in revision.files:
+            listed = (revision.tree or {}).get(file.name)
+            expected = listed.etag if listed is not None and layout.is_etag(listed.etag) else None
+            path = revision.file_path(file.name)
+            if file.kind == "copy" and expected is not None:
+                yield Subject(scope.repo.id, path, None, expected, (file.name,))
+            elif file.kind == "copy" and (file.device, file.inode) not in covered:
+                reason = "a copy in place of a link, and no listing names its hash"
+                results.unverifiable.append(
+                    Unverifiable(scope.repo.id, path, None, reason, (file.name,))
+                )
+            elif (
+                file.kind == "link"
+                and expected not in (None, file.blob)
+                and layout.is_etag(file.blob or "")
+            ):
+                results.damaged[path] = Damage(
+                    scope.repo.id,
+                    path,
+                    file.blob,
+                    expected,
+                    file.blob,
+                    "wrong-link",
+                    f"{file.name} is linked to other content than the listing names",
+                    (file.name,),
+                )
+
+
+def check_headers(scope: Scope, results: Results) -> None:
+    """Check the headers of safetensors files.
+
+    A file that is what the Hub has and has an unreadable header is not damaged in this cache.
+    """
+    repo = scope.repo
+    for revision in scope.revisions:
+        for file in revision.files:
+            path = revision.file_path(file.name)
+            content = repo.blob_path(file.blob) if file.blob else path
+            if (
+                not file.name.endswith(_WEIGHTS)
+                or file.kind not in ("link", "copy")
+                or content in results.damaged
+                or content in results.unchanged
+            ):
+                continue
+            code = "unreadable-header"
+            try:
+                read_header(path)
+            except (OSError, ValueError) as error:
+                if content in results.good:
+                    detail = f"it is what the Hub has, but {error}"
+                    results.findings.append(Finding(code, "warning", repo.id, path, detail))
+                else:
+                    results.damaged[content] = Damage(
+                        repo.id, content, file.blob, None, None, code, str(error), (file.name,)
+                    )
+
+
+def add_findings(scope: Scope, results: Results) -> None:
+    """Count what the scan found broken as damage: links, sizes, refs."""
+    repo = scope.repo
+    listings = {repo.tree_path(revision.commit) for revision in scope.revisions}
+    inside = [revision.path + os.sep for revision in scope.revisions]
+    inside += [
+        repo.ref_path(ref) + os.sep
+        for ref, commit in repo.refs.items()
+        if scope.commits is not None and commit in scope.commits and repo.revision(commit) is None
+    ]
+    # What looks broken in others is a download that has just begun.
+    is_damaged = judge_repo(repo) == "damaged"
+    for finding in repo.findings:
+        is_listing = finding.path in listings
+        is_error = is_damaged and finding.severity == "error"
+        known = results.damaged.get(finding.path)
+        if (is_error and finding.code == UNREADABLE) or (
+            is_listing and finding.code == "unreadable-file"
+        ):
+            results.unverifiable.append(Unverifiable(repo.id, finding.path, None, finding.detail))
+        elif is_error and known is not None:
+            results.damaged[finding.path] = msgspec.structs.replace(
+                known, problem=finding.code, detail=finding.detail
             )
-    elif file.kind == "copy":
-        if expected is not None:
-            return Subject(repo.id, path, None, expected, (file.name,))
-        if (file.device, file.inode) not in covered:
-            reason = "a copy in place of a link, and no listing names its hash"
-            results.unverifiable.append(Unverifiable(repo.id, path, None, reason, (file.name,)))
-    return None
+        elif (is_listing and finding.code == "unreadable-tree") or (
+            is_error
+            and (scope.commits is None or f"{finding.path}{os.sep}".startswith(tuple(inside)))
+        ):
+            results.damaged[finding.path] = _broken(repo, finding)
+
+
+def add_missing(scope: Scope, results: Results) -> None:
+    """Note what loading needs and what does not exist, or is on a drive that is away."""
+    repo = scope.repo
+    for revision in scope.revisions:
+        names = repo.lost_names(revision.commit) if revision.files else set()
+        if scope.commits is not None or revision.refs:
+            # In a revision that no ref names, nobody needs what a pattern left out.
+            names.update(judge_revision(repo, revision).missing)
+        results.missing += (
+            Missing(repo.id, revision.commit, name, repo.type) for name in sorted(names)
+        )
+    if repo.away is not None:
+        reason = f"{away_words(repo.away, repo.id)}; {away_remedy(repo.away)}"
+        results.unverifiable.append(Unverifiable(repo.id, repo.path, None, reason))
+    elif not repo.revisions and judge_repo(repo) != "damaged":
+        results.missing.append(Missing(repo.id, "main", "*", repo.type))
+
+
+def add_not_repairable(repo: Repo, results: Results) -> None:
+    """Say what fetches a dataset or space anew, if anything of it is damaged or missing."""
+    inside = repo.path + os.sep
+    if repo.type != "model" and (
+        any(f"{path}{os.sep}".startswith(inside) for path in results.damaged)
+        or any((missing.repo, missing.type) == (repo.id, repo.type) for missing in results.missing)
+    ):
+        detail = f"only models can be repaired: this is a {repo.type}"
+        remedy = units.of_other_type(repo.type, repo.id)
+        results.findings.append(
+            Finding("not-repairable", "warning", repo.id, repo.path, detail, remedy)
+        )
+
+
+def _broken(repo: Repo, finding: Finding) -> Damage:
+    """Return the damage that a finding reports, with the hash that belongs there."""
+    path, name = finding.path, os.path.basename(finding.path)
+    blob: str | None = None
+    expected: str | None = None
+    files: tuple[str, ...] = ()
+    if path == repo.blob_path(name):
+        blob, expected = name, name if layout.is_etag(name) else None
+    for revision in repo.revisions:
+        if path.startswith(revision.path + os.sep):
+            files = (os.path.relpath(path, revision.path).replace(os.sep, "/"),)
+            listed = (revision.tree or {}).get(files[0])
+            blob = expected = listed.etag if listed is not None else None
+    return Damage(repo.id, path, blob, expected, None, finding.code, finding.detail, files)

@@ -105,8 +105,8 @@ class Verification(Report, frozen=True):
     @property
     def ids(self) -> list[str]:
         """The repos in which something is damaged or missing."""
-        repos = [damage.repo for damage in self.damaged] + [gap.repo for gap in self.missing]
-        return list(dict.fromkeys(repos))
+        bad: tuple[Damage | Missing, ...] = (*self.damaged, *self.missing)
+        return list(dict.fromkeys(place.repo for place in bad))
 
     @property
     def problem(self) -> VlmcacheError | None:
@@ -131,11 +131,11 @@ class Verification(Report, frozen=True):
             for finding in self.findings
             if finding.code == "not-repairable"
         }
-        absent = all(gap.file == "*" and gap.type == "model" for gap in self.missing)
+        absent = all(missing.file == "*" and missing.type == "model" for missing in self.missing)
         if not self.damaged and absent:
             names = [
-                gap.repo if gap.revision == "main" else f"{gap.repo}@{gap.revision}"
-                for gap in self.missing
+                missing.repo if missing.revision == "main" else f"{missing.repo}@{missing.revision}"
+                for missing in self.missing
             ]
             return f"fetch it: {units.command('pull', *names)}"
         if others.keys() >= set(repos):

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from vlmcache.cache.hashing import Check, Identity, Judged, hash_all, identify
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
-from vlmcache.commands.verify.damage import (
+from vlmcache.commands.verify.scope import (
+    Results,
+    Subject,
     add_findings,
     add_missing,
     add_not_repairable,
     check_headers,
+    find_scopes,
+    subjects_of,
 )
-from vlmcache.commands.verify.scope import Results, Subject, find_scopes, subjects_of
 from vlmcache.commands.verify.values import Unverifiable, Verification, VerifyOptions
 from vlmcache.config import Session, own_home
 from vlmcache.home.journal import Journal
-from vlmcache.progress import Progress
+from vlmcache.progress import Progress, long_files
 
 _REMEMBER_EVERY = 5.0
-_LONG = 16 << 20
-"""Length in bytes from which on a file's own progress is reported."""
-_SHORT_FILES = "small files"
 
 
 def verify(
@@ -92,26 +92,26 @@ def _hash(
         try:
             identity = identify(subject.path)
         except OSError as error:
-            check = Check(subject.path, subject.expected)
             reason = f"it cannot be read: {error.strerror or error}"
+            check = Check(subject.path, subject.expected)
             results.add([subject], Judged(check, None, problem=reason))
-            continue
-        places.setdefault((identity, subject.expected), []).append(subject)
+        else:
+            places.setdefault((identity, subject.expected), []).append(subject)
     due: dict[Check, list[Subject]] = {}
     sizes: dict[str, int] = {}
-    for (identity, expected), group in places.items():
+    # The largest first, so that no core idles at the end.
+    for (identity, expected), group in sorted(places.items(), key=lambda place: -place[0][0].size):
         at = known.get((identity, expected))
         # A time in the future cannot be trusted.
         if at is not None and 0 <= now - at < options.max_age:
             results.remembered += 1
             results.remembered_bytes += identity.size
-            results.good |= {subject.path for subject in group}
-            continue
-        due[Check(group[0].path, expected)] = group
-        sizes[group[0].path] = identity.size
+            results.unchanged |= {subject.path for subject in group}
+        else:
+            due[Check(group[0].path, expected)] = group
+            sizes[group[0].path] = identity.size
     if not due:
         return
-    largest_first = sorted(due, key=lambda check: -sizes[check.path])
     repos = {subject.repo for group in due.values() for subject in group}
     label = repos.pop() if len(repos) == 1 else "verify"
     fresh: list[tuple[Identity, str]] = []
@@ -119,8 +119,14 @@ def _hash(
     recorded = time.monotonic()
     try:
         with (
-            _reported(progress, label, sizes) as moved,
-            contextlib.closing(hash_all(largest_first, options.workers, moved)) as answers,
+            long_files(progress, label, sizes, {}) as moved,
+            contextlib.closing(
+                hash_all(
+                    list(due),
+                    options.workers,
+                    lambda check, position: moved(check.path, position),
+                )
+            ) as answers,
         ):
             for judged in answers:
                 results.add(due[judged.check], judged)
@@ -136,29 +142,3 @@ def _hash(
             memory.record_verified(fresh, now)
         if damaged:
             memory.record_damaged(damaged, now)
-
-
-@contextlib.contextmanager
-def _reported(
-    progress: Progress, label: str, sizes: Mapping[str, int]
-) -> Iterator[Callable[[Check, int], None]]:
-    """Report the progress of long files one by one, and of all the others together."""
-    long = {path: size for path, size in sizes.items() if size >= _LONG}
-    rest = sum(sizes.values()) - sum(long.values())
-    done = 0
-
-    def moved(check: Check, position: int) -> None:
-        nonlocal done
-        size = sizes[check.path]
-        if size >= _LONG:
-            progress.moved(label, check.path, position)
-        elif position >= size:
-            # If two threads add at once, the sum may miss one file: that does no harm.
-            done += size
-            progress.moved(label, _SHORT_FILES, done)
-
-    progress.started(label, long | ({_SHORT_FILES: rest} if rest else {}), 0)
-    try:
-        yield moved
-    finally:
-        progress.ended(label)

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.text import Text
 
 from vlmcache.change.plan import Fetch, Plan
-from vlmcache.commands.verify.values import Damage, Verification
-from vlmcache.show.console import console
+from vlmcache.commands.verify.values import Damage, Missing, Verification
+from vlmcache.show.console import console, print_line
 from vlmcache.show.tables import SEVERITY_COLORS, show_cache
 from vlmcache.show.text import printable
 from vlmcache.units import pace_text, size_text
@@ -18,54 +18,53 @@ _SHOWN = 20
 def show(value: Verification, *, verbose: bool = False) -> None:
     """Print what was found."""
     out = console()
-    most = None if verbose else _SHOWN
-    for damage in value.damaged[:most]:
-        _show_damage(out, damage)
-    _show_rest(out, len(value.damaged), most)
-    for missing in value.missing[:most]:
-        line = Text("missing  ", "yellow")
-        what = "nothing of it is in the cache" if missing.file == "*" else printable(missing.file)
-        line.append(f"{printable(missing.repo)}@{printable(missing.revision[:12])}: {what}", "none")
-        _print(out, line)
-    _show_rest(out, len(value.missing), most)
-    for unverifiable in value.unverifiable[:most]:
-        line = Text("unverifiable  ", "yellow")
-        line.append(printable(unverifiable.path), "none")
-        line.append(f"  {printable(unverifiable.reason)}", "dim")
-        _print(out, line)
-    _show_rest(out, len(value.unverifiable), most)
-    for finding in value.findings[:most]:
-        line = Text(f"{finding.severity}  ", SEVERITY_COLORS[finding.severity])
-        line.append(f"{printable(finding.repo or '')}: {printable(finding.detail)}", "none")
-        _print(out, line)
-    _show_rest(out, len(value.findings), most)
-    _print(out, Text(_summary(value)))
+    for lines in (
+        [_damage_line(damage) for damage in value.damaged],
+        [_missing_line(missing) for missing in value.missing],
+        [
+            _line("unverifiable", "yellow", unverifiable.path, unverifiable.reason)
+            for unverifiable in value.unverifiable
+        ],
+        [
+            _line(
+                finding.severity,
+                SEVERITY_COLORS[finding.severity],
+                f"{finding.repo or ''}: {finding.detail}",
+            )
+            for finding in value.findings
+        ],
+    ):
+        shown = lines if verbose else lines[:_SHOWN]
+        for line in shown:
+            print_line(out, line)
+        if len(lines) > len(shown):
+            print_line(out, Text(f"  and {len(lines) - len(shown)} more (-v shows all)", "dim"))
+    print_line(out, Text(_summary(value)))
+    receipt = value.receipt
     if value.plan is not None:
-        if value.receipt is None:
+        if receipt is None:
             show_cache(out, value.cache)
-        _show_plan(out, value.plan, done=value.receipt is not None)
-    if value.receipt is not None and value.receipt.outcomes:
-        done = [end for end in value.receipt.outcomes if end.result in ("done", "absent")]
-        fetched = size_text(value.receipt.fetched)
-        _print(
-            out, Text(f"Repaired {len(done)} of {len(value.receipt.outcomes)}, {fetched} fetched.")
-        )
+        _show_plan(out, value.plan, done=receipt is not None)
+    if receipt is not None and receipt.outcomes:
+        done = [outcome for outcome in receipt.outcomes if outcome.result in ("done", "absent")]
+        text = f"Repaired {len(done)} of {len(receipt.outcomes)}"
+        print_line(out, Text(f"{text}, {size_text(receipt.fetched)} fetched."))
 
 
 def _show_plan(out: Console, plan: Plan, *, done: bool) -> None:
     if not plan.actions:
-        _print(out, Text("Nothing to repair."))
+        print_line(out, Text("Nothing to repair."))
         return
-    for action in () if done else plan.actions:
+    if done:
+        return
+    for action in plan.actions:
         size = ""
         if isinstance(action, Fetch):
             size = f" {size_text(action.size - action.have)}"
-        line = Text(f"{action.__struct_config__.tag}{size}  ")
-        line.append(printable(action.path))
-        line.append(f"  {printable(action.reason)}", "dim")
-        _print(out, line)
-    if not done:
-        _print(out, Text(f"To fetch: {size_text(plan.needs)}."))
+        print_line(
+            out, _line(f"{action.__struct_config__.tag}{size}", "", action.path, action.reason)
+        )
+    print_line(out, Text(f"To fetch: {size_text(plan.needs)}."))
 
 
 def _summary(value: Verification) -> str:
@@ -86,20 +85,20 @@ def _files(count: int) -> str:
     return "1 file" if count == 1 else f"{count} files"
 
 
-def _show_damage(out: Console, damage: Damage) -> None:
-    line = Text("damaged  ", "bold red")
-    line.append(f"{printable(damage.repo)}: {printable(damage.detail)}", "none")
+def _line(word: str, style: str, text: str, why: str = "") -> Text:
+    """Return a line that begins with a colored word."""
+    reason = f"  {printable(why)}" if why else ""
+    return Text.assemble((f"{word}  ", style), printable(text), (reason, "dim"))
+
+
+def _damage_line(damage: Damage) -> Text:
+    line = _line("damaged", "bold red", f"{damage.repo}: {damage.detail}")
     line.append(f"\n  {printable(damage.path)}", "dim")
     if damage.expected is not None and damage.actual is not None:
         line.append(f"\n  expected {damage.expected}\n  actual   {damage.actual}", "dim")
-    _print(out, line)
+    return line
 
 
-def _show_rest(out: Console, count: int, most: int | None) -> None:
-    if most is not None and count > most:
-        _print(out, Text(f"  and {count - most} more (-v shows all)", "dim"))
-
-
-def _print(out: Console, line: Text) -> None:
-    # A pipe gets complete lines.
-    out.print(line, soft_wrap=not out.is_terminal)
+def _missing_line(missing: Missing) -> Text:
+    what = "nothing of it is in the cache" if missing.file == "*" else missing.file
+    return _line("missing", "yellow", f"{missing.repo}@{missing.revision[:12]}: {what}")

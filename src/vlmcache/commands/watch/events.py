@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -46,33 +47,34 @@ def changes(before: CacheState, after: CacheState) -> tuple[Event, ...]:
     """
     old = {repo.folder: repo for repo in before.repos}
     new = {repo.folder: repo for repo in after.repos}
-    events: list[Event] = []
-    for folder in sorted(old.keys() | new.keys()):
-        was, now = old.get(folder), new.get(folder)
-        if was is now:
-            continue
-        if now is None:
-            assert was is not None
-            events.append(_event("removed", was, size=was.size_on_disk))
-            continue
-        if now.away is not None:
-            # Nothing of it was removed, whatever is not seen of it now.
-            if was is None or was.away is None:
-                detail = f"{away_words(now.away)}; {away_remedy(now.away)}"
-                events.append(_event("away", now, path=now.path, detail=detail))
-            continue
-        if was is not None and was.away is not None and now.linked_to is not None:
-            events.append(_event("back", now, path=now.path))
-            continue
+    return tuple(
+        event
+        for folder in sorted(old.keys() | new.keys())
+        if old.get(folder) is not new.get(folder)
+        for event in _changes_of(
+            old.get(folder), new.get(folder), before.scanned_at, after.scanned_at
+        )
+    )
+
+
+def _changes_of(was: Repo | None, now: Repo | None, before: float, after: float) -> Iterator[Event]:
+    if now is None:
+        assert was is not None
+        yield _event("removed", was, size=was.size_on_disk)
+    elif now.away is not None:
+        # Nothing of it was removed, whatever is not seen of it now.
+        if was is None or was.away is None:
+            detail = f"{away_words(now.away)}; {away_remedy(now.away)}"
+            yield _event("away", now, path=now.path, detail=detail)
+    elif was is not None and was.away is not None and now.linked_to is not None:
+        yield _event("back", now, path=now.path)
+    else:
         if was is not None:
-            events += _removed(was, now)
-        events += _new_revisions(was, now)
-        events += _damaged(was, now)
-        events += _partials(was, now, before.scanned_at, after.scanned_at)
-        downloaded = _downloaded(was, now)
-        if downloaded is not None:
-            events.append(downloaded)
-    return tuple(events)
+            yield from _removed(was, now)
+        yield from _new_revisions(was, now)
+        yield from _damaged(was, now)
+        yield from _partials(was, now, before, after)
+        yield from _downloaded(was, now)
 
 
 def _event(kind: EventKind, repo: Repo, revision: Revision | None = None, **facts: Any) -> Event:
@@ -122,8 +124,8 @@ def _was_more(was: Repo, finding: Finding) -> bool:
         return bool(was.revisions)
     if finding.code == "empty-snapshot":
         return any(revision.path == finding.path and revision.files for revision in was.revisions)
-    refs = os.path.join(was.path, layout.REFS)
-    commit = was.refs.get(os.path.relpath(finding.path, refs).replace(os.sep, "/"))
+    name = os.path.relpath(finding.path, os.path.join(was.path, layout.REFS))
+    commit = was.refs.get(name.replace(os.sep, "/"))
     return commit is not None and was.revision(commit) is not None
 
 
@@ -154,31 +156,32 @@ def _of_partial(kind: EventKind, repo: Repo, partial: Partial, size: int) -> Eve
     )
 
 
-def _downloaded(was: Repo | None, now: Repo) -> Event | None:
+def _downloaded(was: Repo | None, now: Repo) -> Iterator[Event]:
     old = {} if was is None else _content(was)
-    names = files_by_blob(now)
-    files: list[str] = []
-    size = 0
-    for key, length in _content(now).items():
-        if length > old.get(key, -1):
-            if isinstance(key, tuple):
-                files.append(key[1])
-            else:
-                files.append(names[key].name if key in names else key)
-            size += length
-    return _event("downloaded", now, files=tuple(sorted(files)), size=size) if files else None
+    longer = [
+        (name, length)
+        for key, (name, length) in _content(now).items()
+        if key not in old or length > old[key][1]
+    ]
+    if longer:
+        files = tuple(sorted(name for name, _ in longer))
+        yield _event("downloaded", now, files=files, size=sum(length for _, length in longer))
 
 
-def _content(repo: Repo) -> dict[str | tuple[str, str], int]:
-    """Return blob name, or commit and name of a file without a blob -> length."""
-    lengths: dict[str | tuple[str, str], int] = {
-        name: blob.size for name, blob in repo.blobs.items() if blob.present
+def _content(repo: Repo) -> dict[str | tuple[str, str], tuple[str, int]]:
+    """Return blob name, or commit and name of a file without a blob -> file's name and length."""
+    names = files_by_blob(repo)
+    content: dict[str | tuple[str, str], tuple[str, int]] = {
+        name: (names[name].name if name in names else name, blob.size)
+        for name, blob in repo.blobs.items()
+        if blob.present
     }
-    for revision in repo.revisions:
-        for file in revision.files:
-            if file.kind == "copy" and file.links == 1:
-                lengths[revision.commit, file.name] = file.size
-    return lengths
+    return content | {
+        (revision.commit, file.name): (file.name, file.size)
+        for revision in repo.revisions
+        for file in revision.files
+        if file.kind == "copy" and file.links == 1
+    }
 
 
 class Notifications:
@@ -222,11 +225,9 @@ class Notifications:
         """
         with self._lock:
             touched, self._touched = self._touched, set()
-            try:
+            with contextlib.suppress(BlockingIOError):
                 while self.wake.recv(4096):
                     pass
-            except BlockingIOError:
-                pass
         return touched
 
     def close(self) -> None:
@@ -251,7 +252,5 @@ class Notifications:
             names = {path[start:].split(os.sep, 1)[0] for _, path in reported}
             with self._lock:
                 self._touched |= names
-                try:
+                with contextlib.suppress(BlockingIOError):
                     self._waker.send(b"\0")
-                except BlockingIOError:
-                    pass

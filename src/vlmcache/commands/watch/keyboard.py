@@ -9,10 +9,11 @@ import select
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+from vlmcache.commands.watch.watch import wait
 
 RESIZED = "resized"
 SUSPEND = "suspend"
@@ -146,11 +147,7 @@ def wait_for_reader(seconds: float, wake: socket.socket | None) -> None:
         BrokenPipeError: nobody reads stdout.
     """
     if not hasattr(select, "poll"):
-        # Windows refuses to wait for nothing.
-        if wake is None:
-            time.sleep(seconds)
-        else:
-            select.select([wake], [], [], seconds)
+        wait(seconds, wake)
         return
     poll = select.poll()
     # No event is asked for: a pipe that lost its reader reports that unasked.

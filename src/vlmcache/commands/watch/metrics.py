@@ -6,6 +6,7 @@ the textfile collector of Prometheus' node exporter.
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import socket
@@ -13,9 +14,10 @@ import socketserver
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
+from collections.abc import Iterator, Mapping
 from typing import get_args
+
+import msgspec
 
 from vlmcache.cache.state import State
 from vlmcache.change import place
@@ -23,7 +25,8 @@ from vlmcache.commands.watch.values import DownloadState, EventKind, Observation
 from vlmcache.errors import UsageError, VlmcacheError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-Sample = tuple[Mapping[str, str], float | int]
+Sample = tuple[Mapping[str, str], float | int | None]
+"""Labels and value; what has no value now is left out."""
 
 
 class MetricsError(VlmcacheError):
@@ -48,106 +51,103 @@ class Exposition:
 
 def _families(snapshot: Snapshot, events: Mapping[str, int]) -> Iterator[str]:
     cache = snapshot.cache
-    classes = cache.by_class
-    yield _family(
-        "cache_bytes",
-        "Bytes on disk below the cache folder, by class.",
-        [({"class": name}, getattr(classes, name)) for name in classes.__struct_fields__],
-    )
-    if cache.free is not None and cache.total is not None:
-        yield _family(
-            "filesystem_free_bytes", "Free bytes on the cache's disk.", [({}, cache.free)]
-        )
-        yield _family("filesystem_size_bytes", "Size of the cache's disk.", [({}, cache.total)])
-    yield _family("min_free_bytes", "Free bytes below which space is low.", [({}, cache.min_free)])
-    yield _family("low_space", "Whether less than that is free.", [({}, int(snapshot.low))])
-    yield _family(
-        "findings",
-        "Problems found in the cache, by severity.",
-        [({"severity": name}, count) for name, count in snapshot.problems.items()],
-    )
     models = [
         ({"repo": model.repo, "type": model.type, "revision": model.revision or ""}, model)
         for model in {
             (model.repo, model.type, model.revision): model for model in snapshot.models
         }.values()
     ]
-    yield _family(
-        "model_state",
-        "1 for the state that a model or other repo is in.",
-        [
-            (labels | {"state": state}, int(model.state == state))
-            for labels, model in models
-            for state in get_args(State)
-        ],
-    )
-    yield _family(
-        "model_bytes",
-        "Bytes on disk of a model's or other repo's folder.",
-        [(labels, model.size_on_disk) for labels, model in models],
-    )
-    yield _family(
-        "model_users",
-        "Processes that have files of the model open or mapped.",
-        [(labels, len(model.used_by)) for labels, model in models],
-    )
     states = Counter(download.state for download in snapshot.downloads)
-    yield _family(
-        "downloads",
-        "Unfinished downloads, by state.",
-        [({"state": state}, states[state]) for state in get_args(DownloadState)],
-    )
     downloads = [
         (
             {
                 "repo": download.repo,
                 "type": download.type,
                 "file": download.file or "",
-                "partial": name,
+                "partial": os.path.basename(download.path),
             },
             download,
         )
         for download in snapshot.downloads
-        for name in [os.path.basename(download.path)]
     ]
-    yield _family(
-        "download_received_bytes",
-        "Bytes received of an unfinished download.",
-        [(labels, download.size) for labels, download in downloads],
-    )
-    yield _family(
-        "download_size_bytes",
-        "Length of the complete file, as the Hub listed it.",
-        [
-            (labels, download.expected_size)
-            for labels, download in downloads
-            if download.expected_size is not None
-        ],
-    )
-    yield _family(
-        "download_bytes_per_second",
-        "Speed of a download over the last twenty seconds.",
-        [(labels, download.speed) for labels, download in downloads if download.speed is not None],
-    )
-    yield _family(
-        "events_total",
-        "What happened since the watch began, by kind.",
-        [({"kind": kind}, count) for kind, count in events.items()],
-        kind="counter",
-    )
-    yield _family(
-        "last_look_timestamp_seconds",
-        "When the cache was last checked.",
-        [({}, snapshot.at.timestamp())],
-    )
-
-
-def _family(name: str, text: str, samples: Iterable[Sample], *, kind: str = "gauge") -> str:
-    lines = [f"vlmcache_{name}{_labels(labels)} {value}" for labels, value in samples]
-    if not lines:
-        return ""
-    head = [f"# HELP vlmcache_{name} {text}", f"# TYPE vlmcache_{name} {kind}"]
-    return "\n".join([*head, *lines, ""])
+    families: list[tuple[str, str, list[Sample]]] = [
+        (
+            "cache_bytes",
+            "Bytes on disk below the cache folder, by class.",
+            [
+                ({"class": name}, size)
+                for name, size in msgspec.structs.asdict(cache.by_class).items()
+            ],
+        ),
+        ("filesystem_free_bytes", "Free bytes on the cache's disk.", [({}, cache.free)]),
+        ("filesystem_size_bytes", "Size of the cache's disk.", [({}, cache.total)]),
+        ("min_free_bytes", "Free bytes below which space is low.", [({}, cache.min_free)]),
+        ("low_space", "Whether less than that is free.", [({}, int(snapshot.low))]),
+        (
+            "findings",
+            "Problems found in the cache, by severity.",
+            [({"severity": name}, count) for name, count in snapshot.problems.items()],
+        ),
+        (
+            "model_state",
+            "1 for the state that a model or other repo is in.",
+            [
+                (labels | {"state": state}, int(model.state == state))
+                for labels, model in models
+                for state in get_args(State)
+            ],
+        ),
+        (
+            "model_bytes",
+            "Bytes on disk of a model's or other repo's folder.",
+            [(labels, model.size_on_disk) for labels, model in models],
+        ),
+        (
+            "model_users",
+            "Processes that have files of the model open or mapped.",
+            [(labels, len(model.used_by)) for labels, model in models],
+        ),
+        (
+            "downloads",
+            "Unfinished downloads, by state.",
+            [({"state": state}, states[state]) for state in get_args(DownloadState)],
+        ),
+        (
+            "download_received_bytes",
+            "Bytes received of an unfinished download.",
+            [(labels, download.size) for labels, download in downloads],
+        ),
+        (
+            "download_size_bytes",
+            "Length of the complete file, as the Hub listed it.",
+            [(labels, download.expected_size) for labels, download in downloads],
+        ),
+        (
+            "download_bytes_per_second",
+            "Speed of a download over the last twenty seconds.",
+            [(labels, download.speed) for labels, download in downloads],
+        ),
+        (
+            "events_total",
+            "What happened since the watch began, by kind.",
+            [({"kind": kind}, count) for kind, count in events.items()],
+        ),
+        (
+            "last_look_timestamp_seconds",
+            "When the cache was last checked.",
+            [({}, snapshot.at.timestamp())],
+        ),
+    ]
+    for name, text, samples in families:
+        lines = [
+            f"vlmcache_{name}{_labels(labels)} {value}"
+            for labels, value in samples
+            if value is not None
+        ]
+        if lines:
+            kind = "counter" if name.endswith("_total") else "gauge"
+            yield f"# HELP vlmcache_{name} {text}\n# TYPE vlmcache_{name} {kind}\n"
+            yield "\n".join([*lines, ""])
 
 
 def _labels(labels: Mapping[str, str]) -> str:
@@ -214,68 +214,56 @@ def parse_address(text: str) -> tuple[str, int]:
     Raises:
         UsageError: the string is not an address.
     """
-    host, colon, port = text.rpartition(":")
+    host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        colon = ""
         port = ""
-    if not port.isascii() or not port.isdigit() or int(port) > 65535 or (host and not colon):
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise UsageError(
             f"--listen {text!r} is not an address", "write PORT, ADDRESS:PORT or [ADDRESS]:PORT"
         )
     return host or "127.0.0.1", int(port)
 
 
-class Endpoint:
-    """Answers `GET /metrics` with the exposition's text at that moment.
-
-    As a context manager it listens until the end of the block.
+@contextlib.contextmanager
+def endpoint(exposition: Exposition, host: str, port: int) -> Iterator[str]:
+    """Answer `GET /metrics` with the exposition's text at that moment, until the block ends.
 
     Args:
         exposition: what to answer with.
         host: the address to listen on.
         port: the port; 0 chooses a free one.
 
+    Yields:
+        The URL.
+
     Raises:
         MetricsError: the address cannot be listened on.
     """
 
-    def __init__(self, exposition: Exposition, host: str, port: int) -> None:
-        class Handler(_Handler):
-            source = exposition
+    class Handler(_Handler):
+        source = exposition
 
-        # http.server's own server would ask the name service for its name.
-        class Server(socketserver.ThreadingTCPServer):
-            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            allow_reuse_address = True
-            daemon_threads = True
+    # http.server's own server would ask the name service for its name.
+    class Server(socketserver.ThreadingTCPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        allow_reuse_address = True
+        daemon_threads = True
 
-        try:
-            self._server = Server((host, port), Handler)
-        except OSError as error:
-            raise MetricsError(
-                f"cannot listen on {host} port {port}: {error.strerror or error}"
-            ) from error
-        bound = self._server.server_address
+    try:
+        server = Server((host, port), Handler)
+    except OSError as error:
+        raise MetricsError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}"
+        ) from error
+    with server:
+        threading.Thread(target=server.serve_forever, args=(0.5,), daemon=True).start()
         shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{bound[1]}/metrics"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.5}, daemon=True
-        )
-
-    def __enter__(self) -> Endpoint:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        try:
+            yield f"http://{shown}:{server.server_address[1]}/metrics"
+        finally:
+            server.shutdown()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -1,17 +1,19 @@
-"""The models of a cache as `watch` shows them, and which processes have files of them open."""
+"""Models and unfinished downloads as `watch` shows them, and which processes have them open."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 
-from vlmcache.cache import formats, layout
+from vlmcache.cache import formats
 from vlmcache.cache.completeness import judge, judge_repo
 from vlmcache.cache.state import CacheState, Partial, Repo, Revision, State
-from vlmcache.cache.usage import Process, Usage, find_users
-from vlmcache.commands.watch.values import Program, WatchedModel
+from vlmcache.cache.usage import Process, Usage, content_of, find_users
+from vlmcache.commands.watch.events import files_by_blob
+from vlmcache.commands.watch.values import Clock, Download, DownloadState, Program, WatchedModel
 from vlmcache.config import Config, ModelConfig
 
 _AFTER = 10.0
@@ -19,6 +21,13 @@ _BUSY_AFTER = 2.0
 _SHARE = 1000.0
 _BUSY_SHARE = 50.0
 """How many times its own duration is waited before an expensive search is made again."""
+_LEAST_GAP = 0.5
+"""Seconds between two samples, at the least, for a rate."""
+_SPEED_WINDOW = 20.0
+"""Seconds; the hub's client writes ten million bytes at once, which takes long on a slow line."""
+_FRESH = 10.0
+"""Seconds after its last write in which a partial that nobody locks may still be written."""
+_STALLED_AFTER = 30.0
 
 
 class Users:
@@ -42,18 +51,12 @@ class Users:
         if at - self._found_at < max(least, share * self._cost):
             return
         started = time.perf_counter()
-        content = {
-            key: (repo.folder, path) for repo in state.repos for key, path in _files_of(state, repo)
-        }
-        self._usage = find_users({key: path for key, (_, path) in content.items()})
-        users: dict[str, dict[int, Program]] = {}
-        for key, processes in self._usage.files.items():
-            folder, _ = content[key]
-            for process in processes:
-                users.setdefault(folder, {})[process.pid] = _program(process)
+        self._usage = find_users(
+            {key: path for repo in state.repos for key, path in content_of(state, repo)}
+        )
         self._of_folder = {
-            folder: tuple(programs[pid] for pid in sorted(programs))
-            for folder, programs in users.items()
+            repo.folder: tuple(map(_program, self._usage.of_repo(state, repo) or ()))
+            for repo in state.repos
         }
         self._found_at, self._cost = at, time.perf_counter() - started
 
@@ -69,24 +72,6 @@ class Users:
         """Return the process that writes a partial download."""
         users = self._usage.files.get((partial.device, partial.inode), ())
         return _program(users[0]) if users else None
-
-
-def _files_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int], str]]:
-    """Yield (device, inode) and real path of all that a process may have open of a repo."""
-    base = os.path.realpath(repo.path)
-    for blob in repo.blobs.values():
-        shared = state.shared.get(blob.shared) if blob.shared is not None else None
-        if shared is not None:
-            yield (shared.device, shared.inode), os.path.realpath(shared.path)
-        else:
-            yield (blob.device, blob.inode), os.path.join(base, layout.BLOBS, blob.name)
-    for partial in repo.partials:
-        yield (partial.device, partial.inode), os.path.join(base, layout.BLOBS, partial.name)
-    for revision in repo.revisions:
-        for file in revision.files:
-            if file.kind == "copy":
-                path = os.path.join(base, layout.SNAPSHOTS, revision.commit, *file.name.split("/"))
-                yield (file.device, file.inode), path
 
 
 def _program(process: Process) -> Program:
@@ -162,3 +147,100 @@ def _expected_size(revision: Revision | None) -> int | None:
     if revision is None or not revision.tree:
         return None
     return sum(revision.tree[name].content_size for name in formats.wanted(revision.tree))
+
+
+class Rate:
+    """How fast a number grows, over a window of seconds."""
+
+    def __init__(self, window: float) -> None:
+        self._window = window
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def add(self, at: float, value: int) -> float | None:
+        """Add a sample; return the growth per second, `None` if the samples are too close."""
+        samples = self._samples
+        samples.append((at, value))
+        # The last sample before the window stays: a pause must not leave a window of one sample.
+        while len(samples) > 2 and samples[1][0] < at - self._window:
+            samples.popleft()
+        since, before = samples[0]
+        seconds = at - since
+        return max(0.0, (value - before) / seconds) if seconds >= _LEAST_GAP else None
+
+
+class Downloads:
+    """Follows the unfinished downloads from check to check."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._received: dict[tuple[str, int], Rate] = {}
+        self._locked: set[tuple[str, int]] = set()
+
+    def update(self, state: CacheState, users: Users) -> tuple[Download, ...]:
+        """Return the downloads as a scan found them, with their speed since the ones before."""
+        at = self._clock.monotonic()
+        downloads = []
+        known: set[tuple[str, int]] = set()
+        for repo in state.repos:
+            files = files_by_blob(repo) if repo.partials else {}
+            for partial in repo.partials:
+                key = (partial.path, partial.inode)
+                known.add(key)
+                listed = files.get(partial.etag)
+                expected = listed.size if listed is not None else None
+                size = _received(partial, expected)
+                speed = self._received.setdefault(key, Rate(_SPEED_WINDOW)).add(at, size)
+                if partial.locked:
+                    self._locked.add(key)
+                download_state = self._state(partial)
+                if download_state == "left-behind":
+                    speed = None
+                downloads.append(
+                    Download(
+                        repo=repo.id,
+                        type=repo.type,
+                        file=listed.name if listed is not None else None,
+                        etag=partial.etag,
+                        path=partial.path,
+                        state=download_state,
+                        size=size,
+                        expected_size=expected,
+                        speed=speed,
+                        seconds_left=(
+                            max(0, expected - size) / speed
+                            if speed and expected is not None
+                            else None
+                        ),
+                        process=users.writer(partial),
+                    )
+                )
+        self._received = {key: self._received[key] for key in known}
+        self._locked &= known
+        return tuple(downloads)
+
+    def are_live_in(self, repo: Repo) -> bool:
+        """Return whether something of the repo is being downloaded."""
+        return any(not self._is_left_behind(partial) for partial in repo.partials)
+
+    def _state(self, partial: Partial) -> DownloadState:
+        if self._is_left_behind(partial):
+            return "left-behind"
+        quiet = self._clock.now() - partial.mtime_ns / 1e9
+        return "stalled" if quiet > _STALLED_AFTER else "running"
+
+    def _is_left_behind(self, partial: Partial) -> bool:
+        """Return whether nobody writes it; the hub's clients hold a lock as long as they do."""
+        if partial.locked:
+            return False
+        if (partial.path, partial.inode) in self._locked:
+            return True
+        return self._clock.now() - partial.mtime_ns / 1e9 > _FRESH
+
+
+def _received(partial: Partial, expected: int | None) -> int:
+    """Return the bytes received, also of a file that was given its full length beforehand.
+
+    The Rust client does that with every file, and keeps no listing that says the length.
+    """
+    full = partial.client is not None if expected is None else partial.size >= expected
+    return min(partial.allocated, partial.size) if full else partial.size

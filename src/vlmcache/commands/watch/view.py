@@ -7,10 +7,8 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from types import TracebackType
-from typing import TypeVar
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -24,15 +22,14 @@ from vlmcache.commands.watch.keyboard import (
     suspend,
     wait_for_reader,
 )
-from vlmcache.commands.watch.texts import (
-    ending_of,
-    event_words,
-    programs_text,
-    rate_text,
-    shortened,
-    visible,
+from vlmcache.commands.watch.values import (
+    Download,
+    Event,
+    Observation,
+    Program,
+    Snapshot,
+    WatchedModel,
 )
-from vlmcache.commands.watch.values import Download, Event, Observation, Snapshot, WatchedModel
 from vlmcache.show.console import console, styled
 from vlmcache.show.document import stream_line, write
 from vlmcache.show.tables import STATE_COLORS, plain_table
@@ -46,7 +43,6 @@ _ORDERS: dict[str, Callable[[WatchedModel], tuple[object, ...]]] = {
     "state": lambda model: (_STATES.index(model.state), model.repo),
 }
 _SORTS = tuple(_ORDERS)
-_T = TypeVar("_T")
 _KEPT_EVENTS = 50
 _SHOWN_EVENTS = 6
 _WIDE = 110
@@ -120,12 +116,7 @@ class Screen:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._restore()
         atexit.unregister(self._restore)
 
@@ -142,7 +133,9 @@ class Screen:
             if event.kind != "download-advanced":
                 self._events.append((check.snapshot.at.astimezone(), event))
         if not self._paused:
-            changed = self._check is None or check.events or visible(check) != visible(self._check)
+            changed = (
+                self._check is None or check.events or _visible(check) != _visible(self._check)
+            )
             self._check = check
             if changed:
                 self._draw()
@@ -214,7 +207,11 @@ class Screen:
                 _event_line(when, event, verbose=self._verbose) for when, event in reversed(events)
             )
         parts.append(footer)
-        return Group(*(_one_line(part) for part in parts))
+        for part in parts:
+            if isinstance(part, Text):
+                part.no_wrap = True
+                part.overflow = "ellipsis"
+        return Group(*parts)
 
 
 class Lines:
@@ -263,7 +260,10 @@ class Lines:
 
     def _begin(self, snapshot: Snapshot) -> None:
         out = console()
-        for part in _picture(snapshot, out.width):
+        rows = len(snapshot.models) + len(snapshot.downloads) + 10
+        downloads, _ = _downloads(snapshot.downloads, out.width, rows)
+        models = _models(snapshot.models, out.width, rows, 0)
+        for part in (*_header(snapshot, out.width), *downloads, *models):
             out.print(part)
 
     def _print(self, at: datetime, event: Event) -> None:
@@ -273,8 +273,7 @@ class Lines:
                 return
             self._advanced = {
                 path: when for path, when in self._advanced.items() if now - when < _ADVANCE_SECONDS
-            }
-            self._advanced[event.path] = now
+            } | {event.path: now}
         console().print(_event_line(at.astimezone(), event, verbose=self._verbose), soft_wrap=True)
 
 
@@ -300,21 +299,6 @@ class Ids(Lines):
             print(printable(event.repo))
 
 
-def _picture(snapshot: Snapshot, width: int) -> Iterator[RenderableType]:
-    """Yield all of a check, however long."""
-    rows = len(snapshot.models) + len(snapshot.downloads) + 10
-    yield from _header(snapshot, width)
-    yield from _downloads(snapshot.downloads, width, rows)[0]
-    yield from _models(snapshot.models, width, rows, 0)
-
-
-def _one_line(part: RenderableType) -> RenderableType:
-    if isinstance(part, Text):
-        part.no_wrap = True
-        part.overflow = "ellipsis"
-    return part
-
-
 def _header(snapshot: Snapshot, width: int) -> list[Text]:
     cache = snapshot.cache
     classes = ", ".join(
@@ -323,8 +307,13 @@ def _header(snapshot: Snapshot, width: int) -> list[Text]:
         if (count := getattr(cache.by_class, name)) and name != "referenced"
     )
     size = f"{size_text(cache.size_on_disk)}" + (f" (of that {classes})" if classes else "")
-    lines = [Text.assemble(("Cache  ", "dim"), f"{ending_of(printable(cache.dir), width // 2)}  ")]
-    lines[0].append(size if cache.exists else "does not exist yet")
+    lines = [
+        Text.assemble(
+            ("Cache  ", "dim"),
+            f"{_ending_of(printable(cache.dir), width // 2)}  ",
+            size if cache.exists else "does not exist yet",
+        )
+    ]
     if cache.free is not None and cache.total is not None:
         style = "red" if snapshot.low else ""
         if not style and cache.free < cache.comfortable_free:
@@ -334,7 +323,7 @@ def _header(snapshot: Snapshot, width: int) -> list[Text]:
             room.append(f", less than {size_text(cache.min_free)}")
         if snapshot.full_in is not None and snapshot.fill_rate is not None:
             room.append(
-                f", full in {duration_text(snapshot.full_in)} at {rate_text(snapshot.fill_rate)}"
+                f", full in {duration_text(snapshot.full_in)} at {_rate_text(snapshot.fill_rate)}"
             )
         lines.append(Text.assemble(("Disk   ", "dim"), room))
     problems = [
@@ -360,19 +349,19 @@ def _downloads(
     columns = ["DOWNLOAD", *(["FILE"] if wide else []), *numbers, "BY"]
     table = plain_table(*columns, numbers=numbers)
     order = {"running": 0, "stalled": 1, "left-behind": 2}
-    every = sorted(downloads, key=lambda download: (order[download.state], download.repo))
-    shown, more = _fitting(every, rows)
+    room, more = _fitting(len(downloads), rows)
+    shown = sorted(downloads, key=lambda download: (order[download.state], download.repo))[:room]
     for download in shown:
         file = (
             printable(download.file)
             if download.file is not None
             else f"{printable(download.etag)[:12]}…"
         )
-        names = [printable(download.repo), ending_of(file, 50)]
+        names = [printable(download.repo), _ending_of(file, 50)]
         if not wide:
             # Too narrow for both: a dozen characters of the repo, then the end of the file.
             repo = printable(download.repo).rpartition("/")[2]
-            names = [shortened(f"{repo[:_SHORT_REPO]} {file}", max(12, width - 53))]
+            names = [_shortened(f"{repo[:_SHORT_REPO]} {file}", max(12, width - 53))]
         left = Text(
             duration_text(download.seconds_left) if download.seconds_left is not None else NOTHING
         )
@@ -382,30 +371,28 @@ def _downloads(
             *names,
             size_text(download.size),
             NOTHING if download.expected_size is None else size_text(download.expected_size),
-            NOTHING if download.speed is None else rate_text(download.speed),
+            NOTHING if download.speed is None else _rate_text(download.speed),
             left,
-            NOTHING if download.process is None else programs_text([download.process]),
+            NOTHING if download.process is None else _programs_text([download.process]),
         )
     return [table, *more], len(shown) + 1 + len(more)
 
 
-def _fitting(items: Sequence[_T], rows: int) -> tuple[Sequence[_T], list[Text]]:
-    """Return the items for which a table of so many lines has room, and a line for the rest."""
-    room = rows - 1 if len(items) < rows else max(1, rows - 2)
-    hidden = len(items) - room
-    return items[:room], [Text(f"and {hidden} more", "dim")] if hidden > 0 else []
+def _fitting(count: int, rows: int) -> tuple[int, list[Text]]:
+    """Return how many items a table of so many lines has room for, and a line for the rest."""
+    room = rows - 1 if count < rows else max(1, rows - 2)
+    return room, [Text(f"and {count - room} more", "dim")] if count > room else []
 
 
 def _models(
-    models: Iterable[WatchedModel], width: int, rows: int, sort: int
+    models: Sequence[WatchedModel], width: int, rows: int, sort: int
 ) -> list[RenderableType]:
     """Return the table of models in at most so many lines."""
-    every = sorted(models, key=_ORDERS[_SORTS[sort]])
-    shown, more = _fitting(every, rows)
+    room, more = _fitting(len(models), rows)
     table = plain_table(
         "MODEL", "STATE", "ON DISK", "EXPECTED", "IN USE BY", numbers=("ON DISK", "EXPECTED")
     )
-    for model in shown:
+    for model in sorted(models, key=_ORDERS[_SORTS[sort]])[:room]:
         name = printable(model.repo)
         if model.type != "model":
             name += f" ({model.type})"
@@ -414,11 +401,11 @@ def _models(
         if model.key is not None and model.key != model.repo:
             name = f"{printable(model.key)}  {name}" if width >= _WIDE else printable(model.key)
         table.add_row(
-            ending_of(name, max(12, width - 50)),
+            _ending_of(name, max(12, width - 50)),
             Text(model.state, STATE_COLORS.get(model.state, "")),
             size_text(model.size_on_disk) if model.size_on_disk else NOTHING,
             NOTHING if model.expected_size is None else size_text(model.expected_size),
-            programs_text(model.used_by) if model.used_by else NOTHING,
+            _programs_text(model.used_by) if model.used_by else NOTHING,
         )
     return [table, *more]
 
@@ -428,5 +415,66 @@ def _event_line(when: datetime, event: Event, *, verbose: bool) -> Text:
     line.append(event.kind.replace("-", " "), _EVENT_COLORS.get(event.kind, ""))
     if event.repo is not None:
         line.append(f"  {printable(event.repo)}")
-    words = ", ".join(event_words(event, verbose=verbose))
+    words = ", ".join(_event_words(event, verbose=verbose))
     return line.append(f": {words}") if words else line
+
+
+def _shortened(text: str, width: int) -> str:
+    """Return a string in at most so many characters, without the rest of its end."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _ending_of(text: str, width: int) -> str:
+    """Return the end of a string in at most so many characters: of a path, it says more."""
+    return text if len(text) <= width else "…" + text[1 - width :]
+
+
+def _programs_text(programs: Sequence[Program]) -> str:
+    """Return programs as `serve.py (123), python (124)`."""
+    return ", ".join(f"{printable(program.name)} ({program.pid})" for program in programs)
+
+
+def _rate_text(rate: float) -> str:
+    """Return bytes per second in words."""
+    return f"{size_text(round(rate))}/s"
+
+
+def _event_words(event: Event, *, verbose: bool) -> Iterator[str]:
+    """Yield what is to be said of an event, next to its kind and its repo."""
+    if event.revision is not None:
+        refs = f" ({', '.join(map(printable, event.refs))})" if event.refs else ""
+        yield f"{printable(event.revision)[:12]}{refs}"
+    elif len(event.files) == 1:
+        yield printable(event.files[0])
+    elif event.files:
+        yield f"{len(event.files)} files"
+    if event.kind == "low-space" and event.size is not None and event.expected_size is not None:
+        yield f"{size_text(event.size)} free, less than {size_text(event.expected_size)}"
+    elif event.size is not None and event.expected_size is not None:
+        yield f"{size_text(event.size)} of {size_text(event.expected_size)}"
+    elif event.size:
+        yield size_text(event.size)
+    if event.kind == "download-advanced" and event.speed is not None:
+        yield _rate_text(event.speed)
+        if event.seconds_left is not None:
+            yield f"{duration_text(event.seconds_left)} left"
+    if event.detail is not None:
+        yield printable(event.detail)
+    if verbose and event.path is not None:
+        yield printable(event.path)
+
+
+def _visible(check: Observation) -> tuple[object, ...]:
+    """Return what of a check can be seen: one more second or byte is not a reason to draw."""
+    snapshot = check.snapshot
+    free = snapshot.cache.free
+    return (
+        snapshot.cache.size_on_disk,
+        None if free is None else size_text(free),
+        None if snapshot.full_in is None else duration_text(snapshot.full_in),
+        snapshot.low,
+        snapshot.notified,
+        snapshot.models,
+        snapshot.downloads,
+        tuple(snapshot.problems.items()),
+    )

@@ -1,21 +1,28 @@
-"""`watch`: checks of the cache one after the other, each with what happened since the last one."""
+"""`watch`: checks of the cache one after the other, each with what happened since the last one.
+
+A check scans only what may have changed since the last one.
+"""
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import time
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import datetime, timezone
+from typing import get_args
 
 import msgspec
 
+from vlmcache.cache import layout
 from vlmcache.cache.mounts import mount_of
-from vlmcache.cache.state import CacheState
-from vlmcache.commands.status.summary import summarize_cache
-from vlmcache.commands.watch.downloads import Downloads, Rate
-from vlmcache.commands.watch.models import Models, Users
-from vlmcache.commands.watch.scans import Scans
+from vlmcache.cache.scan import Scanner
+from vlmcache.cache.state import CacheState, Repo, Severity
+from vlmcache.commands.status.values import summarize_cache
+from vlmcache.commands.watch.events import Notifications, changes
+from vlmcache.commands.watch.models import Downloads, Models, Rate, Users
 from vlmcache.commands.watch.values import Clock, Download, Event, Observation, Snapshot, Wait
 from vlmcache.config import Session
 
@@ -26,12 +33,17 @@ _LEAST_GAP = 0.5
 _ROOM_WINDOW = 60.0
 _LEAST_RATE = 10_000.0
 """Bytes per second below which a shrinking disk is not worth a forecast."""
+_RETRY_AFTER = 60.0
+_FULL_SCAN_AFTER = 120.0
+_FULL_SCAN_SHARE = 1000.0
+"""How many times its own duration is waited before everything is scanned again."""
 _CLOCK = Clock()
 
 
 def wait(seconds: float, wake: socket.socket | None) -> bool:
     """Wait so many seconds, or until the socket is readable; always continue."""
     if wake is None:
+        # Windows refuses to select nothing.
         time.sleep(seconds)
     else:
         select.select([wake], [], [], seconds)
@@ -157,7 +169,138 @@ class _Watch:
 
 
 def _problems(state: CacheState) -> dict[str, int]:
-    counts: dict[str, int] = {"error": 0, "warning": 0, "info": 0}
-    for finding in state.all_findings():
-        counts[finding.severity] += 1
-    return counts
+    counts = Counter(finding.severity for finding in state.all_findings())
+    return {severity: counts[severity] for severity in get_args(Severity)}
+
+
+class Scans:
+    """Scans a cache again and again, by the filesystem's notifications or else by polling.
+
+    Args:
+        folder: the cache, which may be created later.
+        clock: where the time comes from.
+        notify: whether to ask the filesystem for notifications.
+    """
+
+    def __init__(self, folder: str, clock: Clock, *, notify: bool) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._notify = notify
+        self._scanner = Scanner(folder)
+        self._notifications: Notifications | None = None
+        self._retry_at = 0.0
+        self._full_scan_at = 0.0
+        self._state: CacheState | None = None
+        self._times: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next scan reads everything again."""
+        return self._clock.monotonic() >= self._full_scan_at
+
+    @property
+    def wake(self) -> socket.socket | None:
+        """Readable once the filesystem has reported a change; `None` while the cache is polled."""
+        return self._notifications.wake if self._notifications is not None else None
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._notifications is not None:
+            self._notifications.close()
+            self._notifications = None
+
+    def update(self, is_live: Callable[[Repo], bool]) -> tuple[CacheState, tuple[Event, ...]]:
+        """Read again what may have changed; return the cache and what did change.
+
+        Args:
+            is_live: whether something of a repo is being downloaded, so that it is read each time.
+
+        Raises:
+            ConfigError: the cache path is not a folder.
+        """
+        at = self._clock.monotonic()
+        before = self._state
+        touched = self._touched(at, is_live)
+        try:
+            if before is None or at >= self._full_scan_at:
+                started = time.perf_counter()
+                self._state = self._scanner.scan(now=self._clock.now())
+                cost = time.perf_counter() - started
+                self._full_scan_at = at + max(_FULL_SCAN_AFTER, _FULL_SCAN_SHARE * cost)
+            elif touched:
+                self._state = self._scanner.scan(touched, now=self._clock.now())
+        except FileNotFoundError:
+            if before is None:
+                raise
+            # A folder was removed while it was read: the next check shows what is left.
+            self._full_scan_at = at
+        assert self._state is not None
+        return self._state, () if before is None else changes(before, self._state)
+
+    def _touched(self, at: float, is_live: Callable[[Repo], bool]) -> set[str]:
+        """Return names in the cache folder below which something may have changed."""
+        touched = {
+            repo.folder
+            for repo in (self._state.repos if self._state is not None else ())
+            if is_live(repo)
+        }
+        if self._notifications is not None:
+            touched |= self._notifications.take()
+            alive = self._notifications.alive
+            if not os.path.isdir(self._folder):
+                touched.add("")
+            if not alive or "" in touched:
+                # The folder itself was removed or changed; what the system watched may not exist.
+                self.close()
+                self._retry_at = at if alive else at + _RETRY_AFTER
+        if self._notifications is None and self._notify and at >= self._retry_at:
+            self._listen(at)
+        if self._state is not None:
+            # The system does not report what changes behind links.
+            notified = self._notifications is not None
+            repos = [
+                repo for repo in self._state.repos if not notified or repo.linked_to is not None
+            ]
+            times = _folder_times(self._state, repos) if repos or not notified else {}
+            touched |= {name for name in times if times[name] != self._times.get(name)}
+            touched |= self._times.keys() - times.keys()
+            self._times = times
+        return touched
+
+    def _listen(self, at: float) -> None:
+        if not os.path.isdir(self._folder):
+            return
+        try:
+            self._notifications = Notifications(self._folder)
+        except Exception:
+            # watchfiles raises OSError for limits and errors of its own for the rest; polling
+            # serves as well, only later.
+            self._retry_at = at + _RETRY_AFTER
+        else:
+            # What happened before the system began to listen is found by a full scan.
+            self._full_scan_at = at
+
+
+def _folder_times(state: CacheState, repos: Iterable[Repo]) -> dict[str, tuple[int, ...]]:
+    """Return name in the cache folder -> modification times that change with what is below it.
+
+    A folder's time changes with the names in it; refs are written in place.
+    """
+    paths: dict[str, list[str]] = {
+        "": [state.dir],
+        layout.LOCKS: [os.path.join(state.dir, layout.LOCKS)],
+    }
+    for repo in repos:
+        names = [layout.BLOBS, layout.SNAPSHOTS, layout.REFS, layout.TREES]
+        names += (f"{layout.REFS}/{ref}" for ref in repo.refs)
+        names += (f"{layout.SNAPSHOTS}/{revision.commit}" for revision in repo.revisions)
+        paths[repo.folder] = [repo.path, *(f"{repo.path}/{name}" for name in names)]
+        paths[repo.folder] += (partial.path for partial in repo.partials)
+    return {name: tuple(map(_mtime, its_paths)) for name, its_paths in paths.items()}
+
+
+def _mtime(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
