@@ -238,7 +238,7 @@ def test_a_pull_waits_as_long_as_the_other_download_grows_and_no_longer(
         fcntl.flock(file, fcntl.LOCK_EX)
         with (
             pytest.raises(InUseError, match="is held by process"),
-            blob_lock(str(path), StopToken(), notes.append, arrived),
+            blob_lock(tree_of(path), str(path), StopToken(), notes.append, arrived),
         ):
             pass
     assert 8 in seen

@@ -13,6 +13,7 @@ import os
 import stat as modes
 import weakref
 from collections.abc import Collection, Iterator
+from typing import Any, TypeVar
 
 from vlmcache.cache import layout
 from vlmcache.cache.reading import open_quietly, read_bytes
@@ -22,6 +23,9 @@ BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_f
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 _OTHER = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EMLINK, errno.ENXIO})
 """What systems answer if a link, a socket or the like is where a folder or file should be."""
+
+
+_Tree = TypeVar("_Tree", bound="CacheTree")
 
 
 class StaleError(OSError):
@@ -42,7 +46,7 @@ class CacheTree:
 
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
-        self._homes: dict[str, CacheTree] = {}
+        self._homes: dict[str, Any] = {}
 
     @functools.cached_property
     def top(self) -> int:
@@ -83,7 +87,7 @@ class CacheTree:
         finally:
             os.close(descriptor)
 
-    def home(self, path: str) -> tuple[CacheTree, str]:
+    def home(self: _Tree, path: str) -> tuple[_Tree, str]:
         """Return the tree that a path really is in, and the path there: a repo may be a link.
 
         Whoever made the link has to be trusted, or to own what it leads to: another user's models
@@ -229,6 +233,22 @@ class CacheTree:
             OSError: it cannot be read, is longer than `limit`, or is another user's.
         """
         return read_bytes(self.open(path), limit, owners=owners)
+
+    def is_contested(self, path: str) -> bool:
+        """Return whether others could swap a part of a path under the hands of root.
+
+        So that what opens files by their paths alone, as libraries do, has to be left out.
+        """
+        if not BY_DESCRIPTOR or os.geteuid() != 0:
+            return False
+        place, parts = self.root, os.path.relpath(path, self.root).split(os.sep)
+        for part in ["", *parts]:
+            place = os.path.join(place, part) if part else place
+            with contextlib.suppress(FileNotFoundError):
+                status = self.stat(place)
+                if status.st_uid != 0 or status.st_mode & 0o022:
+                    return True
+        return False
 
 
 def enter(name: str, parent: int | None, path: str) -> int:

@@ -16,9 +16,8 @@ from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.change.locks import HubLocks
-from vlmcache.change.place import sync_folder
 from vlmcache.change.plan import Attempt, Expected, RemoveTree
-from vlmcache.change.tree import Emptying, RemovalTree
+from vlmcache.change.tree import Emptying, RemovalTree, sync_folder
 
 
 class Leftovers:

@@ -267,9 +267,9 @@ class HubLocks:
         """Unlink the lock of a blob while it is held, so that nobody takes it meanwhile."""
         with held or self.held(path):
             if not _LOCKS_STAY_OPEN:
-                self.tree.unlink(path, None, attempt)
+                self.tree.remove_file(path, None, attempt)
         if _LOCKS_STAY_OPEN:
-            self.tree.unlink(path, None, attempt)
+            self.tree.remove_file(path, None, attempt)
 
     def remove_folder(self, path: str, attempt: Attempt) -> None:
         """Remove a repo's lock files and their folder, if the repo is gone and no lock is held."""

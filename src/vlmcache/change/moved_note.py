@@ -20,7 +20,7 @@ from vlmcache.cache.moved import (
     note_path,
     record_path,
 )
-from vlmcache.change import place
+from vlmcache.change.tree import Tree
 from vlmcache.errors import CacheError
 
 _TEMPORARY = ".00000000.tmp"
@@ -37,12 +37,13 @@ def write_moves(destination: str, moves: Mapping[str, MoveRecord]) -> None:
     path = note_path(destination)
     if os.path.lexists(path) and not is_trusted(destination):
         raise CacheError(f"another user's: {path}", "move to another folder")
+    tree = Tree(destination)
     if not moves:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+            tree.unlink(path)
         return
     content = msgspec.json.encode(Note(FORMAT, dict(sorted(moves.items()))))
-    place.write_file(path, content, 0o644, temporary=path + _TEMPORARY)
+    tree.write(path, content, 0o644, temporary=path + _TEMPORARY)
 
 
 def write_record(cache_dir: str, folder: str, destination: str) -> None:
@@ -62,13 +63,9 @@ def write_record(cache_dir: str, folder: str, destination: str) -> None:
         content = msgspec.json.encode(record)
     except UnicodeEncodeError:
         return  # a name that JSON cannot hold; the link itself still says where the repo is
-    try:
-        os.mkdir(os.path.dirname(path))
-    except FileExistsError:
-        pass
-    else:
-        place.sync_folder(cache_dir)
-    place.write_file(path, content, 0o644, temporary=path + _TEMPORARY)
+    tree = Tree(cache_dir)
+    tree.make_folders(os.path.dirname(path))
+    tree.write(path, content, 0o644, temporary=path + _TEMPORARY)
 
 
 def remove_record(cache_dir: str, folder: str) -> None:
@@ -78,9 +75,10 @@ def remove_record(cache_dir: str, folder: str) -> None:
         OSError: the system refuses.
     """
     path = record_path(cache_dir, folder)
+    tree = Tree(cache_dir)
     for name in (path, path + _TEMPORARY):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+            tree.unlink(name)
 
 
 def record_size(cache_dir: str, folder: str) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from vlmcache.cache.hashing import BLOCK, new_hash
+from vlmcache.change.tree import Tree, write_all
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -18,15 +19,18 @@ SYNC_EVERY = 16 << 20
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[int]:
+def opened(tree: Tree, path: str) -> Iterator[int]:
     """Open an unfinished download, a new one if there is none, and yield its descriptor.
 
     Raises:
-        OSError: the system refuses, or it is a link.
+        StaleError: it is not a regular file, or has a second name.
+        OSError: the system refuses.
     """
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
-        yield file.fileno()
+    descriptor = tree.edit_or_create(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def usable(descriptor: int, size: int) -> int:
@@ -147,13 +151,6 @@ def hash_of(descriptor: int, etag: str, size: int, length: int, check: Callable[
         digest.update(block)
         length -= len(block)
     return digest
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of the data; on a disk that is nearly full, one call writes only a part of it."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def _boot_time() -> float:

@@ -257,7 +257,7 @@ class Executor:
             # Set aside and not unlinked: it shows a second run what a killed one was doing.
             self.leftovers.set_aside(attempt, action.expected, complete=False)
         else:
-            self.tree.unlink(action.path, action.expected, attempt)
+            self.tree.remove_file(action.path, action.expected, attempt)
 
     def _remove_blobs(self) -> None:
         """Unlink blobs and partials, each under its lock, unless something links to it by now."""

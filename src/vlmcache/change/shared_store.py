@@ -17,9 +17,8 @@ from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.tree import StaleError
 from vlmcache.change.locks import Lock
-from vlmcache.change.partials import write_all
 from vlmcache.change.plan import Attempt, ReleaseShared
-from vlmcache.change.tree import RemovalTree
+from vlmcache.change.tree import RemovalTree, write_all
 from vlmcache.errors import CacheError
 
 _MARKER_TEMPORARY = re.compile(re.escape(layout.SHARED_MARKER) + r"\.[0-9a-f]{8}\.tmp")
@@ -214,7 +213,7 @@ class SharedStore:
             self.tree.refuse_use(entry.status)
             entry.unlink(attempt)
         with contextlib.suppress(FileNotFoundError):
-            self.tree.unlink(path + layout.MANIFEST_SUFFIX, None, attempt)
+            self.tree.remove_file(path + layout.MANIFEST_SUFFIX, None, attempt)
 
     def _rewrite(self, manifest: str, references: set[str], attempt: Attempt) -> None:
         content = "".join(f"{reference}\n" for reference in sorted(references)).encode()

@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import stat as modes
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -19,8 +20,6 @@ from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter, stale
-from vlmcache.change.partials import write_all
-from vlmcache.change.place import sync_folder
 from vlmcache.change.plan import Attempt, Expected, Outcome, TakenError, why_refused
 
 WAIT_SECONDS = 10.0
@@ -83,7 +82,7 @@ class Tree(CacheTree):
             StaleError: a link or something else is in the place of one.
             OSError: the system refuses.
         """
-        if not os.path.isdir(self.root):
+        if "top" not in vars(self) and not os.path.isdir(self.root):
             Tree(nearest_folder(self.root)).make_folders(self.root)
         place = self.root
         for part in os.path.relpath(path, self.root).split(os.sep):
@@ -96,7 +95,8 @@ class Tree(CacheTree):
                     if not modes.S_ISDIR(status.st_mode):
                         raise stale(place) from None
                 else:
-                    self._give(name, folder, mode)
+                    _give(self, name, folder, mode)
+                    sync_folder(os.path.dirname(place) if folder is None else folder)
 
     def create(self, path: str, mode: int = 0o666) -> int:
         """Make a file and return its descriptor, which the caller closes.
@@ -107,7 +107,7 @@ class Tree(CacheTree):
         """
         with self.parent(path) as (name, folder):
             descriptor = os.open(name, _NEW, mode, dir_fd=folder)
-            self._give(descriptor, folder, mode)
+            _give(self, descriptor, folder, mode)
             return descriptor
 
     def edit(self, path: str) -> int:
@@ -207,7 +207,8 @@ class Tree(CacheTree):
         """
         with self.parent(path) as (name, folder):
             os.symlink(target, name, dir_fd=folder)
-            self._give(name, folder, None)
+            _give(self, name, folder, None)
+            sync_folder(os.path.dirname(path) if folder is None else folder)
 
     def link(self, path: str, place: str) -> None:
         """Give a file a second name.
@@ -246,10 +247,28 @@ class Tree(CacheTree):
         with self.handle(path) as entry:
             os.chmod(entry, mode)
 
+    def rmdir(self, path: str) -> None:
+        """Remove an empty folder.
+
+        Raises:
+            OSError: the system refuses, or it is not an empty folder.
+        """
+        with self.parent(path) as (name, folder):
+            os.rmdir(name, dir_fd=folder)
+
+    def unlink(self, path: str) -> None:
+        """Remove a file or link.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        with self.parent(path) as (name, folder):
+            os.unlink(name, dir_fd=folder)
+
     def discard(self, path: str) -> None:
         """Remove a temporary file or link, as far as the system lets."""
-        with contextlib.suppress(OSError), self.parent(path) as (name, folder):
-            os.unlink(name, dir_fd=folder)
+        with contextlib.suppress(OSError):
+            self.unlink(path)
 
     @contextlib.contextmanager
     def handle(self, path: str) -> Iterator[int | str]:
@@ -264,35 +283,6 @@ class Tree(CacheTree):
             yield changeable(descriptor)
         finally:
             os.close(descriptor)
-
-    def _give(self, made: str | int, folder: int | None, mode: int | None) -> None:
-        """Give what root has just made the cache's owner and group, and of its mode what it has.
-
-        Args:
-            made: the descriptor of a file, or the name of a folder or link.
-            folder: the descriptor of the folder that it is in.
-            mode: what was asked for; `None` for a link.
-        """
-        if folder is None or os.geteuid() != 0:
-            return
-        top = os.fstat(self.top)
-        if (top.st_uid, top.st_gid) == (0, 0):
-            return
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            # A network drive may take root for nobody; then what was made is nobody's.
-            kind = modes.S_IFREG
-            if isinstance(made, str):
-                kind = modes.S_IFLNK if mode is None else modes.S_IFDIR
-                made = os.open(made, _HANDLE, dir_fd=folder)
-                stack.callback(os.close, made)
-            status = os.fstat(made)
-            if status.st_uid != 0 or modes.S_IFMT(status.st_mode) != kind:
-                return  # Something else has taken its place by now.
-            group = top.st_gid if status.st_gid == os.getegid() else -1
-            os.chown(changeable(made), top.st_uid, group)
-            if mode is not None:
-                mode &= modes.S_IMODE(top.st_mode) & _SHARED_MODE
-                os.chmod(changeable(made), mode | status.st_mode & modes.S_ISGID)
 
 
 class RemovalTree(Tree):
@@ -343,8 +333,8 @@ class RemovalTree(Tree):
                 raise StaleError("it changed since the plan was made")
             yield TreeEntry(name, folder, path, status)
 
-    def unlink(self, path: str, expected: Expected | None, attempt: Attempt) -> None:
-        """Unlink a file or link.
+    def remove_file(self, path: str, expected: Expected | None, attempt: Attempt) -> None:
+        """Unlink a file or link, and count what that frees.
 
         Raises:
             StaleError: it is not what was expected.
@@ -377,7 +367,7 @@ class RemovalTree(Tree):
         with self.parent(path) as (name, parent), contextlib.suppress(FileExistsError):
             os.mkdir(name, mode, dir_fd=parent)
             self._made.append(path)
-            self._give(name, parent, mode)
+            _give(self, name, parent, mode)
 
     def remove_made(self) -> tuple[int, list[Outcome]]:
         """Remove the folders that this run made.
@@ -479,12 +469,66 @@ def _refs_first(name: str) -> int:
     return {layout.REFS: 0, layout.SNAPSHOTS: 1}.get(name, 2)
 
 
+def _give(tree: Tree, made: str | int, folder: int | None, mode: int | None) -> None:
+    """Give what root has just made the cache's owner and group, and of its mode what it has.
+
+    Args:
+        tree: the cache.
+        made: the descriptor of a file, or the name of a folder or link.
+        folder: the descriptor of the folder that it is in.
+        mode: what was asked for; `None` for a link.
+    """
+    if folder is None or os.geteuid() != 0:
+        return
+    top = os.fstat(tree.top)
+    if (top.st_uid, top.st_gid) == (0, 0):
+        return
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        # A network drive may take root for nobody; then what was made is nobody's.
+        kind = modes.S_IFREG
+        if isinstance(made, str):
+            kind = modes.S_IFLNK if mode is None else modes.S_IFDIR
+            made = os.open(made, _HANDLE, dir_fd=folder)
+            stack.callback(os.close, made)
+        status = os.fstat(made)
+        if status.st_uid != 0 or modes.S_IFMT(status.st_mode) != kind:
+            return  # Something else has taken its place by now.
+        group = top.st_gid if status.st_gid == os.getegid() else -1
+        os.chown(changeable(made), top.st_uid, group)
+        if mode is not None:
+            mode &= modes.S_IMODE(top.st_mode) & _SHARED_MODE
+            os.chmod(changeable(made), mode | status.st_mode & modes.S_ISGID)
+
+
 def changeable(descriptor: int) -> int | str:
     """Return what `os.chmod` and the like take for an open file, folder or link.
 
     Linux changes what was opened as a handle only by a path that leads to the descriptor.
     """
     return f"/proc/self/fd/{descriptor}" if _HAS_HANDLES else descriptor
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of the data; on a disk that is nearly full, one call writes only a part of it."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def sync_folder(folder: str | int) -> None:
+    """Bring the entries of a folder, or of an open one, to the disk, if the system can do it."""
+    if sys.platform == "win32":
+        return
+    descriptor = folder if isinstance(folder, int) else os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network filesystems cannot sync folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        if descriptor != folder:
+            os.close(descriptor)
 
 
 def entry_names(descriptor: int | None, path: str) -> list[str]:

@@ -18,6 +18,7 @@ _GROWTH_SECONDS = 60.0
 
 @contextlib.contextmanager
 def blob_lock(
+    tree: Tree,
     path: str,
     stop_token: StopToken,
     note: Callable[[str], None],
@@ -26,6 +27,7 @@ def blob_lock(
     """Hold the lock of a blob, as the client's downloads do; wait for it, and say for whom.
 
     Args:
+        tree: the hub cache.
         path: the lock's file, `.locks/<repo folder>/<etag>.lock`.
         stop_token: ends the waiting.
         note: called with a line about the waiting.
@@ -37,9 +39,7 @@ def blob_lock(
         OSError: the lock cannot be made.
         Stopped: the work was asked to stop.
     """
-    folder = os.path.dirname(path)
-    tree = Tree(os.path.dirname(os.path.dirname(folder)))
-    tree.make_folders(folder)
+    tree.make_folders(os.path.dirname(path))
     lock = Lock(tree, path)
     told = most = 0
     until = WAIT_SECONDS if arrived is None else _GROWTH_SECONDS

@@ -31,6 +31,7 @@ from vlmcache.change.plan import (
     stamp,
 )
 from vlmcache.change.remove import execute
+from vlmcache.change.tree import Tree
 from vlmcache.commands.move.copy import Copier
 from vlmcache.commands.move.plan import Destination
 from vlmcache.commands.move.values import MovedRepo, MoveReport, repo_row
@@ -145,7 +146,7 @@ def take_back(value: MoveReport, unfinished: Sequence[str]) -> Receipt:
     outcomes: list[Outcome] = []
     for action in value.plan.actions:
         if isinstance(action, PutBack):
-            change_place.put_back(action.aside, action.path)
+            change_place.put_back(Tree(value.cache), action.aside, action.path)
             outcomes.append(Outcome("put-back", action.path, "done"))
     inside = place.rstrip(os.sep) + os.sep
     below = (action for action in value.plan.actions if action.path.startswith(inside))
@@ -232,7 +233,7 @@ class Mover:
             foreign = self.notes.begin(moves)
             for link in (action for action in self.actions if isinstance(action, PlaceLink)):
                 self.notes.record(os.path.basename(link.path))
-                change_place.place_repo_link(link.path, link.destination)
+                Tree(self.state.dir).symlink(link.destination, link.path)
                 self.outcomes.append(Outcome("place-link", link.path, "done"))
                 self.repos.append(repo_row(link.path, link.destination, "linked"))
         for move in moves:

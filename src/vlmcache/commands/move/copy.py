@@ -21,10 +21,10 @@ from vlmcache.cache.moved import leads_back
 from vlmcache.cache.reading import open_quietly
 from vlmcache.cache.state import Repo, SharedBlob
 from vlmcache.change import place as change_place
-from vlmcache.change.partials import write_all
 from vlmcache.change.plan import Plan, RemoveTree
 from vlmcache.change.remove import execute
 from vlmcache.change.shared_store import SharedStore
+from vlmcache.change.tree import Tree, sync_folder, write_all
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.errors import CacheError
 
@@ -113,7 +113,7 @@ class Copier:
         for name in [*reversed(folders), ""]:
             place = os.path.join(target, name) if name else target
             keep_mode(place, source.get(name) or os.stat(repo.path))
-            change_place.sync_folder(place)
+            sync_folder(place)
 
     def place(self, repo: Repo) -> None:
         """Put a staged repo at its place at the destination, its shared blobs before it.
@@ -135,9 +135,9 @@ class Copier:
                 # The repo comes back to where it has left a link.
                 os.unlink(place)
             os.rename(os.path.join(self.staging, repo.folder), place)
-            change_place.sync_folder(self.destination)
-        change_place.sync_folder(self.staging)
-        change_place.tag_cache(self.destination)
+            sync_folder(self.destination)
+        sync_folder(self.staging)
+        change_place.tag_cache(Tree(self.destination))
 
     def unplace(self, folder: str) -> None:
         """Move a repo that was placed back to the staging folder, since its source stays.
@@ -146,7 +146,7 @@ class Copier:
             OSError: the system refuses.
         """
         os.rename(os.path.join(self.destination, folder), os.path.join(self.staging, folder))
-        change_place.sync_folder(self.destination)
+        sync_folder(self.destination)
 
     def _reclaim(self, folder: str, source: Mapping[str, os.stat_result]) -> None:
         """Reuse a repo that an interrupted move has placed while its source is still here."""
@@ -233,7 +233,7 @@ class Copier:
         os.makedirs(self.staged_blobs, mode=0o700, exist_ok=True)
         target = os.path.join(self.staged_blobs, blob.hash)
         self._stage_file(blob.path, target, os.stat(blob.path), expected)
-        change_place.sync_folder(self.staged_blobs)
+        sync_folder(self.staged_blobs)
 
     @contextlib.contextmanager
     def _published(self, shared_hash: str, references: list[str]) -> Iterator[None]:
@@ -246,8 +246,8 @@ class Copier:
             store.add_references(place, references)
             if not os.path.lexists(place):
                 os.rename(os.path.join(self.staged_blobs, shared_hash), place)
-            change_place.sync_folder(os.path.dirname(place))
-            change_place.sync_folder(store.folder)
+            sync_folder(os.path.dirname(place))
+            sync_folder(store.folder)
             yield
 
 
@@ -380,7 +380,9 @@ def copy_file(source: str, target: str, expected: str, on_progress: OnProgress) 
     """
     with (
         open(open_quietly(source), "rb", buffering=0) as reader,
-        change_place.replacing(target, 0o600, temporary=target + _COPYING) as writer,
+        Tree(os.path.dirname(target)).replacing(
+            target, 0o600, temporary=target + _COPYING
+        ) as writer,
     ):
         size = os.fstat(reader.fileno()).st_size
         digest = new_hash(expected, size)

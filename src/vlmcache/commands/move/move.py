@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,6 +22,7 @@ from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Repo
 from vlmcache.cache.usage import who_uses
 from vlmcache.change import place as change_place
+from vlmcache.change.locks import Lock
 from vlmcache.change.moved_note import write_record
 from vlmcache.change.plan import (
     Kept,
@@ -33,7 +33,9 @@ from vlmcache.change.plan import (
     PutBack,
     Receipt,
     RemoveTree,
+    TakenError,
 )
+from vlmcache.change.tree import Tree
 from vlmcache.commands.move.apply import Mover, refusals, repos_in_use, take_back
 from vlmcache.commands.move.plan import plan_move, plan_undo
 from vlmcache.commands.move.survey import (
@@ -193,33 +195,23 @@ def _interruption(destination: str, names: Sequence[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _sole(place: str) -> Iterator[None]:
     """Keep other moves to the same destination away."""
-    import filelock
-
+    path = layout.staged_path(place, layout.LOCK_SUFFIX)
+    tree = Tree(place, patience=0.0)
+    lock = Lock(tree, path)
     with refusals(place):
-        path = layout.staged_path(place, layout.LOCK_SUFFIX)
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        lock = filelock.FileLock(path, timeout=0)
+        tree.make_folders(os.path.dirname(path), 0o700)
         try:
-            lock.acquire()
-        except filelock.Timeout:
+            lock.take()
+        except TakenError as error:
             raise BusyError(
                 f"another process moves to {place}", "wait until it ends, then move again"
-            ) from None
-        except NotImplementedError:
-            pass  # a filesystem without locks
+            ) from error
     try:
         yield
     finally:
-        # Unlinked while it is held, so that nobody locks a file that is about to go; Windows
-        # unlinks no open file, and there the lock has to be given back first.
-        if sys.platform == "win32":
-            lock.release()
+        lock.release(remove=True)
         with contextlib.suppress(OSError):
-            os.unlink(path)
-            os.rmdir(os.path.dirname(path))
-        if sys.platform != "win32":
-            with contextlib.suppress(OSError):
-                lock.release()
+            tree.rmdir(os.path.dirname(path))
 
 
 # Links that lead to where a drive was mounted.
@@ -288,7 +280,7 @@ def relink(
                 rows.append(repo_row(repo.path, row.destination, error=changed))
                 outcomes.append(Outcome("place-link", repo.path, "stale", detail=changed.message))
                 continue
-            change_place.replace_repo_link(repo.path, row.destination)
+            change_place.replace_repo_link(Tree(state.dir), repo.path, row.destination)
             write_record(state.dir, repo.folder, place)
             rows.append(repo_row(repo.path, row.destination, "relinked"))
             outcomes.append(Outcome("place-link", repo.path, "done"))
