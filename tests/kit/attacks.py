@@ -99,12 +99,16 @@ class SharedCache:
         command: Callable[[], object],
         attack: Attack | None = None,
         nth: int = 0,
+        below: Path | None = None,
     ) -> Attacked:
-        """Run a command in a child, and the attack just before its Nth call below the cache."""
+        """Run a command in a child, and the attack just before its Nth call below the cache.
+
+        below: another folder whose calls count.
+        """
         with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as counted:
             child = os.fork()
             if child == 0:
-                self._run_child(command, attack, nth, errors.fileno(), counted.fileno())
+                self._run_child(command, attack, (nth, below), errors.fileno(), counted.fileno())
             _, status = os.waitpid(child, 0)
             errors.seek(0)
             counted.seek(0)
@@ -118,7 +122,12 @@ class SharedCache:
             )
 
     def _run_child(
-        self, command: Callable[[], object], attack: Attack | None, nth: int, out: int, counted: int
+        self,
+        command: Callable[[], object],
+        attack: Attack | None,
+        when: tuple[int, Path | None],
+        out: int,
+        counted: int,
     ) -> None:
         code = 97
         try:
@@ -131,7 +140,7 @@ class SharedCache:
                 if attack is not None:
                     struck.append(self.as_member(lambda: attack(self)))
 
-            with failing(nth, strike, self.root, reads=True) as disk:
+            with failing(when[0], strike, when[1] or self.root, reads=True) as disk:
                 try:
                     command()
                     code = 0
