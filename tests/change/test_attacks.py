@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 TRIES = int(os.environ.get("ATTACKS", "2"))
 """At how many of its calls each attack befalls a command."""
-PLACE_TRIES = 10 * TRIES
+PLACE_TRIES = 3 * TRIES
 NEW: dict[str, bytes] = {
     **FILES,
     "model.safetensors": b"other weights " * 500,
