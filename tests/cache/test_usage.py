@@ -15,9 +15,10 @@ from tests.kit.caches import CacheBuilder
 from tests.kit.disks import as_other_user, common_folder
 from tests.kit.rooms import ROOMS, base
 from vlmcache.cache import mounts, usage
+from vlmcache.cache.locks import lock_held
 from vlmcache.cache.mounts import Mount, mount_of
 from vlmcache.cache.scan import scan
-from vlmcache.cache.usage import LastUse, last_uses, lock_held, who_uses, without_secrets
+from vlmcache.cache.usage import LastUse, last_uses, who_uses, without_secrets
 
 
 def test_a_lock_is_held_exactly_while_somebody_holds_it(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.kit.pulls import config, lies
 from vlmcache.cache import layout
 from vlmcache.change import abilities
 from vlmcache.change.abilities import Needs, check_filesystem, probe
+from vlmcache.change.tree import Tree
 from vlmcache.commands.backup.backup import backup
 from vlmcache.commands.backup.restore import restore
 from vlmcache.commands.doctor.sharing import check_sharing
@@ -71,10 +72,10 @@ def test_only_a_refusal_that_says_so_means_that_a_filesystem_cannot(
     reason: str,
     able: bool | None,
 ) -> None:
-    assert set(probe(str(tmp_path))) <= {True, None}
+    assert set(probe(Tree(str(tmp_path)), str(tmp_path))) <= {True, None}
     before = fingerprint(tmp_path)
     refuse(monkeypatch, call, getattr(errno, reason))
-    assert getattr(probe(str(tmp_path)), ability) is able
+    assert getattr(probe(Tree(str(tmp_path)), str(tmp_path)), ability) is able
     assert fingerprint(tmp_path) == before
 
 
@@ -275,7 +276,7 @@ def test_fix_reports_no_change_where_modes_are_forgotten(
     assert access.receipt is not None
     assert access.receipt.outcomes == ()
     assert [finding.code for finding in access.findings] == ["no-modes"]
-    monkeypatch.setattr("vlmcache.commands.doctor.sharing.keeps_modes", lambda _: True)
+    monkeypatch.setattr("vlmcache.commands.doctor.sharing.keeps_modes", lambda *_: True)
     access = check_sharing(str(cache.root), None, fix=True)
     assert access.receipt is not None
     assert {outcome.result for outcome in access.receipt.outcomes} == {"failed"}
@@ -288,7 +289,7 @@ def test_on_a_real_filesystem_each_command_works_or_refuses_at_once(
 ) -> None:
     backup(session(cache.root), str(tmp_path / "saved.tar"))
     with filesystem(kind) as place:
-        able = probe(str(place))
+        able = probe(Tree(str(place)), str(place))
         check_filesystem(str(place), Needs(["models--org--name/snapshots/x/config.json"], 5))
         assert backup(session(cache.root), f"{place}/saved/").uploaded.blobs == 4
         new = place / "restored"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vlmcache.change import place
+from vlmcache.change.tree import Tree
 
 COMMIT = "0" * 40
 
@@ -20,13 +21,13 @@ def test_a_snapshot_that_is_a_link_is_replaced_even_if_another_thread_was_first(
     snapshot.symlink_to(tmp_path)
     unlink = os.unlink
 
-    def late(path: str) -> None:
-        unlink(path)
-        os.mkdir(path)
-        unlink(path)
+    def late(path: str, *, dir_fd: int | None = None) -> None:
+        unlink(path, dir_fd=dir_fd)
+        os.mkdir(path, dir_fd=dir_fd)
+        unlink(path, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "unlink", late)
-    place.prepare_snapshot(str(tmp_path), COMMIT, "config.json")
+    place.prepare_snapshot(Tree(str(tmp_path)), str(tmp_path), COMMIT, "config.json")
     assert snapshot.is_dir()
     assert not snapshot.is_symlink()
 
@@ -40,7 +41,7 @@ def test_listings_are_for_their_user_alone_but_in_a_shared_cache(
     trees.chmod(folder)
     before = os.umask(0o022)
     try:
-        place.write_tree(str(tmp_path), COMMIT, {}, complete=True)
+        place.write_tree(Tree(str(tmp_path)), str(tmp_path), COMMIT, {}, complete=True)
     finally:
         os.umask(before)
     assert (trees / f"{COMMIT}.json").stat().st_mode & 0o777 == file

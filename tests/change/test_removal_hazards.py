@@ -21,8 +21,8 @@ from tests.kit.commands import Vlmcache
 from tests.kit.disks import as_other_user, common_folder, read_only_view, small_filesystem
 from tests.kit.hub import LoopbackHub, slow
 from tests.kit.rooms import LONG, OLD, OTHER, ROOMS, WEIGHTS, base, settle
+from vlmcache.cache.locks import lock_held
 from vlmcache.cache.scan import scan
-from vlmcache.cache.usage import lock_held
 from vlmcache.change.leftovers import Leftovers
 from vlmcache.change.names import Target
 from vlmcache.change.removal_plan import plan_removal
@@ -181,7 +181,8 @@ def test_a_blob_that_a_download_linked_to_meanwhile_stays(place: Place) -> None:
     assert "stale" in {outcome.result for outcome in receipt.outcomes}
 
 
-def test_a_held_lock_keeps_its_blob(place: Place) -> None:
+def test_a_held_lock_keeps_its_blob(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmcache.change.tree.WAIT_SECONDS", 0.3)
     repo = base(place.root)
     orphan = repo.orphan_blob(OTHER)
     lock = repo._lock_file(orphan.name)
@@ -192,7 +193,9 @@ def test_a_held_lock_keeps_its_blob(place: Place) -> None:
 
     assert orphan.exists()
     assert lock.exists()
-    assert "busy" in {outcome.result for outcome in receipt.outcomes}
+    busy = [str(outcome.detail) for outcome in receipt.outcomes if outcome.result == "busy"]
+    assert busy
+    assert f"process {os.getpid()} (" in busy[0]
 
 
 @pytest.mark.parametrize("commit", [True, False])

@@ -12,6 +12,7 @@ from tests.kit.caches import CacheBuilder, fingerprint
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import TreeFile
 from vlmcache.change import place
+from vlmcache.change.tree import Tree
 from vlmcache.commands.remove.clean import clean
 from vlmcache.config import CacheLocation, Config, Environment, Limits, Session
 
@@ -23,20 +24,21 @@ class Killed(BaseException):
 
 
 def _tree(folder: str, commit: str) -> None:
-    place.write_tree(folder, OTHER, {"config.json": TreeFile(2, OTHER)}, complete=True)
+    listing = {"config.json": TreeFile(2, OTHER)}
+    place.write_tree(Tree(folder), folder, OTHER, listing, complete=True)
 
 
 def _ref(folder: str, commit: str) -> None:
-    place.write_ref(os.path.join(folder, "refs", "pr", "1"), commit)
+    place.write_ref(Tree(folder), os.path.join(folder, "refs", "pr", "1"), commit)
 
 
 def _link(folder: str, commit: str) -> None:
-    place.place_link(folder, commit, "config.json", OTHER)
+    place.place_link(Tree(folder), folder, commit, "config.json", OTHER)
 
 
 def _copy(folder: str, commit: str) -> None:
     blob = os.path.realpath(os.path.join(folder, "snapshots", commit, "config.json"))
-    place.place_copy(folder, commit, "config.json", blob, move=False)
+    place.place_copy(Tree(folder), folder, commit, "config.json", blob, move=False)
 
 
 @pytest.mark.parametrize("write", [_tree, _ref, _link, _copy])
@@ -54,7 +56,7 @@ def test_a_temporary_of_a_killed_pull_is_a_leftover_and_clean_removes_it(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", killed)
-        patched.setattr(place, "discard_temporary", lambda *_: None)
+        patched.setattr(Tree, "discard", lambda *_: None)
         with pytest.raises(Killed):
             write(str(repo.folder), commit)
     (left,) = set(fingerprint(root)) - set(before)

@@ -31,7 +31,7 @@ import pytest
 
 from tests.kit.counts import write_counts
 
-Fault = int | Literal["kill"]
+Fault = int | Literal["kill"] | Callable[[], object]
 Answer = TypeVar("Answer")
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS)
@@ -57,6 +57,8 @@ _BY_PATH = {
     "link": (1, "dst_dir_fd"),
     "symlink": (1, "dir_fd"),
 }
+_readlink = os.readlink
+_READS = ("stat", "lstat", "readlink", "listdir", "scandir")
 _BY_DESCRIPTOR = {
     # name -> which argument is the descriptor
     "write": 0,
@@ -75,7 +77,9 @@ _BY_DESCRIPTOR = {
 
 def fault_name(fault: Fault) -> str:
     """Return the name that a test's parameter has."""
-    return fault if isinstance(fault, str) else errno.errorcode[fault]
+    if isinstance(fault, int):
+        return errno.errorcode[fault]
+    return fault if isinstance(fault, str) else fault.__name__
 
 
 class Disk:
@@ -103,6 +107,9 @@ class Disk:
             if self.kinds.total() != self.nth:
                 return
             self.fired = f"{name} {os.path.relpath(path, self.folder or '/')}"
+        if callable(self.fault):
+            self.fault()
+            return
         if self.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)
@@ -113,13 +120,13 @@ class Disk:
         """Return the path that a path or a descriptor stands for, None if it does not count."""
         if isinstance(place, int):
             try:
-                path = os.readlink(f"{_HANDLES}{place}")
+                path = _readlink(f"{_HANDLES}{place}")
             except OSError:
                 return None
         else:
             path = os.fsdecode(place)
             if folder is not None:
-                path = os.path.join(os.readlink(f"{_HANDLES}{folder}"), path)
+                path = os.path.join(_readlink(f"{_HANDLES}{folder}"), path)
             elif path.startswith(_HANDLES):
                 return self.where(int(path.removeprefix(_HANDLES)))
             path = os.path.abspath(path)
@@ -147,13 +154,16 @@ class _CountedFile(io.FileIO):
 
 
 @contextlib.contextmanager
-def failing(nth: int, fault: Fault, folder: Path | None = None) -> Iterator[Disk]:
+def failing(
+    nth: int, fault: Fault, folder: Path | None = None, *, reads: bool = False
+) -> Iterator[Disk]:
     """Let the Nth change from here on fail with an error number, or kill this process.
 
     Args:
         nth: from 1; none for 0.
-        fault: an `errno`, or that the process is killed.
+        fault: an `errno`, that the process is killed, or what is done just before the call.
         folder: whose content counts; all there is, if none is given.
+        reads: whether opening, listing and looking count too.
     """
     if not os.path.exists("/proc/self/fd"):
         pytest.skip("needs /proc to tell which files are meant")
@@ -164,7 +174,10 @@ def failing(nth: int, fault: Fault, folder: Path | None = None) -> Iterator[Disk
         for name, index in _BY_DESCRIPTOR.items():
             if hasattr(os, name):
                 patch.setattr(os, name, _counted(disk, name, index, ""))
-        patch.setattr(os, "open", _counted_os_open(disk, os.open))
+        for name in _READS if reads else ():
+            patch.setattr(os, name, _counted(disk, name, 0, "dir_fd"))
+        writes = ~0 if reads else _WRITES
+        patch.setattr(os, "open", _counted_os_open(disk, os.open, writes))
         counted = _counted_open(disk, builtins.open)
         patch.setattr(builtins, "open", counted)
         patch.setattr(io, "open", counted)
@@ -184,9 +197,9 @@ def _counted(disk: Disk, name: str, index: int, option: str) -> Callable[..., An
     return call
 
 
-def _counted_os_open(disk: Disk, original: Callable[..., int]) -> Callable[..., int]:
+def _counted_os_open(disk: Disk, original: Callable[..., int], which: int) -> Callable[..., int]:
     def call(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
-        if flags & _WRITES:
+        if flags & which or which == ~0:
             found = disk.where(path, options.get("dir_fd"))
             if found is not None:
                 disk.change("open", found)

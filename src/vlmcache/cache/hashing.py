@@ -9,6 +9,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Generator, Sequence
+from io import FileIO
 from typing import NamedTuple
 
 import msgspec
@@ -69,6 +70,8 @@ class ContentChangedError(ChangedError):
         super().__init__(f"it was written to while it was read: {path}", "run it again")
 
 
+Opener = Callable[[str], int]
+"""Opens a file for reading and returns its descriptor."""
 OnProgress = Callable[[Check, int], None]
 """Is called, from several threads, with how many bytes of a check's file are hashed by now."""
 
@@ -103,18 +106,28 @@ def new_hash(expected: str, size: int) -> hashlib._Hash:
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
-def hash_file(path: str, expected: str) -> str:
+def hash_file(path: str, expected: str, opener: Opener = open_quietly) -> str:
     """Return the hash of a file's content, of the kind that the expected one is.
+
+    Args:
+        path: the file.
+        expected: the hash.
+        opener: opens it: `CacheTree.open_content` for what is in a cache.
 
     Raises:
         OSError: it cannot be read.
         ContentChangedError: it was written to meanwhile.
     """
-    return _digest(Check(path, expected), bytearray(BLOCK), None, threading.Event())[1]
+    with os.fdopen(opener(path), "rb", buffering=0) as file:
+        return _digest(Check(path, expected), file, bytearray(BLOCK), None, threading.Event())[1]
 
 
 def hash_all(
-    checks: Sequence[Check], workers: int | None = None, on_progress: OnProgress | None = None
+    checks: Sequence[Check],
+    workers: int | None = None,
+    on_progress: OnProgress | None = None,
+    *,
+    opener: Opener = open_quietly,
 ) -> Generator[Judged, None, None]:
     """Hash files in several threads and yield each as it is done, in no order.
 
@@ -124,6 +137,7 @@ def hash_all(
         checks: the files; the longest are best named first, so that no core idles at the end.
         workers: threads; one a core if not given.
         on_progress: is called with the progress.
+        opener: opens them: `CacheTree.open_content` for what is in a cache.
     """
     stopped = threading.Event()
     own = threading.local()
@@ -131,17 +145,22 @@ def hash_all(
     def judge(check: Check) -> Judged:
         if not hasattr(own, "buffer"):
             own.buffer = bytearray(BLOCK)
-        return _judge(check, own.buffer, on_progress, stopped)
+        return _judge(check, opener, own.buffer, on_progress, stopped)
 
     return results(checks, judge, workers or cores(), stopped)
 
 
 def _judge(
-    check: Check, buffer: bytearray, on_progress: OnProgress | None, stopped: threading.Event
+    check: Check,
+    opener: Opener,
+    buffer: bytearray,
+    on_progress: OnProgress | None,
+    stopped: threading.Event,
 ) -> Judged:
     for last in (False, True):
         try:
-            identity, actual = _digest(check, buffer, on_progress, stopped)
+            with os.fdopen(opener(check.path), "rb", buffering=0) as file:
+                identity, actual = _digest(check, file, buffer, on_progress, stopped)
             if actual == check.expected or identify(check.path) == identity or last:
                 return Judged(check, identity, actual)
         except ContentChangedError:
@@ -154,36 +173,39 @@ def _judge(
 
 
 def _digest(
-    check: Check, buffer: bytearray, on_progress: OnProgress | None, stopped: threading.Event
+    check: Check,
+    file: FileIO,
+    buffer: bytearray,
+    on_progress: OnProgress | None,
+    stopped: threading.Event,
 ) -> tuple[Identity, str]:
-    with open(open_quietly(check.path), "rb", buffering=0) as file:
-        descriptor = file.fileno()
-        identity = _identity(os.fstat(descriptor))
-        size = identity.size
-        digest = new_hash(check.expected, size)
-        stretch = len(buffer) * _STRETCH
-        resident = page_cache.resident_blocks(descriptor, size, stretch) or ()
-        view = memoryview(buffer)
-        position = given_back = 0
-        if resident and not resident[0]:
-            page_cache.read_ahead(descriptor, 0, stretch)
-        # A file that grows as fast as it is read would never end.
-        while position <= size and (count := file.readinto(buffer)):
-            if stopped.is_set():
-                raise Stopped
-            number, within = divmod(position, stretch)
-            if within == 0 and number + 1 < len(resident) and not resident[number + 1]:
-                page_cache.read_ahead(descriptor, (number + 1) * stretch, stretch)
-            digest.update(view[:count])
-            position += count
-            if number < len(resident) and position >= min(size, (number + 1) * stretch):
-                if not resident[number]:
-                    page_cache.give_back(descriptor, given_back, position - given_back)
-                given_back = position
-                if on_progress is not None:
-                    on_progress(check, position)
-        if on_progress is not None:
-            on_progress(check, position)
-        if position != size or _identity(os.fstat(descriptor))[:4] != identity[:4]:
-            raise ContentChangedError(check.path)
-        return identity, digest.hexdigest()
+    descriptor = file.fileno()
+    identity = _identity(os.fstat(descriptor))
+    size = identity.size
+    digest = new_hash(check.expected, size)
+    stretch = len(buffer) * _STRETCH
+    resident = page_cache.resident_blocks(descriptor, size, stretch) or ()
+    view = memoryview(buffer)
+    position = given_back = 0
+    if resident and not resident[0]:
+        page_cache.read_ahead(descriptor, 0, stretch)
+    # A file that grows as fast as it is read would never end.
+    while position <= size and (count := file.readinto(buffer)):
+        if stopped.is_set():
+            raise Stopped
+        number, within = divmod(position, stretch)
+        if within == 0 and number + 1 < len(resident) and not resident[number + 1]:
+            page_cache.read_ahead(descriptor, (number + 1) * stretch, stretch)
+        digest.update(view[:count])
+        position += count
+        if number < len(resident) and position >= min(size, (number + 1) * stretch):
+            if not resident[number]:
+                page_cache.give_back(descriptor, given_back, position - given_back)
+            given_back = position
+            if on_progress is not None:
+                on_progress(check, position)
+    if on_progress is not None:
+        on_progress(check, position)
+    if position != size or _identity(os.fstat(descriptor))[:4] != identity[:4]:
+        raise ContentChangedError(check.path)
+    return identity, digest.hexdigest()

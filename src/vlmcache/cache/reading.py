@@ -15,12 +15,13 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_ATIME = getattr(os, "O_NOATIME", 0)
 
 
-def open_quietly(path: str, *, follow: bool = True) -> int:
+def open_quietly(path: str, *, follow: bool = True, folder: int | None = None) -> int:
     """Open a regular file for reading, without changing its access time if that is allowed.
 
     Args:
         path: the file.
         follow: whether it may be a link.
+        folder: the descriptor of the folder in which the path is.
 
     Returns:
         A file descriptor, which the caller closes.
@@ -30,28 +31,30 @@ def open_quietly(path: str, *, follow: bool = True) -> int:
     """
     flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)
     try:
-        descriptor = os.open(path, flags | _NO_ATIME)
+        descriptor = os.open(path, flags | _NO_ATIME, dir_fd=folder)
     except PermissionError:
         # O_NOATIME is allowed to the owner of the file only.
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, flags, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(f"not a regular file: {path}")
     return descriptor
 
 
-def read_bytes(path: str, limit: int, *, owners: Collection[int] | None = None) -> bytes:
+def read_bytes(path: str | int, limit: int, *, owners: Collection[int] | None = None) -> bytes:
     """Return the content of a regular file.
 
     Args:
-        path: the file; links are followed, unless owners are given.
+        path: the file, or its descriptor, which is closed; links are followed, unless owners are
+            given.
         limit: the most bytes that make sense for it.
         owners: the users whose file it may be; anybody's if not given.
 
     Raises:
         OSError: it cannot be read, is longer than `limit`, or is a link or another user's.
     """
-    with open(open_quietly(path, follow=owners is None), "rb") as file:
+    opened = path if isinstance(path, int) else open_quietly(path, follow=owners is None)
+    with open(opened, "rb") as file:
         if owners is not None and os.fstat(file.fileno()).st_uid not in owners:
             raise PermissionError(f"another user's: {path}")
         content = file.read(limit + 1)

@@ -22,11 +22,12 @@ from vlmcache.cache.entries import (
     read_entries,
     read_link,
 )
+from vlmcache.cache.locks import lock_held, partial_in_use
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.repo_content import RepoContent, check_repo
 from vlmcache.cache.scan_snapshots import read_snapshots
 from vlmcache.cache.state import Blob, Partial, Repo, TreeFile
-from vlmcache.cache.usage import lock_held
+from vlmcache.cache.tree import CacheTree
 
 
 class _TreeDocument(msgspec.Struct):
@@ -124,6 +125,7 @@ def _read_partial(
 ) -> None:
     locks = os.path.join(content.cache_dir, layout.LOCKS, content.folder)
     folders = (locks, os.path.dirname(entry.path))
+    tree = CacheTree(content.cache_dir)
     content.partials.append(
         Partial(
             stat.st_ino,
@@ -133,7 +135,11 @@ def _read_partial(
             entry.name,
             etag,
             entry.path,
-            any(lock_held(os.path.join(folder, etag + layout.LOCK_SUFFIX)) for folder in folders),
+            any(
+                lock_held(os.path.join(folder, etag + layout.LOCK_SUFFIX), tree)
+                for folder in folders
+            )
+            or partial_in_use(entry.path, tree),
             stat.st_dev,
             layout.partial_client(entry.name),
         )

@@ -14,45 +14,16 @@ from typing import Literal
 import msgspec
 
 from vlmcache.cache import formats, layout
+from vlmcache.cache.locks import lock_held
 from vlmcache.cache.mounts import AccessTimes
 from vlmcache.cache.state import Blob, CacheState, File, Partial, Repo, Revision, SharedBlob, Stray
+from vlmcache.cache.tree import CacheTree
 from vlmcache.units import counted
 
 _ONE_READER = 3600 * 10**9
 """If all of a repo was read within so many nanoseconds, a backup or a copy may have read it."""
 
 _SECRET = re.compile(r"(--token[ =]|\bhf_)\S+")
-
-
-def lock_held(path: str) -> bool:
-    """Return whether another process holds the hub's lock at `path` (a file of `filelock`).
-
-    The lock is tried and given back at once. Nothing is created; a lock that cannot be tried counts
-    as held, since deleting under it would be the greater harm.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
-        else:
-            import fcntl
-
-            # A shared lock fails just where somebody holds the hub's exclusive one; two that only
-            # look do not see each other, and network drives take it on a file open for reading.
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -121,18 +92,19 @@ def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage
             content.update(content_of(state, repo))
             content.update(((stray.device, stray.inode), stray.path) for stray in repo.strays)
     content.update(((stray.device, stray.inode), stray.path) for stray in state.strays)
+    tree = CacheTree(state.dir)
     taken = {
         f"{folder}/{name}": os.path.join(locks.path, name)
         for folder, locks in state.locks.items()
         if folders is None or folder in folders
         for name in locks.files
-        if lock_held(os.path.join(locks.path, name))
+        if lock_held(os.path.join(locks.path, name), tree)
     }
     files: dict[tuple[int, int], str] = {}
     for name, path in taken.items():
         with contextlib.suppress(OSError):
-            stat = os.stat(path)
-            files[stat.st_dev, stat.st_ino] = name
+            status = tree.stat(path)
+            files[status.st_dev, status.st_ino] = name
     return find_users(content, taken, files)
 
 
@@ -313,6 +285,25 @@ def _command_line(base: str) -> str:
         if words != [b""]:
             return without_secrets(" ".join(map(os.fsdecode, words)))
     return "?"
+
+
+def holder_of(status: os.stat_result) -> str:
+    """Return in words who holds a lock, if Linux shows it (`/proc/locks`, proc(5)).
+
+    Args:
+        status: of the lock's file.
+    """
+    lines: list[str] = []
+    with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii", errors="replace") as f:
+        lines = f.readlines()
+    for line in lines:
+        fields = line.split()
+        # "1: FLOCK ADVISORY WRITE 4711 fe:00:1234 0 EOF"; a waiter has "->" after the number.
+        if len(fields) < 6 or fields[1] == "->" or not fields[4].isdigit():
+            continue
+        if fields[5].rpartition(":")[2] == str(status.st_ino):
+            return f"process {fields[4]} ({_command_line(f'/proc/{fields[4]}')})"
+    return "another process"
 
 
 def without_secrets(command: str) -> str:

@@ -11,14 +11,14 @@ import os
 import re
 import secrets
 import stat as modes
-import sys
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
+from vlmcache.cache.locks import flock
 from vlmcache.cache.mounts import LOCAL, mount_of, nearest_folder
-from vlmcache.change.tree import BY_DESCRIPTOR, enter, entry_names
+from vlmcache.change.tree import Tree, entry_names
 from vlmcache.errors import CacheError
 from vlmcache.units import short_text, size_text
 
@@ -115,34 +115,34 @@ class _Trial:
 
 
 @contextlib.contextmanager
-def _trial(folder: str) -> Iterator[_Trial]:
+def _trial(tree: Tree, folder: str) -> Iterator[_Trial]:
     # Its name is a temporary's: in a store, what a run that was killed has left is known.
     path = os.path.join(folder, f".trial.{secrets.token_hex(4)}.tmp")
-    os.mkdir(path, 0o700)
+    tree.make_folders(path, 0o700)
     try:
-        descriptor = enter(path, None, path) if BY_DESCRIPTOR else None
-        trial = _Trial(path, descriptor)
-        try:
-            yield trial
-        finally:
-            for name in entry_names(descriptor, path):
-                with contextlib.suppress(OSError):
-                    os.unlink(trial.name(name), dir_fd=descriptor)
-            if descriptor is not None:
-                os.close(descriptor)
+        with tree.folder(path) as descriptor:
+            trial = _Trial(path, descriptor)
+            try:
+                yield trial
+            finally:
+                for name in entry_names(descriptor, path):
+                    with contextlib.suppress(OSError):
+                        os.unlink(trial.name(name), dir_fd=descriptor)
     finally:
         with contextlib.suppress(OSError):
-            os.rmdir(path)
+            tree.rmdir(path)
 
 
 @contextlib.contextmanager
-def _file(folder: str) -> Iterator[int]:
+def _file(tree: Tree, folder: str) -> Iterator[int]:
     """Yield the descriptor of an empty file: one without a name, if the system has such."""
     with contextlib.ExitStack() as stack:
         try:
-            descriptor = os.open(folder, os.O_RDWR | os.O_TMPFILE, 0o600)
+            opened = stack.enter_context(tree.folder(folder))
+            here = folder if opened is None else os.curdir
+            descriptor = os.open(here, os.O_RDWR | os.O_TMPFILE, 0o600, dir_fd=opened)
         except (AttributeError, OSError):
-            descriptor = stack.enter_context(_trial(folder)).make("file")
+            descriptor = stack.enter_context(_trial(tree, folder)).make("file")
         stack.callback(os.close, descriptor)
         yield descriptor
 
@@ -158,21 +158,22 @@ def _can(work: Callable[[], object]) -> bool | None:
     return True
 
 
-def probe(folder: str) -> Abilities:
+def probe(tree: Tree, folder: str) -> Abilities:
     """Return what the filesystem of a folder can do.
 
     Args:
-        folder: it exists.
+        tree: the cache.
+        folder: of the cache; it exists.
     """
-    with contextlib.suppress(OSError), _trial(folder) as trial:
+    with contextlib.suppress(OSError), _trial(tree, folder) as trial:
         descriptor = trial.make("file")
         try:
             return Abilities(
                 symlinks=trial.symlinks(),
                 hard_links=trial.hard_links(),
-                locks=_can_lock(descriptor),
+                locks=_can_lock(descriptor, folder),
                 case_sensitive=not trial.holds("FILE"),
-                modes=keeps_modes(folder),
+                modes=keeps_modes(tree, folder),
                 large_files=_can(lambda: os.lseek(descriptor, _LARGE, os.SEEK_SET)),
             )
         finally:
@@ -180,25 +181,20 @@ def probe(folder: str) -> Abilities:
     return Abilities()
 
 
-def _can_lock(descriptor: int) -> bool:
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
+def _can_lock(descriptor: int, folder: str) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return flock(descriptor, folder) is True
     except OSError:
         return False
-    return True
 
 
-def keeps_modes(folder: str) -> bool | None:
+def keeps_modes(tree: Tree, folder: str) -> bool | None:
     """Return whether files in a folder keep their modes, which some systems accept and forget.
 
     `None` if that cannot be tried.
     """
     if hasattr(os, "fchmod"):
-        with contextlib.suppress(OSError), _file(folder) as file:
+        with contextlib.suppress(OSError), _file(tree, folder) as file:
             for mode in (0o640, 0o600):
                 able = _can(partial(os.fchmod, file, mode))
                 kept = modes.S_IMODE(os.fstat(file).st_mode) == mode
@@ -221,6 +217,7 @@ def check_filesystem(folder: str, needs: Needs) -> None:
     if not needs.names:
         return
     place = nearest_folder(folder)
+    tree = Tree(place)
     if hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY:
         raise _refused(place, "is read-only", "name a folder that can be written")
     pairs = list(_alike(needs.names))
@@ -231,14 +228,14 @@ def check_filesystem(folder: str, needs: Needs) -> None:
         raise _refused(place, f"has no path for {short_text(longest)}: it is too long")
     mount = mount_of(place)
     if needs.largest >= _LARGE and (mount is None or mount.type not in LOCAL):
-        with contextlib.suppress(OSError), _file(place) as file:
+        with contextlib.suppress(OSError), _file(tree, place) as file:
             if _can(lambda: os.lseek(file, needs.largest, os.SEEK_SET)) is False:
                 longest = f"and the longest has {size_text(needs.largest)}"
                 raise _refused(place, f"has no files of {size_text(_LARGE)}, {longest}")
     if not (needs.links or pairs or odd):
         return
     # If nothing can be tried, what is wrong shows while it is written.
-    with contextlib.suppress(OSError), _trial(place) as trial:
+    with contextlib.suppress(OSError), _trial(tree, place) as trial:
         _try(trial, place, needs, odd, pairs)
 
 
@@ -286,15 +283,16 @@ def check_renames(folder: str, names: Iterable[str]) -> None:
     mount = mount_of(folder)
     if mount is None or mount.type != "overlay":
         return
-    with contextlib.suppress(OSError), _trial(folder) as trial:
+    tree = Tree(folder)
+    with contextlib.suppress(OSError), _trial(tree, folder) as trial:
         # Nothing takes the place of a folder that is not empty, so nothing is renamed. Should
         # somebody empty it meanwhile, what was renamed comes back.
         os.close(trial.make("file"))
         for name in names:
             path = os.path.join(folder, name)
             try:
-                os.rename(path, trial.path)
-                os.rename(trial.path, path)
+                tree.rename(path, trial.path)
+                tree.rename(trial.path, path)
             except OSError as error:
                 if error.errno == errno.EXDEV:
                     raise CacheError(

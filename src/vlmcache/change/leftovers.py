@@ -16,15 +16,14 @@ from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.change.locks import HubLocks
-from vlmcache.change.place import sync_folder
-from vlmcache.change.plan import Attempt, Expected, RemoveTree, StaleError
-from vlmcache.change.tree import Emptying, Tree
+from vlmcache.change.plan import Attempt, Expected, RemoveTree
+from vlmcache.change.tree import Emptying, RemovalTree, sync_folder
 
 
 class Leftovers:
     """The leftovers of one run."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: RemovalTree) -> None:
         self.tree = tree
         self.folder = os.path.join(tree.root, layout.LEFTOVERS)
         self.token = secrets.token_hex(6)
@@ -58,7 +57,7 @@ class Leftovers:
             except FileNotFoundError:
                 # It is an error only if the entry itself is gone, not the place for it.
                 os.stat(name, dir_fd=folder, follow_symlinks=False)
-            except (OSError, StaleError):
+            except OSError:
                 pass  # a full, foreign or read-only place for the leftovers; unlinking may still do
             Emptying(attempt).remove(entry)
 

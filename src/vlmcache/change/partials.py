@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes, is_resumable
 from vlmcache.cache.hashing import BLOCK, new_hash
-from vlmcache.cache.reading import open_quietly
-from vlmcache.cache.usage import find_users, lock_held
+from vlmcache.cache.locks import lock_held
+from vlmcache.cache.usage import find_users
+from vlmcache.change.tree import Tree, write_all
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -29,15 +30,18 @@ _NOT_HERE = frozenset(
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[int]:
+def opened(tree: Tree, path: str) -> Iterator[int]:
     """Open an unfinished download, a new one if there is none, and yield its descriptor.
 
     Raises:
-        OSError: the system refuses, or it is a link.
+        StaleError: it is not a regular file, or has a second name.
+        OSError: the system refuses.
     """
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
-        yield file.fileno()
+    descriptor = tree.edit_or_create(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def usable(descriptor: int, size: int) -> int:
@@ -160,13 +164,14 @@ def hash_of(descriptor: int, etag: str, size: int, length: int, check: Callable[
     return digest
 
 
-def copy_beginning(partial: str, size: int, check: Callable[[], None]) -> None:
+def copy_beginning(tree: Tree, partial: str, size: int, check: Callable[[], None]) -> None:
     """Make a partial of what another program left behind of the same blob, which stays as it is.
 
     It is one that nobody has open or locked, that was not written to for an hour and has no holes;
     of several the longest. Whether its bytes are correct shows once the blob is complete.
 
     Args:
+        tree: the cache.
         partial: the path of ours; if it exists, nothing is done.
         size: the complete blob's length in bytes.
         check: is called from time to time, and raises to stop.
@@ -177,22 +182,22 @@ def copy_beginning(partial: str, size: int, check: Callable[[], None]) -> None:
     folder, name = os.path.split(partial)
     etag = name.removesuffix(layout.PARTIAL_SUFFIX)
     lock = os.path.join(folder, etag + layout.LOCK_SUFFIX)
-    others = [other for other in os.listdir(folder) if layout.partial_etag(other) == etag]
-    if name in others or lock_held(lock):
+    others = [other for other in tree.names(folder) if layout.partial_etag(other) == etag]
+    if name in others or lock_held(lock, tree):
         return
     with contextlib.ExitStack() as stack:
         begun: list[tuple[int, int]] = []
         for other in others:
             path = os.path.join(folder, other)
             with contextlib.suppress(OSError):
-                source = open_quietly(path, follow=False)
+                source = tree.open(path)
                 stack.callback(os.close, source)
                 length = _usable_of_other(source, path, size)
                 begun.append((length, source))
         length, source = max(begun, default=(0, -1))
         if not length:
             return
-        with opened(partial) as target:
+        with opened(tree, partial) as target:
             position, by_kernel = 0, hasattr(os, "copy_file_range")
             # If not all can be copied, what was copied is a beginning too.
             with contextlib.suppress(OSError):
@@ -255,13 +260,6 @@ def copy_block(source: int, target: int, most: int, by_kernel: bool) -> tuple[in
         raise OSError(errno.EIO, "the file became shorter meanwhile")
     write_all(target, block)
     return len(block), block
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of the data; on a disk that is nearly full, one call writes only a part of it."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def _boot_time() -> float:

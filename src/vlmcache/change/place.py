@@ -13,17 +13,17 @@ import json
 import os
 import shutil
 import stat
-import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
-from vlmcache import log
 from vlmcache.cache import layout
+from vlmcache.cache.hashing import BLOCK
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.state import TreeFile
+from vlmcache.cache.tree import StaleError
 from vlmcache.change import abilities
-from vlmcache.change.partials import write_all
-from vlmcache.errors import CacheError, SpaceError, VlmcacheError
+from vlmcache.change.tree import Tree
+from vlmcache.errors import CacheError, ChangedError, SpaceError, VlmcacheError
 from vlmcache.units import size_text
 
 # huggingface_hub's `_local_folder.py`, word for word.
@@ -47,6 +47,8 @@ def disk_failure(error: OSError, path: str) -> VlmcacheError:
     """Return what the system's refusal to write means to a user."""
     where = error.filename if isinstance(error.filename, str) else path
     reason = error.strerror or str(error)
+    if isinstance(error, StaleError):
+        return ChangedError(f"{reason}: {where}", "who else changes this cache? run it again")
     if is_full(error):
         return SpaceError(f"the disk is full: {where}", "'vlmcache status' shows what makes room")
     hint = _WRITE_HINTS.get(error.errno or 0, "'vlmcache doctor' may show why")
@@ -78,52 +80,54 @@ def check_room(place: str, needs: int, hint: str) -> None:
         )
 
 
-def sync_folder(folder: str | int) -> None:
-    """Bring the entries of a folder, or of an open one, to the disk, if the system can do it."""
-    if sys.platform == "win32":
-        return
-    descriptor = folder if isinstance(folder, int) else os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network filesystems cannot sync folders.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        if descriptor != folder:
-            os.close(descriptor)
-
-
-def prepare_repo(cache_dir: str, folder: str) -> None:
-    """Make a cache and a repo's folder in it.
+def home_of(cache: Tree, folder: str) -> tuple[Tree, str]:
+    """Return the tree that a repo really is in, and the path of its folder there.
 
     Args:
-        cache_dir: the hub cache.
-        folder: the repo's own folder.
+        cache: the hub cache.
+        folder: the path of the repo in it.
 
     Raises:
-        CacheError: a part of the layout is a link, through which nothing is written; or the repo
-            lies on a drive that is not mounted.
-        OSError: the system refuses.
+        CacheError: it lies on a drive that is not mounted.
+        StaleError: it is another user's link.
     """
     if os.path.islink(folder) and not os.path.isdir(folder):
         raise CacheError(
             f"the repo lies at {os.path.realpath(folder)}, which does not exist",
             "mount that drive, or remove the link with 'vlmcache rm'",
         )
-    os.makedirs(folder, exist_ok=True)
+    tree, path = cache.home(os.path.join(folder, layout.BLOBS))
+    return tree, os.path.dirname(path)
+
+
+def prepare_repo(tree: Tree, folder: str) -> None:
+    """Make a cache and a repo's folder in it.
+
+    Args:
+        tree: the hub cache that the repo is really in.
+        folder: the repo's own folder.
+
+    Raises:
+        CacheError: a part of the layout is a link, through which nothing is written.
+        OSError: the system refuses.
+    """
+    tree.make_folders(folder)
     for name in (layout.BLOBS, layout.SNAPSHOTS, layout.REFS, layout.TREES):
         path = os.path.join(folder, name)
         if os.path.islink(path):
-            raise CacheError(f"a link where a folder belongs: {path}", "remove it, then pull again")
-    tag_cache(cache_dir)
+            raise _link_in_place_of_a_folder(path)
+    tag_cache(tree)
 
 
-def tag_cache(cache_dir: str) -> None:
+def _link_in_place_of_a_folder(path: str | None) -> CacheError:
+    return CacheError(f"a link where a folder belongs: {path}", "remove it, then pull again")
+
+
+def tag_cache(tree: Tree) -> None:
     """Tell backup programs to skip the cache, as far as the system lets."""
-    tag = os.path.join(cache_dir, layout.CACHE_TAG)
-    if not os.path.lexists(tag):
-        with contextlib.suppress(OSError), open(tag, "x", encoding="utf-8") as file:
+    with contextlib.suppress(OSError):
+        descriptor = tree.create(os.path.join(tree.root, layout.CACHE_TAG))
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(_CACHE_TAG)
 
 
@@ -140,10 +144,13 @@ def tree_text(files: Mapping[str, TreeFile]) -> str:
     return json.dumps({"format_version": 1, "files": entries}, indent=1)
 
 
-def write_tree(folder: str, commit: str, files: Mapping[str, TreeFile], *, complete: bool) -> None:
+def write_tree(
+    tree: Tree, folder: str, commit: str, files: Mapping[str, TreeFile], *, complete: bool
+) -> None:
     """Keep the hub's listing of a commit.
 
     Args:
+        tree: the cache that the repo is really in.
         folder: the repo's own folder.
         commit: the commit.
         files: the listing.
@@ -153,130 +160,57 @@ def write_tree(folder: str, commit: str, files: Mapping[str, TreeFile], *, compl
         OSError: the system refuses.
     """
     trees = os.path.join(folder, layout.TREES)
-    os.makedirs(trees, exist_ok=True)
+    tree.make_folders(trees)
     # The client keeps listings to their user, which would hide them from others in a shared cache.
-    shared = os.stat(trees).st_mode & (stat.S_ISGID | stat.S_IWGRP) == stat.S_ISGID | stat.S_IWGRP
-    mode = 0o666 if shared else 0o600
-    text = tree_text(files)
-    write_file(layout.tree_path(folder, commit, own=not complete), text.encode(), mode)
+    both = stat.S_ISGID | stat.S_IWGRP
+    mode = 0o666 if tree.stat(trees).st_mode & both == both else 0o600
+    path = layout.tree_path(folder, commit, own=not complete)
+    tree.write(path, tree_text(files).encode(), mode)
     if complete:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(layout.tree_path(folder, commit, own=True))
+            tree.unlink(layout.tree_path(folder, commit, own=True))
 
 
-def write_ref(path: str, commit: str) -> None:
+def write_ref(tree: Tree, path: str, commit: str) -> None:
     """Let a ref name a commit.
 
     Raises:
         OSError: the system refuses.
     """
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    if os.path.isdir(path) and not os.path.islink(path):
-        os.rmdir(path)
-    write_file(path, commit.encode())
+    tree.make_folders(os.path.dirname(path))
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        tree.rmdir(path)
+    tree.write(path, commit.encode())
 
 
-@contextlib.contextmanager
-def replacing(
-    path: str, mode: int = 0o666, *, temporary: str | None = None, folder: int | None = None
-) -> Iterator[int]:
-    """Yield the descriptor of a new file, which takes a path's place once the block ends well.
-
-    Its bytes are on the disk by then: readers see the old file or the new one.
-
-    Args:
-        path: where; whatever has that name is replaced.
-        mode: of the new file, before the umask.
-        temporary: the path under which it is written, in the same folder; a unique one if not
-            given.
-        folder: the descriptor of that folder, so that no link on the way can lead elsewhere.
+def write_file(path: str, content: bytes, *, temporary: str | None = None) -> None:
+    """Put a small file in its place, a folder outside any cache; see `Tree.replacing`.
 
     Raises:
         OSError: the system refuses; what was at the path is untouched.
     """
-    temporary = temporary or f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    name = path if folder is None else os.path.basename(path)
-    begun = temporary if folder is None else os.path.basename(temporary)
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(begun, flags, mode, dir_fd=folder)
-    try:
-        try:
-            yield descriptor
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(begun, name, src_dir_fd=folder, dst_dir_fd=folder)
-        log.debug("place", "renamed '%s' to '%s'", begun, path)
-    except BaseException:
-        discard_temporary(begun, folder)
-        raise
-    sync_folder(os.path.dirname(path) if folder is None else folder)
+    Tree(os.path.dirname(path)).write(path, content, temporary=temporary)
 
 
-def write_file(
-    path: str, content: bytes, mode: int = 0o666, *, temporary: str | None = None
-) -> None:
-    """Put a small file in its place; see `replacing`.
-
-    Raises:
-        OSError: the system refuses; what was at the path is untouched.
-    """
-    with replacing(path, mode, temporary=temporary) as descriptor:
-        write_all(descriptor, content)
-
-
-def put(path: str, temporary: str, make: Callable[[str], object]) -> None:
-    """Make an entry under another name of the same filesystem, and rename it to its place.
-
-    Args:
-        path: the place; whatever is at it is replaced.
-        temporary: the other name.
-        make: makes an entry at the path that it is given.
-
-    Raises:
-        OSError: the system refuses; what was at the path is untouched.
-    """
-    try:
-        make(temporary)
-        publish(temporary, path)
-    except BaseException:
-        discard_temporary(temporary)
-        raise
-
-
-def discard_temporary(path: str, folder: int | None = None) -> None:
-    """Remove a temporary, as far as the system lets."""
-    with contextlib.suppress(OSError):
-        os.unlink(path, dir_fd=folder)
-
-
-def prepare_snapshot(folder: str, commit: str, file: str) -> str:
+def prepare_snapshot(tree: Tree, folder: str, commit: str, file: str) -> str:
     """Make the folders above a snapshot's file and return its path.
 
     Raises:
         CacheError: a folder on the way is a link, through which nothing is written.
         OSError: the system refuses.
     """
-    path = layout.snapshot_path(folder, commit)
-    if os.path.islink(path):
+    snapshot = layout.snapshot_path(folder, commit)
+    if os.path.islink(snapshot):
         # A snapshot that is a link is damage; the link is removed, what it leads to stays.
-        try:
-            os.unlink(path)
-        except OSError:
-            if os.path.islink(path):
-                raise
-            # The thread of another file was first.
-    parts = file.split("/")
-    for part in parts[:-1]:
-        path = os.path.join(path, part)
-        if os.path.islink(path):
-            raise CacheError(f"a link where a folder belongs: {path}", "remove it, then pull again")
-    os.makedirs(path, exist_ok=True)
-    path = os.path.join(path, parts[-1])
+        tree.discard(snapshot)
+    path = layout.file_path(snapshot, file)
+    try:
+        tree.make_folders(os.path.dirname(path))
+    except StaleError as error:
+        raise _link_in_place_of_a_folder(error.filename) from error
     if os.path.isdir(path) and not os.path.islink(path):
         check_places([path])
-        os.rmdir(path)
+        tree.rmdir(path)
     return path
 
 
@@ -294,7 +228,7 @@ def check_places(paths: Iterable[str]) -> None:
             )
 
 
-def place_link(folder: str, commit: str, file: str, etag: str) -> bool:
+def place_link(tree: Tree, folder: str, commit: str, file: str, etag: str) -> bool:
     """Link a blob into a snapshot; whatever was at that place is replaced.
 
     Returns:
@@ -303,29 +237,31 @@ def place_link(folder: str, commit: str, file: str, etag: str) -> bool:
     Raises:
         OSError: the system refuses for another reason.
     """
-    path = prepare_snapshot(folder, commit, file)
+    path = prepare_snapshot(tree, folder, commit, file)
     target = layout.link_target(etag, file.count("/"))
     with contextlib.suppress(OSError):
-        if os.readlink(path) == target:
+        if tree.readlink(path) == target:
             return True
     temporary = os.path.join(folder, layout.BLOBS, f".link.{uuid.uuid4().hex[:8]}.new")
     try:
         try:
-            os.symlink(target, path)
+            tree.symlink(target, path)
         except FileExistsError:
-            put(path, temporary, functools.partial(os.symlink, target))
+            tree.put(path, temporary, functools.partial(tree.symlink, target))
     except OSError as error:
         if abilities.cannot(error):
             return False
         raise
-    sync_folder(os.path.dirname(path))
     return True
 
 
-def place_copy(folder: str, commit: str, file: str, content: str, *, move: bool) -> None:
+def place_copy(
+    tree: Tree, folder: str, commit: str, file: str, content: str, *, move: bool
+) -> None:
     """Put a blob's content itself into a snapshot, for a system without links.
 
     Args:
+        tree: the cache.
         folder: the repo's folder.
         commit: the snapshot's.
         file: the file's name in the repo.
@@ -335,36 +271,23 @@ def place_copy(folder: str, commit: str, file: str, content: str, *, move: bool)
     Raises:
         OSError: the system refuses.
     """
-    path = prepare_snapshot(folder, commit, file)
+    path = prepare_snapshot(tree, folder, commit, file)
+
+    def copy(place: str) -> None:
+        with (
+            os.fdopen(tree.open_content(content), "rb", buffering=0) as source,
+            os.fdopen(tree.create(place), "wb", buffering=0) as target,
+        ):
+            shutil.copyfileobj(source, target, BLOCK)
+
     if move and not os.path.islink(content):
-        publish(content, path)
+        tree.rename(content, path)
     else:
         temporary = os.path.join(folder, layout.BLOBS, f".copy.{uuid.uuid4().hex[:8]}.new")
-        put(path, temporary, functools.partial(shutil.copyfile, content))
+        tree.put(path, temporary, copy)
 
 
-def publish(path: str, place: str) -> None:
-    """Rename what is complete, and whose bytes are on the disk, to its place for good.
-
-    Raises:
-        OSError: the system refuses; it still has its old name.
-    """
-    os.replace(path, place)
-    log.debug("place", "renamed '%s' to '%s'", path, place)
-    sync_folder(os.path.dirname(place))
-
-
-def place_repo_link(path: str, target: str) -> None:
-    """Leave a link in the place of a repo's folder that is gone.
-
-    Raises:
-        OSError: the system refuses, or something is there.
-    """
-    os.symlink(target, path)
-    sync_folder(os.path.dirname(path))
-
-
-def replace_repo_link(path: str, target: str) -> None:
+def replace_repo_link(tree: Tree, path: str, target: str) -> None:
     """Let a link in the place of a repo's folder lead elsewhere, with no instant without one.
 
     Raises:
@@ -372,19 +295,19 @@ def replace_repo_link(path: str, target: str) -> None:
     """
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.new")
-    put(path, temporary, functools.partial(os.symlink, target))
+    tree.put(path, temporary, functools.partial(tree.symlink, target))
 
 
-def put_back(aside: str, path: str) -> None:
+def put_back(tree: Tree, aside: str, path: str) -> None:
     """Rename a repo that was set aside back to its place, which is empty.
 
     Raises:
         OSError: the system refuses, or something is there.
     """
-    publish(aside, path)
+    tree.rename(aside, path)
     with contextlib.suppress(OSError):  # each may hold what other runs have left
-        os.rmdir(os.path.dirname(aside))
-        os.rmdir(os.path.dirname(os.path.dirname(aside)))
+        tree.rmdir(os.path.dirname(aside))
+        tree.rmdir(os.path.dirname(os.path.dirname(aside)))
 
 
 def file_size(path: str) -> int | None:

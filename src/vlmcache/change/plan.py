@@ -13,8 +13,9 @@ import msgspec
 
 from vlmcache import log
 from vlmcache.cache.state import Repo, Revision
+from vlmcache.cache.tree import StaleError
 from vlmcache.cache.usage import Process
-from vlmcache.errors import VlmcacheError
+from vlmcache.errors import InUseError, VlmcacheError
 
 
 class Expected(msgspec.Struct, frozen=True):
@@ -359,11 +360,7 @@ Result: TypeAlias = Literal["done", "absent", "stale", "busy", "failed"]
 Removing: TypeAlias = Remove | RemoveTree | ReleaseShared
 
 
-class StaleError(Exception):
-    """What was found is not what the plan expects."""
-
-
-class TakenError(Exception):
+class TakenError(InUseError):
     """Some process uses it now."""
 
 
@@ -383,7 +380,7 @@ class Attempt(msgspec.Struct):
         self.outcome = Outcome(name, self.action.path, result, self.freed, detail=detail)
 
 
-REFUSALS = (StaleError, TakenError, OSError)
+REFUSALS = (TakenError, OSError)
 
 
 def result_of(error: Exception, path: str) -> tuple[Result, str | None]:
@@ -391,13 +388,13 @@ def result_of(error: Exception, path: str) -> tuple[Result, str | None]:
     if isinstance(error, FileNotFoundError):
         return "absent", None
     if isinstance(error, OSError):
-        return "failed", why_refused(error, path)
-    return "busy" if isinstance(error, TakenError) else "stale", str(error)
+        return "stale" if isinstance(error, StaleError) else "failed", why_refused(error, path)
+    return "busy", str(error)
 
 
-def why_refused(error: OSError | StaleError, path: str) -> str:
+def why_refused(error: OSError, path: str) -> str:
     """Return in words why something was not done at a path."""
-    if isinstance(error, StaleError):
+    if error.errno is None:
         return str(error)
     named = error.filename
     # Names relative to an open folder would say nothing to the user.

@@ -6,7 +6,6 @@ The client's `utils/_shared_blobs.py` has the store's marker, a lock and a manif
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import re
@@ -16,18 +15,14 @@ from collections.abc import Collection, Iterator
 
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
-from vlmcache.cache.reading import read_bytes
-from vlmcache.change.locks import hold_lock
-from vlmcache.change.partials import write_all
-from vlmcache.change.place import put, replacing, write_file
-from vlmcache.change.plan import Attempt, ReleaseShared, StaleError
-from vlmcache.change.tree import Tree
+from vlmcache.cache.tree import StaleError
+from vlmcache.change.locks import Lock
+from vlmcache.change.plan import Attempt, ReleaseShared
+from vlmcache.change.tree import RemovalTree, write_all
 from vlmcache.errors import CacheError
 
 _MARKER_TEMPORARY = re.compile(re.escape(layout.SHARED_MARKER) + r"\.[0-9a-f]{8}\.tmp")
 _MANIFEST_LIMIT = 64_000_000
-_LOCK_SECONDS = 5.0
-"""Seconds that a removal waits for the lock of a shared blob."""
 _FOR_ALL = 0o666
 """Mode of locks and manifests, whatever the umask: every user of the cache writes to them."""
 
@@ -40,8 +35,8 @@ class SharedStore:
         tree: how the cache is reached, and what of it is in use.
     """
 
-    def __init__(self, cache_dir: str, tree: Tree | None = None) -> None:
-        self.tree = tree or Tree(cache_dir)
+    def __init__(self, cache_dir: str, tree: RemovalTree | None = None) -> None:
+        self.tree = tree or RemovalTree(cache_dir)
         self.root = self.tree.root
         self.folder = os.path.join(self.root, layout.SHARED_STORE)
         self._links: dict[str, set[str]] = {}
@@ -53,7 +48,7 @@ class SharedStore:
     def target_of(self, blob: str) -> str | None:
         """Return the shared blob that a repo's blob is a link to, `None` if it is no such link."""
         try:
-            shared_hash = layout.shared_hash_of(os.readlink(blob))
+            shared_hash = layout.shared_hash_of(self.tree.readlink(blob))
         except OSError:
             return None
         return None if shared_hash is None else self.path_of(shared_hash)
@@ -66,58 +61,53 @@ class SharedStore:
             OSError: the system refuses.
         """
         marker = os.path.join(self.folder, layout.SHARED_MARKER)
-        os.makedirs(self.folder, exist_ok=True)
+        unmarked = CacheError(
+            f"not the hub's store of shared blobs, and in its place: {self.folder}",
+            "rename it, or name another folder",
+        )
         try:
-            with open(marker, encoding="utf-8") as file:
-                if file.read(64) == layout.SHARED_MARKER_TEXT and not os.path.islink(marker):
+            self.tree.make_folders(self.folder)
+            with contextlib.suppress(FileNotFoundError):
+                if self.tree.read(marker, 64) == layout.SHARED_MARKER_TEXT.encode():
                     return
-        except FileNotFoundError:
-            pass
+        except StaleError:
+            raise unmarked from None
         # As the client does: what a kill has left of the marker is removed, all else is a
         # stranger's.
-        names = os.listdir(self.folder)
-        begun = [name for name in names if _MARKER_TEMPORARY.fullmatch(name)]
-        if os.path.islink(self.folder) or len(begun) < len(names):
-            raise CacheError(
-                f"not the hub's store of shared blobs, and in its place: {self.folder}",
-                "rename it, or name another folder",
-            )
-        for name in begun:
-            os.unlink(os.path.join(self.folder, name))
-        write_file(marker, layout.SHARED_MARKER_TEXT.encode(), 0o444)
+        names = self.tree.names(self.folder)
+        if not all(map(_MARKER_TEMPORARY.fullmatch, names)):
+            raise unmarked
+        for name in names:
+            self.tree.discard(os.path.join(self.folder, name))
+        self.tree.write(marker, layout.SHARED_MARKER_TEXT.encode(), 0o444)
 
     @contextlib.contextmanager
-    def held(self, path: str, seconds: float = -1) -> Iterator[None]:
+    def held(self, path: str) -> Iterator[None]:
         """Hold a shared blob's lock as the hub takes it: a file that every user may lock.
 
         Args:
             path: the shared blob's.
-            seconds: how long to wait; without end if negative.
 
         Raises:
             TakenError: another process holds it.
             OSError: the system refuses.
         """
-        lock = path + layout.LOCK_SUFFIX
-        with self.tree.parent(lock) as (name, parent):
-            flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-            descriptor = os.open(name, flags, _FOR_ALL, dir_fd=parent)
-            try:
-                if not modes.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise OSError(errno.EINVAL, "the lock is not a regular file", lock)
-                _open_to_all(descriptor)
-            finally:
-                os.close(descriptor)
-        with hold_lock(lock, _FOR_ALL, seconds, force=False):
+        name = path + layout.LOCK_SUFFIX
+        with contextlib.ExitStack() as taken:
+            # The client with an older filelock takes the second where there are no locks.
+            for place in (name, name + layout.SOFT_SUFFIX):
+                lock = Lock(self.tree, place, _FOR_ALL)
+                lock.take()
+                taken.callback(lock.release)
+                if not lock.soft:
+                    break
             yield
 
     def references(self, path: str) -> set[str] | None:
         """Return the references that a shared blob's manifest lists, `None` if it is unreadable."""
-        manifest = path + layout.MANIFEST_SUFFIX
-        if os.path.islink(manifest):
-            return None
         try:
-            return set(read_bytes(manifest, _MANIFEST_LIMIT).decode().splitlines())
+            content = self.tree.read(path + layout.MANIFEST_SUFFIX, _MANIFEST_LIMIT)
+            return set(content.decode().splitlines())
         except (OSError, UnicodeDecodeError):
             return None
 
@@ -130,16 +120,14 @@ class SharedStore:
         lines = [f"{name}\n" for name in references if name not in listed]
         if not lines:
             return
-        manifest = path + layout.MANIFEST_SUFFIX
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        with self.tree.parent(manifest) as (name, parent):
-            descriptor = os.open(name, flags, _FOR_ALL, dir_fd=parent)
-            try:
-                _open_to_all(descriptor)
-                write_all(descriptor, "".join(lines).encode())
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        descriptor = self.tree.edit_or_create(path + layout.MANIFEST_SUFFIX, _FOR_ALL)
+        try:
+            _open_to_all(descriptor)
+            os.lseek(descriptor, 0, os.SEEK_END)
+            write_all(descriptor, "".join(lines).encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def return_blob(self, blob: str, path: str) -> None:
         """Let a blob's content take the place of a wrong shared one, and link to it.
@@ -156,15 +144,15 @@ class SharedStore:
         unique = uuid.uuid4().hex[:8]
 
         def second_name(temporary: str) -> None:
-            os.link(blob, temporary)
+            self.tree.link(blob, temporary)
             # As the client does: what many repos use, nobody may write to.
-            os.chmod(temporary, 0o444)
+            self.tree.chmod(temporary, 0o444)
 
         folder, name = os.path.split(path)
-        put(path, os.path.join(folder, f".{name}.{unique}.shared"), second_name)
+        self.tree.put(path, os.path.join(folder, f".{name}.{unique}.shared"), second_name)
         folder, name = os.path.split(blob)
-        link = functools.partial(os.symlink, os.path.relpath(path, folder))
-        put(blob, os.path.join(folder, f".{name}.{unique}.new"), link)
+        link = functools.partial(self.tree.symlink, os.path.relpath(path, folder))
+        self.tree.put(blob, os.path.join(folder, f".{name}.{unique}.new"), link)
 
     # Removal.
 
@@ -178,7 +166,7 @@ class SharedStore:
         """
         with self.tree.parent(path) as (name, parent):
             os.stat(name, dir_fd=parent)
-        with self.held(path, _LOCK_SECONDS):
+        with self.held(path):
             yield
 
     def read_links(self) -> None:
@@ -188,25 +176,21 @@ class SharedStore:
             OSError: a repo cannot be read, so that nothing can be said.
         """
         self._links = {}
-        with os.scandir(self.root) as entries:
-            repos = [entry for entry in entries if layout.parse_repo_folder(entry.name) is not None]
-        for repo in repos:
+        for repo in self.tree.names(self.root):
+            if layout.parse_repo_folder(repo) is None:
+                continue
+            folder = os.path.join(self.root, repo, layout.BLOBS)
             try:
-                with os.scandir(os.path.join(repo.path, layout.BLOBS)) as entries:
-                    blobs = [entry for entry in entries if entry.is_symlink()]
+                # A repo that lies elsewhere has its store next to it there.
+                if self.tree.home(folder)[0].root != self.root:
+                    continue
+                for name, target in self.tree.links(folder).items():
+                    shared_hash = layout.shared_hash_of(target)
+                    if shared_hash is not None:
+                        reference = f"{repo}/{layout.BLOBS}/{name}"
+                        self._links.setdefault(shared_hash, set()).add(reference)
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            for blob in blobs:
-                shared_hash = layout.shared_hash_of(os.readlink(blob.path))
-                if shared_hash is None:
-                    continue
-                if repo.is_symlink():
-                    # A repo that lies elsewhere has its store next to it there.
-                    real = os.path.realpath(blob.path)
-                    if os.path.exists(real) and real != os.path.realpath(self.path_of(shared_hash)):
-                        continue
-                reference = f"{repo.name}/{layout.BLOBS}/{blob.name}"
-                self._links.setdefault(shared_hash, set()).add(reference)
 
     def release(self, action: ReleaseShared, attempt: Attempt) -> None:
         """Rewrite the manifest without what is gone, or unlink the blob if nothing is left.
@@ -234,12 +218,12 @@ class SharedStore:
             self.tree.refuse_open(entry)
             entry.unlink(attempt)
         with contextlib.suppress(FileNotFoundError):
-            self.tree.unlink(path + layout.MANIFEST_SUFFIX, None, attempt)
+            self.tree.remove_file(path + layout.MANIFEST_SUFFIX, None, attempt)
 
     def _rewrite(self, manifest: str, references: set[str], attempt: Attempt) -> None:
         content = "".join(f"{reference}\n" for reference in sorted(references)).encode()
         with self.tree.entry(manifest) as entry:
-            with replacing(manifest, _FOR_ALL, folder=entry.folder) as descriptor:
+            with self.tree.replacing(manifest, _FOR_ALL) as descriptor:
                 _open_to_all(descriptor)
                 write_all(descriptor, content)
             after = os.stat(entry.name, dir_fd=entry.folder)

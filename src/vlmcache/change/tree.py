@@ -1,6 +1,6 @@
-"""Changes below a root: folders are entered one by one, and links among them never followed.
+"""Changes below a root, by the descriptors of its folders; links among them are never followed.
 
-So a folder that was swapped for a link cannot lead outside.
+What root makes in somebody's cache belongs to that cache: it gets its owner, group and modes.
 """
 
 from __future__ import annotations
@@ -10,24 +10,41 @@ import errno
 import os
 import secrets
 import stat as modes
-from collections.abc import Iterator
+import sys
+import uuid
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
+from vlmcache.cache.mounts import nearest_folder
+from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter, is_root, stale
 from vlmcache.cache.usage import open_elsewhere
-from vlmcache.change.plan import Attempt, Expected, Outcome, StaleError, TakenError, why_refused
+from vlmcache.change.plan import Attempt, Expected, Outcome, TakenError, why_refused
 
-BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_fd
-
+WAIT_SECONDS = 10.0
+"""Seconds that a command waits for locks that others hold, all of them together."""
 _OPEN_FILES = os.sysconf("SC_OPEN_MAX") if hasattr(os, "sysconf") else -1
 MOST_OPEN = max(1, _OPEN_FILES // 4) if _OPEN_FILES > 0 else 1000
 """Files to have open at once for one purpose, of those that the process may have open."""
 _HOIST_AT = min(40, MOST_OPEN)
 """Folders deep at which a folder is moved up, so that no depth exhausts descriptors."""
 _ROUNDS = 100
-"""How often deep folders are moved up; more only if a process keeps making new ones."""
-_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+"""How often deep folders are moved up, or a file is opened that others keep replacing."""
+_CHANGING = (
+    os.O_RDWR
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+_NEW = _CHANGING | os.O_CREAT | os.O_EXCL
+HAS_HANDLES = hasattr(os, "O_PATH") and os.path.isdir("/proc/self/fd")
+_READING = os.O_PATH if HAS_HANDLES else os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+_HANDLE = _READING | getattr(os, "O_NOFOLLOW", 0)
+"""How something is opened only to change its owner, mode and times, a right to read it or not."""
+_SHARED_MODE = 0o775
+"""What of a cache's mode counts for what root makes in it: others do not write."""
 
 
 class TreeEntry(NamedTuple):
@@ -50,19 +67,254 @@ class TreeEntry(NamedTuple):
         attempt.freed += allocated_bytes(self.status)
 
 
-class Tree:
-    """A cache, or a place to which models were moved, as what is removed there is reached.
+class Tree(CacheTree):
+    """A cache, or a place to which models were moved, as it is added to and changed.
 
     Args:
-        root: the folder.
+        root: the folder, or a tree that has it open.
+        patience: seconds that may be spent on waiting for locks, all of them together.
+    """
+
+    gives = True
+    """Whether what root makes is the cache's at once."""
+
+    def __init__(self, root: str | CacheTree, *, patience: float | None = None) -> None:
+        super().__init__(root)
+        self.patience = WAIT_SECONDS if patience is None else patience
+
+    def make_folders(self, path: str, mode: int = 0o777) -> None:
+        """Make a folder and those above it, as far as they are not there.
+
+        Raises:
+            StaleError: a link or something else is in the place of one.
+            OSError: the system refuses.
+        """
+        if "top" not in vars(self) and not os.path.isdir(self.root):
+            Tree(nearest_folder(self.root)).make_folders(self.root)
+        place = self.root
+        for part in os.path.relpath(path, self.root).split(os.sep):
+            place = os.path.join(place, part)
+            with self.parent(place) as (name, folder):
+                try:
+                    os.mkdir(name, mode, dir_fd=folder)
+                except FileExistsError:
+                    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    if not modes.S_ISDIR(status.st_mode):
+                        raise stale(place) from None
+                else:
+                    _give(self, name, folder, mode)
+                    sync_folder(os.path.dirname(place) if folder is None else folder)
+
+    def create(self, path: str, mode: int = 0o666) -> int:
+        """Make a file and return its descriptor, which the caller closes.
+
+        Raises:
+            FileExistsError: something is there.
+            OSError: the system refuses.
+        """
+        with self.parent(path) as (name, folder):
+            descriptor = os.open(name, _NEW, mode, dir_fd=folder)
+            _give(self, descriptor, folder, mode)
+            return descriptor
+
+    def edit(self, path: str) -> int:
+        """Open a regular file to change it and return its descriptor, which the caller closes.
+
+        Raises:
+            StaleError: it is no regular file, or has a second name, which may be anywhere.
+            OSError: the system refuses.
+        """
+        with self.parent(path) as (name, folder):
+            try:
+                descriptor = os.open(name, _CHANGING, dir_fd=folder)
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                    raise stale(path) from None
+                raise
+        status = os.fstat(descriptor)
+        if not modes.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            os.close(descriptor)
+            raise stale(path)
+        return descriptor
+
+    def edit_or_create(self, path: str, mode: int = 0o666) -> int:
+        """Open a regular file to change it, a new one if there is none.
+
+        Raises:
+            StaleError: it is no regular file, or has a second name, which may be anywhere.
+            OSError: the system refuses.
+        """
+        for _ in range(_ROUNDS):
+            with contextlib.suppress(FileNotFoundError):
+                return self.edit(path)
+            with contextlib.suppress(FileExistsError):
+                return self.create(path, mode)
+        raise stale(path)
+
+    @contextlib.contextmanager
+    def replacing(
+        self, path: str, mode: int = 0o666, *, temporary: str | None = None
+    ) -> Iterator[int]:
+        """Yield the descriptor of a new file, which takes a path's place once the block ends well.
+
+        Its bytes are on the disk by then: readers see the old file or the new one.
+
+        Args:
+            path: where; whatever has that name is replaced.
+            mode: of the new file, before the umask.
+            temporary: the path under which it is written, in the same folder; what has that name is
+                removed. A unique one if not given.
+
+        Raises:
+            OSError: the system refuses; what was at the path is untouched.
+        """
+        begun = temporary or f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        if temporary is not None:
+            self.discard(temporary)
+        descriptor = self.create(begun, mode)
+        try:
+            try:
+                yield descriptor
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self.rename(begun, path)
+        except BaseException:
+            self.discard(begun)
+            raise
+
+    def write(
+        self, path: str, content: bytes, mode: int = 0o666, *, temporary: str | None = None
+    ) -> None:
+        """Put a small file in its place; see `replacing`.
+
+        Raises:
+            OSError: the system refuses; what was at the path is untouched.
+        """
+        with self.replacing(path, mode, temporary=temporary) as descriptor:
+            write_all(descriptor, content)
+
+    def rename(self, path: str, place: str) -> None:
+        """Rename an entry; what was at its new place is replaced, and the change on the disk.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        with self.parent(path) as (name, folder), self.parent(place) as (new_name, new_folder):
+            os.replace(name, new_name, src_dir_fd=folder, dst_dir_fd=new_folder)
+            log.debug("place", "renamed '%s' to '%s'", path, place)
+            sync_folder(os.path.dirname(place) if new_folder is None else new_folder)
+
+    def symlink(self, target: str, path: str) -> None:
+        """Make a link.
+
+        Raises:
+            FileExistsError: something is there.
+            OSError: the system refuses.
+        """
+        with self.parent(path) as (name, folder):
+            os.symlink(target, name, dir_fd=folder)
+            _give(self, name, folder, None)
+            sync_folder(os.path.dirname(path) if folder is None else folder)
+
+    def link(self, path: str, place: str, source: CacheTree | None = None) -> None:
+        """Give a file a second name.
+
+        Args:
+            path: the file.
+            place: its second name.
+            source: the tree that it is in, if not in this one.
+
+        Raises:
+            FileExistsError: something is there.
+            OSError: the system refuses.
+        """
+        tree = source or self
+        with tree.parent(path) as (name, folder), self.parent(place) as (new_name, new_folder):
+            os.link(name, new_name, src_dir_fd=folder, dst_dir_fd=new_folder, follow_symlinks=False)
+
+    def put(self, path: str, temporary: str, make: Callable[[str], object]) -> None:
+        """Make an entry under another name of the same filesystem, and rename it to its place.
+
+        Args:
+            path: the place; whatever is at it is replaced.
+            temporary: the other name.
+            make: makes an entry at the path that it is given.
+
+        Raises:
+            OSError: the system refuses; what was at the path is untouched.
+        """
+        try:
+            make(temporary)
+            self.rename(temporary, path)
+        except BaseException:
+            self.discard(temporary)
+            raise
+
+    def chmod(self, path: str, mode: int) -> None:
+        """Set the mode of a file or folder.
+
+        Raises:
+            OSError: the system refuses, or it is a link.
+        """
+        with self.handle(path) as entry:
+            os.chmod(entry, mode)
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty folder.
+
+        Raises:
+            OSError: the system refuses, or it is not an empty folder.
+        """
+        with self.parent(path) as (name, folder):
+            os.rmdir(name, dir_fd=folder)
+
+    def unlink(self, path: str) -> None:
+        """Remove a file or link.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        with self.parent(path) as (name, folder):
+            os.unlink(name, dir_fd=folder)
+
+    def discard(self, path: str) -> None:
+        """Remove a temporary file or link, as far as the system lets."""
+        with contextlib.suppress(OSError):
+            self.unlink(path)
+
+    @contextlib.contextmanager
+    def handle(self, path: str) -> Iterator[int | str]:
+        """Yield what `os.chmod`, `os.chown` and `os.utime` take for the very entry at a path.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        with self.parent(path) as (name, folder):
+            descriptor = os.open(name, _HANDLE, dir_fd=folder)
+        try:
+            yield changeable(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class RemovalTree(Tree):
+    """A cache, or a place to which models were moved, as something is removed there.
+
+    Args:
+        root: the folder, or a tree that has it open.
         in_use: (device, inode) of files that processes use, which stay.
         force: remove in spite of locks and uses.
     """
 
     def __init__(
-        self, root: str, in_use: frozenset[tuple[int, int]] = frozenset(), *, force: bool = False
+        self,
+        root: str | CacheTree,
+        in_use: frozenset[tuple[int, int]] = frozenset(),
+        *,
+        force: bool = False,
     ) -> None:
-        self.root = os.path.abspath(root)
+        super().__init__(root, patience=0.0 if force else None)
         self.in_use = in_use
         self.force = force
         self._made: list[str] = []
@@ -79,36 +331,6 @@ class Tree:
         """
         if (status.st_dev, status.st_ino) in self.in_use and not self.force:
             raise TakenError(why)
-
-    @contextlib.contextmanager
-    def parent(self, path: str) -> Iterator[tuple[str, int | None]]:
-        """Yield a path's last name and its folder, entered from the root without following links.
-
-        If the system has no such calls, the folder is `None` and the name is the complete path.
-
-        Raises:
-            StaleError: a link or something else is in the place of a folder.
-            OSError: the system refuses.
-        """
-        root, flags = self.root, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
-        if not path.startswith(self.root + os.sep):
-            # A side cache, in which entries were found; a link that has taken its place is not it.
-            root, flags = os.path.dirname(path), _FOLDER
-        folder, name = os.path.split(path)
-        if not BY_DESCRIPTOR:
-            _refuse_links(root, folder)
-            yield path, None
-            return
-        descriptor = os.open(root, flags)
-        try:
-            relative = os.path.relpath(folder, root)
-            for part in [] if relative == os.curdir else relative.split(os.sep):
-                below = enter(part, descriptor, path)
-                os.close(descriptor)
-                descriptor = below
-            yield name, descriptor
-        finally:
-            os.close(descriptor)
 
     @contextlib.contextmanager
     def entry(self, path: str, expected: Expected | None = None) -> Iterator[TreeEntry]:
@@ -128,8 +350,8 @@ class Tree:
                 raise StaleError("it changed since the plan was made")
             yield TreeEntry(name, folder, path, status)
 
-    def unlink(self, path: str, expected: Expected | None, attempt: Attempt) -> None:
-        """Unlink a file or link.
+    def remove_file(self, path: str, expected: Expected | None, attempt: Attempt) -> None:
+        """Unlink a file or link, and count what that frees.
 
         Raises:
             StaleError: it is not what was expected.
@@ -186,6 +408,7 @@ class Tree:
         with self.parent(path) as (name, parent), contextlib.suppress(FileExistsError):
             os.mkdir(name, mode, dir_fd=parent)
             self._made.append(path)
+            _give(self, name, parent, mode)
 
     def remove_made(self) -> tuple[int, list[Outcome]]:
         """Remove the folders that this run made.
@@ -201,11 +424,11 @@ class Tree:
                     os.rmdir(name, dir_fd=parent)
             except FileNotFoundError:
                 continue
-            except (OSError, StaleError) as error:
+            except OSError as error:
                 with contextlib.suppress(OSError):
-                    left += allocated_bytes(os.lstat(path))
-                used = getattr(error, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST)
-                if isinstance(error, OSError) and not used:
+                    left += allocated_bytes(self.stat(path))
+                used = isinstance(error, StaleError)
+                if not used and error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     detail = why_refused(error, path)
                     failures.append(Outcome("remove-tree", path, "failed", detail=detail))
         return left, failures
@@ -287,26 +510,66 @@ def _refs_first(name: str) -> int:
     return {layout.REFS: 0, layout.SNAPSHOTS: 1}.get(name, 2)
 
 
-def enter(name: str, parent: int | None, path: str) -> int:
-    """Open a folder on the way to a path.
+def _give(tree: Tree, made: str | int, folder: int | None, mode: int | None) -> None:
+    """Give what root has just made the cache's owner and group, and of its mode what it has.
 
-    Raises:
-        StaleError: it is a link, or not a folder.
-        OSError: the system refuses.
+    Args:
+        tree: the cache.
+        made: the descriptor of a file, or the name of a folder or link.
+        folder: the descriptor of the folder that it is in.
+        mode: what was asked for; `None` for a link.
     """
+    if folder is None or not tree.gives or not is_root():
+        return
+    top = os.fstat(tree.top)
+    if (top.st_uid, top.st_gid) == (0, 0):
+        return
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        # A network drive may take root for nobody; then what was made is nobody's.
+        kind = modes.S_IFREG
+        if isinstance(made, str):
+            kind = modes.S_IFLNK if mode is None else modes.S_IFDIR
+            made = os.open(made, _HANDLE, dir_fd=folder)
+            stack.callback(os.close, made)
+        status = os.fstat(made)
+        if status.st_uid != 0 or modes.S_IFMT(status.st_mode) != kind:
+            return  # Something else has taken its place by now.
+        group = top.st_gid if status.st_gid == os.getegid() else -1
+        os.chown(changeable(made), top.st_uid, group)
+        if mode is not None:
+            mode &= modes.S_IMODE(top.st_mode) & _SHARED_MODE
+            os.chmod(changeable(made), mode | status.st_mode & modes.S_ISGID)
+
+
+def changeable(descriptor: int) -> int | str:
+    """Return what `os.chmod` and the like take for an open file, folder or link.
+
+    Linux changes what was opened as a handle only by a path that leads to the descriptor.
+    """
+    return f"/proc/self/fd/{descriptor}" if HAS_HANDLES else descriptor
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of the data; on a disk that is nearly full, one call writes only a part of it."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def sync_folder(folder: str | int) -> None:
+    """Bring the entries of a folder, or of an open one, to the disk, if the system can do it."""
+    if sys.platform == "win32":
+        return
+    descriptor = folder if isinstance(folder, int) else os.open(folder, os.O_RDONLY)
     try:
-        return os.open(name, _FOLDER, dir_fd=parent)
+        os.fsync(descriptor)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise StaleError(f"something else is in the place of a folder: {path}") from None
-        raise
-
-
-def _refuse_links(root: str, folder: str) -> None:
-    while len(folder) > len(root):
-        if os.path.islink(folder):
-            raise StaleError(f"a link is in the place of a folder: {folder}")
-        folder = os.path.dirname(folder)
+        # Some network filesystems cannot sync folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        if descriptor != folder:
+            os.close(descriptor)
 
 
 def entry_names(descriptor: int | None, path: str) -> list[str]:

@@ -7,59 +7,56 @@ import os
 from collections.abc import Callable, Iterator
 
 from vlmcache import log
+from vlmcache.change.locks import Lock
+from vlmcache.change.tree import WAIT_SECONDS, Tree
 from vlmcache.progress import StopToken
 
-_POLL = 0.25
 _TELL_EVERY = 30.0
+_GROWTH_SECONDS = 60.0
+"""Seconds that a download waits for another one of the same blob from which nothing comes."""
 
 
 @contextlib.contextmanager
-def blob_lock(path: str, stop_token: StopToken, note: Callable[[str], None]) -> Iterator[None]:
+def blob_lock(
+    tree: Tree,
+    path: str,
+    stop_token: StopToken,
+    note: Callable[[str], None],
+    arrived: Callable[[], int] | None = None,
+) -> Iterator[None]:
     """Hold the lock of a blob, as the client's downloads do; wait for it, and say for whom.
 
     Args:
+        tree: the hub cache.
         path: the lock's file, `.locks/<repo folder>/<etag>.lock`.
         stop_token: ends the waiting.
         note: called with a line about the waiting.
+        arrived: returns how many bytes of the blob others have brought, at most its length; as long
+            as there are more of them, the waiting continues.
 
     Raises:
+        InUseError: it is held too long.
         OSError: the lock cannot be made.
         Stopped: the work was asked to stop.
     """
-    from filelock import Timeout
-    from huggingface_hub.utils._fixes import WeakFileLock
+    tree.make_folders(os.path.dirname(path))
+    lock = Lock(tree, path)
+    told = most = 0
+    until = WAIT_SECONDS if arrived is None else _GROWTH_SECONDS
 
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    waited = 0.0
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(WeakFileLock(path, timeout=_POLL))
-                break
-            except Timeout:
-                if waited % _TELL_EVERY == 0:
-                    holder = _holder(path)
-                    who = f"process {holder}" if holder else "another process"
-                    log.info("locks", "waiting for %s, which holds '%s'", who, path)
-                    note(f"waiting for {who}, which downloads the same file (lock: {path})")
-                waited += _POLL
-                stop_token.check()
-        yield
+    def patient(waited: float) -> bool:
+        nonlocal told, most, until
+        if waited >= told * _TELL_EVERY:
+            told += 1
+            log.info("locks", "waiting for %s, which holds '%s'", lock.holder(), path)
+            note(f"waiting for {lock.holder()}, which downloads the same file (lock: {path})")
+        if arrived is not None and (count := arrived()) > most:
+            most, until = count, waited + _GROWTH_SECONDS
+        stop_token.check()
+        return waited < until
 
-
-def _holder(path: str) -> int | None:
-    """Return the process that holds a lock, if Linux shows it (`/proc/locks`, proc(5))."""
+    lock.take(patient)
     try:
-        inode = os.stat(path).st_ino
-        with open("/proc/locks", encoding="ascii", errors="replace") as file:
-            lines = file.readlines()
-    except OSError:
-        return None
-    for line in lines:
-        fields = line.split()
-        # "1: FLOCK ADVISORY WRITE 4711 fe:00:1234 0 EOF"; a waiter has "->" after the number.
-        if len(fields) < 6 or fields[1] == "->" or not fields[4].isdigit():
-            continue
-        if fields[5].rpartition(":")[2] == str(inode):
-            return int(fields[4])
-    return None
+        yield
+    finally:
+        lock.release()

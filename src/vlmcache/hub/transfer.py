@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.state import TreeFile
 from vlmcache.change import partials
-from vlmcache.change.place import disk_failure, publish
+from vlmcache.change.place import disk_failure
+from vlmcache.change.tree import Tree
 from vlmcache.errors import AccessError, HubError, VlmcacheError, WrongBytesError
 from vlmcache.hub.client import Client
 from vlmcache.hub.ranges import Ranges, Spare
@@ -37,7 +39,7 @@ class BlobJob(msgspec.Struct, frozen=True):
     commit: str
     file: str
     listed: TreeFile
-    cache_dir: str
+    tree: Tree
     """The cache that `blobs` lies in: another one if `move` has put the repo there."""
     blobs: str
     """The folder of the repo's blobs."""
@@ -79,6 +81,11 @@ class Transfer:
         self.received = 0
         """Bytes that came over the network, including those that were thrown away."""
 
+    def arrived(self) -> int:
+        """Return how many bytes of the blob are on the disk, at most its length."""
+        sizes = [status.st_size for status, _ in self._downloads()]
+        return min(sum(sizes), self.job.listed.content_size)
+
     def run(self) -> None:
         """Fetch, check and publish the blob.
 
@@ -95,10 +102,12 @@ class Transfer:
 
     def _by_http(self) -> None:
         job = self.job
-        partials.copy_beginning(job.partial, job.listed.content_size, self.client.stop_token.check)
+        partials.copy_beginning(
+            job.tree, job.partial, job.listed.content_size, self.client.stop_token.check
+        )
         wrong = 0
         while True:
-            with partials.opened(job.partial) as descriptor:
+            with partials.opened(job.tree, job.partial) as descriptor:
                 begun = partials.usable(descriptor, job.listed.content_size)
                 digest = self._receive(descriptor, begun)
                 if digest == job.listed.etag:
@@ -114,13 +123,26 @@ class Transfer:
                 f"fetched {again}"
             )
             if wrong == _TRIES:
-                os.unlink(job.partial)
+                job.tree.discard(job.partial)
                 raise WrongBytesError(
                     f"{job.repo}: {job.file} arrived corrupted {_TRIES} times; "
                     "nothing of it was kept",
                     "a proxy or mirror that changes files? check HF_ENDPOINT, or try later",
                 )
-        publish(job.partial, job.blob)
+        job.tree.rename(job.partial, job.blob)
+
+    def _downloads(self) -> Iterator[tuple[os.stat_result, str]]:
+        """Yield the unfinished downloads of the blob: the client's, and the one that is ours."""
+        tree, blobs = self.job.tree, self.job.blobs
+        with contextlib.suppress(FileNotFoundError):
+            for name in tree.names(blobs):
+                if layout.partial_etag(name) == self.job.listed.etag and name.endswith(
+                    layout.PARTIAL_SUFFIX
+                ):
+                    path = os.path.join(blobs, name)
+                    status = tree.stat(path)
+                    if stat.S_ISREG(status.st_mode):
+                        yield status, path
 
     def _receive(self, descriptor: int, position: int) -> str:
         """Receive the rest of the file and return the hash of the complete file."""
@@ -224,27 +246,27 @@ class Transfer:
         if it is on. If anything goes wrong, plain HTTP follows.
         """
         job, client = self.job, self.client
-        if not _has_xet(job.listed):
+        # Xet's library writes by path.
+        if not _has_xet(job.listed) or job.tree.is_contested(job.blobs):
             return False
         size, etag = job.listed.content_size, job.listed.etag
         temporary = f"{job.blob}.{uuid.uuid4().hex[:8]}{layout.PARTIAL_SUFFIX}"
         try:
             self.received += _xet_fetch(client, job, temporary, self.moved)
-            with open(temporary, "rb+") as file:
+            with partials.opened(job.tree, temporary) as descriptor:
                 check = client.stop_token.check
-                digest = partials.hash_of(file.fileno(), etag, size, size, check)
-                os.fsync(file.fileno())
+                digest = partials.hash_of(descriptor, etag, size, size, check)
+                os.fsync(descriptor)
             if digest.hexdigest() != etag:
                 raise OSError("corrupted")
-            publish(temporary, job.blob)
+            job.tree.rename(temporary, job.blob)
         except (OSError, RuntimeError, ValueError, VlmcacheError) as error:
             client.stop_token.check()
             client.note(f"{job.file}: Xet failed ({error}); plain HTTP follows")
             self.moved(0)
             return False
         finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+            job.tree.discard(temporary)
         _share(job)
         return True
 
@@ -355,7 +377,7 @@ def _share(job: BlobJob) -> None:
         _shared_blobs.publish_blob_to_shared_store(
             blob_path=job.blob,
             xet_hash=str(job.listed.xet_hash),
-            cache_dir=job.cache_dir,
+            cache_dir=job.tree.root,
             expected_size=job.listed.content_size,
         )
 
@@ -369,15 +391,16 @@ def link_shared(job: BlobJob) -> bool:
     shared_hash = job.listed.xet_hash or ""
     if not job.shares or layout.SHARED_HASH.fullmatch(shared_hash) is None:
         return False
+    if job.tree.is_contested(job.blobs):
+        return False  # the client links by path
     try:
         from huggingface_hub.utils import _shared_blobs
     except ImportError:
         return False
-    os.makedirs(job.blobs, exist_ok=True)
     linked: Any = _shared_blobs.shared_blobs_enabled() and _shared_blobs.try_link_from_shared_store(
         blob_path=job.blob,
         xet_hash=shared_hash,
-        cache_dir=job.cache_dir,
+        cache_dir=job.tree.root,
         expected_size=job.listed.content_size,
     )
     return bool(linked)

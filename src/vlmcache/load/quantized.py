@@ -292,7 +292,8 @@ def publish(home: str, making: str, source: ModelFiles) -> KeptCopy:
     Raises:
         OSError: that is refused; the folder `making` is then left to the caller.
     """
-    from vlmcache.change.place import sync_folder, write_file
+    from vlmcache.change.place import write_file
+    from vlmcache.change.tree import sync_folder
 
     assert source.repo is not None
     assert source.commit is not None

@@ -16,6 +16,7 @@ from vlmcache.cache.hashing import ContentChangedError, hash_file
 from vlmcache.change import partials
 from vlmcache.change import place as change_place
 from vlmcache.change.abilities import probe
+from vlmcache.change.tree import Tree
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.hub.locks import blob_lock
@@ -33,18 +34,19 @@ class Arrivals:
     """One repo of a cache, into which blobs are restored.
 
     Args:
-        cache_dir: the hub cache.
+        cache: the hub cache.
         repo: what is to be restored of it.
         stop_token: stops the work.
         note: is called with what a person would want to know while waiting.
     """
 
     def __init__(
-        self, cache_dir: str, repo: SavedRepo, stop_token: StopToken, note: Callable[[str], None]
+        self, cache: Tree, repo: SavedRepo, stop_token: StopToken, note: Callable[[str], None]
     ) -> None:
         self.repo = repo
-        self._cache_dir = cache_dir
-        self._folder = os.path.join(cache_dir, repo.folder)
+        self._cache = cache
+        self._folder = os.path.join(cache.root, repo.folder)
+        self._tree, self._home = cache, self._folder
         self._stop_token = stop_token
         self._note = note
         self._links: dict[str, list[tuple[str, str]]] = {}
@@ -59,11 +61,12 @@ class Arrivals:
             CacheError: a part of the layout is a link, through which nothing is written.
             OSError: the system refuses.
         """
-        change_place.prepare_repo(self._cache_dir, self._folder)
-        os.makedirs(self.path(""), exist_ok=True)
+        self._tree, self._home = change_place.home_of(self._cache, self._folder)
+        change_place.prepare_repo(self._tree, self._home)
+        self._tree.make_folders(layout.blob_path(self._home, ""))
         for commit, files in self.repo.trees.items():
             complete = files.keys() <= self.repo.snapshots.get(commit, {}).keys()
-            change_place.write_tree(self._folder, commit, files, complete=complete)
+            change_place.write_tree(self._tree, self._home, commit, files, complete=complete)
 
     def path(self, name: str) -> str:
         """Return where a blob belongs."""
@@ -71,9 +74,9 @@ class Arrivals:
 
     def content(self, name: str) -> str:
         """Return the file that has a blob's content: a snapshot's, on systems without links."""
-        blob = self.path(name)
+        blob = layout.blob_path(self._home, name)
         copies = (
-            layout.file_path(layout.snapshot_path(self._folder, commit), file)
+            layout.file_path(layout.snapshot_path(self._home, commit), file)
             for commit, file in self._links.get(name, ())
         )
         if os.path.lexists(blob):
@@ -108,14 +111,14 @@ class Arrivals:
             OSError: the system refuses.
         """
         blob = self.repo.blobs[name]
-        lock = layout.lock_path(self._cache_dir, self.repo.folder, name)
-        with blob_lock(lock, self._stop_token, self._note):
+        lock = layout.lock_path(self._cache.root, self.repo.folder, name)
+        with blob_lock(self._cache, lock, self._stop_token, self._note):
             taken = 0
             content = self.content(name)
             # Whoever held the lock before may have done the work.
-            if not _is_there(content, blob, read=distrusted):
+            if not self._is_there(content, blob, read=distrusted):
                 taken = self._receive(name, blob, source, moved, resumed=resumed)
-                content = self.path(name)
+                content = layout.blob_path(self._home, name)
             self._spread(name, content)
         return taken
 
@@ -125,22 +128,22 @@ class Arrivals:
         Without links the last copy is the blob itself, as with the client: nothing is there twice
         that one snapshot needs once.
         """
-        blob, places = self.path(name), list(self._links.get(name, ()))
-        if content != blob and probe(self.path("")).symlinks is not False:
-            change_place.publish(content, blob)
+        blob, places = layout.blob_path(self._home, name), list(self._links.get(name, ()))
+        if content != blob and probe(self._tree, os.path.dirname(blob)).symlinks is not False:
+            self._tree.rename(content, blob)
             content = blob
         if content == blob:
             places = [
                 (commit, file)
                 for commit, file in places
-                if not change_place.place_link(self._folder, commit, file, name)
+                if not change_place.place_link(self._tree, self._home, commit, file, name)
             ]
         for number, (commit, file) in enumerate(places, start=1):
-            path = layout.file_path(layout.snapshot_path(self._folder, commit), file)
+            path = layout.file_path(layout.snapshot_path(self._home, commit), file)
             # Which of them are good was not read: only the one that all others are made from.
             if path != content:
                 move = content == blob and number == len(places)
-                change_place.place_copy(self._folder, commit, file, content, move=move)
+                change_place.place_copy(self._tree, self._home, commit, file, content, move=move)
 
     def _receive(
         self,
@@ -151,24 +154,26 @@ class Arrivals:
         *,
         resumed: bool,
     ) -> int:
-        partial = self.path(name) + layout.PARTIAL_SUFFIX
-        place = partial if resumed else self.path(f".{name}.{uuid.uuid4().hex[:8]}.new")
+        final = layout.blob_path(self._home, name)
+        partial = final + layout.PARTIAL_SUFFIX
+        unique = f".{name}.{uuid.uuid4().hex[:8]}.new"
+        place = partial if resumed else layout.blob_path(self._home, unique)
         try:
             taken = self._fill(place, blob, source, moved)
         except BaseException:
             if not resumed or not change_place.file_size(place):
-                change_place.discard_temporary(place)
+                self._tree.discard(place)
             raise
-        change_place.publish(place, self.path(name))
+        self._tree.rename(place, final)
         # Nobody needs or writes an interrupted download now: we hold its lock.
-        change_place.discard_temporary(partial)
+        self._tree.discard(partial)
         return taken
 
     def _fill(
         self, place: str, blob: SavedBlob, source: BlobSource, moved: Callable[[int], None]
     ) -> int:
         taken = 0
-        with partials.opened(place) as descriptor:
+        with partials.opened(self._tree, place) as descriptor:
             arriving = partials.ResumableFile(descriptor, blob.hash, blob.size, moved)
             begun = partials.usable(descriptor, blob.size)
             arriving.resume(begun, self._stop_token.check)
@@ -191,20 +196,20 @@ class Arrivals:
                 # What was there before may have been damaged, whoever left it.
                 begun = 0
 
+    def _is_there(self, path: str, blob: SavedBlob, *, read: bool) -> bool:
+        """Return whether a blob is at its place.
+
+        Args:
+            path: its place.
+            blob: what it should be.
+            read: whether to compare its content too, and not its length only.
+        """
+        with contextlib.suppress(OSError, ContentChangedError):
+            same_size = change_place.file_size(path) == blob.size
+            opener = self._tree.open_content
+            return same_size and (not read or hash_file(path, blob.hash, opener) == blob.hash)
+        return False
+
 
 def _has_copy(path: str, size: int) -> bool:
     return not os.path.islink(path) and change_place.file_size(path) == size
-
-
-def _is_there(path: str, blob: SavedBlob, *, read: bool) -> bool:
-    """Return whether a blob is at its place.
-
-    Args:
-        path: its place.
-        blob: what it should be.
-        read: whether to compare its content too, and not its length only.
-    """
-    with contextlib.suppress(OSError, ContentChangedError):
-        same_size = change_place.file_size(path) == blob.size
-        return same_size and (not read or hash_file(path, blob.hash) == blob.hash)
-    return False

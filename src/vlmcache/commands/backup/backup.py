@@ -14,12 +14,19 @@ from typing import IO, NamedTuple
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
+from vlmcache.cache.tree import CacheTree
 from vlmcache.change import place as change_place
 from vlmcache.change.abilities import Needs, check_filesystem
 from vlmcache.change.names import find_targets
 from vlmcache.change.needed import is_read
 from vlmcache.commands.backup import places, tar
-from vlmcache.commands.backup.contents import SavedRepo, Saving, names_of, plan_saving
+from vlmcache.commands.backup.contents import (
+    SavedRepo,
+    Saving,
+    names_of,
+    plan_saving,
+    source_opener,
+)
 from vlmcache.commands.backup.remote import Remote, open_place
 from vlmcache.commands.backup.store import (
     Store,
@@ -76,7 +83,9 @@ def backup(
         raise UsageError("only a store can be verified", "name a folder or a bucket")
     _check_destination(destination, session.cache.dir)
     state = scan(session.cache.dir)
-    parts = [plan_saving(repo, commits) for repo, commits in _chosen(state, session.config, names)]
+    opener = source_opener(CacheTree(state.dir))
+    chosen = _chosen(state, session.config, names)
+    parts = [plan_saving(repo, commits, opener) for repo, commits in chosen]
     if not parts:
         for repo in state.repos:
             if repo.away is not None:
@@ -227,7 +236,7 @@ def _to_store(
     for part in parts:
         for name, source in part.sources.items():
             blob = part.saved.blobs[name]
-            uploads.setdefault(blob.hash, Upload(blob, source))
+            uploads.setdefault(blob.hash, Upload(blob, source, part.opener))
     names = _source_names(parts)
     sizes = store.blobs()
     good = {key for key, upload in uploads.items() if sizes.get(key) == upload.blob.size}

@@ -10,8 +10,9 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import commit_named
-from vlmcache.cache.hashing import hash_file
+from vlmcache.cache.hashing import Opener, hash_file
 from vlmcache.cache.state import Repo, TreeFile
+from vlmcache.cache.tree import CacheTree, StaleError
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.config import Config, Names
 from vlmcache.errors import UnknownModelError
@@ -48,9 +49,25 @@ class Saving(NamedTuple):
 
     saved: SavedRepo
     sources: Mapping[str, str]
+    opener: Opener
 
 
-def plan_saving(repo: Repo, commits: frozenset[str] | None) -> Saving:
+def source_opener(tree: CacheTree) -> Opener:
+    """Return what opens the blobs of a cache: what lies outside is somebody else's."""
+
+    def opener(path: str) -> int:
+        try:
+            return tree.open_content(path)
+        except StaleError as error:
+            raise BackupError(
+                f"not in the cache, so not saved: {error.filename or path}",
+                "a link to another place; 'vlmcache rm' removes it",
+            ) from error
+
+    return opener
+
+
+def plan_saving(repo: Repo, commits: frozenset[str] | None, opener: Opener) -> Saving:
     """Return what is to be saved of a repo: its snapshots and what they, refs and listings name.
 
     Copies in place of links become blobs. What no snapshot needs is left out.
@@ -58,6 +75,7 @@ def plan_saving(repo: Repo, commits: frozenset[str] | None) -> Saving:
     Args:
         repo: the repo.
         commits: the revisions; all of them if not given.
+        opener: opens a file of the cache.
 
     Raises:
         BackupError: a link leads nowhere, or out of the repo; or a name cannot be restored.
@@ -79,12 +97,12 @@ def plan_saving(repo: Repo, commits: frozenset[str] | None) -> Saving:
             listed = (revision.tree or {}).get(file.name)
             name = file.blob
             if name is None:
-                name = listed.etag if listed is not None else hash_file(path, "0" * 64)
+                name = listed.etag if listed is not None else hash_file(path, "0" * 64, opener)
             else:
                 path = repo.blob_path(name)
             files[file.name] = name
             if name not in blobs:
-                content_hash = name if layout.is_etag(name) else hash_file(path, "0" * 64)
+                content_hash = name if layout.is_etag(name) else hash_file(path, "0" * 64, opener)
                 blobs[name] = SavedBlob(file.size, content_hash)
                 sources[name] = path
         snapshots[revision.commit] = dict(sorted(files.items()))
@@ -103,7 +121,7 @@ def plan_saving(repo: Repo, commits: frozenset[str] | None) -> Saving:
     problem = problem_of(saved)
     if problem is not None:
         raise BackupError(f"{repo.id} cannot be backed up: {problem}")
-    return Saving(saved, sources)
+    return Saving(saved, sources, opener)
 
 
 def problem_of(repo: SavedRepo) -> str | None:

@@ -15,6 +15,7 @@ from typing import IO
 from vlmcache.cache import layout
 from vlmcache.cache.reading import open_quietly
 from vlmcache.change import place as change_place
+from vlmcache.change.tree import Tree, sync_folder
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.errors import SpaceError, VlmcacheError
 
@@ -151,7 +152,7 @@ class Folder:
         with self._failures(target, "written"):
             _make_folders(path)
             with (
-                change_place.replacing(target) as descriptor,
+                Tree(path).replacing(target) as descriptor,
                 open(descriptor, "wb", closefd=False) as stream,
             ):
                 yield stream
@@ -176,7 +177,7 @@ def _make_folders(path: str) -> None:
     for folder in reversed(missing):
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
-        change_place.sync_folder(os.path.dirname(folder))
+        sync_folder(os.path.dirname(folder))
 
 
 def _descriptor(path: str) -> int:

@@ -14,12 +14,13 @@ from typing import IO, NamedTuple
 from vlmcache.cache import layout
 from vlmcache.cache.case import paths_of, refuse_clash
 from vlmcache.cache.hashing import BLOCK, Check, hash_all
-from vlmcache.cache.reading import open_quietly, read_bytes
 from vlmcache.cache.scan import scan
+from vlmcache.cache.tree import CacheTree
 from vlmcache.change import place as change_place
 from vlmcache.change.abilities import Needs, check_filesystem
 from vlmcache.change.plan import Action, Kept, Outcome, Plan, Receipt, Restore, WriteRef
 from vlmcache.change.space import FreeSpace
+from vlmcache.change.tree import Tree
 from vlmcache.commands.backup import places, tar
 from vlmcache.commands.backup.arrivals import Arrivals
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, names_of, narrowed, select_repos
@@ -151,14 +152,15 @@ def _plan(cache_dir: str, repos: Iterable[SavedRepo], *, overwrite: bool) -> Pla
     actions: list[Action] = []
     kept: list[Kept] = []
     cached = {repo.folder: repo for repo in scan(cache_dir).repos}
+    tree = Tree(cache_dir)
     for repo in repos:
         folder = os.path.join(cache_dir, repo.folder)
-        arrivals = Arrivals(cache_dir, repo, StopToken(), lambda _: None)
+        arrivals = Arrivals(tree, repo, StopToken(), lambda _: None)
         paths = {arrivals.content(name): name for name in repo.blobs}
         actions += (
             Restore(repo.id, arrivals.path(paths[path]), blob.hash, blob.size, reason)
             for path, (blob, reason) in _reasons(
-                {path: repo.blobs[name] for path, name in paths.items()}
+                tree, {path: repo.blobs[name] for path, name in paths.items()}
             ).items()
         )
         known = cached[repo.folder].refs if repo.folder in cached else {}
@@ -188,11 +190,12 @@ def _needs(repos: Iterable[SavedRepo]) -> Needs:
     return Needs(names, max(sizes, default=0))
 
 
-def _reasons(paths: Mapping[str, SavedBlob]) -> dict[str, tuple[SavedBlob, str]]:
+def _reasons(tree: CacheTree, paths: Mapping[str, SavedBlob]) -> dict[str, tuple[SavedBlob, str]]:
     """Return path -> blob and why it has to be restored, of those that are missing or damaged."""
     sizes = {path: change_place.file_size(path) for path in paths}
     checks = [Check(path, blob.hash) for path, blob in paths.items() if sizes[path] == blob.size]
-    good = {judged.check.path for judged in hash_all(checks) if judged.good}
+    answers = hash_all(checks, opener=tree.open_content)
+    good = {judged.check.path for judged in answers if judged.good}
     return {
         path: (blob, "missing" if sizes[path] is None else "damaged")
         for path, blob in paths.items()
@@ -220,6 +223,7 @@ class Restorer:
 
     def __init__(self, cache_dir: str, saved: OpenBackup, plan: Plan, progress: Progress) -> None:
         self.cache_dir = cache_dir
+        self.tree = Tree(cache_dir)
         self.saved = saved
         self.plan = plan
         self.progress = progress
@@ -228,10 +232,10 @@ class Restorer:
             action.path: action for action in plan.actions if isinstance(action, Restore)
         }
         self.arrivals = [
-            Arrivals(cache_dir, repo, self.stop_token, progress.note) for repo in saved.repos
+            Arrivals(self.tree, repo, self.stop_token, progress.note) for repo in saved.repos
         ]
         self.refs_before = {
-            action.path: _ref_now(action.path)
+            action.path: _ref_now(self.tree, action.path)
             for action in plan.actions
             if isinstance(action, WriteRef)
         }
@@ -297,7 +301,7 @@ class Restorer:
         for slot in sorted(same, key=lambda slot: slot.path in self.wanted):
             source = partial(_from_store, store, sizes, slot.blob)
             if copy is not None:
-                source = partial(_from_file, copy)
+                source = partial(_from_file, self.tree, copy)
             try:
                 taken = slot.arrivals.fetch(
                     slot.name,
@@ -329,23 +333,26 @@ class Restorer:
             if not isinstance(action, WriteRef) or not action.path.startswith(refs):
                 continue
             outcome = Outcome("write-ref", action.path, "done")
-            if _ref_now(action.path) in (self.refs_before.get(action.path), action.commit):
-                change_place.write_ref(action.path, action.commit)
+            if _ref_now(self.tree, action.path) in (
+                self.refs_before.get(action.path),
+                action.commit,
+            ):
+                change_place.write_ref(*self.tree.home(action.path), action.commit)
             else:
                 detail = f"it names another commit now, and stays: {action.path}"
                 outcome = Outcome("write-ref", action.path, "stale", detail=detail)
             self.outcomes.append(outcome)
 
 
-def _ref_now(path: str) -> str | None:
+def _ref_now(tree: CacheTree, path: str) -> str | None:
     """Return what a ref holds now; `None` if it cannot be read."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        return read_bytes(path, _REF_LIMIT).decode().strip()
+        return tree.read(path, _REF_LIMIT).decode().strip()
     return None
 
 
-def _from_file(path: str, start: int) -> Iterator[bytes]:
-    with open(open_quietly(path), "rb", buffering=0) as file:
+def _from_file(tree: CacheTree, path: str, start: int) -> Iterator[bytes]:
+    with os.fdopen(tree.open_content(path), "rb", buffering=0) as file:
         file.seek(start)
         yield from iter(partial(file.read, BLOCK), b"")
 

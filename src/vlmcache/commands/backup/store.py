@@ -13,6 +13,7 @@ Contents come first, then manifests, then refs: what is interrupted leaves waste
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,8 +23,8 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.hashing import BLOCK, new_hash
-from vlmcache.cache.reading import JSON_ERRORS, open_quietly
+from vlmcache.cache.hashing import BLOCK, Opener, new_hash
+from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.cache.state import TreeFile
 from vlmcache.commands.backup.contents import RestoreSelection, SavedBlob, SavedRepo, problem_of
 from vlmcache.commands.backup.remote import Place
@@ -91,6 +92,7 @@ class Upload(NamedTuple):
 
     blob: SavedBlob
     source: str
+    opener: Opener
 
 
 def blob_name(blob_hash: str) -> str:
@@ -275,7 +277,7 @@ class Store:
         def save(upload: Upload) -> None:
             blob = upload.blob
             with (
-                open(open_quietly(upload.source), "rb", buffering=0) as file,
+                os.fdopen(upload.opener(upload.source), "rb", buffering=0) as file,
                 self.place.writing(blob_name(blob.hash), blob.size) as stream,
             ):
                 if not self._is_good(file, blob, partial(moved, upload.source), stream):

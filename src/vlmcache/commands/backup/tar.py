@@ -19,7 +19,7 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import new_hash
-from vlmcache.cache.reading import JSON_ERRORS, open_quietly
+from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.change import place
 from vlmcache.commands.backup.arrivals import Arrivals
 from vlmcache.commands.backup.contents import SavedRepo, Saving, problem_of
@@ -68,7 +68,7 @@ def write_tar(stream: IO[bytes], parts: list[Saving], moved: Callable[[str, int]
     """
     manifest = TarManifest(FORMAT, tuple(part.saved for part in parts))
     sources = {
-        _member_name(layout.blob_path(part.saved.folder, name)): path
+        _member_name(layout.blob_path(part.saved.folder, name)): (path, part.opener)
         for part in parts
         for name, path in part.sources.items()
     }
@@ -85,8 +85,8 @@ def write_tar(stream: IO[bytes], parts: list[Saving], moved: Callable[[str, int]
             if member.hash is None:
                 tar.addfile(member.info, io.BytesIO(member.content or b""))
             else:
-                path = sources[member.info.name]
-                with open(open_quietly(path), "rb", buffering=0) as file:
+                path, opener = sources[member.info.name]
+                with os.fdopen(opener(path), "rb", buffering=0) as file:
                     source = _Hashed(file, member, pool, partial(moved, path))
                     try:
                         tar.addfile(member.info, source)

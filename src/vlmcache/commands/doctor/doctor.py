@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from vlmcache.cache.mounts import mount_of, nearest_folder
 from vlmcache.cache.state import Finding
 from vlmcache.change.abilities import Abilities, probe
+from vlmcache.change.tree import Tree
 from vlmcache.commands.doctor.checks import (
     INSTALL_LOAD,
     check_cache,
@@ -178,7 +179,7 @@ def _filesystem(path: str) -> Filesystem:
     usage = None
     with contextlib.suppress(OSError):
         usage = shutil.disk_usage(where)
-    abilities = probe(where) if os.access(where, os.W_OK) else Abilities()
+    abilities = probe(Tree(where), where) if os.access(where, os.W_OK) else Abilities()
     return Filesystem(
         type=mount.type if mount else None,
         mount_point=mount.point if mount else None,

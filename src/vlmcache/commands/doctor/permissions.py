@@ -5,7 +5,6 @@ The only code that changes modes, groups and owners.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat as modes
@@ -16,7 +15,9 @@ from typing import Literal, NamedTuple
 
 from vlmcache.cache import layout
 from vlmcache.cache.owners import owner_name
-from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, SetAccess, StaleError
+from vlmcache.cache.tree import StaleError
+from vlmcache.change.plan import REFUSALS, Kept, Outcome, Plan, Receipt, SetAccess, result_of
+from vlmcache.change.tree import HAS_HANDLES, Tree
 
 EntryKind = Literal["folder", "blob", "file", "link"]
 """blob: content that is written once. file: a ref, lock, listing, partial or manifest. link: in a
@@ -68,7 +69,7 @@ def entries(cache_dir: str) -> Iterator[AccessEntry | Kept]:
                     if depth == 0:
                         reason = "a link: the place that it leads to has to be shared there"
                         yield Kept(entry.path, None, reason)
-                    elif _BY_HANDLE:
+                    elif HAS_HANDLES:
                         yield AccessEntry(entry.path, "link", entry.stat(follow_symlinks=False))
                 elif entry.is_dir(follow_symlinks=False):
                     pending.append((entry.path, depth + 1))
@@ -142,12 +143,6 @@ def _kind(relative: str) -> EntryKind:
 # What has to change.
 
 _OTHERS_WRITE = 0o002
-# A handle of Linux that needs no permission to read is enough. On other systems a pipe that
-# somebody put there must not make us wait.
-_BY_HANDLE = hasattr(os, "O_PATH") and os.path.isdir("/proc/self/fd")
-_READING = os.O_PATH if _BY_HANDLE else os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-_ENTRY = _READING | getattr(os, "O_NOFOLLOW", 0)
-_FOLDER = _ENTRY | getattr(os, "O_DIRECTORY", 0)
 
 
 def plan_access(entries: Iterable[AccessEntry | Kept], group: int | None) -> Plan:
@@ -237,54 +232,28 @@ def _action(entry: AccessEntry, group: int | None, top: os.stat_result) -> SetAc
 def set_access(plan: Plan, cache_dir: str) -> Receipt:
     """Set modes and groups as planned, as far as the system lets.
 
-    Folders are entered one by one from the cache's root, and links among them are never followed.
-
     Args:
         plan: of `plan_access`, for this cache.
         cache_dir: the hub cache, an absolute path.
     """
+    tree = Tree(cache_dir)
     return Receipt(
-        tuple(
-            _attempt(action, cache_dir) for action in plan.actions if isinstance(action, SetAccess)
-        )
+        tuple(_attempt(action, tree) for action in plan.actions if isinstance(action, SetAccess))
     )
 
 
-def _attempt(action: SetAccess, root: str) -> Outcome:
+def _attempt(action: SetAccess, tree: Tree) -> Outcome:
     try:
-        with _opened(action.path, root) as descriptor:
-            _set(descriptor, action)
-    except FileNotFoundError:
-        return Outcome("set-access", action.path, "absent")
-    except StaleError as error:
-        return Outcome("set-access", action.path, "stale", detail=str(error))
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            detail = f"it is now a link, or below one: {action.path}"
-            return Outcome("set-access", action.path, "stale", detail=detail)
-        words = f"{error.strerror or error}: {action.path}"
-        return Outcome("set-access", action.path, "failed", detail=words)
+        with tree.handle(action.path) as entry:
+            _set(entry, action)
+    except REFUSALS as error:
+        result, detail = result_of(error, action.path)
+        return Outcome("set-access", action.path, result, detail=detail)
     return Outcome("set-access", action.path, "done")
 
 
-@contextlib.contextmanager
-def _opened(path: str, root: str) -> Iterator[int]:
-    relative = os.path.relpath(path, root)
-    parts = [] if relative == os.curdir else relative.split(os.sep)
-    descriptor = os.open(root, _READING | getattr(os, "O_DIRECTORY", 0))
-    try:
-        for number, part in enumerate(parts, start=1):
-            last = number == len(parts)
-            below = os.open(part, _ENTRY if last else _FOLDER, dir_fd=descriptor)
-            os.close(descriptor)
-            descriptor = below
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _set(descriptor: int, action: SetAccess) -> None:
-    facts = os.fstat(descriptor)
+def _set(entry: int | str, action: SetAccess) -> None:
+    facts = os.stat(entry)
     if (
         (facts.st_dev, facts.st_ino) != (action.device, action.inode)
         or modes.S_IMODE(facts.st_mode) != action.old_mode
@@ -292,23 +261,21 @@ def _set(descriptor: int, action: SetAccess) -> None:
         or action.old_owner not in (None, facts.st_uid)
     ):
         raise StaleError(f"it changed since the plan was made: {action.path}")
-    # Such a handle is changed through its place in /proc (open(2), O_PATH).
-    place = f"/proc/self/fd/{descriptor}" if _BY_HANDLE else descriptor
     owner = facts.st_uid if action.owner is None else action.owner
     if (action.group, owner) != (facts.st_gid, facts.st_uid):
-        os.chown(place, owner, action.group)
+        os.chown(entry, owner, action.group)
     # After the group, since a change of owners can take bits of the mode away (chown(2)).
-    if modes.S_IMODE(os.fstat(descriptor).st_mode) != action.mode:
-        os.chmod(place, action.mode)
+    if modes.S_IMODE(os.stat(entry).st_mode) != action.mode:
+        os.chmod(entry, action.mode)
     if action.inherit:
-        let_inherit(place, action.mode)
+        let_inherit(entry, action.mode)
     # Some filesystems accept what they do not keep, and the system drops setgid without a word if
     # the user is not in the group (chmod(2)).
-    facts = os.fstat(descriptor)
+    facts = os.stat(entry)
     kept = {
         "group": facts.st_gid == action.group,
         "mode": modes.S_IMODE(facts.st_mode) == action.mode,
-        "default ACL": not action.inherit or bool(inherits(place)),
+        "default ACL": not action.inherit or bool(inherits(entry)),
     }
     for what, holds in kept.items():
         if not holds:

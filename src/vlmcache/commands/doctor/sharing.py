@@ -12,6 +12,7 @@ from vlmcache.cache.owners import fix_owners, owner_name
 from vlmcache.cache.state import Finding
 from vlmcache.change.abilities import keeps_modes
 from vlmcache.change.plan import Plan, Receipt, SetAccess
+from vlmcache.change.tree import Tree
 from vlmcache.commands.doctor.checks import finding, those_that_hold
 from vlmcache.commands.doctor.permissions import (
     AccessEntry,
@@ -48,7 +49,7 @@ def check_sharing(cache_dir: str, group: str | None, *, fix: bool) -> Access:
     sharing = _sharing(group) if group is not None else None
     gid = sharing.gid if sharing is not None else None
     is_there = os.path.isdir(root)
-    if is_there and keeps_modes(root) is False:
+    if is_there and keeps_modes(Tree(root), root) is False:
         return Access(sharing, Plan(()), Receipt(()) if fix else None, (_no_modes(root),))
     plan = plan_access(entries(root), gid) if is_there else Plan(())
     receipt = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,9 +20,11 @@ from vlmcache.cache.moved import (
 )
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
+from vlmcache.cache.tree import CacheTree, identity_of
 from vlmcache.cache.usage import in_container, who_uses
 from vlmcache.change import abilities
 from vlmcache.change import place as change_place
+from vlmcache.change.locks import Lock
 from vlmcache.change.moved_note import write_record
 from vlmcache.change.plan import (
     Kept,
@@ -34,11 +35,14 @@ from vlmcache.change.plan import (
     PutBack,
     Receipt,
     RemoveTree,
+    TakenError,
 )
 from vlmcache.change.space import FreeSpace
+from vlmcache.change.tree import Tree
 from vlmcache.commands.move.apply import Mover, refusals, repos_in_use, take_back
 from vlmcache.commands.move.plan import plan_move, plan_undo
 from vlmcache.commands.move.survey import (
+    check_same,
     check_sources,
     choose_repos,
     find_destination,
@@ -118,8 +122,10 @@ def move(
     if not (plan.actions or choice.rest or os.path.lexists(target.staged_at(""))):
         nothing = FreeSpace(state.dir).measured(Receipt(()))
         return msgspec.structs.replace(value, receipt=nothing)
-    with _interruption(destination, names), _sole(place):
-        value = Mover(state, target, value, choice.rest, progress or Progress()).run()
+    with _interruption(destination, names), _sole(place) as there:
+        check_same(target, there)
+        mover = Mover(state, target, value, choice.rest, progress or Progress(), there)
+        value = mover.run()
     return msgspec.structs.replace(value, seconds=time.monotonic() - begun)
 
 
@@ -159,15 +165,17 @@ def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveRe
     # Planned under the lock: a move that ends meanwhile must not be taken for an unfinished one.
     is_begun = os.path.lexists(layout.staged_path(place)) or bool(read_moves(place))
     with contextlib.ExitStack() as stack:
-        if is_begun and not dry_run:
-            stack.enter_context(_sole(place))
+        there = stack.enter_context(_sole(place)) if is_begun and not dry_run else None
         state = scan(os.path.realpath(session.cache.dir))
         target = read_destination(state, place)
         value = _planned(state.dir, place, plan_undo(state, target))
         if dry_run:
             return value
-        stack.enter_context(refusals(place))
-        receipt = take_back(value, target.unfinished(state.dir)) if is_begun else Receipt(())
+        receipt = Receipt(())
+        if there is not None:
+            check_same(target, there)
+            stack.enter_context(refusals(place))
+            receipt = take_back(value, target.unfinished(state.dir), there)
     repos = tuple(msgspec.structs.replace(repo, state="taken-back") for repo in value.repos)
     return msgspec.structs.replace(
         value, repos=repos, receipt=receipt, seconds=time.monotonic() - begun
@@ -214,35 +222,31 @@ def _interruption(destination: str, names: Sequence[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sole(place: str) -> Iterator[None]:
-    """Keep other moves to the same destination away."""
-    import filelock
-
+def _sole(place: str) -> Iterator[Tree]:
+    """Keep other moves to the same destination away, and yield its folder, opened."""
+    path = layout.staged_path(place, layout.LOCK_SUFFIX)
+    tree, above = Tree(place, patience=0.0), Tree(os.path.dirname(place))
+    lock = Lock(tree, path)
     with refusals(place):
-        path = layout.staged_path(place, layout.LOCK_SUFFIX)
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        lock = filelock.FileLock(path, timeout=0)
+        above.check_real()
+        if not above.exists(place):
+            above.make_folders(place)
+        tree.check_real()
+        staged = Tree(tree)
+        staged.gives = False
+        staged.make_folders(os.path.dirname(path), 0o700)
         try:
-            lock.acquire()
-        except filelock.Timeout:
+            lock.take()
+        except TakenError as error:
             raise BusyError(
                 f"another process moves to {place}", "wait until it ends, then move again"
-            ) from None
-        except NotImplementedError:
-            pass  # a filesystem without locks
+            ) from error
     try:
-        yield
+        yield tree
     finally:
-        # Unlinked while it is held, so that nobody locks a file that is about to go; Windows
-        # unlinks no open file, and there the lock has to be given back first.
-        if sys.platform == "win32":
-            lock.release()
+        lock.release(remove=True)
         with contextlib.suppress(OSError):
-            os.unlink(path)
-            os.rmdir(os.path.dirname(path))
-        if sys.platform != "win32":
-            with contextlib.suppress(OSError):
-                lock.release()
+            tree.rmdir(os.path.dirname(path))
 
 
 # Links that lead to where a drive was mounted.
@@ -285,7 +289,8 @@ def relink(
             same.append(repo)
         elif not os.path.isdir(repo.path):
             lost.append(repo)
-    ours = [repo for repo in lost if can_relink(state.dir, repo.folder, place)]
+    there = CacheTree(place)
+    ours = [repo for repo in lost if can_relink(state.dir, repo.folder, there)]
     if not ours and not same:
         raise _nothing_to_relink(lost, place)
     reason = "its drive is mounted elsewhere now"
@@ -300,6 +305,8 @@ def relink(
         return value
     if ours and confirm is not None and not confirm(value):
         raise UnconfirmedError("not confirmed: nothing was changed")
+    if ours and identity_of(place) != there.identity:
+        raise ChangedError(f"another folder is in its place by now: {place}")
     space = FreeSpace(state.dir)
     rows: list[MovedRepo] = []
     outcomes: list[Outcome] = []
@@ -312,7 +319,7 @@ def relink(
                 rows.append(repo_row(repo.path, row.destination, error=changed))
                 outcomes.append(Outcome("place-link", repo.path, "stale", detail=changed.message))
                 continue
-            change_place.replace_repo_link(repo.path, row.destination)
+            change_place.replace_repo_link(Tree(state.dir), repo.path, row.destination)
             write_record(state.dir, repo.folder, place)
             rows.append(repo_row(repo.path, row.destination, "relinked"))
             outcomes.append(Outcome("place-link", repo.path, "done"))

@@ -14,13 +14,17 @@ from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import MoveRecord, away_error, away_words, leads_back, read_moves
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
+from vlmcache.cache.tree import CacheTree, identity_of, is_root
 from vlmcache.change.names import find_targets
 from vlmcache.change.plan import Kept
-from vlmcache.commands.move.copy import is_same, walk
+from vlmcache.commands.move.copy import walk
 from vlmcache.commands.move.plan import Destination, MoveChoice
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.config import Config
-from vlmcache.errors import UnknownModelError, UsageError
+from vlmcache.errors import ChangedError, UnknownModelError, UsageError
+
+_LINKS = 40
+"""Links after which the system too gives up."""
 
 
 def find_destination(cache_dir: str, destination: str) -> str:
@@ -39,7 +43,7 @@ def find_destination(cache_dir: str, destination: str) -> str:
             "'vlmcache doctor' shows which",
         ),
         (
-            place == cache or (exists and is_same(place, cache)),
+            place == cache or (exists and os.path.isdir(cache) and os.path.samefile(place, cache)),
             f"the destination is the cache itself: {destination}",
             None,
         ),
@@ -67,25 +71,49 @@ def find_destination(cache_dir: str, destination: str) -> str:
     for is_so, message, hint in problems:
         if is_so:
             raise UsageError(message, hint)
+    if is_root():
+        _check_links(os.path.abspath(destination), place)
     return place
+
+
+def _check_links(path: str, place: str) -> None:
+    """Make sure that links on the way to a place were made by who may: root follows them.
+
+    Raises:
+        UsageError: another user's link leads to what is not theirs.
+    """
+    for _ in range(_LINKS):
+        parts = path.split(os.sep)
+        above = [os.sep.join(parts[:count]) for count in range(2, len(parts) + 1)]
+        link = next(filter(os.path.islink, above), None)
+        if link is None:
+            break
+        target = os.path.join(os.path.dirname(link), os.readlink(link))
+        if os.lstat(link).st_uid not in (0, os.stat(target).st_uid):
+            raise UsageError(f"another user's link leads there: {link}", f"name {place} itself")
+        path = os.path.abspath(os.path.join(target, os.path.relpath(path, link)))
+    if path != place:
+        raise UsageError(f"its links changed meanwhile: {path}", f"name {place} itself")
 
 
 def read_destination(state: CacheState, place: str) -> Destination:
     """Return what is at the destination, and what earlier moves have left here of it."""
+    seen = identity_of(place)
+    there, here = CacheTree(place), CacheTree(state.dir)
     top = layout.staged_path(place)
-    copied = dict(_files_below(top, ""))
+    copied = dict(_files_below(there, top, ""))
     noted = read_moves(place)
     aside: dict[str, str] = {}
     for folder, move in noted.items():
         if move == MoveRecord(state.dir, finished=False):
             # One that was placed before its source was removed is used again.
-            placed = dict(_files_below(os.path.join(place, folder), folder))
+            placed = dict(_files_below(there, os.path.join(place, folder), folder))
             copied |= placed
             for left in state.leftovers:
                 ours = left.repo_folder == folder and left.whole and bool(placed)
                 # What it links to in the shared store may have gone since.
                 ours = ours and state.shared.keys() >= set(left.shared)
-                if ours and dict(_files_below(left.path, folder)) == placed:
+                if ours and dict(_files_below(here, left.path, folder)) == placed:
                     aside[folder] = left.path
     names = frozenset(os.listdir(top)) if os.path.isdir(top) else frozenset()
     same_disk = os.stat(nearest_folder(place)).st_dev == os.stat(state.dir).st_dev
@@ -95,13 +123,23 @@ def read_destination(state: CacheState, place: str) -> Destination:
         for repo in cache.repos
         if repo.linked_to is not None and leads_back(place, repo.folder, state.dir)
     )
-    return Destination(place, cache, noted, names, copied, aside, same_disk, links)
+    return Destination(place, cache, noted, names, copied, aside, same_disk, links, seen)
 
 
-def _files_below(top: str, prefix: str) -> Iterator[tuple[str, int]]:
+def check_same(destination: Destination, there: CacheTree) -> None:
+    """Make sure that the folder that was opened is the one that was read.
+
+    Raises:
+        ChangedError: another one has its name by now.
+    """
+    if destination.seen not in (None, there.identity):
+        raise ChangedError(f"another folder is in its place by now: {destination.path}")
+
+
+def _files_below(tree: CacheTree, top: str, prefix: str) -> Iterator[tuple[str, int]]:
     """Yield path below a folder and length of each file; a link counts as one without length."""
     with contextlib.suppress(OSError):
-        for name, status in walk(top).items():
+        for name, status in walk(tree, top).items():
             if not modes.S_ISDIR(status.st_mode):
                 size = 0 if modes.S_ISLNK(status.st_mode) else status.st_size
                 yield os.path.join(prefix, name), size

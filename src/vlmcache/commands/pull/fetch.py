@@ -14,9 +14,11 @@ from vlmcache.cache.moved import destination_of
 from vlmcache.change import place
 from vlmcache.change.plan import Fetch, Link, Outcome, Plan, WriteRef
 from vlmcache.change.shared_store import SharedStore
+from vlmcache.change.tree import Tree
 from vlmcache.commands.pull.plan import DownloadOrder
 from vlmcache.errors import (
     AccessError,
+    CacheError,
     ChangedError,
     NoSuchFileError,
     NoSuchRepoError,
@@ -56,13 +58,12 @@ class _Work:
         self.client = client
         self.order = order
         self.progress = progress
-        self.folder = os.path.join(order.cache_dir, layout.repo_folder("model", order.repo))
-        name = os.path.basename(self.folder)
+        self.cache = Tree(order.cache_dir)
+        name = layout.repo_folder("model", order.repo)
+        folder = os.path.join(order.cache_dir, name)
         # Links into the shared store are relative to where the repo's folder really is.
-        moved = destination_of(order.cache_dir, name) if os.path.islink(self.folder) else None
-        self.shares = moved is not None or not os.path.islink(self.folder)
-        self.home = moved or order.cache_dir
-        self.blobs = os.path.join(self.home, name, layout.BLOBS)
+        self.tree, self.folder = self.cache, folder
+        self.shares = not os.path.islink(folder) or bool(destination_of(order.cache_dir, name))
         self.tasks = deque(_tasks(order.plan))
         self.outcomes: list[Outcome] = []
         self.error: VlmcacheError | None = None
@@ -90,19 +91,21 @@ class _Work:
     def _prepare(self) -> None:
         if not self.order.plan.actions:
             # Everything is there. In a cache that cannot be written, the listing is left out.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, CacheError):
+                self.tree, self.folder = place.home_of(self.cache, self.folder)
                 self._write_tree()
             return
-        place.prepare_repo(self.order.cache_dir, self.folder)
+        self.tree, self.folder = place.home_of(self.cache, self.folder)
+        place.prepare_repo(self.tree, self.folder)
         if self.order.new_listing:
             self._write_tree()
         if self.tasks:
-            os.makedirs(self.blobs, exist_ok=True)
+            self.tree.make_folders(layout.blob_path(self.folder, ""))
 
     def _write_tree(self) -> None:
         files = self.order.files
         complete = files.keys() <= self.order.wanted
-        place.write_tree(self.folder, self.order.commit, files, complete=complete)
+        place.write_tree(self.tree, self.folder, self.order.commit, files, complete=complete)
 
     def _stop(self) -> None:
         self.client.stop()
@@ -146,7 +149,8 @@ class _Work:
     def _transfer(self, task: _Task) -> Transfer:
         order, file = self.order, task[0].file
         listed = order.files[file]
-        job = BlobJob(order.repo, order.commit, file, listed, self.home, self.blobs, self.shares)
+        blobs = os.path.join(self.folder, layout.BLOBS)
+        job = BlobJob(order.repo, order.commit, file, listed, self.tree, blobs, self.shares)
         return Transfer(
             self.client,
             job,
@@ -159,12 +163,14 @@ class _Work:
         job = transfer.job
         size, etag = job.listed.content_size, job.listed.etag
         lock = layout.lock_path(self.order.cache_dir, os.path.basename(self.folder), etag)
-        with blob_lock(lock, self.client.stop_token, self.client.note):
+        stop_token, note = self.client.stop_token, self.client.note
+        with blob_lock(self.cache, lock, stop_token, note, transfer.arrived):
             # The process that held the lock before may have done the work.
             bad = place.file_size(job.blob) != size or (
-                etag in self.order.distrusted and hash_file(job.blob, etag) != etag
+                etag in self.order.distrusted
+                and hash_file(job.blob, etag, self.tree.open_content) != etag
             )
-            store = SharedStore(job.cache_dir)
+            store = SharedStore(self.tree.root)
             shared = store.target_of(job.blob) if bad else None
             new = bad and not link_shared(job)
             if new and not isinstance(task[0], Fetch):
@@ -179,11 +185,11 @@ class _Work:
             transfer.moved(size)
             files = [action.file for action in task]
             if without_links() or not all(
-                place.place_link(self.folder, job.commit, file, etag) for file in files
+                place.place_link(self.tree, self.folder, job.commit, file, etag) for file in files
             ):
                 for file in files:
                     move = new and file == files[-1]
-                    place.place_copy(self.folder, job.commit, file, job.blob, move=move)
+                    place.place_copy(self.tree, self.folder, job.commit, file, job.blob, move=move)
 
     def _write_ref(self) -> None:
         """Let the ref name the commit, now that every wanted file is there."""
@@ -199,10 +205,12 @@ class _Work:
         if os.path.exists(own) and all(
             os.path.exists(layout.file_path(snapshot, file)) for file in self.order.files
         ):
-            place.write_tree(self.folder, self.order.commit, self.order.files, complete=True)
+            place.write_tree(
+                self.tree, self.folder, self.order.commit, self.order.files, complete=True
+            )
         for action in self.order.plan.actions:
             if isinstance(action, WriteRef):
-                place.write_ref(action.path, action.commit)
+                place.write_ref(*self.cache.home(action.path), action.commit)
                 self.outcomes.append(Outcome("write-ref", action.path, "done"))
 
 

@@ -27,7 +27,6 @@ from vlmcache.commands.remove.facts import (
     copies_of,
     forget,
     inodes_below,
-    moved_repos,
     users_of,
 )
 from vlmcache.commands.remove.plan import in_steps, plan_cleaning
@@ -116,18 +115,15 @@ def clean(
     ask(removal, confirm)
     if confirm is not None:
         usage = users_of(state)
-    places = set(moved_repos(state).values())
     if options.free is None:
-        receipt = apply_removals(plan, state.dir, places, in_use=usage.files)
+        receipt = apply_removals(plan, state, in_use=usage.files)
     else:
-        receipt = _apply_in_steps(known, plan, options.free, places, usage)
+        receipt = _apply_in_steps(known, plan, options.free, usage)
     forget(environment, state)
     return msgspec.structs.replace(removal, receipt=receipt)
 
 
-def _apply_in_steps(
-    known: Known, plan: Plan, free: int, places: Collection[str], usage: Usage
-) -> Receipt:
+def _apply_in_steps(known: Known, plan: Plan, free: int, usage: Usage) -> Receipt:
     """Carry a plan out that is to free a disk, one evicted model after the other.
 
     Once it shows that the disk gets nothing back, the models that are left stay.
@@ -143,7 +139,7 @@ def _apply_in_steps(
     freed, stopped = 0, None
     for number, step in enumerate(steps, 1):
         reclaim.expect(_removed_content(state, step))
-        receipt = apply_removals(step, state.dir, places, in_use=usage.files)
+        receipt = apply_removals(step, state, in_use=usage.files)
         outcomes += receipt.outcomes
         freed += receipt.freed
         here = (outcome.freed for outcome in receipt.outcomes if outcome.path.startswith(inside))

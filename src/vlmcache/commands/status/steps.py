@@ -18,9 +18,10 @@ from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import reader
 from vlmcache.cache.entries import is_stale
+from vlmcache.cache.locks import lock_held
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.state import CacheState, Finding, Repo
-from vlmcache.cache.usage import Usage, lock_held
+from vlmcache.cache.usage import Usage
 from vlmcache.change.names import Target
 from vlmcache.change.needed import foreign_files
 from vlmcache.change.plan import Fetch, Plan, ReleaseShared, Remove, RemoveTree

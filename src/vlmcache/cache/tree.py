@@ -1,0 +1,314 @@
+"""A cache read below its root, folder by folder through descriptors; links are never followed.
+
+Whoever may write to a folder of a shared cache can put a link in its place at any moment. From the
+descriptor of a folder that was entered, no name leads anywhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import stat as modes
+import weakref
+from collections.abc import Collection, Iterator
+from typing import Any, TypeVar
+
+from vlmcache.cache import layout
+from vlmcache.cache.reading import open_quietly, read_bytes
+
+BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_fd
+"""Whether the system opens and changes what a folder's descriptor holds; Windows does not."""
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+_OTHER = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EMLINK, errno.ENXIO})
+"""What systems answer if a link, a socket or the like is where a folder or file should be."""
+
+
+_Tree = TypeVar("_Tree", bound="CacheTree")
+
+
+class StaleError(OSError):
+    """What was found is not what was expected there."""
+
+
+def stale(path: str) -> StaleError:
+    """Return the refusal of a path on which a folder is not a folder, or a file not a file."""
+    return StaleError(errno.ELOOP, "something else is in the place of a folder or file", path)
+
+
+class CacheTree:
+    """A cache, or a place to which models were moved.
+
+    Args:
+        root: the folder, opened once: what takes its name later is something else. Or a tree whose
+            open folder this one has too.
+    """
+
+    def __init__(self, root: str | CacheTree) -> None:
+        self._opened = root if isinstance(root, CacheTree) else None
+        self.root: str = root.root if isinstance(root, CacheTree) else os.path.abspath(root)
+        self._homes: dict[str, Any] = {}
+
+    @functools.cached_property
+    def top(self) -> int:
+        """The descriptor of the root."""
+        if self._opened is not None:
+            return self._opened.top
+        descriptor = os.open(self.root, _FOLDER)
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
+
+    def check_real(self) -> None:
+        """Make sure that no link has led to the root, whose path is a real one.
+
+        Raises:
+            StaleError: a part of the path became a link; where the system does not tell, none is.
+        """
+        try:
+            place = os.readlink(f"/proc/self/fd/{self.top}") if BY_DESCRIPTOR else self.root
+        except FileNotFoundError:
+            return
+        if place != self.root:
+            raise stale(self.root)
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode of the root."""
+        status = os.stat(self.top if BY_DESCRIPTOR else self.root)
+        return status.st_dev, status.st_ino
+
+    @contextlib.contextmanager
+    def parent(self, path: str) -> Iterator[tuple[str, int | None]]:
+        """Yield a path's last name and its folder, entered from the root without following links.
+
+        If the system has no such calls, the folder is `None` and the name is the complete path.
+
+        Raises:
+            StaleError: a link or something else is in the place of a folder.
+            OSError: the system refuses.
+        """
+        inside = path == self.root or path.startswith(os.path.join(self.root, ""))
+        # What is outside is a side cache in which entries were found.
+        root = self.root if inside else os.path.dirname(path)
+        *folders, name = os.path.relpath(path, root).split(os.sep)
+        if os.pardir in (*folders, name):
+            raise stale(path)
+        if not BY_DESCRIPTOR:
+            for count in range(len(folders)):
+                if os.path.islink(os.path.join(root, *folders[: count + 1])):
+                    raise stale(path)
+            yield path, None
+            return
+        descriptor = os.dup(self.top) if inside else enter(root, None, path)
+        try:
+            for part in folders:
+                below = enter(part, descriptor, path)
+                os.close(descriptor)
+                descriptor = below
+            yield name, descriptor
+        finally:
+            os.close(descriptor)
+
+    def home(self: _Tree, path: str) -> tuple[_Tree, str]:
+        """Return the tree that a path really is in, and the path there: a repo may be a link.
+
+        Whoever made the link has to be trusted, or to own what it leads to: another user's models
+        are not read through it.
+
+        Raises:
+            StaleError: it leads to what is another user's, or not to a folder.
+            OSError: it leads to nothing that can be reached.
+        """
+        folder, _, rest = os.path.relpath(path, self.root).partition(os.sep)
+        link = os.path.join(self.root, folder)
+        try:
+            target = self.readlink(link) if rest else None
+        except OSError:
+            target = None
+        if target is None:
+            return self, path
+        place = os.path.realpath(os.path.join(self.root, target))
+        if place not in self._homes:
+            home = type(self)(os.path.dirname(place))
+            status, made = home.stat(place), self.stat(link)
+            owners = (0, getattr(os, "geteuid", int)(), status.st_uid)
+            if not modes.S_ISDIR(status.st_mode) or made.st_uid not in owners:
+                raise stale(link)
+            self._homes[place] = home
+        return self._homes[place], os.path.join(place, rest)
+
+    @contextlib.contextmanager
+    def _reached(self, path: str) -> Iterator[tuple[str, int | None]]:
+        tree, path = self.home(path)
+        with tree.parent(path) as found:
+            yield found
+
+    def stat(self, path: str) -> os.stat_result:
+        """Return the status of what is at a path, of a link and not of what it leads to.
+
+        Raises:
+            OSError: it cannot be reached, or is gone.
+        """
+        with self._reached(path) as (name, folder):
+            return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+    def exists(self, path: str) -> bool:
+        """Return whether anything is at a path, a link that leads nowhere included.
+
+        Raises:
+            OSError: it cannot be reached.
+        """
+        try:
+            self.stat(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def folder(self, path: str) -> Iterator[int | None]:
+        """Yield the descriptor of a folder; `None` if the system has no such calls.
+
+        Raises:
+            OSError: it cannot be read, or is not a folder.
+        """
+        with self._reached(path) as (name, parent):
+            descriptor = None if parent is None else enter(name, parent, path)
+        try:
+            yield descriptor
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def names(self, path: str) -> list[str]:
+        """Return the names in a folder, sorted.
+
+        Raises:
+            OSError: it cannot be read, or is not a folder.
+        """
+        with self.folder(path) as descriptor:
+            return sorted(os.listdir(path if descriptor is None else descriptor))
+
+    def links(self, path: str) -> dict[str, str]:
+        """Return name -> target of the links in a folder.
+
+        Raises:
+            OSError: it cannot be read, or is not a folder.
+        """
+        with self.folder(path) as descriptor:
+            place = path if descriptor is None else descriptor
+            with os.scandir(place) as entries:
+                names = [entry.name for entry in entries if entry.is_symlink()]
+            base = path if descriptor is None else ""
+            return {
+                name: os.readlink(os.path.join(base, name), dir_fd=descriptor) for name in names
+            }
+
+    def readlink(self, path: str) -> str:
+        """Return what a link leads to.
+
+        Raises:
+            OSError: it cannot be read, or is not a link.
+        """
+        with self._reached(path) as (name, folder):
+            return os.readlink(name, dir_fd=folder)
+
+    def open(self, path: str, expected: tuple[int, int] | None = None) -> int:
+        """Open a regular file for reading and return its descriptor, which the caller closes.
+
+        Args:
+            path: the file, not a link.
+            expected: its device and inode, if it has to be the file that was seen before.
+
+        Raises:
+            StaleError: it is another file, or not a regular one.
+            OSError: the system refuses.
+        """
+        with self._reached(path) as (name, folder):
+            try:
+                descriptor = open_quietly(name, folder=folder, follow=False)
+            except OSError as error:
+                if error.errno not in (None, *_OTHER):
+                    raise
+                raise stale(path) from None
+        status = os.fstat(descriptor)
+        if expected not in (None, (status.st_dev, status.st_ino)):
+            os.close(descriptor)
+            raise StaleError(errno.ESTALE, "another file is in its place by now", path)
+        return descriptor
+
+    def open_content(self, path: str) -> int:
+        """Open a blob; one that is a link is read in the store of shared blobs next to its repo.
+
+        Raises:
+            StaleError: it is neither a file nor such a link.
+            OSError: the system refuses.
+        """
+        tree, path = self.home(path)
+        try:
+            return tree.open(path)
+        except StaleError:
+            try:
+                shared = layout.shared_hash_of(tree.readlink(path))
+            except OSError:
+                shared = None
+            if shared is None:
+                raise
+        return tree.open(layout.shared_blob_path(tree.root, shared))
+
+    def read(self, path: str, limit: int, owners: Collection[int] | None = None) -> bytes:
+        """Return the content of a regular file.
+
+        Args:
+            path: the file.
+            limit: the most bytes that make sense for it.
+            owners: the users whose file it may be; anybody's if not given.
+
+        Raises:
+            OSError: it cannot be read, is longer than `limit`, or is another user's.
+        """
+        return read_bytes(self.open(path), limit, owners=owners)
+
+    def is_contested(self, path: str) -> bool:
+        """Return whether others could swap a part of a path under the hands of root.
+
+        So that what opens files by their paths alone, as libraries do, has to be left out.
+        """
+        if not is_root():
+            return False
+        place, parts = self.root, os.path.relpath(path, self.root).split(os.sep)
+        for part in ["", *parts]:
+            place = os.path.join(place, part) if part else place
+            with contextlib.suppress(FileNotFoundError):
+                status = self.stat(place)
+                if status.st_uid != 0 or status.st_mode & 0o022:
+                    return True
+        return False
+
+
+def is_root() -> bool:
+    """Return whether what this process makes would be root's, whoever's the cache is."""
+    return BY_DESCRIPTOR and os.geteuid() == 0
+
+
+def identity_of(folder: str) -> tuple[int, int] | None:
+    """Return the device and inode of the folder that a path leads to, `None` if there is none."""
+    try:
+        return CacheTree(folder).identity
+    except FileNotFoundError:
+        return None
+
+
+def enter(name: str, parent: int | None, path: str) -> int:
+    """Open a folder on the way to a path.
+
+    Raises:
+        StaleError: it is a link, or not a folder.
+        OSError: the system refuses.
+    """
+    try:
+        return os.open(name, _FOLDER | getattr(os, "O_NOFOLLOW", 0), dir_fd=parent)
+    except OSError as error:
+        if error.errno in _OTHER:
+            raise stale(path) from None
+        raise
