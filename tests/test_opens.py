@@ -29,6 +29,8 @@ READS = {
     "cache.scan_snapshots": "stubs, for the scan",
     "cache.usage": "/proc",
     "cache.weights": "headers of weights, for the scan",
+    "change.space": "which blocks of a blob other files share, to say why nothing came back",
+    "commands.pull.prepare": "indexes and configs of another revision, to choose files by",
     "commands.doctor.sharing": "/proc",
     "config_file": "config.yaml",
     "environment": ".env, tokens",
@@ -52,6 +54,8 @@ ELSEWHERE = {
 """Modules that write, and the folder outside any cache that they write to."""
 
 BY_DESCRIPTOR = {
+    "change.abilities": {"os.link", "os.open", "os.symlink", "os.unlink"},
+    "change.partials": {"os.utime"},
     "change.leftovers": {"os.rename", "os.symlink", "os.unlink"},
     "change.locks": {"os.utime"},
     "commands.move.copy": {"os.chmod", "os.chown", "os.utime"},
