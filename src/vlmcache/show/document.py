@@ -59,9 +59,10 @@ def document(
     }
     if value is not None:
         content |= msgspec.to_builtins(value)
-    told = content.setdefault("findings", [])
-    codes = {finding["code"] for finding in told}
-    told += (finding for finding in msgspec.to_builtins(unlocked()) if finding["code"] not in codes)
+    told = content.get("findings", ())
+    if not any(finding["code"] == "no-locks" for finding in told):
+        told = (*told, *msgspec.to_builtins(unlocked()))
+    content["findings"] = told
     content["errors"] = msgspec.to_builtins(errors)
     if line:
         return _encoded({"schema": content["schema"], "kind": "error"} | content)
