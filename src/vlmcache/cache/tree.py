@@ -84,6 +84,11 @@ class CacheTree:
                 os.close(descriptor)
                 descriptor = below
             yield name, descriptor
+        except OSError as error:
+            # The system knows a name in a folder; people need to know which folder.
+            if error.filename in (*folders, name):
+                error.filename = path
+            raise
         finally:
             os.close(descriptor)
 
