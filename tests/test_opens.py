@@ -53,6 +53,7 @@ ELSEWHERE = {
 
 BY_DESCRIPTOR = {
     "change.locks": {"os.utime"},
+    "commands.move.copy": {"os.chmod", "os.chown", "os.link", "os.utime"},
     "commands.doctor.permissions": {"os.chmod", "os.chown", "os.setxattr"},
 }
 """Calls that get a descriptor in place of a path."""
@@ -61,7 +62,6 @@ NOT_YET = frozenset(
     {
         "change.leftovers",
         "commands.doctor.doctor",
-        "commands.move.copy",
     }
 )
 """Modules that still reach into a cache by paths. The list may only shrink."""

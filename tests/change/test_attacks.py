@@ -13,8 +13,10 @@ import pytest
 
 from tests.kit.attacks import (
     FILES,
+    GROUP,
     IS_ROOT,
     MEMBER,
+    NAME,
     SECRET,
     VICTIM,
     Attacked,
@@ -22,17 +24,21 @@ from tests.kit.attacks import (
     as_command,
     attacks,
     shared_cache,
+    spread,
 )
 from tests.kit.caches import CacheBuilder
 from tests.kit.disks import as_other_user
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import small_config
+from vlmcache.cache.moved import MoveRecord
+from vlmcache.change.moved_note import write_moves
 from vlmcache.errors import ExitCode
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 TRIES = int(os.environ.get("ATTACKS", "2"))
 """At how many of its calls each attack befalls a command."""
+PLACE_TRIES = 10 * TRIES
 NEW: dict[str, bytes] = {
     **FILES,
     "model.safetensors": b"other weights " * 500,
@@ -167,6 +173,73 @@ def test_a_repo_that_is_a_link_to_another_users_models_is_neither_saved_nor_move
             ["verify"],
         ):
             shared.check(run(shared, *arguments), *_others(shared.folder))
+
+
+def moved_to_a_members_place(shared: SharedCache) -> Path:
+    """Let the member's repo lie in a folder that the member can swap, as a move leaves it."""
+    place = shared.folder / "lent" / "place"
+    place.parent.mkdir()
+    if IS_ROOT:
+        os.chown(place.parent, MEMBER, GROUP)
+    assert run(shared, "move", str(place), "org/name", "--yes").code == 0
+    for path in (place, *place.rglob("*")):
+        if IS_ROOT:
+            os.chown(path, MEMBER, GROUP, follow_symlinks=False)
+    return place
+
+
+def unfinished(shared: SharedCache) -> Path:
+    """Let a move to such a place have been interrupted; the victim has one of their own."""
+    place = shared.folder / "lent" / "place"
+    for folder in (place, shared.outside):
+        staged = folder / ".vlmcache-moving" / NAME
+        (staged / "blobs").mkdir(parents=True)
+        (staged / "blobs" / "begun").write_bytes(SECRET if folder == shared.outside else b"")
+        move = MoveRecord(str(shared.root), finished=False)
+        write_moves(str(folder), {NAME: move})
+        if IS_ROOT:
+            owner = VICTIM if folder == shared.outside else MEMBER
+            for path in (folder, *folder.rglob("*")):
+                os.chown(path, owner, GROUP, follow_symlinks=False)
+    if IS_ROOT:
+        os.chown(place.parent, MEMBER, GROUP)
+    shared.before = shared.state_outside()
+    return place
+
+
+PLACES: dict[str, tuple[Callable[[SharedCache], Path], list[str]]] = {
+    "rm": (moved_to_a_members_place, ["rm", "org/name", "--yes"]),
+    "clean": (moved_to_a_members_place, ["clean", "--all", "--yes"]),
+    "undo": (unfinished, ["move", "{}", "--undo", "--yes"]),
+    "move": (unfinished, ["move", "{}", "org/name", "--yes"]),
+}
+
+
+@pytest.mark.parametrize("command", PLACES)
+def test_a_place_of_moved_models_that_is_swapped_after_its_notes_were_read_is_left_alone(
+    command: str,
+) -> None:
+    make, arguments = PLACES[command]
+
+    def swap(shared: SharedCache) -> None:
+        place = shared.folder / "lent" / "place"
+        place.rename(place.with_name("aside"))
+        place.symlink_to(shared.outside)
+
+    def attacked(nth: int) -> Attacked:
+        with shared_cache() as shared:
+            place = make(shared)
+            line = [argument.format(place) for argument in arguments]
+            done = shared.run(
+                as_command(*line, variables=variables(shared, None)), swap, nth, shared.folder
+            )
+            assert done.struck == (nth > 0)
+            shared.check(done, *_others(shared.folder))
+            return done
+
+    calls = attacked(0).calls
+    for nth in spread(calls, PLACE_TRIES):
+        attacked(nth)
 
 
 @pytest.mark.parametrize("command", ["restore", "pull"])

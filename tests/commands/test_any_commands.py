@@ -123,7 +123,7 @@ class AnyCommands(RuleBasedStateMachine):
         """Return the bytes on both disks, without the records of moves, which are not models."""
         records = [
             *self.root.glob(".locks/*.moved.json"),
-            *self.drive.glob(".vlmcache-moved.json"),
+            *self.drive.glob(".locks/*.moved-here.json"),
         ]
         places = [place for place in (self.root, self.drive) if place.exists()]
         return sum(map(du_allocated, places)) - sum(map(du_allocated, records))

@@ -99,13 +99,17 @@ class SharedCache:
         command: Callable[[], object],
         attack: Attack | None = None,
         nth: int = 0,
+        below: Path | None = None,
     ) -> Attacked:
-        """Run a command in a child, and the attack just before its Nth call below the cache."""
+        """Run a command in a child, and the attack just before its Nth call below the cache.
+
+        below: another folder whose calls count.
+        """
 
         def strike(_call: str) -> bool:
             return attack is not None and self.as_member(lambda: attack(self))
 
-        return self.run_struck(command, strike, nth, self.root)
+        return self.run_struck(command, strike, nth, below or self.root)
 
     def run_struck(
         self,

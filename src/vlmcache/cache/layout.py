@@ -45,7 +45,12 @@ WHOLE_REPO = "repo-"
 """How the unique name begins if complete repos were renamed, and not parts of them."""
 
 MOVES = ".vlmcache-moved.json"
-"""File at the top of a destination that names the repos that `move` has brought there."""
+"""File at the top of a destination in which `move` noted all that it brought, until 0.1.1."""
+NOTE_SUFFIX = ".moved-here.json"
+"""How the file's name ends that notes out of which cache `move` has brought a repo.
+
+It is `.locks/<repo folder>.moved-here.json` at the destination.
+"""
 RECORD_SUFFIX = ".moved.json"
 """How the file's name ends that records where `move` has brought one repo of a cache.
 

@@ -1,14 +1,16 @@
 """What `move` notes at its destination: which repos it brings there, and out of which cache.
 
-The note lies at the top of the destination, in no repo's folder. It alone tells a link that
-vlmcache has left from any other, and so where a removal may follow one. A record in the cache says
-of each repo where it went; it is there while that drive is away, and proves nothing to a removal.
+The notes, one for each repo, lie at the destination, in no repo's folder. They alone tell a link
+that vlmcache has left from any other, and so where a removal may follow one; each counts only if it
+is root's, this user's or of the owner of the repo itself. A record in the cache says of each repo
+where it went; it is there while that drive is away, and proves nothing to a removal.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,6 +19,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.mounts import mount_of, mount_points, nearest_folder
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.state import Away, Drive, Repo
+from vlmcache.cache.tree import CacheTree
 from vlmcache.errors import AwayError
 
 FORMAT = "vlmcache.moved/1"
@@ -38,7 +41,7 @@ class MoveRecord(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """The content of the file at a destination."""
+    """The content of a note: of one repo, or of several in the one file of older versions."""
 
     format: str
     repos: dict[str, MoveRecord]
@@ -61,34 +64,77 @@ _DECODER = msgspec.json.Decoder(Note)
 _RECORD_DECODER = msgspec.json.Decoder(RepoRecord)
 
 
-def note_path(destination: str) -> str:
-    """Return where the note of a destination is."""
-    return os.path.join(destination, layout.MOVES)
+class MovedTo(NamedTuple):
+    """Where a repo was brought, and the device and inode of that folder when its note was read."""
+
+    destination: str
+    identity: tuple[int, int]
 
 
-def is_trusted(destination: str) -> bool:
-    """Return whether the note is a plain file of this user, of root or of the folder's owner."""
+def note_path(destination: str, folder: str) -> str:
+    """Return where the note of a repo at a destination is."""
+    return os.path.join(destination, layout.LOCKS, folder + layout.NOTE_SUFFIX)
+
+
+def recorded_path(path: str) -> str:
+    """Return the path of the repo that a record or a note, by its path, speaks of."""
+    locks, name = os.path.split(path)
+    folder = name.removesuffix(layout.NOTE_SUFFIX).removesuffix(layout.RECORD_SUFFIX)
+    return os.path.join(os.path.dirname(locks), folder)
+
+
+def owners_of(tree: CacheTree, folder: str) -> set[int]:
+    """Return whose note of a repo counts: root's, this user's and those of the repo's owner."""
     try:
-        status = os.lstat(note_path(destination))
-        folder = os.stat(destination)
+        owner = {tree.stat(os.path.join(tree.root, folder)).st_uid}
     except OSError:
-        return False
-    own = getattr(os, "geteuid", lambda: status.st_uid)()
-    return stat.S_ISREG(status.st_mode) and status.st_uid in (0, own, folder.st_uid)
+        owner = set()
+    return {0, getattr(os, "geteuid", lambda: 0)(), *owner}
 
 
-def read_moves(destination: str) -> dict[str, MoveRecord]:
-    """Return folder -> move, of all that is noted at a destination; nothing that is not trusted."""
-    if not is_trusted(destination):
-        return {}
+def read_moves(place: str | CacheTree, only: str | None = None) -> dict[str, MoveRecord]:
+    """Return folder -> move, of all that is noted at a destination; nothing that is not trusted.
+
+    Args:
+        place: the destination, or a tree that has it open.
+        only: the one folder that is asked for.
+    """
     try:
-        note = _DECODER.decode(read_bytes(note_path(destination), _LIMIT))
+        tree = CacheTree(place)
+        found = _read_note(tree, os.path.join(tree.root, layout.MOVES), only)
+        folders = [only] if only is not None else _noted(tree)
+    except OSError:
+        return {}
+    for folder in folders:
+        found |= _read_note(tree, note_path(tree.root, folder), folder)
+    return found
+
+
+def _noted(tree: CacheTree) -> list[str]:
+    """Return the folders of repos that have a note of their own."""
+    try:
+        names = tree.names(os.path.join(tree.root, layout.LOCKS))
+    except FileNotFoundError:
+        return []
+    suffix = layout.NOTE_SUFFIX
+    return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+
+
+def _read_note(tree: CacheTree, path: str, only: str | None) -> dict[str, MoveRecord]:
+    try:
+        descriptor = tree.open(path)
+        owner = os.fstat(descriptor).st_uid
+        note = _DECODER.decode(read_bytes(descriptor, _LIMIT))
     except (OSError, *JSON_ERRORS):
         return {}
-    return note.repos if note.format == FORMAT else {}
+    return {
+        folder: move
+        for folder, move in note.repos.items()
+        if note.format == FORMAT and only in (None, folder) and owner in owners_of(tree, folder)
+    }
 
 
-def destination_of(cache_dir: str, folder: str) -> str | None:
+def destination_of(cache_dir: str, folder: str) -> MovedTo | None:
     """Return where `move` has brought a repo of a cache, `None` if that is not proven.
 
     Args:
@@ -96,14 +142,20 @@ def destination_of(cache_dir: str, folder: str) -> str | None:
         folder: the name of the repo's folder.
     """
     destination = linked_destination(cache_dir, folder)
-    if destination is None or os.path.islink(os.path.join(destination, folder)):
+    if destination is None:
         return None
-    return destination if names_cache(destination, folder, cache_dir) else None
+    tree = CacheTree(destination)
+    try:
+        if stat.S_ISLNK(tree.stat(os.path.join(destination, folder)).st_mode):
+            return None
+    except OSError:
+        pass  # It was removed there, or a way back has begun.
+    return MovedTo(destination, tree.identity) if names_cache(tree, folder, cache_dir) else None
 
 
-def names_cache(destination: str, folder: str, cache_dir: str) -> bool:
+def names_cache(place: str | CacheTree, folder: str, cache_dir: str) -> bool:
     """Return whether the note at a destination says that a repo there came out of a cache."""
-    move = read_moves(destination).get(folder)
+    move = read_moves(place, folder).get(folder)
     return move is not None and move.cache == os.path.realpath(cache_dir)
 
 
@@ -175,14 +227,14 @@ def find_away(cache_dir: str, folder: str) -> Away | None:
     return Away(destination, drive, next(relinkable, None))
 
 
-def can_relink(cache_dir: str, folder: str, destination: str) -> bool:
+def can_relink(cache_dir: str, folder: str, place: str | CacheTree) -> bool:
     """Return whether a folder holds a repo that `move` has brought out of a cache."""
-    path = os.path.join(destination, folder)
-    return (
-        os.path.isdir(path)
-        and not os.path.islink(path)
-        and names_cache(destination, folder, cache_dir)
-    )
+    try:
+        tree = CacheTree(place)
+        is_there = stat.S_ISDIR(tree.stat(os.path.join(tree.root, folder)).st_mode)
+    except OSError:
+        return False
+    return is_there and names_cache(tree, folder, cache_dir)
 
 
 def _looks_unmounted(destination: str, cache_dir: str) -> bool:

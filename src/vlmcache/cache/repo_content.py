@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from vlmcache import units
 from vlmcache.cache import formats, layout
 from vlmcache.cache.entries import Listed, Notes, add_stray, entry_of, is_stale
-from vlmcache.cache.moved import destination_of, find_away, record_path
+from vlmcache.cache.moved import destination_of, find_away, note_path, record_path
 from vlmcache.cache.state import (
     Blob,
     ByteClass,
@@ -51,9 +51,9 @@ class RepoContent:
         self.linked_to = os.path.realpath(self.path) if linked else None
         self.is_there = not linked or os.path.isdir(self.path)
         """False if the folder is a link to a place that does not exist."""
-        self.moved_to = destination_of(cache_dir, folder) if linked else None
+        self.moved = destination_of(cache_dir, folder) if linked else None
         self.away = None if self.is_there else find_away(cache_dir, folder)
-        self.record = _stamp_of(record_path(cache_dir, folder)) if linked else None
+        self.record = _stamp_of((record_path if linked else note_path)(cache_dir, folder))
         self.entry = entry_of(stat)
         self.notes = Notes(self.id)
         self.blobs: dict[str, Blob] = {}
@@ -111,7 +111,8 @@ class RepoContent:
             by_class=self.notes.tally.by_class(),
             findings=tuple(self.notes.findings),
             linked_to=self.linked_to,
-            moved_to=self.moved_to,
+            moved_to=self.moved.destination if self.moved is not None else None,
+            moved_at=self.moved.identity if self.moved is not None else None,
             away=self.away,
             record=self.record,
             entry=self.entry,

@@ -102,10 +102,12 @@ class RootScan:
 
     def _is_needless_record(self, name: str) -> bool:
         """Whether a file among the locks records where a repo went that has no link here."""
-        folder, suffix, rest = name.partition(layout.RECORD_SUFFIX)
-        if not suffix or layout.parse_repo_folder(folder) is None:
-            return False
-        return bool(rest) or not os.path.islink(os.path.join(self.dir, folder))
+        for suffix in (layout.RECORD_SUFFIX, layout.NOTE_SUFFIX):
+            folder, found, rest = name.partition(suffix)
+            if found and layout.parse_repo_folder(folder) is not None:
+                linked = os.path.islink(os.path.join(self.dir, folder))
+                return bool(rest) or (suffix == layout.RECORD_SUFFIX and not linked)
+        return False
 
     def _read_leftovers(self, path: str) -> None:
         """Read what interrupted removals left: `<unique>/<repo folder>/…`, as in a repo."""

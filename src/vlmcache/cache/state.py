@@ -244,10 +244,13 @@ class Repo(msgspec.Struct, frozen=True):
     """Where the folder is, if it is a link to another place."""
     moved_to: str | None = None
     """The destination's folder, if it was `vlmcache move` that left the link."""
+    moved_at: tuple[int, int] | None = None
+    """Device and inode of that folder when the note of the move was read in it."""
     away: Away | None = None
     """Where it is, if `vlmcache move` left the link and that drive is not mounted."""
     record: Stamp | None = None
-    """The file in which `vlmcache move` has recorded where a linked repo went."""
+    """The file in which `vlmcache move` has recorded where a linked repo went, or has noted where
+    this one came from."""
     entry: Stamp | None = None
     """The folder, or the link, itself."""
     ref_files: dict[str, Stamp] = msgspec.field(default_factory=dict)

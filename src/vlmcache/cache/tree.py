@@ -41,19 +41,29 @@ class CacheTree:
     """A cache, or a place to which models were moved.
 
     Args:
-        root: the folder, opened once: what takes its name later is something else.
+        root: the folder, opened once: what takes its name later is something else. Or a tree whose
+            open folder this one has too.
     """
 
-    def __init__(self, root: str) -> None:
-        self.root = os.path.abspath(root)
+    def __init__(self, root: str | CacheTree) -> None:
+        self._opened = root if isinstance(root, CacheTree) else None
+        self.root: str = root.root if isinstance(root, CacheTree) else os.path.abspath(root)
         self._homes: dict[str, Any] = {}
 
     @functools.cached_property
     def top(self) -> int:
         """The descriptor of the root."""
+        if self._opened is not None:
+            return self._opened.top
         descriptor = os.open(self.root, _FOLDER)
         weakref.finalize(self, os.close, descriptor)
         return descriptor
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode of the root."""
+        status = os.stat(self.top if BY_DESCRIPTOR else self.root)
+        return status.st_dev, status.st_ino
 
     @contextlib.contextmanager
     def parent(self, path: str) -> Iterator[tuple[str, int | None]]:
@@ -134,6 +144,18 @@ class CacheTree:
         """
         with self._reached(path) as (name, folder):
             return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+    def exists(self, path: str) -> bool:
+        """Return whether anything is at a path, a link that leads nowhere included.
+
+        Raises:
+            OSError: it cannot be reached.
+        """
+        try:
+            self.stat(path)
+        except FileNotFoundError:
+            return False
+        return True
 
     @contextlib.contextmanager
     def folder(self, path: str) -> Iterator[int | None]:
@@ -244,7 +266,7 @@ class CacheTree:
 
         So that what opens files by their paths alone, as libraries do, has to be left out.
         """
-        if not BY_DESCRIPTOR or os.geteuid() != 0:
+        if not is_root():
             return False
         place, parts = self.root, os.path.relpath(path, self.root).split(os.sep)
         for part in ["", *parts]:
@@ -254,6 +276,19 @@ class CacheTree:
                 if status.st_uid != 0 or status.st_mode & 0o022:
                     return True
         return False
+
+
+def is_root() -> bool:
+    """Return whether what this process makes would be root's, whoever's the cache is."""
+    return BY_DESCRIPTOR and os.geteuid() == 0
+
+
+def identity_of(folder: str) -> tuple[int, int] | None:
+    """Return the device and inode of the folder that a path leads to, `None` if there is none."""
+    try:
+        return CacheTree(folder).identity
+    except FileNotFoundError:
+        return None
 
 
 def enter(name: str, parent: int | None, path: str) -> int:

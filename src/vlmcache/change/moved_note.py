@@ -1,4 +1,4 @@
-"""The note at a destination of what moves have brought there, and the record of it in the cache."""
+"""The notes at a destination of what moves have brought there, and the records in the cache."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.mounts import drive_of
 from vlmcache.cache.moved import (
@@ -16,10 +17,12 @@ from vlmcache.cache.moved import (
     MoveRecord,
     Note,
     RepoRecord,
-    is_trusted,
     note_path,
+    owners_of,
+    read_moves,
     record_path,
 )
+from vlmcache.cache.tree import CacheTree
 from vlmcache.change.tree import Tree
 from vlmcache.errors import CacheError
 
@@ -27,23 +30,37 @@ _TEMPORARY = ".00000000.tmp"
 """Always the same name, so that the next note replaces one that a kill left behind."""
 
 
-def write_moves(destination: str, moves: Mapping[str, MoveRecord]) -> None:
-    """Note at a destination what moves have brought there; without any, remove the note.
+def write_moves(place: str | CacheTree, moves: Mapping[str, MoveRecord]) -> None:
+    """Note at a destination what moves have brought there, each repo in a file of its own.
+
+    Args:
+        place: the destination, or a tree that has it open.
+        moves: all that is to be noted there; what else was noted is forgotten.
 
     Raises:
         CacheError: there is a note that is not to be trusted, and so not to be replaced.
         OSError: the system refuses.
     """
-    path = note_path(destination)
-    if os.path.lexists(path) and not is_trusted(destination):
-        raise CacheError(f"another user's: {path}", "move to another folder")
-    tree = Tree(destination)
-    if not moves:
-        with contextlib.suppress(FileNotFoundError):
-            tree.unlink(path)
-        return
-    content = msgspec.json.encode(Note(FORMAT, dict(sorted(moves.items()))))
-    tree.write(path, content, 0o644, temporary=path + _TEMPORARY)
+    tree = Tree(place)
+    # Whose a note is tells what it is worth: one of root's stays root's.
+    tree.gives = False
+    before = read_moves(tree)
+    older = os.path.join(tree.root, layout.MOVES)
+    is_older = tree.exists(older)
+    for folder in sorted({*before, *moves}):
+        path, move = note_path(tree.root, folder), moves.get(folder)
+        if move is None:
+            with contextlib.suppress(FileNotFoundError):
+                tree.unlink(path)
+        elif is_older or move != before.get(folder):
+            if tree.exists(path) and tree.stat(path).st_uid not in owners_of(tree, folder):
+                raise CacheError(f"another user's: {path}", "move to another folder")
+            content = msgspec.json.encode(Note(FORMAT, {folder: move}))
+            tree.make_folders(os.path.dirname(path))
+            tree.write(path, content, 0o644, temporary=path + _TEMPORARY)
+    if is_older:
+        with contextlib.suppress(PermissionError):
+            tree.unlink(older)
 
 
 def write_record(cache_dir: str, folder: str, destination: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.moved import away_remedy, record_path
+from vlmcache.cache.moved import away_remedy, note_path, record_path
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change.names import Target
 from vlmcache.change.needed import LISTED, foreign_files, is_read
@@ -50,6 +50,7 @@ class _Builder:
             complete.add(repo.folder)
             if repo.linked_to is None:
                 self.actions.add_repo(repo, reason)
+                self._add_record(repo, note_path(self.state.dir, repo.folder), reason)
             else:
                 self._add_link(repo, reason)
         for stray in self.state.strays:
@@ -149,11 +150,9 @@ class _Builder:
     def _add_link(self, repo: Repo, reason: str) -> None:
         """Remove the link in the place of a repo that lies elsewhere, and nothing there."""
         assert repo.linked_to is not None
-        trees, frees = self.actions.trees, repo.entry.allocated if repo.entry else 0
-        trees.append(Remove(repo.path, "link", repo.id, reason, frees, expected_of(repo.entry)))
-        if repo.record is not None:
-            path, frees = record_path(self.state.dir, repo.folder), repo.record.allocated
-            trees.append(Remove(path, "record", repo.id, reason, frees, expected_of(repo.record)))
+        frees, expected = repo.entry.allocated if repo.entry else 0, expected_of(repo.entry)
+        self.actions.trees.append(Remove(repo.path, "link", repo.id, reason, frees, expected))
+        self._add_record(repo, record_path(self.state.dir, repo.folder), reason)
         why = "only the link is removed: links are never followed"
         if repo.away is not None:
             why = (
@@ -164,6 +163,12 @@ class _Builder:
             why = "only the link is removed: that place does not exist now"
         if repo.moved_to is None:
             self.kept.append(Kept(repo.linked_to, repo.id, why))
+
+    def _add_record(self, repo: Repo, path: str, reason: str) -> None:
+        """Remove what is noted of where a repo went, or came from."""
+        if repo.record is not None:
+            frees, expected = repo.record.allocated, expected_of(repo.record)
+            self.actions.trees.append(Remove(path, "record", repo.id, reason, frees, expected))
 
     def _add_parts(self, repo: Repo) -> None:
         chosen, folder = self.removals, repo.folder

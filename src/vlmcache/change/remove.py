@@ -14,10 +14,10 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.entries import Notes, add_below, allocated_bytes
-from vlmcache.cache.moved import read_moves, record_path
+from vlmcache.cache.moved import read_moves, record_path, recorded_path
 from vlmcache.cache.scan_repo import scan_repo
-from vlmcache.cache.state import Repo
-from vlmcache.cache.tree import StaleError
+from vlmcache.cache.state import CacheState, Repo
+from vlmcache.cache.tree import CacheTree, StaleError
 from vlmcache.change.leftovers import Leftovers
 from vlmcache.change.locks import BATCH, HubLocks
 from vlmcache.change.moved_note import write_moves
@@ -126,17 +126,21 @@ class RemovalChecks(msgspec.Struct):
 
 
 def execute(
-    plan: Plan, cache_dir: str, *, in_use: Collection[tuple[int, int]] = (), force: bool = False
+    plan: Plan,
+    cache: str | CacheTree,
+    *,
+    in_use: Collection[tuple[int, int]] = (),
+    force: bool = False,
 ) -> Receipt:
     """Carry a plan of removals out, as far as the system lets, and return what became of it.
 
     Args:
         plan: what to remove; actions that are not removals are not for this function.
-        cache_dir: the hub cache that the plan was made for.
+        cache: the hub cache that the plan was made for, or a tree that has it open.
         in_use: (device, inode) of files that processes use; what holds one stays.
         force: remove in spite of locks and uses.
     """
-    return Executor(RemovalTree(cache_dir, frozenset(in_use), force=force)).run(plan)
+    return Executor(RemovalTree(cache, frozenset(in_use), force=force)).run(plan)
 
 
 _STEPS = {
@@ -147,6 +151,7 @@ _STEPS = {
     "locks": "lock",
     "leftover": "leftover",
     "side-cache": "leftover",
+    "record": "leftover",
 }
 """Kind of an action -> when it has its turn; all others have it first."""
 
@@ -253,6 +258,8 @@ class Executor:
             self.locks.unlink(action.path, attempt)
         elif action.kind == "folder":
             self.tree.remove_folder(action.path, attempt)
+        elif action.kind == "record" and self.tree.exists(recorded_path(action.path)):
+            raise StaleError("it is of a repo that is there")
         elif action.kind == "ref" or (action.kind == "blob" and os.path.islink(action.path)):
             # Set aside and not unlinked: it shows a second run what a killed one was doing.
             self.leftovers.set_aside(attempt, action.expected, complete=False)
@@ -351,59 +358,95 @@ class Executor:
 
 def apply_removals(
     plan: Plan,
-    cache_dir: str,
-    places: Collection[str],
+    state: CacheState,
     *,
     in_use: Collection[tuple[int, int]] = (),
     force: bool = False,
 ) -> Receipt:
     """Carry a plan of removals out: first at the places that models were moved to, then here.
 
-    A link stays as long as what it leads to, so that a second run finds what is left to finish.
+    A link stays as long as what it leads to, and the note of a move as long as the link, so that a
+    second run finds what is left to finish. A place is opened once, and has to be the folder in
+    which the notes of moves were read.
 
     Args:
         plan: its actions lie in the cache or at the places.
-        cache_dir: the cache.
-        places: folders to which `move` has brought models.
+        state: the cache.
         in_use: (device, inode) of files that processes use.
         force: remove in spite of locks and uses.
     """
     receipts: list[Receipt] = []
-    left = [
+    left: list[Removing] = [
         action for action in plan.actions if isinstance(action, Remove | RemoveTree | ReleaseShared)
     ]
-    for place in sorted(places):
+    seen: dict[str, set[tuple[int, int] | None]] = {}
+    for repo in state.repos:
+        if repo.moved_to is not None:
+            seen.setdefault(repo.moved_to, set()).add(repo.moved_at)
+    opened: list[tuple[CacheTree, Sequence[Removing]]] = []
+    for place in sorted(seen):
         inside = place.rstrip(os.sep) + os.sep
         inner = [action for action in left if action.path.startswith(inside)]
         left = [action for action in left if not action.path.startswith(inside)]
         if inner:
-            receipts.append(execute(Plan(tuple(inner)), place, in_use=in_use, force=force))
+            tree = CacheTree(place)
+            notes = [action for action in inner if action.kind == "record"]
+            inner = [action for action in inner if action.kind != "record"]
+            if _is_same(tree, seen[place]):
+                receipts.append(execute(Plan(tuple(inner)), tree, in_use=in_use, force=force))
+                opened.append((tree, notes))
+            else:
+                receipts.append(_left_alone(inner, place))
     stay: list[Outcome] = []
     kept_there = {outcome.path: outcome for receipt in receipts for outcome in receipt.undone}
     for action in list(left):
         parent, folder = os.path.split(action.path)
-        if not isinstance(action, Remove) or action.kind != "link" or parent != cache_dir:
+        if not isinstance(action, Remove) or action.kind != "link" or parent != state.dir:
             continue
-        targets = (kept_there.get(os.path.join(place, folder)) for place in places)
+        targets = (kept_there.get(os.path.join(place, folder)) for place in seen)
         target = next(filter(None, targets), None)
         if target is not None:
-            paths = (action.path, record_path(cache_dir, folder))
+            paths = (action.path, record_path(state.dir, folder))
             left = [other for other in left if other.path not in paths]
             detail = f"what it leads to stays: {target.path}"
             stay.append(Outcome("remove", action.path, target.result, detail=detail))
-    receipts.append(execute(Plan(tuple(left)), cache_dir, in_use=in_use, force=force))
-    for place in places:
-        noted = read_moves(place)
-        kept = {
-            folder: move
-            for folder, move in noted.items()
-            if os.path.lexists(os.path.join(place, folder))
-            or move.cache != os.path.realpath(cache_dir)
-            or os.path.lexists(os.path.join(cache_dir, folder))
-        }
-        if kept != noted:
-            # A note that stays of what is gone does no harm.
-            with contextlib.suppress(OSError, VlmcacheError):
-                write_moves(place, kept)
+    receipts.append(execute(Plan(tuple(left)), state.dir, in_use=in_use, force=force))
+    receipts += [_forget(*place, state.dir) for place in opened]
     outcomes = (*(outcome for receipt in receipts for outcome in receipt.outcomes), *stay)
     return Receipt(outcomes, sum(receipt.freed for receipt in receipts))
+
+
+def _is_same(tree: CacheTree, seen: Collection[tuple[int, int] | None]) -> bool:
+    """Return whether a place is the one folder that was seen there."""
+    try:
+        return seen == {tree.identity}
+    except OSError:
+        return False
+
+
+def _left_alone(actions: Sequence[Removing], place: str) -> Receipt:
+    attempts = [Attempt(action) for action in actions]
+    for attempt in attempts:
+        attempt.note("stale", f"another folder is in its place by now: {place}")
+    return Receipt(tuple(attempt.outcome for attempt in attempts if attempt.outcome is not None))
+
+
+def _forget(tree: CacheTree, notes: Sequence[Removing], cache_dir: str) -> Receipt:
+    """Remove the notes at a place of repos that are gone there, and whose links are gone."""
+
+    def is_gone(folder: str) -> bool:
+        link = os.path.join(cache_dir, folder)
+        return not tree.exists(os.path.join(tree.root, folder)) and not os.path.lexists(link)
+
+    gone = [note for note in notes if is_gone(os.path.basename(recorded_path(note.path)))]
+    receipt = execute(Plan(tuple(gone)), tree)
+    noted = read_moves(tree)
+    ours = os.path.realpath(cache_dir)
+    kept = {
+        folder: move for folder, move in noted.items() if move.cache != ours or not is_gone(folder)
+    }
+    if kept != noted:
+        # A note that stays of what is gone does no harm.
+        with contextlib.suppress(OSError, VlmcacheError):
+            write_moves(tree, kept)
+    return receipt

@@ -19,7 +19,7 @@ from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.mounts import nearest_folder
-from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter, stale
+from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter, is_root, stale
 from vlmcache.change.plan import Attempt, Expected, Outcome, TakenError, why_refused
 
 WAIT_SECONDS = 10.0
@@ -67,11 +67,14 @@ class Tree(CacheTree):
     """A cache, or a place to which models were moved, as it is added to and changed.
 
     Args:
-        root: the folder.
+        root: the folder, or a tree that has it open.
         patience: seconds that may be spent on waiting for locks, all of them together.
     """
 
-    def __init__(self, root: str, *, patience: float | None = None) -> None:
+    gives = True
+    """Whether what root makes is the cache's at once."""
+
+    def __init__(self, root: str | CacheTree, *, patience: float | None = None) -> None:
         super().__init__(root)
         self.patience = WAIT_SECONDS if patience is None else patience
 
@@ -289,13 +292,17 @@ class RemovalTree(Tree):
     """A cache, or a place to which models were moved, as something is removed there.
 
     Args:
-        root: the folder.
+        root: the folder, or a tree that has it open.
         in_use: (device, inode) of files that processes use, which stay.
         force: remove in spite of locks and uses.
     """
 
     def __init__(
-        self, root: str, in_use: frozenset[tuple[int, int]] = frozenset(), *, force: bool = False
+        self,
+        root: str | CacheTree,
+        in_use: frozenset[tuple[int, int]] = frozenset(),
+        *,
+        force: bool = False,
     ) -> None:
         super().__init__(root, patience=0.0 if force else None)
         self.in_use = in_use
@@ -478,7 +485,7 @@ def _give(tree: Tree, made: str | int, folder: int | None, mode: int | None) -> 
         folder: the descriptor of the folder that it is in.
         mode: what was asked for; `None` for a link.
     """
-    if folder is None or os.geteuid() != 0:
+    if folder is None or not tree.gives or not is_root():
         return
     top = os.fstat(tree.top)
     if (top.st_uid, top.st_gid) == (0, 0):

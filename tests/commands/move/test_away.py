@@ -435,7 +435,7 @@ def test_a_folder_without_the_models_is_refused_with_why(
         CacheBuilder(folder).repo(NAME).revision(model_files())
     elif why == "a link":
         (folder / FOLDER).symlink_to(tmp_path)
-        shutil.copy(place.other / ".vlmcache-moved.json", folder)
+        shutil.copytree(place.other / ".locks", folder / ".locks")
         assert FOLDER in read_moves(str(folder))
     drive.unmount()
     before = fingerprint(place.root)

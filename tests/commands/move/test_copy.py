@@ -13,6 +13,7 @@ import pytest
 from tests.kit.caches import CacheBuilder, fingerprint
 from tests.kit.rooms import WEIGHTS
 from vlmcache.cache import page_cache
+from vlmcache.change.tree import Tree
 from vlmcache.commands.move import move
 from vlmcache.commands.move.copy import copy_file
 from vlmcache.commands.move.values import SourceDamagedError
@@ -47,6 +48,13 @@ def one_block_only() -> Callable[[int, int, int], int]:
     return call
 
 
+def copied(
+    source: Path, target: Path, wanted: str, tell: Callable[[str, int], None] = lambda *_: None
+) -> None:
+    tree = Tree(str(target.parent))
+    copy_file(tree.open(str(source)), str(source), tree, str(target), wanted, tell)
+
+
 @pytest.mark.parametrize("copy", [kernel, other_filesystem, nothing_copied, one_block_only()])
 def test_a_copy_is_the_same_whoever_makes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: Callable[[int, int, int], int]
@@ -56,7 +64,7 @@ def test_a_copy_is_the_same_whoever_makes_it(
     wanted = hashlib.sha256(CONTENT).hexdigest()
     told: list[int] = []
     monkeypatch.setattr(os, "copy_file_range", copy, raising=False)
-    copy_file(str(source), str(target), wanted, lambda _, position: told.append(position))
+    copied(source, target, wanted, lambda _, position: told.append(position))
     assert target.read_bytes() == CONTENT
     assert told[-1] == len(CONTENT)
     assert told == sorted(told)
@@ -68,7 +76,7 @@ def test_a_copy_with_another_hash_does_not_appear(tmp_path: Path) -> None:
     source.write_bytes(CONTENT)
     before = set(tmp_path.iterdir())
     with pytest.raises(SourceDamagedError, match="damaged"):
-        copy_file(str(source), str(target), "0" * 64, lambda *_: None)
+        copied(source, target, "0" * 64)
     assert set(tmp_path.iterdir()) == before
 
 
@@ -87,7 +95,7 @@ def test_a_copy_leaves_neither_file_in_memory_that_was_not_there(tmp_path: Path)
     if resident(source) is not False:
         pytest.skip("this filesystem keeps files in memory, or does not tell")
     wanted = hashlib.sha256(CONTENT).hexdigest()
-    copy_file(str(source), str(target), wanted, lambda *_: None)
+    copied(source, target, wanted)
     assert not resident(source)
     assert not resident(target)
 

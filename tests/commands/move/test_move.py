@@ -20,7 +20,7 @@ from tests.kit.faulty import Subject, try_every
 from tests.kit.hub import LoopbackHub
 from tests.kit.rooms import LONG, OTHER, WEIGHTS, settle
 from vlmcache.cache.completeness import judge
-from vlmcache.cache.moved import MoveRecord, read_moves
+from vlmcache.cache.moved import MoveRecord, note_path, read_moves
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage
@@ -500,7 +500,7 @@ def test_a_link_that_no_move_has_left_is_never_followed(
         write_moves(str(place.other), {FOLDER: MoveRecord("/some/cache", finished=True)})
     elif proof != "none":
         write_moves(str(place.other), {FOLDER: MoveRecord(str(place.root), finished=True)})
-        note = place.other / ".vlmcache-moved.json"
+        note = Path(note_path(str(place.other), FOLDER))
         if proof == "a link":
             shutil.move(note, tmp_path / "note")
             note.symlink_to(tmp_path / "note")

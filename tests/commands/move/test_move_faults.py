@@ -119,7 +119,7 @@ class Place:
             for name, entry in found.items()
             if not name.endswith((".lock", "CACHEDIR.TAG"))
             and ".refs" not in name
-            and (".locks" not in name or name.endswith(layout.RECORD_SUFFIX))
+            and (".locks" not in name or name.endswith((layout.RECORD_SUFFIX, layout.NOTE_SUFFIX)))
             and not (".vlmcache-" in name and entry[0] == "folder")
         }
 

@@ -44,12 +44,13 @@ class MoveNotes:
 
     Args:
         cache_dir: the cache's real path.
-        destination: the other cache's real path.
+        there: the other cache, opened.
     """
 
-    def __init__(self, cache_dir: str, destination: str) -> None:
+    def __init__(self, cache_dir: str, there: Tree) -> None:
         self.cache_dir = cache_dir
-        self.destination = destination
+        self.there = there
+        self.destination = there.root
         self.freed = 0
         """Bytes of disk that records gave back, less what they occupy now."""
         self._begun = MoveRecord(cache_dir, finished=False)
@@ -61,7 +62,7 @@ class MoveNotes:
             OSError: the system refuses.
         """
         # Read again, now that no other move can change it.
-        noted = dict(read_moves(self.destination))
+        noted = dict(read_moves(self.there))
         foreign: set[str] = set()
         for move in moves:
             folder = os.path.basename(move.path)
@@ -72,7 +73,7 @@ class MoveNotes:
             else:
                 noted[folder] = self._begun
         if moves:
-            write_moves(self.destination, noted)
+            write_moves(self.there, noted)
         return foreign
 
     def record(self, folder: str) -> None:
@@ -100,7 +101,7 @@ class MoveNotes:
         Returns:
             What failed, if anything did.
         """
-        before = read_moves(self.destination)
+        before = read_moves(self.there)
         noted = dict(before)
         for folder, move in before.items():
             path = os.path.join(self.cache_dir, folder)
@@ -112,7 +113,7 @@ class MoveNotes:
                 del noted[folder]
         try:
             if noted != before:
-                write_moves(self.destination, noted)
+                write_moves(self.there, noted)
         except OSError as error:
             detail = f"the note cannot be written: {error.strerror}: {self.destination}"
             return Outcome("note", self.destination, "failed", detail=detail)
@@ -140,25 +141,31 @@ class MoveNotes:
                 write_moves(self.cache_dir, noted)
 
 
-def take_back(value: MoveReport, unfinished: Sequence[str]) -> Receipt:
-    """Undo unfinished moves, and return what became of each step."""
-    place = value.destination
+def take_back(value: MoveReport, unfinished: Sequence[str], there: Tree) -> Receipt:
+    """Undo unfinished moves, and return what became of each step.
+
+    Args:
+        value: the plan.
+        unfinished: folders of the repos.
+        there: the destination.
+    """
+    place, cache = value.destination, Tree(value.cache)
     outcomes: list[Outcome] = []
     for action in value.plan.actions:
         if isinstance(action, PutBack):
-            change_place.put_back(Tree(value.cache), action.aside, action.path)
+            change_place.put_back(cache, action.aside, action.path)
             outcomes.append(Outcome("put-back", action.path, "done"))
     inside = place.rstrip(os.sep) + os.sep
     below = (action for action in value.plan.actions if action.path.startswith(inside))
-    receipt = execute(Plan(tuple(below)), place)
+    receipt = execute(Plan(tuple(below)), there)
     if receipt.whole:
         for folder in unfinished:
             if not os.path.islink(os.path.join(value.cache, folder)):
                 remove_record(value.cache, folder)
         ended = {*unfinished} - {os.path.basename(kept.path) for kept in value.plan.kept}
-        noted = read_moves(place)
-        write_moves(place, {folder: noted[folder] for folder in noted if folder not in ended})
-        Copier(value.cache, place).finish()
+        noted = read_moves(there)
+        write_moves(there, {folder: noted[folder] for folder in noted if folder not in ended})
+        Copier(cache, there).finish()
     return Receipt((*outcomes, *receipt.outcomes), receipt.freed)
 
 
@@ -203,6 +210,7 @@ class Mover:
         planned: the answer of a dry run.
         rest: folders of repos that an interrupted move has brought over and not finished.
         progress: shows the progress.
+        there: the destination's folder, opened.
     """
 
     def __init__(
@@ -212,8 +220,10 @@ class Mover:
         planned: MoveReport,
         rest: Sequence[str],
         progress: Progress,
+        there: Tree,
     ) -> None:
         self.state = state
+        self.cache = Tree(state.dir)
         self.destination = destination
         self.planned = planned
         self.actions = planned.plan.actions
@@ -223,8 +233,8 @@ class Mover:
         self.outcomes: list[Outcome] = []
         self.freed = 0
         self.gone: set[str] = set()
-        self.copier = Copier(state.dir, destination.path, same_disk=destination.same_disk)
-        self.notes = MoveNotes(state.dir, destination.path)
+        self.copier = Copier(self.cache, there, same_disk=destination.same_disk)
+        self.notes = MoveNotes(state.dir, there)
 
     def run(self) -> MoveReport:
         """Carry the plan out, and return what became of it."""
@@ -233,7 +243,7 @@ class Mover:
             foreign = self.notes.begin(moves)
             for link in (action for action in self.actions if isinstance(action, PlaceLink)):
                 self.notes.record(os.path.basename(link.path))
-                Tree(self.state.dir).symlink(link.destination, link.path)
+                self.cache.symlink(link.destination, link.path)
                 self.outcomes.append(Outcome("place-link", link.path, "done"))
                 self.repos.append(repo_row(link.path, link.destination, "linked"))
         for move in moves:
@@ -336,7 +346,7 @@ class Mover:
         try:
             if tree.link is not None:
                 self.notes.record(folder)
-            receipt = execute(Plan(tuple(actions)), self.state.dir, in_use=self.usage.files)
+            receipt = execute(Plan(tuple(actions)), self.cache, in_use=self.usage.files)
         except OSError as error:
             return self._refused(folder, _refusal(error, self.state.dir))
         self.outcomes += receipt.outcomes
@@ -375,7 +385,7 @@ class Mover:
                 and moved.isdisjoint(action.path.split(os.sep))
             )
         )
-        receipt = execute(Plan(leftovers), self.state.dir)
+        receipt = execute(Plan(leftovers), self.cache)
         self.outcomes += receipt.outcomes
         self.freed += receipt.freed
         known = {os.path.basename(row.path) for row in self.repos}

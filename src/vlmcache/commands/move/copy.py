@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import stat as modes
@@ -18,13 +19,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from vlmcache.cache import layout, page_cache
 from vlmcache.cache.hashing import hash_file, new_hash
 from vlmcache.cache.moved import leads_back
-from vlmcache.cache.reading import open_quietly
 from vlmcache.cache.state import Repo, SharedBlob
+from vlmcache.cache.tree import CacheTree, StaleError, is_root, stale
 from vlmcache.change import place as change_place
 from vlmcache.change.plan import Plan, RemoveTree
 from vlmcache.change.remove import execute
 from vlmcache.change.shared_store import SharedStore
-from vlmcache.change.tree import Tree, sync_folder, write_all
+from vlmcache.change.tree import RemovalTree, Tree, sync_folder, write_all
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.errors import CacheError
 
@@ -46,23 +47,26 @@ _NO_HARD_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTS
 
 
 class Copier:
-    """Copies repos of one cache to one destination.
+    """Copies repos of one cache to one destination, both reached by the folders that were opened.
 
     Args:
-        cache_dir: the cache's real path.
-        destination: the other cache's real path; it must exist.
+        source: the cache; its root is a real path.
+        target: the other cache; its folder must exist.
         same_disk: give files a second name instead of copying them, if that is possible.
     """
 
     on_progress: OnProgress
     """Is set before repos are staged."""
 
-    def __init__(self, cache_dir: str, destination: str, *, same_disk: bool = False) -> None:
-        self.cache_dir = cache_dir
-        self.destination = destination
+    def __init__(self, source: CacheTree, target: Tree, *, same_disk: bool = False) -> None:
+        self.source = source
+        self.target = target
         self.same_disk = same_disk
-        self.staging = layout.staged_path(destination)
-        self.staged_blobs = layout.staged_path(destination, layout.SHARED_STORE)
+        self.staged = Tree(target)
+        # What is copied has its source's owner; until it is complete, nobody else may read it.
+        self.staged.gives = False
+        self.staging = layout.staged_path(target.root)
+        self.staged_blobs = layout.staged_path(target.root, layout.SHARED_STORE)
         self.copied = 0
         """Bytes written at the destination."""
 
@@ -78,42 +82,42 @@ class Copier:
             CacheError: what is at the destination is not ours to change.
             OSError: the system refuses.
         """
-        os.makedirs(self.staging, mode=0o700, exist_ok=True)
+        self.staged.make_folders(self.staging, 0o700)
         hashes = hashes_of(repo)
         for shared_hash, expected in shared_hashes_of(repo).items():
             if shared_hash in shared:
                 self._stage_shared(shared[shared_hash], expected)
         target = os.path.join(self.staging, repo.folder)
-        source = walk(repo.path)
-        if not leads_back(self.destination, repo.folder, self.cache_dir):
+        source = walk(self.source, repo.path)
+        if not leads_back(self.target.root, repo.folder, self.source.root):
             self._reclaim(repo.folder, source)
-        staged = walk(target) if os.path.lexists(target) else {}
+        staged = walk(self.staged, target) if self.staged.exists(target) else {}
         self._remove_others(target, source, staged)
-        os.makedirs(target, exist_ok=True)
-        links = links_of(repo)
         folders = [name for name, status in source.items() if modes.S_ISDIR(status.st_mode)]
-        for name in folders:
-            os.makedirs(os.path.join(target, name), exist_ok=True)
+        for name in ["", *folders]:
+            self.staged.make_folders(os.path.join(target, name) if name else target, 0o700)
+        links = links_of(repo)
         firsts: dict[tuple[int, int], str] = {}
         # Links first: where the filesystem has none, that shows before the long copies.
         for name in sorted(source, key=lambda name: not modes.S_ISLNK(source[name].st_mode)):
             status = source[name]
             path, place = os.path.join(repo.path, name), os.path.join(target, name)
             if modes.S_ISLNK(status.st_mode):
-                link(links.get(path) or os.readlink(path), place)
-                keep_times(place, status, follow=False)
+                self._link(links.get(path) or self.source.readlink(path), place, status)
             elif modes.S_ISREG(status.st_mode):
                 key = status.st_dev, status.st_ino
                 first = firsts.setdefault(key, place) if status.st_nlink > 1 else place
                 if first == place:
                     self._stage_file(path, place, status, hashes.get(path))
-                elif not is_same(first, place):
-                    clear(place)
-                    os.link(first, place)
+                elif not self._is_there(place, self.staged.stat(first)):
+                    self._clear(place)
+                    self.staged.link(first, place)
         for name in [*reversed(folders), ""]:
             place = os.path.join(target, name) if name else target
-            keep_mode(place, source.get(name) or os.stat(repo.path))
-            sync_folder(place)
+            status = source[name] if name else self.source.stat(repo.path)
+            with self.staged.folder(place) as descriptor:
+                keep(place if descriptor is None else descriptor, status)
+                sync_folder(place if descriptor is None else descriptor)
 
     def place(self, repo: Repo) -> None:
         """Put a staged repo at its place at the destination, its shared blobs before it.
@@ -130,14 +134,12 @@ class Copier:
             # Held until the repo is in place: until then the hub would take the blobs for unused.
             for shared_hash, names in sorted(references.items()):
                 locks.enter_context(self._published(shared_hash, names))
-            place = os.path.join(self.destination, repo.folder)
-            if leads_back(self.destination, repo.folder, self.cache_dir):
+            place = os.path.join(self.target.root, repo.folder)
+            if leads_back(self.target.root, repo.folder, self.source.root):
                 # The repo comes back to where it has left a link.
-                os.unlink(place)
-            os.rename(os.path.join(self.staging, repo.folder), place)
-            sync_folder(self.destination)
-        sync_folder(self.staging)
-        change_place.tag_cache(Tree(self.destination))
+                self.target.unlink(place)
+            self.target.rename(os.path.join(self.staging, repo.folder), place)
+        change_place.tag_cache(self.target)
 
     def unplace(self, folder: str) -> None:
         """Move a repo that was placed back to the staging folder, since its source stays.
@@ -145,21 +147,22 @@ class Copier:
         Raises:
             OSError: the system refuses.
         """
-        os.rename(os.path.join(self.destination, folder), os.path.join(self.staging, folder))
-        sync_folder(self.destination)
+        placed, staged = (os.path.join(top, folder) for top in (self.target.root, self.staging))
+        self.target.rename(placed, staged)
 
     def _reclaim(self, folder: str, source: Mapping[str, os.stat_result]) -> None:
         """Reuse a repo that an interrupted move has placed while its source is still here."""
-        placed = os.path.join(self.destination, folder)
-        if not os.path.lexists(placed):
+        placed = os.path.join(self.target.root, folder)
+        if not self.target.exists(placed):
             return
-        if os.path.islink(placed) or set(walk(placed)) - set(source):
+        is_link = modes.S_ISLNK(self.target.stat(placed).st_mode)
+        if is_link or set(walk(self.target, placed)) - set(source):
             raise CacheError(
                 f"the destination has its own copy, with other files: {placed}",
                 "remove it there, or move to another folder",
             )
         staged = os.path.join(self.staging, folder)
-        self._remove([staged] if os.path.lexists(staged) else [])
+        self._remove([staged] if self.staged.exists(staged) else [])
         self.unplace(folder)
 
     def _remove_others(
@@ -180,81 +183,126 @@ class Copier:
     def _remove(self, paths: list[str]) -> None:
         why = "left by an interrupted move"
         plan = Plan(tuple(RemoveTree(path, "leftover", None, why, 0, None) for path in paths))
-        for outcome in execute(plan, self.destination).undone:
+        for outcome in execute(plan, self.target).undone:
             raise OSError(errno.EIO, outcome.detail or "it cannot be removed", outcome.path)
 
     def finish(self) -> None:
         """Remove the staging folder, if nothing is left in it."""
         for path in (self.staged_blobs, self.staging):
             with contextlib.suppress(OSError):
-                os.rmdir(path)
+                self.target.rmdir(path)
 
     def _stage_file(
         self, source: str, target: str, status: os.stat_result, expected: str | None
     ) -> None:
         """Make a file at the destination with the content that its hash names."""
-        if self.same_disk and expected is not None and self._second_name(source, target):
-            self.on_progress(source, status.st_size)
-            return
-        wanted = expected or hash_file(source, _NO_HASH)
-        if change_place.file_size(target) != status.st_size or hash_file(target, wanted) != wanted:
-            copy_file(source, target, wanted, self.on_progress)
-            self.copied += status.st_size
+        if not (self.same_disk and expected and self._second_name(source, target, status)):
+            opener = functools.partial(self.source.open, expected=(status.st_dev, status.st_ino))
+            wanted = expected or hash_file(source, _NO_HASH, opener)
+            if not self._holds(target, status.st_size, wanted):
+                reader = opener(source)
+                copy_file(reader, source, self.staged, target, wanted, self.on_progress)
+                self.copied += status.st_size
         self.on_progress(source, status.st_size)
-        keep_mode(target, status)
 
-    def _second_name(self, source: str, target: str) -> bool:
+    def _holds(self, path: str, size: int, wanted: str) -> bool:
+        """Return whether a file at the destination has a content."""
+        with contextlib.suppress(FileNotFoundError, StaleError):
+            if self.target.stat(path).st_size == size:
+                return hash_file(path, wanted, self.target.open) == wanted
+        return False
+
+    def _is_there(self, path: str, status: os.stat_result) -> bool:
+        """Return whether a path of the destination is a name of that very file."""
+        with contextlib.suppress(OSError):
+            return os.path.samestat(self.target.stat(path), status)
+        return False
+
+    def _clear(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.staged.unlink(path)
+
+    def _link(self, target: str, place: str, status: os.stat_result) -> None:
+        """Make a path of the staged repo a link, with the times and the owner of its source."""
+        with contextlib.suppress(OSError):
+            if self.staged.readlink(place) == target:
+                return
+        self._clear(place)
+        self.staged.symlink(target, place)
+        with self.staged.parent(place) as (name, folder):
+            # They show when a model was downloaded and used.
+            with _where_possible():
+                times = status.st_atime_ns, status.st_mtime_ns
+                os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
+            if is_root():
+                with _where_possible():
+                    own = status.st_uid, status.st_gid
+                    os.chown(name, *own, dir_fd=folder, follow_symlinks=False)
+
+    def _second_name(self, source: str, target: str, status: os.stat_result) -> bool:
+        if self._is_there(target, status):
+            return True
+        self._clear(target)
         try:
-            if not is_same(source, target):
-                clear(target)
-                os.link(source, target)
+            with (
+                self.source.parent(source) as (name, folder),
+                self.staged.parent(target) as (new_name, new_folder),
+            ):
+                os.link(
+                    name,
+                    new_name,
+                    src_dir_fd=folder,
+                    dst_dir_fd=new_folder,
+                    follow_symlinks=False,
+                )
         except OSError as error:
             if error.errno not in _NO_HARD_LINK:
                 raise
             return False
+        if not self._is_there(target, status):
+            self._clear(target)
+            raise stale(source)
         return True
 
     # The shared store, by the protocol of huggingface_hub 2.4 (`utils/_shared_blobs.py`).
 
     def _stage_shared(self, blob: SharedBlob, expected: str | None) -> None:
-        place = SharedStore(self.destination).path_of(blob.hash)
-        if os.path.lexists(place):
-            if change_place.file_size(place) == blob.size and (
-                is_same(place, blob.path)
-                or hash_file(place, expected or _NO_HASH)
-                == (expected or hash_file(blob.path, _NO_HASH))
+        place = layout.shared_blob_path(self.target.root, blob.hash)
+        status = self.source.stat(blob.path)
+        if self.target.exists(place):
+            if self._is_there(place, status) or self._holds(
+                place, blob.size, expected or hash_file(blob.path, _NO_HASH, self.source.open)
             ):
                 self.on_progress(blob.path, blob.size)
                 return
             raise SourceDamagedError(
                 f"the destination's shared blob is damaged: {place}",
-                f"'vlmcache verify --repair --cache-dir {self.destination}' repairs it",
+                f"'vlmcache verify --repair --cache-dir {self.target.root}' repairs it",
             )
-        os.makedirs(self.staged_blobs, mode=0o700, exist_ok=True)
+        self.staged.make_folders(self.staged_blobs, 0o700)
         target = os.path.join(self.staged_blobs, blob.hash)
-        self._stage_file(blob.path, target, os.stat(blob.path), expected)
-        sync_folder(self.staged_blobs)
+        self._stage_file(blob.path, target, status, expected)
+        with self.staged.folder(self.staged_blobs) as descriptor:
+            sync_folder(self.staged_blobs if descriptor is None else descriptor)
 
     @contextlib.contextmanager
     def _published(self, shared_hash: str, references: list[str]) -> Iterator[None]:
         """Put a shared blob into the destination's store, and hold its lock."""
-        store = SharedStore(self.destination)
+        store = SharedStore(self.target.root, RemovalTree(self.target))
         store.prepare()
         place = store.path_of(shared_hash)
-        os.makedirs(os.path.dirname(place), exist_ok=True)
+        self.target.make_folders(os.path.dirname(place))
         with store.held(place):
             store.add_references(place, references)
-            if not os.path.lexists(place):
-                os.rename(os.path.join(self.staged_blobs, shared_hash), place)
-            sync_folder(os.path.dirname(place))
-            sync_folder(store.folder)
+            if not self.target.exists(place):
+                self.target.rename(os.path.join(self.staged_blobs, shared_hash), place)
             yield
 
 
 # Single files and folders.
 
 
-def walk(top: str) -> dict[str, os.stat_result]:
+def walk(tree: CacheTree, top: str) -> dict[str, os.stat_result]:
     """Return path below a folder -> its status, folders before what they hold.
 
     Raises:
@@ -264,15 +312,18 @@ def walk(top: str) -> dict[str, os.stat_result]:
     pending = [""]
     while pending:
         prefix = pending.pop()
-        with os.scandir(os.path.join(top, prefix)) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                status = entry.stat(follow_symlinks=False)
-                name = os.path.join(prefix, entry.name)
-                statuses[name] = status
+        place = os.path.join(top, prefix) if prefix else top
+        with tree.folder(place) as descriptor:
+            base = place if descriptor is None else ""
+            for name in sorted(os.listdir(base or descriptor)):
+                status = os.stat(os.path.join(base, name), dir_fd=descriptor, follow_symlinks=False)
+                path = os.path.join(prefix, name)
+                statuses[path] = status
                 if modes.S_ISDIR(status.st_mode):
-                    pending.append(name)
+                    pending.append(path)
                 elif not modes.S_ISREG(status.st_mode) and not modes.S_ISLNK(status.st_mode):
-                    raise OSError(errno.EINVAL, "not a file, folder or link", entry.path)
+                    where = os.path.join(top, path)
+                    raise OSError(errno.EINVAL, "not a file, folder or link", where)
     return statuses
 
 
@@ -310,46 +361,25 @@ def links_of(repo: Repo) -> dict[str, str]:
     }
 
 
-def link(target: str, place: str) -> None:
-    """Make a path a link to a target."""
-    if not os.path.islink(place) or os.readlink(place) != target:
-        clear(place)
-        os.symlink(target, place)
+def keep(made: str | int, status: os.stat_result) -> None:
+    """Give a file or folder that was copied the owner, mode and times of its source.
 
-
-def clear(place: str) -> None:
-    """Unlink what is at a path, if anything is."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(place)
-
-
-def is_same(path: str, other: str) -> bool:
-    """Return whether two paths lead to one file."""
-    with contextlib.suppress(OSError):
-        return os.path.samefile(path, other)
-    return False
-
-
-def keep_mode(place: str, status: os.stat_result) -> None:
-    """Give a file or folder the mode, owner and times of its source, as far as that is possible.
+    Args:
+        made: its descriptor, or its path where the system takes no descriptors.
+        status: of its source.
 
     Raises:
         OSError: for another reason than that the filesystem has none, or they are not ours to set.
     """
-    with _where_possible():
-        if modes.S_IMODE(os.stat(place).st_mode) != modes.S_IMODE(status.st_mode):
-            os.chmod(place, modes.S_IMODE(status.st_mode))
-    if getattr(os, "geteuid", lambda: 1)() == 0:
+    if is_root():
         with _where_possible():
-            os.chown(place, status.st_uid, status.st_gid)
-    keep_times(place, status, follow=True)
-
-
-def keep_times(place: str, status: os.stat_result, *, follow: bool) -> None:
-    """Give a path the times of its source, if that is possible."""
-    # They show when a model was downloaded and used.
+            os.chown(made, status.st_uid, status.st_gid)
+    mode = modes.S_IMODE(status.st_mode) & ~modes.S_ISUID
     with _where_possible():
-        os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=follow)
+        if modes.S_IMODE(os.stat(made).st_mode) != mode:
+            os.chmod(made, mode)
+    with _where_possible():
+        os.utime(made, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 @contextlib.contextmanager
@@ -363,13 +393,17 @@ def _where_possible() -> Iterator[None]:
             raise
 
 
-def copy_file(source: str, target: str, expected: str, on_progress: OnProgress) -> None:
+def copy_file(
+    reader: int, source: str, tree: Tree, target: str, expected: str, on_progress: OnProgress
+) -> None:
     """Copy a file, by the filesystem itself if it can, and hash what is copied.
 
     What of the source was not in the page cache is not left there, and of the target nothing is.
 
     Args:
-        source: a regular file.
+        reader: the descriptor of a regular file, which is closed.
+        source: its path.
+        tree: the destination.
         target: the copy's path; only this user may read it at first.
         expected: the hash that the content should have.
         on_progress: is called with the progress.
@@ -378,15 +412,15 @@ def copy_file(source: str, target: str, expected: str, on_progress: OnProgress) 
         SourceDamagedError: the content has another hash; nothing is at the target then.
         OSError: the system refuses.
     """
+    temporary = target + _COPYING
     with (
-        open(open_quietly(source), "rb", buffering=0) as reader,
-        Tree(os.path.dirname(target)).replacing(
-            target, 0o600, temporary=target + _COPYING
-        ) as writer,
+        os.fdopen(reader, "rb", buffering=0),
+        tree.replacing(target, 0o600, temporary=temporary) as writer,
     ):
-        size = os.fstat(reader.fileno()).st_size
+        status = os.fstat(reader)
+        size = status.st_size
         digest = new_hash(expected, size)
-        _copy_blocks(source, reader.fileno(), writer, digest, on_progress)
+        _copy_blocks(source, reader, writer, digest, on_progress)
         # What is not on the disk yet stays in memory.
         os.fsync(writer)
         page_cache.give_back(writer, 0, size)
@@ -394,6 +428,7 @@ def copy_file(source: str, target: str, expected: str, on_progress: OnProgress) 
             raise SourceDamagedError(
                 f"damaged, so not moved: {source}", "'vlmcache verify --repair' repairs it"
             )
+        keep(writer if os.utime in os.supports_fd else temporary, status)
 
 
 def _copy_blocks(

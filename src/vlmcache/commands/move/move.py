@@ -20,6 +20,7 @@ from vlmcache.cache.moved import (
 )
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Repo
+from vlmcache.cache.tree import CacheTree, identity_of
 from vlmcache.cache.usage import who_uses
 from vlmcache.change import place as change_place
 from vlmcache.change.locks import Lock
@@ -39,6 +40,7 @@ from vlmcache.change.tree import Tree
 from vlmcache.commands.move.apply import Mover, refusals, repos_in_use, take_back
 from vlmcache.commands.move.plan import plan_move, plan_undo
 from vlmcache.commands.move.survey import (
+    check_same,
     check_sources,
     choose_repos,
     find_destination,
@@ -115,8 +117,10 @@ def move(
         return value
     if not (plan.actions or choice.rest or os.path.lexists(target.staged_at(""))):
         return msgspec.structs.replace(value, receipt=Receipt(()))
-    with _interruption(destination, names), _sole(place):
-        value = Mover(state, target, value, choice.rest, progress or Progress()).run()
+    with _interruption(destination, names), _sole(place) as there:
+        check_same(target, there)
+        mover = Mover(state, target, value, choice.rest, progress or Progress(), there)
+        value = mover.run()
     return msgspec.structs.replace(value, seconds=time.monotonic() - begun)
 
 
@@ -138,15 +142,17 @@ def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveRe
     # Planned under the lock: a move that ends meanwhile must not be taken for an unfinished one.
     is_begun = os.path.lexists(layout.staged_path(place)) or bool(read_moves(place))
     with contextlib.ExitStack() as stack:
-        if is_begun and not dry_run:
-            stack.enter_context(_sole(place))
+        there = stack.enter_context(_sole(place)) if is_begun and not dry_run else None
         state = scan(os.path.realpath(session.cache.dir))
         target = read_destination(state, place)
         value = _planned(state.dir, place, plan_undo(state, target))
         if dry_run:
             return value
-        stack.enter_context(refusals(place))
-        receipt = take_back(value, target.unfinished(state.dir)) if is_begun else Receipt(())
+        receipt = Receipt(())
+        if there is not None:
+            check_same(target, there)
+            stack.enter_context(refusals(place))
+            receipt = take_back(value, target.unfinished(state.dir), there)
     repos = tuple(msgspec.structs.replace(repo, state="taken-back") for repo in value.repos)
     return msgspec.structs.replace(
         value, repos=repos, receipt=receipt, seconds=time.monotonic() - begun
@@ -193,8 +199,8 @@ def _interruption(destination: str, names: Sequence[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sole(place: str) -> Iterator[None]:
-    """Keep other moves to the same destination away."""
+def _sole(place: str) -> Iterator[Tree]:
+    """Keep other moves to the same destination away, and yield its folder, opened."""
     path = layout.staged_path(place, layout.LOCK_SUFFIX)
     tree = Tree(place, patience=0.0)
     lock = Lock(tree, path)
@@ -207,7 +213,7 @@ def _sole(place: str) -> Iterator[None]:
                 f"another process moves to {place}", "wait until it ends, then move again"
             ) from error
     try:
-        yield
+        yield tree
     finally:
         lock.release(remove=True)
         with contextlib.suppress(OSError):
@@ -254,7 +260,8 @@ def relink(
             same.append(repo)
         elif not os.path.isdir(repo.path):
             lost.append(repo)
-    ours = [repo for repo in lost if can_relink(state.dir, repo.folder, place)]
+    there = CacheTree(place)
+    ours = [repo for repo in lost if can_relink(state.dir, repo.folder, there)]
     if not ours and not same:
         raise _nothing_to_relink(lost, place)
     reason = "its drive is mounted elsewhere now"
@@ -269,6 +276,8 @@ def relink(
         return value
     if ours and confirm is not None and not confirm(value):
         raise UnconfirmedError("not confirmed: nothing was changed")
+    if ours and identity_of(place) != there.identity:
+        raise ChangedError(f"another folder is in its place by now: {place}")
     rows: list[MovedRepo] = []
     outcomes: list[Outcome] = []
     try:

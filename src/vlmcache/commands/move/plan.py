@@ -62,6 +62,8 @@ class Destination(msgspec.Struct, frozen=True):
     """Whether a file can be there and in the cache under two names, so that nothing is copied."""
     links: Collection[str] = ()
     """Folders in whose place is a link to the very repo here, which an earlier move has left."""
+    seen: tuple[int, int] | None = None
+    """Device and inode of the folder that was read; `None` if there was none."""
 
     def place(self, folder: str) -> str:
         """Return the place of a repo."""
@@ -129,6 +131,8 @@ def plan_move(
             )
         elif isinstance(action, ReleaseShared) and destination.same_disk:
             action = msgspec.structs.replace(action, frees=0)
+        elif isinstance(action, Remove) and action.kind == "record":
+            continue  # it tells that the repo can come back to the place of a link
         elif link and isinstance(action, Remove | RemoveTree) and action.kind in ("lock", "locks"):
             continue  # a repo behind a link has its locks here
         actions.append(action)
@@ -263,7 +267,7 @@ def plan_undo(state: CacheState, destination: Destination) -> Plan:
     if layout.SHARED_STORE in destination.staged:
         actions.append(_remove_staged(destination, layout.SHARED_STORE, None))
     for action in plan_removal(destination.state, gone, why=_COPIED).actions:
-        if isinstance(action, RemoveTree | Remove) and action.kind in ("lock", "locks"):
+        if isinstance(action, RemoveTree | Remove) and action.kind in ("lock", "locks", "record"):
             continue
         if isinstance(action, ReleaseShared):
             loose.discard(action.hash)

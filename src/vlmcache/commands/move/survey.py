@@ -12,13 +12,13 @@ from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import MoveRecord, away_error, away_words, leads_back, read_moves
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
+from vlmcache.cache.tree import CacheTree, identity_of
 from vlmcache.change.names import find_targets
 from vlmcache.change.plan import Kept
-from vlmcache.commands.move.copy import is_same
 from vlmcache.commands.move.plan import Destination, MoveChoice
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.config import Config
-from vlmcache.errors import UnknownModelError, UsageError
+from vlmcache.errors import ChangedError, UnknownModelError, UsageError
 
 
 def find_destination(cache_dir: str, destination: str) -> str:
@@ -37,7 +37,7 @@ def find_destination(cache_dir: str, destination: str) -> str:
             "'vlmcache doctor' shows which",
         ),
         (
-            place == cache or (exists and is_same(place, cache)),
+            place == cache or (exists and os.path.isdir(cache) and os.path.samefile(place, cache)),
             f"the destination is the cache itself: {destination}",
             None,
         ),
@@ -70,6 +70,7 @@ def find_destination(cache_dir: str, destination: str) -> str:
 
 def read_destination(state: CacheState, place: str) -> Destination:
     """Return what is at the destination, and what earlier moves have left here of it."""
+    seen = identity_of(place)
     top = layout.staged_path(place)
     copied = dict(_files_below(top, ""))
     noted = read_moves(place)
@@ -93,7 +94,17 @@ def read_destination(state: CacheState, place: str) -> Destination:
         for repo in cache.repos
         if repo.linked_to is not None and leads_back(place, repo.folder, state.dir)
     )
-    return Destination(place, cache, noted, names, copied, aside, same_disk, links)
+    return Destination(place, cache, noted, names, copied, aside, same_disk, links, seen)
+
+
+def check_same(destination: Destination, there: CacheTree) -> None:
+    """Make sure that the folder that was opened is the one that was read.
+
+    Raises:
+        ChangedError: another one has its name by now.
+    """
+    if destination.seen not in (None, there.identity):
+        raise ChangedError(f"another folder is in its place by now: {destination.path}")
 
 
 def _files_below(top: str, prefix: str) -> Iterator[tuple[str, int]]:

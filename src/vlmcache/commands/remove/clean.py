@@ -27,7 +27,6 @@ from vlmcache.commands.remove.facts import (
     copies_of,
     forget,
     inodes_below,
-    moved_repos,
     users_of,
 )
 from vlmcache.commands.remove.plan import plan_cleaning
@@ -112,8 +111,7 @@ def clean(
     ask(removal, confirm)
     if confirm is not None:
         usage = users_of(state)
-    places = set(moved_repos(state).values())
-    receipt = apply_removals(plan, state.dir, places, in_use=usage.files)
+    receipt = apply_removals(plan, state, in_use=usage.files)
     forget(environment, state)
     return msgspec.structs.replace(removal, receipt=receipt)
 

@@ -85,7 +85,7 @@ def remove(
         usage, in_use = _find_use(state, places.values(), targets)
         if in_use:
             return msgspec.structs.replace(removal, in_use=in_use)
-    receipt = apply_removals(removal.plan, state.dir, places, in_use=usage.files, force=force)
+    receipt = apply_removals(removal.plan, state, in_use=usage.files, force=force)
     forget(environment, state)
     return msgspec.structs.replace(removal, receipt=receipt)
 

@@ -178,8 +178,7 @@ class _Repair:
         done = [download(self.client, order, progress, WORKERS) for order in self.orders]
         outcomes = [outcome for fetched, _ in done for outcome in fetched]
         if self.removals:
-            places = {repo.moved_to for repo in self.state.repos if repo.moved_to is not None}
-            outcomes += apply_removals(Plan(self.removals), self.state.dir, places).outcomes
+            outcomes += apply_removals(Plan(self.removals), self.state).outcomes
         return outcomes, next((error for _, error in done if error is not None), None)
 
 
