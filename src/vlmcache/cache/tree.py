@@ -59,6 +59,19 @@ class CacheTree:
         weakref.finalize(self, os.close, descriptor)
         return descriptor
 
+    def check_real(self) -> None:
+        """Make sure that no link has led to the root, whose path is a real one.
+
+        Raises:
+            StaleError: a part of the path became a link; where the system does not tell, none is.
+        """
+        try:
+            place = os.readlink(f"/proc/self/fd/{self.top}") if BY_DESCRIPTOR else self.root
+        except FileNotFoundError:
+            return
+        if place != self.root:
+            raise stale(self.root)
+
     @property
     def identity(self) -> tuple[int, int]:
         """Device and inode of the root."""

@@ -213,14 +213,20 @@ class Tree(CacheTree):
             _give(self, name, folder, None)
             sync_folder(os.path.dirname(path) if folder is None else folder)
 
-    def link(self, path: str, place: str) -> None:
+    def link(self, path: str, place: str, source: CacheTree | None = None) -> None:
         """Give a file a second name.
+
+        Args:
+            path: the file.
+            place: its second name.
+            source: the tree that it is in, if not in this one.
 
         Raises:
             FileExistsError: something is there.
             OSError: the system refuses.
         """
-        with self.parent(path) as (name, folder), self.parent(place) as (new_name, new_folder):
+        tree = source or self
+        with tree.parent(path) as (name, folder), self.parent(place) as (new_name, new_folder):
             os.link(name, new_name, src_dir_fd=folder, dst_dir_fd=new_folder, follow_symlinks=False)
 
     def put(self, path: str, temporary: str, make: Callable[[str], object]) -> None:

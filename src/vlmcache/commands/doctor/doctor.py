@@ -6,14 +6,16 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 
+from vlmcache.cache.locks import flock
 from vlmcache.cache.mounts import mount_of, nearest_folder
 from vlmcache.cache.state import Finding
+from vlmcache.change.tree import Tree
 from vlmcache.commands.doctor.checks import (
     INSTALL_LOAD,
     check_cache,
@@ -195,32 +197,32 @@ def _filesystem(path: str) -> Filesystem:
 def _try_abilities(folder: str) -> dict[str, bool]:
     """Try what the hub's layout relies on, in a folder that is removed afterwards."""
     trials: dict[str, bool] = {}
-    with (
-        contextlib.suppress(OSError),
-        tempfile.TemporaryDirectory(prefix=".vlmcache-doctor-", dir=folder) as trial,
-    ):
-        file = os.path.join(trial, "file")
-        with open(file, "wb") as handle:
-            trials["locks"] = _can_lock(handle.fileno())
-        for name, make in (("symlinks", os.symlink), ("hard_links", os.link)):
+    tree = Tree(folder)
+    trial = os.path.join(tree.root, f".vlmcache-doctor-{secrets.token_hex(6)}")
+    file = os.path.join(trial, "file")
+    with contextlib.suppress(OSError), contextlib.ExitStack() as made:
+        tree.make_folders(trial, 0o700)
+        made.callback(tree.rmdir, trial)
+        descriptor = tree.create(file)
+        made.callback(tree.discard, file)
+        made.callback(os.close, descriptor)
+        trials["locks"] = _can_lock(descriptor)
+        for name, make in (("symlinks", tree.symlink), ("hard_links", tree.link)):
+            place = os.path.join(trial, name)
             trials[name] = False
             with contextlib.suppress(OSError, NotImplementedError):
-                make(file, os.path.join(trial, name))
+                make(file, place)
+                made.callback(tree.discard, place)
                 trials[name] = True
-        trials["case_sensitive"] = not os.path.exists(os.path.join(trial, "FILE"))
+        trials["case_sensitive"] = not tree.exists(os.path.join(trial, "FILE"))
     return trials
 
 
 def _can_lock(descriptor: int) -> bool:
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return flock(descriptor) is True
     except OSError:
         return False
-    return True
 
 
 def _devices(findings: list[Finding]) -> tuple[Device, ...]:

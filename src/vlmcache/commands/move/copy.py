@@ -244,17 +244,7 @@ class Copier:
             return True
         self._clear(target)
         try:
-            with (
-                self.source.parent(source) as (name, folder),
-                self.staged.parent(target) as (new_name, new_folder),
-            ):
-                os.link(
-                    name,
-                    new_name,
-                    src_dir_fd=folder,
-                    dst_dir_fd=new_folder,
-                    follow_symlinks=False,
-                )
+            self.staged.link(source, target, self.source)
         except OSError as error:
             if error.errno not in _NO_HARD_LINK:
                 raise

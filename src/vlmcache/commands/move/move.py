@@ -202,9 +202,13 @@ def _interruption(destination: str, names: Sequence[str]) -> Iterator[None]:
 def _sole(place: str) -> Iterator[Tree]:
     """Keep other moves to the same destination away, and yield its folder, opened."""
     path = layout.staged_path(place, layout.LOCK_SUFFIX)
-    tree = Tree(place, patience=0.0)
+    tree, above = Tree(place, patience=0.0), Tree(os.path.dirname(place))
     lock = Lock(tree, path)
     with refusals(place):
+        above.check_real()
+        if not above.exists(place):
+            above.make_folders(place)
+        tree.check_real()
         tree.make_folders(os.path.dirname(path), 0o700)
         try:
             lock.take()

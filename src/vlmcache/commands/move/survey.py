@@ -12,13 +12,16 @@ from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import MoveRecord, away_error, away_words, leads_back, read_moves
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
-from vlmcache.cache.tree import CacheTree, identity_of
+from vlmcache.cache.tree import CacheTree, identity_of, is_root
 from vlmcache.change.names import find_targets
 from vlmcache.change.plan import Kept
 from vlmcache.commands.move.plan import Destination, MoveChoice
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.config import Config
 from vlmcache.errors import ChangedError, UnknownModelError, UsageError
+
+_LINKS = 40
+"""Links after which the system too gives up."""
 
 
 def find_destination(cache_dir: str, destination: str) -> str:
@@ -65,7 +68,29 @@ def find_destination(cache_dir: str, destination: str) -> str:
     for is_so, message, hint in problems:
         if is_so:
             raise UsageError(message, hint)
+    if is_root():
+        _check_links(os.path.abspath(destination), place)
     return place
+
+
+def _check_links(path: str, place: str) -> None:
+    """Make sure that links on the way to a place were made by who may: root follows them.
+
+    Raises:
+        UsageError: another user's link leads to what is not theirs.
+    """
+    for _ in range(_LINKS):
+        parts = path.split(os.sep)
+        above = [os.sep.join(parts[:count]) for count in range(2, len(parts) + 1)]
+        link = next(filter(os.path.islink, above), None)
+        if link is None:
+            break
+        target = os.path.join(os.path.dirname(link), os.readlink(link))
+        if os.lstat(link).st_uid not in (0, os.stat(target).st_uid):
+            raise UsageError(f"another user's link leads there: {link}", f"name {place} itself")
+        path = os.path.abspath(os.path.join(target, os.path.relpath(path, link)))
+    if path != place:
+        raise UsageError(f"its links changed meanwhile: {path}", f"name {place} itself")
 
 
 def read_destination(state: CacheState, place: str) -> Destination:

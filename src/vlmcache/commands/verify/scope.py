@@ -46,6 +46,8 @@ class Results:
         """Paths that were hashed in this run, with the content that they should have."""
         self.unchanged: set[str] = set()
         """Paths that were found good in a run before and have not changed since."""
+        self.unread: set[str] = set()
+        """Paths that could not be read, or may not be: a blob that is a link out of the cache."""
         self.missing: list[Missing] = []
         self.unverifiable: list[Unverifiable] = []
         self.findings: list[Finding] = []
@@ -59,6 +61,7 @@ class Results:
             if judged.good:
                 self.good.add(subject.path)
             elif judged.actual is None:
+                self.unread.add(subject.path)
                 self.unverifiable.append(
                     Unverifiable(
                         subject.repo,
@@ -229,6 +232,7 @@ def check_headers(scope: Scope, results: Results) -> None:
                 or file.kind not in ("link", "copy")
                 or content in results.damaged
                 or content in results.unchanged
+                or content in results.unread
             ):
                 continue
             code = "unreadable-header"

@@ -6,9 +6,10 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-from vlmcache.cache.hashing import Check, Identity, Judged, hash_all, identify
+from vlmcache.cache.hashing import Check, Identity, Judged, Opener, hash_all, identify
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
+from vlmcache.cache.tree import CacheTree
 from vlmcache.commands.verify.scope import (
     Results,
     Subject,
@@ -68,7 +69,9 @@ def verify_state(
             if not shared.users
         )
     with Journal(own_home(session.environment)[0]) as memory:
-        _hash(subjects, results, memory, options or VerifyOptions(), progress or Progress())
+        opener = CacheTree(state.dir).open_content
+        options, progress = options or VerifyOptions(), progress or Progress()
+        _hash(subjects, results, memory, options, progress, opener)
     for scope in scopes:
         check_headers(scope, results)
         add_findings(scope, results)
@@ -83,6 +86,7 @@ def _hash(
     memory: Journal,
     options: VerifyOptions,
     progress: Progress,
+    opener: Opener,
 ) -> None:
     """Hash what is not known to be good; content that several places share is hashed once."""
     now = time.time()
@@ -125,6 +129,7 @@ def _hash(
                     list(due),
                     options.workers,
                     lambda check, position: moved(check.path, position),
+                    opener=opener,
                 )
             ) as answers,
         ):
