@@ -9,7 +9,7 @@ import pytest
 
 from tests.kit.attacks import IS_ROOT
 from tests.kit.counts import write_counts
-from tests.kit.member import COMMANDS, Fuzzer, fuzzing, table
+from tests.kit.member import COMMANDS, Fuzzer, fuzzing, run_all, table
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="needs two users")
 
@@ -34,8 +34,8 @@ def test_whatever_a_member_does_meanwhile_a_command_stays_in_the_cache_and_ends(
 
 
 @pytest.mark.full
-def test_in_a_thousand_runs_nothing_escapes_and_nothing_hangs(fuzzer: Fuzzer) -> None:
-    outcomes = [fuzzer.run(seed) for seed in range(RUNS)]
+def test_in_a_thousand_runs_nothing_escapes_and_nothing_hangs() -> None:
+    outcomes = run_all(range(RUNS), os.cpu_count() or 1)
     assert [str(outcome) for outcome in outcomes if not outcome.is_good] == []
     acted = sum(bool(outcome.acts) for outcome in outcomes)
     assert acted > 0.8 * len(outcomes), "too few to believe that the commands were disturbed"

@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import json
 import os
+import pickle
 import pkgutil
 import random
 import shutil
@@ -23,9 +24,10 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from tests.kit.attacks import (
     FILES,
@@ -634,6 +636,50 @@ def fuzzing() -> Iterator[Fuzzer]:
         yield Fuzzer(hub)
 
 
+def run_all(
+    seeds: Sequence[int], jobs: int, each: Callable[[Outcome], object] = str
+) -> list[Outcome]:
+    """Return the outcomes of runs that several processes share.
+
+    Args:
+        seeds: one a run.
+        jobs: how many processes.
+        each: is called with each outcome, in the process of the run.
+    """
+
+    def work(file: IO[bytes], own: Sequence[int]) -> None:
+        outcomes = []
+        with fuzzing() as fuzzer:
+            for seed in own:
+                outcomes.append(fuzzer.run(seed))
+                each(outcomes[-1])
+        pickle.dump(outcomes, file)
+        file.flush()
+
+    with contextlib.ExitStack() as stack:
+        files: list[IO[bytes]] = []
+        children = []
+        for index in range(jobs):
+            files.append(stack.enter_context(tempfile.TemporaryFile()))
+            children.append(os.fork())
+            if children[-1] == 0:
+                code = 1
+                try:
+                    work(files[-1], seeds[index::jobs])
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+        ends = [os.waitpid(child, 0)[1] for child in children]
+        assert not any(ends)
+        found = []
+        for file in files:
+            file.seek(0)
+            found += pickle.load(file)
+    return sorted(found, key=lambda outcome: outcome.seed)
+
+
 def table(outcomes: list[Outcome]) -> str:
     """Return the counts of each command, as Markdown."""
     lines = [
@@ -658,20 +704,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kit.member", description=__doc__)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="the seed of the first run")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--acts", action="store_true", help="tell of each act and what was printed")
     options = parser.parse_args(arguments)
     if os.geteuid() != 0:
         parser.error("only root can act as several users")
     for name in [name for name in os.environ if name.startswith(("HF_", "VLMCACHE_"))]:
         del os.environ[name]
-    outcomes = []
-    with fuzzing() as fuzzer:
-        for seed in range(options.first, options.first + options.runs):
-            outcomes.append(fuzzer.run(seed))
-            if options.acts or not outcomes[-1].is_good:
-                print(outcomes[-1], flush=True)
-            if options.acts:
-                print(outcomes[-1].acts, outcomes[-1].done.errors, sep="\n")
+
+    def show(outcome: Outcome) -> None:
+        if options.acts or not outcome.is_good:
+            print(outcome, flush=True)
+        if options.acts:
+            print(outcome.acts, outcome.done.errors, sep="\n", flush=True)
+
+    seeds = range(options.first, options.first + options.runs)
+    outcomes = run_all(seeds, min(options.jobs, options.runs), show)
     print(table(outcomes))
     return int(not all(one.is_good for one in outcomes))
 
