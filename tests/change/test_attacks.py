@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 TRIES = int(os.environ.get("ATTACKS", "2"))
 """At how many of its calls each attack befalls a command."""
-PLACE_TRIES = 3 * TRIES
+PLACE_TRIES = 2 * TRIES
 NEW: dict[str, bytes] = {
     **FILES,
     "model.safetensors": b"other weights " * 500,
@@ -245,6 +245,40 @@ def test_a_place_of_moved_models_that_is_swapped_after_its_notes_were_read_is_le
                 as_command(*line, variables=variables(shared, None)), swap, nth, shared.folder
             )
             assert done.struck == (nth > 0)
+            shared.check(done, *_others(shared.folder))
+            return done
+
+    calls = attacked(0).calls
+    for nth in spread(calls, PLACE_TRIES):
+        attacked(nth)
+
+
+STAGED = f".vlmcache-moving/{NAME}"
+
+
+@pytest.mark.parametrize(
+    "part", [".vlmcache-moving", STAGED, f"{STAGED}/blobs", f"{STAGED}/snapshots", NAME, ".locks"]
+)
+def test_whatever_the_owner_of_a_destination_swaps_no_move_writes_elsewhere(part: str) -> None:
+    def swap(shared: SharedCache) -> None:
+        path = shared.folder / "destination" / part
+        if path.is_symlink() or path.exists():
+            path.rename(path.with_name(path.name + ".aside"))
+        inside = part.removeprefix(".vlmcache-moving").lstrip("/")
+        path.symlink_to(shared.outside / inside)
+
+    def attacked(nth: int) -> Attacked:
+        with shared_cache() as shared:
+            place = shared.folder / "destination"
+            place.mkdir()
+            if IS_ROOT:
+                os.chown(place, MEMBER, GROUP)
+            done = shared.run(
+                as_command(*COMMANDS["move"](shared), variables=variables(shared, None)),
+                swap,
+                nth,
+                shared.folder,
+            )
             shared.check(done, *_others(shared.folder))
             return done
 

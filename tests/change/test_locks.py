@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import socket
 import threading
@@ -24,7 +25,9 @@ from vlmcache.cache.usage import who_uses
 from vlmcache.change import locks
 from vlmcache.change.locks import Lock
 from vlmcache.change.plan import TakenError
+from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.tree import Tree
+from vlmcache.cli.main import main
 from vlmcache.errors import ExitCode, InUseError
 from vlmcache.hub.locks import blob_lock
 from vlmcache.progress import StopToken
@@ -320,3 +323,40 @@ def test_without_locks_a_partial_that_was_written_within_the_hour_is_in_use(
     assert scan(cache.root).repos[0].partials[0].locked
     age(partial, SOFT_SECONDS + 10)
     assert not scan(cache.root).repos[0].partials[0].locked
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_that_a_filesystem_has_no_locks_is_told_once_for_people_and_in_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vlmcache.cache.locks._UNLOCKED", {})
+    cache = CacheBuilder(tmp_path / "hub")
+    for name in ("org/one", "org/other"):
+        cache.repo(name).revision({"config.json": b"{}"})
+    known = ["--yes", "--cache-dir", str(cache.root)]
+    with pytest.raises(SystemExit):
+        main(["rm", "org/one", *known])
+    assert capsys.readouterr().err.count("this filesystem has no locks") == 1
+    with pytest.raises(SystemExit):
+        main(["rm", "org/other", "--json", *known])
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert [finding["code"] for finding in found] == ["no-locks"]
+    assert found[0]["path"].startswith(str(cache.root))
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_shared_blob_is_held_by_the_file_that_older_clients_make_too(
+    tmp_path: Path,
+) -> None:
+    store = SharedStore(str(tmp_path))
+    store.tree.patience = 0.3
+    blob = store.path_of("a" * 64)
+    store.tree.make_folders(os.path.dirname(blob))
+    client = filelock.SoftFileLock(f"{blob}.lock.soft", timeout=0)
+    with store.held(blob), pytest.raises(filelock.Timeout), client:
+        pass
+    with client, pytest.raises(TakenError), store.held(blob):
+        pass
+    with store.held(blob):
+        pass
+    assert list(Path(blob).parent.iterdir()) == []

@@ -35,6 +35,8 @@ SHARED_MARKER = ".huggingface-shared-blobs"
 SHARED_MARKER_TEXT = "1\n"
 MANIFEST_SUFFIX = ".refs"
 LOCK_SUFFIX = ".lock"
+SOFT_SUFFIX = ".soft"
+"""What follows the name of a shared blob's lock where the filesystem has no locks."""
 
 LEFTOVERS = ".vlmcache-leftovers"
 """Folder in the cache root that holds what a removal has renamed away and not yet unlinked.

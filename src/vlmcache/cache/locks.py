@@ -12,20 +12,31 @@ import sys
 import time
 
 from vlmcache import log
+from vlmcache.cache.state import Finding
 from vlmcache.cache.tree import CacheTree
 
 SOFT_SECONDS = 3600.0
 """Seconds since it was written in which a lock or a partial counts as held without an flock."""
+_WITHOUT = "this filesystem has no locks: what was written within the hour counts as in use"
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
-_REPORTED: set[int] = set()
-"""Filesystems without locks that were reported, by their devices."""
+_UNLOCKED: dict[int, str] = {}
+"""Device of each filesystem without locks that was met -> a path on it."""
 
 
-def flock(descriptor: int, *, shared: bool = False) -> bool | None:
+def unlocked() -> tuple[Finding, ...]:
+    """Return a finding for each filesystem without locks that this process has met."""
+    return tuple(
+        Finding("no-locks", "warning", None, path, _WITHOUT, "pull from one machine at a time")
+        for path in _UNLOCKED.values()
+    )
+
+
+def flock(descriptor: int, path: str, *, shared: bool = False) -> bool | None:
     """Try to lock an open file at once.
 
     Args:
         descriptor: the file.
+        path: its path.
         shared: whether others may have it at the same time, as is enough to see whether it is held.
 
     Returns:
@@ -49,10 +60,8 @@ def flock(descriptor: int, *, shared: bool = False) -> bool | None:
             return False
         if error.errno not in _NO_LOCKS:
             raise
-        device = os.fstat(descriptor).st_dev
-        if device not in _REPORTED:
-            _REPORTED.add(device)
-            log.info("locks", "this filesystem has no locks: files written within the hour count")
+        if _UNLOCKED.setdefault(os.fstat(descriptor).st_dev, path) == path:
+            log.info("locks", "%s: '%s'", _WITHOUT, path)
         return None
     return True
 
@@ -81,7 +90,7 @@ def check_lock(tree: CacheTree, path: str) -> bool:
     try:
         # A shared lock fails just where somebody holds the hub's exclusive one; two that only
         # look do not see each other, and network drives take it on a file open for reading.
-        free = flock(descriptor, shared=True)
+        free = flock(descriptor, path, shared=True)
         return is_fresh(os.fstat(descriptor)) if free is None else not free
     finally:
         os.close(descriptor)
@@ -114,7 +123,7 @@ def partial_in_use(path: str, tree: CacheTree) -> bool:
     except OSError:
         return False
     try:
-        return flock(descriptor, shared=True) is None and is_fresh(os.fstat(descriptor))
+        return flock(descriptor, path, shared=True) is None and is_fresh(os.fstat(descriptor))
     except OSError:
         return False
     finally:

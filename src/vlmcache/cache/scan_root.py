@@ -189,7 +189,7 @@ class RootScan:
             regular = modes.S_ISREG(status.st_mode)
             payload = (
                 name.removesuffix(layout.MANIFEST_SUFFIX)
-                .removesuffix(".soft")
+                .removesuffix(layout.SOFT_SUFFIX)
                 .removesuffix(layout.LOCK_SUFFIX)
             )
             ours = layout.SHARED_HASH.fullmatch(payload) is not None and payload[:2] == prefix

@@ -65,7 +65,8 @@ class Lock:
         self.made = False
         """Whether the file was not there before."""
         self._descriptor: int | None = None
-        self._soft = False
+        self.soft = False
+        """Whether it is ours because its file is there, on a filesystem without locks."""
 
     def take(self, patient: Callable[[float], bool] | None = None) -> None:
         """Wait until it is ours.
@@ -109,13 +110,13 @@ class Lock:
         """
         if self._descriptor is None:
             return
-        remove = (remove or self._soft) and self._in_place(self._descriptor)
+        remove = (remove or self.soft) and self._in_place(self._descriptor)
         if remove and not _LOCKS_STAY_OPEN:
             self.tree.discard(self.path)
         with _GUARD:
             _SOFT.discard(self._descriptor)
             os.close(self._descriptor)
-        self._descriptor, self._soft = None, False
+        self._descriptor, self.soft = None, False
         if remove and _LOCKS_STAY_OPEN:
             self.tree.discard(self.path)
 
@@ -127,7 +128,7 @@ class Lock:
         descriptor = self._descriptor
         if descriptor is None:
             return False  # somebody else was just making it
-        free = flock(descriptor)
+        free = flock(descriptor, self.path)
         if free is None:
             free = self._try_soft(descriptor)
         elif free and not self._in_place(descriptor):
@@ -159,7 +160,7 @@ class Lock:
     def _try_soft(self, descriptor: int) -> bool:
         """Take it on a filesystem without locks: by having made the file."""
         if self.made:
-            self._soft = True
+            self.soft = True
             with _GUARD:
                 _SOFT.add(descriptor)
                 if not _TOUCHER.is_alive():

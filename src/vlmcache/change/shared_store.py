@@ -92,12 +92,16 @@ class SharedStore:
             TakenError: another process holds it.
             OSError: the system refuses.
         """
-        lock = Lock(self.tree, path + layout.LOCK_SUFFIX, _FOR_ALL)
-        lock.take()
-        try:
+        name = path + layout.LOCK_SUFFIX
+        with contextlib.ExitStack() as taken:
+            # The client with an older filelock takes the second where there are no locks.
+            for place in (name, name + layout.SOFT_SUFFIX):
+                lock = Lock(self.tree, place, _FOR_ALL)
+                lock.take()
+                taken.callback(lock.release)
+                if not lock.soft:
+                    break
             yield
-        finally:
-            lock.release()
 
     def references(self, path: str) -> set[str] | None:
         """Return the references that a shared blob's manifest lists, `None` if it is unreadable."""

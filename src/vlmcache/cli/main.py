@@ -180,6 +180,8 @@ def _show(answer: Answer) -> None:
         if "verbose" in inspect.signature(view).parameters:
             shown["verbose"] = answer.call.verbose
         view(answer.value, **shown)
+        if answer.command != "doctor":  # which shows it as one of its own findings
+            load("vlmcache.show.tables.warn_of_missing_locks")()
     if problem is not None:
         sys.stdout.flush()
         _print_error(problem)

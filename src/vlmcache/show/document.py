@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from vlmcache.cache.locks import unlocked
 from vlmcache.cache.state import Finding
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.show.text import encodable
@@ -58,7 +59,9 @@ def document(
     }
     if value is not None:
         content |= msgspec.to_builtins(value)
-    content.setdefault("findings", [])
+    told = content.setdefault("findings", [])
+    codes = {finding["code"] for finding in told}
+    told += (finding for finding in msgspec.to_builtins(unlocked()) if finding["code"] not in codes)
     content["errors"] = msgspec.to_builtins(errors)
     if line:
         return _encode({"schema": content["schema"], "kind": "error"} | content).decode()

@@ -206,7 +206,7 @@ def _try_abilities(folder: str) -> dict[str, bool]:
         descriptor = tree.create(file)
         made.callback(tree.discard, file)
         made.callback(os.close, descriptor)
-        trials["locks"] = _can_lock(descriptor)
+        trials["locks"] = _can_lock(descriptor, folder)
         for name, make in (("symlinks", tree.symlink), ("hard_links", tree.link)):
             place = os.path.join(trial, name)
             trials[name] = False
@@ -218,9 +218,9 @@ def _try_abilities(folder: str) -> dict[str, bool]:
     return trials
 
 
-def _can_lock(descriptor: int) -> bool:
+def _can_lock(descriptor: int, folder: str) -> bool:
     try:
-        return flock(descriptor) is True
+        return flock(descriptor, folder) is True
     except OSError:
         return False
 

@@ -83,6 +83,12 @@ class Copier:
             OSError: the system refuses.
         """
         self.staged.make_folders(self.staging, 0o700)
+        if is_root() and self.staged.stat(self.staging).st_uid != 0:
+            # Its owner could swap what is staged, and root would give them another's files.
+            raise CacheError(
+                f"another user's move is unfinished: {self.staging}",
+                "let them continue it, or take it back with --undo",
+            )
         hashes = hashes_of(repo)
         for shared_hash, expected in shared_hashes_of(repo).items():
             if shared_hash in shared:
@@ -223,21 +229,16 @@ class Copier:
             self.staged.unlink(path)
 
     def _link(self, target: str, place: str, status: os.stat_result) -> None:
-        """Make a path of the staged repo a link, with the times and the owner of its source."""
+        """Make a path of the staged repo a link, with the times of its source."""
         with contextlib.suppress(OSError):
             if self.staged.readlink(place) == target:
                 return
         self._clear(place)
-        self.staged.symlink(target, place)
-        with self.staged.parent(place) as (name, folder):
-            # They show when a model was downloaded and used.
-            with _where_possible():
-                times = status.st_atime_ns, status.st_mtime_ns
-                os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
-            if is_root():
-                with _where_possible():
-                    own = status.st_uid, status.st_gid
-                    os.chown(name, *own, dir_fd=folder, follow_symlinks=False)
+        self.target.symlink(target, place)
+        # They show when a model was downloaded and used.
+        times = status.st_atime_ns, status.st_mtime_ns
+        with self.staged.parent(place) as (name, folder), _where_possible():
+            os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
 
     def _second_name(self, source: str, target: str, status: os.stat_result) -> bool:
         if self._is_there(target, status):

@@ -209,7 +209,9 @@ def _sole(place: str) -> Iterator[Tree]:
         if not above.exists(place):
             above.make_folders(place)
         tree.check_real()
-        tree.make_folders(os.path.dirname(path), 0o700)
+        staged = Tree(tree)
+        staged.gives = False
+        staged.make_folders(os.path.dirname(path), 0o700)
         try:
             lock.take()
         except TakenError as error:
