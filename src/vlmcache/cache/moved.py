@@ -8,6 +8,7 @@ where it went; it is there while that drive is away, and proves nothing to a rem
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from typing import NamedTuple
@@ -83,13 +84,17 @@ def recorded_path(path: str) -> str:
     return os.path.join(os.path.dirname(locks), folder)
 
 
+def trusted_owners() -> set[int]:
+    """Return the users whose notes count in any case: root and this user."""
+    return {0, getattr(os, "geteuid", lambda: 0)()}
+
+
 def owners_of(tree: CacheTree, folder: str) -> set[int]:
     """Return whose note of a repo counts: root's, this user's and those of the repo's owner."""
-    try:
-        owner = {tree.stat(os.path.join(tree.root, folder)).st_uid}
-    except OSError:
-        owner = set()
-    return {0, getattr(os, "geteuid", lambda: 0)(), *owner}
+    owners = trusted_owners()
+    with contextlib.suppress(OSError):
+        owners.add(tree.stat(os.path.join(tree.root, folder)).st_uid)
+    return owners
 
 
 def read_moves(place: str | CacheTree, only: str | None = None) -> dict[str, MoveRecord]:
@@ -185,10 +190,9 @@ def read_record(cache_dir: str, folder: str) -> RepoRecord | None:
         return None
     try:
         owners = {
-            0,
+            *trusted_owners(),
             os.stat(cache_dir).st_uid,
             os.lstat(os.path.join(cache_dir, folder)).st_uid,
-            getattr(os, "geteuid", lambda: 0)(),
         }
         record = _RECORD_DECODER.decode(
             read_bytes(record_path(cache_dir, folder), _RECORD_LIMIT, owners=owners)

@@ -21,6 +21,7 @@ from vlmcache.cache.moved import (
     owners_of,
     read_moves,
     record_path,
+    trusted_owners,
 )
 from vlmcache.cache.tree import CacheTree
 from vlmcache.change.tree import Tree
@@ -46,7 +47,8 @@ def write_moves(place: str | CacheTree, moves: Mapping[str, MoveRecord]) -> None
     tree.gives = False
     before = read_moves(tree)
     older = os.path.join(tree.root, layout.MOVES)
-    is_older = tree.exists(older)
+    # Of one that is another's, not all may count here; it stays for whom it does.
+    is_older = tree.exists(older) and tree.stat(older).st_uid in trusted_owners()
     for folder in sorted({*before, *moves}):
         path, move = note_path(tree.root, folder), moves.get(folder)
         if move is None:
@@ -59,8 +61,7 @@ def write_moves(place: str | CacheTree, moves: Mapping[str, MoveRecord]) -> None
             tree.make_folders(os.path.dirname(path))
             tree.write(path, content, 0o644, temporary=path + _TEMPORARY)
     if is_older:
-        with contextlib.suppress(PermissionError):
-            tree.unlink(older)
+        tree.discard(older)
 
 
 def write_record(cache_dir: str, folder: str, destination: str) -> None:

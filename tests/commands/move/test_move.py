@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.kit import pulls
@@ -20,7 +21,7 @@ from tests.kit.faulty import Subject, try_every
 from tests.kit.hub import LoopbackHub
 from tests.kit.rooms import LONG, OTHER, WEIGHTS, settle
 from vlmcache.cache.completeness import judge
-from vlmcache.cache.moved import MoveRecord, note_path, read_moves
+from vlmcache.cache.moved import MoveRecord, Note, note_path, read_moves
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.usage import Usage
@@ -488,6 +489,24 @@ def test_rm_of_one_revision_goes_through_the_link_and_the_last_takes_the_link_al
     assert place.rm(f"{NAME}@v2").problem is None
     assert not os.path.lexists(place.root / FOLDER)
     assert not (place.other / FOLDER).exists()
+
+
+def test_the_one_note_of_older_versions_still_counts_and_gives_way_to_one_for_each_repo(
+    place: Place,
+) -> None:
+    place.repo()
+    place.repo("org/second")
+    place.moved()
+    older = place.other / ".vlmcache-moved.json"
+    notes = read_moves(str(place.other))
+    for folder in notes:
+        os.unlink(note_path(str(place.other), folder))
+    older.write_bytes(msgspec.json.encode(Note("vlmcache.moved/1", notes)))
+    assert read_moves(str(place.other)) == notes
+    assert place.rm(NAME).problem is None
+    assert not (place.other / FOLDER).exists()
+    assert not older.exists()
+    assert set(read_moves(str(place.other))) == {"models--org--second"}
 
 
 @pytest.mark.parametrize("proof", ["none", "of another cache", "a link", "another's"])

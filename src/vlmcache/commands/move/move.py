@@ -15,6 +15,7 @@ from vlmcache.cache.moved import (
     away_error,
     can_relink,
     linked_destination,
+    note_path,
     read_moves,
     read_record,
 )
@@ -321,7 +322,8 @@ def _nothing_to_relink(lost: Sequence[Repo], place: str) -> VlmcacheError:
         return NotMovedError(
             f"{present[0].id} is at {place}, but no note there that can be trusted says that it "
             "was moved from this cache",
-            "the note is .vlmcache-moved.json; 'vlmcache rm' removes the link",
+            f"the note would be {note_path(place, present[0].folder)}; 'vlmcache rm' removes the "
+            "link",
         )
     names = ", ".join(repo.id for repo in lost[:5]) + and_more(len(lost) - 5)
     return UnknownModelError(
