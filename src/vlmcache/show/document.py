@@ -59,9 +59,10 @@ def document(
     }
     if value is not None:
         content |= msgspec.to_builtins(value)
-    told = content.setdefault("findings", [])
+    told = content.get("findings", ())
     codes = {finding["code"] for finding in told}
-    told += (finding for finding in msgspec.to_builtins(unlocked()) if finding["code"] not in codes)
+    news = (found for found in msgspec.to_builtins(unlocked()) if found["code"] not in codes)
+    content["findings"] = [*told, *news]
     content["errors"] = msgspec.to_builtins(errors)
     if line:
         return _encode({"schema": content["schema"], "kind": "error"} | content).decode()
