@@ -60,9 +60,9 @@ def document(
     if value is not None:
         content |= msgspec.to_builtins(value)
     told = content.get("findings", ())
-    codes = {finding["code"] for finding in told}
-    news = (found for found in msgspec.to_builtins(unlocked()) if found["code"] not in codes)
-    content["findings"] = [*told, *news]
+    if not any(finding["code"] == "no-locks" for finding in told):
+        told = (*told, *msgspec.to_builtins(unlocked()))
+    content["findings"] = told
     content["errors"] = msgspec.to_builtins(errors)
     if line:
         return _encode({"schema": content["schema"], "kind": "error"} | content).decode()

@@ -72,7 +72,7 @@ def labelled(
 
 
 def warn_of_missing_locks() -> None:
-    """Tell of each filesystem without locks that the command has met."""
+    """Say which filesystems without locks the command has met."""
     sys.stdout.flush()
     for finding in unlocked():
         print(f"warning: {finding.detail}: {printable(finding.path)}", file=sys.stderr)
