@@ -85,7 +85,7 @@ class CacheTree:
 
         Raises:
             StaleError: a link or something else is in the place of a folder.
-            OSError: the system refuses.
+            OSError: the system refuses; the error names the complete path.
         """
         inside = path == self.root or path.startswith(os.path.join(self.root, ""))
         # What is outside is a side cache in which entries were found.
@@ -107,7 +107,6 @@ class CacheTree:
                 descriptor = below
             yield name, descriptor
         except OSError as error:
-            # The system knows a name in a folder; people need to know which folder.
             if error.filename in (*folders, name):
                 error.filename = path
             raise
@@ -252,10 +251,9 @@ class CacheTree:
         try:
             return tree.open(path)
         except StaleError:
-            try:
+            shared = None
+            with contextlib.suppress(OSError):
                 shared = layout.shared_hash_of(tree.readlink(path))
-            except OSError:
-                shared = None
             if shared is None:
                 raise
         return tree.open(layout.shared_blob_path(tree.root, shared))
