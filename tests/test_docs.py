@@ -104,6 +104,22 @@ def test_every_test_file_that_the_pages_name_exists() -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
+def test_every_promise_of_the_security_page_names_tests_that_exist() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    table = text.partition("| promise | test |\n|---|---|\n")[2].partition("\n\n")[0]
+    missing = []
+    for row in table.splitlines():
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", row)
+        assert named, row
+        missing += [
+            (name, test)
+            for name, test in named
+            if not re.search(rf"^def {test}\(", (ROOT / "tests" / name).read_text(), re.MULTILINE)
+        ]
+    assert missing == []
+    assert len(table.splitlines()) > 20
+
+
 def test_the_architecture_shows_where_the_code_of_every_command_is() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([\w-]+)` \| `(cli/\w+\.py)` \|", text, re.MULTILINE))

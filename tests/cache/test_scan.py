@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 from tests.kit.caches import CacheBuilder, CachedRepo, du_allocated, fingerprint, model_files
 from tests.kit.disks import as_other_user, common_folder, read_only_view
+from vlmcache.cache import entries
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
+from vlmcache.change.tree import sync_folder
 from vlmcache.errors import ConfigError
 
 WEIGHTS = "model.safetensors"
@@ -435,3 +437,21 @@ def test_any_heap_of_damage_is_listed_and_counted_to_the_byte(
     assert {repo.id for repo in state.repos} == set(repos)
     for repo in state.repos:
         assert repo.size_on_disk == du_allocated(Path(repo.path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.timeout(60)
+def test_a_folder_that_becomes_a_pipe_while_it_is_read_is_not_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(100):
+        (folder / str(number)).symlink_to("anywhere")
+    listed = entries.read_entries(str(folder), entries.Notes(None))
+    assert len(listed) == 100
+    shutil.rmtree(folder)
+    os.mkfifo(folder)
+    assert set(entries.read_links(str(folder), listed).values()) == {""}
+    with pytest.raises(NotADirectoryError):
+        entries._stats(str(folder), [entry for entry, _ in listed])
+    with pytest.raises(NotADirectoryError):
+        sync_folder(str(folder))

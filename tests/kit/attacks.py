@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,54 +105,58 @@ class SharedCache:
 
         below: another folder whose calls count.
         """
+
+        def strike(_call: str) -> bool:
+            return attack is not None and self.as_member(lambda: attack(self))
+
+        return self.run_struck(command, strike, nth, below or self.root)
+
+    def run_struck(
+        self,
+        command: Callable[[], object],
+        strike: Callable[[str], bool],
+        nth: int | Collection[int],
+        below: Path,
+        *,
+        reads: bool = True,
+        hung_after: int = HUNG_AFTER,
+    ) -> Attacked:
+        """Run a command in a child.
+
+        Args:
+            command: it.
+            strike: is told of the call before which it is made, and returns whether it succeeded.
+            nth: before which of the command's calls.
+            below: the folder whose calls count.
+            reads: whether opening to read, listing and looking count too.
+            hung_after: seconds.
+        """
         with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as counted:
             child = os.fork()
             if child == 0:
-                self._run_child(command, attack, (nth, below), errors.fileno(), counted.fileno())
+                code = 97
+                try:
+                    sys.stdout = sys.stderr = os.fdopen(errors.fileno(), "w", closefd=False)
+                    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                    signal.alarm(hung_after)
+                    code, report = _count_calls(command, strike, nth, below, reads)
+                    os.write(counted.fileno(), report)
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    with contextlib.suppress(BaseException):
+                        sys.stdout.flush()
+                    os._exit(code)
             _, status = os.waitpid(child, 0)
             errors.seek(0)
             counted.seek(0)
             calls, _, struck = counted.read().partition(b" ")
-            hung = os.WIFSIGNALED(status)
             return Attacked(
-                -1 if hung else os.WEXITSTATUS(status),
+                -1 if os.WIFSIGNALED(status) else os.WEXITSTATUS(status),
                 errors.read().decode(errors="replace"),
                 int(calls or 0),
                 struck == b"True",
             )
-
-    def _run_child(
-        self,
-        command: Callable[[], object],
-        attack: Attack | None,
-        when: tuple[int, Path | None],
-        out: int,
-        counted: int,
-    ) -> None:
-        code = 97
-        try:
-            sys.stdout = sys.stderr = os.fdopen(out, "w", closefd=False)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(HUNG_AFTER)
-            struck: list[bool] = []
-
-            def strike() -> None:
-                if attack is not None:
-                    struck.append(self.as_member(lambda: attack(self)))
-
-            with failing(when[0], strike, when[1] or self.root, reads=True) as disk:
-                try:
-                    command()
-                    code = 0
-                except SystemExit as end:
-                    code = int(end.code or 0)
-            os.write(counted, b"%d %s" % (disk.count, str(any(struck)).encode()))
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(BaseException):
-                sys.stdout.flush()
-            os._exit(code)
 
     def as_member(self, act: Callable[[], None]) -> bool:
         """Do something with the member's rights; return whether the system let them."""
@@ -181,6 +185,24 @@ class SharedCache:
                     continue
                 assert SECRET not in path.read_bytes(), f"copied to {path}: {done.errors}"
         assert SECRET.decode() not in done.errors
+
+
+def _count_calls(
+    command: Callable[[], object],
+    strike: Callable[[str], bool],
+    nth: int | Collection[int],
+    below: Path,
+    reads: bool,
+) -> tuple[int, bytes]:
+    """Return a command's exit code, and its calls and whether it was struck, in bytes."""
+    struck: list[bool] = []
+    with failing(nth, lambda: struck.append(strike(str(disk.fired))), below, reads=reads) as disk:
+        try:
+            command()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return code, b"%d %s" % (disk.count, str(any(struck)).encode())
 
 
 @contextlib.contextmanager

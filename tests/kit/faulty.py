@@ -22,7 +22,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -85,11 +85,11 @@ def fault_name(fault: Fault) -> str:
 class Disk:
     """Counts the changes below a folder, and lets one of them fail or be the last.
 
-    `fired` names the call that the fault befell, None before it does.
+    `fired` names the call that the fault befell last, None before it does.
     """
 
-    def __init__(self, nth: int, fault: Fault, folder: Path | None) -> None:
-        self.nth = nth
+    def __init__(self, nth: int | Collection[int], fault: Fault, folder: Path | None) -> None:
+        self.nth = {nth} if isinstance(nth, int) else frozenset(nth)
         self.fault = fault
         self.folder = "" if folder is None else os.path.realpath(folder)
         self.kinds: Counter[str] = Counter()
@@ -104,7 +104,7 @@ class Disk:
         """Take note of a change that is about to be made; fail it if its turn has come."""
         with self._lock:
             self.kinds[name] += 1
-            if self.kinds.total() != self.nth:
+            if self.kinds.total() not in self.nth:
                 return
             self.fired = f"{name} {os.path.relpath(path, self.folder or '/')}"
         if callable(self.fault):
@@ -155,12 +155,12 @@ class _CountedFile(io.FileIO):
 
 @contextlib.contextmanager
 def failing(
-    nth: int, fault: Fault, folder: Path | None = None, *, reads: bool = False
+    nth: int | Collection[int], fault: Fault, folder: Path | None = None, *, reads: bool = False
 ) -> Iterator[Disk]:
     """Let the Nth change from here on fail with an error number, or kill this process.
 
     Args:
-        nth: from 1; none for 0.
+        nth: from 1; none for 0. Or several of them.
         fault: an `errno`, that the process is killed, or what is done just before the call.
         folder: whose content counts; all there is, if none is given.
         reads: whether opening, listing and looking count too.

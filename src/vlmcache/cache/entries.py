@@ -12,6 +12,7 @@ import msgspec
 
 from vlmcache import log, units
 from vlmcache.cache import layout
+from vlmcache.cache.reading import FOLDER
 from vlmcache.cache.state import (
     UNREADABLE,
     ByClass,
@@ -210,7 +211,7 @@ def _stats(path: str, entries: list[os.DirEntry[str]]) -> list[Listed]:
     if len(entries) < _MANY or os.stat not in os.supports_dir_fd:
         return [(entry, entry.stat(follow_symlinks=False)) for entry in entries]
     # From the open folder the kernel need not walk the path again for each of its entries.
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, FOLDER)
     stat = os.stat
     try:
         return [
@@ -234,7 +235,7 @@ def read_links(folder: str, entries: Iterable[Listed]) -> dict[str, str]:
     if not links:
         return {}
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, FOLDER)
     except OSError:  # as always on Windows
         return {entry.name: read_link(entry.path) for entry in links}
     try:

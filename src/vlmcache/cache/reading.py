@@ -11,6 +11,8 @@ import msgspec
 JSON_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 """What msgspec raises for bytes that are not JSON, nested too deeply, or no UTF-8."""
 
+FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+"""How a folder is opened: a pipe that has taken its place by now is refused, not waited for."""
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_ATIME = getattr(os, "O_NOATIME", 0)
 

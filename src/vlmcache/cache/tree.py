@@ -16,11 +16,10 @@ from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
 from vlmcache.cache import layout
-from vlmcache.cache.reading import open_quietly, read_bytes
+from vlmcache.cache.reading import FOLDER, open_quietly, read_bytes
 
 BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_fd
 """Whether the system opens and changes what a folder's descriptor holds; Windows does not."""
-_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 _OTHER = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EMLINK, errno.ENXIO})
 """What systems answer if a link, a socket or the like is where a folder or file should be."""
 
@@ -55,7 +54,7 @@ class CacheTree:
         """The descriptor of the root."""
         if self._opened is not None:
             return self._opened.top
-        descriptor = os.open(self.root, _FOLDER)
+        descriptor = os.open(self.root, FOLDER)
         weakref.finalize(self, os.close, descriptor)
         return descriptor
 
@@ -86,7 +85,7 @@ class CacheTree:
 
         Raises:
             StaleError: a link or something else is in the place of a folder.
-            OSError: the system refuses.
+            OSError: the system refuses; the error names the complete path.
         """
         inside = path == self.root or path.startswith(os.path.join(self.root, ""))
         # What is outside is a side cache in which entries were found.
@@ -107,6 +106,10 @@ class CacheTree:
                 os.close(descriptor)
                 descriptor = below
             yield name, descriptor
+        except OSError as error:
+            if error.filename in (*folders, name):
+                error.filename = path
+            raise
         finally:
             os.close(descriptor)
 
@@ -248,10 +251,9 @@ class CacheTree:
         try:
             return tree.open(path)
         except StaleError:
-            try:
+            shared = None
+            with contextlib.suppress(OSError):
                 shared = layout.shared_hash_of(tree.readlink(path))
-            except OSError:
-                shared = None
             if shared is None:
                 raise
         return tree.open(layout.shared_blob_path(tree.root, shared))
@@ -307,7 +309,7 @@ def enter(name: str, parent: int | None, path: str) -> int:
         OSError: the system refuses.
     """
     try:
-        return os.open(name, _FOLDER | getattr(os, "O_NOFOLLOW", 0), dir_fd=parent)
+        return os.open(name, FOLDER | getattr(os, "O_NOFOLLOW", 0), dir_fd=parent)
     except OSError as error:
         if error.errno in _OTHER:
             raise stale(path) from None

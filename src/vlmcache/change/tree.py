@@ -19,6 +19,7 @@ from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.mounts import nearest_folder
+from vlmcache.cache.reading import FOLDER
 from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter, is_root, stale
 from vlmcache.cache.usage import open_elsewhere
 from vlmcache.change.plan import Attempt, Expected, Outcome, TakenError, why_refused
@@ -560,7 +561,7 @@ def sync_folder(folder: str | int) -> None:
     """Bring the entries of a folder, or of an open one, to the disk, if the system can do it."""
     if sys.platform == "win32":
         return
-    descriptor = folder if isinstance(folder, int) else os.open(folder, os.O_RDONLY)
+    descriptor = folder if isinstance(folder, int) else os.open(folder, FOLDER)
     try:
         os.fsync(descriptor)
     except OSError as error:

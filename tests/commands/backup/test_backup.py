@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -20,13 +22,15 @@ from tests.kit.disks import small_filesystem
 from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
 from tests.kit.pulls import config, content, lies
 from vlmcache.cache import layout
+from vlmcache.cache.tree import CacheTree
 from vlmcache.change.plan import Receipt
 from vlmcache.commands.backup.backup import backup
+from vlmcache.commands.backup.contents import source_opener
 from vlmcache.commands.backup.restore import Restorer, restore
 from vlmcache.commands.backup.tar import MANIFEST
 from vlmcache.commands.backup.values import BackupError, Restored, RestoreOptions
 from vlmcache.config import CacheLocation, Environment, Session
-from vlmcache.errors import SpaceError, UnknownModelError, UsageError, VlmcacheError
+from vlmcache.errors import ChangedError, SpaceError, UnknownModelError, UsageError, VlmcacheError
 
 WEIGHTS = "model.safetensors"
 FILES: dict[str, Content] = {
@@ -220,6 +224,20 @@ def test_a_repo_that_cannot_be_saved_is_told_of_and_the_others_are_saved(
     error = value.problem
     assert error is not None
     assert error.exit_code == 3
+
+
+@pytest.mark.parametrize("gone", ["blobs", "file"])
+def test_a_file_that_is_removed_while_it_is_saved_is_named_with_its_complete_path(
+    cache: CacheBuilder, repo: CachedRepo, gone: str
+) -> None:
+    tree = CacheTree(str(cache.root))
+    blob = repo.blob(WEIGHTS)
+    shutil.rmtree(repo.blobs) if gone == "blobs" else blob.unlink()
+    with pytest.raises(ChangedError, match=re.escape(f": {blob} (run it again)")):
+        source_opener(tree)(str(blob))
+    with pytest.raises(FileNotFoundError) as refusal:
+        tree.open(str(blob))
+    assert refusal.value.filename == str(blob)
 
 
 def test_what_the_manifest_does_not_name_is_refused(

@@ -15,7 +15,7 @@ from vlmcache.cache.state import Repo, TreeFile
 from vlmcache.cache.tree import CacheTree, StaleError
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.config import Config, Names
-from vlmcache.errors import UnknownModelError
+from vlmcache.errors import ChangedError, UnknownModelError
 from vlmcache.units import short_text
 
 _BLOB_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
@@ -58,6 +58,8 @@ def source_opener(tree: CacheTree) -> Opener:
     def opener(path: str) -> int:
         try:
             return tree.open_content(path)
+        except FileNotFoundError as error:
+            raise ChangedError(f"removed while it was saved: {path}", "run it again") from error
         except StaleError as error:
             raise BackupError(
                 f"not in the cache, so not saved: {error.filename or path}",

@@ -59,7 +59,8 @@ def entries(cache_dir: str) -> Iterator[AccessEntry | Kept]:
         folder, depth = pending.pop()
         try:
             status = os.stat(folder, follow_symlinks=depth == 0)
-            yield AccessEntry(folder, "folder", status, inherits(folder))
+            if modes.S_ISDIR(status.st_mode):
+                yield AccessEntry(folder, "folder", status, inherits(folder))
             with os.scandir(folder) as names:
                 listed = sorted(names, key=lambda entry: entry.name)
             for entry in listed:
