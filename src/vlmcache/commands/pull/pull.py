@@ -105,23 +105,11 @@ def pull(
                     row = _failed(row, too_full)
                 rows.append(row)
                 continue
-            row, done, error = _carry_out(client, part, options, progress)
-            if isinstance(error, SpaceError):
-                name = name_of(session.config, part.model, cached_models(session.cache))
-                error = SpaceError(
-                    error.message,
-                    "what has arrived is kept; 'vlmcache status' shows what makes room, "
-                    f"then '{options.command(session, [name])}' continues",
-                )
+            row, done, error = _carry_out(client, session, part, options, progress)
             rows.append(row if error is None else _failed(row, error))
             outcomes += done
             if error is not None:
                 errors.append(error)
-            elif part.order is not None:
-                with Journal(own_home(session.environment)[0]) as memory:
-                    memory.record_use(
-                        session.cache.dir, "model", part.order.repo, part.order.commit, "pull"
-                    )
     except BaseException as interruption:
         if not isinstance(interruption, Exception):
             # The one place that shows failures takes what an interruption carries as its hint.
@@ -187,6 +175,29 @@ def _prepare(
 
 
 def _carry_out(
+    client: Client,
+    session: Session,
+    part: PlannedModel,
+    options: PullOptions,
+    progress: Progress,
+) -> tuple[PulledModel, list[Outcome], VlmcacheError | None]:
+    """Fetch one model and remember that it is used; return its row, what was done, what failed."""
+    row, outcomes, error = _fetch(client, part, options, progress)
+    if isinstance(error, SpaceError):
+        name = name_of(session.config, part.model, cached_models(session.cache))
+        error = SpaceError(
+            error.message,
+            "what has arrived is kept; 'vlmcache status' shows what makes room, "
+            f"then '{options.command(session, [name])}' continues",
+        )
+    if error is None and part.order is not None:
+        with Journal(own_home(session.environment)[0]) as memory:
+            order = part.order
+            memory.record_use(session.cache.dir, "model", order.repo, order.commit, "pull")
+    return row, outcomes, error
+
+
+def _fetch(
     client: Client, part: PlannedModel, options: PullOptions, progress: Progress
 ) -> tuple[PulledModel, list[Outcome], VlmcacheError | None]:
     order = part.order
