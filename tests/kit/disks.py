@@ -132,9 +132,12 @@ def as_other_user(
     All permissions count for it, those to read included. This interpreter can be run even where
     it is installed below a folder that is closed to others.
     """
+    variables = dict(os.environ if environment is None else environment)
+    # With coverage, it could not write its figures to our folder.
+    variables.pop("COVERAGE_PROCESS_CONFIG", None)
     result = subprocess.run(
         [*_becoming(uid), *command],
-        env=environment,
+        env=variables,
         cwd=folder,
         capture_output=True,
         text=True,
