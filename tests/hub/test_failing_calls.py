@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -36,8 +37,11 @@ def hub() -> Iterator[HubProcess]:
 
 
 def needed(found: Mapping[str, object]) -> dict[str, object]:
-    """Return what is there without `sub`, which comes along in the first pull and never alone."""
-    return {name: entry for name, entry in found.items() if "/sub" not in name}
+    """Return what is there without `sub`, which comes along in the first pull and never alone.
+
+    Without it the listing has a name that the client does not read.
+    """
+    return {name: entry for name, entry in found.items() if not re.search("/sub|/trees/", name)}
 
 
 class Pull(Subject[PullReport]):
