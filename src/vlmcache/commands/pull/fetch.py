@@ -91,21 +91,23 @@ class _Work:
     def _prepare(self) -> None:
         if not self.order.plan.actions:
             # Everything is there. In a cache that cannot be written, the listing is left out.
+            complete = self.order.files.keys() <= self.order.wanted
             with contextlib.suppress(OSError, CacheError):
                 self.tree, self.folder = place.home_of(self.cache, self.folder)
-                self._write_tree()
+                self._write_tree(complete=complete)
             return
         self.tree, self.folder = place.home_of(self.cache, self.folder)
         place.prepare_repo(self.tree, self.folder)
         if self.order.new_listing:
-            self._write_tree()
+            # It gets the client's name at the end: an interruption must not leave one that names
+            # files which no later pull fetches alone.
+            self._write_tree(complete=False)
         if self.tasks:
             self.tree.make_folders(layout.blob_path(self.folder, ""))
 
-    def _write_tree(self) -> None:
-        files = self.order.files
-        complete = files.keys() <= self.order.wanted
-        place.write_tree(self.tree, self.folder, self.order.commit, files, complete=complete)
+    def _write_tree(self, *, complete: bool) -> None:
+        order = self.order
+        place.write_tree(self.tree, self.folder, order.commit, order.files, complete=complete)
 
     def _stop(self) -> None:
         self.client.stop()
@@ -205,9 +207,7 @@ class _Work:
         if os.path.exists(own) and all(
             os.path.exists(layout.file_path(snapshot, file)) for file in self.order.files
         ):
-            place.write_tree(
-                self.tree, self.folder, self.order.commit, self.order.files, complete=True
-            )
+            self._write_tree(complete=True)
         for action in self.order.plan.actions:
             if isinstance(action, WriteRef):
                 place.write_ref(*self.cache.home(action.path), action.commit)
