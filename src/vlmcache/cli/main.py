@@ -181,7 +181,7 @@ def _show(answer: Answer) -> None:
             shown["verbose"] = answer.call.verbose
         view(answer.value, **shown)
         if answer.command != "doctor":  # which shows it as one of its own findings
-            load("vlmcache.show.tables.warn_of_missing_locks")()
+            load("vlmcache.show.text.warn_of_missing_locks")()
     if problem is not None:
         sys.stdout.flush()
         _print_error(problem)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlmcache.cache.locks import unlocked
 from vlmcache.cache.state import State
 from vlmcache.cache.usage import Process
 from vlmcache.show.text import printable
@@ -76,10 +74,3 @@ def labelled(
     content = Text(text, style) if isinstance(text, str) else text
     line.add_row(Text(label, label_style), content)
     return line
-
-
-def warn_of_missing_locks() -> None:
-    """Say which filesystems without locks the command has met."""
-    sys.stdout.flush()
-    for finding in unlocked():
-        print(f"warning: {finding.detail}: {printable(finding.path)}", file=sys.stderr)

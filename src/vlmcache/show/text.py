@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from vlmcache.cache.locks import unlocked
 from vlmcache.units import duration_text
 
 NOTHING = "-"
@@ -74,3 +76,10 @@ def ago(instant: datetime | None, now: datetime) -> str:
         return NOTHING
     seconds = (now - instant).total_seconds()
     return "just now" if seconds < 60 else f"{duration_text(seconds)} ago"
+
+
+def warn_of_missing_locks() -> None:
+    """Say which filesystems without locks the command has met."""
+    sys.stdout.flush()
+    for finding in unlocked():
+        print(f"warning: {finding.detail}: {printable(finding.path)}", file=sys.stderr)
