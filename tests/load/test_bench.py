@@ -167,7 +167,8 @@ def test_each_failure_is_told_and_none_takes_the_others_results_along(
         | {
             "model.safetensors.index.json": json.dumps(index).encode(),
             "model-1.safetensors": b"x" * 100,
-        }
+        },
+        tree=False,
     )
     cache.repo("bad/header").revision(config | {"model.safetensors": b"\xff" * 1000})
     cache.repo("bad/unknown").revision(

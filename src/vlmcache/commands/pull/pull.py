@@ -11,7 +11,7 @@ import msgspec
 
 from vlmcache.cache.scan import scan
 from vlmcache.change.abilities import check_filesystem
-from vlmcache.change.plan import Failure, Outcome, Receipt, joined
+from vlmcache.change.plan import Failure, Outcome, Plan, Receipt, joined
 from vlmcache.change.space import FreeSpace
 from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.prepare import check_result, prepare_needed, prepare_pull
@@ -32,7 +32,7 @@ from vlmcache.commands.pull.values import (
 )
 from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import ModelConfig, Session, cached_models, find_model, name_of, own_home
-from vlmcache.errors import PartlyError, SpaceError, VlmcacheError
+from vlmcache.errors import CacheError, PartlyError, SpaceError, VlmcacheError
 from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client
 from vlmcache.hub.retry import Patience
@@ -85,8 +85,8 @@ def pull(
         orders = [part.order for part in planned if part.order is not None]
         plans = [without_fetches(order.plan, fetched) for order in orders]
         joined(plans).log("pull")
-        check_filesystem(session.cache.dir, abilities_needed(session.cache.dir, plans))
-        shortage = shortage_of(plans)
+        unable = _what_cannot_be_written(session.cache.dir, plans)
+        shortage = shortage_of(plans) if unable is None else None
         room = None
         if shortage is not None and options.make_room:
             room = _make_room(session, planned, shortage, options)
@@ -96,13 +96,13 @@ def pull(
         # A dry run that would make room is short of nothing.
         if shortage is not None and not (options.dry_run and room):
             hint = _stopped(room) or _what_helps(session, names, planned, shortage, options)
-            errors.append(shortage.error(hint))
-        too_full = errors[0] if errors else None
+            unable = shortage.error(hint)
+        errors += [] if unable is None else [unable]
         for part in planned:
-            if part.order is not None and (options.dry_run or too_full is not None):
+            if part.order is not None and (options.dry_run or unable is not None):
                 row = _row(part, "planned" if part.order.plan.actions else "cached")
-                if too_full is not None and not options.dry_run and row.state == "planned":
-                    row = _failed(row, too_full)
+                if unable is not None and not options.dry_run and row.state == "planned":
+                    row = _failed(row, unable)
                 rows.append(row)
                 continue
             row, done, error = _carry_out(client, session, part, options, progress)
@@ -133,6 +133,15 @@ def pull(
         session.cache.dir,
     )
     return report.with_problem(_problem(rows, errors))
+
+
+def _what_cannot_be_written(cache_dir: str, plans: Sequence[Plan]) -> VlmcacheError | None:
+    """Return why the filesystem does not take what is about to be fetched, if it does not."""
+    try:
+        check_filesystem(cache_dir, abilities_needed(cache_dir, plans))
+    except CacheError as error:
+        return error
+    return None
 
 
 def _plan(
