@@ -97,7 +97,9 @@ class _Trial:
     def hard_links(self) -> bool | None:
         here = self.folder
         names = self.name("file"), self.name("hard link")
-        return _can(lambda: os.link(*names, src_dir_fd=here, dst_dir_fd=here))
+        return _can(
+            lambda: os.link(*names, src_dir_fd=here, dst_dir_fd=here, follow_symlinks=False)
+        )
 
     def takes(self, name: str, other: str | None = None) -> bool:
         """Return whether a file can have a name, and not another one at the same time.
@@ -118,6 +120,8 @@ class _Trial:
 def _trial(tree: Tree, folder: str) -> Iterator[_Trial]:
     # Its name is a temporary's: in a store, what a run that was killed has left is known.
     path = os.path.join(folder, f".trial.{secrets.token_hex(4)}.tmp")
+    tree = Tree(tree)
+    tree.gives = False  # so that nobody else can enter it
     tree.make_folders(path, 0o700)
     try:
         with tree.folder(path) as descriptor:
