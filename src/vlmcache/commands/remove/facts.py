@@ -84,12 +84,13 @@ class Known:
         """When each revision of the cache was last used."""
         access_times = self.mount.access_times if self.mount else "unknown"
         used = last_uses(self.state, self.remembered.uses, access_times)
-        return _with_needed(self.needs, used)
+        elsewhere = self.cache.used if self.cache is not None else {}
+        return _with_needed(self.needs, used, elsewhere)
 
     @cached_property
     def needs(self) -> dict[Key, set[Key]]:
-        """Which revisions of other models each needs."""
-        return needs_of(self.state)
+        """Which revisions of other models each needs, wherever `move` has brought them."""
+        return self.cache.needs if self.cache is not None else needs_of(self.state)
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -138,13 +139,17 @@ class Known:
 
 
 def _with_needed(
-    needs: Mapping[Key, Collection[Key]], used: dict[Key, LastUse]
+    needs: Mapping[Key, Collection[Key]],
+    used: dict[Key, LastUse],
+    elsewhere: Mapping[Key, LastUse],
 ) -> dict[Key, LastUse]:
     """Return last uses by which what a model needs was used just after the model."""
-    for model, others in needs.items():
-        for other in others:
-            if other in used and used[other].at <= used[model].at:
-                used[other] = msgspec.structs.replace(used[model], at=used[model].at + _AFTER)
+    # What needs most comes first, since what it needs may need others itself.
+    for model in sorted(needs, key=lambda model: -len(needs[model])):
+        use = used.get(model) or elsewhere.get(model)
+        for other in needs[model] if use is not None else ():
+            if use is not None and other in used and used[other].at <= use.at:
+                used[other] = msgspec.structs.replace(use, at=use.at + _AFTER)
     return used
 
 
