@@ -353,7 +353,7 @@ def _only_begun(repo: Repo, errors: set[str]) -> bool:
 
 def _is_whole(revision: Revision, file: File) -> bool:
     """Whether a file's link leads to content of the length that the Hub named."""
-    if file.kind not in ("link", "copy"):
+    if file.kind not in ("link", "copy") or file.damaged:
         return False
     listed = revision.tree.get(file.name) if revision.tree is not None else None
     if listed is not None:

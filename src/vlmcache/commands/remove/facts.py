@@ -15,7 +15,7 @@ from vlmcache.cache.completeness import judge_content, needs_of
 from vlmcache.cache.mounts import Mount, mount_of
 from vlmcache.cache.moved import read_moves
 from vlmcache.cache.scan import rebased, scan
-from vlmcache.cache.state import CacheState, Finding, Repo, Revision
+from vlmcache.cache.state import CacheState, Finding
 from vlmcache.cache.usage import LastUse, Usage, last_uses, own_uses, who_uses
 from vlmcache.change.needed import Evidence, in_question
 from vlmcache.change.plan import Plan, Remove, RemoveTree
@@ -51,8 +51,9 @@ class Known:
         self, environment: Environment, state: CacheState, cache: Known | None = None
     ) -> None:
         self.environment = environment
-        self.state = state
         self.cache = cache
+        self.state = state
+        self.state = state.with_damage(self.remembered.damaged)
 
     @cached_property
     def mount(self) -> Mount | None:
@@ -66,18 +67,6 @@ class Known:
             return self.cache.remembered
         with Journal(own_home(self.environment)[0]) as journal:
             return Remembered(journal.uses(self.state.dir), journal.damaged())
-
-    def damaged_files(self, repo: Repo, revision: Revision) -> list[str]:
-        """Return the files that `verify` found damaged and that did not change since."""
-        damaged = self.remembered.damaged
-        found = []
-        for file in revision.files if damaged else ():
-            blob = repo.blobs.get(file.blob or "")
-            shared = self.state.shared.get(blob.shared or "") if blob is not None else None
-            content = shared or blob or file
-            if (content.device, content.inode, content.size, content.mtime_ns) in damaged:
-                found.append(file.name)
-        return found
 
     @cached_property
     def used(self) -> dict[Key, LastUse]:
@@ -97,9 +86,7 @@ class Known:
         """What shows whether revisions are needed, for the repos in question."""
         every = any(not shared.users for shared in self.state.shared.values())
         states = {
-            (repo.folder, revision.commit): (
-                "damaged" if self.damaged_files(repo, revision) else judge_content(repo, revision)
-            )
+            (repo.folder, revision.commit): judge_content(repo, revision)
             for repo in self.state.repos
             if every or in_question(repo)
             for revision in repo.revisions
