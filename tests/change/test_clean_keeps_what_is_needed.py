@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -410,6 +411,113 @@ def test_an_old_revision_that_nobody_used_is_removed(tmp_path: Path) -> None:
         _clean()
         assert not one.loads(name)
         assert one.loads("main")
+
+
+NAMES = ("org/m0", "org/m1", "org/m2", "org/m3")
+
+
+@dataclass(frozen=True)
+class Needing:
+    """A model that needs others: as its base, or for code that its configuration names."""
+
+    base: int | None
+    code: int | None
+    age: float
+    """How many days ago it was written and last read."""
+    stays_by: str
+    """Why it stays: because of --keep, the configuration or a process, or because of nothing."""
+    detached: bool = False
+    """Whether what others need of it is a revision that a newer one has replaced."""
+
+
+@st.composite
+def _needing(draw: st.DrawFn) -> list[Needing]:
+    # Each needs only what comes later, so nothing needs itself.
+    return [
+        Needing(
+            draw(st.sampled_from([None, *later])),
+            draw(st.sampled_from([None, None, *later])),
+            draw(st.sampled_from([2.0, 45.0, 90.0])),
+            draw(st.sampled_from(["", "", "keep", "config", "use"])),
+            draw(st.booleans()),
+        )
+        for number in range(len(NAMES))
+        for later in [range(number + 1, len(NAMES))]
+    ]
+
+
+def _make_needing(cache: CacheBuilder, models: list[Needing], now: float) -> list[Path]:
+    """Make the models, the last first, and return their snapshots that others need."""
+    commits: dict[int, Path] = {}
+    for number, model in reversed(list(enumerate(models))):
+        config: dict[str, object] = {"model_type": "qwen2", "name": number}
+        if model.code is not None:
+            config["auto_map"] = {"AutoModel": f"{NAMES[model.code]}--modeling.Model"}
+        weights = CONTENTS[0] + bytes([number]) * 20_000
+        files = {"config.json": json.dumps(config).encode(), WEIGHTS: weights}
+        files["modeling.py"] = b"class Model: number = %d\n" % number
+        if model.base is not None:
+            adapter = {"peft_type": "LORA", "base_model_name_or_path": NAMES[model.base]}
+            adapter["revision"] = commits[model.base].name
+            files["adapter_config.json"] = json.dumps(adapter).encode()
+            files["adapter_model.safetensors"] = weights + b"lora"
+        repo = cache.repo(NAMES[number])
+        commit = repo.revision(files, refs=() if model.detached else ("main",))
+        commits[number] = repo.snapshots / commit
+        ages = [(repo.snapshots / commit, model.age)]
+        if model.detached:
+            newer = repo.revision(files | {"README.md": b"newer"}, refs=("main",))
+            ages.append((repo.snapshots / newer, model.age / 2))
+        for snapshot, age in ages:
+            for path in (*snapshot.rglob("*"), snapshot):
+                _age(path, now - age * DAY)
+        for blob in repo.blobs.iterdir():
+            _age(blob, now - model.age * DAY)
+        _age(repo.refs / "main", now - model.age / 2 * DAY)
+    return [commits[number] for number in range(len(models))]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--max-size", "1kB"), ("--older-than", "1d"), ("--free", "900TB"), ("--all",)],
+    ids=["plain", "max-size", "older-than", "free", "all"],
+)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(models=_needing())
+def test_what_a_model_needs_stays_as_long_as_the_model_does(
+    options: tuple[str, ...], models: list[Needing]
+) -> None:
+    with _cache_of([]) as _:
+        cache = CacheBuilder(Path(os.environ["HF_HUB_CACHE"]))
+        snapshots = _make_needing(cache, models, time.time())
+        lines = [
+            f"  m{number}: {{repo: {NAMES[number]}, revision: {snapshots[number].name}}}"
+            for number, model in enumerate(models)
+            if model.stays_by == "config"
+        ]
+        Path("config.yaml").write_text("\n".join(["models:", "  other: {repo: org/o}", *lines]))
+        words = [*options]
+        users = []
+        for number, model in enumerate(models):
+            if model.stays_by == "keep":
+                words += ["--keep", f"{NAMES[number]}@{snapshots[number].name}"]
+            if model.stays_by == "use":
+                with open(snapshots[number] / "config.json") as file:
+                    users.append(subprocess.Popen(["/bin/sleep", "60"], stdin=file))
+        try:
+            done = run_here("clean", "--yes", "--json", *words)
+        finally:
+            for user in users:
+                user.kill()
+                user.wait()
+        for number, model in enumerate(models):
+            here = snapshots[number].exists()
+            # What is configured is removed too by --all, as its help says.
+            if model.stays_by in ("keep", "use") or (model.stays_by and options != ("--all",)):
+                assert here, (number, models, done.out)
+            for need in (model.base, model.code) if here else ():
+                if need is not None:
+                    assert (snapshots[need] / WEIGHTS).exists(), (number, need, models, done.out)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

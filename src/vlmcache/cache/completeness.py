@@ -219,7 +219,8 @@ def is_here(need: OtherRepo, others: Others, seen: AbstractSet[str] = frozenset(
 def needs_of(state: CacheState) -> dict[tuple[str, str], set[tuple[str, str]]]:
     """Return (repo folder, commit) of each model that needs others -> those, as far as here.
 
-    What needs them may need them at any commit, if the one that it names is not here.
+    What needs them may need them at any commit, if the one that it names is not here. What these
+    need in turn is included.
     """
     found: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for repo in state.repos:
@@ -228,12 +229,18 @@ def needs_of(state: CacheState) -> dict[tuple[str, str], set[tuple[str, str]]]:
             configs = {name: decoded(read(name)) for name in DECIDING}
             for need in other_repos(configs.get):
                 other = state.repo(need.id)
-                if other is None:
+                if other is None or other is repo:
                     continue
                 commit = resolve(other, need.revision) if not need.code else None
                 commits = [one.commit for one in other.revisions if commit in (None, one.commit)]
                 needed = found.setdefault((repo.folder, revision.commit), set())
                 needed |= {(other.folder, one) for one in commits}
+    for (folder, _), needed in found.items():
+        pending = list(needed)
+        while pending:
+            more = {key for key in found.get(pending.pop(), ()) if key[0] != folder} - needed
+            needed |= more
+            pending += more
     return found
 
 
@@ -346,7 +353,7 @@ def _only_begun(repo: Repo, errors: set[str]) -> bool:
 
 def _is_whole(revision: Revision, file: File) -> bool:
     """Whether a file's link leads to content of the length that the Hub named."""
-    if file.kind not in ("link", "copy"):
+    if file.kind not in ("link", "copy") or file.damaged:
         return False
     listed = revision.tree.get(file.name) if revision.tree is not None else None
     if listed is not None:

@@ -331,10 +331,18 @@ def scan(
     return Scanner(cache_dir).scan(now=now, only=only)
 
 
-def repo_finder(cache_dir: str) -> Callable[[str], Repo | None]:
-    """Return what finds a model's repo by its id, and reads nothing else of the cache."""
+def repo_finder(
+    cache_dir: str, damaged: Collection[tuple[int, int, int, int]] = ()
+) -> Callable[[str], Repo | None]:
+    """Return what finds a model's repo by its id, and reads nothing else of the cache.
+
+    Args:
+        cache_dir: the cache.
+        damaged: the files to mark, as for `CacheState.with_damage`.
+    """
 
     def find(repo_id: str) -> Repo | None:
-        return scan(cache_dir, only={layout.repo_folder("model", repo_id)}).repo(repo_id)
+        state = scan(cache_dir, only={layout.repo_folder("model", repo_id)})
+        return state.with_damage(damaged).repo(repo_id)
 
     return find

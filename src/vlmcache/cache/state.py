@@ -7,8 +7,8 @@ the length of the content; `allocated` is what the entry occupies on its disk, a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -89,6 +89,8 @@ class Blob(Stamp, frozen=True, gc=False):
     """Whether the entry is a link; allocated, inode and mtime_ns are those of the link then."""
     allocated_there: int = 0
     """What a link of a repo that lies elsewhere leads to occupies, in the shared store there."""
+    damaged: bool = False
+    """Whether `verify` found that its content is not what its name says."""
 
 
 class File(Stamp, frozen=True, gc=False):
@@ -103,6 +105,8 @@ class File(Stamp, frozen=True, gc=False):
     device: int
     links: int
     atime_ns: int
+    damaged: bool = False
+    """Whether `verify` found that its content is not what the Hub listed."""
 
 
 class TreeFile(msgspec.Struct, frozen=True, gc=False):
@@ -320,7 +324,8 @@ class Repo(msgspec.Struct, frozen=True):
     def holds(self, listed: TreeFile) -> bool:
         """Return whether a listed file's content is here, linked or not, by its size."""
         blob = self.blobs.get(listed.etag)
-        return blob is not None and blob.present and blob.size == listed.content_size
+        sound = blob is not None and blob.present and not blob.damaged
+        return sound and blob is not None and blob.size == listed.content_size
 
     def lost_names(self, commit: str) -> set[str]:
         """Return the files of a commit's listing whose content is here and linked from nowhere.
@@ -353,6 +358,8 @@ class SharedBlob(Stamp, frozen=True, gc=False):
     users: tuple[str, ...] = ()
     """Repo blobs that link to it, as `<repo folder>/blobs/<etag>`."""
     manifest_allocated: int = 0
+    damaged: bool = False
+    """Whether `verify` found that its content is not what a repo expects."""
 
 
 class CacheState(msgspec.Struct, frozen=True):
@@ -385,12 +392,25 @@ class CacheState(msgspec.Struct, frozen=True):
         for repo in self.repos:
             yield from repo.findings
 
+    def with_damage(self, damaged: Collection[tuple[int, int, int, int]]) -> CacheState:
+        """Return the cache with the files marked that were found damaged and did not change since.
+
+        Args:
+            damaged: device, inode, size and mtime in ns of each of those files.
+        """
+        if not damaged:
+            return self
+        shared = {name: _marked(blob, damaged) for name, blob in self.shared.items()}
+        repos = tuple(_with_damage(repo, shared, damaged) for repo in self.repos)
+        return msgspec.structs.replace(self, shared=shared, repos=repos)
+
     def shares(self, repo: Repo | None, listed: TreeFile) -> bool:
         """Return whether the shared store has a listed file's content, to which a repo may link."""
         if not self.shared_marked or (repo is not None and repo.linked_to is not None):
             return False
         shared = self.shared.get(listed.xet_hash or "")
-        return shared is not None and shared.size == listed.content_size
+        sound = shared is not None and not shared.damaged
+        return sound and shared is not None and shared.size == listed.content_size
 
     def repo_in(self, folder: str | None) -> Repo | None:
         """Return the repo with a folder's name, or `None`."""
@@ -406,3 +426,41 @@ class CacheState(msgspec.Struct, frozen=True):
         folded = repo_id.casefold()
         alike = [repo for repo in self.repos if repo.type == kind and repo.id.casefold() == folded]
         return tuple([repo for repo in alike if repo.id == repo_id] or alike)
+
+
+_Content = TypeVar("_Content", Blob, File, SharedBlob)
+
+
+def _marked(content: _Content, damaged: Collection[tuple[int, int, int, int]]) -> _Content:
+    """Return a file, marked if it is one of those that were found damaged."""
+    if (content.device, content.inode, content.size, content.mtime_ns) not in damaged:
+        return content
+    return msgspec.structs.replace(content, damaged=True)
+
+
+def _with_damage(
+    repo: Repo,
+    shared: Mapping[str, SharedBlob],
+    damaged: Collection[tuple[int, int, int, int]],
+) -> Repo:
+    """Return a repo with its damaged files marked; the very same if there are none."""
+    blobs = {name: _marked(blob, damaged) for name, blob in repo.blobs.items()}
+    for name, blob in repo.blobs.items():
+        content = shared.get(blob.shared or "")
+        if content is not None and content.damaged:
+            blobs[name] = msgspec.structs.replace(blob, damaged=True)
+    bad = {name for name, blob in blobs.items() if blob.damaged}
+    revisions = []
+    found = bool(bad)
+    for revision in repo.revisions:
+        files = tuple(
+            msgspec.structs.replace(file, damaged=True)
+            if file.blob in bad
+            else _marked(file, damaged)
+            for file in revision.files
+        )
+        found = found or any(file.damaged for file in files)
+        revisions.append(msgspec.structs.replace(revision, files=files))
+    if not found:
+        return repo
+    return msgspec.structs.replace(repo, blobs=blobs, revisions=tuple(revisions))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeAlias
 
 import msgspec
@@ -47,6 +47,20 @@ class Protected(msgspec.Struct, frozen=True):
         return self.repos.get(folder) or self.revisions.get((folder, commit))
 
 
+def needed_by(needs: Mapping[Key, Collection[Key]], models: Iterable[Key]) -> Protected:
+    """Return what models need, and by whom.
+
+    Args:
+        needs: what each model needs of other models.
+        models: the models that need it.
+    """
+    found: dict[Key, str] = {}
+    for folder, commit in models:
+        name = (layout.parse_repo_folder(folder) or (None, folder))[1]
+        found |= dict.fromkeys(needs.get((folder, commit), ()), f"{name} needs it")
+    return Protected(found)
+
+
 class Removals(msgspec.Struct):
     """What is to be removed, each with its reason. Keys are repo folders, commits, names."""
 
@@ -71,6 +85,10 @@ class Removals(msgspec.Struct):
         """Return the repo folders of which something is removed."""
         keyed = (*self.revisions, *self.refs, *self.blobs, *self.files)
         return {*self.repos, *(key[0] for key in (*keyed, *self.metadata, *self.partials))}
+
+    def holds(self, key: Key) -> bool:
+        """Return whether a revision is removed, alone or with its repo."""
+        return key in self.revisions or key[0] in self.repos
 
     def commits_of(self, folder: str) -> Collection[str]:
         """Return the commits of a repo's revisions that are removed."""

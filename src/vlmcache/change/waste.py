@@ -26,7 +26,7 @@ from vlmcache.change.needed import (
     looks_wasted,
 )
 from vlmcache.change.plan import Kept
-from vlmcache.change.removals import Key, Protected, Removals
+from vlmcache.change.removals import Key, Protected, Removals, needed_by
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -44,8 +44,12 @@ class Facts(msgspec.Struct, frozen=True):
     """Revisions of which nothing is removed, second formats included."""
     foreign: Protected = Protected()
     """Revisions that hold files of others: they are not evicted, and are not waste."""
+    needed: Protected = Protected()
+    """Revisions that a model needs that stays: they are not evicted, and are not waste."""
     usage: Usage = Usage()
     """Who uses what now; nothing in use is removed."""
+    needs: Mapping[Key, Collection[Key]] = {}
+    """What other models each needs to load: what stays keeps them, as (repo folder, commit)."""
     evidence: Evidence = Evidence()
     """What shows that a revision is not needed; without it, each is."""
     duplicates: Mapping[Key, Mapping[str, str]] = {}
@@ -54,7 +58,7 @@ class Facts(msgspec.Struct, frozen=True):
 
     def why(self, folder: str, commit: str) -> str | None:
         """Return why a revision is protected, `None` if it is not."""
-        groups = (self.kept, self.pinned, self.foreign)
+        groups = (self.kept, self.pinned, self.foreign, self.needed)
         return next(filter(None, (group.why(folder, commit) for group in groups)), None)
 
     def used_at(self, key: Key) -> float:
@@ -136,6 +140,9 @@ class WasteSelection(msgspec.Struct):
         chosen = self.chosen
         sound = True
         every = any(not shared.users for shared in self.state.shared.values())
+        stay = (key for key in self.facts.needs if not chosen.holds(key))
+        needed = needed_by(self.facts.needs, stay)
+        facts = msgspec.structs.replace(self.facts, needed=needed)
         for repo in self.state.repos:
             folder = repo.folder
             if folder in chosen.repos:
@@ -150,7 +157,7 @@ class WasteSelection(msgspec.Struct):
             self._add_strays(repo.strays, repo)
             if not every and not in_question(repo):
                 continue
-            why_protected = functools.partial(self.facts.why, folder)
+            why_protected = functools.partial(facts.why, folder)
             gone = chosen.commits_of(folder)
             waste = find_waste(repo, self.facts.evidence, self.facts.now, chosen, why_protected)
             sound = sound and waste.damage is None and self._has_all(repo)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from vlmcache.config import Environment, own_home
+
 # Most commands look here and find no file yet; they need not wait for the library.
 if TYPE_CHECKING:
     import sqlite3
@@ -242,3 +244,9 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
                 connection.execute("COMMIT")
 
         self._write(work)
+
+
+def read_damaged(environment: Environment) -> set[tuple[int, int, int, int]]:
+    """Return what the user's journal says of damaged files, see `Journal.damaged`."""
+    with Journal(own_home(environment)[0]) as journal:
+        return journal.damaged()

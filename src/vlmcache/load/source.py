@@ -34,6 +34,7 @@ from vlmcache.errors import (
     NotDownloadedError,
     NotEnoughMemoryError,
 )
+from vlmcache.home.journal import read_damaged
 from vlmcache.load.report import QUANTIZED, WeightsSource
 from vlmcache.units import size_text
 
@@ -97,7 +98,8 @@ class ModelFinder:
             name: find_model(session.config, name, cached, variants=True) for name in names
         }
         folders = {layout.repo_folder("model", model.repo) for model in self._models.values()}
-        self._state = scan(session.cache.dir, only=folders)
+        self._damaged = read_damaged(session.environment)
+        self._state = scan(session.cache.dir, only=folders).with_damage(self._damaged)
         self._trust_remote_code = trust_remote_code
         self._trust_config = for_application or session.config.source != "./config.yaml"
 
@@ -116,7 +118,8 @@ class ModelFinder:
         """
         model = self._models[name]
         repo = self._state.repo(model.repo)
-        revision = _loadable(repo, model, name, repo_finder(self._state.dir))
+        others = repo_finder(self._state.dir, self._damaged)
+        revision = _loadable(repo, model, name, others)
         allowed = (
             self._trust_config
             and model.trust_remote_code

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ from vlmcache.commands.pull.plan import FileSelection
 from vlmcache.commands.pull.values import PullReport
 from vlmcache.commands.remove.remove import remove
 from vlmcache.commands.remove.values import UnconfirmedError
+from vlmcache.commands.status.status import status
+from vlmcache.commands.verify.verify import verify
+from vlmcache.commands.watch.watch import watch
 from vlmcache.config import CacheLocation, Session
 from vlmcache.loading import load_from
 
@@ -288,6 +292,43 @@ def test_verify_says_that_a_base_model_is_missing(adapter_hub: LoopbackHub, tmp_
     assert checked.returncode == 4
     missing = json.loads(checked.stdout)["missing"]
     assert [(one["repo"], one["file"]) for one in missing] == [("org/base", "*")]
+
+
+@pytest.mark.parametrize(
+    ("name", "repo", "file"),
+    [
+        ("org/adapter", "org/adapter", "adapter_model.safetensors"),
+        ("org/adapter", "org/base", "model.safetensors"),
+    ],
+)
+def test_what_verify_found_damaged_is_fetched_again_and_is_to_fetch_in_every_view(
+    adapter_hub: LoopbackHub, tmp_path: Path, name: str, repo: str, file: str
+) -> None:
+    cache = tmp_path / "cache"
+    session = Session(environment(adapter_hub, cache), config(), CacheLocation(str(cache), "test"))
+    pull(adapter_hub, cache, name)
+    found = repo_finder(str(cache))(repo)
+    assert found is not None
+    blob = Path(found.revisions[0].file_path(file)).resolve()
+    content = blob.read_bytes()
+    blob.write_bytes(content[:-1] + b"?")
+    verify(session)
+    adapter_hub.clear_requests()
+    (model,) = (one for one in status(session, [repo]).models)
+    assert (model.state, model.damaged_files) == ("damaged", (file,))
+    assert (model.to_fetch, model.progress != 1.0) == (len(content), True)
+    with closing(watch(session, notify=False)) as checks:
+        watched = {one.repo: one for one in next(checks).snapshot.models}
+    assert (watched[repo].state, watched[repo].to_fetch) == ("damaged", len(content))
+    assert watched[repo].progress == model.progress
+    planned = pull(adapter_hub, cache, name, dry_run=True)
+    assert planned.plan.to_fetch == len(content)
+    report = pull(adapter_hub, cache, name)
+    assert report.problem is None
+    assert [one.repo for one in report.models if one.state == "pulled"] == [repo]
+    assert blob.read_bytes() == content
+    assert [one.state for one in status(session, [name, repo]).models] == ["cached", "cached"]
+    assert not pull(adapter_hub, cache, name).plan.actions
 
 
 OFFLINE = """

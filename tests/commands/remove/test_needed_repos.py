@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 
 from tests.kit.caches import CacheBuilder
 from vlmcache.cache.scan import scan
+from vlmcache.commands.move.move import move
 from vlmcache.commands.remove.clean import clean
 from vlmcache.commands.remove.remove import remove
 from vlmcache.commands.remove.values import CleanOptions
@@ -64,6 +66,38 @@ def test_what_a_configured_model_needs_is_not_evicted(session: Session) -> None:
     removal = clean(session._replace(config=config), CleanOptions(max_size=1))
     assert left(session) == {"org/base", "org/adapter"}
     assert "org/adapter needs it" in [kept.reason for kept in removal.plan.kept]
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_what_a_model_needs_that_is_kept_or_in_use_stays(
+    session: Session, everything: bool
+) -> None:
+    options = CleanOptions(max_size=None if everything else 1, everything=everything)
+    (config,) = Path(session.cache.dir).glob("models--org--adapter/snapshots/*/adapter_config.json")
+    with open(config) as file:
+        user = subprocess.Popen(["/bin/sleep", "60"], stdin=file)
+    try:
+        clean(session, options)
+    finally:
+        user.kill()
+        user.wait()
+    assert left(session) == {"org/base", "org/adapter"}
+    clean(session, msgspec.structs.replace(options, keep=("org/adapter",)))
+    assert left(session) == {"org/base", "org/adapter"}
+    clean(session, options)
+    assert left(session) == set()
+
+
+def test_a_base_that_was_moved_stays_as_long_as_what_needs_it_is_kept(
+    session: Session, tmp_path: Path
+) -> None:
+    drive = tmp_path / "drive"
+    drive.mkdir()
+    move(session, str(drive / "hub"), ["org/base"])
+    for options in (CleanOptions(older_than=1.0), CleanOptions(everything=True)):
+        clean(session, msgspec.structs.replace(options, keep=("org/adapter",)))
+        assert left(session) == {"org/base", "org/adapter"}
+        assert list(drive.rglob("model.safetensors"))
 
 
 def test_a_removal_names_the_models_that_need_what_is_removed(session: Session) -> None:

@@ -174,7 +174,7 @@ class _Work:
             )
             store = SharedStore(self.tree.root)
             shared = store.target_of(job.blob) if bad else None
-            new = bad and not link_shared(job)
+            new = bad and (etag in self.order.distrusted or not link_shared(job))
             if new and not isinstance(task[0], Fetch):
                 raise ChangedError(
                     f"{job.repo}: the content of {job.file} was removed while it was being pulled",

@@ -224,7 +224,7 @@ def plan_pull(
 
 def _is_correct(cached: File, listed: TreeFile) -> bool:
     """Whether a snapshot's file is the one that the hub lists, as far as a stat can tell."""
-    if cached.size != listed.content_size:
+    if cached.size != listed.content_size or cached.damaged:
         return False
     return cached.kind == "copy" or (cached.kind == "link" and cached.blob == listed.etag)
 
@@ -246,6 +246,8 @@ def _why_link(cached: File | None, revision: Revision | None) -> str:
 
 def _why_fetch(repo: Repo | None, cached: File | None, listed: TreeFile, have: int) -> str:
     blob = repo.blobs.get(listed.etag) if repo is not None else None
+    if blob is not None and blob.damaged:
+        return "damaged: verify found other content"
     if blob is not None and blob.present:
         return f"damaged: {blob.size} of {listed.content_size} bytes"
     if have:

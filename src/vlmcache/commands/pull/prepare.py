@@ -37,6 +37,7 @@ from vlmcache.errors import (
     UsageError,
     VlmcacheError,
 )
+from vlmcache.home.journal import read_damaged
 from vlmcache.hub.client import Client
 from vlmcache.hub.listing import check_download_access, check_names, find_commit, list_files
 from vlmcache.hub.quick import commit_of
@@ -52,7 +53,9 @@ def prepare_pull(
     begun = time.monotonic()
     findings: list[Finding] = []
     try:
+        damaged = read_damaged(client.environment)
         state = scan(cache_dir, only={layout.repo_folder("model", model.repo)})
+        state = state.with_damage(damaged)
         repo = state.repo(model.repo)
         if repo is not None and repo.away is not None:
             raise away_error(repo, repo.away)
@@ -87,7 +90,7 @@ def prepare_needed(
     client: Client, cache_dir: str, planned: Sequence[PlannedModel]
 ) -> list[PlannedModel]:
     """Return what is to be done for other repos that models need and that are not cached."""
-    others = repo_finder(cache_dir)
+    others = repo_finder(cache_dir, read_damaged(client.environment))
     found: list[PlannedModel] = []
     known = {part.model.repo.casefold() for part in planned}
     pending = list(planned)
@@ -273,9 +276,16 @@ class _Preparation(NamedTuple):
             wanted,
             plan,
             new,
+            distrusted=self._damaged(),
             left_out=choice.left_out,
             repos=choice.repos,
         )
+
+    def _damaged(self) -> frozenset[str]:
+        """Return the blobs whose length alone does not show that they are good."""
+        repo = self.state.repo(self.model.repo)
+        blobs = repo.blobs.values() if repo is not None else ()
+        return frozenset(blob.name for blob in blobs if blob.damaged)
 
     def _reader(
         self, commit: str, files: Mapping[str, TreeFile], revision: Revision | None

@@ -296,7 +296,10 @@ def _make_room(
     if not same_disk(shortage.place, location.dir) or shortage.min_free > session.config.evict_for:
         return None
     cached = cached_models(location)
-    keep = tuple(part.model.repo for part in planned if part.model.repo in cached)
+    asked = {part.model.repo.casefold() for part in planned}
+    orders = (part.order for part in planned if part.order is not None)
+    asked |= {need.id.casefold() for order in orders for need in order.repos}
+    keep = tuple(name for name in cached if name.casefold() in asked)
     wanted = CleanOptions(free=shortage.goal, keep=keep)
     proposed = clean(session, wanted, dry_run=True)
     # Of a folder that does not exist yet, nothing is missed, and nothing can be removed.

@@ -11,7 +11,7 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache.beside import LIBRARIES, library_entries
-from vlmcache.cache.completeness import judge_revision, needs_of, resolve
+from vlmcache.cache.completeness import judge_revision, resolve
 from vlmcache.cache.entries import allocated_bytes, entry_of
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
@@ -21,7 +21,7 @@ from vlmcache.change.needed import UNUSED_AFTER
 from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, Remove, RemoveTree, joined
 from vlmcache.change.removal_plan import plan_removal, whole_repos
 from vlmcache.change.removals import Key, Protected, expected_of
-from vlmcache.change.waste import Facts
+from vlmcache.change.waste import Facts, busy_repos
 from vlmcache.commands.remove.facts import (
     Known,
     copies_of,
@@ -212,6 +212,7 @@ def plan_clean(
             pinned=pinned_models(config, state, options.evict),
             kept=_kept_models(config, state, options.keep),
             usage=usage or Usage(),
+            needs=known.needs,
             evidence=known.evidence,
             duplicates=_duplicates(state) if options.duplicates else {},
         ),
@@ -229,6 +230,10 @@ def _plan_clean_at(
     state, place = known.state, at.state
     if usage is not None:
         usage = Usage(usage.files | at.usage.files, usage.locks, usage.hidden)
+    kept = _kept_models(config, state, options.keep)
+    # What is in use in the cache may need what was moved.
+    active = set(busy_repos(state, usage or Usage())) - {repo.folder for repo in place.repos}
+    kept = Protected(kept.revisions, dict.fromkeys(active, "in use") | kept.repos)
     plan, _ = plan_cleaning(
         place,
         msgspec.structs.replace(options, max_size=None, free=None),
@@ -236,8 +241,9 @@ def _plan_clean_at(
             state.scanned_at,
             last_used=at.used,
             pinned=pinned_models(config, place),
-            kept=_kept_models(config, state, options.keep),
+            kept=kept,
             usage=usage or Usage(),
+            needs=known.needs,
             evidence=at.evidence,
             duplicates=_duplicates(place) if options.duplicates else {},
         ),
@@ -288,15 +294,7 @@ def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()
                 repos.setdefault(repo.folder, why)
             else:
                 revisions.setdefault((repo.folder, commit), why)
-    for (folder, commit), needed in needs_of(state).items() if revisions or repos else ():
-        if folder in repos or (folder, commit) in revisions:
-            for key in needed:
-                revisions.setdefault(key, f"{_named(state, folder)} needs it")
     return Protected(revisions, repos)
-
-
-def _named(state: CacheState, folder: str) -> str:
-    return next(repo.id for repo in state.repos if repo.folder == folder)
 
 
 def _kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Protected:

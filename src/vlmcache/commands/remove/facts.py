@@ -15,7 +15,7 @@ from vlmcache.cache.completeness import judge_content, needs_of
 from vlmcache.cache.mounts import Mount, mount_of
 from vlmcache.cache.moved import read_moves
 from vlmcache.cache.scan import rebased, scan
-from vlmcache.cache.state import CacheState, Finding, Repo, Revision
+from vlmcache.cache.state import CacheState, Finding
 from vlmcache.cache.usage import LastUse, Usage, last_uses, own_uses, who_uses
 from vlmcache.change.needed import Evidence, in_question
 from vlmcache.change.plan import Plan, Remove, RemoveTree
@@ -51,8 +51,9 @@ class Known:
         self, environment: Environment, state: CacheState, cache: Known | None = None
     ) -> None:
         self.environment = environment
-        self.state = state
         self.cache = cache
+        self.state = state
+        self.state = state.with_damage(self.remembered.damaged)
 
     @cached_property
     def mount(self) -> Mount | None:
@@ -67,38 +68,25 @@ class Known:
         with Journal(own_home(self.environment)[0]) as journal:
             return Remembered(journal.uses(self.state.dir), journal.damaged())
 
-    def damaged_files(self, repo: Repo, revision: Revision) -> list[str]:
-        """Return the files that `verify` found damaged and that did not change since."""
-        damaged = self.remembered.damaged
-        found = []
-        for file in revision.files if damaged else ():
-            blob = repo.blobs.get(file.blob or "")
-            shared = self.state.shared.get(blob.shared or "") if blob is not None else None
-            content = shared or blob or file
-            if (content.device, content.inode, content.size, content.mtime_ns) in damaged:
-                found.append(file.name)
-        return found
-
     @cached_property
     def used(self) -> dict[Key, LastUse]:
         """When each revision of the cache was last used."""
         access_times = self.mount.access_times if self.mount else "unknown"
         used = last_uses(self.state, self.remembered.uses, access_times)
-        return _with_needed(self.needs, used)
+        elsewhere = self.cache.used if self.cache is not None else {}
+        return _with_needed(self.needs, used, elsewhere)
 
     @cached_property
     def needs(self) -> dict[Key, set[Key]]:
-        """Which revisions of other models each needs."""
-        return needs_of(self.state)
+        """Which revisions of other models each needs, wherever `move` has brought them."""
+        return self.cache.needs if self.cache is not None else needs_of(self.state)
 
     @cached_property
     def evidence(self) -> Evidence:
         """What shows whether revisions are needed, for the repos in question."""
         every = any(not shared.users for shared in self.state.shared.values())
         states = {
-            (repo.folder, revision.commit): (
-                "damaged" if self.damaged_files(repo, revision) else judge_content(repo, revision)
-            )
+            (repo.folder, revision.commit): judge_content(repo, revision)
             for repo in self.state.repos
             if every or in_question(repo)
             for revision in repo.revisions
@@ -138,13 +126,17 @@ class Known:
 
 
 def _with_needed(
-    needs: Mapping[Key, Collection[Key]], used: dict[Key, LastUse]
+    needs: Mapping[Key, Collection[Key]],
+    used: dict[Key, LastUse],
+    elsewhere: Mapping[Key, LastUse],
 ) -> dict[Key, LastUse]:
     """Return last uses by which what a model needs was used just after the model."""
-    for model, others in needs.items():
-        for other in others:
-            if other in used and used[other].at <= used[model].at:
-                used[other] = msgspec.structs.replace(used[model], at=used[model].at + _AFTER)
+    # What needs most comes first, since what it needs may need others itself.
+    for model in sorted(needs, key=lambda model: -len(needs[model])):
+        use = used.get(model) or elsewhere.get(model)
+        for other in needs[model] if use is not None else ():
+            if use is not None and other in used and used[other].at <= use.at:
+                used[other] = msgspec.structs.replace(use, at=use.at + _AFTER)
     return used
 
 

@@ -17,7 +17,7 @@ from vlmcache.cache.usage import LastUse, Process
 from vlmcache.change.needed import FOREIGN, UNUSED_AFTER, foreign_files, is_young, unsure
 from vlmcache.change.plan import Action, Kept, Plan, ReleaseShared
 from vlmcache.change.removal_plan import plan_of
-from vlmcache.change.removals import Key, Protected, Removals
+from vlmcache.change.removals import Key, Protected, Removals, needed_by
 from vlmcache.change.waste import Facts, WasteSelection, busy_repos, kept_in_use, writers
 from vlmcache.commands.remove.values import CleanOptions
 
@@ -51,6 +51,10 @@ def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tup
     }
     hard_linked = Protected() if options.free is None else _with_links_outside(state)
     candidates = _candidates(state, chosen, facts, active)
+    evictable = {key for key in candidates if hard_linked.why(*key) is None}
+    stay = (key for key in facts.needs if key not in evictable and not chosen.holds(key))
+    needed = needed_by(facts.needs, stay)
+    candidates = [key for key in candidates if needed.why(*key) is None]
     rest = _Rest(state, facts, max(options.older_than or 0, STALE_AFTER))
     if options.older_than is not None:
         for key in candidates:
@@ -58,9 +62,7 @@ def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tup
             if age > options.older_than:
                 chosen.revisions[key] = f"unused for {int(age // 86400)} days{_source(facts, key)}"
         rest.add_to(chosen)
-    candidates = [
-        key for key in candidates if key not in chosen.revisions and hard_linked.why(*key) is None
-    ]
+    candidates = [key for key in candidates if key not in chosen.revisions and key in evictable]
     goal = 0
     if options.max_size is not None:
         goal = max(goal, state.size_on_disk - options.max_size)
@@ -68,9 +70,11 @@ def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tup
         goal = max(goal, options.free - facts.free_now)
     plan = _evict(chosen, candidates, goal, rest)
     if goal > plan.frees:
-        plan = _with_protected(state, plan, (facts.pinned, facts.kept, foreign, hard_linked))
+        plan = _with_protected(
+            state, plan, (facts.pinned, facts.kept, foreign, hard_linked, needed)
+        )
     elif options.older_than is not None:
-        plan = _with_protected(state, plan, (foreign,))
+        plan = _with_protected(state, plan, (foreign, needed))
     old = [
         key
         for key in chosen.unknown
@@ -256,6 +260,9 @@ def _select_everything(
 ) -> None:
     reason = "everything is removed"
     kept = Protected(facts.foreign.revisions | facts.kept.revisions, facts.kept.repos)
+    stay = (key for key in facts.needs if key[0] in busy or kept.why(*key) is not None)
+    needed = needed_by(facts.needs, stay)
+    kept = Protected(needed.revisions | kept.revisions, kept.repos)
     for repo in state.repos:
         if repo.moved_to is not None:
             continue

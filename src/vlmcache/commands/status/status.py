@@ -19,7 +19,6 @@ from vlmcache.cache.completeness import (
     judge_revision,
     read_content,
     remarks,
-    without_others,
 )
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, Repo, Revision, State
@@ -80,10 +79,11 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
         for warning in config.notices
     )
     known = Known(environment, state)
+    state = known.state
     summary = summarize_cache(session, state, known.mount)
     models = tuple(_model_status(known, model, findings) for model in wanted)
     repos = tuple(_repo_status(known, repo) for repo in state.repos)
-    findings += (finding for repo in state.repos for finding in _found_damaged(known, repo))
+    findings += (finding for repo in state.repos for finding in _found_damaged(repo))
     findings += _found_elsewhere(session, state, models)
     advised = Advice(session)
     shown = Status(summary, models, repos, (), tuple(findings), elsewhere=tuple(_elsewhere(state)))
@@ -127,9 +127,6 @@ def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> 
     state = known.state
     repo = state.repo(model.repo)
     judgement = judge(repo, model.revision, state.repo, variant=model.variant)
-    judgement = _remembered(known, repo, judgement)
-    if model.variant is not None:
-        judgement = without_others(judgement)
     revision = judgement.revision
     last_used = None
     variants = _variants(repo, judgement)
@@ -194,20 +191,10 @@ def _variants(repo: Repo | None, judgement: Judgement) -> tuple[VariantStatus, .
     )
 
 
-def _remembered(known: Known, repo: Repo | None, judgement: Judgement) -> Judgement:
-    """Return a judgement that includes what `verify` found damaged and is unchanged since."""
-    revision = judgement.revision
-    bad = known.damaged_files(repo, revision) if repo and revision else []
-    if not bad:
-        return judgement
-    damaged = tuple(sorted({*judgement.damaged, *bad}))
-    return msgspec.structs.replace(judgement, state="damaged", damaged=damaged)
-
-
-def _found_damaged(known: Known, repo: Repo) -> Iterator[Finding]:
+def _found_damaged(repo: Repo) -> Iterator[Finding]:
     """Yield what `verify` found damaged in a repo and is unchanged since."""
     for revision in repo.revisions:
-        names = known.damaged_files(repo, revision)
+        names = [file.name for file in revision.files if file.damaged]
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             detail = f"verify found damage, and it has not changed since: {names[0]}{more}"
@@ -290,10 +277,7 @@ def _memory(
 def _repo_status(known: Known, repo: Repo) -> RepoStatus:
     state, used = known.state, known.used
     revisions = []
-    judged = [
-        _remembered(known, repo, judge_revision(repo, revision, state.repo))
-        for revision in repo.revisions
-    ]
+    judged = [judge_revision(repo, revision, state.repo) for revision in repo.revisions]
     for revision, judgement in zip(repo.revisions, judged, strict=True):
         size, size_on_disk = revision_sizes(state, repo, revision)
         revisions.append(

@@ -26,6 +26,7 @@ from vlmcache.change.names import Target
 from vlmcache.change.needed import foreign_files
 from vlmcache.change.plan import Fetch, Plan, ReleaseShared, Remove, RemoveTree
 from vlmcache.change.removal_plan import plan_removal
+from vlmcache.change.removals import needed_by
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk
 from vlmcache.commands.remove.clean import pinned_models, plan_clean
 from vlmcache.commands.remove.facts import Known
@@ -280,14 +281,15 @@ class Planner:
         )
 
     def evictable(self, pending: Collection[str]) -> Sequence[Evictable]:
-        """Return the models that nobody configured, uses or is fetching, and that the hub has.
+        """Return the models that nobody configured, uses, needs or fetches, and that the hub has.
 
         Those that were not used for 30 days come first, and of these the largest. Those that this
         user cannot change say so.
         """
         state, usage = self.state, self.known.usage
-        pinned = pinned_models(self.config, state)
-        keys = {folder for folder, _ in pinned.revisions}
+        pinned, needs = pinned_models(self.config, state), self.known.needs
+        needed = needed_by(needs, needs)
+        keys = {folder for folder, _ in (*pinned.revisions, *needed.revisions)}
         evictable: list[Evictable] = []
         for repo in state.repos:
             if (

@@ -24,7 +24,8 @@ from vlmcache.commands.status.values import summarize_cache
 from vlmcache.commands.watch.events import Notifications, changes
 from vlmcache.commands.watch.models import Downloads, Models, Rate, Users
 from vlmcache.commands.watch.values import Clock, Download, Event, Observation, Snapshot, Wait
-from vlmcache.config import Session
+from vlmcache.config import Session, own_home
+from vlmcache.home.journal import FILE, read_damaged
 
 _BUSY_INTERVAL = 1.0
 """Seconds between checks while something is being downloaded."""
@@ -107,6 +108,7 @@ class _Watch:
         self._low = False
         self._busy = False
         self._advanced: dict[str, float] = {}
+        self._remembered: tuple[int, set[tuple[int, int, int, int]]] = (0, set())
 
     @property
     def pause(self) -> float:
@@ -115,6 +117,7 @@ class _Watch:
 
     def check(self) -> Observation:
         state, changed = self.scans.update(self._downloads.are_live_in)
+        state = state.with_damage(self._damaged())
         events = [*changed]
         if any(event.kind == "download-left-behind" for event in events):
             # Its process has ended, and is not to be shown as the one that writes it.
@@ -143,6 +146,14 @@ class _Watch:
         )
         by_path = {download.path: download for download in downloads}
         return Observation(snapshot, tuple(self._reported(events, by_path)))
+
+    def _damaged(self) -> set[tuple[int, int, int, int]]:
+        """Return what the journal says of damaged files; it is read again once it has changed."""
+        path = os.path.join(own_home(self._session.environment)[0], FILE)
+        changed = _mtime(path)
+        if self._remembered[0] != changed:
+            self._remembered = changed, read_damaged(self._session.environment)
+        return self._remembered[1]
 
     def _fill_rate(self, free: int | None) -> float | None:
         if free is None:
