@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from vlmcache import log
-from vlmcache.cache import layout
+from vlmcache.cache import formats, layout
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.state import TreeFile
 from vlmcache.change import abilities
@@ -162,6 +162,27 @@ def write_tree(folder: str, commit: str, files: Mapping[str, TreeFile], *, compl
     if complete:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(layout.tree_path(folder, commit, own=True))
+
+
+def write_absent(folder: str, commit: str, files: Iterable[str]) -> None:
+    """Keep, as the client does, that a commit has no config.json, if a tokenizer would ask for it.
+
+    Without a network, transformers takes a file of which nothing is known for one that could not be
+    fetched, and loads neither the tokenizer of an adapter nor one that is a repo of its own.
+
+    Args:
+        folder: the repo's own folder.
+        commit: the commit.
+        files: the names of all its files.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    if formats.CONFIG not in files and not formats.PROCESSOR_FILES.isdisjoint(files):
+        path = os.path.join(folder, layout.NO_EXIST, commit, formats.CONFIG)
+        if not os.path.lexists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            write_file(path, b"")
 
 
 def write_ref(path: str, commit: str) -> None:

@@ -103,6 +103,7 @@ class _Work:
         files = self.order.files
         complete = files.keys() <= self.order.wanted
         place.write_tree(self.folder, self.order.commit, files, complete=complete)
+        place.write_absent(self.folder, self.order.commit, files)
 
     def _stop(self) -> None:
         self.client.stop()
