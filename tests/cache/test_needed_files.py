@@ -149,6 +149,11 @@ def test_other_weights_and_vocabularies_are_needed(name: str) -> None:
             {"checkpoint-500/model.safetensors", "checkpoint-500/trainer_state.json"},
             "it is of a training, not of the model",
         ),
+        (
+            {"global_step20/mp_rank_00_model_states.pt", "global_step20/latest"},
+            "it is of a training, not of the model",
+        ),
+        ({"64.tflite", "64-8bits.tflite"}, "a copy for other programs (TFLite)"),
         ({"a-Q4_K_M.gguf", "a-Q8_0.gguf"}, "a copy for other programs (GGUF)"),
         ({"onnx/model.onnx", "onnx/config.json"}, "a copy for other programs (onnx/)"),
         (
@@ -165,6 +170,51 @@ def test_what_nothing_needs_is_left_out_beyond_a_megabyte() -> None:
     sizes = {"README.md": 9_000_000, "a.png": 400_000, "b.png": 500_000, "film.mp4": 900_000}
     found = divide(MODEL | sizes.keys(), sizes=sizes)
     assert found.left_out == {"film.mp4": "no loader opens it"}
+
+
+def test_large_files_that_are_not_known_are_needed_and_small_ones_come_along() -> None:
+    sizes = {"idf.json": 550_000, "words.txt": 400_000, "model.xyz": 9_000_000, "film.mp4": 900_000}
+    found = divide(MODEL | sizes.keys(), sizes=sizes)
+    assert found.needed == MODEL | {"model.xyz"}
+    assert found.along == {"idf.json", "words.txt"}
+    assert found.left_out.keys() == {"film.mp4"}
+    assert divide(MODEL | sizes.keys(), frozenset(MODEL), sizes=sizes).missing == {"model.xyz"}
+
+
+def test_next_to_gguf_nothing_large_is_opened() -> None:
+    sizes = {"a-Q8_0.gguf": 9_000_000, "a.imatrix": 9_000_000}
+    assert divide(sizes, sizes=sizes).left_out == {"a.imatrix": "no loader opens it"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"alphabet.json"},
+        {"language_model/lm.binary", "language_model/unigrams.txt", "language_model/attrs.json"},
+        {"layout/inference.pdiparams", "layout/inference.pdmodel", "layout/inference.yml"},
+        {"detector.tflite", "face.task", "net.pkl"},
+    ],
+)
+def test_models_that_a_processor_loads_are_needed(names: set[str]) -> None:
+    for name in names:
+        assert here((MODEL | names) - {name}, MODEL | names).missing == {name}
+
+
+def test_of_a_repo_without_anything_to_load_all_files_are_needed() -> None:
+    names = {"README.md", ".gitattributes", "film.mp4"}
+    sizes = dict.fromkeys(names, 900_000)
+    assert divide(names, sizes=sizes).missing == names
+    assert not divide(names, names, sizes=sizes).missing
+
+
+@pytest.mark.parametrize("other", ["text_encoders/controlnet.safetensors", "text_encoders/x.pt"])
+def test_of_text_encoders_only_what_the_pipeline_has_too_is_left_out(other: str) -> None:
+    copy = "text_encoders/t5xxl_fp16.safetensors"
+    names = {"model_index.json", "text_encoder/model.safetensors", copy, other}
+    assert divide(names).left_out == {copy: "a copy for other programs"}
+    names.remove("text_encoder/model.safetensors")
+    names.add("unet/model.safetensors")
+    assert copy in divide(names).needed
 
 
 def test_a_lora_in_a_folder_replaces_no_weights() -> None:

@@ -175,6 +175,13 @@ def adapter(scratch: Path) -> Mapping[str, Files]:
     return {"org/model": _lora(scratch / "lora", "org/base"), "org/base": files_of(base)}
 
 
+def adapter_with_tokenizer(scratch: Path) -> Mapping[str, Files]:
+    """Make an adapter with a tokenizer of its own, for which transformers asks for config.json."""
+    repos = adapter(scratch)
+    words = {name: repos["org/base"][name] for name in ("tokenizer.json", "tokenizer_config.json")}
+    return {**repos, "org/model": {**repos["org/model"], **words}}
+
+
 _CODE = """
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -410,6 +417,7 @@ answer = summed(AutoPeftModelForCausalLM.from_pretrained("org/model"))
 """,
         (*_PLAIN, "peft"),
     ),
+    "adapter with a tokenizer": Case(adapter_with_tokenizer, _TEXT, (*_PLAIN, "peft")),
     "own code": Case(
         own_code,
         """

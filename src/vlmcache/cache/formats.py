@@ -51,7 +51,7 @@ _TRAINING = re.compile(
     r"(?:^|/)(?:(?:optimizer|scheduler|rng_state\w*|training_args)\.(?:pt|pth|bin)"
     r"|trainer_state\.json)$"
 )
-_CHECKPOINT = re.compile(r"checkpoint-\d+/")
+_CHECKPOINT = re.compile(r"(?:checkpoint-|global_step)\d+/")
 _FOR_READERS = re.compile(
     r"(?:^|/)(?:README|LICEN[CS]E|NOTICE|USE_POLICY|\.gitattributes|\.gitignore)[^/]*$"
     r"|\.(?:md|png|jpe?g|gif|svg|webp|pdf)$",
@@ -60,7 +60,8 @@ _FOR_READERS = re.compile(
 _WEIGHT_ENDINGS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".ot"),
     *(".onnx", ".onnx_data", ".onnx.data", ".ort", ".tflite", ".pb", ".mlmodel", ".engine"),
-    *(".npy", ".npz", ".nemo"),
+    *(".npy", ".npz", ".nemo", ".arpa", ".binary", ".caffemodel", ".joblib", ".keras", ".plan"),
+    *(".pdiparams", ".pdmodel", ".pdparams", ".pickle", ".pkl", ".pte", ".t7", ".task"),
 )
 """Endings of files of weights, of whatever library."""
 _CONSOLIDATED = re.compile(r"consolidated[^/]*\.safetensors(?:\.index\.json)?$")
@@ -70,6 +71,10 @@ _ALTERNATE_FOLDERS = ("coreml", "gguf", "metal", "onnx", "openvino", "original")
 _OPENVINO = frozenset({"openvino_model.bin", "openvino_model.xml"})
 _CONVERTED_PARTS = frozenset({*_OPENVINO, "model.onnx", "model.onnx_data"})
 """The names under which a part of a pipeline is kept once more for other runtimes."""
+_TEXT_ENCODER = re.compile(r"text_encoders/(?:clip_[a-z]|t5xxl\w*)\.safetensors$")
+"""The names under which ComfyUI looks for the text encoders of a pipeline."""
+_TFLITE = re.compile(r"(?:model|\d+)(?:-\w+)?\.tflite$")
+"""The names of exports for mobile devices, which say the length of the input or nothing."""
 
 VARIANTS = frozenset({"bf16", "ema", "fp16", "fp32", "fp8", "non_ema"})
 """Variants that are known to be the default weights at another precision or step. What another
@@ -365,7 +370,12 @@ def _copies_of_default(
             found[name] = "a copy for other programs (consolidated)"
         elif is_pipeline and _is_single_file(name):
             found[name] = "the pipeline once more, in a single file"
-        elif is_pipeline and _is_converted_part(name, folders):
+        elif not is_pipeline and _TFLITE.match(name):
+            found[name] = "a copy for other programs (TFLite)"
+        elif is_pipeline and (
+            _is_converted_part(name, folders)
+            or ("text_encoder" in folders and _TEXT_ENCODER.match(name))
+        ):
             found[name] = "a copy for other programs"
     return found
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from vlmcache.cache import formats
 from vlmcache.cache.code_files import code_files, config_strings
-from vlmcache.cache.gguf import Variants
+from vlmcache.cache.gguf import Variants, is_gguf
 from vlmcache.cache.model_configs import (
     ADAPTER_CONFIG,
     MODULES,
@@ -28,12 +28,12 @@ from vlmcache.cache.weight_options import Option, Weights, is_index, one_file
 
 GENERATION = "generation_config.json"
 _SMALL = 1_000_000
-"""Bytes that files which nothing needs may have together to be fetched along."""
+"""Bytes that files which nothing is known to need may have together to be fetched along."""
 
 _FOR_READERS = re.compile(
     r"(?:^|/)(?:README|LICEN[CS]E|NOTICE|USE_POLICY|CITATION|requirements|setup\.cfg|pyproject)"
     r"[^/]*$|(?:^|/)\.[^/]*$|(?:^|/)runs/|\.tfevents"
-    r"|\.(?:md|rst|png|jpe?g|gif|svg|webp|bmp|pdf|mp[34]|wav|flac|webm|avi|mov|sh|ipynb|html|whl)$",
+    r"|\.(?:md|rst|png|jpe?g|gif|svg|webp|bmp|pdf|mp[34]|wav|flac|webm|avi|mov|sh|ipynb|html|whl|log)$",
     re.IGNORECASE,
 )
 _ADAPTER = "adapter_model.safetensors"
@@ -53,6 +53,7 @@ _OWN_CODE = re.compile(
 """Names of code that loaders run, where no configuration names it."""
 _PROCESSORS = frozenset(
     {
+        "alphabet.json",
         "audio_tokenizer_config.json",
         "feature_extractor_config.json",
         "image_processor_config.json",
@@ -200,13 +201,20 @@ class _Repo:
             }
             left_out |= dict.fromkeys(gguf & self.names - needed, "another variant")
         along = self.names - needed - left_out.keys()
-        left_out |= self._too_large(along)
+        large = self._too_large(along)
+        # llama.cpp opens nothing else; of other loaders nobody knows all that they open.
+        unknown = frozenset() if any(map(is_gguf, needed)) else frozenset(filter(_is_opened, large))
+        if not needed:
+            unknown, large = along, set()
+        needed |= unknown
+        missing |= unknown - self.present
+        left_out |= dict.fromkeys(large - unknown, "no loader opens it")
         notes = [option.note for option in options if option.note is not None]
         undecided = len(self.weights.gguf.variants) > 1 and not self.variant
         return Division(
             needed,
             missing,
-            along - left_out.keys(),
+            along - needed - left_out.keys(),
             left_out,
             tuple(other_repos(self.configs.json)),
             frozenset(self.weights.broken),
@@ -214,17 +222,21 @@ class _Repo:
             self.weights.gguf if undecided and self.weights.all_gguf and missing else None,
         )
 
-    def _too_large(self, along: AbstractSet[str]) -> dict[str, str]:
-        """Return what nothing needs and is too much to be fetched for nothing."""
+    def _too_large(self, along: AbstractSet[str]) -> set[str]:
+        """Return what is not known to be needed and is too much to be fetched for nothing."""
         if sum(self.sizes.get(name, 0) for name in along) <= _SMALL:
-            return {}
+            return set()
         extras = [name for name in along if not _is_kept(name)]
         total = 0
-        found = {}
-        for name in sorted(extras, key=lambda name: (self.sizes.get(name, 0), name)):
-            total += self.sizes.get(name, 0)
-            if total > _SMALL:
-                found[name] = "no loader opens it"
+        found = set()
+        for name in sorted(
+            extras, key=lambda name: (not _is_opened(name), self.sizes.get(name, 0), name)
+        ):
+            size = self.sizes.get(name, 0)
+            if total + size > _SMALL:
+                found.add(name)
+            else:
+                total += size
         return found
 
     def _ways(self) -> list[_Way]:
@@ -255,7 +267,7 @@ class _Repo:
         if weights:
             known = isinstance(config, dict) and not config.keys().isdisjoint(_OF_TRANSFORMERS)
             return known and not any(map(_LOADED_OTHERWISE.match, weights))
-        return formats.CONFIG in self.names or not any(map(self._is_opened, self.names))
+        return formats.CONFIG in self.names or not any(map(_is_opened, self.names))
 
     def _gguf_way(self) -> _Way:
         return _Way((), tuple(self.weights.gguf_groups(self.variant, self.sizes)))
@@ -297,7 +309,7 @@ class _Repo:
                 name.partition("/")[0] in parts
                 and not formats.is_weights(name)
                 and not is_index(name)
-                and self._is_opened(name)
+                and _is_opened(name)
             )
             or ("/" not in name and _OWN_CODE.match(name) and not _SCRIPT.search(name))
         )
@@ -319,7 +331,7 @@ class _Repo:
         groups = [
             (one_file(name),)
             for name in self.names - self.weights.left_out.keys() - known
-            if (name in code if name.endswith(".py") and sure else self._is_opened(name))
+            if (name in code if name.endswith(".py") and sure else _is_opened(name))
         ]
         groups += ((one_file(name),) for name in self._sentence())
         return _Way(self._known(groups), tuple(weights))
@@ -330,9 +342,6 @@ class _Repo:
             return tuple(groups)
         kept = (tuple(one for one in group if one.files <= self.names) for group in groups)
         return tuple(filter(None, kept))
-
-    def _is_opened(self, name: str) -> bool:
-        return not (_FOR_READERS.search(name) or _TEMPLATES.search(name) or _SCRIPT.search(name))
 
     def _tokenizer(self) -> list[tuple[Option, ...]]:
         fast = (
@@ -360,13 +369,13 @@ class _Repo:
                     found.add(name)
             elif folder:
                 if folder in folders or named & {name, folder, name.partition("/")[0]}:
-                    found |= {name} if self._is_opened(name) else set()
+                    found |= {name} if _is_opened(name) else set()
             elif (
                 base in _PROCESSORS
                 or name in named
                 or _OWN_VOCABULARY.fullmatch(base)
                 or (not fast and _VOCABULARY.fullmatch(base))
-                or (code and self._is_opened(name) and base.endswith((".json", ".csv", ".vocab")))
+                or (code and _is_opened(name) and base.endswith((".json", ".csv", ".vocab")))
             ):
                 found.add(name)
         if not sure and not any(map(_OWN_CODE.match, found)):
@@ -393,6 +402,11 @@ _LOADED_OTHERWISE = re.compile(r"consolidated|adapter_model|[^/]*\.gguf$", re.IG
 
 def _is_of_weights(name: str) -> bool:
     return formats.is_weights(name) or is_index(name)
+
+
+def _is_opened(name: str) -> bool:
+    """Whether a loader may open a file, as far as its name tells."""
+    return not (_FOR_READERS.search(name) or _TEMPLATES.search(name) or _SCRIPT.search(name))
 
 
 def _is_kept(name: str) -> bool:

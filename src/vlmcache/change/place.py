@@ -16,7 +16,7 @@ import stat
 import uuid
 from collections.abc import Iterable, Mapping
 
-from vlmcache.cache import layout
+from vlmcache.cache import formats, layout
 from vlmcache.cache.hashing import BLOCK
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.state import TreeFile
@@ -169,6 +169,28 @@ def write_tree(
     if complete:
         with contextlib.suppress(FileNotFoundError):
             tree.unlink(layout.tree_path(folder, commit, own=True))
+
+
+def write_absent(tree: Tree, folder: str, commit: str, files: Iterable[str]) -> None:
+    """Keep, as the client does, that a commit has no config.json, if a tokenizer would ask for it.
+
+    Without a network, transformers takes a file of which nothing is known for one that could not be
+    fetched, and loads neither the tokenizer of an adapter nor one that is a repo of its own.
+
+    Args:
+        tree: the cache.
+        folder: the repo's own folder.
+        commit: the commit.
+        files: the names of all its files.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    if formats.CONFIG not in files and not formats.PROCESSOR_FILES.isdisjoint(files):
+        path = os.path.join(folder, layout.NO_EXIST, commit, formats.CONFIG)
+        tree.make_folders(os.path.dirname(path))
+        if not tree.exists(path):
+            tree.write(path, b"")
 
 
 def write_ref(tree: Tree, path: str, commit: str) -> None:

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from huggingface_hub import snapshot_download
+from huggingface_hub import _CACHED_NO_EXIST, snapshot_download, try_to_load_from_cache
 
 from tests.kit.contents import Content
 from tests.kit.hub import LoopbackHub
@@ -190,6 +190,20 @@ def test_the_client_finds_a_pulled_model_offline_whatever_was_left_out(
     pull(hub, tmp_path, repo, selection=FileSelection(every=True))
     assert [path.name for path in trees.iterdir()] == [f"{commit}.json"]
     snapshot_download(repo, cache_dir=tmp_path, local_files_only=True)
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_that_a_repo_with_a_tokenizer_has_no_configuration_is_kept_as_the_client_keeps_it(
+    tmp_path: Path, config: bool
+) -> None:
+    files: dict[str, Content] = {"tokenizer.json": b"{}", "tokenizer_config.json": b"{ }"}
+    with LoopbackHub() as hub:
+        hub.add_repo("org/words").commit(files | ({"config.json": b"{}"} if config else {}))
+        report = pull(hub, tmp_path, "org/words")
+    assert report.problem is None
+    known = try_to_load_from_cache("org/words", "config.json", tmp_path)
+    assert (known is _CACHED_NO_EXIST) is not config
+    assert (tmp_path / "models--org--words" / ".no_exist").exists() is not config
 
 
 def test_a_listing_of_either_name_is_read_and_removed_with_its_revision(

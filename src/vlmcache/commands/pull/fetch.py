@@ -108,6 +108,7 @@ class _Work:
     def _write_tree(self, *, complete: bool) -> None:
         order = self.order
         place.write_tree(self.tree, self.folder, order.commit, order.files, complete=complete)
+        place.write_absent(self.tree, self.folder, order.commit, order.files)
 
     def _stop(self) -> None:
         self.client.stop()
