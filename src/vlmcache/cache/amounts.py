@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from vlmcache.cache.completeness import Judgement
+from vlmcache.cache.completeness import Judgement, judge
 from vlmcache.cache.entries import begun_bytes
 from vlmcache.cache.state import CacheState, Repo, Revision
 
@@ -65,7 +65,32 @@ def measure(
         return Amounts(size, size_on_disk, estimate, left, share)
     expected = sum(listed.content_size for listed in contents.values())
     left = to_fetch(state, repo, judgement)
-    return Amounts(size, size_on_disk, expected, left, max(0.0, 1 - left / max(1, expected)))
+    needed = _of_others(state, judgement)
+    if needed is None:
+        return Amounts(size, size_on_disk, expected)
+    left += needed[1]
+    share = max(0.0, 1 - left / max(1, expected + needed[0]))
+    return Amounts(size, size_on_disk, expected, left, share)
+
+
+def _of_others(state: CacheState, judgement: Judgement) -> tuple[int, int] | None:
+    """Return length and what is to fetch of the other repos that a model needs and that are absent.
+
+    `None` if that is not known of one of them.
+    """
+    expected = left = 0
+    division = judgement.division
+    for need in division.repos if division is not None else ():
+        if need.id not in judgement.missing_repos:
+            continue
+        repo = state.repo(need.id)
+        # Which files of another repo's code are needed shows only once they are here.
+        other = None if need.code else measure(state, repo, judge(repo, need.revision))
+        if other is None or other.to_fetch is None or other.expected_size is None:
+            return None
+        expected += other.expected_size
+        left += other.to_fetch
+    return expected, left
 
 
 def to_fetch(state: CacheState, repo: Repo | None, judgement: Judgement) -> int:

@@ -255,16 +255,24 @@ def remarks(repo: Repo, judgement: Judgement) -> Iterator[Finding]:
         yield Finding("needs-repo", "error", repo.id, revision.path, detail, pull)
     if judgement.state != "cached":
         return
-    if division.note == "no-loader":
-        detail = "the weights are in a format that no installed library loads"
-        yield Finding("no-loader", "warning", repo.id, revision.path, detail)
-    elif division.note is not None:
-        detail = f'the weights are a variant: load it with variant="{division.note}"'
-        yield Finding("variant-only", "warning", repo.id, revision.path, detail)
+    note = loader_note(repo.id, revision.path, division.note)
+    if note is not None:
+        yield note
     if GENERATION in division.along and all(file.name != GENERATION for file in revision.files):
         detail = f"{GENERATION} is missing: text is generated with the library's own settings"
         remedy = units.command("pull", repo.id, "--include", GENERATION)
         yield Finding("no-generation-config", "warning", repo.id, revision.path, detail, remedy)
+
+
+def loader_note(repo_id: str, path: str, note: str | None) -> Finding | None:
+    """Return what `Division.note` says of a model, `None` if it says nothing."""
+    if note is None:
+        return None
+    if note == "no-loader":
+        detail = "the weights are in a format that no installed library loads"
+        return Finding("no-loader", "warning", repo_id, path, detail)
+    detail = f'the weights are a variant: load it with variant="{note}"'
+    return Finding("variant-only", "warning", repo_id, path, detail)
 
 
 class Content(NamedTuple):

@@ -76,7 +76,7 @@ def begun_bytes(repo: Repo | None, listed: TreeFile, now: float) -> tuple[int, i
     """
     best = (0, 0)
     for partial in repo.partials if repo is not None else ():
-        if partial.etag != listed.etag:
+        if partial.etag != listed.etag or partial.damaged:
             continue
         ours = partial.name == listed.etag + layout.PARTIAL_SUFFIX
         if is_resumable(

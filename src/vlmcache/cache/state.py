@@ -164,6 +164,8 @@ class Partial(Stamp, frozen=True, gc=False):
     device: int = 0
     client: str | None = None
     """The other program that alone writes it; `None` for the hub's and ours."""
+    damaged: bool = False
+    """Whether it is known not to be the beginning of the blob."""
 
 
 class Stray(Stamp, frozen=True, gc=False):
@@ -428,7 +430,7 @@ class CacheState(msgspec.Struct, frozen=True):
         return tuple([repo for repo in alike if repo.id == repo_id] or alike)
 
 
-_Content = TypeVar("_Content", Blob, File, SharedBlob)
+_Content = TypeVar("_Content", Blob, File, Partial, SharedBlob)
 
 
 def _marked(content: _Content, damaged: Collection[tuple[int, int, int, int]]) -> _Content:
@@ -450,8 +452,9 @@ def _with_damage(
         if content is not None and content.damaged:
             blobs[name] = msgspec.structs.replace(blob, damaged=True)
     bad = {name for name, blob in blobs.items() if blob.damaged}
+    partials = tuple(_marked(partial, damaged) for partial in repo.partials)
     revisions = []
-    found = bool(bad)
+    found = bool(bad) or any(partial.damaged for partial in partials)
     for revision in repo.revisions:
         files = tuple(
             msgspec.structs.replace(file, damaged=True)
@@ -463,4 +466,4 @@ def _with_damage(
         revisions.append(msgspec.structs.replace(revision, files=files))
     if not found:
         return repo
-    return msgspec.structs.replace(repo, blobs=blobs, revisions=tuple(revisions))
+    return msgspec.structs.replace(repo, blobs=blobs, revisions=tuple(revisions), partials=partials)

@@ -6,12 +6,12 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, TypeAlias
 
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes, is_resumable
-from vlmcache.cache.hashing import BLOCK, new_hash
+from vlmcache.cache.hashing import BLOCK, Identity, new_hash
 from vlmcache.cache.locks import lock_held
 from vlmcache.cache.usage import find_users
 from vlmcache.change.tree import Tree, write_all
@@ -19,6 +19,8 @@ from vlmcache.change.tree import Tree, write_all
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+_Known: TypeAlias = tuple[int, int, int, int]
+"""Device, inode, size and mtime in ns of a file."""
 SYNC_EVERY = 16 << 20
 """Bytes after which a download is brought to the disk: what a lost power supply can cost."""
 
@@ -164,7 +166,13 @@ def hash_of(descriptor: int, etag: str, size: int, length: int, check: Callable[
     return digest
 
 
-def copy_beginning(tree: Tree, partial: str, size: int, check: Callable[[], None]) -> None:
+def copy_beginning(
+    tree: Tree,
+    partial: str,
+    size: int,
+    check: Callable[[], None],
+    known_bad: Callable[[], Collection[_Known]],
+) -> None:
     """Make a partial of what another program left behind of the same blob, which stays as it is.
 
     It is one that nobody has open or locked, that was not written to for an hour and has no holes;
@@ -175,26 +183,15 @@ def copy_beginning(tree: Tree, partial: str, size: int, check: Callable[[], None
         partial: the path of ours; if it exists, nothing is done.
         size: the complete blob's length in bytes.
         check: is called from time to time, and raises to stop.
+        known_bad: returns those that were found to be no beginning, as `Journal.damaged` does.
 
     Raises:
         OSError: the system refuses to write.
     """
-    folder, name = os.path.split(partial)
-    etag = name.removesuffix(layout.PARTIAL_SUFFIX)
-    lock = os.path.join(folder, etag + layout.LOCK_SUFFIX)
-    others = [other for other in tree.names(folder) if layout.partial_etag(other) == etag]
-    if name in others or lock_held(lock, tree):
+    if tree.exists(partial):
         return
     with contextlib.ExitStack() as stack:
-        begun: list[tuple[int, int]] = []
-        for other in others:
-            path = os.path.join(folder, other)
-            with contextlib.suppress(OSError):
-                source = tree.open(path)
-                stack.callback(os.close, source)
-                length = _usable_of_other(source, path, size)
-                begun.append((length, source))
-        length, source = max(begun, default=(0, -1))
+        length, source = _longest_of_others(tree, partial, size, known_bad, stack)
         if not length:
             return
         with opened(tree, partial) as target:
@@ -208,6 +205,51 @@ def copy_beginning(tree: Tree, partial: str, size: int, check: Callable[[], None
             # `usable` judges by it what a lost power supply has left of the bytes.
             status = os.fstat(source)
             os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def bad_beginning(
+    tree: Tree, partial: str, size: int, known_bad: Callable[[], Collection[_Known]]
+) -> list[Identity]:
+    """Return what `copy_beginning` has taken for a partial that turned out wrong, if anything."""
+    with contextlib.ExitStack() as stack:
+        length, source = _longest_of_others(tree, partial, size, known_bad, stack)
+        if not length:
+            return []
+        status = os.fstat(source)
+        times = status.st_mtime_ns, status.st_ctime_ns
+        return [Identity(status.st_dev, status.st_ino, status.st_size, *times)]
+
+
+def _longest_of_others(
+    tree: Tree,
+    partial: str,
+    size: int,
+    known_bad: Callable[[], Collection[_Known]],
+    stack: contextlib.ExitStack,
+) -> tuple[int, int]:
+    """Return the length of the longest partial that another program left, and it opened.
+
+    The length is 0 if there is none. The arguments are those of `copy_beginning`, and what closes
+    the file.
+    """
+    folder, name = os.path.split(partial)
+    etag = name.removesuffix(layout.PARTIAL_SUFFIX)
+    lock = os.path.join(folder, etag + layout.LOCK_SUFFIX)
+    others = {other for other in tree.names(folder) if layout.partial_etag(other) == etag} - {name}
+    if not others or lock_held(lock, tree):
+        return 0, -1
+    bad = known_bad()
+    begun: list[tuple[int, int]] = []
+    for other in others:
+        path = os.path.join(folder, other)
+        with contextlib.suppress(OSError):
+            source = tree.open(path)
+            stack.callback(os.close, source)
+            status = os.fstat(source)
+            key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+            length = 0 if key in bad else _usable_of_other(source, path, size)
+            begun.append((length, source))
+    return max(begun, default=(0, -1))
 
 
 def _usable_of_other(descriptor: int, path: str, size: int) -> int:

@@ -10,8 +10,10 @@ import os
 import re
 import stat
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from vlmcache.cache.state import TreeFile
 from vlmcache.change import partials
 from vlmcache.change.place import disk_failure
 from vlmcache.change.tree import Tree
+from vlmcache.config import own_home
 from vlmcache.errors import AccessError, HubError, VlmcacheError, WrongBytesError
+from vlmcache.home.journal import Journal, read_damaged
 from vlmcache.hub.client import Client
 from vlmcache.hub.ranges import Ranges, Spare
 from vlmcache.hub.retry import Backoff, NoRangeError, TroubleError, bad_answer
@@ -102,9 +106,10 @@ class Transfer:
 
     def _by_http(self) -> None:
         job = self.job
-        partials.copy_beginning(
-            job.tree, job.partial, job.listed.content_size, self.client.stop_token.check
-        )
+        environment, size = self.client.environment, job.listed.content_size
+        known_bad = partial(read_damaged, environment)
+        check = self.client.stop_token.check
+        partials.copy_beginning(job.tree, job.partial, size, check, known_bad)
         wrong = 0
         while True:
             with partials.opened(job.tree, job.partial) as descriptor:
@@ -114,6 +119,12 @@ class Transfer:
                     os.fsync(descriptor)
                     break
                 os.ftruncate(descriptor, 0)
+            if begun:
+                # Another program's partial stays, and would be the beginning of the next pull too.
+                bad = partials.bad_beginning(job.tree, job.partial, size, known_bad)
+                if bad:
+                    with Journal(own_home(environment)[0]) as journal:
+                        journal.record_damaged(bad, time.time())
             self.moved(0)
             # A beginning that was corrupted before says nothing about what the hub sends.
             wrong += not begun

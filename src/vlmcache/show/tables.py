@@ -69,7 +69,7 @@ def labelled(
 ) -> Table:
     """Return a line after a label; a long one continues below itself, not below the label."""
     line = Table.grid(padding=(0, 2, 0, 0))
-    line.add_column(width=width)
+    line.add_column(width=max(width, len(label)))
     line.add_column(overflow="fold")
     content = Text(text, style) if isinstance(text, str) else text
     line.add_row(Text(label, label_style), content)

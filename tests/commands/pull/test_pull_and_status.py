@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import _CACHED_NO_EXIST, snapshot_download, try_to_load_from_cache
 
+from tests.kit.caches import CacheBuilder
 from tests.kit.contents import Content
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import config, environment, pull, variables, vlmcache
@@ -20,6 +22,7 @@ from tests.kit.repositories import REPOSITORIES, contents
 from vlmcache.cache.amounts import to_fetch
 from vlmcache.cache.completeness import Judgement, judge
 from vlmcache.cache.scan import repo_finder, scan
+from vlmcache.change.plan import Fetch
 from vlmcache.commands.pull.plan import FileSelection
 from vlmcache.commands.pull.values import PullReport
 from vlmcache.commands.remove.remove import remove
@@ -380,3 +383,30 @@ def test_the_client_and_transformers_in_another_process_need_no_network_after_a_
     assert folder == snapshot
     assert rest in ([], ["['tool_use']", f"{snapshot}/config.json"])
     assert hub.requests == []
+
+
+def test_another_programs_partial_that_was_wrong_is_used_only_once(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 4000
+    files: dict[str, Content] = {"config.json": b'{"model_type": "qwen2"}'}
+    cache = tmp_path / "cache"
+    with LoopbackHub() as hub:
+        hub.add_repo("org/name").commit(files | {"model.safetensors": data})
+        session = Session(environment(hub, cache), config(), CacheLocation(str(cache), "test"))
+        repo = CacheBuilder(cache).repo("org/name")
+        etag = hashlib.sha256(data).hexdigest()
+        left = repo.partial(etag, data=b"?" * (len(data) // 2), age=7200)
+        for credit in (len(data) // 2, 0):
+            (repo.blobs / etag).unlink(missing_ok=True)
+            planned = pull(hub, cache, dry_run=True).plan
+            (weights,) = (one for one in planned.actions if getattr(one, "etag", "") == etag)
+            assert isinstance(weights, Fetch)
+            assert weights.have == credit
+            hub.clear_requests()
+            report = pull(hub, cache)
+            assert report.problem is None
+            assert report.models[0].fetched >= len(data)
+            assert left.stat().st_size == len(data) // 2
+        # Only what the hub lists was sent, once.
+        assert hub.bytes_sent("model.safetensors") == len(data)
+        (repo.blobs / etag).unlink()
+        assert status(session, ["org/name"]).models[0].to_fetch == len(data)

@@ -122,7 +122,8 @@ class FileSelection(msgspec.Struct, frozen=True):
             else dict.fromkeys(set(files) - chosen, "not asked for")
         )
         left = {name: left[name] for name in sorted(left.keys() - chosen)}
-        return Choice(frozenset(chosen), left, () if self.include else division.repos)
+        note = division.note if self.is_plain else None
+        return Choice(frozenset(chosen), left, () if self.include else division.repos, note)
 
 
 class Choice(NamedTuple):
@@ -133,6 +134,8 @@ class Choice(NamedTuple):
     """File -> why it is not fetched."""
     repos: tuple[OtherRepo, ...] = ()
     """Other repos that loading needs."""
+    note: str | None = None
+    """What is to be known before loading, see `Division.note`."""
 
 
 class Listing(NamedTuple):
@@ -159,6 +162,8 @@ class DownloadOrder(NamedTuple):
     """File -> why it is not fetched."""
     repos: tuple[OtherRepo, ...] = ()
     """Other repos that loading needs."""
+    note: str | None = None
+    """What is to be known before loading, see `Division.note`."""
     judged: bool = False
     """Whether the cache alone shows that the model's own files are complete."""
 

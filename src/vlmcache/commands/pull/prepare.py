@@ -10,7 +10,7 @@ from typing import NamedTuple
 from vlmcache import log, units
 from vlmcache.cache import layout
 from vlmcache.cache.case import clash, ignores_case
-from vlmcache.cache.completeness import Judgement, is_here, judge, reader
+from vlmcache.cache.completeness import Judgement, is_here, judge, loader_note, reader
 from vlmcache.cache.model_configs import DECIDING
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.reading import read_bytes
@@ -70,6 +70,8 @@ def prepare_pull(
         return PlannedModel(model, None, error, time.monotonic() - begun, tuple(findings))
     for name, why in order.left_out.items():
         log.info("pull", "skipped: %s of %s: %s", name, model.repo, why)
+    note = loader_note(model.repo, order.snapshot, order.note)
+    findings += [note] if note is not None else []
     code = sorted(name for name in order.wanted if name.endswith(".py"))
     if code:
         advice = f"to trust just this code: revision: {order.commit}"
@@ -197,7 +199,8 @@ class _Preparation(NamedTuple):
                 return None
             files = {file.name: TreeFile(file.size, "") for file in judgement.revision.files}
             repos = judgement.division.repos if judgement.division is not None else ()
-            choice = Choice(frozenset(files), repos=repos)
+            note = judgement.division.note if judgement.division is not None else None
+            choice = Choice(frozenset(files), repos=repos, note=note)
         else:
             try:
                 choice = self.selection.choose(
@@ -219,6 +222,7 @@ class _Preparation(NamedTuple):
             new_listing=False,
             left_out=choice.left_out,
             repos=choice.repos,
+            note=choice.note,
             judged=True,
         )
 
@@ -279,6 +283,7 @@ class _Preparation(NamedTuple):
             distrusted=self._damaged(),
             left_out=choice.left_out,
             repos=choice.repos,
+            note=choice.note,
         )
 
     def _damaged(self) -> frozenset[str]:

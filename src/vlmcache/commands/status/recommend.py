@@ -13,6 +13,7 @@ from vlmcache.cache.completeness import judge
 from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.state import Away, CacheState
 from vlmcache.change.names import names_in
+from vlmcache.change.plan import joined
 from vlmcache.commands.pull.room import Shortage
 from vlmcache.commands.remove.facts import Known
 from vlmcache.commands.status.choose import choose
@@ -20,6 +21,7 @@ from vlmcache.commands.status.steps import (
     Advice,
     PendingDownload,
     Planner,
+    fetching,
     not_for,
     plan_download,
 )
@@ -172,12 +174,18 @@ def pending_download(
         repair: whether no pull repairs damage of it.
     """
     damaged = model.state == "damaged"
+    plan, known = plan_download(
+        state, model.repo, model.revision, model.commit, model.to_fetch, model.variant
+    )
+    # A pull of it fetches the other repos that it needs too.
+    others = (model.to_fetch or 0) - plan.to_fetch if known else 0
+    if others > 0:
+        plan = joined([plan, fetching(model.repo, others)])
     return PendingDownload(
         name_to_pull(state, config, model),
         model.repo,
-        *plan_download(
-            state, model.repo, model.revision, model.commit, model.to_fetch, model.variant
-        ),
+        plan,
+        known and model.to_fetch is not None,
         damaged=damaged,
         repair=damaged and repair,
     )

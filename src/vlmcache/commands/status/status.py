@@ -139,6 +139,9 @@ def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> 
     findings += _unreadable_indexes(model.repo, judgement)
     findings += remarks(repo, judgement) if repo is not None else ()
     tensors, judgement = _read(model.repo, judgement, findings)
+    division = judgement.division
+    if division is not None and any(not need.code for need in division.repos):
+        tensors = {}  # An adapter's own weights are the least of what is loaded.
     amounts = measure(state, repo, judgement, variant=model.variant, estimate=estimate_of(model))
     memory, source = _memory(model, tensors)
     return ModelStatus(

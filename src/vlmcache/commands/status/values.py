@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import shutil
 from collections.abc import Collection, Iterator
 from datetime import datetime
@@ -20,6 +21,7 @@ from vlmcache.cache.weights import Precision
 from vlmcache.config import ModelConfig, Session, hub_home, shipped_config
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.home.copies import KeptCopy
+from vlmcache.names import parse_name
 from vlmcache.report import Report
 from vlmcache.units import size_text
 
@@ -288,10 +290,13 @@ class Status(Report, frozen=True):
             return None
         states = ", ".join(f"{model.name} is {model.state}" for model in missing)
         commands = [step.command for step in self.recommendations if step.command]
+        names = {name for model in missing for name in (model.key, model.repo)}
         fetching = (
             command
             for command in commands
             if command.startswith(("vlmcache pull ", "vlmcache verify "))
+            # Another repo's damage says nothing of what was asked for.
+            and not names.isdisjoint(parse_name(word).name for word in shlex.split(command))
         )
         away = {away_remedy(model.away): None for model in missing if model.away is not None}
         first = next(fetching, None if away else next(iter(commands), None))

@@ -31,6 +31,8 @@ _ALWAYS_SHOWN = (
     "hub-not-asked",
     "configuration",
     "changed-copy",
+    "no-loader",
+    "variant-only",
     "other-spelling",
     "second-cache",
     DRIVE_AWAY,
@@ -106,7 +108,8 @@ def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Ta
         ]
         if width >= _NARROW:
             cells += [
-                model.precision,
+                # Without an estimate, nothing is known that is loaded at a precision.
+                model.precision if model.memory_estimate is not None else NOTHING,
                 _amount(model.memory_estimate),
                 ago(model.last_used, now),
             ]
