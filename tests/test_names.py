@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,6 +115,33 @@ def test_a_repo_of_another_type_is_named_with_its_prefix() -> None:
     assert book.resolve("datasets/Org/Data@v2").folder == "datasets--org--data"
     assert book.resolve("spaces/org/app").kind == "space"
     assert str(book.unknown("datasets/org/dat", "backup").hint) == "did you mean datasets/org/data?"
+
+
+@pytest.mark.parametrize("hub", ["https://huggingface.co", "https://hf.co", "http://[::1]:80/hub"])
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        ("org/other", ("model", "org/other", None, None)),
+        ("Org/Name/", ("model", "org/name", None, None)),
+        ("org/name@v2:q4", ("model", "org/name", "v2", "q4")),
+        ("org/name/tree/main", ("model", "org/name", "main", None)),
+        ("org/name/tree/refs%2Fpr%2F1:q4", ("model", "org/name", "refs/pr/1", "q4")),
+        ("datasets/org/data", ("dataset", "org/data", None, None)),
+    ],
+)
+def test_the_address_of_a_page_on_the_hub_stands_for_its_repo(
+    hub: str, page: str, name: tuple[str, ...]
+) -> None:
+    config = msgspec.structs.replace(CONFIG, hub="http://[::1]:80/hub/")
+    held = [("model", "org/name"), ("dataset", "org/data")]
+    named = Names(config, held, variants=True).resolve(f"{hub}/{page}")
+    assert (named.kind, named.repo, named.revision, named.variant) == name
+
+
+@pytest.mark.parametrize("text", ["https://example.com/org/name", "https://hf.co.example.com/a/b"])
+def test_an_address_elsewhere_means_nothing(text: str) -> None:
+    with pytest.raises(UnknownModelError):
+        find_model(CONFIG, text)
 
 
 @pytest.mark.parametrize("place", [None, "cache", "backup"])

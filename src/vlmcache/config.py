@@ -121,6 +121,7 @@ def load_config(option: str | None, environment: Environment) -> Config:
         also=tuple(also),
         unread=unread,
         own_limits=own_limits if active.source == "./config.yaml" else None,
+        hub=environment.get("HF_ENDPOINT"),
     )
 
 

@@ -88,6 +88,8 @@ class Config(msgspec.Struct, frozen=True):
     """Why such a file cannot be read. What it names is not known then, so nothing is evicted."""
     own_limits: Limits | None = None
     """The user's own limits, if `limits` are those of a working folder."""
+    hub: str | None = None
+    """The address of the hub that HF_ENDPOINT names."""
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ Every command reads names here, whatever they are looked up in: a cache, a backu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 import msgspec
 
@@ -14,6 +16,9 @@ from vlmcache.config_file import Config, ModelConfig, split_variant
 from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.units import did_you_mean
 
+_HUBS = ("https://huggingface.co", "https://hf.co")
+_PAGE = re.compile(r"([^@]+)/tree/([^/:]+)(:.+)?")
+"""The page of a repo's files at a revision."""
 _PREFIXES = {f"{kind}s": kind for kind in layout.KINDS.values()}
 
 
@@ -99,6 +104,7 @@ class Names:
         if self.is_key(text):
             model = self.as_held(self.config.models[text])
             return Named("model", model.repo, variant=model.variant, model=model)
+        text = self._without_address(text)
         parts = parse_name(text)
         held = self._held(parts.name)
         configured = self.config.models.get(parts.name)
@@ -200,6 +206,16 @@ class Names:
         return UnknownModelError(
             f"no such model: {name}", hint or "name a repo id such as owner/name"
         )
+
+    def _without_address(self, text: str) -> str:
+        """Return the name that the address of a repo's page stands for; other text as it is."""
+        for hub in (self.config.hub, *_HUBS):
+            begin = f"{hub.rstrip('/')}/" if hub else ""
+            if begin and text.startswith(begin):
+                rest = text[len(begin) :].strip("/")
+                page = _PAGE.fullmatch(rest)
+                return rest if page is None else f"{page[1]}@{unquote(page[2])}{page[3] or ''}"
+        return text
 
     def _held(self, name: str) -> tuple[str, str] | None:
         """Return type and id of the repo in the place whose id a name is, in whatever case."""

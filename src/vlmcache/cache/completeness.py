@@ -87,6 +87,7 @@ def judge(
     listed = judgement.tree or {}
     begun = {partial.etag for partial in repo.partials}
     own |= {name for name, file in listed.items() if file.etag in begun}
+    own |= repo.lost_names(snapshot.commit) if snapshot is not None else set()
     called = gguf.variants(own | listed.keys()).called(variant)
     if not any(own.intersection(one.files) for one in called):
         return msgspec.structs.replace(judgement, state="missing")
@@ -174,6 +175,11 @@ def judge_revision(
     """Return the state of one snapshot: damage first, then what is missing."""
     damaged = {file.name for file in revision.files if not _is_whole(revision, file)}
     missing, broken, division = _needs(repo, revision, variant)
+    if division is not None and division.choices is not None:
+        lost = repo.lost_names(revision.commit)
+        unlinked = [one.name for one in division.choices.variants if lost & {*one.files}]
+        if unlinked and not missing & lost:
+            missing, broken, division = _needs(repo, revision, unlinked[0])
     # What is here and linked from nowhere was not left out: its link is lost.
     damaged |= broken | (missing & repo.lost_names(revision.commit) if missing else set())
     missing -= damaged

@@ -173,6 +173,17 @@ def test_the_commands_speak_of_the_variant(hub: LoopbackHub, tmp_path: Path) -> 
     assert here(cache) == {README, PROJECTOR}
 
 
+def test_the_address_on_the_hub_means_the_model(hub: LoopbackHub, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for address in (hub.url, "https://huggingface.co"):
+        name = f"{address}/{NAME}:Q4_K_M"
+        done = vlmcache(hub, cache, "pull", name, "-q")
+        assert (done.returncode, done.stdout) == (0, f"{NAME}:Q4_K_M\n"), done.stderr
+        assert vlmcache(hub, cache, "status", name, "--check", "-q").returncode == 0
+    assert vlmcache(hub, cache, "rm", f"{hub.url}/{NAME}", "--yes").returncode == 0
+    assert not here(cache)
+
+
 def test_an_update_fetches_the_variant_that_is_here(hub: LoopbackHub, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert pull(hub, cache, f"{NAME}:Q4_K_M").problem is None
@@ -192,3 +203,65 @@ def test_damage_of_one_variant_is_no_damage_of_another(hub: LoopbackHub, tmp_pat
     assert judged(hub, cache, f"{NAME}:Q4_K_M").state == "cached"
     states = {one.name: one.state for one in judged(hub, cache, NAME).variants}
     assert (states["Q4_K_M"], states["Q8_0"]) == ("cached", "damaged")
+
+
+def advice(hub: LoopbackHub, cache: Path, name: str) -> list[tuple[str | None, str]]:
+    """Return command and text of what status recommends for a name."""
+    session = Session(environment(hub, cache), config(), CacheLocation(str(cache), "--cache-dir"))
+    return [(step.command, step.text) for step in status(session, [name]).recommendations]
+
+
+def test_once_the_last_variant_is_removed_the_advice_names_one(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    assert pull(hub, cache, f"{NAME}:Q8_0").problem is None
+    assert vlmcache(hub, cache, "rm", f"{NAME}:Q8_0", "--yes").returncode == 0
+    ((command, text),) = advice(hub, cache, NAME)
+    assert command is not None
+    assert command.startswith(f"vlmcache pull {NAME}:BF16 ")
+    assert "60 kB" in text
+
+
+def test_a_split_variant_that_is_begun_is_the_one_to_pull(hub: LoopbackHub, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    assert pull(hub, cache, f"{NAME}:BF16").problem is None
+    (link,) = cache.glob(f"models--org--name/snapshots/*/{PARTS[1]}")
+    link.resolve().unlink()
+    link.unlink()
+    ((command, text),) = advice(hub, cache, NAME)
+    assert command is not None
+    assert command.startswith(f"vlmcache pull {NAME}:BF16 ")
+    assert "30 kB" in text
+
+
+def test_of_a_variant_that_does_not_exist_the_others_are_listed_and_no_pull_is_advised(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    assert pull(hub, cache, f"{NAME}:Q4_K_M").problem is None
+    assert advice(hub, cache, f"{NAME}:nope") == [
+        (
+            None,
+            f"{NAME} has no variant nope: it has BF16 (60 kB), Q4_K_M (20 kB), Q8_0 (40 kB)",
+        )
+    ]
+
+
+@pytest.mark.parametrize("name", [NAME, f"{NAME}:BF16"])
+def test_a_variant_whose_links_are_lost_is_damaged_and_repaired_without_a_download(
+    hub: LoopbackHub, tmp_path: Path, name: str
+) -> None:
+    cache = tmp_path / "cache"
+    assert pull(hub, cache, f"{NAME}:BF16").problem is None
+    for link in cache.glob("models--org--name/snapshots/*/BF16/*"):
+        link.unlink()
+    model = judged(hub, cache, name)
+    assert (model.state, model.damaged_files, model.to_fetch) == ("damaged", PARTS, 0)
+    ((command, _),) = advice(hub, cache, name)
+    assert command is not None
+    assert command.startswith(f"vlmcache verify {NAME} --repair ")
+    hub.clear_requests()
+    assert vlmcache(hub, cache, "verify", NAME, "--repair").returncode == 0
+    assert judged(hub, cache, name).state == "cached"
+    assert hub.bytes_sent() == 0

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache import layout
+from vlmcache.cache import gguf, layout
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.state import Away, CacheState
@@ -88,10 +88,12 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
             text = f"{repo.repo} was at {repo.linked_to}, which does not exist: remove the link"
             steps.append(advised.recommend(text, "rm", repo.repo))
     state = planner.state
+    unknown = {model.id: line for model in status.models if (line := _no_variant(state, model))}
+    steps += (Recommendation(line, None) for line in unknown.values())
     downloads = [
         pending_download(state, planner.config, model, repair=model.repo in unlisted)
         for model in status.models
-        if model.state in _INCOMPLETE and model.repo not in gone
+        if model.state in _INCOMPLETE and model.repo not in gone and model.id not in unknown
     ]
     asked = {model.repo for model in status.models}
     downloads += (
@@ -158,8 +160,27 @@ def _not_repaired_here(repos: Iterable[RepoStatus]) -> Iterator[Recommendation]:
 
 def name_to_pull(state: CacheState, config: Config, model: ModelStatus) -> str:
     """Return what to type for a model of the status."""
-    wanted = ModelConfig(model.key, model.repo, model.revision, variant=model.variant)
+    wanted = ModelConfig(model.key, model.repo, model.revision, variant=_variant_to_pull(model))
     return names_in(state, config).name_of(wanted)
+
+
+def _variant_to_pull(model: ModelStatus) -> str | None:
+    """Return the variant that is fetched of a model: without a name, the one that is begun."""
+    if model.variant is not None or len(model.variants) < 2 or model.state not in _INCOMPLETE:
+        return model.variant
+    order = {"damaged": 0, "partial": 1, "cached": 2, "missing": 3}
+    return min(model.variants, key=lambda one: order[one.state]).name
+
+
+def _no_variant(state: CacheState, model: ModelStatus) -> str | None:
+    """Return that a model does not have the variant that is asked for, with those that it has."""
+    repo = state.repo(model.repo)
+    tree = repo.trees.get(model.commit or "") if repo is not None else None
+    if not tree or model.variant is None or gguf.variants(tree).called(model.variant):
+        return None
+    listed = ", ".join(f"{one.name} ({units.size_text(one.size)})" for one in model.variants)
+    has = f"it has {listed}" if listed else "it has no GGUF files"
+    return f"{model.repo} has no variant {model.variant}: {has}"
 
 
 def pending_download(
@@ -174,18 +195,21 @@ def pending_download(
         repair: whether no pull repairs damage of it.
     """
     damaged = model.state == "damaged"
+    repair = damaged and repair
+    # `verify` repairs a repo with all its variants.
+    named = msgspec.structs.replace(model, variant=None, variants=()) if repair else model
     plan, known = plan_download(
-        state, model.repo, model.revision, model.commit, model.to_fetch, model.variant
+        state, model.repo, model.revision, model.commit, model.to_fetch, _variant_to_pull(model)
     )
     # A pull of it fetches the other repos that it needs too.
     others = (model.to_fetch or 0) - plan.to_fetch if known else 0
     if others > 0:
         plan = joined([plan, fetching(model.repo, others)])
     return PendingDownload(
-        name_to_pull(state, config, model),
+        name_to_pull(state, config, named),
         model.repo,
         plan,
         known and model.to_fetch is not None,
         damaged=damaged,
-        repair=damaged and repair,
+        repair=repair,
     )
