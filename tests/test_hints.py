@@ -57,7 +57,7 @@ REVIEWED = {
         "--overwrite lets it name the backup's; the files of both stay": "no file is removed",
     },
     "commands.move.move": {
-        "the note is .vlmcache-moved.json; 'vlmcache rm' removes the link": LINK,
+        "; 'vlmcache rm' removes the link": LINK,
     },
     "commands.move.survey": {"vlmcache clean": "the user has asked for that removal before"},
     "commands.remove.clean": {"command clean": "of what nobody is known to use"},
