@@ -63,7 +63,7 @@ def source_opener(tree: CacheTree) -> Opener:
         except StaleError as error:
             raise BackupError(
                 f"not in the cache, so not saved: {error.filename or path}",
-                "the link leads out of the cache: put the file itself in its place, or name other models",
+                "the link leads out of the cache: put the file itself there, or name other models",
             ) from error
 
     return opener
