@@ -29,7 +29,7 @@ def test_a_cached_model_is_said_to_be_cached_and_where() -> None:
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("org/part", "org/part is partial: chat_template.json, "),
+        ("org/part", "org/part is partial: model.safetensors, "),
         ("org/absent", "org/absent is missing (vlmcache pull org/absent)"),
         ("goood", "no such model: goood (did you mean good?)"),
     ],

@@ -24,7 +24,6 @@ from vlmcache.cache.tree import StaleError
 from vlmcache.cache.usage import who_uses
 from vlmcache.change import locks
 from vlmcache.change.locks import Lock
-from vlmcache.change.plan import TakenError
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.tree import Tree
 from vlmcache.cli.main import main
@@ -74,7 +73,7 @@ def age(path: Path, seconds: float) -> None:
 def test_the_hubs_client_waits_for_our_lock_and_we_for_its(path: Path) -> None:
     with held(path), pytest.raises(filelock.Timeout), WeakFileLock(path, timeout=0.2):
         pass
-    with WeakFileLock(path, timeout=0.2), pytest.raises(TakenError), held(path):
+    with WeakFileLock(path, timeout=0.2), pytest.raises(InUseError), held(path):
         pass
     with WeakFileLock(path, timeout=0.2):
         assert lock_held(str(path))
@@ -98,7 +97,7 @@ def test_the_patience_of_one_command_is_shared_by_all_its_locks(path: Path) -> N
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         for _ in range(3):
-            with pytest.raises(TakenError):
+            with pytest.raises(InUseError):
                 Lock(tree, str(path)).take()
     assert tree.patience < 0.1
 
@@ -273,14 +272,14 @@ def test_without_locks_a_lock_is_held_while_its_file_is_there_and_removed_after(
 ) -> None:
     with held(path):
         assert lock_held(str(path))
-        with pytest.raises(TakenError), held(path):
+        with pytest.raises(InUseError), held(path):
             pass
         with pytest.raises(filelock.Timeout), filelock.SoftFileLock(path, timeout=0):
             pass
     assert not path.exists()
     with filelock.SoftFileLock(path, timeout=0):
         assert lock_held(str(path))
-        with pytest.raises(TakenError), held(path):
+        with pytest.raises(InUseError), held(path):
             pass
     assert sorted(path.parent.iterdir()) == []
 
@@ -355,7 +354,7 @@ def test_without_locks_a_shared_blob_is_held_by_the_file_that_older_clients_make
     client = filelock.SoftFileLock(f"{blob}.lock.soft", timeout=0)
     with store.held(blob), pytest.raises(filelock.Timeout), client:
         pass
-    with client, pytest.raises(TakenError), store.held(blob):
+    with client, pytest.raises(InUseError), store.held(blob):
         pass
     with store.held(blob):
         pass

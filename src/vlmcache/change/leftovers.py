@@ -67,7 +67,7 @@ class Leftovers:
         The hub's locks of the repo are held meanwhile, so that no download continues in the folder.
 
         Raises:
-            TakenError: a lock is held.
+            InUseError: a lock is held.
             StaleError: the folder is not what was expected.
             OSError: the system refuses.
         """

@@ -19,8 +19,9 @@ from vlmcache.cache.locks import check_lock, flock, is_fresh
 from vlmcache.cache.tree import StaleError
 from vlmcache.cache.usage import holder_of
 from vlmcache.change.place import is_full
-from vlmcache.change.plan import Attempt, TakenError
+from vlmcache.change.plan import Attempt
 from vlmcache.change.tree import MOST_OPEN, RemovalTree, Tree
+from vlmcache.errors import InUseError
 
 BATCH = min(100, MOST_OPEN)
 """Locks held at once, each an open file."""
@@ -76,7 +77,7 @@ class Lock:
                 given, what is left of the tree's patience counts.
 
         Raises:
-            TakenError: another process holds it.
+            InUseError: another process holds it.
             StaleError: it is not a regular file, or has a second name.
             OSError: the system refuses.
         """
@@ -87,7 +88,7 @@ class Lock:
                 limit = max(self.tree.patience, _PROBE_SECONDS)
                 if not (waited < limit if patient is None else patient(waited)):
                     log.info("locks", "waited %.1f s for '%s', which is held", waited, self.path)
-                    raise TakenError(f"the hub's lock is held by {self.holder()}: {self.path}")
+                    raise InUseError(f"the hub's lock is held by {self.holder()}: {self.path}")
                 time.sleep(_POLL_SECONDS)
         except BaseException:
             self.release()
@@ -200,7 +201,7 @@ class HubLocks:
         lock = Lock(self.tree, path)
         try:
             lock.take()
-        except TakenError:
+        except InUseError:
             if not self.tree.force:
                 raise
         try:
@@ -212,7 +213,7 @@ class HubLocks:
         """Make sure that no download into a repo has begun.
 
         Raises:
-            TakenError: a lock of the repo is held, and nothing is forced.
+            InUseError: a lock of the repo is held, and nothing is forced.
             OSError: a lock cannot be tried.
         """
         for path in [] if self.tree.force else self._of_repo(repo):
@@ -220,7 +221,7 @@ class HubLocks:
 
     def _refuse_held(self, path: str) -> None:
         if check_lock(self.tree, path):
-            raise TakenError(f"the hub's lock is held by {holder_of(self.tree.stat(path))}: {path}")
+            raise InUseError(f"the hub's lock is held by {holder_of(self.tree.stat(path))}: {path}")
 
     def _of_repo(self, repo: str) -> list[str]:
         """Return the paths of a repo's locks."""

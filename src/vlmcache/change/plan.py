@@ -360,10 +360,6 @@ Result: TypeAlias = Literal["done", "absent", "stale", "busy", "failed"]
 Removing: TypeAlias = Remove | RemoveTree | ReleaseShared
 
 
-class TakenError(InUseError):
-    """Some process uses it now."""
-
-
 class Attempt(msgspec.Struct):
     """An action, what became of it, and the bytes of disk that it has given back so far."""
 
@@ -380,7 +376,7 @@ class Attempt(msgspec.Struct):
         self.outcome = Outcome(name, self.action.path, result, self.freed, detail=detail)
 
 
-REFUSALS = (TakenError, OSError)
+REFUSALS = (InUseError, OSError)
 
 
 def result_of(error: Exception, path: str) -> tuple[Result, str | None]:

@@ -32,7 +32,6 @@ from vlmcache.change.plan import (
     RemoveTree,
     Removing,
     Result,
-    TakenError,
     result_of,
     stamp,
     sum_stamp,
@@ -41,7 +40,7 @@ from vlmcache.change.plan import (
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.space import FreeSpace
 from vlmcache.change.tree import RemovalTree
-from vlmcache.errors import VlmcacheError
+from vlmcache.errors import InUseError, VlmcacheError
 
 
 class RemovalChecks(msgspec.Struct):
@@ -84,7 +83,7 @@ class RemovalChecks(msgspec.Struct):
 
         Raises:
             StaleError: it holds something else.
-            TakenError: a process uses it, or a download has begun.
+            InUseError: a process uses it, or a download has begun.
             OSError: it cannot be read, or is gone.
         """
         if action.kind in ("repo", "snapshot"):
@@ -125,7 +124,7 @@ class RemovalChecks(msgspec.Struct):
             if commit in (None, revision.commit) and any(
                 (file.device, file.inode) in self.tree.in_use for file in revision.files
             ):
-                raise TakenError(f"a process uses a file of {revision.path}")
+                raise InUseError(f"a process uses a file of {revision.path}")
 
 
 def execute(
@@ -290,7 +289,7 @@ class Executor:
                         locks.enter_context(self.locks.held(path))
                         taken.add(path)
                     ready.append((attempt, name))
-                except TakenError as error:
+                except InUseError as error:
                     attempt.note("busy", str(error))
                 except OSError as error:
                     attempt.note("failed", why_refused(error, path))

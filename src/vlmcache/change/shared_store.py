@@ -89,7 +89,7 @@ class SharedStore:
             path: the shared blob's.
 
         Raises:
-            TakenError: another process holds it.
+            InUseError: another process holds it.
             OSError: the system refuses.
         """
         name = path + layout.LOCK_SUFFIX
@@ -161,7 +161,7 @@ class SharedStore:
         """Hold the lock of a shared blob that is there.
 
         Raises:
-            TakenError: another process holds it.
+            InUseError: another process holds it.
             OSError: the system refuses, or the blob is not there.
         """
         with self.tree.parent(path) as (name, parent):
@@ -200,7 +200,7 @@ class SharedStore:
 
         Raises:
             StaleError: a repo links to it.
-            TakenError: a process uses it.
+            InUseError: a process uses it.
             OSError: the system refuses.
         """
         path = action.path

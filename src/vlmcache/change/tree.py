@@ -22,7 +22,8 @@ from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.reading import FOLDER
 from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter, is_root, stale
 from vlmcache.cache.usage import open_elsewhere
-from vlmcache.change.plan import Attempt, Expected, Outcome, TakenError, why_refused
+from vlmcache.change.plan import Attempt, Expected, Outcome, why_refused
+from vlmcache.errors import InUseError
 
 WAIT_SECONDS = 10.0
 """Seconds that a command waits for locks that others hold, all of them together."""
@@ -328,10 +329,10 @@ class RemovalTree(Tree):
         """Make sure that no process uses a file.
 
         Raises:
-            TakenError: one does, and nothing is forced.
+            InUseError: one does, and nothing is forced.
         """
         if (status.st_dev, status.st_ino) in self.in_use and not self.force:
-            raise TakenError(why)
+            raise InUseError(why)
 
     @contextlib.contextmanager
     def entry(self, path: str, expected: Expected | None = None) -> Iterator[TreeEntry]:
@@ -356,7 +357,7 @@ class RemovalTree(Tree):
 
         Raises:
             StaleError: it is not what was expected.
-            TakenError: a process uses it.
+            InUseError: a process uses it.
             OSError: the system refuses.
         """
         with self.entry(path, expected) as entry:
@@ -368,7 +369,7 @@ class RemovalTree(Tree):
         """Make sure that nobody has a file open, those included who cannot be seen from here.
 
         Raises:
-            TakenError: somebody has, and nothing is forced.
+            InUseError: somebody has, and nothing is forced.
         """
         if self.force or entry.folder is None or not modes.S_ISREG(entry.status.st_mode):
             return
@@ -385,7 +386,7 @@ class RemovalTree(Tree):
             finally:
                 os.close(descriptor)
         if in_use:
-            raise TakenError(f"a process that cannot be seen from here has it open: {entry.path}")
+            raise InUseError(f"a process that cannot be seen from here has it open: {entry.path}")
 
     def remove_folder(self, path: str, attempt: Attempt) -> None:
         """Remove an empty folder.

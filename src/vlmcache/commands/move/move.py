@@ -27,17 +27,7 @@ from vlmcache.change import abilities
 from vlmcache.change import place as change_place
 from vlmcache.change.locks import Lock
 from vlmcache.change.moved_note import write_record
-from vlmcache.change.plan import (
-    Kept,
-    Move,
-    Outcome,
-    PlaceLink,
-    Plan,
-    PutBack,
-    Receipt,
-    RemoveTree,
-    TakenError,
-)
+from vlmcache.change.plan import Kept, Move, Outcome, PlaceLink, Plan, PutBack, Receipt, RemoveTree
 from vlmcache.change.space import FreeSpace
 from vlmcache.change.tree import Tree
 from vlmcache.commands.move.apply import Mover, refusals, repos_in_use, take_back
@@ -59,7 +49,7 @@ from vlmcache.commands.move.values import (
 )
 from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import Session
-from vlmcache.errors import ChangedError, UnknownModelError, VlmcacheError
+from vlmcache.errors import ChangedError, InUseError, UnknownModelError, VlmcacheError
 from vlmcache.progress import Progress
 from vlmcache.units import and_more
 
@@ -238,7 +228,7 @@ def _sole(place: str) -> Iterator[Tree]:
         staged.make_folders(os.path.dirname(path), 0o700)
         try:
             lock.take()
-        except TakenError as error:
+        except InUseError as error:
             raise BusyError(
                 f"another process moves to {place}", "wait until it ends, then move again"
             ) from error
