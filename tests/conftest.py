@@ -17,6 +17,7 @@ from tests.kit.caches import CacheBuilder
 from tests.kit.commands import Vlmcache
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import REPO
+from vlmcache.cache import locks
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A check started in the background ignores Ctrl-C, and so would every process it starts.
@@ -86,6 +87,8 @@ def _own_environment(
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
+    # What a process has met, each test is to meet anew.
+    monkeypatch.setattr(locks, "_UNLOCKED", {})
 
 
 @pytest.fixture
