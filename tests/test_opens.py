@@ -46,7 +46,7 @@ ELSEWHERE = {
     "commands.backup.places": "the store, a folder outside the cache",
     "commands.backup.backup": "a pipe or device that the user has named",
     "home.copies": "our own data folder: quantized copies",
-    "home.journal": "our own data folder",
+    "home.journal": "our own data folder; of another user's, what root reads",
     "load.worker": "the system's folder of temporary files",
     "load.quantized": "our own data folder: quantized copies",
     "load.synthetic": "a folder of the benchmark's own",

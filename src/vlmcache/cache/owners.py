@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import NamedTuple
 
 from vlmcache import units
+from vlmcache.cache.tree import is_root
 
 
 class Denial(NamedTuple):
@@ -23,6 +25,23 @@ def owner_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except (ImportError, KeyError):
         return f"user {uid}"
+
+
+def is_anothers(folder: str) -> bool:
+    """Return whether root would write where another user decides what a path leads to.
+
+    So it is if the folder, which need not exist, is a link, or if it or one above it is not root's.
+    """
+    if not is_root():
+        return False
+    for path in (os.path.abspath(folder), os.path.realpath(folder)):
+        place, below = path, ""
+        while place != below:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if os.lstat(place).st_uid != 0:
+                    return True
+            place, below = os.path.dirname(place), place
+    return os.path.islink(folder)
 
 
 def fix_owners(cache_dir: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Collection
@@ -31,31 +32,44 @@ def open_quietly(path: str, *, follow: bool = True, folder: int | None = None) -
     Raises:
         OSError: it cannot be opened, or is not a regular file (a pipe would block the reader).
     """
+    # Opening alone takes what waits in a pipe from its reader, and can act on a device.
+    _refuse_other(os.stat(path, dir_fd=folder, follow_symlinks=follow).st_mode, path)
     flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)
     try:
         descriptor = os.open(path, flags | _NO_ATIME, dir_fd=folder)
     except PermissionError:
         # O_NOATIME is allowed to the owner of the file only.
         descriptor = os.open(path, flags, dir_fd=folder)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        _refuse_other(os.fstat(descriptor).st_mode, path)
+    except OSError:
         os.close(descriptor)
-        raise OSError(f"not a regular file: {path}")
+        raise
     return descriptor
 
 
-def read_bytes(path: str | int, limit: int, *, owners: Collection[int] | None = None) -> bytes:
+def _refuse_other(mode: int, path: str) -> None:
+    if stat.S_ISLNK(mode):
+        raise OSError(errno.ELOOP, "a link, which is not followed", path)
+    if not stat.S_ISREG(mode):
+        raise OSError(f"not a regular file: {path}")
+
+
+def read_bytes(
+    path: str | int, limit: int, *, owners: Collection[int] | None = None, follow: bool = True
+) -> bytes:
     """Return the content of a regular file.
 
     Args:
-        path: the file, or its descriptor, which is closed; links are followed, unless owners are
-            given.
+        path: the file, or its descriptor, which is closed.
         limit: the most bytes that make sense for it.
         owners: the users whose file it may be; anybody's if not given.
+        follow: whether it may be a link; never if owners are given.
 
     Raises:
         OSError: it cannot be read, is longer than `limit`, or is a link or another user's.
     """
-    opened = path if isinstance(path, int) else open_quietly(path, follow=owners is None)
+    opened = path if isinstance(path, int) else open_quietly(path, follow=follow and owners is None)
     with open(opened, "rb") as file:
         if owners is not None and os.fstat(file.fileno()).st_uid not in owners:
             raise PermissionError(f"another user's: {path}")

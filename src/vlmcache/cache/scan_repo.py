@@ -213,7 +213,7 @@ def _read_refs(content: RepoContent, path: str) -> None:
 
 def _read_ref(content: RepoContent, path: str, name: str) -> None:
     try:
-        text = read_bytes(path, REF_LIMIT).decode()
+        text = read_bytes(path, REF_LIMIT, follow=False).decode()
     except PermissionError as error:
         content.notes.error(
             "unreadable-file",
@@ -258,7 +258,7 @@ def _read_trees(content: RepoContent, path: str) -> None:
         if own:
             content.own_trees.add(commit)
         try:
-            document = _TREE_DECODER.decode(read_bytes(entry.path, TREE_LIMIT))
+            document = _TREE_DECODER.decode(read_bytes(entry.path, TREE_LIMIT, follow=False))
         except PermissionError as error:
             # The hub's library lets only its own user read a listing.
             content.notes.info(

@@ -146,7 +146,7 @@ class RootScan:
                         blobs.add(target.rpartition("/")[2])
                 elif parts[0] == layout.REFS:
                     with contextlib.suppress(OSError, UnicodeDecodeError):
-                        commit = read_bytes(entry.path, REF_LIMIT).decode().strip()
+                        commit = read_bytes(entry.path, REF_LIMIT, follow=False).decode().strip()
                         refs[name.partition("/")[2]] = commit
         return Leftover(
             repo.path,
@@ -162,7 +162,9 @@ class RootScan:
     def _read_shared_store(self, store: os.DirEntry[str], stat: os.stat_result) -> None:
         marker = os.path.join(store.path, layout.SHARED_MARKER)
         with contextlib.suppress(OSError):
-            self.shared_marked = read_bytes(marker, 64) == layout.SHARED_MARKER_TEXT.encode()
+            self.shared_marked = (
+                read_bytes(marker, 64, follow=False) == layout.SHARED_MARKER_TEXT.encode()
+            )
         if not self.shared_marked:
             add_stray(
                 store,

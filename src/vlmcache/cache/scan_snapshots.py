@@ -169,7 +169,7 @@ def _blob_of_text(path: str, depth: int, stat: os.stat_result) -> str | None:
     if stat.st_size not in lengths or stat.st_size > _LONGEST_STUB:
         return None
     try:
-        return layout.blob_of_text(read_bytes(path, _LONGEST_STUB), depth)
+        return layout.blob_of_text(read_bytes(path, _LONGEST_STUB, follow=False), depth)
     except OSError:
         return None
 

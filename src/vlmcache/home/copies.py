@@ -16,6 +16,7 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
+from vlmcache.cache.owners import is_anothers
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.weights import Precision
 
@@ -142,12 +143,14 @@ def _is_changed(path: str, file: CopiedFile) -> bool:
 def remove_copies(home: str, repo: str, commit: str | None = None) -> int:
     """Remove the kept copies of a repo, or of one commit of it, and return the bytes freed.
 
+    Root removes none in the home of another user.
+
     Raises:
         OSError: the system refuses.
     """
     root = os.path.join(home, FOLDER, layout.repo_folder("model", repo))
     gone = root if commit is None else os.path.join(root, commit)
-    if not os.path.isdir(gone) or os.path.islink(gone):
+    if not os.path.isdir(gone) or os.path.islink(gone) or is_anothers(gone):
         return 0
     freed = allocated(gone)
     shutil.rmtree(gone)

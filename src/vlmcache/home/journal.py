@@ -1,17 +1,24 @@
 """What vlmcache remembers, in one SQLite file of its own; all of it can be lost without harm.
 
 Every function works without the file: on a read-only home or a full disk nothing is remembered, and
-nothing fails. A damaged file is replaced when there is something to remember.
+nothing fails. A damaged file is replaced when there is something to remember. Root remembers
+nothing in the home of another user, and reads what that user's file says out of a copy in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from vlmcache import log
+from vlmcache.cache.owners import is_anothers
+from vlmcache.cache.reading import read_bytes
+from vlmcache.cache.tree import is_root
 from vlmcache.config import Environment, own_home
 
 # Most commands look here and find no file yet; they need not wait for the library.
@@ -42,6 +49,8 @@ _MOST_ROWS = 1_000_000
 """Rows that are read of a table: of a file that somebody else has filled, no more."""
 _LONGEST_LOAD = 1_000_000
 """Bytes of a result of a load test."""
+_LONGEST_FOREIGN = 64_000_000
+"""Bytes of another user's file that root reads."""
 _FORGET_AFTER = 400 * 86400.0
 
 
@@ -55,6 +64,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
     def __init__(self, home: str) -> None:
         self._home = home
         self._connection: sqlite3.Connection | None = None
+        self._foreign = False
 
     def __exit__(self, *error: object) -> None:
         self._close()
@@ -68,6 +78,10 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         if self._connection is not None:
             return self._connection
         path = os.path.join(self._home, FILE)
+        if is_anothers(self._home) or not _is_roots(path):
+            _say_foreign(self._home)
+            self._foreign, self._connection = True, _copy(path)
+            return self._connection
         if not create and not os.path.exists(path):
             return None
         import sqlite3
@@ -93,7 +107,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         for again in (True, False):
             try:
                 connection = self._open(create=True)
-                if connection is not None:
+                if connection is not None and not self._foreign:
                     work(connection)
                 return
             except sqlite3.Error as error:
@@ -179,13 +193,16 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         return [bytes(content) for (content,) in rows]
 
     def verified(self) -> dict[tuple[Identity, str], float]:
-        """Return (file, hash) -> seconds since the epoch when the file was found to have it."""
+        """Return (file, hash) -> seconds since the epoch when the file was found to have it.
+
+        What another user says of it does not count for root.
+        """
         rows = self._ask(
             "SELECT device, inode, size, mtime_ns, ctime_ns, hash, at FROM verified "
             "WHERE typeof(at) = 'real' AND at BETWEEN 0 AND 1e11 ORDER BY at DESC LIMIT ?",
             _MOST_ROWS,
         )
-        if not rows:
+        if not rows or self._foreign:
             return {}
         from vlmcache.cache.hashing import Identity
 
@@ -244,6 +261,43 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
                 connection.execute("COMMIT")
 
         self._write(work)
+
+
+def _is_roots(path: str) -> bool:
+    """Return whether root may open a file to write: there is none, or it is a plain one of root's.
+
+    Of other users than root, any file will do.
+    """
+    if not is_root():
+        return True
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return True
+    return stat.S_ISREG(status.st_mode) and status.st_uid == 0
+
+
+@functools.cache
+def _say_foreign(home: str) -> None:
+    log.info("journal", "nothing is remembered: root does not write to another's '%s'", home)
+
+
+def _copy(path: str) -> sqlite3.Connection | None:
+    """Return what a file of another user's holds, in memory; `None` if it is not plain tables."""
+    import sqlite3
+
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    # A view could be made to give rows without end. Python 3.10 cannot read out of memory.
+    others = "SELECT 1 FROM sqlite_master WHERE type NOT IN ('table', 'index')"
+    fill = getattr(connection, "deserialize", None)
+    with contextlib.suppress(OSError, sqlite3.Error):
+        content = read_bytes(path, _LONGEST_FOREIGN, follow=False)
+        if content and fill is not None:
+            fill(content)
+            if connection.execute(others).fetchone() is None:
+                return connection
+    connection.close()
+    return None
 
 
 def read_damaged(environment: Environment) -> set[tuple[int, int, int, int]]:

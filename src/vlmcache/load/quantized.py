@@ -6,6 +6,7 @@ A copy is made in a folder of its own and renamed into its place, so a copy that
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -17,6 +18,7 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import ContentChangedError, hash_file
 from vlmcache.cache.mounts import nearest_folder
+from vlmcache.cache.owners import is_anothers
 from vlmcache.cache.weights import Precision
 from vlmcache.config import Session, find_model, own_home
 from vlmcache.errors import DamagedWeightsError, SpaceError, UsageError
@@ -215,6 +217,8 @@ def remove_quantized(
     home, _ = own_home(session.environment)
     repo = find_model(session.config, name, {copy.repo for copy in list_copies(home)}).repo
     root = os.path.join(home, FOLDER, layout.repo_folder("model", repo))
+    if not dry_run:
+        refuse_anothers(root)
     folders = [
         folder
         for folder in copy_folders_of(root)
@@ -256,6 +260,17 @@ def check_space(folder: str, what: str, size: int, min_free: int) -> None:
         )
 
 
+def refuse_anothers(folder: str) -> None:
+    """Make sure that root does not write into the home of another user.
+
+    Raises:
+        PermissionError: it would.
+    """
+    if is_anothers(folder):
+        reason = "root writes nothing in another user's folder: name root's own with VLMCACHE_HOME"
+        raise PermissionError(errno.EACCES, reason, folder)
+
+
 @contextlib.contextmanager
 def new_folder(root: str) -> Iterator[str]:
     """Yield a new folder for what this process makes; it is removed unless it was renamed by then.
@@ -267,6 +282,7 @@ def new_folder(root: str) -> Iterator[str]:
     """
     import psutil
 
+    refuse_anothers(root)
     os.makedirs(root, exist_ok=True)
     for name in os.listdir(root):
         path = os.path.join(root, name)

@@ -13,7 +13,10 @@ import pytest
 from tests.kit.caches import CacheBuilder, CachedRepo, fingerprint
 from tests.kit.contents import Content
 from vlmcache.cache.hashing import identify
+from vlmcache.cache.scan import scan
+from vlmcache.cache.state import CacheState
 from vlmcache.commands.status.status import status
+from vlmcache.commands.verify.repair import repair
 from vlmcache.commands.verify.values import Verification, VerifyOptions
 from vlmcache.commands.verify.verify import verify
 from vlmcache.config import (
@@ -289,3 +292,77 @@ def test_what_to_do_about_damage_is_a_command_that_mends_it(cache: CacheBuilder)
     assert error.hint == f"only models can be repaired: {remedy}"
     shown = status(session)
     assert [one.remedy for one in shown.findings if one.severity == "error"] == [remedy]
+
+
+def test_a_blob_of_a_length_that_no_listing_gives_is_damaged_without_being_read(
+    cache: CacheBuilder, repo: CachedRepo
+) -> None:
+    os.truncate(repo.blob("weights.bin"), 1 << 40)
+    repo.truncated_blob("config.json")
+    value = check(cache)
+    assert {damage.path: damage.problem for damage in value.damaged} == {
+        str(repo.blob("weights.bin")): "oversized-blob",
+        str(repo.blob("config.json")): "truncated-blob",
+    }
+    assert {damage.actual for damage in value.damaged} == {None}
+    assert value.checked == 1
+
+
+def test_a_copy_of_a_length_that_its_listing_does_not_give_is_not_read(
+    cache: CacheBuilder,
+) -> None:
+    repo = cache.repo("org/copies")
+    repo.revision(FILES, link="move")
+    os.truncate(repo.pointer("weights.bin"), 1 << 40)
+    (damage,) = check(cache).damaged
+    assert (damage.path, damage.actual) == (str(repo.pointer("weights.bin")), None)
+
+
+def test_a_blob_of_holes_that_no_listing_names_is_not_read(
+    cache: CacheBuilder, repo: CachedRepo
+) -> None:
+    orphan = repo.orphan_blob(b"q")
+    os.truncate(orphan, 1 << 40)
+    value = check(cache)
+    assert not value.damaged
+    assert [one.path for one in value.unverifiable] == [str(orphan)]
+    assert "holes" in value.unverifiable[0].reason
+    assert value.checked == 3
+
+
+@pytest.mark.parametrize("mending", [True, False], ids=["repair", "verify"])
+def test_what_was_swapped_while_it_ran_is_no_success(
+    cache: CacheBuilder,
+    repo: CachedRepo,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    mending: bool,
+) -> None:
+    def swapped(cache_dir: str) -> CacheState:
+        state = scan(cache_dir)
+        repo.blobs.rename(tmp_path / "aside")
+        repo.blobs.symlink_to(tmp_path / "aside")
+        return state
+
+    monkeypatch.setattr("vlmcache.commands.verify.verify.scan", swapped)
+    monkeypatch.setattr("vlmcache.commands.verify.repair.scan", swapped)
+    if mending:
+        location = CacheLocation(str(cache.root), "test")
+        session = Session(read_environment(), shipped_config(), location)
+        value: Verification = repair(session, options=VerifyOptions(dry_run=True))
+    else:
+        value = check(cache)
+    assert len(value.unverifiable) == 3
+    assert value.problem is not None
+    assert value.problem.exit_code == ExitCode.PARTLY
+    assert "could not be checked" in value.problem.message
+
+
+def test_a_repair_that_could_not_check_all_says_so(cache: CacheBuilder, repo: CachedRepo) -> None:
+    kept = repo.blob("weights.bin").rename(cache.root.parent / "kept")
+    repo.blob("weights.bin").symlink_to(kept)
+    location = CacheLocation(str(cache.root), "test")
+    value = repair(Session(read_environment(), shipped_config(), location))
+    assert value.problem is not None
+    assert value.problem.exit_code == ExitCode.PARTLY
+    assert "could not be checked" in value.problem.message

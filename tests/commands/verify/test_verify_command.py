@@ -93,6 +93,10 @@ def test_an_interruption_ends_it_at_once_and_with_130(
     # A sparse file is long to hash and quick to make.
     with (repo.blobs / ("a" * 64)).open("wb") as file:
         file.truncate(20 << 30)
+    listed = {"size": 9, "blob_id": "b" * 40, "lfs_sha256": "a" * 64, "lfs_size": 20 << 30}
+    repo.trees.mkdir()
+    listing = {"format_version": 1, "files": {"weights.bin": listed}}
+    (repo.trees / f"{'c' * 40}.json").write_text(json.dumps(listing))
     process = vlmcache.start("verify")
     deadline = time.monotonic() + 20
     while not _has_open(process.pid, "a" * 64) and time.monotonic() < deadline:

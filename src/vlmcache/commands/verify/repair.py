@@ -41,7 +41,7 @@ from vlmcache.commands.status.recommend import what_makes_room
 from vlmcache.commands.verify.values import RepairError, RepairReport, Verification, VerifyOptions
 from vlmcache.commands.verify.verify import verify_state
 from vlmcache.config import Session
-from vlmcache.errors import HubError, OfflineError, SpaceError, VlmcacheError
+from vlmcache.errors import HubError, OfflineError, PartlyError, SpaceError, VlmcacheError
 from vlmcache.hub.client import Client
 from vlmcache.hub.listing import check_names, find_commit, list_files
 from vlmcache.hub.retry import Patience
@@ -96,7 +96,7 @@ def repair(
             failure = shortage.error(what_makes_room(known, session, shortage, repos))
         too_full = isinstance(failure, SpaceError)
         if options.dry_run or too_full or (failure is not None and not work.keep_links()):
-            return report.with_problem(failure or work.error)
+            return report.with_problem(failure or work.error or _unchecked(verification))
         space = FreeSpace(cache_dir)
         outcomes, error = work.carry_out(progress)
     finally:
@@ -115,7 +115,15 @@ def repair(
         )
     )
     report = msgspec.structs.replace(report, receipt=receipt, remaining=tuple(remaining))
-    return report.with_problem(error or failure or work.error or _left(remaining, begun))
+    return report.with_problem(
+        error or failure or work.error or _left(remaining, begun) or _unchecked(after)
+    )
+
+
+def _unchecked(verification: Verification) -> PartlyError | None:
+    """Return the failure if nothing is known to be bad, and something could not be checked."""
+    problem = verification.problem
+    return problem if isinstance(problem, PartlyError) else None
 
 
 def _left(remaining: Sequence[str], begun: Sequence[str]) -> RepairError | None:

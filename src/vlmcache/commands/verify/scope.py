@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -11,6 +13,7 @@ import msgspec
 from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge_repo, judge_revision
+from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.hashing import Judged
 from vlmcache.cache.moved import away_error, away_remedy, away_words
 from vlmcache.cache.owners import denial
@@ -23,6 +26,10 @@ from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.units import counted
 
 _WEIGHTS = ".safetensors"
+_HOLES = 1 << 30
+"""Bytes without blocks from which on nobody waits for a file to be hashed."""
+_MOST_HOLES = 8
+"""How many times its blocks such a file is long; filesystems that compress stay below."""
 
 
 class Subject(NamedTuple):
@@ -168,6 +175,10 @@ def subjects_of(scope: Scope, results: Results) -> list[Subject]:
         for commit in scope.commits or ()
         for name in repo.lost_names(commit)
     }
+    sizes: dict[str, set[int]] = defaultdict(set)
+    for tree in repo.trees.values():
+        for entry in tree.values():
+            sizes[entry.etag].add(entry.content_size)
     subjects: list[Subject] = []
     covered: set[tuple[int, int]] = set()
     for name, blob in repo.blobs.items():
@@ -180,12 +191,51 @@ def subjects_of(scope: Scope, results: Results) -> list[Subject]:
         listed = {trees[commit][file].etag for commit, file in links if file in trees[commit]}
         hashes = {name} if layout.is_etag(name) else set(filter(layout.is_etag, listed))
         if len(hashes) == 1:
-            subjects.append(Subject(repo.id, path, name, hashes.pop(), files))
+            subject = Subject(repo.id, path, name, hashes.pop(), files)
+            if _is_worth_reading(subject, blob.size, sizes[subject.expected], results):
+                subjects.append(subject)
         else:
             reason = "its name is not a hash of the Hub's, and no listing names one"
             results.unverifiable.append(Unverifiable(repo.id, path, name, reason, files))
     subjects += _copies(scope, covered, results)
     return subjects
+
+
+def _is_worth_reading(
+    subject: Subject, size: int, sizes: Collection[int], results: Results
+) -> bool:
+    """Return whether only hashing tells if a file is good; note what is known without it.
+
+    Args:
+        subject: the file.
+        size: its length.
+        sizes: the lengths that listings give it.
+        results: what is found.
+    """
+    if sizes and size not in sizes:
+        listed = max(sizes)
+        name = ", ".join(subject.files) or "a blob that nothing links to"
+        results.damaged[subject.path] = Damage(
+            subject.repo,
+            subject.path,
+            subject.blob,
+            subject.expected,
+            None,
+            "truncated-blob" if size < listed else "oversized-blob",
+            f"{name} has {size} of {listed} bytes",
+            subject.files,
+        )
+        return False
+    if not sizes and size >= _HOLES:
+        with contextlib.suppress(OSError):
+            allocated = allocated_bytes(os.stat(subject.path))
+            if size - allocated >= _HOLES and size > _MOST_HOLES * allocated:
+                reason = "nearly all of it is holes, and no listing names its length"
+                results.unverifiable.append(
+                    Unverifiable(subject.repo, subject.path, subject.blob, reason, subject.files)
+                )
+                return False
+    return True
 
 
 def _copies(scope: Scope, covered: set[tuple[int, int]], results: Results) -> Iterator[Subject]:
@@ -196,7 +246,10 @@ def _copies(scope: Scope, covered: set[tuple[int, int]], results: Results) -> It
             expected = listed.etag if listed is not None and layout.is_etag(listed.etag) else None
             path = revision.file_path(file.name)
             if file.kind == "copy" and expected is not None:
-                yield Subject(scope.repo.id, path, None, expected, (file.name,))
+                subject = Subject(scope.repo.id, path, None, expected, (file.name,))
+                sizes = () if listed is None else (listed.content_size,)
+                if _is_worth_reading(subject, file.size, sizes, results):
+                    yield subject
             elif file.kind == "copy" and (file.device, file.inode) not in covered:
                 reason = "a copy in place of a link, and no listing names its hash"
                 results.unverifiable.append(
@@ -269,6 +322,8 @@ def add_findings(scope: Scope, results: Results) -> None:
         is_error = is_damaged and finding.severity == "error"
         known = results.damaged.get(finding.path)
         if (is_error or is_listing) and finding.code in (UNREADABLE, "unreadable-file"):
+            if not is_listing:
+                results.unread.add(finding.path)
             results.unverifiable.append(Unverifiable(repo.id, finding.path, None, finding.detail))
         elif is_error and known is not None:
             results.damaged[finding.path] = msgspec.structs.replace(
@@ -310,7 +365,7 @@ def add_missing(scope: Scope, results: Results, state: CacheState) -> None:
 
 
 def add_denied(scope: Scope, cache_dir: str, results: Results) -> None:
-    """Say who owns what this user may not read of a repo, and what to type."""
+    """Say who owns what this user may not read of a repo, or what else kept it from being read."""
     repo = scope.repo
     listings = os.path.dirname(repo.tree_path("any"))
     paths = [entry.path for entry in results.unverifiable if entry.repo == repo.id]
@@ -324,6 +379,17 @@ def add_denied(scope: Scope, cache_dir: str, results: Results) -> None:
             Finding(
                 "unreadable-file", "warning", repo.id, next(iter(denied)), detail, reasons[0].remedy
             )
+        )
+    others = {
+        entry.path: entry.reason
+        for entry in results.unverifiable
+        if entry.repo == repo.id and entry.path in results.unread and not denied.get(entry.path)
+    }
+    if others:
+        path, reason = next(iter(others.items()))
+        detail = f"{counted(len(others), 'place')} could not be checked: {reason}"
+        results.findings.append(
+            Finding("unreadable-file", "warning", repo.id, path, detail, "run it again")
         )
 
 
