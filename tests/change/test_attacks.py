@@ -291,7 +291,7 @@ def test_whatever_the_owner_of_a_destination_swaps_no_move_writes_elsewhere(part
 def test_a_member_who_holds_one_lock_keeps_no_command_waiting_for_ever(
     hub: LoopbackHub, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlmcache.hub.locks.WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("vlmcache.change.tree.WAIT_SECONDS", 0.2)
     monkeypatch.setattr("vlmcache.hub.locks._GROWTH_SECONDS", 0.2)
     with shared_cache() as shared:
         arguments = COMMANDS[command](shared)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 from pathlib import Path
 
 import pytest
 
+from tests.kit.disks import small_filesystem
 from vlmcache.change import place
 from vlmcache.change.tree import Tree
 
@@ -45,3 +48,25 @@ def test_listings_are_for_their_user_alone_but_in_a_shared_cache(
     finally:
         os.umask(before)
     assert (trees / f"{COMMIT}.json").stat().st_mode & 0o777 == file
+
+
+def test_a_link_that_finds_no_free_inode_is_told_with_its_own_path_and_why() -> None:
+    with small_filesystem(2_000_000, inodes=20) as disk:
+        tree, path = Tree(str(disk)), str(disk / "file")
+        with contextlib.suppress(OSError):
+            for number in itertools.count():
+                (disk / str(number)).touch()
+        for target in ("../../blobs/0", "/elsewhere"):
+            with pytest.raises(OSError, match="No space") as refused:
+                tree.symlink(target, path)
+            problem = place.disk_failure(refused.value, str(disk))
+            assert problem.message == f"the disk is full, no inode is free: {path}"
+
+
+def test_a_disk_without_a_free_byte_is_full() -> None:
+    with small_filesystem(200_000, inodes=20) as disk:
+        path = str(disk / "file")
+        with pytest.raises(OSError, match="No space") as refused:
+            Tree(str(disk)).write(path, bytes(400_000))
+        problem = place.disk_failure(refused.value, path)
+        assert problem.message == f"the disk is full: {path}"

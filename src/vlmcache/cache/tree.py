@@ -22,7 +22,7 @@ BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_f
 """Whether the system opens and changes what a folder's descriptor holds; Windows does not."""
 _OTHER = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EMLINK, errno.ENXIO})
 """What systems answer if a link, a socket or the like is where a folder or file should be."""
-
+_HANDLES = "/proc/self/fd/"
 
 _Tree = TypeVar("_Tree", bound="CacheTree")
 
@@ -107,8 +107,7 @@ class CacheTree:
                 descriptor = below
             yield name, descriptor
         except OSError as error:
-            if error.filename in (*folders, name):
-                error.filename = path
+            name_path(error, path, name)
             raise
         finally:
             os.close(descriptor)
@@ -286,6 +285,20 @@ class CacheTree:
                 if status.st_uid != 0 or status.st_mode & 0o022:
                     return True
         return False
+
+
+def name_path(error: OSError, path: str, name: str = "") -> None:
+    """Let a refusal name the complete path, where it names what only an open folder tells.
+
+    Args:
+        error: the refusal.
+        path: the path.
+        name: its name in the folder; a link that is made has it as the second one.
+    """
+    named = error.filename
+    complete = isinstance(named, str) and os.path.isabs(named) and not named.startswith(_HANDLES)
+    if named is not None and (not complete or (name and error.filename2 == name)):
+        error.filename = path
 
 
 def is_root() -> bool:

@@ -28,7 +28,7 @@ BATCH = min(100, MOST_OPEN)
 MODE = 0o664
 """Mode of the hub's locks, whatever the umask."""
 _POLL_SECONDS = 0.1
-_PROBE_SECONDS = 0.2
+PROBE_SECONDS = 0.2
 """Seconds to wait in any case: whoever only checks whether a lock is held releases it at once."""
 _TOUCH_SECONDS = 600.0
 _LOCKS_STAY_OPEN = sys.platform == "win32"
@@ -85,7 +85,7 @@ class Lock:
         try:
             while not self._try():
                 waited = time.monotonic() - begun
-                limit = max(self.tree.patience, _PROBE_SECONDS)
+                limit = max(self.tree.patience, PROBE_SECONDS)
                 if not (waited < limit if patient is None else patient(waited)):
                     log.info("locks", "waited %.1f s for '%s', which is held", waited, self.path)
                     raise InUseError(f"the hub's lock is held by {self.holder()}: {self.path}")

@@ -43,6 +43,9 @@ def write_moves(place: str | CacheTree, moves: Mapping[str, MoveRecord]) -> None
         OSError: the system refuses.
     """
     tree = Tree(place)
+    if moves:
+        # The folder is the cache's, so that its users take and remove their locks there.
+        tree.make_folders(os.path.join(tree.root, layout.LOCKS))
     # Whose a note is tells what it is worth: one of root's stays root's.
     tree.gives = False
     before = read_moves(tree)

@@ -50,7 +50,7 @@ def disk_failure(error: OSError, path: str) -> VlmcacheError:
     if isinstance(error, StaleError):
         return ChangedError(f"{reason}: {where}", "who else changes this cache? run it again")
     if is_full(error):
-        return SpaceError(f"the disk is full: {where}", "'vlmcache status' shows what makes room")
+        return SpaceError(full_words(where), "'vlmcache status' shows what makes room")
     hint = _WRITE_HINTS.get(error.errno or 0, "'vlmcache doctor' may show why")
     return CacheError(f"the cache cannot be written: {reason}: {where}", hint)
 
@@ -58,6 +58,19 @@ def disk_failure(error: OSError, path: str) -> VlmcacheError:
 def is_full(error: OSError) -> bool:
     """Return whether the system refused because the disk, or the user's share of it, is full."""
     return error.errno in _FULL
+
+
+def full_words(path: str) -> str:
+    """Return what of a disk has run out, when the system says that it is full.
+
+    Args:
+        path: what could not be written.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        disk = os.statvfs(nearest_folder(path))
+        if disk.f_files and not disk.f_favail and disk.f_bavail:
+            return f"the disk is full, no inode is free: {path}"
+    return f"the disk is full: {path}"
 
 
 def check_room(place: str, needs: int, hint: str) -> None:

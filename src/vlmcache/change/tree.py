@@ -20,7 +20,15 @@ from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.reading import FOLDER
-from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter, is_root, stale
+from vlmcache.cache.tree import (
+    BY_DESCRIPTOR,
+    CacheTree,
+    StaleError,
+    enter,
+    is_root,
+    name_path,
+    stale,
+)
 from vlmcache.cache.usage import open_elsewhere
 from vlmcache.change.plan import Attempt, Expected, Outcome, why_refused
 from vlmcache.errors import InUseError
@@ -47,6 +55,7 @@ _HANDLE = _READING | getattr(os, "O_NOFOLLOW", 0)
 """How something is opened only to change its owner, mode and times, a right to read it or not."""
 _SHARED_MODE = 0o775
 """What of a cache's mode counts for what root makes in it: others do not write."""
+_LIKE_MODE = _SHARED_MODE | modes.S_ISGID
 
 
 class TreeEntry(NamedTuple):
@@ -84,8 +93,13 @@ class Tree(CacheTree):
         super().__init__(root)
         self.patience = WAIT_SECONDS if patience is None else patience
 
-    def make_folders(self, path: str, mode: int = 0o777) -> None:
+    def make_folders(self, path: str, mode: int = 0o777, like: CacheTree | None = None) -> None:
         """Make a folder and those above it, as far as they are not there.
+
+        Args:
+            path: the folder.
+            mode: of what is made, before the umask.
+            like: the cache whose owner, group and mode it gets if root makes it.
 
         Raises:
             StaleError: a link or something else is in the place of one.
@@ -104,7 +118,7 @@ class Tree(CacheTree):
                     if not modes.S_ISDIR(status.st_mode):
                         raise stale(place) from None
                 else:
-                    _give(self, name, folder, mode)
+                    _give(self, name, folder, mode, like)
                     sync_folder(os.path.dirname(place) if folder is None else folder)
 
     def create(self, path: str, mode: int = 0o666) -> int:
@@ -296,6 +310,9 @@ class Tree(CacheTree):
             descriptor = os.open(name, _HANDLE, dir_fd=folder)
         try:
             yield changeable(descriptor)
+        except OSError as error:
+            name_path(error, path)
+            raise
         finally:
             os.close(descriptor)
 
@@ -512,7 +529,9 @@ def _refs_first(name: str) -> int:
     return {layout.REFS: 0, layout.SNAPSHOTS: 1}.get(name, 2)
 
 
-def _give(tree: Tree, made: str | int, folder: int | None, mode: int | None) -> None:
+def _give(
+    tree: Tree, made: str | int, folder: int | None, mode: int | None, like: CacheTree | None = None
+) -> None:
     """Give what root has just made the cache's owner and group, and of its mode what it has.
 
     Args:
@@ -520,10 +539,15 @@ def _give(tree: Tree, made: str | int, folder: int | None, mode: int | None) -> 
         made: the descriptor of a file, or the name of a folder or link.
         folder: the descriptor of the folder that it is in.
         mode: what was asked for; `None` for a link.
+        like: another cache, of which it gets the group and all of the mode too.
     """
     if folder is None or not tree.gives or not is_root():
         return
     top = os.fstat(tree.top)
+    if like is not None and (shown := os.fstat(like.top)).st_uid + shown.st_gid != 0:
+        top = shown
+    else:
+        like = None
     if (top.st_uid, top.st_gid) == (0, 0):
         return
     with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
@@ -536,9 +560,11 @@ def _give(tree: Tree, made: str | int, folder: int | None, mode: int | None) -> 
         status = os.fstat(made)
         if status.st_uid != 0 or modes.S_IFMT(status.st_mode) != kind:
             return  # Something else has taken its place by now.
-        group = top.st_gid if status.st_gid == os.getegid() else -1
+        group = top.st_gid if like or status.st_gid == os.getegid() else -1
         os.chown(changeable(made), top.st_uid, group)
-        if mode is not None:
+        if like is not None:
+            os.chmod(changeable(made), modes.S_IMODE(top.st_mode) & _LIKE_MODE)
+        elif mode is not None:
             mode &= modes.S_IMODE(top.st_mode) & _SHARED_MODE
             os.chmod(changeable(made), mode | status.st_mode & modes.S_ISGID)
 

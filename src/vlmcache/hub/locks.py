@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 
 from vlmcache import log
-from vlmcache.change.locks import Lock
-from vlmcache.change.tree import WAIT_SECONDS, Tree
+from vlmcache.change.locks import PROBE_SECONDS, Lock
+from vlmcache.change.tree import Tree
 from vlmcache.progress import StopToken
 
 _TELL_EVERY = 30.0
@@ -32,7 +32,8 @@ def blob_lock(
         stop_token: ends the waiting.
         note: called with a line about the waiting.
         arrived: returns how many bytes of the blob others have brought, at most its length; as long
-            as there are more of them, the waiting continues.
+            as there are more of them, the waiting continues. If not given, what is left of the
+            tree's patience counts.
 
     Raises:
         InUseError: it is held too long.
@@ -42,10 +43,12 @@ def blob_lock(
     tree.make_folders(os.path.dirname(path))
     lock = Lock(tree, path)
     told = most = 0
-    until = WAIT_SECONDS if arrived is None else _GROWTH_SECONDS
+    spent = 0.0
+    until = _GROWTH_SECONDS if arrived is not None else max(tree.patience, PROBE_SECONDS)
 
     def patient(waited: float) -> bool:
-        nonlocal told, most, until
+        nonlocal told, most, until, spent
+        spent = waited
         if waited >= told * _TELL_EVERY:
             told += 1
             log.info("locks", "waiting for %s, which holds '%s'", lock.holder(), path)
@@ -55,7 +58,10 @@ def blob_lock(
         stop_token.check()
         return waited < until
 
-    lock.take(patient)
+    try:
+        lock.take(patient)
+    finally:
+        tree.patience -= spent if arrived is None else 0.0
     try:
         yield
     finally:

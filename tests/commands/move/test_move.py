@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from tests.kit.rooms import LONG, OTHER, WEIGHTS, settle
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.moved import MoveRecord, Note, note_path, read_moves
 from vlmcache.cache.scan import scan
-from vlmcache.cache.state import CacheState
+from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import Usage
 from vlmcache.change.moved_note import write_moves
-from vlmcache.change.plan import Move, RemoveTree
+from vlmcache.change.plan import Kept, Move, RemoveTree
 from vlmcache.commands.backup.backup import backup
 from vlmcache.commands.backup.restore import restore
 from vlmcache.commands.move import apply, survey, values
@@ -408,6 +408,31 @@ def test_a_read_only_destination_is_told(place: Place) -> None:
     with read_only_view(place.other) as view, pytest.raises(CacheError, match="is read-only"):
         place.move(to=view)
     assert fingerprint(place.root) == before
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_source_that_cannot_be_changed_is_refused_before_anything_is_written(
+    place: Place, link: bool
+) -> None:
+    place.repo()
+    with read_only_view(place.root) as view, pytest.raises(CacheError, match="cannot be changed"):
+        move_command.move(place.session_at(view), str(place.other), (), MoveOptions(link))
+    assert not place.other.exists()
+
+
+def test_a_model_that_was_not_moved_is_named_once_with_why(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(_state: CacheState, repos: Sequence[Repo], _usage: Usage) -> tuple[Kept, ...]:
+        return tuple(Kept(repo.path, repo.id, "in use") for repo in repos if repo.id == NAME)
+
+    for name in (NAME, "org/second"):
+        place.cache.repo(name).revision(model_files())
+    monkeypatch.setattr(apply, "repos_in_use", busy)
+    problem = place.move().problem
+    assert problem is not None
+    assert problem.message.startswith(f"not moved: {NAME} is being downloaded")
+    assert problem.message.count(NAME) == problem.message.count("not moved") == 1
 
 
 def test_two_moves_to_one_place_do_not_meet(place: Place) -> None:

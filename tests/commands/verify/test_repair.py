@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +21,7 @@ from tests.kit.pulls import QUICK, REPO, config, content, environment, expected,
 from vlmcache.cache.scan import scan
 from vlmcache.change.names import find_targets
 from vlmcache.change.plan import Fetch
+from vlmcache.change.tree import WAIT_SECONDS
 from vlmcache.commands.verify.repair import repair
 from vlmcache.commands.verify.values import RepairReport, VerifyOptions
 from vlmcache.config import CacheLocation, Session, read_environment
@@ -131,6 +135,29 @@ def test_a_bad_blob_that_nothing_links_to_is_removed(
     assert run.receipt.freed > 0
     assert good.exists()
     assert not bad.exists()
+
+
+def test_a_held_lock_ends_a_repair_after_the_patience_of_every_command(
+    mending_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0.0, 0.1)
+    waited = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None)
+    cache = tmp_path / "cache"
+    repo = CacheBuilder(cache).repo(REPO)
+    repo.revision(FILES)
+    DAMAGE[next(iter(SEEN_BY_HASHING))][0](repo)
+    plan = mend(mending_hub, cache, dry_run=True).plan
+    assert plan is not None
+    names = [action.etag for action in plan.actions if isinstance(action, Fetch)]
+    assert len(names) == 1
+    with repo._lock_file(names[0]).open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        monkeypatch.setattr("vlmcache.change.locks.time", waited)
+        problem = mend(mending_hub, cache).problem
+    assert problem is not None
+    assert problem.exit_code == ExitCode.BUSY
+    assert f"is held by process {os.getpid()} (" in problem.message
+    assert WAIT_SECONDS <= next(clock) < WAIT_SECONDS + 2
 
 
 def test_offline_it_says_what_it_would_need_and_changes_nothing(

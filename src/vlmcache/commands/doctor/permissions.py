@@ -10,7 +10,7 @@ import os
 import stat as modes
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from vlmcache.cache import layout
@@ -164,8 +164,9 @@ def plan_access(entries: Iterable[AccessEntry | Kept], group: int | None) -> Pla
     )
     kept = [entry for entry in seen if isinstance(entry, Kept)]
     actions: list[SetAccess] = []
+    shared = group is not None or (bool(listed) and is_shared(listed))
     for entry in listed:
-        action = _action(entry, group, listed[0].status)
+        action = _action(entry, group, listed[0].status, shared=shared)
         if action is None:
             continue
         if entry.kind != "folder" and entry.status.st_nlink > names[action.device, action.inode]:
@@ -176,7 +177,25 @@ def plan_access(entries: Iterable[AccessEntry | Kept], group: int | None) -> Pla
     return Plan(tuple(actions), kept=tuple(kept))
 
 
-def astray(entry: AccessEntry, top: os.stat_result, *, shared: bool = False) -> bool:
+def is_shared(listed: Sequence[AccessEntry]) -> bool:
+    """Return whether a cache has several users: by its mode, as root's, or by owners of its repos.
+
+    Args:
+        listed: its entries, its folder first.
+    """
+    top = listed[0]
+    owners = {
+        entry.status.st_uid
+        for entry in listed
+        if entry.kind == "folder"
+        and os.path.dirname(entry.path) == top.path
+        and layout.parse_repo_folder(os.path.basename(entry.path)) is not None
+    }
+    several = len(owners - {0}) > 1
+    return several or top.status.st_uid == 0 or bool(top.status.st_mode & 0o022)
+
+
+def astray(entry: AccessEntry, top: os.stat_result, *, shared: bool) -> bool:
     """Return whether an entry belongs to another user than it should: that of the cache's folder.
 
     In a shared cache each user owns what they have added; what root has made belongs to nobody who
@@ -185,14 +204,15 @@ def astray(entry: AccessEntry, top: os.stat_result, *, shared: bool = False) -> 
     Args:
         entry: of the cache.
         top: the cache's folder.
-        shared: whether others share the cache, even if its mode does not say so.
+        shared: whether others share the cache.
     """
     owner = entry.status.st_uid
-    shared = shared or bool(top.st_mode & 0o022)
     return owner != top.st_uid and (owner == 0 or not shared)
 
 
-def _action(entry: AccessEntry, group: int | None, top: os.stat_result) -> SetAccess | None:
+def _action(
+    entry: AccessEntry, group: int | None, top: os.stat_result, *, shared: bool
+) -> SetAccess | None:
     wanted = {"folder": 0o700, "blob": 0o400, "file": 0o600, "link": 0}[entry.kind]
     inherit = False
     if group is not None:
@@ -203,7 +223,7 @@ def _action(entry: AccessEntry, group: int | None, top: os.stat_result) -> SetAc
     mode = old_mode if entry.kind == "link" else (old_mode | wanted) & ~_OTHERS_WRITE
     old_owner, owner = entry.status.st_uid, entry.status.st_uid
     new_group = old_group if group is None or entry.kind == "link" else group
-    if astray(entry, top, shared=group is not None):
+    if astray(entry, top, shared=shared):
         owner = top.st_uid
         new_group = top.st_gid if group is None else group
     reasons = {

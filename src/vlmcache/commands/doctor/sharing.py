@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vlmcache.cache.owners import fix_owners, owner_name
 from vlmcache.cache.state import Finding
+from vlmcache.cache.tree import is_root
 from vlmcache.change.abilities import keeps_modes
 from vlmcache.change.plan import Plan, Receipt, SetAccess
 from vlmcache.change.tree import Tree
@@ -19,6 +20,7 @@ from vlmcache.commands.doctor.permissions import (
     astray,
     entries,
     inherits,
+    is_shared,
     plan_access,
     set_access,
 )
@@ -91,7 +93,8 @@ def check_owners(cache_dir: str) -> Iterator[Finding]:
     """Yield what of a cache belongs to another user than it should, `sudo` having made it."""
     root = os.path.abspath(cache_dir)
     listed = [entry for entry in entries(root) if isinstance(entry, AccessEntry)]
-    lost = [entry for entry in listed if astray(entry, listed[0].status)]
+    shared = bool(listed) and is_shared(listed)
+    lost = [entry for entry in listed if astray(entry, listed[0].status, shared=shared)]
     if lost:
         owners = sorted({owner_name(entry.status.st_uid) for entry in lost})
         belongs = "entry belongs" if len(lost) == 1 else "entries belong"
@@ -210,4 +213,6 @@ def _open_finding(
         return finding("permissions", "error", root, text, remedy)
     text = f"{count} {entry} to change before {sharing.group} can share the cache"
     remedy = f"vlmcache doctor --shared {sharing.group} --fix"
-    return finding("not-shared", "error", root, text, f"sudo {remedy}" if fixed else remedy)
+    return finding(
+        "not-shared", "error", root, text, f"sudo {remedy}" if fixed and not is_root() else remedy
+    )

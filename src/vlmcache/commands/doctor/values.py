@@ -6,6 +6,7 @@ import msgspec
 
 from vlmcache.cache.mounts import AccessTimes
 from vlmcache.cache.state import Finding
+from vlmcache.cache.tree import is_root
 from vlmcache.change.plan import Plan, Receipt
 from vlmcache.errors import CacheError, PartlyError, VlmcacheError
 from vlmcache.report import Report
@@ -118,5 +119,7 @@ class Access(msgspec.Struct, frozen=True):
         return kind(
             f"{len(failed)} of {total} could not be changed: "
             f"{failed[0].detail or failed[0].path}{and_more(len(failed) - 1)}",
-            "only the owner of an entry or root may change it: run it with sudo",
+            None
+            if is_root()
+            else "only the owner of an entry or root may change it: run it with sudo",
         )

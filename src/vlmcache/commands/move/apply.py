@@ -195,7 +195,7 @@ def _refusal(error: OSError, place: str) -> VlmcacheError:
     where = error.filename if isinstance(error.filename, str) else place
     if change_place.is_full(error):
         return SpaceError(
-            f"the disk is full: {where}",
+            change_place.full_words(where),
             "make room, then move again: what was copied is kept; --undo takes it back",
         )
     return CacheError(
@@ -324,9 +324,7 @@ class Mover:
         self.usage = who_uses(self.state, {repo.folder})
         in_use = repos_in_use(self.state, [repo], self.usage)
         if in_use:
-            raise InUseError(
-                f"not moved: {in_use_words(in_use)}", "what was copied is kept: move again later"
-            )
+            raise InUseError(in_use_words(in_use), "what was copied is kept: move again later")
 
     def _switch(self, folder: str) -> VlmcacheError | None:
         """Put the link in the place of the source, and free what the source occupies."""

@@ -227,16 +227,21 @@ class Copier:
             self.staged.unlink(path)
 
     def _link(self, target: str, place: str, status: os.stat_result) -> None:
-        """Make a path of the staged repo a link, with the times of its source."""
+        """Make a path of the staged repo a link, with the owner and times of its source."""
         with contextlib.suppress(OSError):
             if self.staged.readlink(place) == target:
                 return
         self._clear(place)
-        self.target.symlink(target, place)
+        self.staged.symlink(target, place)
         # They show when a model was downloaded and used.
         times = status.st_atime_ns, status.st_mtime_ns
-        with self.staged.parent(place) as (name, folder), _where_possible():
-            os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
+        with self.staged.parent(place) as (name, folder):
+            with _where_possible():
+                os.utime(name, ns=times, dir_fd=folder, follow_symlinks=False)
+            if is_root():
+                with _where_possible():
+                    owner, group = status.st_uid, status.st_gid
+                    os.chown(name, owner, group, dir_fd=folder, follow_symlinks=False)
 
     def _second_name(
         self, tree: CacheTree, source: str, target: str, status: os.stat_result

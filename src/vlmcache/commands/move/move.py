@@ -49,7 +49,7 @@ from vlmcache.commands.move.values import (
 )
 from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import Session
-from vlmcache.errors import ChangedError, InUseError, UnknownModelError, VlmcacheError
+from vlmcache.errors import CacheError, ChangedError, InUseError, UnknownModelError, VlmcacheError
 from vlmcache.progress import Progress
 from vlmcache.units import and_more
 
@@ -106,6 +106,7 @@ def move(
         contained=in_container(),
         seconds=time.monotonic() - begun,
     )
+    _check_source(chosen, state.dir)
     _check_filesystems(chosen, state, place)
     change_place.check_room(place, plan.needs, "make room there, or name fewer models")
     if options.dry_run or value.in_use:
@@ -113,11 +114,24 @@ def move(
     if not (plan.actions or choice.rest or os.path.lexists(target.staged_at(""))):
         nothing = FreeSpace(state.dir).measured(Receipt(()))
         return msgspec.structs.replace(value, receipt=nothing)
-    with _interruption(destination, names), _sole(place) as there:
+    with _interruption(destination, names), _sole(place, state.dir) as there:
         check_same(target, there)
         mover = Mover(state, target, value, choice.rest, progress or Progress(), there)
         value = mover.run()
     return msgspec.structs.replace(value, seconds=time.monotonic() - begun)
+
+
+def _check_source(repos: Sequence[Repo], cache_dir: str) -> None:
+    """Make sure that repos can give way to links: nothing is copied in vain.
+
+    Raises:
+        CacheError: the cache cannot be changed.
+    """
+    if repos and not os.access(cache_dir, os.W_OK | os.X_OK):
+        raise CacheError(
+            f"nothing was moved: {cache_dir} cannot be changed, and what is moved has to leave it",
+            "'vlmcache backup FOLDER/' can copy it",
+        )
 
 
 def _check_filesystems(repos: Sequence[Repo], state: CacheState, place: str) -> None:
@@ -156,7 +170,8 @@ def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveRe
     # Planned under the lock: a move that ends meanwhile must not be taken for an unfinished one.
     is_begun = os.path.lexists(layout.staged_path(place)) or bool(read_moves(place))
     with contextlib.ExitStack() as stack:
-        there = stack.enter_context(_sole(place)) if is_begun and not dry_run else None
+        cache_dir = os.path.realpath(session.cache.dir)
+        there = stack.enter_context(_sole(place, cache_dir)) if is_begun and not dry_run else None
         state = scan(os.path.realpath(session.cache.dir))
         target = read_destination(state, place)
         value = _planned(state.dir, place, plan_undo(state, target))
@@ -213,15 +228,18 @@ def _interruption(destination: str, names: Sequence[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sole(place: str) -> Iterator[Tree]:
-    """Keep other moves to the same destination away, and yield its folder, opened."""
+def _sole(place: str, cache_dir: str) -> Iterator[Tree]:
+    """Keep other moves to the same destination away, and yield its folder, opened.
+
+    If root makes it, it is shared as the cache is.
+    """
     path = layout.staged_path(place, layout.LOCK_SUFFIX)
     tree, above = Tree(place, patience=0.0), Tree(os.path.dirname(place))
     lock = Lock(tree, path)
     with refusals(place):
         above.check_real()
         if not above.exists(place):
-            above.make_folders(place)
+            above.make_folders(place, like=CacheTree(cache_dir))
         tree.check_real()
         staged = Tree(tree)
         staged.gives = False

@@ -114,8 +114,10 @@ class MoveReport(Report, frozen=True):
         if failed:
             repo_id, error = failed[0]
             if len(failed) < len(self.repos):
-                names = f"{repo_id}{and_more(len(failed) - 1)}"
-                return PartlyError(f"not moved: {names}: {error.message}", error.hint)
+                names = f"{repo_id}{and_more(len(failed) - 1)}: "
+                if error.message.startswith(f"{repo_id} ") and len(failed) == 1:
+                    names = ""
+                return PartlyError(f"not moved: {names}{error.message}", error.hint)
             known = (SpaceError, SourceDamagedError, InUseError, ChangedError, CacheError)
             kinds = {kind.code: kind for kind in known}
             return kinds.get(error.code, NotMovedError)(error.message, error.hint)

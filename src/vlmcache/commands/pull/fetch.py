@@ -40,13 +40,27 @@ Downloaded = tuple[list[Outcome], VlmcacheError | None]
 """What became of an order, and the first failure, if there was one."""
 
 
-def download(client: Client, order: DownloadOrder, progress: Progress, workers: int) -> Downloaded:
+def download(
+    client: Client,
+    order: DownloadOrder,
+    progress: Progress,
+    workers: int,
+    cache: Tree | None = None,
+) -> Downloaded:
     """Do what an order's plan says, as far as the hub and the disk allow.
 
     A file that fails does not stop the others, unless they would fail for the same reason. Only
     interruptions are raised: the threads are stopped then, and partial downloads stay.
+
+    Args:
+        client: the hub.
+        order: what to do.
+        progress: shows the progress.
+        workers: how many blobs to fetch at once.
+        cache: the cache, if only its patience counts for locks; if not given, the download of
+            another process is waited for as long as it grows.
     """
-    return _Work(client, order, progress).run(workers)
+    return _Work(client, order, progress, cache).run(workers)
 
 
 _Task = Sequence[Fetch | Link]
@@ -54,11 +68,14 @@ _Task = Sequence[Fetch | Link]
 
 
 class _Work:
-    def __init__(self, client: Client, order: DownloadOrder, progress: Progress) -> None:
+    def __init__(
+        self, client: Client, order: DownloadOrder, progress: Progress, cache: Tree | None
+    ) -> None:
         self.client = client
         self.order = order
         self.progress = progress
-        self.cache = Tree(order.cache_dir)
+        self.cache = cache or Tree(order.cache_dir)
+        self.waits = cache is None
         name = layout.repo_folder("model", order.repo)
         folder = os.path.join(order.cache_dir, name)
         # Links into the shared store are relative to where the repo's folder really is.
@@ -167,7 +184,8 @@ class _Work:
         size, etag = job.listed.content_size, job.listed.etag
         lock = layout.lock_path(self.order.cache_dir, os.path.basename(self.folder), etag)
         stop_token, note = self.client.stop_token, self.client.note
-        with blob_lock(self.cache, lock, stop_token, note, transfer.arrived):
+        arrived = transfer.arrived if self.waits else None
+        with blob_lock(self.cache, lock, stop_token, note, arrived):
             # The process that held the lock before may have done the work.
             bad = place.file_size(job.blob) != size or (
                 etag in self.order.distrusted

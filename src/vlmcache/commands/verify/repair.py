@@ -27,6 +27,7 @@ from vlmcache.change.plan import (
 )
 from vlmcache.change.remove import apply_removals
 from vlmcache.change.space import FreeSpace
+from vlmcache.change.tree import Tree
 from vlmcache.commands.pull.plan import (
     DownloadOrder,
     FileSelection,
@@ -194,7 +195,8 @@ class _Repair:
         """Do everything that is planned, as far as the hub and the disk allow."""
         from vlmcache.commands.pull.fetch import download
 
-        done = [download(self.client, order, progress, WORKERS) for order in self.orders]
+        cache = Tree(self.state.dir)
+        done = [download(self.client, order, progress, WORKERS, cache) for order in self.orders]
         outcomes = [outcome for fetched, _ in done for outcome in fetched]
         if self.removals:
             outcomes += apply_removals(Plan(self.removals), self.state).outcomes
