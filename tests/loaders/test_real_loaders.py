@@ -21,7 +21,7 @@ from tests.loaders.made import CASES, Case, files_of
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
 TOO_LITTLE = {
-    "tokenizer_config.json": "the tokenizer is then guessed from tokenizer.json, and may be another",
+    "tokenizer_config.json": "the tokenizer is then guessed, and may be another",
     "config_sentence_transformers.json": "prompts and the similarity are then the library's own",
     "sentence_bert_config.json": "the longest input is then the library's own",
     "lora/adapter_config.json": "other weights, which a program may load by their folder",
