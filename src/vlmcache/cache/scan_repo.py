@@ -43,10 +43,13 @@ def scan_repo(cache_dir: str, folder: str, *, now: float | None = None) -> Repo 
 
     Its blobs are not joined with the shared store: whether these are present is asked of the disk.
     """
-    path = os.path.join(cache_dir, folder)
-    if layout.parse_repo_folder(folder) is None or not os.path.lexists(path):
+    if layout.parse_repo_folder(folder) is None:
         return None
-    content = RepoContent(cache_dir, folder, os.lstat(path), {})
+    try:
+        status = os.lstat(os.path.join(cache_dir, folder))
+    except OSError:
+        return None
+    content = RepoContent(cache_dir, folder, status, {})
     return read_repo(content, time.time() if now is None else now)
 
 
