@@ -49,12 +49,12 @@ def clash(names: Iterable[str]) -> tuple[str, str] | None:
     """
     seen: dict[str, str] = {}
     for name in sorted(names):
-        other = seen.setdefault(_folded(name), name)
+        other = seen.setdefault(folded(name), name)
         if other != name:
             return other, name
     for name in sorted(seen.values()):
         for end, letter in enumerate(name):
-            other = seen.get(_folded(name[:end]), "") if letter == "/" else ""
+            other = seen.get(folded(name[:end]), "") if letter == "/" else ""
             if other:
                 return other, name
     return None
@@ -94,5 +94,6 @@ def paths_of(
     yield from (f"{folder}/{layout.REFS}/{ref}" for ref in refs)
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """Return what names have in common that a filesystem can take for one: case, composition."""
     return unicodedata.normalize("NFC", name).casefold()

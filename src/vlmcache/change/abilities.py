@@ -11,11 +11,11 @@ import os
 import re
 import secrets
 import stat as modes
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
+from vlmcache.cache.case import folded
 from vlmcache.cache.locks import flock
 from vlmcache.cache.mounts import LOCAL, mount_of, nearest_folder
 from vlmcache.change.tree import Tree, entry_names
@@ -263,7 +263,7 @@ def _alike(names: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield the pairs of names that a filesystem can take for one: by case, or by composition."""
     known: dict[str, str] = {}
     for name in names:
-        other = known.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        other = known.setdefault(folded(name), name)
         if other != name:
             yield other, name
 

@@ -51,7 +51,7 @@ def check_paths(session: Session, paths: tuple[PathFact, ...]) -> Iterator[Findi
             )
 
 
-def check_filesystem(
+def filesystem_findings(
     filesystem: Filesystem, path: str, config: Config, frees: str
 ) -> list[Finding]:
     """Return what the cache's filesystem cannot do."""

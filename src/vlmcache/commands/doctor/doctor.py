@@ -18,10 +18,10 @@ from vlmcache.change.tree import Tree
 from vlmcache.commands.doctor.checks import (
     INSTALL_LOAD,
     check_cache,
-    check_filesystem,
     check_paths,
     check_permissions,
     check_versions,
+    filesystem_findings,
     finding,
 )
 from vlmcache.commands.doctor.sharing import check_owners, check_sharing
@@ -90,7 +90,7 @@ def diagnose(
     findings += check_paths(session, paths)
     steps = seen.recommendations if seen is not None else ()
     advised = Advice(session)
-    findings += check_filesystem(filesystem, location.dir, config, what_frees(steps, advised))
+    findings += filesystem_findings(filesystem, location.dir, config, what_frees(steps, advised))
     findings += check_permissions(location.dir)
     findings += check_owners(location.dir)
     findings += check_versions(versions)

@@ -29,7 +29,7 @@ _AFTER = 0.001
 """Seconds by which what a model needs counts as used later, so that the model goes first."""
 
 
-class Remembered(NamedTuple):
+class JournalFacts(NamedTuple):
     """What our journal says of a cache."""
 
     uses: Mapping[tuple[str, str, str], float]
@@ -61,12 +61,12 @@ class Known:
         return mount_of(self.state.dir)
 
     @cached_property
-    def remembered(self) -> Remembered:
+    def remembered(self) -> JournalFacts:
         """What our journal says of the cache."""
         if self.cache is not None:
             return self.cache.remembered
         with Journal(own_home(self.environment)[0]) as journal:
-            return Remembered(journal.uses(self.state.dir), journal.damaged())
+            return JournalFacts(journal.uses(self.state.dir), journal.damaged())
 
     @cached_property
     def used(self) -> dict[Key, LastUse]:
