@@ -8,10 +8,12 @@ The layout is the one that huggingface_hub 2.4 reads and writes: see its `file_d
 from __future__ import annotations
 
 import fnmatch
+import functools
 import itertools
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import TypeVar
 
 BLOBS = "blobs"
 SNAPSHOTS = "snapshots"
@@ -118,6 +120,14 @@ _LONGEST_NAME = 4000
 _MOST_FOLDERS = 100
 """Folders one in another that a file of a repo may be in: what makes them calls itself for each."""
 _REF = re.compile(r"[0-9A-Za-z_][^\x00-\x20\\:*?\[~^\x7f]{0,254}")
+
+
+_T = TypeVar("_T")
+
+
+def by_name(say: Callable[[str], _T]) -> Callable[[str], _T]:
+    """Remember what a function says of a file's name: a cache has the same names in many repos."""
+    return functools.lru_cache(maxsize=1 << 14)(say)
 
 
 def repo_folder(kind: str, repo_id: str) -> str:

@@ -149,6 +149,7 @@ def decoded(content: bytes | None) -> Any:
         return None
 
 
+@layout.by_name
 def is_module(name: str) -> bool:
     """Return whether a file is in a folder that is named like a module of sentence-transformers."""
     return _NUMBERED.match(name) is not None
