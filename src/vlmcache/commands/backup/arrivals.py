@@ -166,7 +166,7 @@ class Arrivals:
             raise
         self._tree.rename(place, final)
         # Nobody needs or writes an interrupted download now: we hold its lock.
-        self._tree.discard(partial)
+        partials.discard(self._tree, partial, name)
         return taken
 
     def _fill(

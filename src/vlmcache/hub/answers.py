@@ -1,0 +1,164 @@
+"""What an answer about a file sends: from which byte, in which coding, or that it is a web page.
+
+Proxies and mirrors compress, relabel and cut. The hash decides in the end; a header only helps to
+read the bytes, and to ask otherwise if they cannot be used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from vlmcache.cache.formats import is_weights
+from vlmcache.hub.client import Client
+from vlmcache.hub.retry import NoRangeError, TroubleError, bad_answer
+
+_PART = re.compile(r"\s*bytes[ =]*(\d+)\s*-\s*(\d+)\s*/\s*(\d+|\*)\s*", re.IGNORECASE)
+_CODINGS = frozenset({"gzip", "deflate", "br", "zstd", "compress"})
+"""All other words, `identity`, `aws-chunked` and `binary` among them, say nothing about a body."""
+_SHOWN_BY_BEGINNING = frozenset({"gzip", "zstd"})
+"""Codings that decode nothing else: their data begins with a number of their own."""
+_COMPRESSED_NAMES = (".gz", ".tgz", ".zst", ".br", ".z")
+_PAGE_NAMES = (".html", ".htm", ".xhtml")
+_PAGE = re.compile(rb"[\s\xef\xbb\xbf]*<(?:!doctype\s+html|html\b)", re.IGNORECASE)
+_ELEMENT = re.compile(rb"[\s\xef\xbb\xbf]*<[a-z!?]", re.IGNORECASE)
+_HEAD = 256
+"""Bytes that show a web page."""
+_SLICE = 1024
+"""Bytes that are decoded at once: what they can become is small."""
+_KEPT = 64
+"""Slices that are remembered until the first byte is decoded."""
+
+
+class Answer:
+    """An answer of status 200 or 206 about a file.
+
+    Args:
+        client: the hub.
+        response: the answer.
+        name: the file's name in the repo.
+        size: the file's length in bytes, as listed.
+        asked: the offset from which a part was asked for, 0 if all was.
+
+    Attributes:
+        start: the offset from which it sends the file.
+
+    Raises:
+        NoRangeError: it sends something else than the part; asked for all, it may send that.
+        TroubleError: it sends something else.
+    """
+
+    def __init__(self, client: Client, response: Any, name: str, size: int, asked: int) -> None:
+        self._client = client
+        self._response = response
+        self._name = name.lower()
+        self._size = size
+        headers = response.headers
+        length = headers.get("Content-Length", "")
+        self._length = int(length) if length.isascii() and length.isdecimal() else None
+        words = headers.get("Content-Encoding", "").lower().split(",")
+        codings = [word.strip().removeprefix("x-") for word in words]
+        self._codings = [coding for coding in codings if coding in _CODINGS]
+        if response.status_code == 206 and asked:
+            self.start = self._start_of_part(asked)
+            self._codings = []
+        else:
+            self.start = 0
+            self._check_all()
+
+    @property
+    def is_all(self) -> bool:
+        """Whether its end, once reached, is the end of what it is about; a lost line shows."""
+        chunked = "chunked" in self._response.headers.get("Transfer-Encoding", "").lower()
+        return self._response.status_code != 206 and (chunked or self._length is not None)
+
+    def content(self, raw: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the file's bytes from `start` on.
+
+        Args:
+            raw: the answer's body as it arrives.
+
+        Raises:
+            TroubleError: it is something else.
+        """
+        data = self._decoded(raw) if self._codings else raw
+        if self.start or self._length == self._size or self._name.endswith(_PAGE_NAMES):
+            yield from data
+            return
+        head = b""
+        for piece in data:
+            head += piece
+            if len(head) >= _HEAD or (head.strip() and not _ELEMENT.match(head)):
+                break
+        looks_so = _PAGE.match(head) or (
+            _ELEMENT.match(head)
+            and is_weights(self._name)
+            and "html" in self._response.headers.get("Content-Type", "")
+        )
+        if looks_so:
+            raise TroubleError(bad_answer(self._response, "a web page"))
+        yield head
+        yield from data
+
+    def _start_of_part(self, asked: int) -> int:
+        headers, size = self._response.headers, self._size
+        match = _PART.fullmatch(headers.get("Content-Range", ""))
+        if match is not None:
+            start = int(match[1])
+            # An encoded body's offsets are those of what it was encoded to.
+            clear = match[3] == str(size) or (match[3] == "*" and not self._codings)
+        else:
+            start = {size: 0, size - asked: asked}.get(self._length or 0, size)
+            clear = not self._codings and "multipart" not in headers.get("Content-Type", "")
+        if not clear or start > asked:
+            problem = bad_answer(self._response, "another part of the file than it was asked for")
+            raise NoRangeError(problem)
+        return start
+
+    def _check_all(self) -> None:
+        codings = self._codings
+        library = self._client.library
+        known = library.session.headers.get("Accept-Encoding", "gzip, deflate")
+        unknown = [coding for coding in codings if coding not in known]
+        if self._length == self._size and (
+            unknown
+            or not _SHOWN_BY_BEGINNING.issuperset(codings)
+            or self._name.endswith(_COMPRESSED_NAMES)
+        ):
+            codings = self._codings = []
+        if not codings and self._length not in (None, self._size):
+            what = f"{self._length:,} bytes, and not the {self._size:,} that are listed,"
+        elif codings and (unknown or len(codings) > 2):
+            what = f"a body in the coding {', '.join(codings)}, which cannot be decoded,"
+        else:
+            return
+        raise TroubleError(bad_answer(self._response, what))
+
+    def _decoded(self, raw: Iterator[bytes]) -> Iterator[bytes]:
+        http = self._client.library.http
+        slices = (data[at : at + _SLICE] for data in raw for at in range(0, len(data), _SLICE))
+        kept: list[bytes] = []
+        begun = False
+
+        def fed() -> Iterator[bytes]:
+            most = self._size // _SLICE + self._size // (50 * _SLICE) + _KEPT
+            for number, piece in enumerate(slices):
+                if number > most:
+                    break  # No coding makes a file that much longer.
+                if not begun and number < _KEPT:
+                    kept.append(piece)
+                yield piece
+
+        headers = {"Content-Encoding": ", ".join(self._codings)}
+        try:
+            for data in http.Response(200, headers=headers, content=fed()).iter_bytes():
+                begun = True
+                yield data
+        except http.DecodingError:
+            if begun or len(kept) >= _KEPT:
+                what = f"a body that is not the {headers['Content-Encoding']} that it says it is,"
+                raise TroubleError(bad_answer(self._response, what)) from None
+            # It was not encoded.
+            yield from kept
+            yield from slices
