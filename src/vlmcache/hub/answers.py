@@ -17,8 +17,8 @@ from vlmcache.hub.retry import NoRangeError, TroubleError, bad_answer
 _PART = re.compile(r"\s*bytes[ =]*(\d+)\s*-\s*(\d+)\s*/\s*(\d+|\*)\s*", re.IGNORECASE)
 _CODINGS = frozenset({"gzip", "deflate", "br", "zstd", "compress"})
 """All other words, `identity`, `aws-chunked` and `binary` among them, say nothing about a body."""
-_SHOWN_BY_BEGINNING = frozenset({"gzip", "zstd"})
-"""Codings that decode nothing else: their data begins with a number of their own."""
+_BEGINNINGS = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "compress": b"\x1f\x9d"}
+"""What the data of a coding begins with, if it has a number of its own."""
 _COMPRESSED_NAMES = (".gz", ".tgz", ".zst", ".br", ".z")
 _PAGE_NAMES = (".html", ".htm", ".xhtml")
 _PAGE = re.compile(rb"[\s\xef\xbb\xbf]*<(?:!doctype\s+html|html\b)", re.IGNORECASE)
@@ -43,6 +43,7 @@ class Answer:
 
     Attributes:
         start: the offset from which it sends the file.
+        doubt: a coding that it names and that cannot be decoded; the hash shows if it has none.
 
     Raises:
         NoRangeError: it sends something else than the part; asked for all, it may send that.
@@ -60,12 +61,18 @@ class Answer:
         words = headers.get("Content-Encoding", "").lower().split(",")
         codings = [word.strip().removeprefix("x-") for word in words]
         self._codings = [coding for coding in codings if coding in _CODINGS]
+        self.doubt: str | None = None
         if response.status_code == 206 and asked:
             self.start = self._start_of_part(asked)
             self._codings = []
         else:
             self.start = 0
             self._check_all()
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether its body is decoded: then it may have any length."""
+        return bool(self._codings)
 
     @property
     def is_all(self) -> bool:
@@ -83,7 +90,7 @@ class Answer:
             TroubleError: it is something else.
         """
         data = self._decoded(raw) if self._codings else raw
-        if self.start or self._length == self._size or self._name.endswith(_PAGE_NAMES):
+        if self.start or self._length == self._size:
             yield from data
             return
         head = b""
@@ -91,23 +98,38 @@ class Answer:
             head += piece
             if len(head) >= _HEAD or (head.strip() and not _ELEMENT.match(head)):
                 break
-        looks_so = _PAGE.match(head) or (
-            _ELEMENT.match(head)
-            and is_weights(self._name)
-            and "html" in self._response.headers.get("Content-Type", "")
-        )
-        if looks_so:
+        if self.doubt is not None and head.startswith(_BEGINNINGS.get(self.doubt, b"\0" * _HEAD)):
+            raise self.problem("")
+        if self._is_page(head):
             raise TroubleError(bad_answer(self._response, "a web page"))
         yield head
         yield from data
+
+    def problem(self, what: str) -> TroubleError:
+        """Return the failure of an answer whose bytes are not those of the file.
+
+        Args:
+            what: what it is, if it does not say that nobody here can read it.
+        """
+        if self.doubt is not None:
+            what = f"a body in the coding {self.doubt}, which cannot be decoded,"
+        return TroubleError(bad_answer(self._response, what))
+
+    def _is_page(self, head: bytes) -> bool:
+        if self._name.endswith(_PAGE_NAMES):
+            return False
+        says_so = "html" in self._response.headers.get("Content-Type", "")
+        element = says_so and is_weights(self._name) and _ELEMENT.match(head)
+        return bool(element or _PAGE.match(head))
 
     def _start_of_part(self, asked: int) -> int:
         headers, size = self._response.headers, self._size
         match = _PART.fullmatch(headers.get("Content-Range", ""))
         if match is not None:
             start = int(match[1])
-            # An encoded body's offsets are those of what it was encoded to.
-            clear = match[3] == str(size) or (match[3] == "*" and not self._codings)
+            # The offsets of an encoded body are those of the file or of what it was encoded to.
+            plain = self._length == int(match[2]) + 1 - start
+            clear = match[3] in (str(size), "*") and (plain or not self._codings)
         else:
             start = {size: 0, size - asked: asked}.get(self._length or 0, size)
             clear = not self._codings and "multipart" not in headers.get("Content-Type", "")
@@ -117,23 +139,21 @@ class Answer:
         return start
 
     def _check_all(self) -> None:
-        codings = self._codings
-        library = self._client.library
+        library, codings = self._client.library, self._codings
         known = library.session.headers.get("Accept-Encoding", "gzip, deflate")
-        unknown = [coding for coding in codings if coding not in known]
+        self.doubt = next((coding for coding in codings if coding not in known), None)
         if self._length == self._size and (
-            unknown
-            or not _SHOWN_BY_BEGINNING.issuperset(codings)
+            self.doubt is not None
+            or not _BEGINNINGS.keys() >= set(codings)
             or self._name.endswith(_COMPRESSED_NAMES)
         ):
-            codings = self._codings = []
-        if not codings and self._length not in (None, self._size):
+            codings, self.doubt = [], None
+        if len(codings) > 2:
+            self.doubt = ", ".join(codings)
+        if self._length not in (None, self._size) and (self.doubt is not None or not codings):
             what = f"{self._length:,} bytes, and not the {self._size:,} that are listed,"
-        elif codings and (unknown or len(codings) > 2):
-            what = f"a body in the coding {', '.join(codings)}, which cannot be decoded,"
-        else:
-            return
-        raise TroubleError(bad_answer(self._response, what))
+            raise self.problem(what)
+        self._codings = codings if self.doubt is None else []
 
     def _decoded(self, raw: Iterator[bytes]) -> Iterator[bytes]:
         http = self._client.library.http
@@ -158,7 +178,7 @@ class Answer:
         except http.DecodingError:
             if begun or len(kept) >= _KEPT:
                 what = f"a body that is not the {headers['Content-Encoding']} that it says it is,"
-                raise TroubleError(bad_answer(self._response, what)) from None
+                raise self.problem(what) from None
             # It was not encoded.
             yield from kept
             yield from slices

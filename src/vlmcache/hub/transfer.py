@@ -35,7 +35,7 @@ from vlmcache.home.journal import Journal, read_damaged
 from vlmcache.hub.answers import Answer
 from vlmcache.hub.client import Client
 from vlmcache.hub.ranges import Ranges, Spare
-from vlmcache.hub.retry import Backoff, NoRangeError, TroubleError, bad_answer
+from vlmcache.hub.retry import Backoff, NoRangeError, TroubleError
 from vlmcache.units import size_text
 
 _TRIES = 3
@@ -227,12 +227,11 @@ class Transfer:
             ranges.opened(response)
             for data in answer.content(self._arriving(response, ranges)):
                 if file.sent + len(data) > size:
-                    what = f"more than the {size:,} bytes that are listed"
-                    raise TroubleError(bad_answer(response, what))
+                    raise answer.problem(f"more than the {size:,} bytes that are listed")
                 file.add(data)
                 if file.position < before:
                     ranges.close()
-                if ranges.reached(file.position):
+                if ranges.reached(file.position) or (answer.is_coded and file.sent == size):
                     return
         if file.sent < stop:
             problem = HubError(
@@ -244,7 +243,7 @@ class Transfer:
                 what = (
                     f"{file.sent:,} bytes of {self.job.file}, and not the {size:,} that are listed,"
                 )
-                problem = bad_answer(response, what)
+                raise answer.problem(what)
             raise TroubleError(problem)
 
     def _arriving(self, response: Any, ranges: Ranges) -> Iterator[bytes]:
