@@ -110,7 +110,7 @@ def test_a_coding_that_nobody_here_can_read_does_not_matter_if_the_body_has_none
         ("zstd", "junk", "a body in the coding zstd, which cannot be decoded"),
         ("gzip, gzip, gzip", "gzip, gzip, gzip", "which cannot be decoded"),
         ("", "junk", "100,000 bytes, and not the 200,000 that are listed"),
-        ("gzip", "junk", "and not the 200,000 that are listed"),
+        ("gzip", "junk", "a body that is not the gzip that it says it is"),
         ("gzip", "bomb", "more than the 200,000 bytes that are listed"),
     ],
 )
@@ -206,7 +206,7 @@ def test_a_web_page_is_never_part_of_a_weight_file(
     hub.fault(page(kind, sized=sized).on(WEIGHTS, host="cdn"))
     run = pull_begun(hub, tmp_path, begun)
     assert_right(run, tmp_path)
-    pages = 79
+    pages = 80
     assert hub.bytes_sent(WEIGHTS) == SIZE - begun + pages
 
 
@@ -248,7 +248,7 @@ PERMANENT: dict[str, tuple[Fault, str, int]] = {
     "451 of the hub": (status(451), "hub", 1),
     "web page": (html(), "cdn", 2),
     "another length": (headers({"Content-Length": "77"}), "cdn", 2),
-    "redirect loop": (redirect_loop(), "cdn", 20),
+    "redirect loop": (redirect_loop(), "cdn", 18),
     "416 without a part": (status(416), "cdn", 2),
 }
 PASSING: dict[str, tuple[Fault, str]] = {

@@ -63,6 +63,7 @@ class Fault:
     changed: tuple[tuple[str, str | None], ...] = ()
     coding: str = ""
     sized: bool = True
+    parts_only: bool = False
 
     def on(
         self,
@@ -140,6 +141,11 @@ def no_range() -> Fault:
     return Fault("no_range")
 
 
+def no_parts() -> Fault:
+    """Answer a request for a range with 416, and send the whole file to who asks for that."""
+    return Fault("status", status=416, parts_only=True)
+
+
 def wrong_etag(etag: str = "0" * 64) -> Fault:
     """Give another hash in ETag and X-Linked-ETag of answers about files."""
     return Fault("wrong_etag", etag=etag)
@@ -193,7 +199,7 @@ def coded(coding: str, *, label: str | None = None, length: Length = "right") ->
     Args:
         coding: what is done to the body: gzip, deflate, "raw deflate", "identity", or two of them
             with a comma. `junk` replaces it by what decodes to nothing, `bomb` by one that decodes
-            to a thousand times as much.
+            to twenty times as much.
         label: the Content-Encoding, the same unless given.
         length: what Content-Length says: the body's length, none, the decoded file's, or none with
             chunks that say where the end is.
@@ -226,7 +232,7 @@ def encoded(data: bytes, coding: str) -> bytes:
                 raw = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
                 data = raw.compress(data) + raw.flush()
             case "bomb":
-                data = gzip.compress(bytes(1000 * len(data)), 9, mtime=0)
+                data = gzip.compress(bytes(20 * len(data)), 1, mtime=0)
             case "junk":
                 data = b"\x1b" * (len(data) // 2)
     return data

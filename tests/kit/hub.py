@@ -43,6 +43,7 @@ from tests.kit.faults import (
     html,
     in_chunks,
     malformed_json,
+    no_parts,
     no_range,
     no_sizes,
     rate_limited,
@@ -70,6 +71,7 @@ __all__ = [
     "headers",
     "html",
     "malformed_json",
+    "no_parts",
     "no_range",
     "no_sizes",
     "rate_limited",
@@ -763,6 +765,8 @@ def _encode(fault: Fault, reply: _Reply) -> None:
 def _has_effect(fault: Fault, asked: _Asked, reply: _Reply) -> bool:
     """Say whether the fault would change this answer."""
     kind = fault.kind
+    if fault.parts_only and asked.range is None:
+        return False
     if kind == "expired":
         return "X-Signature" in asked.query and reply.status != 403
     if kind in ("no_range", "begins"):

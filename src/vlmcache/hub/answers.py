@@ -21,8 +21,9 @@ _BEGINNINGS = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "compress": b"\
 """What the data of a coding begins with, if it has a number of its own."""
 _COMPRESSED_NAMES = (".gz", ".tgz", ".zst", ".br", ".z")
 _PAGE_NAMES = (".html", ".htm", ".xhtml")
-_PAGE = re.compile(rb"[\s\xef\xbb\xbf]*<(?:!doctype\s+html|html\b)", re.IGNORECASE)
-_ELEMENT = re.compile(rb"[\s\xef\xbb\xbf]*<[a-z!?]", re.IGNORECASE)
+_BLANK = b" \t\r\n\xef\xbb\xbf"
+_PAGE = re.compile(rb"<(?:!doctype\s+html|html\b)", re.IGNORECASE)
+_ELEMENT = re.compile(rb"<[a-z!?]", re.IGNORECASE)
 _HEAD = 256
 """Bytes that show a web page."""
 _SLICE = 1024
@@ -56,6 +57,7 @@ class Answer:
         self._name = name.lower()
         self._size = size
         headers = response.headers
+        self._kind = headers.get("Content-Type", "").lower()
         length = headers.get("Content-Length", "")
         self._length = int(length) if length.isascii() and length.isdecimal() else None
         words = headers.get("Content-Encoding", "").lower().split(",")
@@ -96,8 +98,11 @@ class Answer:
         head = b""
         for piece in data:
             head += piece
-            if len(head) >= _HEAD or (head.strip() and not _ELEMENT.match(head)):
+            if len(head) >= _HEAD or head.lstrip(_BLANK)[:1] not in (b"", b"<"):
                 break
+        else:
+            # That it ended here may be why it does not look like a page.
+            head = head if len(head) == self._size or self._is_page(head) else b""
         if self.doubt is not None and head.startswith(_BEGINNINGS.get(self.doubt, b"\0" * _HEAD)):
             raise self.problem("")
         if self._is_page(head):
@@ -118,8 +123,8 @@ class Answer:
     def _is_page(self, head: bytes) -> bool:
         if self._name.endswith(_PAGE_NAMES):
             return False
-        says_so = "html" in self._response.headers.get("Content-Type", "")
-        element = says_so and is_weights(self._name) and _ELEMENT.match(head)
+        head = head.lstrip(_BLANK)
+        element = "html" in self._kind and is_weights(self._name) and _ELEMENT.match(head)
         return bool(element or _PAGE.match(head))
 
     def _start_of_part(self, asked: int) -> int:
@@ -128,11 +133,11 @@ class Answer:
         if match is not None:
             start = int(match[1])
             # The offsets of an encoded body are those of the file or of what it was encoded to.
-            plain = self._length == int(match[2]) + 1 - start
-            clear = match[3] in (str(size), "*") and (plain or not self._codings)
+            lengths = {int(match[2]) + 1 - start} | (set() if self._codings else {None})
+            clear = match[3] in (str(size), "*") and self._length in lengths
         else:
             start = {size: 0, size - asked: asked}.get(self._length or 0, size)
-            clear = not self._codings and "multipart" not in headers.get("Content-Type", "")
+            clear = not self._codings and "multipart" not in self._kind
         if not clear or start > asked:
             problem = bad_answer(self._response, "another part of the file than it was asked for")
             raise NoRangeError(problem)
@@ -176,7 +181,7 @@ class Answer:
                 begun = True
                 yield data
         except http.DecodingError:
-            if begun or len(kept) >= _KEPT:
+            if begun or len(kept) >= _KEPT or self._length not in (None, self._size):
                 what = f"a body that is not the {headers['Content-Encoding']} that it says it is,"
                 raise self.problem(what) from None
             # It was not encoded.

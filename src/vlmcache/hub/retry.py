@@ -144,7 +144,7 @@ def bad_answer(response: Any, what: str = "something else") -> BadAnswerError:
         response: the answer.
         what: what it is, if it does not say that it is a web page.
     """
-    kind = response.headers.get("Content-Type", "").partition(";")[0]
+    kind = response.headers.get("Content-Type", "").partition(";")[0].lower()
     what = "a web page" if "html" in kind else what
     host = urlsplit(str(response.url)).netloc.rpartition("@")[2]
     return BadAnswerError(
