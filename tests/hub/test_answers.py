@@ -46,10 +46,19 @@ FILES: dict[str, Content] = {"config.json": b"{}", WEIGHTS: DATA}
 
 NOTHING = ["identity", "Identity", "", "aws-chunked", "binary", "none, identity", "utf-8", "foo"]
 READ = ["gzip", "deflate", "raw deflate", "gzip, gzip", "deflate, gzip"]
-LENGTHS: list[Length] = ["right", "none", "file", "chunks"]
-# header, body -> whether the file comes of it
+# header, body
 CODINGS = [(label, "identity") for label in NOTHING] + [(coding, coding) for coding in READ]
 CODINGS += [("GZIP", "gzip"), ("x-gzip", "gzip"), ("gzip, identity", "gzip"), ("gzip", "identity")]
+ODD_LENGTHS: list[Length] = ["file", "chunks"]
+LENGTHS: list[tuple[str, str, Length]] = [
+    *((label, body, "right") for label, body in CODINGS),
+    *((label, body, "none") for label, body in CODINGS if body != "identity" or label == "gzip"),
+    *(
+        (label, body, length)
+        for label, body in [("Identity", "identity"), ("gzip", "gzip"), ("gzip", "identity")]
+        for length in ODD_LENGTHS
+    ),
+]
 
 
 @pytest.fixture
@@ -82,8 +91,7 @@ def assert_right(run: PullReport, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("begun", [0, BEGUN], ids=["all", "rest"])
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize(("label", "coding"), CODINGS)
+@pytest.mark.parametrize(("label", "coding", "length"), LENGTHS)
 def test_a_body_that_can_be_read_arrives_whatever_its_headers_say(
     hub: LoopbackHub, tmp_path: Path, label: str, coding: str, length: Length, begun: int
 ) -> None:
@@ -93,8 +101,8 @@ def test_a_body_that_can_be_read_arrives_whatever_its_headers_say(
 
 
 @pytest.mark.parametrize("begun", [0, BEGUN], ids=["all", "rest"])
-@pytest.mark.parametrize("label", ["br", "zstd", "compress", "gzip, br"])
-@pytest.mark.parametrize("length", ["right", "none", "chunks"])
+@pytest.mark.parametrize("label", ["br", "zstd", "gzip, br"])
+@pytest.mark.parametrize("length", ["right", "none"])
 def test_a_coding_that_nobody_here_can_read_does_not_matter_if_the_body_has_none(
     hub: LoopbackHub, tmp_path: Path, label: str, length: Length, begun: int
 ) -> None:
