@@ -25,7 +25,8 @@ _Known: TypeAlias = tuple[int, int, int, int]
 """Device, inode, size and mtime in ns of a file."""
 SYNC_EVERY = 16 << 20
 """Bytes after which a download is brought to the disk: what a lost power supply can cost."""
-
+_TOUCH_EVERY = 1 << 20
+"""Compared bytes after which others are to see that a download continues."""
 
 _NOT_HERE = frozenset(
     {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
@@ -251,7 +252,7 @@ class ArrivingBlob(ResumableFile):
             if not known:
                 raise OSError(errno.EIO, "the partial download became shorter")
             same = _common_length(known, data)
-            if (self.sent + same) // SYNC_EVERY > self.sent // SYNC_EVERY:
+            if (self.sent + same) // _TOUCH_EVERY > self.sent // _TOUCH_EVERY:
                 os.utime(self._descriptor)  # It is in use, although it does not grow.
             self.sent += same
             data = data[same:]

@@ -91,9 +91,8 @@ class Transfer:
         """Bytes that came over the network, including those that were thrown away."""
 
     def arrived(self) -> int:
-        """Return how many bytes of the blob are on the disk, at most its length."""
-        sizes = [status.st_size for status, _ in self._downloads()]
-        return min(sum(sizes), self.job.listed.content_size)
+        """Return when something of the blob was last written or compared, in ns; 0 for never."""
+        return max((status.st_mtime_ns for status in self._downloads()), default=0)
 
     def run(self) -> None:
         """Fetch, check and publish the blob.
@@ -148,7 +147,7 @@ class Transfer:
         job.tree.rename(job.partial, job.blob)
         partials.discard(job.tree, job.partial, job.listed.etag)
 
-    def _downloads(self) -> Iterator[tuple[os.stat_result, str]]:
+    def _downloads(self) -> Iterator[os.stat_result]:
         """Yield the unfinished downloads of the blob: the client's, and the one that is ours."""
         tree, blobs = self.job.tree, self.job.blobs
         with contextlib.suppress(FileNotFoundError):
@@ -156,10 +155,9 @@ class Transfer:
                 if layout.partial_etag(name) == self.job.listed.etag and name.endswith(
                     layout.PARTIAL_SUFFIX
                 ):
-                    path = os.path.join(blobs, name)
-                    status = tree.stat(path)
+                    status = tree.stat(os.path.join(blobs, name))
                     if stat.S_ISREG(status.st_mode):
-                        yield status, path
+                        yield status
 
     def _receive(self, file: partials.ArrivingBlob) -> None:
         """Receive the rest of the file."""
@@ -223,6 +221,11 @@ class Transfer:
         headers = {"Range": f"bytes={asked}-{stop - 1 if stop < size else ''}"} if asked else {}
         with client.opened(address, headers=headers) as response:
             answer = Answer(client, response, self.job.file, size, asked)
+            if answer.start < before:
+                client.note_failure(
+                    f"{self.job.file}: {client.name} sends again what is here",
+                    f"{size_text(before - answer.start)} are compared and stay",
+                )
             file.follow(answer.start)
             ranges.opened(response)
             for data in answer.content(self._arriving(response, ranges)):
