@@ -31,7 +31,7 @@ from tests.kit.pulls import (
 )
 from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
-from vlmcache.change import partials
+from vlmcache.change import arriving
 from vlmcache.change.tree import Tree
 from vlmcache.commands.remove.clean import clean
 from vlmcache.commands.remove.values import CleanOptions
@@ -75,7 +75,7 @@ def begun(length: int, wrong_at: int | None) -> bytes:
 def good_bytes(cache: Path) -> int:
     """Return how many bytes of the file's beginning are kept."""
     return max(
-        (partials._common_length(DATA, path.read_bytes()) for path in unfinished(cache)), default=0
+        (arriving._common_length(DATA, path.read_bytes()) for path in unfinished(cache)), default=0
     )
 
 
@@ -191,7 +191,7 @@ def test_the_longer_file_is_the_partial_and_never_gets_shorter(
             if other_at is not None:
                 sent[other_at] ^= 0xFF
             before = path.stat().st_size
-            blob = partials.ArrivingBlob(tree, str(path), etag, size, lambda _: None)
+            blob = arriving.ArrivingBlob(tree, str(path), etag, size, lambda _: None)
             with blob.opened(lambda: None) as position:
                 start = min(start, position)
                 blob.follow(start)
@@ -258,7 +258,7 @@ def test_without_room_for_two_the_old_file_is_dropped_first(
     data = b"".join(Synthetic(size, 6).blocks())
     if not seen:
         # As where a quota counts, which no call shows before it is used up.
-        monkeypatch.setattr(partials.ArrivingBlob, "_has_room", lambda _: True)
+        monkeypatch.setattr(arriving.ArrivingBlob, "_has_room", lambda _: True)
     with LoopbackHub() as hub, small_filesystem(size + 1_500_000) as disk:
         hub.add_repo(REPO).commit({"config.json": b"{}", WEIGHTS: data})
         hub.support_ranges = False

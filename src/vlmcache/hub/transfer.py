@@ -21,6 +21,7 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.state import TreeFile
 from vlmcache.change import partials
+from vlmcache.change.arriving import ArrivingBlob, discard_partials
 from vlmcache.change.place import disk_failure
 from vlmcache.change.tree import Tree
 from vlmcache.config import own_home
@@ -116,7 +117,7 @@ class Transfer:
         partials.copy_beginning(job.tree, job.partial, size, check, known_bad)
         wrong = 0
         while True:
-            file = partials.ArrivingBlob(job.tree, job.partial, job.listed.etag, size, self.moved)
+            file = ArrivingBlob(job.tree, job.partial, job.listed.etag, size, self.moved)
             with file.opened(check) as begun:
                 self._receive(file)
                 if file.right:
@@ -138,14 +139,14 @@ class Transfer:
                 f"fetched {again}"
             )
             if wrong == _TRIES:
-                partials.discard(job.tree, job.partial, job.listed.etag)
+                discard_partials(job.tree, job.partial, job.listed.etag)
                 raise WrongBytesError(
                     f"{job.repo}: {job.file} arrived corrupted {_TRIES} times; "
                     "nothing of it was kept",
                     "a proxy or mirror that changes files? check HF_ENDPOINT, or try later",
                 )
         job.tree.rename(job.partial, job.blob)
-        partials.discard(job.tree, job.partial, job.listed.etag)
+        discard_partials(job.tree, job.partial, job.listed.etag)
 
     def _downloads(self) -> Iterator[os.stat_result]:
         """Yield the unfinished downloads of the blob: the client's, and the one that is ours."""
@@ -159,7 +160,7 @@ class Transfer:
                     if stat.S_ISREG(status.st_mode):
                         yield status
 
-    def _receive(self, file: partials.ArrivingBlob) -> None:
+    def _receive(self, file: ArrivingBlob) -> None:
         """Receive the rest of the file."""
         client, size = self.client, self.job.listed.content_size
         attempts = client.patience.attempts
@@ -201,9 +202,7 @@ class Transfer:
             self.received += ranges.received
             ranges.close()
 
-    def _stream(
-        self, address: str, file: partials.ArrivingBlob, ranges: Ranges, asked: int
-    ) -> None:
+    def _stream(self, address: str, file: ArrivingBlob, ranges: Ranges, asked: int) -> None:
         """Receive over one connection, to the end or to what has come over others.
 
         Args:
