@@ -238,6 +238,21 @@ def test_a_difference_costs_nothing_until_what_arrives_is_longer(
     assert fingerprint(cache) == expected(tmp_path / "expected", FILES)
 
 
+def test_a_second_file_that_is_a_link_is_not_written_through(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    repo = CacheBuilder(cache).repo(REPO)
+    partial = repo.partial(etag_of(hub), data=begun(80_000, 30_000), old_style=True)
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious" * 50_000)
+    partial.with_name(etag_of(hub) + layout.SECOND_PARTIAL).symlink_to(victim)
+    hub.support_ranges = False
+    assert pull(hub, cache).problem is None
+    assert victim.read_bytes() == b"precious" * 50_000
+    assert fingerprint(cache) == expected(tmp_path / "expected", FILES)
+
+
 def test_a_partial_that_turns_out_wrong_leaves_the_second_file_to_continue(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:

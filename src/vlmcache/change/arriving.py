@@ -155,6 +155,8 @@ class ArrivingBlob(partials.ResumableFile):
         return disk.f_bavail * disk.f_frsize > self.position
 
     def _begin_second(self, length: int) -> None:
+        if _length(self._tree, self._second, self._size) < 0:
+            self._tree.discard(self._second)  # A link, or too long: nothing that can be continued.
         first, second = self._descriptor, self._tree.edit_or_create(self._second)
         try:
             there = partials.usable(second, self._size)
