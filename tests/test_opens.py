@@ -55,6 +55,7 @@ ELSEWHERE = {
 
 BY_DESCRIPTOR = {
     "change.abilities": {"os.link", "os.open", "os.symlink", "os.unlink"},
+    "change.arriving": {"os.utime"},
     "change.partials": {"os.utime"},
     "change.leftovers": {"os.rename", "os.symlink", "os.unlink"},
     "change.locks": {"os.utime"},

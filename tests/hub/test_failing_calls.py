@@ -102,11 +102,33 @@ class PullOfBegun(Pull):
         assert needed(found) == needed(self.right)
 
 
+class PullOfOther(Pull):
+    """A pull whose hub sends from the start what differs from what is there."""
+
+    command = "pull of what the hub sends again and otherwise"
+
+    def begin(self, place: Path) -> None:
+        weights = FILES["model.safetensors"]
+        assert isinstance(weights, Synthetic)
+        data = bytearray(b"".join(weights.blocks()))
+        etag = hashlib.sha256(data).hexdigest()
+        data[40_000] ^= 0xFF
+        repo = CacheBuilder(place / "cache").repo(REPO)
+        repo.partial(etag, data=bytes(data[:100_000]), old_style=True)
+
+
+@pytest.fixture(scope="module")
+def hub_without_ranges() -> Iterator[HubProcess]:
+    with served({REPO: FILES}, "--no-ranges") as hub:
+        yield hub
+
+
 @pytest.mark.faults
-@pytest.mark.parametrize("kind", [Pull, PullOfBegun])
+@pytest.mark.parametrize("kind", [Pull, PullOfBegun, PullOfOther])
 @pytest.mark.parametrize("fault", FAULTS, ids=fault_name)
 def test_a_fault_at_every_call_leaves_no_lie_and_the_next_pull_finishes(
     hub: HubProcess,
+    hub_without_ranges: HubProcess,
     tmp_path: Path,
     fault: Fault,
     kind: type[Pull],
@@ -114,4 +136,5 @@ def test_a_fault_at_every_call_leaves_no_lie_and_the_next_pull_finishes(
 ) -> None:
     monkeypatch.setattr(partials, "_boot_time", float)
     expected(tmp_path / "right", FILES)
+    hub = hub_without_ranges if kind is PullOfOther else hub
     try_every(kind(hub, content(tmp_path / "right"), fault), fault, at_least=30)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import gzip
+import zlib
 from dataclasses import dataclass, replace
 from types import EllipsisType
 from typing import Literal
 
 Host = Literal["hub", "cdn"]
+Length = Literal["right", "none", "file", "chunks"]
 Kind = Literal[
     "cut",
     "reset",
@@ -23,6 +26,9 @@ Kind = Literal[
     "redirect_loop",
     "html",
     "malformed_json",
+    "headers",
+    "coded",
+    "begins",
 ]
 
 DAMAGES_BODY: frozenset[Kind] = frozenset({"cut", "short", "wrong_bytes"})
@@ -54,6 +60,10 @@ class Fault:
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
     etag: str = ""
+    changed: tuple[tuple[str, str | None], ...] = ()
+    coding: str = ""
+    sized: bool = True
+    parts_only: bool = False
 
     def on(
         self,
@@ -131,6 +141,11 @@ def no_range() -> Fault:
     return Fault("no_range")
 
 
+def no_parts() -> Fault:
+    """Answer a request for a range with 416, and send the whole file to who asks for that."""
+    return Fault("status", status=416, parts_only=True)
+
+
 def wrong_etag(etag: str = "0" * 64) -> Fault:
     """Give another hash in ETag and X-Linked-ETag of answers about files."""
     return Fault("wrong_etag", etag=etag)
@@ -165,11 +180,66 @@ def redirect_loop() -> Fault:
     return Fault("redirect_loop", times=None)
 
 
-def html(code: int = 200) -> Fault:
-    """Answer with a page for people, as captive portals and proxies do."""
-    return Fault("html", status=code)
+def html(code: int = 200, *, kind: str | None = "text/html", sized: bool = True) -> Fault:
+    """Answer with a page for people, as captive portals and proxies do.
+
+    `kind` is its Content-Type, None for none; without `sized` it has no Content-Length.
+    """
+    return Fault("html", status=code, changed=(("Content-Type", kind),), sized=sized)
+
+
+def headers(changed: dict[str, str | None]) -> Fault:
+    """Give answers with a file's bytes these headers, None to leave one out; every time."""
+    return Fault("headers", changed=tuple(changed.items()), times=None)
+
+
+def coded(coding: str, *, label: str | None = None, length: Length = "right") -> Fault:
+    """Encode a file's bytes, as proxies do that were not asked to; every time.
+
+    Args:
+        coding: what is done to the body: gzip, deflate, "raw deflate", "identity", or two of them
+            with a comma. `junk` replaces it by what decodes to nothing, `bomb` by one that decodes
+            to twenty times as much.
+        label: the Content-Encoding, the same unless given.
+        length: what Content-Length says: the body's length, none, the decoded file's, or none with
+            chunks that say where the end is.
+    """
+    label = coding if label is None else label
+    return Fault(
+        "coded", coding=coding, etag=length, changed=(("Content-Encoding", label),), times=None
+    )
+
+
+def begins(at: int) -> Fault:
+    """Answer a request for a part with one that begins elsewhere in the file; every time."""
+    return Fault("begins", at=at, times=None)
 
 
 def malformed_json() -> Fault:
     """Answer an API request with JSON that stops half way."""
     return Fault("malformed_json")
+
+
+def encoded(data: bytes, coding: str) -> bytes:
+    """Return a body as a server sends it that encodes, rightly or not."""
+    for one in coding.split(","):
+        match one.strip():
+            case "gzip":
+                data = gzip.compress(data, 1, mtime=0)
+            case "deflate":
+                data = zlib.compress(data, 1)
+            case "raw deflate":
+                raw = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
+                data = raw.compress(data) + raw.flush()
+            case "bomb":
+                data = gzip.compress(bytes(20 * len(data)), 1, mtime=0)
+            case "junk":
+                data = b"\x1b" * (len(data) // 2)
+    return data
+
+
+def in_chunks(data: bytes) -> bytes:
+    """Return a body in the chunks of HTTP/1.1."""
+    size = 50_000
+    parts = [data[at : at + size] for at in range(0, len(data), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in [*parts, b""])

@@ -33,11 +33,17 @@ from tests.kit.faults import (
     REPLACES_ANSWER,
     Fault,
     Host,
+    begins,
+    coded,
     cut,
+    encoded,
     expired,
     hang,
+    headers,
     html,
+    in_chunks,
     malformed_json,
+    no_parts,
     no_range,
     no_sizes,
     rate_limited,
@@ -57,11 +63,15 @@ __all__ = [
     "LoopbackHub",
     "Request",
     "Synthetic",
+    "begins",
+    "coded",
     "cut",
     "expired",
     "hang",
+    "headers",
     "html",
     "malformed_json",
+    "no_parts",
     "no_range",
     "no_sizes",
     "rate_limited",
@@ -545,11 +555,25 @@ class LoopbackHub:
             page = (
                 b"<!DOCTYPE html><html><body><h1>Please sign in to this network</h1></body></html>"
             )
-            return _Reply(fault.status, {"Content-Type": "text/html"}, page, file=reply.file)
+            page_headers = {name: value for name, value in fault.changed if value is not None}
+            return _Reply(fault.status, page_headers, page, file=reply.file, sized=fault.sized)
         if fault.kind == "malformed_json":
             assert isinstance(reply.body, bytes)
             half = reply.body[: max(1, len(reply.body) // 2)]
             return _Reply(200, {"Content-Type": "application/json"}, half)
+        if fault.kind == "begins":
+            assert reply.file is not None
+            reply.start = fault.at
+            span = f"bytes {reply.start}-{reply.stop - 1}/{reply.file.size}"
+            reply.headers["Content-Range"] = span
+        if fault.kind == "coded":
+            _encode(fault, reply)
+        for name, value in fault.changed:
+            reply.headers.pop(name, None)
+            # The handler adds the right one to all others.
+            reply.sized = reply.sized and name != "Content-Length"
+            if value is not None:
+                reply.headers[name] = value
         if fault.kind == "no_range":
             del reply.headers["Content-Range"]
             reply.status, reply.start, reply.stop = 200, 0, reply.file.size if reply.file else 0
@@ -723,13 +747,32 @@ def _parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     return int(first), min(size, int(last) + 1) if last else size
 
 
+def _encode(fault: Fault, reply: _Reply) -> None:
+    """Encode what an answer sends of a file."""
+    data = reply.body
+    if isinstance(data, Path):
+        data = data.read_bytes()
+    body = encoded(data[reply.start : reply.stop], fault.coding)
+    if fault.etag == "file":
+        reply.headers["Content-Length"] = str(reply.length)
+    if fault.etag == "chunks":
+        reply.headers["Transfer-Encoding"] = "chunked"
+        body = in_chunks(body)
+    reply.sized = fault.etag == "right"
+    reply.body, reply.start, reply.stop = body, 0, len(body)
+
+
 def _has_effect(fault: Fault, asked: _Asked, reply: _Reply) -> bool:
     """Say whether the fault would change this answer."""
     kind = fault.kind
+    if fault.parts_only and asked.range is None:
+        return False
     if kind == "expired":
         return "X-Signature" in asked.query and reply.status != 403
-    if kind == "no_range":
+    if kind in ("no_range", "begins"):
         return reply.status == 206
+    if kind in ("headers", "coded"):
+        return reply.file is not None and reply.status in (200, 206) and asked.method == "GET"
     if kind == "malformed_json":
         return reply.file is None and reply.status == 200 and reply.length > 1
     if kind in ALTERS_HEADERS:

@@ -35,11 +35,12 @@ class HubProcess:
 
 
 @contextlib.contextmanager
-def served(repos: Mapping[str, Mapping[str, Content]]) -> Iterator[HubProcess]:
+def served(repos: Mapping[str, Mapping[str, Content]], *options: str) -> Iterator[HubProcess]:
     """Serve repos until the end, to clients whose sessions are made quickly.
 
     Args:
         repos: repo id -> file name -> content.
+        options: of the hub's command, such as `--no-ranges`.
     """
     with tempfile.TemporaryDirectory(prefix="hub-process-") as folder, _quick_sessions():
         place = Path(folder, "repos")
@@ -53,7 +54,7 @@ def served(repos: Mapping[str, Mapping[str, Content]]) -> Iterator[HubProcess]:
                     path.write_bytes(
                         content if isinstance(content, bytes) else content.read_bytes()
                     )
-        command = [sys.executable, "-m", "tests.kit.hub", "--folder", str(place)]
+        command = [sys.executable, "-m", "tests.kit.hub", "--folder", str(place), *options]
         with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None

@@ -70,23 +70,25 @@ def begun_bytes(repo: Repo | None, listed: TreeFile, now: float) -> tuple[int, i
         listed: the file, as the hub lists it.
         now: seconds since the epoch.
     """
-    best = (0, 0)
+    own = layout.own_partials(listed.etag)
+    best = {True: (0, 0), False: (0, 0)}
     for partial in repo.partials if repo is not None else ():
-        if partial.etag != listed.etag or partial.damaged:
-            continue
-        ours = partial.name == listed.etag + layout.PARTIAL_SUFFIX
-        if is_resumable(
-            listed.content_size,
-            ours=ours,
-            size=partial.size,
-            allocated=partial.allocated,
-            age=now - partial.mtime_ns / 1e9,
+        ours = partial.name in own
+        if (
+            partial.etag == listed.etag
+            and not partial.damaged
+            and (ours or not partial.locked)
+            and is_resumable(
+                listed.content_size,
+                ours=ours,
+                size=partial.size,
+                allocated=partial.allocated,
+                age=now - partial.mtime_ns / 1e9,
+            )
         ):
-            if ours:
-                return partial.size, min(partial.size, partial.allocated)
-            if not partial.locked:
-                best = max(best, (partial.size, 0))
-    return best
+            room = min(partial.size, partial.allocated) if ours else 0
+            best[ours] = max(best[ours], (partial.size, room))
+    return best[True] if best[True][0] else best[False]
 
 
 def entry_of(stat: os.stat_result, below: int = 0) -> Stamp:

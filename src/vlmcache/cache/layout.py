@@ -28,6 +28,8 @@ NO_EXIST = ".no_exist"
 LOCKS = ".locks"
 CACHE_TAG = "CACHEDIR.TAG"
 PARTIAL_SUFFIX = ".incomplete"
+SECOND_PARTIAL = ".22222222" + PARTIAL_SUFFIX
+"""How the name ends of what was sent again and differs from the partial; one of the client's."""
 
 OTHER_CLIENTS = {
     ".downloadInProgress": "llama.cpp",
@@ -275,6 +277,11 @@ def partial_etag(name: str) -> str | None:
     """Return the etag that a partial download's file name belongs to, `None` for other names."""
     match = _PARTIAL.fullmatch(name) if name.endswith(_PARTIAL_ENDS) else None
     return match["etag"] if match else None
+
+
+def own_partials(etag: str) -> tuple[str, str]:
+    """Return the names of the two files in which a blob arrives here, the usual one first."""
+    return etag + PARTIAL_SUFFIX, etag + SECOND_PARTIAL
 
 
 def partial_client(name: str) -> str | None:

@@ -24,7 +24,6 @@ _Known: TypeAlias = tuple[int, int, int, int]
 SYNC_EVERY = 16 << 20
 """Bytes after which a download is brought to the disk: what a lost power supply can cost."""
 
-
 _NOT_HERE = frozenset(
     {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 )
@@ -99,6 +98,15 @@ class ResumableFile:
         """The hash of what is on the disk."""
         return self._digest.hexdigest()
 
+    def sync(self) -> None:
+        """Bring all to the disk.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        os.fsync(self._descriptor)
+        self._synced = self.position
+
     def resume(self, length: int, check: Callable[[], None]) -> None:
         """Hash what is on the disk already, and continue behind it.
 
@@ -139,6 +147,25 @@ class ResumableFile:
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         self._digest = new_hash(self._etag, self._size)
         self.position = self._synced = 0
+
+
+def copy_bytes(source: int, target: int, length: int, check: Callable[[], None]) -> None:
+    """Copy the next bytes of a file to another.
+
+    Args:
+        source: the descriptor of the one.
+        target: the descriptor of the other.
+        length: bytes.
+        check: is called from time to time, and raises to stop.
+
+    Raises:
+        OSError: the system refuses, or the file is shorter.
+    """
+    position, by_kernel = 0, hasattr(os, "copy_file_range")
+    while position < length:
+        check()
+        count, _ = copy_block(source, target, min(BLOCK, length - position), by_kernel)
+        by_kernel, position = count > 0 and by_kernel, position + count
 
 
 def hash_of(descriptor: int, etag: str, size: int, length: int, check: Callable[[], None]) -> _Hash:
@@ -195,13 +222,9 @@ def copy_beginning(
         if not length:
             return
         with opened(tree, partial) as target:
-            position, by_kernel = 0, hasattr(os, "copy_file_range")
             # If not all can be copied, what was copied is a beginning too.
             with contextlib.suppress(OSError):
-                while position < length:
-                    check()
-                    count, _ = copy_block(source, target, min(BLOCK, length - position), by_kernel)
-                    by_kernel, position = count > 0 and by_kernel, position + count
+                copy_bytes(source, target, length, check)
             # `usable` judges by it what a lost power supply has left of the bytes.
             status = os.fstat(source)
             os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -235,7 +258,8 @@ def _longest_of_others(
     folder, name = os.path.split(partial)
     etag = name.removesuffix(layout.PARTIAL_SUFFIX)
     lock = os.path.join(folder, etag + layout.LOCK_SUFFIX)
-    others = {other for other in tree.names(folder) if layout.partial_etag(other) == etag} - {name}
+    others = {other for other in tree.names(folder) if layout.partial_etag(other) == etag}
+    others.difference_update(layout.own_partials(etag))
     if not others or lock_held(lock, tree):
         return 0, -1
     bad = known_bad()

@@ -65,10 +65,18 @@ class Client(Account):
         self._note = note
         self._responses: set[Any] = set()
         """Those that are being read."""
+        self._failures: set[str] = set()
+        """What was noted of them."""
 
     def note(self, text: str) -> None:
         """Say something to whoever waits."""
         self._note(self.scrub(text))
+
+    def note_failure(self, what: str, then: str) -> None:
+        """Say what failed and what comes then, if that failure was not noted before."""
+        if what not in self._failures:
+            self._failures.add(what)
+            self.note(f"{what}; {then}")
 
     def stop(self) -> None:
         """Make everything that is running end now; partial downloads stay."""
@@ -101,7 +109,7 @@ class Client(Account):
             patience = msgspec.structs.replace(
                 patience, asks=min(attempts, patience.asks), longest_asked=_HURRIED
             )
-        backoff = Backoff(patience, self.stop_token, self.note, patience.asks)
+        backoff = Backoff(patience, self.stop_token, self.note_failure, patience.asks)
         timeout = patience.answer_timeout or self.library.answer_timeout
         while True:
             try:
@@ -153,7 +161,7 @@ class Client(Account):
         timeout: float | None = None,
         signed: bool = False,
     ) -> Iterator[Any]:
-        """Open an address once and yield its answer of status 200 or 206, redirects followed.
+        """Open an address once and yield its answer with content, redirects followed.
 
         The token goes to the hub's own origin and to no other.
 
@@ -199,7 +207,7 @@ class Client(Account):
                         raise bad_answer(response)
                     address = target
                     continue
-                if response.status_code in (200, 206):
+                if response.status_code in (200, 203, 206):
                     yield response
                     return
                 raise refusal(self, response, signed=signed or not own or address != first)

@@ -31,9 +31,8 @@ def blob_lock(
         path: the lock's file, `.locks/<repo folder>/<etag>.lock`.
         stop_token: ends the waiting.
         note: called with a line about the waiting.
-        arrived: returns how many bytes of the blob others have brought, at most its length; as long
-            as there are more of them, the waiting continues. If not given, what is left of the
-            tree's patience counts.
+        arrived: returns a number that grows while others bring the blob; as long as it does, the
+            waiting continues. If not given, what is left of the tree's patience counts.
 
     Raises:
         InUseError: it is held too long.

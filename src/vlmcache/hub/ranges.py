@@ -287,7 +287,8 @@ class Ranges:
 
     def _failed(self, piece: _Piece, trouble: TroubleError) -> None:
         with self._changed:
-            piece.trouble = trouble
+            # It says nothing of the first connection, which follows: no failure of this one lasts.
+            piece.trouble = TroubleError(trouble.error, trouble.wait, lasting=False)
             self._changed.notify_all()
         self._give_up()
 
@@ -299,7 +300,8 @@ class Ranges:
             if response.status_code != 206:
                 self._possible = False
                 raise TroubleError(bad_answer(response))
-            self._starts(response, piece.start)
+            if self._starts(response, piece.start) != piece.start:
+                raise TroubleError(bad_answer(response))
             if not signed:
                 self._final = str(response.url)
             for data in client.pieces(response):

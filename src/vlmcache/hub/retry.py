@@ -48,13 +48,17 @@ class Patience(msgspec.Struct, frozen=True):
 class TroubleError(Exception):
     """A failure that may pass. `error` is what to report if it does not.
 
-    wait is the time in seconds that the hub asks for, if it asks for any.
+    wait is the time in seconds that the hub asks for, if it asks for any. lasting says that the
+    same failure a second time would be the last: an answer that no hub would give, unless given.
     """
 
-    def __init__(self, error: VlmcacheError, wait: float | None = None) -> None:
+    def __init__(
+        self, error: VlmcacheError, wait: float | None = None, *, lasting: bool | None = None
+    ) -> None:
         super().__init__(error.message)
         self.error = error
         self.wait = wait
+        self.lasting = isinstance(error, BadAnswerError) if lasting is None else lasting
 
 
 class ExpiredError(TroubleError):
@@ -72,7 +76,7 @@ class Backoff:
         self,
         patience: Patience,
         stop_token: StopToken,
-        note: Callable[[str], None],
+        note: Callable[[str, str], None],
         attempts: int,
     ) -> None:
         self._patience = patience
@@ -80,10 +84,12 @@ class Backoff:
         self._stop_token = stop_token
         self._note = note
         self._failures = 0
+        self._lasting: set[str] = set()
 
     def progressed(self) -> None:
         """Start counting from zero: something has arrived."""
         self._failures = 0
+        self._lasting.clear()
 
     def failed(self, trouble: TroubleError) -> None:
         """Wait before the next attempt.
@@ -95,8 +101,12 @@ class Backoff:
         self._failures += 1
         patience, asked = self._patience, trouble.wait
         too_long = asked is not None and asked > patience.longest_asked
-        if self._failures >= self._attempts or too_long:
+        what = trouble.error.message
+        left = self._attempts - self._failures
+        if left <= 0 or too_long or (trouble.lasting and what in self._lasting):
             raise trouble.error from trouble
+        if trouble.lasting:
+            self._lasting.add(what)
         import random
 
         wait = min(patience.first_wait * 2 ** (self._failures - 1), patience.longest_wait)
@@ -105,7 +115,8 @@ class Backoff:
         if asked is not None:
             wait = max(asked, 0.0)
         if wait >= 2:
-            self._note(f"{trouble.error.message}; next try in {wait:.0f} s")
+            more = f", {left} more at most" if left > 1 else ""
+            self._note(what, f"next try in {wait:.0f} s{more}")
         self._stop_token.sleep(wait)
 
 
@@ -126,10 +137,15 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
     return float(match[1]) if match else None
 
 
-def bad_answer(response: Any) -> BadAnswerError:
-    """Return the failure for an answer that no hub would give."""
-    kind = response.headers.get("Content-Type", "").partition(";")[0]
-    what = "a web page" if "html" in kind else "something else"
+def bad_answer(response: Any, what: str = "something else") -> BadAnswerError:
+    """Return the failure for an answer that no hub would give.
+
+    Args:
+        response: the answer.
+        what: what it is, if it does not say that it is a web page.
+    """
+    kind = response.headers.get("Content-Type", "").partition(";")[0].lower()
+    what = "a web page" if "html" in kind else what
     host = urlsplit(str(response.url)).netloc.rpartition("@")[2]
     return BadAnswerError(
         f"{host} answered with {what} where a hub's answer was expected",
@@ -178,7 +194,8 @@ def refusal(account: Account, response: Any, *, signed: bool) -> Exception:
     if signed and not code and status in (400, 401, 403, 404, 410):
         host = urlsplit(str(response.url)).netloc
         return ExpiredError(
-            HubError(f"{host}, where the hub keeps its files, answers {status}{words}")
+            HubError(f"{host}, where the hub keeps its files, answers {status}{words}"),
+            lasting=status != 403,
         )
     if code == "GatedRepo" and account.library.secret:
         return AccessError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 import sys
 import time
@@ -22,18 +21,25 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.state import TreeFile
 from vlmcache.change import partials
+from vlmcache.change.arriving import ArrivingBlob, discard_partials
 from vlmcache.change.place import disk_failure
 from vlmcache.change.tree import Tree
 from vlmcache.config import own_home
-from vlmcache.errors import AccessError, HubError, VlmcacheError, WrongBytesError
+from vlmcache.errors import (
+    AccessError,
+    BadAnswerError,
+    HubError,
+    VlmcacheError,
+    WrongBytesError,
+)
 from vlmcache.home.journal import Journal, read_damaged
+from vlmcache.hub.answers import Answer
 from vlmcache.hub.client import Client
 from vlmcache.hub.ranges import Ranges, Spare
-from vlmcache.hub.retry import Backoff, NoRangeError, TroubleError, bad_answer
+from vlmcache.hub.retry import Backoff, NoRangeError, TroubleError
 from vlmcache.units import size_text
 
 _TRIES = 3
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 class BlobJob(msgspec.Struct, frozen=True):
@@ -86,9 +92,8 @@ class Transfer:
         """Bytes that came over the network, including those that were thrown away."""
 
     def arrived(self) -> int:
-        """Return how many bytes of the blob are on the disk, at most its length."""
-        sizes = [status.st_size for status, _ in self._downloads()]
-        return min(sum(sizes), self.job.listed.content_size)
+        """Return when something of the blob was last written or compared, in ns; 0 for never."""
+        return max((status.st_mtime_ns for status in self._downloads()), default=0)
 
     def run(self) -> None:
         """Fetch, check and publish the blob.
@@ -112,20 +117,20 @@ class Transfer:
         partials.copy_beginning(job.tree, job.partial, size, check, known_bad)
         wrong = 0
         while True:
-            with partials.opened(job.tree, job.partial) as descriptor:
-                begun = partials.usable(descriptor, job.listed.content_size)
-                digest = self._receive(descriptor, begun)
-                if digest == job.listed.etag:
-                    os.fsync(descriptor)
+            file = ArrivingBlob(job.tree, job.partial, job.listed.etag, size, self.moved)
+            with file.opened(check) as begun:
+                self._receive(file)
+                if file.right:
+                    file.sync()
                     break
-                os.ftruncate(descriptor, 0)
+                digest = file.hash
+                file.restart()
             if begun:
                 # Another program's partial stays, and would be the beginning of the next pull too.
                 bad = partials.bad_beginning(job.tree, job.partial, size, known_bad)
                 if bad:
                     with Journal(own_home(environment)[0]) as journal:
                         journal.record_damaged(bad, time.time())
-            self.moved(0)
             # A beginning that was corrupted before says nothing about what the hub sends.
             wrong += not begun
             again = "from the start" if wrong < _TRIES else "no more"
@@ -134,15 +139,16 @@ class Transfer:
                 f"fetched {again}"
             )
             if wrong == _TRIES:
-                job.tree.discard(job.partial)
+                discard_partials(job.tree, job.partial, job.listed.etag)
                 raise WrongBytesError(
                     f"{job.repo}: {job.file} arrived corrupted {_TRIES} times; "
                     "nothing of it was kept",
                     "a proxy or mirror that changes files? check HF_ENDPOINT, or try later",
                 )
         job.tree.rename(job.partial, job.blob)
+        discard_partials(job.tree, job.partial, job.listed.etag)
 
-    def _downloads(self) -> Iterator[tuple[os.stat_result, str]]:
+    def _downloads(self) -> Iterator[os.stat_result]:
         """Yield the unfinished downloads of the blob: the client's, and the one that is ours."""
         tree, blobs = self.job.tree, self.job.blobs
         with contextlib.suppress(FileNotFoundError):
@@ -150,105 +156,112 @@ class Transfer:
                 if layout.partial_etag(name) == self.job.listed.etag and name.endswith(
                     layout.PARTIAL_SUFFIX
                 ):
-                    path = os.path.join(blobs, name)
-                    status = tree.stat(path)
+                    status = tree.stat(os.path.join(blobs, name))
                     if stat.S_ISREG(status.st_mode):
-                        yield status, path
+                        yield status
 
-    def _receive(self, descriptor: int, position: int) -> str:
-        """Receive the rest of the file and return the hash of the complete file."""
+    def _receive(self, file: ArrivingBlob) -> None:
+        """Receive the rest of the file."""
         client, size = self.client, self.job.listed.content_size
-        file = partials.ResumableFile(descriptor, self.job.listed.etag, size, self.moved)
-        file.resume(position, client.stop_token.check)
-        backoff = Backoff(client.patience, client.stop_token, client.note, client.patience.attempts)
-        refused = False
+        attempts = client.patience.attempts
+        backoff = Backoff(client.patience, client.stop_token, client.note_failure, attempts)
+        forbidden = no_parts = whole = False
         address = client.file_address(self.job.repo, self.job.commit, self.job.file)
-        ranges = Ranges(client, address, size, self._start, self.spare)
+        ranges = Ranges(client, address, size, self._part_start, self.spare)
         try:
             while file.position < size:
-                before = file.position
+                before, trouble = file.position, None
                 try:
-                    for data in ranges.read(file.position):
+                    file.follow(before)
+                    for data in ranges.read(before):
                         file.add(data)
                     if file.position < size:
-                        self._stream(address, file, ranges)
-                except NoRangeError as trouble:
-                    # It may send the complete file; what was there is of no use then.
-                    if file.position:
-                        ranges.close()
-                        file.restart()
-                    backoff.failed(trouble)
-                except TroubleError as trouble:
-                    if file.position > before:
-                        backoff.progressed()
-                    backoff.failed(trouble)
+                        self._stream(address, file, ranges, 0 if whole else file.position)
+                    whole = False
+                except TroubleError as error:
+                    trouble = error
                 except AccessError as error:
                     # A guard in front of the hub may refuse a request once and allow it later.
-                    if refused:
+                    if forbidden:
                         raise
-                    refused = True
-                    backoff.failed(TroubleError(error))
+                    forbidden, trouble = True, TroubleError(error)
+                if trouble is None:
+                    continue
+                file.fall_back()
+                if file.position > before:
+                    backoff.progressed()
+                if isinstance(trouble, NoRangeError):
+                    trouble.lasting = whole or not before
+                    # One refusal of a part may be a mistake: all is much more to send.
+                    whole = no_parts or isinstance(trouble.error, BadAnswerError)
+                    no_parts = True
+                else:
+                    whole = False
+                backoff.failed(trouble)
         finally:
             self.received += ranges.received
             ranges.close()
-        return file.hash
 
-    def _stream(self, address: str, file: partials.ResumableFile, ranges: Ranges) -> None:
+    def _stream(self, address: str, file: ArrivingBlob, ranges: Ranges, asked: int) -> None:
         """Receive over one connection, to the end or to what has come over others.
+
+        Args:
+            address: where.
+            file: what is received.
+            ranges: the other connections.
+            asked: the offset from which a part is asked for, 0 to ask for all.
 
         Raises:
             TroubleError: the connection failed; what arrived before is in the file.
         """
-        client, size = self.client, self.job.listed.content_size
-        stop = ranges.gap_end(file.position)
-        headers = {}
-        if file.position:
-            headers["Range"] = f"bytes={file.position}-{stop - 1 if stop < size else ''}"
+        client, listed = self.client, self.job.listed
+        size, before = listed.content_size, file.position
+        stop = ranges.gap_end(before)
+        headers = {"Range": f"bytes={asked}-{stop - 1 if stop < size else ''}"} if asked else {}
         with client.opened(address, headers=headers) as response:
-            if self._start(response, file.position) != file.position:
-                ranges.close()
-                file.restart()
-            ranges.opened(response)
-            for data in client.pieces(response):
-                ranges.arrived(len(data))
-                client.throttle.take(len(data))
-                if file.position + len(data) > size:
-                    raise TroubleError(bad_answer(response))
-                file.add(data)
-                if ranges.reached(file.position):
-                    return
-        if file.position < stop:
-            raise TroubleError(
-                HubError(
-                    f"the connection to {client.name} ended at {file.position} of {size} "
-                    f"bytes of {self.job.file}",
-                    "pull again to continue from there",
+            answer = Answer(client, response, self.job.file, size, asked)
+            if answer.start < before:
+                client.note_failure(
+                    f"{self.job.file}: {client.name} sends again what is here",
+                    f"{size_text(before - answer.start)} are compared and stay",
                 )
+            file.follow(answer.start)
+            ranges.opened(response)
+            for data in answer.content(self._arriving(response, ranges)):
+                if file.sent + len(data) > size:
+                    raise answer.problem(f"more than the {size:,} bytes that are listed")
+                file.add(data)
+                if file.position < before:
+                    ranges.close()
+                if ranges.reached(file.position) or (answer.is_coded and file.sent == size):
+                    return
+        if file.sent < stop:
+            problem = HubError(
+                f"the connection to {client.name} ended at {file.sent} of {size} "
+                f"bytes of {self.job.file}",
+                "pull again to continue from there",
             )
+            if answer.is_all:
+                what = (
+                    f"{file.sent:,} bytes of {self.job.file}, and not the {size:,} that are listed,"
+                )
+                raise answer.problem(what)
+            raise TroubleError(problem)
 
-    def _start(self, response: Any, position: int) -> int:
+    def _arriving(self, response: Any, ranges: Ranges) -> Iterator[bytes]:
+        for data in self.client.pieces(response):
+            ranges.arrived(len(data))
+            self.client.throttle.take(len(data))
+            yield data
+
+    def _part_start(self, response: Any, asked: int) -> int:
         """Return the offset from which an answer sends the file.
 
         Raises:
             TroubleError: it sends something else.
         """
-        size, headers = self.job.listed.content_size, response.headers
-        is_part = response.status_code == 206
-        wrong = headers.get("Content-Encoding", "identity") != "identity"
-        if is_part:
-            match = _RANGE.fullmatch(headers.get("Content-Range", ""))
-            wrong = (
-                wrong
-                or match is None
-                or int(match[1]) != position
-                or (match[3] != "*" and int(match[3]) != size)
-            )
-        else:
-            length = headers.get("Content-Length", "")
-            wrong = wrong or (length.isascii() and length.isdecimal() and int(length) != size)
-        if wrong:
-            raise TroubleError(bad_answer(response))
-        return position if is_part else 0
+        size = self.job.listed.content_size
+        return Answer(self.client, response, self.job.file, size, asked).start
 
     def _by_xet(self) -> bool:
         """Fetch the blob through Xet, if the hub and this machine have it.

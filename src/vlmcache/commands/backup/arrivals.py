@@ -16,6 +16,7 @@ from vlmcache.cache.hashing import ContentChangedError, hash_file
 from vlmcache.change import partials
 from vlmcache.change import place as change_place
 from vlmcache.change.abilities import probe
+from vlmcache.change.arriving import discard_partials
 from vlmcache.change.tree import Tree
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo
 from vlmcache.commands.backup.values import BackupError
@@ -166,7 +167,7 @@ class Arrivals:
             raise
         self._tree.rename(place, final)
         # Nobody needs or writes an interrupted download now: we hold its lock.
-        self._tree.discard(partial)
+        discard_partials(self._tree, partial, name)
         return taken
 
     def _fill(
