@@ -189,6 +189,8 @@ class LoopbackHub:
         self.send_xet_headers = False
         # A small buffer keeps `bytes_sent` close to what a killed client has really received.
         self.send_buffer: int | None = None
+        self.connections = 0
+        """Connections that were made so far, to the hub and to its CDN."""
         self.errors: list[BaseException] = []
         self.folder = Path(tempfile.mkdtemp(prefix="loopback-hub-"))
         self._repos: dict[tuple[str, str], HubRepo] = {}
@@ -566,6 +568,7 @@ class LoopbackHub:
 
     def _track(self, connection: socket.socket) -> None:
         with self._lock:
+            self.connections += 1
             self._connections.add(connection)
 
     def _forget(self, connection: socket.socket) -> None:
