@@ -55,7 +55,9 @@ def proxy(folder: Path) -> Iterator[Proxy]:
         f"Port {port}\nListen 127.0.0.1\nAllow 127.0.0.1\nMaxClients 100\nTimeout 60\n"
         f'LogFile "{log}"\nLogLevel Connect\nBasicAuth {USER} {PASSWORD}\n'
     )
-    with subprocess.Popen([program, "-d", "-c", str(settings)]) as process:
+    command = [program, "-d", "-c", str(settings)]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet) as process:
         try:
             _wait_for(port)
             yield Proxy(port, log)
