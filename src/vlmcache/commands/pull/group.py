@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from vlmcache.change.batch import BatchTree
 from vlmcache.change.locks import Lock
 from vlmcache.change.plan import Fetch, Link
 from vlmcache.change.tree import MOST_OPEN, Tree, write_all
-from vlmcache.errors import InUseError, VlmcacheError
+from vlmcache.errors import InUseError
 from vlmcache.hub.small import receive_small
 from vlmcache.hub.transfer import BlobJob, Transfer
 
@@ -26,18 +27,19 @@ Task = Sequence[Fetch | Link]
 
 
 class Member(NamedTuple):
-    """A blob that is written but has not its name yet; the descriptor is that of its partial."""
+    """A blob that is written but has not its name yet."""
 
     task: Task
     transfer: Transfer
     lock: Lock
-    descriptor: int
+    file: io.FileIO
+    """Its partial."""
 
 
 class GroupError(Exception):
     """A group cannot be published. `members` is what it held, `error` why."""
 
-    def __init__(self, members: list[Member], error: OSError | VlmcacheError) -> None:
+    def __init__(self, members: list[Member], error: Exception) -> None:
         super().__init__(str(error))
         self.members = members
         self.error = error
@@ -95,11 +97,11 @@ class Group:
             data = receive_small(transfer)
             if data is None:
                 return False
-            descriptor = self._tree.create(job.partial)
-            undo.callback(os.close, descriptor)
-            write_all(descriptor, data)
+            file = io.FileIO(self._tree.create(job.partial), "w")
+            undo.callback(file.close)
+            write_all(file.fileno(), data)
             undo.pop_all()
-        self._members.append(Member(task, transfer, lock, descriptor))
+        self._members.append(Member(task, transfer, lock, file))
         return True
 
     def publish(self, place: Callable[[Tree, Task, BlobJob], None]) -> list[Member]:
@@ -117,7 +119,7 @@ class Group:
         members = list(self._members)
         try:
             self._publish(place)
-        except (OSError, VlmcacheError) as error:
+        except Exception as error:
             raise GroupError(members, error) from error
         finally:
             self.release()
@@ -127,7 +129,8 @@ class Group:
         synced = False
         try:
             for member in self._members:
-                os.fsync(member.descriptor)
+                os.fsync(member.file.fileno())
+                member.file.close()
             synced = True
         finally:
             if not synced:
@@ -145,7 +148,7 @@ class Group:
         """Let go of everything; what was not published stays as a partial."""
         while self._members:
             member = self._members.pop()
-            os.close(member.descriptor)
+            member.file.close()
             member.lock.release()
         self._cache.close()
         self._tree.close()
