@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,7 +22,6 @@ from tests.kit.faults import (
     hang,
     html,
     malformed_json,
-    rate_limited,
     redirect_loop,
     reset,
     status,
@@ -57,6 +58,8 @@ class Case(NamedTuple):
     cached: bool = False
     """Whether all was pulled before, by the same client."""
     kind: Kind = "model"
+    options: tuple[str, ...] = ()
+    """What both commands are given in addition."""
     xet: bool = False
     """Whether the weights are listed with a Xet hash."""
     tls: Tls | None = None
@@ -161,6 +164,23 @@ def described(**values: object) -> Change:
             reply.stop = len(reply.body)
 
     return of_api(change, "/revision/")
+
+
+def limited(part: str, name: str, seconds: float = 5.0) -> Change:
+    """Answer 429 for a while, from the first request on, and say in a header how long."""
+    until: list[float] = []
+
+    def change(asked: Any, reply: Any) -> None:
+        if part not in asked.target:
+            return
+        now = time.monotonic()
+        until.append(now + seconds)
+        rest = math.ceil(until[0] - now)
+        if rest > 0:
+            answered(reply, 429, '{"error": "Too Many Requests"}', "application/json")
+            reply.headers[name] = str(rest) if name == "Retry-After" else f'"api";r=0;t={rest}'
+
+    return change
 
 
 def xet_token(reply: Any) -> None:
@@ -289,16 +309,20 @@ def cases() -> tuple[Case, ...]:
             spared=frozenset({"plots\\loss.png"}),
         ),
         Case(
+            "the same, left out with --exclude",
+            files=LITTLE | {"plots\\loss.png": b"png"},
+            spared=frozenset({"plots\\loss.png"}),
+            options=("--exclude", "plots*"),
+        ),
+        Case(
             "a file name with a tab",
             files=LITTLE | {"a\tb.txt": b"tab"},
             spared=frozenset({"a\tb.txt"}),
         ),
         # Being asked to wait.
-        Case("429: 5 s, RateLimit", faults(rate_limited(5).on("/tree/"))),
-        Case(
-            "429: 5 s, Retry-After, for a file",
-            faults(rate_limited(5, header="Retry-After").on(WEIGHTS)),
-        ),
+        Case("429 for 5 s, RateLimit", changes(limited("/tree/", "RateLimit"))),
+        Case("429 for 5 s, Retry-After", changes(limited("/revision/", "Retry-After"))),
+        Case("429 for 5 s, for a file", changes(limited(WEIGHTS, "Retry-After"))),
         # Other repos, and many files.
         Case("a dataset", kind="dataset"),
         Case("a space", kind="space"),

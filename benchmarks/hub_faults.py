@@ -116,9 +116,9 @@ def served(case: Case, folder: Path) -> Iterator[subprocess.Popen[str]]:
 def command(side: Side, case: Case) -> list[str]:
     if side == "hf":
         kind = [] if case.kind == "model" else ["--repo-type", case.kind]
-        return [str(SCRIPTS / "hf"), "download", REPO, *kind, "--quiet"]
+        return [str(SCRIPTS / "hf"), "download", REPO, *kind, *case.options, "--quiet"]
     name = REPO if case.kind == "model" else f"{case.kind}s/{REPO}"
-    return [str(SCRIPTS / "vlmcache"), "pull", name, "--all-files", "-q"]
+    return [str(SCRIPTS / "vlmcache"), "pull", name, "--all-files", *case.options, "-q"]
 
 
 def run(side: Side, case: Case, cap: float) -> End:
