@@ -31,8 +31,6 @@ from vlmcache.progress import Throttle
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ANSWER_LIMIT = 256_000_000
-_DRAINED = 1 << 16
-"""Bytes of a redirect's page that cost less to read than a new connection."""
 _HURRIED = 2.0
 """Seconds that a hub may ask to wait if not much depends on its answer."""
 
@@ -200,7 +198,7 @@ class Client(Account):
                     if target is None:
                         raise bad_answer(response)
                     address = target
-                    self._drain(response)
+                    _drain(response)
                     continue
                 if response.status_code in (200, 206):
                     yield response
@@ -211,13 +209,6 @@ class Client(Account):
                 with contextlib.suppress(Exception):
                     response.close()
         raise TroubleError(BadAnswerError(f"{self.name} redirects in a loop", hint(self)))
-
-    def _drain(self, response: Any) -> None:
-        """Read what is left of a short answer, so that its connection can be used again."""
-        length = response.headers.get("Content-Length", "")
-        if length.isascii() and length.isdecimal() and int(length) <= _DRAINED:
-            with contextlib.suppress(TroubleError), self._network_failures():
-                response.read()
 
     @contextlib.contextmanager
     def _network_failures(self) -> Iterator[None]:
@@ -248,3 +239,12 @@ def _followed(address: str, location: str) -> str | None:
         if scheme == "https" or scheme == urlsplit(address).scheme == "http":
             return target
     return None
+
+
+def _drain(response: Any) -> None:
+    """Read what is left of a short answer, so that its connection can be used again."""
+    length = response.headers.get("Content-Length", "")
+    if length.isascii() and length.isdecimal() and int(length) < 1 << 16:
+        # The answer is known: a failure only costs the connection.
+        with contextlib.suppress(Exception):
+            response.read()

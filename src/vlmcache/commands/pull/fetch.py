@@ -183,6 +183,7 @@ class _Work:
             and first.size <= SMALL
             and first.etag not in self.order.distrusted
             and self.order.files[first.file].xet_hash is None
+            and layout.is_etag(first.etag)
         )
 
     def _note_outcome(self, task: Task, problem: VlmcacheError | None, received: int) -> None:
