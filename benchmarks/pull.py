@@ -102,9 +102,25 @@ def rows(setting: Setting) -> list[Row]:
     return [
         *rows,
         *request_rows(where),
+        many_row(where, setting.pairs),
         slow_row(where, setting.pairs),
         *resume_rows(where, setting.size),
     ]
+
+
+def many_row(where: Path, count: int, files: int = 2000, size: int = 10_000) -> Row:
+    """Measure many small files."""
+    repo = where / "many" / REPO
+    repo.mkdir(parents=True)
+    (repo / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
+    for number in range(files):
+        path = repo / f"part{number % 20:02}" / f"{number:04}.json"
+        path.parent.mkdir(exist_ok=True)
+        Synthetic(size, number).write(path)
+    with serving(where / "many") as url:
+        ours = fresh([*OURS, "--all-files"], url, where)
+        found = pairs(count, ours, fresh(PEER, url, where))
+    return values_row(f"{files:,} files of {size // 1000} KB", *found, 0.6, PEER_NAME)
 
 
 def slow_row(where: Path, count: int, rate: int = 20_000_000) -> Row:

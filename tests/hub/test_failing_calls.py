@@ -20,6 +20,8 @@ from tests.kit.hub_process import HubProcess, served
 from tests.kit.pulls import REPO, content, expected, lies, pull
 from vlmcache.cache import layout
 from vlmcache.change import partials
+from vlmcache.commands.pull import group
+from vlmcache.commands.pull.plan import FileSelection
 from vlmcache.commands.pull.values import PullReport
 from vlmcache.errors import ExitCode
 
@@ -30,9 +32,15 @@ FILES: dict[str, Content] = {
 }
 
 
+MANY: dict[str, Content] = {
+    "config.json": b'{"model_type": "qwen2_vl"}',
+    **{f"sub/{number}.json": b"%d" % number for number in range(4)},
+}
+
+
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubProcess]:
-    with served({REPO: FILES}) as hub:
+    with served({REPO: FILES, "org/many": MANY}) as hub:
         yield hub
 
 
@@ -117,6 +125,16 @@ class PullOfOther(Pull):
         repo.partial(etag, data=bytes(data[:100_000]), old_style=True)
 
 
+class PullOfMany(Pull):
+    """A pull of more small files than are published together."""
+
+    command = "pull of many small files"
+
+    def run(self, place: Path) -> PullReport:
+        every = FileSelection(every=True)
+        return pull(self.hub, place / "cache", "org/many", max_workers=1, selection=every)
+
+
 @pytest.fixture(scope="module")
 def hub_without_ranges() -> Iterator[HubProcess]:
     with served({REPO: FILES}, "--no-ranges") as hub:
@@ -124,7 +142,7 @@ def hub_without_ranges() -> Iterator[HubProcess]:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("kind", [Pull, PullOfBegun, PullOfOther])
+@pytest.mark.parametrize("kind", [Pull, PullOfBegun, PullOfOther, PullOfMany])
 @pytest.mark.parametrize("fault", FAULTS, ids=fault_name)
 def test_a_fault_at_every_call_leaves_no_lie_and_the_next_pull_finishes(
     hub: HubProcess,
@@ -135,6 +153,8 @@ def test_a_fault_at_every_call_leaves_no_lie_and_the_next_pull_finishes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(partials, "_boot_time", float)
-    expected(tmp_path / "right", FILES)
     hub = hub_without_ranges if kind is PullOfOther else hub
+    monkeypatch.setattr(group, "_MOST", 2)
+    many = kind is PullOfMany
+    expected(tmp_path / "right", MANY if many else FILES, repo="org/many" if many else REPO)
     try_every(kind(hub, content(tmp_path / "right"), fault), fault, at_least=30)

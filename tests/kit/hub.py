@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import socketserver
+import ssl
 import struct
 import sys
 import tempfile
@@ -55,6 +56,7 @@ from tests.kit.faults import (
     wrong_bytes,
     wrong_etag,
 )
+from tests.kit.mirrors import Change
 
 __all__ = [
     "Content",
@@ -182,7 +184,8 @@ class HubRepo:
 class LoopbackHub:
     """A hub and its CDN on two ports of 127.0.0.1, from `with` to its end.
 
-    Settings are attributes and may be changed at any time.
+    Settings are attributes and may be changed at any time. With `tls` both speak https, or the hub
+    alone.
     """
 
     def __init__(
@@ -192,13 +195,19 @@ class LoopbackHub:
         redirect: Redirect = "other-host",
         page_size: int = 1000,
         support_ranges: bool = True,
+        tls: ssl.SSLContext | None = None,
+        tls_of_cdn: bool = True,
     ) -> None:
         self.redirect: Redirect = redirect
         self.page_size = page_size
         self.support_ranges = support_ranges
         self.send_xet_headers = False
+        self.changes: list[Change] = []
+        """What is done to every answer, such as one of `tests.kit.mirrors`."""
         # A small buffer keeps `bytes_sent` close to what a killed client has really received.
         self.send_buffer: int | None = None
+        self.connections = 0
+        """Connections that were made so far, to the hub and to its CDN."""
         self.errors: list[BaseException] = []
         self.folder = Path(tempfile.mkdtemp(prefix="loopback-hub-"))
         self._repos: dict[tuple[str, str], HubRepo] = {}
@@ -211,8 +220,11 @@ class LoopbackHub:
         self._lock = threading.Lock()
         self._released = threading.Event()
         self._closing = False
-        self._servers = [_Server(self, "hub", port), _Server(self, "cdn", 0)]
-        self.url, self.cdn_url = (f"http://127.0.0.1:{s.server_address[1]}" for s in self._servers)
+        self._servers = [
+            _Server(self, "hub", port, tls),
+            _Server(self, "cdn", 0, tls if tls_of_cdn else None),
+        ]
+        self.url, self.cdn_url = (server.url for server in self._servers)
         for server in self._servers:
             threading.Thread(
                 target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -590,6 +602,7 @@ class LoopbackHub:
 
     def _track(self, connection: socket.socket) -> None:
         with self._lock:
+            self.connections += 1
             self._connections.add(connection)
 
     def _forget(self, connection: socket.socket) -> None:
@@ -874,10 +887,24 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, hub: LoopbackHub, host: Host, port: int) -> None:
+    def __init__(self, hub: LoopbackHub, host: Host, port: int, tls: ssl.SSLContext | None) -> None:
         self.hub = hub
         self.host: Host = host
+        self.tls = tls
         super().__init__(("127.0.0.1", port), _Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.server_address[1]}"
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        if self.tls is not None:
+            # A client that does not shake hands must not hold up the others.
+            connection = self.tls.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        return connection, address
 
     def server_bind(self) -> None:
         # HTTPServer would look its own name up, which can ask a name server.
@@ -934,6 +961,8 @@ class _Handler(BaseHTTPRequestHandler):
             body=self.rfile.read(int(self.headers.get("Content-Length") or 0)),
         )
         reply = hub._answer(asked)
+        for change in hub.changes:
+            change(asked, reply)
         faults = hub._take_faults(asked, reply)
         exchange = _Exchange(asked, reply.file.name if reply.file is not None else None)
         with hub._lock:

@@ -277,11 +277,11 @@ def place_link(tree: Tree, folder: str, commit: str, file: str, etag: str) -> bo
     with contextlib.suppress(OSError):
         if tree.readlink(path) == target:
             return True
-    temporary = os.path.join(folder, layout.BLOBS, f".link.{uuid.uuid4().hex[:8]}.new")
     try:
         try:
             tree.symlink(target, path)
         except FileExistsError:
+            temporary = os.path.join(folder, layout.BLOBS, f".link.{uuid.uuid4().hex[:8]}.new")
             tree.put(path, temporary, functools.partial(tree.symlink, target))
     except OSError as error:
         if abilities.cannot(error):

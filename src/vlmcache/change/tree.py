@@ -119,7 +119,7 @@ class Tree(CacheTree):
                         raise stale(place) from None
                 else:
                     _give(self, name, folder, mode, like)
-                    sync_folder(os.path.dirname(place) if folder is None else folder)
+                    self.changed(place, folder)
 
     def create(self, path: str, mode: int = 0o666) -> int:
         """Make a file and return its descriptor, which the caller closes.
@@ -219,7 +219,7 @@ class Tree(CacheTree):
         with self.parent(path) as (name, folder), self.parent(place) as (new_name, new_folder):
             os.replace(name, new_name, src_dir_fd=folder, dst_dir_fd=new_folder)
             log.debug("place", "renamed '%s' to '%s'", path, place)
-            sync_folder(os.path.dirname(place) if new_folder is None else new_folder)
+            self.changed(place, new_folder)
 
     def symlink(self, target: str, path: str) -> None:
         """Make a link.
@@ -231,7 +231,19 @@ class Tree(CacheTree):
         with self.parent(path) as (name, folder):
             os.symlink(target, name, dir_fd=folder)
             _give(self, name, folder, None)
-            sync_folder(os.path.dirname(path) if folder is None else folder)
+            self.changed(path, folder)
+
+    def changed(self, path: str, folder: int | None) -> None:
+        """Bring an entry that was made or renamed to the disk.
+
+        Args:
+            path: the entry.
+            folder: the descriptor of its folder; `None` if the system has no such calls.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        sync_folder(os.path.dirname(path) if folder is None else folder)
 
     def link(self, path: str, place: str, source: CacheTree | None = None) -> None:
         """Give a file a second name.

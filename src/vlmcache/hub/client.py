@@ -206,6 +206,7 @@ class Client(Account):
                     if target is None:
                         raise bad_answer(response)
                     address = target
+                    _drain(response)
                     continue
                 if response.status_code in (200, 203, 206):
                     yield response
@@ -246,3 +247,12 @@ def _followed(address: str, location: str) -> str | None:
         if scheme == "https" or scheme == urlsplit(address).scheme == "http":
             return target
     return None
+
+
+def _drain(response: Any) -> None:
+    """Read what is left of a short answer, so that its connection can be used again."""
+    length = response.headers.get("Content-Length", "")
+    if length.isascii() and length.isdecimal() and int(length) < 1 << 16:
+        # The answer is known: a failure only costs the connection.
+        with contextlib.suppress(Exception):
+            response.read()

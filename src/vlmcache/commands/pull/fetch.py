@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
+from functools import partial
 
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import hash_file
@@ -15,6 +15,7 @@ from vlmcache.change import place
 from vlmcache.change.plan import Fetch, Link, Outcome, Plan, WriteRef
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.tree import Tree
+from vlmcache.commands.pull.group import Group, GroupError, Task
 from vlmcache.commands.pull.plan import DownloadOrder
 from vlmcache.errors import (
     AccessError,
@@ -28,6 +29,7 @@ from vlmcache.errors import (
 from vlmcache.hub.client import Client
 from vlmcache.hub.locks import blob_lock
 from vlmcache.hub.ranges import Spare
+from vlmcache.hub.small import SMALL
 from vlmcache.hub.transfer import BlobJob, Transfer, abort_xet, link_shared, without_links
 from vlmcache.progress import Progress, Stopped
 from vlmcache.threads import run_in_threads
@@ -63,10 +65,6 @@ def download(
     return _Work(client, order, progress, cache).run(workers)
 
 
-_Task = Sequence[Fetch | Link]
-"""The files of the snapshot that have the content of one blob; the first one may be fetched."""
-
-
 class _Work:
     def __init__(
         self, client: Client, order: DownloadOrder, progress: Progress, cache: Tree | None
@@ -96,7 +94,7 @@ class _Work:
             self._prepare()
             count = min(workers, len(self.tasks))
             self.spare = Spare(workers - count)
-            run_in_threads(self._do_all, count, self._stop, _LEAVE_AFTER)
+            run_in_threads(lambda: self._do_all(count), count, self._stop, _LEAVE_AFTER)
             if self.error is None:
                 self._write_ref()
         except (OSError, VlmcacheError) as error:
@@ -131,24 +129,64 @@ class _Work:
         self.client.stop()
         abort_xet()
 
-    def _do_all(self) -> None:
-        while not self.broken_off:
-            try:
-                task = self.tasks.popleft()
-            except IndexError:
-                self.spare.add()
-                return
-            transfer = self._transfer(task)
-            problem: VlmcacheError | None = None
-            try:
-                self._do(task, transfer)
-            except Stopped:
-                return
-            except Exception as error:
-                problem = _named(transfer.job, _as_ours(error, self.folder))
-            self._note_outcome(task, problem, transfer.received)
+    def _do_all(self, workers: int) -> None:
+        group = Group(self.cache, self.tree, workers)
+        try:
+            while not self.broken_off:
+                try:
+                    task = self.tasks.popleft()
+                except IndexError:
+                    self._publish(group)
+                    self.spare.add()
+                    return
+                self._do_one(task, group)
+            self._publish(group)
+        except Stopped:
+            return
+        finally:
+            group.release()
 
-    def _note_outcome(self, task: _Task, problem: VlmcacheError | None, received: int) -> None:
+    def _do_one(self, task: Task, group: Group) -> None:
+        """Fetch and link one blob, or add it to the group, which is published once it is full."""
+        transfer = self._transfer(task)
+        problem: VlmcacheError | None = None
+        try:
+            added = self._is_simple(task) and group.add(task, transfer, self._lock_path(transfer))
+            if added and not group.is_full:
+                return
+            # No lock is waited for while others are held.
+            self._publish(group)
+            if added:
+                return
+            self._do(task, transfer)
+        except Stopped:
+            raise
+        except Exception as error:
+            problem = _named(transfer.job, _as_ours(error, self.folder))
+        self._note_outcome(task, problem, transfer.received)
+
+    def _publish(self, group: Group) -> None:
+        problem: VlmcacheError | None = None
+        try:
+            members = group.publish(partial(self._place, new=True))
+        except GroupError as error:
+            members, problem = error.members, _as_ours(error.error, self.folder)
+        for member in members:
+            self._note_outcome(member.task, problem, member.transfer.received)
+
+    def _is_simple(self, task: Task) -> bool:
+        """Return whether a blob is small, and nothing is known of it but what the hub lists."""
+        first = task[0]
+        return (
+            isinstance(first, Fetch)
+            and not first.have
+            and first.size <= SMALL
+            and first.etag not in self.order.distrusted
+            and self.order.files[first.file].xet_hash is None
+            and layout.is_etag(first.etag)
+        )
+
+    def _note_outcome(self, task: Task, problem: VlmcacheError | None, received: int) -> None:
         with self.lock:
             for action in task:
                 self.outcomes.append(
@@ -166,7 +204,7 @@ class _Work:
                 only_this = isinstance(problem, WrongBytesError | NoSuchFileError)
                 self.broken_off = self.broken_off or not only_this
 
-    def _transfer(self, task: _Task) -> Transfer:
+    def _transfer(self, task: Task) -> Transfer:
         order, file = self.order, task[0].file
         listed = order.files[file]
         blobs = os.path.join(self.folder, layout.BLOBS)
@@ -178,11 +216,11 @@ class _Work:
             self.spare,
         )
 
-    def _do(self, task: _Task, transfer: Transfer) -> None:
+    def _do(self, task: Task, transfer: Transfer) -> None:
         """Fetch one blob to its place, and link it into the snapshot."""
         job = transfer.job
         size, etag = job.listed.content_size, job.listed.etag
-        lock = layout.lock_path(self.order.cache_dir, os.path.basename(self.folder), etag)
+        lock = self._lock_path(transfer)
         stop_token, note = self.client.stop_token, self.client.note
         arrived = transfer.arrived if self.waits else None
         with blob_lock(self.cache, lock, stop_token, note, arrived):
@@ -204,13 +242,21 @@ class _Work:
                 if shared is not None and etag in self.order.distrusted:
                     store.return_blob(job.blob, shared)
             transfer.moved(size)
-            files = [action.file for action in task]
-            if without_links() or not all(
-                place.place_link(self.tree, self.folder, job.commit, file, etag) for file in files
-            ):
-                for file in files:
-                    move = new and file == files[-1]
-                    place.place_copy(self.tree, self.folder, job.commit, file, job.blob, move=move)
+            self._place(self.tree, task, job, new=new)
+
+    def _lock_path(self, transfer: Transfer) -> str:
+        repo = os.path.basename(self.folder)
+        return layout.lock_path(self.order.cache_dir, repo, transfer.job.listed.etag)
+
+    def _place(self, tree: Tree, task: Task, job: BlobJob, *, new: bool) -> None:
+        """Put a blob into the snapshot, under each of its names."""
+        files = [action.file for action in task]
+        if without_links() or not all(
+            place.place_link(tree, self.folder, job.commit, file, job.listed.etag) for file in files
+        ):
+            for file in files:
+                move = new and file == files[-1]
+                place.place_copy(tree, self.folder, job.commit, file, job.blob, move=move)
 
     def _write_ref(self) -> None:
         """Let the ref name the commit, now that every wanted file is there."""
@@ -233,7 +279,7 @@ class _Work:
                 self.outcomes.append(Outcome("write-ref", action.path, "done"))
 
 
-def _tasks(plan: Plan) -> list[_Task]:
+def _tasks(plan: Plan) -> list[Task]:
     """Return the plan's blobs with their files: first those that are here, then the largest."""
     tasks: dict[str, list[Fetch | Link]] = {}
     for action in plan.actions:

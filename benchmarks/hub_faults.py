@@ -1,0 +1,275 @@
+"""Faults of a hub and of the way to it: how `hf download` ends, and how `vlmcache pull` does.
+
+    python -m benchmarks.hub_faults [--jobs 6] [--cap 120] [--write] [PART OF A NAME …]
+
+Every run is a fresh process with a fresh cache and a fresh hub, which is a process too. The exit
+code is not 0 if `hf` ends with exit 0 and the right bytes where we do not, or if we take more than
+twice its time plus two seconds to end no better. `--write` puts the table into docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from benchmarks.fault_cases import CASES, REPO, WEIGHTS, Case
+from benchmarks.pairs import machine
+from benchmarks.pull import SCRIPTS, environment
+from tests.kit.contents import Content, Synthetic
+from tests.kit.counts import write_counts
+from tests.kit.hub import LoopbackHub
+from tests.kit.proxy import proxy
+from tests.kit.tls import Authority
+
+Side = Literal["hf", "vlmcache"]
+SIDES: tuple[Side, Side] = ("hf", "vlmcache")
+SLACK = 2.0
+
+
+class End(NamedTuple):
+    """How a run ended: `None` for one that was ended after the cap."""
+
+    code: int | None
+    right: bool
+    seconds: float
+    said: str
+
+    @property
+    def good(self) -> bool:
+        return self.code == 0 and self.right
+
+    def cells(self, cap: float) -> str:
+        code = "–" if self.code is None else str(self.code)
+        seconds = f"> {cap:g}" if self.code is None else f"{self.seconds:.1f}"
+        return f"{code} | {'yes' if self.right else 'no'} | {seconds}"
+
+
+# The hub's process.
+
+
+def serve(case: Case, folder: Path) -> None:
+    """Serve a case: print what a client needs, and break once a line was read."""
+    with contextlib.ExitStack() as stack:
+        variables = {"HF_HUB_DISABLE_XET": "1"}
+        authority = Authority(folder / "tls") if case.tls else None
+        hub = stack.enter_context(
+            LoopbackHub(
+                tls=authority.context if authority else None, tls_of_cdn=case.tls != "hub only"
+            )
+        )
+        if authority is not None:
+            trusted = Authority(folder / "other") if case.tls == "another CA" else authority
+            variables["SSL_CERT_FILE"] = str(trusted.certificate)
+        if case.front is not None:
+            between = stack.enter_context(proxy(folder / "proxy"))
+            address = between.with_password if case.front == "proxy" else between.address
+            variables |= between.variables(address)
+        repo = hub.add_repo(REPO, kind=case.kind)
+        repo.commit(case.files, xet={WEIGHTS: "ab" * 32} if case.xet else None)
+        host = hub.url.partition("://")[2]
+        given = {
+            name: value.format(host=host, folder=folder) for name, value in case.variables.items()
+        }
+        print(json.dumps({"url": hub.url, "own": variables, "case": given}), flush=True)
+        sys.stdin.readline()
+        case.arm(hub)
+        print("armed", flush=True)
+        sys.stdin.read()
+
+
+@contextlib.contextmanager
+def served(case: Case, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "benchmarks.hub_faults", "--serve", case.name]
+    with subprocess.Popen(
+        [*command, "--folder", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as hub:
+        try:
+            yield hub
+        finally:
+            assert hub.stdin is not None
+            # The end of its input is its own end, and that of the proxy that it has started.
+            hub.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                hub.wait(20)
+            hub.kill()
+
+
+# The clients' runs.
+
+
+def command(side: Side, case: Case) -> list[str]:
+    if side == "hf":
+        kind = [] if case.kind == "model" else ["--repo-type", case.kind]
+        return [str(SCRIPTS / "hf"), "download", REPO, *kind, *case.options, "--quiet"]
+    name = REPO if case.kind == "model" else f"{case.kind}s/{REPO}"
+    return [str(SCRIPTS / "vlmcache"), "pull", name, "--all-files", *case.options, "-q"]
+
+
+def run(side: Side, case: Case, cap: float) -> End:
+    """Let one client meet one fault."""
+    with tempfile.TemporaryDirectory(prefix="hub-faults-") as made:
+        folder = Path(made)
+        (folder / "hub").mkdir()
+        with served(case, folder / "hub") as hub:
+            assert hub.stdin is not None
+            assert hub.stdout is not None
+            told = json.loads(hub.stdout.readline())
+            variables = environment(told["url"], folder / "cache") | told["own"]
+            variables["HOME"] = str(folder)
+            asked = command(side, case)
+            if case.cached:
+                subprocess.run(asked, env=variables, check=True, capture_output=True, timeout=cap)
+            hub.stdin.write("now\n")
+            hub.stdin.flush()
+            hub.stdout.readline()
+            code, seconds, said = timed(asked, variables | told["case"], cap)
+        return End(code, has_all(folder / "cache", case), seconds, said)
+
+
+def timed(asked: list[str], variables: dict[str, str], cap: float) -> tuple[int | None, float, str]:
+    """Return exit code, seconds and the last line of a command; the code is `None` at the cap."""
+    begun = time.perf_counter()
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        child = subprocess.Popen(
+            asked, env=variables, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+        )
+        code: int | None = None
+        try:
+            code = child.wait(cap)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        seconds = time.perf_counter() - begun
+        said.seek(0)
+        lines = [line for line in said.read().splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return code, seconds, (errors or lines or [""])[-1]
+
+
+def has_all(cache: Path, case: Case) -> bool:
+    """Return whether a snapshot holds the right bytes under every name that is needed."""
+    wanted = case.files.keys() - case.spared
+    return any(
+        all(sha256(folder / name) == sha256(case.files[name]) for name in wanted)
+        for folder in cache.glob("*/snapshots/*")
+    )
+
+
+def sha256(content: Content) -> str | None:
+    digest = hashlib.sha256()
+    if isinstance(content, bytes):
+        digest.update(content)
+    elif isinstance(content, Synthetic):
+        for block in content.blocks():
+            digest.update(block)
+    elif not content.is_file():
+        return None
+    else:
+        with content.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+# The table.
+
+
+def too_bad(ends: dict[Side, End]) -> str | None:
+    """Return what is wrong with a row, if anything."""
+    peer, ours = ends["hf"], ends["vlmcache"]
+    if peer.good and not ours.good:
+        return "hf ends with exit 0 and the right bytes"
+    if ours.seconds > 2 * peer.seconds + SLACK and not (ours.good and not peer.good):
+        return f"{ours.seconds:.1f} s, hf {peer.seconds:.1f} s"
+    return None
+
+
+def table(found: dict[str, dict[Side, End]], cap: float) -> str:
+    lines = [
+        f"{machine()}; {time.strftime('%Y-%m-%d')}, several rows at once.",
+        "",
+        "| what is wrong | hf | right bytes | seconds | vlmcache | right bytes | seconds |",
+        "| --- | ---: | --- | ---: | ---: | --- | ---: |",
+    ]
+    for name, ends in found.items():
+        cells = " | ".join(ends[side].cells(cap) for side in SIDES)
+        lines.append(f"| {name.replace('|', '/')} | {cells} |")
+    return "\n".join([*lines, ""])
+
+
+def runnable(case: Case) -> str | None:
+    """Return what a case needs that this machine does not have, if anything."""
+    needs = {"openssl": case.tls is not None, "tinyproxy": case.front is not None}
+    return next((name for name, used in needs.items() if used and not shutil.which(name)), None)
+
+
+def measure(case: Case, cap: float) -> dict[Side, End]:
+    ends = {side: run(side, case, cap) for side in SIDES}
+    bad = too_bad(ends)
+    shown = "; ".join(
+        f"{side} {' '.join(end.cells(cap).split(' | '))}" for side, end in ends.items()
+    )
+    print(f"{case.name}: {shown}{f'  ({bad})' if bad else ''}", file=sys.stderr, flush=True)
+    for side, end in ends.items():
+        if end.said:
+            print(f"    {side}: {end.said[:200]}", file=sys.stderr, flush=True)
+    return ends
+
+
+def main() -> int:
+    """Measure all cases, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", help="only cases whose names hold one of these")
+    parser.add_argument("--jobs", type=int, default=6, help="rows at once")
+    parser.add_argument("--cap", type=float, default=120.0, help="seconds that a run may take")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve is not None:
+        serve(CASES[given.serve], given.folder)
+        return 0
+    chosen = [
+        case
+        for case in CASES.values()
+        if not given.parts or any(part in case.name for part in given.parts)
+    ]
+    for case in [case for case in chosen if runnable(case)]:
+        print(f"left out, {runnable(case)} is not installed: {case.name}", file=sys.stderr)
+        chosen.remove(case)
+    found: dict[str, dict[Side, End]] = {}
+    for jobs, busy in ((given.jobs, False), (1, True)):
+        group = [case for case in chosen if case.busy is busy]
+        with ThreadPoolExecutor(jobs) as pool:
+            ends = pool.map(lambda case: measure(case, given.cap), group)
+            found |= dict(zip((case.name for case in group), ends, strict=True))
+    found = {case.name: found[case.name] for case in chosen}
+    print(table(found, given.cap))
+    if given.write:
+        write_counts("benchmarks.md", "faults of the hub", table(found, given.cap))
+    failed = {name: bad for name, ends in found.items() if (bad := too_bad(ends))}
+    for name, bad in failed.items():
+        print(f"{name}: {bad}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

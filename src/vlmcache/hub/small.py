@@ -1,0 +1,44 @@
+"""A small file: asked for once, and checked in memory."""
+
+from __future__ import annotations
+
+from vlmcache.cache.hashing import new_hash
+from vlmcache.errors import AccessError
+from vlmcache.hub.retry import TroubleError
+from vlmcache.hub.transfer import Transfer
+
+SMALL = 1 << 16
+"""Bytes up to which a file is small: what a lost connection costs is not worth a partial."""
+
+
+def receive_small(transfer: Transfer) -> bytes | None:
+    """Return the content of a small file if it arrives correct and in one piece.
+
+    Args:
+        transfer: the file's; what is received is counted there.
+
+    Returns:
+        `None` for everything that `Transfer.run` knows what to do about.
+
+    Raises:
+        VlmcacheError: the hub refuses the file for good.
+        Stopped: the work was asked to stop.
+    """
+    client, job = transfer.client, transfer.job
+    size = job.listed.content_size
+    address = client.file_address(job.repo, job.commit, job.file)
+    body = bytearray()
+    try:
+        with client.opened(address) as response:
+            for data in client.pieces(response):
+                transfer.received += len(data)
+                client.throttle.take(len(data))
+                body += data
+                if len(body) > size:
+                    return None
+                transfer.moved(len(body))
+    except (TroubleError, AccessError):
+        return None
+    digest = new_hash(job.listed.etag, size)
+    digest.update(body)
+    return bytes(body) if digest.hexdigest() == job.listed.etag else None
