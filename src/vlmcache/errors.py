@@ -59,6 +59,8 @@ class VlmcacheError(Exception):
 
     code: ClassVar[str] = "failed"
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
+    causes: tuple[VlmcacheError, ...] = ()
+    """What failed in detail, if this sums it up."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -141,6 +143,13 @@ class OfflineError(HubError):
     """The network is switched off (`HF_HUB_OFFLINE`)."""
 
     code = "offline"
+
+
+class SettingError(HubError):
+    """A variable of the environment keeps a connection to the hub from being set up."""
+
+    code = "configuration"
+    exit_code = ExitCode.USAGE
 
 
 class AccessError(HubError):

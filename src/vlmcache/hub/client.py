@@ -6,7 +6,10 @@ huggingface_hub waits without limit, retries little, and reports each failure di
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -16,11 +19,19 @@ import msgspec
 from vlmcache import log
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.config import Environment
-from vlmcache.errors import BadAnswerError, HubError, OfflineError, VlmcacheError
+from vlmcache.errors import (
+    BadAnswerError,
+    HubError,
+    OfflineError,
+    UnreachableError,
+    VlmcacheError,
+)
+from vlmcache.hub import settings
 from vlmcache.hub.account import Account
 from vlmcache.hub.retry import (
     Backoff,
     Patience,
+    SlowError,
     TroubleError,
     bad_answer,
     hint,
@@ -31,6 +42,11 @@ from vlmcache.progress import Throttle
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ANSWER_LIMIT = 256_000_000
+_CONNECT_TIMEOUT = 10.0
+_SAME_NOTE = 5.0
+"""Seconds in which a note of one thread is not repeated by another."""
+_MOST_GROWN = 2
+"""How often the time for an answer is made longer: with huggingface_hub's 10 s, to 30 and 90 s."""
 _HURRIED = 2.0
 """Seconds that a hub may ask to wait if not much depends on its answer."""
 
@@ -46,7 +62,7 @@ class Client(Account):
         note: called with what a person would want to know while waiting.
 
     Raises:
-        UsageError, HubError: as for `Account`.
+        UsageError: as for `Account`.
     """
 
     def __init__(
@@ -65,10 +81,56 @@ class Client(Account):
         self._note = note
         self._responses: set[Any] = set()
         """Those that are being read."""
+        self._heard = -math.inf
+        """When the last answer began."""
+        self._silence: tuple[int, UnreachableError] | None = None
+        """How often a question was asked in vain, and why nothing is asked again so often."""
+        self._slow = 0
+        """How often a question had to be repeated because its answer took longer."""
+        self._noted = ("", 0, -math.inf)
+        """The last note, the thread that it came from, and when."""
 
     def note(self, text: str) -> None:
-        """Say something to whoever waits."""
-        self._note(self.scrub(text))
+        """Say something to whoever waits; what several threads say at the same time, once."""
+        this = (text, threading.get_ident(), time.monotonic())
+        before, self._noted = self._noted, this
+        if before[0] != text or before[1] == this[1] or this[2] - before[2] > _SAME_NOTE:
+            self._note(self.scrub(text))
+
+    @property
+    def silent(self) -> bool:
+        """Whether the hub is known not to answer."""
+        return self._silence is not None
+
+    def gave_up(self, error: Exception | None, since: float, asks: int | None = None) -> None:
+        """Remember that the hub cannot be reached, if nothing has come from it for so long.
+
+        Args:
+            error: why something was given up.
+            since: when it was begun, by the monotonic clock.
+            asks: how often it was tried; as often as patience allows if not given.
+        """
+        if isinstance(error, UnreachableError) and self._heard < since:
+            self._silence = (asks or self.patience.asks, error)
+
+    def check(self, asks: int | None = None) -> None:
+        """Do nothing if it makes sense to ask.
+
+        Args:
+            asks: how often the question would be asked, if that is not settled.
+
+        Raises:
+            OfflineError: the network is switched off.
+            UnreachableError: it was asked so often in vain already.
+        """
+        if self.offline:
+            raise OfflineError(
+                f"{self.environment.offline_by} is set: {self.name} is not asked",
+                "unset it to download",
+            )
+        silence = self._silence
+        if silence is not None and asks is not None and asks <= silence[0]:
+            raise UnreachableError(silence[1].message, silence[1].hint)
 
     def stop(self) -> None:
         """Make everything that is running end now; partial downloads stay."""
@@ -101,33 +163,60 @@ class Client(Account):
             patience = msgspec.structs.replace(
                 patience, asks=min(attempts, patience.asks), longest_asked=_HURRIED
             )
+        self.check(patience.asks)
+        begun = time.monotonic()
+        try:
+            return self._asked(address, kind, patience)
+        except UnreachableError as error:
+            self.gave_up(error, begun, patience.asks)
+            raise
+
+    def _asked(self, address: str, kind: Any, patience: Patience) -> tuple[Any, str | None]:
         backoff = Backoff(patience, self.stop_token, self.note, patience.asks)
-        timeout = patience.answer_timeout or self.library.answer_timeout
+        slow = self._slow
         while True:
+            timeout = self._answer_timeout(slow)
             try:
                 with self.opened(address, timeout=timeout) as response:
-                    body = self._body(response)
+                    body = self._body(response, timeout)
                     try:
                         value = msgspec.json.decode(body, type=kind)
                     except JSON_ERRORS:
                         raise TroubleError(bad_answer(response)) from None
+                    self._slow = max(self._slow, slow)
                     return value, response.links.get("next", {}).get("url")
             except TroubleError as trouble:
                 backoff.failed(trouble)
+                if isinstance(trouble, SlowError):
+                    slow += 1
+                    longer = self._answer_timeout(slow)
+                    self.note(f"{trouble.error.message}; asking again, for up to {longer:g} s")
+
+    def _answer_timeout(self, slow: int) -> float:
+        """Return how long to wait for an answer after so many that took too long, in seconds."""
+        patience = self.patience
+        first = patience.answer_timeout or self.library.answer_timeout
+        chosen = self.environment.get(settings.ANSWER_TIMEOUT)
+        return first if chosen else first * patience.growth ** min(slow, _MOST_GROWN)
+
+    @property
+    def _data_timeout(self) -> float:
+        return self.patience.data_timeout or self.library.data_timeout
 
     def content(self, address: str) -> bytes | None:
         """Return a small file that only helps to plan, after one attempt; `None` without it."""
         try:
-            timeout = self.patience.answer_timeout or self.library.answer_timeout
+            self.check(1)
+            timeout = self._answer_timeout(self._slow)
             with self.opened(address, timeout=timeout) as response:
-                return self._body(response)
+                return self._body(response, timeout)
         except (TroubleError, VlmcacheError):
             return None
 
-    def _body(self, response: Any) -> bytes:
+    def _body(self, response: Any, timeout: float) -> bytes:
         body = bytearray()
         # Some mirrors compress although they are asked not to.
-        with self._network_failures():
+        with self._network_failures(settings.ANSWER_TIMEOUT, timeout):
             for piece in response.iter_bytes():
                 self.stop_token.check()
                 body += piece
@@ -141,7 +230,7 @@ class Client(Account):
         Raises:
             TroubleError: the connection failed.
         """
-        with self._network_failures():
+        with self._network_failures(settings.DATA_TIMEOUT, self._data_timeout):
             yield from response.iter_raw()
 
     @contextlib.contextmanager
@@ -160,7 +249,8 @@ class Client(Account):
         Args:
             address: where.
             headers: sent in addition to the session's own.
-            timeout: seconds without a byte.
+            timeout: seconds without a byte of the answer to a question; for a file's, patience
+                says how many.
             signed: whether the hub has redirected to this address, which is valid for a while.
 
         Raises:
@@ -168,27 +258,26 @@ class Client(Account):
             TroubleError: it failed in a way that may pass.
             VlmcacheError: it failed for good.
         """
-        if self.offline:
-            raise OfflineError(
-                f"{self.environment.offline_by} is set: {self.name} is not asked",
-                "unset it to download",
-            )
+        self.check(None if timeout else self.patience.asks)
+        variable = settings.ANSWER_TIMEOUT if timeout else settings.DATA_TIMEOUT
+        timeout = timeout or self._data_timeout
+        library = self.library
         home = _origin(self.endpoint)
-        timeout = timeout or self.patience.data_timeout or self.library.data_timeout
         first = address
         for _ in range(10):
             own = _origin(address) == home
             sent = {"Accept-Encoding": "identity", **(headers or {})}
             if own:
                 sent = self.headers | sent
-            with self._network_failures():
-                request = self.library.session.build_request(
+            with self._network_failures(variable, timeout):
+                request = library.session.build_request(
                     "GET",
                     address,
                     headers=sent,
-                    timeout=self.library.http.Timeout(timeout, connect=min(timeout, 10.0)),
+                    timeout=library.http.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)),
                 )
-                response = self.library.session.send(request, stream=True, follow_redirects=False)
+                response = library.session.send(request, stream=True, follow_redirects=False)
+            self._heard, self._silence = time.monotonic(), None
             log.debug("hub", "GET %s: status %s", address, response.status_code)
             self._responses.add(response)
             try:
@@ -210,14 +299,14 @@ class Client(Account):
         raise TroubleError(BadAnswerError(f"{self.name} redirects in a loop", hint(self)))
 
     @contextlib.contextmanager
-    def _network_failures(self) -> Iterator[None]:
-        """Turn the HTTP library's failures into ours."""
+    def _network_failures(self, variable: str, seconds: float) -> Iterator[None]:
+        """Turn the HTTP library's failures into ours, as `unreachable` does."""
         http = self.library.http
         try:
             yield
         except (http.TransportError, http.DecodingError) as error:
             self.stop_token.check()
-            raise unreachable(self, error) from error
+            raise unreachable(self, error, variable, seconds) from error
         except (http.InvalidURL, ValueError) as error:
             raise HubError(
                 f"not an address: {self.name}: {self.scrub(str(error))}", hint(self)
