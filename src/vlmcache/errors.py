@@ -67,6 +67,12 @@ class VlmcacheError(Exception):
         self.message = message
         self.hint = hint
 
+    def saying(self, message: str, hint: str | None) -> VlmcacheError:
+        """Return a failure of the same kind in other words."""
+        other = type(self).__new__(type(self))
+        VlmcacheError.__init__(other, message, hint)
+        return other
+
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message} ({self.hint})"
 

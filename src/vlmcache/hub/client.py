@@ -10,8 +10,8 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
@@ -23,11 +23,11 @@ from vlmcache.errors import (
     BadAnswerError,
     HubError,
     OfflineError,
-    UnreachableError,
     VlmcacheError,
 )
 from vlmcache.hub import settings
 from vlmcache.hub.account import Account
+from vlmcache.hub.contact import Contact
 from vlmcache.hub.retry import (
     Backoff,
     Patience,
@@ -39,6 +39,7 @@ from vlmcache.hub.retry import (
     unreachable,
 )
 from vlmcache.progress import Throttle
+from vlmcache.threads import in_parallel
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ANSWER_LIMIT = 256_000_000
@@ -47,8 +48,13 @@ _SAME_NOTE = 5.0
 """Seconds in which a note of one thread is not repeated by another."""
 _MOST_GROWN = 2
 """How often the time for an answer is made longer: with huggingface_hub's 10 s, to 30 and 90 s."""
+_NOTE_EVERY = 3.0
+"""Seconds between notes of how many models the hub was asked about."""
 _HURRIED = 2.0
 """Seconds that a hub may ask to wait if not much depends on its answer."""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class Client(Account):
@@ -81,10 +87,7 @@ class Client(Account):
         self._note = note
         self._responses: set[Any] = set()
         """Those that are being read."""
-        self._heard = -math.inf
-        """When the last answer began."""
-        self._silence: tuple[int, UnreachableError] | None = None
-        """How often a question was asked in vain, and why nothing is asked again so often."""
+        self.contact = Contact(self.patience.asks)
         self._slow = 0
         """How often a question had to be repeated because its answer took longer."""
         self._noted = ("", 0, -math.inf)
@@ -97,40 +100,34 @@ class Client(Account):
         if before[0] != text or before[1] == this[1] or this[2] - before[2] > _SAME_NOTE:
             self._note(self.scrub(text))
 
-    @property
-    def silent(self) -> bool:
-        """Whether the hub is known not to answer."""
-        return self._silence is not None
-
-    def gave_up(self, error: Exception | None, since: float, asks: int | None = None) -> None:
-        """Remember that the hub cannot be reached, if nothing has come from it for so long.
+    def ask_about(self, items: Sequence[_T], question: Callable[[_T], _R]) -> list[_R]:
+        """Return the answers to a question about several models, asked at the same time.
 
         Args:
-            error: why something was given up.
-            since: when it was begun, by the monotonic clock.
-            asks: how often it was tried; as often as patience allows if not given.
+            items: the models.
+            question: asks about one, and changes nothing.
         """
-        if isinstance(error, UnreachableError) and self._heard < since:
-            self._silence = (asks or self.patience.asks, error)
+        noted = time.monotonic()
 
-    def check(self, asks: int | None = None) -> None:
-        """Do nothing if it makes sense to ask.
+        def answered(count: int) -> None:
+            nonlocal noted
+            if count < len(items) and time.monotonic() - noted > _NOTE_EVERY:
+                noted = time.monotonic()
+                self.note(f"{self.name} was asked about {count} of {len(items)} models")
 
-        Args:
-            asks: how often the question would be asked, if that is not settled.
+        return in_parallel(items, question, self.stop, answered)
+
+    def check(self) -> None:
+        """Do nothing unless the network is switched off.
 
         Raises:
-            OfflineError: the network is switched off.
-            UnreachableError: it was asked so often in vain already.
+            OfflineError: it is.
         """
         if self.offline:
             raise OfflineError(
                 f"{self.environment.offline_by} is set: {self.name} is not asked",
                 "unset it to download",
             )
-        silence = self._silence
-        if silence is not None and asks is not None and asks <= silence[0]:
-            raise UnreachableError(silence[1].message, silence[1].hint)
 
     def stop(self) -> None:
         """Make everything that is running end now; partial downloads stay."""
@@ -163,13 +160,9 @@ class Client(Account):
             patience = msgspec.structs.replace(
                 patience, asks=min(attempts, patience.asks), longest_asked=_HURRIED
             )
-        self.check(patience.asks)
-        begun = time.monotonic()
-        try:
+        self.check()
+        with self.contact.tried(patience.asks):
             return self._asked(address, kind, patience)
-        except UnreachableError as error:
-            self.gave_up(error, begun, patience.asks)
-            raise
 
     def _asked(self, address: str, kind: Any, patience: Patience) -> tuple[Any, str | None]:
         backoff = Backoff(patience, self.stop_token, self.note, patience.asks)
@@ -206,9 +199,9 @@ class Client(Account):
     def content(self, address: str) -> bytes | None:
         """Return a small file that only helps to plan, after one attempt; `None` without it."""
         try:
-            self.check(1)
+            self.check()
             timeout = self._answer_timeout(self._slow)
-            with self.opened(address, timeout=timeout) as response:
+            with self.contact.tried(1), self.opened(address, timeout=timeout) as response:
                 return self._body(response, timeout)
         except (TroubleError, VlmcacheError):
             return None
@@ -258,7 +251,7 @@ class Client(Account):
             TroubleError: it failed in a way that may pass.
             VlmcacheError: it failed for good.
         """
-        self.check(None if timeout else self.patience.asks)
+        self.check()
         variable = settings.ANSWER_TIMEOUT if timeout else settings.DATA_TIMEOUT
         timeout = timeout or self._data_timeout
         library = self.library
@@ -277,7 +270,7 @@ class Client(Account):
                     timeout=library.http.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)),
                 )
                 response = library.session.send(request, stream=True, follow_redirects=False)
-            self._heard, self._silence = time.monotonic(), None
+            self.contact.heard()
             log.debug("hub", "GET %s: status %s", address, response.status_code)
             self._responses.add(response)
             try:

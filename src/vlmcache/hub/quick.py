@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.reading import JSON_ERRORS, read_bytes
-from vlmcache.config import Environment
+from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.hub import settings
 from vlmcache.hub.client import Client
 
@@ -41,7 +40,7 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
         name.lower() in _PROXIES and value for name, value in environment.variables.items()
     )
     # Windows keeps its proxies elsewhere.
-    if client.offline or client.silent or proxied or sys.platform == "win32":
+    if client.offline or client.contact.silent or proxied or sys.platform == "win32":
         return None
     # What cannot be used is left to the client to report.
     if any(True for _ in settings.unusable(environment)) or "@" in client.endpoint:
@@ -50,7 +49,7 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
     import http.client
 
     headers = {"User-Agent": "vlmcache", "Accept-Encoding": "identity"}
-    token = (_known_token(environment) if client.token is None else client.token) or ""
+    token = (settings.known_token(environment) if client.token is None else client.token) or ""
     if any(True for _ in settings.bad_token(token, "")):
         return None
     if token:
@@ -68,16 +67,3 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
     except (OSError, http.client.HTTPException, ValueError, *JSON_ERRORS):
         return None
     return info.sha if info.id == repo and layout.COMMIT.fullmatch(info.sha) else None
-
-
-def _known_token(environment: Environment) -> str | None:
-    """Return the token that huggingface_hub would find first (its `utils/_auth.py`)."""
-    if environment.get("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
-        return None
-    token = environment.get("HF_TOKEN") or environment.get("HUGGING_FACE_HUB_TOKEN")
-    if token:
-        return token.strip()
-    try:
-        return read_bytes(settings.token_path(environment), 10_000).decode().strip() or None
-    except (OSError, UnicodeDecodeError):
-        return None

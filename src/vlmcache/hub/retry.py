@@ -25,7 +25,7 @@ from vlmcache.errors import (
 from vlmcache.hub import settings
 from vlmcache.hub.account import Account
 from vlmcache.progress import StopToken
-from vlmcache.units import duration_text
+from vlmcache.units import LONGEST, duration_text
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RATE_LIMIT = re.compile(r"r\s*=\s*0\b.*?t\s*=\s*(\d+)")
@@ -132,13 +132,13 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
     """
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdecimal():
-        return float(text)
+        return min(float(text), LONGEST)
     until = _seconds_of(text)
     if until is not None:
         now = _seconds_of(headers.get("Date", ""))
         return max(0.0, until - (time.time() if now is None else now))
     match = _RATE_LIMIT.search(headers.get("RateLimit", ""))
-    return float(match[1]) if match else None
+    return min(float(match[1]), LONGEST) if match else None
 
 
 def _seconds_of(date: str) -> float | None:
@@ -152,7 +152,7 @@ def _seconds_of(date: str) -> float | None:
 
 def _waits_too_long(error: VlmcacheError, asked: float, in_all: float) -> VlmcacheError:
     """Return a failure that says how long the hub asks to wait."""
-    return type(error)(
+    return error.saying(
         f"{error.message}; the hub asks to wait {duration_text(asked)}",
         "run it again after that; 'vlmcache pull --max-wait "
         f"{math.ceil(in_all / 60)}m' waits for it",

@@ -265,6 +265,24 @@ def token_path(environment: Environment) -> str:
     return os.path.expanduser(path)
 
 
+def known_token(environment: Environment) -> str | None:
+    """Return the token that huggingface_hub would find first (its `utils/_auth.py`)."""
+    if environment.get("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+        return None
+    for name in _TOKENS:
+        token = environment.get(name)
+        if token:
+            return token.strip()
+    try:
+        return _file_token(environment)
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _file_token(environment: Environment) -> str | None:
+    return read_bytes(token_path(environment), _TOKEN_LIMIT).decode().strip() or None
+
+
 def bad_token(token: str, source: str) -> Iterator[SettingError]:
     """Yield why what was found as a token cannot be one; the message does not repeat it."""
     odd = next((sign for sign in token if not "!" <= sign <= "~"), None)
@@ -279,7 +297,7 @@ def bad_token_file(environment: Environment) -> Iterator[SettingError]:
     """Yield why the file of the token cannot be read."""
     path = token_path(environment)
     try:
-        read_bytes(path, _TOKEN_LIMIT).decode()
+        _file_token(environment)
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:

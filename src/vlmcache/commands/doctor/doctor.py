@@ -27,6 +27,7 @@ from vlmcache.commands.doctor.checks import (
 )
 from vlmcache.commands.doctor.sharing import check_owners, check_sharing
 from vlmcache.commands.doctor.values import Device, Diagnosis, Filesystem, Offline, PathFact
+from vlmcache.commands.status.outdated import check_connection
 from vlmcache.commands.status.recommend import what_frees
 from vlmcache.commands.status.status import status
 from vlmcache.commands.status.steps import Advice
@@ -103,6 +104,7 @@ def diagnose(
     except (CacheError, ConfigError) as error:
         findings.append(finding("cache-path", "error", location.dir, error.message, error.hint))
     findings += check_paths(session, paths)
+    findings += check_connection(environment, location.dir)
     steps = seen.recommendations if seen is not None else ()
     advised = Advice(session)
     findings += filesystem_findings(filesystem, location.dir, config, what_frees(steps, advised))

@@ -200,12 +200,13 @@ class _Work:
                     "pull again",
                 )
             if new:
-                transfer.run()
+                with self.client.contact.tried():
+                    transfer.run()
                 if shared is not None and etag in self.order.distrusted:
                     store.return_blob(job.blob, shared)
             transfer.moved(size)
             files = [action.file for action in task]
-            if without_links() or not all(
+            if without_links(self.client.environment) or not all(
                 place.place_link(self.tree, self.folder, job.commit, file, etag) for file in files
             ):
                 for file in files:
