@@ -288,10 +288,12 @@ def test_progress_never_passes_the_size_and_ends_there(hub: LoopbackHub, tmp_pat
 
 
 def test_without_links_files_are_put_where_the_client_puts_them(
-    hub: LoopbackHub, tmp_path: Path
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    off = {"HF_HUB_DISABLE_SYMLINKS": "1"}
-    assert pull(hub, tmp_path / "cache", extra=off).problem is None
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
+    assert pull(hub, tmp_path / "cache").problem is None
     snapshot = next((tmp_path / "cache/models--org--name/snapshots").iterdir())
     assert not any(path.is_symlink() for path in snapshot.rglob("*"))
     for name in ("tokenizer.json", "vocab.json"):

@@ -29,14 +29,13 @@ from vlmcache.cache import layout
 from vlmcache.commands.pull.values import PullReport
 from vlmcache.commands.status.outdated import with_updates
 from vlmcache.commands.status.status import status as status_of
-from vlmcache.config import CacheLocation, Session
+from vlmcache.config import CacheLocation, Environment, Session
 from vlmcache.errors import UnreachableError
-from vlmcache.hub import client as hub_client
-from vlmcache.hub import quick
+from vlmcache.hub import questions, quick
 from vlmcache.hub.client import Client
 from vlmcache.hub.contact import Contact
 from vlmcache.hub.listing import find_commit
-from vlmcache.hub.retry import asked_wait
+from vlmcache.hub.retry import Patience, asked_wait
 from vlmcache.progress import StopToken
 
 FILES = {"config.json": b"{}", "model.safetensors": b"w" * 5000}
@@ -45,6 +44,7 @@ AT_ONCE = 8
 IMPATIENT = msgspec.structs.replace(QUICK, asks=2, answer_timeout=0.3)
 GROWING = msgspec.structs.replace(QUICK, asks=3, answer_timeout=0.2, growth=5.0)
 QUESTION = "/revision/"
+NOWHERE = Environment({}, frozenset(), "/")
 
 
 @pytest.fixture
@@ -83,6 +83,15 @@ def test_an_answer_that_takes_longer_than_the_usual_time_is_waited_for(
     assert run.models[0].state == "pulled"
     assert hub.count(contains=question) == 2
     assert "no answer within 0.2 s; asking again, for up to 1 s" in listener.notes[0]
+
+
+def test_without_a_time_of_the_users_the_time_for_an_answer_grows_to_90_seconds() -> None:
+    contact = Contact(Patience(), NOWHERE)
+    assert [contact.answer_timeout(10.0, slow) for slow in range(4)] == [10.0, 30.0, 90.0, 90.0]
+    chosen = Environment({"HF_HUB_ETAG_TIMEOUT": "20"}, frozenset(), "/")
+    assert [Contact(Patience(), chosen).answer_timeout(20.0, slow) for slow in range(3)] == [
+        20.0
+    ] * 3
 
 
 def test_a_hub_that_was_slow_once_is_given_the_longer_time_at_once(
@@ -172,7 +181,7 @@ def test_a_hub_that_falls_silent_while_files_come_is_not_tried_again_for_each_mo
 
 
 def test_one_quick_question_in_vain_does_not_keep_the_next_from_being_asked_patiently() -> None:
-    contact = Contact(3)
+    contact = Contact(Patience(asks=3), NOWHERE)
     with pytest.raises(UnreachableError), contact.tried(1):
         raise UnreachableError("no")
     assert contact.silent
@@ -185,7 +194,7 @@ def test_one_quick_question_in_vain_does_not_keep_the_next_from_being_asked_pati
 
 
 def test_what_was_heard_meanwhile_shows_that_the_hub_is_there() -> None:
-    contact = Contact(3)
+    contact = Contact(Patience(asks=3), NOWHERE)
 
     def fail() -> None:
         contact.heard()
@@ -201,7 +210,7 @@ def test_questions_about_several_models_are_asked_at_the_same_time(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many(hub)
-    monkeypatch.setattr(hub_client, "_NOTE_EVERY", -1.0)
+    monkeypatch.setattr(questions, "_NOTE_EVERY", -1.0)
     hub.fault(hang().on(QUESTION, times=None))
     listener, runs = Listener(), list[PullReport]()
     patience = msgspec.structs.replace(QUICK, answer_timeout=30.0)

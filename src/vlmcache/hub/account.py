@@ -13,7 +13,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from vlmcache import log
 from vlmcache.config import Environment, side_caches
-from vlmcache.errors import UsageError
+from vlmcache.errors import OfflineError, UsageError
 from vlmcache.hub import settings
 
 
@@ -67,6 +67,18 @@ class Account:
     def offline(self) -> bool:
         """Whether the network is switched off."""
         return self.environment.offline_by is not None
+
+    def check_online(self) -> None:
+        """Do nothing unless the network is switched off.
+
+        Raises:
+            OfflineError: it is.
+        """
+        if self.offline:
+            raise OfflineError(
+                f"{self.environment.offline_by} is set: {self.name} is not asked",
+                "unset it to download",
+            )
 
     @cached_property
     @settings.reported

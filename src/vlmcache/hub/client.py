@@ -6,12 +6,9 @@ huggingface_hub waits without limit, retries little, and reports each failure di
 from __future__ import annotations
 
 import contextlib
-import math
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
@@ -19,12 +16,7 @@ import msgspec
 from vlmcache import log
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.config import Environment
-from vlmcache.errors import (
-    BadAnswerError,
-    HubError,
-    OfflineError,
-    VlmcacheError,
-)
+from vlmcache.errors import BadAnswerError, HubError, VlmcacheError
 from vlmcache.hub import settings
 from vlmcache.hub.account import Account
 from vlmcache.hub.contact import Contact
@@ -39,22 +31,12 @@ from vlmcache.hub.retry import (
     unreachable,
 )
 from vlmcache.progress import Throttle
-from vlmcache.threads import in_parallel
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ANSWER_LIMIT = 256_000_000
 _CONNECT_TIMEOUT = 10.0
-_SAME_NOTE = 5.0
-"""Seconds in which a note of one thread is not repeated by another."""
-_MOST_GROWN = 2
-"""How often the time for an answer is made longer: with huggingface_hub's 10 s, to 30 and 90 s."""
-_NOTE_EVERY = 3.0
-"""Seconds between notes of how many models the hub was asked about."""
 _HURRIED = 2.0
 """Seconds that a hub may ask to wait if not much depends on its answer."""
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 class Client(Account):
@@ -87,47 +69,19 @@ class Client(Account):
         self._note = note
         self._responses: set[Any] = set()
         """Those that are being read."""
-        self.contact = Contact(self.patience.asks)
-        self._slow = 0
-        """How often a question had to be repeated because its answer took longer."""
-        self._noted = ("", 0, -math.inf)
-        """The last note, the thread that it came from, and when."""
+        self.contact = Contact(self.patience, environment)
+        self._failures: set[str] = set()
+        """What was noted of them."""
 
     def note(self, text: str) -> None:
-        """Say something to whoever waits; what several threads say at the same time, once."""
-        this = (text, threading.get_ident(), time.monotonic())
-        before, self._noted = self._noted, this
-        if before[0] != text or before[1] == this[1] or this[2] - before[2] > _SAME_NOTE:
-            self._note(self.scrub(text))
+        """Say something to whoever waits."""
+        self._note(self.scrub(text))
 
-    def ask_about(self, items: Sequence[_T], question: Callable[[_T], _R]) -> list[_R]:
-        """Return the answers to a question about several models, asked at the same time.
-
-        Args:
-            items: the models.
-            question: asks about one, and changes nothing.
-        """
-        noted = time.monotonic()
-
-        def answered(count: int) -> None:
-            nonlocal noted
-            if count < len(items) and time.monotonic() - noted > _NOTE_EVERY:
-                noted = time.monotonic()
-                self.note(f"{self.name} was asked about {count} of {len(items)} models")
-
-        return in_parallel(items, question, self.stop, answered)
-
-    def check(self) -> None:
-        """Do nothing unless the network is switched off.
-
-        Raises:
-            OfflineError: it is.
-        """
-        if self.offline:
-            raise OfflineError(
-                f"{self.environment.offline_by} is set: {self.name} is not asked",
-                "unset it to download",
-            )
+    def note_failure(self, what: str, then: str) -> None:
+        """Say what failed and what comes then, if that failure was not noted before."""
+        if what not in self._failures:
+            self._failures.add(what)
+            self.note(f"{what}; {then}")
 
     def stop(self) -> None:
         """Make everything that is running end now; partial downloads stay."""
@@ -160,15 +114,15 @@ class Client(Account):
             patience = msgspec.structs.replace(
                 patience, asks=min(attempts, patience.asks), longest_asked=_HURRIED
             )
-        self.check()
+        self.check_online()
         with self.contact.tried(patience.asks):
             return self._asked(address, kind, patience)
 
     def _asked(self, address: str, kind: Any, patience: Patience) -> tuple[Any, str | None]:
         backoff = Backoff(patience, self.stop_token, self.note, patience.asks)
-        slow = self._slow
+        slow = self.contact.slow
         while True:
-            timeout = self._answer_timeout(slow)
+            timeout = self.contact.answer_timeout(self.library.answer_timeout, slow)
             try:
                 with self.opened(address, timeout=timeout) as response:
                     body = self._body(response, timeout)
@@ -176,21 +130,15 @@ class Client(Account):
                         value = msgspec.json.decode(body, type=kind)
                     except JSON_ERRORS:
                         raise TroubleError(bad_answer(response)) from None
-                    self._slow = max(self._slow, slow)
+                    self.contact.slow = max(self.contact.slow, slow)
                     return value, response.links.get("next", {}).get("url")
             except TroubleError as trouble:
                 backoff.failed(trouble)
                 if isinstance(trouble, SlowError):
                     slow += 1
-                    longer = self._answer_timeout(slow)
-                    self.note(f"{trouble.error.message}; asking again, for up to {longer:g} s")
-
-    def _answer_timeout(self, slow: int) -> float:
-        """Return how long to wait for an answer after so many that took too long, in seconds."""
-        patience = self.patience
-        first = patience.answer_timeout or self.library.answer_timeout
-        chosen = self.environment.get(settings.ANSWER_TIMEOUT)
-        return first if chosen else first * patience.growth ** min(slow, _MOST_GROWN)
+                    longer = self.contact.answer_timeout(self.library.answer_timeout, slow)
+                    then = f"asking again, for up to {longer:g} s"
+                    self.note_failure(trouble.error.message, then)
 
     @property
     def _data_timeout(self) -> float:
@@ -199,8 +147,8 @@ class Client(Account):
     def content(self, address: str) -> bytes | None:
         """Return a small file that only helps to plan, after one attempt; `None` without it."""
         try:
-            self.check()
-            timeout = self._answer_timeout(self._slow)
+            self.check_online()
+            timeout = self.contact.answer_timeout(self.library.answer_timeout)
             with self.contact.tried(1), self.opened(address, timeout=timeout) as response:
                 return self._body(response, timeout)
         except (TroubleError, VlmcacheError):
@@ -251,7 +199,7 @@ class Client(Account):
             TroubleError: it failed in a way that may pass.
             VlmcacheError: it failed for good.
         """
-        self.check()
+        self.check_online()
         variable = settings.ANSWER_TIMEOUT if timeout else settings.DATA_TIMEOUT
         timeout = timeout or self._data_timeout
         library = self.library

@@ -24,7 +24,7 @@ from vlmcache.cache.state import TreeFile
 from vlmcache.change import partials
 from vlmcache.change.place import disk_failure
 from vlmcache.change.tree import Tree
-from vlmcache.config import Environment, is_on, own_home
+from vlmcache.config import own_home
 from vlmcache.errors import AccessError, HubError, VlmcacheError, WrongBytesError
 from vlmcache.home.journal import Journal, read_damaged
 from vlmcache.hub.client import Client
@@ -282,9 +282,11 @@ class Transfer:
         return True
 
 
-def without_links(environment: Environment) -> bool:
+def without_links() -> bool:
     """Return whether the client is configured to place no links."""
-    return is_on(environment.get("HF_HUB_DISABLE_SYMLINKS"))
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_DISABLE_SYMLINKS)
 
 
 def _has_xet(listed: TreeFile) -> bool:

@@ -206,7 +206,7 @@ class _Work:
                     store.return_blob(job.blob, shared)
             transfer.moved(size)
             files = [action.file for action in task]
-            if without_links(self.client.environment) or not all(
+            if without_links() or not all(
                 place.place_link(self.tree, self.folder, job.commit, file, etag) for file in files
             ):
                 for file in files:

@@ -35,6 +35,7 @@ from vlmcache.config import ModelConfig, Session, cached_models, find_model, nam
 from vlmcache.errors import CacheError, PartlyError, SpaceError, VlmcacheError
 from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client
+from vlmcache.hub.questions import ask_about
 from vlmcache.hub.retry import Patience
 from vlmcache.progress import Progress, Throttle
 
@@ -153,8 +154,8 @@ def _plan(
     Raises:
         UnconfirmedError: these are not wanted.
     """
-    planned = client.ask_about(
-        models, lambda model: _prepared(client, session.cache.dir, model, options)
+    planned = ask_about(
+        client, models, lambda model: _prepared(client, session.cache.dir, model, options)
     )
     # A person is asked about one after the other.
     planned = [_with_variant(client, session.cache.dir, part, options) for part in planned]

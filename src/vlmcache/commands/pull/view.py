@@ -38,7 +38,7 @@ def show(report: PullReport, *, verbose: bool = False) -> None:
     if verbose or report.receipt is None:
         _print_files(report)
     codes = Counter(finding.code for finding in report.findings)
-    printed = Counter[str]()
+    printed, remedies = Counter[str](), set[str]()
     for finding in report.findings:
         printed[finding.code] += 1
         if printed[finding.code] > _MOST_FINDINGS and not verbose:
@@ -46,7 +46,8 @@ def show(report: PullReport, *, verbose: bool = False) -> None:
         out = console(sys.stdout if finding.severity == "info" else sys.stderr)
         line = Text(f"{finding.severity}: ", SEVERITY_COLORS[finding.severity])
         line.append(f"{printable(finding.repo or '')}: {printable(finding.detail)}")
-        if finding.remedy:
+        if finding.remedy and finding.remedy not in remedies:
+            remedies.add(finding.remedy)
             line.append(f" ({printable(finding.remedy)})", "dim")
         print_line(out, line)
         left = codes[finding.code] - _MOST_FINDINGS

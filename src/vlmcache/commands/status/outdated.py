@@ -18,6 +18,7 @@ from vlmcache.errors import VlmcacheError
 from vlmcache.hub import settings
 from vlmcache.hub.client import Client
 from vlmcache.hub.listing import find_commit, list_files
+from vlmcache.hub.questions import ask_about
 from vlmcache.hub.retry import Patience
 from vlmcache.progress import Progress
 from vlmcache.units import size_text
@@ -51,7 +52,7 @@ def with_updates(
         patience=patience or Patience(asks=2, growth=1.0),
         note=(progress or Progress()).note,
     )
-    updates = client.ask_about(asked, lambda model: _newer(client, state, model))
+    updates = ask_about(client, asked, lambda model: _newer(client, state, model))
     for model, update in zip(asked, updates, strict=True):
         if isinstance(update, VlmcacheError):
             findings.append(
