@@ -181,7 +181,8 @@ def test_what_the_client_does_not_need_stops_no_pull_and_doctor_names_it(
     extra = {variable: path}
     assert pull(hub, places / "cache", extra=extra).problem is None
     findings = check_connection(Environment(extra, frozenset(), "/"), "/cache")
-    assert [finding.severity for finding in findings] == ["warning"]
+    severity = "warning" if variable == "SSL_CERT_DIR" else "info"
+    assert [finding.severity for finding in findings] == [severity]
     assert f"'{path}'" in findings[0].detail
     assert variable in findings[0].detail
     assert variable in settings.certificate_hint(Environment(extra, frozenset(), "/"))

@@ -87,7 +87,9 @@ SIGNED_ON_HUB = "/api/resolve-cache/"
 API_PARTS = {"revision", "tree", "refs", "paths-info", "auth-check"}
 # What of our own environment would change where a child looks for its cache, hub or token.
 LEAKY_VARIABLES = re.compile(
-    r"(HF_|HUGGING|XDG_|TRANSFORMERS_|VLMCACHE_|HTTPS?_PROXY$|ALL_PROXY$|NO_PROXY$)", re.IGNORECASE
+    r"(HF_|HUGGING|XDG_|TRANSFORMERS_|VLMCACHE_|HTTPS?_PROXY$|ALL_PROXY$|NO_PROXY$|SSL_CERT_"
+    r"|REQUESTS_CA_BUNDLE$|CURL_CA_BUNDLE$)",
+    re.IGNORECASE,
 )
 
 

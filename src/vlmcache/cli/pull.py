@@ -70,7 +70,7 @@ def pull(
     max_wait: Annotated[
         str | None,
         typer.Option(
-            metavar="DURATION",
+            metavar="TIME",
             help="Wait no longer than this for a busy hub that says when to come back, for "
             "example 30m; 10m by default.",
         ),

@@ -219,12 +219,10 @@ def _why_no_certificates(path: str, error: Exception) -> str:
     return f"a file that cannot be read ({getattr(error, 'strerror', None) or error})"
 
 
-def without_effect(environment: Environment) -> Iterator[SettingError]:
-    """Yield what is set for certificates and does not do what it seems to."""
-    if environment.get("SSL_CERT_FILE"):
-        return
+def odd_folder(environment: Environment) -> Iterator[SettingError]:
+    """Yield why no certificate is found in the folder that the environment names for them."""
     folder = environment.get("SSL_CERT_DIR")
-    if folder is not None:
+    if folder is not None and not environment.get("SSL_CERT_FILE"):
         from pathlib import Path
 
         if not any(Path(folder).glob("????????.[0-9]")):
@@ -232,19 +230,24 @@ def without_effect(environment: Environment) -> Iterator[SettingError]:
                 f"SSL_CERT_DIR names no folder with certificates that OpenSSL can find: '{folder}'",
                 "run 'openssl rehash' on it, or name a file with SSL_CERT_FILE",
             )
+
+
+def not_read(environment: Environment) -> Iterator[SettingError]:
+    """Yield what other programs read for certificates, and the hub's client does not."""
+    if environment.get("SSL_CERT_FILE") or environment.get("SSL_CERT_DIR"):
         return
     for name in _UNREAD:
         value = environment.get(name)
         if value is not None:
             yield SettingError(
                 f"{name} is not read by the hub's client: '{value}'",
-                "name the file with SSL_CERT_FILE",
+                "if the hub's certificate needs it, name the file with SSL_CERT_FILE",
             )
 
 
 def certificate_hint(environment: Environment) -> str:
     """Return what to check if a certificate cannot be verified."""
-    for problem in without_effect(environment):
+    for problem in (*odd_folder(environment), *not_read(environment)):
         return f"{problem.message}; {problem.hint}"
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         value = environment.get(name)

@@ -112,13 +112,15 @@ def check_connection(environment: Environment, path: str) -> list[Finding]:
             Client(environment).headers  # noqa: B018 - they are what is sent with each request
         except VlmcacheError as error:
             problems = [error]
-    severity: Severity = "warning" if environment.offline_by else "error"
+    worst: Severity = "warning" if environment.offline_by else "error"
+    rows: list[tuple[Severity, VlmcacheError]] = [
+        *((worst, problem) for problem in problems),
+        *(("warning", problem) for problem in settings.odd_folder(environment)),
+        *(("info", problem) for problem in settings.not_read(environment)),
+    ]
     return [
         Finding("configuration", severity, None, path, problem.message, problem.hint)
-        for problem in problems
-    ] + [
-        Finding("configuration", "warning", None, path, problem.message, problem.hint)
-        for problem in settings.without_effect(environment)
+        for severity, problem in rows
     ]
 
 
