@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.kit.commands import is_failure
 from tests.kit.disks import as_other_user, common_folder
 from tests.kit.hub import LoopbackHub, busy_until, hang, html, rate_limited, status
 from tests.kit.pulls import (
@@ -385,3 +388,27 @@ def test_a_client_that_was_told_of_silence_says_so_at_once(hub: LoopbackHub) -> 
         with pytest.raises(UnreachableError, match=r"no answer within 0\.3 s"):
             find_commit(one, REPO, "main")
     assert len(hub.requests) == IMPATIENT.asks
+
+
+def test_an_interruption_ends_the_questions_about_many_models_at_once(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    many(hub)
+    hub.fault(hang().on(times=None))
+    cache = tmp_path / "cache"
+    with subprocess.Popen(
+        command("pull", *MANY),
+        env=variables(hub, cache) | {"VLMCACHE_CONFIG": str(small_config(tmp_path))},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        deadline = time.monotonic() + 20
+        while hub.count(contains=QUESTION) < AT_ONCE and time.monotonic() < deadline:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        # The answers alone would be waited for longer than that.
+        _, stderr = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert is_failure(stderr)
+    assert not cache.exists()
