@@ -171,7 +171,7 @@ class Client(Account):
         Raises:
             TroubleError: the connection failed.
         """
-        with self._network_failures(settings.DATA_TIMEOUT, self._data_timeout):
+        with self._network_failures():
             yield from response.iter_raw()
 
     @contextlib.contextmanager
@@ -240,9 +240,12 @@ class Client(Account):
         raise TroubleError(BadAnswerError(f"{self.name} redirects in a loop", hint(self)))
 
     @contextlib.contextmanager
-    def _network_failures(self, variable: str, seconds: float) -> Iterator[None]:
+    def _network_failures(
+        self, variable: str = settings.DATA_TIMEOUT, seconds: float | None = None
+    ) -> Iterator[None]:
         """Turn the HTTP library's failures into ours, as `unreachable` does."""
         http = self.library.http
+        seconds = self._data_timeout if seconds is None else seconds
         try:
             yield
         except (http.TransportError, http.DecodingError) as error:
