@@ -15,7 +15,7 @@ import pytest
 from tests.kit import damages
 from tests.kit.caches import CacheBuilder
 from tests.kit.commands import Vlmcache
-from tests.kit.hub import LoopbackHub
+from tests.kit.hub import LEAKY_VARIABLES, LoopbackHub
 from tests.kit.pulls import REPO
 from vlmcache.cache import locks
 
@@ -78,7 +78,7 @@ def _own_environment(
 ) -> None:
     """Keep the user's cache, configuration and variables out of every test."""
     for name in list(os.environ):
-        if name.startswith(("HF_", "HUGGING", "VLMCACHE_", "XDG_", "TRANSFORMERS_")):
+        if LEAKY_VARIABLES.match(name):
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()

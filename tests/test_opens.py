@@ -34,7 +34,7 @@ READS = {
     "commands.doctor.sharing": "/proc",
     "config_file": "config.yaml",
     "environment": ".env, tokens",
-    "hub.quick": "the token",
+    "hub.settings": "the token",
     "load.conditions": "/proc, /sys",
     "load.saved": "reports that load-test has kept",
     "load.source": "config.json of a model that is loaded",

@@ -110,7 +110,7 @@ class Cache:
         if outdated:
             from vlmcache.commands.status import outdated as updates
 
-            value = updates.with_updates(self.session, value)
+            value = updates.with_updates(self.session, value, progress=self.progress)
         problem = value.not_cached if check else None
         return status.select_rows(value, _list(filter), sort).with_problem(problem)
 
@@ -126,6 +126,7 @@ class Cache:
         dry_run: bool = False,
         max_workers: int | None = None,
         limit_rate: Size | None = None,
+        max_wait: Duration | None = None,
         make_room: bool = False,
         token: str | None = None,
     ) -> PullReport:
@@ -141,6 +142,7 @@ class Cache:
             dry_run: return the plan and write nothing.
             max_workers: files at a time, 1 to 64; 8 if not given.
             limit_rate: bytes a second for all files together.
+            max_wait: how long a busy hub may ask to wait; ten minutes if not given.
             make_room: remove the least recently used models if the disk is too full.
             token: in place of the one that huggingface_hub finds.
 
@@ -182,6 +184,7 @@ class Cache:
             self.confirm,
             self.agree,
             self.choose,
+            _duration(self.named("max_wait"), max_wait, ("s", "m")),
         )
         return pull.pull(self.session, tuple(names), options, self.progress)
 

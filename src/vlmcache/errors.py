@@ -59,11 +59,19 @@ class VlmcacheError(Exception):
 
     code: ClassVar[str] = "failed"
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
+    causes: tuple[VlmcacheError, ...] = ()
+    """What failed in detail, if this sums it up."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def saying(self, message: str, hint: str | None) -> VlmcacheError:
+        """Return a failure of the same kind in other words."""
+        other = type(self).__new__(type(self))
+        VlmcacheError.__init__(other, message, hint)
+        return other
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message} ({self.hint})"
@@ -141,6 +149,13 @@ class OfflineError(HubError):
     """The network is switched off (`HF_HUB_OFFLINE`)."""
 
     code = "offline"
+
+
+class SettingError(HubError):
+    """A variable of the environment keeps a connection to the hub from being set up."""
+
+    code = "configuration"
+    exit_code = ExitCode.USAGE
 
 
 class AccessError(HubError):

@@ -58,7 +58,13 @@ def scrub(text: str) -> str:
 
 def without_login(text: str) -> str:
     """Return a string without the names and passwords that addresses in it carry."""
-    return re.sub(r"(https?://)[^\s/@]+@", r"\1", text)
+    return re.sub(r"((?:https?|socks\w*)://)[^\s/@]+@", r"\1", text)
+
+
+def address_without_login(address: str) -> str:
+    """Return an address, with a scheme or without, and without the name and password in it."""
+    scheme, separator, rest = address.rpartition("://")
+    return scheme + separator + rest.rpartition("@")[2]
 
 
 def configure(verbosity: int, escape: Callable[[str], str]) -> None:

@@ -6,13 +6,16 @@ import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from vlmcache.progress import Stopped, StopToken
 
 _LEAVE_AFTER = 5.0
 """Seconds that threads get to put things in order when the work is stopped."""
+
+_QUESTIONS = 8
+"""Questions that are asked at the same time."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -125,3 +128,44 @@ def each(
     with contextlib.closing(results(items, work, workers, stop_token.stopped)) as done:
         for _ in done:
             pass
+
+
+def in_parallel(
+    items: Sequence[_T],
+    work: Callable[[_T], _R],
+    stop: Callable[[], None],
+    done: Callable[[int], None] = lambda _: None,
+) -> list[_R]:
+    """Return what some work returns for each item, in their order; it is done in several threads.
+
+    Args:
+        items: one alone is worked on here.
+        work: waits for others rather than compute, and may be left alone at any moment.
+        stop: is called if a signal arrives here.
+        done: is called with how many are done, from any of the threads.
+
+    Raises:
+        Exception: the first that some work raised.
+    """
+    if len(items) < 2:
+        return [work(item) for item in items]
+    pending = deque(enumerate(items))
+    found: dict[int, _R] = {}
+    failures: list[Exception] = []
+
+    def work_on() -> None:
+        while not failures:
+            try:
+                number, item = pending.popleft()
+            except IndexError:
+                return
+            try:
+                found[number] = work(item)
+            except Exception as error:
+                failures.append(error)
+            done(len(found))
+
+    run_in_threads(work_on, min(_QUESTIONS, len(items)), stop, 0.0)
+    if failures:
+        raise failures[0]
+    return [found[number] for number in range(len(items))]

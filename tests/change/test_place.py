@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 from pathlib import Path
@@ -61,6 +62,13 @@ def test_a_link_that_finds_no_free_inode_is_told_with_its_own_path_and_why() -> 
                 tree.symlink(target, path)
             problem = place.disk_failure(refused.value, str(disk))
             assert problem.message == f"the disk is full, no inode is free: {path}"
+
+
+def test_a_quota_that_is_used_up_is_named_and_not_the_disk(tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+    problem = place.disk_failure(OSError(errno.EDQUOT, "Disk quota exceeded", path), "/elsewhere")
+    assert problem.message == f"your quota on this disk is used up: {path}"
+    assert problem.exit_code == 9
 
 
 def test_a_disk_without_a_free_byte_is_full() -> None:

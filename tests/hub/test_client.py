@@ -17,7 +17,7 @@ import pytest
 from tests.kit.hub import LoopbackHub, status
 from tests.kit.pulls import REPO, pull
 from vlmcache.config import Environment, read_environment
-from vlmcache.errors import HostileListingError, HubError, UsageError
+from vlmcache.errors import HostileListingError, SettingError, UsageError
 from vlmcache.hub import client as hub_client
 from vlmcache.hub.client import Client
 from vlmcache.hub.listing import find_commit, list_files
@@ -165,13 +165,13 @@ def test_a_secret_is_cut_out_as_python_writes_it_too() -> None:
 
 @pytest.mark.parametrize("endpoint", ["http://localhost:99999", "http://[bad", "http://h:x"])
 def test_an_endpoint_that_is_no_address_is_told_in_one_line(endpoint: str) -> None:
-    with pytest.raises(HubError, match="HF_ENDPOINT is not an address"):
-        client(endpoint)
+    with pytest.raises(SettingError, match="HF_ENDPOINT is not an address"):
+        find_commit(client(endpoint), REPO, "main")
 
 
 def test_an_endpoint_that_is_no_address_is_shown_without_its_password() -> None:
-    with pytest.raises(HubError) as raised:
-        client("http://me:pass@localhost:99999")
+    with pytest.raises(SettingError) as raised:
+        find_commit(client("http://me:pass@localhost:99999"), REPO, "main")
     assert raised.value.message.endswith("http://localhost:99999")
 
 

@@ -287,7 +287,11 @@ def test_another_users_cache_is_refused_in_one_line(hub: LoopbackHub, tmp_path: 
         result = as_other_user(
             command("pull", REPO),
             environment=variables(hub, folder / "cache")
-            | {"VLMCACHE_CONFIG": str(small_config(folder)), "HOME": "/tmp"},
+            | {
+                "VLMCACHE_CONFIG": str(small_config(folder)),
+                "HOME": "/tmp",
+                "HF_HOME": str(folder / "none"),
+            },
             folder=folder,
         )
         assert result.returncode == ExitCode.FAILED, result.stderr

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import email.utils
 import fnmatch
 import gzip
+import time
 import zlib
 from dataclasses import dataclass, replace
 from types import EllipsisType
@@ -167,6 +169,17 @@ def rate_limited(
         ("RateLimit", f'"api";r=0;t={seconds}'),
         ("RateLimit-Policy", '"fixed window";"api";q=500;w=300'),
     )
+    return Fault("status", status=429, headers=headers)
+
+
+def busy_until(seconds: float, *, clock: float = 0.0) -> Fault:
+    """Answer 429 with the date to come back, `seconds` from now by the hub's own clock.
+
+    That clock is `clock` seconds ahead, in the answer's Date too.
+    """
+    now = time.time() + clock
+    dates = (("Retry-After", now + seconds), ("Date", now))
+    headers = tuple((name, email.utils.formatdate(at, usegmt=True)) for name, at in dates)
     return Fault("status", status=429, headers=headers)
 
 

@@ -35,6 +35,7 @@ from tests.kit.faults import (
     Fault,
     Host,
     begins,
+    busy_until,
     coded,
     cut,
     encoded,
@@ -66,6 +67,7 @@ __all__ = [
     "Request",
     "Synthetic",
     "begins",
+    "busy_until",
     "coded",
     "cut",
     "expired",
@@ -97,7 +99,9 @@ SIGNED_ON_HUB = "/api/resolve-cache/"
 API_PARTS = {"revision", "tree", "refs", "paths-info", "auth-check"}
 # What of our own environment would change where a child looks for its cache, hub or token.
 LEAKY_VARIABLES = re.compile(
-    r"(HF_|HUGGING|XDG_|TRANSFORMERS_|VLMCACHE_|HTTPS?_PROXY$|ALL_PROXY$|NO_PROXY$)", re.IGNORECASE
+    r"(HF_|HUGGING|XDG_|TRANSFORMERS_|VLMCACHE_|HTTPS?_PROXY$|ALL_PROXY$|NO_PROXY$|SSL_CERT_"
+    r"|REQUESTS_CA_BUNDLE$|CURL_CA_BUNDLE$)",
+    re.IGNORECASE,
 )
 
 

@@ -32,7 +32,13 @@ from vlmcache.hub.retry import Patience
 from vlmcache.progress import Progress
 
 QUICK = Patience(
-    attempts=4, asks=4, first_wait=0.01, longest_wait=0.05, answer_timeout=1.0, data_timeout=0.5
+    attempts=4,
+    asks=4,
+    first_wait=0.01,
+    longest_wait=0.05,
+    answer_timeout=1.0,
+    growth=1.0,
+    data_timeout=0.5,
 )
 REPO = "org/name"
 

@@ -40,7 +40,8 @@ _WRITE_HINTS = {
     errno.EPERM: _NOT_PERMITTED,
     errno.ENOENT: "removed by another process? pull again",
 }
-_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
+_QUOTA = getattr(errno, "EDQUOT", None)
+_FULL = frozenset({errno.ENOSPC, _QUOTA})
 
 
 def disk_failure(error: OSError, path: str) -> VlmcacheError:
@@ -50,7 +51,7 @@ def disk_failure(error: OSError, path: str) -> VlmcacheError:
     if isinstance(error, StaleError):
         return ChangedError(f"{reason}: {where}", "who else changes this cache? run it again")
     if is_full(error):
-        return SpaceError(full_words(where), "'vlmcache status' shows what makes room")
+        return SpaceError(full_words(where, error), "'vlmcache status' shows what makes room")
     hint = _WRITE_HINTS.get(error.errno or 0, "'vlmcache doctor' may show why")
     return CacheError(f"the cache cannot be written: {reason}: {where}", hint)
 
@@ -60,12 +61,15 @@ def is_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
-def full_words(path: str) -> str:
+def full_words(path: str, error: OSError) -> str:
     """Return what of a disk has run out, when the system says that it is full.
 
     Args:
         path: what could not be written.
+        error: the refusal.
     """
+    if error.errno == _QUOTA:
+        return f"your quota on this disk is used up: {path}"
     with contextlib.suppress(OSError, AttributeError):
         disk = os.statvfs(nearest_folder(path))
         if disk.f_files and not disk.f_favail and disk.f_bavail:

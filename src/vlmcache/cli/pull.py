@@ -67,6 +67,14 @@ def pull(
             help="Limit the bytes per second of all files together, for example to 10MB.",
         ),
     ] = None,
+    max_wait: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Wait no longer than this for a busy hub that says when to come back, for "
+            "example 30m; 10m by default.",
+        ),
+    ] = None,
     make_room: Annotated[
         bool,
         typer.Option("--make-room", help="Propose what to evict if the disk is too full."),
@@ -100,6 +108,7 @@ def pull(
             dry_run=dry_run,
             max_workers=max_workers,
             limit_rate=limit_rate,
+            max_wait=max_wait,
             make_room=make_room,
             token=token,
         )

@@ -48,7 +48,9 @@ def status(
 
     Nothing is changed. Only --outdated uses the network.
     """
-    value = call.cache.status(
+    # Asking takes a while, and what there is to say about it belongs on stderr.
+    cache = call.acting() if outdated else call.cache
+    value = cache.status(
         models or None, check=check, outdated=outdated, sort=sort, filter=filters or ()
     )
     return Answer(value, {"every": every}, value.all_ids if every else None)

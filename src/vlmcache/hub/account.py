@@ -13,9 +13,8 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from vlmcache import log
 from vlmcache.config import Environment, side_caches
-from vlmcache.errors import HubError, UsageError
-
-DEFAULT_ENDPOINT = "https://huggingface.co"
+from vlmcache.errors import OfflineError, UsageError
+from vlmcache.hub import settings
 
 
 class Library(NamedTuple):
@@ -44,40 +43,51 @@ class Account:
             only the token of the same `.env`.
 
     Raises:
-        UsageError: what was given as a token cannot be one.
-        HubError: HF_ENDPOINT is not an address.
+        UsageError: what was given as a token cannot be one. What the environment says is judged
+            when the first request is made: without one, it does not matter.
     """
 
     def __init__(self, environment: Environment, token: str | None = None) -> None:
         self.environment = environment
-        self.endpoint = (environment.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+        self.endpoint = settings.endpoint_of(environment)
         self.token: str | Literal[False] | None = None if token is None else _checked(token)
         if token is None and self.named_by_folder:
             # The working folder may be anybody's: its host does not get the user's token.
             its_own = environment.get("HF_TOKEN") if "HF_TOKEN" in environment.from_file else None
-            self.token = _checked(its_own) if its_own else False
-        try:
-            urlsplit(self.endpoint).port  # noqa: B018 - raises if it is not a number
-        except ValueError as error:
-            raise HubError(
-                f"HF_ENDPOINT is not an address: {log.without_login(self.endpoint)}",
-                "write it as https://host",
-            ) from error
+            self.token = its_own.strip() if its_own else False
+        log.hide(self.token or "")
 
     @property
     def named_by_folder(self) -> bool:
         """Whether a `.env` chose the hub, and chose another than the usual one."""
         chosen = "HF_ENDPOINT" in self.environment.from_file
-        return chosen and self.endpoint != DEFAULT_ENDPOINT
+        return chosen and self.endpoint != settings.DEFAULT_ENDPOINT
 
     @property
     def offline(self) -> bool:
         """Whether the network is switched off."""
         return self.environment.offline_by is not None
 
+    def check_online(self) -> None:
+        """Do nothing unless the network is switched off.
+
+        Raises:
+            OfflineError: it is.
+        """
+        if self.offline:
+            raise OfflineError(
+                f"{self.environment.offline_by} is set: {self.name} is not asked",
+                "unset it to download",
+            )
+
     @cached_property
+    @settings.reported
     def library(self) -> Library:
-        """What is taken from huggingface_hub, imported when the first request is made."""
+        """What is taken from huggingface_hub, imported when the first request is made.
+
+        Raises:
+            SettingError: it cannot be built as the environment asks.
+        """
         if "HF_HOME" in self.environment.from_file:
             # It moves the cache of models, but these stay where the process's variables say.
             for variable, name in (("HF_XET_CACHE", "xet"), ("HF_MODULES_CACHE", "modules")):
@@ -114,12 +124,14 @@ class Account:
     @property
     def name(self) -> str:
         """The hub's address for people, without a password that it may carry."""
-        parts = urlsplit(self.endpoint)
+        parts = settings.address(self.endpoint)
+        if parts is None:
+            return log.address_without_login(self.endpoint)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     def scrub(self, text: str) -> str:
         """Return the text without the token and without signed or secret parts of addresses."""
-        log.hide(self.library.secret)
+        # What huggingface_hub finds as a token is hidden when its session is built.
         return log.scrub(text)
 
     def within(self, address: str) -> str:

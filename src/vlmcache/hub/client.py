@@ -16,11 +16,14 @@ import msgspec
 from vlmcache import log
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.config import Environment
-from vlmcache.errors import BadAnswerError, HubError, OfflineError, VlmcacheError
+from vlmcache.errors import BadAnswerError, HubError, VlmcacheError
+from vlmcache.hub import settings
 from vlmcache.hub.account import Account
+from vlmcache.hub.contact import Contact
 from vlmcache.hub.retry import (
     Backoff,
     Patience,
+    SlowError,
     TroubleError,
     bad_answer,
     hint,
@@ -31,6 +34,7 @@ from vlmcache.progress import Throttle
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ANSWER_LIMIT = 256_000_000
+_CONNECT_TIMEOUT = 10.0
 _HURRIED = 2.0
 """Seconds that a hub may ask to wait if not much depends on its answer."""
 
@@ -46,7 +50,7 @@ class Client(Account):
         note: called with what a person would want to know while waiting.
 
     Raises:
-        UsageError, HubError: as for `Account`.
+        UsageError: as for `Account`.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Client(Account):
         self._note = note
         self._responses: set[Any] = set()
         """Those that are being read."""
+        self.contact = Contact(self.patience, environment)
         self._failures: set[str] = set()
         """What was noted of them."""
 
@@ -109,33 +114,50 @@ class Client(Account):
             patience = msgspec.structs.replace(
                 patience, asks=min(attempts, patience.asks), longest_asked=_HURRIED
             )
+        self.check_online()
+        with self.contact.tried(patience.asks):
+            return self._asked(address, kind, patience)
+
+    def _asked(self, address: str, kind: Any, patience: Patience) -> tuple[Any, str | None]:
         backoff = Backoff(patience, self.stop_token, self.note_failure, patience.asks)
-        timeout = patience.answer_timeout or self.library.answer_timeout
+        slow = self.contact.slow
         while True:
+            timeout = self.contact.answer_timeout(self.library.answer_timeout, slow)
             try:
                 with self.opened(address, timeout=timeout) as response:
-                    body = self._body(response)
+                    body = self._body(response, timeout)
                     try:
                         value = msgspec.json.decode(body, type=kind)
                     except JSON_ERRORS:
                         raise TroubleError(bad_answer(response)) from None
+                    self.contact.slow = max(self.contact.slow, slow)
                     return value, response.links.get("next", {}).get("url")
             except TroubleError as trouble:
                 backoff.failed(trouble)
+                if isinstance(trouble, SlowError):
+                    slow += 1
+                    longer = self.contact.answer_timeout(self.library.answer_timeout, slow)
+                    then = f"asking again, for up to {longer:g} s"
+                    self.note_failure(trouble.error.message, then)
+
+    @property
+    def _data_timeout(self) -> float:
+        return self.patience.data_timeout or self.library.data_timeout
 
     def content(self, address: str) -> bytes | None:
         """Return a small file that only helps to plan, after one attempt; `None` without it."""
         try:
-            timeout = self.patience.answer_timeout or self.library.answer_timeout
-            with self.opened(address, timeout=timeout) as response:
-                return self._body(response)
+            self.check_online()
+            timeout = self.contact.answer_timeout(self.library.answer_timeout)
+            with self.contact.tried(1), self.opened(address, timeout=timeout) as response:
+                return self._body(response, timeout)
         except (TroubleError, VlmcacheError):
             return None
 
-    def _body(self, response: Any) -> bytes:
+    def _body(self, response: Any, timeout: float) -> bytes:
         body = bytearray()
         # Some mirrors compress although they are asked not to.
-        with self._network_failures():
+        with self._network_failures(settings.ANSWER_TIMEOUT, timeout):
             for piece in response.iter_bytes():
                 self.stop_token.check()
                 body += piece
@@ -168,7 +190,8 @@ class Client(Account):
         Args:
             address: where.
             headers: sent in addition to the session's own.
-            timeout: seconds without a byte.
+            timeout: seconds without a byte of the answer to a question; for a file's, patience
+                says how many.
             signed: whether the hub has redirected to this address, which is valid for a while.
 
         Raises:
@@ -176,27 +199,26 @@ class Client(Account):
             TroubleError: it failed in a way that may pass.
             VlmcacheError: it failed for good.
         """
-        if self.offline:
-            raise OfflineError(
-                f"{self.environment.offline_by} is set: {self.name} is not asked",
-                "unset it to download",
-            )
+        self.check_online()
+        variable = settings.ANSWER_TIMEOUT if timeout else settings.DATA_TIMEOUT
+        timeout = timeout or self._data_timeout
+        library = self.library
         home = _origin(self.endpoint)
-        timeout = timeout or self.patience.data_timeout or self.library.data_timeout
         first = address
         for _ in range(10):
             own = _origin(address) == home
             sent = {"Accept-Encoding": "identity", **(headers or {})}
             if own:
                 sent = self.headers | sent
-            with self._network_failures():
-                request = self.library.session.build_request(
+            with self._network_failures(variable, timeout):
+                request = library.session.build_request(
                     "GET",
                     address,
                     headers=sent,
-                    timeout=self.library.http.Timeout(timeout, connect=min(timeout, 10.0)),
+                    timeout=library.http.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)),
                 )
-                response = self.library.session.send(request, stream=True, follow_redirects=False)
+                response = library.session.send(request, stream=True, follow_redirects=False)
+            self.contact.heard()
             log.debug("hub", "GET %s: status %s", address, response.status_code)
             self._responses.add(response)
             try:
@@ -219,14 +241,17 @@ class Client(Account):
         raise TroubleError(BadAnswerError(f"{self.name} redirects in a loop", hint(self)))
 
     @contextlib.contextmanager
-    def _network_failures(self) -> Iterator[None]:
-        """Turn the HTTP library's failures into ours."""
+    def _network_failures(
+        self, variable: str = settings.DATA_TIMEOUT, seconds: float | None = None
+    ) -> Iterator[None]:
+        """Turn the HTTP library's failures into ours, as `unreachable` does."""
         http = self.library.http
+        seconds = self._data_timeout if seconds is None else seconds
         try:
             yield
         except (http.TransportError, http.DecodingError) as error:
             self.stop_token.check()
-            raise unreachable(self, error) from error
+            raise unreachable(self, error, variable, seconds) from error
         except (http.InvalidURL, ValueError) as error:
             raise HubError(
                 f"not an address: {self.name}: {self.scrub(str(error))}", hint(self)

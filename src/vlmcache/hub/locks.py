@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Callable, Iterator
 
 from vlmcache import log
+from vlmcache.cache.owners import denial
 from vlmcache.change.locks import PROBE_SECONDS, Lock
 from vlmcache.change.tree import Tree
+from vlmcache.errors import CacheError
 from vlmcache.progress import StopToken
 
 _TELL_EVERY = 30.0
@@ -36,10 +39,10 @@ def blob_lock(
 
     Raises:
         InUseError: it is held too long.
+        CacheError: this user may not open it, or make it.
         OSError: the lock cannot be made.
         Stopped: the work was asked to stop.
     """
-    tree.make_folders(os.path.dirname(path))
     lock = Lock(tree, path)
     told = most = 0
     spent = 0.0
@@ -58,10 +61,24 @@ def blob_lock(
         return waited < until
 
     try:
+        tree.make_folders(os.path.dirname(path))
         lock.take(patient)
+    except PermissionError as error:
+        raise _shut_out(error, path, tree.root) from error
     finally:
         tree.patience -= spent if arrived is None else 0.0
     try:
         yield
     finally:
         lock.release()
+
+
+def _shut_out(error: PermissionError, path: str, root: str) -> CacheError:
+    """Return who owns the lock, or its folder, that this user may not open, and what to do."""
+    denied = denial(path, root) or denial(path, root, to_write=True)
+    if denied is None:
+        return CacheError(f"the lock cannot be opened: {error.strerror}: {path}")
+    remedy = denied.remedy
+    if os.path.exists(path):
+        remedy = f"if no download of theirs is running: sudo rm {shlex.quote(path)}"
+    return CacheError(f"the lock cannot be opened: {denied.words}", remedy)

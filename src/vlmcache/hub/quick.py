@@ -7,15 +7,14 @@ complete, the standard library asks first; anything but a plain answer is left t
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from urllib.parse import urlsplit
 
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.reading import JSON_ERRORS, read_bytes
-from vlmcache.config import Environment, hub_home
+from vlmcache.cache.reading import JSON_ERRORS
+from vlmcache.hub import settings
 from vlmcache.hub.client import Client
 
 _TIMEOUT = 3.0
@@ -36,17 +35,23 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
         repo: a model's id; a repo that the hub has renamed takes more.
         revision: a branch or tag.
     """
-    parts = urlsplit(client.endpoint)
-    variables = client.environment.variables
-    proxied = any(name.lower() in _PROXIES and value for name, value in variables.items())
-    plain = parts.scheme in ("http", "https") and parts.netloc and "@" not in parts.netloc
+    environment = client.environment
+    proxied = any(
+        name.lower() in _PROXIES and value for name, value in environment.variables.items()
+    )
     # Windows keeps its proxies elsewhere.
-    if client.offline or proxied or sys.platform == "win32" or not plain:
+    if client.offline or client.contact.silent or proxied or sys.platform == "win32":
         return None
+    # What cannot be used is left to the client to report.
+    if any(True for _ in settings.unusable(environment)) or "@" in client.endpoint:
+        return None
+    parts = urlsplit(client.endpoint)
     import http.client
 
     headers = {"User-Agent": "vlmcache", "Accept-Encoding": "identity"}
-    token = _known_token(client.environment) if client.token is None else client.token
+    token = (settings.known_token(environment) if client.token is None else client.token) or ""
+    if any(True for _ in settings.bad_token(token, "")):
+        return None
     if token:
         headers["Authorization"] = f"Bearer {token}"
     secure = parts.scheme == "https"
@@ -62,17 +67,3 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
     except (OSError, http.client.HTTPException, ValueError, *JSON_ERRORS):
         return None
     return info.sha if info.id == repo and layout.COMMIT.fullmatch(info.sha) else None
-
-
-def _known_token(environment: Environment) -> str | None:
-    """Return the token that huggingface_hub would find first (its `utils/_auth.py`)."""
-    if environment.get("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
-        return None
-    token = environment.get("HF_TOKEN") or environment.get("HUGGING_FACE_HUB_TOKEN")
-    if token:
-        return token.strip()
-    path = environment.get("HF_TOKEN_PATH") or os.path.join(hub_home(environment), "token")
-    try:
-        return read_bytes(os.path.expanduser(path), 10_000).decode("ascii").strip() or None
-    except (OSError, UnicodeDecodeError):
-        return None

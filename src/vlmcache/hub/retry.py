@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -21,8 +22,10 @@ from vlmcache.errors import (
     UnreachableError,
     VlmcacheError,
 )
+from vlmcache.hub import settings
 from vlmcache.hub.account import Account
 from vlmcache.progress import StopToken
+from vlmcache.units import LONGEST, duration_text
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RATE_LIMIT = re.compile(r"r\s*=\s*0\b.*?t\s*=\s*(\d+)")
@@ -37,10 +40,14 @@ class Patience(msgspec.Struct, frozen=True):
     """Failures in a row of a question, before which nothing has been done."""
     first_wait: float = 0.5
     longest_wait: float = 20.0
-    longest_asked: float = 300.0
-    """The longest wait that a hub may ask for with Retry-After."""
+    longest_asked: float = 600.0
+    """The longest time that a hub may ask to wait with Retry-After, all of a question's or file's
+    waits together."""
     answer_timeout: float | None = None
     """huggingface_hub's own if `None`."""
+    growth: float = 3.0
+    """How many times longer each retry of a question waits for its answer, unless the user has set
+    how long: a mirror may have to ask another hub first."""
     data_timeout: float | None = None
     """huggingface_hub's own if `None`."""
 
@@ -59,6 +66,10 @@ class TroubleError(Exception):
         self.error = error
         self.wait = wait
         self.lasting = isinstance(error, BadAnswerError) if lasting is None else lasting
+
+
+class SlowError(TroubleError):
+    """There was a connection, and nothing came over it in time."""
 
 
 class ExpiredError(TroubleError):
@@ -84,11 +95,12 @@ class Backoff:
         self._stop_token = stop_token
         self._note = note
         self._failures = 0
+        self._asked = 0.0
         self._lasting: set[str] = set()
 
     def progressed(self) -> None:
         """Start counting from zero: something has arrived."""
-        self._failures = 0
+        self._failures, self._asked = 0, 0.0
         self._lasting.clear()
 
     def failed(self, trouble: TroubleError) -> None:
@@ -98,18 +110,21 @@ class Backoff:
             VlmcacheError: there will be no other attempt; this is why.
             Stopped: the work was asked to stop.
         """
-        self._failures += 1
         patience, asked = self._patience, trouble.wait
-        too_long = asked is not None and asked > patience.longest_asked
         what = trouble.error.message
+        # A wait that the hub asks for is no failure: it ends when it has taken too long.
+        self._failures += asked is None or asked < 1
+        self._asked += asked or 0.0
+        if asked is not None and self._asked > patience.longest_asked:
+            raise _waits_too_long(trouble.error, asked, self._asked) from trouble
         left = self._attempts - self._failures
-        if left <= 0 or too_long or (trouble.lasting and what in self._lasting):
+        if left <= 0 or (trouble.lasting and what in self._lasting):
             raise trouble.error from trouble
         if trouble.lasting:
             self._lasting.add(what)
         import random
 
-        wait = min(patience.first_wait * 2 ** (self._failures - 1), patience.longest_wait)
+        wait = min(patience.first_wait * 2 ** max(self._failures - 1, 0), patience.longest_wait)
         # Spread, so that many clients do not come back together.
         wait *= random.uniform(0.75, 1.25)  # noqa: S311
         if asked is not None:
@@ -123,18 +138,36 @@ class Backoff:
 def asked_wait(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that an answer asks to wait, by Retry-After or the hub's RateLimit.
 
-    Retry-After is seconds or a date (RFC 9110); RateLimit is `"api";r=0;t=55`.
+    Retry-After is seconds or a date (RFC 9110), which is compared with the answer's own date: this
+    machine's clock may be wrong. RateLimit is `"api";r=0;t=55`.
     """
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdecimal():
-        return float(text)
-    if text:
-        import email.utils
-
-        with contextlib.suppress(ValueError, TypeError):
-            return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+        return min(float(text), LONGEST)
+    until = _seconds_of(text)
+    if until is not None:
+        now = _seconds_of(headers.get("Date", ""))
+        return max(0.0, until - (time.time() if now is None else now))
     match = _RATE_LIMIT.search(headers.get("RateLimit", ""))
-    return float(match[1]) if match else None
+    return min(float(match[1]), LONGEST) if match else None
+
+
+def _seconds_of(date: str) -> float | None:
+    """Return a date of HTTP as seconds since 1970, `None` if it is not one."""
+    import email.utils
+
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        return email.utils.parsedate_to_datetime(date).timestamp()
+    return None
+
+
+def _waits_too_long(error: VlmcacheError, asked: float, in_all: float) -> VlmcacheError:
+    """Return a failure that says how long the hub asks to wait."""
+    return error.saying(
+        f"{error.message}; the hub asks to wait {duration_text(asked)}",
+        "run it again after that; 'vlmcache pull --max-wait "
+        f"{math.ceil(in_all / 60)}m' waits for it",
+    )
 
 
 def bad_answer(response: Any, what: str = "something else") -> BadAnswerError:
@@ -154,24 +187,42 @@ def bad_answer(response: Any, what: str = "something else") -> BadAnswerError:
     )
 
 
-def unreachable(account: Account, error: Exception) -> Exception:
-    """Return what a failure of the HTTP library means."""
-    http = account.library.http
+def unreachable(account: Account, error: Exception, variable: str, seconds: float) -> Exception:
+    """Return what a failure of the HTTP library means.
+
+    Args:
+        account: the hub.
+        error: the failure.
+        variable: sets how long to wait for what was waited for.
+        seconds: how long that was.
+    """
+    http, environment = account.library.http, account.environment
     reason = account.scrub(" ".join(str(error).split())) or type(error).__name__
+    proxy = settings.proxy_in_use(environment)
     if isinstance(error, http.ProxyError):
+        named = (
+            f"{proxy.variable} names {proxy.shown}" if proxy is not None else "check HTTPS_PROXY"
+        )
         return UnreachableError(
             f"the proxy does not let requests through to {account.name}: {reason}",
-            "check HTTPS_PROXY and NO_PROXY",
+            f"{named}; NO_PROXY lists what needs no proxy",
         )
     if isinstance(error, http.UnsupportedProtocol):
         return HubError(f"not an address of a hub: {account.name}", hint(account))
-    if isinstance(error, http.TimeoutException):
-        reason = "no answer in time"
     if "CERTIFICATE_VERIFY_FAILED" in reason:
         return UnreachableError(
             f"the certificate of {account.name} cannot be verified: {reason}",
-            "a proxy that opens TLS? name its certificates in SSL_CERT_FILE",
+            settings.certificate_hint(environment),
         )
+    if isinstance(error, http.ReadTimeout):
+        return SlowError(
+            UnreachableError(
+                f"{account.name} cannot be reached: no answer within {seconds:g} s",
+                f"{variable}={math.ceil(3 * seconds)} waits longer; {hint(account)}",
+            )
+        )
+    if isinstance(error, http.TimeoutException):
+        reason = "no connection in time"
     return TroubleError(
         UnreachableError(f"{account.name} cannot be reached: {reason}", hint(account))
     )
@@ -235,13 +286,12 @@ def refusal(account: Account, response: Any, *, signed: bool) -> Exception:
 
 def hint(account: Account) -> str:
     """Return what to check if a hub cannot be reached."""
-    import urllib.request
-
-    parts = urlsplit(account.endpoint)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
-        shown = account.scrub(proxy)
-        return f"requests go through the proxy {shown}: is its address correct, and is it running?"
+    proxy = settings.proxy_in_use(account.environment)
+    if proxy is not None:
+        return (
+            f"requests go through the proxy {proxy.shown} of {proxy.variable}: is its address "
+            "correct, and is it running?"
+        )
     if account.environment.get("HF_ENDPOINT"):
         return f"HF_ENDPOINT names {account.name}: is the address correct, and is the hub running?"
     return "check the network; a later 'vlmcache pull' continues where it stopped"

@@ -51,7 +51,8 @@ def document(
 
     With `line` it is the last of a stream of lines, and is one line itself.
     """
-    errors = () if error is None else (ErrorEntry(error.code, error.message, error.hint),)
+    failures = () if error is None else (error, *error.causes)
+    errors = tuple(ErrorEntry(part.code, part.message, part.hint) for part in failures)
     content: dict[str, Any] = {
         "schema": f"vlmcache.{command}/1",
         "ok": exit_code == ExitCode.DONE,

@@ -164,7 +164,7 @@ class Folder:
         except OSError as error:
             where = error.filename if isinstance(error.filename, str) else path
             if change_place.is_full(error):
-                raise SpaceError(change_place.full_words(where)) from error
+                raise SpaceError(change_place.full_words(where, error)) from error
             raise PlaceError(f"cannot be {done}: {error.strerror or error}: {where}") from error
 
 

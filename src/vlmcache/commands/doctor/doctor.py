@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from vlmcache import log
 from vlmcache.cache.mounts import mount_of, nearest_folder
 from vlmcache.cache.state import Finding
 from vlmcache.change.abilities import Abilities, probe
@@ -26,6 +27,7 @@ from vlmcache.commands.doctor.checks import (
 )
 from vlmcache.commands.doctor.sharing import check_owners, check_sharing
 from vlmcache.commands.doctor.values import Device, Diagnosis, Filesystem, Offline, PathFact
+from vlmcache.commands.status.outdated import check_connection
 from vlmcache.commands.status.recommend import what_frees
 from vlmcache.commands.status.status import status
 from vlmcache.commands.status.steps import Advice
@@ -48,6 +50,20 @@ PACKAGES = (
 
 _GPU_TIMEOUT = 10.0
 _SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+_OTHER_VARIABLES = frozenset(
+    {
+        "XDG_CACHE_HOME",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "CUDA_VISIBLE_DEVICES",
+    }
+)
 
 
 def diagnose(
@@ -88,6 +104,7 @@ def diagnose(
     except (CacheError, ConfigError) as error:
         findings.append(finding("cache-path", "error", location.dir, error.message, error.hint))
     findings += check_paths(session, paths)
+    findings += check_connection(environment, location.dir)
     steps = seen.recommendations if seen is not None else ()
     advised = Advice(session)
     findings += filesystem_findings(filesystem, location.dir, config, what_frees(steps, advised))
@@ -148,21 +165,19 @@ def _writable(path: str) -> bool:
 
 def _variables(environment: Environment) -> dict[str, str]:
     """Return the variables that bear on the cache; of secrets only that they are set."""
-    others = ("XDG_CACHE_HOME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "CUDA_VISIBLE_DEVICES")
     return {
         environment.source(name): _without_secrets(name, value)
         for name, value in sorted(environment.variables.items())
-        if name.startswith(("HF_", "HUGGING", "VLMCACHE_", "TRANSFORMERS_")) or name in others
+        if name.startswith(("HF_", "HUGGING", "VLMCACHE_", "TRANSFORMERS_"))
+        or name.upper() in _OTHER_VARIABLES
     }
 
 
 def _without_secrets(name: str, value: str) -> str:
     if any(word in name for word in _SECRETS) and not name.endswith("_PATH"):
         return "(set)" if value else ""
-    if "PROXY" in name or "ENDPOINT" in name:
-        # user:password@host
-        scheme, separator, rest = value.rpartition("://")
-        return scheme + separator + rest.rpartition("@")[2]
+    if "PROXY" in name.upper() or "ENDPOINT" in name:
+        return log.address_without_login(value)
     return value
 
 

@@ -195,7 +195,7 @@ def _refusal(error: OSError, place: str) -> VlmcacheError:
     where = error.filename if isinstance(error.filename, str) else place
     if change_place.is_full(error):
         return SpaceError(
-            change_place.full_words(where),
+            change_place.full_words(where, error),
             "make room, then move again: what was copied is kept; --undo takes it back",
         )
     return CacheError(

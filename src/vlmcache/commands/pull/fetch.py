@@ -238,7 +238,8 @@ class _Work:
                     "pull again",
                 )
             if new:
-                transfer.run()
+                with self.client.contact.tried():
+                    transfer.run()
                 if shared is not None and etag in self.order.distrusted:
                     store.return_blob(job.blob, shared)
             transfer.moved(size)

@@ -171,6 +171,7 @@ class _Preparation(NamedTuple):
                     complete.snapshot,
                     f"cached at commit {complete.commit}; whether there is a newer one is not "
                     f"known: {reason}",
+                    None if offline else error.hint,
                 )
             )
             return complete

@@ -35,6 +35,7 @@ from vlmcache.config import ModelConfig, Session, cached_models, find_model, nam
 from vlmcache.errors import CacheError, PartlyError, SpaceError, VlmcacheError
 from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client
+from vlmcache.hub.questions import ask_about
 from vlmcache.hub.retry import Patience
 from vlmcache.progress import Progress, Throttle
 
@@ -71,13 +72,13 @@ def pull(
         session.environment,
         token=options.token,
         throttle=Throttle(options.limit_rate),
-        patience=patience,
+        patience=msgspec.structs.replace(patience or Patience(), **options.patience),
         note=progress.note,
     )
     space = FreeSpace(session.cache.dir)
     outcomes: list[Outcome] = []
     rows: list[PulledModel] = []
-    errors: list[VlmcacheError] = []
+    errors: list[tuple[str, VlmcacheError]] = []
     shortage_of = partial(find_shortage, session.cache.dir, session.config.limits)
     try:
         planned = _plan(client, session, models, options)
@@ -97,7 +98,8 @@ def pull(
         if shortage is not None and not (options.dry_run and room):
             hint = _stopped(room) or _what_helps(session, names, planned, shortage, options)
             unable = shortage.error(hint)
-        errors += [] if unable is None else [unable]
+        if unable is not None:
+            errors.append(("", unable))
         for part in planned:
             if part.order is not None and (options.dry_run or unable is not None):
                 row = _row(part, "planned" if part.order.plan.actions else "cached")
@@ -109,7 +111,7 @@ def pull(
             rows.append(row if error is None else _failed(row, error))
             outcomes += done
             if error is not None:
-                errors.append(error)
+                errors.append((row.key, error))
     except BaseException as interruption:
         if not isinstance(interruption, Exception):
             # The one place that shows failures takes what an interruption carries as its hint.
@@ -152,7 +154,11 @@ def _plan(
     Raises:
         UnconfirmedError: these are not wanted.
     """
-    planned = [_prepare(client, session.cache.dir, model, options) for model in models]
+    planned = ask_about(
+        client, models, lambda model: _prepared(client, session.cache.dir, model, options)
+    )
+    # A person is asked about one after the other.
+    planned = [_with_variant(client, session.cache.dir, part, options) for part in planned]
     others = prepare_needed(client, session.cache.dir, planned)
     to_confirm = [part for part in others if part.order is not None and part.order.plan.to_fetch]
     asks = options.agree if to_confirm and not options.dry_run else None
@@ -169,17 +175,23 @@ def _models(session: Session, names: Sequence[str]) -> list[ModelConfig]:
     return list({(model.repo, model.revision, model.variant): model for model in models}.values())
 
 
-def _prepare(
+def _prepared(
     client: Client, cache_dir: str, model: ModelConfig, options: PullOptions
 ) -> PlannedModel:
-    """Return what is to be done for a model; of several variants one is chosen."""
+    """Return what is to be done for a model."""
     selection = options.selection
     if model.variant is not None:
         selection = msgspec.structs.replace(selection, variant=model.variant)
-    part = prepare_pull(client, cache_dir, model, selection)
-    if isinstance(part.error, VariantError) and options.choose is not None:
-        chosen = msgspec.structs.replace(model, variant=options.choose(part.error))
-        return _prepare(client, cache_dir, chosen, options)
+    return prepare_pull(client, cache_dir, model, selection)
+
+
+def _with_variant(
+    client: Client, cache_dir: str, part: PlannedModel, options: PullOptions
+) -> PlannedModel:
+    """Return what is to be done for a model; of several variants one is chosen."""
+    while isinstance(part.error, VariantError) and options.choose is not None:
+        chosen = msgspec.structs.replace(part.model, variant=options.choose(part.error))
+        part = _prepared(client, cache_dir, chosen, options)
     return part
 
 
@@ -267,16 +279,32 @@ def _failed(row: PulledModel, error: VlmcacheError) -> PulledModel:
     return msgspec.structs.replace(row, state="failed", error=failure)
 
 
-def _problem(rows: Sequence[PulledModel], errors: Sequence[VlmcacheError]) -> VlmcacheError | None:
-    """Return the one failure that a pull ends with, or `None`."""
+def _problem(
+    rows: Sequence[PulledModel], errors: Sequence[tuple[str, VlmcacheError]]
+) -> VlmcacheError | None:
+    """Return the one failure that a pull ends with, or `None`; it knows each model's own.
+
+    Args:
+        rows: the models.
+        errors: the key of a model that failed, or nothing if none could be begun; and why.
+    """
     if not errors:
         return None
     failed = [model.key for model in rows if model.state == "failed"]
-    if len(failed) < len(rows) and not isinstance(errors[0], SpaceError):
-        return PartlyError(
-            f"{len(failed)} of {len(rows)} models not pulled: {', '.join(failed)}", errors[0].hint
+    first = errors[0][1]
+    if len(failed) < len(rows) and not isinstance(first, SpaceError):
+        problem: VlmcacheError = PartlyError(
+            f"{len(failed)} of {len(rows)} models not pulled: {', '.join(failed)}"
         )
-    return errors[0]
+    else:
+        problem = first.saying(first.message, first.hint)
+    several = len(failed) > 1 or isinstance(problem, PartlyError)
+    problem.causes = tuple(
+        error.saying(f"{key}: {error.message}", error.hint)
+        for key, error in errors
+        if key and several
+    )
+    return problem
 
 
 def _make_room(

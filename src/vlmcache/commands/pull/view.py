@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.remove.values import Removal
 
 _MOST_REASONS = 5
+_MOST_FINDINGS = 5
 
 
 def show(report: PullReport, *, verbose: bool = False) -> None:
@@ -32,18 +34,41 @@ def show(report: PullReport, *, verbose: bool = False) -> None:
         if model.state != "failed":
             print_line(out, _line(model, report))
             _print_left_out(out, model, verbose=verbose)
-        elif len(report.models) > 1 and model.error is not None:
-            line = Text(f"{printable(model.key)}: ", "red")
-            print_line(out, line + Text(printable(model.error.message)))
+    _print_failed(out, report)
     if verbose or report.receipt is None:
         _print_files(report)
+    codes = Counter(finding.code for finding in report.findings)
+    printed, remedies = Counter[str](), set[str]()
     for finding in report.findings:
+        printed[finding.code] += 1
+        if printed[finding.code] > _MOST_FINDINGS and not verbose:
+            continue
         out = console(sys.stdout if finding.severity == "info" else sys.stderr)
         line = Text(f"{finding.severity}: ", SEVERITY_COLORS[finding.severity])
         line.append(f"{printable(finding.repo or '')}: {printable(finding.detail)}")
-        if finding.remedy:
+        if finding.remedy and finding.remedy not in remedies:
+            remedies.add(finding.remedy)
             line.append(f" ({printable(finding.remedy)})", "dim")
         print_line(out, line)
+        left = codes[finding.code] - _MOST_FINDINGS
+        if printed[finding.code] == _MOST_FINDINGS and left > 0 and not verbose:
+            print_line(out, Text(f"and {left} more; -v shows them", "dim"))
+
+
+def _print_failed(out: Console, report: PullReport) -> None:
+    """Print why models failed, each reason once, unless the one failure of all says it."""
+    reasons: dict[tuple[str, str | None], list[str]] = {}
+    for model in report.models:
+        if model.error is not None:
+            why = model.error.message, model.error.hint
+            reasons.setdefault(why, []).append(printable(model.key))
+    problem = report.problem
+    if problem is not None and set(reasons) == {(problem.message, problem.hint)}:
+        return
+    for (message, hint), names in reasons.items():
+        print_line(out, Text(f"{', '.join(names)}: ", "red") + Text(printable(message)))
+        if hint:
+            print_line(out, Text(f"  {printable(hint)}", "dim"))
 
 
 def evicted(report: PullReport) -> Removal | None:
