@@ -103,8 +103,8 @@ class Xet:
             told, self._over = self._over, True
         if not told:
             self._note(
-                f"Xet failed ({problem}); plain HTTP is used instead, in this run for all files; "
-                "HF_HUB_DISABLE_XET=1 leaves Xet out"
+                f"Xet failed ({problem[:200]}); plain HTTP is used for all files of this run "
+                "instead; HF_HUB_DISABLE_XET=1 leaves Xet out"
             )
 
     def stop(self) -> None:
