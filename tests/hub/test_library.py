@@ -25,7 +25,7 @@ def imports(tree: ast.AST) -> list[tuple[ast.AST, str]]:
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             found += [(node, f"{node.module}.{alias.name}") for alias in node.names]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            found += [(node, arg.value) for arg in node.args if isinstance(arg, ast.Constant)]
+            found += [(node, str(arg.value)) for arg in node.args if isinstance(arg, ast.Constant)]
     return [(node, name) for node, name in found if name.partition(".")[0] in LIBRARIES]
 
 

@@ -74,7 +74,11 @@ def xet_chunks() -> int:
     from huggingface_hub import constants
 
     try:
-        if int(hf_xet.XetConfig().get("chunk_cache.size_bytes")) <= 0:
+        if hasattr(hf_xet, "XetConfig"):  # since 1.4
+            capacity = hf_xet.XetConfig().get("chunk_cache.size_bytes")
+        else:
+            capacity = os.environ.get("HF_XET_CHUNK_CACHE_SIZE_BYTES", "0")
+        if int(capacity) <= 0:
             return 0
         chunks = Path(constants.HF_XET_CACHE).glob("*/chunk[-_]cache/**/*")
         return sum(path.stat().st_size for path in chunks if path.is_file())

@@ -91,7 +91,8 @@ class Xet:
                 raise XetError(answer["problem"])
             else:
                 # It can only be 0 if there were chunks to reuse.
-                return transferred if transferred or process.chunks else int(request["size"])
+                told = transferred or (process.chunks and process.early)
+                return transferred if told else int(request["size"])
 
     def _started(self, chunks: int) -> None:
         if chunks:
@@ -129,7 +130,8 @@ class _Process:
         self.told = 0
         """How many times it has told of something."""
         self.chunks = 0
-        self._early: bool | None = None
+        self.early: bool | None = None
+        """Whether it tells of bytes when they arrive; not known before it has started."""
         self._lock = threading.Lock()
         self._waiting: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
         self._number = 0
@@ -150,9 +152,9 @@ class _Process:
 
     def patience(self, timeout: float) -> float:
         """Return the seconds of silence to bear now, if a connection may be silent for some."""
-        if self._early is None:
+        if self.early is None:
             return max(timeout, _START)
-        return timeout if self._early else timeout * _LATE
+        return timeout if self.early else timeout * _LATE
 
     def ask(self, request: dict[str, Any]) -> queue.SimpleQueue[dict[str, Any]]:
         """Ask for a file, and return where the answers come."""
@@ -189,7 +191,7 @@ class _Process:
                     break
                 self.told += 1
                 if "chunks" in answer:
-                    self.chunks, self._early = answer["chunks"], answer["early"]
+                    self.chunks, self.early = answer["chunks"], answer["early"]
                     self._started(self.chunks)
                 else:
                     self._waiting[answer["id"]].put(answer)
