@@ -55,8 +55,8 @@ def has_xet() -> bool:
     return not constants.HF_HUB_DISABLE_XET and importlib.util.find_spec("hf_xet") is not None
 
 
-def xet_tells_early() -> bool:
-    """Return whether Xet's bytes are told as they arrive, not only as they are written."""
+def xet_reports_early() -> bool:
+    """Return whether Xet's bytes are reported as they arrive, not only as they are written."""
     try:
         from huggingface_hub.utils import _xet_progress_reporting
     except ImportError:
@@ -127,7 +127,7 @@ def xet_get(
         size: its length.
         route: the address that gives out tokens for its repo.
         headers: what is sent there.
-        bar: is told the progress.
+        bar: gets the progress.
     """
     utils: Any = importlib.import_module("huggingface_hub.utils")
     file_download: Any = importlib.import_module("huggingface_hub.file_download")

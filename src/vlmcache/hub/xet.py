@@ -24,10 +24,9 @@ _TICK = 0.1
 _START = 60.0
 """Seconds that the process gets to import the libraries: from a network's disk, it takes long."""
 _LATE = 6
-"""How many times as long clients are waited for that tell of bytes when 64 MB are written."""
+"""How many times as long clients are waited for that report bytes only once 64 MB are written."""
 _EXIT = 5.0
 """Seconds that it is waited for once it was ended."""
-_END = {"problem": "its process ended"}
 
 
 class XetError(Exception):
@@ -73,16 +72,17 @@ class Xet:
                 raise XetError("it failed before")
             process = self._process = self._process or _Process(self._started)
         answers = process.ask(request)
-        silent, seen, transferred = 0.0, process.told, 0
+        silent, seen, transferred = 0.0, process.answered, 0
         while True:
             try:
                 answer = answers.get(timeout=_TICK)
             except queue.Empty:
-                silent = silent + _TICK if process.told == seen else 0.0
-                seen = process.told
-                if silent >= process.patience(timeout):
+                silent = silent + _TICK if process.answered == seen else 0.0
+                seen, bearable = process.answered, process.patience(timeout)
+                if silent >= bearable:
+                    process.problem = f"no byte in {bearable:g} s"
                     process.end()
-                    raise XetError(f"no byte in {silent:.0f} s") from None
+                    raise XetError(process.problem) from None
                 continue
             if "problem" not in answer:
                 transferred = answer["transferred"]
@@ -127,11 +127,13 @@ class _Process:
         import subprocess
 
         self._started = started
-        self.told = 0
-        """How many times it has told of something."""
+        self.answered = 0
+        """How many answers have come."""
         self.chunks = 0
         self.early: bool | None = None
-        """Whether it tells of bytes when they arrive; not known before it has started."""
+        """Whether it reports bytes when they arrive; not known before it has started."""
+        self.problem = "its process ended"
+        """Why there is no answer once it has ended."""
         self._lock = threading.Lock()
         self._waiting: dict[int, queue.SimpleQueue[dict[str, Any]]] = {}
         self._number = 0
@@ -164,7 +166,7 @@ class _Process:
             self._number += 1
             self._waiting[self._number] = answers
             if self._ended:
-                answers.put(_END)
+                answers.put({"problem": self.problem})
             # A process that has ended says so to `_listen`.
             with contextlib.suppress(OSError, ValueError):
                 line = json.dumps(request | {"id": self._number})
@@ -183,13 +185,11 @@ class _Process:
 
     def _listen(self, stream: IO[bytes]) -> None:
         """Pass answers on, each to whoever waits for it."""
-        with stream:
+        # What is no answer ends it: something else has written to its output.
+        with stream, contextlib.suppress(ValueError, TypeError, LookupError):
             for line in stream:
-                try:
-                    answer = json.loads(line)
-                except ValueError:
-                    break
-                self.told += 1
+                answer = json.loads(line)
+                self.answered += 1
                 if "chunks" in answer:
                     self.chunks, self.early = answer["chunks"], answer["early"]
                     self._started(self.chunks)
@@ -199,7 +199,7 @@ class _Process:
         with self._lock:
             self._ended = True
             for answers in self._waiting.values():
-                answers.put(_END)
+                answers.put({"problem": self.problem})
         with contextlib.suppress(OSError):
             assert self._child.stdin is not None
             self._child.stdin.close()

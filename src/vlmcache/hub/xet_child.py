@@ -24,7 +24,7 @@ def main() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)
     try:
-        _tell(answers, chunks=library.xet_chunks(), early=library.xet_tells_early())
+        _tell(answers, chunks=library.xet_chunks(), early=library.xet_reports_early())
         for line in sys.stdin:
             threading.Thread(target=_fetch, args=(answers, json.loads(line)), daemon=True).start()
     finally:
