@@ -36,7 +36,6 @@ from tests.kit.pulls import (
     variables,
     vlmcache,
 )
-from vlmcache.cache import layout
 from vlmcache.hub import library
 
 WEIGHTS, MORE = "model.safetensors", "more.safetensors"
@@ -242,8 +241,6 @@ def test_a_pull_that_ends_takes_its_transfers_along(
     parent.send_signal(how)
     parent.wait(60)
     assert psutil.wait_procs(children, timeout=60)[1] == []
-    left = [path for path in tmp_path.glob("cache/*/blobs/*") if layout.PARTIAL_SUFFIX in path.name]
-    assert left == [] or how is signal.SIGKILL
 
 
 def test_a_rate_is_kept_without_xet_which_knows_none(hub: LoopbackHub, tmp_path: Path) -> None:
