@@ -415,9 +415,11 @@ class LoopbackHub:
         if what == "revision":
             return _as_json(_info(repo, commit, asked.query))
         if what == "xet-read-token":
-            expiry = str(int(time.time()) + 3600)
-            access = {"X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": expiry}
-            return _as_json({}, access | {"X-Xet-Cas-Url": self.xet_url})
+            expiry = int(time.time()) + 3600
+            # Older clients let hf_xet ask, which reads the body.
+            said = {"accessToken": "xet", "exp": expiry, "casUrl": self.xet_url}
+            access = {"X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": str(expiry)}
+            return _as_json(said, access | {"X-Xet-Cas-Url": self.xet_url})
         if what == "paths-info":
             wanted = {path.strip("/") for path in asked.form().get("paths", [])}
             entries = _tree(repo.commits[commit])
