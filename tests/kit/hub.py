@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, Literal, final
 from urllib.parse import parse_qs, quote, unquote
 
+from tests.kit.cas import reconstruction, xorb
 from tests.kit.contents import Content, StoredFile, Synthetic, commit_id, store_all
 from tests.kit.faults import (
     ALTERS_HEADERS,
@@ -96,7 +97,8 @@ DATE = "2025-01-02T03:04:05.000Z"
 API = re.compile(r"/api/(model|dataset|space)s/(.+)")
 RESOLVE = re.compile(r"/(?:(dataset|space)s/)?([^/]+(?:/[^/]+)?)/resolve/(.+)")
 SIGNED_ON_HUB = "/api/resolve-cache/"
-API_PARTS = {"revision", "tree", "refs", "paths-info", "auth-check"}
+XET = re.compile(r"/(?:(v[12])/)?(reconstructions|xorbs)/([0-9a-f]{64})")
+API_PARTS = {"revision", "tree", "refs", "paths-info", "auth-check", "xet-read-token"}
 # What of our own environment would change where a child looks for its cache, hub or token.
 LEAKY_VARIABLES = re.compile(
     r"(HF_|HUGGING|XDG_|TRANSFORMERS_|VLMCACHE_|HTTPS?_PROXY$|ALL_PROXY$|NO_PROXY$|SSL_CERT_"
@@ -229,6 +231,7 @@ class LoopbackHub:
             _Server(self, "cdn", 0, tls if tls_of_cdn else None),
         ]
         self.url, self.cdn_url = (server.url for server in self._servers)
+        self.xet_url = self.cdn_url
         for server in self._servers:
             threading.Thread(
                 target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -353,6 +356,8 @@ class LoopbackHub:
 
     def _answer(self, asked: _Asked) -> _Reply:
         try:
+            if asked.host == "cdn" and (match := XET.fullmatch(asked.path)):
+                return self._answer_xet(asked, *match.groups())
             if asked.host == "cdn" or asked.path.startswith(SIGNED_ON_HUB):
                 return self._answer_signed(asked)
             self._check_token(asked)
@@ -435,6 +440,12 @@ class LoopbackHub:
         commit = self._commit(repo, revision)
         if what == "revision":
             return _as_json(_info(repo, commit, asked.query))
+        if what == "xet-read-token":
+            expiry = int(time.time()) + 3600
+            # Older clients let hf_xet ask, which reads the body.
+            said = {"accessToken": "xet", "exp": expiry, "casUrl": self.xet_url}
+            access = {"X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": str(expiry)}
+            return _as_json(said, access | {"X-Xet-Cas-Url": self.xet_url})
         if what == "paths-info":
             wanted = {path.strip("/") for path in asked.form().get("paths", [])}
             entries = _tree(repo.commits[commit])
@@ -515,6 +526,21 @@ class LoopbackHub:
         if asked.host == "cdn":
             headers = {name: headers[name] for name in ("ETag", "Accept-Ranges")}
         return self._bytes_of(asked, address.file, headers)
+
+    def _answer_xet(self, asked: _Asked, version: str | None, what: str, xet_hash: str) -> _Reply:
+        commits = [commit for repo in self._repos.values() for commit in repo.commits.values()]
+        files = [file for commit in commits for file in commit.values()]
+        file = next(file for file in files if file.xet_hash == xet_hash)
+        if what == "xorbs":
+            body = xorb(file)
+            start, stop = _parse_range(asked.range, len(body)) or (0, len(body))
+            headers = {"Content-Range": f"bytes {start}-{stop - 1}/{len(body)}"}
+            return _Reply(206, headers, body, start=start, stop=stop)
+        span = _parse_range(asked.range, file.size) or (0, file.size)
+        if span[0] >= span[1]:
+            raise _RefusedError(416, None, "")
+        url = f"{self.cdn_url}/v1/xorbs/{xet_hash}"
+        return _as_json(reconstruction(version, file, span, url))
 
     def _bytes_of(self, asked: _Asked, file: StoredFile, headers: dict[str, str]) -> _Reply:
         shown = quote(file.name.rsplit("/", 1)[-1])[:200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import subprocess
 import sys
 import tempfile
@@ -69,12 +70,11 @@ def _quick_sessions() -> Iterator[None]:
 
     It makes one anew in each forked process, and the hub on loopback speaks plain HTTP.
     """
-    # What a child process would else import again and again.
+    # What a child process would else import again and again, as far as a version has it.
+    for name in ("_fixes", "_headers", "_runtime", "_shared_blobs"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"huggingface_hub.utils.{name}")
     import filelock  # noqa: F401
-    import huggingface_hub.utils._fixes
-    import huggingface_hub.utils._headers
-    import huggingface_hub.utils._runtime
-    import huggingface_hub.utils._shared_blobs  # noqa: F401
     from huggingface_hub.utils import _http
 
     usual = _http.default_client_factory()

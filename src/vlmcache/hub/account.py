@@ -6,7 +6,6 @@ The session, its proxies and its headers are huggingface_hub's own.
 from __future__ import annotations
 
 import os
-import sys
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
@@ -14,6 +13,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from vlmcache import log
 from vlmcache.config import Environment, side_caches
 from vlmcache.errors import OfflineError, UsageError
+from vlmcache.hub import library as clients
 from vlmcache.hub import settings
 
 
@@ -94,18 +94,8 @@ class Account:
                 os.environ.setdefault(variable, side_caches(self.environment)[name])
         for variable in self.environment.from_file:
             os.environ[variable] = self.environment.variables[variable]
-        from huggingface_hub import constants
-        from huggingface_hub.utils._headers import build_hf_headers
-        from huggingface_hub.utils._http import get_session
-
-        session = get_session()
-        library = Library(
-            session,
-            sys.modules[type(session).__module__.partition(".")[0]],
-            build_hf_headers(token=self.token, library_name="vlmcache"),
-            float(constants.HF_HUB_ETAG_TIMEOUT),
-            float(constants.HF_HUB_DOWNLOAD_TIMEOUT),
-        )
+        headers = clients.headers(self.token)
+        library = Library(*clients.session(), headers, *clients.timeouts())
         log.hide(library.secret)
         return library
 

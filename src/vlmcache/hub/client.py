@@ -30,6 +30,7 @@ from vlmcache.hub.retry import (
     refusal,
     unreachable,
 )
+from vlmcache.hub.xet import Xet
 from vlmcache.progress import Throttle
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -72,6 +73,7 @@ class Client(Account):
         self.contact = Contact(self.patience, environment)
         self._failures: set[str] = set()
         """What was noted of them."""
+        self.xet = Xet(self.note)
 
     def note(self, text: str) -> None:
         """Say something to whoever waits."""
@@ -86,6 +88,7 @@ class Client(Account):
     def stop(self) -> None:
         """Make everything that is running end now; partial downloads stay."""
         self.stop_token.stopped.set()
+        self.xet.stop()
         for response in list(self._responses):
             stream = response.extensions.get("network_stream")
             live = stream.get_extra_info("socket") if stream is not None else None

@@ -1,6 +1,6 @@
 """The bytes of one blob: received, hashed on the way, kept if interrupted, published if correct.
 
-They come over plain HTTP, or as huggingface_hub gets them through Xet, the Hub's storage of chunks.
+They come over plain HTTP, or through Xet, the Hub's storage of chunks.
 """
 
 from __future__ import annotations
@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,14 +27,15 @@ from vlmcache.errors import (
     AccessError,
     BadAnswerError,
     HubError,
-    VlmcacheError,
     WrongBytesError,
 )
 from vlmcache.home.journal import Journal, read_damaged
+from vlmcache.hub import library
 from vlmcache.hub.answers import Answer
 from vlmcache.hub.client import Client
 from vlmcache.hub.ranges import Ranges, Spare
 from vlmcache.hub.retry import Backoff, NoRangeError, TroubleError
+from vlmcache.hub.xet import XetError
 from vlmcache.units import size_text
 
 _TRIES = 3
@@ -270,140 +269,40 @@ class Transfer:
         if it is on. If anything goes wrong, plain HTTP follows.
         """
         job, client = self.job, self.client
-        # Xet's library writes by path.
-        if not _has_xet(job.listed) or job.tree.is_contested(job.blobs):
+        size, etag, xet_hash = job.listed.content_size, job.listed.etag, job.listed.xet_hash
+        # Xet's library writes by path, and as fast as it can.
+        if xet_hash is None or job.tree.is_contested(job.blobs) or client.throttle.rate:
             return False
-        size, etag = job.listed.content_size, job.listed.etag
+        if not client.xet.available():
+            return False
         temporary = f"{job.blob}.{uuid.uuid4().hex[:8]}{layout.PARTIAL_SUFFIX}"
+        request = {
+            "path": temporary,
+            "xet_hash": xet_hash,
+            "size": size,
+            "route": client.api(job.repo, "xet-read-token", job.commit),
+            "headers": client.headers,
+        }
+        timeout = client.patience.data_timeout or client.library.data_timeout
         try:
-            self.received += _xet_fetch(client, job, temporary, self.moved)
+            self.received += client.xet.fetch(request, self.moved, timeout)
             with partials.opened(job.tree, temporary) as descriptor:
                 check = client.stop_token.check
                 digest = partials.hash_of(descriptor, etag, size, size, check)
                 os.fsync(descriptor)
             if digest.hexdigest() != etag:
-                raise OSError("corrupted")
+                raise XetError(f"{job.file} came with wrong bytes")
             job.tree.rename(temporary, job.blob)
-        except (OSError, RuntimeError, ValueError, VlmcacheError) as error:
+        except Exception as error:
             client.stop_token.check()
-            client.note(f"{job.file}: Xet failed ({error}); plain HTTP follows")
+            client.xet.failed(str(error))
             self.moved(0)
             return False
         finally:
             job.tree.discard(temporary)
-        _share(job)
+        if job.shares:
+            library.share(job.tree.root, job.blob, xet_hash, size)
         return True
-
-
-def without_links() -> bool:
-    """Return whether the client is configured to place no links."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_DISABLE_SYMLINKS)
-
-
-def _has_xet(listed: TreeFile) -> bool:
-    """Return whether a file can come through Xet: the hub has it there, and so has this machine."""
-    if listed.xet_hash is None:
-        return False
-    try:
-        from huggingface_hub.utils._runtime import is_xet_available
-    except ImportError:
-        return False
-    return bool(is_xet_available())
-
-
-def _reusable() -> int:
-    """Return the bytes of all files in Xet's own cache of chunks, 0 if it is off.
-
-    Xet can reuse only chunks: it writes each file from the start. hf_xet ships with the
-    cache off (its `chunk_cache.size_bytes` is 0); HF_XET_CHUNK_CACHE_SIZE_BYTES switches it on.
-    """
-    import hf_xet
-    from huggingface_hub import constants
-
-    try:
-        if int(hf_xet.XetConfig().get("chunk_cache.size_bytes")) <= 0:
-            return 0
-        chunks = Path(constants.HF_XET_CACHE).glob("*/chunk[-_]cache/**/*")
-        return sum(path.stat().st_size for path in chunks if path.is_file())
-    except (OSError, AttributeError, KeyError, TypeError, ValueError):
-        return 0
-
-
-def _xet_fetch(client: Client, job: BlobJob, path: str, moved: Callable[[int], None]) -> int:
-    """Download a file through Xet into `path`, and note what Xet may use again.
-
-    Returns:
-        The bytes that came over the network, as Xet reports: fewer than the file's if it has
-        chunks already or has compressed them. The file's size if it does not report any.
-
-    Raises:
-        Exception: huggingface_hub's, hf_xet's or the system's failures.
-    """
-    from huggingface_hub.file_download import xet_get
-    from huggingface_hub.utils._xet import XetFileData
-
-    cached = _reusable()
-    if cached:
-        client.note(
-            f"{job.file}: through Xet; {size_text(cached)} in its chunk cache may be used again"
-        )
-    bar = _Bar(moved)
-    route = client.api(job.repo, "xet-read-token", job.commit)
-    xet_get(
-        incomplete_path=Path(path),
-        xet_file_data=XetFileData(file_hash=str(job.listed.xet_hash), refresh_route=route),
-        headers=client.headers,
-        expected_size=job.listed.content_size,
-        displayed_filename=job.file,
-        _tqdm_bar=bar,
-    )
-    # It can only be 0 if there were chunks to reuse.
-    return bar.transferred if bar.transferred or cached else job.listed.content_size
-
-
-def abort_xet() -> None:
-    """End what runs through Xet now, as the client does on Ctrl-C."""
-    if "hf_xet" in sys.modules:
-        from huggingface_hub.utils import _xet
-
-        stop: Any = _xet.abort_xet_session
-        stop()
-
-
-class _Bar:
-    """What huggingface_hub takes for a tqdm bar, and reports the transfer to as well."""
-
-    def __init__(self, moved: Callable[[int], None]) -> None:
-        self._moved = moved
-        self.n = 0
-        self.total = 0
-        self.transferred = 0
-
-    def update(self, count: float | None = 1) -> None:
-        self.n += int(count or 0)
-        self._moved(self.n)
-
-    def update_transfer(self, count: float) -> None:
-        """`count` more bytes came over the network."""
-        self.transferred += int(count)
-
-    def __getattr__(self, _name: str) -> Callable[..., None]:
-        return lambda *_arguments, **_options: None
-
-
-def _share(job: BlobJob) -> None:
-    """Put a blob that came through Xet into the shared store, as the client does."""
-    from huggingface_hub.utils import _shared_blobs
-
-    if job.shares and _shared_blobs.shared_blobs_enabled():
-        _shared_blobs.publish_blob_to_shared_store(
-            blob_path=job.blob,
-            xet_hash=str(job.listed.xet_hash),
-            cache_dir=job.tree.root,
-            expected_size=job.listed.content_size,
-        )
 
 
 def link_shared(job: BlobJob) -> bool:
@@ -417,14 +316,4 @@ def link_shared(job: BlobJob) -> bool:
         return False
     if job.tree.is_contested(job.blobs):
         return False  # the client links by path
-    try:
-        from huggingface_hub.utils import _shared_blobs
-    except ImportError:
-        return False
-    linked: Any = _shared_blobs.shared_blobs_enabled() and _shared_blobs.try_link_from_shared_store(
-        blob_path=job.blob,
-        xet_hash=shared_hash,
-        cache_dir=job.tree.root,
-        expected_size=job.listed.content_size,
-    )
-    return bool(linked)
+    return library.link_shared(job.tree.root, job.blob, shared_hash, job.listed.content_size)

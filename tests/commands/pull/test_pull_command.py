@@ -288,7 +288,9 @@ def test_the_client_agrees_with_what_was_pulled(hub: LoopbackHub, tmp_path: Path
         "import json, sys; from huggingface_hub import scan_cache_dir, snapshot_download\n"
         "print(snapshot_download('org/two', local_files_only=True))\n"
         "info = scan_cache_dir(sys.argv[1])\n"
-        "print(len(info.warnings), len(info.repos), info.size_on_disk)"
+        # Clients before 1.9 do not know the tag that newer ones write, and warn of it.
+        "odd = [warning for warning in info.warnings if 'CACHEDIR.TAG' not in str(warning)]\n"
+        "print(len(odd), len(info.repos), info.size_on_disk)"
     )
     seen = subprocess.run(
         [*command()[:1], "-c", script, str(cache)],
@@ -300,7 +302,8 @@ def test_the_client_agrees_with_what_was_pulled(hub: LoopbackHub, tmp_path: Path
         [Path(command()[0]).with_name("hf"), "cache", "verify", "org/two"],
         env=hub.environment(cache), capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert verified.returncode == 0, verified.stderr
+    # Clients before 1.1 have no such command.
+    assert verified.returncode == 0 or "No such command" in verified.stderr, verified.stderr
 
 
 def test_status_tells_what_is_newer_on_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -27,10 +27,11 @@ from vlmcache.errors import (
     WrongBytesError,
 )
 from vlmcache.hub.client import Client
+from vlmcache.hub.library import without_links
 from vlmcache.hub.locks import blob_lock
 from vlmcache.hub.ranges import Spare
 from vlmcache.hub.small import SMALL
-from vlmcache.hub.transfer import BlobJob, Transfer, abort_xet, link_shared, without_links
+from vlmcache.hub.transfer import BlobJob, Transfer, link_shared
 from vlmcache.progress import Progress, Stopped
 from vlmcache.threads import run_in_threads
 
@@ -94,7 +95,7 @@ class _Work:
             self._prepare()
             count = min(workers, len(self.tasks))
             self.spare = Spare(workers - count)
-            run_in_threads(lambda: self._do_all(count), count, self._stop, _LEAVE_AFTER)
+            run_in_threads(lambda: self._do_all(count), count, self.client.stop, _LEAVE_AFTER)
             if self.error is None:
                 self._write_ref()
         except (OSError, VlmcacheError) as error:
@@ -124,10 +125,6 @@ class _Work:
         order = self.order
         place.write_tree(self.tree, self.folder, order.commit, order.files, complete=complete)
         place.write_absent(self.tree, self.folder, order.commit, order.files)
-
-    def _stop(self) -> None:
-        self.client.stop()
-        abort_xet()
 
     def _do_all(self, workers: int) -> None:
         group = Group(self.cache, self.tree, workers)
