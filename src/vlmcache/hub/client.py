@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 import msgspec
 
 from vlmcache import log
-from vlmcache.cache.reading import JSON_ERRORS
+from vlmcache.cache.reading import JSON_ERRORS, json_value
 from vlmcache.config import Environment
 from vlmcache.errors import BadAnswerError, HubError, OfflineError, VlmcacheError
 from vlmcache.hub.account import Account
@@ -25,11 +25,13 @@ from vlmcache.hub.retry import (
     bad_answer,
     hint,
     refusal,
+    refused_redirect,
     unreachable,
 )
 from vlmcache.progress import Throttle
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_ETAGS = ("X-Linked-ETag", "ETag")
 _ANSWER_LIMIT = 256_000_000
 _HURRIED = 2.0
 """Seconds that a hub may ask to wait if not much depends on its answer."""
@@ -108,7 +110,7 @@ class Client(Account):
                 with self.opened(address, timeout=timeout) as response:
                     body = self._body(response)
                     try:
-                        value = msgspec.json.decode(body, type=kind)
+                        value = json_value(body, kind)
                     except JSON_ERRORS:
                         raise TroubleError(bad_answer(response)) from None
                     return value, response.links.get("next", {}).get("url")
@@ -152,6 +154,7 @@ class Client(Account):
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
         signed: bool = False,
+        method: str = "GET",
     ) -> Iterator[Any]:
         """Open an address once and yield its answer of status 200 or 206, redirects followed.
 
@@ -162,6 +165,7 @@ class Client(Account):
             headers: sent in addition to the session's own.
             timeout: seconds without a byte.
             signed: whether the hub has redirected to this address, which is valid for a while.
+            method: GET or HEAD.
 
         Raises:
             ExpiredError: such an address is refused.
@@ -183,23 +187,26 @@ class Client(Account):
                 sent = self.headers | sent
             with self._network_failures():
                 request = self.library.session.build_request(
-                    "GET",
+                    method,
                     address,
                     headers=sent,
                     timeout=self.library.http.Timeout(timeout, connect=min(timeout, 10.0)),
                 )
                 response = self.library.session.send(request, stream=True, follow_redirects=False)
-            log.debug("hub", "GET %s: status %s", address, response.status_code)
+            log.debug("hub", "%s %s: status %s", method, address, response.status_code)
             self._responses.add(response)
             try:
                 self.stop_token.check()
-                if response.status_code in _REDIRECTS and "Location" in response.headers:
+                # A hub says of a file, asked by HEAD, what it is before it says where it is.
+                named = method == "HEAD" and any(name in response.headers for name in _ETAGS)
+                redirects = response.status_code in _REDIRECTS and not named
+                if redirects and "Location" in response.headers:
                     target = _followed(address, response.headers["Location"])
                     if target is None:
-                        raise bad_answer(response)
+                        raise refused_redirect(self, response)
                     address = target
                     continue
-                if response.status_code in (200, 206):
+                if named or response.status_code in (200, 206):
                     yield response
                     return
                 raise refusal(self, response, signed=signed or not own or address != first)

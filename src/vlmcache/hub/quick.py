@@ -25,7 +25,7 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 class _Info(msgspec.Struct):
     sha: str
-    id: str
+    id: str | None = None
 
 
 def commit_of(client: Client, repo: str, revision: str) -> str | None:
@@ -33,7 +33,7 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
 
     Args:
         client: the hub; it is not used, only what it knows of address and token.
-        repo: a model's id; a repo that the hub has renamed takes more.
+        repo: its name; a repo that the hub has renamed takes more.
         revision: a branch or tag.
     """
     parts = urlsplit(client.endpoint)
@@ -61,7 +61,11 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
             info = msgspec.json.decode(response.read(_ANSWER_LIMIT), type=_Info)
     except (OSError, http.client.HTTPException, ValueError, *JSON_ERRORS):
         return None
-    return info.sha if info.id == repo and layout.COMMIT.fullmatch(info.sha) else None
+    return (
+        info.sha
+        if info.id in (None, layout.split_name(repo)[1]) and layout.COMMIT.fullmatch(info.sha)
+        else None
+    )
 
 
 def _known_token(environment: Environment) -> str | None:
