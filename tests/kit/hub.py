@@ -33,6 +33,8 @@ from tests.kit.faults import (
     REPLACES_ANSWER,
     Fault,
     Host,
+    altered_headers,
+    altered_json,
     cut,
     expired,
     hang,
@@ -40,6 +42,7 @@ from tests.kit.faults import (
     malformed_json,
     no_range,
     no_sizes,
+    other_server,
     rate_limited,
     redirect_loop,
     reset,
@@ -57,6 +60,8 @@ __all__ = [
     "LoopbackHub",
     "Request",
     "Synthetic",
+    "altered_headers",
+    "altered_json",
     "cut",
     "expired",
     "hang",
@@ -64,6 +69,7 @@ __all__ = [
     "malformed_json",
     "no_range",
     "no_sizes",
+    "other_server",
     "rate_limited",
     "redirect_loop",
     "reset",
@@ -546,6 +552,17 @@ class LoopbackHub:
                 b"<!DOCTYPE html><html><body><h1>Please sign in to this network</h1></body></html>"
             )
             return _Reply(fault.status, {"Content-Type": "text/html"}, page, file=reply.file)
+        if fault.kind == "other_server":
+            return _Reply(fault.status, dict(fault.headers), fault.body, file=reply.file)
+        if fault.kind == "altered_json" and fault.change is not None:
+            assert isinstance(reply.body, bytes)
+            return _as_json(fault.change(json.loads(reply.body)), reply.headers)
+        if fault.kind == "altered_headers":
+            reply.headers = {
+                name: value
+                for name, value in (reply.headers | dict(fault.headers)).items()
+                if value
+            }
         if fault.kind == "malformed_json":
             assert isinstance(reply.body, bytes)
             half = reply.body[: max(1, len(reply.body) // 2)]
@@ -730,7 +747,7 @@ def _has_effect(fault: Fault, asked: _Asked, reply: _Reply) -> bool:
         return "X-Signature" in asked.query and reply.status != 403
     if kind == "no_range":
         return reply.status == 206
-    if kind == "malformed_json":
+    if kind in ("malformed_json", "altered_json"):
         return reply.file is None and reply.status == 200 and reply.length > 1
     if kind in ALTERS_HEADERS:
         return reply.file is not None and reply.status in (200, 206, 302)

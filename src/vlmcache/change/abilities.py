@@ -265,32 +265,33 @@ def refused_names(folder: str, names: Collection[str]) -> dict[str, str]:
             for part in name.split("/"):
                 if part in bad:
                     refused[name] = f"has no files with the name {short_text(part)}"
-        for name, other in pairs:
-            halves = zip(name.split("/"), other.split("/"), strict=False)
-            first, second = next((mine, its) for mine, its in halves if mine != its)
-            if name not in refused and not trial.takes(first, second):
+        for name, *paths in pairs:
+            halves = zip(*(path.split("/") for path in paths), strict=True)
+            first, second = next(half for half in halves if half[0] != half[1])
+            if not trial.takes(first, second):
                 both = f"{short_text(first)} and {short_text(second)}"
-                refused[other] = f"takes two names for one: {both}"
+                refused[name] = f"takes two names for one: {both}"
     return refused
 
 
-def _alike(names: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of names that a filesystem can take for one: by case, or by composition.
+def _alike(names: Collection[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield the names that a filesystem can take for others: by case, or by composition.
 
-    The folder of a file can be one with another file too.
+    With each come the two paths that are one then: a file can be one with another file's folder.
     """
-    known: dict[str, str] = {}
+    files: dict[str, str] = {}
     folders: dict[str, str] = {}
     for name in names:
         whole = folded(name)
-        above = [whole[:end] for end, letter in enumerate(whole) if letter == "/"]
-        others = (known.get(whole), folders.get(whole), *map(known.get, above))
-        other = next((one for one in others if one not in (None, name)), None)
-        if other is not None:
-            yield other, name
-            continue
-        known[whole] = name
-        folders.update(dict.fromkeys(above, name))
+        above = [name[:end] for end, letter in enumerate(name) if letter == "/"]
+        pairs = [(files.get(whole), name), (folders.get(whole), name)]
+        pairs += ((files.get(folded(folder)), folder) for folder in above)
+        same = next(((other, path) for other, path in pairs if other not in (None, path)), None)
+        if same is not None:
+            yield name, str(same[0]), same[1]
+        else:
+            files[whole] = name
+            folders.update((folded(folder), folder) for folder in above)
 
 
 def _refused(place: str, words: str, hint: str = _HINT) -> CacheError:

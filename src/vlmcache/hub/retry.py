@@ -216,8 +216,11 @@ def refusal(account: Account, response: Any, *, signed: bool) -> Exception:
         )
     if status == 416:
         return NoRangeError(HubError(f"{account.name} has no such range of the file"))
-    if said is None and not code:
-        return _not_the_hubs(account, response)
+    # The hub has an answer of its own for an address that HF_ENDPOINT makes a wrong one.
+    misled = status in (401, 404) and how_written(account, address.path) is not None
+    about_a_file = code == "EntryNotFound" and question
+    if (not code or about_a_file) and (said is None or misled):
+        return _not_the_hubs(account, response, words)
     return _refused(account, status, code, words)
 
 
@@ -254,7 +257,7 @@ def _refused(account: Account, status: int, code: str, words: str) -> VlmcacheEr
     return HubError(f"{account.name} answers {status}{words}", hint(account))
 
 
-def _not_the_hubs(account: Account, response: Any) -> NotTheHubsError:
+def _not_the_hubs(account: Account, response: Any, words: str) -> NotTheHubsError:
     """Return the failure for a refusal that is not a hub's: of a proxy, or of a plain server."""
     status: int = response.status_code
     address = urlsplit(str(response.url))
@@ -272,7 +275,7 @@ def _not_the_hubs(account: Account, response: Any) -> NotTheHubsError:
     cause = cause or "a login page of this network, or a proxy? open the address in a browser"
     return NotTheHubsError(
         f"{account.scrub(str(response.url))} answers {status}"
-        f"{' with a web page' if is_page else ''}, and not as a hub does",
+        + (words or f"{' with a web page' if is_page else ''}, and not as a hub does"),
         cause,
         status,
     )

@@ -182,7 +182,7 @@ REFUSALS = {
     "gated, useless token": (8, ["no access yet", "ask for it"]),
     "bad token": (8, ["does not accept the token", "settings/tokens"]),
     "unreachable mirror": (8, ["HF_ENDPOINT names http://127.0.0.1:9"]),
-    "no address": (8, ["HF_ENDPOINT names"]),
+    "no address": (8, ["HF_ENDPOINT must be written as https://nonsense"]),
     "proxy": (8, ["through the proxy http://127.0.0.1:9"]),
     "offline": (8, ["HF_HUB_OFFLINE is set"]),
 }

@@ -151,7 +151,7 @@ class Choice(NamedTuple):
     """File that was wanted -> why it cannot be written."""
 
     def without(self, refused: Mapping[str, str]) -> Choice:
-        """Return it without files that cannot be written; they are left out, each for its reason."""
+        """Return it without files that cannot be written; these are left out."""
         return self._replace(
             wanted=self.wanted - refused.keys(),
             left_out={**self.left_out, **refused},

@@ -141,9 +141,9 @@ def _problem(order: DownloadOrder, judgement: Judgement) -> VlmcacheError | None
     begin = f"{order.repo} was pulled and {'cannot be loaded' if is_model else 'is incomplete'}"
     absent = [name for name in judgement.missing if name not in order.files]
     if absent:
-        names = absent[0] + units.and_more(len(absent) - 1)
+        others = units.and_more(len(absent) - 1)
         return NotDownloadedError(
-            f"{begin}: its index names {names}, which the hub does not have",
+            f"{begin}: its index names {absent[0]}{others}, which the hub does not have",
             "ask those who publish it, or pull another revision",
         )
     if judgement.missing:
@@ -315,11 +315,10 @@ class _Preparation(NamedTuple):
         # Of two names that are one, that stays which is here, or is needed.
         names = [*here, *sorted(new, key=lambda one: (one not in choice.needed, one))]
         snapshot = f"{layout.folder_of(name)}/{layout.SNAPSHOTS}/{listing.commit}"
-        words = refused_names(cache_dir, [f"{snapshot}/{file}" for file in names])
-        reasons = {
-            path[len(snapshot) + 1 :]: f"the filesystem {why}" for path, why in words.items()
-        }
-        choice = choice.without({file: reasons[file] for file in sorted(reasons.keys() & new)})
+        refused = refused_names(cache_dir, [f"{snapshot}/{file}" for file in names])
+        words = {path[len(snapshot) + 1 :]: why for path, why in refused.items()}
+        reasons = {file: f"the filesystem {words[file]}" for file in sorted(words.keys() & new)}
+        choice = choice.without(reasons)
         plan = plan_pull(self.state, name, self.model.revision, listing, choice.wanted)
         return plan, choice
 
