@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,11 @@ from tests.kit.hub import (
     other_server,
     status,
 )
-from tests.kit.pulls import QUICK, REPO, Listener, lies, pull, variables, vlmcache
+from tests.kit.pulls import QUICK, REPO, Listener, client_finds, lies, pull, small_weights, vlmcache
 from vlmcache.errors import ExitCode
 from vlmcache.hub.listing import bare_etag
 
-HEADER = b'{"a": {"dtype": "U8", "shape": [5000], "data_offsets": [0, 5000]}}'
-WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + b"w" * 5000
+WEIGHTS = small_weights(5000)
 FILES = {"config.json": b"{}", "sub/notes.txt": b"n" * 50, "model.safetensors": WEIGHTS}
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 
@@ -52,20 +49,6 @@ def held(cache: Path) -> dict[str, bytes]:
     }
 
 
-def client_agrees(hub: LoopbackHub, cache: Path, **options: str) -> bool:
-    """Return whether the real client finds everything without a network."""
-    script = (
-        "import json, sys\nfrom huggingface_hub import snapshot_download\n"
-        "snapshot_download(local_files_only=True, **json.loads(sys.argv[1]))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script, json.dumps({"repo_id": REPO} | options)],
-        env=variables(hub, cache), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return True
-
-
 @pytest.mark.parametrize("code", [404, 405, 501])
 def test_a_mirror_without_a_listing_is_asked_for_the_names_that_come_with_the_commit(
     hub: LoopbackHub, tmp_path: Path, code: int
@@ -79,7 +62,7 @@ def test_a_mirror_without_a_listing_is_asked_for_the_names_that_come_with_the_co
     assert hub.count("HEAD") == 0
     assert "blobs=true" in "".join(request.query for request in hub.requests)
     assert pull(hub, cache, extra={"HF_HUB_OFFLINE": "1"}).models[0].state == "cached"
-    assert client_agrees(hub, cache)
+    assert client_finds(hub, cache, REPO)
 
 
 def test_what_a_mirror_does_not_say_of_a_file_is_asked_of_the_file_itself(
@@ -97,7 +80,7 @@ def test_what_a_mirror_does_not_say_of_a_file_is_asked_of_the_file_itself(
     hub.clear_requests()
     assert pull(hub, cache).models[0].state == "cached"
     assert len(hub.requests) == 1
-    assert client_agrees(hub, cache)
+    assert client_finds(hub, cache, REPO)
 
 
 def test_a_mirror_that_names_no_files_is_refused_in_words(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -189,7 +172,7 @@ def test_every_form_of_an_etag_is_read_and_none_is_taken_for_a_hash_that_is_not(
     assert held(cache) == FILES
     found = [finding.code for finding in run.findings]
     assert found == ([] if is_hash else ["unverifiable-file"])
-    assert client_agrees(hub, cache)
+    assert client_finds(hub, cache, REPO)
     assert pull(hub, cache, extra={"HF_HUB_OFFLINE": "1"}).models[0].state == "cached"
     checked = json.loads(vlmcache(hub, cache, "verify", REPO, "--json").stdout)
     assert (checked["damaged"], checked["missing"]) == ([], [])

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.reading import JSON_ERRORS, read_bytes
+from vlmcache.cache.reading import JSON_ERRORS, json_value, read_bytes
 from vlmcache.config import Environment, hub_home
 from vlmcache.hub.client import Client
 
@@ -58,7 +58,7 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
             response = connection.getresponse()
             if response.status != 200:
                 return None
-            info = msgspec.json.decode(response.read(_ANSWER_LIMIT), type=_Info)
+            info: _Info = json_value(response.read(_ANSWER_LIMIT), _Info)
     except (OSError, http.client.HTTPException, ValueError, *JSON_ERRORS):
         return None
     return (
