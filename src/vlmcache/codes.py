@@ -497,7 +497,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "unverifiable-file": (
         "The mirror names no hash of a file, so only the length of what arrives can be checked.",
-        "Pull from a mirror that passes on the hub's hashes, if the content matters.",
+        "Name a mirror that passes on the hub's hashes in 'HF_ENDPOINT', if the content matters.",
     ),
     "variant-only": (
         "The weights are a variant, which loaders find only if they are asked for it.",

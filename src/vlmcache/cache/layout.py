@@ -231,7 +231,10 @@ def _hostile_problem(name: str) -> str | None:
 
     What leaves the folder on any system is refused on every system.
     """
-    parts = name.split("/")
+    if len(name) > _LONGEST_NAME:
+        return "it is too long"
+    if name.count("/") > _MOST_FOLDERS:
+        return f"it is in more than {_MOST_FOLDERS} folders"
     if (
         "\0" in name
         or ".." in name.replace("\\", "/").split("/")
@@ -240,15 +243,11 @@ def _hostile_problem(name: str) -> str | None:
         or (os.name == "nt" and _DRIVE.match(name))
     ):
         return "it leaves the repo's folder"
-    return "it has an empty part" if any(part in ("", ".") for part in parts) else None
+    return "it has an empty part" if {"", "."} & {*name.split("/")} else None
 
 
 def _length_problem(name: str) -> str | None:
-    """Return why a file of that name would be too long or too deep for any system."""
-    if len(name) > _LONGEST_NAME:
-        return "it is too long"
-    if name.count("/") > _MOST_FOLDERS:
-        return f"it is in more than {_MOST_FOLDERS} folders"
+    """Return why a name is too long for any filesystem."""
     try:
         too_long = len(name.encode()) > _LONGEST_NAME or any(
             len(part.encode()) > 255 for part in name.split("/")
@@ -264,7 +263,7 @@ def file_name_problem(name: str) -> str | None:
     Names come from the network or from archives. What some system cannot hold, or reads as another
     name, is refused on every system, since a cache can move between them.
     """
-    problem = _length_problem(name) or _hostile_problem(name)
+    problem = _hostile_problem(name) or _length_problem(name)
     if problem is not None:
         return problem
     if any(character < " " or "\x7f" <= character < "\xa0" for character in name):
@@ -290,7 +289,7 @@ def matching(names: Iterable[str], pattern: str) -> set[str]:
 def listing_problem(names: Collection[str], *, written: bool = False) -> tuple[str, str] | None:
     """Return a name for which a complete listing is refused, and why; `None` if there is none.
 
-    It leaves the folder, or is both a file and a folder. What else cannot be written is no reason
+    It leaves the folder, makes no sense, or is both a file and a folder. What else cannot be written is no reason
     to refuse the other files, see `file_name_problem`.
 
     Args:

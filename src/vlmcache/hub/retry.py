@@ -270,7 +270,7 @@ def _not_the_hubs(account: Account, response: Any, words: str) -> NotTheHubsErro
     elif cause is None and account.environment.get("HF_ENDPOINT"):
         cause = (
             f"HF_ENDPOINT names {account.name}: is a part of the mirror's path missing there, or "
-            "does the mirror lack the hub's API, or this repo?"
+            "has the mirror no API like the hub's, or not this repo?"
         )
     cause = cause or "a login page of this network, or a proxy? open the address in a browser"
     return NotTheHubsError(

@@ -291,7 +291,7 @@ def test_what_to_do_about_damage_is_a_command_that_mends_it(cache: CacheBuilder)
     assert error.hint == "'vlmcache verify --repair' fetches what is bad, and only that"
     shown = status(session)
     remedies = [one.remedy for one in shown.findings if one.severity == "error"]
-    assert remedies == ["vlmcache pull datasets/org/data"]
+    assert remedies == ["vlmcache pull datasets/org/data --config config.yaml"]
 
 
 def test_a_blob_of_a_length_that_no_listing_gives_is_damaged_without_being_read(
