@@ -289,8 +289,8 @@ def matching(names: Iterable[str], pattern: str) -> set[str]:
 def listing_problem(names: Collection[str], *, written: bool = False) -> tuple[str, str] | None:
     """Return a name for which a complete listing is refused, and why; `None` if there is none.
 
-    It leaves the folder, makes no sense, or is both a file and a folder. What else cannot be written is no reason
-    to refuse the other files, see `file_name_problem`.
+    It leaves the folder, makes no sense, or is both a file and a folder. What else cannot be
+    written is no reason to refuse the other files, see `file_name_problem`.
 
     Args:
         names: those of the listing.

@@ -26,7 +26,7 @@ from vlmcache.errors import (
     VlmcacheError,
 )
 from vlmcache.hub.client import Client
-from vlmcache.hub.retry import Backoff, NotTheHubsError, TroubleError
+from vlmcache.hub.retry import Backoff, TroubleError
 from vlmcache.threads import results
 from vlmcache.units import counted, did_you_mean, short_text
 
@@ -36,6 +36,8 @@ _NO_SUCH_QUESTION = frozenset({404, 405, 501})
 """How mirrors answer that do not know the hub's listing."""
 _AT_ONCE = 8
 """Files that are asked about at the same time."""
+_SAID_EVERY = 200
+"""Files after which a person is told how many were asked about."""
 _ETAG = re.compile(r'(?:W/)?"?(?:sha256:)?([^"]*?)(?:[-;]{1,2}(?:gzip|br|zstd|deflate))?"?')
 
 
@@ -142,8 +144,8 @@ def list_files(
     try:
         try:
             entries = _pages(client, repo, commit, attempts)
-        except NotTheHubsError as error:
-            if error.status not in _NO_SUCH_QUESTION:
+        except HubError as error:
+            if error.refused_by_other not in _NO_SUCH_QUESTION:
                 raise
             entries = _siblings(client, repo, commit, attempts, error)
     except VlmcacheError as error:
@@ -176,7 +178,7 @@ def _pages(client: Client, repo: str, commit: str, attempts: int | None) -> list
 
 
 def _siblings(
-    client: Client, repo: str, commit: str, attempts: int | None, missing: NotTheHubsError
+    client: Client, repo: str, commit: str, attempts: int | None, missing: HubError
 ) -> list[_Entry | _Sibling]:
     address = client.api(repo, "revision", commit, query="blobs=true")
     info, _ = client.ask(address, _Siblings, attempts=attempts)
@@ -232,8 +234,13 @@ def _ask_each(client: Client, repo: str, commit: str, names: list[str]) -> dict[
             except TroubleError as trouble:
                 backoff.failed(trouble)
 
+    files: dict[str, TreeFile] = {}
     # A file that fails ends the questions, and nothing else that the client is asked.
-    return dict(results(names, ask, _AT_ONCE, threading.Event()))
+    for name, file in results(names, ask, _AT_ONCE, threading.Event()):
+        files[name] = file
+        if len(files) % _SAID_EVERY == 0:
+            client.note(f"{repo}: asked about {len(files)} of {len(names)} files")
+    return files
 
 
 def _described(client: Client, address: str, headers: Mapping[str, str]) -> TreeFile:

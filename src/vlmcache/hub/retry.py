@@ -71,14 +71,6 @@ class NoRangeError(TroubleError):
     """The hub does not send a part of a file; it may send all of it."""
 
 
-class NotTheHubsError(HubError):
-    """A refusal without a hub's signs. status is that of the answer."""
-
-    def __init__(self, message: str, hint: str | None, status: int) -> None:
-        super().__init__(message, hint)
-        self.status = status
-
-
 class Backoff:
     """Waits between attempts, longer each time, until patience ends."""
 
@@ -257,7 +249,7 @@ def _refused(account: Account, status: int, code: str, words: str) -> VlmcacheEr
     return HubError(f"{account.name} answers {status}{words}", hint(account))
 
 
-def _not_the_hubs(account: Account, response: Any, words: str) -> NotTheHubsError:
+def _not_the_hubs(account: Account, response: Any, words: str) -> HubError:
     """Return the failure for a refusal that is not a hub's: of a proxy, or of a plain server."""
     status: int = response.status_code
     address = urlsplit(str(response.url))
@@ -273,12 +265,13 @@ def _not_the_hubs(account: Account, response: Any, words: str) -> NotTheHubsErro
             "has the mirror no API like the hub's, or not this repo?"
         )
     cause = cause or "a login page of this network, or a proxy? open the address in a browser"
-    return NotTheHubsError(
+    error = HubError(
         f"{account.scrub(str(response.url))} answers {status}"
         + (words or f"{' with a web page' if is_page else ''}, and not as a hub does"),
         cause,
-        status,
     )
+    error.refused_by_other = status
+    return error
 
 
 def _not_forwarded(account: Account, address: SplitResult) -> str | None:
