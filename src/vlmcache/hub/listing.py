@@ -37,7 +37,7 @@ _NO_SUCH_QUESTION = frozenset({404, 405, 501})
 _AT_ONCE = 8
 """Files that are asked about at the same time."""
 _SAID_EVERY = 200
-"""Files after which a person is told how many were asked about."""
+"""Files after which a line says how many were asked about."""
 _ETAG = re.compile(r'(?:W/)?"?(?:sha256:)?([^"]*?)(?:[-;]{1,2}(?:gzip|br|zstd|deflate))?"?')
 
 
