@@ -39,7 +39,6 @@ REVIEWED = {
         "'vlmcache clean' frees what is not needed.": WASTE,
         "'vlmcache clean' frees it once no repo links to it.": WASTE,
         "'vlmcache pull --make-room' or 'vlmcache clean --free SIZE' makes room.": GOAL,
-        "Download it again with 'hf download --force-download'.": "it is damaged or missing",
         "'vlmcache clean' removes it when it is old enough.": WASTE,
         "'vlmcache clean' removes it under the store's own lock.": WASTE,
         "Nothing has to be done; 'vlmcache rm' removes by repo and never by a bare hash.": (
@@ -74,7 +73,6 @@ REVIEWED = {
         "recommend rm": LINK,
         "vlmcache clean": "a beginning that is compared",
     },
-    "units": {"--force-download": "what it fetches is damaged or missing"},
 }
 
 

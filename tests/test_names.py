@@ -117,6 +117,48 @@ def test_a_repo_of_another_type_is_named_with_its_prefix() -> None:
     assert str(book.unknown("datasets/org/dat", "backup").hint) == "did you mean datasets/org/data?"
 
 
+@pytest.mark.parametrize(
+    ("text", "repo"),
+    [
+        ("datasets/org/data", "datasets/org/data"),
+        ("datasets/Org/DATA", "datasets/org/data"),
+        ("datasets/new/one", "datasets/new/one"),
+        ("spaces/org/app", "spaces/org/app"),
+        ("datasets/squad", "datasets/squad"),
+        ("https://huggingface.co/datasets/new/one", "datasets/new/one"),
+        ("org/other", "org/other"),
+    ],
+)
+def test_a_command_that_works_on_other_types_keeps_their_prefix_and_names_it_back(
+    text: str, repo: str
+) -> None:
+    cached = ["datasets/org/data", "datasets/squad"]
+    found = find_model(CONFIG, f"{text}@v2", cached, others=True)
+    assert (found.key, found.repo, found.revision) == (repo, repo, "v2")
+    assert name_of(CONFIG, found, cached) == f"{repo}@v2"
+    main = find_model(CONFIG, text, cached, others=True)
+    assert name_of(CONFIG, main, cached) == repo
+
+
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("datasets/org/data", False),
+        ("spaces/org/app", False),
+        ("datasets/unheld", True),
+        ("spaces/unheld", True),
+        ("datasets/a/b/c", True),
+        ("datasets/../b", True),
+        ("datasets/", True),
+    ],
+)
+def test_a_name_of_another_type_is_no_model_and_one_without_an_owner_no_repo(
+    text: str, others: bool
+) -> None:
+    with pytest.raises(UnknownModelError):
+        find_model(CONFIG, text, ["datasets/org/data"], others=others)
+
+
 @pytest.mark.parametrize("hub", ["https://huggingface.co", "https://hf.co", "http://[::1]:80/hub"])
 @pytest.mark.parametrize(
     ("page", "name"),

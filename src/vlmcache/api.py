@@ -133,7 +133,8 @@ class Cache:
         """Download what is missing of models, and only that.
 
         Args:
-            models: keys of config.yaml or repo ids, with an optional `@revision`.
+            models: keys of config.yaml or repo ids, with an optional `@revision`; those of
+                datasets and spaces as `datasets/owner/name`.
             all: pull every configured model.
             revision: a branch, tag or commit, for every model that is named.
             include: patterns; only files that match one are pulled, of every format.

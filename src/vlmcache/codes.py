@@ -323,10 +323,6 @@ CODES: dict[str, tuple[str, str]] = {
         "Nothing was removed, for the reasons listed.",
         "'vlmcache doctor' checks the permissions; '--dry-run' shows the plan again.",
     ),
-    "not-repairable": (
-        "Only models can be repaired, and this repo is a dataset or a space.",
-        "Download it again with 'hf download --force-download'.",
-    ),
     "not-repaired": (
         "Not everything that is damaged could be repaired.",
         "Fix what the message names, then run 'vlmcache verify --repair' again.",
@@ -378,6 +374,10 @@ CODES: dict[str, tuple[str, str]] = {
     "ref-to-missing-commit": (
         "A branch or tag names a commit that has no snapshot in the cache.",
         "'vlmcache pull MODEL' downloads that commit.",
+    ),
+    "refused-name": (
+        "A file has a name that cannot be written here, so it is left out.",
+        "Ask those who publish the repo to rename it; '--exclude' leaves it out without a word.",
     ),
     "remote-code": (
         "The repo contains Python code that loading would run; nothing of it was run.",
@@ -494,6 +494,10 @@ CODES: dict[str, tuple[str, str]] = {
     "usage": (
         "The command line asks for something that is not possible.",
         "'vlmcache help COMMAND' shows the options and examples.",
+    ),
+    "unverifiable-file": (
+        "The mirror names no hash of a file, so only the length of what arrives can be checked.",
+        "Name a mirror that passes on the hub's hashes in 'HF_ENDPOINT', if the content matters.",
     ),
     "variant-only": (
         "The weights are a variant, which loaders find only if they are asked for it.",

@@ -44,6 +44,7 @@ __all__ = [
     "Names",
     "Session",
     "cached_models",
+    "cached_repos",
     "find_model",
     "hub_home",
     "is_on",
@@ -155,11 +156,15 @@ def options_in_force(config: Config, location: CacheLocation) -> list[str]:
     return options
 
 
-def cached_models(location: CacheLocation) -> list[str]:
-    """Return the ids of the models that have a folder in the cache, without a scan."""
+def cached_repos(location: CacheLocation) -> list[str]:
+    """Return the names of the repos that have a folder in the cache, without a scan."""
     try:
         entries = os.listdir(location.dir)
     except OSError:
         return []
-    folders = [found for name in entries if (found := layout.parse_repo_folder(name)) is not None]
-    return [repo for kind, repo in folders if kind == "model"]
+    return [layout.typed_name(*repo) for repo in map(layout.parse_repo_folder, entries) if repo]
+
+
+def cached_models(location: CacheLocation) -> list[str]:
+    """Return the ids of the models among them."""
+    return [name for name in cached_repos(location) if layout.split_name(name) == ("model", name)]

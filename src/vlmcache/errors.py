@@ -137,6 +137,8 @@ class HubError(VlmcacheError):
 
     code = "hub"
     exit_code = ExitCode.HUB
+    refused_by_other: int | None = None
+    """The status of an answer that has no signs of a hub: a proxy's, or a plain server's."""
 
 
 class UnreachableError(HubError):

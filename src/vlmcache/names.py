@@ -19,7 +19,6 @@ from vlmcache.units import did_you_mean
 _HUBS = ("https://huggingface.co", "https://hf.co")
 _PAGE = re.compile(r"([^@]+)/tree/([^/:]+)(:.+)?")
 """The page of a repo's files at a revision."""
-_PREFIXES = {f"{kind}s": kind for kind in layout.KINDS.values()}
 
 
 class Name(msgspec.Struct, frozen=True):
@@ -59,11 +58,6 @@ def parse_name(text: str) -> Name:
     rest, variant = split_variant(text)
     name, at, revision = rest.partition("@")
     return Name(name, revision if at else None, variant)
-
-
-def typed_name(kind: str, repo_id: str) -> str:
-    """Return what to type for a repo: its id; for other types than models, with their prefix."""
-    return repo_id if kind == "model" else f"{kind}s/{repo_id}"
 
 
 class Names:
@@ -117,7 +111,7 @@ class Names:
         elif configured is not None:
             kind, repo_id = "model", configured.repo
         else:
-            kind, repo_id = _prefixed(parts.name)
+            kind, repo_id = layout.split_name(parts.name)
             if kind != "model" and "/" not in repo_id:
                 kind, repo_id = "model", parts.name
         if configured is None and kind == "model":
@@ -149,8 +143,12 @@ class Names:
             return model
         return msgspec.structs.replace(model, repo=next(iter(ids)))
 
-    def model(self, text: str) -> ModelConfig:
+    def model(self, text: str, *, others: bool = False) -> ModelConfig:
         """Return the model that a command's MODEL means, at the revision that is asked for.
+
+        Args:
+            text: what was typed.
+            others: whether it may be a dataset or a space, whose prefix its `repo` keeps.
 
         Raises:
             UnknownModelError: no such key, and the string is not a repo id with an owner; only ids
@@ -160,10 +158,13 @@ class Names:
         named = self.resolve(text)
         model = named.model
         if model is None:
-            known = named.kind == "model" and layout.is_repo_id(named.repo)
-            if not known or not ("/" in named.repo or named.held):
+            known = (others or named.kind == "model") and layout.is_repo_id(named.repo)
+            name = layout.typed_name(named.kind, named.repo)
+            # An owner called `datasets` would make of the id of a model another repo's name.
+            is_its_name = layout.split_name(name) == (named.kind, named.repo)
+            if not (known and is_its_name and ("/" in named.repo or named.held)):
                 raise self.unknown(text)
-            model = ModelConfig(key=named.repo, repo=named.repo, configured=False)
+            model = ModelConfig(key=name, repo=name, configured=False)
         return msgspec.structs.replace(
             model,
             revision=named.revision or model.revision,
@@ -190,7 +191,7 @@ class Names:
             text: what was typed.
             place: `cache` or `backup`, if only what is in the place could be meant.
         """
-        held = [typed_name(kind, one) for (kind, _), ids in self._ids.items() for one in ids]
+        held = [layout.typed_name(kind, one) for (kind, _), ids in self._ids.items() for one in ids]
         models = {key: self.as_held(model) for key, model in self.config.models.items()}
         keys = [key for key, model in models.items() if place is None or model.repo in held]
         if place is None:
@@ -219,7 +220,7 @@ class Names:
 
     def _held(self, name: str) -> tuple[str, str] | None:
         """Return type and id of the repo in the place whose id a name is, in whatever case."""
-        for kind, rest in (("model", name), _prefixed(name)):
+        for kind, rest in (("model", name), layout.split_name(name)):
             ids = self._ids.get((kind, rest.casefold()), set())
             if rest in ids:
                 return kind, rest
@@ -250,27 +251,28 @@ def _after(sign: str, part: str | None, usual: str | None) -> str:
     return "" if part is None or part == usual else f"{sign}{part}"
 
 
-def _prefixed(name: str) -> tuple[str, str]:
-    prefix, _, rest = name.partition("/")
-    return (_PREFIXES[prefix], rest) if prefix in _PREFIXES and rest else ("model", name)
-
-
 def find_model(
-    config: Config, text: str, cached: Iterable[str] = (), *, variants: bool = False
+    config: Config,
+    text: str,
+    cached: Iterable[str] = (),
+    *,
+    variants: bool = False,
+    others: bool = False,
 ) -> ModelConfig:
     """Return the model that a name means: a repo id or a key, with `@revision` and `:VARIANT`.
 
     Args:
         config: the configuration whose keys count.
         text: what was typed.
-        cached: ids of the models in the cache; only these may be without an owner (`gpt2`).
+        cached: names of the repos in the cache; only these may be without an owner (`gpt2`).
         variants: whether the command can work on one variant of a model.
+        others: whether it can work on datasets and spaces too.
 
     Raises:
         UnknownModelError: no such key, and the string is not a repo id with an owner.
         UsageError: the revision cannot be one, or the name can be two repos.
     """
-    return _names(config, cached, variants=variants).model(text)
+    return _names(config, cached, variants=variants).model(text, others=others)
 
 
 def name_of(config: Config, model: ModelConfig, cached: Iterable[str]) -> str:
@@ -290,4 +292,4 @@ def names_of_all(config: Config, cached: Iterable[str]) -> list[str]:
 
 
 def _names(config: Config, cached: Iterable[str], *, variants: bool = False) -> Names:
-    return Names(config, (("model", repo_id) for repo_id in cached), variants=variants)
+    return Names(config, map(layout.split_name, cached), variants=variants)

@@ -168,13 +168,6 @@ def command(name: str, *words: str) -> str:
     return shlex.join(["vlmcache", name, *words])
 
 
-def of_other_type(kind: str, repo_id: str) -> str:
-    """Return the command that fetches a dataset or a space anew, which is not vlmcache's."""
-    import shlex  # only for hints
-
-    return shlex.join(["hf", "download", "--repo-type", kind, "--force-download", repo_id])
-
-
 def did_you_mean(text: str, known: Iterable[str], most: int = 3) -> str | None:
     """Return the question that names what comes close to a string; `None` if nothing does.
 

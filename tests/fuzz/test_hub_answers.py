@@ -24,7 +24,12 @@ from tests.kit.pulls import QUICK, REPO, lies, pull
 
 COMMIT = "a" * 40
 CONTENT = b'{"model_type": "x"}'
-INFO = {"sha": COMMIT, "id": REPO, "gated": False}
+SIBLINGS = [
+    {"rfilename": "config.json", "blobId": git_blob_sha1(CONTENT), "size": len(CONTENT)},
+    {"rfilename": "plots\\loss.png", "size": len(CONTENT)},
+    {"rfilename": "model.safetensors", "lfs": {"sha256": hashlib.sha256(CONTENT).hexdigest()}},
+]
+INFO = {"sha": COMMIT, "id": REPO, "gated": False, "siblings": SIBLINGS}
 TREE = [
     {"type": "directory", "path": "sub", "oid": "b" * 40},
     {
@@ -163,7 +168,9 @@ def replies(bodies: st.SearchStrategy[bytes]) -> st.SearchStrategy[Reply]:
 ANSWERS = st.fixed_dictionaries(
     {
         "/revision/": replies(as_json(INFO)) | st.just(Reply(200, {}, json.dumps(INFO).encode())),
-        "/tree/": replies(as_json(TREE)) | st.just(Reply(200, {}, json.dumps(TREE).encode())),
+        "/tree/": replies(as_json(TREE))
+        | st.just(Reply(200, {}, json.dumps(TREE).encode()))
+        | st.just(Reply(404, {}, b"none here")),
         "/resolve/": replies(spoiled(CONTENT)),
         "/refs": replies(as_json({"branches": [{"name": "main"}], "tags": []})),
         "/": replies(st.just(b"{}")),

@@ -7,9 +7,10 @@ import fnmatch
 import gzip
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import EllipsisType
-from typing import Literal
+from typing import Any, Literal
 
 Host = Literal["hub", "cdn"]
 Length = Literal["right", "none", "file", "chunks"]
@@ -31,12 +32,23 @@ Kind = Literal[
     "headers",
     "coded",
     "begins",
+    "other_server",
+    "altered_json",
+    "altered_headers",
 ]
 
 DAMAGES_BODY: frozenset[Kind] = frozenset({"cut", "short", "wrong_bytes"})
-ALTERS_HEADERS: frozenset[Kind] = frozenset({"no_sizes", "wrong_etag"})
+ALTERS_HEADERS: frozenset[Kind] = frozenset({"no_sizes", "wrong_etag", "altered_headers"})
 REPLACES_ANSWER: frozenset[Kind] = frozenset(
-    {"status", "expired", "redirect_loop", "html", "malformed_json"}
+    {
+        "status",
+        "expired",
+        "redirect_loop",
+        "html",
+        "malformed_json",
+        "other_server",
+        "altered_json",
+    }
 )
 
 
@@ -66,6 +78,8 @@ class Fault:
     coding: str = ""
     sized: bool = True
     parts_only: bool = False
+    body: bytes = b""
+    change: Callable[[Any], Any] | None = None
 
     def on(
         self,
@@ -256,3 +270,26 @@ def in_chunks(data: bytes) -> bytes:
     size = 50_000
     parts = [data[at : at + size] for at in range(0, len(data), size)]
     return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in [*parts, b""])
+
+
+def other_server(code: int, body: bytes = b"Not here", **headers: str) -> Fault:
+    """Answer as a proxy or a plain file server does, with none of a hub's own signs, every time.
+
+    An underscore in the name of a header stands for a hyphen.
+    """
+    given = {"Content-Type": "text/plain"} | {k.replace("_", "-"): v for k, v in headers.items()}
+    return Fault("other_server", status=code, body=body, headers=tuple(given.items()), times=None)
+
+
+def altered_json(change: Callable[[Any], Any]) -> Fault:
+    """Answer an API request with what `change` makes of the right answer, every time."""
+    return Fault("altered_json", change=change, times=None)
+
+
+def altered_headers(**headers: str) -> Fault:
+    """Send these headers with answers about files, and leave out those that are empty, always.
+
+    An underscore in the name of a header stands for a hyphen.
+    """
+    given = tuple((name.replace("_", "-"), value) for name, value in headers.items())
+    return Fault("altered_headers", headers=given, times=None)

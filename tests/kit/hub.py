@@ -35,6 +35,8 @@ from tests.kit.faults import (
     REPLACES_ANSWER,
     Fault,
     Host,
+    altered_headers,
+    altered_json,
     begins,
     busy_until,
     coded,
@@ -49,6 +51,7 @@ from tests.kit.faults import (
     no_parts,
     no_range,
     no_sizes,
+    other_server,
     rate_limited,
     redirect_loop,
     reset,
@@ -67,6 +70,8 @@ __all__ = [
     "LoopbackHub",
     "Request",
     "Synthetic",
+    "altered_headers",
+    "altered_json",
     "begins",
     "busy_until",
     "coded",
@@ -79,6 +84,7 @@ __all__ = [
     "no_parts",
     "no_range",
     "no_sizes",
+    "other_server",
     "rate_limited",
     "redirect_loop",
     "reset",
@@ -599,6 +605,17 @@ class LoopbackHub:
             )
             page_headers = {name: value for name, value in fault.changed if value is not None}
             return _Reply(fault.status, page_headers, page, file=reply.file, sized=fault.sized)
+        if fault.kind == "other_server":
+            return _Reply(fault.status, dict(fault.headers), fault.body, file=reply.file)
+        if fault.kind == "altered_json" and fault.change is not None:
+            assert isinstance(reply.body, bytes)
+            return _as_json(fault.change(json.loads(reply.body)), reply.headers)
+        if fault.kind == "altered_headers":
+            reply.headers = {
+                name: value
+                for name, value in (reply.headers | dict(fault.headers)).items()
+                if value
+            }
         if fault.kind == "malformed_json":
             assert isinstance(reply.body, bytes)
             half = reply.body[: max(1, len(reply.body) // 2)]
@@ -816,7 +833,7 @@ def _has_effect(fault: Fault, asked: _Asked, reply: _Reply) -> bool:
         return reply.status == 206
     if kind in ("headers", "coded"):
         return reply.file is not None and reply.status in (200, 206) and asked.method == "GET"
-    if kind == "malformed_json":
+    if kind in ("malformed_json", "altered_json"):
         return reply.file is None and reply.status == 200 and reply.length > 1
     if kind in ALTERS_HEADERS:
         return reply.file is not None and reply.status in (200, 206, 302)

@@ -253,6 +253,11 @@ def needs_of(state: CacheState) -> dict[tuple[str, str], set[tuple[str, str]]]:
 def remarks(repo: Repo, judgement: Judgement) -> Iterator[Finding]:
     """Yield what else is to be known of a revision that was judged."""
     division, revision = judgement.division, judgement.revision
+    for name in judgement.missing:
+        problem = layout.file_name_problem(name)
+        if problem is not None and revision is not None:
+            detail = f"{units.short_text(name)} is missing and cannot be pulled: {problem}"
+            yield Finding("refused-name", "warning", repo.id, revision.path, detail)
     if division is None or revision is None:
         return
     pull = units.command("pull", repo.id)

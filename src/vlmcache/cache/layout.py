@@ -97,9 +97,14 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 SHARED_HASH = re.compile(r"[0-9a-f]{64}")
 _HEX = "0123456789abcdef"
 _DRIVE = re.compile(r".:", re.DOTALL)
+_ABSOLUTE_ON_WINDOWS = re.compile(r"[A-Za-z]:[/\\]")
+_NOT_ON_WINDOWS = re.compile(
+    r'[<>:"|?*]|[. ]$|^(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)', re.IGNORECASE
+)
 _SAFE_COMMIT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 # The Hub's hashes, and those of S3 that mirrors pass on.
 _BLOB_NAME = r"[0-9a-f]{32,128}(?:-[0-9]{1,5})?"
+_BLOB_NAME_ALONE = re.compile(_BLOB_NAME)
 _PARTIAL_ENDS = (PARTIAL_SUFFIX, *OTHER_CLIENTS)
 _PARTIAL = re.compile(
     rf"(?P<etag>{_BLOB_NAME})(?:(?:\.[0-9a-f]{{8}})?{re.escape(PARTIAL_SUFFIX)}"
@@ -135,6 +140,25 @@ def by_name(say: Callable[[str], _T]) -> Callable[[str], _T]:
 def repo_folder(kind: str, repo_id: str) -> str:
     """Return the folder name of a repo: `models--Qwen--Qwen2-VL-2B-Instruct`."""
     return "--".join([f"{kind}s", *repo_id.split("/")])
+
+
+def typed_name(kind: str, repo_id: str) -> str:
+    """Return what to type for a repo: its id; for other types than models, with their prefix.
+
+    The hub's addresses of files begin with the same.
+    """
+    return repo_id if kind == "model" else f"{kind}s/{repo_id}"
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return (type, repo id) of a repo by what is typed for it, such as `datasets/owner/name`."""
+    prefix, _, rest = name.partition("/")
+    return (KINDS[prefix], rest) if prefix in KINDS and rest else ("model", name)
+
+
+def folder_of(name: str) -> str:
+    """Return the name of a repo's folder by what is typed for the repo."""
+    return repo_folder(*split_name(name))
 
 
 def blob_path(folder: str, name: str) -> str:
@@ -214,30 +238,55 @@ def is_revision(text: str) -> bool:
     )
 
 
-def file_name_problem(name: str) -> str | None:
-    """Return why a file of a repo cannot be written below a snapshot, or `None` if it can.
+def _hostile_problem(name: str) -> str | None:
+    """Return why no repo can hold a file of that name.
 
-    Names come from the network or from archives. What leaves the folder on any system is refused on
-    every system, since a cache can move between them.
+    What leaves the folder on any system is refused on every system.
     """
     if len(name) > _LONGEST_NAME:
         return "it is too long"
     if name.count("/") > _MOST_FOLDERS:
         return f"it is in more than {_MOST_FOLDERS} folders"
-    parts = name.split("/")
-    if "\0" in name or any(ord(character) < 0x20 for character in name):
-        return "it holds control characters"
-    if "\\" in name or _DRIVE.match(name) or name.startswith("/") or ".." in parts:
+    if (
+        "\0" in name
+        or ".." in name.replace("\\", "/").split("/")
+        or name.startswith(("/", "\\"))
+        or _ABSOLUTE_ON_WINDOWS.match(name)
+        or (os.name == "nt" and _DRIVE.match(name))
+    ):
         return "it leaves the repo's folder"
-    if any(part in ("", ".") for part in parts):
-        return "it has an empty part"
+    return "it has an empty part" if {"", "."} & {*name.split("/")} else None
+
+
+def _length_problem(name: str) -> str | None:
+    """Return why a name is too long for any filesystem."""
     try:
         too_long = len(name.encode()) > _LONGEST_NAME or any(
-            len(part.encode()) > 255 for part in parts
+            len(part.encode()) > 255 for part in name.split("/")
         )
     except UnicodeEncodeError:
         return "it is not valid Unicode"
     return "it is too long" if too_long else None
+
+
+def file_name_problem(name: str) -> str | None:
+    """Return why a file of a repo cannot be written below a snapshot, or `None` if it can.
+
+    Names come from the network or from archives. What some system cannot hold, or reads as another
+    name, is refused on every system, since a cache can move between them.
+    """
+    problem = _hostile_problem(name) or _length_problem(name)
+    if problem is not None:
+        return problem
+    if any(character < " " or "\x7f" <= character < "\xa0" for character in name):
+        return "it holds control characters"
+    if "\\" in name:
+        return "it holds a backslash, which is read as a folder on Windows"
+    if _DRIVE.match(name):
+        return "it is read as a drive on Windows"
+    if os.name == "nt" and any(map(_NOT_ON_WINDOWS.search, name.split("/"))):
+        return "Windows has no such names"
+    return "it is not valid Unicode" if "\ufffd" in name else None
 
 
 def matching(names: Iterable[str], pattern: str) -> set[str]:
@@ -249,10 +298,18 @@ def matching(names: Iterable[str], pattern: str) -> set[str]:
     return {name for name in names if fnmatch.fnmatch(name, complete)}
 
 
-def listing_problem(names: Collection[str]) -> tuple[str, str] | None:
-    """Return a name of a listing that cannot be a file of a repo, and why; `None` if all can."""
+def listing_problem(names: Collection[str], *, written: bool = False) -> tuple[str, str] | None:
+    """Return a name for which a complete listing is refused, and why; `None` if there is none.
+
+    It leaves the folder, makes no sense, or is both a file and a folder. What else cannot be
+    written is no reason to refuse the other files, see `file_name_problem`.
+
+    Args:
+        names: those of the listing.
+        written: whether all of it is about to be written.
+    """
     for name in names:
-        reason = file_name_problem(name)
+        reason = _hostile_problem(name) or (_length_problem(name) if written else None)
         if reason is not None:
             return name, reason
     # In this order, a name that is a folder too comes right before what is in it.
@@ -266,6 +323,11 @@ def listing_problem(names: Collection[str]) -> tuple[str, str] | None:
 def is_etag(text: str) -> bool:
     """Return whether a string is a hash by which the Hub names a blob: git sha1 or sha256."""
     return len(text) in (40, 64) and not text.strip(_HEX)
+
+
+def is_blob_name(text: str) -> bool:
+    """Return whether a string can name a blob: a hash of the Hub's, or what mirrors give for it."""
+    return _BLOB_NAME_ALONE.fullmatch(text) is not None
 
 
 def is_commit_folder(text: str) -> bool:

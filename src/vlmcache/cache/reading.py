@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Collection
+from typing import Any
 
 import msgspec
 
 JSON_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 """What msgspec raises for bytes that are not JSON, nested too deeply, or no UTF-8."""
 
+_ESCAPES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL)
+"""Escapes in JSON; the group is half of a character, which stands for a byte of no encoding."""
+
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 """How a folder is opened: a pipe that has taken its place by now is refused, not waited for."""
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_ATIME = getattr(os, "O_NOATIME", 0)
+
+
+def json_value(content: bytes, kind: Any) -> Any:
+    """Return what JSON holds, whose strings need not be valid Unicode: git allows any file name.
+
+    Raises:
+        MsgspecError, RecursionError: it is not JSON, or not of that kind.
+    """
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except JSON_ERRORS:
+        valid = content.decode("utf-8", "replace").encode()
+        valid = _ESCAPES.sub(lambda found: rb"\ufffd" if found[1] else found[0], valid)
+        if valid == content:
+            raise
+    return msgspec.json.decode(valid, type=kind)
 
 
 def open_quietly(path: str, *, follow: bool = True, folder: int | None = None) -> int:

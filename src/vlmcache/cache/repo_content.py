@@ -70,10 +70,9 @@ class RepoContent:
         self.own_trees: set[str] = set()
         self.no_exist: dict[str, Stamp] = {}
         is_id = layout.is_repo_id(self.id)
-        self.pull = self.repair = units.of_other_type(self.kind, self.id) if is_id else None
-        if is_id and self.kind == "model":
-            self.pull = units.command("pull", self.id)
-            self.repair = units.command("verify", self.id, "--repair")
+        name = layout.typed_name(self.kind, self.id)
+        self.pull = units.command("pull", name) if is_id else None
+        self.repair = units.command("verify", name, "--repair") if is_id else None
 
     def remedy(self, *commits: str, name: str | None = None) -> str | None:
         """Return what brings commits, or one file of a commit, back.

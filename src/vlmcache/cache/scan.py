@@ -334,15 +334,15 @@ def scan(
 def repo_finder(
     cache_dir: str, damaged: Collection[tuple[int, int, int, int]] = ()
 ) -> Callable[[str], Repo | None]:
-    """Return what finds a model's repo by its id, and reads nothing else of the cache.
+    """Return what finds a repo by what is typed for it, and reads nothing else of the cache.
 
     Args:
         cache_dir: the cache.
         damaged: the files to mark, as for `CacheState.with_damage`.
     """
 
-    def find(repo_id: str) -> Repo | None:
-        state = scan(cache_dir, only={layout.repo_folder("model", repo_id)})
-        return state.with_damage(damaged).repo(repo_id)
+    def find(name: str) -> Repo | None:
+        state = scan(cache_dir, only={layout.folder_of(name)})
+        return state.with_damage(damaged).repo(name)
 
     return find

@@ -418,13 +418,19 @@ class CacheState(msgspec.Struct, frozen=True):
         """Return the repo with a folder's name, or `None`."""
         return next((repo for repo in self.repos if repo.folder == folder), None)
 
-    def repo(self, repo_id: str, kind: str = "model") -> Repo | None:
-        """Return the one repo that an id can mean, or `None`."""
-        repos = self.repos_called(repo_id, kind)
+    def repo(self, name: str, kind: str | None = None) -> Repo | None:
+        """Return the one repo that a name can mean, or `None`; see `repos_called`."""
+        repos = self.repos_called(name, kind)
         return repos[0] if len(repos) == 1 else None
 
-    def repos_called(self, repo_id: str, kind: str = "model") -> tuple[Repo, ...]:
-        """Return the repo of an id, or else all that differ from it by case only, as on the Hub."""
+    def repos_called(self, name: str, kind: str | None = None) -> tuple[Repo, ...]:
+        """Return the repo of a name, or else all that differ from it by case only, as on the Hub.
+
+        Args:
+            name: what is typed for it, such as `datasets/owner/name`; its id if a type is given.
+            kind: its type.
+        """
+        kind, repo_id = layout.split_name(name) if kind is None else (kind, name)
         folded = repo_id.casefold()
         alike = [repo for repo in self.repos if repo.type == kind and repo.id.casefold() == folded]
         return tuple([repo for repo in alike if repo.id == repo_id] or alike)

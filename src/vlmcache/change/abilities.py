@@ -224,48 +224,74 @@ def check_filesystem(folder: str, needs: Needs) -> None:
     tree = Tree(place)
     if hasattr(os, "statvfs") and os.statvfs(place).f_flag & os.ST_RDONLY:
         raise _refused(place, "is read-only", "name a folder that can be written")
-    pairs = list(_alike(needs.names))
-    parts = {part for name in needs.names for part in name.split("/")}
-    odd = sorted(part for part in parts if not _PLAIN.fullmatch(part))
-    longest = max(needs.names, key=len)
-    if len(os.fsencode(os.path.join(folder, longest))) + _SUFFIX > _LONGEST_PATH:
-        raise _refused(place, f"has no path for {short_text(longest)}: it is too long")
+    for words in refused_names(folder, needs.names).values():
+        raise _refused(place, words)
     mount = mount_of(place)
     if needs.largest >= _LARGE and (mount is None or mount.type not in LOCAL):
         with contextlib.suppress(OSError), _file(tree, place) as file:
             if _can(lambda: os.lseek(file, needs.largest, os.SEEK_SET)) is False:
                 longest = f"and the longest has {size_text(needs.largest)}"
                 raise _refused(place, f"has no files of {size_text(_LARGE)}, {longest}")
-    if not (needs.links or pairs or odd):
-        return
+    if needs.links:
+        # If nothing can be tried, what is wrong shows while it is written.
+        with contextlib.suppress(OSError), _trial(tree, place) as trial:
+            if trial.symlinks() is False:
+                raise _refused(place, "has no symbolic links")
+
+
+def refused_names(folder: str, names: Collection[str]) -> dict[str, str]:
+    """Return the names that a filesystem does not take -> what it is that it does.
+
+    Args:
+        folder: where, which need not exist.
+        names: paths of files below the folder, with forward slashes; of two that are one there,
+            the second is refused.
+    """
+    refused = {
+        name: f"has no path for {short_text(name)}: it is too long"
+        for name in names
+        if len(os.fsencode(os.path.join(folder, name))) + _SUFFIX > _LONGEST_PATH
+    }
+    pairs = list(_alike(names))
+    parts = {part for name in names for part in name.split("/")}
+    odd = sorted(part for part in parts if not _PLAIN.fullmatch(part))
+    if not (pairs or odd):
+        return refused
+    place = nearest_folder(folder)
     # If nothing can be tried, what is wrong shows while it is written.
-    with contextlib.suppress(OSError), _trial(tree, place) as trial:
-        _try(trial, place, needs, odd, pairs)
+    with contextlib.suppress(OSError), _trial(Tree(place), place) as trial:
+        bad = {part for part in odd if not trial.takes(part)}
+        for name in names if bad else ():
+            for part in name.split("/"):
+                if part in bad:
+                    refused[name] = f"has no files with the name {short_text(part)}"
+        for name, *paths in pairs:
+            halves = zip(*(path.split("/") for path in paths), strict=True)
+            first, second = next(half for half in halves if half[0] != half[1])
+            if not trial.takes(first, second):
+                both = f"{short_text(first)} and {short_text(second)}"
+                refused[name] = f"takes two names for one: {both}"
+    return refused
 
 
-def _try(
-    trial: _Trial, place: str, needs: Needs, odd: Iterable[str], pairs: Iterable[tuple[str, str]]
-) -> None:
-    if needs.links and trial.symlinks() is False:
-        raise _refused(place, "has no symbolic links")
-    for name in odd:
-        if not trial.takes(name):
-            raise _refused(place, f"has no files with the name {short_text(name)}")
-    for name, other in pairs:
-        parts = zip(name.split("/"), other.split("/"), strict=True)
-        first, second = next((mine, its) for mine, its in parts if mine != its)
-        if not trial.takes(first, second):
-            both = f"{short_text(first)} and {short_text(second)}"
-            raise _refused(place, f"takes two names for one: {both}")
+def _alike(names: Collection[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield the names that a filesystem can take for others: by case, or by composition.
 
-
-def _alike(names: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of names that a filesystem can take for one: by case, or by composition."""
-    known: dict[str, str] = {}
+    With each come the two paths that are one then: a file can be one with another file's folder.
+    """
+    files: dict[str, str] = {}
+    folders: dict[str, str] = {}
     for name in names:
-        other = known.setdefault(folded(name), name)
-        if other != name:
-            yield other, name
+        whole = folded(name)
+        above = [name[:end] for end, letter in enumerate(name) if letter == "/"]
+        pairs = [(files.get(whole), name), (folders.get(whole), name)]
+        pairs += ((files.get(folded(folder)), folder) for folder in above)
+        same = next(((other, path) for other, path in pairs if other not in (None, path)), None)
+        if same is not None:
+            yield name, str(same[0]), same[1]
+        else:
+            files[whole] = name
+            folders.update((folded(folder), folder) for folder in above)
 
 
 def _refused(place: str, words: str, hint: str = _HINT) -> CacheError:

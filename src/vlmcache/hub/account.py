@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 from vlmcache import log
+from vlmcache.cache import layout
 from vlmcache.config import Environment, side_caches
 from vlmcache.errors import OfflineError, UsageError
 from vlmcache.hub import library as clients
@@ -134,12 +135,14 @@ class Account:
         return parts._replace(scheme=own.scheme, netloc=own.netloc, path=path).geturl()
 
     def api(self, repo: str, *parts: str, query: str = "") -> str:
-        """Return the address of a question about a model."""
+        """Return the address of a question about a repo, by its name."""
+        kind, repo_id = layout.split_name(repo)
         path = "/".join(quote(part, safe="") for part in parts)
-        return f"{self.endpoint}/api/models/{quote(repo)}/{path}" + (f"?{query}" if query else "")
+        address = f"{self.endpoint}/api/{kind}s/{quote(repo_id)}/{path}"
+        return address + (f"?{query}" if query else "")
 
     def file_address(self, repo: str, commit: str, file: str) -> str:
-        """Return the address of a file."""
+        """Return the address of a file of a repo, by the repo's name."""
         return f"{self.endpoint}/{quote(repo)}/resolve/{commit}/{quote(file)}"
 
 

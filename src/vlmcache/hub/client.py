@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 import msgspec
 
 from vlmcache import log
-from vlmcache.cache.reading import JSON_ERRORS
+from vlmcache.cache.reading import JSON_ERRORS, json_value
 from vlmcache.config import Environment
 from vlmcache.errors import BadAnswerError, HubError, VlmcacheError
 from vlmcache.hub import settings
@@ -28,12 +28,14 @@ from vlmcache.hub.retry import (
     bad_answer,
     hint,
     refusal,
+    refused_redirect,
     unreachable,
 )
 from vlmcache.hub.xet import Xet
 from vlmcache.progress import Throttle
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_ETAGS = ("X-Linked-ETag", "ETag")
 _ANSWER_LIMIT = 256_000_000
 _CONNECT_TIMEOUT = 10.0
 _HURRIED = 2.0
@@ -130,7 +132,7 @@ class Client(Account):
                 with self.opened(address, timeout=timeout) as response:
                     body = self._body(response, timeout)
                     try:
-                        value = msgspec.json.decode(body, type=kind)
+                        value = json_value(body, kind)
                     except JSON_ERRORS:
                         raise TroubleError(bad_answer(response)) from None
                     self.contact.slow = max(self.contact.slow, slow)
@@ -185,6 +187,7 @@ class Client(Account):
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
         signed: bool = False,
+        method: str = "GET",
     ) -> Iterator[Any]:
         """Open an address once and yield its answer with content, redirects followed.
 
@@ -196,6 +199,7 @@ class Client(Account):
             timeout: seconds without a byte of the answer to a question; for a file's, patience
                 says how many.
             signed: whether the hub has redirected to this address, which is valid for a while.
+            method: GET or HEAD.
 
         Raises:
             ExpiredError: such an address is refused.
@@ -215,25 +219,28 @@ class Client(Account):
                 sent = self.headers | sent
             with self._network_failures(variable, timeout):
                 request = library.session.build_request(
-                    "GET",
+                    method,
                     address,
                     headers=sent,
                     timeout=library.http.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)),
                 )
                 response = library.session.send(request, stream=True, follow_redirects=False)
             self.contact.heard()
-            log.debug("hub", "GET %s: status %s", address, response.status_code)
+            log.debug("hub", "%s %s: status %s", method, address, response.status_code)
             self._responses.add(response)
             try:
                 self.stop_token.check()
-                if response.status_code in _REDIRECTS and "Location" in response.headers:
+                # A hub says of a file, asked by HEAD, what it is before it says where it is.
+                named = method == "HEAD" and any(name in response.headers for name in _ETAGS)
+                redirects = response.status_code in _REDIRECTS and not named
+                if redirects and "Location" in response.headers:
                     target = _followed(address, response.headers["Location"])
                     if target is None:
-                        raise bad_answer(response)
+                        raise refused_redirect(self, response)
                     address = target
                     _drain(response)
                     continue
-                if response.status_code in (200, 203, 206):
+                if named or response.status_code in (200, 203, 206):
                     yield response
                     return
                 raise refusal(self, response, signed=signed or not own or address != first)

@@ -1,6 +1,16 @@
-"""What a hub says about a repo: the commit that a ref names, and the files at that commit."""
+"""What a hub says about a repo: the commit that a ref names, and the files at that commit.
+
+A repo is named as it is typed: that of a dataset begins with `datasets/`. Mirrors leave fields out,
+or give them as null or as strings: what does no harm is accepted.
+"""
 
 from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -10,15 +20,25 @@ from vlmcache.errors import (
     AccessError,
     BadAnswerError,
     HostileListingError,
+    HubError,
     NoSuchRepoError,
     NoSuchRevisionError,
     VlmcacheError,
 )
 from vlmcache.hub.client import Client
-from vlmcache.units import did_you_mean, short_text
+from vlmcache.hub.retry import Backoff, TroubleError
+from vlmcache.threads import results
+from vlmcache.units import counted, did_you_mean, short_text
 
 _MOST_FILES = 1_000_000
 _MOST_PAGES = 10_000
+_NO_SUCH_QUESTION = frozenset({404, 405, 501})
+"""How mirrors answer that do not know the hub's listing."""
+_AT_ONCE = 8
+"""Files that are asked about at the same time."""
+_SAID_EVERY = 200
+"""Files after which a line says how many were asked about."""
+_ETAG = re.compile(r'(?:W/)?"?(?:sha256:)?([^"]*?)(?:[-;]{1,2}(?:gzip|br|zstd|deflate))?"?')
 
 
 class Resolved(msgspec.Struct, frozen=True):
@@ -33,23 +53,36 @@ class Resolved(msgspec.Struct, frozen=True):
 
 
 class _Info(msgspec.Struct):
-    sha: str
-    id: str = ""
-    gated: bool | str = False
+    sha: str | None = None
+    id: str | None = None
+    gated: Any = None
 
 
 class _Lfs(msgspec.Struct):
-    oid: str
-    size: int
+    oid: str | None = None
+    sha256: str | None = None
+    size: str | float | None = None
 
 
 class _Entry(msgspec.Struct, rename={"xet_hash": "xetHash"}):
-    type: str
     path: str
-    oid: str = ""
-    size: int = 0
+    type: str | None = "file"
+    oid: str | None = None
+    size: str | float | None = None
     lfs: _Lfs | None = None
     xet_hash: str | None = None
+
+
+class _Sibling(msgspec.Struct, rename={"path": "rfilename", "oid": "blobId"}):
+    path: str
+    oid: str | None = None
+    size: str | float | None = None
+    lfs: _Lfs | None = None
+    xet_hash: str | None = None
+
+
+class _Siblings(msgspec.Struct):
+    siblings: list[_Sibling] | None = None
 
 
 class _Ref(msgspec.Struct):
@@ -57,8 +90,8 @@ class _Ref(msgspec.Struct):
 
 
 class _Refs(msgspec.Struct):
-    branches: list[_Ref] = []
-    tags: list[_Ref] = []
+    branches: list[_Ref] | None = None
+    tags: list[_Ref] | None = None
 
 
 def find_commit(
@@ -75,9 +108,10 @@ def find_commit(
         info, _ = client.ask(client.api(repo, "revision", revision), _Info, attempts=attempts)
     except VlmcacheError as error:
         raise named_failure(client, repo, revision, error) from error
-    if layout.COMMIT.fullmatch(info.sha) is None:
+    if layout.COMMIT.fullmatch(info.sha or "") is None:
         raise BadAnswerError(f"{client.name} names no commit for {repo}@{revision}")
-    return Resolved(info.sha, info.id or repo, bool(info.gated))
+    kind, repo_id = layout.split_name(repo)
+    return Resolved(info.sha, layout.typed_name(kind, info.id or repo_id), bool(info.gated))
 
 
 def check_download_access(client: Client, repo: str) -> None:
@@ -100,57 +134,169 @@ def list_files(
 ) -> dict[str, TreeFile]:
     """Return the files at a commit with sizes and hashes; one request per page.
 
+    A mirror that has no such pages is asked for the names that it gives with the commit. What is
+    not said of a file then is asked of the file itself, as huggingface_hub does.
+
     Raises:
         HostileListingError: a file's name or hash must not be used as a path.
         NoSuchRepoError, NoSuchRevisionError, HubError: as for `find_commit`.
     """
-    files: dict[str, TreeFile] = {}
-    asked: set[str] = set()
-    address: str | None = client.api(repo, "tree", commit, query="recursive=true&expand=false")
-    while address is not None:
-        asked.add(address)
+    try:
         try:
-            entries, following = client.ask(address, list[_Entry], attempts=attempts)
-        except VlmcacheError as error:
-            raise named_failure(client, repo, commit, error) from error
-        for entry in entries:
-            if entry.type != "file":
-                continue
-            if entry.path in files:
-                raise HostileListingError(f"{repo}: {entry.path!r} is listed twice")
-            shared = layout.SHARED_HASH.fullmatch(entry.xet_hash or "")
-            files[entry.path] = TreeFile(
-                size=entry.size,
-                blob_id=entry.oid,
-                lfs_sha256=entry.lfs.oid.removeprefix("sha256:") if entry.lfs else None,
-                lfs_size=entry.lfs.size if entry.lfs else None,
-                xet_hash=entry.xet_hash if shared else None,
-            )
-        address = client.within(following) if following else None
-        if len(files) > _MOST_FILES or address in asked or len(asked) > _MOST_PAGES:
-            raise HostileListingError(f"{repo}: the listing does not end")
+            entries = _pages(client, repo, commit, attempts)
+        except HubError as error:
+            if error.refused_by_other not in _NO_SUCH_QUESTION:
+                raise
+            entries = _siblings(client, repo, commit, attempts, error)
+    except VlmcacheError as error:
+        raise named_failure(client, repo, commit, error) from error
+    listed: dict[str, TreeFile | None] = {}
+    for entry in entries:
+        if entry.path in listed and "\ufffd" not in entry.path:
+            raise HostileListingError(f"{repo}: {entry.path!r} is listed twice")
+        listed[entry.path] = _file(entry)
+    files = {name: file for name, file in listed.items() if file is not None}
+    _refuse_hostile(repo, listed)
+    unknown = [name for name in sorted(listed.keys() - files.keys()) if _can_be_asked(name)]
+    files |= _ask_each(client, repo, commit, unknown) if unknown else {}
     check_names(repo, files)
     return dict(sorted(files.items()))
 
 
+def _pages(client: Client, repo: str, commit: str, attempts: int | None) -> list[_Entry | _Sibling]:
+    found: list[_Entry | _Sibling] = []
+    asked: set[str] = set()
+    address: str | None = client.api(repo, "tree", commit, query="recursive=true&expand=false")
+    while address is not None:
+        asked.add(address)
+        entries, following = client.ask(address, list[_Entry], attempts=attempts)
+        found += (entry for entry in entries if entry.type in ("file", None))
+        address = client.within(following) if following else None
+        if len(found) > _MOST_FILES or address in asked or len(asked) > _MOST_PAGES:
+            raise HostileListingError(f"{repo}: the listing does not end")
+    return found
+
+
+def _siblings(
+    client: Client, repo: str, commit: str, attempts: int | None, missing: HubError
+) -> list[_Entry | _Sibling]:
+    address = client.api(repo, "revision", commit, query="blobs=true")
+    info, _ = client.ask(address, _Siblings, attempts=attempts)
+    if info.siblings is None:
+        raise HubError(
+            f"{client.name} does not say which files {repo} has: {missing.message}",
+            "a mirror without the hub's API cannot be pulled from: name another in HF_ENDPOINT",
+        )
+    return list(info.siblings)
+
+
+def _file(entry: _Entry | _Sibling) -> TreeFile | None:
+    """Return what an entry says of a file; `None` unless it says size and hash."""
+    size, oid = _number(entry.size), entry.oid or ""
+    shared = layout.SHARED_HASH.fullmatch(entry.xet_hash or "")
+    xet_hash = entry.xet_hash if shared else None
+    lfs = entry.lfs
+    if lfs is not None and (lfs.oid or lfs.sha256):
+        lfs_size = size if lfs.size is None else _number(lfs.size)
+        if lfs_size is None:
+            return None
+        sha256 = (lfs.oid or lfs.sha256 or "").removeprefix("sha256:")
+        return TreeFile(lfs_size if size is None else size, oid, sha256, lfs_size, xet_hash)
+    return TreeFile(size, oid, xet_hash=xet_hash) if oid and size is not None else None
+
+
+def _number(size: str | float | None) -> int | None:
+    """Return a size that some mirrors give as a string; `None` if it is not one."""
+    text = str(size)
+    if isinstance(size, float) and size.is_integer():
+        return int(size)
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text, re.ASCII) else None
+
+
+def _can_be_asked(name: str) -> bool:
+    return layout.file_name_problem(name) is None
+
+
+def _ask_each(client: Client, repo: str, commit: str, names: list[str]) -> dict[str, TreeFile]:
+    """Ask about files of which the listing says too little, several at a time."""
+    client.note(
+        f"{repo}: {client.name} lists names only; asking about {counted(len(names), 'file')}"
+    )
+
+    def ask(name: str) -> tuple[str, TreeFile]:
+        address = client.file_address(repo, commit, name)
+        backoff = Backoff(client.patience, client.stop_token, client.note_failure, client.patience.asks)
+        timeout = client.patience.answer_timeout or client.library.answer_timeout
+        while True:
+            try:
+                with client.opened(address, method="HEAD", timeout=timeout) as response:
+                    return name, _described(client, address, response.headers)
+            except TroubleError as trouble:
+                backoff.failed(trouble)
+
+    files: dict[str, TreeFile] = {}
+    # A file that fails ends the questions, and nothing else that the client is asked.
+    for name, file in results(names, ask, _AT_ONCE, threading.Event()):
+        files[name] = file
+        if len(files) % _SAID_EVERY == 0:
+            client.note(f"{repo}: asked about {len(files)} of {len(names)} files")
+    return files
+
+
+def _described(client: Client, address: str, headers: Mapping[str, str]) -> TreeFile:
+    """Return what the headers of a file's own address say of it.
+
+    A hash is believed to be one if it has a hash's form, but not the plain sha1 by which
+    Artifactory names files. Of any other name that the file is given, content follows that nobody
+    can check; its blob has that name, as with huggingface_hub.
+    """
+    size = _number(headers.get("X-Linked-Size") or headers.get("Content-Length"))
+    if size is None or headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise HubError(f"{client.scrub(address)}: {client.name} does not say how long the file is")
+    linked, etag = (bare_etag(headers.get(name, "")) for name in ("X-Linked-ETag", "ETag"))
+    sha256 = headers.get("X-Checksum-Sha256", "")
+    for name in (linked, sha256, etag):
+        if layout.is_etag(name) and name != headers.get("X-Checksum-Sha1"):
+            is_lfs = len(name) == 64
+            return TreeFile(size, name, name if is_lfs else None, size if is_lfs else None)
+    name = linked or etag
+    if layout.is_etag(name) or not layout.is_blob_name(name):
+        name = hashlib.blake2b(f"{address} {name}".encode(), digest_size=16).hexdigest()
+    return TreeFile(size, name)
+
+
+def bare_etag(text: str) -> str:
+    """Return an ETag without its quotes and without what servers add that compress or compare."""
+    match = _ETAG.fullmatch(text.strip())
+    return match[1] if match is not None else ""
+
+
+def _refuse_hostile(repo: str, names: Iterable[str]) -> None:
+    problem = layout.listing_problem(list(names))
+    if problem is not None:
+        raise _hostile(repo, *problem)
+
+
+def _hostile(repo: str, name: str, reason: str) -> HostileListingError:
+    return HostileListingError(
+        f"{repo}: the file name {short_text(name)} is refused: {reason}",
+        "nothing was written; do not trust this repo",
+    )
+
+
 def check_names(repo: str, files: dict[str, TreeFile]) -> None:
-    """Refuse a listing of which some file cannot be written as it says.
+    """Refuse a listing of which some file must not be written as it says.
 
     Raises:
-        HostileListingError: a name leaves the repo's folder, is too long, or is both a file and a
-            folder; or a hash or a size is not one.
+        HostileListingError: a name leaves the repo's folder, or is both a file and a folder; or a
+            hash or a size is not one.
     """
-    problem = layout.listing_problem(files)
-    for name, file in files.items() if problem is None else ():
-        if not layout.is_etag(file.etag):
-            problem = name, "its hash is not one"
-        elif file.content_size < 0:
-            problem = name, "its size makes no sense"
-    if problem is not None:
-        raise HostileListingError(
-            f"{repo}: the file name {short_text(problem[0])} is refused: {problem[1]}",
-            "nothing was written; do not trust this repo",
-        )
+    _refuse_hostile(repo, files)
+    for name, file in files.items():
+        if not layout.is_blob_name(file.etag):
+            raise _hostile(repo, name, "its hash is not one")
+        if file.content_size < 0:
+            raise _hostile(repo, name, "its size makes no sense")
 
 
 def named_failure(client: Client, repo: str, revision: str, error: VlmcacheError) -> VlmcacheError:
@@ -160,7 +306,8 @@ def named_failure(client: Client, repo: str, revision: str, error: VlmcacheError
             f"{repo} has no revision {revision}", _near(client, repo, revision)
         )
     if isinstance(error, NoSuchRepoError):
-        return NoSuchRepoError(f"no such model on {client.name}: {repo}", error.hint)
+        kind, _ = layout.split_name(repo)
+        return NoSuchRepoError(f"no such {kind} on {client.name}: {repo}", error.hint)
     if isinstance(error, AccessError):
         return AccessError(f"{repo}: {error.message}", error.hint)
     return error
@@ -172,7 +319,7 @@ def _near(client: Client, repo: str, revision: str) -> str | None:
         refs, _ = client.ask(client.api(repo, "refs"), _Refs, attempts=1)
     except VlmcacheError:
         return None
-    names = [ref.name for ref in (*refs.branches, *refs.tags)]
+    names = [ref.name for ref in (*(refs.branches or ()), *(refs.tags or ()))]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     listed = f"it has {', '.join(names[:5])}{more}" if names else None
     return did_you_mean(revision, names) or listed

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.reading import JSON_ERRORS
+from vlmcache.cache.reading import JSON_ERRORS, json_value
 from vlmcache.hub import settings
 from vlmcache.hub.client import Client
 
@@ -24,7 +24,7 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 class _Info(msgspec.Struct):
     sha: str
-    id: str
+    id: str | None = None
 
 
 def commit_of(client: Client, repo: str, revision: str) -> str | None:
@@ -32,7 +32,7 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
 
     Args:
         client: the hub; it is not used, only what it knows of address and token.
-        repo: a model's id; a repo that the hub has renamed takes more.
+        repo: its name; a repo that the hub has renamed takes more.
         revision: a branch or tag.
     """
     environment = client.environment
@@ -63,7 +63,8 @@ def commit_of(client: Client, repo: str, revision: str) -> str | None:
             response = connection.getresponse()
             if response.status != 200:
                 return None
-            info = msgspec.json.decode(response.read(_ANSWER_LIMIT), type=_Info)
+            info: _Info = json_value(response.read(_ANSWER_LIMIT), _Info)
     except (OSError, http.client.HTTPException, ValueError, *JSON_ERRORS):
         return None
-    return info.sha if info.id == repo and layout.COMMIT.fullmatch(info.sha) else None
+    same = info.id in (None, layout.split_name(repo)[1])
+    return info.sha if same and layout.COMMIT.fullmatch(info.sha) else None

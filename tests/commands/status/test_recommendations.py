@@ -420,7 +420,7 @@ def test_without_a_network_no_download_is_recommended(
     assert steps[0]["text"].endswith("possible once HF_HUB_OFFLINE is not set")
 
 
-def test_a_damaged_dataset_names_the_client_that_repairs_it(
+def test_a_damaged_dataset_is_fetched_again_like_a_model(
     place: CacheBuilder, tmp_path: Path
 ) -> None:
     wanted(place)
@@ -430,5 +430,4 @@ def test_a_damaged_dataset_names_the_client_that_repairs_it(
     options = ["--cache-dir", str(place.root), *configured(tmp_path, "")]
     steps = run_here("status", "wanted", "--json", *options).document["recommendations"]
     (step,) = [one for one in steps if "org/data" in one["text"]]
-    assert step["command"] is None
-    assert "hf download --repo-type dataset --force-download org/data" in step["text"]
+    assert step["command"].startswith("vlmcache pull datasets/org/data ")

@@ -135,11 +135,13 @@ def problem_of(repo: SavedRepo) -> str | None:
             return f"{short_text(name)} is not a blob that can be checked"
         if layout.is_etag(name) and name != blob.hash:
             return f"the blob {name} is said to have another hash"
-    names: list[tuple[str, Collection[str]]] = [*repo.snapshots.items(), *repo.trees.items()]
-    for commit, listed in names:
+    snapshots = [(commit, files, True) for commit, files in repo.snapshots.items()]
+    trees = [(commit, files, False) for commit, files in repo.trees.items()]
+    names: list[tuple[str, Collection[str], bool]] = [*snapshots, *trees]
+    for commit, listed, written in names:
         if layout.COMMIT.fullmatch(commit) is None:
             return f"{short_text(commit)} is not a commit"
-        problem = layout.listing_problem(listed)
+        problem = layout.listing_problem(listed, written=written)
         if problem is not None:
             return f"the file {short_text(problem[0])}: {problem[1]}"
     for files in repo.snapshots.values():

@@ -75,7 +75,7 @@ class _Work:
         self.progress = progress
         self.cache = cache or Tree(order.cache_dir)
         self.waits = cache is None
-        name = layout.repo_folder("model", order.repo)
+        name = layout.folder_of(order.repo)
         folder = os.path.join(order.cache_dir, name)
         # Links into the shared store are relative to where the repo's folder really is.
         self.tree, self.folder = self.cache, folder

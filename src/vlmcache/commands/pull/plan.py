@@ -68,7 +68,7 @@ class FileSelection(msgspec.Struct, frozen=True):
         """Return which files are wanted, and why the others are not.
 
         Args:
-            repo: the repo's id.
+            repo: the repo's name.
             files: those that the hub lists.
             revision: what of them is here.
             read: returns the content of a file, `None` if it is not known.
@@ -77,6 +77,8 @@ class FileSelection(msgspec.Struct, frozen=True):
             UsageError: a pattern of `include` matches nothing, or nothing is left.
             VariantError: one of several GGUF variants has to be named, or another.
         """
+        # Nothing says what a dataset can do without.
+        is_model = layout.split_name(repo)[0] == "model"
         listed = files if isinstance(files, Mapping) else {}
         linked = {file.name: file for file in revision.files} if revision is not None else {}
         sizes = {name: file.content_size for name, file in listed.items()}
@@ -98,7 +100,7 @@ class FileSelection(msgspec.Struct, frozen=True):
                         "'vlmcache pull --all-files --dry-run -v' lists its files",
                     )
                 chosen |= matching
-        elif self.every:
+        elif self.every or not is_model:
             chosen = set(files)
         else:
             if division.choices is not None:
@@ -116,14 +118,21 @@ class FileSelection(msgspec.Struct, frozen=True):
             chosen -= layout.matching(files, pattern)
         if files and not chosen:
             raise UsageError(f"--exclude leaves no file of {repo}")
-        left = (
-            division.left_out
-            if self.is_plain
-            else dict.fromkeys(set(files) - chosen, "not asked for")
+        plain = self.is_plain and is_model
+        left = division.left_out if plain else dict.fromkeys(set(files) - chosen, "not asked for")
+        refused = {
+            name: problem
+            for name in chosen - linked.keys()
+            if (problem := layout.file_name_problem(name)) is not None
+        }
+        choice = Choice(
+            frozenset(chosen),
+            {name: left[name] for name in sorted(left.keys() - chosen)},
+            division.repos if is_model and not self.include else (),
+            division.note if plain else None,
+            division.needed if is_model else frozenset(files),
         )
-        left = {name: left[name] for name in sorted(left.keys() - chosen)}
-        note = division.note if self.is_plain else None
-        return Choice(frozenset(chosen), left, () if self.include else division.repos, note)
+        return choice.without(refused)
 
 
 class Choice(NamedTuple):
@@ -136,6 +145,18 @@ class Choice(NamedTuple):
     """Other repos that loading needs."""
     note: str | None = None
     """What is to be known before loading, see `Division.note`."""
+    needed: frozenset[str] = frozenset()
+    """Files that loading needs."""
+    refused: Mapping[str, str] = {}
+    """File that was wanted -> why it cannot be written."""
+
+    def without(self, refused: Mapping[str, str]) -> Choice:
+        """Return it without files that cannot be written; these are left out."""
+        return self._replace(
+            wanted=self.wanted - refused.keys(),
+            left_out={**self.left_out, **refused},
+            refused={**self.refused, **refused},
+        )
 
 
 class Listing(NamedTuple):
@@ -150,6 +171,7 @@ class DownloadOrder(NamedTuple):
 
     cache_dir: str
     repo: str
+    """Its name: that of a dataset begins with `datasets/`."""
     commit: str
     files: Mapping[str, TreeFile]
     wanted: frozenset[str]
@@ -164,19 +186,22 @@ class DownloadOrder(NamedTuple):
     """Other repos that loading needs."""
     note: str | None = None
     """What is to be known before loading, see `Division.note`."""
+    refused: Mapping[str, str] = {}
+    """File that was wanted -> why it cannot be written here."""
     judged: bool = False
     """Whether the cache alone shows that the model's own files are complete."""
 
     @property
     def snapshot(self) -> str:
         """The folder that the commit's files are linked into."""
-        folder = layout.repo_folder("model", self.repo)
-        return os.path.join(self.cache_dir, folder, layout.SNAPSHOTS, self.commit)
+        return os.path.join(
+            self.cache_dir, layout.folder_of(self.repo), layout.SNAPSHOTS, self.commit
+        )
 
 
 def plan_pull(
     state: CacheState,
-    repo_id: str,
+    repo_name: str,
     ref: str,
     listing: Listing,
     wanted: Iterable[str],
@@ -185,15 +210,15 @@ def plan_pull(
 
     Args:
         state: the cache, or the part of it that holds the repo.
-        repo_id: a model.
+        repo_name: the repo's name.
         ref: the revision asked for; the plan lets it name the commit, unless it is the commit.
         listing: the commit that `ref` means on the hub, and its files.
         wanted: names of the files that are wanted.
     """
     commit, files = listing
-    folder = os.path.join(state.dir, layout.repo_folder("model", repo_id))
+    folder = os.path.join(state.dir, layout.folder_of(repo_name))
     snapshot = layout.snapshot_path(folder, commit)
-    repo = state.repo(repo_id)
+    repo = state.repo(repo_name)
     revision = repo.revision(commit) if repo is not None else None
     linked = {file.name: file for file in revision.files} if revision is not None else {}
     fetches: dict[str, Fetch] = {}
@@ -206,16 +231,16 @@ def plan_pull(
             continue
         path = layout.file_path(snapshot, name)
         if repo is not None and repo.holds(file):
-            links.append(Link(repo_id, name, path, file.etag, _why_link(cached, revision)))
+            links.append(Link(repo_name, name, path, file.etag, _why_link(cached, revision)))
         elif state.shares(repo, file):
-            links.append(Link(repo_id, name, path, file.etag, "in the shared store already"))
+            links.append(Link(repo_name, name, path, file.etag, "in the shared store already"))
         elif file.etag in fetches:
-            links.append(Link(repo_id, name, path, file.etag, "the same content as another file"))
+            links.append(Link(repo_name, name, path, file.etag, "the same content as another file"))
         else:
             have, credit = begun_bytes(repo, file, state.scanned_at)
             size = file.content_size
             reason = _why_fetch(repo, cached, file, have)
-            fetches[file.etag] = Fetch(repo_id, name, path, file.etag, size, have, reason)
+            fetches[file.etag] = Fetch(repo_name, name, path, file.etag, size, have, reason)
             needs += size - credit
     largest_first = sorted(fetches.values(), key=lambda fetch: -fetch.size)
     actions: list[Action] = [*largest_first, *links]
@@ -223,7 +248,7 @@ def plan_pull(
         old = repo.refs.get(ref) if repo is not None else None
         reason = "new" if old is None else "malformed" if old == commit else f"was {old}"
         path = layout.ref_path(folder, ref)
-        actions.append(WriteRef(repo_id, ref, path, commit, reason))
+        actions.append(WriteRef(repo_name, ref, path, commit, reason))
     return Plan(tuple(actions), needs=needs)
 
 

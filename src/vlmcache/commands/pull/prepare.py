@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from vlmcache import log, units
 from vlmcache.cache import layout
-from vlmcache.cache.case import clash, ignores_case
 from vlmcache.cache.completeness import Judgement, is_here, judge, loader_note, reader
 from vlmcache.cache.model_configs import DECIDING
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.scan import repo_finder, scan
 from vlmcache.cache.state import CacheState, Finding, Revision, TreeFile
+from vlmcache.change.abilities import refused_names
 from vlmcache.change.place import check_places
-from vlmcache.change.plan import Plan
+from vlmcache.change.plan import Fetch, Link, Plan
 from vlmcache.commands.pull.plan import (
     Choice,
     DownloadOrder,
@@ -41,6 +41,7 @@ from vlmcache.home.journal import read_damaged
 from vlmcache.hub.client import Client
 from vlmcache.hub.listing import check_download_access, check_names, find_commit, list_files
 from vlmcache.hub.quick import commit_of
+from vlmcache.units import short_text
 
 _CONFIG_LIMIT = 16_000_000
 """The most bytes of a file that is fetched to plan with."""
@@ -54,7 +55,7 @@ def prepare_pull(
     findings: list[Finding] = []
     try:
         damaged = read_damaged(client.environment)
-        state = scan(cache_dir, only={layout.repo_folder("model", model.repo)})
+        state = scan(cache_dir, only={layout.folder_of(model.repo)})
         state = state.with_damage(damaged)
         repo = state.repo(model.repo)
         if repo is not None and repo.away is not None:
@@ -72,8 +73,9 @@ def prepare_pull(
         log.info("pull", "skipped: %s of %s: %s", name, model.repo, why)
     note = loader_note(model.repo, order.snapshot, order.note)
     findings += [note] if note is not None else []
+    findings += _remarks(order)
     code = sorted(name for name in order.wanted if name.endswith(".py"))
-    if code:
+    if code and layout.split_name(model.repo)[0] == "model":
         advice = f"to trust just this code: revision: {order.commit}"
         findings.append(
             Finding(
@@ -86,6 +88,21 @@ def prepare_pull(
             )
         )
     return PlannedModel(model, order, None, time.monotonic() - begun, tuple(findings))
+
+
+def _remarks(order: DownloadOrder) -> Iterator[Finding]:
+    """Yield what is to be known of single files of an order."""
+    refused = [f"{short_text(name)}: {why}" for name, why in order.refused.items()]
+    if refused:
+        files = units.counted(len(refused), "file")
+        detail = f"{files} left out: {'; '.join(refused[:3])}{units.and_more(len(refused) - 3)}"
+        yield Finding("refused-name", "warning", order.repo, order.snapshot, detail)
+    fetched = [action for action in order.plan.actions if isinstance(action, Fetch)]
+    unknown = [action.file for action in fetched if not layout.is_etag(action.etag)]
+    if unknown:
+        names = f"{', '.join(unknown[:3])}{units.and_more(len(unknown) - 3)}"
+        detail = f"the mirror names no hash of {names}: only the length can be checked"
+        yield Finding("unverifiable-file", "warning", order.repo, order.snapshot, detail)
 
 
 def prepare_needed(
@@ -120,16 +137,19 @@ def _problem(order: DownloadOrder, judgement: Judgement) -> VlmcacheError | None
     """Return what is wrong with a model of which everything is here that the hub has."""
     if judgement.state == "cached":
         return None
-    begin = f"{order.repo} was pulled and cannot be loaded"
+    is_model = layout.split_name(order.repo)[0] == "model"
+    begin = f"{order.repo} was pulled and {'cannot be loaded' if is_model else 'is incomplete'}"
     absent = [name for name in judgement.missing if name not in order.files]
     if absent:
-        names = absent[0] + units.and_more(len(absent) - 1)
+        others = units.and_more(len(absent) - 1)
         return NotDownloadedError(
-            f"{begin}: its index names {names}, which the hub does not have",
+            f"{begin}: its index names {absent[0]}{others}, which the hub does not have",
             "ask those who publish it, or pull another revision",
         )
     if judgement.missing:
-        return NotDownloadedError(f"{begin}: missing {', '.join(judgement.missing)}")
+        reasons = {name: order.refused.get(name) for name in judgement.missing}
+        names = [f"{name} ({why})" if why else name for name, why in reasons.items()]
+        return NotDownloadedError(f"{begin}: missing {', '.join(names)}")
     if judgement.missing_repos:
         return NotDownloadedError(
             f"{begin}: it needs {', '.join(judgement.missing_repos)}",
@@ -210,7 +230,7 @@ class _Preparation(NamedTuple):
             except UsageError:
                 return None
             listing = Listing(commit, files)
-            plan = plan_pull(self.state, model.repo, model.revision, listing, choice.wanted)
+            plan, choice = self._planned(listing, choice)
         if plan.actions:
             return None
         return DownloadOrder(
@@ -225,6 +245,7 @@ class _Preparation(NamedTuple):
             repos=choice.repos,
             note=choice.note,
             judged=True,
+            refused=choice.refused,
         )
 
     def _ask(self, attempts: int | None) -> DownloadOrder:
@@ -241,7 +262,7 @@ class _Preparation(NamedTuple):
                         "renamed",
                         "info",
                         model.repo,
-                        os.path.join(cache_dir, layout.repo_folder("model", model.repo)),
+                        os.path.join(cache_dir, layout.folder_of(model.repo)),
                         f"the hub calls it {resolved.name} now; the cache keeps the name asked for",
                     )
                 )
@@ -260,16 +281,12 @@ class _Preparation(NamedTuple):
             raise NoSuchFileError(f"{model.repo}@{model.revision} holds no files")
         read = self._reader(commit, files, revision)
         choice = self.selection.choose(model.repo, files, revision, read)
-        wanted = choice.wanted
-        linked = {file.name for file in revision.files} if revision is not None else set()
-        same = clash(wanted | linked)
-        if same is not None and ignores_case(cache_dir):
-            raise HostileListingError(
-                f"{model.repo} has '{same[0]}' and '{same[1]}', which differ only by case, and "
-                "this filesystem holds only one of them",
-                "--exclude one, or name a cache on another filesystem with --cache-dir",
+        plan, choice = self._planned(Listing(commit, files), choice)
+        for name, why in choice.refused.items() if not choice.wanted else ():
+            raise NoSuchFileError(
+                f"{model.repo}@{model.revision} holds no file that can be written here: "
+                f"{short_text(name)}: {why}"
             )
-        plan = plan_pull(self.state, model.repo, model.revision, Listing(commit, files), wanted)
         if gated and plan.needs:
             # Everybody may read the listing, but not the files: say so before anything is written.
             check_download_access(self.client, model.repo)
@@ -278,14 +295,33 @@ class _Preparation(NamedTuple):
             model.repo,
             commit,
             files,
-            wanted,
+            choice.wanted,
             plan,
             new,
             distrusted=self._damaged(),
             left_out=choice.left_out,
             repos=choice.repos,
             note=choice.note,
+            refused=choice.refused,
         )
+
+    def _planned(self, listing: Listing, choice: Choice) -> tuple[Plan, Choice]:
+        """Return what is to be done, without files that this filesystem cannot hold."""
+        name, cache_dir = self.model.repo, self.state.dir
+        plan = plan_pull(self.state, name, self.model.revision, listing, choice.wanted)
+        new = {action.file for action in plan.actions if isinstance(action, Fetch | Link)}
+        repo = self.state.repo(name)
+        revision = repo.revision(listing.commit) if repo is not None else None
+        here = [file.name for file in revision.files] if revision is not None and new else []
+        # Of two names that are one, that stays which is here, or is needed.
+        names = [*here, *sorted(new, key=lambda one: (one not in choice.needed, one))]
+        snapshot = f"{layout.folder_of(name)}/{layout.SNAPSHOTS}/{listing.commit}"
+        refused = refused_names(cache_dir, [f"{snapshot}/{file}" for file in names])
+        words = {path[len(snapshot) + 1 :]: why for path, why in refused.items()}
+        reasons = {file: f"the filesystem {words[file]}" for file in sorted(words.keys() & new)}
+        choice = choice.without(reasons)
+        plan = plan_pull(self.state, name, self.model.revision, listing, choice.wanted)
+        return plan, choice
 
     def _damaged(self) -> frozenset[str]:
         """Return the blobs whose length alone does not show that they are good."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
 from vlmcache.change.abilities import check_filesystem
 from vlmcache.change.plan import Failure, Outcome, Plan, Receipt, joined
@@ -31,7 +32,7 @@ from vlmcache.commands.pull.values import (
     PullState,
 )
 from vlmcache.commands.remove.values import UnconfirmedError
-from vlmcache.config import ModelConfig, Session, cached_models, find_model, name_of, own_home
+from vlmcache.config import ModelConfig, Session, cached_repos, find_model, name_of, own_home
 from vlmcache.errors import CacheError, PartlyError, SpaceError, VlmcacheError
 from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client
@@ -170,8 +171,10 @@ def _plan(
 
 def _models(session: Session, names: Sequence[str]) -> list[ModelConfig]:
     """Return the models that names mean, each once."""
-    cached = cached_models(session.cache)
-    models = [find_model(session.config, name, cached, variants=True) for name in names]
+    cached = cached_repos(session.cache)
+    models = [
+        find_model(session.config, name, cached, variants=True, others=True) for name in names
+    ]
     return list({(model.repo, model.revision, model.variant): model for model in models}.values())
 
 
@@ -205,7 +208,7 @@ def _carry_out(
     """Fetch one model and remember that it is used; return its row, what was done, what failed."""
     row, outcomes, error = _fetch(client, part, options, progress)
     if isinstance(error, SpaceError):
-        name = name_of(session.config, part.model, cached_models(session.cache))
+        name = name_of(session.config, part.model, cached_repos(session.cache))
         error = SpaceError(
             error.message,
             "what has arrived is kept; 'vlmcache status' shows what makes room, "
@@ -214,7 +217,9 @@ def _carry_out(
     if error is None and part.order is not None:
         with Journal(own_home(session.environment)[0]) as memory:
             order = part.order
-            memory.record_use(session.cache.dir, "model", order.repo, order.commit, "pull")
+            memory.record_use(
+                session.cache.dir, *layout.split_name(order.repo), order.commit, "pull"
+            )
     return row, outcomes, error
 
 
@@ -323,7 +328,7 @@ def _make_room(
     location = session.cache
     if not same_disk(shortage.place, location.dir) or shortage.min_free > session.config.evict_for:
         return None
-    cached = cached_models(location)
+    cached = cached_repos(location)
     asked = {part.model.repo.casefold() for part in planned}
     orders = (part.order for part in planned if part.order is not None)
     asked |= {need.id.casefold() for order in orders for need in order.repos}

@@ -93,7 +93,7 @@ def find_shortage(cache_dir: str, limits: Limits, plans: Sequence[Plan]) -> Shor
         fetched = [action for action in plan.actions if isinstance(action, Fetch)]
         if plan.needs <= 0 or not fetched:
             continue
-        folder = os.path.join(cache_dir, layout.repo_folder("model", fetched[0].repo))
+        folder = os.path.join(cache_dir, layout.folder_of(fetched[0].repo))
         place = nearest_folder(folder)
         device = os.stat(place).st_dev
         needs[device] = needs.get(device, 0) + plan.needs + _blocks(plan) * _block_size(place)

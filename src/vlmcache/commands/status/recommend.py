@@ -78,15 +78,15 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
         finding.repo for finding in status.findings if (finding.remedy or "").endswith(" --repair")
     }
     gone = {
-        repo.repo: repo.linked_to
+        repo.name: repo.linked_to
         for repo in status.repos
-        if repo.type == "model" and repo.linked_to is not None and not os.path.isdir(repo.linked_to)
+        if repo.linked_to is not None and not os.path.isdir(repo.linked_to)
     }
     steps = [*_bring_back(advised, status.repos)]
     for repo in status.repos:
-        if repo.away is None and repo.repo in gone:
-            text = f"{repo.repo} was at {repo.linked_to}, which does not exist: remove the link"
-            steps.append(advised.recommend(text, "rm", repo.repo))
+        if repo.away is None and repo.name in gone:
+            text = f"{repo.name} was at {repo.linked_to}, which does not exist: remove the link"
+            steps.append(advised.recommend(text, "rm", repo.name))
     state = planner.state
     unknown = {model.id: line for model in status.models if (line := _no_variant(state, model))}
     steps += (Recommendation(line, None) for line in unknown.values())
@@ -98,17 +98,16 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
     asked = {model.repo for model in status.models}
     downloads += (
         PendingDownload(
-            repo.repo,
-            repo.repo,
-            *plan_download(state, repo.repo, "main", repo.refs.get("main"), None),
+            repo.name,
+            repo.name,
+            *plan_download(state, repo.name, "main", repo.refs.get("main"), None),
             damaged=True,
             repair=repo.repo in unlisted,
         )
         for repo in status.repos
-        if repo.type == "model" and repo.state == "damaged" and layout.is_repo_id(repo.repo)
-        if repo.repo not in asked and repo.repo not in gone
+        if repo.state == "damaged" and layout.is_repo_id(repo.repo)
+        if repo.name not in asked and repo.name not in gone
     )
-    steps += _not_repaired_here(status.repos)
     needed = {
         model.repo
         for model in planner.config.models.values()
@@ -148,14 +147,6 @@ def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recomm
         else:
             where = "the drive is mounted elsewhere now"
             yield advised.recommend(f"{text}; {where}", "move", "--relink", place.found_at)
-
-
-def _not_repaired_here(repos: Iterable[RepoStatus]) -> Iterator[Recommendation]:
-    """Yield what repairs datasets and the like, of which we download nothing."""
-    for repo in repos:
-        if repo.type != "model" and repo.state == "damaged" and layout.is_repo_id(repo.repo):
-            text = f"damaged: {repo.type} {repo.repo}; only huggingface_hub's own client repairs it"
-            yield Recommendation(f"{text}: {units.of_other_type(repo.type, repo.repo)}", None)
 
 
 def name_to_pull(state: CacheState, config: Config, model: ModelStatus) -> str:

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache import gguf
+from vlmcache.cache import gguf, layout
 from vlmcache.cache.amounts import measure, revision_sizes
 from vlmcache.cache.completeness import (
     Judgement,
@@ -51,7 +51,6 @@ from vlmcache.commands.status.values import (
 )
 from vlmcache.config import ModelConfig, Session, own_home
 from vlmcache.home.copies import list_copies
-from vlmcache.names import typed_name
 
 
 def status(session: Session, names: Sequence[str] = ()) -> Status:
@@ -61,7 +60,8 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
 
     Args:
         session: the environment, the configuration and the hub cache.
-        names: keys or repo ids, with an optional `@revision` and `:VARIANT`.
+        names: keys or repo ids, with an optional `@revision` and `:VARIANT`; those of datasets and
+            spaces begin with `datasets/` and `spaces/`.
 
     Raises:
         ConfigError: the cache path is not a folder.
@@ -70,7 +70,7 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
     environment, config, location = session
     state = scan(location.dir)
     known_names = names_in(state, session.config, variants=True)
-    wanted = [known_names.model(name) for name in names] or [
+    wanted = [known_names.model(name, others=True) for name in names] or [
         known_names.as_held(model) for model in config.models.values()
     ]
     findings = list(state.all_findings())
@@ -201,7 +201,7 @@ def _found_damaged(repo: Repo) -> Iterator[Finding]:
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             detail = f"verify found damage, and it has not changed since: {names[0]}{more}"
-            remedy = units.command("verify", typed_name(repo.type, repo.id), "--repair")
+            remedy = units.command("verify", layout.typed_name(repo.type, repo.id), "--repair")
             path = revision.file_path(names[0])
             yield Finding("damaged-blob", "error", repo.id, path, detail, remedy)
 

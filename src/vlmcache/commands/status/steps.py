@@ -34,7 +34,6 @@ from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.values import Recommendation
 from vlmcache.config import Session, options_in_force
 from vlmcache.errors import UsageError
-from vlmcache.names import typed_name
 from vlmcache.units import duration_text, size_text
 
 _RECENT = 30 * 86400.0
@@ -234,7 +233,7 @@ class Planner:
     def keepable(self, repos: Iterable[str]) -> tuple[str, ...]:
         """Return what `--keep` takes for those of the repos that are in the cache."""
         cached = filter(None, map(self.state.repo, sorted(set(repos))))
-        return tuple(typed_name(repo.type, repo.id) for repo in cached)
+        return tuple(layout.typed_name(repo.type, repo.id) for repo in cached)
 
     def locked_folder(self, plan: Plan) -> str | None:
         """Return a folder that the removals would change and this user cannot."""
@@ -254,7 +253,7 @@ class Planner:
 
     def locked_for(self, download: PendingDownload) -> str | None:
         """Return a folder that the download would write into and this user cannot."""
-        name = layout.repo_folder("model", download.repo)
+        name = layout.folder_of(download.repo)
         folder = os.path.join(self.state.dir, name)
         places = [folder, *_parts(folder), layout.lock_path(self.state.dir, name, "")]
         return next(filter(_is_shut, map(nearest_folder, places)), None)
@@ -268,7 +267,7 @@ class Planner:
 
     def is_running(self, download: PendingDownload) -> bool:
         """Return whether a lock of the repo is held, or a process writes a partial of it."""
-        folder = layout.repo_folder("model", download.repo)
+        folder = layout.folder_of(download.repo)
         locks = self.state.locks.get(folder)
         if locks is not None and any(
             lock_held(os.path.join(locks.path, name)) for name in locks.files
@@ -294,7 +293,7 @@ class Planner:
         for repo in state.repos:
             if (
                 repo.linked_to is not None
-                or (repo.type == "model" and repo.id in pending)
+                or layout.typed_name(repo.type, repo.id) in pending
                 or repo.folder in pinned.repos
                 or repo.folder in keys
                 or not layout.is_repo_id(repo.id)
@@ -309,7 +308,7 @@ class Planner:
                 age = self._age(repo)
                 evictable.append(
                     Evictable(
-                        typed_name(repo.type, repo.id),
+                        layout.typed_name(repo.type, repo.id),
                         repo.id,
                         plan.frees,
                         last_use(age),

@@ -243,6 +243,11 @@ class RepoStatus(msgspec.Struct, frozen=True):
     linked_to: str | None
     away: Away | None = None
 
+    @property
+    def name(self) -> str:
+        """What to type for it."""
+        return layout.typed_name(self.type, self.repo)
+
 
 class Elsewhere(msgspec.Struct, frozen=True):
     """A folder outside the cache with repos that the cache links to.

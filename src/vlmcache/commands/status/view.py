@@ -52,7 +52,7 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
     else:
         out.print("No model is configured, or none passes the filter.")
     asked = {model.repo for model in status.models}
-    others = [repo for repo in status.repos if repo.type != "model" or repo.repo not in asked]
+    others = [repo for repo in status.repos if repo.name not in asked]
     if every and others:
         out.print()
         out.print(_repo_table(others, now))

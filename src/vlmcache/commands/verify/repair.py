@@ -63,8 +63,7 @@ def repair(
     """Verify, then repair what is damaged or missing, and verify again.
 
     A bad blob stays where it is until the correct one has arrived and been checked, which then
-    takes its place by one rename; a bad blob that nothing links to is removed. Only models are
-    repaired: damage in repos of other types is left as it is.
+    takes its place by one rename; a bad blob that nothing links to is removed.
 
     Args:
         session: what to work on.
@@ -105,7 +104,7 @@ def repair(
     # What was good is remembered, so that this reads little more than what has just arrived.
     again = msgspec.structs.replace(options, max_age=options.max_age or 60.0)
     after = verify_state(session, scan(cache_dir), names, again)
-    begun = [missing.repo for missing in after.missing if missing.file == "*"]
+    begun = [missing.name for missing in after.missing if missing.file == "*"]
     remaining = [damage.path for damage in after.damaged]
     remaining += [f"{missing.repo}@{missing.revision}: {missing.file}" for missing in after.missing]
     receipt = space.measured(
@@ -223,6 +222,7 @@ class _RepoRepair:
         self._client = client
         self._state = state
         self._repo = repo
+        self._name = layout.typed_name(repo.type, repo.id)
         # Nothing is removed through a link, except where `move` has put the repo.
         self._home = repo.path if repo.moved_to is None else repo.home
         self._damaged = {
@@ -241,7 +241,7 @@ class _RepoRepair:
             if damage.blob is not None and path == repo.blob_path(damage.blob)
         }
         """Names of blobs that are damaged."""
-        if repo.type == "model" and (self._damaged or self._missing):
+        if self._damaged or self._missing:
             self._remove_orphans()
             try:
                 self._plan_revisions()
@@ -364,7 +364,7 @@ class _RepoRepair:
                 # A ref that names a commit keeps it, even if the hub has a newer one now.
                 commit = repo.refs.get(ref, "")
                 if layout.COMMIT.fullmatch(commit) is None:
-                    commit = find_commit(self._client, repo.id, ref).commit
+                    commit = find_commit(self._client, self._name, ref).commit
                 commits[ref] = commit
             elif damage.problem == "missing-snapshots":
                 commits |= repo.refs
@@ -375,12 +375,12 @@ class _RepoRepair:
     ) -> DownloadOrder:
         repo, bad = self._repo, self._bad
         files, new = self._listing(commit, names, everything=everything)
-        wanted = names & set(files)
+        wanted = {name for name in names & set(files) if layout.file_name_problem(name) is None}
         if everything or "*" in names:
             wanted |= repo.lost_names(commit)
             # Of several variants nobody knows which was here.
             with contextlib.suppress(VariantError):
-                wanted |= FileSelection().choose(repo.id, files).wanted
+                wanted |= FileSelection().choose(self._name, files).wanted
         # The shared store may hold the very content that is bad.
         files |= {
             name: msgspec.structs.replace(listed, xet_hash=None)
@@ -388,7 +388,7 @@ class _RepoRepair:
             if listed.etag in bad
         }
         listing = Listing(commit, files)
-        plan = plan_pull(self._doubted, repo.id, commit, listing, wanted)
+        plan = plan_pull(self._doubted, self._name, commit, listing, wanted)
         check_places(plan.placed)
         actions = [
             msgspec.structs.replace(action, reason=f"damaged: {_NO_CONTENT}")
@@ -397,10 +397,10 @@ class _RepoRepair:
             for action in plan.actions
         ]
         for ref in refs:
-            actions += plan_pull(self._doubted, repo.id, ref, listing, ()).actions
+            actions += plan_pull(self._doubted, self._name, ref, listing, ()).actions
         plan = msgspec.structs.replace(plan, actions=tuple(actions))
         return DownloadOrder(
-            self._state.dir, repo.id, commit, files, frozenset(wanted), plan, new, frozenset(bad)
+            self._state.dir, self._name, commit, files, frozenset(wanted), plan, new, frozenset(bad)
         )
 
     def _listing(
@@ -415,7 +415,7 @@ class _RepoRepair:
             check_names(repo.id, files)
             return files, False
         try:
-            return list_files(self._client, repo.id, commit), True
+            return list_files(self._client, self._name, commit), True
         except HubError as error:
             missing = type(error)(
                 f"{repo.id}: the cache holds no listing of commit {commit[:12]}, "

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge_repo, judge_revision
 from vlmcache.cache.entries import allocated_bytes
@@ -390,20 +389,6 @@ def add_denied(scope: Scope, cache_dir: str, results: Results) -> None:
         detail = f"{counted(len(others), 'place')} could not be checked: {reason}"
         results.findings.append(
             Finding("unreadable-file", "warning", repo.id, path, detail, "run it again")
-        )
-
-
-def add_not_repairable(repo: Repo, results: Results) -> None:
-    """Say what fetches a dataset or space anew, if anything of it is damaged or missing."""
-    inside = repo.path + os.sep
-    if repo.type != "model" and (
-        any(f"{path}{os.sep}".startswith(inside) for path in results.damaged)
-        or any((missing.repo, missing.type) == (repo.id, repo.type) for missing in results.missing)
-    ):
-        detail = f"only models can be repaired: this is a {repo.type}"
-        remedy = units.of_other_type(repo.type, repo.id)
-        results.findings.append(
-            Finding("not-repairable", "warning", repo.id, repo.path, detail, remedy)
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from vlmcache import units
+from vlmcache.cache import layout
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Plan, Receipt
 from vlmcache.errors import ExitCode, PartlyError, VlmcacheError
@@ -66,6 +67,11 @@ class Missing(msgspec.Struct, frozen=True):
     """`*` if nothing of the revision is in the cache."""
     type: str = "model"
 
+    @property
+    def name(self) -> str:
+        """What to type for the repo."""
+        return layout.typed_name(self.type, self.repo)
+
 
 class Unverifiable(msgspec.Struct, frozen=True):
     """Something that cannot be said to be correct or damaged, and why."""
@@ -126,25 +132,17 @@ class Verification(Report, frozen=True):
         repos = self.ids
         return DamageError(
             f"{', '.join(counts)}: {', '.join(repos[:5])}{' …' if len(repos) > 5 else ''}",
-            self._hint(repos),
+            self._hint(),
         )
 
-    def _hint(self, repos: list[str]) -> str:
-        """Return what to type: `pull` for models that are absent, what repairs other repos."""
-        others = {
-            finding.repo: finding.remedy or ""
-            for finding in self.findings
-            if finding.code == "not-repairable"
-        }
-        absent = all(missing.file == "*" and missing.type == "model" for missing in self.missing)
-        if not self.damaged and absent:
+    def _hint(self) -> str:
+        """Return what to type: `pull` for what is absent."""
+        if not self.damaged and all(missing.file == "*" for missing in self.missing):
             names = [
-                missing.repo if missing.revision == "main" else f"{missing.repo}@{missing.revision}"
+                missing.name if missing.revision == "main" else f"{missing.name}@{missing.revision}"
                 for missing in self.missing
             ]
             return f"fetch it: {units.command('pull', *names)}"
-        if others.keys() >= set(repos):
-            return f"only models can be repaired: {'; '.join(others.values())}"
         return "'vlmcache verify --repair' fetches what is bad, and only that"
 
 

@@ -16,7 +16,6 @@ from vlmcache.commands.verify.scope import (
     add_denied,
     add_findings,
     add_missing,
-    add_not_repairable,
     check_headers,
     find_scopes,
     subjects_of,
@@ -77,7 +76,6 @@ def verify_state(
         check_headers(scope, results)
         add_findings(scope, results)
         add_missing(scope, results, state)
-        add_not_repairable(scope.repo, results)
         add_denied(scope, state.dir, results)
     return results.verification(time.monotonic() - begun)
 
