@@ -225,7 +225,9 @@ def _ask_each(client: Client, repo: str, commit: str, names: list[str]) -> dict[
 
     def ask(name: str) -> tuple[str, TreeFile]:
         address = client.file_address(repo, commit, name)
-        backoff = Backoff(client.patience, client.stop_token, client.note_failure, client.patience.asks)
+        backoff = Backoff(
+            client.patience, client.stop_token, client.note_failure, client.patience.asks
+        )
         timeout = client.patience.answer_timeout or client.library.answer_timeout
         while True:
             try:

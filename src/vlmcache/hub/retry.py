@@ -136,7 +136,7 @@ class Backoff:
         if asked is not None:
             wait = max(asked, 0.0)
         if wait >= 2:
-            more = f", {left} more at most" if left > 1 else ""
+            more = f", {left} more at most" if left > 1 and asked is None else ""
             self._note(what, f"next try in {wait:.0f} s{more}")
         self._stop_token.sleep(wait)
 

@@ -25,6 +25,8 @@ def receive_small(transfer: Transfer) -> bytes | None:
         Stopped: the work was asked to stop.
     """
     client, job = transfer.client, transfer.job
+    if client.contact.silent:
+        return None
     size = job.listed.content_size
     address = client.file_address(job.repo, job.commit, job.file)
     body = bytearray()

@@ -88,7 +88,7 @@ class Group:
             try:
                 self._cache.make_folders(os.path.dirname(lock_path))
                 lock.take(lambda _: False)
-            except InUseError:
+            except (InUseError, PermissionError):
                 return False
             undo.callback(lock.release)
             job = transfer.job
