@@ -89,6 +89,7 @@ class Cache:
         outdated: bool = False,
         sort: str | None = None,
         filter: Names = (),
+        context: int | None = None,
     ) -> Status:
         """Return the state of the cache and of models, all configured ones by default.
 
@@ -98,6 +99,7 @@ class Cache:
             outdated: ask the hub for newer revisions.
             sort: `name`, `size`, `state` or `used`.
             filter: tests such as `size>1GB` that every model and repo of the report passes.
+            context: tokens of a context whose key-value cache counts as memory.
 
         Raises:
             UnknownModelError: a name is neither a key nor a repo id.
@@ -105,7 +107,8 @@ class Cache:
         """
         from vlmcache.commands.status import status
 
-        value = status.status(self.session, _names(models))
+        tokens = _count(self.named("context"), context) if context is not None else 0
+        value = status.status(self.session, _names(models), context=tokens)
         if outdated:
             from vlmcache.commands.status import outdated as updates
 
@@ -481,6 +484,7 @@ class Cache:
         compare: Path | None = None,
         history: bool = False,
         trust_remote_code: bool = False,
+        context: int | None = None,
     ) -> LoadReport:
         """Measure how fast models load, each load in a fresh process.
 
@@ -497,6 +501,7 @@ class Cache:
             compare: a file that `save` wrote, to compare the report with.
             history: measure nothing and return the results of earlier runs.
             trust_remote_code: let Python code of the repo run.
+            context: tokens of a context whose key-value cache counts as memory.
 
         Raises:
             UnknownModelError: a name is neither a key nor a repo id.
@@ -517,6 +522,7 @@ class Cache:
             parse_loaders(_list(loader)),
             trust_remote_code,
             _list(synthetic),
+            _count(self.named("context"), context) if context is not None else 0,
         )
         earlier = saved.read_report(os.fspath(compare)) if compare is not None else None
         target = os.fspath(save) if save is not None else None

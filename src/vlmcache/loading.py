@@ -9,12 +9,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmcache import units
+from vlmcache.cache.free_memory import available_memory
+from vlmcache.cache.memory import has_accelerator
 from vlmcache.config import Session, open_session, own_home
 from vlmcache.errors import NotDownloadedError
 from vlmcache.load import models, quantized
+from vlmcache.load.device import CPU
 from vlmcache.load.options import parse_one_precision
 from vlmcache.load.reader import ReadAhead
-from vlmcache.load.source import ModelFiles, ModelFinder, read_tensors
+from vlmcache.load.source import (
+    ModelFiles,
+    ModelFinder,
+    check_fits,
+    estimate_memory,
+    read_ahead_limit,
+)
 
 if TYPE_CHECKING:
     from vlmcache.commands.pull.values import PlannedModel
@@ -100,9 +109,13 @@ def load_from(
     home, _ = own_home(session.environment)
     snapshot = source
     source = quantized.preferred(home, source)
-    reading = ReadAhead(source.weights)
+    # Nothing of torch is imported yet, and what is read ahead changes no answer.
+    on_cpu = device == CPU or (device == "auto" and not has_accelerator())
+    need = estimate_memory(source, accelerator=not on_cpu)
+    if on_cpu:
+        check_fits(source, need.held, available_memory(), CPU)
+    reading = ReadAhead(source.weights, read_ahead_limit(need))
     try:
-        read_tensors(source)
         with models.explained(source), models.no_collection():
             processor = models.load_processor(snapshot)
             model = models.build_model(source, device, attention=attention)

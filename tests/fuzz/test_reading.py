@@ -27,7 +27,8 @@ from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import TreeFile
-from vlmcache.cache.weights import read_header, weights_bytes
+from vlmcache.cache.memory import weights_bytes
+from vlmcache.cache.weights import read_header
 from vlmcache.change.names import find_targets
 from vlmcache.commands.backup.backup import backup
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, problem_of

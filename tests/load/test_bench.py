@@ -313,7 +313,7 @@ def test_a_model_that_does_not_fit_is_told_with_a_precision_that_does(tmp_path: 
 def test_available_memory_is_what_the_machine_has_at_most() -> None:
     import psutil
 
-    assert 0 < conditions.available_memory() <= psutil.virtual_memory().total
+    assert 0 < available_memory() <= psutil.virtual_memory().total
 
 
 @needs_torch

@@ -83,6 +83,14 @@ def load_test(
     history: Annotated[
         bool, typer.Option("--history", help="Show earlier results and measure nothing.")
     ] = False,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            metavar="TOKENS",
+            help="Add the key-value cache of a context of this many tokens to the memory.",
+        ),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,
@@ -110,6 +118,7 @@ def load_test(
             compare=compare,
             history=history,
             trust_remote_code=trust_remote_code,
+            context=context,
         )
     if plot and not history:
         view.plot(plot, value)

@@ -43,12 +43,25 @@ def status(
             help="Show only rows that pass: 'size>1GB', 'used>30d', 'state=partial'.",
         ),
     ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            metavar="TOKENS",
+            help="Add the key-value cache of a context of this many tokens to the memory.",
+        ),
+    ] = None,
 ) -> Answer:
     """Show models, bytes, room and what to do next.
 
     Nothing is changed. Only --outdated uses the network.
     """
     value = call.cache.status(
-        models or None, check=check, outdated=outdated, sort=sort, filter=filters or ()
+        models or None,
+        check=check,
+        outdated=outdated,
+        sort=sort,
+        filter=filters or (),
+        context=context,
     )
     return Answer(value, {"every": every}, value.all_ids if every else None)

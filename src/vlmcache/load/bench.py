@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from vlmcache.cache.free_memory import available_memory
 from vlmcache.cache.weights import Precision
 from vlmcache.config import (
     ModelConfig,
@@ -30,12 +31,12 @@ from vlmcache.errors import (
 from vlmcache.home.journal import Journal
 from vlmcache.load import quantized, streams, synthetic
 from vlmcache.load.conditions import (
-    available_memory,
     counts_reads,
     describe_machine,
     measure_disk,
     set_temperature,
 )
+from vlmcache.load.device import CPU
 from vlmcache.load.models import remember_use, require_packages
 from vlmcache.load.options import LoadTestOptions
 from vlmcache.load.report import (
@@ -58,6 +59,7 @@ from vlmcache.load.source import (
     ModelFinder,
     check_fits,
     estimate_memory,
+    read_ahead_limit,
     read_source,
 )
 from vlmcache.load.worker import run_child
@@ -221,7 +223,7 @@ class _Bench:
         trials: int,
     ) -> None:
         """Measure loaders in turn, so that what else the machine does meets all of them alike."""
-        need = estimate_memory(source)
+        need = estimate_memory(source, accelerator=self.device != CPU, context=self.options.context)
         free = available_memory() if self.device_free is None else self.device_free
         check_fits(source, need, free, self.device)
         disk = self._disk(source)
@@ -266,6 +268,8 @@ class _Bench:
                         commit=source.commit,
                         source=source.kind,
                         memory_estimate=need.total,
+                        memory_context=need.context if self.options.context else None,
+                        memory_notes=need.notes,
                         expected=_expected(model, source),
                     ),
                     disk,
@@ -299,6 +303,7 @@ class _Bench:
                 "source": msgspec.to_builtins(source),
                 "device": self.options.device,
                 "loader": loader,
+                "read_ahead_limit": read_ahead_limit(estimate_memory(source)),
                 "tokens": self.options.tokens,
                 "again": again,
             },

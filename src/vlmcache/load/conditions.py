@@ -9,7 +9,7 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from vlmcache.cache.hashing import cores
 from vlmcache.cache.mounts import mount_of, nearest_folder
@@ -22,7 +22,6 @@ WARM_AT_LEAST = 0.98
 """Part of the weight files that must be in memory before a warm trial."""
 _MEASURED_BYTES = 2_000_000_000
 _MEASURED_SECONDS = 4.0
-_CGROUPS = "/sys/fs/cgroup"
 _PACKAGES = (
     "torch",
     "transformers",
@@ -146,13 +145,6 @@ def _disk_name(folder: str) -> str | None:
     return os.path.basename(block)
 
 
-def available_memory() -> int:
-    """Return the bytes that a new process can take: the machine's, or less in a control group."""
-    import psutil
-
-    return min([psutil.virtual_memory().available, *_cgroup_rooms(), *_process_limits()])
-
-
 def line_of(path: str, name: str = "") -> str | None:
     """Return the rest of the first line of a kernel's file that begins with a name."""
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
@@ -160,49 +152,6 @@ def line_of(path: str, name: str = "") -> str | None:
             if line.startswith(name):
                 return line.removeprefix(name).strip(": \t\n")
     return None
-
-
-def _process_limits() -> Iterator[int]:
-    """Yield what a process may have of addresses and data, where that is limited."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    for name in ("RLIMIT_AS", "RLIMIT_DATA"):
-        limit, _ = resource.getrlimit(getattr(resource, name))
-        if limit != resource.RLIM_INFINITY:
-            yield limit
-
-
-def _cgroup_rooms() -> Iterator[int]:
-    """Yield what is left below each memory limit of this process's groups, of both versions."""
-    try:
-        with open("/proc/self/cgroup", encoding="ascii") as file:
-            lines = [line.strip().split(":", 2) for line in file]
-    except (OSError, UnicodeDecodeError):
-        return
-    for number, controllers, group in (line for line in lines if len(line) == 3):
-        if number == "0":
-            root, limit_file, used_file, stat = _CGROUPS, "memory.max", "memory.current", ""
-        elif "memory" in controllers.split(","):
-            root, stat = os.path.join(_CGROUPS, "memory"), "total_"
-            limit_file, used_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        parts = [part for part in group.split("/") if part]
-        for depth in range(len(parts), -1, -1):
-            folder = os.path.join(root, *parts[:depth])
-            limit = _number(os.path.join(folder, limit_file))
-            used = _number(os.path.join(folder, used_file))
-            # Files in memory count for the group, which can drop them.
-            files = _number(os.path.join(folder, "memory.stat"), f"{stat}inactive_file ")
-            if limit is not None and used is not None:
-                yield max(0, limit - used + (files or 0))
-
-
-def _number(path: str, name: str = "") -> int | None:
-    text = line_of(path, name) or ""
-    return int(text) if text.isdigit() else None
 
 
 def peak_memory() -> int | None:

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import msgspec
-
 from vlmcache import units
+from vlmcache.cache.free_memory import available_memory
 from vlmcache.cache.weights import Precision
 from vlmcache.config import CacheLocation
 from vlmcache.errors import (
@@ -27,7 +26,6 @@ from vlmcache.errors import (
     UntrustedCodeError,
 )
 from vlmcache.load import device as devices
-from vlmcache.load.conditions import available_memory
 from vlmcache.load.reader import PAGE, READERS
 from vlmcache.load.report import QUANTIZED, Loader
 from vlmcache.load.source import ModelFiles, check_fits, estimate_memory
@@ -220,7 +218,7 @@ def build_model(
     devices.check_precision(chosen, source.precision)
     if where == {"": chosen}:
         free, _ = devices.memory(chosen)
-        need = msgspec.structs.replace(estimate_memory(source), overhead=0)
+        need = estimate_memory(source, accelerator=chosen != devices.CPU).held
         check_fits(source, need, available_memory() if free is None else free, chosen)
     settings, chosen_class = choose_class(source)
     arguments: dict[str, Any] = {

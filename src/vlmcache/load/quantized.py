@@ -159,7 +159,7 @@ def quantize(
         SpaceError: the copy would leave less free than the configured minimum.
         OSError: the copy cannot be written.
     """
-    from vlmcache.load.conditions import available_memory
+    from vlmcache.cache.free_memory import available_memory
     from vlmcache.load.models import require_packages
     from vlmcache.load.worker import run_child
 

@@ -180,9 +180,10 @@ class ReadAhead:
 
     Args:
         paths: the files, the first wanted first.
+        limit: the most bytes to read; all if not given.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], limit: int | None = None) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._readers: Readers | None = None
         self.seconds: float | None = None
@@ -192,14 +193,14 @@ class ReadAhead:
             # Isolated and without site-packages, an interpreter starts in a few milliseconds.
             with contextlib.suppress(OSError):
                 self._process = subprocess.Popen(
-                    [program, "-I", "-S", __file__, *paths],
+                    [program, "-I", "-S", __file__, "" if limit is None else str(limit), *paths],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                 )
         if self._process is None:
             # An application that embeds Python has no interpreter to start.
-            self._readers = Readers(paths)
+            self._readers = Readers(paths, limit=limit)
             self._readers.start()
 
     def wait(self) -> None:
@@ -235,7 +236,8 @@ def _main() -> None:
     if hasattr(os, "nice"):
         # What reads ahead must not take a processor from the imports that it is to be hidden by.
         os.nice(_NICE)
-    readers = Readers(sys.argv[1:])
+    limit, *paths = sys.argv[1:]
+    readers = Readers(paths, limit=int(limit) if limit else None)
     readers.start()
     readers.wait()
     print(time.monotonic() - begun)

@@ -139,6 +139,10 @@ class Result(msgspec.Struct, frozen=True):
     disk: Disk | None = None
     memory_estimate: int | None = None
     """What was estimated before; the trials say what was measured."""
+    memory_context: int | None = None
+    """Of `memory_estimate`, the key-value cache of the context that `--context` names."""
+    memory_notes: tuple[str, ...] = ()
+    """What of `memory_estimate` is only approximate."""
     peak_memory: int | None = None
     peak_device_memory: int | None = None
     expected: Expectation | None = None

@@ -14,19 +14,15 @@ import msgspec
 from vlmcache import units
 from vlmcache.cache import formats, gguf, layout
 from vlmcache.cache.completeness import Others, judge, read_shards
+from vlmcache.cache.free_memory import available_memory
+from vlmcache.cache.memory import MemoryEstimate, estimate, native_kernels, rescale, with_overhead
+from vlmcache.cache.model_configs import decoded
 from vlmcache.cache.moved import away_error
+from vlmcache.cache.pickles import PickleError, read_pickled
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.scan import repo_finder, scan
 from vlmcache.cache.state import Repo, Revision
-from vlmcache.cache.weights import (
-    MemoryEstimate,
-    Precision,
-    Tensor,
-    read_header,
-    rescale,
-    weights_bytes,
-    with_overhead,
-)
+from vlmcache.cache.weights import Precision, Tensor, read_header
 from vlmcache.config import ModelConfig, Session, cached_models, find_model
 from vlmcache.errors import (
     DamagedWeightsError,
@@ -223,7 +219,7 @@ def weight_files(folder: str) -> list[str]:
 
 
 def read_tensors(source: ModelFiles) -> dict[str, Tensor]:
-    """Return the tensors that the weight files say they hold; none for pickled weights.
+    """Return the tensors that the weight files say they hold; none for unknown forms of pickles.
 
     Raises:
         DamagedWeightsError: a header makes no sense, or the file is shorter than it says.
@@ -233,25 +229,56 @@ def read_tensors(source: ModelFiles) -> dict[str, Tensor]:
         for path in source.weights:
             if path.endswith(".safetensors"):
                 tensors |= read_header(path)
+            else:
+                tensors |= read_pickled(path)
+    except PickleError:
+        return {}
     except (OSError, ValueError) as error:
         remedy = units.command("verify", source.model, "--repair") if source.repo else None
         raise DamagedWeightsError(f"{source.model}: {error}", remedy) from None
     return tensors
 
 
-def estimate_memory(source: ModelFiles, precision: Precision | None = None) -> MemoryEstimate:
+def estimate_memory(
+    source: ModelFiles,
+    precision: Precision | None = None,
+    *,
+    accelerator: bool = False,
+    context: int = 0,
+) -> MemoryEstimate:
     """Return what a model takes once loaded.
+
+    Args:
+        source: its files.
+        precision: that of the source if not given.
+        accelerator: whether it is loaded on one, in place of the CPU.
+        context: tokens of the context that its key-value cache is to hold.
 
     Raises:
         DamagedWeightsError: the weight files contradict themselves.
     """
     precision = precision or source.precision
-    if source.kind == "copy" or source.quantized_by is not None:
-        return with_overhead(source.bytes)
     tensors = read_tensors(source)
-    if tensors:
-        return with_overhead(weights_bytes(tensors, precision))
-    return with_overhead(rescale(source.bytes, "bf16", precision))
+    if not tensors:
+        stored = source.kind == "copy" or source.quantized_by is not None
+        return with_overhead(source.bytes if stored else rescale(source.bytes, "bf16", precision))
+    content = read_bytes(os.path.join(source.folder, formats.CONFIG), _CONFIG_LIMIT)
+    return estimate(
+        tensors,
+        decoded(content) or {},
+        precision,
+        accelerator=accelerator,
+        native=native_kernels(),
+        context=context,
+    )
+
+
+def read_ahead_limit(need: MemoryEstimate) -> int:
+    """Return how many bytes of weights fit into memory in addition to what a load must hold.
+
+    Pages that are read ahead of that would be dropped again before they are used.
+    """
+    return max(0, available_memory() - need.anonymous)
 
 
 def check_fits(source: ModelFiles, need: MemoryEstimate, free: int, device: str) -> None:

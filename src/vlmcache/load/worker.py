@@ -152,7 +152,7 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
     clock.lap("start")
     ahead = None
     if request["loader"] == "readahead":
-        ahead = reader.ReadAhead(request["source"]["weights"])
+        ahead = reader.ReadAhead(request["source"]["weights"], request.get("read_ahead_limit"))
     import msgspec
 
     from vlmcache.load import conditions, device, models

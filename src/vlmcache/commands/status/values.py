@@ -192,6 +192,10 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """Where it is and what to mount, if the state is `away`."""
     variant: str | None = None
     """The GGUF variant that is asked for, or of several the only one that is here."""
+    memory_context: int | None = None
+    """Of `memory_estimate`, the key-value cache of the context that `--context` names."""
+    memory_notes: tuple[str, ...] = ()
+    """What of `memory_estimate` is only approximate."""
     to_fetch: int | None = None
     """What a pull would fetch of it: what is missing without what partial downloads save."""
     progress: float | None = None
