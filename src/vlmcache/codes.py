@@ -131,6 +131,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The command did not do what was asked, for the reason in its message.",
         "Run it again with '-vv' to see each step.",
     ),
+    "failed-copy": (
+        "A kept quantized copy could not be loaded, but its original could: the copy is set aside.",
+        "Make it again with 'vlmcache quantize MODEL', or remove it with '--remove'.",
+    ),
     "gguf": (
         "The weights are GGUF files, which this command neither loads nor measures.",
         "Run them with llama.cpp, Ollama or LM Studio; 'vlmcache status' lists the variants.",

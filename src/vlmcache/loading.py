@@ -12,7 +12,7 @@ from vlmcache import units
 from vlmcache.cache.free_memory import available_memory
 from vlmcache.cache.memory import has_accelerator
 from vlmcache.config import Session, open_session, own_home
-from vlmcache.errors import NotDownloadedError
+from vlmcache.errors import NotDownloadedError, UnloadableError
 from vlmcache.load import models, quantized
 from vlmcache.load.device import CPU
 from vlmcache.load.options import parse_one_precision
@@ -107,8 +107,26 @@ def load_from(
         pull(session, [key], PullOptions(agree=refuse)).check()
         source = find()
     home, _ = own_home(session.environment)
-    snapshot = source
-    source = quantized.preferred(home, source)
+    chosen = quantized.preferred(home, source)
+    try:
+        loaded = _load(chosen, source, device, attention)
+    except UnloadableError as error:
+        if not quantized.is_the_copys(chosen, error):
+            raise
+        loaded = _load(source, source, device, attention)
+        quantized.set_aside(chosen, error)
+    models.remember_use(home, session.cache, source, "load")
+    return loaded
+
+
+def _load(
+    source: ModelFiles, snapshot: ModelFiles, device: str, attention: str | None
+) -> tuple[Any, Any]:
+    """Return the model of a source, and the processor of the snapshot that it is or was made of.
+
+    Raises:
+        UnloadableError: one cannot be loaded.
+    """
     # Nothing of torch is imported yet, and what is read ahead changes no answer.
     on_cpu = device == CPU or (device == "auto" and not has_accelerator())
     need = estimate_memory(source, accelerator=not on_cpu)
@@ -123,5 +141,4 @@ def load_from(
             models.touch_all_weights(model)
     finally:
         reading.halt()
-    models.remember_use(home, session.cache, source, "load")
     return model, processor

@@ -310,12 +310,6 @@ def test_a_model_that_does_not_fit_is_told_with_a_precision_that_does(tmp_path: 
     assert caught.value.hint == "--precision fp16 takes about 602 MB"
 
 
-def test_available_memory_is_what_the_machine_has_at_most() -> None:
-    import psutil
-
-    assert 0 < available_memory() <= psutil.virtual_memory().total
-
-
 @needs_torch
 def test_an_interrupted_load_test_leaves_nothing_running(world: World) -> None:
     process = subprocess.Popen(

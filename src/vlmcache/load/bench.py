@@ -205,10 +205,17 @@ class _Bench:
             ),
         )
         try:
+            earlier, failures = len(self.results), len(self.failures)
             self._measure(model, kept, loaders, self.options.trials)
             if kept.kind == "copy":
+                failed = self.failures[failures:] if len(self.results) == earlier else []
+                earlier = len(self.results)
                 # One trial of each temperature suffices to see what the copy is worth.
                 self._measure(model, source, ("plain",), 1)
+                if failed and len(self.results) > earlier:
+                    error = unloadable(failed[0].code, failed[0].message, failed[0].hint)
+                    if quantized.is_the_copys(kept, error):
+                        quantized.set_aside(kept, error)
         except UnloadableError as error:
             self.fail(source.model, source.precision, error)
         except OSError as error:

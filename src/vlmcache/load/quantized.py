@@ -9,20 +9,34 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
 import msgspec
 
+from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import ContentChangedError, hash_file
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.owners import is_anothers
 from vlmcache.cache.weights import Precision
 from vlmcache.config import Session, find_model, own_home
-from vlmcache.errors import DamagedWeightsError, SpaceError, UsageError
+from vlmcache.errors import (
+    CrashedError,
+    DamagedWeightsError,
+    MissingPackageError,
+    NoDeviceError,
+    NotEnoughMemoryError,
+    SpaceError,
+    UnloadableError,
+    UnsupportedPrecisionError,
+    UntrustedCodeError,
+    UsageError,
+)
 from vlmcache.home.copies import (
+    FAILED,
     FOLDER,
     MANIFEST,
     CopiedFile,
@@ -32,6 +46,7 @@ from vlmcache.home.copies import (
     copy_folder,
     copy_folders_of,
     describe,
+    failure,
     installed_versions,
     list_copies,
     read_manifest,
@@ -73,6 +88,7 @@ class Quantization(Report, frozen=True):
     size: int | None = None
     """What the copy takes."""
     seconds: float | None = None
+    """From the beginning until the copy is in its place: made, compared, hashed and renamed."""
     freed: int | None = None
     """What removing copies freed, or would free."""
     removed: bool = False
@@ -93,6 +109,8 @@ def find_copy(home: str, repo: str, commit: str, precision: Precision) -> KeptCo
     folder = copy_folder(home, repo, commit, precision)
     manifest = read_manifest(folder)
     if manifest is None or (manifest.repo, manifest.commit) != (repo, commit):
+        return None
+    if failure(folder) is not None:
         return None
     if all(_is_whole(folder, name, file) for name, file in manifest.files.items()):
         return describe(folder, manifest)
@@ -120,18 +138,54 @@ def preferred(home: str, source: ModelFiles) -> ModelFiles:
     if kept is None:
         return source
     try:
-        return read_source(
-            kept.path,
-            model=source.model,
-            precision=source.precision,
-            repo=source.repo,
-            commit=source.commit,
-            kind="copy",
-            trust_remote_code=source.trust_remote_code,
-            device_map=source.device_map,
-        )
+        return copy_source(kept.path, source)
     except DamagedWeightsError:
         return source
+
+
+def copy_source(folder: str, source: ModelFiles) -> ModelFiles:
+    """Return the files of a copy of a source.
+
+    Raises:
+        DamagedWeightsError: its config.json or its weights cannot be read.
+    """
+    return read_source(
+        folder,
+        model=source.model,
+        precision=source.precision,
+        repo=source.repo,
+        commit=source.commit,
+        kind="copy",
+        trust_remote_code=source.trust_remote_code,
+        device_map=source.device_map,
+    )
+
+
+_NOT_THE_COPYS = (
+    CrashedError,
+    MissingPackageError,
+    NoDeviceError,
+    NotEnoughMemoryError,
+    UnsupportedPrecisionError,
+    UntrustedCodeError,
+)
+"""Failures that say nothing of a copy: they depend on the machine and on what is allowed."""
+
+
+def is_the_copys(source: ModelFiles, error: UnloadableError) -> bool:
+    """Return whether a failed load can be the fault of a kept copy, and the original may load."""
+    return source.kind == "copy" and not isinstance(error, _NOT_THE_COPYS)
+
+
+def set_aside(copy: ModelFiles, error: UnloadableError) -> None:
+    """Let no later load use a copy that failed while its original could be loaded."""
+    from vlmcache.change.place import write_file
+
+    why = error.message
+    log.info("load", "the %s copy of %s is set aside: %s", copy.precision, copy.model, why)
+    # A home that is full or read-only is no reason for a load to fail.
+    with contextlib.suppress(OSError):
+        write_file(os.path.join(copy.folder, FAILED), why.encode())
 
 
 def quantize(
@@ -144,6 +198,10 @@ def quantize(
     trust_remote_code: bool = False,
 ) -> Quantization:
     """Keep a quantized copy of a cached model, made in a fresh process.
+
+    It is kept only if another process loads it and computes with it what the model computes that
+    was just quantized, equal to the last bit on the CPU, elsewhere to a hundredth of the largest
+    logit.
 
     Args:
         session: what it works on.
@@ -161,8 +219,8 @@ def quantize(
     """
     from vlmcache.cache.free_memory import available_memory
     from vlmcache.load.models import require_packages
-    from vlmcache.load.worker import run_child
 
+    begun = time.monotonic()
     if precision not in QUANTIZED:
         raise UsageError(f"{precision} is not quantized", "--precision int8 or int4")
     home, _ = own_home(session.environment)
@@ -185,6 +243,11 @@ def quantize(
         free=free,
         size=kept.size if kept is not None else None,
     )
+    if source.quantized_by is not None:
+        raise UnsupportedPrecisionError(
+            f"{source.model} is already quantized ({source.quantized_by})",
+            "it loads as it is, and needs no copy",
+        )
     if kept is not None or dry_run:
         return plan
     check_space(
@@ -194,13 +257,62 @@ def quantize(
         session.config.limits.min_free,
     )
     require_packages()
-    if device == "cpu":
-        check_fits(source, need, available_memory(), device)
-    with new_folder(os.path.join(home, FOLDER)) as making:
-        task = {"task": "quantize", "source": msgspec.to_builtins(source), "device": device}
-        answer = run_child(task | {"folder": making}, source.model)
+    root = os.path.join(home, FOLDER)
+    with _fitting_hints(precision), new_folder(root) as making, new_folder(root) as scratch:
+        if device == "cpu":
+            check_fits(source, need, available_memory(), device)
+        _make_and_compare(source, making, os.path.join(scratch, "logits"), device)
         made = publish(home, making, source)
-    return msgspec.structs.replace(plan, made=True, size=made.size, seconds=answer["seconds"])
+    seconds = time.monotonic() - begun
+    return msgspec.structs.replace(plan, made=True, size=made.size, seconds=seconds)
+
+
+def _make_and_compare(source: ModelFiles, making: str, logits: str, device: str) -> None:
+    """Make a copy of a source in a folder, and load it in another process.
+
+    Raises:
+        UnloadableError: the source cannot be quantized or computes nothing then, or the copy
+            cannot be loaded or computes something else.
+    """
+    from vlmcache.load.worker import run_child
+
+    request = {"task": "quantize", "device": device, "logits": logits}
+    whole = {"source": msgspec.to_builtins(source), "folder": making}
+    run_child(request | whole, source.model)
+    try:
+        copy = copy_source(making, source)
+        compared = {"task": "compare", "source": msgspec.to_builtins(copy)}
+        difference = run_child(request | compared, source.model)["difference"]
+    except _NOT_THE_COPYS:
+        raise
+    except UnloadableError as error:
+        raise UnloadableError(
+            f"no copy was kept of {source.model}: {source.precision} can be made of it but not"
+            f" loaded again: {error.message}",
+            f"load it with --precision {source.precision}: it is quantized each time",
+        ) from None
+    if difference is not None:
+        raise UnloadableError(
+            f"no copy was kept of {source.model}: loaded again, {difference}",
+            f"load it with --precision {source.precision}: it is quantized each time",
+        )
+
+
+@contextlib.contextmanager
+def _fitting_hints(precision: Precision) -> Iterator[None]:
+    """Replace hints that name a precision which `quantize` refuses, or the one that it was given.
+
+    Raises:
+        UnloadableError: what was raised inside, with the hint that fits.
+    """
+    try:
+        yield
+    except UnloadableError as error:
+        if error.hint is None or "--precision" not in error.hint or "each time" in error.hint:
+            raise
+        smaller = isinstance(error, (CrashedError, NotEnoughMemoryError)) and precision == "int8"
+        hint = "--precision int4 takes less" if smaller else "quantize on another machine or device"
+        raise type(error)(error.message, hint) from None
 
 
 def remove_quantized(

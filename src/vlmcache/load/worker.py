@@ -103,6 +103,7 @@ def main() -> None:
         "trial": _trial,
         "facts": _facts,
         "quantize": _quantize,
+        "compare": _compare,
         "synthesize": _synthesize,
     }
     try:
@@ -293,15 +294,39 @@ def _facts(request: dict[str, Any]) -> dict[str, Any]:
 def _quantize(request: dict[str, Any]) -> dict[str, Any]:
     import msgspec
 
-    from vlmcache.load import models
+    from vlmcache.load import models, outcome
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
     with models.explained(source):
         model = models.build_model(source, request["device"])
         models.touch_all_weights(model)
+        # Before it computes: some kernels rearrange the weights first.
         model.save_pretrained(request["folder"])
-    return {"seconds": time.monotonic() - request["started"]}
+        try:
+            outcome.save(model, request["logits"])
+        except Exception as error:
+            words = " ".join(str(error).split())[:300]
+            if isinstance(error, ImportError) or "memory" in words:
+                raise
+            raise UnloadableError(
+                f"no copy was kept of {source.model}: at {source.precision} it computes nothing:"
+                f" {type(error).__name__}: {words}"
+            ) from error
+    return {}
+
+
+def _compare(request: dict[str, Any]) -> dict[str, Any]:
+    import msgspec
+
+    from vlmcache.load import models, outcome
+    from vlmcache.load.source import ModelFiles
+
+    source = msgspec.convert(request["source"], ModelFiles)
+    with models.explained(source):
+        model = models.build_model(source, request["device"])
+        models.touch_all_weights(model)
+        return {"difference": outcome.difference(model, request["logits"])}
 
 
 def _synthesize(request: dict[str, Any]) -> dict[str, Any]:

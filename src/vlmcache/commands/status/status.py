@@ -95,6 +95,18 @@ def status(session: Session, names: Sequence[str] = (), *, context: int = 0) -> 
     findings = [advised.completed(finding) for finding in findings]
     findings += (
         Finding(
+            "failed-copy",
+            "warning",
+            copy.repo,
+            copy.path,
+            f"the kept {copy.precision} copy could not be loaded and is not used: {copy.failed}",
+            advised.command("quantize", copy.repo, "--precision", copy.precision),
+        )
+        for copy in copies
+        if copy.failed is not None
+    )
+    findings += (
+        Finding(
             "changed-copy",
             "warning",
             copy.repo,
@@ -104,7 +116,7 @@ def status(session: Session, names: Sequence[str] = (), *, context: int = 0) -> 
             advised.command("quantize", copy.repo, "--precision", copy.precision),
         )
         for copy in copies
-        if copy.changed
+        if copy.changed and copy.failed is None
     )
     return msgspec.structs.replace(
         shown, recommendations=tuple(steps), findings=tuple(findings), copies=copies
