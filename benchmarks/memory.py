@@ -1,21 +1,24 @@
 """The memory that models take, as it is estimated and as it is measured.
 
-    python -m benchmarks.memory [CASE …] [--folder FOLDER]
+    python -m benchmarks.memory [CASE …] [--folder FOLDER] [--device DEVICE] [--write]
 
 Makes a synthetic model of at least 1 GB of weights for each case, one at a time, estimates its
-memory, loads it in a fresh process, and writes the table of both into docs/memory.md. What is
-measured is what the process takes above what it took just before the model was built.
+memory, loads it in a fresh process, and prints the table of both; `--write` puts it into
+docs/memory.md. What is measured is what the process takes above what it took just before the model
+was built: anonymous memory, the resident pages of mapped files in which its weights lie, and the
+device's memory. Memory that was freed and that the C library keeps is given back first.
 """
 
 from __future__ import annotations
 
 import argparse
+import array
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,6 +154,7 @@ def make(case: Case, folder: str) -> None:
     with torch.device("meta"):
         model = getattr(transformers, case.config["architectures"][0])(settings)
     model = model.to_empty(device="cpu")
+    model.tie_weights()
     for tensor in model.state_dict().values():
         tensor.fill_(0.01)
     model.config.dtype = dtype
@@ -161,8 +165,6 @@ def make(case: Case, folder: str) -> None:
         bits = transformers.BitsAndBytesConfig(
             load_in_8bit=ending == "int8", load_in_4bit=ending == "int4"
         )
-        kept = type(settings)
-        del kept
         quantized = getattr(transformers, case.config["architectures"][0]).from_pretrained(
             plain, dtype=dtype, device_map="cpu", quantization_config=bits
         )
@@ -222,44 +224,74 @@ def _write_mxfp4(model: Any, folder: str) -> None:
     _write(folder, tensors, model, {"quant_method": "mxfp4"})
 
 
-def measure(folder: str, precision: Any) -> dict[str, int]:
-    """Return the bytes that a model takes. Runs in a process of its own."""
+def measure(folder: str, precision: Any, device: str) -> dict[str, dict[str, int]]:
+    """Return the bytes that a model should take, and takes. Runs in a process of its own."""
     from vlmcache.load import models
-    from vlmcache.load.source import read_source
+    from vlmcache.load.source import estimate_memory, read_source
 
     source = read_source(folder, model="m", precision=precision)
+    need = estimate_memory(source, accelerator=device != "cpu")
     models.import_for(source)
-    before = _taken(source.weights)
-    model = models.build_model(source, "cpu")
+    before = _taken(None, device)
+    model = models.build_model(source, device)
     models.touch_all_weights(model)
-    after = _taken(source.weights)
-    return {name: after[name] - before[name] for name in after} | {
-        "weights": models.weights_memory(model)
+    after = _taken(model, device)
+    return {
+        "estimated": {
+            "anonymous": need.anonymous,
+            "mapped": need.mapped,
+            "device": need.device,
+        },
+        "measured": {name: after[name] - before[name] for name in after},
     }
 
 
-def _taken(weights: tuple[str, ...]) -> dict[str, int]:
-    """Return the bytes of this process: anonymous ones, and those of mapped weights."""
-    paths = {os.path.realpath(path) for path in weights}
-    taken = {"anonymous": 0, "mapped": 0}
-    ours = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        name, *fields = line.split(maxsplit=5)
-        if "-" in name and not name.endswith(":"):
-            ours = len(fields) == 5 and fields[4] in paths
-        elif name == "Anonymous:":
-            taken["anonymous"] += int(fields[0]) * 1024
-            taken["mapped"] -= int(fields[0]) * 1024 if ours else 0
-        elif name == "Rss:" and ours:
-            taken["mapped"] += int(fields[0]) * 1024
+def _taken(model: Any, device: str) -> dict[str, int]:
+    """Return the bytes of this process: anonymous, mapped ones of weights, and the device's."""
+    import ctypes
+    import gc
+
+    import torch
+
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    ranges = [] if model is None else list(_ranges(model))
+    taken = {"anonymous": 0, "mapped": 0, "device": 0}
+    page = os.sysconf("SC_PAGESIZE")
+    with open("/proc/self/pagemap", "rb") as pagemap:
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            name, *fields = line.split(maxsplit=5)
+            if name == "Anonymous:":
+                taken["anonymous"] += int(fields[0]) * 1024
+            elif "-" in name and not name.endswith(":") and len(fields) == 5:
+                first, last = (int(end, 16) for end in name.split("-"))
+                for begin, end in ranges:
+                    if first <= begin < last:
+                        pagemap.seek(begin // page * 8)
+                        entries = array.array(
+                            "Q", pagemap.read((-(-end // page) - begin // page) * 8)
+                        )
+                        # Bit 63: present. Bit 61: of a file.
+                        present = sum(entry >> 61 & 5 == 5 for entry in entries)
+                        taken["mapped"] += present * page
+    if device != "cpu":
+        taken["device"] = torch.cuda.memory_allocated(device)
     return taken
+
+
+def _ranges(model: Any) -> Iterator[tuple[int, int]]:
+    """Yield where the weights lie in this process's memory, tied ones once."""
+    seen = set()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            yield tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
 
 
 def _child(*arguments: str) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )
@@ -270,13 +302,47 @@ def _child(*arguments: str) -> Any:
     return json.loads(lines[-1]) if lines else None
 
 
+def row(name: str, sizes: dict[str, dict[str, int]]) -> str:
+    """Return a row of the table."""
+    case = CASES[name]
+    estimated, measured = sizes["estimated"], sizes["measured"]
+    total, found = sum(estimated.values()), sum(measured.values())
+    cells = [case.architecture, case.stored, case.precision]
+    for part in ("anonymous", "mapped", "device"):
+        cells += [_size(estimated[part]), _size(measured[part])]
+    return "| " + " | ".join([*cells, f"{total / found - 1:+.1%}"]) + " |"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f}" if abs(count) >= 5_000_000 else "0"
+
+
+def write(rows: list[str]) -> None:
+    """Put a table into the page."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    missing = [f"| {name} | {why} |" for name, why in NOT_MEASURED.items()]
+    lines = [*HEAD, *rows, "", "Not measured:", "", "| format | why |", "|---|---|", *missing]
+    PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
+
+
+_COLUMNS = "model, stored, loaded as, anonymous: estimate, measured, mapped: estimate, measured"
+HEAD = (
+    "| " + _COLUMNS.replace(", ", " | ") + " | device: estimate | measured | sum |",
+    "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+)
+
+
 def main() -> None:
     """Measure the cases."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("cases", nargs="*", default=list(CASES))
+    parser.add_argument("cases", nargs="*", default=list(CASES), help=", ".join(CASES))
     parser.add_argument("--folder", help="where the models are made")
+    parser.add_argument("--device", default="cpu", help="where they are loaded: cpu or cuda:0")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE}")
     parser.add_argument("--make", help=argparse.SUPPRESS)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -285,20 +351,16 @@ def main() -> None:
         make(case, given.make)
         return
     if given.measure:
-        print(json.dumps(measure(given.measure, case.precision)))
+        print(json.dumps(measure(given.measure, case.precision, given.device)))
         return
+    rows = []
     for name in given.cases:
         with tempfile.TemporaryDirectory(prefix="memory-", dir=given.folder) as folder:
-            try:
-                _child(name, "--make", folder)
-                print(name, _child(name, "--measure", folder), flush=True)
-                print(
-                    "   stored",
-                    sum(f.stat().st_size for f in Path(folder).glob("*") if f.is_file()),
-                    flush=True,
-                )
-            except subprocess.CalledProcessError as error:
-                print(name, error, flush=True)
+            _child(name, "--make", folder)
+            rows.append(row(name, _child(name, "--measure", folder, "--device", given.device)))
+        print(rows[-1], flush=True)
+    if given.write:
+        write(rows)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,11 @@ torch is imported by the functions.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from vlmcache.load.device import CPU
@@ -71,35 +75,77 @@ def fingerprints(model: Any) -> dict[str, str]:
 
 
 def logits(model: Any) -> Any:
-    """Return what a model computes for a few token ids, or an image if it needs one, on the CPU."""
+    """Return what a model computes for a few token ids, or an image if it needs one, on the CPU.
+
+    Nothing is returned of a model that needs other inputs, such as sounds or the places of words.
+
+    Raises:
+        Exception: what the model raises for token ids, if it computes nothing for images either.
+    """
+    import torch
+
     try:
         found = first_token(model)
     except Exception:
-        size = _image_size(model.config)
-        if size is None:
+        for given in _with_image(model):
+            with contextlib.suppress(Exception):
+                found = _computed(model, given)
+                break
+        else:
+            if _needs_others(model):
+                return torch.empty(0)
             raise
-        found = _with_image(model, size)
     return found.detach().float().to(CPU)
 
 
-def _image_size(config: Any) -> int | None:
-    for part in (config, getattr(config, "vision_config", None)):
-        size = getattr(part, "image_size", None)
-        if isinstance(size, int):
-            return size
-    return None
-
-
-def _with_image(model: Any, size: int) -> Any:
-    """Return what a model computes that needs an image: with token ids, or for an encoder alone."""
+def _with_image(model: Any) -> Iterator[dict[str, Any]]:
+    """Yield inputs with an image, as far as a model takes them: with token ids and without."""
     import torch
 
+    config = model.config
+    parts = (config, *(getattr(config, name, None) for name in ("vision_config", "encoder")))
+    sizes = [size for part in parts if (size := getattr(part, "image_size", None)) is not None]
+    if not sizes:
+        return
+    size = [sizes[0]] * 2 if isinstance(sizes[0], int) else list(sizes[0])
     some = next(weight for weight in model.parameters() if weight.is_floating_point())
-    count = _CHANNELS * size * size
-    pixels = torch.linspace(-1, 1, count).reshape(1, _CHANNELS, size, size)
-    given = {"pixel_values": pixels.to(some.device, some.dtype)}
-    if model.main_input_name != "pixel_values":
-        given["input_ids"] = torch.tensor([[1, 2, 3, 4]], device=some.device)
+    image = torch.linspace(-1, 1, _CHANNELS * math.prod(size)).reshape(1, _CHANNELS, *size)
+    ids = torch.tensor([[1, 2, 3, 4]], device=some.device)
+    # BLIP takes the place of each query from tokens of their own.
+    queries = getattr(config, "num_query_tokens", None) or 0
+    token = getattr(config, "image_token_index", None) or 0
+    every = {
+        "pixel_values": image.to(some.device, some.dtype),
+        "input_ids": torch.cat([ids.new_full((1, queries), token), ids], dim=1),
+        "qformer_input_ids": ids,
+        "decoder_input_ids": ids,
+        "bbox": ids.new_zeros((1, 4, 4)),
+    }
+    taken = inspect.signature(model.forward).parameters
+    for left_out in (set(), {"decoder_input_ids"}, {"input_ids"}):
+        yield {name: every[name] for name in every if name in taken and name not in left_out}
+
+
+def _needs_others(model: Any) -> bool:
+    """Return whether a model of the class refuses token ids that has no weights and no numbers."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            bare = type(model)(model.config).eval()
+            ids = torch.tensor([[1, 2, 3, 4]])
+        _computed(bare, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return True
+    except Exception:
+        # It came as far as needing a number.
+        return False
+    return False
+
+
+def _computed(model: Any, given: dict[str, Any]) -> Any:
+    import torch
+
     with torch.inference_mode():
         answer = model(**given)
     for name in ("logits", "logits_per_image", "last_hidden_state"):
