@@ -28,6 +28,7 @@ from vlmcache.errors import (
 from vlmcache.load import device as devices
 from vlmcache.load.reader import PAGE, READERS
 from vlmcache.load.report import QUANTIZED, Loader
+from vlmcache.load.shapes import wrong_shape
 from vlmcache.load.source import ModelFiles, check_fits, estimate_memory
 
 INSTALL_LOAD = "pip install 'vlmcache[load]'"
@@ -268,6 +269,9 @@ def build_model(
             f"{source.model}: {len(missing)} weights are not in its files: {named}",
             units.command("verify", source.model, "--repair") if source.repo else None,
         )
+    wrong = wrong_shape(model)
+    if wrong is not None:
+        raise DamagedWeightsError(f"{source.model}: {wrong}")
     return model.eval()
 
 
