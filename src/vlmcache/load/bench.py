@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from vlmcache.cache.free_memory import available_memory
+from vlmcache.cache.memory import MemoryEstimate
 from vlmcache.cache.weights import Precision
 from vlmcache.config import (
     ModelConfig,
@@ -230,7 +231,7 @@ class _Bench:
         trials: int,
     ) -> None:
         """Measure loaders in turn, so that what else the machine does meets all of them alike."""
-        need = estimate_memory(source, accelerator=self.device != CPU, context=self.options.context)
+        need = self._need(source)
         free = available_memory() if self.device_free is None else self.device_free
         check_fits(source, need, free, self.device)
         disk = self._disk(source)
@@ -294,6 +295,10 @@ class _Bench:
         with Journal(self.home) as memory:
             memory.record_load(msgspec.json.encode(remembered))
 
+    def _need(self, source: ModelFiles) -> MemoryEstimate:
+        accelerator = self.device != CPU
+        return estimate_memory(source, accelerator=accelerator, context=self.options.context)
+
     def _disk(self, source: ModelFiles) -> Disk | None:
         if source.weights not in self._disks:
             self.on_step(f"{source.model}: measuring its disk")
@@ -310,7 +315,7 @@ class _Bench:
                 "source": msgspec.to_builtins(source),
                 "device": self.options.device,
                 "loader": loader,
-                "read_ahead_limit": read_ahead_limit(estimate_memory(source)),
+                "read_ahead_limit": read_ahead_limit(self._need(source)),
                 "tokens": self.options.tokens,
                 "again": again,
             },
