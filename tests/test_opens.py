@@ -21,6 +21,7 @@ READS = {
     "cache.completeness": "indexes of weights, for the scan",
     "cache.duplicates": "weights that may be copies of each other, for the scan",
     "cache.entries": "folders, for the scan",
+    "cache.free_memory": "/proc, /sys",
     "cache.mounts": "/proc",
     "cache.moved": "notes of moves, for the scan",
     "cache.pickles": "weights in pickled form, for the scan",

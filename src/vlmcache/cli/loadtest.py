@@ -88,7 +88,8 @@ def load_test(
         typer.Option(
             "--context",
             metavar="TOKENS",
-            help="Add the key-value cache of a context of this many tokens to the memory.",
+            help="Add the key-value cache of a context of this many tokens to the memory;"
+            " by default none.",
         ),
     ] = None,
     trust_remote_code: Annotated[

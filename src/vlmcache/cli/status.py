@@ -48,7 +48,8 @@ def status(
         typer.Option(
             "--context",
             metavar="TOKENS",
-            help="Add the key-value cache of a context of this many tokens to the memory.",
+            help="Add the key-value cache of a context of this many tokens to the memory;"
+            " by default none.",
         ),
     ] = None,
 ) -> Answer:
