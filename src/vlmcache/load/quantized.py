@@ -258,7 +258,7 @@ def quantize(
     )
     require_packages()
     root = os.path.join(home, FOLDER)
-    with _fitting_hints(precision), new_folder(root) as making, new_folder(root) as scratch:
+    with fitting_hints(precision), new_folder(root) as making, new_folder(root) as scratch:
         if device == "cpu":
             check_fits(source, need, available_memory(), device)
         _make_and_compare(source, making, os.path.join(scratch, "logits"), device)
@@ -299,7 +299,7 @@ def _make_and_compare(source: ModelFiles, making: str, logits: str, device: str)
 
 
 @contextlib.contextmanager
-def _fitting_hints(precision: Precision) -> Iterator[None]:
+def fitting_hints(precision: Precision) -> Iterator[None]:
     """Replace hints that name a precision which `quantize` refuses, or the one that it was given.
 
     Raises:
