@@ -36,6 +36,9 @@ _QWEN: dict[str, Any] = {
     "num_key_value_heads": 8,
     "tie_word_embeddings": False,
 }
+_QWEN_OF_4: dict[str, Any] = _QWEN | {"num_hidden_layers": 4}
+_QWEN_OF_6: dict[str, Any] = _QWEN | {"num_hidden_layers": 6}
+"""More layers, so that as few bytes for each number are 1 GB too."""
 _MIXTRAL: dict[str, Any] = {
     "model_type": "mixtral",
     "architectures": ["MixtralForCausalLM"],
@@ -83,7 +86,7 @@ _GPT_OSS: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
-    "num_local_experts": 16,
+    "num_local_experts": 20,
     "layer_types": ["sliding_attention", "full_attention"],
 }
 
@@ -114,9 +117,9 @@ CASES = {
     "bin-bf16": Case(_QWEN, "bf16 .bin", "bf16"),
     "bin-fp32": Case(_QWEN, "bf16 .bin", "fp32"),
     "bin-int8": Case(_QWEN, "bf16 .bin", "int8"),
-    "bnb-int8": Case(_QWEN, "bnb int8", "bf16"),
-    "bnb-int4": Case(_QWEN, "bnb int4", "bf16"),
-    "fp8": Case(_QWEN, "fp8", "bf16"),
+    "bnb-int8": Case(_QWEN_OF_4, "bnb int8", "bf16"),
+    "bnb-int4": Case(_QWEN_OF_6, "bnb int4", "bf16"),
+    "fp8": Case(_QWEN_OF_4, "fp8", "bf16"),
     "mxfp4": Case(_GPT_OSS, "mxfp4", "bf16"),
     "moe-bf16": Case(_MIXTRAL, "bf16", "bf16"),
     "moe-int8": Case(_MIXTRAL, "bf16", "int8"),

@@ -13,7 +13,9 @@ def wrong_shape(model: Any) -> str | None:
     """Return in words which quantized weight of a model has another shape than its layer."""
     for name, layer in model.named_modules():
         weight = getattr(layer, "weight", None)
-        if not hasattr(layer, "in_features") or not type(weight).__module__.startswith("bitsan"):
+        if weight is None or not hasattr(layer, "in_features"):
+            continue
+        if not type(weight).__module__.startswith("bitsan"):
             continue
         state = getattr(weight, "quant_state", None)
         found = tuple(weight.shape if state is None else state.shape)
