@@ -321,13 +321,21 @@ def _size(count: int) -> str:
 
 
 def write(rows: list[str]) -> None:
-    """Put a table into the page."""
+    """Put rows of the table into the page, in place of those of the same cases."""
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    kept, _, after = rest.partition(END)
+    by_case = {_case_of(line): line for line in [*kept.splitlines(), *rows]}
+    cases = [(case.architecture, case.stored, case.precision) for case in CASES.values()]
+    table = [by_case[case] for case in cases if case in by_case]
     missing = [f"| {name} | {why} |" for name, why in NOT_MEASURED.items()]
-    lines = [*HEAD, *rows, "", "Not measured:", "", "| format | why |", "|---|---|", *missing]
-    PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
+    lines = [*HEAD, *table, "", "Not measured:", "", "| format | why |", "|---|---|", *missing]
+    text = "\n".join(["", *lines, "", ""])
+    PAGE.write_text(f"{before}{BEGIN}{text}{END}{after}", encoding="utf-8")
+
+
+def _case_of(line: str) -> tuple[str, ...]:
+    return tuple(cell.strip() for cell in line.split("|")[1:4])
 
 
 _COLUMNS = "model, stored, loaded as, anonymous: estimate, measured, mapped: estimate, measured"
