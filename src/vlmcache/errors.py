@@ -216,6 +216,12 @@ class GgufError(UnloadableError):
     code = "gguf"
 
 
+class OtherFormatError(UnloadableError):
+    """The files are for another program or library than transformers."""
+
+    code = "other-format"
+
+
 class DamagedWeightsError(UnloadableError):
     """The files are there and cannot be what they should be."""
 

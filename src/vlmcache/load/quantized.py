@@ -21,7 +21,7 @@ from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.owners import is_anothers
 from vlmcache.cache.weights import Precision
 from vlmcache.config import Session, find_model, own_home
-from vlmcache.errors import DamagedWeightsError, SpaceError, UsageError
+from vlmcache.errors import SpaceError, UnloadableError, UnsupportedPrecisionError, UsageError
 from vlmcache.home.copies import (
     FOLDER,
     MANIFEST,
@@ -40,9 +40,9 @@ from vlmcache.load.report import QUANTIZED
 from vlmcache.load.source import (
     ModelFiles,
     ModelFinder,
+    as_copy,
     check_fits,
     estimate_memory,
-    read_source,
 )
 from vlmcache.report import Report
 from vlmcache.units import size_text
@@ -114,23 +114,17 @@ def _is_whole(folder: str, name: str, file: CopiedFile) -> bool:
 
 def preferred(home: str, source: ModelFiles) -> ModelFiles:
     """Return the kept copy of a source where there is one for its precision, else the source."""
-    if source.precision not in QUANTIZED or source.repo is None or source.commit is None:
+    known = source.repo is not None and source.commit is not None and source.adapter is None
+    if source.precision not in QUANTIZED or not known:
         return source
+    assert source.repo is not None
+    assert source.commit is not None
     kept = find_copy(home, source.repo, source.commit, source.precision)
     if kept is None:
         return source
     try:
-        return read_source(
-            kept.path,
-            model=source.model,
-            precision=source.precision,
-            repo=source.repo,
-            commit=source.commit,
-            kind="copy",
-            trust_remote_code=source.trust_remote_code,
-            device_map=source.device_map,
-        )
-    except DamagedWeightsError:
+        return as_copy(source, kept.path)
+    except UnloadableError:
         return source
 
 
@@ -160,7 +154,7 @@ def quantize(
         OSError: the copy cannot be written.
     """
     from vlmcache.load.conditions import available_memory
-    from vlmcache.load.models import require_packages
+    from vlmcache.load.explain import require_packages
     from vlmcache.load.worker import run_child
 
     if precision not in QUANTIZED:
@@ -170,6 +164,7 @@ def quantize(
     _, source = finder.find(name, precision)
     assert source.repo is not None
     assert source.commit is not None
+    refuse_to_quantize(source)
     need = estimate_memory(source)
     free = shutil.disk_usage(nearest_folder(home)).free
     kept = find_copy(home, source.repo, source.commit, precision)
@@ -201,6 +196,20 @@ def quantize(
         answer = run_child(task | {"folder": making}, source.model)
         made = publish(home, making, source)
     return msgspec.structs.replace(plan, made=True, size=made.size, seconds=answer["seconds"])
+
+
+def refuse_to_quantize(source: ModelFiles) -> None:
+    """Make sure that a model is one of which there can be a quantized copy.
+
+    Raises:
+        UnloadableError: it is quantized already, or an adapter, which is saved without its base.
+    """
+    if source.quantized_by is not None:
+        raise UnsupportedPrecisionError(
+            f"{source.model} is already quantized ({source.quantized_by}), and loads as it is"
+        )
+    if source.adapter is not None:
+        raise UnloadableError(f"{source.model} is an adapter: only its base model can be quantized")
 
 
 def remove_quantized(

@@ -156,13 +156,15 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
     import msgspec
 
     from vlmcache.load import conditions, device, models
+    from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
-    with models.explained(source), models.no_collection():
+    notes: list[str] = []
+    with explained(source), models.no_collection():
         models.import_for(source)
         clock.lap("import")
-        model = _load(source, request, clock, ahead)
+        model = _load(source, request, clock, ahead, notes)
         # What the kernel fetched from disks for this process so far: see proc_pid_io(5).
         read = conditions.line_of("/proc/self/io", "read_bytes:")
         answer: dict[str, Any] = {
@@ -172,6 +174,8 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
             "devices": models.model_devices(model),
             "weights_memory": models.weights_memory(model),
         }
+        models.refuse_non_finite(source, model)
+        answer |= _processor(source) | {"notes": notes}
         if ahead is not None:
             answer["read_ahead"] = ahead.seconds
         answer |= _tokens(model, request["tokens"])
@@ -180,7 +184,7 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
         if request["again"]:
             del model
             again = _Clock(time.monotonic())
-            model = _load(source, request, again, None)
+            model = _load(source, request, again, None, [])
             answer["again"] = {
                 "phases": again.phases,
                 "first_token": _tokens(model, 1).get("first_token"),
@@ -189,12 +193,16 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load(
-    source: Any, request: dict[str, Any], clock: _Clock, ahead: reader.ReadAhead | None
+    source: Any,
+    request: dict[str, Any],
+    clock: _Clock,
+    ahead: reader.ReadAhead | None,
+    notes: list[str],
 ) -> Any:
     from vlmcache.load import models
 
     with _timed_weights(clock):
-        model = models.build_model(source, request["device"], loader=request["loader"])
+        model = models.build_model(source, request["device"], loader=request["loader"], notes=notes)
     clock.lap("build")
     if ahead is not None:
         ahead.wait()
@@ -240,6 +248,20 @@ def _timed_weights(clock: _Clock) -> Iterator[None]:
         yield
     finally:
         setattr(PreTrainedModel, name, original)
+
+
+def _processor(source: Any) -> dict[str, Any]:
+    """Return how long making the processor took; one that cannot be made says why."""
+    from vlmcache.load.explain import explained
+    from vlmcache.load.processors import load_processor
+
+    try:
+        with explained(source):
+            begun = time.monotonic()
+            made = load_processor(source)
+            return {} if made is None else {"processor": time.monotonic() - begun}
+    except UnloadableError as error:
+        return {"no_processor": error.message}
 
 
 def _tokens(model: Any, count: int) -> dict[str, Any]:
@@ -294,10 +316,11 @@ def _quantize(request: dict[str, Any]) -> dict[str, Any]:
     import msgspec
 
     from vlmcache.load import models
+    from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
-    with models.explained(source):
+    with explained(source):
         model = models.build_model(source, request["device"])
         models.touch_all_weights(model)
         model.save_pretrained(request["folder"])

@@ -18,13 +18,17 @@ from vlmcache.cache.completeness import (
     judge_repo,
     judge_revision,
     read_content,
+    reader,
     remarks,
 )
+from vlmcache.cache.formats import CONFIG
+from vlmcache.cache.model_configs import decoded, stored_precision
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, Repo, Revision, State
 from vlmcache.cache.usage import LastUse
 from vlmcache.cache.weights import (
     MemoryEstimate,
+    Precision,
     Tensor,
     rescale,
     weights_bytes,
@@ -143,7 +147,8 @@ def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> 
     if division is not None and any(not need.code for need in division.repos):
         tensors = {}  # An adapter's own weights are the least of what is loaded.
     amounts = measure(state, repo, judgement, variant=model.variant, estimate=estimate_of(model))
-    memory, source = _memory(model, tensors)
+    precision = model.precision or _stored(revision, tensors)
+    memory, source = _memory(msgspec.structs.replace(model, precision=precision), tensors)
     return ModelStatus(
         key=model.key,
         repo=model.repo,
@@ -158,7 +163,7 @@ def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> 
         progress=amounts.progress,
         missing_files=judgement.missing,
         damaged_files=judgement.damaged,
-        precision=model.precision,
+        precision=precision,
         memory_estimate=memory.total if memory else None,
         memory_overhead=memory.overhead if memory else None,
         memory_source=source,
@@ -261,19 +266,26 @@ def _read(
     return {}, msgspec.structs.replace(judgement, state="damaged", damaged=damaged)
 
 
+def _stored(revision: Revision | None, tensors: dict[str, Tensor]) -> Precision | None:
+    """Return the precision at which what is stored is loaded, if that is known."""
+    config = decoded(reader(revision)(CONFIG)) if revision is not None else None
+    return stored_precision(config, (tensor.dtype for tensor in tensors.values()))
+
+
 def _memory(
     model: ModelConfig, tensors: dict[str, Tensor]
 ) -> tuple[MemoryEstimate | None, MemorySource | None]:
+    precision = model.precision or "bf16"
     if tensors:
-        return with_overhead(weights_bytes(tensors, model.precision)), "weights"
+        return with_overhead(weights_bytes(tensors, precision)), "weights"
     if model.expected_memory is not None:
         overhead = with_overhead(0).overhead
         return MemoryEstimate(max(0, model.expected_memory - overhead), overhead), "config"
     if model.expected_size is not None:
-        return with_overhead(rescale(model.expected_size, "bf16", model.precision)), "config"
+        return with_overhead(rescale(model.expected_size, "bf16", precision)), "config"
     shipped = shipped_models().get(model.repo)
     if shipped is not None and shipped.expected_size is not None:
-        return with_overhead(rescale(shipped.expected_size, "bf16", model.precision)), "table"
+        return with_overhead(rescale(shipped.expected_size, "bf16", precision)), "table"
     return None, None
 
 
