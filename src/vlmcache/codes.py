@@ -349,7 +349,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "other-format": (
         "The files are for another program or library than transformers.",
-        "Load them with the program that the hint names.",
+        "Load them with the program that the hint names, or 'vlmcache pull' another repo.",
     ),
     "other-owner": (
         "The cache belongs to another user.",

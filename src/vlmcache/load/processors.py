@@ -57,7 +57,8 @@ def _is_file(folder: str, name: str) -> bool:
 @contextlib.contextmanager
 def _without_videos() -> Iterator[None]:
     """Let transformers make processors that have none for videos."""
-    from transformers import AutoVideoProcessor, ProcessorMixin
+    from transformers import ProcessorMixin
+    from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
     check = ProcessorMixin.check_argument_for_proper_class
 
