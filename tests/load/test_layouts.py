@@ -15,6 +15,7 @@ from vlmcache.load.layouts import other_format
 from vlmcache.load.source import ModelFinder
 
 CONFIG = b'{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}'
+OF_TRANSFORMERS = "an architecture of transformers"
 NEITHER = "which vlmcache neither loads nor measures"
 ADAPTER = {
     "adapter_config.json": b'{"base_model_name_or_path": "org/base", "peft_type": "LORA"}',
@@ -83,8 +84,7 @@ LAYOUTS: dict[str, tuple[dict[str, Content], str, str]] = {
     ),
     "comfyui": (
         {"flux1-dev.safetensors": b"x"},
-        "org/model: its weights are without a config.json that names an architecture of"
-        f" transformers, {NEITHER}",
+        f"org/model: its weights are without a config.json that names {OF_TRANSFORMERS}, {NEITHER}",
         "what loads it: the program that its page names, such as ComfyUI",
     ),
 }

@@ -128,7 +128,9 @@ def package_error(source: ModelFiles, error: BaseException) -> MissingPackageErr
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and what caused it, the real cause last."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         yield cause
         following = cause.__cause__
         if following is None and not cause.__suppress_context__:

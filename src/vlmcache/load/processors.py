@@ -41,6 +41,8 @@ def load_processor(source: ModelFiles) -> Any:
     try:
         return read(AutoProcessor)
     except (ImportError, OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise
         if names.isdisjoint(_FOR_IMAGES):
             # A vision model's repo that has but a tokenizer: there can be no processor.
             return read(AutoTokenizer)

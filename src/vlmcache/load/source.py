@@ -187,13 +187,22 @@ class ModelFinder:
         An entry of the configuration that allows it pins it. Who allows code for one command means
         the commit that is cached.
         """
+        pins = [
+            model.revision
+            for model in self._config.models.values()
+            if model.repo.casefold() == need.id.casefold() and self._allows(model)
+        ]
         repo = others(need.id)
-        for model in self._config.models.values():
-            if model.repo.casefold() == need.id.casefold() and self._allows(model):
-                return resolve(repo, model.revision) if repo is not None else None
-        return (
-            resolve(repo, need.revision) if repo is not None and self._trust_remote_code else None
-        )
+        if repo is None or not (pins or self._trust_remote_code):
+            return None
+        named = [*pins, need.revision][0]
+        commit = resolve(repo, named)
+        if pins and (commit is None or repo.revision(commit) is None):
+            raise NotDownloadedError(
+                f"commit {named} of {need.id}, whose code is to run, is not in the cache",
+                units.command("pull", f"{need.id}@{named}"),
+            )
+        return commit
 
 
 def _base_of(need: OtherRepo, others: Others) -> Judgement:
