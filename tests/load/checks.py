@@ -132,6 +132,10 @@ def a_processor_needs_no_torchvision_for_images_and_text() -> None:
     assert len(made["pixel_values"]) == 16
     assert made["input_ids"][0].count(5) == 4
     assert processor(text=["a b"])["input_ids"] == [[3, 4]]
+    # Nothing of transformers stays as it was for the making.
+    videos = transformers.models.auto.video_processing_auto.AutoVideoProcessor.from_pretrained
+    for held in (transformers.ProcessorMixin.check_argument_for_proper_class, videos):
+        assert held.__module__.startswith("transformers.")
 
 
 def a_tokenizer_is_returned() -> None:

@@ -140,11 +140,11 @@ def raises(kind: type[vlmcache.VlmcacheError], *words: str) -> Iterator[list[Any
         assert word in caught[0].message, caught[0].message
 
 
-def load(name: str, *arguments: Any, **named: Any) -> tuple[Any, Any, list[str]]:
+def load(name: str, precision: str | None = None, **named: Any) -> tuple[Any, Any, list[str]]:
     """Load a model on the CPU; return it, its processor and the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model, processor = vlmcache.load_model(name, *arguments, device="cpu", **named)
+        model, processor = vlmcache.load_model(name, precision, "cpu", **named)
     return model, processor, [str(one.message) for one in caught if one.category is UserWarning]
 
 

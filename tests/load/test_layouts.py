@@ -17,7 +17,7 @@ from vlmcache.load.source import ModelFinder
 CONFIG = b'{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}'
 OF_TRANSFORMERS = "an architecture of transformers"
 NEITHER = "which vlmcache neither loads nor measures"
-ADAPTER = {
+ADAPTER: dict[str, Content] = {
     "adapter_config.json": b'{"base_model_name_or_path": "org/base", "peft_type": "LORA"}',
     "adapter_model.safetensors": b"x",
 }

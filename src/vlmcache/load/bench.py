@@ -333,7 +333,7 @@ class _Bench:
             no_token=answer.get("no_token"),
             processor=answer.get("processor"),
             no_processor=answer.get("no_processor"),
-            notes=tuple(answer["notes"]),
+            notes=tuple(answer.get("notes", ())),
         )
         return trial, answer
 

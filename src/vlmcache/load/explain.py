@@ -18,21 +18,23 @@ from vlmcache.errors import (
 )
 from vlmcache.load.own_code import refusal
 from vlmcache.load.source import ModelFiles
+from vlmcache.load.worker import smaller
 
 INSTALL_LOAD = "pip install 'vlmcache[load]'"
 INSTALL_VISION = "pip install 'vlmcache[vision]'"
 INSTALL_ADAPTERS = "pip install 'vlmcache[adapters]'"
 _DISTRIBUTIONS = {
-    "PIL": "pillow",
+    "pil": "pillow",
+    "pytorch": "torch",
     "cv2": "opencv-python-headless",
     "flash_attn": "flash-attn",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-"""Module -> what it is called on PyPI, where that is something else."""
+"""Module, in lower case -> what it is called on PyPI, where that is something else."""
 _NOT_FOUND = re.compile(
-    r"packages that were not found in your environment: (?P<many>[\w.-]+(?:, [\w.-]+)*)"
-    r"|requires the (?P<one>[\w.-]+) library but it was not found"
+    r"packages that were not found in your environment: (?P<many>[\w-]+(?:, [\w-]+)*)"
+    r"|requires the (?P<one>[\w-]+) library but it was not found"
 )
 """How transformers says what is missing."""
 _NO_MEMORY = (
@@ -100,7 +102,7 @@ def package_error(source: ModelFiles, error: BaseException) -> MissingPackageErr
         found = _NOT_FOUND.search(" ".join(str(cause).split()))
         if found is not None:
             names = re.split(", ", found["many"] or found["one"].lower())
-            packages = [_DISTRIBUTIONS.get(name, name) for name in names]
+            packages = [_DISTRIBUTIONS.get(name.lower(), name) for name in names]
             commands = dict.fromkeys(map(install, packages))
             return MissingPackageError(
                 f"{source.model}: packages are missing: {', '.join(packages)}"
@@ -111,13 +113,17 @@ def package_error(source: ModelFiles, error: BaseException) -> MissingPackageErr
     if not any(isinstance(cause, ImportError) for cause in chain):
         return None
     cause = chain[-1]
-    name = _package_of(cause)
-    package = _DISTRIBUTIONS.get(name, name)
-    if isinstance(cause, ModuleNotFoundError) and cause.name and "." not in cause.name:
+    words = " ".join(str(cause).split()) or type(cause).__name__
+    package = _package_of(cause)
+    if package is None:
+        return MissingPackageError(
+            f"{source.model}: a package is broken: {type(cause).__name__}: {words[:200]}",
+            "install again what that names",
+        )
+    if isinstance(cause, ModuleNotFoundError):
         return MissingPackageError(
             f"{source.model}: a package is missing: {package}", install(package)
         )
-    words = " ".join(str(cause).split()) or type(cause).__name__
     again = f"pip install --force-reinstall {package}"
     return MissingPackageError(
         f"{source.model}: the package {package} is broken: {type(cause).__name__}: {words[:200]}",
@@ -140,25 +146,23 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         cause = following
 
 
-def _package_of(error: BaseException) -> str:
+def _package_of(error: BaseException) -> str | None:
     """Return the package that is missing, or in whose files an error was raised."""
-    name = getattr(error, "name", None)
-    if isinstance(error, ImportError) and isinstance(name, str) and name:
-        return name.partition(".")[0]
+    name = getattr(error, "name", None) if isinstance(error, ImportError) else None
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         _, found, below = frame.filename.replace("\\", "/").rpartition("-packages/")
-        if found:
-            return below.partition("/")[0].removesuffix(".py")
-    return "that it needs"
+        if found and not name:
+            name = below.partition("/")[0].removesuffix(".py")
+    package = name.partition(".")[0] if isinstance(name, str) else None
+    return _DISTRIBUTIONS.get(package.lower(), package) if package else None
 
 
 def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
     words = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MemoryError) or any(sign in words.lower() for sign in _NO_MEMORY):
-        smaller = {"int8": "int4", "int4": None}.get(source.precision, "int8 or int4")
         return NotEnoughMemoryError(
             f"{source.model} at {source.precision} does not fit into memory: {words[:200]}",
-            f"--precision {smaller} takes less" if smaller else "use a machine with more memory",
+            smaller(source.precision),
         )
     package = package_error(source, error)
     if package is not None:

@@ -165,6 +165,8 @@ def quantize(
     assert source.repo is not None
     assert source.commit is not None
     refuse_to_quantize(source)
+    # What a copy is does not depend on what computes attention.
+    source = msgspec.structs.replace(source, attention=None)
     need = estimate_memory(source)
     free = shutil.disk_usage(nearest_folder(home)).free
     kept = find_copy(home, source.repo, source.commit, precision)

@@ -61,7 +61,8 @@ def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, An
             stderr.seek(0)
             lines = stderr.read().decode(errors="replace").strip().splitlines()
             last = lines[-_STDERR_LINES:] or ["it said nothing"]
-            raise crash(model, child.returncode, last) from None
+            precision = request["source"]["precision"] if "source" in request else None
+            raise crash(model, child.returncode, last, precision, request["task"]) from None
     if "error" in answer:
         error = answer["error"]
         if error["code"] == SpaceError.code:
@@ -70,13 +71,21 @@ def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, An
     return answer
 
 
-def crash(model: str | None, code: int, last_lines: Sequence[str]) -> CrashedError:
+def crash(
+    model: str | None,
+    code: int,
+    last_lines: Sequence[str],
+    precision: str | None = None,
+    task: str = "trial",
+) -> CrashedError:
     """Return the error of a child that ended without an answer.
 
     Args:
         model: what it was to load; `None` where it only looked at the devices.
         code: its exit code, negative for a signal.
         last_lines: the last lines of its standard error.
+        precision: at which it was to load.
+        task: what it was to do; only a trial has a choice of loaders.
     """
     what = f"the process that loaded {model}" if model else "the process that imported torch"
     if code >= 0:
@@ -86,11 +95,17 @@ def crash(model: str | None, code: int, last_lines: Sequence[str]) -> CrashedErr
     if -code == getattr(signal, "SIGKILL", None):
         return CrashedError(
             f"{what} was killed ({name}), most likely by the kernel for want of memory",
-            "--precision int8 or int4 takes less; journalctl -k tells what the kernel did",
+            f"{smaller(precision)}; journalctl -k tells what the kernel did",
         )
-    return CrashedError(
-        f"{what} crashed ({name})", "try --loader plain, or another version of torch"
-    )
+    other = "--loader plain, or another version" if task == "trial" else "another version"
+    return CrashedError(f"{what} crashed ({name})", f"try {other} of torch")
+
+
+def smaller(precision: str | None) -> str:
+    """Return what to do where there is too little memory for a precision."""
+    if precision == "int4":
+        return "use a machine with more memory"
+    return f"--precision {'int4' if precision == 'int8' else 'int8 or int4'} takes less"
 
 
 def main() -> None:
