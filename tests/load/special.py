@@ -303,7 +303,7 @@ def code_that_needs_what_is_not_installed_names_it() -> None:
                 "import surely_absent, absent_too",
                 "packages are missing: absent_too, surely_absent",
             ),
-            ("import sys.absent", "absent"),
+            ("import torch.absent", "the package torch is broken: ModuleNotFoundError: No module"),
         )
     ):
         module = f"needing{number}"

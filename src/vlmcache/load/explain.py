@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import re
+import sys
 import traceback
 from collections.abc import Iterator
 
@@ -120,7 +121,7 @@ def package_error(source: ModelFiles, error: BaseException) -> MissingPackageErr
             f"{source.model}: a package is broken: {type(cause).__name__}: {words[:200]}",
             "install again what that names",
         )
-    if isinstance(cause, ModuleNotFoundError):
+    if isinstance(cause, ModuleNotFoundError) and not _has_other_parts(cause.name):
         return MissingPackageError(
             f"{source.model}: a package is missing: {package}", install(package)
         )
@@ -144,6 +145,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             is_cause = isinstance(context, ImportError) or not isinstance(cause, ImportError)
             following = context if is_cause else None
         cause = following
+
+
+def _has_other_parts(name: str | None) -> bool:
+    """Return whether a module that is missing is part of a package that is here."""
+    root, dot, _ = (name or "").partition(".")
+    return bool(dot) and root in sys.modules
 
 
 def _package_of(error: BaseException) -> str | None:
@@ -175,7 +182,9 @@ def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
             f"{source.model}: the weights cannot be read: {words[:200]}",
             units.command("verify", source.model, "--repair") if source.repo else None,
         )
-    if source.has_own_code and not source.trust_remote_code:
+    # transformers' own words, or a class of its own that its files were not made for.
+    needs_code = "trust_remote_code" in words or bool(source.classes)
+    if needs_code and not source.trust_remote_code:
         return refusal(source)
     attention = "--attention eager" if source.attention and "attention" in words.lower() else None
     return UnloadableError(

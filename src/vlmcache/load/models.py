@@ -7,6 +7,7 @@ import gc
 import importlib
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -123,7 +124,7 @@ def _settings(source: ModelFiles) -> Any:
     except TypeError:
         # An `auto_map` that is null, or names null, is none.
         settings = CONFIG_MAPPING[source.model_type].from_pretrained(source.folder)
-    settings.auto_map = {}
+    vars(settings).pop("auto_map", None)
     return settings
 
 
@@ -239,12 +240,13 @@ def build_model(
             # transformers takes weights from a folder or from hand, never from both; its auto
             # classes need a folder.
             (known,) = _named_classes(settings) or (None,)
-            if known is None or settings.auto_map:
+            if known is None or getattr(settings, "auto_map", None):
                 raise UnloadableError(
                     f"--loader {loader} cannot load {source.model}, whose class is its own",
                     "--loader readahead",
                 )
-            arguments["state_dict"] = streams.read(loader, source.weights, where)
+            own = [path for path in source.weights if os.path.dirname(path) != source.adapter]
+            arguments["state_dict"] = streams.read(loader, own, where)
             model, loading = known.from_pretrained(None, **arguments)
         else:
             if chosen_class.__name__.startswith("Auto"):
@@ -312,7 +314,7 @@ def _check_loading(source: ModelFiles, model: Any, loading: Any, notes: list[str
     missing = sorted(loading["missing_keys"])
     lost = [name for name in missing if not _is_made_anew(model, name)]
     shapes = sorted(loading["mismatched_keys"])
-    if (lost or shapes) and source.has_own_code and not source.trust_remote_code:
+    if (lost or shapes) and source.classes and not source.trust_remote_code:
         raise refusal(source)
     for name, stored, expected in shapes:
         raise UnloadableError(

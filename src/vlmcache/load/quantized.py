@@ -161,12 +161,12 @@ def quantize(
         raise UsageError(f"{precision} is not quantized", "--precision int8 or int4")
     home, _ = own_home(session.environment)
     finder = ModelFinder(session, [name], trust_remote_code=trust_remote_code)
-    _, source = finder.find(name, precision)
+    _, found = finder.find(name, precision)
+    # What a copy is does not depend on what computes attention.
+    source = msgspec.structs.replace(found, attention=None)
     assert source.repo is not None
     assert source.commit is not None
     refuse_to_quantize(source)
-    # What a copy is does not depend on what computes attention.
-    source = msgspec.structs.replace(source, attention=None)
     need = estimate_memory(source)
     free = shutil.disk_usage(nearest_folder(home)).free
     kept = find_copy(home, source.repo, source.commit, precision)

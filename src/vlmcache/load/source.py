@@ -5,21 +5,18 @@ Nothing of torch or transformers is needed to tell; a child process is handed th
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from vlmcache import units
 from vlmcache.cache import formats, gguf, layout, pickles
-from vlmcache.cache.code_files import auto_classes, own_classes
+from vlmcache.cache.code_files import auto_classes
 from vlmcache.cache.completeness import Judgement, Others, judge, read_shards, resolve
 from vlmcache.cache.model_configs import (
-    CODE_CONFIGS,
     OtherRepo,
-    decoded,
     stored_precision,
 )
 from vlmcache.cache.moved import away_error
@@ -75,10 +72,8 @@ class ModelFiles(msgspec.Struct, frozen=True):
     """The type that the weights are stored in, as far as it is known."""
     classes: dict[str, str] = msgspec.field(default_factory=dict)
     """Classes of code that config.json names, by transformers' auto class for each."""
-    has_own_code: bool = False
-    """Whether a configuration names Python code of the repo or of another one for its classes."""
     code_repos: dict[str, str | None] = msgspec.field(default_factory=dict)
-    """Other repos whose code it names -> the commit of it that may run, if one may."""
+    """Other repos whose code its configurations name -> the commit that may run, if one may."""
     cache_dir: str | None = None
     """The cache that these are in."""
     trust_remote_code: bool = False
@@ -311,7 +306,6 @@ def read_source(
         as_stored=precision is None,
         stored=stored,
         classes=auto_classes(config),
-        has_own_code=any(any(own_classes(one)) for one in _code_configs(folder, names)),
         trust_remote_code=trust_remote_code,
         attention=attention,
         processor=folder,
@@ -358,14 +352,6 @@ def _names_in(folder: str) -> set[str]:
         for above, _, names in os.walk(folder)
         for name in names
     }
-
-
-def _code_configs(folder: str, names: set[str]) -> Iterator[Any]:
-    """Yield what the configurations say that can name classes of code."""
-    for name in CODE_CONFIGS:
-        if name in names:
-            with contextlib.suppress(OSError):
-                yield decoded(read_bytes(os.path.join(folder, name), _CONFIG_LIMIT))
 
 
 def _dtypes(path: str) -> list[str]:

@@ -190,12 +190,13 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
             "weights_memory": models.weights_memory(model),
         }
         models.refuse_non_finite(source, model)
-        answer |= _processor(source) | {"notes": notes}
+        answer["notes"] = notes
         if ahead is not None:
             answer["read_ahead"] = ahead.seconds
         answer |= _tokens(model, request["tokens"])
         answer["peak_memory"] = conditions.peak_memory()
         answer["peak_device_memory"] = device.peak_memory(answer["devices"])
+        answer |= _processor(source)
         if request["again"]:
             del model
             again = _Clock(time.monotonic())
