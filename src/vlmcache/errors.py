@@ -265,6 +265,13 @@ class CrashedError(UnloadableError):
     code = "crashed"
 
 
+def less_memory(precision: str | None) -> str:
+    """Return what to do about a model that does not fit into memory at a precision."""
+    if precision == "int4":
+        return "use a machine with more memory"
+    return f"--precision {'int4' if precision == 'int8' else 'int8 or int4'} takes less"
+
+
 def unloadable(code: str, message: str, hint: str | None) -> UnloadableError:
     """Return the error that a child process reported, rebuilt from its parts."""
     kinds = {kind.code: kind for kind in UnloadableError.__subclasses__()}

@@ -16,10 +16,10 @@ from vlmcache.errors import (
     MissingPackageError,
     NotEnoughMemoryError,
     UnloadableError,
+    less_memory,
 )
 from vlmcache.load.own_code import refusal
 from vlmcache.load.source import ModelFiles
-from vlmcache.load.worker import smaller
 
 INSTALL_LOAD = "pip install 'vlmcache[load]'"
 INSTALL_VISION = "pip install 'vlmcache[vision]'"
@@ -169,7 +169,7 @@ def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
     if isinstance(error, MemoryError) or any(sign in words.lower() for sign in _NO_MEMORY):
         return NotEnoughMemoryError(
             f"{source.model} at {source.precision} does not fit into memory: {words[:200]}",
-            smaller(source.precision),
+            less_memory(source.precision),
         )
     package = package_error(source, error)
     if package is not None:

@@ -277,7 +277,7 @@ def _precision_arguments(
 
 
 def _attention(source: ModelFiles, settings: Any, notes: list[str]) -> str | None:
-    """Return what transformers is told to compute attention with; `None` is its own choice.
+    """Return what transformers is to compute attention with; `None` is its own choice.
 
     Raises:
         MissingPackageError: it was asked for, and its package is not installed.

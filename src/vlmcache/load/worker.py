@@ -17,7 +17,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from vlmcache.errors import CrashedError, SpaceError, UnloadableError, VlmcacheError, unloadable
+from vlmcache.errors import (
+    CrashedError,
+    SpaceError,
+    UnloadableError,
+    VlmcacheError,
+    less_memory,
+    unloadable,
+)
 from vlmcache.load import reader
 
 _STDERR_LINES = 3
@@ -95,17 +102,10 @@ def crash(
     if -code == getattr(signal, "SIGKILL", None):
         return CrashedError(
             f"{what} was killed ({name}), most likely by the kernel for want of memory",
-            f"{smaller(precision)}; journalctl -k tells what the kernel did",
+            f"{less_memory(precision)}; journalctl -k tells what the kernel did",
         )
     other = "--loader plain, or another version" if task == "trial" else "another version"
     return CrashedError(f"{what} crashed ({name})", f"try {other} of torch")
-
-
-def smaller(precision: str | None) -> str:
-    """Return what to do where there is too little memory for a precision."""
-    if precision == "int4":
-        return "use a machine with more memory"
-    return f"--precision {'int4' if precision == 'int8' else 'int8 or int4'} takes less"
 
 
 def main() -> None:
