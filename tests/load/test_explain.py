@@ -94,7 +94,7 @@ CASES: tuple[tuple[Callable[[], None], str, str], ...] = (
     (
         in_a_circle,
         "org/model: the package absent is broken: ImportError: first",
-        "pip install --force-reinstall absent",
+        "pip uninstall absent, then pip install absent",
     ),
 )
 

@@ -125,7 +125,7 @@ def package_error(source: ModelFiles, error: BaseException) -> MissingPackageErr
         return MissingPackageError(
             f"{source.model}: a package is missing: {package}", install(package)
         )
-    again = f"pip install --force-reinstall {package}"
+    again = f"pip uninstall {package}, then {install(package)}"
     return MissingPackageError(
         f"{source.model}: the package {package} is broken: {type(cause).__name__}: {words[:200]}",
         install(package) if package == "torchvision" else again,
