@@ -480,6 +480,7 @@ class Cache:
         synthetic: Names = (),
         tokens: int = 1,
         loader: Names = (),
+        attention: str | None = None,
         save: Path | None = None,
         compare: Path | None = None,
         history: bool = False,
@@ -490,13 +491,16 @@ class Cache:
 
         Args:
             models: keys or repo ids; the configured models that are cached if not given.
-            precision: fp32, fp16, bf16, int8 or int4; each model's configured one if not given.
+            precision: fp32, fp16, bf16, int8 or int4; each model's configured one if not given,
+                else the type in which it is stored.
             device: `auto`, `cpu`, `cuda:0`, `xpu`, `mps`.
             trials: loads of each kind.
             cold: measure only cold loads, or with False only warm ones.
             synthetic: models with random weights to make, measure and remove, such as `tiny`.
             tokens: how many to generate after a load.
             loader: plain, readahead, fastsafetensors or runai; the fastest known if not given.
+            attention: sdpa, eager or flash_attention_2; the configured one if not given, else the
+                model's own choice.
             save: a file to write the report to, as JSON.
             compare: a file that `save` wrote, to compare the report with.
             history: measure nothing and return the results of earlier runs.
@@ -509,7 +513,12 @@ class Cache:
             NoDeviceError: there is no such device.
         """
         from vlmcache.load import bench, saved
-        from vlmcache.load.options import LoadTestOptions, parse_loaders, parse_precisions
+        from vlmcache.load.options import (
+            LoadTestOptions,
+            parse_loaders,
+            parse_one_attention,
+            parse_precisions,
+        )
 
         if history:
             return saved.history(self.session, _names(models))
@@ -521,6 +530,7 @@ class Cache:
             _count(self.named("tokens"), tokens),
             parse_loaders(_list(loader)),
             trust_remote_code,
+            parse_one_attention(attention),
             _list(synthetic),
             _count(self.named("context"), context) if context is not None else 0,
         )

@@ -351,6 +351,10 @@ CODES: dict[str, tuple[str, str]] = {
         "No repo links to this blob of the shared store.",
         "'vlmcache clean' removes it under the store's own lock.",
     ),
+    "other-format": (
+        "The files are for another program or library than transformers.",
+        "Load them with the program that the hint names, or 'vlmcache pull' another repo.",
+    ),
     "other-owner": (
         "The cache belongs to another user.",
         "If you share it, 'vlmcache doctor --shared GROUP' checks its permissions.",

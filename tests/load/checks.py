@@ -123,10 +123,19 @@ def missing_weights_are_told() -> None:
         vlmcache.load_model("tiny/lacking", "fp32", "cpu")
 
 
-def a_processor_without_torchvision_is_told() -> None:
-    with raises(MissingPackageError, "needs torchvision") as error:
-        vlmcache.load_model("tiny/with-processor", "fp32", "cpu")
-    assert error[0].hint == "pip install 'vlmcache[vision]'"
+def a_processor_needs_no_torchvision_for_images_and_text() -> None:
+    from PIL import Image
+
+    _, processor = vlmcache.load_model("tiny/with-processor", "fp32", "cpu")
+    assert type(processor).__name__ == "Qwen2VLProcessor"
+    made = processor(text=["a <|image_pad|> b"], images=[Image.new("RGB", (56, 56))])
+    assert len(made["pixel_values"]) == 16
+    assert made["input_ids"][0].count(5) == 4
+    assert processor(text=["a b"])["input_ids"] == [[3, 4]]
+    # Nothing of transformers stays as it was for the making.
+    videos = transformers.models.auto.video_processing_auto.AutoVideoProcessor.from_pretrained
+    for held in (transformers.ProcessorMixin.check_argument_for_proper_class, videos):
+        assert held.__module__.startswith("transformers.")
 
 
 def a_tokenizer_is_returned() -> None:
@@ -247,7 +256,7 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
         own_code_runs_only_when_allowed,
         sharded_weights_load,
         missing_weights_are_told,
-        a_processor_without_torchvision_is_told,
+        a_processor_needs_no_torchvision_for_images_and_text,
         a_tokenizer_is_returned,
         a_vision_model_with_but_a_tokenizer_has_that,
         the_class_that_the_configuration_names_is_loaded,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Collection
+from typing import Any
 
 import msgspec
 
@@ -16,6 +18,22 @@ FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 """How a folder is opened: a pipe that has taken its place by now is refused, not waited for."""
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_ATIME = getattr(os, "O_NOATIME", 0)
+
+
+def parse_json(content: bytes) -> Any:
+    """Return what JSON says, of which `NaN` and `Infinity` are part as they are in Python's.
+
+    Raises:
+        MsgspecError: it is not JSON; one of JSON_ERRORS if it is not in other ways.
+    """
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        try:
+            return json.loads(content.decode())
+        except ValueError as error:
+            # The numbers of lines and columns are Python's; a string is not UTF-8 elsewhere.
+            raise msgspec.DecodeError(str(error)) from None
 
 
 def open_quietly(path: str, *, follow: bool = True, folder: int | None = None) -> int:

@@ -25,7 +25,7 @@ def load_test(
             "--precision",
             metavar="LIST",
             help="Precision to load at: fp32, fp16, bf16, int8 or int4; by default the "
-            "configured one. Repeat it or separate with commas.",
+            "configured one, else the stored type. Repeat it or separate with commas.",
         ),
     ] = None,
     device: Annotated[
@@ -64,6 +64,15 @@ def load_test(
             metavar="LIST",
             help="Loader to use: auto, plain, readahead, fastsafetensors or runai; by default the "
             "fastest known. Repeat it or separate with commas.",
+        ),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            "--attention",
+            metavar="NAME",
+            help="Compute attention with this: sdpa, eager or flash_attention_2; by default what "
+            "config.yaml or the model says.",
         ),
     ] = None,
     save: Annotated[
@@ -115,6 +124,7 @@ def load_test(
             synthetic=synthetic or (),
             tokens=tokens,
             loader=loader or (),
+            attention=attention,
             save=save,
             compare=compare,
             history=history,

@@ -38,7 +38,8 @@ from vlmcache.load.conditions import (
     set_temperature,
 )
 from vlmcache.load.device import CPU
-from vlmcache.load.models import remember_use, require_packages
+from vlmcache.load.explain import require_packages
+from vlmcache.load.models import remember_use
 from vlmcache.load.options import LoadTestOptions
 from vlmcache.load.report import (
     Accelerator,
@@ -156,7 +157,12 @@ class _Bench:
         names = tuple(dict.fromkeys(names))
         if not names:
             return
-        finder = ModelFinder(self.session, names, trust_remote_code=self.options.trust_remote_code)
+        finder = ModelFinder(
+            self.session,
+            names,
+            trust_remote_code=self.options.trust_remote_code,
+            attention=self.options.attention,
+        )
         for name in names:
             for precision in self.options.precisions or (None,):
                 try:
@@ -342,6 +348,9 @@ class _Bench:
             tokens_per_second=answer.get("tokens_per_second"),
             read_ahead=answer.get("read_ahead"),
             no_token=answer.get("no_token"),
+            processor=answer.get("processor"),
+            no_processor=answer.get("no_processor"),
+            notes=tuple(answer.get("notes", ())),
         )
         return trial, answer
 
@@ -369,9 +378,8 @@ def _expected(model: ModelConfig | None, source: ModelFiles) -> Expectation | No
     if model is None or (model.expected_memory is None and model.expected_size is None):
         return None
     halves = ("fp16", "bf16")
-    same = model.precision == source.precision or (
-        model.precision in halves and source.precision in halves
-    )
+    stated = model.precision or source.stored
+    same = stated == source.precision or (stated in halves and source.precision in halves)
     return Expectation(model.expected_memory if same else None, model.expected_size, "config.yaml")
 
 

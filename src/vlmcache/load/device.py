@@ -177,7 +177,7 @@ def check_precision(device: str, precision: Precision) -> None:
         supported = getattr(bitsandbytes, "supported_torch_devices", {"cuda", "xpu", CPU})
         if kind not in supported:
             raise UnsupportedPrecisionError(
-                f"bitsandbytes has no {precision} on {kind}", "--precision fp16"
+                f"bitsandbytes has no {precision} on {kind}", "--device cpu"
             )
         return
     try:

@@ -25,7 +25,6 @@ from vlmcache.cache.weights import Precision
 from vlmcache.config import Session, find_model, own_home
 from vlmcache.errors import (
     CrashedError,
-    DamagedWeightsError,
     MissingPackageError,
     NoDeviceError,
     NotEnoughMemoryError,
@@ -55,9 +54,9 @@ from vlmcache.load.report import QUANTIZED
 from vlmcache.load.source import (
     ModelFiles,
     ModelFinder,
+    as_copy,
     check_fits,
     estimate_memory,
-    read_source,
 )
 from vlmcache.report import Report
 from vlmcache.units import size_text
@@ -132,33 +131,18 @@ def _is_whole(folder: str, name: str, file: CopiedFile) -> bool:
 
 def preferred(home: str, source: ModelFiles) -> ModelFiles:
     """Return the kept copy of a source where there is one for its precision, else the source."""
-    if source.precision not in QUANTIZED or source.repo is None or source.commit is None:
+    known = source.repo is not None and source.commit is not None and source.adapter is None
+    if source.precision not in QUANTIZED or not known:
         return source
+    assert source.repo is not None
+    assert source.commit is not None
     kept = find_copy(home, source.repo, source.commit, source.precision)
     if kept is None:
         return source
     try:
-        return copy_source(kept.path, source)
-    except DamagedWeightsError:
+        return as_copy(source, kept.path)
+    except UnloadableError:
         return source
-
-
-def copy_source(folder: str, source: ModelFiles) -> ModelFiles:
-    """Return the files of a copy of a source.
-
-    Raises:
-        DamagedWeightsError: its config.json or its weights cannot be read.
-    """
-    return read_source(
-        folder,
-        model=source.model,
-        precision=source.precision,
-        repo=source.repo,
-        commit=source.commit,
-        kind="copy",
-        trust_remote_code=source.trust_remote_code,
-        device_map=source.device_map,
-    )
 
 
 _NOT_THE_COPYS = (
@@ -218,16 +202,19 @@ def quantize(
         OSError: the copy cannot be written.
     """
     from vlmcache.cache.free_memory import available_memory
-    from vlmcache.load.models import require_packages
+    from vlmcache.load.explain import require_packages
 
     begun = time.monotonic()
     if precision not in QUANTIZED:
         raise UsageError(f"{precision} is not quantized", "--precision int8 or int4")
     home, _ = own_home(session.environment)
     finder = ModelFinder(session, [name], trust_remote_code=trust_remote_code)
-    _, source = finder.find(name, precision)
+    _, found = finder.find(name, precision)
+    # What a copy is does not depend on what computes attention.
+    source = msgspec.structs.replace(found, attention=None)
     assert source.repo is not None
     assert source.commit is not None
+    refuse_to_quantize(source)
     need = estimate_memory(source)
     free = shutil.disk_usage(nearest_folder(home)).free
     kept = find_copy(home, source.repo, source.commit, precision)
@@ -243,11 +230,6 @@ def quantize(
         free=free,
         size=kept.size if kept is not None else None,
     )
-    if source.quantized_by is not None:
-        raise UnsupportedPrecisionError(
-            f"{source.model} is already quantized ({source.quantized_by})",
-            "it loads as it is, and needs no copy",
-        )
     if kept is not None or dry_run:
         return plan
     check_space(
@@ -280,7 +262,7 @@ def _make_and_compare(source: ModelFiles, making: str, logits: str, device: str)
     whole = {"source": msgspec.to_builtins(source), "folder": making}
     run_child(request | whole, source.model)
     try:
-        copy = copy_source(making, source)
+        copy = as_copy(source, making)
         compared = {"task": "compare", "source": msgspec.to_builtins(copy)}
         difference = run_child(request | compared, source.model)["difference"]
     except _NOT_THE_COPYS:
@@ -313,6 +295,20 @@ def fitting_hints(precision: Precision) -> Iterator[None]:
         smaller = isinstance(error, (CrashedError, NotEnoughMemoryError)) and precision == "int8"
         hint = "--precision int4 takes less" if smaller else "quantize on another machine or device"
         raise type(error)(error.message, hint) from None
+
+
+def refuse_to_quantize(source: ModelFiles) -> None:
+    """Make sure that a model is one of which there can be a quantized copy.
+
+    Raises:
+        UnloadableError: it is quantized already, or an adapter, which is saved without its base.
+    """
+    if source.quantized_by is not None:
+        raise UnsupportedPrecisionError(
+            f"{source.model} is already quantized ({source.quantized_by}), and loads as it is"
+        )
+    if source.adapter is not None:
+        raise UnloadableError(f"{source.model} is an adapter: only its base model can be quantized")
 
 
 def remove_quantized(

@@ -89,6 +89,12 @@ class Trial(msgspec.Struct, frozen=True):
     """Seconds that reading ahead took, in parallel with other phases."""
     no_token: str | None = None
     """Why there is no first token, or no more than that."""
+    processor: float | None = None
+    """Seconds that making the processor took after the load."""
+    no_processor: str | None = None
+    """Why it cannot be made."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of a model that loads nevertheless."""
 
 
 class Disk(msgspec.Struct, frozen=True):

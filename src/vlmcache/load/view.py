@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import sys
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ from vlmcache.load.report import (
     Result,
     Spread,
     Temperature,
+    Trial,
     median_phases,
 )
 from vlmcache.show.console import console, styled
@@ -181,16 +183,23 @@ def _print_result(out: Console, result: Result, *, verbose: bool) -> None:
     for reason, count in reasons.items():
         plural = "trial does" if count == 1 else "trials do"
         out.print(_indented(Text(f"{count} {plural} not count: {reason}", "yellow")))
-    for why in dict.fromkeys(trial.no_token for trial in result.trials if trial.no_token):
-        out.print(
-            _indented(Text(printable(f"no token, or no more of them: {why[:200]}"), "yellow"))
-        )
+    for remark in dict.fromkeys(remark for trial in result.trials for remark in _remarks(trial)):
+        out.print(_indented(Text(printable(remark), "yellow")))
     if verbose:
         _print_trials(out, result)
     if result.verdict:
         out.print(_indented(Text(result.verdict)))
     if result.advice:
         out.print(_indented(Text(printable(result.advice), "bold")))
+
+
+def _remarks(trial: Trial) -> Iterator[str]:
+    """Yield what is to be known of a model that was loaded."""
+    if trial.no_token:
+        yield f"no token, or no more of them: {trial.no_token[:200]}"
+    if trial.no_processor:
+        yield f"no processor: {trial.no_processor[:200]}"
+    yield from trial.notes
 
 
 def _indented(text: Text) -> Padding:
@@ -242,6 +251,9 @@ def _facts(result: Result) -> Iterator[str]:
         for trial in result.trials
         if trial.valid and trial.tokens_per_second
     ]
+    made = [trial.processor for trial in result.trials if trial.processor is not None]
+    if made:
+        yield f"processor: {_seconds(statistics.median(made))} more"
     if speeds:
         yield f"tokens: {max(speeds):.1f} a second"
 

@@ -17,7 +17,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from vlmcache.errors import CrashedError, SpaceError, UnloadableError, VlmcacheError, unloadable
+from vlmcache.errors import (
+    CrashedError,
+    SpaceError,
+    UnloadableError,
+    VlmcacheError,
+    less_memory,
+    unloadable,
+)
 from vlmcache.load import reader
 
 _STDERR_LINES = 3
@@ -61,7 +68,8 @@ def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, An
             stderr.seek(0)
             lines = stderr.read().decode(errors="replace").strip().splitlines()
             last = lines[-_STDERR_LINES:] or ["it said nothing"]
-            raise crash(model, child.returncode, last) from None
+            precision = request["source"]["precision"] if "source" in request else None
+            raise crash(model, child.returncode, last, precision, request["task"]) from None
     if "error" in answer:
         error = answer["error"]
         if error["code"] == SpaceError.code:
@@ -70,13 +78,21 @@ def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, An
     return answer
 
 
-def crash(model: str | None, code: int, last_lines: Sequence[str]) -> CrashedError:
+def crash(
+    model: str | None,
+    code: int,
+    last_lines: Sequence[str],
+    precision: str | None = None,
+    task: str = "trial",
+) -> CrashedError:
     """Return the error of a child that ended without an answer.
 
     Args:
         model: what it was to load; `None` where it only looked at the devices.
         code: its exit code, negative for a signal.
         last_lines: the last lines of its standard error.
+        precision: at which it was to load.
+        task: what it was to do; only a trial has a choice of loaders.
     """
     what = f"the process that loaded {model}" if model else "the process that imported torch"
     if code >= 0:
@@ -86,11 +102,10 @@ def crash(model: str | None, code: int, last_lines: Sequence[str]) -> CrashedErr
     if -code == getattr(signal, "SIGKILL", None):
         return CrashedError(
             f"{what} was killed ({name}), most likely by the kernel for want of memory",
-            "--precision int8 or int4 takes less; journalctl -k tells what the kernel did",
+            f"{less_memory(precision)}; journalctl -k tells what the kernel did",
         )
-    return CrashedError(
-        f"{what} crashed ({name})", "try --loader plain, or another version of torch"
-    )
+    other = "--loader plain, or another version" if task == "trial" else "another version"
+    return CrashedError(f"{what} crashed ({name})", f"try {other} of torch")
 
 
 def main() -> None:
@@ -157,13 +172,15 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
     import msgspec
 
     from vlmcache.load import conditions, device, models
+    from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
-    with models.explained(source), models.no_collection():
+    notes: list[str] = []
+    with explained(source), models.no_collection():
         models.import_for(source)
         clock.lap("import")
-        model = _load(source, request, clock, ahead)
+        model = _load(source, request, clock, ahead, notes)
         # What the kernel fetched from disks for this process so far: see proc_pid_io(5).
         read = conditions.line_of("/proc/self/io", "read_bytes:")
         answer: dict[str, Any] = {
@@ -173,15 +190,18 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
             "devices": models.model_devices(model),
             "weights_memory": models.weights_memory(model),
         }
+        models.refuse_non_finite(source, model)
+        answer["notes"] = notes
         if ahead is not None:
             answer["read_ahead"] = ahead.seconds
         answer |= _tokens(model, request["tokens"])
         answer["peak_memory"] = conditions.peak_memory()
         answer["peak_device_memory"] = device.peak_memory(answer["devices"])
+        answer |= _processor(source)
         if request["again"]:
             del model
             again = _Clock(time.monotonic())
-            model = _load(source, request, again, None)
+            model = _load(source, request, again, None, [])
             answer["again"] = {
                 "phases": again.phases,
                 "first_token": _tokens(model, 1).get("first_token"),
@@ -190,12 +210,16 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load(
-    source: Any, request: dict[str, Any], clock: _Clock, ahead: reader.ReadAhead | None
+    source: Any,
+    request: dict[str, Any],
+    clock: _Clock,
+    ahead: reader.ReadAhead | None,
+    notes: list[str],
 ) -> Any:
     from vlmcache.load import models
 
     with _timed_weights(clock):
-        model = models.build_model(source, request["device"], loader=request["loader"])
+        model = models.build_model(source, request["device"], loader=request["loader"], notes=notes)
     clock.lap("build")
     if ahead is not None:
         ahead.wait()
@@ -241,6 +265,20 @@ def _timed_weights(clock: _Clock) -> Iterator[None]:
         yield
     finally:
         setattr(PreTrainedModel, name, original)
+
+
+def _processor(source: Any) -> dict[str, Any]:
+    """Return how long making the processor took; one that cannot be made says why."""
+    from vlmcache.load.explain import explained
+    from vlmcache.load.processors import load_processor
+
+    try:
+        with explained(source):
+            begun = time.monotonic()
+            made = load_processor(source)
+            return {} if made is None else {"processor": time.monotonic() - begun}
+    except UnloadableError as error:
+        return {"no_processor": error.message}
 
 
 def _tokens(model: Any, count: int) -> dict[str, Any]:
@@ -295,10 +333,11 @@ def _quantize(request: dict[str, Any]) -> dict[str, Any]:
     import msgspec
 
     from vlmcache.load import models, outcome
+    from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
-    with models.explained(source):
+    with explained(source):
         model = models.build_model(source, request["device"])
         models.touch_all_weights(model)
         # Before it computes: some kernels rearrange the weights first.
@@ -320,10 +359,11 @@ def _compare(request: dict[str, Any]) -> dict[str, Any]:
     import msgspec
 
     from vlmcache.load import models, outcome
+    from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
-    with models.explained(source):
+    with explained(source):
         model = models.build_model(source, request["device"])
         models.touch_all_weights(model)
         return {"difference": outcome.difference(model, request["logits"])}

@@ -19,8 +19,10 @@ from vlmcache.cache.completeness import (
     judge_repo,
     judge_revision,
     read_content,
+    reader,
     remarks,
 )
+from vlmcache.cache.formats import CONFIG
 from vlmcache.cache.memory import (
     MemoryEstimate,
     estimate,
@@ -29,9 +31,11 @@ from vlmcache.cache.memory import (
     rescale,
     with_overhead,
 )
+from vlmcache.cache.model_configs import decoded, stored_precision
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, Repo, Revision, State
 from vlmcache.cache.usage import LastUse
+from vlmcache.cache.weights import Precision
 from vlmcache.change.names import names_in
 from vlmcache.change.removals import Key
 from vlmcache.commands.remove.facts import Known
@@ -160,7 +164,8 @@ def _model_status(
     if division is not None and any(not need.code for need in division.repos):
         content = None  # An adapter's own weights are the least of what is loaded.
     amounts = measure(state, repo, judgement, variant=model.variant, estimate=estimate_of(model))
-    memory, source = _memory(model, content, context)
+    precision = model.precision or _stored(revision, content)
+    memory, source = _memory(msgspec.structs.replace(model, precision=precision), content, context)
     return ModelStatus(
         key=model.key,
         repo=model.repo,
@@ -175,7 +180,7 @@ def _model_status(
         progress=amounts.progress,
         missing_files=judgement.missing,
         damaged_files=judgement.damaged,
-        precision=model.precision,
+        precision=precision,
         memory_estimate=memory.total if memory else None,
         memory_overhead=memory.overhead if memory else None,
         memory_source=source,
@@ -280,14 +285,22 @@ def _read(
     return None, msgspec.structs.replace(judgement, state="damaged", damaged=damaged)
 
 
+def _stored(revision: Revision | None, content: Content | None) -> Precision | None:
+    """Return the precision at which what is stored is loaded, if that is known."""
+    config = decoded(reader(revision)(CONFIG)) if revision is not None else None
+    tensors = content.tensors.values() if content is not None else ()
+    return stored_precision(config, (tensor.dtype for tensor in tensors))
+
+
 def _memory(
     model: ModelConfig, content: Content | None, context: int
 ) -> tuple[MemoryEstimate | None, MemorySource | None]:
+    precision = model.precision or "bf16"
     if content is not None and content.tensors:
         memory = estimate(
             content.tensors,
             content.config,
-            model.precision,
+            precision,
             accelerator=has_accelerator(),
             native=native_kernels(),
             context=context,
@@ -297,10 +310,10 @@ def _memory(
         overhead = with_overhead(0).overhead
         return MemoryEstimate(max(0, model.expected_memory - overhead), overhead), "config"
     if model.expected_size is not None:
-        return with_overhead(rescale(model.expected_size, "bf16", model.precision)), "config"
+        return with_overhead(rescale(model.expected_size, "bf16", precision)), "config"
     shipped = shipped_models().get(model.repo)
     if shipped is not None and shipped.expected_size is not None:
-        return with_overhead(rescale(shipped.expected_size, "bf16", model.precision)), "table"
+        return with_overhead(rescale(shipped.expected_size, "bf16", precision)), "table"
     return None, None
 
 

@@ -164,7 +164,8 @@ class ModelStatus(msgspec.Struct, frozen=True):
 
     size is the length of the files, size_on_disk what they and unfinished downloads of them occupy,
     expected_size the length of the complete download. memory_estimate is weights and overhead once
-    loaded at `precision`; memory_source says what it was estimated from.
+    loaded at `precision`: the configured one, else the stored type if that is known. memory_source
+    says what memory was estimated from.
     """
 
     key: str
@@ -178,7 +179,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     expected_size: int | None
     missing_files: tuple[str, ...]
     damaged_files: tuple[str, ...]
-    precision: Precision
+    precision: Precision | None
     memory_estimate: int | None
     memory_overhead: int | None
     memory_source: MemorySource | None

@@ -110,7 +110,7 @@ def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Ta
         if width >= _NARROW:
             cells += [
                 # Without an estimate, nothing is known that is loaded at a precision.
-                model.precision if model.memory_estimate is not None else NOTHING,
+                (model.precision if model.memory_estimate is not None else None) or NOTHING,
                 _amount(model.memory_estimate),
                 ago(model.last_used, now),
             ]
