@@ -481,6 +481,7 @@ class Cache:
         compare: Path | None = None,
         history: bool = False,
         trust_remote_code: bool = False,
+        cold_libraries: bool = False,
     ) -> LoadReport:
         """Measure how fast models load, each load in a fresh process.
 
@@ -492,11 +493,13 @@ class Cache:
             cold: measure only cold loads, or with False only warm ones.
             synthetic: models with random weights to make, measure and remove, such as `tiny`.
             tokens: how many to generate after a load.
-            loader: plain, readahead, fastsafetensors or runai; the fastest known if not given.
+            loader: plain, readahead, pinned, fastsafetensors or runai; the fastest known if not
+                given.
             save: a file to write the report to, as JSON.
             compare: a file that `save` wrote, to compare the report with.
             history: measure nothing and return the results of earlier runs.
             trust_remote_code: let Python code of the repo run.
+            cold_libraries: before a cold load, let torch and transformers leave memory too.
 
         Raises:
             UnknownModelError: a name is neither a key nor a repo id.
@@ -517,6 +520,7 @@ class Cache:
             parse_loaders(_list(loader)),
             trust_remote_code,
             _list(synthetic),
+            cold_libraries,
         )
         earlier = saved.read_report(os.fspath(compare)) if compare is not None else None
         target = os.fspath(save) if save is not None else None

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlmcache.load.comparing import compare
+from vlmcache.load.judging import judge_phases, median_phases, spread, summarize
 from vlmcache.load.report import (
     Accelerator,
     Disk,
@@ -18,11 +20,6 @@ from vlmcache.load.report import (
     Spread,
     Temperature,
     Trial,
-    compare,
-    judge_phases,
-    median_phases,
-    spread,
-    summarize,
 )
 
 MACHINE = Machine(

@@ -206,10 +206,12 @@ def build_model(
     *,
     attention: str | None = None,
     loader: Loader = "plain",
+    checked: bool = False,
 ) -> Any:
     """Return the model built from a source on a device, in evaluation mode.
 
     On the CPU its weights may still be mapped files that nothing has read: see `touch_all_weights`.
+    `checked` says that the device is known to work at the precision: nothing is tried on it.
 
     Raises:
         UnloadableError: it cannot be; errors of the libraries are left to `explained`.
@@ -217,7 +219,8 @@ def build_model(
     where = devices.placement(device, source.device_map)
     chosen = devices.resolve_device(device)
     silence_bitsandbytes()
-    devices.check_precision(chosen, source.precision)
+    if not checked:
+        devices.check_precision(chosen, source.precision)
     if where == {"": chosen}:
         free, _ = devices.memory(chosen)
         need = msgspec.structs.replace(estimate_memory(source), overhead=0)
@@ -245,7 +248,7 @@ def build_model(
         arguments["dtype"] = devices.dtype_of(source.precision)
         if where != {"": devices.CPU}:
             arguments["device_map"] = where
-    if loader in ("fastsafetensors", "runai"):
+    if loader in ("pinned", "fastsafetensors", "runai"):
         from vlmcache.load import streams
 
         # transformers takes weights from a folder or from hand, never from both; its auto classes
@@ -258,7 +261,8 @@ def build_model(
             )
         del arguments["trust_remote_code"]
         arguments["state_dict"] = streams.read(loader, source.weights, where)
-        model, loading = known.from_pretrained(None, **arguments)
+        with streams.nothing_reserved():
+            model, loading = known.from_pretrained(None, **arguments)
     else:
         if not chosen_class.__name__.startswith("Auto"):
             del arguments["trust_remote_code"]
@@ -291,7 +295,7 @@ def _tensors(model: Any) -> Iterator[Any]:
     yield from model.buffers()
 
 
-def touch_all_weights(model: Any) -> None:
+def touch_all_weights(model: Any, threads: int = READERS) -> None:
     """Return when every weight is resident on its device.
 
     On the CPU each page is touched once; on an accelerator the device is waited for.
@@ -313,7 +317,7 @@ def touch_all_weights(model: Any) -> None:
         content = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         content[::PAGE].sum().item()
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         list(pool.map(touch, resident.values()))
     devices.synchronize(model_devices(model))
 

@@ -39,6 +39,8 @@ class LoadTestOptions(msgspec.Struct, frozen=True):
     """Whether Python code of a repo may run."""
     synthetic: tuple[str, ...] = ()
     """Names of `synthetic.CONFIGS` to make, measure and remove."""
+    cold_libraries: bool = False
+    """Whether the libraries' files leave memory too before a cold load."""
 
     def __post_init__(self) -> None:
         if self.trials < 1 or self.tokens < 1:

@@ -202,6 +202,10 @@ class ReadAhead:
             self._readers = Readers(paths)
             self._readers.start()
 
+    def is_done(self) -> bool:
+        """Return whether everything was read."""
+        return self._process is not None and self._process.poll() is not None
+
     def wait(self) -> None:
         """Return when everything was read."""
         if self._process is not None:
