@@ -241,7 +241,7 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
             yield f"{name} {precision}", lambda n=name, p=precision: same_logits(n, p)  # type: ignore[misc]
     for precision in ("int8", "int4"):
         yield f"copy {precision}", lambda p=precision: copy_has_the_logits_of_quantizing(p)  # type: ignore[misc]
-    for loader in ("fastsafetensors", "runai"):
+    for loader in ("pinned", "fastsafetensors", "runai"):
         yield f"loader {loader}", lambda name=loader: loaders_give_the_same_logits(name)  # type: ignore[misc]
     for check in (
         own_code_runs_only_when_allowed,

@@ -123,19 +123,23 @@ def test_a_synthetic_model_is_measured_and_leaves_nothing_behind(tiny_world: Wor
     )
     assert code == 0
     (result,) = document["results"]
-    assert [trial["temperature"] for trial in result["trials"]] == ["cold", "warm", "hot"]
-    cold, warm, hot = result["trials"]
+    # On a busy machine a trial is repeated.
+    assert {trial["temperature"] for trial in result["trials"]} == {"cold", "warm", "hot"}
+    assert len(result["trials"]) <= 6
+    cold, warm, hot = result["trials"][:3]
     assert result["bytes"] > 20_000_000
     for trial in (cold, warm):
         assert sum(trial["phases"].values()) == pytest.approx(trial["seconds"])
         assert set(trial["phases"]) == {"start", "import", "build", "read"}
         assert trial["peak_memory"] > result["bytes"]
         assert trial["first_token"] > 0
+        assert trial["disturbed"] or trial["valid"]
+    assert cold["cold_parts"] == ["weights"]
     assert warm["resident_before"] == 1.0
     assert hot["seconds"] < warm["seconds"]
-    if cold["valid"]:
-        assert cold["resident_before"] <= 0.01
-        assert cold["bytes_read"] >= result["bytes"] * 0.9
+    assert cold["resident_before"] <= 0.01
+    assert cold["bytes_read"] >= result["bytes"] * 0.9
+    if result["cold"]:
         assert result["disk_limit_seconds"] > 0
         assert 0 < result["efficiency"] < 1.5
     assert list((tiny_world.root / "own" / "synthetic").iterdir()) == []
@@ -273,6 +277,7 @@ def test_a_kept_copy_is_measured_beside_quantizing_at_load(tiny_world: World) ->
     )
     assert code == 0
     copy, at_load = document["results"]
+    assert copy["loader"] == at_load["loader"]
     assert (copy["source"], at_load["source"]) == ("copy", "at-load")
     assert copy["bytes"] < at_load["bytes"]
     assert "quantise" not in copy["trials"][0]["phases"]

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from vlmcache.cache.hashing import cores
 from vlmcache.cache.state import Finding
 from vlmcache.cache.weights import Precision
 from vlmcache.config import (
@@ -32,21 +31,17 @@ from vlmcache.errors import (
     unloadable,
 )
 from vlmcache.home.journal import Journal
-from vlmcache.load import disturbance, quantized, streams, synthetic
+from vlmcache.load import quantized, streams, synthetic
 from vlmcache.load.conditions import (
     available_memory,
-    counts_reads,
     describe_machine,
-    library_files,
     measure_disk,
-    set_temperature,
 )
-from vlmcache.load.judging import copy_speed_of, mark_slow, short_of, summarize
+from vlmcache.load.judging import copy_speed_of, short_of, summarize
 from vlmcache.load.models import remember_use, require_packages
 from vlmcache.load.options import LoadTestOptions
 from vlmcache.load.report import (
     Accelerator,
-    DevicePeak,
     Disk,
     Expectation,
     Loader,
@@ -56,7 +51,6 @@ from vlmcache.load.report import (
     Remembered,
     Result,
     Temperature,
-    Trial,
 )
 from vlmcache.load.saved import best_loader
 from vlmcache.load.source import (
@@ -66,11 +60,9 @@ from vlmcache.load.source import (
     estimate_memory,
     read_source,
 )
+from vlmcache.load.trials import Run, hot_trial
 from vlmcache.load.worker import run_child
 from vlmcache.units import size_text
-
-_READ_AT_LEAST = 0.5
-"""Part of the weight files that a cold trial must have fetched from the disk itself."""
 
 _SAME_SIZE = 0.02
 """Part by which weights may differ from their files in size and still be as they are stored."""
@@ -148,21 +140,6 @@ def _findings(machine: Machine | None) -> tuple[Finding, ...]:
     )
 
 
-class _Run:
-    """The trials of one source with one loader."""
-
-    def __init__(self, source: ModelFiles, loader: Loader) -> None:
-        self.source = source
-        self.loader = loader
-        self.trials: list[Trial] = []
-        self.weights_memory = 0
-        self.broken = False
-
-    def marked(self) -> tuple[Trial, ...]:
-        """Return the trials, those marked that are far from the fastest."""
-        return mark_slow(self.trials)
-
-
 class _Bench:
     """One run: what was found, measured and failed so far."""
 
@@ -179,7 +156,6 @@ class _Bench:
         self.device_free: int | None = None
         self.refused: dict[str, dict[str, Any]] = {}
         self._disks: dict[tuple[str, ...], Disk | None] = {}
-        self._libraries: list[str] | None = None
 
     def fail(
         self,
@@ -287,8 +263,9 @@ class _Bench:
         self, model: ModelConfig | None, runs: Sequence[tuple[ModelFiles, Loader]]
     ) -> None:
         """Measure in turn, so that what else the machine does meets all of them alike."""
-        running = [_Run(source, loader) for source, loader in runs if self._fits(source, loader)]
-        disks = {run.source: self._disk(run.source) for run in running}
+        running = [Run(source, loader) for source, loader in runs if self._fits(source, loader)]
+        for run in running:
+            self._measure_disk(run.source)
         wanted = self.options.trials
         try:
             # Disturbed trials are repeated, as many times again at most.
@@ -301,7 +278,7 @@ class _Bench:
         finally:
             for run in running:
                 if run.trials:
-                    self._conclude(model, run, disks[run.source])
+                    self._conclude(model, run)
         if running:
             remember_use(self.home, self.session.cache, runs[0][0], "load-test")
 
@@ -334,7 +311,7 @@ class _Bench:
             return False
         return True
 
-    def _try(self, run: _Run, temperature: Temperature, number: int) -> None:
+    def _try(self, run: Run, temperature: Temperature, number: int) -> None:
         """Make one trial more, of which a failure ends that run's."""
         source = run.source
         again = "again, since others were disturbed" if number >= self.options.trials else ""
@@ -344,7 +321,7 @@ class _Bench:
         )
         hot = temperature == "warm" and (source.kind != "at-load" or number == 0)
         try:
-            trial, answer = self._trial(source, run.loader, temperature, again=hot)
+            trial, answer = run.make_trial(self.options, temperature, again=hot)
         except UnloadableError as error:
             # What was measured before counts, however the rest would end.
             self.fail(source.model, source.precision, error, run.loader)
@@ -353,9 +330,9 @@ class _Bench:
         run.trials.append(trial)
         run.weights_memory = answer["weights_memory"]
         if "again" in answer:
-            run.trials.append(_hot(trial, answer["again"]))
+            run.trials.append(hot_trial(trial, answer["again"]))
 
-    def _conclude(self, model: ModelConfig | None, run: _Run, disk: Disk | None) -> None:
+    def _conclude(self, model: ModelConfig | None, run: Run) -> None:
         """Work out what a run's trials say, keep it and remember it."""
         assert self.machine is not None
         source = run.source
@@ -380,7 +357,7 @@ class _Bench:
         speeds = {device.device: copy_speed_of(device) for device in self.machine.accelerators}
         result = summarize(
             bare,
-            disk,
+            self._disks.get(source.weights),
             speeds.get(self.device),
             run.weights_memory,
             wanted=self.options.trials,
@@ -391,116 +368,14 @@ class _Bench:
         with Journal(self.home) as memory:
             memory.record_load(msgspec.json.encode(remembered))
 
-    def _disk(self, source: ModelFiles) -> Disk | None:
+    def _measure_disk(self, source: ModelFiles) -> None:
         if source.weights not in self._disks:
             self.on_step(f"{source.model}: measuring its disk")
             self._disks[source.weights] = measure_disk(source.weights)
-        return self._disks[source.weights]
-
-    def _prepare(
-        self, source: ModelFiles, temperature: Temperature
-    ) -> tuple[float | None, str | None, tuple[str, ...]]:
-        """Bring the files to a temperature: the part in memory, what is wrong, what is cold."""
-        before, why_not = set_temperature(source.weights, temperature)
-        if temperature != "cold":
-            return before, why_not, ()
-        if not self.options.cold_libraries:
-            return before, why_not, ("weights",)
-        if self._libraries is None:
-            self._libraries = library_files()
-        _, libraries_why_not = set_temperature(self._libraries, "cold", "libraries")
-        return before, why_not or libraries_why_not, ("weights", "libraries")
-
-    def _trial(
-        self, source: ModelFiles, loader: Loader, temperature: Temperature, *, again: bool
-    ) -> tuple[Trial, dict[str, Any]]:
-        before, why_not, cold_parts = self._prepare(source, temperature)
-        counted = disturbance.read_counters()
-        answer = run_child(
-            {
-                "task": "trial",
-                "source": msgspec.to_builtins(source),
-                "device": self.options.device,
-                "loader": loader,
-                "temperature": temperature,
-                "tokens": self.options.tokens,
-                "again": again,
-            },
-            source.model,
-        )
-        found = _what_disturbed(counted, answer["counters"])
-        why_not = why_not or _why_not_read(source, loader, temperature, answer["bytes_read"])
-        disturbed = disturbance.why_disturbed(found, answer["seconds"])
-        peaks = msgspec.convert(answer["device_peaks"], tuple[DevicePeak, ...])
-        trial = Trial(
-            temperature=temperature,
-            phases=answer["phases"],
-            seconds=answer["seconds"],
-            bytes_read=answer["bytes_read"],
-            resident_before=before,
-            peak_memory=answer["peak_memory"],
-            peak_device_memory=sum(peak.allocated for peak in peaks) if peaks else None,
-            valid=why_not is None and disturbed is None,
-            why_not=why_not or disturbed,
-            first_token=answer.get("first_token"),
-            tokens_per_second=answer.get("tokens_per_second"),
-            read_ahead=answer.get("read_ahead"),
-            no_token=answer.get("no_token"),
-            disturbed=why_not is None and disturbed is not None,
-            waited=found.waited,
-            others=found.others,
-            cold_parts=cold_parts,
-            device_peaks=peaks,
-        )
-        return trial, answer
-
-
-def _what_disturbed(
-    before: disturbance.Counters, counted: dict[str, Any]
-) -> disturbance.Disturbance:
-    """Return what others did during a load, from what its process counted at its end."""
-    return disturbance.measure(
-        before,
-        msgspec.convert(counted["after"], disturbance.Counters),
-        seconds=counted["seconds"],
-        ours=counted["ours"],
-        cores=cores(),
-        quota=disturbance.has_quota(),
-    )
-
-
-def _why_not_read(
-    source: ModelFiles, loader: Loader, temperature: Temperature, read: int | None
-) -> str | None:
-    """Return what is wrong with what a trial read from the disk, as the kernel counts it."""
-    if read is None or not counts_reads(source.folder):
-        return None
-    amount = f"{size_text(read)} of {size_text(source.bytes)} came from the disk"
-    if temperature == "cold" and read < _READ_AT_LEAST * source.bytes:
-        return f"only {amount}: another process was reading the same files"
-    if temperature == "warm" and read > _READ_AT_LEAST * source.bytes:
-        return f"{amount}, though it is in memory: {loader} reads around it (direct I/O)"
-    return None
 
 
 def _now() -> datetime:
     return datetime.now(timezone.utc).replace(microsecond=0)
-
-
-def _hot(warm: Trial, again: dict[str, Any]) -> Trial:
-    return msgspec.structs.replace(
-        warm,
-        temperature="hot",
-        phases=again["phases"],
-        seconds=sum(again["phases"].values()),
-        bytes_read=None,
-        resident_before=None,
-        first_token=again["first_token"],
-        tokens_per_second=None,
-        read_ahead=None,
-        waited=None,
-        others=None,
-    )
 
 
 def _expected(model: ModelConfig | None, source: ModelFiles) -> Expectation | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -77,20 +78,21 @@ def set_temperature(
     return resident, None
 
 
-def library_files() -> list[str]:
+@functools.cache
+def library_files() -> tuple[str, ...]:
     """Return the files that importing torch and transformers may read: all that lie beside them."""
     folders = set()
     for name in ("torch", "transformers"):
         spec = importlib.util.find_spec(name)
         for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
             folders.add(os.path.dirname(os.path.realpath(folder)))
-    return [
+    return tuple(
         path
         for folder in sorted(folders)
         for parent, _, names in os.walk(folder)
         for path in (os.path.join(parent, name) for name in names)
         if os.path.isfile(path) and not os.path.islink(path)
-    ]
+    )
 
 
 def counts_reads(path: str) -> bool:
