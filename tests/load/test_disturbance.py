@@ -20,6 +20,7 @@ from vlmcache.load.judging import mark_slow, short_of, summarize
 from vlmcache.load.options import LoadTestOptions
 from vlmcache.load.report import LoadReport, Spread, Temperature, Trial
 from vlmcache.load.source import ModelFiles, estimate_memory, read_source
+from vlmcache.load.trials import Run
 
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
@@ -157,7 +158,7 @@ def test_only_what_was_disturbed_is_repeated() -> None:
     assert short_of([trial("cold")] * 3, "cold", 3) == 0
 
 
-class Scripted(bench.Run):
+class Scripted(Run):
     """A run whose trials are told beforehand."""
 
     def __init__(self, source: Any, loader: Any) -> None:
@@ -227,7 +228,7 @@ def test_a_kept_copy_and_its_original_take_turns(
     SCRIPT["plain"] = SCRIPT["readahead"] = []
     source = source_in(tmp_path / "model", kind="at-load", precision="int8")
     copy = source_in(tmp_path / "copy", kind="copy", precision="int8")
-    monkeypatch.setattr(bench.quantized, "preferred", lambda *_: copy)
+    monkeypatch.setattr("vlmcache.load.quantized.preferred", lambda *_: copy)
     measuring.options = LoadTestOptions(trials=2, cold=False, loaders=("plain", "readahead"))
     measuring.measure(None, source)
     assert ORDER == ["plain", "readahead", "plain"] * 2
