@@ -24,7 +24,7 @@ from tests.load.conftest import World
 from tests.load.test_report import report
 from vlmcache.errors import CrashedError, UnloadableError
 from vlmcache.home.journal import Journal
-from vlmcache.load import conditions, reader
+from vlmcache.load import conditions, reader, trials
 from vlmcache.load.report import Remembered
 from vlmcache.load.saved import best_loader
 from vlmcache.load.source import ModelFiles, check_fits, estimate_memory, read_source
@@ -392,6 +392,9 @@ def test_the_loader_is_the_one_that_was_faster_here_beyond_the_spread(world: Wor
     assert chosen() == "readahead"
     measured("readahead", 2.0, 2.1, 2.2)
     assert chosen() == "plain"
+    # A later run that was disturbed leaves what was measured before.
+    measured("plain", 9.0)
+    assert chosen() == "plain"
     measured("plain", 0.1, 0.1, 0.1, cpu="another")
     measured("plain", 5.0, 5.0, 5.0)
     assert chosen() == "readahead"
@@ -401,3 +404,26 @@ def read_source_of_nothing(folder: Path) -> ModelFiles:
     (folder / "config.json").write_text('{"model_type": "qwen2"}')
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return read_source(str(folder), model="m", precision="bf16")
+
+
+@linux_only
+def test_a_loader_that_reads_around_the_memory_has_no_warm_load(tmp_path: Path) -> None:
+    source = read_source_of_nothing(tmp_path)
+    if not conditions.counts_reads(source.folder):
+        pytest.skip("no block device below")
+    said = trials._why_not_read(source, "fastsafetensors", "warm", source.bytes)
+    assert "fastsafetensors reads around it (direct I/O)" in str(said)
+    assert trials._why_not_read(source, "fastsafetensors", "cold", source.bytes) is None
+    assert "another process was reading" in str(trials._why_not_read(source, "plain", "cold", 0))
+    assert trials._why_not_read(source, "plain", "warm", None) is None
+
+
+def test_the_libraries_files_are_those_beside_torch_and_transformers() -> None:
+    pytest.importorskip("torch", reason="needs torch: pip install 'vlmcache[load]'")
+    files = set(conditions.library_files())
+    import importlib.util
+
+    for name in ("torch", "transformers"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert str(spec.origin) in files
