@@ -61,7 +61,8 @@ def set_temperature(
         return resident, None
     if not reader.can_evict():
         return None, f"{sys.platform} has no way to evict files from memory"
-    reader.evict(paths)
+    # Libraries are many files, written long ago; should one not be, it is seen to stay.
+    reader.evict(paths, write=what == "weights")
     resident = reader.resident_fraction(paths)
     if resident is None:
         return (
