@@ -486,6 +486,7 @@ class Cache:
         history: bool = False,
         trust_remote_code: bool = False,
         context: int | None = None,
+        cold_libraries: bool = False,
     ) -> LoadReport:
         """Measure how fast models load, each load in a fresh process.
 
@@ -498,7 +499,8 @@ class Cache:
             cold: measure only cold loads, or with False only warm ones.
             synthetic: models with random weights to make, measure and remove, such as `tiny`.
             tokens: how many to generate after a load.
-            loader: plain, readahead, fastsafetensors or runai; the fastest known if not given.
+            loader: plain, readahead, pinned, fastsafetensors or runai; the fastest known if not
+                given.
             attention: sdpa, eager or flash_attention_2; the configured one if not given, else the
                 model's own choice.
             save: a file to write the report to, as JSON.
@@ -506,6 +508,7 @@ class Cache:
             history: measure nothing and return the results of earlier runs.
             trust_remote_code: let Python code of the repo run.
             context: tokens of a context whose key-value cache counts as memory.
+            cold_libraries: before a cold load, let torch and transformers leave memory too.
 
         Raises:
             UnknownModelError: a name is neither a key nor a repo id.
@@ -533,6 +536,7 @@ class Cache:
             parse_one_attention(attention),
             _list(synthetic),
             _count(self.named("context"), context) if context is not None else 0,
+            cold_libraries,
         )
         earlier = saved.read_report(os.fspath(compare)) if compare is not None else None
         target = os.fspath(save) if save is not None else None

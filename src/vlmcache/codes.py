@@ -248,6 +248,10 @@ CODES: dict[str, tuple[str, str]] = {
         ),
         "Mount it with 'relatime', or load models with 'vlmcache.load_model', which records uses.",
     ),
+    "no-bytecode": (
+        "The libraries' compiled bytecode is not kept, so each process compiles them at its start.",
+        "Unset PYTHONDONTWRITEBYTECODE, or run 'python -m compileall' once on their folder.",
+    ),
     "no-device": (
         "The requested device does not exist on this machine.",
         "Use '--device auto' or one that 'vlmcache doctor' lists.",

@@ -62,8 +62,8 @@ def load_test(
         typer.Option(
             "--loader",
             metavar="LIST",
-            help="Loader to use: auto, plain, readahead, fastsafetensors or runai; by default the "
-            "fastest known. Repeat it or separate with commas.",
+            help="Loader to use: auto, plain, readahead, pinned, fastsafetensors or runai; by "
+            "default the fastest known. Repeat it or separate with commas.",
         ),
     ] = None,
     attention: Annotated[
@@ -89,6 +89,13 @@ def load_test(
         str | None,
         typer.Option("--plot", metavar="FILE", help="Draw the loads to this file, .png or .svg."),
     ] = None,
+    cold_libraries: Annotated[
+        bool,
+        typer.Option(
+            "--cold-libraries",
+            help="Before a cold load, evict the libraries' files from memory too.",
+        ),
+    ] = False,
     history: Annotated[
         bool, typer.Option("--history", help="Show earlier results and measure nothing.")
     ] = False,
@@ -130,6 +137,7 @@ def load_test(
             history=history,
             trust_remote_code=trust_remote_code,
             context=context,
+            cold_libraries=cold_libraries,
         )
     if plot and not history:
         view.plot(plot, value)

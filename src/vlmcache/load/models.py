@@ -195,7 +195,12 @@ def quantization(precision: Precision, settings: Any) -> Any:
 
 
 def build_model(
-    source: ModelFiles, device: str, *, loader: Loader = "plain", notes: list[str] | None = None
+    source: ModelFiles,
+    device: str,
+    *,
+    loader: Loader = "plain",
+    notes: list[str] | None = None,
+    checked: bool = False,
 ) -> Any:
     """Return the model built from a source on a device, in evaluation mode.
 
@@ -206,6 +211,7 @@ def build_model(
         device: as torch names it, or `auto`.
         loader: what reads the weights.
         notes: is given what the user should know of a model that loads nevertheless.
+        checked: whether the device is known to work at the precision; else it is tried.
 
     Raises:
         UnloadableError: it cannot be; errors of the libraries are left to `explained`.
@@ -213,7 +219,8 @@ def build_model(
     where = devices.placement(device, source.device_map)
     chosen = devices.resolve_device(device)
     silence_bitsandbytes()
-    devices.check_precision(chosen, source.precision)
+    if not checked:
+        devices.check_precision(chosen, source.precision)
     if source.adapter is not None and importlib.util.find_spec("peft") is None:
         raise MissingPackageError(
             f"{source.model} is an adapter (PEFT), and loading it needs peft", install("peft")
@@ -233,7 +240,7 @@ def build_model(
     }
     arguments |= _precision_arguments(source, settings, where)
     with only_allowed(source):
-        if loader in ("fastsafetensors", "runai"):
+        if loader in ("pinned", "fastsafetensors", "runai"):
             from vlmcache.load import streams
 
             # transformers takes weights from a folder or from hand, never from both; its auto
@@ -246,7 +253,8 @@ def build_model(
                 )
             own = [path for path in source.weights if os.path.dirname(path) != source.adapter]
             arguments["state_dict"] = streams.read(loader, own, where)
-            model, loading = known.from_pretrained(None, **arguments)
+            with streams.nothing_reserved():
+                model, loading = known.from_pretrained(None, **arguments)
         else:
             if chosen_class.__name__.startswith("Auto"):
                 arguments["trust_remote_code"] = source.trust_remote_code
@@ -387,7 +395,7 @@ def _tensors(model: Any) -> Iterator[Any]:
     yield from model.buffers()
 
 
-def touch_all_weights(model: Any) -> None:
+def touch_all_weights(model: Any, threads: int = READERS) -> None:
     """Return when every weight is resident on its device.
 
     On the CPU each page is touched once; on an accelerator the device is waited for.
@@ -409,7 +417,7 @@ def touch_all_weights(model: Any) -> None:
         content = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         content[::PAGE].sum().item()
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         list(pool.map(touch, resident.values()))
     devices.synchronize(model_devices(model))
 

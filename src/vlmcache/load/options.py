@@ -43,6 +43,8 @@ class LoadTestOptions(msgspec.Struct, frozen=True):
     """Names of `synthetic.CONFIGS` to make, measure and remove."""
     context: int = 0
     """Tokens of the context that the memory estimate holds the key-value cache of."""
+    cold_libraries: bool = False
+    """Whether the libraries' files leave memory too before a cold load."""
 
     def __post_init__(self) -> None:
         if self.trials < 1 or self.tokens < 1:

@@ -59,10 +59,10 @@ def can_evict() -> bool:
     return hasattr(os, "posix_fadvise")
 
 
-def evict(paths: Iterable[str]) -> None:
+def evict(paths: Iterable[str], *, write: bool = True) -> None:
     """Ask the kernel to drop the files' pages. Pages that a process keeps in use stay.
 
-    Pages not yet written are written first: the kernel only drops clean ones.
+    Pages not yet written are written first, unless told not to: the kernel only drops clean ones.
 
     Raises:
         OSError: a file cannot be opened.
@@ -71,7 +71,8 @@ def evict(paths: Iterable[str]) -> None:
         return
     for path in paths:
         with io.FileIO(path) as file:
-            os.fsync(file.fileno())
+            if write:
+                os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -202,6 +203,10 @@ class ReadAhead:
             # An application that embeds Python has no interpreter to start.
             self._readers = Readers(paths, limit=limit)
             self._readers.start()
+
+    def is_done(self) -> bool:
+        """Return whether everything was read."""
+        return self._process is not None and self._process.poll() is not None
 
     def wait(self) -> None:
         """Return when everything was read."""

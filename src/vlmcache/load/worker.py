@@ -25,9 +25,10 @@ from vlmcache.errors import (
     less_memory,
     unloadable,
 )
-from vlmcache.load import reader
+from vlmcache.load import disturbance, reader
 
 _STDERR_LINES = 3
+_WARM_UP = 4
 _COMMAND = (
     "import sys; sys.path[:] = [path for path in sys.path if path];"
     " from vlmcache.load.worker import main; main()"
@@ -150,6 +151,11 @@ class _Clock:
         """What of the phase that builds the model went into its weights."""
         self._last = started
 
+    @property
+    def seconds(self) -> float:
+        """The sum of the phases."""
+        return sum(self.phases.values())
+
     def lap(self, phase: str) -> None:
         """End a phase that began where the one before ended."""
         now = time.monotonic()
@@ -158,6 +164,8 @@ class _Clock:
 
     def move(self, source: str, target: str, seconds: float) -> None:
         """Count a part of one phase to another."""
+        if source == target or source not in self.phases:
+            return
         part = min(seconds, self.phases[source])
         self.phases[source] -= part
         self.phases[target] = self.phases.get(target, 0.0) + part
@@ -177,36 +185,52 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
 
     source = msgspec.convert(request["source"], ModelFiles)
     notes: list[str] = []
-    with explained(source), models.no_collection():
+    # What a program that merely calls transformers does not do belongs to the loaders with a name.
+    quick = contextlib.nullcontext() if request["loader"] == "plain" else models.no_collection()
+    with explained(source), quick:
         models.import_for(source)
         clock.lap("import")
+        chosen = device.resolve_device(request["device"])
+        if chosen != device.CPU:
+            device.first_use(chosen)
+            clock.lap("device")
         model = _load(source, request, clock, ahead, notes)
-        # What the kernel fetched from disks for this process so far: see proc_pid_io(5).
-        read = conditions.line_of("/proc/self/io", "read_bytes:")
-        answer: dict[str, Any] = {
+        answer: dict[str, Any] = {"counters": _counted(clock.seconds)} | {
             "phases": clock.phases,
-            "seconds": sum(clock.phases.values()),
-            "bytes_read": None if read is None else int(read),
+            "seconds": clock.seconds,
             "devices": models.model_devices(model),
             "weights_memory": models.weights_memory(model),
         }
+        # What the kernel fetched from disks for this process so far: see proc_pid_io(5).
+        read = conditions.line_of("/proc/self/io", "read_bytes:")
+        answer["bytes_read"] = None if read is None else int(read)
         models.refuse_non_finite(source, model)
         answer["notes"] = notes
         if ahead is not None:
             answer["read_ahead"] = ahead.seconds
         answer |= _tokens(model, request["tokens"])
         answer["peak_memory"] = conditions.peak_memory()
-        answer["peak_device_memory"] = device.peak_memory(answer["devices"])
+        answer["device_peaks"] = msgspec.to_builtins(device.peaks(answer["devices"]))
         answer |= _processor(source)
         if request["again"]:
             del model
             again = _Clock(time.monotonic())
-            model = _load(source, request, again, None, [])
+            model = _load(source, request | {"temperature": "hot"}, again, None, [])
             answer["again"] = {
                 "phases": again.phases,
                 "first_token": _tokens(model, 1).get("first_token"),
             }
     return answer
+
+
+def _counted(seconds: float) -> dict[str, Any]:
+    """Return what the kernel has counted up to the end of the load."""
+    import msgspec
+
+    times = os.times()
+    ours = times.user + times.system + times.children_user + times.children_system
+    counters = msgspec.to_builtins(disturbance.read_counters())
+    return {"after": counters, "ours": ours, "seconds": seconds}
 
 
 def _load(
@@ -218,53 +242,63 @@ def _load(
 ) -> Any:
     from vlmcache.load import models
 
+    plain = request["loader"] == "plain"
+    in_memory = request["temperature"] != "cold" or (ahead is not None and ahead.is_done())
     with _timed_weights(clock):
-        model = models.build_model(source, request["device"], loader=request["loader"], notes=notes)
+        model = models.build_model(
+            source, request["device"], loader=request["loader"], notes=notes, checked=True
+        )
     clock.lap("build")
     if ahead is not None:
         ahead.wait()
-    models.touch_all_weights(model)
+    models.touch_all_weights(model, 1 if plain else reader.READERS)
     clock.lap("read")
     on_device = any(name != "cpu" for name in models.model_devices(model))
     phase = "read"
     if source.kind == "at-load":
         phase = "quantise"
     elif on_device:
-        phase = "to_device"
+        phase = "to_device" if in_memory else "read_to_device"
     clock.move("build", phase, clock.weights)
     if on_device:
         # Waiting for the device belongs to the copy, not to reading.
         clock.move("read", phase, clock.phases["read"])
+        del clock.phases["read"]
     return model
 
 
 @contextlib.contextmanager
 def _timed_weights(clock: _Clock) -> Iterator[None]:
-    """Measure how much of `from_pretrained` is spent on weights, the rest being the bare model.
+    """Measure how much of building is spent on weights, the rest being the bare model.
 
     transformers offers no such figure; where the function that does it is not there, it all counts
-    as building.
+    as building. The loaders that read the weights themselves do so before it.
     """
     from transformers import PreTrainedModel
 
+    from vlmcache.load import streams
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            begun = time.monotonic()
+            try:
+                return function(*arguments, **named)
+            finally:
+                clock.weights += time.monotonic() - begun
+
+        return call
+
     name = "_load_pretrained_model"
-    original = PreTrainedModel.__dict__.get(name)
-    if not isinstance(original, staticmethod):
-        yield
-        return
-
-    def timed(*arguments: Any, **named: Any) -> Any:
-        begun = time.monotonic()
-        try:
-            return original.__func__(*arguments, **named)
-        finally:
-            clock.weights += time.monotonic() - begun
-
-    setattr(PreTrainedModel, name, staticmethod(timed))
+    original, read = PreTrainedModel.__dict__.get(name), streams.read
+    if isinstance(original, staticmethod):
+        setattr(PreTrainedModel, name, staticmethod(timed(original.__func__)))
+    setattr(streams, "read", timed(read))  # noqa: B010
     try:
         yield
     finally:
-        setattr(PreTrainedModel, name, original)
+        setattr(streams, "read", read)  # noqa: B010
+        if isinstance(original, staticmethod):
+            setattr(PreTrainedModel, name, original)
 
 
 def _processor(source: Any) -> dict[str, Any]:
@@ -292,6 +326,8 @@ def _tokens(model: Any, count: int) -> dict[str, Any]:
     try:
         answer["first_token"] = _seconds(models.first_token, model)
         if count > 1:
+            # The first steps of decoding pay for what no later one pays for.
+            models.more_tokens(model, min(count, _WARM_UP))
             first = _seconds(models.more_tokens, model, 1)
             rest = _seconds(models.more_tokens, model, count) - first
             if rest > 0:
@@ -326,7 +362,20 @@ def _facts(request: dict[str, Any]) -> dict[str, Any]:
             device.accelerators(measure=request.get("measure", True))
         ),
         "free": device.memory(chosen)[0],
+        "versions": device.versions(),
+        "bytecode": _keeps_bytecode(),
     }
+
+
+def _keeps_bytecode() -> bool:
+    """Return whether the next process finds torch and transformers compiled."""
+    import importlib.util
+
+    import torch
+    import transformers
+
+    kept = (importlib.util.cache_from_source(module.__file__) for module in (torch, transformers))
+    return all(map(os.path.isfile, kept))
 
 
 def _quantize(request: dict[str, Any]) -> dict[str, Any]:
