@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     )
     from vlmcache.load.quantized import Quantization
     from vlmcache.load.report import LoadReport
+    from vlmcache.load.warm import WarmReport
     from vlmcache.loading import load_model
     from vlmcache.report import Report
 
@@ -150,6 +151,7 @@ _HOMES = {
     "WrongBytesError": "vlmcache.errors",
     "Quantization": "vlmcache.load.quantized",
     "LoadReport": "vlmcache.load.report",
+    "WarmReport": "vlmcache.load.warm",
     "load_model": "vlmcache.loading",
     "Report": "vlmcache.report",
 }
@@ -218,6 +220,7 @@ __all__ = [
     "VariantError",
     "Verification",
     "VlmcacheError",
+    "WarmReport",
     "WrongBytesError",
     "__version__",
     "check_model_cache",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.watch.values import Observation
     from vlmcache.load.quantized import Quantization
     from vlmcache.load.report import LoadReport
+    from vlmcache.load.warm import WarmReport
     from vlmcache.progress import Progress
 
 Names: TypeAlias = "str | Iterable[str]"
@@ -586,6 +587,21 @@ class Cache:
             dry_run=dry_run,
             trust_remote_code=trust_remote_code,
         )
+
+    def warm(self, models: Names) -> WarmReport:
+        """Read into the page cache what loading some models opens, as far as memory has room.
+
+        Args:
+            models: keys of config.yaml or repo ids, with an optional `@revision` and `:VARIANT`.
+
+        Raises:
+            UnknownModelError: a name is neither a key nor a repo id.
+            NotDownloadedError: a model is not cached, or not completely.
+            AwayError: it is on a drive that is not mounted.
+        """
+        from vlmcache.load import warm
+
+        return warm.warm(self.session, _names(models), self.progress)
 
     def load_model(
         self,

@@ -87,7 +87,12 @@ def on_disk() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the page cache tells on Linux")
-def test_what_was_cold_is_left_cold_and_what_was_resident_stays(on_disk: Path) -> None:
+@pytest.mark.parametrize("kernel", ["with cachestat", "without cachestat"])
+def test_what_was_cold_is_left_cold_and_what_was_resident_stays(
+    on_disk: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernel == "without cachestat":
+        monkeypatch.setattr(page_cache, "_CACHESTAT", 100_000)
     stretch = 8 * BLOCK
     path = on_disk / "file"
     path.write_bytes(os.urandom(BLOCK) * 48)

@@ -446,12 +446,13 @@ def test_a_folder_that_becomes_a_pipe_while_it_is_read_is_not_waited_for(tmp_pat
     folder.mkdir()
     for number in range(100):
         (folder / str(number)).symlink_to("anywhere")
-    listed = entries.read_entries(str(folder), entries.Notes(None))
-    assert len(listed) == 100
+    notes = entries.Notes(None)
+    reading = entries.entries_and_folder(str(folder), notes)
+    next(reading)
     shutil.rmtree(folder)
     os.mkfifo(folder)
-    assert set(entries.read_links(str(folder), listed).values()) == {""}
-    with pytest.raises(NotADirectoryError):
-        entries._stats(str(folder), [entry for entry, _ in listed])
+    assert list(reading) == []
+    assert entries.read_entries(str(folder), notes) == []
+    assert not notes.could_read(str(folder))
     with pytest.raises(NotADirectoryError):
         sync_folder(str(folder))

@@ -81,6 +81,7 @@ LINES = {
     "doctor --fix": ["doctor", "--fix"],
     "load-test": ["load-test", "--history"],
     "quantize": ["quantize", "nobody/nothing"],
+    "warm": ["warm", "org/good"],
     "explain": ["explain", "no-space"],
     "schema": ["schema", "status"],
     "help": ["help"],

@@ -26,6 +26,7 @@ LINES = {
     "restore": ["there.tar", "--dry-run"],
     "load-test": ["--history"],
     "quantize": ["nobody/nothing"],
+    "warm": ["org/good"],
     "schema": ["status"],
     "explain": ["no-space"],
 }

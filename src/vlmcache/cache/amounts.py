@@ -128,12 +128,14 @@ def revision_sizes(
     for file in revision.files:
         blob = repo.blobs.get(file.blob) if file.blob is not None else None
         entry = file if blob is None else blob
-        known = (entry.device, entry.inode) in seen or file.name in without
-        if file.kind not in ("link", "copy") or known:
+        place = entry.device, entry.inode
+        if place in seen or file.name in without or file.kind not in ("link", "copy"):
             continue
-        seen.add((entry.device, entry.inode))
+        seen.add(place)
         size += file.size
-        shared = state.shared.get(blob.shared) if blob is not None and blob.shared else None
-        allocated += shared.allocated if shared is not None else entry.allocated
-        allocated += blob.allocated_there if blob is not None else 0
+        allocated += entry.allocated
+        if blob is not None and blob.linked:
+            shared = state.shared.get(blob.shared or "")
+            allocated += blob.allocated_there
+            allocated += shared.allocated - blob.allocated if shared is not None else 0
     return size, allocated

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import re
 import stat as modes
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import msgspec
 
@@ -30,9 +29,6 @@ STALE_AFTER = 3600.0
 
 REF_LIMIT = 4096
 TREE_LIMIT = 256_000_000
-
-_MANY = 16
-"""Entries from which on it pays to open their folder."""
 
 _HAS_BLOCKS = hasattr(os.stat_result, "st_blocks")
 
@@ -174,96 +170,77 @@ class Notes(msgspec.Struct):
         )
 
 
-Listed = tuple[os.DirEntry[str], os.stat_result]
-"""An entry of a folder, and the stat of the entry itself (of a link, not of its target)."""
+Entry = tuple[str, os.stat_result]
+"""An entry's name, and the stat of the entry itself (of a link, not of its target)."""
 
-_NAME = operator.attrgetter("name")
 _NOT_TEXT = re.compile("[\ud800-\udfff]")
 """What Python puts into a name in the place of bytes that are not valid UTF-8."""
+_BY_DESCRIPTOR = os.stat in os.supports_dir_fd and os.listdir in os.supports_fd
 
 
-def read_entries(path: str, notes: Notes) -> list[Listed]:
+def read_entries(path: str, notes: Notes) -> list[Entry]:
     """Return a folder's entries in the order of their names; an unreadable one is a finding."""
-    try:
-        with os.scandir(path) as entries:
-            listed = sorted(entries, key=_NAME)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        notes.unreadable(path, error)
-        return []
-    if not all(map(str.isascii, map(_NAME, listed))):
-        for entry in listed:
-            if _NOT_TEXT.search(entry.name):
-                notes.warning("non-utf8-name", entry.path, "the name is not valid UTF-8")
-    try:
-        return _stats(path, listed)
-    except OSError:
-        return _stats_one_by_one(path, listed, notes)
+    return [(name, stat) for name, stat, _ in entries_and_folder(path, notes)]
 
 
-def _stats(path: str, entries: list[os.DirEntry[str]]) -> list[Listed]:
-    """Return the entries of a folder with the stat of each.
+def entries_and_folder(path: str, notes: Notes) -> Iterator[tuple[str, os.stat_result, int | None]]:
+    """Yield a folder's entries as `read_entries` returns them, with the folder's descriptor.
 
-    Raises:
-        OSError: one went while the folder was read.
+    Where it is open, the kernel need not walk the path again for each entry. It is `None` where
+    the system has no such calls, and closed after the last entry.
+
+    An entry that is there and has no stat, for want of permission or of a working disk, is not
+    nothing: what the folder holds is not known then.
     """
-    if len(entries) < _MANY or os.stat not in os.supports_dir_fd:
-        return [(entry, entry.stat(follow_symlinks=False)) for entry in entries]
-    # From the open folder the kernel need not walk the path again for each of its entries.
-    descriptor = os.open(path, FOLDER)
-    stat = os.stat
+    folder: int | None = None
     try:
-        return [
-            (entry, stat(entry.name, dir_fd=descriptor, follow_symlinks=False)) for entry in entries
-        ]
+        if _BY_DESCRIPTOR:
+            folder = os.open(path, FOLDER)
+        names = os.listdir(path if folder is None else folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if folder is not None:
+            os.close(folder)
+        notes.unreadable(path, error)
+        return
+    names.sort()
+    if not "".join(names).isascii():
+        for name in filter(_NOT_TEXT.search, names):
+            place = os.path.join(path, name)
+            notes.warning("non-utf8-name", place, "the name is not valid UTF-8")
+    failure: OSError | None = None
+    lstat = os.lstat
+    try:
+        for name in names:
+            try:
+                stat = lstat(
+                    name if folder is not None else os.path.join(path, name), dir_fd=folder
+                )
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                failure = error
+                continue
+            yield name, stat, folder
     finally:
-        os.close(descriptor)
+        if folder is not None:
+            os.close(folder)
+    if failure is not None:
+        notes.unreadable(path, failure)
 
 
 def read_link(path: str, folder: int | None = None) -> str:
-    """Return a link's target; nothing if the link went while its folder was read."""
+    """Return a link's target; nothing if the link went while its folder was read.
+
+    Args:
+        path: the link, or its name in a folder.
+        folder: the descriptor of the folder.
+    """
     try:
         return os.readlink(path, dir_fd=folder)
     except OSError:
         return ""
-
-
-def read_links(folder: str, entries: Iterable[Listed]) -> dict[str, str]:
-    """Return the target of each link among a folder's entries, by name."""
-    links = [entry for entry, stat in entries if modes.S_ISLNK(stat.st_mode)]
-    if not links:
-        return {}
-    try:
-        descriptor = os.open(folder, FOLDER)
-    except OSError:  # as always on Windows
-        return {entry.name: read_link(entry.path) for entry in links}
-    try:
-        return {entry.name: os.readlink(entry.name, dir_fd=descriptor) for entry in links}
-    except OSError:
-        return {entry.name: read_link(entry.name, descriptor) for entry in links}
-    finally:
-        os.close(descriptor)
-
-
-def _stats_one_by_one(path: str, entries: list[os.DirEntry[str]], notes: Notes) -> list[Listed]:
-    """Return the entries that have a stat: some may have gone while the folder was read.
-
-    One that is there and has none, for want of permission or of a working disk, is not nothing:
-    what the folder holds is not known then.
-    """
-    listed: list[Listed] = []
-    failure: OSError | None = None
-    for entry in entries:
-        try:
-            listed.append((entry, entry.stat(follow_symlinks=False)))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            failure = error
-    if failure is not None:
-        notes.unreadable(path, failure)
-    return listed
 
 
 def add_below(path: str, kind: ByteClass, notes: Notes) -> tuple[int, int]:
@@ -275,10 +252,11 @@ def add_below(path: str, kind: ByteClass, notes: Notes) -> tuple[int, int]:
     allocated = size = 0
     pending = [path]
     while pending:
-        for entry, stat in read_entries(pending.pop(), notes):
+        folder = pending.pop()
+        for name, stat in read_entries(folder, notes):
             allocated += notes.tally.add(kind, stat)
             if modes.S_ISDIR(stat.st_mode):
-                pending.append(entry.path)
+                pending.append(os.path.join(folder, name))
             else:
                 size += stat.st_size
     return allocated, size
@@ -291,7 +269,7 @@ def is_left_behind(name: str, stat: os.stat_result) -> bool:
 
 
 def add_stray(
-    entry: os.DirEntry[str],
+    path: str,
     stat: os.stat_result,
     notes: Notes,
     *,
@@ -301,12 +279,12 @@ def add_stray(
 ) -> None:
     """Count an entry that is not part of the layout, and note it."""
     if leftover is None:
-        leftover = is_left_behind(entry.name, stat)
+        leftover = is_left_behind(os.path.basename(path), stat)
     kind: ByteClass = "partial" if leftover else "foreign"
     allocated, size = notes.tally.add(kind, stat), stat.st_size
     folder = modes.S_ISDIR(stat.st_mode)
     if folder:
-        below, size = add_below(entry.path, kind, notes)
+        below, size = add_below(path, kind, notes)
         allocated += below
     notes.strays.append(
         Stray(
@@ -314,16 +292,14 @@ def add_stray(
             stat.st_mtime_ns,
             size,
             allocated,
-            entry.path,
+            path,
             folder,
             leftover,
             stat.st_dev,
         )
     )
     if leftover:
-        notes.warning(
-            "leftover", entry.path, "left behind by an interrupted run", units.command("clean")
-        )
+        notes.warning("leftover", path, "left behind by an interrupted run", units.command("clean"))
     else:
-        log.info("scan", "left alone: '%s': %s", entry.path, detail)
-        notes.warning("stray-folder" if folder else "stray-file", entry.path, detail, remedy)
+        log.info("scan", "left alone: '%s': %s", path, detail)
+        notes.warning("stray-folder" if folder else "stray-file", path, detail, remedy)

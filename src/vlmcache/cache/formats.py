@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple
 
+from vlmcache.cache import layout
+
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 SAFETENSORS_SINGLE = "model.safetensors"
 TORCH_INDEX = "pytorch_model.bin.index.json"
@@ -314,6 +316,7 @@ def wanted(names: Iterable[str]) -> set[str]:
     return every - left_out(every).keys()
 
 
+@layout.by_name
 def is_weights(name: str) -> bool:
     """Return whether a file's ending is one of weights, of whatever library."""
     return name.lower().endswith(_WEIGHT_ENDINGS)

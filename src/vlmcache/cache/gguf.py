@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from vlmcache.cache import layout
+
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 _QUANTIZATION = re.compile(r"(?:I?Q\d|TQ\d|MXFP\d|NVFP\d|BF16|FP?(?:8|16|32))\w*", re.IGNORECASE)
 _MOST_PARTS = 2000
@@ -61,6 +63,7 @@ class Variants(NamedTuple):
         return min(self.projectors, key=preference, default=None)
 
 
+@layout.by_name
 def is_gguf(name: str) -> bool:
     """Return whether a name is that of GGUF weights; an importance matrix is none."""
     return name.lower().endswith(".gguf") and "imatrix" not in name.rpartition("/")[2].lower()

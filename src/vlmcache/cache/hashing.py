@@ -198,8 +198,8 @@ def _digest(
             page_cache.read_ahead(descriptor, (number + 1) * stretch, stretch)
         digest.update(view[:count])
         position += count
-        if number < len(resident) and position >= min(size, (number + 1) * stretch):
-            if not resident[number]:
+        if position >= min(size, (number + 1) * stretch):
+            if number < len(resident) and not resident[number]:
                 page_cache.give_back(descriptor, given_back, position - given_back)
             given_back = position
             if on_progress is not None:

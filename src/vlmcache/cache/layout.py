@@ -8,10 +8,12 @@ The layout is the one that huggingface_hub 2.4 reads and writes: see its `file_d
 from __future__ import annotations
 
 import fnmatch
+import functools
 import itertools
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import TypeVar
 
 BLOBS = "blobs"
 SNAPSHOTS = "snapshots"
@@ -91,7 +93,7 @@ EMPTY_HASHES = frozenset(
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHARED_HASH = re.compile(r"[0-9a-f]{64}")
-_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_HEX = "0123456789abcdef"
 _DRIVE = re.compile(r".:", re.DOTALL)
 _SAFE_COMMIT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 # The Hub's hashes, and those of S3 that mirrors pass on.
@@ -118,6 +120,14 @@ _LONGEST_NAME = 4000
 _MOST_FOLDERS = 100
 """Folders one in another that a file of a repo may be in: what makes them calls itself for each."""
 _REF = re.compile(r"[0-9A-Za-z_][^\x00-\x20\\:*?\[~^\x7f]{0,254}")
+
+
+_T = TypeVar("_T")
+
+
+def by_name(say: Callable[[str], _T]) -> Callable[[str], _T]:
+    """Remember what a function says of a file's name: a cache has the same names in many repos."""
+    return functools.lru_cache(maxsize=1 << 14)(say)
 
 
 def repo_folder(kind: str, repo_id: str) -> str:
@@ -253,7 +263,7 @@ def listing_problem(names: Collection[str]) -> tuple[str, str] | None:
 
 def is_etag(text: str) -> bool:
     """Return whether a string is a hash by which the Hub names a blob: git sha1 or sha256."""
-    return _ETAG.fullmatch(text) is not None
+    return len(text) in (40, 64) and not text.strip(_HEX)
 
 
 def is_commit_folder(text: str) -> bool:

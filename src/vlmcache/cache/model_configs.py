@@ -175,6 +175,7 @@ def stored_precision(config: Any, dtypes: Iterable[str]) -> Precision | None:
     return next((_STORED[dtype] for dtype in dtypes if dtype in _STORED), None)
 
 
+@layout.by_name
 def is_module(name: str) -> bool:
     """Return whether a file is in a folder that is named like a module of sentence-transformers."""
     return _NUMBERED.match(name) is not None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
-from vlmcache.cache import formats
+from vlmcache.cache import formats, layout
 from vlmcache.cache.code_files import code_files, config_strings
 from vlmcache.cache.gguf import Variants, is_gguf
 from vlmcache.cache.model_configs import (
@@ -111,7 +111,9 @@ class _Way(NamedTuple):
 
     def chosen(self, present: AbstractSet[str]) -> list[Option]:
         return [
-            next((option for option in group if option.entry in present), group[0])
+            group[0]
+            if len(group) == 1
+            else next((option for option in group if option.entry in present), group[0])
             for group in (*self.groups, *self.weights)
         ]
 
@@ -400,10 +402,12 @@ _LOADED_OTHERWISE = re.compile(r"consolidated|adapter_model|[^/]*\.gguf$", re.IG
 """Weights next to which transformers' own are not missed."""
 
 
+@layout.by_name
 def _is_of_weights(name: str) -> bool:
     return formats.is_weights(name) or is_index(name)
 
 
+@layout.by_name
 def _is_opened(name: str) -> bool:
     """Whether a loader may open a file, as far as its name tells."""
     return not (_FOR_READERS.search(name) or _TEMPLATES.search(name) or _SCRIPT.search(name))

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 
 from vlmcache import units
 from vlmcache.cache import formats, layout
-from vlmcache.cache.entries import Listed, Notes, add_stray, entry_of, is_stale
+from vlmcache.cache.entries import Notes, add_stray, entry_of, is_stale
 from vlmcache.cache.moved import destination_of, find_away, note_path, record_path
 from vlmcache.cache.state import (
     Blob,
@@ -58,7 +58,7 @@ class RepoContent:
         self.notes = Notes(self.id)
         self.blobs: dict[str, Blob] = {}
         self.linked_blobs: set[str] = set()
-        self.unknown: dict[str, Listed] = {}
+        self.unknown: dict[str, os.stat_result] = {}
         """Entries of `blobs/` that count as blobs only if something says that they are."""
         self.partials: list[Partial] = []
         self.refs: dict[str, str] = {}
@@ -278,15 +278,15 @@ def _listed_blobs(content: RepoContent) -> dict[str, str]:
 
 def _disown(content: RepoContent, blob: Blob) -> None:
     """Count as foreign what is in `blobs/` and of which nothing says that it is a blob."""
-    entry, stat = content.unknown[blob.name]
+    path = layout.blob_path(content.path, blob.name)
     del content.blobs[blob.name]
     if blob.name in content.linked_blobs:
         content.linked_blobs.remove(blob.name)
         content.notes.tally.bytes["metadata"] -= blob.allocated
         content.notes.findings = [
-            finding for finding in content.notes.findings if finding.path != entry.path
+            finding for finding in content.notes.findings if finding.path != path
         ]
-    add_stray(entry, stat, content.notes, leftover=False)
+    add_stray(path, content.unknown[blob.name], content.notes, leftover=False)
 
 
 def _find_lost_links(content: RepoContent, loose: Collection[str]) -> None:

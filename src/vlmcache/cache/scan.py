@@ -20,7 +20,7 @@ import msgspec
 from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.entries import (
-    Listed,
+    Entry,
     Notes,
     Tally,
     read_entries,
@@ -102,22 +102,22 @@ class _CacheScan:
 
     def run(self) -> CacheState:
         self.notes.tally.add("metadata", os.stat(self.dir))
-        repos: list[Listed] = []
+        repos: list[Entry] = []
         entries = read_entries(self.dir, self.notes)
         for finding in self.notes.findings:
             if finding.code == UNREADABLE:
                 raise _unreadable_cache(self.dir, finding.detail.rpartition(": ")[2])
-        for entry, stat in entries:
-            parsed = layout.parse_repo_folder(entry.name)
+        for name, stat in entries:
+            parsed = layout.parse_repo_folder(name)
             if parsed is not None and not modes.S_ISREG(stat.st_mode):
-                repos.append((entry, stat))
+                repos.append((name, stat))
             else:
-                self.root.read(entry, stat)
-        for entry, stat in repos:
-            if self.only is None or entry.name in self.only:
+                self.root.read(name, stat)
+        for name, stat in repos:
+            if self.only is None or name in self.only:
                 # A repo that is removed while the cache is read is not part of it anymore.
                 with suppress(FileNotFoundError):
-                    self._read_repo(entry.name, stat)
+                    self._read_repo(name, stat)
         if self.only is None:
             self._find_users()
             self._find_same_commits()

@@ -17,6 +17,7 @@ from vlmcache.cache.entries import (
     add_below,
     add_stray,
     allocated_bytes,
+    entries_and_folder,
     entry_of,
     is_left_behind,
     read_entries,
@@ -63,14 +64,15 @@ def read_repo(content: RepoContent, now: float) -> Repo:
     if not content.is_there:
         return content.repo()
     folders: dict[str, str] = {}
-    for entry, stat in read_entries(content.path, content.notes):
-        if entry.name not in _READERS:
-            add_stray(entry, stat, content.notes)
+    for name, stat in read_entries(content.path, content.notes):
+        path = os.path.join(content.path, name)
+        if name not in _READERS:
+            add_stray(path, stat, content.notes)
         elif modes.S_ISDIR(stat.st_mode):
             content.notes.tally.add("metadata", stat)
-            folders[entry.name] = entry.path
+            folders[name] = path
         else:
-            add_stray(entry, stat, content.notes, detail="a folder belongs in its place")
+            add_stray(path, stat, content.notes, detail="a folder belongs in its place")
     for name, read in _READERS.items():
         if name in folders:
             read(content, folders[name])
@@ -86,32 +88,33 @@ def read_repo(content: RepoContent, now: float) -> Repo:
 
 
 def _read_no_exist(content: RepoContent, path: str) -> None:
-    for entry, stat in read_entries(path, content.notes):
+    for name, stat in read_entries(path, content.notes):
         content.notes.tally.add("metadata", stat)
         if modes.S_ISDIR(stat.st_mode):
-            below, _ = add_below(entry.path, "metadata", content.notes)
-            content.no_exist[entry.name] = entry_of(stat, below)
+            below, _ = add_below(os.path.join(path, name), "metadata", content.notes)
+            content.no_exist[name] = entry_of(stat, below)
 
 
 def _read_blobs(content: RepoContent, path: str) -> None:
-    for entry, stat in read_entries(path, content.notes):
-        name, mode = entry.name, stat.st_mode
-        # Nearly every blob's name is a hash and nothing more, which needs no closer look.
-        plain = name.isalnum()
+    blobs = content.blobs
+    for name, stat, _ in entries_and_folder(path, content.notes):
+        mode = stat.st_mode
+        # Nearly every entry is a file that a hash names, which needs no closer look.
+        known = layout.is_etag(name)
         if modes.S_ISLNK(mode):
-            _read_linked_blob(content, entry, stat)
+            _read_linked_blob(content, os.path.join(path, name), stat)
         elif not modes.S_ISREG(mode):
-            add_stray(entry, stat, content.notes)
-        elif not plain and (etag := layout.partial_etag(name)) is not None:
-            _read_partial(content, entry, stat, etag)
-        elif not plain and layout.is_temporary(name):
-            add_stray(entry, stat, content.notes)
-        elif not plain and layout.is_blob_lock(name):
+            add_stray(os.path.join(path, name), stat, content.notes)
+        elif not known and (etag := layout.partial_etag(name)) is not None:
+            _read_partial(content, os.path.join(path, name), stat, etag)
+        elif not known and layout.is_temporary(name):
+            add_stray(os.path.join(path, name), stat, content.notes)
+        elif not known and layout.is_blob_lock(name):
             content.notes.tally.add("metadata", stat)
         else:
-            if not layout.is_etag(name):
-                content.unknown[name] = entry, stat
-            content.blobs[name] = Blob(
+            if not known:
+                content.unknown[name] = stat
+            blobs[name] = Blob(
                 stat.st_ino,
                 stat.st_mtime_ns,
                 stat.st_size,
@@ -123,11 +126,10 @@ def _read_blobs(content: RepoContent, path: str) -> None:
             )
 
 
-def _read_partial(
-    content: RepoContent, entry: os.DirEntry[str], stat: os.stat_result, etag: str
-) -> None:
+def _read_partial(content: RepoContent, path: str, stat: os.stat_result, etag: str) -> None:
+    name = os.path.basename(path)
     locks = os.path.join(content.cache_dir, layout.LOCKS, content.folder)
-    folders = (locks, os.path.dirname(entry.path))
+    folders = (locks, os.path.dirname(path))
     tree = CacheTree(content.cache_dir)
     content.partials.append(
         Partial(
@@ -135,46 +137,47 @@ def _read_partial(
             stat.st_mtime_ns,
             stat.st_size,
             content.notes.tally.add("partial", stat),
-            entry.name,
+            name,
             etag,
-            entry.path,
+            path,
             any(
                 lock_held(os.path.join(folder, etag + layout.LOCK_SUFFIX), tree)
                 for folder in folders
             )
-            or partial_in_use(entry.path, tree),
+            or partial_in_use(path, tree),
             stat.st_dev,
-            layout.partial_client(entry.name),
+            layout.partial_client(name),
         )
     )
 
 
-def _read_linked_blob(content: RepoContent, entry: os.DirEntry[str], stat: os.stat_result) -> None:
+def _read_linked_blob(content: RepoContent, path: str, stat: os.stat_result) -> None:
     """A blob that is a link: into the shared store, or to anywhere."""
-    if layout.is_temporary(entry.name):
-        add_stray(entry, stat, content.notes)
+    name = os.path.basename(path)
+    if layout.is_temporary(name):
+        add_stray(path, stat, content.notes)
         return
-    if not layout.is_etag(entry.name):
-        content.unknown[entry.name] = entry, stat
+    if not layout.is_etag(name):
+        content.unknown[name] = stat
     content.notes.tally.add("metadata", stat)
-    content.linked_blobs.add(entry.name)
-    shared_hash = layout.shared_hash_of(read_link(entry.path))
+    content.linked_blobs.add(name)
+    shared_hash = layout.shared_hash_of(read_link(path))
     shared = content.shared.get(shared_hash or "")
     size, atime, present = shared.size if shared else 0, stat.st_atime_ns, False
     outside, allocated_there = shared_hash is None, 0
     with contextlib.suppress(OSError):
-        target = os.stat(entry.path)
+        target = os.stat(path)
         size, atime, present = target.st_size, target.st_atime_ns, modes.S_ISREG(target.st_mode)
         # A repo that lies elsewhere has its store next to it there, and not here.
-        ours = shared and os.path.realpath(shared.path) == os.path.realpath(entry.path)
+        ours = shared and os.path.realpath(shared.path) == os.path.realpath(path)
         if content.linked_to is not None and not outside and not ours:
             shared_hash, allocated_there = None, allocated_bytes(target)
-    content.blobs[entry.name] = Blob(
+    content.blobs[name] = Blob(
         stat.st_ino,
         stat.st_mtime_ns,
         size,
         allocated_bytes(stat),
-        entry.name,
+        name,
         stat.st_dev,
         stat.st_nlink,
         atime,
@@ -185,33 +188,33 @@ def _read_linked_blob(content: RepoContent, entry: os.DirEntry[str], stat: os.st
     )
     if not present:
         detail = "the blob is a link to nothing that has content"
-        content.notes.error("missing-blob", entry.path, detail, content.pull)
+        content.notes.error("missing-blob", path, detail, content.pull)
     elif outside:
-        content.notes.warning("outside-link", entry.path, "the blob is a link out of the cache")
+        content.notes.warning("outside-link", path, "the blob is a link out of the cache")
 
 
 def _read_refs(content: RepoContent, path: str) -> None:
     pending = [(path, "")]
     while pending:
         folder, prefix = pending.pop()
-        for entry, stat in read_entries(folder, content.notes):
-            name = prefix + entry.name
-            if is_left_behind(entry.name, stat) or entry.name in layout.DESKTOP_FILES:
-                add_stray(entry, stat, content.notes)
+        for own_name, stat in read_entries(folder, content.notes):
+            name, place = prefix + own_name, os.path.join(folder, own_name)
+            if is_left_behind(own_name, stat) or own_name in layout.DESKTOP_FILES:
+                add_stray(place, stat, content.notes)
                 continue
             content.notes.tally.add("metadata", stat)
             if modes.S_ISDIR(stat.st_mode):
-                pending.append((entry.path, name + "/"))
+                pending.append((place, name + "/"))
                 content.ref_folders[name] = entry_of(stat)
                 # Empty, where a branch is expected; below `refs/refs` the hub leaves such.
                 top = not prefix and name != layout.REFS
-                if top and not read_entries(entry.path, content.notes):
+                if top and not read_entries(place, content.notes):
                     content.notes.error(
-                        "malformed-ref", entry.path, "a folder is in the ref's place", content.pull
+                        "malformed-ref", place, "a folder is in the ref's place", content.pull
                     )
             else:
                 content.ref_files[name] = entry_of(stat)
-                _read_ref(content, entry.path, name)
+                _read_ref(content, place, name)
 
 
 def _read_ref(content: RepoContent, path: str, name: str) -> None:
@@ -246,34 +249,34 @@ def _read_ref(content: RepoContent, path: str, name: str) -> None:
 
 def _read_trees(content: RepoContent, path: str) -> None:
     entries = read_entries(path, content.notes)
-    for entry, stat in sorted(entries, key=lambda pair: pair[0].name.endswith(layout.OWN_TREE)):
-        own = entry.name.endswith(layout.OWN_TREE)
-        commit = entry.name.removesuffix(layout.OWN_TREE if own else ".json")
-        if not modes.S_ISREG(stat.st_mode) or not entry.name.endswith(".json"):
-            add_stray(entry, stat, content.notes)
+    for name, stat in sorted(entries, key=lambda entry: entry[0].endswith(layout.OWN_TREE)):
+        own, place = name.endswith(layout.OWN_TREE), os.path.join(path, name)
+        commit = name.removesuffix(layout.OWN_TREE if own else ".json")
+        if not modes.S_ISREG(stat.st_mode) or not name.endswith(".json"):
+            add_stray(place, stat, content.notes)
             continue
         if own and commit in content.tree_files:
             # The client has written the same under its own name since.
-            add_stray(entry, stat, content.notes, leftover=True)
+            add_stray(place, stat, content.notes, leftover=True)
             continue
         content.notes.tally.add("metadata", stat)
         content.tree_files[commit] = entry_of(stat)
         if own:
             content.own_trees.add(commit)
         try:
-            document = _TREE_DECODER.decode(read_bytes(entry.path, TREE_LIMIT, follow=False))
+            document = _TREE_DECODER.decode(read_bytes(place, TREE_LIMIT, follow=False))
         except PermissionError as error:
             # The hub's library lets only its own user read a listing.
             content.notes.info(
                 "unreadable-file",
-                entry.path,
+                place,
                 f"this user may not read the listing: {error.strerror}",
                 units.command("doctor"),
             )
             continue
         except (OSError, *JSON_ERRORS) as error:
             content.notes.warning(
-                "unreadable-tree", entry.path, f"the listing cannot be read: {error}", content.pull
+                "unreadable-tree", place, f"the listing cannot be read: {error}", content.pull
             )
             continue
         if document.format_version == 1 and document.files:

@@ -38,67 +38,67 @@ class RootScan:
         self.locks: dict[str, LockFolder] = {}
         self.leftovers: list[Leftover] = []
 
-    def read(self, entry: os.DirEntry[str], stat: os.stat_result) -> None:
+    def read(self, name: str, stat: os.stat_result) -> None:
         """Read an entry of the cache's root that is not a repo."""
-        folder = modes.S_ISDIR(stat.st_mode)
-        if folder and entry.name == layout.LOCKS:
+        folder, path = modes.S_ISDIR(stat.st_mode), os.path.join(self.dir, name)
+        if folder and name == layout.LOCKS:
             self.notes.tally.add("metadata", stat)
-            self._read_locks(entry.path)
-        elif folder and entry.name == layout.SHARED_STORE:
-            self._read_shared_store(entry, stat)
-        elif folder and entry.name == layout.LEFTOVERS:
+            self._read_locks(path)
+        elif folder and name == layout.SHARED_STORE:
+            self._read_shared_store(path, stat)
+        elif folder and name == layout.LEFTOVERS:
             allocated = self.notes.tally.add("orphan", stat)
-            below, size = add_below(entry.path, "orphan", self.notes)
+            below, size = add_below(path, "orphan", self.notes)
             self.notes.strays.append(
                 Stray(
                     stat.st_ino,
                     stat.st_mtime_ns,
                     size,
                     allocated + below,
-                    entry.path,
+                    path,
                     folder=True,
                     leftover=True,
                     device=stat.st_dev,
                 )
             )
-            self._read_leftovers(entry.path)
+            self._read_leftovers(path)
             self.notes.warning(
-                "leftover", entry.path, "a removal was interrupted", units.command("clean")
+                "leftover", path, "a removal was interrupted", units.command("clean")
             )
-        elif folder and entry.name == layout.MOVING:
+        elif folder and name == layout.MOVING:
             self.notes.tally.add("partial", stat)
-            add_below(entry.path, "partial", self.notes)
+            add_below(path, "partial", self.notes)
             self.notes.info(
                 "unfinished-move",
-                entry.path,
+                path,
                 "a move to this folder is going on, or was interrupted",
                 "run the same 'vlmcache move' again, or with --undo",
             )
-        elif entry.name in layout.ROOT_FILES and modes.S_ISREG(stat.st_mode):
+        elif name in layout.ROOT_FILES and modes.S_ISREG(stat.st_mode):
             self.notes.tally.add("metadata", stat)
         else:
-            add_stray(entry, stat, self.notes)
+            add_stray(path, stat, self.notes)
 
     def _read_locks(self, path: str) -> None:
-        for entry, stat in read_entries(path, self.notes):
-            folder = modes.S_ISDIR(stat.st_mode)
-            if not folder and self._is_needless_record(entry.name):
-                add_stray(entry, stat, self.notes, leftover=True)
+        for name, stat in read_entries(path, self.notes):
+            folder, place = modes.S_ISDIR(stat.st_mode), os.path.join(path, name)
+            if not folder and self._is_needless_record(name):
+                add_stray(place, stat, self.notes, leftover=True)
                 continue
             self.notes.tally.add("metadata", stat)
             if not folder:
                 continue
             files: dict[str, Stamp] = {}
             other = 0
-            for lock, status in read_entries(entry.path, self.notes):
+            for lock, status in read_entries(place, self.notes):
                 self.notes.tally.add("metadata", status)
-                if modes.S_ISREG(status.st_mode) and lock.name.endswith(layout.LOCK_SUFFIX):
-                    files[lock.name] = entry_of(status)
+                if modes.S_ISREG(status.st_mode) and lock.endswith(layout.LOCK_SUFFIX):
+                    files[lock] = entry_of(status)
                     continue
                 other += 1
                 if modes.S_ISDIR(status.st_mode):
-                    add_below(lock.path, "metadata", self.notes)
-            self.locks[entry.name] = LockFolder(entry.path, entry_of(stat), files, other)
+                    add_below(os.path.join(place, lock), "metadata", self.notes)
+            self.locks[name] = LockFolder(place, entry_of(stat), files, other)
 
     def _is_needless_record(self, name: str) -> bool:
         """Whether a file among the locks records where a repo went that has no link here."""
@@ -114,31 +114,36 @@ class RootScan:
         for job, status in read_entries(path, self.notes):
             if not modes.S_ISDIR(status.st_mode):
                 continue
-            for repo, stat in read_entries(job.path, self.notes):
-                if layout.parse_repo_folder(repo.name) is not None:
+            for repo, stat in read_entries(os.path.join(path, job), self.notes):
+                if layout.parse_repo_folder(repo) is not None:
                     self.leftovers.append(
-                        self._leftover(repo, stat, whole=job.name.startswith(layout.WHOLE_REPO))
+                        self._leftover(
+                            os.path.join(path, job, repo),
+                            stat,
+                            whole=job.startswith(layout.WHOLE_REPO),
+                        )
                     )
 
-    def _leftover(self, repo: os.DirEntry[str], stat: os.stat_result, *, whole: bool) -> Leftover:
+    def _leftover(self, path: str, stat: os.stat_result, *, whole: bool) -> Leftover:
         refs: dict[str, str] = {}
         commits: set[str] = set()
         blobs: set[str] = set()
         shared: set[str] = set()
         below = 0
-        pending = [(repo.path, "")] if modes.S_ISDIR(stat.st_mode) else []
+        pending = [(path, "")] if modes.S_ISDIR(stat.st_mode) else []
         while pending:
             folder, prefix = pending.pop()
-            for entry, status in read_entries(folder, self.notes):
+            for own_name, status in read_entries(folder, self.notes):
+                place = os.path.join(folder, own_name)
                 below += allocated_bytes(status)
-                name = prefix + entry.name
+                name = prefix + own_name
                 parts = name.split("/")
                 if len(parts) > 1 and parts[0] == layout.SNAPSHOTS:
                     commits.add(parts[1])
                 if modes.S_ISDIR(status.st_mode):
-                    pending.append((entry.path, name + "/"))
+                    pending.append((place, name + "/"))
                 elif modes.S_ISLNK(status.st_mode):
-                    target = read_link(entry.path)
+                    target = read_link(place)
                     shared_hash = layout.shared_hash_of(target)
                     if shared_hash is not None:
                         shared.add(shared_hash)
@@ -146,11 +151,11 @@ class RootScan:
                         blobs.add(target.rpartition("/")[2])
                 elif parts[0] == layout.REFS:
                     with contextlib.suppress(OSError, UnicodeDecodeError):
-                        commit = read_bytes(entry.path, REF_LIMIT, follow=False).decode().strip()
+                        commit = read_bytes(place, REF_LIMIT, follow=False).decode().strip()
                         refs[name.partition("/")[2]] = commit
         return Leftover(
-            repo.path,
-            repo.name,
+            path,
+            os.path.basename(path),
             whole,
             refs,
             tuple(sorted(commits)),
@@ -159,8 +164,8 @@ class RootScan:
             entry_of(stat, below),
         )
 
-    def _read_shared_store(self, store: os.DirEntry[str], stat: os.stat_result) -> None:
-        marker = os.path.join(store.path, layout.SHARED_MARKER)
+    def _read_shared_store(self, store: str, stat: os.stat_result) -> None:
+        marker = os.path.join(store, layout.SHARED_MARKER)
         with contextlib.suppress(OSError):
             self.shared_marked = (
                 read_bytes(marker, 64, follow=False) == layout.SHARED_MARKER_TEXT.encode()
@@ -174,20 +179,20 @@ class RootScan:
             )
             return
         self.notes.tally.add("metadata", stat)
-        for entry, status in read_entries(store.path, self.notes):
-            if entry.name == layout.SHARED_MARKER:
+        for name, status in read_entries(store, self.notes):
+            place = os.path.join(store, name)
+            if name == layout.SHARED_MARKER:
                 self.notes.tally.add("metadata", status)
-            elif modes.S_ISDIR(status.st_mode) and len(entry.name) == 2:
+            elif modes.S_ISDIR(status.st_mode) and len(name) == 2:
                 self.notes.tally.add("metadata", status)
-                self._read_shared_folder(entry.path, entry.name)
+                self._read_shared_folder(place, name)
             else:
-                add_stray(entry, status, self.notes)
+                add_stray(place, status, self.notes)
 
     def _read_shared_folder(self, path: str, prefix: str) -> None:
         entries = read_entries(path, self.notes)
-        stats = {entry.name: status for entry, status in entries}
-        for entry, status in entries:
-            name = entry.name
+        stats = dict(entries)
+        for name, status in entries:
             regular = modes.S_ISREG(status.st_mode)
             payload = (
                 name.removesuffix(layout.MANIFEST_SUFFIX)
@@ -203,7 +208,7 @@ class RootScan:
                     status.st_size,
                     self.notes.tally.add("shared", status),
                     name,
-                    entry.path,
+                    os.path.join(path, name),
                     status.st_dev,
                     status.st_nlink,
                     manifest is not None,
@@ -216,4 +221,4 @@ class RootScan:
             elif regular and ours:
                 self.notes.tally.add("metadata", status)
             else:
-                add_stray(entry, status, self.notes)
+                add_stray(os.path.join(path, name), status, self.notes)

@@ -11,10 +11,10 @@ from vlmcache.cache import layout
 from vlmcache.cache.entries import (
     add_stray,
     allocated_bytes,
+    entries_and_folder,
     entry_of,
     read_entries,
     read_link,
-    read_links,
 )
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.repo_content import RepoContent
@@ -28,19 +28,20 @@ _LONGEST_STUB = 512
 
 def read_snapshots(content: RepoContent, path: str) -> None:
     """Read a repo's `snapshots/`; its blobs, refs and listings have been read before."""
-    for entry, stat in read_entries(path, content.notes):
+    for name, stat in read_entries(path, content.notes):
+        place = os.path.join(path, name)
         if modes.S_ISLNK(stat.st_mode):
             content.notes.tally.add("metadata", stat)
             content.notes.error(
                 "outside-link",
-                entry.path,
+                place,
                 "the snapshot is a link to another folder; it is not followed",
             )
             content.revisions.append(
                 Revision(
-                    entry.name,
-                    entry.path,
-                    content.refs_of(entry.name),
+                    name,
+                    place,
+                    content.refs_of(name),
                     (),
                     stat.st_mtime_ns,
                     linked=True,
@@ -49,29 +50,55 @@ def read_snapshots(content: RepoContent, path: str) -> None:
             )
         elif modes.S_ISDIR(stat.st_mode):
             content.notes.tally.add("metadata", stat)
-            content.revisions.append(_read_snapshot(content, entry, stat))
+            content.revisions.append(_read_snapshot(content, place, stat))
         else:
-            add_stray(entry, stat, content.notes)
+            add_stray(place, stat, content.notes)
 
 
-def _read_snapshot(
-    content: RepoContent, snapshot: os.DirEntry[str], stat: os.stat_result
-) -> Revision:
-    commit = snapshot.name
+def _read_snapshot(content: RepoContent, snapshot: str, stat: os.stat_result) -> Revision:
+    commit = os.path.basename(snapshot)
     files: list[File] = []
-    folders = 0
-    pending = [(snapshot.path, "", "../../" + layout.BLOBS + "/")]
-    blobs, add = content.blobs, content.notes.tally.add
+    folders = links = 0
+    pending = [(snapshot, "", "../../" + layout.BLOBS + "/")]
+    blobs = content.blobs
     while pending:
         folder, prefix, to_blobs = pending.pop()
         skip = len(to_blobs)
-        entries = read_entries(folder, content.notes)
-        targets = read_links(folder, entries)
-        for entry, status in entries:
-            mode = status.st_mode
-            if modes.S_ISDIR(mode) and _is_in_the_way(content, commit, prefix + entry.name, entry):
+        for own_name, status, descriptor in entries_and_folder(folder, content.notes):
+            mode, name = status.st_mode, prefix + own_name
+            if modes.S_ISLNK(mode):
+                path = own_name if descriptor is not None else os.path.join(folder, own_name)
+                target = read_link(path, descriptor)
+                allocated = allocated_bytes(status)
+                if status.st_nlink == 1:
+                    links += allocated
+                else:
+                    content.notes.tally.add("metadata", status)
+                blob = blobs.get(target[skip:]) if target.startswith(to_blobs) else None
+                if blob is None or not blob.present:
+                    path = os.path.join(folder, own_name)
+                    files.append(_odd_link(content, commit, name, path, status))
+                    continue
+                # As `_file` does it; this line is run for nearly every entry of a cache.
+                files.append(
+                    File(
+                        status.st_ino,
+                        status.st_mtime_ns,
+                        blob.size,
+                        allocated,
+                        name,
+                        "link",
+                        blob.name,
+                        status.st_dev,
+                        status.st_nlink,
+                        status.st_atime_ns,
+                    )
+                )
+                continue
+            path = os.path.join(folder, own_name)
+            if modes.S_ISDIR(mode) and _is_in_the_way(content, commit, name, path):
                 add_stray(
-                    entry,
+                    path,
                     status,
                     content.notes,
                     detail="a folder in the place of a file of the model",
@@ -79,38 +106,16 @@ def _read_snapshot(
                 )
             elif modes.S_ISDIR(mode):
                 folders += content.notes.tally.add("metadata", status)
-                pending.append((entry.path, f"{prefix}{entry.name}/", "../" + to_blobs))
-            elif modes.S_ISLNK(mode):
-                allocated = add("metadata", status)
-                name = entry.name
-                target = targets[name]
-                blob = blobs.get(target[skip:]) if target.startswith(to_blobs) else None
-                if blob is not None and blob.present:
-                    # As `_file` does it; this line is run for nearly every entry of a cache.
-                    files.append(
-                        File(
-                            status.st_ino,
-                            status.st_mtime_ns,
-                            blob.size,
-                            allocated,
-                            prefix + name,
-                            "link",
-                            blob.name,
-                            status.st_dev,
-                            status.st_nlink,
-                            status.st_atime_ns,
-                        )
-                    )
-                else:
-                    files.append(_odd_link(content, commit, prefix + name, entry.path, status))
-            elif modes.S_ISREG(mode) and entry.name not in layout.DESKTOP_FILES:
-                files.append(_regular_file(content, commit, prefix + entry.name, entry, status))
+                pending.append((path, f"{name}/", "../" + to_blobs))
+            elif modes.S_ISREG(mode) and own_name not in layout.DESKTOP_FILES:
+                files.append(_regular_file(content, commit, name, path, status))
             else:
-                add_stray(entry, status, content.notes)
-    if not files and content.notes.could_read(snapshot.path):
+                add_stray(path, status, content.notes)
+    content.notes.tally.bytes["metadata"] += links
+    if not files and content.notes.could_read(snapshot):
         content.notes.error(
             "empty-snapshot",
-            snapshot.path,
+            snapshot,
             "the snapshot holds no files",
             content.remedy(commit),
         )
@@ -118,12 +123,12 @@ def _read_snapshot(
     if copies:
         content.notes.info(
             "copied-files",
-            snapshot.path,
+            snapshot,
             f"{copies} files are copies in place of links: revisions cannot share them",
         )
     return Revision(
         commit,
-        snapshot.path,
+        snapshot,
         content.refs_of(commit),
         tuple(files),
         stat.st_mtime_ns,
@@ -132,25 +137,25 @@ def _read_snapshot(
     )
 
 
-def _is_in_the_way(content: RepoContent, commit: str, name: str, entry: os.DirEntry[str]) -> bool:
+def _is_in_the_way(content: RepoContent, commit: str, name: str, path: str) -> bool:
     """Return whether a folder that is not empty is where the listing has a file."""
     if name not in content.trees.get(commit, {}):
         return False
     try:
-        with os.scandir(entry.path) as inside:
+        with os.scandir(path) as inside:
             return next(inside, None) is not None
     except OSError:
         return True
 
 
 def _regular_file(
-    content: RepoContent, commit: str, name: str, entry: os.DirEntry[str], stat: os.stat_result
+    content: RepoContent, commit: str, name: str, path: str, stat: os.stat_result
 ) -> File:
     """A file of a snapshot that is not a link: its content, or what was left of its link."""
     listed = content.trees.get(commit, {}).get(name)
     blob, detail = None, f"{name} is an empty file in place of its link"
     if stat.st_size:
-        blob = _blob_of_text(entry.path, name.count("/"), stat)
+        blob = _blob_of_text(path, name.count("/"), stat)
         detail = f"{name} holds the text of its link in place of being the link"
     elif listed is not None:
         blob = listed.etag if listed.content_size and content.holds(listed) else None
@@ -159,7 +164,7 @@ def _regular_file(
         return _file(name, "copy", stat, None, stat.st_size)
     here = blob in content.blobs
     content.notes.tally.add("metadata", stat)
-    content.notes.error("lost-link", entry.path, detail, content.repair if here else content.pull)
+    content.notes.error("lost-link", path, detail, content.repair if here else content.pull)
     return _file(name, "stub", stat, blob if here else None)
 
 

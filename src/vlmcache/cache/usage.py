@@ -51,6 +51,9 @@ class Usage(msgspec.Struct, frozen=True):
 
         Empty where a lock is held and its holder cannot be seen.
         """
+        lockers = self.locks_of(repo.folder)
+        if not self.files:
+            return lockers
         shared = (state.shared.get(blob.shared or "") for blob in repo.blobs.values())
         entries: list[Blob | File | Partial | Stray | SharedBlob] = [
             *repo.blobs.values(),
@@ -60,7 +63,6 @@ class Usage(msgspec.Struct, frozen=True):
             *filter(None, shared),
         ]
         groups = [self.files.get((entry.device, entry.inode), ()) for entry in entries]
-        lockers = self.locks_of(repo.folder)
         users = _distinct([*groups, lockers or ()])
         return users if users or lockers is not None else None
 

@@ -178,6 +178,7 @@ class _Index(msgspec.Struct):
 _INDEX_DECODER = msgspec.json.Decoder(_Index)
 
 
+@layout.by_name
 def one_file(name: str) -> Option:
     """Return an option of one file."""
     return Option(name, frozenset({name}))

@@ -81,6 +81,11 @@ COMMANDS = {
         "vlmcache.load.quantized.Quantization",
         "vlmcache.load.view.show_quantization",
     ),
+    "warm": Command(
+        "Read weights into memory ahead of a server's start.",
+        "vlmcache.load.warm.WarmReport",
+        "vlmcache.load.view.show_warm",
+    ),
     "doctor": Command(
         "Check paths, permissions, disk, versions, GPU.",
         "vlmcache.commands.doctor.values.Diagnosis",

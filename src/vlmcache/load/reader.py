@@ -151,6 +151,13 @@ class Readers:
         for thread in self._threads:
             thread.join()
 
+    def run_for(self, seconds: float) -> bool:
+        """Wait so long, but only until everything was read; return whether there is more to do."""
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return any(thread.is_alive() for thread in self._threads)
+
     def halt(self) -> None:
         """Let each thread end after the chunk it is at."""
         self._halted.set()

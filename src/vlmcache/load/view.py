@@ -29,6 +29,7 @@ from vlmcache.load.report import (
     Temperature,
     Trial,
 )
+from vlmcache.load.warm import WarmReport
 from vlmcache.show.console import console, styled
 from vlmcache.show.text import NOTHING, ago, printable
 from vlmcache.units import size_text
@@ -448,3 +449,18 @@ def show_quantization(value: Quantization) -> None:
         )
     if value.freed is None:
         out.print(Text(printable(value.path), "dim"), soft_wrap=True)
+
+
+def show_warm(value: WarmReport) -> None:
+    """Print what of each model was in memory, and is now."""
+    out = console()
+    for model in value.models:
+        shares = [
+            "unknown" if count is None else f"{count / model.bytes:.0%}" if model.bytes else "all"
+            for count in (model.resident_before, model.resident_after)
+        ]
+        in_memory = f"{shares[1]} in memory, {shares[0]} before"
+        if shares == ["unknown"] * 2:
+            in_memory = "read; the files are another user's, so the kernel does not tell more"
+        text = f"{printable(model.model)}: {size_text(model.bytes)}, {in_memory}"
+        out.print(Text(f"{text} ({_seconds(model.seconds)})"), soft_wrap=True)

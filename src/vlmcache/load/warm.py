@@ -1,0 +1,163 @@
+"""`warm`: the files of models in the page cache before a server starts that loads them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from vlmcache import units
+from vlmcache.cache.completeness import judge
+from vlmcache.cache.free_memory import available_memory
+from vlmcache.cache.moved import away_error
+from vlmcache.cache.scan import repo_finder, scan
+from vlmcache.cache.state import CacheState, Repo, Revision
+from vlmcache.config import ModelConfig, Session, cached_models, find_model
+from vlmcache.errors import NotDownloadedError, PartlyError, VlmcacheError
+from vlmcache.load import reader
+from vlmcache.progress import Progress, long_files
+from vlmcache.report import Report
+from vlmcache.units import size_text
+
+_LOOK_EVERY = 0.1
+"""Seconds between two looks at how far the readers are."""
+
+
+class Warmed(msgspec.Struct, frozen=True):
+    """One model's files in memory, before and after. Sizes are bytes.
+
+    resident_before, resident_after: `None` where the kernel does not tell, as of files that belong
+        to another user.
+    """
+
+    model: str
+    repo: str
+    commit: str
+    files: int
+    bytes: int
+    resident_before: int | None
+    resident_after: int | None
+    seconds: float
+
+
+class WarmReport(Report, frozen=True):
+    """The result of `vlmcache warm`. Sizes are bytes."""
+
+    models: tuple[Warmed, ...]
+    room: int
+    """What the page cache could take when the command began."""
+    too_large: int = 0
+    """Bytes that did not fit, and were not read."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The repos that were read."""
+        return [model.repo for model in self.models]
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What did not fit."""
+        if not self.too_large:
+            return None
+        return PartlyError(
+            f"{size_text(self.too_large)} were not read: memory has room for "
+            f"{size_text(self.room)}",
+            "free memory, or name fewer models",
+        )
+
+
+class _Model(NamedTuple):
+    name: str
+    repo: Repo
+    commit: str
+    sizes: dict[str, int]
+    """Path -> bytes of what loading opens, each content once."""
+
+
+def warm(session: Session, names: Sequence[str], progress: Progress | None = None) -> WarmReport:
+    """Read into the page cache what loading some models opens, as far as memory has room.
+
+    Nothing is locked there: the kernel may drop it again for whoever needs memory.
+
+    Args:
+        session: what to work on.
+        names: keys, or repo ids with an optional `@revision` and GGUF `:VARIANT`.
+        progress: shows the progress.
+
+    Raises:
+        UnknownModelError: a name is neither a key nor a repo id.
+        NotDownloadedError: a model is not cached, or not completely.
+        AwayError: it is on a drive that is not mounted.
+    """
+    cached = cached_models(session.cache)
+    found = {name: find_model(session.config, name, cached, variants=True) for name in names}
+    state = scan(session.cache.dir)
+    models = [_find(state, name, model) for name, model in found.items()]
+    room = left = available_memory()
+    warmed, too_large = [], 0
+    for model in models:
+        warmed.append(_read(model, left, progress or Progress()))
+        too_large += max(0, warmed[-1].bytes - left)
+        # What was read before must not make place for what comes after it.
+        left = max(0, left - warmed[-1].bytes)
+    return WarmReport(tuple(warmed), room, too_large)
+
+
+def _find(state: CacheState, name: str, model: ModelConfig) -> _Model:
+    repo = state.repo(model.repo)
+    if repo is not None and repo.away is not None:
+        raise away_error(repo, repo.away)
+    judgement = judge(repo, model.revision, repo_finder(state.dir), variant=model.variant)
+    revision, division = judgement.revision, judgement.division
+    if repo is None or revision is None or judgement.state != "cached":
+        raise NotDownloadedError(f"{name} is {judgement.state}", units.command("pull", name))
+    names = {file.name for file in revision.files}
+    return _Model(
+        name,
+        repo,
+        revision.commit,
+        _sizes(repo, revision, names & division.needed if division is not None else names),
+    )
+
+
+def _sizes(repo: Repo, revision: Revision, names: set[str]) -> dict[str, int]:
+    """Return path -> bytes of files, the smallest first: what does not fit is one large file."""
+    sizes = {
+        repo.blob_path(file.blob) if file.blob else revision.file_path(file.name): file.size
+        for file in revision.files
+        if file.name in names
+    }
+    return dict(sorted(sizes.items(), key=lambda item: item[1]))
+
+
+def _read(model: _Model, room: int, progress: Progress) -> Warmed:
+    begun = time.monotonic()
+    paths, total = list(model.sizes), sum(model.sizes.values())
+    before = _resident(paths)
+    readers = reader.Readers(paths, limit=room)
+    label = model.repo.id
+    with long_files(progress, label, {label: min(total, room)}, {}) as moved:
+        readers.start()
+        try:
+            while readers.run_for(_LOOK_EVERY):
+                moved(label, readers.bytes)
+        finally:
+            readers.halt()
+    return Warmed(
+        model.name,
+        model.repo.id,
+        model.commit,
+        len(paths),
+        total,
+        before,
+        _resident(paths),
+        time.monotonic() - begun,
+    )
+
+
+def _resident(paths: Sequence[str]) -> int | None:
+    counts = [reader.resident_bytes(path) for path in paths]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
