@@ -37,6 +37,9 @@ READS = {
     "environment": ".env, tokens",
     "hub.quick": "the token",
     "load.conditions": "/proc, /sys",
+    "load.device": "/proc",
+    "load.disturbance": "/proc, /sys",
+    "load.pinned": "weights that are loaded",
     "load.saved": "reports that load-test has kept",
     "load.source": "config.json of a model that is loaded",
 }

@@ -7,6 +7,7 @@ command line would ask before it acts, a method acts: look at what `dry_run=True
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import os
@@ -516,36 +517,29 @@ class Cache:
             MissingPackageError: a package that loading needs is not installed.
             NoDeviceError: there is no such device.
         """
-        from vlmcache.load import bench, saved
-        from vlmcache.load.options import (
-            LoadTestOptions,
-            parse_loaders,
-            parse_one_attention,
-            parse_precisions,
-        )
+        from vlmcache.load import bench, options, saved
 
         if history:
             return saved.history(self.session, _names(models))
-        options = LoadTestOptions(
-            parse_precisions(_list(precision)),
+        wanted = options.LoadTestOptions(
+            options.parse_precisions(_list(precision)),
             device,
             _count(self.named("trials"), trials),
             cold,
             _count(self.named("tokens"), tokens),
-            parse_loaders(_list(loader)),
+            options.parse_loaders(_list(loader)),
             trust_remote_code,
-            parse_one_attention(attention),
+            options.parse_one_attention(attention),
             _list(synthetic),
             _count(self.named("context"), context) if context is not None else 0,
             cold_libraries,
         )
         earlier = saved.read_report(os.fspath(compare)) if compare is not None else None
-        target = os.fspath(save) if save is not None else None
-        saved.check_targets(target)
-        report = bench.load_test(self.session, _names(models), options, self.on_step)
+        saved.check_targets(None if save is None else os.fspath(save))
+        report = bench.load_test(self.session, _names(models), wanted, self.on_step)
         report = saved.compared(report, earlier)
-        if target is not None:
-            saved.save_report(target, report)
+        if save is not None:
+            saved.save_report(os.fspath(save), report)
         return report
 
     def quantize(
@@ -717,9 +711,7 @@ def _count(name: str, value: int, most: int = LARGEST) -> int:
 
 
 def _integer(name: str, value: Any, kind: str) -> int:
-    try:
+    with contextlib.suppress(TypeError):
         if not isinstance(value, bool):
             return operator.index(value)
-    except TypeError:
-        pass
     raise UsageError(f"{name}: not a whole number: {value!r}", kind)

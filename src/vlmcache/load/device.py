@@ -125,7 +125,7 @@ def _peak(device: str) -> DevicePeak:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what lies between torch and an accelerator, where they are told."""
+    """Return the versions of what lies between torch and an accelerator, where they are known."""
     import torch
 
     found = {"cuda": torch.version.cuda, "hip": torch.version.hip}

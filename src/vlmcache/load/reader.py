@@ -62,7 +62,11 @@ def can_evict() -> bool:
 def evict(paths: Iterable[str], *, write: bool = True) -> None:
     """Ask the kernel to drop the files' pages. Pages that a process keeps in use stay.
 
-    Pages not yet written are written first, unless told not to: the kernel only drops clean ones.
+    Pages not yet written are written first: the kernel only drops clean ones.
+
+    Args:
+        paths: the files.
+        write: whether pages are written first that may not have been.
 
     Raises:
         OSError: a file cannot be opened.
