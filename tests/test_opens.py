@@ -21,6 +21,7 @@ READS = {
     "cache.completeness": "indexes of weights, for the scan",
     "cache.duplicates": "weights that may be copies of each other, for the scan",
     "cache.entries": "folders, for the scan",
+    "cache.free_memory": "/proc, /sys",
     "cache.mounts": "/proc",
     "cache.moved": "notes of moves, for the scan",
     "cache.pickles": "weights in pickled form, for the scan",
@@ -36,6 +37,9 @@ READS = {
     "environment": ".env, tokens",
     "hub.settings": "the token",
     "load.conditions": "/proc, /sys",
+    "load.device": "/proc",
+    "load.disturbance": "/proc, /sys",
+    "load.pinned": "weights that are loaded",
     "load.saved": "reports that load-test has kept",
     "load.source": "config.json of a model that is loaded",
 }

@@ -7,6 +7,7 @@ command line would ask before it acts, a method acts: look at what `dry_run=True
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import os
@@ -90,6 +91,7 @@ class Cache:
         outdated: bool = False,
         sort: str | None = None,
         filter: Names = (),
+        context: int | None = None,
     ) -> Status:
         """Return the state of the cache and of models, all configured ones by default.
 
@@ -99,6 +101,7 @@ class Cache:
             outdated: ask the hub for newer revisions.
             sort: `name`, `size`, `state` or `used`.
             filter: tests such as `size>1GB` that every model and repo of the report passes.
+            context: tokens of a context whose key-value cache counts as memory.
 
         Raises:
             UnknownModelError: a name is neither a key nor a repo id.
@@ -106,7 +109,8 @@ class Cache:
         """
         from vlmcache.commands.status import status
 
-        value = status.status(self.session, _names(models))
+        tokens = _count(self.named("context"), context) if context is not None else 0
+        value = status.status(self.session, _names(models), context=tokens)
         if outdated:
             from vlmcache.commands.status import outdated as updates
 
@@ -482,54 +486,64 @@ class Cache:
         synthetic: Names = (),
         tokens: int = 1,
         loader: Names = (),
+        attention: str | None = None,
         save: Path | None = None,
         compare: Path | None = None,
         history: bool = False,
         trust_remote_code: bool = False,
+        context: int | None = None,
+        cold_libraries: bool = False,
     ) -> LoadReport:
         """Measure how fast models load, each load in a fresh process.
 
         Args:
             models: keys or repo ids; the configured models that are cached if not given.
-            precision: fp32, fp16, bf16, int8 or int4; each model's configured one if not given.
+            precision: fp32, fp16, bf16, int8 or int4; each model's configured one if not given,
+                else the type in which it is stored.
             device: `auto`, `cpu`, `cuda:0`, `xpu`, `mps`.
             trials: loads of each kind.
             cold: measure only cold loads, or with False only warm ones.
             synthetic: models with random weights to make, measure and remove, such as `tiny`.
             tokens: how many to generate after a load.
-            loader: plain, readahead, fastsafetensors or runai; the fastest known if not given.
+            loader: plain, readahead, pinned, fastsafetensors or runai; the fastest known if not
+                given.
+            attention: sdpa, eager or flash_attention_2; the configured one if not given, else the
+                model's own choice.
             save: a file to write the report to, as JSON.
             compare: a file that `save` wrote, to compare the report with.
             history: measure nothing and return the results of earlier runs.
             trust_remote_code: let Python code of the repo run.
+            context: tokens of a context whose key-value cache counts as memory.
+            cold_libraries: before a cold load, let torch and transformers leave memory too.
 
         Raises:
             UnknownModelError: a name is neither a key nor a repo id.
             MissingPackageError: a package that loading needs is not installed.
             NoDeviceError: there is no such device.
         """
-        from vlmcache.load import bench, saved
-        from vlmcache.load.options import LoadTestOptions, parse_loaders, parse_precisions
+        from vlmcache.load import bench, options, saved
 
         if history:
             return saved.history(self.session, _names(models))
-        options = LoadTestOptions(
-            parse_precisions(_list(precision)),
+        wanted = options.LoadTestOptions(
+            options.parse_precisions(_list(precision)),
             device,
             _count(self.named("trials"), trials),
             cold,
             _count(self.named("tokens"), tokens),
-            parse_loaders(_list(loader)),
+            options.parse_loaders(_list(loader)),
             trust_remote_code,
+            options.parse_one_attention(attention),
             _list(synthetic),
+            _count(self.named("context"), context) if context is not None else 0,
+            cold_libraries,
         )
         earlier = saved.read_report(os.fspath(compare)) if compare is not None else None
-        target = os.fspath(save) if save is not None else None
-        saved.check_targets(target)
-        report = bench.load_test(self.session, _names(models), options, self.on_step)
+        saved.check_targets(None if save is None else os.fspath(save))
+        report = bench.load_test(self.session, _names(models), wanted, self.on_step)
         report = saved.compared(report, earlier)
-        if target is not None:
-            saved.save_report(target, report)
+        if save is not None:
+            saved.save_report(os.fspath(save), report)
         return report
 
     def quantize(
@@ -701,9 +715,7 @@ def _count(name: str, value: int, most: int = LARGEST) -> int:
 
 
 def _integer(name: str, value: Any, kind: str) -> int:
-    try:
+    with contextlib.suppress(TypeError):
         if not isinstance(value, bool):
             return operator.index(value)
-    except TypeError:
-        pass
     raise UsageError(f"{name}: not a whole number: {value!r}", kind)

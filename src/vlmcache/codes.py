@@ -131,6 +131,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The command did not do what was asked, for the reason in its message.",
         "Run it again with '-vv' to see each step.",
     ),
+    "failed-copy": (
+        "A kept quantized copy could not be loaded, but its original could: the copy is set aside.",
+        "Make it again with 'vlmcache quantize MODEL', or remove it with '--remove'.",
+    ),
     "gguf": (
         "The weights are GGUF files, which this command neither loads nor measures.",
         "Run them with llama.cpp, Ollama or LM Studio; 'vlmcache status' lists the variants.",
@@ -244,6 +248,10 @@ CODES: dict[str, tuple[str, str]] = {
         ),
         "Mount it with 'relatime', or load models with 'vlmcache.load_model', which records uses.",
     ),
+    "no-bytecode": (
+        "The libraries' compiled bytecode is not kept, so each process compiles them at its start.",
+        "Unset PYTHONDONTWRITEBYTECODE, or run 'python -m compileall' once on their folder.",
+    ),
     "no-device": (
         "The requested device does not exist on this machine.",
         "Use '--device auto' or one that 'vlmcache doctor' lists.",
@@ -342,6 +350,10 @@ CODES: dict[str, tuple[str, str]] = {
     "orphan-shared-blob": (
         "No repo links to this blob of the shared store.",
         "'vlmcache clean' removes it under the store's own lock.",
+    ),
+    "other-format": (
+        "The files are for another program or library than transformers.",
+        "Load them with the program that the hint names, or 'vlmcache pull' another repo.",
     ),
     "other-owner": (
         "The cache belongs to another user.",

@@ -17,6 +17,7 @@ from vlmcache.environment import FILE_LIMIT, user_config
 from vlmcache.errors import ConfigError
 from vlmcache.units import did_you_mean, parse_size
 
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
 _PRECISIONS_BY_NAME: dict[str, Precision] = {
     "fp32": "fp32",
@@ -45,15 +46,19 @@ _OWN_ONLY = ("max_size", "archive", "base", "sources", "trash_days")
 class ModelConfig(msgspec.Struct, frozen=True):
     """A model as config.yaml names it, or as the command line named it by its repo id.
 
-    expected_size and expected_memory are bytes: the download, and the loaded model at `precision`.
+    expected_size and expected_memory are bytes: the download, and the loaded model at `precision`,
+    or as it is stored.
     """
 
     key: str
     repo: str
     revision: str = "main"
-    precision: Precision = "fp16"
+    precision: Precision | None = None
+    """`None` loads the model in its stored type."""
     device_map: str | dict[str, Any] = "auto"
     trust_remote_code: bool = False
+    attention: str | None = None
+    """What computes attention, one of `ATTENTIONS`; the model's own choice if not given."""
     expected_size: int | None = None
     expected_memory: int | None = None
     configured: bool = True
@@ -349,6 +354,17 @@ def parse_precision(text: str) -> Precision:
     return precision
 
 
+def parse_attention(text: str) -> str:
+    """Return what computes attention, by transformers' name for it.
+
+    Raises:
+        ValueError: the string names none.
+    """
+    if text not in ATTENTIONS:
+        raise ValueError(f"{text!r} is not one of {', '.join(ATTENTIONS)}")
+    return text
+
+
 def _parse_repo(text: str) -> tuple[str, str | None]:
     repo, variant = split_variant(text)
     if not layout.is_repo_id(repo):
@@ -387,6 +403,7 @@ def _parse_flag(value: Any) -> bool:
 _TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
     "revision": _parse_revision,
     "precision": parse_precision,
+    "attention": parse_attention,
     "expected_size": _parse_size,
     "expected_memory": _parse_size,
 }

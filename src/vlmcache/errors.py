@@ -233,6 +233,12 @@ class GgufError(UnloadableError):
     code = "gguf"
 
 
+class OtherFormatError(UnloadableError):
+    """The files are for another program or library than transformers."""
+
+    code = "other-format"
+
+
 class DamagedWeightsError(UnloadableError):
     """The files are there and cannot be what they should be."""
 
@@ -274,6 +280,13 @@ class CrashedError(UnloadableError):
     """The process that loaded the model ended without an answer."""
 
     code = "crashed"
+
+
+def less_memory(precision: str | None) -> str:
+    """Return what to do about a model that does not fit into memory at a precision."""
+    if precision == "int4":
+        return "use a machine with more memory"
+    return f"--precision {'int4' if precision == 'int8' else 'int8 or int4'} takes less"
 
 
 def unloadable(code: str, message: str, hint: str | None) -> UnloadableError:

@@ -5,16 +5,27 @@ The weights are read ahead before torch and transformers are imported, so this i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmcache import units
+from vlmcache.cache.free_memory import available_memory
+from vlmcache.cache.memory import has_accelerator
 from vlmcache.config import Session, open_session, own_home
-from vlmcache.errors import NotDownloadedError
-from vlmcache.load import models, quantized
+from vlmcache.errors import NotDownloadedError, UnloadableError
+from vlmcache.load import models, processors, quantized
+from vlmcache.load.device import CPU
+from vlmcache.load.explain import explained, require_packages
 from vlmcache.load.options import parse_one_precision
 from vlmcache.load.reader import ReadAhead
-from vlmcache.load.source import ModelFiles, ModelFinder, read_tensors
+from vlmcache.load.source import (
+    ModelFiles,
+    ModelFinder,
+    check_fits,
+    estimate_memory,
+    read_ahead_limit,
+)
 
 if TYPE_CHECKING:
     from vlmcache.commands.pull.values import PlannedModel
@@ -37,11 +48,13 @@ def load_model(
 
     Args:
         key: a key of config.yaml or a repo id, with an optional `@revision`.
-        precision: fp32, fp16, bf16, int8 or int4; the configured one if not given.
+        precision: fp32, fp16, bf16, int8 or int4; the configured one if not given, else the type in
+            which the weights are stored.
         device: `auto`, `cpu`, `cuda:0`, `xpu`, `mps`.
         trust_remote_code: whether Python code of the repo may run. Without it that is allowed only
             where config.yaml says so and pins a commit.
-        attention: transformers' `attn_implementation`; its own choice if not given.
+        attention: sdpa, eager or flash_attention_2; the configured one if not given, else the
+            model's own choice. If that needs a package which is not installed, a warning says so.
         config: the config.yaml to use, as with `--config`.
         cache_dir: the hub cache, as with `--cache-dir`.
 
@@ -77,11 +90,15 @@ def load_from(
 
     def find() -> ModelFiles:
         finder = ModelFinder(
-            session, [key], trust_remote_code=trust_remote_code, for_application=True
+            session,
+            [key],
+            trust_remote_code=trust_remote_code,
+            for_application=True,
+            attention=attention,
         )
         return finder.find(key, wanted)[1]
 
-    models.require_packages()
+    require_packages()
     try:
         source = find()
     except NotDownloadedError:
@@ -98,17 +115,40 @@ def load_from(
         pull(session, [key], PullOptions(agree=refuse)).check()
         source = find()
     home, _ = own_home(session.environment)
-    snapshot = source
-    source = quantized.preferred(home, source)
-    reading = ReadAhead(source.weights)
+    chosen = quantized.preferred(home, source)
     try:
-        read_tensors(source)
-        with models.explained(source), models.no_collection():
-            processor = models.load_processor(snapshot)
-            model = models.build_model(source, device, attention=attention)
-            reading.wait()
-            models.touch_all_weights(model)
-    finally:
-        reading.halt()
+        model, processor, notes = _load(chosen, device)
+    except UnloadableError as error:
+        if not quantized.is_the_copys(chosen, error):
+            raise
+        model, processor, notes = _load(source, device)
+        quantized.set_aside(chosen, error)
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
     models.remember_use(home, session.cache, source, "load")
     return model, processor
+
+
+def _load(source: ModelFiles, device: str) -> tuple[Any, Any, list[str]]:
+    """Return the model of a source, its processor, and what the user should know of it.
+
+    Raises:
+        UnloadableError: one cannot be loaded.
+    """
+    # Nothing of torch is imported yet, and what is read ahead changes no answer.
+    on_cpu = device == CPU or (device == "auto" and not has_accelerator())
+    need = estimate_memory(source, accelerator=not on_cpu)
+    if on_cpu:
+        check_fits(source, need.held, available_memory(), CPU)
+    reading = ReadAhead(source.weights, read_ahead_limit(need))
+    notes: list[str] = []
+    try:
+        with explained(source), models.no_collection():
+            processor = processors.load_processor(source)
+            model = models.build_model(source, device, notes=notes)
+            reading.wait()
+            models.touch_all_weights(model)
+            models.refuse_non_finite(source, model)
+    finally:
+        reading.halt()
+    return model, processor, notes

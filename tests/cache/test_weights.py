@@ -12,14 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.kit.caches import safetensors
-from vlmcache.cache.weights import (
-    Precision,
-    Tensor,
-    read_header,
-    rescale,
-    weights_bytes,
-    with_overhead,
-)
+from vlmcache.cache.memory import rescale, weights_bytes, with_overhead
+from vlmcache.cache.weights import Precision, Tensor, read_header
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
 

@@ -206,10 +206,10 @@ def test_load_model_asks_as_an_application(monkeypatch: pytest.MonkeyPatch) -> N
         raise NotCachedError
 
     monkeypatch.setattr(loading, "ModelFinder", find)
-    monkeypatch.setattr("vlmcache.load.models.require_packages", lambda: None)
+    monkeypatch.setattr("vlmcache.loading.require_packages", lambda: None)
     with pytest.raises(NotCachedError):
         loading.load_model("org/name")
-    assert asked == [{"trust_remote_code": False, "for_application": True}]
+    assert asked == [{"trust_remote_code": False, "for_application": True, "attention": None}]
 
 
 class NotCachedError(Exception):

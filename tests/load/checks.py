@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -123,10 +124,19 @@ def missing_weights_are_told() -> None:
         vlmcache.load_model("tiny/lacking", "fp32", "cpu")
 
 
-def a_processor_without_torchvision_is_told() -> None:
-    with raises(MissingPackageError, "needs torchvision") as error:
-        vlmcache.load_model("tiny/with-processor", "fp32", "cpu")
-    assert error[0].hint == "pip install 'vlmcache[vision]'"
+def a_processor_needs_no_torchvision_for_images_and_text() -> None:
+    from PIL import Image
+
+    _, processor = vlmcache.load_model("tiny/with-processor", "fp32", "cpu")
+    assert type(processor).__name__ == "Qwen2VLProcessor"
+    made = processor(text=["a <|image_pad|> b"], images=[Image.new("RGB", (56, 56))])
+    assert len(made["pixel_values"]) == 16
+    assert made["input_ids"][0].count(5) == 4
+    assert processor(text=["a b"])["input_ids"] == [[3, 4]]
+    # Nothing of transformers stays as it was for the making.
+    videos = transformers.models.auto.video_processing_auto.AutoVideoProcessor.from_pretrained
+    for held in (transformers.ProcessorMixin.check_argument_for_proper_class, videos):
+        assert held.__module__.startswith("transformers.")
 
 
 def a_tokenizer_is_returned() -> None:
@@ -179,6 +189,71 @@ def tokens_that_cannot_be_generated_are_no_failure() -> None:
     answer = worker._tokens(transformers.BertModel(config).eval(), 5)
     assert answer["first_token"] > 0
     assert "generate" in answer["no_token"]
+
+
+def a_trial(loader: str) -> dict[str, Any]:
+    """Make a trial in this process."""
+    import time
+
+    import msgspec
+
+    from vlmcache.load import worker
+    from vlmcache.load.source import read_source
+
+    source = read_source(str(snapshot("tiny/qwen2_vl")), model="tiny", precision="bf16")
+    return worker._trial(
+        {
+            "source": msgspec.to_builtins(source),
+            "device": "cpu",
+            "loader": loader,
+            "temperature": "cold",
+            "tokens": 5,
+            "again": True,
+            "started": time.monotonic(),
+        }
+    )
+
+
+def plain_leaves_the_collector_alone_and_named_loaders_do_not() -> None:
+    collecting = []
+    original = models.import_for
+
+    def seen(source: Any) -> None:
+        collecting.append(gc.isenabled())
+        original(source)
+
+    with mock.patch.object(models, "import_for", seen):
+        a_trial("plain")
+        a_trial("pinned")
+    assert collecting == [True, False]
+
+
+def what_a_loader_reads_while_the_model_is_built_counts_as_reading() -> None:
+    from vlmcache.load import pinned, worker
+
+    now = 0.0
+    original = pinned.read
+
+    def slow(*arguments: Any) -> Any:
+        nonlocal now
+        now += 100.0
+        return original(*arguments)
+
+    clock = mock.Mock(monotonic=lambda: now)
+    with mock.patch.object(pinned, "read", slow), mock.patch.object(worker, "time", clock):
+        answer = a_trial("pinned")
+    assert answer["phases"]["read"] == 100.0
+    assert answer["phases"]["build"] == 0.0
+    assert answer["again"]["phases"]["read"] == 100.0
+
+
+def decoding_is_warmed_up_before_it_is_timed() -> None:
+    from vlmcache.load import worker
+
+    counts: list[int] = []
+    with mock.patch.object(models, "more_tokens", lambda _model, count: counts.append(count)):
+        worker._tokens(vlmcache.load_model("tiny/qwen2", "fp32", "cpu")[0], 20)
+    assert counts == [worker._WARM_UP, 1, 20]
 
 
 def an_absent_device_is_told() -> None:
@@ -241,17 +316,20 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
             yield f"{name} {precision}", lambda n=name, p=precision: same_logits(n, p)  # type: ignore[misc]
     for precision in ("int8", "int4"):
         yield f"copy {precision}", lambda p=precision: copy_has_the_logits_of_quantizing(p)  # type: ignore[misc]
-    for loader in ("fastsafetensors", "runai"):
+    for loader in ("pinned", "fastsafetensors", "runai"):
         yield f"loader {loader}", lambda name=loader: loaders_give_the_same_logits(name)  # type: ignore[misc]
     for check in (
         own_code_runs_only_when_allowed,
         sharded_weights_load,
         missing_weights_are_told,
-        a_processor_without_torchvision_is_told,
+        a_processor_needs_no_torchvision_for_images_and_text,
         a_tokenizer_is_returned,
         a_vision_model_with_but_a_tokenizer_has_that,
         the_class_that_the_configuration_names_is_loaded,
         tokens_that_cannot_be_generated_are_no_failure,
+        plain_leaves_the_collector_alone_and_named_loaders_do_not,
+        what_a_loader_reads_while_the_model_is_built_counts_as_reading,
+        decoding_is_warmed_up_before_it_is_timed,
         an_absent_device_is_told,
         a_quantized_model_is_not_quantized_again,
         bitsandbytes_says_nothing_of_no_use,

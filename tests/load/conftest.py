@@ -61,10 +61,10 @@ class World:
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout)
 
-    def python(self, code: str, **more: str) -> str:
-        """Run Python code and return what it prints."""
+    def python(self, code: str, *arguments: str, **more: str) -> str:
+        """Run Python code with arguments and return what it prints."""
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, *arguments],
             env=self.environment | {"PYTHONPATH": os.getcwd()} | more,
             cwd=self.root,
             capture_output=True,

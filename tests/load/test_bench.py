@@ -24,7 +24,7 @@ from tests.load.conftest import World
 from tests.load.test_report import report
 from vlmcache.errors import CrashedError, UnloadableError
 from vlmcache.home.journal import Journal
-from vlmcache.load import conditions, reader
+from vlmcache.load import conditions, reader, trials
 from vlmcache.load.report import Remembered
 from vlmcache.load.saved import best_loader
 from vlmcache.load.source import ModelFiles, check_fits, estimate_memory, read_source
@@ -123,19 +123,23 @@ def test_a_synthetic_model_is_measured_and_leaves_nothing_behind(tiny_world: Wor
     )
     assert code == 0
     (result,) = document["results"]
-    assert [trial["temperature"] for trial in result["trials"]] == ["cold", "warm", "hot"]
-    cold, warm, hot = result["trials"]
+    # On a busy machine a trial is repeated.
+    assert {trial["temperature"] for trial in result["trials"]} == {"cold", "warm", "hot"}
+    assert len(result["trials"]) <= 6
+    cold, warm, hot = result["trials"][:3]
     assert result["bytes"] > 20_000_000
     for trial in (cold, warm):
         assert sum(trial["phases"].values()) == pytest.approx(trial["seconds"])
         assert set(trial["phases"]) == {"start", "import", "build", "read"}
         assert trial["peak_memory"] > result["bytes"]
         assert trial["first_token"] > 0
+        assert trial["disturbed"] or trial["valid"]
+    assert cold["cold_parts"] == ["weights"]
     assert warm["resident_before"] == 1.0
     assert hot["seconds"] < warm["seconds"]
-    if cold["valid"]:
-        assert cold["resident_before"] <= 0.01
-        assert cold["bytes_read"] >= result["bytes"] * 0.9
+    assert cold["resident_before"] <= 0.01
+    assert cold["bytes_read"] >= result["bytes"] * 0.9
+    if result["cold"]:
         assert result["disk_limit_seconds"] > 0
         assert 0 < result["efficiency"] < 1.5
     assert list((tiny_world.root / "own" / "synthetic").iterdir()) == []
@@ -273,6 +277,7 @@ def test_a_kept_copy_is_measured_beside_quantizing_at_load(tiny_world: World) ->
     )
     assert code == 0
     copy, at_load = document["results"]
+    assert copy["loader"] == at_load["loader"]
     assert (copy["source"], at_load["source"]) == ("copy", "at-load")
     assert copy["bytes"] < at_load["bytes"]
     assert "quantise" not in copy["trials"][0]["phases"]
@@ -308,12 +313,6 @@ def test_a_model_that_does_not_fit_is_told_with_a_precision_that_does(tmp_path: 
         check_fits(source, need, 603_000_000, "cpu")
     assert "cpu has 603 MB free" in caught.value.message
     assert caught.value.hint == "--precision fp16 takes about 602 MB"
-
-
-def test_available_memory_is_what_the_machine_has_at_most() -> None:
-    import psutil
-
-    assert 0 < conditions.available_memory() <= psutil.virtual_memory().total
 
 
 @needs_torch
@@ -387,6 +386,9 @@ def test_the_loader_is_the_one_that_was_faster_here_beyond_the_spread(world: Wor
     assert chosen() == "readahead"
     measured("readahead", 2.0, 2.1, 2.2)
     assert chosen() == "plain"
+    # A later run that was disturbed leaves what was measured before.
+    measured("plain", 9.0)
+    assert chosen() == "plain"
     measured("plain", 0.1, 0.1, 0.1, cpu="another")
     measured("plain", 5.0, 5.0, 5.0)
     assert chosen() == "readahead"
@@ -396,3 +398,26 @@ def read_source_of_nothing(folder: Path) -> ModelFiles:
     (folder / "config.json").write_text('{"model_type": "qwen2"}')
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return read_source(str(folder), model="m", precision="bf16")
+
+
+@linux_only
+def test_a_loader_that_reads_around_the_memory_has_no_warm_load(tmp_path: Path) -> None:
+    source = read_source_of_nothing(tmp_path)
+    if not conditions.counts_reads(source.folder):
+        pytest.skip("no block device below")
+    said = trials._why_not_read(source, "fastsafetensors", "warm", source.bytes)
+    assert "fastsafetensors reads around it (direct I/O)" in str(said)
+    assert trials._why_not_read(source, "fastsafetensors", "cold", source.bytes) is None
+    assert "another process was reading" in str(trials._why_not_read(source, "plain", "cold", 0))
+    assert trials._why_not_read(source, "plain", "warm", None) is None
+
+
+def test_the_libraries_files_are_those_beside_torch_and_transformers() -> None:
+    pytest.importorskip("torch", reason="needs torch: pip install 'vlmcache[load]'")
+    files = set(conditions.library_files())
+    import importlib.util
+
+    for name in ("torch", "transformers"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert str(spec.origin) in files

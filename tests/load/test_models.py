@@ -31,16 +31,25 @@ from .configuration_own import OwnConfig
 class OwnModel(Qwen2ForCausalLM):
     config_class = OwnConfig
 """
+VOCABULARY = {"[U]": 0, "a": 3, "b": 4, "<|image_pad|>": 5, "<|video_pad|>": 6}
 WORDS: dict[str, Any] = {
     "version": "1.0",
     "truncation": None,
     "padding": None,
-    "added_tokens": [],
+    "added_tokens": [
+        {"id": number, "content": content, "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for number, content in ((5, "<|image_pad|>"), (6, "<|video_pad|>"))
+    ],
     "normalizer": None,
     "pre_tokenizer": {"type": "Whitespace"},
     "post_processor": None,
     "decoder": None,
-    "model": {"type": "WordLevel", "vocab": {"[U]": 0, "a": 3, "b": 4}, "unk_token": "[U]"},
+    "model": {
+        "type": "WordLevel",
+        "vocab": VOCABULARY,
+        "unk_token": "[U]",
+    },
 }
 TOKENIZER = {
     "tokenizer.json": json.dumps(WORDS).encode(),
@@ -153,7 +162,7 @@ def test_other_readers_give_the_same_logits(outcomes: dict[str, str | None], loa
         "own_code_runs_only_when_allowed",
         "sharded_weights_load",
         "missing_weights_are_told",
-        "a_processor_without_torchvision_is_told",
+        "a_processor_needs_no_torchvision_for_images_and_text",
         "a_tokenizer_is_returned",
         "a_vision_model_with_but_a_tokenizer_has_that",
         "the_class_that_the_configuration_names_is_loaded",

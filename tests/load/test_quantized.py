@@ -11,8 +11,21 @@ from pathlib import Path
 import pytest
 
 from tests.load.conftest import World
+from vlmcache.cache.weights import Precision
 from vlmcache.config import Session, load_config, locate_cache, read_environment
-from vlmcache.errors import NotDownloadedError, SpaceError, UsageError
+from vlmcache.errors import (
+    CrashedError,
+    DamagedWeightsError,
+    MissingPackageError,
+    NoDeviceError,
+    NotDownloadedError,
+    NotEnoughMemoryError,
+    SpaceError,
+    UnloadableError,
+    UnsupportedPrecisionError,
+    UntrustedCodeError,
+    UsageError,
+)
 from vlmcache.home import copies
 from vlmcache.load import quantized
 from vlmcache.load.source import ModelFiles, read_source
@@ -210,6 +223,51 @@ def test_status_tells_of_a_copy_that_is_not_as_it_was_made(world: World) -> None
     assert document["copies"][0]["changed"] is True
     (finding,) = [finding for finding in document["findings"] if finding["code"] == "changed-copy"]
     assert finding["remedy"] == "vlmcache quantize org/name --precision int8"
+
+
+def test_a_copy_that_is_set_aside_is_not_used_and_status_says_why(world: World) -> None:
+    world.cache.repo("org/name").revision({"config.json": b"{}"})
+    home, snapshot = world.root / "own", source(world.root)
+    kept = keep(home, snapshot)
+    copy = quantized.preferred(str(home), snapshot)
+    quantized.set_aside(copy, DamagedWeightsError("a weight has another shape", None))
+    assert quantized.preferred(str(home), snapshot) is snapshot
+    document = world.document("status")[1]
+    assert document["copies"][0]["failed"] == "a weight has another shape"
+    (finding,) = [one for one in document["findings"] if one["code"] == "failed-copy"]
+    assert finding["path"] == kept.path
+    assert "a weight has another shape" in finding["detail"]
+    assert finding["remedy"] == "vlmcache quantize org/name --precision int8"
+    keep(home, snapshot)
+    assert quantized.preferred(str(home), snapshot).kind == "copy"
+
+
+@pytest.mark.parametrize("kind", UnloadableError.__subclasses__())
+def test_only_failures_that_can_be_the_copys_are_held_against_it(
+    tmp_path: Path, kind: type[UnloadableError]
+) -> None:
+    snapshot = source(tmp_path)
+    keep(tmp_path, snapshot)
+    copy = quantized.preferred(str(tmp_path), snapshot)
+    of_the_machine = {
+        *(CrashedError, MissingPackageError, NoDeviceError, NotEnoughMemoryError),
+        *(UnsupportedPrecisionError, UntrustedCodeError),
+    }
+    assert quantized.is_the_copys(copy, kind("x", None)) is (kind not in of_the_machine)
+    assert not quantized.is_the_copys(snapshot, kind("x", None))
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("kind", [NotEnoughMemoryError, UnsupportedPrecisionError])
+@pytest.mark.parametrize("hint", ["--precision int8 or int4 takes less", "--precision fp16"])
+def test_no_hint_names_a_precision_that_is_refused_or_was_tried(
+    kind: type[UnloadableError], precision: Precision, hint: str
+) -> None:
+    with pytest.raises(kind) as caught, quantized.fitting_hints(precision):
+        raise kind("it failed", hint)
+    named = str(caught.value.hint)
+    smaller = kind is NotEnoughMemoryError and precision == "int8"
+    assert [word in named for word in ("fp16", "int8", "int4")] == [False, False, smaller]
 
 
 def test_the_plan_of_a_removal_names_the_copies_that_go(world: World) -> None:

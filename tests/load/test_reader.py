@@ -38,6 +38,17 @@ def test_eviction_empties_and_reading_ahead_fills(weights: str) -> None:
 
 
 @linux_only
+@pytest.mark.parametrize("limit", [0, 1_000_000, reader.CHUNK, 10**12])
+def test_no_more_is_read_ahead_than_the_limit_says(weights: str, limit: int) -> None:
+    reader.evict([weights])
+    reader.ReadAhead([weights], limit).wait()
+    # The kernel rounds up to what it reads at once.
+    resident = reader.resident_bytes(weights)
+    assert resident is not None
+    assert min(limit, SIZE) <= resident <= min(limit + reader.CHUNK if limit else 0, SIZE)
+
+
+@linux_only
 def test_what_was_just_written_is_evicted_too(tmp_path: Path) -> None:
     path = tmp_path / "fresh"
     path.write_bytes(b"x" * 3_000_000)

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlmcache.load.comparing import compare
+from vlmcache.load.judging import judge_phases, median_phases, spread, summarize
 from vlmcache.load.report import (
     Accelerator,
     Disk,
@@ -18,11 +20,6 @@ from vlmcache.load.report import (
     Spread,
     Temperature,
     Trial,
-    compare,
-    judge_phases,
-    median_phases,
-    spread,
-    summarize,
 )
 
 MACHINE = Machine(
@@ -226,3 +223,28 @@ def test_results_of_one_side_only_are_named() -> None:
 
 def test_a_report_without_a_machine_is_not_compared() -> None:
     assert not compare(report(5.0, machine=None), report(5.0)).alike
+
+
+def test_the_weights_speed_stands_beside_the_disks_and_the_memorys() -> None:
+    machine = msgspec.structs.replace(MACHINE, memory_speed=8e9)
+    cold, warm = trial("cold", build=5.0, read=4.0), trial("warm", read=1.0)
+    whole = summarize(result(cold, warm), Disk(1e9, 2e9, 1), None, 0, machine=machine)
+    assert (whole.read_speed, whole.read_of_disk, whole.read_of_memory) == (1e9, 0.5, 0.125)
+    whole = summarize(result(warm), Disk(1e9, 2e9, 1), None, 0, machine=machine)
+    assert (whole.read_speed, whole.read_of_disk, whole.read_of_memory) == (4e9, None, 0.5)
+    ahead = msgspec.structs.replace(trial("cold", read=0.1), read_ahead=4.0)
+    assert summarize(result(ahead), None, None, 0).read_speed == 1e9
+
+
+def test_reading_hidden_in_the_copying_is_answered_as_reading() -> None:
+    bare = result(trial("cold", read_to_device=9.0), cold=Spread(9, 9, 9, 1), loader="plain")
+    verdict, advice = judge_phases(bare)
+    assert str(verdict).startswith("read and copied takes 100% of a cold load")
+    assert "--loader readahead" in str(advice)
+
+
+def test_imports_without_bytecode_are_answered_with_how_to_keep_it() -> None:
+    machine = msgspec.structs.replace(MACHINE, bytecode=False)
+    loads = result(trial("cold", **{"import": 9.0}))
+    whole = summarize(loads, None, None, 0, machine=machine)
+    assert "PYTHONDONTWRITEBYTECODE" in str(whole.advice)

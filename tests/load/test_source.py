@@ -81,7 +81,7 @@ def test_a_load_test_without_names_scans_the_configured_models_only(
 def test_load_model_scans_the_repo_that_it_loads_and_no_other(
     scans: dict[str, int], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("vlmcache.load.models.require_packages", lambda: None)
+    monkeypatch.setattr("vlmcache.loading.require_packages", lambda: None)
     monkeypatch.setattr(quantized, "preferred", reached)
     with pytest.raises(Reached):
         vlmcache.load_model(name)

@@ -16,7 +16,7 @@ import vlmcache
 from tests.kit.caches import CacheBuilder, model_files
 from tests.kit.commands import Vlmcache
 from vlmcache.errors import NotDownloadedError, UnknownModelError
-from vlmcache.load import conditions, reader
+from vlmcache.load import reader, warm
 
 WEIGHTS = os.urandom(1 << 20) * 40
 """More than the kernel reads ahead by itself."""
@@ -82,7 +82,7 @@ def test_no_more_is_read_than_memory_has_room_for(
     put(hub, "org/model", {**model_files(), "model.safetensors": WEIGHTS})
     put(hub, "org/other", {**model_files(), "model.safetensors": WEIGHTS + b"other"})
     room = len(WEIGHTS) + (8 << 20)
-    monkeypatch.setattr(conditions, "available_memory", lambda: room)
+    monkeypatch.setattr(warm, "available_memory", lambda: room)
     report = _cache(hub).warm(["org/model", "org/other"])
     first, second = report.models
     assert first.resident_after == first.bytes

@@ -34,6 +34,20 @@ def own_classes(config: Any) -> Iterator[tuple[str | None, str, str]]:
                     yield repo if separator else None, file, kind
 
 
+def auto_classes(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the classes that an `auto_map` names, without what is null or names none.
+
+    Returns:
+        transformers' auto class -> `file.Class`, or `owner/name--file.Class`.
+    """
+    named = config.get("auto_map")
+    return {
+        auto: value
+        for auto, value in (named.items() if isinstance(named, dict) else ())
+        if isinstance(value, str) and any(own_classes({"auto_map": {auto: value}}))
+    }
+
+
 def config_strings(config: Any) -> set[str]:
     """Return the strings that a configuration holds, which may name files or folders."""
     found: set[str] = set()

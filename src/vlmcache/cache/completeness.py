@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,6 +15,7 @@ from vlmcache.cache import formats, gguf, layout
 from vlmcache.cache.code_files import code_files
 from vlmcache.cache.model_configs import DECIDING, OtherRepo, decoded, other_repos
 from vlmcache.cache.needed_files import GENERATION, Division, divide
+from vlmcache.cache.pickles import PickleError, read_pickled
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision, State, TreeFile
 from vlmcache.cache.weight_options import weight_map
@@ -294,7 +296,9 @@ class Content(NamedTuple):
     unreadable: dict[str, str]
     """Weights whose header makes no sense -> why."""
     tensors: dict[str, Tensor]
-    """Those of all safetensors."""
+    """Those of all weights that are loaded."""
+    config: dict[str, Any]
+    """What config.json says."""
 
 
 def read_content(judgement: Judgement) -> Content:
@@ -303,7 +307,7 @@ def read_content(judgement: Judgement) -> Content:
     A file can be shorter than it was, or half empty after a crash, and no listing says so: tensors
     that lie beyond a file's end and a configuration that is not JSON are damage.
     """
-    content = Content({}, {}, {})
+    content = Content({}, {}, {}, {})
     revision, division = judgement.revision, judgement.division
     others = division.left_out if division is not None else ()
     for name in sorted(file.name for file in revision.files) if revision is not None else ():
@@ -313,9 +317,15 @@ def read_content(judgement: Judgement) -> Content:
         try:
             if name.endswith(".safetensors"):
                 content.tensors.update(read_header(path))
+            elif name.endswith(".bin"):
+                # Whether pickled weights are sound is verify's to say.
+                with contextlib.suppress(PickleError):
+                    content.tensors.update(read_pickled(path))
             elif name in (formats.CONFIG, *formats.OTHER_CONFIGS):
                 # As transformers does: NaN and Infinity are no errors.
-                json.loads(read_bytes(path, _INDEX_LIMIT))
+                said = json.loads(read_bytes(path, _INDEX_LIMIT))
+                if name == formats.CONFIG and isinstance(said, dict):
+                    content.config.update(said)
         except (TruncatedError, RecursionError) as error:
             content.damaged[name] = str(error)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
-import msgspec
-
 from vlmcache.cache import formats, layout
 from vlmcache.cache.code_files import own_classes
-from vlmcache.cache.reading import JSON_ERRORS
+from vlmcache.cache.reading import JSON_ERRORS, parse_json
+from vlmcache.cache.weights import Precision
 
 MODULES = "modules.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -33,6 +32,16 @@ _PART_CONFIGS = {
     "Extractor": "preprocessor_config.json",
 }
 """Word in the name of a part's class -> the configuration that the part has."""
+
+_STORED: dict[str, Precision] = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "F32": "fp32",
+    "F16": "fp16",
+    "BF16": "bf16",
+}
+"""Names of types, as torch and safetensors have them."""
 
 Read = Callable[[str], bytes | None]
 """Returns the content of a file, `None` if it is not known."""
@@ -144,9 +153,26 @@ def other_repos(config: Callable[[str], Any]) -> Iterator[OtherRepo]:
 def decoded(content: bytes | None) -> Any:
     """Return what the JSON of a configuration says; `None` if it is not JSON."""
     try:
-        return msgspec.json.decode(content) if content else None
+        return parse_json(content) if content else None
     except JSON_ERRORS:
         return None
+
+
+def stored_precision(config: Any, dtypes: Iterable[str]) -> Precision | None:
+    """Return the precision at which transformers loads a model that is given none.
+
+    It is what config.json says, else the type of the first floats among the weights; `None` if
+    neither says so, or if it is a type that cannot be asked for.
+
+    Args:
+        config: what config.json says.
+        dtypes: the types of the tensors, as safetensors names them.
+    """
+    named = config if isinstance(config, dict) else {}
+    said = named.get("dtype") or named.get("torch_dtype")
+    if isinstance(said, str):
+        return _STORED.get(said.removeprefix("torch."))
+    return next((_STORED[dtype] for dtype in dtypes if dtype in _STORED), None)
 
 
 @layout.by_name

@@ -46,6 +46,8 @@ class Mount(msgspec.Struct, frozen=True):
     """The device or address that it is mounted from."""
     device: int = 0
     """Its number, as in `st_dev`."""
+    root: str = "/"
+    """The folder of the filesystem that is mounted."""
 
     @property
     def access_times(self) -> AccessTimes:
@@ -67,10 +69,10 @@ class Mount(msgspec.Struct, frozen=True):
         return self.type.startswith(("nfs", "cifs", "smb", "fuse.sshfs", "lustre", "gpfs", "ceph"))
 
 
-def mounts() -> Iterator[Mount]:
+def mounts(table: str = "/proc/self/mountinfo") -> Iterator[Mount]:
     """Yield the mounts of this process, later ones shadowing earlier ones (see proc(5))."""
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        with open(table, encoding="utf-8", errors="surrogateescape") as file:
             lines = file.readlines()
     except OSError:
         return
@@ -82,7 +84,8 @@ def mounts() -> Iterator[Mount]:
         options = frozenset(fields[5].split(",")) | frozenset(tail[2].split(","))
         major, _, minor = fields[2].partition(":")
         device = os.makedev(int(major), int(minor))
-        yield Mount(_unescaped(fields[4]), tail[0], options, _unescaped(tail[1]), device)
+        point, root, source = _unescaped(fields[4]), _unescaped(fields[3]), _unescaped(tail[1])
+        yield Mount(point, tail[0], options, source, device, root)
 
 
 def _unescaped(text: str) -> str:

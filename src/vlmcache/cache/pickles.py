@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from vlmcache.cache.reading import open_quietly
-from vlmcache.cache.weights import DTYPE_BITS
+from vlmcache.cache.weights import DTYPE_BITS, Tensor
 
 _PICKLE_LIMIT = 64_000_000
 """The longest pickle that is read, in bytes; a tensor takes some 300."""
@@ -369,6 +369,26 @@ def read_pickle(path: str) -> dict[str, PickledTensor]:
             zipfile.BadZipFile,
         ) as error:
             raise PickleError(f"cannot be read: {error}: {path}") from error
+
+
+def read_pickled(path: str) -> dict[str, Tensor]:
+    """Return the tensors of a file of PyTorch weights as a safetensors header would name them.
+
+    Of tensors that are one piece of the file under several names, the first is returned.
+
+    Raises:
+        PickleError: the file is not a flat dict of plain tensors in a zip archive.
+        OSError: the file cannot be read.
+    """
+    first: dict[tuple[str, int, tuple[int, ...]], tuple[str, PickledTensor]] = {}
+    for name, tensor in read_pickle(path).items():
+        first.setdefault((tensor.storage, tensor.offset, tensor.shape), (name, tensor))
+    return {
+        name: Tensor(
+            tensor.dtype, tensor.shape, (0, tensor.elements * DTYPE_BITS[tensor.dtype] // 8)
+        )
+        for name, tensor in first.values()
+    }
 
 
 def _placed(archive: _Archive, tensor: object, size: int) -> PickledTensor:

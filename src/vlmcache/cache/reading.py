@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import stat
@@ -37,6 +38,22 @@ def json_value(content: bytes, kind: Any) -> Any:
         if valid == content:
             raise
     return msgspec.json.decode(valid, type=kind)
+
+
+def parse_json(content: bytes) -> Any:
+    """Return what JSON says, of which `NaN` and `Infinity` are part as they are in Python's.
+
+    Raises:
+        MsgspecError: it is not JSON; one of JSON_ERRORS if it is not in other ways.
+    """
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        try:
+            return json.loads(content.decode())
+        except ValueError as error:
+            # The numbers of lines and columns are Python's; a string is not UTF-8 elsewhere.
+            raise msgspec.DecodeError(str(error)) from None
 
 
 def open_quietly(path: str, *, follow: bool = True, folder: int | None = None) -> int:

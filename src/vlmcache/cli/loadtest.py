@@ -25,7 +25,7 @@ def load_test(
             "--precision",
             metavar="LIST",
             help="Precision to load at: fp32, fp16, bf16, int8 or int4; by default the "
-            "configured one. Repeat it or separate with commas.",
+            "configured one, else the stored type. Repeat it or separate with commas.",
         ),
     ] = None,
     device: Annotated[
@@ -62,8 +62,17 @@ def load_test(
         typer.Option(
             "--loader",
             metavar="LIST",
-            help="Loader to use: auto, plain, readahead, fastsafetensors or runai; by default the "
-            "fastest known. Repeat it or separate with commas.",
+            help="Loader to use: auto, plain, readahead, pinned, fastsafetensors or runai; by "
+            "default the fastest known. Repeat it or separate with commas.",
+        ),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            "--attention",
+            metavar="NAME",
+            help="Compute attention with this: sdpa, eager or flash_attention_2; by default what "
+            "config.yaml or the model says.",
         ),
     ] = None,
     save: Annotated[
@@ -80,9 +89,25 @@ def load_test(
         str | None,
         typer.Option("--plot", metavar="FILE", help="Draw the loads to this file, .png or .svg."),
     ] = None,
+    cold_libraries: Annotated[
+        bool,
+        typer.Option(
+            "--cold-libraries",
+            help="Before a cold load, evict the libraries' files from memory too.",
+        ),
+    ] = False,
     history: Annotated[
         bool, typer.Option("--history", help="Show earlier results and measure nothing.")
     ] = False,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            metavar="TOKENS",
+            help="Add the key-value cache of a context of this many tokens to the memory;"
+            " by default none.",
+        ),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,
@@ -106,10 +131,13 @@ def load_test(
             synthetic=synthetic or (),
             tokens=tokens,
             loader=loader or (),
+            attention=attention,
             save=save,
             compare=compare,
             history=history,
             trust_remote_code=trust_remote_code,
+            context=context,
+            cold_libraries=cold_libraries,
         )
     if plot and not history:
         view.plot(plot, value)

@@ -43,6 +43,15 @@ def status(
             help="Show only rows that pass: 'size>1GB', 'used>30d', 'state=partial'.",
         ),
     ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            metavar="TOKENS",
+            help="Add the key-value cache of a context of this many tokens to the memory;"
+            " by default none.",
+        ),
+    ] = None,
 ) -> Answer:
     """Show models, bytes, room and what to do next.
 
@@ -51,6 +60,11 @@ def status(
     # Asking takes a while, and what there is to say about it belongs on stderr.
     cache = call.acting() if outdated else call.cache
     value = cache.status(
-        models or None, check=check, outdated=outdated, sort=sort, filter=filters or ()
+        models or None,
+        check=check,
+        outdated=outdated,
+        sort=sort,
+        filter=filters or (),
+        context=context,
     )
     return Answer(value, {"every": every}, value.all_ids if every else None)

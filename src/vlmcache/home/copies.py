@@ -22,10 +22,13 @@ from vlmcache.cache.weights import Precision
 
 FOLDER = "quantized"
 MANIFEST = "vlmcache.json"
+FAILED = "vlmcache-failed.txt"
+"""A file in a copy that could not be loaded, with the reason: it is set aside."""
 LIBRARIES = ("bitsandbytes", "transformers")
 """Packages whose version decides whether a copy is still what they would make."""
 
 _MANIFEST_LIMIT = 16_000_000
+_FAILED_LIMIT = 100_000
 
 
 class CopiedFile(msgspec.Struct, frozen=True):
@@ -55,6 +58,8 @@ class KeptCopy(CopyOrigin, frozen=True):
     """Whether the installed libraries are those that made it."""
     changed: bool = False
     """Whether a file is not of the length or time that it was made with."""
+    failed: str | None = None
+    """Why it could not be loaded, if it could not; then it is not used."""
 
 
 class Manifest(CopyOrigin, frozen=True):
@@ -129,7 +134,19 @@ def describe(folder: str, manifest: Manifest) -> KeptCopy:
         manifest.made_at,
         manifest.versions == installed_versions(),
         any(_is_changed(os.path.join(folder, name), file) for name, file in manifest.files.items()),
+        failure(folder),
     )
+
+
+def failure(folder: str) -> str | None:
+    """Return why the copy in a folder could not be loaded; `None` for one that is not set aside."""
+    try:
+        text = read_bytes(os.path.join(folder, FAILED), _FAILED_LIMIT)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""
+    return text.decode(errors="replace").strip()
 
 
 def _is_changed(path: str, file: CopiedFile) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,9 @@ from typing import Any
 
 import msgspec
 
+from vlmcache.cache.free_memory import available_memory
+from vlmcache.cache.memory import MemoryEstimate
+from vlmcache.cache.state import Finding
 from vlmcache.cache.weights import Precision
 from vlmcache.config import (
     ModelConfig,
@@ -22,6 +26,7 @@ from vlmcache.config import (
 )
 from vlmcache.errors import (
     NotDownloadedError,
+    NotEnoughMemoryError,
     SpaceError,
     UnloadableError,
     VlmcacheError,
@@ -30,13 +35,13 @@ from vlmcache.errors import (
 from vlmcache.home.journal import Journal
 from vlmcache.load import quantized, streams, synthetic
 from vlmcache.load.conditions import (
-    available_memory,
-    counts_reads,
     describe_machine,
     measure_disk,
-    set_temperature,
 )
-from vlmcache.load.models import remember_use, require_packages
+from vlmcache.load.device import CPU
+from vlmcache.load.explain import require_packages
+from vlmcache.load.judging import copy_speed_of, short_of, summarize
+from vlmcache.load.models import remember_use
 from vlmcache.load.options import LoadTestOptions
 from vlmcache.load.report import (
     Accelerator,
@@ -49,8 +54,6 @@ from vlmcache.load.report import (
     Remembered,
     Result,
     Temperature,
-    Trial,
-    summarize,
 )
 from vlmcache.load.saved import best_loader
 from vlmcache.load.source import (
@@ -60,11 +63,12 @@ from vlmcache.load.source import (
     estimate_memory,
     read_source,
 )
+from vlmcache.load.trials import Run, hot_trial
 from vlmcache.load.worker import run_child
 from vlmcache.units import size_text
 
-_READ_AT_LEAST = 0.5
-"""Part of the weight files that a cold trial must have fetched from the disk itself."""
+_SAME_SIZE = 0.02
+"""Part by which weights may differ from their files in size and still be as they are stored."""
 
 OnStep = Callable[[str], None]
 """Is called with a few words on what happens now."""
@@ -100,20 +104,43 @@ def load_test(
     for loader in options.loaders or ():
         streams.require_loader(loader)
     bench.probe_devices()
-    for model, source in bench.sources:
-        bench.measure(model, source)
-    for name in dict.fromkeys(options.synthetic):
-        try:
-            with made(bench.home, name, session.config.limits.min_free, on_step) as folder:
-                for precision in options.precisions or ("bf16",):
-                    source = read_source(folder, model=name, precision=precision)
-                    bench.measure(shipped_config().models.get(name), source)
-        except (SpaceError, UnloadableError) as error:
-            if not bench.results:
-                raise
-            # What was measured before counts, however the rest ends.
-            bench.fail(name, None, error)
-    return LoadReport(bench.machine, tuple(bench.results), tuple(bench.failures), at=_now())
+    interrupted = False
+    try:
+        for model, source in bench.sources:
+            bench.measure(model, source)
+        for name in dict.fromkeys(options.synthetic):
+            bench.measure_synthetic(name)
+    except BaseException as error:
+        # Ctrl-C, under whatever name, keeps what was measured before it.
+        if isinstance(error, Exception) or not bench.results:
+            raise
+        interrupted = True
+    return LoadReport(
+        bench.machine,
+        tuple(bench.results),
+        tuple(bench.failures),
+        at=_now(),
+        interrupted=interrupted,
+        findings=_findings(bench.machine),
+    )
+
+
+def _findings(machine: Machine | None) -> tuple[Finding, ...]:
+    """Return what slows every load on this machine."""
+    if machine is None or machine.bytecode is not False:
+        return ()
+    spec = importlib.util.find_spec("torch")
+    folder = os.path.dirname(os.path.dirname((spec.origin if spec else None) or ""))
+    return (
+        Finding(
+            "no-bytecode",
+            "warning",
+            None,
+            folder,
+            "torch and transformers are compiled anew by every process that imports them",
+            f"unset PYTHONDONTWRITEBYTECODE; or once: python -m compileall -q {folder}",
+        ),
+    )
 
 
 class _Bench:
@@ -153,7 +180,12 @@ class _Bench:
         names = tuple(dict.fromkeys(names))
         if not names:
             return
-        finder = ModelFinder(self.session, names, trust_remote_code=self.options.trust_remote_code)
+        finder = ModelFinder(
+            self.session,
+            names,
+            trust_remote_code=self.options.trust_remote_code,
+            attention=self.options.attention,
+        )
         for name in names:
             for precision in self.options.precisions or (None,):
                 try:
@@ -184,7 +216,28 @@ class _Bench:
         self.machine = describe_machine(
             msgspec.convert(facts["accelerators"], tuple[Accelerator, ...]),
             self.session.cache.dir if self.sources else self.home,
+            facts["versions"],
+            bytecode=facts["bytecode"],
         )
+
+    def measure_synthetic(self, name: str) -> None:
+        """Make a synthetic model, measure it and remove it.
+
+        Raises:
+            SpaceError: it does not fit on the disk, and nothing was measured before.
+            UnloadableError: it cannot be made, and nothing was measured before.
+        """
+        min_free = self.session.config.limits.min_free
+        try:
+            with made(self.home, name, min_free, self.on_step) as folder:
+                for precision in self.options.precisions or ("bf16",):
+                    source = read_source(folder, model=name, precision=precision)
+                    self.measure(shipped_config().models.get(name), source)
+        except (SpaceError, UnloadableError) as error:
+            if not self.results:
+                raise
+            # What was measured before counts, however the rest ends.
+            self.fail(name, None, error)
 
     def measure(self, model: ModelConfig | None, source: ModelFiles) -> None:
         """Measure one model at one precision, with each loader, from the copy and without."""
@@ -202,149 +255,154 @@ class _Bench:
                 cold="cold" in self.options.temperatures,
             ),
         )
+        runs = [(kept, loader) for loader in loaders]
+        if kept.kind == "copy":
+            # What the copy is worth shows beside the original, loaded in the same way.
+            runs.append((source, loaders[0]))
         try:
-            self._measure(model, kept, loaders, self.options.trials)
-            if kept.kind == "copy":
-                # One trial of each temperature suffices to see what the copy is worth.
-                self._measure(model, source, ("plain",), 1)
+            self._take_turns(model, runs)
         except UnloadableError as error:
             self.fail(source.model, source.precision, error)
         except OSError as error:
             problem = f"{source.model}: {error.strerror or error}: {error.filename}"
             self.fail(source.model, source.precision, UnloadableError(problem))
 
-    def _measure(
-        self,
-        model: ModelConfig | None,
-        source: ModelFiles,
-        loaders: Sequence[Loader],
-        trials: int,
+    def _take_turns(
+        self, model: ModelConfig | None, runs: Sequence[tuple[ModelFiles, Loader]]
     ) -> None:
-        """Measure loaders in turn, so that what else the machine does meets all of them alike."""
-        need = estimate_memory(source)
-        free = available_memory() if self.device_free is None else self.device_free
-        check_fits(source, need, free, self.device)
-        disk = self._disk(source)
-        done: dict[Loader, list[Trial]] = {loader: [] for loader in loaders}
-        broken: set[Loader] = set()
-        weights_memory = 0
-        kinds = itertools.product(range(trials), self.options.temperatures, loaders)
-        for number, temperature, loader in kinds:
-            if loader in broken:
-                continue
-            self.on_step(
-                f"{source.model} {source.precision} {loader}: {temperature}"
-                f" trial {number + 1} of {trials}"
-            )
-            again = temperature == "warm" and (source.kind != "at-load" or number == 0)
-            try:
-                trial, answer = self._trial(source, loader, temperature, again=again)
-            except UnloadableError as error:
-                # What was measured before counts, however the rest would end.
-                self.fail(source.model, source.precision, error, loader)
-                broken.add(loader)
-                continue
-            done[loader].append(trial)
-            weights_memory = answer["weights_memory"]
-            if "again" in answer:
-                done[loader].append(_hot(trial, answer["again"]))
-        for loader, its_trials in done.items():
-            if its_trials:
-                self._conclude(
-                    Result(
-                        model=source.model,
-                        precision=source.precision,
-                        device=self.device,
-                        loader=loader,
-                        bytes=source.bytes,
-                        trials=tuple(its_trials),
-                        cold=None,
-                        warm=None,
-                        disk_limit_seconds=None,
-                        efficiency=None,
-                        repo=source.repo,
-                        commit=source.commit,
-                        source=source.kind,
-                        memory_estimate=need.total,
-                        expected=_expected(model, source),
-                    ),
-                    disk,
-                    weights_memory,
-                )
-        remember_use(self.home, self.session.cache, source, "load-test")
+        """Measure in turn, so that what else the machine does meets all of them alike."""
+        running = [Run(source, loader, self._need(source)) for source, loader in runs]
+        running = list(filter(self._fits, running))
+        for run in running:
+            self._measure_disk(run.source)
+        wanted = self.options.trials
+        try:
+            # Disturbed trials are repeated, as many times again at most.
+            for number in range(2 * wanted):
+                for temperature, run in itertools.product(self.options.temperatures, running):
+                    if run.error is None and (
+                        number < wanted or short_of(run.marked(), temperature, wanted)
+                    ):
+                        self._try(run, temperature, number)
+        finally:
+            for run in running:
+                if run.trials:
+                    self._conclude(model, run)
+        if running:
+            remember_use(self.home, self.session.cache, runs[0][0], "load-test")
+        _judge_copy(running)
 
-    def _conclude(self, bare: Result, disk: Disk | None, weights_memory: int) -> None:
-        """Work out what a result's trials say, keep it and remember it."""
+    def _fits(self, run: Run) -> bool:
+        """Return whether a model fits with what its loader takes beside it; else that is a failure.
+
+        Raises:
+            DamagedWeightsError: the weight files contradict themselves.
+        """
+        source, loader, need = run.source, run.loader, run.need
+        on_device, of_host = streams.extra_memory(
+            loader,
+            source.bytes,
+            converted=abs(need.weights - source.bytes) > _SAME_SIZE * source.bytes,
+            on_device=self.device_free is not None,
+        )
+        host = available_memory()
+        free = host if self.device_free is None else self.device_free
+        whole = msgspec.structs.replace(need, overhead=need.overhead + on_device)
+        try:
+            check_fits(source, whole, free, self.device)
+            if of_host > host:
+                raise NotEnoughMemoryError(
+                    f"--loader {loader} takes {size_text(of_host)} of memory for {source.model},"
+                    f" and {size_text(host)} are free",
+                    "--loader readahead",
+                )
+        except NotEnoughMemoryError as error:
+            self.fail(source.model, source.precision, error, loader)
+            return False
+        return True
+
+    def _try(self, run: Run, temperature: Temperature, number: int) -> None:
+        """Make one trial more, of which a failure ends that run's."""
+        source = run.source
+        again = "again, since others were disturbed" if number >= self.options.trials else ""
+        self.on_step(
+            f"{source.model} {source.precision} {run.loader}: {temperature} trial"
+            + (f" {again}" if again else f" {number + 1} of {self.options.trials}")
+        )
+        hot = temperature == "warm" and (source.kind != "at-load" or number == 0)
+        try:
+            trial, answer = run.make_trial(self.options, temperature, again=hot)
+        except UnloadableError as error:
+            # What was measured before counts, however the rest would end.
+            self.fail(source.model, source.precision, error, run.loader)
+            run.error = error
+            return
+        run.trials.append(trial)
+        run.weights_memory = answer["weights_memory"]
+        if "again" in answer:
+            run.trials.append(hot_trial(trial, answer["again"]))
+
+    def _conclude(self, model: ModelConfig | None, run: Run) -> None:
+        """Work out what a run's trials say, keep it and remember it."""
         assert self.machine is not None
-        speeds = {device.device: device.copy_speed for device in self.machine.accelerators}
-        result = summarize(bare, disk, speeds.get(self.device), weights_memory)
+        source = run.source
+        bare = Result(
+            model=source.model,
+            precision=source.precision,
+            device=self.device,
+            loader=run.loader,
+            bytes=source.bytes,
+            trials=run.marked(),
+            cold=None,
+            warm=None,
+            disk_limit_seconds=None,
+            efficiency=None,
+            repo=source.repo,
+            commit=source.commit,
+            source=source.kind,
+            memory_estimate=run.need.total,
+            memory_context=run.need.context if self.options.context else None,
+            memory_notes=run.need.notes,
+            expected=_expected(model, source),
+            cold_libraries=self.options.cold_libraries,
+        )
+        speeds = {device.device: copy_speed_of(device) for device in self.machine.accelerators}
+        result = summarize(
+            bare,
+            self._disks.get(source.weights),
+            speeds.get(self.device),
+            run.weights_memory,
+            wanted=self.options.trials,
+            machine=self.machine,
+        )
         self.results.append(result)
         remembered = Remembered(_now(), self.machine, msgspec.structs.replace(result, trials=()))
         with Journal(self.home) as memory:
             memory.record_load(msgspec.json.encode(remembered))
 
-    def _disk(self, source: ModelFiles) -> Disk | None:
+    def _need(self, source: ModelFiles) -> MemoryEstimate:
+        accelerator = self.device != CPU
+        return estimate_memory(source, accelerator=accelerator, context=self.options.context)
+
+    def _measure_disk(self, source: ModelFiles) -> None:
         if source.weights not in self._disks:
             self.on_step(f"{source.model}: measuring its disk")
             self._disks[source.weights] = measure_disk(source.weights)
-        return self._disks[source.weights]
 
-    def _trial(
-        self, source: ModelFiles, loader: Loader, temperature: Temperature, *, again: bool
-    ) -> tuple[Trial, dict[str, Any]]:
-        before, why_not = set_temperature(source.weights, temperature)
-        answer = run_child(
-            {
-                "task": "trial",
-                "source": msgspec.to_builtins(source),
-                "device": self.options.device,
-                "loader": loader,
-                "tokens": self.options.tokens,
-                "again": again,
-            },
-            source.model,
-        )
-        read = answer["bytes_read"]
-        counted = temperature == "cold" and read is not None and counts_reads(source.folder)
-        if why_not is None and counted and read < _READ_AT_LEAST * source.bytes:
-            why_not = (
-                f"only {size_text(read)} of {size_text(source.bytes)} came from the disk:"
-                " another process was reading the same files"
-            )
-        trial = Trial(
-            temperature=temperature,
-            phases=answer["phases"],
-            seconds=answer["seconds"],
-            bytes_read=read,
-            resident_before=before,
-            peak_memory=answer["peak_memory"],
-            peak_device_memory=answer["peak_device_memory"],
-            valid=why_not is None,
-            why_not=why_not,
-            first_token=answer.get("first_token"),
-            tokens_per_second=answer.get("tokens_per_second"),
-            read_ahead=answer.get("read_ahead"),
-            no_token=answer.get("no_token"),
-        )
-        return trial, answer
+
+def _judge_copy(runs: Sequence[Run]) -> None:
+    """Set a kept copy aside that no loader could load while its original was loaded."""
+    copies = [run for run in runs if run.source.kind == "copy"]
+    if any(run.trials for run in copies) or not any(run.trials for run in runs):
+        return
+    for run in copies:
+        if run.error is not None and quantized.is_the_copys(run.source, run.error):
+            quantized.set_aside(run.source, run.error)
+            return
 
 
 def _now() -> datetime:
     return datetime.now(timezone.utc).replace(microsecond=0)
-
-
-def _hot(warm: Trial, again: dict[str, Any]) -> Trial:
-    return msgspec.structs.replace(
-        warm,
-        temperature="hot",
-        phases=again["phases"],
-        seconds=sum(again["phases"].values()),
-        bytes_read=None,
-        resident_before=None,
-        first_token=again["first_token"],
-        tokens_per_second=None,
-        read_ahead=None,
-    )
 
 
 def _expected(model: ModelConfig | None, source: ModelFiles) -> Expectation | None:
@@ -352,9 +410,8 @@ def _expected(model: ModelConfig | None, source: ModelFiles) -> Expectation | No
     if model is None or (model.expected_memory is None and model.expected_size is None):
         return None
     halves = ("fp16", "bf16")
-    same = model.precision == source.precision or (
-        model.precision in halves and source.precision in halves
-    )
+    stated = model.precision or source.stored
+    same = stated == source.precision or (stated in halves and source.precision in halves)
     return Expectation(model.expected_memory if same else None, model.expected_size, "config.yaml")
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from vlmcache.cache.hashing import cores
 from vlmcache.cache.mounts import mount_of, nearest_folder
@@ -22,7 +24,8 @@ WARM_AT_LEAST = 0.98
 """Part of the weight files that must be in memory before a warm trial."""
 _MEASURED_BYTES = 2_000_000_000
 _MEASURED_SECONDS = 4.0
-_CGROUPS = "/sys/fs/cgroup"
+_COPIED_BYTES = 64_000_000
+_COPIES = 3
 _PACKAGES = (
     "torch",
     "transformers",
@@ -35,11 +38,16 @@ _PACKAGES = (
 
 
 def set_temperature(
-    paths: Sequence[str], temperature: Temperature
+    paths: Sequence[str], temperature: Temperature, what: str = "weights"
 ) -> tuple[float | None, str | None]:
     """Bring files to a temperature; return the part of them in memory then, and what is wrong.
 
     What is wrong is a sentence, or `None` where the trial is under the conditions it names.
+
+    Args:
+        paths: the files.
+        temperature: `warm` or `cold`.
+        what: what the files are.
     """
     if temperature == "warm":
         reader.ReadAhead(paths).wait()
@@ -47,26 +55,44 @@ def set_temperature(
         if resident is not None and resident < WARM_AT_LEAST:
             return (
                 resident,
-                f"only {resident:.0%} of the weights stay in memory: there is too little",
+                f"only {resident:.0%} of the {what} stay in memory: there is too little",
             )
         return resident, None
     if not reader.can_evict():
         return None, f"{sys.platform} has no way to evict files from memory"
-    reader.evict(paths)
+    # Libraries are many files, written long ago; should one not be, it is seen to stay.
+    reader.evict(paths, write=what == "weights")
     resident = reader.resident_fraction(paths)
     if resident is None:
         return (
             None,
-            "the weight files are another user's, so the kernel does not tell what is in memory",
+            f"the {what} are another user's, so the kernel does not tell what is in memory",
         )
     if resident > COLD_AT_MOST:
         mount = mount_of(paths[0])
         if mount is not None and mount.type in ("tmpfs", "ramfs"):
-            return resident, f"the weights are on {mount.type}, which is memory"
+            return resident, f"the {what} are on {mount.type}, which is memory"
         return resident, (
-            f"{resident:.0%} of the weights stay in memory after eviction: a process uses them"
+            f"{resident:.0%} of the {what} stay in memory after eviction: a process uses them"
         )
     return resident, None
+
+
+@functools.cache
+def library_files() -> tuple[str, ...]:
+    """Return the files that importing torch and transformers may read: all that lie beside them."""
+    folders = set()
+    for name in ("torch", "transformers"):
+        spec = importlib.util.find_spec(name)
+        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+            folders.add(os.path.dirname(os.path.realpath(folder)))
+    return tuple(
+        path
+        for folder in sorted(folders)
+        for parent, _, names in os.walk(folder)
+        for path in (os.path.join(parent, name) for name in names)
+        if os.path.isfile(path) and not os.path.islink(path)
+    )
 
 
 def counts_reads(path: str) -> bool:
@@ -108,8 +134,33 @@ def _timed(paths: Sequence[str], readers: int) -> tuple[float, int]:
     return reading.bytes / seconds, reading.bytes
 
 
-def describe_machine(accelerators: tuple[Accelerator, ...], folder: str) -> Machine:
-    """Return the conditions of measurements on files below a folder."""
+def memory_speed() -> float:
+    """Return how many bytes a second one thread copies in memory."""
+    source, target = bytearray(_COPIED_BYTES), memoryview(bytearray(_COPIED_BYTES))
+    best = 0.0
+    # The first copy pays for the pages.
+    for _ in range(_COPIES + 1):
+        begun = time.perf_counter()
+        target[:] = source
+        best = max(best, _COPIED_BYTES / (time.perf_counter() - begun))
+    return best
+
+
+def describe_machine(
+    accelerators: tuple[Accelerator, ...],
+    folder: str,
+    more: dict[str, str] | None = None,
+    *,
+    bytecode: bool | None = None,
+) -> Machine:
+    """Return the conditions of measurements on files below a folder.
+
+    Args:
+        accelerators: as a child process found them.
+        folder: what is measured lies below it.
+        more: versions that no package's metadata tells.
+        bytecode: whether the libraries' compiled bytecode is kept.
+    """
     import psutil
 
     mount = mount_of(folder)
@@ -125,8 +176,10 @@ def describe_machine(accelerators: tuple[Accelerator, ...], folder: str) -> Mach
         accelerators=accelerators,
         filesystem=mount.type if mount else None,
         disk=_disk_name(folder),
-        versions=versions,
+        versions=versions | (more or {}),
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        memory_speed=memory_speed(),
+        bytecode=bytecode,
     )
 
 
@@ -146,13 +199,6 @@ def _disk_name(folder: str) -> str | None:
     return os.path.basename(block)
 
 
-def available_memory() -> int:
-    """Return the bytes that a new process can take: the machine's, or less in a control group."""
-    import psutil
-
-    return min([psutil.virtual_memory().available, *_cgroup_rooms(), *_process_limits()])
-
-
 def line_of(path: str, name: str = "") -> str | None:
     """Return the rest of the first line of a kernel's file that begins with a name."""
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
@@ -160,49 +206,6 @@ def line_of(path: str, name: str = "") -> str | None:
             if line.startswith(name):
                 return line.removeprefix(name).strip(": \t\n")
     return None
-
-
-def _process_limits() -> Iterator[int]:
-    """Yield what a process may have of addresses and data, where that is limited."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    for name in ("RLIMIT_AS", "RLIMIT_DATA"):
-        limit, _ = resource.getrlimit(getattr(resource, name))
-        if limit != resource.RLIM_INFINITY:
-            yield limit
-
-
-def _cgroup_rooms() -> Iterator[int]:
-    """Yield what is left below each memory limit of this process's groups, of both versions."""
-    try:
-        with open("/proc/self/cgroup", encoding="ascii") as file:
-            lines = [line.strip().split(":", 2) for line in file]
-    except (OSError, UnicodeDecodeError):
-        return
-    for number, controllers, group in (line for line in lines if len(line) == 3):
-        if number == "0":
-            root, limit_file, used_file, stat = _CGROUPS, "memory.max", "memory.current", ""
-        elif "memory" in controllers.split(","):
-            root, stat = os.path.join(_CGROUPS, "memory"), "total_"
-            limit_file, used_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        parts = [part for part in group.split("/") if part]
-        for depth in range(len(parts), -1, -1):
-            folder = os.path.join(root, *parts[:depth])
-            limit = _number(os.path.join(folder, limit_file))
-            used = _number(os.path.join(folder, used_file))
-            # Files in memory count for the group, which can drop them.
-            files = _number(os.path.join(folder, "memory.stat"), f"{stat}inactive_file ")
-            if limit is not None and used is not None:
-                yield max(0, limit - used + (files or 0))
-
-
-def _number(path: str, name: str = "") -> int | None:
-    text = line_of(path, name) or ""
-    return int(text) if text.isdigit() else None
 
 
 def peak_memory() -> int | None:

@@ -6,14 +6,17 @@ where torch is older than it, through the device's own module. torch is imported
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
 from typing import Any
 
 from vlmcache.cache.weights import Precision
 from vlmcache.errors import MissingPackageError, NoDeviceError, UnsupportedPrecisionError
-from vlmcache.load.report import QUANTIZED, Accelerator
+from vlmcache.load.report import QUANTIZED, Accelerator, DevicePeak
 
 CPU = "cpu"
+_DRIVER = "/proc/driver/nvidia/version"
 _COPIED_BYTES = 256 * 1024 * 1024
 _COPIES = 3
 
@@ -30,7 +33,7 @@ def _kind() -> str | None:
     return next(available, None)
 
 
-def _module(device: str) -> Any:
+def module_of(device: str) -> Any:
     """Return torch's module for the type of a device: `torch.cuda`."""
     import torch
 
@@ -40,7 +43,7 @@ def _module(device: str) -> Any:
 def names() -> list[str]:
     """Return the devices of this machine, accelerators first: `["cuda:0", "cpu"]`."""
     kind = _kind()
-    count = 0 if kind is None else int(_module(kind).device_count())
+    count = 0 if kind is None else int(module_of(kind).device_count())
     return [f"{kind}:{number}" for number in range(count)] + [CPU]
 
 
@@ -82,7 +85,7 @@ def memory(device: str) -> tuple[int | None, int | None]:
     import torch
 
     if device != CPU:
-        module = _module(device)
+        module = module_of(device)
         if hasattr(module, "mem_get_info"):
             free, total = module.mem_get_info(torch.device(device))
             return int(free), int(total)
@@ -92,27 +95,53 @@ def memory(device: str) -> tuple[int | None, int | None]:
     return None, None
 
 
-def peak_memory(devices: list[str]) -> int | None:
-    """Return the most bytes that this process had allocated on the devices; `None` for the CPU."""
-    peaks = [_peak(device) for device in devices if device != CPU]
-    return sum(peaks) if peaks else None
+def first_use(device: str) -> None:
+    """Return when a device has its context: what else the first thing on it would pay for."""
+    if device != CPU:
+        import torch
+
+        torch.ones(1, device=device)
+        synchronize([device])
 
 
-def _peak(device: str) -> int:
-    module = _module(device)
+def peaks(devices: list[str]) -> tuple[DevicePeak, ...]:
+    """Return what this process had at most on each device that is no CPU."""
+    return tuple(_peak(device) for device in devices if device != CPU)
+
+
+def _peak(device: str) -> DevicePeak:
+    module = module_of(device)
+    free, total = memory(device)
+    used = None if free is None or total is None else total - free
     if hasattr(module, "max_memory_allocated"):
-        return int(module.max_memory_allocated(device))
+        return DevicePeak(
+            device,
+            int(module.max_memory_allocated(device)),
+            int(module.max_memory_reserved(device)),
+            used,
+        )
     # MPS keeps no peak; what the driver holds now is the nearest figure.
-    return int(module.driver_allocated_memory())
+    return DevicePeak(device, int(module.driver_allocated_memory()), None, used)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what lies between torch and an accelerator, where they are known."""
+    import torch
+
+    found = {"cuda": torch.version.cuda, "hip": torch.version.hip}
+    with contextlib.suppress(OSError), open(_DRIVER, encoding="utf-8") as file:
+        number = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", file.readline())
+        found["driver"] = number[1] if number else None
+    return {name: str(version) for name, version in found.items() if version is not None}
 
 
 def synchronize(devices: list[str]) -> None:
     """Return when the devices have done all that was asked of them."""
     for device in devices:
         if device.startswith("mps"):
-            _module(device).synchronize()
+            module_of(device).synchronize()
         elif device != CPU:
-            _module(device).synchronize(device)
+            module_of(device).synchronize(device)
 
 
 def accelerators(*, measure: bool = True) -> tuple[Accelerator, ...]:
@@ -120,25 +149,25 @@ def accelerators(*, measure: bool = True) -> tuple[Accelerator, ...]:
     accelerators = []
     *others, _ = names()
     for device in others:
-        module = _module(device)
+        module = module_of(device)
         name = module.get_device_name(device) if hasattr(module, "get_device_name") else "Apple GPU"
         _, total = memory(device)
-        accelerators.append(
-            Accelerator(device, str(name), total, _copy_speed(device) if measure else None)
-        )
+        pageable = _copy_speed(device) if measure else None
+        pinned = _copy_speed(device, pinned=True) if measure else None
+        accelerators.append(Accelerator(device, str(name), total, pageable, pinned))
     return tuple(accelerators)
 
 
-def _copy_speed(device: str) -> float | None:
+def _copy_speed(device: str, *, pinned: bool = False) -> float | None:
     import torch
 
     try:
-        content = torch.ones(_COPIED_BYTES, dtype=torch.uint8)
+        content = torch.ones(_COPIED_BYTES, dtype=torch.uint8, pin_memory=pinned)
         best = 0.0
         # The first copy pays for the device's context.
         for _ in range(_COPIES + 1):
             begun = time.perf_counter()
-            copied = content.to(device)
+            copied = content.to(device, non_blocking=pinned)
             synchronize([device])
             best = max(best, _COPIED_BYTES / (time.perf_counter() - begun))
             del copied
@@ -177,7 +206,7 @@ def check_precision(device: str, precision: Precision) -> None:
         supported = getattr(bitsandbytes, "supported_torch_devices", {"cuda", "xpu", CPU})
         if kind not in supported:
             raise UnsupportedPrecisionError(
-                f"bitsandbytes has no {precision} on {kind}", "--precision fp16"
+                f"bitsandbytes has no {precision} on {kind}", "--device cpu"
             )
         return
     try:

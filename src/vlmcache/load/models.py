@@ -12,42 +12,26 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import msgspec
-
 from vlmcache import units
+from vlmcache.cache.free_memory import available_memory
 from vlmcache.cache.weights import Precision
 from vlmcache.config import CacheLocation
 from vlmcache.errors import (
     DamagedWeightsError,
     MissingPackageError,
-    NotEnoughMemoryError,
     UnknownArchitectureError,
     UnloadableError,
     UnsupportedPrecisionError,
-    UntrustedCodeError,
 )
 from vlmcache.load import device as devices
-from vlmcache.load.conditions import available_memory
+from vlmcache.load.explain import install
+from vlmcache.load.own_code import only_allowed, own_model_class, own_settings, refusal
 from vlmcache.load.reader import PAGE, READERS
 from vlmcache.load.report import QUANTIZED, Loader
+from vlmcache.load.shapes import wrong_shape
 from vlmcache.load.source import ModelFiles, check_fits, estimate_memory
 
-INSTALL_LOAD = "pip install 'vlmcache[load]'"
-INSTALL_VISION = "pip install 'vlmcache[vision]'"
 _NAMED_KEYS = 3
-_FOR_IMAGES = (
-    "processor_config.json",
-    "preprocessor_config.json",
-    "image_processor_config.json",
-    "video_preprocessor_config.json",
-)
-_PROCESSORS = (
-    *_FOR_IMAGES,
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-)
 
 
 def remember_use(home: str, location: CacheLocation, source: ModelFiles, what: str) -> None:
@@ -57,17 +41,6 @@ def remember_use(home: str, location: CacheLocation, source: ModelFiles, what: s
     if source.repo is not None and source.commit is not None:
         with Journal(home) as memory:
             memory.record_use(location.dir, "model", source.repo, source.commit, what)
-
-
-def require_packages() -> None:
-    """Make sure that torch and transformers are installed, without importing them.
-
-    Raises:
-        MissingPackageError: one is not.
-    """
-    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingPackageError(f"loading models needs {' and '.join(missing)}", INSTALL_LOAD)
 
 
 _HARMLESS = ("Failed to load CPU gemm_4bit_forward", "MatMul8bitLt: inputs will be cast")
@@ -103,41 +76,62 @@ def no_collection() -> Iterator[None]:
 def choose_class(source: ModelFiles) -> tuple[Any, Any]:
     """Return the model's configuration object, and the class that loads it.
 
-    It is an auto class where one leads to the class that config.json names, else that class
-    itself. Where none is named, image-text-to-text models come first, then language models, then
-    whatever has a model at all.
+    Where code of the repo is allowed and has classes, both are that code's. Otherwise it is an auto
+    class where one leads to the class that config.json names, else that class itself. Where none is
+    named, image-text-to-text models come first, then language models, then whatever has a model.
 
     Raises:
         UnknownArchitectureError: transformers does not know it, and the repo brings no code.
         UntrustedCodeError: the repo brings code, which nobody allowed to run.
     """
     import transformers
-    from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    kind = source.model_type
-    known = kind in CONFIG_MAPPING_NAMES
-    if not known and not source.has_own_code:
+    known = source.model_type in CONFIG_MAPPING_NAMES
+    if not known and not source.classes:
         raise UnknownArchitectureError(
             f"{source.model}: transformers {transformers.__version__} knows no architecture"
-            f" {kind!r}",
+            f" {source.model_type!r}",
             "pip install --upgrade transformers",
         )
     if not known and not source.trust_remote_code:
-        raise UntrustedCodeError(
-            f"{source.model} needs Python code of its repo (architecture {kind!r}) to run",
-            "read that code, then pass --trust-remote-code, or set trust_remote_code and a full"
-            " commit as revision in a config.yaml of your own (for commands, not ./config.yaml)",
-        )
-    settings = transformers.AutoConfig.from_pretrained(
-        source.folder, trust_remote_code=not known, local_files_only=True
-    )
+        raise refusal(source)
+    with only_allowed(source):
+        settings = _settings(source)
+    own = own_model_class(source, settings.architectures) if source.trust_remote_code else None
+    if own is not None:
+        auto_class = getattr(transformers, own[0], transformers.AutoModelForImageTextToText)
+        settings.auto_map = source.classes | {auto_class.__name__: own[1]}
+        return settings, auto_class
     if not known:
-        named = getattr(settings, "auto_map", {})
-        for name in ("AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModel"):
-            if name in named:
-                return settings, getattr(transformers, name)
         raise UnknownArchitectureError(f"{source.model}: its code names no model class")
+    return settings, _known_class(source.model_type, settings)
+
+
+def _settings(source: ModelFiles) -> Any:
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if source.trust_remote_code and "AutoConfig" in source.classes:
+        return own_settings(source)
+    if source.model_type not in CONFIG_MAPPING:
+        raise UnknownArchitectureError(f"{source.model}: its code names no configuration class")
+    try:
+        settings = transformers.AutoConfig.from_pretrained(
+            source.folder, trust_remote_code=False, local_files_only=True
+        )
+    except TypeError:
+        # An `auto_map` that is null, or names null, is none.
+        settings = CONFIG_MAPPING[source.model_type].from_pretrained(source.folder)
+    vars(settings).pop("auto_map", None)
+    return settings
+
+
+def _known_class(kind: str, settings: Any) -> Any:
+    """Return the class of transformers that loads a model of a known architecture."""
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
     by_task = [
         (names[kind], getattr(transformers, chosen))
         for names, chosen in (
@@ -151,10 +145,10 @@ def choose_class(source: ModelFiles) -> tuple[Any, Any]:
     for named in _named_classes(settings):
         for leads_to, chosen in by_task:
             if named.__name__ in ([leads_to] if isinstance(leads_to, str) else leads_to):
-                return settings, chosen
+                return chosen
         if getattr(getattr(named, "config_class", None), "model_type", None) == kind:
-            return settings, named
-    return settings, by_task[0][1] if by_task else transformers.AutoModel
+            return named
+    return by_task[0][1] if by_task else transformers.AutoModel
 
 
 def import_for(source: ModelFiles) -> None:
@@ -204,12 +198,20 @@ def build_model(
     source: ModelFiles,
     device: str,
     *,
-    attention: str | None = None,
     loader: Loader = "plain",
+    notes: list[str] | None = None,
+    checked: bool = False,
 ) -> Any:
     """Return the model built from a source on a device, in evaluation mode.
 
     On the CPU its weights may still be mapped files that nothing has read: see `touch_all_weights`.
+
+    Args:
+        source: the model's files.
+        device: as torch names it, or `auto`.
+        loader: what reads the weights.
+        notes: is given what the user should know of a model that loads nevertheless.
+        checked: whether the device is known to work at the precision; else it is tried.
 
     Raises:
         UnloadableError: it cannot be; errors of the libraries are left to `explained`.
@@ -217,60 +219,162 @@ def build_model(
     where = devices.placement(device, source.device_map)
     chosen = devices.resolve_device(device)
     silence_bitsandbytes()
-    devices.check_precision(chosen, source.precision)
+    if not checked:
+        devices.check_precision(chosen, source.precision)
+    if source.adapter is not None and importlib.util.find_spec("peft") is None:
+        raise MissingPackageError(
+            f"{source.model} is an adapter (PEFT), and loading it needs peft", install("peft")
+        )
     if where == {"": chosen}:
         free, _ = devices.memory(chosen)
-        need = msgspec.structs.replace(estimate_memory(source), overhead=0)
+        need = estimate_memory(source, accelerator=chosen != devices.CPU).held
         check_fits(source, need, available_memory() if free is None else free, chosen)
     settings, chosen_class = choose_class(source)
+    notes = [] if notes is None else notes
     arguments: dict[str, Any] = {
         "config": settings,
         "local_files_only": True,
-        "trust_remote_code": source.trust_remote_code,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+        "attn_implementation": _attention(source, settings, notes),
     }
-    if attention is not None:
-        arguments["attn_implementation"] = attention
+    arguments |= _precision_arguments(source, settings, where)
+    with only_allowed(source):
+        if loader in ("pinned", "fastsafetensors", "runai"):
+            from vlmcache.load import streams
+
+            # transformers takes weights from a folder or from hand, never from both; its auto
+            # classes need a folder.
+            (known,) = _named_classes(settings) or (None,)
+            if known is None or getattr(settings, "auto_map", None):
+                raise UnloadableError(
+                    f"--loader {loader} cannot load {source.model}, whose class is its own",
+                    "--loader readahead",
+                )
+            own = [path for path in source.weights if os.path.dirname(path) != source.adapter]
+            arguments["state_dict"] = streams.read(loader, own, where)
+            with streams.nothing_reserved():
+                model, loading = known.from_pretrained(None, **arguments)
+        else:
+            if chosen_class.__name__.startswith("Auto"):
+                arguments["trust_remote_code"] = source.trust_remote_code
+            model, loading = chosen_class.from_pretrained(source.folder, **arguments)
+        _check_loading(source, model, loading, notes)
+        if source.adapter is not None:
+            model.load_adapter(source.adapter)
+    return model.eval()
+
+
+def _precision_arguments(
+    source: ModelFiles, settings: Any, where: str | dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that decide the precision and the device."""
     if source.precision in QUANTIZED:
-        arguments["dtype"] = half_precision(settings)
-        arguments["device_map"] = where
+        arguments = {"dtype": half_precision(settings), "device_map": where}
         if source.kind != "copy":
             if source.quantized_by is not None:
                 raise UnsupportedPrecisionError(
                     f"{source.model} is already quantized ({source.quantized_by})",
-                    "--precision fp16 loads it as it is",
+                    "it loads as it is, without --precision",
                 )
             arguments["quantization_config"] = quantization(source.precision, settings)
-    else:
-        arguments["dtype"] = devices.dtype_of(source.precision)
-        if where != {"": devices.CPU}:
-            arguments["device_map"] = where
-    if loader in ("fastsafetensors", "runai"):
-        from vlmcache.load import streams
+        return arguments
+    dtype = "auto" if source.as_stored else devices.dtype_of(source.precision)
+    return {"dtype": dtype} | ({} if where == {"": devices.CPU} else {"device_map": where})
 
-        # transformers takes weights from a folder or from hand, never from both; its auto classes
-        # need a folder.
-        (known,) = _named_classes(settings) or (None,)
-        if known is None:
-            raise UnloadableError(
-                f"--loader {loader} cannot load {source.model}, whose class is its own",
-                "--loader readahead",
-            )
-        del arguments["trust_remote_code"]
-        arguments["state_dict"] = streams.read(loader, source.weights, where)
-        model, loading = known.from_pretrained(None, **arguments)
-    else:
-        if not chosen_class.__name__.startswith("Auto"):
-            del arguments["trust_remote_code"]
-        model, loading = chosen_class.from_pretrained(source.folder, **arguments)
+
+def _attention(source: ModelFiles, settings: Any, notes: list[str]) -> str | None:
+    """Return what transformers is to compute attention with; `None` is its own choice.
+
+    Raises:
+        MissingPackageError: it was asked for, and its package is not installed.
+    """
+    from transformers.utils import is_flash_attn_2_available, is_kernels_available
+
+    parts = [settings, *(getattr(settings, name, None) for name in settings.sub_configs)]
+    asked = [str(getattr(part, "_attn_implementation", None)) for part in parts]
+    flash = next((name for name in [source.attention or "", *asked] if "flash" in name), None)
+    if flash is None or is_flash_attn_2_available() or is_kernels_available():
+        return source.attention
+    if flash == source.attention:
+        raise MissingPackageError(
+            f"{source.model}: {flash} needs flash-attn, which is not installed or finds no GPU",
+            "--attention sdpa",
+        )
+    settings._attn_implementation = None  # noqa: SLF001 - it has no other name
+    if source.attention is None:
+        notes.append(
+            f"{source.model}: config.json asks for {flash}, which is not available here;"
+            " transformers' default computes attention"
+        )
+    return source.attention
+
+
+def _check_loading(source: ModelFiles, model: Any, loading: Any, notes: list[str]) -> None:
+    """Make sure that the files hold the model, but for a head or a pooler, which is noted.
+
+    Raises:
+        UnloadableError: shapes differ.
+        DamagedWeightsError: more is missing, or a quantized weight does not fit its layer.
+        UntrustedCodeError: the repo has code for a model of its own, which nobody allowed to run.
+    """
     missing = sorted(loading["missing_keys"])
-    if missing:
-        named = ", ".join(missing[:_NAMED_KEYS])
+    lost = [name for name in missing if not _is_made_anew(model, name)]
+    shapes = sorted(loading["mismatched_keys"])
+    if (lost or shapes) and source.classes and not source.trust_remote_code:
+        raise refusal(source)
+    for name, stored, expected in shapes:
+        raise UnloadableError(
+            f"{source.model}: {name} has the shape {list(stored)} in its files, and"
+            f" {list(expected)} by config.json"
+        )
+    if lost:
         raise DamagedWeightsError(
-            f"{source.model}: {len(missing)} weights are not in its files: {named}",
+            f"{source.model}: {len(lost)} weights are not in its files:"
+            f" {', '.join(lost[:_NAMED_KEYS])}",
             units.command("verify", source.model, "--repair") if source.repo else None,
         )
-    return model.eval()
+    wrong = wrong_shape(model)
+    if wrong is not None:
+        raise DamagedWeightsError(f"{source.model}: {wrong}")
+    if missing:
+        notes.append(
+            f"{source.model}: its files hold no weights for {', '.join(missing[:_NAMED_KEYS])}"
+            f"{units.and_more(len(missing) - _NAMED_KEYS)}, which are random"
+        )
+
+
+def _is_made_anew(model: Any, name: str) -> bool:
+    """Return whether a weight is of a head or a pooler, which many repos leave out."""
+    prefix = model.base_model_prefix
+    if prefix and hasattr(model, prefix) and not name.startswith(f"{prefix}."):
+        return True
+    head = model.get_output_embeddings()
+    heads = [] if head is None else [id(weight) for weight in head.parameters()]
+    return "pooler" in name or id(dict(model.named_parameters()).get(name)) in heads
+
+
+def refuse_non_finite(source: ModelFiles, model: Any) -> None:
+    """Make sure that weights which were stored in another type survived becoming fp16.
+
+    fp16 ends at 65504; a greater weight of bf16 becomes infinite, and what is computed NaN.
+
+    Raises:
+        UnsupportedPrecisionError: one did not.
+    """
+    import torch
+
+    if source.precision != "fp16" or source.stored == "fp16" or source.quantized_by is not None:
+        return
+    for name, weight in model.named_parameters():
+        if weight.dtype != torch.float16 or not weight.numel():
+            continue
+        # The least and the most of a tensor are NaN if anything in it is.
+        if not torch.isfinite(torch.stack(torch.aminmax(weight.detach()))).all():
+            raise UnsupportedPrecisionError(
+                f"{source.model}: {name} holds values that fp16 cannot",
+                f"--precision {source.stored or 'bf16'}",
+            )
 
 
 def model_devices(model: Any) -> list[str]:
@@ -291,7 +395,7 @@ def _tensors(model: Any) -> Iterator[Any]:
     yield from model.buffers()
 
 
-def touch_all_weights(model: Any) -> None:
+def touch_all_weights(model: Any, threads: int = READERS) -> None:
     """Return when every weight is resident on its device.
 
     On the CPU each page is touched once; on an accelerator the device is waited for.
@@ -313,7 +417,7 @@ def touch_all_weights(model: Any) -> None:
         content = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         content[::PAGE].sum().item()
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         list(pool.map(touch, resident.values()))
     devices.synchronize(model_devices(model))
 
@@ -352,89 +456,3 @@ def more_tokens(model: Any, count: int) -> None:
             min_new_tokens=count,
             do_sample=False,
         )
-
-
-def load_processor(source: ModelFiles) -> Any:
-    """Return the repo's processor or tokenizer; `None` for a repo without any.
-
-    Raises:
-        MissingPackageError: it needs torchvision, which is not installed.
-        UnloadableError: it cannot be made.
-    """
-    if not any(os.path.isfile(os.path.join(source.folder, name)) for name in _PROCESSORS):
-        return None
-    from transformers import AutoProcessor, AutoTokenizer
-
-    def read(auto_class: Any) -> Any:
-        return auto_class.from_pretrained(
-            source.folder, trust_remote_code=source.trust_remote_code, local_files_only=True
-        )
-
-    try:
-        return read(AutoProcessor)
-    except (ImportError, OSError, ValueError) as error:
-        if not any(os.path.isfile(os.path.join(source.folder, name)) for name in _FOR_IMAGES):
-            # A vision model's repo that has but a tokenizer: there can be no processor.
-            return read(AutoTokenizer)
-        if isinstance(error, ImportError) and "torchvision" in str(error).lower():
-            raise MissingPackageError(
-                f"the processor of {source.model} needs torchvision", INSTALL_VISION
-            ) from None
-        raise
-
-
-@contextlib.contextmanager
-def explained(source: ModelFiles) -> Iterator[None]:
-    """Turn what torch and transformers raise into errors that say what to do.
-
-    Raises:
-        UnloadableError: whatever went wrong inside.
-    """
-    try:
-        yield
-    except UnloadableError:
-        raise
-    except ImportError as error:
-        name = error.name or (str(error).splitlines() or [type(error).__name__])[0]
-        raise MissingPackageError(
-            f"{source.model}: a package is missing: {name}", _install_hint(name)
-        ) from error
-    except Exception as error:
-        raise _explain(source, error) from error
-
-
-def _install_hint(name: str) -> str:
-    if "torchvision" in name:
-        return INSTALL_VISION
-    root = name.partition(".")[0]
-    if root in ("torch", "transformers", "accelerate", "PIL"):
-        return INSTALL_LOAD
-    return f"pip install {root}" if root.isidentifier() else "install what it names"
-
-
-def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
-    words = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, MemoryError) or any(
-        sign in words.lower()
-        for sign in (
-            "out of memory",
-            "can't allocate memory",
-            "cannot allocate memory",
-            "not enough memory",
-        )
-    ):
-        return NotEnoughMemoryError(
-            f"{source.model} at {source.precision} does not fit into memory: {words[:200]}",
-            "--precision int8 or int4 takes less",
-        )
-    if type(error).__module__.startswith("safetensors") or type(error).__name__ in (
-        "SafetensorError",
-        "UnpicklingError",
-    ):
-        return DamagedWeightsError(
-            f"{source.model}: the weights cannot be read: {words[:200]}",
-            units.command("verify", source.model, "--repair") if source.repo else None,
-        )
-    return UnloadableError(
-        f"{source.model} cannot be loaded: {type(error).__name__}: {words[:300]}"
-    )

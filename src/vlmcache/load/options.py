@@ -8,7 +8,7 @@ from typing import get_args
 import msgspec
 
 from vlmcache.cache.weights import Precision
-from vlmcache.config import parse_precision
+from vlmcache.config import parse_attention, parse_precision
 from vlmcache.errors import UsageError
 from vlmcache.load.report import Loader, Temperature
 
@@ -37,8 +37,14 @@ class LoadTestOptions(msgspec.Struct, frozen=True):
     remembered."""
     trust_remote_code: bool = False
     """Whether Python code of a repo may run."""
+    attention: str | None = None
+    """What computes attention; the configured one if not given, else the model's own choice."""
     synthetic: tuple[str, ...] = ()
     """Names of `synthetic.CONFIGS` to make, measure and remove."""
+    context: int = 0
+    """Tokens of the context that the memory estimate holds the key-value cache of."""
+    cold_libraries: bool = False
+    """Whether the libraries' files leave memory too before a cold load."""
 
     def __post_init__(self) -> None:
         if self.trials < 1 or self.tokens < 1:
@@ -85,6 +91,18 @@ def parse_one_precision(text: str) -> Precision:
     if len(precisions) != 1:
         raise UsageError(f"one precision at a time, not {text!r}", "--precision int8 or int4")
     return precisions[0]
+
+
+def parse_one_attention(text: str | None) -> str | None:
+    """Return what computes attention, if a string names it.
+
+    Raises:
+        UsageError: it names nothing that is known.
+    """
+    try:
+        return None if text is None else parse_attention(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _split(texts: Iterable[str]) -> Iterator[str]:

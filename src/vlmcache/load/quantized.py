@@ -9,20 +9,33 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
 import msgspec
 
+from vlmcache import log
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import ContentChangedError, hash_file
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.owners import is_anothers
 from vlmcache.cache.weights import Precision
 from vlmcache.config import Session, find_model, own_home
-from vlmcache.errors import DamagedWeightsError, SpaceError, UsageError
+from vlmcache.errors import (
+    CrashedError,
+    MissingPackageError,
+    NoDeviceError,
+    NotEnoughMemoryError,
+    SpaceError,
+    UnloadableError,
+    UnsupportedPrecisionError,
+    UntrustedCodeError,
+    UsageError,
+)
 from vlmcache.home.copies import (
+    FAILED,
     FOLDER,
     MANIFEST,
     CopiedFile,
@@ -32,6 +45,7 @@ from vlmcache.home.copies import (
     copy_folder,
     copy_folders_of,
     describe,
+    failure,
     installed_versions,
     list_copies,
     read_manifest,
@@ -40,9 +54,9 @@ from vlmcache.load.report import QUANTIZED
 from vlmcache.load.source import (
     ModelFiles,
     ModelFinder,
+    as_copy,
     check_fits,
     estimate_memory,
-    read_source,
 )
 from vlmcache.report import Report
 from vlmcache.units import size_text
@@ -73,6 +87,7 @@ class Quantization(Report, frozen=True):
     size: int | None = None
     """What the copy takes."""
     seconds: float | None = None
+    """From the beginning until the copy is in its place: made, compared, hashed and renamed."""
     freed: int | None = None
     """What removing copies freed, or would free."""
     removed: bool = False
@@ -94,6 +109,8 @@ def find_copy(home: str, repo: str, commit: str, precision: Precision) -> KeptCo
     manifest = read_manifest(folder)
     if manifest is None or (manifest.repo, manifest.commit) != (repo, commit):
         return None
+    if failure(folder) is not None:
+        return None
     if all(_is_whole(folder, name, file) for name, file in manifest.files.items()):
         return describe(folder, manifest)
     return None
@@ -114,24 +131,45 @@ def _is_whole(folder: str, name: str, file: CopiedFile) -> bool:
 
 def preferred(home: str, source: ModelFiles) -> ModelFiles:
     """Return the kept copy of a source where there is one for its precision, else the source."""
-    if source.precision not in QUANTIZED or source.repo is None or source.commit is None:
+    known = source.repo is not None and source.commit is not None and source.adapter is None
+    if source.precision not in QUANTIZED or not known:
         return source
+    assert source.repo is not None
+    assert source.commit is not None
     kept = find_copy(home, source.repo, source.commit, source.precision)
     if kept is None:
         return source
     try:
-        return read_source(
-            kept.path,
-            model=source.model,
-            precision=source.precision,
-            repo=source.repo,
-            commit=source.commit,
-            kind="copy",
-            trust_remote_code=source.trust_remote_code,
-            device_map=source.device_map,
-        )
-    except DamagedWeightsError:
+        return as_copy(source, kept.path)
+    except UnloadableError:
         return source
+
+
+_NOT_THE_COPYS = (
+    CrashedError,
+    MissingPackageError,
+    NoDeviceError,
+    NotEnoughMemoryError,
+    UnsupportedPrecisionError,
+    UntrustedCodeError,
+)
+"""Failures that say nothing of a copy: they depend on the machine and on what is allowed."""
+
+
+def is_the_copys(source: ModelFiles, error: UnloadableError) -> bool:
+    """Return whether a failed load can be the fault of a kept copy, and the original may load."""
+    return source.kind == "copy" and not isinstance(error, _NOT_THE_COPYS)
+
+
+def set_aside(copy: ModelFiles, error: UnloadableError) -> None:
+    """Let no later load use a copy that failed while its original could be loaded."""
+    from vlmcache.change.place import write_file
+
+    why = error.message
+    log.info("load", "the %s copy of %s is set aside: %s", copy.precision, copy.model, why)
+    # A home that is full or read-only is no reason for a load to fail.
+    with contextlib.suppress(OSError):
+        write_file(os.path.join(copy.folder, FAILED), why.encode())
 
 
 def quantize(
@@ -144,6 +182,10 @@ def quantize(
     trust_remote_code: bool = False,
 ) -> Quantization:
     """Keep a quantized copy of a cached model, made in a fresh process.
+
+    It is kept only if another process loads it and computes with it what the model computes that
+    was just quantized, equal to the last bit on the CPU, elsewhere to a hundredth of the largest
+    logit.
 
     Args:
         session: what it works on.
@@ -159,17 +201,20 @@ def quantize(
         SpaceError: the copy would leave less free than the configured minimum.
         OSError: the copy cannot be written.
     """
-    from vlmcache.load.conditions import available_memory
-    from vlmcache.load.models import require_packages
-    from vlmcache.load.worker import run_child
+    from vlmcache.cache.free_memory import available_memory
+    from vlmcache.load.explain import require_packages
 
+    begun = time.monotonic()
     if precision not in QUANTIZED:
         raise UsageError(f"{precision} is not quantized", "--precision int8 or int4")
     home, _ = own_home(session.environment)
     finder = ModelFinder(session, [name], trust_remote_code=trust_remote_code)
-    _, source = finder.find(name, precision)
+    _, found = finder.find(name, precision)
+    # What a copy is does not depend on what computes attention.
+    source = msgspec.structs.replace(found, attention=None)
     assert source.repo is not None
     assert source.commit is not None
+    refuse_to_quantize(source)
     need = estimate_memory(source)
     free = shutil.disk_usage(nearest_folder(home)).free
     kept = find_copy(home, source.repo, source.commit, precision)
@@ -194,13 +239,76 @@ def quantize(
         session.config.limits.min_free,
     )
     require_packages()
-    if device == "cpu":
-        check_fits(source, need, available_memory(), device)
-    with new_folder(os.path.join(home, FOLDER)) as making:
-        task = {"task": "quantize", "source": msgspec.to_builtins(source), "device": device}
-        answer = run_child(task | {"folder": making}, source.model)
+    root = os.path.join(home, FOLDER)
+    with fitting_hints(precision), new_folder(root) as making, new_folder(root) as scratch:
+        if device == "cpu":
+            check_fits(source, need, available_memory(), device)
+        _make_and_compare(source, making, os.path.join(scratch, "logits"), device)
         made = publish(home, making, source)
-    return msgspec.structs.replace(plan, made=True, size=made.size, seconds=answer["seconds"])
+    seconds = time.monotonic() - begun
+    return msgspec.structs.replace(plan, made=True, size=made.size, seconds=seconds)
+
+
+def _make_and_compare(source: ModelFiles, making: str, logits: str, device: str) -> None:
+    """Make a copy of a source in a folder, and load it in another process.
+
+    Raises:
+        UnloadableError: the source cannot be quantized or computes nothing then, or the copy
+            cannot be loaded or computes something else.
+    """
+    from vlmcache.load.worker import run_child
+
+    request = {"task": "quantize", "device": device, "logits": logits}
+    whole = {"source": msgspec.to_builtins(source), "folder": making}
+    run_child(request | whole, source.model)
+    try:
+        copy = as_copy(source, making)
+        compared = {"task": "compare", "source": msgspec.to_builtins(copy)}
+        difference = run_child(request | compared, source.model)["difference"]
+    except _NOT_THE_COPYS:
+        raise
+    except UnloadableError as error:
+        raise UnloadableError(
+            f"no copy was kept of {source.model}: {source.precision} can be made of it but not"
+            f" loaded again: {error.message}",
+            f"load it with --precision {source.precision}: it is quantized each time",
+        ) from None
+    if difference is not None:
+        raise UnloadableError(
+            f"no copy was kept of {source.model}: loaded again, {difference}",
+            f"load it with --precision {source.precision}: it is quantized each time",
+        )
+
+
+@contextlib.contextmanager
+def fitting_hints(precision: Precision) -> Iterator[None]:
+    """Replace hints that name a precision which `quantize` refuses, or the one that it was given.
+
+    Raises:
+        UnloadableError: what was raised inside, with the hint that fits.
+    """
+    try:
+        yield
+    except UnloadableError as error:
+        if error.hint is None or "--precision" not in error.hint or "each time" in error.hint:
+            raise
+        smaller = isinstance(error, (CrashedError, NotEnoughMemoryError)) and precision == "int8"
+        hint = "--precision int4 takes less" if smaller else "quantize on another machine or device"
+        raise type(error)(error.message, hint) from None
+
+
+def refuse_to_quantize(source: ModelFiles) -> None:
+    """Make sure that a model is one of which there can be a quantized copy.
+
+    Raises:
+        UnloadableError: it is quantized already, or an adapter, which is saved without its base.
+    """
+    if source.quantized_by is not None:
+        raise UnsupportedPrecisionError(
+            f"{source.model} is already quantized ({source.quantized_by}), and loads as it is"
+        )
+    if source.adapter is not None:
+        raise UnloadableError(f"{source.model} is an adapter: only its base model can be quantized")
 
 
 def remove_quantized(

@@ -59,10 +59,14 @@ def can_evict() -> bool:
     return hasattr(os, "posix_fadvise")
 
 
-def evict(paths: Iterable[str]) -> None:
+def evict(paths: Iterable[str], *, write: bool = True) -> None:
     """Ask the kernel to drop the files' pages. Pages that a process keeps in use stay.
 
     Pages not yet written are written first: the kernel only drops clean ones.
+
+    Args:
+        paths: the files.
+        write: whether pages are written first that may not have been.
 
     Raises:
         OSError: a file cannot be opened.
@@ -71,7 +75,8 @@ def evict(paths: Iterable[str]) -> None:
         return
     for path in paths:
         with io.FileIO(path) as file:
-            os.fsync(file.fileno())
+            if write:
+                os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -187,9 +192,10 @@ class ReadAhead:
 
     Args:
         paths: the files, the first wanted first.
+        limit: the most bytes to read; all if not given.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], limit: int | None = None) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._readers: Readers | None = None
         self.seconds: float | None = None
@@ -199,15 +205,19 @@ class ReadAhead:
             # Isolated and without site-packages, an interpreter starts in a few milliseconds.
             with contextlib.suppress(OSError):
                 self._process = subprocess.Popen(
-                    [program, "-I", "-S", __file__, *paths],
+                    [program, "-I", "-S", __file__, "" if limit is None else str(limit), *paths],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                 )
         if self._process is None:
             # An application that embeds Python has no interpreter to start.
-            self._readers = Readers(paths)
+            self._readers = Readers(paths, limit=limit)
             self._readers.start()
+
+    def is_done(self) -> bool:
+        """Return whether everything was read."""
+        return self._process is not None and self._process.poll() is not None
 
     def wait(self) -> None:
         """Return when everything was read."""
@@ -242,7 +252,8 @@ def _main() -> None:
     if hasattr(os, "nice"):
         # What reads ahead must not take a processor from the imports that it is to be hidden by.
         os.nice(_NICE)
-    readers = Readers(sys.argv[1:])
+    limit, *paths = sys.argv[1:]
+    readers = Readers(paths, limit=int(limit) if limit else None)
     readers.start()
     readers.wait()
     print(time.monotonic() - begun)

@@ -14,14 +14,13 @@ from vlmcache.config import Session, find_model, own_home
 from vlmcache.errors import UsageError
 from vlmcache.home.journal import Journal
 from vlmcache.load import streams
+from vlmcache.load.comparing import FEWEST, compare, faster_or_slower
 from vlmcache.load.report import (
     Loader,
     LoadReport,
     Machine,
     Remembered,
     Spread,
-    compare,
-    faster_or_slower,
 )
 from vlmcache.load.source import ModelFiles
 
@@ -111,6 +110,8 @@ def best_loader(
 ) -> Loader:
     """Return reading ahead, or what was faster here beyond the spread when last measured.
 
+    Only results with enough valid trials count: one that was disturbed leaves the earlier one.
+
     Args:
         home: our own folder.
         source: what is to be loaded.
@@ -131,7 +132,8 @@ def best_loader(
         spread = result.cold if cold else result.warm
         if not same or spread is None or machine is None or not streams.is_installed(result.loader):
             continue
-        if earlier.machine.hardware() == machine.hardware():
+        alike = earlier.machine.hardware() == machine.hardware()
+        if alike and spread.count >= FEWEST and not result.cold_libraries:
             latest.setdefault(result.loader, spread)
     usual = latest.get("readahead")
     faster = [

@@ -1,13 +1,18 @@
-"""Other people's readers of weights, used where they are installed: fastsafetensors, Run:ai's."""
+"""Readers of weights in place of transformers' own: pinned memory, fastsafetensors, Run:ai's."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Sequence
-from typing import Any, Literal
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from vlmcache.errors import MissingPackageError, UnloadableError
 from vlmcache.load.report import Loader
+
+STREAMING: tuple[Loader, ...] = ("pinned", "fastsafetensors", "runai")
+"""Loaders that read the weights themselves and hand them to transformers."""
 
 PACKAGES: dict[Loader, tuple[str, str]] = {
     "fastsafetensors": ("fastsafetensors", "pip install fastsafetensors"),
@@ -32,17 +37,66 @@ def require_loader(loader: Loader) -> None:
         raise MissingPackageError(f"--loader {loader} needs {module}", install)
 
 
-def read(
-    loader: Literal["fastsafetensors", "runai"],
-    paths: Sequence[str],
-    where: str | dict[str, Any],
-) -> dict[str, Any]:
-    """Return the tensors of weight files by name, read by one of the other libraries.
+_RUNAI_BYTES = 40_000_000_000
+"""Host memory that Run:ai's reader takes at most, unless RUNAI_STREAMER_MEMORY_LIMIT says more."""
+
+
+def extra_memory(loader: Loader, size: int, *, converted: bool, on_device: bool) -> tuple[int, int]:
+    """Return the bytes that a loader takes beside the model: where it goes, and of the host.
+
+    Args:
+        loader: which.
+        size: length of the weight files.
+        converted: whether the weights do not stay as they are stored.
+        on_device: whether the model goes to an accelerator.
+    """
+    if loader not in STREAMING:
+        return 0, 0
+    # All stored weights are there at once, and what they are converted to comes beside them.
+    copied = loader == "fastsafetensors" and not _owns_memory()
+    beside = size if converted or copied else 0
+    host = 0
+    if loader == "runai":
+        limit = os.environ.get("RUNAI_STREAMER_MEMORY_LIMIT", str(_RUNAI_BYTES))
+        host = min(size, int(limit)) if limit.isdigit() else size
+    return (beside, host) if on_device else (beside + host, 0)
+
+
+def _owns_memory() -> bool:
+    """Return whether fastsafetensors' tensors keep the memory that they lie in, as of late."""
+    return (
+        is_installed("fastsafetensors")
+        and importlib.util.find_spec("fastsafetensors.allocation") is not None
+    )
+
+
+@contextlib.contextmanager
+def nothing_reserved() -> Iterator[None]:
+    """Keep transformers from taking the model's size of a device again: the weights are there.
+
+    Where it has no such function any more, it takes what it takes.
+    """
+    from transformers import modeling_utils
+
+    name = "caching_allocator_warmup"
+    original = getattr(modeling_utils, name, None)
+    if original is None:
+        yield
+        return
+    setattr(modeling_utils, name, lambda *_arguments, **_named: None)
+    try:
+        yield
+    finally:
+        setattr(modeling_utils, name, original)
+
+
+def read(loader: Loader, paths: Sequence[str], where: str | dict[str, Any]) -> dict[str, Any]:
+    """Return the tensors of weight files by name.
 
     Args:
         loader: which.
         paths: safetensors files.
-        where: the device map; these readers need a single device.
+        where: the device map; all but `pinned` need a single device.
 
     Raises:
         MissingPackageError: the library is not installed.
@@ -51,8 +105,12 @@ def read(
     require_loader(loader)
     if not all(path.endswith(".safetensors") for path in paths):
         raise UnloadableError(f"--loader {loader} reads safetensors only", "--loader plain")
-    if not isinstance(where, dict) or len(where) != 1:
+    if not isinstance(where, dict) or (len(where) != 1 and loader != "pinned"):
         raise UnloadableError(f"--loader {loader} needs one device", "--device cuda:0")
+    if loader == "pinned":
+        from vlmcache.load import pinned
+
+        return pinned.read(paths, where)
     device = str(next(iter(where.values())))
     return _runai(paths, device) if loader == "runai" else _fastsafetensors(paths, device)
 
@@ -73,9 +131,13 @@ def _fastsafetensors(paths: Sequence[str], device: str) -> dict[str, Any]:
     from fastsafetensors import SafeTensorsFileLoader, SingleGroup
 
     loader = SafeTensorsFileLoader(SingleGroup(), device, nogds=device == "cpu")
+    buffer = None
     try:
         loader.add_filenames({0: list(paths)})
         buffer = loader.copy_files_to_device()
-        return {name: buffer.get_tensor(name).clone().detach() for name in buffer.key_to_rank_lidx}
+        tensors = {name: buffer.get_tensor(name) for name in buffer.key_to_rank_lidx}
+        return tensors if _owns_memory() else {name: one.clone() for name, one in tensors.items()}
     finally:
+        if buffer is not None:
+            buffer.close()
         loader.close()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmcache.errors import MissingPackageError, UsageError
+from vlmcache.load.judging import median_phases
 from vlmcache.load.quantized import Quantization
 from vlmcache.load.report import (
     PHASES,
@@ -26,7 +27,7 @@ from vlmcache.load.report import (
     Result,
     Spread,
     Temperature,
-    median_phases,
+    Trial,
 )
 from vlmcache.load.warm import WarmReport
 from vlmcache.show.console import console, styled
@@ -92,6 +93,10 @@ def show(report: LoadReport, *, verbose: bool = False) -> None:
         _print_result(out, result, verbose=verbose)
     if report.failures:
         out.print()
+    for finding in report.findings:
+        out.print(
+            Text(f"{printable(finding.detail)}\n  {printable(finding.remedy or '')}", "yellow")
+        )
     for failure in report.failures:
         at = f" {failure.precision}" if failure.precision else ""
         line = Text("not measured", "red")
@@ -176,22 +181,33 @@ def _print_result(out: Console, result: Result, *, verbose: bool) -> None:
         _print_bars(out, result, temperature)
     for line in _facts(result):
         out.print(_indented(Text(line, "dim")))
-    reasons = Counter(
-        f"{trial.temperature}: {trial.why_not}" for trial in result.trials if not trial.valid
-    )
-    for reason, count in reasons.items():
-        plural = "trial does" if count == 1 else "trials do"
-        out.print(_indented(Text(f"{count} {plural} not count: {reason}", "yellow")))
-    for why in dict.fromkeys(trial.no_token for trial in result.trials if trial.no_token):
-        out.print(
-            _indented(Text(printable(f"no token, or no more of them: {why[:200]}"), "yellow"))
-        )
+    reasons: dict[tuple[str, str | None], list[str]] = {}
+    for trial in result.trials:
+        if not trial.valid:
+            # Disturbances differ by a figure; one of them stands for the others.
+            kind = None if trial.disturbed else trial.why_not
+            reasons.setdefault((trial.temperature, kind), []).append(trial.why_not or "")
+    for (temperature, _), said in reasons.items():
+        plural = "trial does" if len(said) == 1 else "trials do"
+        line = f"{len(said)} {plural} not count: {temperature}: {said[-1]}"
+        out.print(_indented(Text(line, "yellow")))
+    for remark in dict.fromkeys(remark for trial in result.trials for remark in _remarks(trial)):
+        out.print(_indented(Text(printable(remark), "yellow")))
     if verbose:
         _print_trials(out, result)
     if result.verdict:
         out.print(_indented(Text(result.verdict)))
     if result.advice:
         out.print(_indented(Text(printable(result.advice), "bold")))
+
+
+def _remarks(trial: Trial) -> Iterator[str]:
+    """Yield what is to be known of a model that was loaded."""
+    if trial.no_token:
+        yield f"no token, or no more of them: {trial.no_token[:200]}"
+    if trial.no_processor:
+        yield f"no processor: {trial.no_processor[:200]}"
+    yield from trial.notes
 
 
 def _indented(text: Text) -> Padding:
@@ -229,6 +245,11 @@ def _facts(result: Result) -> Iterator[str]:
             f"limit: {_seconds(result.limit_seconds)}, the larger of imports, disk and copy;"
             f" reached to {result.efficiency:.0%}"
         )
+    if result.read_speed is not None:
+        yield _reading(result)
+    parts = {part: None for trial in result.trials for part in trial.cold_parts}
+    if parts:
+        yield f"cold: the {' and the '.join(parts)}"
     measured = result.peak_device_memory or result.peak_memory
     if measured is not None and result.memory_estimate is not None:
         text = (
@@ -238,13 +259,39 @@ def _facts(result: Result) -> Iterator[str]:
         if expected is not None and expected.memory is not None:
             text += f", {size_text(expected.memory)} expected ({expected.source})"
         yield text
-    speeds = [
-        trial.tokens_per_second
-        for trial in result.trials
-        if trial.valid and trial.tokens_per_second
+    if result.peak_device_memory is not None:
+        yield from _device_lines(result)
+    made = [trial.processor for trial in result.trials if trial.processor is not None]
+    if made:
+        yield f"processor: {_seconds(statistics.median(made))} more"
+    if result.tokens_per_second is not None:
+        yield f"tokens: {result.tokens_per_second.median:.1f} a second"
+
+
+def _reading(result: Result) -> str:
+    """Return how fast the weights came, beside what the disk and the memory can do."""
+    shares = [
+        f"{share:.0%} of {what}'s speed"
+        for share, what in ((result.read_of_disk, "the disk"), (result.read_of_memory, "memory"))
+        if share is not None
     ]
-    if speeds:
-        yield f"tokens: {max(speeds):.1f} a second"
+    beside = f", {' and '.join(shares)}" if shares else ""
+    return f"weights: {size_text(round(result.read_speed or 0))}/s{beside}"
+
+
+def _device_lines(result: Result) -> Iterator[str]:
+    """Yield what each device held at most, and what that includes."""
+    peaks = [peak for trial in result.trials if trial.valid for peak in trial.device_peaks]
+    for device in dict.fromkeys(peak.device for peak in peaks):
+        its_own = [peak for peak in peaks if peak.device == device]
+        reserved = max((peak.reserved for peak in its_own if peak.reserved), default=None)
+        used = max((peak.used for peak in its_own if peak.used), default=None)
+        text = f"{device}: {size_text(max(peak.allocated for peak in its_own))} of tensors at most"
+        if reserved is not None:
+            text += f", {size_text(reserved)} reserved by torch"
+        if used is not None:
+            text += f", {size_text(used)} used by all, as the driver says (context included)"
+        yield text
 
 
 def _print_trials(out: Console, result: Result) -> None:

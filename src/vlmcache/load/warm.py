@@ -10,12 +10,13 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache.completeness import judge
+from vlmcache.cache.free_memory import available_memory
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.scan import repo_finder, scan
 from vlmcache.cache.state import CacheState, Repo, Revision
 from vlmcache.config import ModelConfig, Session, cached_models, find_model
 from vlmcache.errors import NotDownloadedError, PartlyError, VlmcacheError
-from vlmcache.load import conditions, reader
+from vlmcache.load import reader
 from vlmcache.progress import Progress, long_files
 from vlmcache.report import Report
 from vlmcache.units import size_text
@@ -94,7 +95,7 @@ def warm(session: Session, names: Sequence[str], progress: Progress | None = Non
     found = {name: find_model(session.config, name, cached, variants=True) for name in names}
     state = scan(session.cache.dir)
     models = [_find(state, name, model) for name, model in found.items()]
-    room = left = conditions.available_memory()
+    room = left = available_memory()
     warmed, too_large = [], 0
     for model in models:
         warmed.append(_read(model, left, progress or Progress()))

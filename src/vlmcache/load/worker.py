@@ -17,10 +17,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from vlmcache.errors import CrashedError, SpaceError, UnloadableError, VlmcacheError, unloadable
-from vlmcache.load import reader
+from vlmcache.errors import (
+    CrashedError,
+    SpaceError,
+    UnloadableError,
+    VlmcacheError,
+    less_memory,
+    unloadable,
+)
+from vlmcache.load import disturbance, reader
 
 _STDERR_LINES = 3
+_WARM_UP = 4
 _COMMAND = (
     "import sys; sys.path[:] = [path for path in sys.path if path];"
     " from vlmcache.load.worker import main; main()"
@@ -61,7 +69,8 @@ def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, An
             stderr.seek(0)
             lines = stderr.read().decode(errors="replace").strip().splitlines()
             last = lines[-_STDERR_LINES:] or ["it said nothing"]
-            raise crash(model, child.returncode, last) from None
+            precision = request["source"]["precision"] if "source" in request else None
+            raise crash(model, child.returncode, last, precision, request["task"]) from None
     if "error" in answer:
         error = answer["error"]
         if error["code"] == SpaceError.code:
@@ -70,13 +79,21 @@ def run_child(request: dict[str, Any], model: str | None = None) -> dict[str, An
     return answer
 
 
-def crash(model: str | None, code: int, last_lines: Sequence[str]) -> CrashedError:
+def crash(
+    model: str | None,
+    code: int,
+    last_lines: Sequence[str],
+    precision: str | None = None,
+    task: str = "trial",
+) -> CrashedError:
     """Return the error of a child that ended without an answer.
 
     Args:
         model: what it was to load; `None` where it only looked at the devices.
         code: its exit code, negative for a signal.
         last_lines: the last lines of its standard error.
+        precision: at which it was to load.
+        task: what it was to do; only a trial has a choice of loaders.
     """
     what = f"the process that loaded {model}" if model else "the process that imported torch"
     if code >= 0:
@@ -86,11 +103,10 @@ def crash(model: str | None, code: int, last_lines: Sequence[str]) -> CrashedErr
     if -code == getattr(signal, "SIGKILL", None):
         return CrashedError(
             f"{what} was killed ({name}), most likely by the kernel for want of memory",
-            "--precision int8 or int4 takes less; journalctl -k tells what the kernel did",
+            f"{less_memory(precision)}; journalctl -k tells what the kernel did",
         )
-    return CrashedError(
-        f"{what} crashed ({name})", "try --loader plain, or another version of torch"
-    )
+    other = "--loader plain, or another version" if task == "trial" else "another version"
+    return CrashedError(f"{what} crashed ({name})", f"try {other} of torch")
 
 
 def main() -> None:
@@ -103,6 +119,7 @@ def main() -> None:
         "trial": _trial,
         "facts": _facts,
         "quantize": _quantize,
+        "compare": _compare,
         "synthesize": _synthesize,
     }
     try:
@@ -134,6 +151,11 @@ class _Clock:
         """What of the phase that builds the model went into its weights."""
         self._last = started
 
+    @property
+    def seconds(self) -> float:
+        """The sum of the phases."""
+        return sum(self.phases.values())
+
     def lap(self, phase: str) -> None:
         """End a phase that began where the one before ended."""
         now = time.monotonic()
@@ -142,6 +164,8 @@ class _Clock:
 
     def move(self, source: str, target: str, seconds: float) -> None:
         """Count a part of one phase to another."""
+        if source == target or source not in self.phases:
+            return
         part = min(seconds, self.phases[source])
         self.phases[source] -= part
         self.phases[target] = self.phases.get(target, 0.0) + part
@@ -152,35 +176,46 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
     clock.lap("start")
     ahead = None
     if request["loader"] == "readahead":
-        ahead = reader.ReadAhead(request["source"]["weights"])
+        ahead = reader.ReadAhead(request["source"]["weights"], request.get("read_ahead_limit"))
     import msgspec
 
     from vlmcache.load import conditions, device, models
+    from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
-    with models.explained(source), models.no_collection():
+    notes: list[str] = []
+    # What a program that merely calls transformers does not do belongs to the loaders with a name.
+    quick = contextlib.nullcontext() if request["loader"] == "plain" else models.no_collection()
+    with explained(source), quick:
         models.import_for(source)
         clock.lap("import")
-        model = _load(source, request, clock, ahead)
-        # What the kernel fetched from disks for this process so far: see proc_pid_io(5).
-        read = conditions.line_of("/proc/self/io", "read_bytes:")
-        answer: dict[str, Any] = {
+        chosen = device.resolve_device(request["device"])
+        if chosen != device.CPU:
+            device.first_use(chosen)
+            clock.lap("device")
+        model = _load(source, request, clock, ahead, notes)
+        answer: dict[str, Any] = {"counters": _counted(clock.seconds)} | {
             "phases": clock.phases,
-            "seconds": sum(clock.phases.values()),
-            "bytes_read": None if read is None else int(read),
+            "seconds": clock.seconds,
             "devices": models.model_devices(model),
             "weights_memory": models.weights_memory(model),
         }
+        # What the kernel fetched from disks for this process so far: see proc_pid_io(5).
+        read = conditions.line_of("/proc/self/io", "read_bytes:")
+        answer["bytes_read"] = None if read is None else int(read)
+        models.refuse_non_finite(source, model)
+        answer["notes"] = notes
         if ahead is not None:
             answer["read_ahead"] = ahead.seconds
         answer |= _tokens(model, request["tokens"])
         answer["peak_memory"] = conditions.peak_memory()
-        answer["peak_device_memory"] = device.peak_memory(answer["devices"])
+        answer["device_peaks"] = msgspec.to_builtins(device.peaks(answer["devices"]))
+        answer |= _processor(source)
         if request["again"]:
             del model
             again = _Clock(time.monotonic())
-            model = _load(source, request, again, None)
+            model = _load(source, request | {"temperature": "hot"}, again, None, [])
             answer["again"] = {
                 "phases": again.phases,
                 "first_token": _tokens(model, 1).get("first_token"),
@@ -188,58 +223,96 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def _counted(seconds: float) -> dict[str, Any]:
+    """Return what the kernel has counted up to the end of the load."""
+    import msgspec
+
+    times = os.times()
+    ours = times.user + times.system + times.children_user + times.children_system
+    counters = msgspec.to_builtins(disturbance.read_counters())
+    return {"after": counters, "ours": ours, "seconds": seconds}
+
+
 def _load(
-    source: Any, request: dict[str, Any], clock: _Clock, ahead: reader.ReadAhead | None
+    source: Any,
+    request: dict[str, Any],
+    clock: _Clock,
+    ahead: reader.ReadAhead | None,
+    notes: list[str],
 ) -> Any:
     from vlmcache.load import models
 
+    plain = request["loader"] == "plain"
+    in_memory = request["temperature"] != "cold" or (ahead is not None and ahead.is_done())
     with _timed_weights(clock):
-        model = models.build_model(source, request["device"], loader=request["loader"])
+        model = models.build_model(
+            source, request["device"], loader=request["loader"], notes=notes, checked=True
+        )
     clock.lap("build")
     if ahead is not None:
         ahead.wait()
-    models.touch_all_weights(model)
+    models.touch_all_weights(model, 1 if plain else reader.READERS)
     clock.lap("read")
     on_device = any(name != "cpu" for name in models.model_devices(model))
     phase = "read"
     if source.kind == "at-load":
         phase = "quantise"
     elif on_device:
-        phase = "to_device"
+        phase = "to_device" if in_memory else "read_to_device"
     clock.move("build", phase, clock.weights)
     if on_device:
         # Waiting for the device belongs to the copy, not to reading.
         clock.move("read", phase, clock.phases["read"])
+        del clock.phases["read"]
     return model
 
 
 @contextlib.contextmanager
 def _timed_weights(clock: _Clock) -> Iterator[None]:
-    """Measure how much of `from_pretrained` is spent on weights, the rest being the bare model.
+    """Measure how much of building is spent on weights, the rest being the bare model.
 
     transformers offers no such figure; where the function that does it is not there, it all counts
-    as building.
+    as building. The loaders that read the weights themselves do so before it.
     """
     from transformers import PreTrainedModel
 
+    from vlmcache.load import streams
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            begun = time.monotonic()
+            try:
+                return function(*arguments, **named)
+            finally:
+                clock.weights += time.monotonic() - begun
+
+        return call
+
     name = "_load_pretrained_model"
-    original = PreTrainedModel.__dict__.get(name)
-    if not isinstance(original, staticmethod):
-        yield
-        return
-
-    def timed(*arguments: Any, **named: Any) -> Any:
-        begun = time.monotonic()
-        try:
-            return original.__func__(*arguments, **named)
-        finally:
-            clock.weights += time.monotonic() - begun
-
-    setattr(PreTrainedModel, name, staticmethod(timed))
+    original, read = PreTrainedModel.__dict__.get(name), streams.read
+    if isinstance(original, staticmethod):
+        setattr(PreTrainedModel, name, staticmethod(timed(original.__func__)))
+    setattr(streams, "read", timed(read))  # noqa: B010
     try:
         yield
     finally:
-        setattr(PreTrainedModel, name, original)
+        setattr(streams, "read", read)  # noqa: B010
+        if isinstance(original, staticmethod):
+            setattr(PreTrainedModel, name, original)
+
+
+def _processor(source: Any) -> dict[str, Any]:
+    """Return how long making the processor took; one that cannot be made says why."""
+    from vlmcache.load.explain import explained
+    from vlmcache.load.processors import load_processor
+
+    try:
+        with explained(source):
+            begun = time.monotonic()
+            made = load_processor(source)
+            return {} if made is None else {"processor": time.monotonic() - begun}
+    except UnloadableError as error:
+        return {"no_processor": error.message}
 
 
 def _tokens(model: Any, count: int) -> dict[str, Any]:
@@ -253,6 +326,8 @@ def _tokens(model: Any, count: int) -> dict[str, Any]:
     try:
         answer["first_token"] = _seconds(models.first_token, model)
         if count > 1:
+            # The first steps of decoding pay for what no later one pays for.
+            models.more_tokens(model, min(count, _WARM_UP))
             first = _seconds(models.more_tokens, model, 1)
             rest = _seconds(models.more_tokens, model, count) - first
             if rest > 0:
@@ -287,21 +362,60 @@ def _facts(request: dict[str, Any]) -> dict[str, Any]:
             device.accelerators(measure=request.get("measure", True))
         ),
         "free": device.memory(chosen)[0],
+        "versions": device.versions(),
+        "bytecode": _keeps_bytecode(),
     }
+
+
+def _keeps_bytecode() -> bool:
+    """Return whether the next process finds torch and transformers compiled."""
+    import importlib.util
+
+    import torch
+    import transformers
+
+    kept = (importlib.util.cache_from_source(module.__file__) for module in (torch, transformers))
+    return all(map(os.path.isfile, kept))
 
 
 def _quantize(request: dict[str, Any]) -> dict[str, Any]:
     import msgspec
 
-    from vlmcache.load import models
+    from vlmcache.load import models, outcome
+    from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
-    with models.explained(source):
+    with explained(source):
         model = models.build_model(source, request["device"])
         models.touch_all_weights(model)
+        # Before it computes: some kernels rearrange the weights first.
         model.save_pretrained(request["folder"])
-    return {"seconds": time.monotonic() - request["started"]}
+        try:
+            outcome.save(model, request["logits"])
+        except Exception as error:
+            words = " ".join(str(error).split())[:300]
+            if isinstance(error, ImportError) or "memory" in words:
+                raise
+            raise UnloadableError(
+                f"no copy was kept of {source.model}: at {source.precision} it computes nothing:"
+                f" {type(error).__name__}: {words}"
+            ) from error
+    return {}
+
+
+def _compare(request: dict[str, Any]) -> dict[str, Any]:
+    import msgspec
+
+    from vlmcache.load import models, outcome
+    from vlmcache.load.explain import explained
+    from vlmcache.load.source import ModelFiles
+
+    source = msgspec.convert(request["source"], ModelFiles)
+    with explained(source):
+        model = models.build_model(source, request["device"])
+        models.touch_all_weights(model)
+        return {"difference": outcome.difference(model, request["logits"])}
 
 
 def _synthesize(request: dict[str, Any]) -> dict[str, Any]:

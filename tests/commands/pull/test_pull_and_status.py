@@ -281,7 +281,7 @@ def test_an_index_of_a_shard_that_the_hub_does_not_have_is_said_by_pull_and_stat
 def test_load_model_fetches_no_base_model_unasked_and_names_the_command(
     adapter_hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlmcache.load.models.require_packages", lambda: None)
+    monkeypatch.setattr("vlmcache.loading.require_packages", lambda: None)
     cache = tmp_path / "cache"
     session = Session(environment(adapter_hub, cache), config(), CacheLocation(str(cache), "test"))
     for _ in range(2):

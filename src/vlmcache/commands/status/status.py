@@ -13,23 +13,29 @@ from vlmcache import units
 from vlmcache.cache import gguf, layout
 from vlmcache.cache.amounts import measure, revision_sizes
 from vlmcache.cache.completeness import (
+    Content,
     Judgement,
     judge,
     judge_repo,
     judge_revision,
     read_content,
+    reader,
     remarks,
 )
+from vlmcache.cache.formats import CONFIG
+from vlmcache.cache.memory import (
+    MemoryEstimate,
+    estimate,
+    has_accelerator,
+    native_kernels,
+    rescale,
+    with_overhead,
+)
+from vlmcache.cache.model_configs import decoded, stored_precision
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, Repo, Revision, State
 from vlmcache.cache.usage import LastUse
-from vlmcache.cache.weights import (
-    MemoryEstimate,
-    Tensor,
-    rescale,
-    weights_bytes,
-    with_overhead,
-)
+from vlmcache.cache.weights import Precision
 from vlmcache.change.names import names_in
 from vlmcache.change.removals import Key
 from vlmcache.commands.remove.facts import Known
@@ -53,7 +59,7 @@ from vlmcache.config import ModelConfig, Session, own_home
 from vlmcache.home.copies import list_copies
 
 
-def status(session: Session, names: Sequence[str] = ()) -> Status:
+def status(session: Session, names: Sequence[str] = (), *, context: int = 0) -> Status:
     """Return the state of the cache and of the models asked for (all configured ones by default).
 
     Nothing is changed and no network is touched.
@@ -62,6 +68,7 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
         session: the environment, the configuration and the hub cache.
         names: keys or repo ids, with an optional `@revision` and `:VARIANT`; those of datasets and
             spaces begin with `datasets/` and `spaces/`.
+        context: tokens of the context that the memory estimates hold the key-value cache of.
 
     Raises:
         ConfigError: the cache path is not a folder.
@@ -81,7 +88,7 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
     known = Known(environment, state)
     state = known.state
     summary = summarize_cache(session, state, known.mount)
-    models = tuple(_model_status(known, model, findings) for model in wanted)
+    models = tuple(_model_status(known, model, findings, context) for model in wanted)
     repos = tuple(_repo_status(known, repo) for repo in state.repos)
     findings += (finding for repo in state.repos for finding in _found_damaged(repo))
     findings += _found_elsewhere(session, state, models)
@@ -90,6 +97,18 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
     steps = recommend(advised, Planner(known, session), shown)
     copies = tuple(list_copies(own_home(environment)[0]))
     findings = [advised.completed(finding) for finding in findings]
+    findings += (
+        Finding(
+            "failed-copy",
+            "warning",
+            copy.repo,
+            copy.path,
+            f"the kept {copy.precision} copy could not be loaded and is not used: {copy.failed}",
+            advised.command("quantize", copy.repo, "--precision", copy.precision),
+        )
+        for copy in copies
+        if copy.failed is not None
+    )
     findings += (
         Finding(
             "changed-copy",
@@ -101,7 +120,7 @@ def status(session: Session, names: Sequence[str] = ()) -> Status:
             advised.command("quantize", copy.repo, "--precision", copy.precision),
         )
         for copy in copies
-        if copy.changed
+        if copy.changed and copy.failed is None
     )
     return msgspec.structs.replace(
         shown, recommendations=tuple(steps), findings=tuple(findings), copies=copies
@@ -123,7 +142,9 @@ def select_rows(status: Status, filters: Sequence[str], sort: str | None) -> Sta
     )
 
 
-def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> ModelStatus:
+def _model_status(
+    known: Known, model: ModelConfig, findings: list[Finding], context: int
+) -> ModelStatus:
     state = known.state
     repo = state.repo(model.repo)
     judgement = judge(repo, model.revision, state.repo, variant=model.variant)
@@ -138,12 +159,13 @@ def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> 
         last_used = _last_used(known.used, repo, [revision])
     findings += _unreadable_indexes(model.repo, judgement)
     findings += remarks(repo, judgement) if repo is not None else ()
-    tensors, judgement = _read(model.repo, judgement, findings)
+    content, judgement = _read(model.repo, judgement, findings)
     division = judgement.division
     if division is not None and any(not need.code for need in division.repos):
-        tensors = {}  # An adapter's own weights are the least of what is loaded.
+        content = None  # An adapter's own weights are the least of what is loaded.
     amounts = measure(state, repo, judgement, variant=model.variant, estimate=estimate_of(model))
-    memory, source = _memory(model, tensors)
+    precision = model.precision or _stored(revision, content)
+    memory, source = _memory(msgspec.structs.replace(model, precision=precision), content, context)
     return ModelStatus(
         key=model.key,
         repo=model.repo,
@@ -158,10 +180,12 @@ def _model_status(known: Known, model: ModelConfig, findings: list[Finding]) -> 
         progress=amounts.progress,
         missing_files=judgement.missing,
         damaged_files=judgement.damaged,
-        precision=model.precision,
+        precision=precision,
         memory_estimate=memory.total if memory else None,
         memory_overhead=memory.overhead if memory else None,
         memory_source=source,
+        memory_context=memory.context if memory and context else None,
+        memory_notes=memory.notes if memory else (),
         last_used=last_used,
         configured=model.configured,
         linked_to=repo.linked_to if repo is not None else None,
@@ -239,14 +263,14 @@ def _unreadable_indexes(repo: str, judgement: Judgement) -> Iterator[Finding]:
 
 def _read(
     repo: str, judgement: Judgement, findings: list[Finding]
-) -> tuple[dict[str, Tensor], Judgement]:
-    """Return the tensors of what was judged complete, and the judgement by what its files say.
+) -> tuple[Content | None, Judgement]:
+    """Return what the files of a complete model say, and the judgement by that.
 
-    There are no tensors if a header makes no sense.
+    Nothing is returned of files that are damaged, or that have a header that makes no sense.
     """
     revision = judgement.revision
     if judgement.state != "cached" or revision is None:
-        return {}, judgement
+        return None, judgement
     content = read_content(judgement)
     pull, verify = units.command("pull", repo), units.command("verify", repo)
     for name, why in content.damaged.items():
@@ -256,24 +280,40 @@ def _read(
         path = revision.file_path(name)
         findings.append(Finding("unreadable-header", "warning", repo, path, why, verify))
     if not content.damaged:
-        return {} if content.unreadable else content.tensors, judgement
+        return None if content.unreadable else content, judgement
     damaged = tuple(content.damaged)
-    return {}, msgspec.structs.replace(judgement, state="damaged", damaged=damaged)
+    return None, msgspec.structs.replace(judgement, state="damaged", damaged=damaged)
+
+
+def _stored(revision: Revision | None, content: Content | None) -> Precision | None:
+    """Return the precision at which what is stored is loaded, if that is known."""
+    config = decoded(reader(revision)(CONFIG)) if revision is not None else None
+    tensors = content.tensors.values() if content is not None else ()
+    return stored_precision(config, (tensor.dtype for tensor in tensors))
 
 
 def _memory(
-    model: ModelConfig, tensors: dict[str, Tensor]
+    model: ModelConfig, content: Content | None, context: int
 ) -> tuple[MemoryEstimate | None, MemorySource | None]:
-    if tensors:
-        return with_overhead(weights_bytes(tensors, model.precision)), "weights"
+    precision = model.precision or "bf16"
+    if content is not None and content.tensors:
+        memory = estimate(
+            content.tensors,
+            content.config,
+            precision,
+            accelerator=has_accelerator(),
+            native=native_kernels(),
+            context=context,
+        )
+        return memory, "weights"
     if model.expected_memory is not None:
         overhead = with_overhead(0).overhead
         return MemoryEstimate(max(0, model.expected_memory - overhead), overhead), "config"
     if model.expected_size is not None:
-        return with_overhead(rescale(model.expected_size, "bf16", model.precision)), "config"
+        return with_overhead(rescale(model.expected_size, "bf16", precision)), "config"
     shipped = shipped_models().get(model.repo)
     if shipped is not None and shipped.expected_size is not None:
-        return with_overhead(rescale(shipped.expected_size, "bf16", model.precision)), "table"
+        return with_overhead(rescale(shipped.expected_size, "bf16", precision)), "table"
     return None, None
 
 

@@ -164,7 +164,8 @@ class ModelStatus(msgspec.Struct, frozen=True):
 
     size is the length of the files, size_on_disk what they and unfinished downloads of them occupy,
     expected_size the length of the complete download. memory_estimate is weights and overhead once
-    loaded at `precision`; memory_source says what it was estimated from.
+    loaded at `precision`: the configured one, else the stored type if that is known. memory_source
+    says what memory was estimated from.
     """
 
     key: str
@@ -178,7 +179,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     expected_size: int | None
     missing_files: tuple[str, ...]
     damaged_files: tuple[str, ...]
-    precision: Precision
+    precision: Precision | None
     memory_estimate: int | None
     memory_overhead: int | None
     memory_source: MemorySource | None
@@ -192,6 +193,10 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """Where it is and what to mount, if the state is `away`."""
     variant: str | None = None
     """The GGUF variant that is asked for, or of several the only one that is here."""
+    memory_context: int | None = None
+    """Of `memory_estimate`, the key-value cache of the context that `--context` names."""
+    memory_notes: tuple[str, ...] = ()
+    """What of `memory_estimate` is only approximate."""
     to_fetch: int | None = None
     """What a pull would fetch of it: what is missing without what partial downloads save."""
     progress: float | None = None

@@ -49,6 +49,7 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
         out.print(_model_table(status.models, now, out.width))
         _print_bad_files(out, status.models)
         _print_variants(out, status.models)
+        _print_contexts(out, status.models)
     else:
         out.print("No model is configured, or none passes the filter.")
     asked = {model.repo for model in status.models}
@@ -109,7 +110,7 @@ def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Ta
         if width >= _NARROW:
             cells += [
                 # Without an estimate, nothing is known that is loaded at a precision.
-                model.precision if model.memory_estimate is not None else NOTHING,
+                (model.precision if model.memory_estimate is not None else None) or NOTHING,
                 _amount(model.memory_estimate),
                 ago(model.last_used, now),
             ]
@@ -126,6 +127,15 @@ def _print_bad_files(out: Console, models: Iterable[ModelStatus]) -> None:
     ]
     for line in lines:
         out.print(hanging(Text(line), 2))
+
+
+def _print_contexts(out: Console, models: Iterable[ModelStatus]) -> None:
+    """Print what of the memory is the cache of a context, if one was asked for."""
+    for model in models:
+        if model.memory_context is not None:
+            text = f"{printable(model.name)}: the context takes {size_text(model.memory_context)}"
+            text += " of the memory"
+            out.print(hanging(Text("; ".join([text, *model.memory_notes])), 2))
 
 
 def _print_variants(out: Console, models: Iterable[ModelStatus]) -> None:

@@ -1,0 +1,113 @@
+"""Python code of repos: whether it may run, and at which commit that of another repo does.
+
+transformers fetches and copies such code in one function of its `dynamic_module_utils.py`, which
+every class of it goes through. That function is held here: while a model is loaded, it serves the
+model's own folder and pinned commits of other repos, and only where code is allowed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from vlmcache.errors import UntrustedCodeError
+from vlmcache.load.source import ModelFiles
+
+_MODELS = (
+    "AutoModelForImageTextToText",
+    "AutoModelForVision2Seq",
+    "AutoModelForMultimodalLM",
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+)
+"""Auto classes that are preferred to others, in this order; `AutoModel` comes last."""
+_loading: ContextVar[ModelFiles | None] = ContextVar("loading", default=None)
+
+
+def refusal(source: ModelFiles) -> UntrustedCodeError:
+    """Return the error of a model that needs code which nobody allowed to run."""
+    others = [repo for repo, commit in source.code_repos.items() if commit is None]
+    whose = " and ".join(others) if others else "its repo"
+    entry = f"{' and '.join(others)}, too, an entry with" if others else ""
+    give = f"give {entry} trust_remote_code" if others else "set trust_remote_code"
+    return UntrustedCodeError(
+        f"{source.model} needs Python code of {whose} (architecture {source.model_type!r}) to run",
+        f"read that code, then pass --trust-remote-code, or {give} and a full"
+        " commit as revision in a config.yaml of your own (for commands, not ./config.yaml)",
+    )
+
+
+@contextlib.contextmanager
+def only_allowed(source: ModelFiles) -> Iterator[None]:
+    """Let transformers run the code that a source allows, and no other.
+
+    Raises:
+        UntrustedCodeError: other code was to run inside.
+    """
+    _hold()
+    token = _loading.set(source)
+    try:
+        yield
+    finally:
+        _loading.reset(token)
+
+
+def _hold() -> None:
+    from transformers import dynamic_module_utils as dynamic
+
+    original = dynamic.get_cached_module_file
+    if getattr(original, "held", False):
+        return
+
+    def held(repo: Any, file: str, *arguments: Any, **named: Any) -> Any:
+        source = _loading.get()
+        if source is None:
+            return original(repo, file, *arguments, **named)
+        if not source.trust_remote_code:
+            raise refusal(source)
+        if str(repo) in (source.folder, source.processor):
+            return original(repo, file, *arguments, **named)
+        commit = source.code_repos.get(str(repo))
+        # A folder of that name would be taken for the repo.
+        if commit is None or os.path.isdir(repo):
+            raise refusal(source)
+        pinned = {"cache_dir": source.cache_dir, "revision": commit, "local_files_only": True}
+        return original(repo, file, **(named | pinned))
+
+    held.held = True  # type: ignore[attr-defined]
+    dynamic.get_cached_module_file = held
+
+
+def own_settings(source: ModelFiles) -> Any:
+    """Return the configuration object of the class that a repo's code has for it."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    own = get_class_from_dynamic_module(
+        source.classes["AutoConfig"], source.folder, local_files_only=True
+    )
+    own.register_for_auto_class()
+    return own.from_pretrained(source.folder, local_files_only=True)
+
+
+def own_model_class(source: ModelFiles, architectures: Any) -> tuple[str, str] | None:
+    """Return the auto class under which a repo's code has its model, and the reference to that.
+
+    The class that config.json names as architecture comes first. `None` if the code has no model.
+
+    Args:
+        source: the model's files.
+        architectures: the names of classes in config.json.
+    """
+    named = next(iter(architectures or ()), None)
+
+    def rank(auto: str) -> tuple[bool, bool, int, str]:
+        place = _MODELS.index(auto) if auto in _MODELS else len(_MODELS)
+        is_other = source.classes[auto].rpartition(".")[2] != named
+        return is_other, auto == "AutoModel", place, auto
+
+    models = [auto for auto in source.classes if auto.startswith("AutoModel")]
+    chosen = min(models, key=rank, default=None)
+    return None if chosen is None else (chosen, source.classes[chosen])

@@ -1,0 +1,149 @@
+"""An error of a library names the package that is missing or broken, and one that fits."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Callable
+
+import pytest
+
+from tests.kit.commands import run_here
+from vlmcache.errors import MissingPackageError, UnloadableError
+from vlmcache.load.explain import explained, install
+from vlmcache.load.source import ModelFiles
+from vlmcache.load.worker import crash
+
+SOURCE = ModelFiles("org/model", None, None, "/nowhere", (), 0, "bf16", "qwen2")
+
+
+def missing() -> None:
+    import surely_absent  # type: ignore[import-not-found]  # noqa: F401
+
+
+def missing_part() -> None:
+    import surely_absent.part  # type: ignore[import-not-found]  # noqa: F401
+
+
+def of_a_module_that_is_imported_lazily() -> None:
+    try:
+        missing()
+    except ModuleNotFoundError as error:
+        # As transformers' lazy modules do.
+        words = "Could not import module 'Qwen2Model'. Are this object's requirements defined"
+        raise ModuleNotFoundError(words) from error
+
+
+def while_another_is_handled() -> None:
+    try:
+        missing()
+    except ImportError:
+        raise RuntimeError("no back end")  # noqa: B904
+
+
+def of_code_of_a_repo() -> None:
+    raise ImportError(
+        "This modeling file requires the following packages that were not found in your "
+        "environment: einops, flash_attn. Run `pip install einops flash_attn`"
+    )
+
+
+def of_a_back_end() -> None:
+    raise ImportError("\nX requires the PIL library but it was not found in your environment.")
+
+
+def broken() -> None:
+    raise ImportError("libcudart.so.13: cannot open", name="torchvision._C")
+
+
+def broken_below() -> None:
+    try:
+        raise RuntimeError("operator torchvision::nms does not exist")
+    except RuntimeError as error:
+        raise ImportError("Failed to import transformers.models.x") from error
+
+
+def in_a_circle() -> None:
+    first, second = ImportError("first", name="absent"), ValueError("second")
+    first.__context__, second.__context__ = second, first
+    raise first
+
+
+MISSING = "org/model: a package is missing: surely_absent"
+CASES: tuple[tuple[Callable[[], None], str, str], ...] = (
+    (missing, MISSING, "pip install surely_absent"),
+    (missing_part, MISSING, "pip install surely_absent"),
+    (of_a_module_that_is_imported_lazily, MISSING, "pip install surely_absent"),
+    (while_another_is_handled, MISSING, "pip install surely_absent"),
+    (
+        of_code_of_a_repo,
+        "org/model: packages are missing: einops, flash-attn",
+        "pip install einops && pip install flash-attn",
+    ),
+    (of_a_back_end, "org/model: a package is missing: pillow", "pip install 'vlmcache[load]'"),
+    (
+        broken,
+        "org/model: the package torchvision is broken: ImportError: libcudart.so.13: cannot open",
+        install("torchvision"),
+    ),
+    (
+        broken_below,
+        "org/model: a package is broken: RuntimeError: operator torchvision::nms does not exist",
+        "install again what that names",
+    ),
+    (
+        in_a_circle,
+        "org/model: the package absent is broken: ImportError: first",
+        "pip uninstall absent, then pip install absent",
+    ),
+)
+
+
+@pytest.mark.parametrize(("fails", "message", "hint"), CASES)
+def test_the_package_and_the_real_cause_are_named(
+    fails: Callable[[], None], message: str, hint: str
+) -> None:
+    with pytest.raises(MissingPackageError) as caught, explained(SOURCE):
+        fails()
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+CPU = "https://download.pytorch.org/whl/cpu"
+
+
+@pytest.mark.parametrize(
+    ("version", "command"),
+    [
+        ("2.13.0+cpu", f"pip install 'torchvision==0.28.*' --index-url {CPU}"),
+        ("2.4.1+cpu", f"pip install 'torchvision==0.19.*' --index-url {CPU}"),
+        (
+            "2.9.0+cu130",
+            "pip install 'torchvision==0.24.*' --index-url https://download.pytorch.org/whl/cu130",
+        ),
+        ("2.13.0", "pip install 'torchvision==0.28.*'"),
+        ("unknown", "pip install 'vlmcache[vision]'"),
+    ],
+)
+def test_the_torchvision_to_install_is_the_one_of_the_installed_torch(
+    monkeypatch: pytest.MonkeyPatch, version: str, command: str
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
+    assert install("torchvision") == command
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "fp16"])
+def test_what_does_not_fit_is_told_no_precision_that_takes_more(precision: str) -> None:
+    import msgspec
+
+    source = msgspec.structs.replace(SOURCE, precision=precision)
+    with pytest.raises(UnloadableError) as caught, explained(source):
+        raise MemoryError
+    hint = caught.value.hint or ""
+    named = re.findall(r"int\d", hint)
+    assert named == {"int8": ["int4"], "int4": [], "fp16": ["int8", "int4"]}[precision]
+    crashed = crash("org/model", -9, ["killed"], precision, "quantize").hint or ""
+    assert re.findall(r"int\d", crashed) == named
+    if precision != "fp16":
+        # What `quantize` may say.
+        assert "--loader" not in (crash("org/model", -11, [], precision, "quantize").hint or "")
+        assert not set(named) - set(re.findall(r"int\d", run_here("help", "quantize").out))
