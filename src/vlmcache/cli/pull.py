@@ -18,7 +18,8 @@ EXAMPLES = """Examples:
   vlmcache pull --all --limit-rate 20MB
   vlmcache pull qwen_vl_7b --make-room
   vlmcache pull org/model-GGUF:Q4_K_M
-  vlmcache pull org/model --include '*.onnx'"""
+  vlmcache pull org/model --include '*.onnx'
+  vlmcache pull datasets/org/pages"""
 
 
 @command
