@@ -78,7 +78,7 @@ if TYPE_CHECKING:
         WrongBytesError,
     )
     from vlmcache.load.quantized import Quantization
-    from vlmcache.load.report import LoadReport
+    from vlmcache.load.report import InterruptedLoadError, LoadReport
     from vlmcache.load.warm import WarmReport
     from vlmcache.loading import load_model
     from vlmcache.report import Report
@@ -150,6 +150,7 @@ _HOMES = {
     "VlmcacheError": "vlmcache.errors",
     "WrongBytesError": "vlmcache.errors",
     "Quantization": "vlmcache.load.quantized",
+    "InterruptedLoadError": "vlmcache.load.report",
     "LoadReport": "vlmcache.load.report",
     "WarmReport": "vlmcache.load.warm",
     "load_model": "vlmcache.loading",
@@ -179,6 +180,7 @@ __all__ = [
     "HostileListingError",
     "HubError",
     "InUseError",
+    "InterruptedLoadError",
     "LoadReport",
     "LowSpaceError",
     "MetricsError",
