@@ -79,7 +79,7 @@ if TYPE_CHECKING:
         WrongBytesError,
     )
     from vlmcache.load.quantized import Quantization
-    from vlmcache.load.report import LoadReport
+    from vlmcache.load.report import InterruptedLoadError, LoadReport
     from vlmcache.load.warm import WarmReport
     from vlmcache.loading import load_model
     from vlmcache.report import Report
@@ -152,6 +152,7 @@ _HOMES = {
     "VlmcacheError": "vlmcache.errors",
     "WrongBytesError": "vlmcache.errors",
     "Quantization": "vlmcache.load.quantized",
+    "InterruptedLoadError": "vlmcache.load.report",
     "LoadReport": "vlmcache.load.report",
     "WarmReport": "vlmcache.load.warm",
     "load_model": "vlmcache.loading",
@@ -181,6 +182,7 @@ __all__ = [
     "HostileListingError",
     "HubError",
     "InUseError",
+    "InterruptedLoadError",
     "LoadReport",
     "LowSpaceError",
     "MetricsError",

@@ -23,7 +23,7 @@ VARIES = frozenset(
     {
         "access_times", "allocated", "at", "contained", "fill_rate", "filesystem", "free",
         "free_after", "free_before", "freed", "frees", "full_in", "hidden_processes", "inode",
-        "last_modified", "last_used", "mtime_ns", "seconds", "size_on_disk",
+        "last_modified", "last_used", "mtime_ns", "room", "seconds", "size_on_disk",
         "stamp", "time", "total",
     }
 )  # fmt: skip

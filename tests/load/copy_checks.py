@@ -53,7 +53,7 @@ def a_copy_that_cannot_be_loaded_is_set_aside() -> None:
 
 def what_is_stored_quantized_is_not_quantized() -> None:
     with pytest.raises(UnsupportedPrecisionError, match="already quantized") as caught:
-        vlmcache.Cache().quantize("tiny/quantized", precision="int4")
+        vlmcache.Cache().quantize("tiny/gptq", precision="int4")
     assert "--precision" not in str(caught.value.hint)
 
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from tests.load.test_report import result, trial
 from vlmcache.config import open_session
+from vlmcache.errors import UnloadableError
+from vlmcache.home.copies import failure
 from vlmcache.load import bench, conditions, disturbance
 from vlmcache.load.disturbance import Counters, Disturbance, measure, why_disturbed
 from vlmcache.load.judging import mark_slow, short_of, summarize
@@ -171,6 +173,8 @@ class Scripted(Run):
         assert not again or temperature == "warm"
         ORDER.append(self.loader)
         step = self.script.pop(0) if self.script else "fine"
+        if step == "copy fails" and self.source.kind == "copy":
+            raise UnloadableError("no such layer")
         if step == "stop":
             raise KeyboardInterrupt
         made = trial(temperature, start=0.0, read=1.0)
@@ -233,6 +237,23 @@ def test_a_kept_copy_and_its_original_take_turns(
     measuring.measure(None, source)
     assert ORDER == ["plain", "readahead", "plain"] * 2
     assert [one.source for one in measuring.results] == ["copy", "copy", "at-load"]
+
+
+@pytest.mark.parametrize("fails", [("plain",), ("plain", "readahead")])
+def test_a_copy_that_no_loader_loads_is_set_aside_where_its_original_loads(
+    measuring: bench._Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: tuple[str, ...],
+) -> None:
+    SCRIPT.update({loader: ["copy fails"] * (loader in fails) for loader in ("plain", "readahead")})
+    source = source_in(tmp_path / "model", kind="at-load", precision="int8")
+    copy = source_in(tmp_path / "copy", kind="copy", precision="int8")
+    monkeypatch.setattr("vlmcache.load.quantized.preferred", lambda *_: copy)
+    measuring.options = LoadTestOptions(trials=1, cold=False, loaders=("plain", "readahead"))
+    measuring.measure(None, source)
+    assert [one.message for one in measuring.failures] == ["no such layer"] * len(fails)
+    assert failure(copy.folder) == ("no such layer" if len(fails) == 2 else None)
 
 
 def test_an_interrupted_load_test_keeps_what_was_measured_before(

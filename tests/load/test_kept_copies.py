@@ -20,7 +20,7 @@ def copy_outcomes(tiny_world: World) -> dict[str, str | None]:
     config = json.loads(Path(str(files["config.json"])).read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     quantized = files | {"config.json": json.dumps(config).encode()}
-    tiny_world.cache.repo("tiny/quantized").revision(quantized)
+    tiny_world.cache.repo("tiny/gptq").revision(quantized)
     checks = Path(__file__).with_name("copy_checks.py").read_text()
     results: dict[str, str | None] = json.loads(tiny_world.python(checks))
     return results

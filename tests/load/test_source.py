@@ -59,7 +59,8 @@ def test_a_load_test_of_three_models_at_three_precisions_scans_each_of_them_once
         asked.append(request)
         refusal = {"code": "unsupported-precision", "message": "no", "hint": None}
         refused = dict.fromkeys(request["precisions"], refusal)
-        return {"device": "cpu", "free": None, "refused": refused, "accelerators": []}
+        machine = {"accelerators": [], "versions": {}, "bytecode": True}
+        return {"device": "cpu", "free": None, "refused": refused} | machine
 
     monkeypatch.setattr("vlmcache.load.bench.run_child", child)
     report = vlmcache.Cache().load_test(MODELS, precision="fp32,bf16,int8")
