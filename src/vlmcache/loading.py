@@ -16,6 +16,7 @@ from vlmcache.config import Session, open_session, own_home
 from vlmcache.errors import NotDownloadedError, UnloadableError
 from vlmcache.load import models, processors, quantized
 from vlmcache.load.device import CPU
+from vlmcache.load.disk import readers_for
 from vlmcache.load.explain import explained, require_packages
 from vlmcache.load.options import parse_one_precision
 from vlmcache.load.reader import ReadAhead
@@ -116,12 +117,13 @@ def load_from(
         source = find()
     home, _ = own_home(session.environment)
     chosen = quantized.preferred(home, source)
+    count = readers_for(home, chosen.weights)
     try:
-        model, processor, notes = _load(chosen, device)
+        model, processor, notes = _load(chosen, device, count)
     except UnloadableError as error:
         if not quantized.is_the_copys(chosen, error):
             raise
-        model, processor, notes = _load(source, device)
+        model, processor, notes = _load(source, device, count)
         quantized.set_aside(chosen, error)
     for note in notes:
         warnings.warn(note, stacklevel=3)
@@ -129,8 +131,13 @@ def load_from(
     return model, processor
 
 
-def _load(source: ModelFiles, device: str) -> tuple[Any, Any, list[str]]:
+def _load(source: ModelFiles, device: str, readers: int) -> tuple[Any, Any, list[str]]:
     """Return the model of a source, its processor, and what the user should know of it.
+
+    Args:
+        source: the model's files.
+        device: as torch names it, or `auto`.
+        readers: threads that read ahead.
 
     Raises:
         UnloadableError: one cannot be loaded.
@@ -140,7 +147,7 @@ def _load(source: ModelFiles, device: str) -> tuple[Any, Any, list[str]]:
     need = estimate_memory(source, accelerator=not on_cpu)
     if on_cpu:
         check_fits(source, need.held, available_memory(), CPU)
-    reading = ReadAhead(source.weights, read_ahead_limit(need))
+    reading = ReadAhead(source.weights, read_ahead_limit(need), readers)
     notes: list[str] = []
     try:
         with explained(source), models.no_collection():
