@@ -49,6 +49,7 @@ ELSEWHERE = {
     "cli.main": "/dev/null",
     "commands.backup.places": "the store, a folder outside the cache",
     "commands.backup.backup": "a pipe or device that the user has named",
+    "load.class_list": "our own data folder: the names of transformers' classes",
     "home.copies": "our own data folder: quantized copies",
     "home.journal": "our own data folder; of another user's, what root reads",
     "load.worker": "the system's folder of temporary files",

@@ -269,7 +269,7 @@ class _Bench:
         self, model: ModelConfig | None, runs: Sequence[tuple[ModelFiles, Loader]]
     ) -> None:
         """Measure in turn, so that what else the machine does meets all of them alike."""
-        running = [Run(source, loader, self._need(source)) for source, loader in runs]
+        running = [Run(source, loader, self._need(source), self.home) for source, loader in runs]
         running = list(filter(self._fits, running))
         for run in running:
             run.readers = self._measure_disk(run.source)

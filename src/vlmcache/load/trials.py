@@ -26,12 +26,16 @@ _READ_AT_LEAST = 0.5
 class Run:
     """The trials of one source with one loader."""
 
-    def __init__(self, source: ModelFiles, loader: Loader, need: MemoryEstimate) -> None:
+    def __init__(
+        self, source: ModelFiles, loader: Loader, need: MemoryEstimate, home: str | None = None
+    ) -> None:
         self.source = source
         self.loader = loader
         self.need = need
         self.trials: list[Trial] = []
         self.weights_memory = 0
+        self.home = home
+        """vlmcache's own folder, with what it remembers for a loader."""
         self.readers = READERS
         """Threads of the loader that reads ahead."""
         self.error: UnloadableError | None = None
@@ -64,6 +68,7 @@ class Run:
                 "temperature": temperature,
                 "read_ahead_limit": read_ahead_limit(self.need),
                 "readers": self.readers,
+                "home": self.home,
                 "tokens": options.tokens,
                 "again": again,
             },

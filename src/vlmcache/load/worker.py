@@ -180,15 +180,18 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
         ahead = reader.ReadAhead(weights, request.get("read_ahead_limit"), count)
     import msgspec
 
-    from vlmcache.load import conditions, device, disk, models
+    from vlmcache.load import class_list, conditions, device, disk, models
     from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
     notes: list[str] = []
     # What a program that merely calls transformers does not do belongs to the loaders with a name.
-    quick = contextlib.nullcontext() if request["loader"] == "plain" else models.no_collection()
-    with explained(source), quick:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(explained(source))
+        if request["loader"] != "plain":
+            stack.enter_context(models.no_collection())
+            stack.enter_context(class_list.kept(request.get("home")))
         models.import_for(source)
         clock.lap("import")
         chosen = device.resolve_device(request["device"])
