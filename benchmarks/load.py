@@ -226,5 +226,5 @@ def limit_row(what: str, measured: Rounds[float], reading: float) -> Row:
     """Return the line that sets a load beside the larger of its imports and its bytes' reading."""
     limits = [max(imports, reading) for imports in measured["imports"]]
     imports = statistics.median(measured["imports"])
-    bound = f"limit: imports {imports:.2g} s, disk {reading:.2g} s"
+    bound = f"imports {imports:.2g} s, disk {reading:.2g} s; limit"
     return values_row(what, measured["vlmcache"], limits, 1.25, bound, measured.busy)
