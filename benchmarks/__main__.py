@@ -1,9 +1,10 @@
 """All of the project's figures, side by side with the peers, in one table.
 
-    python -m benchmarks [inspection] [pull] [verify] [backup] [load] [watch]
+    python -m benchmarks [PART …]
 
 Run it from the project's folder, on a quiet machine. Every row is the median of pairs of runs, one
-of each side after the other; the ratio is that of ours to the other's time, memory or bytes.
+of each side after the other; the ratio is that of ours to the other's time, memory or bytes. Before
+each pair it waits, within bounds, until the machine is quiet.
 """
 
 from __future__ import annotations
@@ -14,13 +15,47 @@ import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+from benchmarks import quiet
 from benchmarks.pairs import Row, Setting, machine, table
 from vlmcache.units import parse_size
 
-SIZES = {"inspection": 0, "pull": 2_000_000_000, "verify": 4_000_000_000, "backup": 4_000_000_000}
-PARTS = (*SIZES, "load", "watch")
+PARTS = {
+    "help": "inspection:help_rows",
+    "status": "inspection:status_rows",
+    "scan": "inspection:scan_rows",
+    "memory": "inspection:memory_rows",
+    "tab": "inspection:tab_rows",
+    "pull": "pull:rows",
+    "many": "pull:many_rows",
+    "slow": "pull:slow_rows",
+    "requests": "pull:request_rows",
+    "interrupted": "pull:resume_rows",
+    "verify": "verify:rows",
+    "backup": "backup:rows",
+    "load": "load:rows",
+    "watch": "watch:rows",
+}
+"""Part of the table -> the module and the function in it that measure it."""
+SIZES = {
+    "pull": 2_000_000_000,
+    "interrupted": 2_000_000_000,
+    "verify": 3_000_000_000,
+    "backup": 4_000_000_000,
+}
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->\n"
+
+
+def written(page: str, text: str) -> str:
+    """Return a page with a text between its marks."""
+    before, found, rest = page.partition(BEGIN)
+    after = rest.partition(END)
+    if not found or not after[1]:
+        raise SystemExit(f"{PAGE} has no place for the table: {BEGIN.strip()} … {END.strip()}")
+    return f"{before}{BEGIN}\n{text}\n\n{END}{after[2]}"
 
 
 def main() -> None:
@@ -28,30 +63,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", default=PARTS, help=f"which of {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--size", type=parse_size, help="bytes to pull, verify and back up")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long to watch")
+    parser.add_argument("--seconds", type=float, default=30.0, help="how long to watch")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=quiet.LONGEST_IN_ALL,
+        help="seconds to wait in all for a quiet machine",
+    )
     parser.add_argument("--folder", help="where to work; a folder on the disk to be measured")
     parser.add_argument("--save", type=Path, help="a file for the figures of every run, as JSON")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     given = parser.parse_args()
+    unknown = [part for part in given.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"no such part: {', '.join(unknown)}")
+    quiet.bound(given.wait)
     rows: list[Row] = []
     busy: dict[str, float] = {}
-    for part in given.parts:
-        if part not in PARTS:
-            parser.error(f"no such part: {part}")
-        busy[part] = os.getloadavg()[0]
-        print(f"{part} … (load average {busy[part]:.1f})", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(prefix="benchmark-", dir=given.folder) as folder:
-            size = given.size or SIZES.get(part, 0)
-            setting = Setting(Path(folder), size, given.pairs, given.seconds)
-            found = importlib.import_module(f"benchmarks.{part}").rows(setting)
-        rows += found
-        print(table(found), file=sys.stderr, flush=True)
-    print(f"{machine()}\n\n{table(rows)}")
-    if given.save is not None:
-        kept = {"machine": machine(), "load_average": busy, "rows": [row._asdict() for row in rows]}
-        given.save.write_text(json.dumps(kept, indent=1) + "\n")
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=given.folder) as common:
+        for part in given.parts:
+            begun, busy[part] = time.monotonic(), os.getloadavg()[0]
+            print(f"{part} … (load average {busy[part]:.1f})", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory(prefix="part-", dir=common) as folder:
+                size = given.size or SIZES.get(part, 0)
+                setting = Setting(Path(folder), Path(common), size, given.pairs, given.seconds)
+                module, _, name = PARTS[part].partition(":")
+                found = getattr(importlib.import_module(f"benchmarks.{module}"), name)(setting)
+            rows += found
+            print(table(found), file=sys.stderr)
+            print(f"{part}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+        text = f"{machine()}; {time.strftime('%Y-%m-%d')}, {given.pairs} pairs.\n\n{table(rows)}"
+        print(text)
+        if given.write:
+            PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
+        if given.save is not None:
+            kept = {
+                "machine": machine(),
+                "load_average": busy,
+                "rows": [row._asdict() for row in rows],
+            }
+            given.save.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,27 @@
-"""Start-up, status and scan beside `hf`, `scan_cache_dir` and a plain walk."""
+"""Start-up, status, scan and completion beside `hf`, `scan_cache_dir` and a plain walk."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.pairs import BIN, TIMED, Row, Setting, in_turn, memory_row, seconds_row
+from benchmarks.pairs import (
+    BIN,
+    TIMED,
+    Row,
+    Setting,
+    in_turn,
+    memory_row,
+    peak_memory,
+    rounds,
+    seconds_row,
+    worst_row,
+)
 
 WALK = """
 import os, sys
@@ -27,6 +41,9 @@ PEER_SCAN = TIMED.format(
     work="found = scan_cache_dir(sys.argv[1])",
 )
 TIMED_WALK = TIMED.format(setup="", work=WALK)
+PYTHON, OURS, PEER = sys.executable, str(BIN / "vlmcache"), str(BIN / "hf")
+PEER_LIST = [PEER, "cache", "ls", "--json"]
+LARGE = "1,000 repos x 100 files"
 
 
 def make_cache(root: Path, repos: int, files: int) -> None:
@@ -44,59 +61,113 @@ def make_cache(root: Path, repos: int, files: int) -> None:
             (snapshot / f"file{index:03}.json").symlink_to(f"../../blobs/{etag}")
 
 
-def rows(setting: Setting) -> list[Row]:
-    """Measure start-up, `status` and the scan."""
-    python, ours, peer = sys.executable, str(BIN / "vlmcache"), str(BIN / "hf")
-    middle, large, home = (setting.folder / name for name in ("middle", "large", "home"))
-    make_cache(middle, 200, 20)
-    make_cache(large, 1000, 100)
-    home.mkdir()
-    environment = {
+def cache_of(setting: Setting, repos: int, files: int) -> Path:
+    """Return a cache of so many repos, made at its first use."""
+    cache = setting.common / f"{repos}x{files}"
+    if not cache.exists():
+        make_cache(cache, repos, files)
+        # What was made is still on its way to the disk, and takes its time of a core.
+        os.sync()
+    return cache
+
+
+def environment(setting: Setting, cache: Path) -> dict[str, str]:
+    home = setting.folder / "home"
+    home.mkdir(exist_ok=True)
+    return {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
         "HF_HOME": str(home),
-        "HF_HUB_CACHE": str(middle),
+        "HF_HUB_CACHE": str(cache),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    found: list[Row] = []
-    runs = in_turn(
-        {
-            "vlmcache --help": [ours, "--help"],
-            "import typer": [python, "-c", "import typer"],
-            "hf version": [peer, "version"],
-        },
-        2 * setting.pairs,
-        environment,
-    )
-    found.append(seconds_row("--help", runs, "vlmcache --help", "import typer", 1.3))
-    found.append(seconds_row("--help", runs, "vlmcache --help", "hf version", 0.5))
-    runs = in_turn(
-        {
-            "vlmcache status": [ours, "status", "--json"],
-            "hf cache ls": [peer, "cache", "ls", "--json"],
-            "walk": [python, "-c", WALK, str(middle)],
-        },
-        setting.pairs,
-        environment,
-    )
-    what = "status --json, 200 repos x 20 files"
-    found.append(seconds_row(what, runs, "vlmcache status", "hf cache ls", 0.5))
-    found.append(seconds_row(what, runs, "vlmcache status", "walk", None))
-    environment["HF_HUB_CACHE"] = str(large)
-    runs = in_turn(
-        {
-            "scan": [python, "-c", SCAN, str(large)],
-            "walk": [python, "-c", TIMED_WALK, str(large)],
-            "scan_cache_dir": [python, "-c", PEER_SCAN, str(large)],
-            "hf cache ls": [peer, "cache", "ls", "--json"],
-        },
-        setting.pairs,
-        environment,
-    )
-    what = "scan, 1,000 repos x 100 files"
-    found.append(seconds_row(what, runs, "scan", "scan_cache_dir", 0.2))
-    found.append(seconds_row(what, runs, "scan", "walk", 2.0))
-    found.append(memory_row("peak memory of that scan", runs, "scan", "hf cache ls", 0.6))
+
+
+def help_rows(setting: Setting) -> list[Row]:
+    """Measure the complete process of `--help`."""
+    commands = {
+        "vlmcache --help": [OURS, "--help"],
+        "import typer": [PYTHON, "-c", "import typer"],
+        "hf version": [PEER, "version"],
+    }
+    # They are short: more of them tell more.
+    runs = in_turn(commands, 3 * setting.pairs, environment(setting, setting.folder / "none"))
+    return [
+        seconds_row("--help", runs, "vlmcache --help", "import typer", 1.2),
+        seconds_row("--help", runs, "vlmcache --help", "hf version", 0.4),
+    ]
+
+
+def status_rows(setting: Setting) -> list[Row]:
+    """Measure `status --json` of a cache of usual size and of a large one."""
+    found = []
+    for repos, files, target in ((200, 20, 0.42), (1000, 100, 0.28)):
+        cache = cache_of(setting, repos, files)
+        commands = {
+            "vlmcache status": [OURS, "status", "--json"],
+            "hf cache ls --json": PEER_LIST,
+            "walk": [PYTHON, "-c", WALK, str(cache)],
+        }
+        runs = in_turn(commands, setting.pairs, environment(setting, cache))
+        what = f"status --json, {repos:,} repos x {files} files"
+        found.append(seconds_row(what, runs, "vlmcache status", "hf cache ls --json", target))
+        found.append(seconds_row(what, runs, "vlmcache status", "walk", None))
     return found
+
+
+def scan_rows(setting: Setting) -> list[Row]:
+    """Measure the scan alone, in processes that have imported before, on all cores and on one."""
+    cache = cache_of(setting, 1000, 100)
+    found = []
+    places: list[tuple[str, Sequence[str]]] = [("", ())]
+    if shutil.which("taskset"):
+        core = min(os.sched_getaffinity(0))
+        places.append((", on one core", ("taskset", "-c", str(core))))
+    for where, begin in places:
+        commands = {
+            name: [*begin, PYTHON, "-c", program, str(cache)]
+            for name, program in (
+                ("scan", SCAN),
+                ("walk", TIMED_WALK),
+                ("scan_cache_dir", PEER_SCAN),
+            )
+        }
+        runs = in_turn(commands, setting.pairs, environment(setting, cache))
+        what = f"scan, {LARGE}{where}"
+        found.append(seconds_row(what, runs, "scan", "scan_cache_dir", 0.2))
+        found.append(seconds_row(what, runs, "scan", "walk", 1.5))
+    return found
+
+
+def memory_rows(setting: Setting) -> list[Row]:
+    """Measure the peak memory of a scan and of `status`."""
+    cache = cache_of(setting, 1000, 100)
+    variables = environment(setting, cache)
+    commands = {
+        "scan": [PYTHON, "-c", SCAN, str(cache)],
+        "status": [OURS, "status", "--json"],
+        "hf cache ls": PEER_LIST,
+    }
+    sides = {
+        name: functools.partial(peak_memory, command, variables)
+        for name, command in commands.items()
+    }
+    # Memory is the same whoever else is there.
+    runs = rounds(sides, setting.pairs, lambda: True)
+    return [
+        memory_row(f"peak memory of a scan, {LARGE}", runs, "scan", "hf cache ls", 0.5),
+        memory_row("peak memory of status --json", runs, "status", "hf cache ls", None),
+    ]
+
+
+def tab_rows(setting: Setting) -> list[Row]:
+    """Measure one Tab where 1,000 repos are cached."""
+    variables = environment(setting, cache_of(setting, 1000, 100)) | {
+        "_VLMCACHE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "vlmcache status org",
+        "COMP_CWORD": "2",
+    }
+    runs = in_turn({"tab": [OURS]}, 2 * setting.pairs, variables)
+    return [worst_row("one Tab, 1,000 cached repos (seconds)", runs["tab"], 0.25, runs.busy)]

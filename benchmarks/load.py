@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from benchmarks.pairs import Row, Setting, values_row
+import msgspec
+
+from benchmarks.pairs import Rounds, Row, Setting, rounds, values_row
 from tests.kit.caches import CacheBuilder
 from vlmcache.load import conditions, reader, synthetic
+from vlmcache.load.disk import measure_disk, remember_readers
+from vlmcache.load.report import Loader
+from vlmcache.load.source import ModelFiles, read_source
+from vlmcache.load.worker import run_child
 
 REPO = "synthetic/model"
 MODEL = "qwen_vl_2b"
+OTHERS: dict[Loader, str] = {"fastsafetensors": "fastsafetensors", "runai": "runai_model_streamer"}
+"""Other readers of weights -> the module that has to be installed."""
 
 MAKE = """
 import sys
@@ -23,28 +34,40 @@ from vlmcache.load import synthetic
 synthetic.make(sys.argv[1], synthetic.CONFIGS[sys.argv[2]])
 """
 IMPORTS = """
-import torch, transformers
-getattr(transformers, CLASS)
+import os
+import torch
+from vlmcache.load import class_list
+with class_list.kept(os.environ["VLMCACHE_HOME"]):
+    import transformers
+    getattr(transformers, CLASS)
 """
 READY = """
 print("ready", time.monotonic(), flush=True)
 import os
 os._exit(0)
 """
-PEER = """
+TOUCH = """
+from vlmcache.cache import page_cache
+for weight in model.parameters():
+    assert page_cache.populate(weight.data_ptr(), weight.nbytes)
+"""
+"""What `load_model` makes sure of, in the same way: every weight is resident."""
+PEER = (
+    """
 import time
 from transformers import AutoModelForImageTextToText
 import torch
 model = AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.bfloat16)
-for weight in model.parameters():
-    weight.detach().reshape(-1).view(torch.uint8)[::4096].sum().item()
 """
+    + TOUCH
+)
 OURS = """
 import time
 import vlmcache
 model, _ = vlmcache.load_model(REPO, "bf16", "cpu")
 """
-PEER_INT8 = """
+PEER_INT8 = (
+    """
 import time
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 import transformers, torch, bitsandbytes, accelerate
@@ -54,9 +77,9 @@ settings = BitsAndBytesConfig(load_in_8bit=True)
 model = AutoModelForImageTextToText.from_pretrained(
     FOLDER, dtype=torch.bfloat16, device_map="cpu", quantization_config=settings
 )
-for weight in model.parameters():
-    weight.detach().reshape(-1).view(torch.uint8)[::4096].sum().item()
 """
+    + TOUCH
+)
 OURS_INT8 = """
 import time
 import vlmcache
@@ -84,22 +107,51 @@ def run(program: str, values: dict[str, str]) -> float:
     return float(instants["ready"]) - float(instants.get("begin", started))
 
 
-def pairs(
-    count: int, files: list[str], programs: dict[str, str], values: dict[str, str], *, cold: bool
-) -> dict[str, list[float]]:
-    """Run each program in turn, so many times, on files that are evicted or in memory."""
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(count):
-        for name, program in programs.items():
-            if cold:
-                reader.evict(files)
-                resident = reader.resident_fraction(files)
-                if resident is None or resident > 0.01:
-                    raise SystemExit(f"not cold: {resident} of the weights stay in memory")
-            else:
-                reader.ReadAhead(files).wait()
-            seconds[name].append(run(program, values))
-    return seconds
+def prepared(files: Sequence[str], *, cold: bool) -> None:
+    """Evict files, so that at most 1 % of their bytes stays in memory, or bring them there."""
+    if not cold:
+        reader.ReadAhead(files).wait()
+        return
+    reader.evict(files)
+    resident = reader.resident_fraction(files)
+    if resident is None or resident > conditions.COLD_AT_MOST:
+        raise SystemExit(f"not cold: {resident} of the weights stay in memory")
+
+
+def sides(
+    programs: Mapping[str, str], files: Sequence[str], values: dict[str, str], *, cold: bool
+) -> dict[str, Callable[[], float]]:
+    """Return for each program what runs it on files that are evicted or in memory."""
+
+    def measure(program: str) -> float:
+        prepared(files, cold=cold)
+        return run(program, values)
+
+    return {name: partial(measure, program) for name, program in programs.items()}
+
+
+def streamed(folder: str, files: Sequence[str], loader: Loader, *, cold: bool) -> float:
+    """Return the seconds from process start to the last weight with another reader of weights."""
+    prepared(files, cold=cold)
+    source = read_source(folder, model=MODEL, precision="bf16")
+    return trial(source, "cpu", "cold" if cold else "warm", loader)[0]
+
+
+def trial(
+    source: ModelFiles, device: str, temperature: str, loader: Loader
+) -> tuple[float, dict[str, float]]:
+    """Return the seconds of one trial of a loader as a load test makes it, and of its phases."""
+    request = {
+        "task": "trial",
+        "source": msgspec.to_builtins(source),
+        "device": device,
+        "loader": loader,
+        "temperature": temperature,
+        "tokens": 1,
+        "again": False,
+    }
+    answer = run_child(request, source.model)
+    return answer["seconds"], answer["phases"]
 
 
 def rows(setting: Setting) -> list[Row]:
@@ -131,31 +183,48 @@ def measure(setting: Setting, scratch: Path) -> list[Row]:
     size = sum(os.path.getsize(file) for file in files)
     config = synthetic.CONFIGS[MODEL]
     values = {"FOLDER": str(folder), "REPO": REPO, "CLASS": config["architectures"][0]}
-    disk = conditions.measure_disk(files)
+    disk = measure_disk(files)
     assert disk is not None
-    imports = statistics.median(run(IMPORTS, values) for _ in range(setting.pairs))
+    remember_readers(str(scratch / "own"), files, disk)
     reading = size / disk.best
-    limit = max(imports, reading)
+    others = {
+        name: partial(streamed, str(folder), files, name)
+        for name, package in OTHERS.items()
+        if importlib.util.find_spec(package) is not None
+    }
     programs = {"peer": PEER, "vlmcache": OURS}
-    cold = pairs(setting.pairs, files, programs, values, cold=True)
-    warm = pairs(setting.pairs, files, programs, values, cold=False)
+    found: list[Row] = []
+    for what, cold, target in (
+        (f"cold load of {size / 1e9:.1f} GB", True, 0.45),
+        ("warm load", False, 0.9),
+    ):
+        measured = rounds(
+            sides(programs | ({"imports": IMPORTS} if cold else {}), files, values, cold=cold)
+            | {name: partial(work, cold=cold) for name, work in others.items()},
+            setting.pairs,
+        )
+        found.append(row(what, measured, "vlmcache", target))
+        if cold:
+            found.append(limit_row(what, measured, reading))
+        found += [row(f"{what}, {name}", measured, name, None) for name in others]
     quantize = [sys.executable, "-m", "vlmcache", "quantize", REPO, "--precision", "int8", "-q"]
     subprocess.run(quantize, check=True, stdout=subprocess.DEVNULL)
     copies = [str(path) for path in (scratch / "own").rglob("*.safetensors")]
     programs = {"peer": PEER_INT8, "vlmcache": OURS_INT8}
-    int8 = pairs(setting.pairs, files + copies, programs, values, cold=False)
-    what = f"cold load of {size / 1e9:.1f} GB"
-    bound = f"imports {imports:.2g} s, disk {reading:.2g} s"
-    ours = statistics.median(cold["vlmcache"])
-    return [
-        values_row(what, cold["vlmcache"], cold["peer"], 0.5, "from_pretrained"),
-        Row(what, ours / limit, 1.2, f"{ours:.3g} s", bound),
-        values_row("warm load", warm["vlmcache"], warm["peer"], 1.0, "from_pretrained"),
-        values_row(
-            "int8 from a kept copy, imports left out",
-            int8["vlmcache"],
-            int8["peer"],
-            0.1,
-            "from_pretrained",
-        ),
-    ]
+    int8 = rounds(sides(programs, files + copies, values, cold=False), setting.pairs)
+    found.append(row("int8 from a kept copy, imports left out", int8, "vlmcache", 0.1))
+    return found
+
+
+def row(what: str, measured: Rounds[float], ours: str, target: float | None) -> Row:
+    """Return the line that sets one side beside `from_pretrained`."""
+    peer = measured["peer"]
+    return values_row(what, measured[ours], peer, target, "from_pretrained", measured.busy)
+
+
+def limit_row(what: str, measured: Rounds[float], reading: float) -> Row:
+    """Return the line that sets a load beside the larger of its imports and its bytes' reading."""
+    limits = [max(imports, reading) for imports in measured["imports"]]
+    imports = statistics.median(measured["imports"])
+    bound = f"imports {imports:.2g} s, disk {reading:.2g} s; limit"
+    return values_row(what, measured["vlmcache"], limits, 1.25, bound, measured.busy)

@@ -10,9 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+from benchmarks import quiet
 
 BIN = Path(sys.executable).parent
 
@@ -21,21 +24,12 @@ TIMED = "from time import perf_counter as now\n{setup}\nstart = now()\n{work}\np
 """A program that times a part of itself and prints the seconds, in place of its start-up."""
 
 
-class Run(NamedTuple):
-    """One finished process: its seconds, and its largest resident memory in bytes.
-
-    The seconds are those from start to end, or those that a timed program has printed.
-    """
-
-    seconds: float
-    memory: int
-
-
 class Row(NamedTuple):
     """One line of the table: the ratio of ours to the peer's or to the limit.
 
     A target is the most that the ratio may be, `None` where there is none. runs are the figures of
-    each pair, ours and the other's, in seconds or bytes.
+    each pair, ours and the other's, in seconds or bytes; ratios those of each pair, where they are
+    not ours divided by the other's. Before busy of the pairs the machine was not quiet.
     """
 
     what: str
@@ -44,55 +38,96 @@ class Row(NamedTuple):
     ours: str
     theirs: str
     runs: tuple[Sequence[float], Sequence[float]] = ((), ())
+    ratios: Sequence[float] = ()
+    busy: int = 0
+
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        """The least and the largest ratio of a pair; `None` for what was counted once."""
+        ratios = self.ratios or [mine / other for mine, other in zip(*self.runs, strict=True)]
+        return (min(ratios), max(ratios)) if ratios else None
 
     @property
     def verdict(self) -> str:
+        """Whether the target is met; unclear if some pairs meet it and others do not."""
         if self.target is None:
             return ""
+        least, most = self.spread or (self.ratio, self.ratio)
+        if least <= self.target < most:
+            return "unclear"
         return "met" if self.ratio <= self.target else "missed"
 
 
+_T = TypeVar("_T")
+
+
+class Rounds(dict[str, list[_T]]):
+    """What each side gave in each round; before busy of the rounds the machine was not quiet."""
+
+    busy: int = 0
+
+
 class Setting(NamedTuple):
-    """How to measure: in an empty folder on the disk in question, so many bytes, pairs, seconds."""
+    """How to measure: in an empty folder on the disk in question, so many bytes, pairs, seconds.
+
+    What several parts need is made once, in the folder common.
+    """
 
     folder: Path
+    common: Path
     size: int
     pairs: int
     seconds: float
 
 
-def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Run:
-    """Run a command to its end; fail if it fails."""
+def rounds(
+    sides: Mapping[str, Callable[[], _T]], count: int, wait: Callable[[], bool] = quiet.wait
+) -> Rounds[_T]:
+    """Let all sides run once to warm up, then in turn, so many times, on a quiet machine.
+
+    The order changes from round to round, so that none always finds what the same other one left.
+
+    Args:
+        sides: name -> what runs it and returns its figure.
+        count: how many rounds count.
+        wait: waits for a quiet machine, and says whether it is quiet.
+    """
+    for work in sides.values():
+        work()
+    found: Rounds[_T] = Rounds((name, []) for name in sides)
+    for number in range(count):
+        found.busy += not wait()
+        for name in list(sides) if number % 2 else reversed(list(sides)):
+            found[name].append(sides[name]())
+    return found
+
+
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
+    """Run a command; return the seconds from start to end, or those that it has printed."""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.DEVNULL, env=environment
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        process.wait()
         seconds = time.perf_counter() - started
         output.seek(0)
         told = output.read(64)
     if len(told) < 32 and re.fullmatch(rb"[0-9.e-]+\n", told):
         seconds = float(told)
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise RuntimeError(f"exit {process.returncode}: {' '.join(command)}")
-    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return seconds
 
 
 def in_turn(
     commands: Mapping[str, Sequence[str]],
     pairs: int,
     environment: Mapping[str, str] | None = None,
-) -> dict[str, list[Run]]:
+) -> Rounds[float]:
     """Run each command once to warm up, then all of them in turn, `pairs` times."""
-    for command in commands.values():
-        run(command, environment)
-    runs: dict[str, list[Run]] = {name: [] for name in commands}
-    for _ in range(pairs):
-        for name, command in commands.items():
-            runs[name].append(run(command, environment))
-    return runs
+    sides = {name: partial(run, command, environment) for name, command in commands.items()}
+    return rounds(sides, pairs)
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -100,38 +135,13 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
-def seconds_row(
-    what: str, runs: Mapping[str, list[Run]], ours: str, theirs: str, target: float | None
-) -> Row:
-    """Return the line that compares the times of two commands."""
-    mine, other = ([one.seconds for one in runs[name]] for name in (ours, theirs))
-    return Row(
-        what,
-        median_ratio(mine, other),
-        target,
-        f"{statistics.median(mine):.3f} s",
-        f"{theirs} {statistics.median(other):.3f} s",
-        (mine, other),
-    )
-
-
-def memory_row(
-    what: str, runs: Mapping[str, list[Run]], ours: str, theirs: str, target: float
-) -> Row:
-    """Return the line that compares the peak memories of two commands."""
-    mine, other = ([float(one.memory) for one in runs[name]] for name in (ours, theirs))
-    return Row(
-        what,
-        median_ratio(mine, other),
-        target,
-        f"{statistics.median(mine) / 1e6:.0f} MB",
-        f"{theirs} {statistics.median(other) / 1e6:.0f} MB",
-        (mine, other),
-    )
-
-
 def values_row(
-    what: str, ours: Sequence[float], theirs: Sequence[float], target: float | None, peer: str
+    what: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    target: float | None,
+    peer: str,
+    busy: int = 0,
 ) -> Row:
     """Return the line that compares seconds measured in pairs."""
     return Row(
@@ -141,7 +151,80 @@ def values_row(
         f"{statistics.median(ours):.3g} s",
         f"{peer} {statistics.median(theirs):.3g} s",
         (ours, theirs),
+        busy=busy,
     )
+
+
+def seconds_row(
+    what: str, runs: Rounds[float], ours: str, theirs: str, target: float | None
+) -> Row:
+    """Return the line that compares the times of two commands."""
+    return values_row(what, runs[ours], runs[theirs], target, theirs, runs.busy)
+
+
+def beyond_row(
+    what: str, ours: Sequence[float], theirs: Sequence[float], most: float, peer: str, busy: int
+) -> Row:
+    """Return the line that says how many seconds ours take beyond the other's."""
+    more = [mine - other for mine, other in zip(ours, theirs, strict=True)]
+    seconds = f"{statistics.median(ours):.3g} s"
+    return Row(
+        f"{what} (seconds)",
+        statistics.median(more),
+        most,
+        seconds,
+        f"{peer} {statistics.median(theirs):.3g} s",
+        (ours, theirs),
+        more,
+        busy,
+    )
+
+
+def memory_row(what: str, runs: Rounds[int], ours: str, theirs: str, target: float | None) -> Row:
+    """Return the line that compares the peak memories of two commands."""
+    mine, other = runs[ours], runs[theirs]
+    return Row(
+        what,
+        median_ratio(mine, other),
+        target,
+        f"{statistics.median(mine) / 1e6:.0f} MB",
+        f"{theirs} {statistics.median(other) / 1e6:.0f} MB",
+        (mine, other),
+        busy=runs.busy,
+    )
+
+
+def worst_row(what: str, seconds: Sequence[float], most: float, busy: int) -> Row:
+    """Return the line of seconds of which the largest counts; it is not compared with a peer."""
+    worst = max(seconds)
+    return Row(what, worst, most, f"{worst:.3g} s", "seconds, the worst", busy=busy)
+
+
+def peak_memory(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Return the most bytes that a command and the processes it starts hold at a time.
+
+    Shared pages count once (PSS). It is looked at a hundred times a second: a shorter peak does not
+    show, which holds for both sides of a pair.
+    """
+    most = 0
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    ) as process:
+        while process.poll() is None:
+            most = max(most, sum(map(_proportional, quiet.with_children(process.pid))))
+            time.sleep(0.01)
+    if process.returncode != 0:
+        raise RuntimeError(f"exit {process.returncode}: {' '.join(command)}")
+    return most
+
+
+def _proportional(pid: int) -> int:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^Pss: *([0-9]+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def machine() -> str:
@@ -164,11 +247,12 @@ def _processor() -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as a table that reads well as text and as Markdown."""
-    lines = [("what", "ratio", "at most", "", "vlmcache", "beside")]
+    lines = [("what", "ratio", "of the pairs", "at most", "", "vlmcache", "beside")]
     lines += [
         (
             row.what,
-            f"{row.ratio:.2f}" if row.ratio >= 0.1 or not row.ratio else f"{row.ratio:.1g}",
+            _figure(row.ratio),
+            _range(row),
             "" if row.target is None else f"{row.target:.3g}",
             row.verdict,
             row.ours,
@@ -176,7 +260,7 @@ def table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in lines) for column in range(6)]
+    widths = [max(len(line[column]) for line in lines) for column in range(7)]
     lines.insert(1, tuple("-" * width for width in widths))  # type: ignore[arg-type]
     return "\n".join(
         "| "
@@ -184,3 +268,12 @@ def table(rows: Sequence[Row]) -> str:
         + " |"
         for line in lines
     )
+
+
+def _figure(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 0.1 or not ratio else f"{ratio:.1g}"
+
+
+def _range(row: Row) -> str:
+    parts = [f"{_figure(row.spread[0])}-{_figure(row.spread[1])}"] if row.spread else []
+    return ", ".join([*parts, f"{row.busy} busy"] if row.busy else parts)

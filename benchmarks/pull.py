@@ -14,9 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from benchmarks.pairs import Row, Setting, values_row
+from benchmarks.pairs import Row, Setting, rounds, values_row
 from tests.kit.contents import Synthetic
 from tests.kit.hub import LEAKY_VARIABLES, LoopbackHub
 
@@ -62,18 +63,6 @@ def timed(command: list[str], variables: dict[str, str]) -> float:
     return time.perf_counter() - begun
 
 
-def pairs(
-    count: int, ours: Callable[[], float], peer: Callable[[], float]
-) -> tuple[list[float], list[float]]:
-    found: tuple[list[float], list[float]] = ([], [])
-    for number in range(count):
-        # The order changes, so that neither always finds the other's dirty pages.
-        order = ((0, ours), (1, peer)) if number % 2 else ((1, peer), (0, ours))
-        for index, run in order:
-            found[index].append(run())
-    return found
-
-
 def fresh(command: list[str], url: str, where: Path) -> Callable[[], float]:
     def run() -> float:
         cache = where / "cache"
@@ -85,8 +74,20 @@ def fresh(command: list[str], url: str, where: Path) -> Callable[[], float]:
     return run
 
 
+def pair_row(
+    what: str,
+    ours: Callable[[], float],
+    peer: Callable[[], float],
+    count: int,
+    target: float | None,
+) -> Row:
+    """Return the line of a pull beside that of the hub's own client."""
+    found = rounds({"ours": ours, "peer": peer}, count)
+    return values_row(what, found["ours"], found["peer"], target, PEER_NAME, found.busy)
+
+
 def rows(setting: Setting) -> list[Row]:
-    """Measure fresh, cached and interrupted downloads."""
+    """Measure a fresh download, and one of what is cached."""
     where = setting.folder
     repo = where / "repos" / REPO
     repo.mkdir(parents=True)
@@ -94,22 +95,18 @@ def rows(setting: Setting) -> list[Row]:
     for number in (1, 2):
         name = f"model-0000{number}-of-00002.safetensors"
         Synthetic(setting.size // 2, number).write(repo / name)
+    what = f"pull of {setting.size / 1e9:g} GB, every byte hashed"
     with serving(where / "repos") as url:
-        found = pairs(setting.pairs, fresh(OURS, url, where), fresh(PEER, url, where))
-        what = f"pull of {setting.size / 1e9:g} GB, every byte hashed"
-        rows = [values_row(what, *found, 1.1, PEER_NAME)]
-        rows.append(cached_row(url, where, setting.pairs))
-    return [
-        *rows,
-        *request_rows(where),
-        many_row(where, setting.pairs),
-        slow_row(where, setting.pairs),
-        *resume_rows(where, setting.size),
-    ]
+        ours, peer = (fresh(command, url, where) for command in (OURS, PEER))
+        return [
+            pair_row(what, ours, peer, setting.pairs, 0.8),
+            cached_row(url, where, setting.pairs),
+        ]
 
 
-def many_row(where: Path, count: int, files: int = 2000, size: int = 10_000) -> Row:
+def many_rows(setting: Setting, files: int = 2000, size: int = 10_000) -> list[Row]:
     """Measure many small files."""
+    where = setting.folder
     repo = where / "many" / REPO
     repo.mkdir(parents=True)
     (repo / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
@@ -117,21 +114,23 @@ def many_row(where: Path, count: int, files: int = 2000, size: int = 10_000) -> 
         path = repo / f"part{number % 20:02}" / f"{number:04}.json"
         path.parent.mkdir(exist_ok=True)
         Synthetic(size, number).write(path)
+    what = f"pull of {files:,} files of {size // 1000} KB"
     with serving(where / "many") as url:
         ours = fresh([*OURS, "--all-files"], url, where)
-        found = pairs(count, ours, fresh(PEER, url, where))
-    return values_row(f"{files:,} files of {size // 1000} KB", *found, 0.6, PEER_NAME)
+        return [pair_row(what, ours, fresh(PEER, url, where), setting.pairs, 0.6)]
 
 
-def slow_row(where: Path, count: int, rate: int = 20_000_000) -> Row:
+def slow_rows(setting: Setting, rate: int = 20_000_000) -> list[Row]:
     """Measure a large file over connections that are slow."""
+    where = setting.folder
     repo = where / "slow" / REPO
     repo.mkdir(parents=True)
     (repo / "config.json").write_text("{}")
-    Synthetic(300_000_000, 9).write(repo / "model.safetensors")
+    Synthetic(100_000_000, 9).write(repo / "model.safetensors")
+    what = f"100 MB at {rate / 1e6:g} MB/s a connection"
     with serving(where / "slow", "--rate", str(rate)) as url:
-        found = pairs(count, fresh(OURS, url, where), fresh(PEER, url, where))
-    return values_row(f"300 MB at {rate / 1e6:g} MB/s a connection", *found, None, PEER_NAME)
+        ours, peer = (fresh(command, url, where) for command in (OURS, PEER))
+        return [pair_row(what, ours, peer, min(3, setting.pairs), None)]
 
 
 def cached_row(url: str, where: Path, count: int) -> Row:
@@ -141,13 +140,13 @@ def cached_row(url: str, where: Path, count: int) -> Row:
         timed(command, variables)
     # What was fetched before is still on its way to the disk, and our journal would wait for it.
     os.sync()
-    found = pairs(2 * count, lambda: timed(OURS, variables), lambda: timed(PEER, variables))
-    return values_row("pull of what is cached", *found, 0.7, PEER_NAME)
+    ours, peer = (partial(timed, command, variables) for command in (OURS, PEER))
+    return pair_row("pull of what is cached", ours, peer, 2 * count, 0.42)
 
 
-def request_rows(where: Path) -> list[Row]:
+def request_rows(setting: Setting) -> list[Row]:
     """Count how often the hub is asked where all is cached."""
-    rows = []
+    where, rows = setting.folder, []
     with LoopbackHub() as hub:
         commit = hub.add_repo(REPO).commit({"config.json": b"{}", "model.safetensors": b"x" * 1000})
         variables = hub.environment(where / "small") | {"VLMCACHE_HOME": str(where / "own")}
@@ -162,8 +161,9 @@ def request_rows(where: Path) -> list[Row]:
     return rows
 
 
-def resume_rows(where: Path, size: int) -> list[Row]:
+def resume_rows(setting: Setting) -> list[Row]:
     """Measure the bytes that are sent again after kill -9 at 60 %."""
+    where, size = setting.folder, setting.size
     again: dict[str, float] = {}
     with LoopbackHub() as hub:
         hub.send_buffer = 1 << 16

@@ -18,9 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from benchmarks.load import run
+from benchmarks.load import run, trial
 from benchmarks.pairs import machine
 from vlmcache.load import reader, synthetic
 from vlmcache.load.source import ModelFiles, read_source
@@ -33,26 +31,12 @@ from transformers import AutoModelForImageTextToText
 more = {} if DEVICE == "cpu" else {"device_map": {"": DEVICE}}
 model = AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.bfloat16, **more)
 if DEVICE == "cpu":
+    from vlmcache.cache import page_cache
     for weight in model.parameters():
-        weight.detach().reshape(-1).view(torch.uint8)[::4096].sum().item()
+        assert page_cache.populate(weight.data_ptr(), weight.nbytes)
 else:
     torch.cuda.synchronize()
 """
-
-
-def inside(source: ModelFiles, device: str, temperature: str) -> tuple[float, dict[str, float]]:
-    """Return the seconds of one trial of `plain`, and of its phases."""
-    request = {
-        "task": "trial",
-        "source": msgspec.to_builtins(source),
-        "device": device,
-        "loader": "plain",
-        "temperature": temperature,
-        "tokens": 1,
-        "again": False,
-    }
-    answer = run_child(request, source.model)
-    return answer["seconds"], answer["phases"]
 
 
 def pairs(
@@ -73,7 +57,7 @@ def pairs(
         for side in ("inside", "outside") if number % 2 else ("outside", "inside"):
             prepare()
             if side == "inside":
-                pair["inside"], pair["phases"] = inside(source, device, temperature)
+                pair["inside"], pair["phases"] = trial(source, device, temperature, "plain")
             else:
                 pair["outside"] = run(OUTSIDE, values)
         pair["ratio"] = pair["inside"] / pair["outside"]

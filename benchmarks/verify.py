@@ -5,14 +5,17 @@ All is in the page cache.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
 import threading
 import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.pairs import Row, Setting, values_row
+from benchmarks.pairs import Row, Setting, beyond_row, rounds, values_row
 from benchmarks.pull import OURS as PULL
 from benchmarks.pull import PEER, REPO, environment, serving, timed
 from tests.kit.contents import Synthetic
@@ -23,18 +26,28 @@ from vlmcache.config import CacheLocation, Session, read_environment, shipped_co
 
 VERIFY = [PULL[0], "verify", REPO, "-q"]
 PEER_VERIFY = [PEER[0], "cache", "verify", REPO]
-FILES = ("model.safetensors", "second.safetensors", "third.safetensors", "fourth.safetensors")
+SMALL = 8
+"""Files beside the large one, of one thirtieth of its length each."""
 BLOCK = 1 << 20
 
 
-def hash_only(size: int, count: int) -> float:
-    """Return the seconds that so many threads together take to hash bytes of their own memory."""
-    block = os.urandom(BLOCK)
+def hash_only(sizes: Sequence[int], count: int) -> float:
+    """Return the seconds that threads take to hash as many bytes of their own memory.
+
+    Each length is hashed by one thread, since sha256 goes through a file from front to back; the
+    longest come first.
+    """
+    pending = deque(sorted(sizes, reverse=True))
 
     def work() -> None:
-        digest = hashlib.sha256()
-        for _ in range(size // count // BLOCK):
-            digest.update(block)
+        block = memoryview(os.urandom(BLOCK))
+        with contextlib.suppress(IndexError):
+            while True:
+                left = pending.popleft()
+                digest = hashlib.sha256(usedforsecurity=False)
+                while left > 0:
+                    digest.update(block[:left])
+                    left -= BLOCK
 
     threads = [threading.Thread(target=work) for _ in range(count)]
     begun = time.perf_counter()
@@ -58,8 +71,9 @@ def rows(setting: Setting) -> list[Row]:
     repo = where / "repos" / REPO
     repo.mkdir(parents=True)
     (repo / "config.json").write_text('{"model_type": "qwen2_vl"}')
-    for number, name in enumerate(FILES):
-        Synthetic(setting.size // len(FILES), number).write(repo / name)
+    sizes = [setting.size, *[setting.size // 30] * SMALL]
+    for number, size in enumerate(sizes):
+        Synthetic(size, number).write(repo / f"part{number}.safetensors")
     cache = where / "cache"
     with serving(where / "repos") as url:
         variables = environment(url, cache)
@@ -72,31 +86,30 @@ def rows(setting: Setting) -> list[Row]:
             session = Session(own, shipped_config(), location)
             return verify(session, [REPO], VerifyOptions(max_age)).seconds
 
-        for command in (everything, PEER_VERIFY):
-            timed(command, variables)
         # What was fetched is still on its way to the disk, and takes its time of a core.
         os.sync()
-        found: dict[str, list[float]] = {}
-        for _ in range(setting.pairs):
-            for name, seconds in (
-                ("ours", timed(everything, variables)),
-                ("peer", timed(PEER_VERIFY, variables)),
-                ("again", timed(VERIFY, variables)),
-                ("hashing", in_process(0)),
-                ("limit", hash_only(setting.size, cores())),
-                ("one core", hash_only(setting.size, 1)),
-                ("remembered", in_process(7 * 86400)),
-                ("stats", stat_each(cache)),
-            ):
-                found.setdefault(name, []).append(seconds)
-    what = f"verify of {setting.size / 1e9:g} GB in memory"
+        found = rounds(
+            {
+                "ours": lambda: timed(everything, variables),
+                "peer": lambda: timed(PEER_VERIFY, variables),
+                "again": lambda: timed(VERIFY, variables),
+                "help": lambda: timed([PULL[0], "--help"], variables),
+                "hashing": lambda: in_process(0),
+                "limit": lambda: hash_only(sizes, cores()),
+                "remembered": lambda: in_process(7 * 86400),
+                "stats": lambda: stat_each(cache),
+            },
+            setting.pairs,
+        )
+
+    def row(what: str, ours: str, theirs: str, target: float | None, peer: str) -> Row:
+        return values_row(what, found[ours], found[theirs], target, peer, found.busy)
+
+    what = f"verify of {setting.size / 1e9:g} GB and {SMALL} small files, in memory"
+    again = "verify again"
     return [
-        values_row(what, found["ours"], found["peer"], 1 / 1.7, "hf cache verify"),
-        values_row(what, found["hashing"], found["limit"], 1 / 0.9, "sha256 on all cores"),
-        values_row("sha256 on all cores", found["limit"], found["one core"], None, "on one core"),
-        values_row("verify again, whole process", found["again"], found["ours"], 0.02, "first"),
-        values_row("verify again, started", found["remembered"], found["hashing"], 0.02, "first"),
-        values_row(
-            "verify again, started", found["remembered"], found["stats"], None, "a stat of each"
-        ),
+        row(what, "ours", "peer", 0.58, "hf cache verify"),
+        row(what, "hashing", "limit", 1.15, "sha256 on all cores"),
+        beyond_row(again, found["again"], found["help"], 0.05, "--help", found.busy),
+        row(f"{again}, started", "remembered", "stats", None, "a stat of each"),
     ]

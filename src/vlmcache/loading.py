@@ -14,8 +14,9 @@ from vlmcache.cache.free_memory import available_memory
 from vlmcache.cache.memory import has_accelerator
 from vlmcache.config import Session, open_session, own_home
 from vlmcache.errors import NotDownloadedError, UnloadableError
-from vlmcache.load import models, processors, quantized
+from vlmcache.load import class_list, models, processors, quantized
 from vlmcache.load.device import CPU
+from vlmcache.load.disk import readers_for
 from vlmcache.load.explain import explained, require_packages
 from vlmcache.load.options import parse_one_precision
 from vlmcache.load.reader import ReadAhead
@@ -117,11 +118,11 @@ def load_from(
     home, _ = own_home(session.environment)
     chosen = quantized.preferred(home, source)
     try:
-        model, processor, notes = _load(chosen, device)
+        model, processor, notes = _load(chosen, device, home)
     except UnloadableError as error:
         if not quantized.is_the_copys(chosen, error):
             raise
-        model, processor, notes = _load(source, device)
+        model, processor, notes = _load(source, device, home)
         quantized.set_aside(chosen, error)
     for note in notes:
         warnings.warn(note, stacklevel=3)
@@ -129,8 +130,13 @@ def load_from(
     return model, processor
 
 
-def _load(source: ModelFiles, device: str) -> tuple[Any, Any, list[str]]:
+def _load(source: ModelFiles, device: str, home: str) -> tuple[Any, Any, list[str]]:
     """Return the model of a source, its processor, and what the user should know of it.
+
+    Args:
+        source: the model's files.
+        device: as torch names it, or `auto`.
+        home: vlmcache's own folder.
 
     Raises:
         UnloadableError: one cannot be loaded.
@@ -140,10 +146,11 @@ def _load(source: ModelFiles, device: str) -> tuple[Any, Any, list[str]]:
     need = estimate_memory(source, accelerator=not on_cpu)
     if on_cpu:
         check_fits(source, need.held, available_memory(), CPU)
-    reading = ReadAhead(source.weights, read_ahead_limit(need))
+    readers = readers_for(home, source.weights)
+    reading = ReadAhead(source.weights, read_ahead_limit(need), readers)
     notes: list[str] = []
     try:
-        with explained(source), models.no_collection():
+        with explained(source), models.no_collection(), class_list.kept(home):
             processor = processors.load_processor(source)
             model = models.build_model(source, device, notes=notes)
             reading.wait()

@@ -8,10 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.kit.disks import as_other_user, common_folder
-from vlmcache.load import conditions, reader
+from vlmcache.cache import page_cache
+from vlmcache.cache.mounts import drive_of, mount_of
+from vlmcache.home.journal import Journal
+from vlmcache.load import disk, reader
+from vlmcache.load.report import Disk
 
 linux_only = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="only Linux evicts files from memory on request"
@@ -38,14 +43,15 @@ def test_eviction_empties_and_reading_ahead_fills(weights: str) -> None:
 
 
 @linux_only
-@pytest.mark.parametrize("limit", [0, 1_000_000, reader.CHUNK, 10**12])
-def test_no_more_is_read_ahead_than_the_limit_says(weights: str, limit: int) -> None:
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("limit", [0, 1_000_000, reader.STEP, 10**12])
+def test_no_more_is_read_ahead_than_the_limit_says(weights: str, limit: int, count: int) -> None:
     reader.evict([weights])
-    reader.ReadAhead([weights], limit).wait()
-    # The kernel rounds up to what it reads at once.
+    reader.ReadAhead([weights], limit, count).wait()
+    # What is in memory is whole pages.
     resident = reader.resident_bytes(weights)
     assert resident is not None
-    assert min(limit, SIZE) <= resident <= min(limit + reader.CHUNK if limit else 0, SIZE)
+    assert min(limit, SIZE) <= resident <= min(-(-limit // reader.PAGE) * reader.PAGE, SIZE)
 
 
 @linux_only
@@ -78,7 +84,7 @@ def test_threads_read_every_byte_and_no_more_than_asked(weights: str) -> None:
 def test_without_populating_the_same_bytes_are_read(
     weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "libc", lambda: None)
+    monkeypatch.setattr(page_cache, "libc", lambda: None)
     reader.evict([weights])
     readers = reader.Readers([weights])
     readers.start()
@@ -155,11 +161,134 @@ def _is_running(process: int) -> bool:
 
 @linux_only
 def test_the_speed_is_that_of_these_files(weights: str) -> None:
-    disk = conditions.measure_disk([weights])
-    assert disk is not None
-    assert disk.sequential > 0
-    assert disk.parallel > 0
-    assert disk.bytes == 2 * SIZE
+    measured = disk.measure_disk([weights])
+    assert measured is not None
+    assert measured.sequential > 0
+    assert measured.parallel > 0
+    assert measured.bytes == 3 * SIZE
+    assert measured.readers in (1, 2, 4)
+
+
+@linux_only
+def test_more_readers_are_kept_only_where_they_are_faster(
+    weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for speeds, best in (
+        ((2.0, 2.0, 2.0), 1),
+        ((2.0, 2.05, 2.08), 1),
+        ((1.0, 2.0, 2.05), 2),
+        ((1.0, 1.5, 2.0), 4),
+        ((2.0, 1.5, 1.0), 1),
+    ):
+        given = dict(zip((1, 2, 4), speeds, strict=True))
+        monkeypatch.setattr(disk, "_timed", lambda _, count, given=given: (given[count], 10**9))
+        measured = disk.measure_disk([weights])
+        assert measured is not None
+        assert measured.readers == best
+
+
+def test_what_was_measured_on_a_disk_is_remembered(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = str(tmp_path / "home")
+    monkeypatch.setattr(disk, "is_rotational", lambda _: False)
+    default = disk.readers_for(home, [weights])
+    other = 4 if default != 4 else 1
+    # What was read of a small model tells nothing of a large one.
+    disk.remember_readers(home, [weights], Disk(1.0, 1.0, 1000, other))
+    assert disk.readers_for(home, [weights]) == default
+    disk.remember_readers(home, [weights], Disk(1.0, 1.0, 10**10, other))
+    assert disk.readers_for(home, [weights]) == (other if drive_of(weights) else default)
+    assert disk.readers_for(str(tmp_path / "another"), [weights]) == default
+    assert disk.readers_for(home, []) == reader.READERS
+
+
+@linux_only
+def test_a_number_of_readers_that_nobody_would_measure_does_not_count(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "is_rotational", lambda _: False)
+    name = disk._identity(weights)
+    assert name is not None
+    default = disk.readers_for(str(tmp_path), [weights])
+    for count in (0, -1, 3, 10**9):
+        with Journal(str(tmp_path)) as memory:
+            memory.record_readers(name, count)
+        assert disk.readers_for(str(tmp_path), [weights]) == default
+
+
+@linux_only
+def test_disks_that_turn_get_one_reader_and_networks_several(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount = mount_of(weights)
+    assert mount is not None
+    for kind, turns, expected in (("ext4", True, 1), ("ext4", False, 2), ("nfs4", False, 4)):
+        there = msgspec.structs.replace(mount, type=kind)
+        monkeypatch.setattr(disk, "mount_of", lambda _, there=there: there)
+        monkeypatch.setattr(disk, "is_rotational", lambda _, turns=turns: turns)
+        assert disk.readers_for(str(tmp_path), [weights]) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "flag", "turns"),
+    [
+        ("pci/ata1/block/sda", "1", True),
+        ("pci/nvme/nvme0n1", "0", False),
+        ("pci/virtio1/block/vda", "1", False),
+        ("virtual/block/dm-0", "1", True),
+    ],
+)
+@pytest.mark.parametrize("partition", [False, True])
+@linux_only
+def test_the_kernel_tells_which_disks_turn(
+    device: str, flag: str, turns: bool, partition: bool, tmp_path: Path
+) -> None:
+    block = tmp_path / "devices" / device
+    (block / "queue").mkdir(parents=True)
+    (block / "queue" / "rotational").write_text(f"{flag}\n")
+    target = block / "part1" if partition else block
+    target.mkdir(exist_ok=True)
+    status = tmp_path.stat()
+    sysfs = tmp_path / "block"
+    sysfs.mkdir()
+    (sysfs / f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}").symlink_to(target)
+    assert disk.is_rotational(str(tmp_path), str(sysfs)) is turns
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_each_reader_takes_one_part_of_each_file_and_together_they_take_it_all(count: int) -> None:
+    huge = page_cache.HUGE_PAGE
+    files = [("a", 10 * huge + 123), ("b", 5), ("c", 0), ("d", 3 * huge), ("e", 99 * huge - 1)]
+    given = [(name, size, name == "e") for name, size in files]
+    taken: dict[str, list[tuple[int, int]]] = {name: [] for name, _ in files}
+    for number in range(count):
+        names = []
+        for name, begin, end, limit in reader._parts(given, number, count):
+            assert begin % huge == 0
+            assert limit == (files[-1][1] if name == "e" else None)
+            taken[name].append((begin, end))
+            names.append(name)
+        assert len(set(names)) == len(names)
+    for name, size in files:
+        parts = [0, *(edge for part in sorted(taken[name]) for edge in part), size]
+        assert parts[::2] == parts[1::2]
+
+
+@linux_only
+@pytest.mark.parametrize("kernel", ["with cachestat", "without cachestat"])
+def test_both_ways_to_ask_count_the_same(
+    weights: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernel == "without cachestat":
+        monkeypatch.setattr(page_cache, "_CACHESTAT", 100_000)
+    assert reader.resident_bytes(weights) == SIZE
+    reader.evict([weights])
+    with Path(weights).open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        file.seek(SIZE - 10)
+        file.read()
+    assert reader.resident_bytes(weights) == SIZE % reader.PAGE
 
 
 @linux_only
@@ -168,7 +297,9 @@ def test_residency_of_another_users_files_is_not_known() -> None:
         path = folder / "weights"
         path.write_bytes(b"x" * 100_000)
         path.chmod(0o644)
-        code = Path(reader.__file__).read_text().partition("\nif __name__")[0]
+        code = "import sys\n" + Path(page_cache.__file__).read_text().replace(
+            "from __future__ import annotations\n", ""
+        )
         code += "\nprint(resident_bytes(sys.argv[1]))"
         done = as_other_user([sys.executable, "-c", code, path])
         assert done.stdout == "None\n", done.stderr

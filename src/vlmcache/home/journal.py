@@ -41,6 +41,9 @@ CREATE TABLE IF NOT EXISTS verified (
     ctime_ns INTEGER NOT NULL, hash TEXT NOT NULL, at REAL NOT NULL,
     PRIMARY KEY (device, inode, hash)
 );
+CREATE TABLE IF NOT EXISTS disks (
+    disk TEXT PRIMARY KEY, readers INTEGER NOT NULL, at REAL NOT NULL
+);
 """
 # Devices and inodes are text, since they can be longer than SQLite's integers.
 _DAMAGED = ""
@@ -191,6 +194,20 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
             limit,
         )
         return [bytes(content) for (content,) in rows]
+
+    def record_readers(self, disk: str, count: int) -> None:
+        """Remember how many readers at once were found to suit a disk."""
+        row = (disk, count, time.time())
+        self._write(
+            lambda connection: connection.execute(
+                "INSERT OR REPLACE INTO disks VALUES (?, ?, ?)", row
+            )
+        )
+
+    def readers(self, disk: str) -> int | None:
+        """Return how many readers suit a disk; `None` if that was not measured."""
+        rows = self._ask("SELECT readers FROM disks WHERE disk = ?", disk)
+        return rows[0][0] if rows and isinstance(rows[0][0], int) else None
 
     def verified(self) -> dict[tuple[Identity, str], float]:
         """Return (file, hash) -> seconds since the epoch when the file was found to have it.

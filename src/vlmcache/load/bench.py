@@ -34,11 +34,9 @@ from vlmcache.errors import (
 )
 from vlmcache.home.journal import Journal
 from vlmcache.load import quantized, streams, synthetic
-from vlmcache.load.conditions import (
-    describe_machine,
-    measure_disk,
-)
+from vlmcache.load.conditions import describe_machine
 from vlmcache.load.device import CPU
+from vlmcache.load.disk import measure_disk, readers_for, remember_readers
 from vlmcache.load.explain import require_packages
 from vlmcache.load.judging import copy_speed_of, short_of, summarize
 from vlmcache.load.models import remember_use
@@ -271,10 +269,10 @@ class _Bench:
         self, model: ModelConfig | None, runs: Sequence[tuple[ModelFiles, Loader]]
     ) -> None:
         """Measure in turn, so that what else the machine does meets all of them alike."""
-        running = [Run(source, loader, self._need(source)) for source, loader in runs]
+        running = [Run(source, loader, self._need(source), self.home) for source, loader in runs]
         running = list(filter(self._fits, running))
         for run in running:
-            self._measure_disk(run.source)
+            run.readers = self._measure_disk(run.source)
         wanted = self.options.trials
         try:
             # Disturbed trials are repeated, as many times again at most.
@@ -384,10 +382,15 @@ class _Bench:
         accelerator = self.device != CPU
         return estimate_memory(source, accelerator=accelerator, context=self.options.context)
 
-    def _measure_disk(self, source: ModelFiles) -> None:
+    def _measure_disk(self, source: ModelFiles) -> int:
+        """Return how many readers suit the disk of a model, which is measured once."""
         if source.weights not in self._disks:
             self.on_step(f"{source.model}: measuring its disk")
-            self._disks[source.weights] = measure_disk(source.weights)
+            disk = self._disks[source.weights] = measure_disk(source.weights)
+            if disk is not None:
+                remember_readers(self.home, source.weights, disk)
+        known = self._disks[source.weights]
+        return known.readers if known is not None else readers_for(self.home, source.weights)
 
 
 def _judge_copy(runs: Sequence[Run]) -> None:

@@ -9,21 +9,19 @@ import importlib.util
 import os
 import platform
 import sys
-import threading
 import time
 from collections.abc import Sequence
 
 from vlmcache.cache.hashing import cores
-from vlmcache.cache.mounts import mount_of, nearest_folder
+from vlmcache.cache.mounts import mount_of
 from vlmcache.load import reader
-from vlmcache.load.report import Accelerator, Disk, Machine, Temperature
+from vlmcache.load.disk import disk_name, line_of
+from vlmcache.load.report import Accelerator, Machine, Temperature
 
 COLD_AT_MOST = 0.01
 """Part of the weight files that may be in memory before a cold trial."""
 WARM_AT_LEAST = 0.98
 """Part of the weight files that must be in memory before a warm trial."""
-_MEASURED_BYTES = 2_000_000_000
-_MEASURED_SECONDS = 4.0
 _COPIED_BYTES = 64_000_000
 _COPIES = 3
 _PACKAGES = (
@@ -100,40 +98,6 @@ def counts_reads(path: str) -> bool:
     return os.major(os.stat(path).st_dev) != 0
 
 
-def measure_disk(paths: Sequence[str]) -> Disk | None:
-    """Return how fast these very files come from their disk; `None` where they cannot be evicted.
-
-    At most 2 GB and 4 s each are spent on one thread and on several. The files are evicted before
-    each, and are cold or half warm afterwards.
-    """
-    if not reader.can_evict():
-        return None
-    reader.evict(paths)
-    resident = reader.resident_fraction(paths)
-    if resident is None or resident > 0.02:
-        return None
-    single, single_bytes = _timed(paths, 1)
-    several, several_bytes = _timed(paths, reader.READERS)
-    if not single or not several:
-        return None
-    return Disk(single, several, single_bytes + several_bytes)
-
-
-def _timed(paths: Sequence[str], readers: int) -> tuple[float, int]:
-    """Read files and evict them; return the bytes a second, and the bytes."""
-    reading = reader.Readers(paths, readers, _MEASURED_BYTES)
-    begun = time.perf_counter()
-    reading.start()
-    deadline = threading.Timer(_MEASURED_SECONDS, reading.halt)
-    deadline.daemon = True
-    deadline.start()
-    reading.wait()
-    deadline.cancel()
-    seconds = time.perf_counter() - begun
-    reader.evict(paths)
-    return reading.bytes / seconds, reading.bytes
-
-
 def memory_speed() -> float:
     """Return how many bytes a second one thread copies in memory."""
     source, target = bytearray(_COPIED_BYTES), memoryview(bytearray(_COPIED_BYTES))
@@ -175,37 +139,12 @@ def describe_machine(
         memory=int(psutil.virtual_memory().total),
         accelerators=accelerators,
         filesystem=mount.type if mount else None,
-        disk=_disk_name(folder),
+        disk=disk_name(folder),
         versions=versions | (more or {}),
         load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         memory_speed=memory_speed(),
         bytecode=bytecode,
     )
-
-
-def _disk_name(folder: str) -> str | None:
-    """Return the model of the drive below a folder, or the drive's name (Linux's sysfs)."""
-    device = os.stat(nearest_folder(folder)).st_dev
-    if not hasattr(os, "major"):
-        return None
-    link = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
-    if not os.path.exists(link):
-        return None
-    block = os.path.realpath(link)
-    for candidate in (block, os.path.dirname(block)):
-        model = line_of(os.path.join(candidate, "device", "model"))
-        if model is not None:
-            return model
-    return os.path.basename(block)
-
-
-def line_of(path: str, name: str = "") -> str | None:
-    """Return the rest of the first line of a kernel's file that begins with a name."""
-    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.startswith(name):
-                return line.removeprefix(name).strip(": \t\n")
-    return None
 
 
 def peak_memory() -> int | None:

@@ -9,10 +9,10 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from vlmcache import units
+from vlmcache.cache import page_cache
 from vlmcache.cache.free_memory import available_memory
 from vlmcache.cache.weights import Precision
 from vlmcache.config import CacheLocation
@@ -26,7 +26,6 @@ from vlmcache.errors import (
 from vlmcache.load import device as devices
 from vlmcache.load.explain import install
 from vlmcache.load.own_code import only_allowed, own_model_class, own_settings, refusal
-from vlmcache.load.reader import PAGE, READERS
 from vlmcache.load.report import QUANTIZED, Loader
 from vlmcache.load.shapes import wrong_shape
 from vlmcache.load.source import ModelFiles, check_fits, estimate_memory
@@ -395,31 +394,49 @@ def _tensors(model: Any) -> Iterator[Any]:
     yield from model.buffers()
 
 
-def touch_all_weights(model: Any, threads: int = READERS) -> None:
+def touch_all_weights(model: Any) -> None:
     """Return when every weight is resident on its device.
 
-    On the CPU each page is touched once; on an accelerator the device is waited for.
+    On the CPU the kernel makes its pages resident; where it cannot, each is read. An accelerator
+    is waited for.
 
     Raises:
         UnloadableError: a weight was never loaded.
     """
     import torch
 
-    resident: dict[int, Any] = {}
+    on_cpu = []
     for tensor in _tensors(model):
         if tensor.is_meta:
             raise UnloadableError("a weight was left without content")
-        if tensor.device.type == "cpu" and tensor.numel():
-            # Tied weights are one piece of memory under two names.
-            resident[tensor.data_ptr()] = tensor
-
-    def touch(tensor: Any) -> None:
-        content = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        content[::PAGE].sum().item()
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(touch, resident.values()))
+        if tensor.device.type == devices.CPU and tensor.numel():
+            on_cpu.append(tensor)
+    for begin, end, tensors in _joined(on_cpu):
+        if page_cache.populate(begin, end - begin):
+            continue
+        for tensor in tensors:
+            content = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+            content[:: page_cache.PAGE].sum().item()
     devices.synchronize(model_devices(model))
+
+
+def _joined(tensors: list[Any]) -> list[tuple[int, int, list[Any]]]:
+    """Return the ranges of memory that tensors lie in, each with its tensors.
+
+    Tensors on the same page, or on pages that follow each other, share a range: tied weights, and
+    most of those of one file.
+    """
+    ranges: list[tuple[int, int, list[Any]]] = []
+    for tensor in sorted(tensors, key=lambda tensor: tensor.data_ptr()):
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        begin = tensor.data_ptr()
+        end = begin + (1 + sum((size - 1) * step for size, step in steps)) * tensor.element_size()
+        if ranges and begin // page_cache.PAGE <= -(-ranges[-1][1] // page_cache.PAGE):
+            first, last, its_own = ranges[-1]
+            ranges[-1] = first, max(last, end), [*its_own, tensor]
+        else:
+            ranges.append((begin, end, [tensor]))
+    return ranges
 
 
 def first_token(model: Any) -> Any:

@@ -1,149 +1,76 @@
-"""The page cache: evict files from it, measure what it holds, and fill it ahead of a loader.
+"""Filling the page cache ahead of a loader, by threads or by a process of its own.
 
-Only the standard library is imported here: the file is also run by itself, as the process that
-reads ahead. What evicts and populates is Linux's; elsewhere nothing can be evicted, and reading
-ahead copies through a buffer.
+The process that reads ahead runs this file, without site-packages: only the standard library and
+`cache.page_cache` are imported here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
-import mmap
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-CHUNK = 16 * 1024 * 1024
-"""Bytes of one read ahead; large enough that a disk is not kept waiting for the next one."""
+from vlmcache.cache import page_cache
+from vlmcache.cache.page_cache import PAGE, can_evict, evict, resident_bytes, resident_fraction
 
-READERS = 4
-"""Threads that read at once."""
+__all__ = [
+    "PAGE",
+    "READERS",
+    "STEP",
+    "ReadAhead",
+    "Readers",
+    "can_evict",
+    "end_with_parent",
+    "evict",
+    "resident_bytes",
+    "resident_fraction",
+]
 
-PAGE = mmap.PAGESIZE
-_MADV_POPULATE_READ = 22
-_MAP_FAILED = ctypes.c_void_p(-1).value
+STEP = 32 * 1024 * 1024
+"""Bytes that a reader brings at once; large enough that a disk is not kept waiting for more."""
+READERS = 2
+"""Threads that read at once where nothing better is known of a disk."""
+
 _PR_SET_PDEATHSIG = 1
 _NICE = 10
-
-_libc: ctypes.CDLL | None = None
-
-
-def libc() -> ctypes.CDLL | None:
-    """Return the C library, or `None` on systems without one of the POSIX kind."""
-    global _libc
-    if _libc is None and sys.platform != "win32":
-        _libc = ctypes.CDLL(None, use_errno=True)
-        _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
-        _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        _libc.mmap.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-            ctypes.c_int,
-            ctypes.c_int,
-            ctypes.c_int,
-            ctypes.c_long,
-        ]
-        _libc.mmap.restype = ctypes.c_void_p
-        _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return _libc
-
-
-def can_evict() -> bool:
-    """Return whether this system lets a process drop a file's pages from memory."""
-    return hasattr(os, "posix_fadvise")
-
-
-def evict(paths: Iterable[str], *, write: bool = True) -> None:
-    """Ask the kernel to drop the files' pages. Pages that a process keeps in use stay.
-
-    Pages not yet written are written first: the kernel only drops clean ones.
-
-    Args:
-        paths: the files.
-        write: whether pages are written first that may not have been.
-
-    Raises:
-        OSError: a file cannot be opened.
-    """
-    if not can_evict():
-        return
-    for path in paths:
-        with io.FileIO(path) as file:
-            if write:
-                os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def resident_bytes(path: str) -> int | None:
-    """Return how many bytes of a file are in memory, as mincore(2) says; `None` if it cannot.
-
-    Since Linux 5.2 the kernel answers truthfully only to those who may write the file or own it,
-    and calls every page resident to others; they get `None`.
-    """
-    library = libc()
-    if library is None or not _may_know(path):
-        return None
-    with io.FileIO(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size == 0:
-            return 0
-        address = library.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
-        if address in (None, _MAP_FAILED):
-            return None
-        try:
-            pages = (ctypes.c_ubyte * (-(-size // PAGE)))()
-            if library.mincore(address, size, pages) != 0:
-                return None
-        finally:
-            library.munmap(address, size)
-    resident = bytes(pages).translate(_LOWEST_BIT)
-    whole = resident.count(1) * PAGE
-    # The last page counts only as far as the file reaches.
-    return whole - (-size % PAGE) if resident[-1] else whole
-
-
-_LOWEST_BIT = bytes(number & 1 for number in range(256))
-
-
-def _may_know(path: str) -> bool:
-    return os.access(path, os.W_OK) or os.stat(path).st_uid == os.geteuid()
-
-
-def resident_fraction(paths: Sequence[str]) -> float | None:
-    """Return the part of the files' bytes that is in memory, 0 to 1; `None` if not known."""
-    counts = [resident_bytes(path) for path in paths]
-    known = [count for count in counts if count is not None]
-    if len(known) < len(counts):
-        return None
-    total = sum(map(os.path.getsize, paths))
-    return sum(known) / total if total else 0.0
+_COMMAND = (
+    "import sys; sys.path.append(sys.argv.pop(1)); from vlmcache.load.reader import main; main()"
+)
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+"""The folder that the package is imported from."""
 
 
 class Readers:
     """Threads that bring files into memory, in the order in which they are named.
 
+    Each takes a contiguous part of each file: threads that take small pieces in turn are slower
+    than one thread, since the disk sees no sequence.
     A file that cannot be read is left to the loader, which tells what is wrong.
 
     Args:
         paths: the files.
         count: threads.
-        limit: the most bytes to read; all if not given.
+        limit: the most bytes to read, from the beginning of the first file on; all if not given.
     """
 
     def __init__(
         self, paths: Sequence[str], count: int = READERS, limit: int | None = None
     ) -> None:
-        self._chunks = _chunks(paths, limit)
         self._lock = threading.Lock()
         self._halted = threading.Event()
         self.bytes = 0
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
+        files = list(_lengths(paths, limit))
+        self._threads = [
+            threading.Thread(target=self._run, args=(_parts(files, number, count),), daemon=True)
+            for number in range(count)
+        ]
 
     def start(self) -> None:
         """Begin to read and return at once."""
@@ -163,25 +90,20 @@ class Readers:
         return any(thread.is_alive() for thread in self._threads)
 
     def halt(self) -> None:
-        """Let each thread end after the chunk it is at."""
+        """Let each thread end after the step it is at."""
         self._halted.set()
 
-    def _run(self) -> None:
-        files: dict[str, io.FileIO] = {}
-        with contextlib.ExitStack() as opened:
-            while not self._halted.is_set():
-                with self._lock:
-                    if not self._chunks:
-                        break
-                    path, begin, length = self._chunks.pop()
-                try:
-                    if path not in files:
-                        files[path] = opened.enter_context(io.FileIO(path))
-                    got = _bring(files[path], begin, length)
-                except OSError:
-                    continue
-                with self._lock:
-                    self.bytes += got
+    def _run(self, parts: Sequence[_Part]) -> None:
+        for path, begin, end, limit in parts:
+            with contextlib.suppress(OSError), io.FileIO(path) as file:
+                for at in range(begin, end, STEP):
+                    if self._halted.is_set():
+                        return
+                    # The kernel reads beyond what it is asked for, but not beyond the limit.
+                    exact = limit is not None and limit - at < 2 * STEP
+                    got = page_cache.bring(file, at, min(STEP, end - at), exact=exact)
+                    with self._lock:
+                        self.bytes += got
 
 
 class ReadAhead:
@@ -193,26 +115,30 @@ class ReadAhead:
     Args:
         paths: the files, the first wanted first.
         limit: the most bytes to read; all if not given.
+        count: threads that read at once.
     """
 
-    def __init__(self, paths: Sequence[str], limit: int | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[str], limit: int | None = None, count: int = READERS
+    ) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._readers: Readers | None = None
         self.seconds: float | None = None
         """How long the reading took, once it has ended."""
         program = sys.executable or ""
         if not getattr(sys, "frozen", False) and os.path.basename(program).startswith("python"):
+            told = [_PACKAGE, str(count), "" if limit is None else str(limit), *paths]
             # Isolated and without site-packages, an interpreter starts in a few milliseconds.
             with contextlib.suppress(OSError):
                 self._process = subprocess.Popen(
-                    [program, "-I", "-S", __file__, "" if limit is None else str(limit), *paths],
+                    [program, "-I", "-S", "-c", _COMMAND, *told],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                 )
         if self._process is None:
             # An application that embeds Python has no interpreter to start.
-            self._readers = Readers(paths, limit=limit)
+            self._readers = Readers(paths, count, limit)
             self._readers.start()
 
     def is_done(self) -> bool:
@@ -241,65 +167,54 @@ class ReadAhead:
 
 def end_with_parent() -> None:
     """Let the kernel end this process with the one that started it, should that be killed."""
-    library = libc()
+    library = page_cache.libc()
     if library is not None and sys.platform.startswith("linux"):
         library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _main() -> None:
+class _Part(NamedTuple):
+    """What one reader brings of one file."""
+
+    path: str
+    begin: int
+    end: int
+    limit: int | None
+    """Up to where the file is read, if not to its end."""
+
+
+def main() -> None:
+    """Be the process that reads ahead."""
     begun = time.monotonic()
     end_with_parent()
     if hasattr(os, "nice"):
         # What reads ahead must not take a processor from the imports that it is to be hidden by.
         os.nice(_NICE)
-    limit, *paths = sys.argv[1:]
-    readers = Readers(paths, limit=int(limit) if limit else None)
+    count, limit, *paths = sys.argv[1:]
+    readers = Readers(paths, int(count), int(limit) if limit else None)
     readers.start()
     readers.wait()
     print(time.monotonic() - begun)
 
 
-def _bring(file: io.FileIO, begin: int, length: int) -> int:
-    """Bring a range of a file into memory and return the bytes of it that are there then.
-
-    Linux does so without copying them anywhere (MADV_POPULATE_READ, since 5.14), which leaves the
-    processor to others; elsewhere the range is read and thrown away.
-    """
-    library = libc()
-    if library is not None and sys.platform.startswith("linux"):
-        address = library.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), begin)
-        if address not in (None, _MAP_FAILED):
-            try:
-                if library.madvise(address, length, _MADV_POPULATE_READ) == 0:
-                    return length
-            finally:
-                library.munmap(address, length)
-    buffer = memoryview(mmap.mmap(-1, length))
-    file.seek(begin)
-    got = 0
-    while got < length:
-        count = file.readinto(buffer[got:])
-        if not count:
-            break
-        got += count
-    return got
-
-
-def _chunks(paths: Sequence[str], limit: int | None) -> list[tuple[str, int, int]]:
-    """Return (path, begin, length) of what is to be read, the first wanted last."""
-    chunks = []
+def _lengths(paths: Sequence[str], limit: int | None) -> Iterator[tuple[str, int, bool]]:
+    """Yield each file, how much of it is to be read, and whether it is longer."""
     for path in paths:
         try:
-            size = os.path.getsize(path)
+            whole = size = os.path.getsize(path)
         except OSError:
             continue
         if limit is not None:
             size = min(size, limit)
             limit -= size
-        chunks += [(path, at, min(CHUNK, size - at)) for at in range(0, size, CHUNK)]
-    chunks.reverse()
-    return chunks
+        yield path, size, size < whole
 
 
-if __name__ == "__main__":
-    _main()
+def _parts(files: Sequence[tuple[str, int, bool]], number: int, count: int) -> list[_Part]:
+    """Return one reader's parts of files (see `_lengths`), in whole huge pages."""
+    parts = []
+    for path, size, cut in files:
+        pages = -(-size // page_cache.HUGE_PAGE)
+        begin, end = (pages * part // count * page_cache.HUGE_PAGE for part in (number, number + 1))
+        if begin < end:
+            parts.append(_Part(path, begin, min(end, size), size if cut else None))
+    return parts

@@ -112,8 +112,12 @@ class Disk(msgspec.Struct, frozen=True):
     """How fast the weight files themselves come from their disk, evicted before."""
 
     sequential: float
+    """Bytes a second of one reader."""
     parallel: float
+    """The best of several readers."""
     bytes: int
+    readers: int = 1
+    """The fewest readers at once that are as fast as any."""
 
     @property
     def best(self) -> float:

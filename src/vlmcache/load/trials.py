@@ -13,6 +13,7 @@ from vlmcache.load import disturbance
 from vlmcache.load.conditions import counts_reads, library_files, set_temperature
 from vlmcache.load.judging import mark_slow
 from vlmcache.load.options import LoadTestOptions
+from vlmcache.load.reader import READERS
 from vlmcache.load.report import DevicePeak, Loader, Temperature, Trial
 from vlmcache.load.source import ModelFiles, read_ahead_limit
 from vlmcache.load.worker import run_child
@@ -25,12 +26,18 @@ _READ_AT_LEAST = 0.5
 class Run:
     """The trials of one source with one loader."""
 
-    def __init__(self, source: ModelFiles, loader: Loader, need: MemoryEstimate) -> None:
+    def __init__(
+        self, source: ModelFiles, loader: Loader, need: MemoryEstimate, home: str | None = None
+    ) -> None:
         self.source = source
         self.loader = loader
         self.need = need
         self.trials: list[Trial] = []
         self.weights_memory = 0
+        self.home = home
+        """vlmcache's own folder, with what it remembers for a loader."""
+        self.readers = READERS
+        """Threads of the loader that reads ahead."""
         self.error: UnloadableError | None = None
         """What ended the trials before all were made."""
 
@@ -60,6 +67,8 @@ class Run:
                 "loader": loader,
                 "temperature": temperature,
                 "read_ahead_limit": read_ahead_limit(self.need),
+                "readers": self.readers,
+                "home": self.home,
                 "tokens": options.tokens,
                 "again": again,
             },

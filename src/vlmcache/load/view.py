@@ -238,7 +238,8 @@ def _facts(result: Result) -> Iterator[str]:
             f"disk: {size_text(result.bytes)} at {size_text(round(result.disk.best))}/s take"
             f" {_seconds(result.disk_limit_seconds or 0)} at best"
             f" (one reader {size_text(round(result.disk.sequential))}/s,"
-            f" four {size_text(round(result.disk.parallel))}/s)"
+            f" several {size_text(round(result.disk.parallel))}/s, readers at once:"
+            f" {result.disk.readers})"
         )
     if result.limit_seconds is not None and result.efficiency is not None:
         yield (

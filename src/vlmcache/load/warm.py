@@ -12,11 +12,13 @@ from vlmcache import units
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.free_memory import available_memory
 from vlmcache.cache.moved import away_error
+from vlmcache.cache.page_cache import resident_sum
 from vlmcache.cache.scan import repo_finder, scan
 from vlmcache.cache.state import CacheState, Repo, Revision
-from vlmcache.config import ModelConfig, Session, cached_models, find_model
+from vlmcache.config import ModelConfig, Session, cached_models, find_model, own_home
 from vlmcache.errors import NotDownloadedError, PartlyError, VlmcacheError
 from vlmcache.load import reader
+from vlmcache.load.disk import readers_for
 from vlmcache.progress import Progress, long_files
 from vlmcache.report import Report
 from vlmcache.units import size_text
@@ -94,11 +96,12 @@ def warm(session: Session, names: Sequence[str], progress: Progress | None = Non
     cached = cached_models(session.cache)
     found = {name: find_model(session.config, name, cached, variants=True) for name in names}
     state = scan(session.cache.dir)
+    home, _ = own_home(session.environment)
     models = [_find(state, name, model) for name, model in found.items()]
     room = left = available_memory()
     warmed, too_large = [], 0
     for model in models:
-        warmed.append(_read(model, left, progress or Progress()))
+        warmed.append(_read(model, home, left, progress or Progress()))
         too_large += max(0, warmed[-1].bytes - left)
         # What was read before must not make place for what comes after it.
         left = max(0, left - warmed[-1].bytes)
@@ -132,11 +135,11 @@ def _sizes(repo: Repo, revision: Revision, names: set[str]) -> dict[str, int]:
     return dict(sorted(sizes.items(), key=lambda item: item[1]))
 
 
-def _read(model: _Model, room: int, progress: Progress) -> Warmed:
+def _read(model: _Model, home: str, room: int, progress: Progress) -> Warmed:
     begun = time.monotonic()
     paths, total = list(model.sizes), sum(model.sizes.values())
-    before = _resident(paths)
-    readers = reader.Readers(paths, limit=room)
+    before = resident_sum(paths)
+    readers = reader.Readers(paths, readers_for(home, paths), room)
     label = model.repo.id
     with long_files(progress, label, {label: min(total, room)}, {}) as moved:
         readers.start()
@@ -152,12 +155,6 @@ def _read(model: _Model, room: int, progress: Progress) -> Warmed:
         len(paths),
         total,
         before,
-        _resident(paths),
+        resident_sum(paths),
         time.monotonic() - begun,
     )
-
-
-def _resident(paths: Sequence[str]) -> int | None:
-    counts = [reader.resident_bytes(path) for path in paths]
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None

@@ -176,18 +176,22 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
     clock.lap("start")
     ahead = None
     if request["loader"] == "readahead":
-        ahead = reader.ReadAhead(request["source"]["weights"], request.get("read_ahead_limit"))
+        weights, count = request["source"]["weights"], request.get("readers", reader.READERS)
+        ahead = reader.ReadAhead(weights, request.get("read_ahead_limit"), count)
     import msgspec
 
-    from vlmcache.load import conditions, device, models
+    from vlmcache.load import class_list, conditions, device, disk, models
     from vlmcache.load.explain import explained
     from vlmcache.load.source import ModelFiles
 
     source = msgspec.convert(request["source"], ModelFiles)
     notes: list[str] = []
     # What a program that merely calls transformers does not do belongs to the loaders with a name.
-    quick = contextlib.nullcontext() if request["loader"] == "plain" else models.no_collection()
-    with explained(source), quick:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(explained(source))
+        if request["loader"] != "plain":
+            stack.enter_context(models.no_collection())
+            stack.enter_context(class_list.kept(request.get("home")))
         models.import_for(source)
         clock.lap("import")
         chosen = device.resolve_device(request["device"])
@@ -202,7 +206,7 @@ def _trial(request: dict[str, Any]) -> dict[str, Any]:
             "weights_memory": models.weights_memory(model),
         }
         # What the kernel fetched from disks for this process so far: see proc_pid_io(5).
-        read = conditions.line_of("/proc/self/io", "read_bytes:")
+        read = disk.line_of("/proc/self/io", "read_bytes:")
         answer["bytes_read"] = None if read is None else int(read)
         models.refuse_non_finite(source, model)
         answer["notes"] = notes
@@ -242,7 +246,6 @@ def _load(
 ) -> Any:
     from vlmcache.load import models
 
-    plain = request["loader"] == "plain"
     in_memory = request["temperature"] != "cold" or (ahead is not None and ahead.is_done())
     with _timed_weights(clock):
         model = models.build_model(
@@ -251,7 +254,7 @@ def _load(
     clock.lap("build")
     if ahead is not None:
         ahead.wait()
-    models.touch_all_weights(model, 1 if plain else reader.READERS)
+    models.touch_all_weights(model)
     clock.lap("read")
     on_device = any(name != "cpu" for name in models.model_devices(model))
     phase = "read"

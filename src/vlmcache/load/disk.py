@@ -1,0 +1,148 @@
+"""The disk that weights lie on: how fast it is, and with how many readers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from vlmcache.cache.mounts import drive_of, mount_of, nearest_folder
+from vlmcache.home.journal import Journal
+from vlmcache.load import reader
+from vlmcache.load.report import Disk
+
+_COUNTS = (1, 2, 4)
+"""How many readers are tried."""
+_GAIN = 1.05
+"""How much faster more readers must be."""
+_NETWORK_READERS = 4
+"""Each request to a server waits for the way there and back; several wait at the same time."""
+_MEASURED_BYTES = 2_000_000_000
+_MEASURED_SECONDS = 4.0
+_SYSFS = "/sys/dev/block"
+_FEWEST_BYTES = 64_000_000
+"""Bytes below which a measurement says nothing of the next model."""
+
+
+def readers_for(home: str, paths: Sequence[str]) -> int:
+    """Return how many readers at once suit the disk of some files.
+
+    What was measured on it counts; without that one on rotational disks, several on a network.
+
+    Args:
+        home: vlmcache's own folder.
+        paths: the files; the first one's disk counts.
+    """
+    disk = _identity(paths[0]) if paths else None
+    if disk is None:
+        return reader.READERS
+    with Journal(home) as memory:
+        measured = memory.readers(disk)
+    if measured in _COUNTS:
+        return measured
+    mount = mount_of(paths[0])
+    if mount is not None and mount.network:
+        return _NETWORK_READERS
+    return 1 if is_rotational(paths[0]) else reader.READERS
+
+
+def remember_readers(home: str, paths: Sequence[str], disk: Disk) -> None:
+    """Remember how many readers suited the disk of some files, if enough was read to tell."""
+    name = _identity(paths[0])
+    if name is not None and disk.bytes >= len(_COUNTS) * _FEWEST_BYTES:
+        with Journal(home) as memory:
+            memory.record_readers(name, disk.readers)
+
+
+def _identity(path: str) -> str | None:
+    """Return what names a file's filesystem from boot to boot; `None` where nothing does."""
+    drive = drive_of(path)
+    return None if drive is None else drive.uuid or f"{drive.type} {drive.source}"
+
+
+def measure_disk(paths: Sequence[str]) -> Disk | None:
+    """Return how fast these very files come from their disk; `None` where they cannot be evicted.
+
+    At most 2 GB and 4 s each are spent on one thread, on two and on four. The files are evicted
+    before each, and are cold or half warm afterwards.
+    """
+    if not reader.can_evict():
+        return None
+    reader.evict(paths)
+    resident = reader.resident_fraction(paths)
+    if resident is None or resident > 0.02:
+        return None
+    runs = {count: _timed(paths, count) for count in _COUNTS}
+    speeds = {count: speed for count, (speed, _) in runs.items()}
+    if not all(speeds.values()):
+        return None
+    enough = max(speeds.values()) / _GAIN
+    fewest = min(count for count, speed in speeds.items() if speed >= enough)
+    several = max(speed for count, speed in speeds.items() if count > 1)
+    return Disk(speeds[1], several, sum(size for _, size in runs.values()), fewest)
+
+
+def _timed(paths: Sequence[str], readers: int) -> tuple[float, int]:
+    """Read files and evict them; return the bytes a second, and the bytes."""
+    reading = reader.Readers(paths, readers, _MEASURED_BYTES)
+    begun = time.perf_counter()
+    reading.start()
+    deadline = threading.Timer(_MEASURED_SECONDS, reading.halt)
+    deadline.daemon = True
+    deadline.start()
+    reading.wait()
+    deadline.cancel()
+    seconds = time.perf_counter() - begun
+    reader.evict(paths)
+    return reading.bytes / seconds, reading.bytes
+
+
+def is_rotational(path: str, sysfs: str = _SYSFS) -> bool:
+    """Return whether a path lies on a disk that turns, where it is slow to read in two places.
+
+    Disks of virtual machines all say that they turn, which tells nothing of those below.
+    """
+    for folder in _block_folders(path, sysfs):
+        turns = line_of(os.path.join(folder, "queue", "rotational"))
+        if turns is not None:
+            return turns == "1" and "/virtio" not in folder
+    return False
+
+
+def disk_name(path: str) -> str | None:
+    """Return the model of the drive below a path, or the drive's name (Linux's sysfs)."""
+    block = None
+    for folder in _block_folders(path):
+        block = block or os.path.basename(folder)
+        model = line_of(os.path.join(folder, "device", "model"))
+        if model is not None:
+            return model
+    return block
+
+
+def _block_folders(path: str, sysfs: str = _SYSFS) -> Iterator[str]:
+    """Yield the folders of the kernel for the device below a path, and for what it is a part of."""
+    if not hasattr(os, "major"):
+        return
+    device = os.stat(path if os.path.isfile(path) else nearest_folder(path)).st_dev
+    mount = mount_of(path)
+    if os.major(device) == 0 and mount is not None and mount.source.startswith("/dev/"):
+        # A filesystem of several subvolumes has a number of its own; its source is the device.
+        with contextlib.suppress(OSError):
+            device = os.stat(mount.source).st_rdev
+    link = os.path.join(sysfs, f"{os.major(device)}:{os.minor(device)}")
+    if os.path.exists(link):
+        block = os.path.realpath(link)
+        yield block
+        yield os.path.dirname(block)
+
+
+def line_of(path: str, name: str = "") -> str | None:
+    """Return the rest of the first line of a kernel's file that begins with a name."""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith(name):
+                return line.removeprefix(name).strip(": \t\n")
+    return None
