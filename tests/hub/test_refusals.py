@@ -145,25 +145,6 @@ def test_a_hub_that_a_dotenv_names_is_refused_with_what_lets_one_in(
     assert not hub.requests[0].authorization
 
 
-def test_a_redirect_from_https_to_http_is_refused_with_both_addresses(
-    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from vlmcache.hub import client
-
-    target = f"{hub.cdn_url}/api/models/{REPO}/revision/main?secret=1"
-    hub.fault(other_server(301, Location=target).on("/revision/"))
-    # No certificate is at hand here; what counts is what is made of the answer.
-    monkeypatch.setattr(client, "_followed", lambda *_: None)
-    problem = refused(hub, tmp_path / "cache")
-    assert problem.exit_code == ExitCode.HUB
-    assert f"{hub.url}/api/models/{REPO}/revision/main redirects to {hub.cdn_url}/" in (
-        problem.message
-    )
-    assert "which is not encrypted: not followed" in problem.message
-    assert "secret" not in problem.message
-    assert "HF_ENDPOINT" in str(problem.hint)
-
-
 ASKED = "/api/models/org/name/revision/main"
 
 

@@ -187,11 +187,13 @@ class Client(Account):
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
         signed: bool = False,
+        checked: bool = False,
         method: str = "GET",
     ) -> Iterator[Any]:
         """Open an address once and yield its answer with content, redirects followed.
 
-        The token goes to the hub's own origin and to no other.
+        The token goes to the hub's own origin and to no other, and nowhere after a redirect from
+        https to http.
 
         Args:
             address: where.
@@ -199,6 +201,7 @@ class Client(Account):
             timeout: seconds without a byte of the answer to a question; for a file's, patience
                 says how many.
             signed: whether the hub has redirected to this address, which is valid for a while.
+            checked: whether a hash decides what is made of the answer: it may come over http.
             method: GET or HEAD.
 
         Raises:
@@ -210,7 +213,7 @@ class Client(Account):
         variable = settings.ANSWER_TIMEOUT if timeout else settings.DATA_TIMEOUT
         timeout = timeout or self._data_timeout
         library = self.library
-        home = _origin(self.endpoint)
+        home: tuple[str, str, int | None] | None = _origin(self.endpoint)
         first = address
         for _ in range(10):
             own = _origin(address) == home
@@ -234,9 +237,15 @@ class Client(Account):
                 named = method == "HEAD" and any(name in response.headers for name in _ETAGS)
                 redirects = response.status_code in _REDIRECTS and not named
                 if redirects and "Location" in response.headers:
-                    target = _followed(address, response.headers["Location"])
+                    target = _followed(address, response.headers["Location"], checked=checked)
                     if target is None:
                         raise refused_redirect(self, response)
+                    if _is_less_safe(address, target):
+                        home = None
+                        self.note_failure(
+                            f"{_host(address)} redirects to {_host(target)} over http",
+                            "the content is checked by its hash",
+                        )
                     address = target
                     _drain(response)
                     continue
@@ -274,14 +283,28 @@ def _origin(address: str) -> tuple[str, str, int | None]:
     return parts.scheme, parts.hostname or "", port
 
 
-def _followed(address: str, location: str) -> str | None:
-    """Return where a redirect leads; `None` if that is not an address or is less safe."""
+def _host(address: str) -> str:
+    return urlsplit(address).netloc.rpartition("@")[2]
+
+
+def _followed(address: str, location: str, *, checked: bool) -> str | None:
+    """Return where a redirect leads; `None` if that is not an address or is less safe.
+
+    Args:
+        address: what redirects.
+        location: what it says.
+        checked: whether a hash decides what is made of the answer: http does for that.
+    """
     with contextlib.suppress(ValueError):
         target = urljoin(address, location)
-        scheme = _origin(target)[0]
-        if scheme == "https" or scheme == urlsplit(address).scheme == "http":
+        known = _origin(target)[0] in ("http", "https")
+        if known and (checked or not _is_less_safe(address, target)):
             return target
     return None
+
+
+def _is_less_safe(address: str, target: str) -> bool:
+    return urlsplit(address).scheme == "https" != urlsplit(target).scheme
 
 
 def _drain(response: Any) -> None:

@@ -61,6 +61,11 @@ class BlobJob(msgspec.Struct, frozen=True):
         return os.path.join(self.blobs, self.listed.etag)
 
     @property
+    def is_checked(self) -> bool:
+        """Whether a hash decides what is published: not if a mirror has its own name for it."""
+        return layout.is_etag(self.listed.etag)
+
+    @property
     def partial(self) -> str:
         """Where an unfinished download of it is kept: the name that older clients use."""
         return self.blob + layout.PARTIAL_SUFFIX
@@ -113,7 +118,7 @@ class Transfer:
         environment, size = self.client.environment, job.listed.content_size
         known_bad = partial(read_damaged, environment)
         check = self.client.stop_token.check
-        checkable = layout.is_etag(job.listed.etag)
+        checkable = job.is_checked
         if checkable:
             partials.copy_beginning(job.tree, job.partial, size, check, known_bad)
         wrong = 0
@@ -169,7 +174,9 @@ class Transfer:
         backoff = Backoff(client.patience, client.stop_token, client.note_failure, attempts)
         forbidden = no_parts = whole = False
         address = client.file_address(self.job.repo, self.job.commit, self.job.file)
-        ranges = Ranges(client, address, size, self._part_start, self.spare)
+        ranges = Ranges(
+            client, address, size, self._part_start, self.spare, checked=self.job.is_checked
+        )
         try:
             while file.position < size:
                 before, trouble = file.position, None
@@ -220,7 +227,7 @@ class Transfer:
         size, before = listed.content_size, file.position
         stop = ranges.gap_end(before)
         headers = {"Range": f"bytes={asked}-{stop - 1 if stop < size else ''}"} if asked else {}
-        with client.opened(address, headers=headers) as response:
+        with client.opened(address, headers=headers, checked=self.job.is_checked) as response:
             answer = Answer(client, response, self.job.file, size, asked)
             if answer.start < before:
                 client.note_failure(
