@@ -183,7 +183,7 @@ def test_wrong_bytes_over_http_are_never_published(
     half_safe.fault(wrong_bytes(5).on("*.*", host="cdn", times=None))
     done = pull_half_safe(half_safe, company, tmp_path / "cache")
     assert done.returncode == ExitCode.FAILED
-    assert not list((tmp_path / "cache").glob("models--*/snapshots/*/*"))
+    assert not list((tmp_path / "cache").glob("models--*/snapshots/*/*.safetensors"))
     assert lies(tmp_path / "cache") == []
 
 

@@ -145,9 +145,9 @@ class Client(Account):
                     then = f"asking again, for up to {longer:g} s"
                     self.note_failure(trouble.error.message, then)
 
-    @property
-    def _data_timeout(self) -> float:
-        return self.patience.data_timeout or self.library.data_timeout
+    def data_timeout(self, slow: int | None = None) -> float:
+        """Return how long to wait for bytes of a file, as `Contact.data_timeout` does."""
+        return self.contact.data_timeout(self.library.data_timeout, slow)
 
     def content(self, address: str) -> bytes | None:
         """Return a small file that only helps to plan, after one attempt; `None` without it."""
@@ -188,6 +188,7 @@ class Client(Account):
         timeout: float | None = None,
         signed: bool = False,
         checked: bool = False,
+        slow: int | None = None,
         method: str = "GET",
     ) -> Iterator[Any]:
         """Open an address once and yield its answer with content, redirects followed.
@@ -198,10 +199,11 @@ class Client(Account):
         Args:
             address: where.
             headers: sent in addition to the session's own.
-            timeout: seconds without a byte of the answer to a question; for a file's, patience
-                says how many.
+            timeout: seconds without a byte of the answer to a question; for a file's,
+                `data_timeout` says how many.
             signed: whether the hub has redirected to this address, which is valid for a while.
             checked: whether a hash decides what is made of the answer: it may come over http.
+            slow: how often a file's bytes have taken longer; as other files found if not given.
             method: GET or HEAD.
 
         Raises:
@@ -211,7 +213,7 @@ class Client(Account):
         """
         self.check_online()
         variable = settings.ANSWER_TIMEOUT if timeout else settings.DATA_TIMEOUT
-        timeout = timeout or self._data_timeout
+        timeout = timeout or self.data_timeout(slow)
         library = self.library
         home: tuple[str, str, int | None] | None = _origin(self.endpoint)
         first = address
@@ -265,7 +267,7 @@ class Client(Account):
     ) -> Iterator[None]:
         """Turn the HTTP library's failures into ours, as `unreachable` does."""
         http = self.library.http
-        seconds = self._data_timeout if seconds is None else seconds
+        seconds = self.data_timeout() if seconds is None else seconds
         try:
             yield
         except (http.TransportError, http.DecodingError) as error:

@@ -34,7 +34,7 @@ from vlmcache.hub import library
 from vlmcache.hub.answers import Answer
 from vlmcache.hub.client import Client
 from vlmcache.hub.ranges import Ranges, Spare
-from vlmcache.hub.retry import Backoff, NoRangeError, TroubleError
+from vlmcache.hub.retry import Backoff, NoRangeError, SlowError, TroubleError
 from vlmcache.hub.xet import XetError
 from vlmcache.units import size_text
 
@@ -173,6 +173,7 @@ class Transfer:
         attempts = client.patience.attempts
         backoff = Backoff(client.patience, client.stop_token, client.note_failure, attempts)
         forbidden = no_parts = whole = False
+        slow = client.contact.slow_files
         address = client.file_address(self.job.repo, self.job.commit, self.job.file)
         ranges = Ranges(
             client, address, size, self._part_start, self.spare, checked=self.job.is_checked
@@ -185,7 +186,7 @@ class Transfer:
                     for data in ranges.read(before):
                         file.add(data)
                     if file.position < size:
-                        self._stream(address, file, ranges, 0 if whole else file.position)
+                        self._stream(address, file, ranges, 0 if whole else file.position, slow)
                     whole = False
                 except TroubleError as error:
                     trouble = error
@@ -199,6 +200,10 @@ class Transfer:
                 file.fall_back()
                 if file.position > before:
                     backoff.progressed()
+                    slow = client.contact.slow_files
+                elif isinstance(trouble, SlowError):
+                    slow += 1
+                    self._wait_longer(trouble, slow)
                 if isinstance(trouble, NoRangeError):
                     trouble.lasting = whole or not before
                     # One refusal of a part may be a mistake: all is much more to send.
@@ -211,7 +216,18 @@ class Transfer:
             self.received += ranges.received
             ranges.close()
 
-    def _stream(self, address: str, file: ArrivingBlob, ranges: Ranges, asked: int) -> None:
+    def _wait_longer(self, trouble: SlowError, slow: int) -> None:
+        """Say how long is waited next; the longest time is given once."""
+        longer = self.client.contact.waits_longer(slow)
+        if longer is False:
+            raise trouble.error from trouble
+        if longer:
+            then = f"asking again, for up to {self.client.data_timeout(slow):g} s"
+            self.client.note_failure(trouble.error.message, then)
+
+    def _stream(
+        self, address: str, file: ArrivingBlob, ranges: Ranges, asked: int, slow: int
+    ) -> None:
         """Receive over one connection, to the end or to what has come over others.
 
         Args:
@@ -219,6 +235,7 @@ class Transfer:
             file: what is received.
             ranges: the other connections.
             asked: the offset from which a part is asked for, 0 to ask for all.
+            slow: as for `Client.opened`.
 
         Raises:
             TroubleError: the connection failed; what arrived before is in the file.
@@ -227,7 +244,9 @@ class Transfer:
         size, before = listed.content_size, file.position
         stop = ranges.gap_end(before)
         headers = {"Range": f"bytes={asked}-{stop - 1 if stop < size else ''}"} if asked else {}
-        with client.opened(address, headers=headers, checked=self.job.is_checked) as response:
+        checked = self.job.is_checked
+        with client.opened(address, headers=headers, checked=checked, slow=slow) as response:
+            client.contact.slow_files = max(client.contact.slow_files, slow)
             answer = Answer(client, response, self.job.file, size, asked)
             if answer.start < before:
                 client.note_failure(
@@ -293,7 +312,7 @@ class Transfer:
             "route": client.api(job.repo, "xet-read-token", job.commit),
             "headers": client.headers,
         }
-        timeout = client.patience.data_timeout or client.library.data_timeout
+        timeout = client.data_timeout(0)
         try:
             self.received += client.xet.fetch(request, self.moved, timeout)
             with partials.opened(job.tree, temporary) as descriptor:
