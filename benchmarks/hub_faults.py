@@ -125,7 +125,14 @@ def command(side: Side, case: Case) -> list[str]:
         if not case.others:
             return alone
         each = f"{SCRIPTS / 'hf'} download $name --quiet || code=$?"
-        return ["sh", "-c", f'for name; do {each}; done; exit ${{code:-0}}', "0", REPO, *case.others]
+        return [
+            "sh",
+            "-c",
+            f"for name; do {each}; done; exit ${{code:-0}}",
+            "0",
+            REPO,
+            *case.others,
+        ]
     name = REPO if case.kind == "model" else f"{case.kind}s/{REPO}"
     which = "--all" if case.others else name
     return [str(SCRIPTS / "vlmcache"), "pull", which, "--all-files", *case.options, "-q"]
@@ -228,9 +235,12 @@ def too_bad(ends: dict[Side, End]) -> str | None:
     return None
 
 
-def table(found: dict[str, dict[Side, End]], cap: float) -> str:
+def table(found: dict[str, dict[Side, End]], cap: float, jobs: int) -> str:
+    load = f"{os.getloadavg()[2]:.1f}"
     lines = [
-        f"{machine()}; {time.strftime('%Y-%m-%d')}, several rows at once.",
+        f"{machine()}; {time.strftime('%Y-%m-%d')}.",
+        f"`python -m benchmarks.hub_faults --jobs {jobs} --cap {cap:g}`: {jobs} rows at once, a run "
+        f"is ended after {cap:g} s; the load average over the last 15 minutes was {load}.",
         "",
         "| what is wrong | hf | right bytes | seconds | vlmcache | right bytes | seconds |",
         "| --- | ---: | --- | ---: | ---: | --- | ---: |",
@@ -294,9 +304,10 @@ def main() -> int:
             ends = pool.map(lambda case: measure(case, given.cap), group)
             found |= dict(zip((case.name for case in group), ends, strict=True))
     found = {case.name: found[case.name] for case in chosen}
-    print(table(found, given.cap))
+    text = table(found, given.cap, given.jobs)
+    print(text)
     if given.write:
-        write_counts("benchmarks.md", "faults of the hub", table(found, given.cap))
+        write_counts("benchmarks.md", "faults of the hub", text)
     failed = {name: bad for name, ends in found.items() if (bad := too_bad(ends))}
     for name, bad in failed.items():
         print(f"{name}: {bad}", file=sys.stderr)

@@ -105,6 +105,19 @@ def test_what_is_cached_is_used_if_something_else_than_the_hub_refuses(
     assert f"answers {code} with a web page" in run.findings[0].detail
 
 
+def test_what_is_cached_stays_in_use_if_the_hub_has_the_repo_no_more(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    assert pull(hub, cache).problem is None
+    hub.remove(REPO)
+    run = pull(hub, cache)
+    assert run.problem is None
+    assert [model.state for model in run.models] == ["cached"]
+    assert [finding.code for finding in run.findings] == ["hub-not-asked"]
+    assert f"no such model on {hub.url}: {REPO}" in run.findings[0].detail
+
+
 def test_no_secret_of_an_address_is_shown(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault(other_server(404).on("/revision/"))
     login = {"HF_ENDPOINT": hub.url.replace("http://", "http://me:geheim@")}
