@@ -236,11 +236,11 @@ def too_bad(ends: dict[Side, End]) -> str | None:
 
 
 def table(found: dict[str, dict[Side, End]], cap: float, jobs: int) -> str:
-    load = f"{os.getloadavg()[2]:.1f}"
+    command = f"`python -m benchmarks.hub_faults --jobs {jobs} --cap {cap:g}`"
+    load = f"load average over the last 5 minutes {os.getloadavg()[1]:.1f}"
     lines = [
         f"{machine()}; {time.strftime('%Y-%m-%d')}.",
-        f"`python -m benchmarks.hub_faults --jobs {jobs} --cap {cap:g}`: {jobs} rows at once, a run "
-        f"is ended after {cap:g} s; the load average over the last 15 minutes was {load}.",
+        f"{command}: {jobs} rows at once, runs ended after {cap:g} s; {load}.",
         "",
         "| what is wrong | hf | right bytes | seconds | vlmcache | right bytes | seconds |",
         "| --- | ---: | --- | ---: | ---: | --- | ---: |",
