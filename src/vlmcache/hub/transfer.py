@@ -118,8 +118,7 @@ class Transfer:
         environment, size = self.client.environment, job.listed.content_size
         known_bad = partial(read_damaged, environment)
         check = self.client.stop_token.check
-        checkable = job.is_checked
-        if checkable:
+        if job.is_checked:
             partials.copy_beginning(job.tree, job.partial, size, check, known_bad)
         wrong = 0
         while True:
@@ -127,7 +126,7 @@ class Transfer:
             with file.opened(check) as begun:
                 self._receive(file)
                 # Of what has a mirror's own name, only the length can be checked.
-                if file.right or not checkable:
+                if file.right or not job.is_checked:
                     file.sync()
                     break
                 digest = file.hash
@@ -203,7 +202,7 @@ class Transfer:
                     slow = client.contact.slow_files
                 elif isinstance(trouble, SlowError):
                     slow += 1
-                    self._wait_longer(trouble, slow)
+                    _wait_longer(client, trouble, slow)
                 if isinstance(trouble, NoRangeError):
                     trouble.lasting = whole or not before
                     # One refusal of a part may be a mistake: all is much more to send.
@@ -215,15 +214,6 @@ class Transfer:
         finally:
             self.received += ranges.received
             ranges.close()
-
-    def _wait_longer(self, trouble: SlowError, slow: int) -> None:
-        """Say how long is waited next; the longest time is given once."""
-        longer = self.client.contact.waits_longer(slow)
-        if longer is False:
-            raise trouble.error from trouble
-        if longer:
-            then = f"asking again, for up to {self.client.data_timeout(slow):g} s"
-            self.client.note_failure(trouble.error.message, then)
 
     def _stream(
         self, address: str, file: ArrivingBlob, ranges: Ranges, asked: int, slow: int
@@ -312,9 +302,8 @@ class Transfer:
             "route": client.api(job.repo, "xet-read-token", job.commit),
             "headers": client.headers,
         }
-        timeout = client.data_timeout(0)
         try:
-            self.received += client.xet.fetch(request, self.moved, timeout)
+            self.received += client.xet.fetch(request, self.moved, client.data_timeout(0))
             with partials.opened(job.tree, temporary) as descriptor:
                 check = client.stop_token.check
                 digest = partials.hash_of(descriptor, etag, size, size, check)
@@ -332,6 +321,16 @@ class Transfer:
         if job.shares:
             library.share(job.tree.root, job.blob, xet_hash, size)
         return True
+
+
+def _wait_longer(client: Client, trouble: SlowError, slow: int) -> None:
+    """Say how long is waited next; the longest time is given once."""
+    longer = client.contact.waits_longer(slow)
+    if longer is False:
+        raise trouble.error from trouble
+    if longer:
+        then = f"asking again, for up to {client.data_timeout(slow):g} s"
+        client.note_failure(trouble.error.message, then)
 
 
 def link_shared(job: BlobJob) -> bool:
