@@ -6,14 +6,19 @@ client's environment. Add one by adding a line to `CASES`.
 
 from __future__ import annotations
 
+import email.utils
 import gzip
+import importlib.metadata
 import json
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from tests.hub.test_versions import XET, oldest
 from tests.kit.contents import Content, Synthetic
 from tests.kit.faults import (
     Fault,
@@ -66,6 +71,14 @@ class Case(NamedTuple):
     front: Front | None = None
     busy: bool = False
     """Whether it is measured alone, since it does more than wait."""
+    others: tuple[str, ...] = ()
+    """More repos with the same files: hf is run once for each, `vlmcache pull --all` once."""
+    build: Callable[[Path], object] = lambda _: None
+    """Makes what the variables name, in the empty folder."""
+    tool: str | None = None
+    """A program that building it needs."""
+    locked: bool = False
+    """Whether another user than root runs it, and root owns the lock of the weights."""
 
 
 def faults(*which: Fault) -> Arm:
@@ -166,8 +179,11 @@ def described(**values: object) -> Change:
     return of_api(change, "/revision/")
 
 
-def limited(part: str, name: str, seconds: float = 5.0) -> Change:
-    """Answer 429 for a while, from the first request on, and say in a header how long."""
+def limited(part: str, name: str, seconds: float = 5.0, *, wrong_by: float | None = None) -> Change:
+    """Answer 429 for a while, from the first request on, and say in a header how long.
+
+    As a date, if it is given by how many seconds the hub's clock is wrong.
+    """
     until: list[float] = []
 
     def change(asked: Any, reply: Any) -> None:
@@ -176,9 +192,14 @@ def limited(part: str, name: str, seconds: float = 5.0) -> Change:
         now = time.monotonic()
         until.append(now + seconds)
         rest = math.ceil(until[0] - now)
-        if rest > 0:
-            answered(reply, 429, '{"error": "Too Many Requests"}', "application/json")
-            reply.headers[name] = str(rest) if name == "Retry-After" else f'"api";r=0;t={rest}'
+        if rest <= 0:
+            return
+        answered(reply, 429, '{"error": "Too Many Requests"}', "application/json")
+        reply.headers[name] = str(rest) if name == "Retry-After" else f'"api";r=0;t={rest}'
+        if wrong_by is not None:
+            date = time.time() + wrong_by
+            reply.headers["Date"] = email.utils.formatdate(date, usegmt=True)
+            reply.headers[name] = email.utils.formatdate(math.ceil(date) + rest, usegmt=True)
 
     return change
 
@@ -211,8 +232,55 @@ def without_ranges(hub: LoopbackHub) -> None:
     hub.fault(CUT)
 
 
+QUOTA = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static long left = 1000000;
+static int is_over(int file, size_t count) {
+    struct stat status;
+    if (file < 3 || fstat(file, &status) || !S_ISREG(status.st_mode)) return 0;
+    return (left -= count) < 0 && (errno = EDQUOT);
+}
+ssize_t write(int file, const void *data, size_t count) {
+    ssize_t (*real)(int, const void *, size_t) = dlsym(RTLD_NEXT, "write");
+    return is_over(file, count) ? -1 : real(file, data, count);
+}
+ssize_t pwrite64(int file, const void *data, size_t count, off_t at) {
+    ssize_t (*real)(int, const void *, size_t, off_t) = dlsym(RTLD_NEXT, "pwrite64");
+    return is_over(file, count) ? -1 : real(file, data, count, at);
+}
+ssize_t pwrite(int file, const void *data, size_t count, off_t at) {
+    return pwrite64(file, data, count, at);
+}
+"""
+"""Lets a process write 1 MB to files, as a quota would: the kernel here may have none."""
+
+
+def quota(folder: Path) -> None:
+    """Build what is preloaded to run into a quota."""
+    command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(folder / "quota.so"), "-ldl"]
+    subprocess.run(command, input=QUOTA, text=True, check=True, capture_output=True)
+
+
+def oldest_client(folder: Path) -> None:
+    """Install the oldest huggingface_hub that is allowed, from the index that pip uses."""
+    wanted = oldest(importlib.metadata.requires("vlmcache"))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", f"--target={folder / 'client'}"]
+    subprocess.run([*command, wanted, XET], check=True, capture_output=True)
+
+
+def without_one(hub: LoopbackHub) -> None:
+    """Let the hub have one of the repos no more."""
+    hub.remove(OTHERS[1])
+
+
 CUT = cut(36_000_000).on(WEIGHTS)
 XET_ON = {"HF_HUB_DISABLE_XET": "0"}
+OLDEST = {"PYTHONPATH": "{folder}/client"}
+OTHERS = tuple(f"org/other-{number}" for number in range(4))
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 SOCKS = {"ALL_PROXY": "socks5://127.0.0.1:9"}
 NO_CERTIFICATES = {"SSL_CERT_FILE": "{folder}/missing.pem"}
@@ -282,8 +350,19 @@ def cases() -> tuple[Case, ...]:
             XET_ON,
             xet=True,
         ),
+        # Older clients.
+        Case("the oldest client that is allowed", variables=OLDEST, build=oldest_client),
+        Case(
+            "the oldest client, with Xet", with_xet, OLDEST | XET_ON, build=oldest_client, xet=True
+        ),
         # A hub that cannot be reached.
         Case("a hub that never answers, cached", faults(hang().on(times=None)), cached=True),
+        Case(
+            "a hub that never answers, 5 models cached",
+            faults(hang().on(times=None)),
+            cached=True,
+            others=OTHERS,
+        ),
         Case("resets before every answer, cached", faults(reset().on(times=None)), cached=True),
         Case("503 from everything, cached", faults(status(503).on(times=None)), cached=True),
         Case("one reset of an answer", faults(reset().on("/tree/"), reset().on(WEIGHTS))),
@@ -323,6 +402,24 @@ def cases() -> tuple[Case, ...]:
         Case("429 for 5 s, RateLimit", changes(limited("/tree/", "RateLimit"))),
         Case("429 for 5 s, Retry-After", changes(limited("/revision/", "Retry-After"))),
         Case("429 for 5 s, for a file", changes(limited(WEIGHTS, "Retry-After"))),
+        Case(
+            "429 for 5 s, a date of a clock an hour late",
+            changes(limited("/tree/", "Retry-After", wrong_by=-3600)),
+        ),
+        Case(
+            "429 for 5 s, a date of a clock an hour early",
+            changes(limited("/tree/", "Retry-After", wrong_by=3600)),
+        ),
+        # Several models, and what the disk refuses.
+        Case("one of 5 models is gone", without_one, others=OTHERS),
+        Case("one of 5 models is gone, cached", without_one, others=OTHERS, cached=True),
+        Case(
+            "a quota is used up (EDQUOT)",
+            variables={"LD_PRELOAD": "{folder}/quota.so"},
+            build=quota,
+            tool="gcc",
+        ),
+        Case("a lock that root has left, another user", tool="setpriv", locked=True),
         # Other repos, and many files.
         Case("a dataset", kind="dataset"),
         Case("a space", kind="space"),

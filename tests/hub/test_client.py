@@ -117,19 +117,25 @@ def test_secrets_are_cut_out_of_every_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "target", "may"),
+    ("address", "target", "may", "may_if_checked"),
     [
-        ("https://a/x", "https://b/y", True),
-        ("https://a/x", "http://a/y", False),
-        ("http://a/x", "http://b/y", True),
-        ("http://a/x", "https://b/y", True),
-        ("https://a/x", "file:///etc/passwd", False),
-        ("http://a/x", "http://b:99999/y", False),
-        ("http://a/x", "http://[b/y", False),
+        ("https://a/x", "https://b/y", True, True),
+        ("https://a/x", "http://a/y", False, True),
+        ("HTTPS://a/x", "HTTP://a/y", False, True),
+        ("http://a/x", "http://b/y", True, True),
+        ("http://a/x", "https://b/y", True, True),
+        ("https://a/x", "file:///etc/passwd", False, False),
+        ("https://a/x", "ftp://b/y", False, False),
+        ("http://a/x", "http://b:99999/y", False, False),
+        ("http://a/x", "http://[b/y", False, False),
     ],
 )
-def test_a_redirect_never_leads_to_a_less_safe_place(address: str, target: str, may: bool) -> None:
-    assert hub_client._followed(address, target) == (target if may else None)
+def test_a_redirect_leads_to_a_less_safe_place_only_for_what_a_hash_checks(
+    address: str, target: str, may: bool, may_if_checked: bool
+) -> None:
+    for checked, followed in ((False, may), (True, may_if_checked)):
+        found = hub_client._followed(address, target, checked=checked)
+        assert found == (target if followed else None)
 
 
 def test_a_token_in_the_hubs_own_words_is_not_repeated(tmp_path: Path) -> None:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.kit.caches import fingerprint
 from tests.kit.contents import Content, Synthetic
-from tests.kit.hub import LoopbackHub
+from tests.kit.hub import (
+    LoopbackHub,
+    altered_headers,
+    altered_json,
+    cut,
+    other_server,
+    wrong_bytes,
+)
 from tests.kit.mirrors import MIRRORS
 from tests.kit.proxy import PASSWORD, Proxy, proxy
 from tests.kit.pulls import REPO, expected, lies, pull, vlmcache
 from tests.kit.tls import Authority, authority
+from vlmcache.errors import ExitCode
 
 FILES: dict[str, Content] = {
     "config.json": b'{"model_type": "qwen2_vl"}',
@@ -118,3 +128,95 @@ def test_whatever_a_mirror_leaves_out_nothing_wrong_is_published(
         assert (snapshot / "model.safetensors").stat().st_size == 200_000
     else:
         assert "internal" not in run.problem.message
+
+
+TOKEN = "hf_mine1234"
+
+
+@pytest.fixture
+def half_safe(company: Authority) -> Iterator[LoopbackHub]:
+    """A private repo of a hub that speaks https, and keeps its files at a host that does not."""
+    with LoopbackHub(tls=company.context, tls_of_cdn=False) as hub:
+        hub.accept_token(TOKEN)
+        hub.add_repo(REPO, private=True).commit(FILES)
+        yield hub
+
+
+def pull_half_safe(
+    hub: LoopbackHub, company: Authority, cache: Path
+) -> subprocess.CompletedProcess[str]:
+    return vlmcache(
+        hub, cache, "pull", REPO, SSL_CERT_FILE=str(company.certificate), HF_TOKEN=TOKEN
+    )
+
+
+def test_bytes_that_a_hash_checks_may_come_over_http_without_the_token(
+    half_safe: LoopbackHub, company: Authority, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    half_safe.fault(cut(100_000).on("model.safetensors", host="cdn"))
+    done = pull_half_safe(half_safe, company, cache)
+    assert done.returncode == 0, done.stderr
+    assert fingerprint(cache) == expected(tmp_path / "right", FILES)
+    safe, plain = (urlsplit(url).netloc for url in (half_safe.url, half_safe.cdn_url))
+    said = f"{safe} redirects to {plain} over http; the content is checked by its hash"
+    assert done.stderr.count(said) == 1
+    asked = {(one.host, one.authorization) for one in half_safe.requests}
+    assert asked == {("hub", True), ("cdn", False)}
+
+
+def test_the_token_stays_behind_if_http_leads_back_to_the_hub(
+    half_safe: LoopbackHub, company: Authority, tmp_path: Path
+) -> None:
+    back = f"{half_safe.url}/{REPO}/resolve/main/model.safetensors"
+    half_safe.fault(other_server(302, Location=back).on("model.safetensors", host="cdn"))
+    done = pull_half_safe(half_safe, company, tmp_path / "cache")
+    asked = [one for one in half_safe.requests if one.path.endswith("main/model.safetensors")]
+    assert [(one.host, one.authorization, one.status) for one in asked] == [("hub", False, 401)]
+    assert lies(tmp_path / "cache") == []
+    assert "internal" not in done.stderr
+
+
+def test_wrong_bytes_over_http_are_never_published(
+    half_safe: LoopbackHub, company: Authority, tmp_path: Path
+) -> None:
+    half_safe.fault(wrong_bytes(5).on("*.*", host="cdn", times=None))
+    done = pull_half_safe(half_safe, company, tmp_path / "cache")
+    assert done.returncode == ExitCode.FAILED
+    assert not list((tmp_path / "cache").glob("models--*/snapshots/*/*.safetensors"))
+    assert lies(tmp_path / "cache") == []
+
+
+def names_only(value: dict[str, Any]) -> dict[str, Any]:
+    return {"sha": value["sha"], "siblings": [{"rfilename": name} for name in FILES]}
+
+
+WITHOUT_LISTING = (other_server(404).on("/tree/"), altered_json(names_only).on("/revision/"))
+WITHOUT_HASH = altered_headers(ETag='"65f1c2a0-1388"', X_Linked_ETag="")
+UNCHECKED = {
+    "a question": (("/revision/", None), ()),
+    "what a file is": (("model.safetensors", "HEAD"), WITHOUT_LISTING),
+    "a file without a hash": (
+        ("model.safetensors", "GET"),
+        (*WITHOUT_LISTING, WITHOUT_HASH.on("model.safetensors", method="HEAD")),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNCHECKED)
+def test_what_no_hash_checks_is_not_asked_over_http(
+    half_safe: LoopbackHub, company: Authority, tmp_path: Path, case: str
+) -> None:
+    (part, method), faults = UNCHECKED[case]
+    for fault in faults:
+        half_safe.fault(fault)
+    target = f"{half_safe.cdn_url}/elsewhere"
+    moved = other_server(302, Location=f"{target}?secret=1")
+    half_safe.fault(moved.on(part, method=method, host="hub", times=None))
+    done = pull_half_safe(half_safe, company, tmp_path / "cache")
+    check_refused(done, tmp_path / "cache")
+    assert f"redirects to {target}, which is not encrypted: not followed" in done.stderr
+    assert half_safe.url in done.stderr
+    assert "HF_ENDPOINT" in done.stderr
+    assert "secret" not in done.stderr
+    assert not [one for one in half_safe.requests if "elsewhere" in one.path]

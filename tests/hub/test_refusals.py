@@ -105,6 +105,19 @@ def test_what_is_cached_is_used_if_something_else_than_the_hub_refuses(
     assert f"answers {code} with a web page" in run.findings[0].detail
 
 
+def test_what_is_cached_stays_in_use_if_the_hub_has_the_repo_no_more(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    assert pull(hub, cache).problem is None
+    hub.remove(REPO)
+    run = pull(hub, cache)
+    assert run.problem is None
+    assert [model.state for model in run.models] == ["cached"]
+    assert [finding.code for finding in run.findings] == ["hub-not-asked"]
+    assert f"no such model on {hub.url}: {REPO}" in run.findings[0].detail
+
+
 def test_no_secret_of_an_address_is_shown(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault(other_server(404).on("/revision/"))
     login = {"HF_ENDPOINT": hub.url.replace("http://", "http://me:geheim@")}
@@ -143,25 +156,6 @@ def test_a_hub_that_a_dotenv_names_is_refused_with_what_lets_one_in(
     assert raised.value.exit_code == ExitCode.HUB
     assert raised.value.hint == asking.how_to_log_in
     assert not hub.requests[0].authorization
-
-
-def test_a_redirect_from_https_to_http_is_refused_with_both_addresses(
-    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from vlmcache.hub import client
-
-    target = f"{hub.cdn_url}/api/models/{REPO}/revision/main?secret=1"
-    hub.fault(other_server(301, Location=target).on("/revision/"))
-    # No certificate is at hand here; what counts is what is made of the answer.
-    monkeypatch.setattr(client, "_followed", lambda *_: None)
-    problem = refused(hub, tmp_path / "cache")
-    assert problem.exit_code == ExitCode.HUB
-    assert f"{hub.url}/api/models/{REPO}/revision/main redirects to {hub.cdn_url}/" in (
-        problem.message
-    )
-    assert "which is not encrypted: not followed" in problem.message
-    assert "secret" not in problem.message
-    assert "HF_ENDPOINT" in str(problem.hint)
 
 
 ASKED = "/api/models/org/name/revision/main"

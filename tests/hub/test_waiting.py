@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from tests.kit.commands import is_failure
+from tests.kit.contents import Content, Synthetic
 from tests.kit.disks import as_other_user, common_folder
 from tests.kit.hub import LoopbackHub, busy_until, hang, html, rate_limited, status
 from tests.kit.pulls import (
@@ -29,6 +30,7 @@ from tests.kit.pulls import (
     vlmcache,
 )
 from vlmcache.cache import layout
+from vlmcache.commands.pull.plan import FileSelection
 from vlmcache.commands.pull.values import PullReport
 from vlmcache.commands.status.outdated import with_updates
 from vlmcache.commands.status.status import status as status_of
@@ -91,6 +93,9 @@ def test_an_answer_that_takes_longer_than_the_usual_time_is_waited_for(
 def test_without_a_time_of_the_users_the_time_for_an_answer_grows_to_90_seconds() -> None:
     contact = Contact(Patience(), NOWHERE)
     assert [contact.answer_timeout(10.0, slow) for slow in range(4)] == [10.0, 30.0, 90.0, 90.0]
+    assert [contact.data_timeout(10.0, slow) for slow in range(4)] == [10.0, 30.0, 90.0, 90.0]
+    set_for_files = Environment({"HF_HUB_DOWNLOAD_TIMEOUT": "20"}, frozenset(), "/")
+    assert Contact(Patience(), set_for_files).data_timeout(20.0, 2) == 20.0
     chosen = Environment({"HF_HUB_ETAG_TIMEOUT": "20"}, frozenset(), "/")
     assert [Contact(Patience(), chosen).answer_timeout(20.0, slow) for slow in range(3)] == [
         20.0
@@ -103,6 +108,41 @@ def test_a_hub_that_was_slow_once_is_given_the_longer_time_at_once(
     hub.fault(hang(seconds=0.5).on("/api/", times=None))
     assert pull(hub, tmp_path / "cache", patience=GROWING).problem is None
     assert (hub.count(contains=QUESTION), hub.count(contains="/tree/")) == (2, 1)
+
+
+@pytest.mark.parametrize("after", [None, 0])
+def test_a_file_whose_first_byte_takes_longer_is_waited_for(
+    hub: LoopbackHub, tmp_path: Path, after: int | None
+) -> None:
+    big: dict[str, Content] = {"a.bin": Synthetic(100_000, 1), "b.bin": Synthetic(100_000, 2)}
+    hub.add_repo("org/cold").commit(FILES | big)
+    hub.fault(hang(after, seconds=0.5).on(host="cdn", times=None))
+    listener, patience = Listener(), msgspec.structs.replace(QUICK, data_timeout=0.2, growth=5.0)
+    run = pull(
+        hub,
+        tmp_path / "cache",
+        "org/cold",
+        patience=patience,
+        progress=listener,
+        selection=FileSelection(every=True),
+        max_workers=1,
+    )
+    assert run.models[0].state == "pulled"
+    # The second file is given the longer time at once.
+    counts = [sum(r.host == "cdn" and r.file == name for r in hub.requests) for name in big]
+    assert sorted(counts) == [1, 2]
+    assert "no answer within 0.2 s; asking again, for up to 1 s" in listener.notes[0]
+
+
+def test_a_file_that_never_comes_is_given_each_time_once(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.fault(hang().on("model.safetensors", host="cdn", times=None))
+    patience = msgspec.structs.replace(QUICK, attempts=8, data_timeout=0.1, growth=2.0)
+    run = pull(hub, tmp_path / "cache", patience=patience)
+    assert run.problem is not None
+    assert "no answer within 0.4 s" in run.problem.message
+    asked = [r for r in hub.requests if r.host == "cdn" and r.file == "model.safetensors"]
+    # Once as a small file.
+    assert len(asked) == 4
 
 
 def test_what_is_cached_does_not_wait_for_a_slow_hub(hub: LoopbackHub, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def as_other_user(
     # With coverage, it could not write its figures to our folder.
     variables.pop("COVERAGE_PROCESS_CONFIG", None)
     result = subprocess.run(
-        [*_becoming(uid), *command],
+        [*becoming(uid), *command],
         env=variables,
         cwd=folder,
         capture_output=True,
@@ -205,8 +205,8 @@ def as_other_user(
     return result
 
 
-def _becoming(uid: int) -> list[str]:
-    """Return the start of a command line that gives up being root."""
+def becoming(uid: int) -> list[str]:
+    """Return the start of a command line that gives up being root, empty if we are not root."""
     if os.geteuid() != 0:
         return []
     if shutil.which("setpriv") is None:

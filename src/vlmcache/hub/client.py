@@ -145,9 +145,9 @@ class Client(Account):
                     then = f"asking again, for up to {longer:g} s"
                     self.note_failure(trouble.error.message, then)
 
-    @property
-    def _data_timeout(self) -> float:
-        return self.patience.data_timeout or self.library.data_timeout
+    def data_timeout(self, slow: int | None = None) -> float:
+        """Return how long to wait for bytes of a file, as `Contact.data_timeout` does."""
+        return self.contact.data_timeout(self.library.data_timeout, slow)
 
     def content(self, address: str) -> bytes | None:
         """Return a small file that only helps to plan, after one attempt; `None` without it."""
@@ -187,18 +187,23 @@ class Client(Account):
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
         signed: bool = False,
+        checked: bool = False,
+        slow: int | None = None,
         method: str = "GET",
     ) -> Iterator[Any]:
         """Open an address once and yield its answer with content, redirects followed.
 
-        The token goes to the hub's own origin and to no other.
+        The token goes to the hub's own origin and to no other, and nowhere after a redirect from
+        https to http.
 
         Args:
             address: where.
             headers: sent in addition to the session's own.
-            timeout: seconds without a byte of the answer to a question; for a file's, patience
-                says how many.
+            timeout: seconds without a byte of the answer to a question; for a file's,
+                `data_timeout` says how many.
             signed: whether the hub has redirected to this address, which is valid for a while.
+            checked: whether a hash decides what is made of the answer: it may come over http.
+            slow: how often a file's bytes have taken longer; as other files found if not given.
             method: GET or HEAD.
 
         Raises:
@@ -208,9 +213,9 @@ class Client(Account):
         """
         self.check_online()
         variable = settings.ANSWER_TIMEOUT if timeout else settings.DATA_TIMEOUT
-        timeout = timeout or self._data_timeout
+        timeout = timeout or self.data_timeout(slow)
         library = self.library
-        home = _origin(self.endpoint)
+        home: tuple[str, str, int | None] | None = _origin(self.endpoint)
         first = address
         for _ in range(10):
             own = _origin(address) == home
@@ -234,9 +239,15 @@ class Client(Account):
                 named = method == "HEAD" and any(name in response.headers for name in _ETAGS)
                 redirects = response.status_code in _REDIRECTS and not named
                 if redirects and "Location" in response.headers:
-                    target = _followed(address, response.headers["Location"])
+                    target = _followed(address, response.headers["Location"], checked=checked)
                     if target is None:
                         raise refused_redirect(self, response)
+                    if _is_less_safe(address, target):
+                        home = None
+                        self.note_failure(
+                            f"{_host(address)} redirects to {_host(target)} over http",
+                            "the content is checked by its hash",
+                        )
                     address = target
                     _drain(response)
                     continue
@@ -256,7 +267,7 @@ class Client(Account):
     ) -> Iterator[None]:
         """Turn the HTTP library's failures into ours, as `unreachable` does."""
         http = self.library.http
-        seconds = self._data_timeout if seconds is None else seconds
+        seconds = self.data_timeout() if seconds is None else seconds
         try:
             yield
         except (http.TransportError, http.DecodingError) as error:
@@ -274,14 +285,28 @@ def _origin(address: str) -> tuple[str, str, int | None]:
     return parts.scheme, parts.hostname or "", port
 
 
-def _followed(address: str, location: str) -> str | None:
-    """Return where a redirect leads; `None` if that is not an address or is less safe."""
+def _host(address: str) -> str:
+    return urlsplit(address).netloc.rpartition("@")[2]
+
+
+def _followed(address: str, location: str, *, checked: bool) -> str | None:
+    """Return where a redirect leads; `None` if that is not an address or is less safe.
+
+    Args:
+        address: what redirects.
+        location: what it says.
+        checked: whether a hash decides what is made of the answer: http does for that.
+    """
     with contextlib.suppress(ValueError):
         target = urljoin(address, location)
-        scheme = _origin(target)[0]
-        if scheme == "https" or scheme == urlsplit(address).scheme == "http":
+        known = _origin(target)[0] in ("http", "https")
+        if known and (checked or not _is_less_safe(address, target)):
             return target
     return None
+
+
+def _is_less_safe(address: str, target: str) -> bool:
+    return urlsplit(address).scheme == "https" != urlsplit(target).scheme
 
 
 def _drain(response: Any) -> None:

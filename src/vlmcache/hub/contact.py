@@ -26,9 +26,12 @@ class Contact:
 
     def __init__(self, patience: Patience, environment: Environment) -> None:
         self._patience = patience
-        self._growth = 1.0 if environment.get(settings.ANSWER_TIMEOUT) else patience.growth
-        self.slow = 0
-        """How often a question had to be repeated because its answer took longer."""
+        self._growth, self._growth_of_files = (
+            1.0 if environment.get(variable) else patience.growth
+            for variable in (settings.ANSWER_TIMEOUT, settings.DATA_TIMEOUT)
+        )
+        self.slow = self.slow_files = 0
+        """How often a question, or a file, had to be asked for again: the answer took longer."""
         self._heard = -math.inf
         """When the last answer began."""
         self._silence: tuple[int, UnreachableError] | None = None
@@ -48,6 +51,24 @@ class Contact:
         """
         first = self._patience.answer_timeout or usual
         return first * self._growth ** min(self.slow if slow is None else slow, _MOST_GROWN)
+
+    def data_timeout(self, usual: float, slow: int | None = None) -> float:
+        """Return how long to wait for bytes of a file: a mirror may have to fetch it first.
+
+        Args:
+            usual: as long as huggingface_hub waits.
+            slow: how often they have taken longer; what other files found if not given.
+        """
+        first = self._patience.data_timeout or usual
+        grown = self.slow_files if slow is None else slow
+        return first * self._growth_of_files ** min(grown, _MOST_GROWN)
+
+    def waits_longer(self, slow: int) -> bool | None:
+        """Return whether a file is waited for longer that has taken longer so often.
+
+        `None` if it is always given the same time.
+        """
+        return slow <= _MOST_GROWN if self._growth_of_files > 1 else None
 
     def heard(self) -> None:
         """Take note of an answer."""

@@ -102,6 +102,7 @@ class Ranges:
         starts: returns the offset from which an answer sends the file, asked for from the offset
             given, or raises TroubleError.
         spare: connections that may be used.
+        checked: as for `Client.opened`.
     """
 
     def __init__(
@@ -111,6 +112,8 @@ class Ranges:
         size: int,
         starts: Callable[[Any, int], int],
         spare: Spare,
+        *,
+        checked: bool = False,
     ) -> None:
         self.received = 0
         """Bytes that came over all connections."""
@@ -119,6 +122,7 @@ class Ranges:
         self._size = size
         self._starts = starts
         self._spare = spare
+        self._checked = checked
         self._rules = RULES
         self._watch = self._rules.watch
         self._possible = True
@@ -296,7 +300,9 @@ class Ranges:
         client = self._client
         headers = {"Range": f"bytes={piece.start}-{piece.stop - 1}"}
         signed = address != self._address
-        with client.opened(address, headers=headers, signed=signed) as response:
+        with client.opened(
+            address, headers=headers, signed=signed, checked=self._checked
+        ) as response:
             if response.status_code != 206:
                 self._possible = False
                 raise TroubleError(bad_answer(response))

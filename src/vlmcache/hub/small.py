@@ -31,7 +31,7 @@ def receive_small(transfer: Transfer) -> bytes | None:
     address = client.file_address(job.repo, job.commit, job.file)
     body = bytearray()
     try:
-        with client.opened(address) as response:
+        with client.opened(address, checked=job.is_checked) as response:
             for data in client.pieces(response):
                 transfer.received += len(data)
                 client.throttle.take(len(data))

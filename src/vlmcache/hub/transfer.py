@@ -34,7 +34,7 @@ from vlmcache.hub import library
 from vlmcache.hub.answers import Answer
 from vlmcache.hub.client import Client
 from vlmcache.hub.ranges import Ranges, Spare
-from vlmcache.hub.retry import Backoff, NoRangeError, TroubleError
+from vlmcache.hub.retry import Backoff, NoRangeError, SlowError, TroubleError
 from vlmcache.hub.xet import XetError
 from vlmcache.units import size_text
 
@@ -59,6 +59,11 @@ class BlobJob(msgspec.Struct, frozen=True):
     def blob(self) -> str:
         """The blob's place."""
         return os.path.join(self.blobs, self.listed.etag)
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether a hash decides what is published: not if a mirror has its own name for it."""
+        return layout.is_etag(self.listed.etag)
 
     @property
     def partial(self) -> str:
@@ -113,8 +118,7 @@ class Transfer:
         environment, size = self.client.environment, job.listed.content_size
         known_bad = partial(read_damaged, environment)
         check = self.client.stop_token.check
-        checkable = layout.is_etag(job.listed.etag)
-        if checkable:
+        if job.is_checked:
             partials.copy_beginning(job.tree, job.partial, size, check, known_bad)
         wrong = 0
         while True:
@@ -122,7 +126,7 @@ class Transfer:
             with file.opened(check) as begun:
                 self._receive(file)
                 # Of what has a mirror's own name, only the length can be checked.
-                if file.right or not checkable:
+                if file.right or not job.is_checked:
                     file.sync()
                     break
                 digest = file.hash
@@ -168,8 +172,11 @@ class Transfer:
         attempts = client.patience.attempts
         backoff = Backoff(client.patience, client.stop_token, client.note_failure, attempts)
         forbidden = no_parts = whole = False
+        slow = client.contact.slow_files
         address = client.file_address(self.job.repo, self.job.commit, self.job.file)
-        ranges = Ranges(client, address, size, self._part_start, self.spare)
+        ranges = Ranges(
+            client, address, size, self._part_start, self.spare, checked=self.job.is_checked
+        )
         try:
             while file.position < size:
                 before, trouble = file.position, None
@@ -178,7 +185,7 @@ class Transfer:
                     for data in ranges.read(before):
                         file.add(data)
                     if file.position < size:
-                        self._stream(address, file, ranges, 0 if whole else file.position)
+                        self._stream(address, file, ranges, 0 if whole else file.position, slow)
                     whole = False
                 except TroubleError as error:
                     trouble = error
@@ -192,6 +199,10 @@ class Transfer:
                 file.fall_back()
                 if file.position > before:
                     backoff.progressed()
+                    slow = client.contact.slow_files
+                elif isinstance(trouble, SlowError):
+                    slow += 1
+                    _wait_longer(client, trouble, slow)
                 if isinstance(trouble, NoRangeError):
                     trouble.lasting = whole or not before
                     # One refusal of a part may be a mistake: all is much more to send.
@@ -204,7 +215,9 @@ class Transfer:
             self.received += ranges.received
             ranges.close()
 
-    def _stream(self, address: str, file: ArrivingBlob, ranges: Ranges, asked: int) -> None:
+    def _stream(
+        self, address: str, file: ArrivingBlob, ranges: Ranges, asked: int, slow: int
+    ) -> None:
         """Receive over one connection, to the end or to what has come over others.
 
         Args:
@@ -212,6 +225,7 @@ class Transfer:
             file: what is received.
             ranges: the other connections.
             asked: the offset from which a part is asked for, 0 to ask for all.
+            slow: as for `Client.opened`.
 
         Raises:
             TroubleError: the connection failed; what arrived before is in the file.
@@ -220,7 +234,9 @@ class Transfer:
         size, before = listed.content_size, file.position
         stop = ranges.gap_end(before)
         headers = {"Range": f"bytes={asked}-{stop - 1 if stop < size else ''}"} if asked else {}
-        with client.opened(address, headers=headers) as response:
+        checked = self.job.is_checked
+        with client.opened(address, headers=headers, checked=checked, slow=slow) as response:
+            client.contact.slow_files = max(client.contact.slow_files, slow)
             answer = Answer(client, response, self.job.file, size, asked)
             if answer.start < before:
                 client.note_failure(
@@ -286,9 +302,8 @@ class Transfer:
             "route": client.api(job.repo, "xet-read-token", job.commit),
             "headers": client.headers,
         }
-        timeout = client.patience.data_timeout or client.library.data_timeout
         try:
-            self.received += client.xet.fetch(request, self.moved, timeout)
+            self.received += client.xet.fetch(request, self.moved, client.data_timeout(0))
             with partials.opened(job.tree, temporary) as descriptor:
                 check = client.stop_token.check
                 digest = partials.hash_of(descriptor, etag, size, size, check)
@@ -306,6 +321,16 @@ class Transfer:
         if job.shares:
             library.share(job.tree.root, job.blob, xet_hash, size)
         return True
+
+
+def _wait_longer(client: Client, trouble: SlowError, slow: int) -> None:
+    """Say how long is waited next; the longest time is given once."""
+    longer = client.contact.waits_longer(slow)
+    if longer is False:
+        raise trouble.error from trouble
+    if longer:
+        then = f"asking again, for up to {client.data_timeout(slow):g} s"
+        client.note_failure(trouble.error.message, then)
 
 
 def link_shared(job: BlobJob) -> bool:

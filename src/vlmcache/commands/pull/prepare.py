@@ -32,6 +32,7 @@ from vlmcache.errors import (
     HostileListingError,
     HubError,
     NoSuchFileError,
+    NoSuchRepoError,
     NotDownloadedError,
     OfflineError,
     UsageError,
@@ -171,14 +172,14 @@ class _Preparation(NamedTuple):
     findings: list[Finding]
 
     def order(self) -> DownloadOrder:
-        """Ask the hub, or use what is cached if that is complete and the hub does not answer."""
+        """Ask the hub, or use what is complete here if it does not answer, or has it no more."""
         complete = self._complete_order()
         if complete is not None and self._is_current(complete):
             return complete
         try:
             # With something complete to fall back on, the hub gets one attempt.
             return self._ask(attempts=None if complete is None else 1)
-        except HubError as error:
+        except (HubError, NoSuchRepoError) as error:
             if complete is None or isinstance(error, AccessError):
                 raise
             offline = isinstance(error, OfflineError)
