@@ -245,9 +245,10 @@ def unreachable(account: Account, error: Exception, variable: str, seconds: floa
 def refused_redirect(account: Account, response: Any) -> BadAnswerError:
     """Return the failure for a redirect that is not followed."""
     address, target = str(response.url), response.headers.get("Location", "")
+    plain = False
     with contextlib.suppress(ValueError):
         target = urljoin(address, target)
-    plain = target.startswith("http://")
+        plain = target.startswith("http://")
     why = "which is not encrypted" if plain else "which is not an address"
     return BadAnswerError(
         f"{account.scrub(address)} redirects to {account.scrub(target)[:200]}, {why}: not followed",
