@@ -256,7 +256,9 @@ PERMANENT: dict[str, tuple[Fault, str, int]] = {
     "451 of the hub": (status(451), "hub", 1),
     "web page": (html(), "cdn", 2),
     "another length": (headers({"Content-Length": "77"}), "cdn", 2),
-    "redirect loop": (redirect_loop(), "cdn", 18),
+    "a length that is none": (headers({"Content-Length": "many"}), "cdn", 2),
+    "an unknown framing": (headers({"Transfer-Encoding": "odd", "Content-Length": None}), "cdn", 2),
+    "redirect loop": (redirect_loop(), "cdn", 38),
     "416 without a part": (status(416), "cdn", 2),
 }
 PASSING: dict[str, tuple[Fault, str]] = {

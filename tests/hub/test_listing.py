@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.kit.caches import fingerprint
 from tests.kit.contents import Content
-from tests.kit.hub import LoopbackHub
+from tests.kit.hub import LoopbackHub, _Asked, _Reply, altered_json
 from tests.kit.pulls import REPO, client_finds, pull, small_weights, variables, vlmcache
 from vlmcache.cache import layout
 from vlmcache.cache.state import TreeFile
@@ -76,6 +77,83 @@ def test_a_name_that_leaves_the_folder_refuses_the_whole_repo(
     assert (run.problem.code, run.problem.exit_code) == ("hostile-listing", ExitCode.FAILED)
     assert fingerprint(tmp_path) == before
     assert hub.bytes_sent() == 0
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "<{}>;rel=next",
+        '<{}>; REL="Next"',
+        '<{}>; rel="last next"; title="a, <b>"',
+        '<https://h.example/?cursor=9>; rel="prev"; title="next", <{}> ; title="x;y"; rel = next',
+        '<?{query}>; rel="next"',
+    ],
+)
+def test_every_page_of_a_listing_is_read_however_it_is_linked(tmp_path: Path, link: str) -> None:
+    with LoopbackHub(page_size=2) as hub:
+        hub.link = link
+        hub.add_repo(REPO).commit({**MODEL, **{f"{number}.txt": b"x" for number in range(5)}})
+        run = pull(hub, tmp_path / "cache", selection=FileSelection(every=True))
+        assert (run.problem, run.models[0].files) == (None, 7)
+
+
+def test_a_next_page_without_address_is_no_answer_of_a_hub(tmp_path: Path) -> None:
+    with LoopbackHub(page_size=1) as hub:
+        hub.link = '<http://[::1/x>; rel="next"'
+        hub.add_repo(REPO).commit(MODEL)
+        problem = pull(hub, tmp_path / "cache").problem
+        assert problem is not None
+        assert problem.exit_code == ExitCode.HUB
+        assert "a next page without address" in problem.message
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-le"])
+def test_a_listing_may_come_in_any_encoding_of_json(
+    hub: LoopbackHub, tmp_path: Path, encoding: str
+) -> None:
+    hub.add_repo(REPO).commit(MODEL)
+
+    def change(asked: _Asked, reply: _Reply) -> None:
+        if "/tree/" in asked.target and isinstance(reply.body, bytes):
+            reply.body = reply.body.decode().encode(encoding)
+            reply.stop = len(reply.body)
+
+    hub.changes.append(change)
+    assert pull(hub, tmp_path / "cache").problem is None
+
+
+def test_pages_may_overlap(tmp_path: Path) -> None:
+    with LoopbackHub(page_size=3) as hub:
+        hub.page_overlap = 1
+        hub.add_repo(REPO).commit({**MODEL, **{f"{number}.txt": b"x" for number in range(5)}})
+        run = pull(hub, tmp_path / "cache", selection=FileSelection(every=True))
+        assert (run.problem, run.models[0].files) == (None, 7)
+
+
+def test_of_a_file_that_is_listed_with_two_contents_the_hub_is_asked(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    hub.add_repo(REPO).commit(MODEL)
+    hub.fault(altered_json(lambda files: [*files, files[0] | {"oid": "b" * 40}]).on("/tree/"))
+    run = pull(hub, tmp_path / "cache")
+    assert run.problem is None
+    (config,) = (tmp_path / "cache").glob("*/snapshots/*/config.json")
+    assert config.read_bytes() == b"{}"
+    assert [request.method for request in hub.requests].count("HEAD") == 1
+
+
+def test_hashes_in_capital_letters_are_the_same_hashes(hub: LoopbackHub, tmp_path: Path) -> None:
+    def loud(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: loud(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [loud(inner) for inner in value]
+        return value.upper() if isinstance(value, str) and layout.is_etag(value) else value
+
+    hub.add_repo(REPO).commit(MODEL)
+    hub.fault(altered_json(loud).on("/api/"))
+    assert pull(hub, tmp_path / "cache").problem is None
+    assert client_finds(hub, tmp_path / "cache", REPO)
 
 
 def test_a_file_that_is_a_folder_too_refuses_the_whole_repo() -> None:

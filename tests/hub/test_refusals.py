@@ -201,3 +201,13 @@ def test_the_hint_of_a_refusal_says_how_the_endpoint_is_written(
         problem = refused(hub, tmp_path / "cache", extra={"HF_ENDPOINT": hub.url + end})
         assert problem.exit_code == ExitCode.HUB, end
         assert f"HF_ENDPOINT must be written as {hub.url}, and not as" in str(problem.hint), end
+
+
+@pytest.mark.parametrize("target", ["http://[::1/x", "ftp://127.0.0.1/x"])
+def test_a_redirect_to_what_is_no_address_is_not_called_unencrypted(
+    hub: LoopbackHub, tmp_path: Path, target: str
+) -> None:
+    hub.fault(other_server(302, b"", Location=target).on("/resolve/"))
+    problem = refused(hub, tmp_path)
+    assert problem.exit_code == ExitCode.HUB
+    assert f"redirects to {target}, which is not an address: not followed" in problem.message

@@ -258,6 +258,7 @@ EVERYTHING = {
     "HF_HUB_DOWNLOAD_TIMEOUT": "1.5",
     "HF_TOKEN": "hf_x\u00e4",
     "HF_ENDPOINT": "nonsense",
+    "HF_HUB_USER_AGENT_ORIGIN": "caf\u00e9",
 }
 
 

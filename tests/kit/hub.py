@@ -212,6 +212,10 @@ class LoopbackHub:
     ) -> None:
         self.redirect: Redirect = redirect
         self.page_size = page_size
+        self.link = '<{}>; rel="next"'
+        """How the Link header of a page names the next one."""
+        self.page_overlap = 0
+        """Files of a page that are on the next one too."""
         self.support_ranges = support_ranges
         self.send_xet_headers = False
         self.changes: list[Change] = []
@@ -478,8 +482,9 @@ class LoopbackHub:
         headers: dict[str, str] = {}
         if start + size < len(entries):
             kept = "&".join(part for part in asked.raw_query.split("&") if "cursor=" not in part)
-            following = f"{self.url}{asked.raw_path}?{kept}&cursor={start + size}"
-            headers["Link"] = f'<{following}>; rel="next"'
+            cursor = start + size - self.page_overlap
+            following = f"{self.url}{asked.raw_path}?{kept}&cursor={cursor}"
+            headers["Link"] = self.link.format(following, query=following.partition("?")[2])
         return _as_json(entries[start : start + size], headers)
 
     def _answer_resolve(self, asked: _Asked, kind: str, repo_id: str, rest: str) -> _Reply:

@@ -215,6 +215,12 @@ def parse_repo_folder(name: str) -> tuple[str, str] | None:
     return KINDS[prefix], rest.replace("--", "/")
 
 
+def name_by_path(repo_id: str, path: str) -> str:
+    """Return what to type for the repo of an entry at a path: an id can be of several types."""
+    found = [repo for part in path.split(os.sep) if (repo := parse_repo_folder(part))]
+    return next((typed_name(*repo) for repo in reversed(found) if repo[1] == repo_id), repo_id)
+
+
 def is_repo_id(text: str) -> bool:
     """Return whether a string is a repo id as the Hub allows them: `name` or `owner/name`.
 

@@ -33,7 +33,7 @@ def json_value(content: bytes, kind: Any) -> Any:
     try:
         return msgspec.json.decode(content, type=kind)
     except JSON_ERRORS:
-        valid = content.decode("utf-8", "replace").encode()
+        valid = content.decode(json.detect_encoding(content), "replace").encode()
         valid = _ESCAPES.sub(lambda found: rb"\ufffd" if found[1] else found[0], valid)
         if valid == content:
             raise

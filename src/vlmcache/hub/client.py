@@ -6,6 +6,7 @@ huggingface_hub waits without limit, retries little, and reports each failure di
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -38,6 +39,9 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ETAGS = ("X-Linked-ETag", "ETag")
 _ANSWER_LIMIT = 256_000_000
 _CONNECT_TIMEOUT = 10.0
+_MOST_REDIRECTS = 20
+_LINK = re.compile(r'<([^<>]*)>((?:\s*;[^=;,<>]+(?:=\s*(?:"[^"]*"|[^";,]*))?)*)')
+_NEXT = re.compile(r';\s*rel\s*=\s*"?(?:[^";]*\s)?next(?=[\s";]|$)', re.IGNORECASE)
 _HURRIED = 2.0
 """Seconds that a hub may ask to wait if not much depends on its answer."""
 
@@ -136,7 +140,7 @@ class Client(Account):
                     except JSON_ERRORS:
                         raise TroubleError(bad_answer(response)) from None
                     self.contact.slow = max(self.contact.slow, slow)
-                    return value, response.links.get("next", {}).get("url")
+                    return value, _next_page(response)
             except TroubleError as trouble:
                 backoff.failed(trouble)
                 if isinstance(trouble, SlowError):
@@ -217,7 +221,7 @@ class Client(Account):
         library = self.library
         home: tuple[str, str, int | None] | None = _origin(self.endpoint)
         first = address
-        for _ in range(10):
+        for _ in range(_MOST_REDIRECTS):
             own = _origin(address) == home
             sent = {"Accept-Encoding": "identity", **(headers or {})}
             if own:
@@ -277,6 +281,25 @@ class Client(Account):
             raise HubError(
                 f"not an address: {self.name}: {self.scrub(str(error))}", hint(self)
             ) from error
+
+
+def _next_page(response: Any) -> str | None:
+    """Return the address of the page that an answer's Link header names as the next one.
+
+    The words of the header are in any case, and `rel` can hold several (RFC 8288): a page that is
+    overlooked is a part of the repo that would not be fetched.
+
+    Raises:
+        TroubleError: it is not an address.
+    """
+    links: list[tuple[str, str]] = _LINK.findall(response.headers.get("Link", ""))
+    for target, parameters in links:
+        if _NEXT.search(parameters):
+            try:
+                return urljoin(str(response.url), target.strip())
+            except ValueError:
+                raise TroubleError(bad_answer(response, "a next page without address")) from None
+    return None
 
 
 def _origin(address: str) -> tuple[str, str, int | None]:

@@ -108,10 +108,11 @@ def find_commit(
         info, _ = client.ask(client.api(repo, "revision", revision), _Info, attempts=attempts)
     except VlmcacheError as error:
         raise named_failure(client, repo, revision, error) from error
-    if layout.COMMIT.fullmatch(info.sha or "") is None:
+    commit = _hash(info.sha or "")
+    if layout.COMMIT.fullmatch(commit) is None:
         raise BadAnswerError(f"{client.name} names no commit for {repo}@{revision}")
     kind, repo_id = layout.split_name(repo)
-    return Resolved(info.sha, layout.typed_name(kind, info.id or repo_id), bool(info.gated))
+    return Resolved(commit, layout.typed_name(kind, info.id or repo_id), bool(info.gated))
 
 
 def check_download_access(client: Client, repo: str) -> None:
@@ -152,9 +153,10 @@ def list_files(
         raise named_failure(client, repo, commit, error) from error
     listed: dict[str, TreeFile | None] = {}
     for entry in entries:
-        if entry.path in listed and "\ufffd" not in entry.path:
-            raise HostileListingError(f"{repo}: {entry.path!r} is listed twice")
-        listed[entry.path] = _file(entry)
+        file = _file(entry)
+        # Pages may overlap. Where they differ, the file itself is asked, as by huggingface_hub.
+        same = listed.get(entry.path, file) == file or not _can_be_asked(entry.path)
+        listed[entry.path] = file if same else None
     files = {name: file for name, file in listed.items() if file is not None}
     _refuse_hostile(repo, listed)
     unknown = [name for name in sorted(listed.keys() - files.keys()) if _can_be_asked(name)]
@@ -192,7 +194,7 @@ def _siblings(
 
 def _file(entry: _Entry | _Sibling) -> TreeFile | None:
     """Return what an entry says of a file; `None` unless it says size and hash."""
-    size, oid = _number(entry.size), entry.oid or ""
+    size, oid = _number(entry.size), _hash(entry.oid or "")
     shared = layout.SHARED_HASH.fullmatch(entry.xet_hash or "")
     xet_hash = entry.xet_hash if shared else None
     lfs = entry.lfs
@@ -200,9 +202,14 @@ def _file(entry: _Entry | _Sibling) -> TreeFile | None:
         lfs_size = size if lfs.size is None else _number(lfs.size)
         if lfs_size is None:
             return None
-        sha256 = (lfs.oid or lfs.sha256 or "").removeprefix("sha256:")
+        sha256 = _hash((lfs.oid or lfs.sha256 or "").removeprefix("sha256:"))
         return TreeFile(lfs_size if size is None else size, oid, sha256, lfs_size, xet_hash)
     return TreeFile(size, oid, xet_hash=xet_hash) if oid and size is not None else None
+
+
+def _hash(text: str) -> str:
+    """Return a hash in the hub's writing, with small letters; another name as it is."""
+    return text.lower() if layout.is_etag(text.lower()) else text
 
 
 def _number(size: str | float | None) -> int | None:
@@ -270,7 +277,7 @@ def _described(client: Client, address: str, headers: Mapping[str, str]) -> Tree
 def bare_etag(text: str) -> str:
     """Return an ETag without its quotes and without what servers add that compress or compare."""
     match = _ETAG.fullmatch(text.strip())
-    return match[1] if match is not None else ""
+    return _hash(match[1]) if match is not None else ""
 
 
 def _refuse_hostile(repo: str, names: Iterable[str]) -> None:

@@ -34,6 +34,9 @@ _AFTER_ENDPOINT = re.compile(
     r"/(?:api(?:/(?:models|datasets|spaces)(?:/.*)?)?|(?:.*/)?(?:resolve|tree|blob)/.*)?/*$"
 )
 """What people leave at the end of HF_ENDPOINT, and the client adds itself."""
+_NOT_HTTP = re.compile(r"content-length|transfer-encoding|receive buffer", re.IGNORECASE)
+"""In the HTTP library's words on an answer whose headers no client can read: not a matter of luck,
+as lost connections are."""
 _RATE_LIMIT = re.compile(r"r\s*=\s*0\b.*?t\s*=\s*(\d+)")
 
 
@@ -227,6 +230,11 @@ def unreachable(account: Account, error: Exception, variable: str, seconds: floa
                 f"{variable}={math.ceil(3 * seconds)} waits longer; {hint(account)}",
             )
         )
+    if isinstance(error, http.RemoteProtocolError) and _NOT_HTTP.search(reason):
+        problem = UnreachableError(
+            f"{account.name} answers with headers that cannot be read: {reason}", hint(account)
+        )
+        return TroubleError(problem, lasting=True)
     if isinstance(error, http.TimeoutException):
         reason = "no connection in time"
     return TroubleError(
@@ -237,9 +245,10 @@ def unreachable(account: Account, error: Exception, variable: str, seconds: floa
 def refused_redirect(account: Account, response: Any) -> BadAnswerError:
     """Return the failure for a redirect that is not followed."""
     address, target = str(response.url), response.headers.get("Location", "")
+    plain = False
     with contextlib.suppress(ValueError):
         target = urljoin(address, target)
-    plain = target.startswith("http://")
+        plain = target.startswith("http://")
     why = "which is not encrypted" if plain else "which is not an address"
     return BadAnswerError(
         f"{account.scrub(address)} redirects to {account.scrub(target)[:200]}, {why}: not followed",

@@ -22,6 +22,7 @@ from vlmcache.errors import SettingError, VlmcacheError
 DEFAULT_ENDPOINT = "https://huggingface.co"
 ANSWER_TIMEOUT = "HF_HUB_ETAG_TIMEOUT"
 DATA_TIMEOUT = "HF_HUB_DOWNLOAD_TIMEOUT"
+_AGENT = "HF_HUB_USER_AGENT_ORIGIN"
 _LONGEST_TIMEOUT = 10**9
 """Seconds; the system refuses a few times as many."""
 _TOKEN_LIMIT = 10_000
@@ -88,6 +89,12 @@ def unusable(environment: Environment) -> Iterator[SettingError]:
     yield from bad_endpoint(environment)
     yield from _bad_timeouts(environment)
     yield from _bad_proxies(environment)
+    agent = environment.variables.get(_AGENT, "")
+    if not (agent.isascii() and agent.isprintable()):
+        yield SettingError(
+            f"{environment.source(_AGENT)} holds what no request can send: {agent[:40]!a}",
+            "write it in plain letters, or unset it",
+        )
 
 
 def endpoint_of(environment: Environment) -> str:

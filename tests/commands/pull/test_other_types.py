@@ -262,3 +262,18 @@ def test_the_name_is_found_in_any_case_and_without_an_owner_if_it_is_cached(
     assert vlmcache(hub, cache, "pull", f"{kind}s/squad").returncode == ExitCode.NO_MODEL
     client(hub, cache, "download", "squad", "--repo-type", kind)
     assert pull(hub, cache, f"{kind}s/squad").models[0].state == "cached"
+
+
+def test_rm_and_move_show_which_of_a_model_and_another_repo_with_its_id_is_meant(
+    hub: LoopbackHub, tmp_path: Path, name: str
+) -> None:
+    hub.add_repo(ID).commit({"config.json": b"{}"})
+    cache, place = tmp_path / "cache", str(tmp_path / "place")
+    for one in (ID, name):
+        assert pull(hub, cache, one).problem is None
+    for arguments in (("rm", "--dry-run"), ("move", place, "--dry-run")):
+        for asked in (ID, name):
+            shown = vlmcache(hub, cache, *arguments, asked)
+            assert shown.returncode == 0, shown.stderr
+            rows = [line.split()[0] for line in shown.stdout.splitlines() if ID in line]
+            assert rows == [asked]

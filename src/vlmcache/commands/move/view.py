@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlmcache.cache.layout import name_by_path, typed_name
 from vlmcache.cache.usage import UNSEEN_OUTSIDE, hidden_words
 from vlmcache.change.plan import Move
 from vlmcache.change.space import free_words
@@ -81,7 +82,7 @@ def _table(value: MoveReport, *, undone: bool, relinked: bool) -> Table:
     moves = {action.path: action for action in value.plan.actions if isinstance(action, Move)}
     for repo in value.repos:
         move = moves.get(repo.path)
-        cells: list[str | Text] = [printable(repo.repo)]
+        cells: list[str | Text] = [printable(typed_name(repo.type, repo.repo))]
         if numbers:
             to_copy = move.size - move.have if move is not None and move.needs else 0
             cells.append(size_text(repo.size) if repo.size else NOTHING)
@@ -106,7 +107,8 @@ def _show_kept(out: Console, value: MoveReport, *, verbose: bool) -> None:
     out.print("\nStays")
     shown = kept if verbose else kept[:12]
     for item in shown:
-        line = Text(f"  {printable(item.repo or item.path)}")
+        name = name_by_path(item.repo, item.path) if item.repo else item.path
+        line = Text(f"  {printable(name)}")
         line.append(f"  {printable(item.reason)}", "dim")
         for process in item.processes[:3]:
             line.append(f"\n    {process_text(process)}", "yellow")

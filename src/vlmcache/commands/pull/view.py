@@ -90,7 +90,7 @@ def evicted(report: PullReport) -> Removal | None:
 
 def _line(model: PulledModel, report: PullReport) -> Text:
     commit = (model.commit or "")[:12]
-    what = f"{model.files} files, {size_text(model.size)}, commit {commit}"
+    what = f"{counted(model.files, 'file')}, {size_text(model.size)}, commit {commit}"
     name = printable(f"{model.key}:{model.variant}" if model.variant else model.key)
     if model.state == "cached":
         return Text(f"{name}: already cached ({what})")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlmcache.cache.layout import parse_repo_folder
+from vlmcache.cache.layout import name_by_path, parse_repo_folder, typed_name
 from vlmcache.cache.usage import UNSEEN_OUTSIDE, hidden_words
 from vlmcache.change.plan import (
     Action,
@@ -157,12 +157,12 @@ def _rows(actions: Iterable[Action], *, apart: bool) -> Iterable[_Row]:
 
 
 def _name(action: Remove | RemoveTree | ReleaseShared) -> str:
-    """Return whose it is: a repo's id, else the path."""
+    """Return whose it is: what to type for a repo, else the path."""
     if isinstance(action, ReleaseShared):
         folders = {reference.partition("/")[0] for reference in action.references}
         repo = parse_repo_folder(folders.pop()) if len(folders) == 1 else None
-        return repo[1] if repo is not None else action.path
-    return action.repo or action.path
+        return typed_name(*repo) if repo is not None else action.path
+    return name_by_path(action.repo, action.path) if action.repo else action.path
 
 
 def _show_kept(out: Console, kept: list[Kept], *, verbose: bool) -> None:
@@ -172,7 +172,9 @@ def _show_kept(out: Console, kept: list[Kept], *, verbose: bool) -> None:
     shown = kept if verbose else kept[:_SHOWN]
     for stays in shown:
         name = stays.path.rpartition("/")[2]
-        place = stays.path if stays.repo is None or verbose else f"{stays.repo}: {name}"
+        place = stays.path
+        if stays.repo is not None and not verbose:
+            place = f"{name_by_path(stays.repo, stays.path)}: {name}"
         line = Text("  ").append(printable(place)).append(f"  {printable(stays.reason)}", "dim")
         for process in stays.processes[:3]:
             line.append(f"\n    {process_text(process)}", "yellow")
