@@ -17,7 +17,7 @@ from vlmcache.errors import NotDownloadedError, UnloadableError
 from vlmcache.load import models, processors, quantized
 from vlmcache.load.device import CPU
 from vlmcache.load.explain import explained, require_packages
-from vlmcache.load.options import parse_one_precision
+from vlmcache.load.options import parse_one_attention, parse_one_precision
 from vlmcache.load.reader import ReadAhead
 from vlmcache.load.source import (
     ModelFiles,
@@ -87,6 +87,7 @@ def load_from(
 ) -> tuple[Any, Any]:
     """Do what `load_model` does, of a session that is open."""
     wanted = None if precision is None else parse_one_precision(precision)
+    attention = parse_one_attention(attention)
 
     def find() -> ModelFiles:
         finder = ModelFinder(
