@@ -38,7 +38,7 @@ _NOT_FOUND = re.compile(
     r"packages that were not found in your environment: (?P<many>[\w-]+(?:, [\w-]+)*)"
     r"|requires the (?P<one>[\w-]+) library but it was not found"
     r"|(?P<old>[\w-]+[<>=!~]+[\w.*]+) is required for a normal functioning"
-    r"|pip install (?:(?:-U|--upgrade) )?(?P<told>[\w-]+(?:[<>=!~]+[\w.*]*\w)?)"
+    r"|pip install (?:(?:-U|--upgrade) )?(?P<advised>[\w-]+(?:[<>=!~]+[\w.*]*\w)?)"
 )
 """How transformers says what is missing or too old."""
 _CODE = re.compile(r"GLOBAL (\S+) (?:was not|whose module)")
@@ -109,8 +109,8 @@ def package_error(source: ModelFiles, error: BaseException) -> MissingPackageErr
     chain = list(_chain(error))
     for cause in chain:
         found = _NOT_FOUND.search(" ".join(str(cause).split()))
-        if found is not None and (found["old"] or found["told"]):
-            return _unfit(source, found["old"] or found["told"], cause)
+        if found is not None and (found["old"] or found["advised"]):
+            return _unfit(source, found["old"] or found["advised"], cause)
         if found is not None:
             names = re.split(", ", found["many"] or found["one"].lower())
             packages = [_DISTRIBUTIONS.get(name.lower(), name) for name in names]
