@@ -18,7 +18,7 @@ from vlmcache.load import class_list, models, processors, quantized
 from vlmcache.load.device import CPU
 from vlmcache.load.disk import readers_for
 from vlmcache.load.explain import explained, require_packages
-from vlmcache.load.options import parse_one_precision
+from vlmcache.load.options import parse_one_attention, parse_one_precision
 from vlmcache.load.reader import ReadAhead
 from vlmcache.load.source import (
     ModelFiles,
@@ -88,6 +88,7 @@ def load_from(
 ) -> tuple[Any, Any]:
     """Do what `load_model` does, of a session that is open."""
     wanted = None if precision is None else parse_one_precision(precision)
+    attention = parse_one_attention(attention)
 
     def find() -> ModelFiles:
         finder = ModelFinder(

@@ -74,12 +74,15 @@ def outcomes_differ_in_weights_and_in_logits() -> None:
     assert "1 of its weights" in str(outcome.difference(model, path))
 
 
-def a_model_that_needs_images_or_sounds_is_compared() -> None:
+def one_that_sees() -> transformers.ViTModel:
     size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
-    sees = transformers.ViTModel(
+    return transformers.ViTModel(
         transformers.ViTConfig(**size, num_attention_heads=2, image_size=32, patch_size=16)
     ).eval()
-    assert outcome.logits(sees).numel() > 0
+
+
+def a_model_that_needs_images_or_sounds_is_compared() -> None:
+    assert outcome.logits(one_that_sees()).numel() > 0
     hears = transformers.WhisperModel(
         transformers.WhisperConfig(
             vocab_size=64,
@@ -104,6 +107,15 @@ def a_model_that_fails_when_it_computes_raises() -> None:
     model.lm_head.weight = torch.nn.Parameter(torch.zeros(8, 3))
     with pytest.raises(RuntimeError):
         outcome.logits(model)
+    for kind in (AssertionError, TypeError, ValueError):
+        sees = one_that_sees()
+
+        def fail(*_: object, kind: type[Exception] = kind) -> None:
+            raise kind("as kernels for quantized weights do")
+
+        next(iter(one for one in sees.modules() if isinstance(one, torch.nn.Linear))).forward = fail
+        with pytest.raises(kind, match="as kernels for quantized weights do"):
+            outcome.logits(sees)
 
 
 def the_cache_of_a_context_is_as_large_as_estimated() -> None:

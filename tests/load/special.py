@@ -23,8 +23,10 @@ from safetensors.torch import load_file, save_file
 import vlmcache
 from tests.kit.caches import CacheBuilder
 from vlmcache.errors import (
+    DamagedWeightsError,
     MissingPackageError,
     NotDownloadedError,
+    OtherFormatError,
     UnloadableError,
     UnsupportedPrecisionError,
     UntrustedCodeError,
@@ -378,6 +380,88 @@ def what_fp16_cannot_hold_is_an_error_and_loads_as_stored() -> None:
         load("tiny/large", "fp16")
     assert error[0].hint == "--precision bf16"
     assert error[0].exit_code == 11
+    # Whatever config.json says, the files hold bf16.
+    saved("said-fp16", large, lambda folder: config_of(folder, dtype="float16"))
+    for precision in (None, "fp16"):
+        with raises(UnsupportedPrecisionError, "model.norm.weight holds values that fp16") as error:
+            load("tiny/said-fp16", precision)
+        assert error[0].hint == "--precision bf16"
+
+
+@check
+def what_int8_cannot_hold_is_an_error() -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return
+    large = qwen().to(torch.bfloat16)
+    large.model.layers[0].mlp.up_proj.weight.data[0, 0] = 1e5
+    saved("large-int8", large)
+    up = "model.layers.0.mlp.up_proj.weight holds values that int8 cannot"
+    with raises(UnsupportedPrecisionError, up) as error:
+        load("tiny/large-int8", "int8")
+    assert error[0].hint == "--precision bf16"
+
+
+@check
+def pickled_weights_that_would_run_code_say_so_and_others_are_damaged() -> None:
+    tensors = dict(qwen().state_dict())
+
+    class Code:
+        def __reduce__(self) -> Any:
+            return os.system, (f"echo pickle >> {CANARY}",)
+
+    def pickled(name: str, edit: Callable[[bytes], bytes], **more: Any) -> None:
+        def edit_all(folder: Path) -> None:
+            (folder / "model.safetensors").unlink()
+            file = folder / "pytorch_model.bin"
+            torch.save(tensors | more, file)
+            file.write_bytes(edit(file.read_bytes()))
+
+        saved(name, qwen(), edit_all)
+
+    pickled("pickle-code", lambda content: content, more=Code())
+    with raises(UnloadableError, "its pickled weights would run code (posix.system)") as error:
+        load("tiny/pickle-code")
+    assert "weights_only" not in f"{error[0].message} {error[0].hint}"
+    assert ran() == ""
+    edits: dict[str, Callable[[bytes], bytes]] = {
+        "empty": lambda _: b"",
+        "short": lambda content: content[:-2000],
+        "other": lambda content: b"<html>" + content,
+    }
+    for name, edit in edits.items():
+        pickled(f"pickle-{name}", edit)
+        with raises(
+            DamagedWeightsError, f"tiny/pickle-{name}: the weights cannot be read"
+        ) as error:
+            load(f"tiny/pickle-{name}")
+        assert "weights_only" not in error[0].message
+        assert error[0].hint == f"vlmcache verify tiny/pickle-{name} --repair"
+
+
+@check
+def weights_of_mlx_beside_a_configuration_of_transformers_say_so() -> None:
+    def pack(tensors: dict[str, Any]) -> None:
+        tensors["model.embed_tokens.weight"] = torch.zeros(64, 4, dtype=torch.uint32)
+
+    def edit(folder: Path) -> None:
+        tensors_of(folder, pack)
+        config_of(folder, quantization={"bits": 4, "group_size": 64})
+
+    saved("mlx", qwen(), edit)
+    with raises(OtherFormatError, "its weights are MLX's"):
+        load("tiny/mlx")
+
+
+@check
+def code_for_generating_loads_if_it_is_allowed() -> None:
+    folder = ROOT / "made" / "generating"
+    qwen().save_pretrained(folder)
+    files: dict[str, Any] = {file.name: file for file in folder.iterdir()}
+    code = b"def generate(model):\n    pass\n"
+    CACHE.repo("tiny/generating").revision(files | {"custom_generate/generate.py": code})
+    for trust in (False, True):
+        model, _, _ = load("tiny/generating", trust_remote_code=trust)
+        assert type(model) is transformers.Qwen2ForCausalLM
 
 
 @check
@@ -399,6 +483,8 @@ def attention_is_what_was_asked_for() -> None:
         path.write_text(f"models: {{it: {{repo: tiny/attention, attention: {asked}}}}}")
         model, _, notes = load("it", config=str(path))
         assert (model.config._attn_implementation, notes) == (asked, [])
+    with raises(vlmcache.UsageError, "'nonsense' is not one of"):
+        load("tiny/attention", attention="nonsense")
     with raises(MissingPackageError, "flash_attention_2 needs flash-attn") as error:
         load("tiny/attention", attention="flash_attention_2")
     assert error[0].hint == "--attention sdpa"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -69,7 +71,23 @@ def in_a_circle() -> None:
     raise first
 
 
+def of_a_quantization() -> None:
+    raise ImportError("GPTQ requires surely_absent (`pip install -U surely_absent>=1.2`)")
+
+
+def of_an_old_version() -> None:
+    raise ImportError(
+        "msgspec>=9.8 is required for a normal functioning of this module, but found msgspec==0.1."
+        " Try: `pip install transformers -U`"
+    )
+
+
 MISSING = "org/model: a package is missing: surely_absent"
+UNFIT = (
+    "org/model: the package msgspec 0.1 is not the one that is needed: msgspec>=9.8 is required for"
+    " a normal functioning of this module, but found msgspec==0.1. Try: `pip install"
+    " transformers -U`"
+)
 CASES: tuple[tuple[Callable[[], None], str, str], ...] = (
     (missing, MISSING, "pip install surely_absent"),
     (missing_part, MISSING, "pip install surely_absent"),
@@ -92,6 +110,16 @@ CASES: tuple[tuple[Callable[[], None], str, str], ...] = (
         "install again what that names",
     ),
     (
+        of_a_quantization,
+        MISSING,
+        "pip install surely_absent",
+    ),
+    (
+        of_an_old_version,
+        UNFIT,
+        "pip install --upgrade 'msgspec>=9.8'",
+    ),
+    (
         in_a_circle,
         "org/model: the package absent is broken: ImportError: first",
         "pip uninstall absent, then pip install absent",
@@ -101,11 +129,38 @@ CASES: tuple[tuple[Callable[[], None], str, str], ...] = (
 
 @pytest.mark.parametrize(("fails", "message", "hint"), CASES)
 def test_the_package_and_the_real_cause_are_named(
-    fails: Callable[[], None], message: str, hint: str
+    fails: Callable[[], None], message: str, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0.1" if name == "msgspec" else version(name)
+    )
     with pytest.raises(MissingPackageError) as caught, explained(SOURCE):
         fails()
     assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "RuntimeError('operator torchvision::nms does not exist')",
+        "OSError('libfoo.so: cannot open shared object file')",
+        "ImportError('libcudart.so.12: cannot open')",
+        "AttributeError('partially initialized')",
+    ],
+)
+def test_a_package_that_fails_at_its_import_is_named_wherever_it_lies(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "surely_broken").mkdir()
+    (tmp_path / "surely_broken" / "__init__.py").write_text(f"raise {words}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(MissingPackageError) as caught, explained(SOURCE):
+        importlib.import_module("surely_broken")
+    kind, _, said = words.partition("('")
+    expected = f"org/model: the package surely_broken is broken: {kind}: {said[:-2]}"
+    assert caught.value.message == expected
+    assert caught.value.hint == "pip uninstall surely_broken, then pip install surely_broken"
 
 
 CPU = "https://download.pytorch.org/whl/cpu"

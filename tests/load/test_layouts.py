@@ -17,6 +17,7 @@ from vlmcache.load.source import ModelFinder
 CONFIG = b'{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}'
 OF_TRANSFORMERS = "an architecture of transformers"
 NEITHER = "which vlmcache neither loads nor measures"
+NO_BASE = "names no base model of the hub"
 ADAPTER: dict[str, Content] = {
     "adapter_config.json": b'{"base_model_name_or_path": "org/base", "peft_type": "LORA"}',
     "adapter_model.safetensors": b"x",
@@ -32,6 +33,11 @@ LAYOUTS: dict[str, tuple[dict[str, Content], str, str]] = {
         ADAPTER,
         "org/model is not complete: missing org/base",
         "vlmcache pull org/model",
+    ),
+    "adapter whose base is a folder": (
+        ADAPTER | {"adapter_config.json": b'{"base_model_name_or_path": "/home/me/base"}'},
+        f"org/model: it is an adapter (PEFT), and its adapter_config.json {NO_BASE}, {NEITHER}",
+        "what loads it: peft: PeftModel.from_pretrained, onto its base",
     ),
     "diffusers": (
         {

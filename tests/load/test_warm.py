@@ -62,6 +62,15 @@ def test_what_loading_opens_is_in_memory_afterwards(hub: Path, vlmcache: Vlmcach
     assert answer["too_large"] == 0
 
 
+def test_the_base_of_an_adapter_is_read_too(hub: Path, vlmcache: Vlmcache) -> None:
+    put(hub, "org/base", {**model_files(), "model.safetensors": WEIGHTS})
+    settings = {"base_model_name_or_path": "org/base", "peft_type": "LORA"}
+    files = {"adapter_config.json": json.dumps(settings).encode()}
+    put(hub, "org/adapter", files | {"adapter_model.safetensors": WEIGHTS[:5000]})
+    (model,) = vlmcache("warm", "org/adapter", "--json").document["models"]
+    assert len(WEIGHTS) + 5000 < model["resident_after"] == model["bytes"]
+
+
 def test_what_a_pull_would_leave_out_is_not_read(hub: Path, vlmcache: Vlmcache) -> None:
     put(hub, "org/model", {**model_files(), "pytorch_model.bin": WEIGHTS})
     (model,) = vlmcache("warm", "org/model", "--json").document["models"]
@@ -88,8 +97,9 @@ def test_no_more_is_read_than_memory_has_room_for(
     assert first.resident_after == first.bytes
     assert second.resident_after is not None
     assert second.resident_before is not None
-    # The kernel keeps whole pages.
-    assert first.bytes + second.resident_after <= room + second.resident_before + 4096
+    # The kernel keeps whole pages, and reads ahead of what it is asked for: 8 MiB on some disks.
+    allowed = room + second.resident_before + (16 << 20)
+    assert first.bytes + second.resident_after <= allowed < first.bytes + second.bytes
     assert report.too_large == first.bytes + second.bytes - room
     assert report.problem is not None
     assert report.problem.exit_code == 3

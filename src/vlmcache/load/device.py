@@ -199,9 +199,10 @@ def check_precision(device: str, precision: Precision) -> None:
         except Exception as error:
             # One that is broken or was built for another torch fails in other ways too.
             words = (str(error).splitlines() or [""])[0]
+            again = "" if isinstance(error, ModuleNotFoundError) else "--force-reinstall "
             raise MissingPackageError(
                 f"{precision} needs bitsandbytes, which cannot be imported: {words}",
-                "pip install bitsandbytes",
+                f"pip install {again}bitsandbytes",
             ) from None
         supported = getattr(bitsandbytes, "supported_torch_devices", {"cuda", "xpu", CPU})
         if kind not in supported:

@@ -9,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
+from types import FrameType
 
 from vlmcache import units
 from vlmcache.errors import (
@@ -36,8 +37,15 @@ _DISTRIBUTIONS = {
 _NOT_FOUND = re.compile(
     r"packages that were not found in your environment: (?P<many>[\w-]+(?:, [\w-]+)*)"
     r"|requires the (?P<one>[\w-]+) library but it was not found"
+    r"|(?P<old>[\w-]+[<>=!~]+[\w.*]+) is required for a normal functioning"
+    r"|pip install (?:(?:-U|--upgrade) )?(?P<advised>[\w-]+(?:[<>=!~]+[\w.*]*\w)?)"
 )
-"""How transformers says what is missing."""
+"""How transformers says what is missing or too old."""
+_CODE = re.compile(r"GLOBAL (\S+) (?:was not|whose module)")
+"""How torch says that a pickle wants to run something."""
+_READS_PICKLES = "torch.serialization"
+_OF_A_REPO = "transformers_modules"
+"""The package in which transformers puts code of repos."""
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -101,6 +109,8 @@ def package_error(source: ModelFiles, error: BaseException) -> MissingPackageErr
     chain = list(_chain(error))
     for cause in chain:
         found = _NOT_FOUND.search(" ".join(str(cause).split()))
+        if found is not None and (found["old"] or found["advised"]):
+            return _unfit(source, found["old"] or found["advised"], cause)
         if found is not None:
             names = re.split(", ", found["many"] or found["one"].lower())
             packages = [_DISTRIBUTIONS.get(name.lower(), name) for name in names]
@@ -111,9 +121,10 @@ def package_error(source: ModelFiles, error: BaseException) -> MissingPackageErr
                 else f"{source.model}: a package is missing: {packages[0]}",
                 " && ".join(commands),
             )
-    if not any(isinstance(cause, ImportError) for cause in chain):
-        return None
     cause = chain[-1]
+    is_import = any(isinstance(cause, ImportError) for cause in chain)
+    if not is_import and next(_raisers(cause, importing=True), None) is None:
+        return None
     words = " ".join(str(cause).split()) or type(cause).__name__
     package = _package_of(cause)
     if package is None:
@@ -129,6 +140,23 @@ def package_error(source: ModelFiles, error: BaseException) -> MissingPackageErr
     return MissingPackageError(
         f"{source.model}: the package {package} is broken: {type(cause).__name__}: {words[:200]}",
         install(package) if package == "torchvision" else again,
+    )
+
+
+def _unfit(source: ModelFiles, requirement: str, error: BaseException) -> MissingPackageError:
+    """Return the error of a package that a library asks for, in a version that is not here."""
+    package = re.split("[<>=!~]", requirement)[0]
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return MissingPackageError(
+            f"{source.model}: a package is missing: {package}", install(package)
+        )
+    words = " ".join(str(error).split())
+    return MissingPackageError(
+        f"{source.model}: the package {package} {version} is not the one that is needed:"
+        f" {words[:200]}",
+        f"pip install --upgrade '{requirement}'",
     )
 
 
@@ -156,12 +184,32 @@ def _has_other_parts(name: str | None) -> bool:
 def _package_of(error: BaseException) -> str | None:
     """Return the package that is missing, or in whose files an error was raised."""
     name = getattr(error, "name", None) if isinstance(error, ImportError) else None
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        _, found, below = frame.filename.replace("\\", "/").rpartition("-packages/")
-        if found and not name:
-            name = below.partition("/")[0].removesuffix(".py")
-    package = name.partition(".")[0] if isinstance(name, str) else None
+    package = name.partition(".")[0] if name else next(_raisers(error), None)
     return _DISTRIBUTIONS.get(package.lower(), package) if package else None
+
+
+def _raisers(error: BaseException, *, importing: bool = False) -> Iterator[str]:
+    """Yield the packages in whose code an error was raised, the innermost first.
+
+    Code that is not installed counts while it is imported: it may lie anywhere on `sys.path`.
+
+    Args:
+        error: the error.
+        importing: whether only code counts that ran because it was imported.
+    """
+    for frame in reversed(_frames(error)):
+        module = str(frame.f_globals.get("__name__"))
+        package = module.partition(".")[0]
+        if module == _OF_A_REPO or module.startswith(f"{_OF_A_REPO}."):
+            return
+        imported = frame.f_code.co_name == "<module>" and package != "__main__"
+        installed = "-packages/" in frame.f_code.co_filename.replace("\\", "/")
+        if package not in sys.stdlib_module_names and (imported or (installed and not importing)):
+            yield package
+
+
+def _frames(error: BaseException) -> list[FrameType]:
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
 def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
@@ -174,10 +222,17 @@ def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
     package = package_error(source, error)
     if package is not None:
         return package
-    if type(error).__module__.startswith("safetensors") or type(error).__name__ in (
-        "SafetensorError",
-        "UnpicklingError",
-    ):
+    code = _CODE.search(words)
+    if code is not None:
+        return UnloadableError(
+            f"{source.model}: its pickled weights would run code ({code[1]}), which is not done",
+            "look for a repo or revision of it with safetensors",
+        )
+    modules = [frame.f_globals.get("__name__") for frame in _frames(error)]
+    if type(error).__name__ == "SafetensorError" or _READS_PICKLES in modules:
+        # What torch says first is how to run whatever a pickle holds.
+        if words.startswith("Weights only load failed"):
+            words = words.partition("WeightsUnpickler error: ")[2] or "they are no pickled tensors"
         return DamagedWeightsError(
             f"{source.model}: the weights cannot be read: {words[:200]}",
             units.command("verify", source.model, "--repair") if source.repo else None,

@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 from vlmcache.cache import formats
+from vlmcache.cache.model_configs import ADAPTER_CONFIG
 from vlmcache.errors import OtherFormatError
 
 
@@ -40,6 +41,13 @@ _LAYOUTS: tuple[tuple[Callable[[AbstractSet[str], Mapping[str, Any]], bool], Lay
             "model_type" not in config and isinstance(config.get("architecture"), str)
         ),
         Layout("it is a model of timm", "timm.create_model"),
+    ),
+    (
+        _has(rf"^{re.escape(ADAPTER_CONFIG)}$"),
+        Layout(
+            f"it is an adapter (PEFT), and its {ADAPTER_CONFIG} names no base model of the hub",
+            "peft: PeftModel.from_pretrained, onto its base",
+        ),
     ),
     (_has(r"^open_clip_config\.json$"), Layout("it is a model of OpenCLIP", "open_clip")),
     (_has(r"\.nemo$"), Layout("its weights are NeMo's", "nemo_toolkit")),

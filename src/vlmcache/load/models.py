@@ -28,9 +28,11 @@ from vlmcache.load.explain import install
 from vlmcache.load.own_code import only_allowed, own_model_class, own_settings, refusal
 from vlmcache.load.report import QUANTIZED, Loader
 from vlmcache.load.shapes import wrong_shape
-from vlmcache.load.source import ModelFiles, check_fits, estimate_memory
+from vlmcache.load.source import ModelFiles, check_fits, estimate_memory, read_tensors
 
 _NAMED_KEYS = 3
+_WIDER = {"BF16": "bf16", "F32": "fp32", "F64": "fp32"}
+"""Stored types -> the precision that holds their values where fp16 cannot."""
 
 
 def remember_use(home: str, location: CacheLocation, source: ModelFiles, what: str) -> None:
@@ -356,23 +358,29 @@ def _is_made_anew(model: Any, name: str) -> bool:
 def refuse_non_finite(source: ModelFiles, model: Any) -> None:
     """Make sure that weights which were stored in another type survived becoming fp16.
 
-    fp16 ends at 65504; a greater weight of bf16 becomes infinite, and what is computed NaN.
+    fp16 ends at 65504; a greater weight of bf16 becomes infinite, and what is computed NaN. It is
+    the files that tell in which types they hold weights: config.json may name fp16 beside bf16.
+    LLM.int8 quantizes what was fp16 before, and its scales (SCB) are infinite then.
 
     Raises:
         UnsupportedPrecisionError: one did not.
     """
     import torch
 
-    if source.precision != "fp16" or source.stored == "fp16" or source.quantized_by is not None:
+    stored = {tensor.dtype for tensor in read_tensors(source).values()}
+    if stored == {"F16"} or source.quantized_by is not None:
         return
+    wider = next((wide for dtype, wide in _WIDER.items() if dtype in stored), "bf16")
     for name, weight in model.named_parameters():
-        if weight.dtype != torch.float16 or not weight.numel():
+        scales = getattr(weight, "SCB", None)
+        values = weight.detach() if scales is None else scales
+        if (scales is None and weight.dtype != torch.float16) or not values.numel():
             continue
         # The least and the most of a tensor are NaN if anything in it is.
-        if not torch.isfinite(torch.stack(torch.aminmax(weight.detach()))).all():
+        if not torch.isfinite(torch.stack(torch.aminmax(values))).all():
             raise UnsupportedPrecisionError(
-                f"{source.model}: {name} holds values that fp16 cannot",
-                f"--precision {source.stored or 'bf16'}",
+                f"{source.model}: {name} holds values that {source.precision} cannot",
+                f"--precision {wider}",
             )
 
 

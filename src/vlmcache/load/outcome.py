@@ -5,11 +5,10 @@ torch is imported by the functions.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlmcache.load.device import CPU
@@ -80,21 +79,25 @@ def logits(model: Any) -> Any:
     Nothing is returned of a model that needs other inputs, such as sounds or the places of words.
 
     Raises:
-        Exception: what the model raises for token ids, if it computes nothing for images either.
+        Exception: what the model raises for inputs that models of its class take.
     """
     import torch
 
+    failed: list[tuple[dict[str, Any], Exception]] = []
     try:
         found = first_token(model)
-    except Exception:
+    except Exception as error:
+        ids = torch.tensor([[1, 2, 3, 4]])
+        failed.append(({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, error))
         for given in _with_image(model):
-            with contextlib.suppress(Exception):
+            try:
                 found = _computed(model, given)
                 break
+            except Exception as of_image:
+                failed.append((given, of_image))
         else:
-            if _needs_others(model):
-                return torch.empty(0)
-            raise
+            _raise_unless_others_are_needed(model, failed)
+            return torch.empty(0)
     return found.detach().float().to(CPU)
 
 
@@ -126,21 +129,31 @@ def _with_image(model: Any) -> Iterator[dict[str, Any]]:
         yield {name: every[name] for name in every if name in taken and name not in left_out}
 
 
-def _needs_others(model: Any) -> bool:
-    """Return whether a model of the class refuses token ids that has no weights and no numbers."""
+def _raise_unless_others_are_needed(
+    model: Any, failed: Sequence[tuple[dict[str, Any], Exception]]
+) -> None:
+    """Raise the first error of inputs which a model of the class takes that has no weights.
+
+    Args:
+        model: the model.
+        failed: the inputs with which it computed nothing, and the error of each.
+    """
     import torch
 
     try:
         with torch.device("meta"):
             bare = type(model)(model.config).eval()
-            ids = torch.tensor([[1, 2, 3, 4]])
-        _computed(bare, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     except (AttributeError, LookupError, TypeError, ValueError):
-        return True
-    except Exception:
-        # It came as far as needing a number.
-        return False
-    return False
+        return
+    for given, error in failed:
+        try:
+            _computed(bare, {name: value.to("meta") for name, value in given.items()})
+        except (AttributeError, LookupError, TypeError, ValueError):
+            continue
+        except Exception:  # noqa: S110
+            # It came as far as needing a number.
+            pass
+        raise error
 
 
 def _computed(model: Any, given: dict[str, Any]) -> Any:

@@ -62,20 +62,21 @@ def _hold() -> None:
     if getattr(original, "held", False):
         return
 
-    def held(repo: Any, file: str, *arguments: Any, **named: Any) -> Any:
-        source = _loading.get()
+    # The names are transformers', which passes them by name in places.
+    def held(pretrained_model_name_or_path: Any, *arguments: Any, **named: Any) -> Any:
+        source, repo = _loading.get(), pretrained_model_name_or_path
         if source is None:
-            return original(repo, file, *arguments, **named)
+            return original(repo, *arguments, **named)
         if not source.trust_remote_code:
             raise refusal(source)
         if str(repo) in (source.folder, source.processor):
-            return original(repo, file, *arguments, **named)
+            return original(repo, *arguments, **named)
         commit = source.code_repos.get(str(repo))
         # A folder of that name would be taken for the repo.
         if commit is None or os.path.isdir(repo):
             raise refusal(source)
         pinned = {"cache_dir": source.cache_dir, "revision": commit, "local_files_only": True}
-        return original(repo, file, **(named | pinned))
+        return original(repo, *arguments[:1], **(named | pinned))
 
     held.held = True  # type: ignore[attr-defined]
     dynamic.get_cached_module_file = held

@@ -281,7 +281,9 @@ def read_source(
         raise other_format(model, names, config)
     if not weights:
         raise DamagedWeightsError(f"{model}: no weights that can be loaded in {folder}", remedy)
-    if not config.get("model_type") and not config.get("auto_map"):
+    # MLX packs its weights into integers, and names them and their file as transformers does.
+    packed = isinstance(config.get("quantization"), dict) and "U32" in _dtypes(weights[0])
+    if packed or not (config.get("model_type") or config.get("auto_map")):
         raise other_format(model, names, config)
     quantized = config.get("quantization_config")
     stored = stored_precision(config, _dtypes(weights[0]))

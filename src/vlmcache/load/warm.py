@@ -12,6 +12,7 @@ from vlmcache import units
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.free_memory import available_memory
 from vlmcache.cache.moved import away_error
+from vlmcache.cache.needed_files import Division
 from vlmcache.cache.page_cache import resident_sum
 from vlmcache.cache.scan import repo_finder, scan
 from vlmcache.cache.state import CacheState, Repo, Revision
@@ -112,27 +113,29 @@ def _find(state: CacheState, name: str, model: ModelConfig) -> _Model:
     repo = state.repo(model.repo)
     if repo is not None and repo.away is not None:
         raise away_error(repo, repo.away)
-    judgement = judge(repo, model.revision, repo_finder(state.dir), variant=model.variant)
+    others = repo_finder(state.dir)
+    judgement = judge(repo, model.revision, others, variant=model.variant)
     revision, division = judgement.revision, judgement.division
     if repo is None or revision is None or judgement.state != "cached":
         raise NotDownloadedError(f"{name} is {judgement.state}", units.command("pull", name))
-    names = {file.name for file in revision.files}
-    return _Model(
-        name,
-        repo,
-        revision.commit,
-        _sizes(repo, revision, names & division.needed if division is not None else names),
-    )
+    sizes = _sizes(repo, revision, division)
+    for need in division.repos if division is not None else ():
+        # An adapter is loaded onto its base.
+        base, of_base = others(need.id), judge(others(need.id), need.revision, others)
+        if not need.code and base is not None and of_base.revision is not None:
+            sizes |= _sizes(base, of_base.revision, of_base.division)
+    # What does not fit is one large file.
+    smallest_first = dict(sorted(sizes.items(), key=lambda item: item[1]))
+    return _Model(name, repo, revision.commit, smallest_first)
 
 
-def _sizes(repo: Repo, revision: Revision, names: set[str]) -> dict[str, int]:
-    """Return path -> bytes of files, the smallest first: what does not fit is one large file."""
-    sizes = {
+def _sizes(repo: Repo, revision: Revision, division: Division | None) -> dict[str, int]:
+    """Return path -> bytes of the files of a revision that loading opens."""
+    return {
         repo.blob_path(file.blob) if file.blob else revision.file_path(file.name): file.size
         for file in revision.files
-        if file.name in names
+        if division is None or file.name in division.needed
     }
-    return dict(sorted(sizes.items(), key=lambda item: item[1]))
 
 
 def _read(model: _Model, home: str, room: int, progress: Progress) -> Warmed:

@@ -392,6 +392,7 @@ def _quantize(request: dict[str, Any]) -> dict[str, Any]:
     with explained(source):
         model = models.build_model(source, request["device"])
         models.touch_all_weights(model)
+        models.refuse_non_finite(source, model)
         # Before it computes: some kernels rearrange the weights first.
         model.save_pretrained(request["folder"])
         try:

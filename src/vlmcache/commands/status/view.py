@@ -31,6 +31,7 @@ _ALWAYS_SHOWN = (
     "hub-not-asked",
     "configuration",
     "changed-copy",
+    "failed-copy",
     "no-loader",
     "variant-only",
     "other-spelling",
