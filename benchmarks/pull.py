@@ -126,8 +126,8 @@ def slow_rows(setting: Setting, rate: int = 20_000_000) -> list[Row]:
     repo = where / "slow" / REPO
     repo.mkdir(parents=True)
     (repo / "config.json").write_text("{}")
-    Synthetic(100_000_000, 9).write(repo / "model.safetensors")
-    what = f"100 MB at {rate / 1e6:g} MB/s a connection"
+    Synthetic(300_000_000, 9).write(repo / "model.safetensors")
+    what = f"300 MB at {rate / 1e6:g} MB/s a connection"
     with serving(where / "slow", "--rate", str(rate)) as url:
         ours, peer = (fresh(command, url, where) for command in (OURS, PEER))
         return [pair_row(what, ours, peer, min(3, setting.pairs), None)]

@@ -112,9 +112,9 @@ def rows(setting: Setting) -> list[Row]:
         "HF_HOME": str(setting.folder / "hf"),
         "VLMCACHE_HOME": str(setting.folder / "own"),
     }
-    busy = not quiet.wait()
+    busy = int(not quiet.wait())
     delays = measure_delays(environment, cache)
-    busy_idle = not quiet.wait()
+    busy_idle = int(not quiet.wait())
     share, memory = measure_idle(environment, setting.seconds)
     middle, end = memory[len(memory) // 2], memory[-1]
     return [

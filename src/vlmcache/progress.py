@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 
 
 class Progress:
@@ -22,6 +23,10 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Something that a person would want to know while waiting."""
+
+
+scanned: ContextVar[Callable[[int, int], None] | None] = ContextVar("scanned", default=None)
+"""Is called with how many repos of a very large cache are read, and how many there are."""
 
 
 class Sum:

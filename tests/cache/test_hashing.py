@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -46,25 +48,66 @@ def test_every_file_is_judged_once_whatever_the_number_of_threads(tmp_path: Path
         assert all(one.problem for one in judged if not one.good)
 
 
-def test_progress_ends_at_the_length_of_each_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, 5 * BLOCK, 9 * BLOCK + 5])
+def test_a_file_that_is_read_ahead_has_the_same_hash(tmp_path: Path, size: int) -> None:
+    """Two cores and one file: the second core reads."""
+    data = os.urandom(size)
+    (tmp_path / "file").write_bytes(data)
+    expected = (hashlib.sha256(data).hexdigest(), git_blob_sha1(data))
+    checks = [Check(str(tmp_path / "file"), one) for one in expected]
+    for check in checks:
+        (judged,) = hash_all([check], 2)
+        assert judged.good
+    assert all(judged.good for judged in hash_all(checks, 4))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_fails_in_the_midst_of_a_file_is_a_problem_of_that_file(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(FileIO):
+        reads = 0
+
+        def readinto(self, buffer: object, /) -> int | None:
+            self.reads += 1
+            if self.reads > 2:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().readinto(buffer)  # type: ignore[arg-type]
+
+    (tmp_path / "file").write_bytes(b"x" * (9 * BLOCK))
+    monkeypatch.setattr(os, "fdopen", lambda descriptor, *_, **__: Failing(descriptor))
+    before = threading.active_count()
+    (judged,) = hash_all([Check(str(tmp_path / "file"), "0" * 64)], workers)
+    assert judged.problem == "it cannot be read: Input/output error"
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_ends_at_the_length_of_each_file(tmp_path: Path, workers: int) -> None:
     (tmp_path / "long").write_bytes(b"x" * (20 * BLOCK))
     told: list[int] = []
-    list(hash_all([Check(str(tmp_path / "long"), "0" * 64)], 1, lambda _, at: told.append(at)))
+    list(
+        hash_all([Check(str(tmp_path / "long"), "0" * 64)], workers, lambda _, at: told.append(at))
+    )
     assert told == sorted(told)
     assert len(told) > 2
     assert told[-1] == 20 * BLOCK
 
 
-def test_closing_stops_the_threads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [2, 8])
+def test_closing_stops_the_threads(tmp_path: Path, workers: int) -> None:
     (tmp_path / "long").write_bytes(b"x" * (64 * BLOCK))
     before = threading.active_count()
-    results = hash_all([Check(str(tmp_path / "long"), "0" * 64)] * 50, 2)
+    results = hash_all([Check(str(tmp_path / "long"), "0" * 64)] * 5, workers)
     next(results)
     results.close()
     assert threading.active_count() == before
 
 
-def test_a_file_that_is_written_to_meanwhile_is_not_called_wrong(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_is_written_to_meanwhile_is_not_called_wrong(
+    tmp_path: Path, workers: int
+) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * (16 * BLOCK))
 
@@ -72,7 +115,7 @@ def test_a_file_that_is_written_to_meanwhile_is_not_called_wrong(tmp_path: Path)
         with path.open("ab") as file:
             file.write(b"more")
 
-    (judged,) = hash_all([Check(str(path), "0" * 64)], 1, write)
+    (judged,) = hash_all([Check(str(path), "0" * 64)], workers, write)
     assert judged.actual is None
     assert judged.problem == "it changed while it was read"
 

@@ -15,7 +15,6 @@ from vlmcache.cache import formats, gguf, layout
 from vlmcache.cache.code_files import code_files
 from vlmcache.cache.model_configs import DECIDING, OtherRepo, decoded, other_repos
 from vlmcache.cache.needed_files import GENERATION, Division, divide
-from vlmcache.cache.pickles import PickleError, read_pickled
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision, State, TreeFile
 from vlmcache.cache.weight_options import weight_map
@@ -318,7 +317,10 @@ def read_content(judgement: Judgement) -> Content:
             if name.endswith(".safetensors"):
                 content.tensors.update(read_header(path))
             elif name.endswith(".bin"):
-                # Whether pickled weights are sound is verify's to say.
+                # Few caches have such weights, and what reads them imports slowly.
+                # Whether they are sound is verify's to say.
+                from vlmcache.cache.pickles import PickleError, read_pickled
+
                 with contextlib.suppress(PickleError):
                     content.tensors.update(read_pickled(path))
             elif name in (formats.CONFIG, *formats.OTHER_CONFIGS):

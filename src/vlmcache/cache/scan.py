@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from vlmcache import units
+from vlmcache import progress, units
 from vlmcache.cache import layout
 from vlmcache.cache.entries import (
     Entry,
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 _MOUNT_IT = "mount that drive"
 
+MANY_REPOS = 10_000
+"""Repos beyond which reading a cache takes so long that a person wants to know how far it is."""
 _LONGEST_CHAIN = 40
 """Links that the system follows for one path."""
 
@@ -113,7 +115,10 @@ class _CacheScan:
                 repos.append((name, stat))
             else:
                 self.root.read(name, stat)
-        for name, stat in repos:
+        tell = progress.scanned.get() if len(repos) > MANY_REPOS else None
+        for number, (name, stat) in enumerate(repos):
+            if tell is not None:
+                tell(number, len(repos))
             if self.only is None or name in self.only:
                 # A repo that is removed while the cache is read is not part of it anymore.
                 with suppress(FileNotFoundError):

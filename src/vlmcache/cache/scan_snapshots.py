@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
+from sys import intern
 
 from vlmcache import units
 from vlmcache.cache import layout
@@ -65,7 +66,8 @@ def _read_snapshot(content: RepoContent, snapshot: str, stat: os.stat_result) ->
         folder, prefix, to_blobs = pending.pop()
         skip = len(to_blobs)
         for own_name, status, descriptor in entries_and_folder(folder, content.notes):
-            mode, name = status.st_mode, prefix + own_name
+            # Repos have files of the same names, which are to be held once.
+            mode, name = status.st_mode, intern(prefix + own_name)
             if modes.S_ISLNK(mode):
                 path = own_name if descriptor is not None else os.path.join(folder, own_name)
                 target = read_link(path, descriptor)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -141,7 +143,8 @@ def command(function: Callable[..., Answer | None]) -> Callable[..., Answer | No
         if takes_call:
             cache = _open_cache(given.pop("config"), given.pop("cache_dir"))
         call = Call(cache, given.pop("json"), given.pop("quiet"), bool(verbosity))
-        answer = function(call, **given) if takes_call else function(**given)
+        with _shown_scan(call, lines=bool(COMMANDS[name].lines)):
+            answer = function(call, **given) if takes_call else function(**given)
         return None if answer is None else answer._replace(command=name, call=call)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -154,6 +157,15 @@ def command(function: Callable[..., Answer | None]) -> Callable[..., Answer | No
     run.__annotations__ = {}
     run.__doc__ = function.__doc__
     return run
+
+
+def _shown_scan(call: Call, *, lines: bool) -> AbstractContextManager[None]:
+    """Return what shows a long scan on a terminal meanwhile; not for what has a view of its own."""
+    if lines or call.quiet or not sys.stderr.isatty():
+        return nullcontext()
+    from vlmcache.show import progress
+
+    return progress.scan_line(sys.stderr)
 
 
 def _open_cache(config: str | None, cache_dir: str | None) -> Cache:

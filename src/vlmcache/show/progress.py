@@ -5,20 +5,23 @@ Nothing heavy is imported here: most pulls find all in place and show no progres
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
 
 from vlmcache.config import is_on
-from vlmcache.progress import Progress, Sum
+from vlmcache.progress import Progress, Sum, scanned
 from vlmcache.show.text import printable
 from vlmcache.units import duration_text, size_text
 
 LINE_EVERY = 10.0
 """Seconds between the lines that stand in for bars."""
+_SCAN_AFTER, _SCAN_EVERY = 1.0, 0.2
+"""Seconds until the line of a scan is shown, and until it is shown anew."""
 
 
 def on_stderr(*, quiet: bool) -> Progress:
@@ -32,6 +35,39 @@ def on_stderr(*, quiet: bool) -> Progress:
     from vlmcache.show.console import styled
 
     return Bars(sys.stderr) if styled(sys.stderr) else Lines(sys.stderr)
+
+
+@contextlib.contextmanager
+def scan_line(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Show meanwhile how far the scan of a very large cache is, once it has taken a second.
+
+    Args:
+        stream: a terminal; the line is wiped in the end.
+        clock: seconds.
+    """
+    next_at, width = 0.0, 0
+
+    def tell(done: int, count: int) -> None:
+        nonlocal next_at, width
+        now = clock()
+        if done == 0:
+            next_at = now + _SCAN_AFTER
+        elif now >= next_at:
+            next_at = now + _SCAN_EVERY
+            line = f"reading the cache: {done:,} of {count:,} repos"
+            width = max(width, len(line))
+            stream.write("\r" + line)
+            stream.flush()
+
+    before = scanned.set(tell)
+    try:
+        yield
+    finally:
+        scanned.reset(before)
+        if width:
+            # Not by an escape code, which some terminals do not want.
+            stream.write("\r" + " " * width + "\r")
+            stream.flush()
 
 
 class Lines(Progress):
