@@ -52,6 +52,7 @@ REVIEWED = {
         ),
         "Install it again: 'pip install --force-reinstall torch'.": "a package",
     },
+    "load.device": {"--force-reinstall ": "a package"},
     "commands.backup.values": {
         "--overwrite lets it name the backup's; the files of both stay": "no file is removed",
     },

@@ -116,6 +116,7 @@ def test_a_trial_whose_pages_another_process_keeps_does_not_count(tiny_world: Wo
     assert "no trial is valid" in result["verdict"]
 
 
+@pytest.mark.full
 @needs_torch
 def test_a_synthetic_model_is_measured_and_leaves_nothing_behind(tiny_world: World) -> None:
     code, document = tiny_world.document(
@@ -266,6 +267,7 @@ def test_without_torch_one_line_says_what_to_install(
     assert done.stdout == ""
 
 
+@pytest.mark.full
 @needs_bitsandbytes
 def test_a_kept_copy_is_measured_beside_quantizing_at_load(tiny_world: World) -> None:
     code, made = tiny_world.document("quantize", "tiny/qwen3_vl", "--precision", "int8")

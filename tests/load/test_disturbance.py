@@ -163,8 +163,8 @@ def test_only_what_was_disturbed_is_repeated() -> None:
 class Scripted(Run):
     """A run whose trials are told beforehand."""
 
-    def __init__(self, source: Any, loader: Any, need: Any) -> None:
-        super().__init__(source, loader, need)
+    def __init__(self, source: Any, loader: Any, need: Any, home: str | None = None) -> None:
+        super().__init__(source, loader, need, home)
         self.script = list(SCRIPT[loader])
 
     def make_trial(

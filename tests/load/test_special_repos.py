@@ -37,6 +37,7 @@ def test_load_model(outcomes: dict[str, str | None], check: str) -> None:
     assert outcomes[check] is None, outcomes[check]
 
 
+@pytest.mark.full
 @needs_torch
 def test_load_test_times_the_processor_and_shows_what_is_to_be_known(tiny_world: World) -> None:
     files = with_config(tiny_world.made["qwen2"], attn_implementation="flash_attention_2")

@@ -175,7 +175,8 @@ class _Plan:
         self._tensors = tensors
         self._precision = precision
         stored = config.get("quantization_config")
-        method = stored.get("quant_method") if isinstance(stored, dict) else None
+        named = stored.get("quant_method") if isinstance(stored, dict) else None
+        method = named if named is None else str(named)
         self._quantized = method is not None or is_quantized(tensors)
         runs = {"fp8": accelerator, "mxfp4": accelerator and native}
         self._unpacked = method if method in runs and not runs[method] else None
