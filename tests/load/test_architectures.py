@@ -13,8 +13,6 @@ from tests.load.conftest import World, make_world
 CASES = Path(__file__).with_name("architectures.json")
 PROGRAM = Path(__file__).with_name("architectures.py")
 NAMES = sorted(json.loads(CASES.read_text())["models"])
-COPIED = ("paligemma",)
-"""Architectures whose copies are compared at each commit; test_models.py has another."""
 
 
 def outcome(world: World, work: str, *names: str) -> dict[str, str | None]:
@@ -44,14 +42,8 @@ def test_class_types_weights_and_logits_equal_plain_transformers(
     assert_equal(loads[name])
 
 
-@needs_bitsandbytes
-@pytest.mark.parametrize("name", COPIED)
-def test_a_copy_has_the_logits_of_a_fresh_load(world: World, name: str) -> None:
-    assert_equal(outcome(world, "copies", name)[name])
-
-
 @pytest.mark.full
 @needs_bitsandbytes
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in COPIED])
+@pytest.mark.parametrize("name", NAMES)
 def test_each_copy_has_the_logits_of_a_fresh_load(world: World, name: str) -> None:
     assert_equal(outcome(world, "copies", name)[name])
