@@ -49,8 +49,8 @@ def test_every_file_is_judged_once_whatever_the_number_of_threads(tmp_path: Path
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, 5 * BLOCK, 9 * BLOCK + 5])
-def test_a_file_that_is_read_ahead_has_the_same_hash(tmp_path: Path, size: int) -> None:
-    """Two cores and one file: the second core reads."""
+def test_a_file_of_any_length_has_the_hashes_of_the_hub(tmp_path: Path, size: int) -> None:
+    """Alone among more threads than files, and beside another."""
     data = os.urandom(size)
     (tmp_path / "file").write_bytes(data)
     expected = (hashlib.sha256(data).hexdigest(), git_blob_sha1(data))

@@ -5,10 +5,8 @@ The Hub names a blob by the sha256 of its content (LFS and Xet files), or by git
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import queue
 import threading
 from collections.abc import Callable, Generator, Sequence
 from io import FileIO
@@ -26,8 +24,6 @@ BLOCK = 1 << 20
 """Bytes hashed at a time: few enough to stay in the processor's own cache meanwhile."""
 _STRETCH = 8
 """Blocks that are read ahead of the hash, and given back after it, at a time."""
-_AHEAD = 3
-"""Blocks that a thread reads ahead of the hash of a file, where a core has nothing else to do."""
 
 
 class Identity(NamedTuple):
@@ -145,98 +141,13 @@ def hash_all(
     """
     stopped = threading.Event()
     own = threading.local()
-    shared = _Cores(workers or cores(), len(checks))
 
     def judge(check: Check) -> Judged:
         if not hasattr(own, "buffer"):
             own.buffer = bytearray(BLOCK)
-        shared.begin()
-        try:
-            return _judge(check, opener, own.buffer, on_progress, stopped, shared)
-        finally:
-            shared.give_back()
+        return _judge(check, opener, own.buffer, on_progress, stopped)
 
-    return results(checks, judge, shared.count, stopped)
-
-
-class _Cores:
-    """Who uses the cores: one for each file, and a second one for some when no file waits.
-
-    Args:
-        count: how many there are.
-        waiting: files that are to be hashed.
-    """
-
-    def __init__(self, count: int, waiting: int) -> None:
-        self.count = count
-        self._waiting = waiting
-        self._used = 0
-        self._lock = threading.Lock()
-
-    def begin(self) -> None:
-        """A file is begun with."""
-        with self._lock:
-            self._waiting -= 1
-            self._used += 1
-
-    def take(self) -> bool:
-        """Take a core that no file waits for; return whether there is one."""
-        with self._lock:
-            free = not self._waiting and self._used < self.count
-            self._used += free
-        return free
-
-    def give_back(self) -> None:
-        """A core is not used any longer."""
-        with self._lock:
-            self._used -= 1
-
-
-def _blocks(
-    file: FileIO, buffer: bytearray, shared: _Cores | None
-) -> Generator[memoryview, None, None]:
-    """Yield a file's content, each block until the next one is asked for."""
-    view = memoryview(buffer)
-    while shared is None or not shared.take():
-        count = file.readinto(view)
-        if not count:
-            return
-        yield view[:count]
-    try:
-        yield from _blocks_ahead(file, buffer)
-    finally:
-        shared.give_back()
-
-
-def _blocks_ahead(file: FileIO, buffer: bytearray) -> Generator[memoryview, None, None]:
-    """As `_blocks`: a thread reads ahead, since the hash alone keeps one core busy."""
-    free: queue.SimpleQueue[bytearray | None] = queue.SimpleQueue()
-    full: queue.SimpleQueue[tuple[bytearray, int] | OSError | None] = queue.SimpleQueue()
-    free.put(buffer)
-    for _ in range(_AHEAD):
-        free.put(bytearray(len(buffer)))
-
-    def read() -> None:
-        try:
-            while (into := free.get()) is not None and (count := file.readinto(into)):
-                full.put((into, count))
-            full.put(None)
-        except OSError as error:
-            full.put(error)
-
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    try:
-        while (block := full.get()) is not None:
-            if isinstance(block, OSError):
-                raise block
-            filled, count = block
-            yield memoryview(filled)[:count]
-            free.put(filled)
-    finally:
-        free.put(None)
-        # The file is closed next, and its number may then be another file's.
-        thread.join()
+    return results(checks, judge, workers or cores(), stopped)
 
 
 def _judge(
@@ -245,12 +156,11 @@ def _judge(
     buffer: bytearray,
     on_progress: OnProgress | None,
     stopped: threading.Event,
-    shared: _Cores,
 ) -> Judged:
     for last in (False, True):
         try:
             with os.fdopen(opener(check.path), "rb", buffering=0) as file:
-                identity, actual = _digest(check, file, buffer, on_progress, stopped, shared)
+                identity, actual = _digest(check, file, buffer, on_progress, stopped)
             if actual == check.expected or identify(check.path) == identity or last:
                 return Judged(check, identity, actual)
         except ContentChangedError:
@@ -268,7 +178,6 @@ def _digest(
     buffer: bytearray,
     on_progress: OnProgress | None,
     stopped: threading.Event,
-    shared: _Cores | None = None,
 ) -> tuple[Identity, str]:
     descriptor = file.fileno()
     identity = _identity(os.fstat(descriptor))
@@ -276,27 +185,25 @@ def _digest(
     digest = new_hash(check.expected, size)
     stretch = len(buffer) * _STRETCH
     resident = page_cache.resident_blocks(descriptor, size, stretch) or ()
+    view = memoryview(buffer)
     position = given_back = 0
     if resident and not resident[0]:
         page_cache.read_ahead(descriptor, 0, stretch)
-    with contextlib.closing(_blocks(file, buffer, shared)) as blocks:
-        for block in blocks:
-            if stopped.is_set():
-                raise Stopped
-            number, within = divmod(position, stretch)
-            if within == 0 and number + 1 < len(resident) and not resident[number + 1]:
-                page_cache.read_ahead(descriptor, (number + 1) * stretch, stretch)
-            digest.update(block)
-            position += len(block)
-            if position >= min(size, (number + 1) * stretch):
-                if number < len(resident) and not resident[number]:
-                    page_cache.give_back(descriptor, given_back, position - given_back)
-                given_back = position
-                if on_progress is not None:
-                    on_progress(check, position)
-            # A file that grows as fast as it is read would never end.
-            if position > size:
-                break
+    # A file that grows as fast as it is read would never end.
+    while position <= size and (count := file.readinto(buffer)):
+        if stopped.is_set():
+            raise Stopped
+        number, within = divmod(position, stretch)
+        if within == 0 and number + 1 < len(resident) and not resident[number + 1]:
+            page_cache.read_ahead(descriptor, (number + 1) * stretch, stretch)
+        digest.update(view[:count])
+        position += count
+        if position >= min(size, (number + 1) * stretch):
+            if number < len(resident) and not resident[number]:
+                page_cache.give_back(descriptor, given_back, position - given_back)
+            given_back = position
+            if on_progress is not None:
+                on_progress(check, position)
     if on_progress is not None:
         on_progress(check, position)
     if position != size or _identity(os.fstat(descriptor))[:4] != identity[:4]:
