@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, Models, command
+from vlmcache.cli.options import Answer, Call, Context, Models, command
 
 EXAMPLES = """Examples:
 
@@ -99,15 +99,7 @@ def load_test(
     history: Annotated[
         bool, typer.Option("--history", help="Show earlier results and measure nothing.")
     ] = False,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            "--context",
-            metavar="TOKENS",
-            help="Add the key-value cache of a context of this many tokens to the memory;"
-            " by default none.",
-        ),
-    ] = None,
+    context: Context = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,

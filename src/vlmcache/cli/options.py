@@ -73,6 +73,15 @@ Verbose = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer yes to every question.")]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        metavar="TOKENS",
+        help="Add the key-value cache of a context of this many tokens to the memory;"
+        " by default none.",
+    ),
+]
 
 
 class Call(NamedTuple):

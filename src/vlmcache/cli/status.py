@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, Models, command
+from vlmcache.cli.options import Answer, Call, Context, Models, command
 
 EXAMPLES = """Examples:
 
@@ -43,15 +43,7 @@ def status(
             help="Show only rows that pass: 'size>1GB', 'used>30d', 'state=partial'.",
         ),
     ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            "--context",
-            metavar="TOKENS",
-            help="Add the key-value cache of a context of this many tokens to the memory;"
-            " by default none.",
-        ),
-    ] = None,
+    context: Context = None,
 ) -> Answer:
     """Show models, bytes, room and what to do next.
 
