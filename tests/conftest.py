@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.kit import damages
 from tests.kit.caches import CacheBuilder
@@ -22,6 +23,9 @@ from vlmcache.cache import locks
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A check started in the background ignores Ctrl-C, and so would every process it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples every time; `--hypothesis-profile=default` looks for new ones.
+settings.load_profile("ci")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.kit.caches import CacheBuilder, fingerprint
@@ -119,6 +119,7 @@ def most_bytes(server: str, length: int, wrong_at: int | None, cut_after: int | 
     wrong_at=st.one_of(st.none(), st.integers(0, SIZE - 1)),
     cut_after=st.one_of(st.none(), st.integers(0, SIZE - 1)),
 )
+@example(server="416 always", length=SIZE // 2, wrong_at=None, cut_after=0)
 def test_whatever_is_there_and_whatever_the_server_does_the_file_arrives(
     shared_hub: LoopbackHub, server: str, length: int, wrong_at: int | None, cut_after: int | None
 ) -> None:

@@ -209,7 +209,8 @@ class Transfer:
                     whole = no_parts or isinstance(trouble.error, BadAnswerError)
                     no_parts = True
                 else:
-                    whole = False
+                    # A line that is cut says nothing about parts that were refused before it.
+                    whole = whole and file.position == before
                 backoff.failed(trouble)
         finally:
             self.received += ranges.received
