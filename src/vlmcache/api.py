@@ -162,6 +162,11 @@ class Cache:
         names: Iterable[str] = _names(models)
         if all:
             names = names_of_all(self.session.config, cached_models(self.session.cache))
+            if not names:
+                raise UsageError(
+                    f"no model is configured, so {self.named('all')} means none",
+                    "name one to pull, such as owner/name; 'vlmcache init' writes a config.yaml",
+                )
         if revision is not None:
             if any("@" in name for name in names):
                 option = self.named("revision")

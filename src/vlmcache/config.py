@@ -100,7 +100,7 @@ def load_config(option: str | None, environment: Environment) -> Config:
     notes: list[str] = []
     also: list[tuple[str, ModelConfig]] = []
     unread: str | None = None
-    own_limits = Limits()
+    own: Config | None = None
     for source, path in _search_path(option, environment):
         try:
             config = read_config(path, source, alone=active is not None)
@@ -116,14 +116,20 @@ def load_config(option: str | None, environment: Environment) -> Config:
             active = config
         else:
             also += ((path, model) for model in config.models.values())
-            own_limits = config.limits
+            own = config
     active = active or shipped_config()
+    limits, unknown = None, active.unknown
+    if active.source == "./config.yaml":
+        # The user's own limits count too, and so do mistakes in them.
+        limits = own.limits if own is not None else Limits()
+        unknown += own.unknown if own is not None else ()
     return msgspec.structs.replace(
         active,
-        warnings=(*notes, *active.warnings),
+        warnings=(*notes, *active.warnings, *unknown[len(active.unknown) :]),
         also=tuple(also),
         unread=unread,
-        own_limits=own_limits if active.source == "./config.yaml" else None,
+        unknown=unknown,
+        own_limits=limits,
         hub=environment.get("HF_ENDPOINT"),
     )
 
@@ -140,7 +146,7 @@ def _search_path(option: str | None, environment: Environment) -> list[tuple[Sou
     # In the user's own config folder, the file is the user's.
     if os.path.lexists(local) and os.path.realpath(local) != os.path.realpath(own):
         found.append(("./config.yaml", local))
-    if os.path.lexists(own):
+    if os.path.isabs(own) and os.path.lexists(own):
         found.append(("user", own))
     places: dict[str, tuple[Source, str]] = {}
     for source, path in found:

@@ -14,7 +14,7 @@ import typer
 from vlmcache import log
 from vlmcache.cli.register import COMMANDS
 from vlmcache.errors import ExitCode, VlmcacheError
-from vlmcache.show.text import printable
+from vlmcache.show.text import printable, warn
 
 # Help must not wait for what only commands need.
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def complete_model(incomplete: str) -> list[str]:
         config = load_config(None, read_environment())
     except VlmcacheError:
         return []
-    return [key for key in config.models if key.startswith(incomplete)]
+    return [key for key in config.listed if key.startswith(incomplete)]
 
 
 Models = Annotated[
@@ -91,6 +91,8 @@ class Call(NamedTuple):
     json: bool
     quiet: bool
     verbose: bool
+    warnings: tuple[str, ...] = ()
+    """What every command says about config.yaml, whatever else it does."""
 
     def acting(self, *, yes: bool = True, word: str | None = None) -> Cache:
         """Return the cache, which shows its progress on stderr and asks there before it acts.
@@ -151,9 +153,18 @@ def command(function: Callable[..., Answer | None]) -> Callable[..., Answer | No
         cache: Any = None
         if takes_call:
             cache = _open_cache(given.pop("config"), given.pop("cache_dir"))
-        call = Call(cache, given.pop("json"), given.pop("quiet"), bool(verbosity))
-        with _shown_scan(call, lines=bool(COMMANDS[name].lines)):
-            answer = function(call, **given) if takes_call else function(**given)
+        warnings = cache.session.config.unknown if takes_call else ()
+        call = Call(cache, given.pop("json"), given.pop("quiet"), bool(verbosity), warnings)
+        lines = bool(COMMANDS[name].lines)
+        if lines:
+            warn(warnings)
+        try:
+            with _shown_scan(call, lines=lines):
+                answer = function(call, **given) if takes_call else function(**given)
+        except BaseException as error:
+            if not lines:
+                error.__dict__["warnings"] = warnings
+            raise
         return None if answer is None else answer._replace(command=name, call=call)
 
     keyword = inspect.Parameter.KEYWORD_ONLY

@@ -130,6 +130,11 @@ def show(value: "PullReport", *, verbose: bool) -> None:
 
 def _picked(call: Call) -> list[str]:
     """Return the models that a person picks on the terminal."""
+    if not call.cache.session.config.listed:
+        raise UsageError(
+            "no MODEL is named, and none is configured",
+            "name one to pull, such as owner/name; 'vlmcache init' writes a config.yaml",
+        )
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(
             "no MODEL is named", "name one, or use --all; 'vlmcache status' lists them"

@@ -29,6 +29,7 @@ from vlmcache.errors import (
     NotEnoughMemoryError,
     SpaceError,
     UnloadableError,
+    UsageError,
     VlmcacheError,
     unloadable,
 )
@@ -175,6 +176,11 @@ class _Bench:
         every = not names and not self.options.synthetic
         if every:
             names = names_of_all(self.session.config, cached_models(self.session.cache))
+            if not names:
+                raise UsageError(
+                    "no MODEL is named, and none is configured",
+                    "name one that is cached: 'vlmcache status' lists them",
+                )
         names = tuple(dict.fromkeys(names))
         if not names:
             return
