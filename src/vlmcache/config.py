@@ -62,6 +62,7 @@ __all__ = [
     "read_environment",
     "shipped_config",
     "side_caches",
+    "user_config",
 ]
 
 
@@ -73,20 +74,22 @@ class Session(NamedTuple):
     cache: CacheLocation
 
 
-def open_session(config: str | None = None, cache_dir: str | None = None) -> Session:
+def open_session(
+    config: str | None = None, cache_dir: str | None = None, *, configured: bool = True
+) -> Session:
     """Return what commands work on.
 
     Args:
         config: the config.yaml to use; the first one found if not given.
         cache_dir: the hub cache; the one that the environment names if not given.
+        configured: whether any config.yaml is read but the one that ships with the package.
 
     Raises:
         ConfigError: the configuration or the `.env` cannot be read.
     """
     environment = read_environment()
-    return Session(
-        environment, load_config(config, environment), locate_cache(cache_dir, environment)
-    )
+    active = load_config(config, environment) if configured else shipped_config()
+    return Session(environment, active, locate_cache(cache_dir, environment))
 
 
 def load_config(option: str | None, environment: Environment) -> Config:

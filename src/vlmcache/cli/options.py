@@ -142,8 +142,11 @@ def command(function: Callable[..., Answer | None]) -> Callable[..., Answer | No
     own = dict(inspect.signature(function).parameters)
     takes_call = own.pop("call", None) is not None
     common: dict[str, tuple[Any, Any]] = {}
+    # `init` writes the file that others read.
+    writes_config = "config" in own
     if takes_call:
-        common |= {"config": (ConfigFile, None), "cache_dir": (CacheDir, None)}
+        common |= {} if writes_config else {"config": (ConfigFile, None)}
+        common |= {"cache_dir": (CacheDir, None)}
     common["json"] = (JsonLines if COMMANDS[name].lines else Json), False
     common |= {"quiet": (Quiet, False), "verbose": (Verbose, 0)}
 
@@ -152,7 +155,8 @@ def command(function: Callable[..., Answer | None]) -> Callable[..., Answer | No
         log.configure(verbosity, printable)
         cache: Any = None
         if takes_call:
-            cache = _open_cache(given.pop("config"), given.pop("cache_dir"))
+            config = None if writes_config else given.pop("config")
+            cache = _open_cache(config, given.pop("cache_dir"), configured=not writes_config)
         warnings = cache.session.config.unknown if takes_call else ()
         call = Call(cache, given.pop("json"), given.pop("quiet"), bool(verbosity), warnings)
         lines = bool(COMMANDS[name].lines)
@@ -188,11 +192,12 @@ def _shown_scan(call: Call, *, lines: bool) -> AbstractContextManager[None]:
     return progress.scan_line(sys.stderr)
 
 
-def _open_cache(config: str | None, cache_dir: str | None) -> Cache:
+def _open_cache(config: str | None, cache_dir: str | None, *, configured: bool) -> Cache:
     """Return the cache that a command works on; its messages name options as they are typed."""
     from vlmcache.api import Cache
+    from vlmcache.config import open_session
 
-    cache = Cache(cache_dir, config)
+    cache = Cache(session=open_session(config, cache_dir, configured=configured))
     cache.named = _option
     return cache
 

@@ -337,7 +337,10 @@ class Status(Report, frozen=True):
             and not names.isdisjoint(parse_name(word).name for word in shlex.split(command))
         )
         away = {away_remedy(model.away): None for model in missing if model.away is not None}
-        first = next(fetching, None if away else next(iter(commands), None))
+        usual = next(iter(commands), None)
+        if not self.configured:
+            usual = f"'{units.command('status', missing[0].name)}' shows what is missing of it"
+        first = next(fetching, None if away else usual)
         hint = "; ".join([*([first] if first else []), *away]) or None
         return NotCachedError(f"not every model is cached: {states}", hint)
 
