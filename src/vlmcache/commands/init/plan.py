@@ -211,6 +211,8 @@ def _changes(text: str, events: list[Any], entries: Collection[Entry]) -> Iterat
         return
     ((start, end),) = found
     value: Any = events[start]
+    if value.anchor is not None:
+        return  # What refers to it would change too.
     begin, stop = value.start_mark.index, value.end_mark.index
     if isinstance(value, yaml.MappingStartEvent) and end - start > 2:
         place = next(filter(None, map(_exact_end, reversed(events[start + 1 : end - 1]))))
