@@ -61,6 +61,19 @@ class Entry(msgspec.Struct, frozen=True):
         }
         return {name: _scalar(value) for name, value in fields.items()}
 
+    @property
+    def read_back(self) -> ModelConfig:
+        """The model as the entry says it; what a command line or another file adds is left out."""
+        model = self.model
+        return ModelConfig(
+            self.key,
+            model.repo,
+            model.revision,
+            model.precision,
+            attention=model.attention,
+            variant=model.variant,
+        )
+
     def lines(self, indent: str) -> Iterator[str]:
         """Yield the lines of the entry in block style."""
         yield f"{indent}{_scalar(self.key)}:"
@@ -139,9 +152,7 @@ def with_entries(content: bytes, path: str, entries: Collection[Entry]) -> bytes
     """
     before = parse_config(content, path, "user")
     assert before is not None
-    expected = dict(before.listed) | {
-        entry.key: msgspec.structs.replace(entry.model, key=entry.key) for entry in entries
-    }
+    expected = dict(before.listed) | {entry.key: entry.read_back for entry in entries}
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
