@@ -31,6 +31,8 @@ READS = {
     "cache.usage": "/proc",
     "cache.weights": "headers of weights, for the scan",
     "change.space": "which blocks of a blob other files share, to say why nothing came back",
+    "commands.init.add": "the user's config.yaml",
+    "commands.init.init": "the config.yaml that ships with the package",
     "commands.pull.prepare": "indexes and configs of another revision, to choose files by",
     "commands.doctor.sharing": "/proc",
     "config_file": "config.yaml",
@@ -48,6 +50,7 @@ READS = {
 ELSEWHERE = {
     "cli.main": "/dev/null",
     "commands.backup.places": "the store, a folder outside the cache",
+    "commands.init.write": "the user's configuration folder, or where --config says",
     "commands.backup.backup": "a pipe or device that the user has named",
     "load.class_list": "our own data folder: the names of transformers' classes",
     "home.copies": "our own data folder: quantized copies",

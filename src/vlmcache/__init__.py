@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.backup.places import PlaceError
     from vlmcache.commands.backup.values import Backup, BackupError, Restored
     from vlmcache.commands.doctor.values import Diagnosis
+    from vlmcache.commands.init.values import ConfigExistsError, ConfigWriteError, InitReport
     from vlmcache.commands.move.values import (
         BusyError,
         MoveReport,
@@ -93,6 +94,9 @@ _HOMES = {
     "BackupError": "vlmcache.commands.backup.values",
     "Restored": "vlmcache.commands.backup.values",
     "Diagnosis": "vlmcache.commands.doctor.values",
+    "ConfigExistsError": "vlmcache.commands.init.values",
+    "ConfigWriteError": "vlmcache.commands.init.values",
+    "InitReport": "vlmcache.commands.init.values",
     "BusyError": "vlmcache.commands.move.values",
     "MoveReport": "vlmcache.commands.move.values",
     "NotMovedError": "vlmcache.commands.move.values",
@@ -170,6 +174,8 @@ __all__ = [
     "CacheError",
     "ChangedError",
     "ConfigError",
+    "ConfigExistsError",
+    "ConfigWriteError",
     "ContentChangedError",
     "CrashedError",
     "DamageError",
@@ -182,6 +188,7 @@ __all__ = [
     "HostileListingError",
     "HubError",
     "InUseError",
+    "InitReport",
     "InterruptedLoadError",
     "LoadReport",
     "LowSpaceError",

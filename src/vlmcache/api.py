@@ -3,6 +3,8 @@
 Keyword arguments are named like the options of the command line. For a size an int is bytes, for a
 duration a number is seconds; a string of either needs its unit (`"30GB"`, `"12h"`). Where the
 command line would ask before it acts, a method acts: look at what `dry_run=True` returns first.
+
+The module is long for the reason that `Cache` is: every command is a method of it.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vlmcache.config import Session, cached_models, names_of_all, open_session, parse_name
-from vlmcache.errors import UsageError
+from vlmcache.errors import UsageError, VlmcacheError
 from vlmcache.units import LARGEST, LONGEST, parse_duration, parse_size, parsed
 
 if TYPE_CHECKING:
     from vlmcache.codes import Explanation
     from vlmcache.commands.backup.values import Backup, Restored
     from vlmcache.commands.doctor.values import Diagnosis
+    from vlmcache.commands.init.values import InitReport
     from vlmcache.commands.move.values import MoveReport
     from vlmcache.commands.pull.plan import VariantError
     from vlmcache.commands.pull.values import PullReport
@@ -57,13 +60,20 @@ class Cache:
     Args:
         cache_dir: the hub cache; the one that the environment names if not given.
         config: the config.yaml to use; the first one found if not given.
+        session: both, if they are known already.
 
     Raises:
         ConfigError: the configuration or the `.env` cannot be read, or holds a wrong value.
     """
 
-    def __init__(self, cache_dir: Path | None = None, config: Path | None = None) -> None:
-        self.session = open_session(
+    def __init__(
+        self,
+        cache_dir: Path | None = None,
+        config: Path | None = None,
+        *,
+        session: Session | None = None,
+    ) -> None:
+        self.session = session or open_session(
             None if config is None else os.fspath(config),
             None if cache_dir is None else os.fspath(cache_dir),
         )
@@ -133,6 +143,7 @@ class Cache:
         max_wait: Duration | None = None,
         make_room: bool = False,
         token: str | None = None,
+        add: bool = False,
     ) -> PullReport:
         """Download what is missing of models, and only that.
 
@@ -150,10 +161,12 @@ class Cache:
             max_wait: how long a busy hub may ask to wait; ten minutes if not given.
             make_room: remove the least recently used models if the disk is too full.
             token: in place of the one that huggingface_hub finds.
+            add: add the models that are complete then to the user's config.yaml.
 
         Raises:
             UnknownModelError: a name is neither a key nor a repo id.
             UsageError: no model is named, or an argument makes no sense.
+            ConfigWriteError: nothing can be added to the user's config.yaml.
         """
         from vlmcache.commands.pull import plan, pull, values
 
@@ -162,6 +175,11 @@ class Cache:
         names: Iterable[str] = _names(models)
         if all:
             names = names_of_all(self.session.config, cached_models(self.session.cache))
+            if not names:
+                raise UsageError(
+                    f"no model is configured, so {self.named('all')} means none",
+                    "name one to pull, such as owner/name; 'vlmcache init' writes a config.yaml",
+                )
         if revision is not None:
             if any("@" in name for name in names):
                 option = self.named("revision")
@@ -191,7 +209,35 @@ class Cache:
             self.choose,
             _duration(self.named("max_wait"), max_wait, ("s", "m")),
         )
-        return pull.pull(self.session, tuple(names), options, self.progress)
+        names = tuple(names)
+        if not add:
+            return pull.pull(self.session, names, options, self.progress)
+        from vlmcache.commands.init.add import ConfigAdder
+
+        adder = ConfigAdder(self.session, names)
+        report = pull.pull(self.session, names, options, self.progress)
+        try:
+            return report.with_added(adder.add(report.complete, dry_run=dry_run))
+        except VlmcacheError as error:
+            return report.with_problem(report.problem or error)
+
+    def init(self, config: Path | None = None, *, dry_run: bool = False) -> InitReport:
+        """Write a config.yaml that names the models in the cache, or three to start from.
+
+        Args:
+            config: the file, which must not exist; the one in the user's configuration folder if
+                not given.
+            dry_run: return what would be written and write nothing.
+
+        Raises:
+            ConfigExistsError: something has the file's name already.
+            ConfigWriteError: it cannot be written.
+            SpaceError: the disk is full.
+        """
+        from vlmcache.commands.init import init
+
+        file = None if config is None else os.fspath(config)
+        return init.init(self.session, file, dry_run=dry_run)
 
     def remove(
         self,

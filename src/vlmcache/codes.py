@@ -73,6 +73,14 @@ CODES: dict[str, tuple[str, str]] = {
         "A folder above the cache cannot be entered by the group that shares the cache.",
         "Set 'HF_HUB_CACHE' to a folder that everyone can reach, or open that folder.",
     ),
+    "config-exists": (
+        "A config.yaml was to be written where something else is already.",
+        "'vlmcache pull --add MODEL' adds to it; 'vlmcache init --config FILE' writes another one.",
+    ),
+    "config-not-written": (
+        "A config.yaml cannot be written or added to.",
+        "Name a file elsewhere with '--config', or add the lines that the hint shows by hand.",
+    ),
     "configuration": (
         "A setting in config.yaml, in a .env file or in the environment is wrong or is ignored.",
         "Correct it at the place that the message names; 'vlmcache doctor' lists what applies.",

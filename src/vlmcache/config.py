@@ -62,6 +62,7 @@ __all__ = [
     "read_environment",
     "shipped_config",
     "side_caches",
+    "user_config",
 ]
 
 
@@ -73,20 +74,22 @@ class Session(NamedTuple):
     cache: CacheLocation
 
 
-def open_session(config: str | None = None, cache_dir: str | None = None) -> Session:
+def open_session(
+    config: str | None = None, cache_dir: str | None = None, *, configured: bool = True
+) -> Session:
     """Return what commands work on.
 
     Args:
         config: the config.yaml to use; the first one found if not given.
         cache_dir: the hub cache; the one that the environment names if not given.
+        configured: whether any config.yaml is read but the one that ships with the package.
 
     Raises:
         ConfigError: the configuration or the `.env` cannot be read.
     """
     environment = read_environment()
-    return Session(
-        environment, load_config(config, environment), locate_cache(cache_dir, environment)
-    )
+    active = load_config(config, environment) if configured else shipped_config()
+    return Session(environment, active, locate_cache(cache_dir, environment))
 
 
 def load_config(option: str | None, environment: Environment) -> Config:
@@ -100,7 +103,7 @@ def load_config(option: str | None, environment: Environment) -> Config:
     notes: list[str] = []
     also: list[tuple[str, ModelConfig]] = []
     unread: str | None = None
-    own_limits = Limits()
+    own: Config | None = None
     for source, path in _search_path(option, environment):
         try:
             config = read_config(path, source, alone=active is not None)
@@ -116,14 +119,20 @@ def load_config(option: str | None, environment: Environment) -> Config:
             active = config
         else:
             also += ((path, model) for model in config.models.values())
-            own_limits = config.limits
+            own = config
     active = active or shipped_config()
+    limits, unknown = None, active.unknown
+    if active.source == "./config.yaml":
+        # The user's own limits count too, and so do mistakes in them.
+        limits = own.limits if own is not None else Limits()
+        unknown += own.unknown if own is not None else ()
     return msgspec.structs.replace(
         active,
-        warnings=(*notes, *active.warnings),
+        warnings=(*notes, *active.warnings, *unknown[len(active.unknown) :]),
         also=tuple(also),
         unread=unread,
-        own_limits=own_limits if active.source == "./config.yaml" else None,
+        unknown=unknown,
+        own_limits=limits,
         hub=environment.get("HF_ENDPOINT"),
     )
 
@@ -140,7 +149,7 @@ def _search_path(option: str | None, environment: Environment) -> list[tuple[Sou
     # In the user's own config folder, the file is the user's.
     if os.path.lexists(local) and os.path.realpath(local) != os.path.realpath(own):
         found.append(("./config.yaml", local))
-    if os.path.lexists(own):
+    if os.path.isabs(own) and os.path.lexists(own):
         found.append(("user", own))
     places: dict[str, tuple[Source, str]] = {}
     for source, path in found:

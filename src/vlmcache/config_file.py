@@ -95,6 +95,16 @@ class Config(msgspec.Struct, frozen=True):
     """The user's own limits, if `limits` are those of a working folder."""
     hub: str | None = None
     """The address of the hub that HF_ENDPOINT names."""
+    unknown: tuple[str, ...] = ()
+    """Those of the warnings that are about keys of `vlmcache:` that mean nothing."""
+    shipped: bool = False
+    """Whether `models` are those that ship with the package: valid names and protected, but
+    nobody has asked for them."""
+
+    @property
+    def listed(self) -> dict[str, ModelConfig]:
+        """The models that somebody has configured, which is what `--all` means."""
+        return {} if self.shipped else self.models
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -126,6 +136,9 @@ def read_config(path: str, source: Source, *, alone: bool = False) -> Config | N
     """Return what a file configures, or `None` if it belongs to a working folder and is not ours.
 
     Without a `models` section the shipped models count, unless the file is read `alone`.
+
+    Raises:
+        ConfigError: it cannot be read, or holds a wrong value in a section of ours.
     """
     try:
         content = read_bytes(path, FILE_LIMIT)
@@ -133,15 +146,35 @@ def read_config(path: str, source: Source, *, alone: bool = False) -> Config | N
         raise ConfigError(f"{path}: no such file (named by {source})") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return parse_config(content, path, source, alone=alone)
+
+
+def parse_config(
+    content: bytes, path: str, source: Source, *, alone: bool = False
+) -> Config | None:
+    """Return what the content of a file configures; see `read_config`.
+
+    Raises:
+        ConfigError: it cannot be read, or holds a wrong value in a section of ours.
+    """
     try:
         _check_depth(path, content)
         loader = _Loader(content)
         try:
             reader = _Reader(path, source, loader, alone=alone)
             root = loader.get_single_node()
-            if source == "./config.yaml" and not reader.is_ours(root):
+            is_ours = reader.is_ours(root)
+            if source == "./config.yaml" and not is_ours:
                 return None
-            return reader.read(root)
+            config = reader.read(root)
+            named = source in ("--config", "VLMCACHE_CONFIG") and not alone
+            if named and not is_ours and root is not None:
+                # Nothing in it is wrong, and nothing in it is meant for us.
+                raise ConfigError(
+                    f"{path}: none of its models has model_path or repo (named by {source})",
+                    "name a config.yaml of vlmcache; 'vlmcache init' writes one",
+                )
+            return config
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
@@ -199,6 +232,7 @@ class _Reader:
         self.alone = alone
         self.loader = loader
         self.warnings: list[str] = []
+        self.unknown: list[str] = []
 
     def is_ours(self, root: yaml.Node | None) -> bool:
         """Return whether a file says anything to us: an application may have its own of the name.
@@ -225,14 +259,23 @@ class _Reader:
                 key: self.model(key, node)
                 for key, node in self.mapping(sections["models"], "models", empty=True).items()
             }
-        elif self.source == "shipped" or self.alone:
+        elif self.alone:
             models = {}
         else:
             models = shipped_config().models
+        shipped = self.source == "shipped" or ("models" not in sections and not self.alone)
         limits = Limits()
         if "vlmcache" in sections:
             limits = self.limits(self.mapping(sections["vlmcache"], "vlmcache", empty=True))
-        return Config(self.path, self.source, models, limits, tuple(self.warnings))
+        return Config(
+            self.path,
+            self.source,
+            models,
+            limits,
+            (*self.warnings, *self.unknown),
+            unknown=tuple(self.unknown),
+            shipped=shipped,
+        )
 
     def wrong(self, node: yaml.Node, key: str, problem: str) -> ConfigError:
         line = node.start_mark.line + 1
@@ -319,9 +362,9 @@ class _Reader:
                         f"{user_config()}, --config or VLMCACHE_CONFIG"
                     )
             elif name not in Limits.__struct_fields__:
-                meant = did_you_mean(name, Limits.__struct_fields__, 1)
-                hint = f"; {meant}" if meant else ""
-                self.warnings.append(f"{self.path}:{line}: {key} is not known{hint}")
+                known = Limits.__struct_fields__
+                meant = did_you_mean(name, known, 1) or f"known: {', '.join(known)}"
+                self.unknown.append(f"{self.path}:{line}: {key} is not known; {meant}")
             elif null:
                 values[name] = None if name == "max_size" else 0
             else:

@@ -216,5 +216,12 @@ def own_home(environment: Environment) -> tuple[str, str]:
 
 
 def user_config() -> str:
-    """Return the path of the user's own config.yaml, which need not exist."""
-    return os.path.join(platformdirs.user_config_dir("vlmcache", appauthor=False), "config.yaml")
+    """Return the path of the user's own config.yaml, which need not exist.
+
+    A relative `XDG_CONFIG_HOME` does not count, as its specification says: it would make a file of
+    the working folder the user's own. The path is relative only if the user has no home.
+    """
+    folder = platformdirs.user_config_dir("vlmcache", appauthor=False)
+    if not os.path.isabs(folder):
+        folder = os.path.join(os.path.expanduser("~"), ".config", "vlmcache")
+    return os.path.join(folder, "config.yaml")

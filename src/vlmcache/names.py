@@ -202,8 +202,8 @@ class Names:
         if place is not None:
             listed = "'vlmcache status --all' lists all" if place == "cache" else None
             return UnknownModelError(f"nothing like {text} is in the {place}", hint or listed)
-        if hint is None and models:
-            hint = "known: " + ", ".join(models) + "; or a repo id such as owner/name"
+        if hint is None and self.config.listed:
+            hint = f"known: {', '.join(self.config.listed)}; or a repo id such as owner/name"
         return UnknownModelError(
             f"no such model: {name}", hint or "name a repo id such as owner/name"
         )
@@ -287,8 +287,11 @@ def name_of(config: Config, model: ModelConfig, cached: Iterable[str]) -> str:
 
 
 def names_of_all(config: Config, cached: Iterable[str]) -> list[str]:
-    """Return a name for each configured model that `find_model` reads back: its key, usually."""
-    return list(map(_names(config, cached).name_of, config.models.values()))
+    """Return a name for each configured model that `find_model` reads back: its key, usually.
+
+    Those that ship with the package are not among them.
+    """
+    return list(map(_names(config, cached).name_of, config.listed.values()))
 
 
 def _names(config: Config, cached: Iterable[str], *, variants: bool = False) -> Names:

@@ -28,6 +28,7 @@ LINES = {
     "quantize": ["nobody/nothing"],
     "warm": ["org/good"],
     "schema": ["status"],
+    "init": ["--dry-run"],
     "explain": ["no-space"],
 }
 """What makes a command answer soon; without a line here it is run without arguments."""
@@ -71,7 +72,7 @@ def test_json_is_one_document_of_its_schema_also_where_it_fails(
 ) -> None:
     schema = json.loads(run_here("schema", command).out)
     jsonschema.Draft202012Validator.check_schema(schema)
-    for more in ([], ["--config", "nowhere.yaml"], ["--nonsense"]):
+    for more in ([], ["--config", "."], ["--nonsense"]):
         done = run_here(*line(command), "--json", *more)
         assert done.err == ""
         texts = done.out.splitlines() if COMMANDS[command].lines else [done.out]

@@ -68,8 +68,12 @@ def environment(hub: Hub, cache: Path) -> Environment:
 
 
 def config(**limits: int) -> Config:
-    """Return the shipped configuration with limits of our own, no free space asked for."""
-    return msgspec.structs.replace(shipped_config(), limits=Limits(**({"min_free": 0} | limits)))
+    """Return the shipped models as if the user had configured them, with limits of our own.
+
+    No free space is asked for.
+    """
+    bounds = Limits(**({"min_free": 0} | limits))
+    return msgspec.structs.replace(shipped_config(), limits=bounds, shipped=False)
 
 
 def pull(

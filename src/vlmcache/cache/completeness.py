@@ -369,6 +369,12 @@ def judge_repo(repo: Repo, judged: Iterable[Judgement] | None = None) -> State:
     return "partial"
 
 
+def worst(state: State, judged: Iterable[Judgement]) -> Judgement:
+    """Return what was said of the revision that gives a repo its state, which `judge_repo` says."""
+    same = (judgement for judgement in judged if judgement.state == state)
+    return next(same, Judgement(state, None, None))
+
+
 def _only_begun(repo: Repo, errors: set[str]) -> bool:
     """Whether the errors are no more than what a first download looks like while it runs.
 

@@ -18,7 +18,7 @@ from vlmcache.cli.light import LightCommand, LightGroup
 from vlmcache.cli.options import Answer
 from vlmcache.cli.register import ALIASES, COMMANDS, load
 from vlmcache.errors import ExitCode, UsageError, VlmcacheError
-from vlmcache.show.text import printable
+from vlmcache.show.text import printable, warn, warn_of_missing_locks
 from vlmcache.units import did_you_mean
 
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -155,8 +155,9 @@ def _run(arguments: list[str]) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         failure = _failure(error)
+        warnings = getattr(error, "warnings", ())
     try:
-        _show_failure(arguments, failure)
+        _show_failure(arguments, failure, warnings)
     except OSError as problem:
         # Nobody reads it any more, or the disk that it should go to is full.
         if not isinstance(problem, BrokenPipeError):
@@ -169,11 +170,13 @@ def _show(answer: Answer) -> None:
     if answer.call.json:
         from vlmcache.show.document import document, write
 
-        write(document(answer.command, answer.value, answer.exit_code, problem))
+        warnings = answer.call.warnings
+        write(document(answer.command, answer.value, answer.exit_code, problem, warnings=warnings))
         return
     if answer.call.quiet:
         for line in answer.value.ids if answer.ids is None else answer.ids:
             print(printable(line))
+        warn(answer.call.warnings)
     else:
         view = load(COMMANDS[answer.command].view)
         shown = dict(answer.shown)
@@ -181,13 +184,17 @@ def _show(answer: Answer) -> None:
             shown["verbose"] = answer.call.verbose
         view(answer.value, **shown)
         if answer.command != "doctor":  # which shows it as one of its own findings
-            load("vlmcache.show.text.warn_of_missing_locks")()
+            warn_of_missing_locks()
+        if answer.command not in ("doctor", "status"):
+            warn(answer.call.warnings)
     if problem is not None:
         sys.stdout.flush()
         _print_error(problem)
 
 
-def _show_failure(arguments: list[str], failure: VlmcacheError) -> None:
+def _show_failure(
+    arguments: list[str], failure: VlmcacheError, warnings: Sequence[str] = ()
+) -> None:
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if "--json" in options:
         from vlmcache.show.document import document, write
@@ -195,8 +202,9 @@ def _show_failure(arguments: list[str], failure: VlmcacheError) -> None:
         words = (ALIASES.get(word, word) for word in options)
         command = next((word for word in words if word in COMMANDS), "vlmcache")
         line = command in COMMANDS and bool(COMMANDS[command].lines)
-        write(document(command, None, failure.exit_code, failure, line=line))
+        write(document(command, None, failure.exit_code, failure, line=line, warnings=warnings))
     else:
+        warn(warnings)
         _print_error(failure)
 
 

@@ -14,7 +14,7 @@ import typer
 from vlmcache import log
 from vlmcache.cli.register import COMMANDS
 from vlmcache.errors import ExitCode, VlmcacheError
-from vlmcache.show.text import printable
+from vlmcache.show.text import printable, warn
 
 # Help must not wait for what only commands need.
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def complete_model(incomplete: str) -> list[str]:
         config = load_config(None, read_environment())
     except VlmcacheError:
         return []
-    return [key for key in config.models if key.startswith(incomplete)]
+    return [key for key in config.listed if key.startswith(incomplete)]
 
 
 Models = Annotated[
@@ -91,6 +91,8 @@ class Call(NamedTuple):
     json: bool
     quiet: bool
     verbose: bool
+    warnings: tuple[str, ...] = ()
+    """What every command says about config.yaml, whatever else it does."""
 
     def acting(self, *, yes: bool = True, word: str | None = None) -> Cache:
         """Return the cache, which shows its progress on stderr and asks there before it acts.
@@ -140,8 +142,11 @@ def command(function: Callable[..., Answer | None]) -> Callable[..., Answer | No
     own = dict(inspect.signature(function).parameters)
     takes_call = own.pop("call", None) is not None
     common: dict[str, tuple[Any, Any]] = {}
+    # `init` writes the file that others read.
+    writes_config = "config" in own
     if takes_call:
-        common |= {"config": (ConfigFile, None), "cache_dir": (CacheDir, None)}
+        common |= {} if writes_config else {"config": (ConfigFile, None)}
+        common |= {"cache_dir": (CacheDir, None)}
     common["json"] = (JsonLines if COMMANDS[name].lines else Json), False
     common |= {"quiet": (Quiet, False), "verbose": (Verbose, 0)}
 
@@ -150,10 +155,20 @@ def command(function: Callable[..., Answer | None]) -> Callable[..., Answer | No
         log.configure(verbosity, printable)
         cache: Any = None
         if takes_call:
-            cache = _open_cache(given.pop("config"), given.pop("cache_dir"))
-        call = Call(cache, given.pop("json"), given.pop("quiet"), bool(verbosity))
-        with _shown_scan(call, lines=bool(COMMANDS[name].lines)):
-            answer = function(call, **given) if takes_call else function(**given)
+            config = None if writes_config else given.pop("config")
+            cache = _open_cache(config, given.pop("cache_dir"), configured=not writes_config)
+        warnings = cache.session.config.unknown if takes_call else ()
+        call = Call(cache, given.pop("json"), given.pop("quiet"), bool(verbosity), warnings)
+        lines = bool(COMMANDS[name].lines)
+        if lines:
+            warn(warnings)
+        try:
+            with _shown_scan(call, lines=lines):
+                answer = function(call, **given) if takes_call else function(**given)
+        except BaseException as error:
+            if not lines:
+                error.__dict__["warnings"] = warnings
+            raise
         return None if answer is None else answer._replace(command=name, call=call)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -177,11 +192,12 @@ def _shown_scan(call: Call, *, lines: bool) -> AbstractContextManager[None]:
     return progress.scan_line(sys.stderr)
 
 
-def _open_cache(config: str | None, cache_dir: str | None) -> Cache:
+def _open_cache(config: str | None, cache_dir: str | None, *, configured: bool) -> Cache:
     """Return the cache that a command works on; its messages name options as they are typed."""
     from vlmcache.api import Cache
+    from vlmcache.config import open_session
 
-    cache = Cache(cache_dir, config)
+    cache = Cache(session=open_session(config, cache_dir, configured=configured))
     cache.named = _option
     return cache
 

@@ -15,6 +15,7 @@ EXAMPLES = """Examples:
 
   vlmcache pull qwen_vl_2b
   vlmcache pull Qwen/Qwen2-VL-2B-Instruct@main --dry-run
+  vlmcache pull Qwen/Qwen2-VL-2B-Instruct --add
   vlmcache pull --all --limit-rate 20MB
   vlmcache pull qwen_vl_7b --make-room
   vlmcache pull org/model-GGUF:Q4_K_M
@@ -80,6 +81,10 @@ def pull(
         bool,
         typer.Option("--make-room", help="Propose what to evict if the disk is too full."),
     ] = False,
+    add: Annotated[
+        bool,
+        typer.Option("--add", help="Add what is complete then to your config.yaml."),
+    ] = False,
     yes: Yes = False,
     token: Annotated[
         str | None,
@@ -112,6 +117,7 @@ def pull(
             max_wait=max_wait,
             make_room=make_room,
             token=token,
+            add=add,
         )
     )
 
@@ -130,6 +136,11 @@ def show(value: "PullReport", *, verbose: bool) -> None:
 
 def _picked(call: Call) -> list[str]:
     """Return the models that a person picks on the terminal."""
+    if not call.cache.session.config.listed:
+        raise UsageError(
+            "no MODEL is named, and none is configured",
+            "name one to pull, such as owner/name; 'vlmcache init' writes a config.yaml",
+        )
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(
             "no MODEL is named", "name one, or use --all; 'vlmcache status' lists them"

@@ -91,6 +91,11 @@ COMMANDS = {
         "vlmcache.commands.doctor.values.Diagnosis",
         "vlmcache.commands.doctor.view.show",
     ),
+    "init": Command(
+        "Write a config.yaml that names the models in the cache.",
+        "vlmcache.commands.init.values.InitReport",
+        "vlmcache.commands.init.view.show",
+    ),
     "explain": Command(
         "Explain the code of a finding or an error.",
         "vlmcache.codes.Explanation",

@@ -29,6 +29,7 @@ from vlmcache.errors import (
     NotEnoughMemoryError,
     SpaceError,
     UnloadableError,
+    UsageError,
     VlmcacheError,
     unloadable,
 )
@@ -88,6 +89,7 @@ def load_test(
         on_step: is called with a few words on what happens now.
 
     Raises:
+        UsageError: no model is named, and none is configured.
         UnknownModelError: a name is neither a key nor a repo id.
         MissingPackageError: torch or transformers, or a loader's package, is not installed.
         NoDeviceError: there is no such device.
@@ -96,6 +98,11 @@ def load_test(
     options = options or LoadTestOptions()
     for name in options.synthetic:
         synthetic.check_name(name)
+    if not names and not options.synthetic and not session.config.listed:
+        raise UsageError(
+            "no MODEL is named, and none is configured",
+            "name one that is cached: 'vlmcache status' lists them",
+        )
     bench = _Bench(session, options, on_step)
     bench.find(names)
     require_packages()

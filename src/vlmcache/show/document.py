@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -46,10 +47,17 @@ def document(
     error: VlmcacheError | None,
     *,
     line: bool = False,
+    warnings: Sequence[str] = (),
 ) -> str:
     """Return the one JSON document of a command's run, without a newline at its end.
 
-    With `line` it is the last of a stream of lines, and is one line itself.
+    Args:
+        command: the command.
+        value: its answer, if there is one.
+        exit_code: how it ends.
+        error: why it failed, if it did.
+        line: whether it is the last of a stream of lines, and is one line itself.
+        warnings: what config.yaml says in vain; where the answer says so too, it is said once.
     """
     failures = () if error is None else (error, *error.causes)
     errors = tuple(ErrorEntry(part.code, part.message, part.hint) for part in failures)
@@ -63,11 +71,19 @@ def document(
     told = content.get("findings", ())
     if not any(finding["code"] == "no-locks" for finding in told):
         told = (*told, *msgspec.to_builtins(unlocked()))
+    known = {finding["detail"] for finding in told}
+    new = (text for text in warnings if text not in known)
+    told = (*told, *msgspec.to_builtins(tuple(map(_about_a_line, new))))
     content["findings"] = told
     content["errors"] = msgspec.to_builtins(errors)
     if line:
         return _encoded({"schema": content["schema"], "kind": "error"} | content)
     return _encoded(content, indent=2)
+
+
+def _about_a_line(text: str) -> Finding:
+    """Return the finding that a sentence about a line of config.yaml is: `FILE:LINE: …`."""
+    return Finding("configuration", "warning", None, re.split(r":\d+: ", text)[0], text)
 
 
 def stream_line(command: str, value: msgspec.Struct, *, at: datetime | None = None) -> str:

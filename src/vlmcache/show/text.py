@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
@@ -78,8 +78,13 @@ def ago(instant: datetime | None, now: datetime) -> str:
     return "just now" if seconds < 60 else f"{duration_text(seconds)} ago"
 
 
+def warn(texts: Iterable[str]) -> None:
+    """Say on stderr what a command does not fail for."""
+    sys.stdout.flush()
+    for text in texts:
+        print(f"warning: {printable(text)}", file=sys.stderr)
+
+
 def warn_of_missing_locks() -> None:
     """Say which filesystems without locks the command has met."""
-    sys.stdout.flush()
-    for finding in unlocked():
-        print(f"warning: {finding.detail}: {printable(finding.path)}", file=sys.stderr)
+    warn(f"{finding.detail}: {finding.path}" for finding in unlocked())

@@ -131,7 +131,7 @@ def test_an_absent_cache_is_no_error_and_is_not_made(vlmcache: Vlmcache, tmp_pat
     done = vlmcache("status", "--cache-dir", str(tmp_path / "absent"))
     assert done.code == 0
     assert "does not exist yet" in done.out
-    assert "vlmcache pull got_ocr qwen_vl_2b qwen_vl_7b" in done.out
+    assert "vlmcache pull" not in done.out
     assert not (tmp_path / "absent").exists()
 
 
@@ -139,7 +139,7 @@ def test_an_empty_cache_is_no_error(vlmcache: Vlmcache, tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     document = vlmcache("status", "--json").document
     assert document["cache"]["exists"]
-    assert {model["state"] for model in document["models"]} == {"missing"}
+    assert (document["models"], document["repos"]) == ([], [])
 
 
 def test_a_read_only_cache_and_home_are_no_obstacle(vlmcache: Vlmcache) -> None:

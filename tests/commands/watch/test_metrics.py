@@ -282,12 +282,13 @@ def test_more_connections_than_are_answered_at_a_time_are_closed_and_room_comes_
 
 
 def test_the_metrics_of_a_real_cache_are_read(tmp_path: Path) -> None:
+    from tests.kit.pulls import config
     from vlmcache.commands.watch.watch import watch
-    from vlmcache.config import CacheLocation, Session, read_environment, shipped_config
+    from vlmcache.config import CacheLocation, Session, read_environment
 
     CacheBuilder(tmp_path / "hub").repo("org/name").revision(model_files())
     location = CacheLocation(str(tmp_path / "hub"), "x")
-    session = Session(read_environment({}), shipped_config(), location)
+    session = Session(read_environment({}), config(), location)
     look = next(watch(session, notify=False))
     samples = values(metrics.Exposition().update(look))
     states = [key for key, value in samples.items() if key[0] == "vlmcache_model_state" and value]

@@ -29,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.kit.caches import CacheBuilder, CachedRepo, model_files
 from tests.kit.commands import Vlmcache, is_failure
 from tests.kit.hub import LoopbackHub, Synthetic, slow
+from vlmcache.config_file import SHIPPED
 
 PROGRAM = (sys.executable, "-m", "vlmcache")
 HF = Path(sys.executable).with_name("hf")
@@ -43,6 +44,12 @@ def repo(cache: CacheBuilder) -> CachedRepo:
     repo = cache.repo("org/name")
     repo.revision(model_files())
     return repo
+
+
+@pytest.fixture
+def three(vlmcache: Vlmcache) -> None:
+    """Three configured models that are not cached."""
+    vlmcache.config(Path(SHIPPED).read_text(encoding="utf-8"))
 
 
 def eventually(condition: Callable[[], object], what: Callable[[], str] = str) -> None:
@@ -214,6 +221,7 @@ def test_a_suspended_view_gives_the_terminal_back_and_returns(
     assert view.is_restored()
 
 
+@pytest.mark.usefixtures("three")
 def test_a_resized_terminal_is_drawn_anew(
     repo: CachedRepo, terminal: Callable[..., Terminal]
 ) -> None:
@@ -231,6 +239,7 @@ def test_a_resized_terminal_is_drawn_anew(
     view.shows("q quit")
 
 
+@pytest.mark.usefixtures("three")
 def test_keys_sort_and_pause(repo: CachedRepo, terminal: Callable[..., Terminal]) -> None:
     view = terminal()
     view.shows("s sort .name.")
@@ -336,6 +345,7 @@ def test_lines_in_a_pipe_tell_what_happens_without_escape_codes(
     assert error == b"error: interrupted\n"
 
 
+@pytest.mark.usefixtures("three")
 def test_quiet_tells_ids(repo: CachedRepo, vlmcache: Vlmcache) -> None:
     result = vlmcache("watch", "--once", "-q")
     assert result.out.splitlines()[-1] == "org/name"

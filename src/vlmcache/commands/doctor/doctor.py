@@ -100,7 +100,7 @@ def diagnose(
     missing: tuple[str, ...] = ()
     try:
         seen = status(session)
-        missing = tuple(model.key for model in seen.models if model.state != "cached")
+        missing = tuple(seen.incomplete)
     except (CacheError, ConfigError) as error:
         findings.append(finding("cache-path", "error", location.dir, error.message, error.hint))
     findings += check_paths(session, paths)

@@ -104,6 +104,19 @@ class PulledModel(msgspec.Struct, frozen=True):
     """The GGUF variant that was asked for, or chosen."""
 
 
+class AddedModel(msgspec.Struct, frozen=True):
+    """A model in the user's config.yaml, as `--add` left it."""
+
+    key: str
+    repo: str
+    path: str
+    """The config.yaml."""
+    new: bool
+    """False if the file named the model before."""
+    active: str | None = None
+    """Another config.yaml that counts in the working folder in place of that file."""
+
+
 class PullReport(Report, frozen=True):
     """What `vlmcache pull` returns. Its plan and receipt are of all models together."""
 
@@ -113,6 +126,22 @@ class PullReport(Report, frozen=True):
     findings: tuple[Finding, ...]
     cache: str = ""
     """The hub cache."""
+    added: tuple[AddedModel, ...] = ()
+    """What `--add` has added to the user's config.yaml, or would add."""
+
+    @property
+    def complete(self) -> dict[tuple[str, str], str | None]:
+        """(repo, revision) -> variant of the models that were named and are complete now."""
+        return {
+            (model.repo, model.revision): model.variant
+            for model in self.models
+            if model.state != "failed" and model.needed_by is None
+        }
+
+    def with_added(self, added: Iterable[tuple[str, str, str, bool, str | None]]) -> PullReport:
+        """Return the report with models of the user's config.yaml, as `AddedModel` has them."""
+        models = tuple(AddedModel(*model) for model in added)
+        return msgspec.structs.replace(self, added=models).with_problem(self.problem)
 
     @property
     def ids(self) -> list[str]:

@@ -35,6 +35,7 @@ def show(report: PullReport, *, verbose: bool = False) -> None:
             print_line(out, _line(model, report))
             _print_left_out(out, model, verbose=verbose)
     _print_failed(out, report)
+    _print_added(out, report)
     if verbose or report.receipt is None:
         _print_files(report)
     codes = Counter(finding.code for finding in report.findings)
@@ -69,6 +70,17 @@ def _print_failed(out: Console, report: PullReport) -> None:
         print_line(out, Text(f"{', '.join(names)}: ", "red") + Text(printable(message)))
         if hint:
             print_line(out, Text(f"  {printable(hint)}", "dim"))
+
+
+def _print_added(out: Console, report: PullReport) -> None:
+    """Print what `--add` has done."""
+    verb = "would be added" if report.receipt is None else "added"
+    for model in report.added:
+        done = f"{verb} as {model.key} to" if model.new else f"is {model.key} already in"
+        print_line(out, Text(printable(f"{model.repo}: {done} {model.path}")))
+    active = next((model.active for model in report.added if model.active), None)
+    if active is not None:
+        print_line(out, Text(printable(f"Here {active} counts, and not that file"), "yellow"))
 
 
 def evicted(report: PullReport) -> Removal | None:

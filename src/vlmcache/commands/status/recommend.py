@@ -101,11 +101,12 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
             repo.name,
             repo.name,
             *plan_download(state, repo.name, "main", repo.refs.get("main"), None),
-            damaged=True,
-            repair=repo.repo in unlisted,
+            damaged=repo.state == "damaged",
+            repair=repo.state == "damaged" and repo.repo in unlisted,
         )
         for repo in status.repos
-        if repo.state == "damaged" and layout.is_repo_id(repo.repo)
+        if repo.state == "damaged" or _is_begun(repo, status)
+        if layout.is_repo_id(repo.repo)
         if repo.name not in asked and repo.name not in gone
     )
     needed = {
@@ -123,6 +124,11 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
         text = f"{status.cache.low}, which only {config.path} asks for"
         steps.append(Recommendation(f"{text}: nothing is removed for that", None))
     steps += choose(advised, planner, own, downloads, needed)
+    if not status.configured and config.source == "shipped":
+        cached = any(repo.type == "model" and repo.state == "cached" for repo in status.repos)
+        what = "the cached models" if cached else "three models to start from"
+        text = f"no model is configured: write a config.yaml that lists {what}"
+        steps.append(advised.recommend(text, "init"))
     offline = planner.known.environment.offline_by
     if offline is None:
         return steps
@@ -132,6 +138,11 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
         else step
         for step in steps
     ]
+
+
+def _is_begun(repo: RepoStatus, status: Status) -> bool:
+    """Return whether somebody began to download a model, where no configuration says which."""
+    return not status.configured and repo.state == "partial" and repo.partials > 0
 
 
 def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recommendation]:

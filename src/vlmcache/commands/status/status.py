@@ -21,6 +21,7 @@ from vlmcache.cache.completeness import (
     read_content,
     reader,
     remarks,
+    worst,
 )
 from vlmcache.cache.formats import CONFIG
 from vlmcache.cache.memory import (
@@ -78,7 +79,7 @@ def status(session: Session, names: Sequence[str] = (), *, context: int = 0) -> 
     state = scan(location.dir)
     known_names = names_in(state, session.config, variants=True)
     wanted = [known_names.model(name, others=True) for name in names] or [
-        known_names.as_held(model) for model in config.models.values()
+        known_names.as_held(model) for model in config.listed.values()
     ]
     findings = list(state.all_findings())
     findings += (
@@ -89,11 +90,21 @@ def status(session: Session, names: Sequence[str] = (), *, context: int = 0) -> 
     state = known.state
     summary = summarize_cache(session, state, known.mount)
     models = tuple(_model_status(known, model, findings, context) for model in wanted)
-    repos = tuple(_repo_status(known, repo) for repo in state.repos)
+    repos = [_repo_status(known, repo) for repo in state.repos]
+    if not wanted:
+        repos.sort(key=lambda repo: -repo.size_on_disk)
     findings += (finding for repo in state.repos for finding in _found_damaged(repo))
     findings += _found_elsewhere(session, state, models)
     advised = Advice(session)
-    shown = Status(summary, models, repos, (), tuple(findings), elsewhere=tuple(_elsewhere(state)))
+    shown = Status(
+        summary,
+        models,
+        tuple(repos),
+        (),
+        tuple(findings),
+        elsewhere=tuple(_elsewhere(state)),
+        configured=bool(wanted),
+    )
     steps = recommend(advised, Planner(known, session), shown)
     copies = tuple(list_copies(own_home(environment)[0]))
     findings = [advised.completed(finding) for finding in findings]
@@ -337,11 +348,13 @@ def _repo_status(known: Known, repo: Repo) -> RepoStatus:
                 _variants(repo, judgement),
             )
         )
+    found = judge_repo(repo, judged)
+    amounts = measure(state, repo, worst(found, judged))
     return RepoStatus(
         repo=repo.id,
         type=repo.type,
         path=repo.path,
-        state=judge_repo(repo, judged),
+        state=found,
         size=repo.size,
         size_on_disk=repo.size_on_disk,
         revisions=tuple(revisions),
@@ -350,6 +363,9 @@ def _repo_status(known: Known, repo: Repo) -> RepoStatus:
         last_used=_last_used(used, repo, repo.revisions),
         linked_to=repo.linked_to,
         away=repo.away,
+        expected_size=amounts.expected_size,
+        to_fetch=amounts.to_fetch,
+        progress=amounts.progress,
     )
 
 

@@ -247,6 +247,12 @@ class RepoStatus(msgspec.Struct, frozen=True):
     last_used: datetime | None
     linked_to: str | None
     away: Away | None = None
+    expected_size: int | None = None
+    """The length of the complete download of the revision that `state` is about."""
+    to_fetch: int | None = None
+    """What a pull would fetch of that."""
+    progress: float | None = None
+    """The fraction of `expected_size` that need not be fetched any more, 0 to 1."""
 
     @property
     def name(self) -> str:
@@ -280,27 +286,49 @@ class Status(Report, frozen=True):
     """Kept quantized copies, which are in vlmcache's own folder and not in the cache."""
     elsewhere: tuple[Elsewhere, ...] = ()
     """Where the repos are of which the cache has only links; not part of its bytes."""
+    configured: bool = True
+    """False if no model is named or configured: then `models` is empty, and `repos` are what there
+    is to see, the largest first."""
 
     @property
     def ids(self) -> list[str]:
-        """The models' repo ids, with the revision if it is not main, and the variant."""
-        return [model.id for model in self.models]
+        """The models' repo ids, with the revision if it is not main, and the variant.
+
+        If none is configured, those of the repos in the cache.
+        """
+        return [model.id for model in self.models] if self.configured else self.all_ids
 
     @property
     def all_ids(self) -> list[str]:
         """The models' ids, then those of the other repos in the cache."""
         named = {model.repo for model in self.models if model.revision == "main"}
-        return self.ids + [repo.repo for repo in self.repos if repo.repo not in named]
+        ids = [model.id for model in self.models]
+        return ids + [repo.repo for repo in self.repos if repo.repo not in named]
+
+    @property
+    def incomplete(self) -> list[str]:
+        """The names of the models that are not cached: of those in the cache, if none is named."""
+        return [one.name for one in self._asked if one.state != "cached"]
+
+    @property
+    def _asked(self) -> list[ModelStatus] | list[RepoStatus]:
+        """What the report is about."""
+        if self.configured:
+            return list(self.models)
+        return [repo for repo in self.repos if repo.type == "model"]
 
     @property
     def not_cached(self) -> NotCachedError | None:
         """That a model is not cached, and what to do about it, as `--check` reports it."""
-        missing = [model for model in self.models if model.state != "cached"]
+        if not self._asked and not self.configured:
+            return NotCachedError("no model is cached", "'vlmcache help pull' shows how to get one")
+        missing = [one for one in self._asked if one.state != "cached"]
         if not missing:
             return None
-        states = ", ".join(f"{model.name} is {model.state}" for model in missing)
+        states = ", ".join(f"{one.name} is {one.state}" for one in missing)
         commands = [step.command for step in self.recommendations if step.command]
-        names = {name for model in missing for name in (model.key, model.repo)}
+        names = {one.repo for one in missing}
+        names |= {model.key for model in self.models if model.state != "cached"}
         fetching = (
             command
             for command in commands
@@ -309,7 +337,10 @@ class Status(Report, frozen=True):
             and not names.isdisjoint(parse_name(word).name for word in shlex.split(command))
         )
         away = {away_remedy(model.away): None for model in missing if model.away is not None}
-        first = next(fetching, None if away else next(iter(commands), None))
+        usual = next(iter(commands), None)
+        if not self.configured:
+            usual = f"'{units.command('status', missing[0].name)}' shows what is missing of it"
+        first = next(fetching, None if away else usual)
         hint = "; ".join([*([first] if first else []), *away]) or None
         return NotCachedError(f"not every model is cached: {states}", hint)
 

@@ -15,7 +15,6 @@ from vlmcache.commands.status.values import CacheSummary, ModelStatus, RepoStatu
 from vlmcache.show.console import console
 from vlmcache.show.tables import (
     SEVERITY_COLORS,
-    STATE_COLORS,
     hanging,
     labelled,
     plain_table,
@@ -51,13 +50,18 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
         _print_bad_files(out, status.models)
         _print_variants(out, status.models)
         _print_contexts(out, status.models)
+    elif status.configured:
+        out.print("No model passes the filter.")
+    elif status.repos:
+        out.print(_repo_table(status.repos, now, "REPO"))
+        out.print("\nNo model is configured: this is what the cache holds.")
     else:
-        out.print("No model is configured, or none passes the filter.")
+        out.print("No model is configured, and the cache holds none that passes the filter.")
     asked = {model.repo for model in status.models}
-    others = [repo for repo in status.repos if repo.name not in asked]
+    others = [repo for repo in status.repos if repo.name not in asked and status.configured]
     if every and others:
         out.print()
-        out.print(_repo_table(others, now))
+        out.print(_repo_table(others, now, "OTHER REPO"))
     out.print()
     _print_cache(out, status.cache, others, every=every)
     for place in status.elsewhere:
@@ -161,14 +165,14 @@ def _some(names: tuple[str, ...]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _repo_table(repos: Iterable[RepoStatus], now: datetime) -> Table:
-    columns = ("OTHER REPO", "TYPE", "STATE", "ON DISK", "REVISIONS", "LAST USED")
-    table = plain_table(*columns, numbers=("ON DISK", "REVISIONS"), folded=("OTHER REPO",))
+def _repo_table(repos: Iterable[RepoStatus], now: datetime, title: str) -> Table:
+    columns = (title, "TYPE", "STATE", "ON DISK", "REVISIONS", "LAST USED")
+    table = plain_table(*columns, numbers=("ON DISK", "REVISIONS"), folded=(title,))
     for repo in repos:
         table.add_row(
             printable(repo.repo),
             repo.type,
-            Text(repo.state, STATE_COLORS[repo.state]),
+            state_text(repo.state, repo.progress),
             size_text(repo.size_on_disk),
             str(len(repo.revisions)),
             ago(repo.last_used, now),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 from vlmcache.cache.amounts import Amounts, measure
-from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision
+from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision, worst
 from vlmcache.cache.state import CacheState, Partial, Repo, State
 from vlmcache.cache.usage import Process, Usage, content_of, find_users
 from vlmcache.commands.status.values import estimate_of
@@ -103,7 +103,7 @@ class Models:
         folders = {repo.folder for repo in state.repos}
         self._judged = {key: known for key, known in self._judged.items() if key[0] in folders}
         configured = set()
-        for model in self._config.models.values():
+        for model in self._config.listed.values():
             # Its name may be spelled in another case than the repo's.
             repo = state.repo(model.repo)
             configured |= {repo.folder} if repo is not None else set()
@@ -158,7 +158,7 @@ class Models:
             else:
                 judged = [judge_revision(repo, each, state.repo) for each in repo.revisions]
                 found = judge_repo(repo, judged)
-            shown = judged[0] if judged else Judgement(found, None, None)
+            shown = worst(found, judged)
             amounts = measure(state, repo, shown, variant=variant, estimate=estimate)
             others = {
                 need.id: state.repo(need.id)

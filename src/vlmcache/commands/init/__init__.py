@@ -1,0 +1,1 @@
+"""`init`, and `pull --add`: config.yaml is written, and only added to."""
