@@ -220,14 +220,19 @@ class _InternalError(VlmcacheError):
     code = "internal"
 
 
+def _ended(what: str, hint: str | None = None, summary: str = "") -> tuple[str, str | None]:
+    """Return the message and the hint of a command that was interrupted where it stood."""
+    return f"{what}: {summary}" if summary else what, hint
+
+
 def _failure(error: BaseException) -> VlmcacheError:
     """Return any failure as one that can be shown. This is the only place that maps them."""
     if isinstance(error, VlmcacheError):
         return error
     if isinstance(error, KeyboardInterrupt | typer.Abort | Interrupted):
-        return _InterruptedError("interrupted", *error.args)
+        return _InterruptedError(*_ended("interrupted", *error.args))
     if isinstance(error, Terminated):
-        return _TerminatedError("terminated", *error.args)
+        return _TerminatedError(*_ended("terminated", *error.args))
     if os.environ.get("VLMCACHE_DEBUG"):
         raise error
     # Typer's errors of usage carry their own words; their classes are private to Typer.

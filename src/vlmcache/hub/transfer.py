@@ -96,8 +96,15 @@ class Transfer:
         """Bytes that came over the network, including those that were thrown away."""
 
     def arrived(self) -> int:
-        """Return when something of the blob was last written or compared, in ns; 0 for never."""
-        return max((status.st_mtime_ns for status in self._downloads()), default=0)
+        """Return when something of the blob was last written or compared, in ns; 0 for never.
+
+        How much of it is there is reported as progress.
+        """
+        downloads = list(self._downloads())
+        if downloads:
+            # A download of another program may have its full length from the beginning.
+            self.moved(max(min(d.st_size, d.st_blocks * 512) for d in downloads))
+        return max((status.st_mtime_ns for status in downloads), default=0)
 
     def run(self) -> None:
         """Fetch, check and publish the blob.

@@ -406,7 +406,7 @@ def test_bars_are_shown_on_a_terminal_and_not_without_colour(
     hub.fault(slow(5000).on("model.safetensors"))
     code, screen = on_a_terminal(hub, tmp_path / "cache", "pull", "one")
     assert code == 0, screen
-    assert "model.safetensors" in screen
+    assert "org/name" in screen
     assert "━" in screen
     code, screen = on_a_terminal(hub, tmp_path / "other", "pull", "one", NO_COLOR="1")
     assert code == 0, screen

@@ -88,9 +88,8 @@ class _Work:
         self.lock = threading.Lock()
 
     def run(self, workers: int) -> Downloaded:
-        fetches = [action for action in self.order.plan.actions if isinstance(action, Fetch)]
-        sizes = {fetch.file: fetch.size for fetch in fetches}
-        self.progress.started(self.order.repo, sizes, sum(fetch.have for fetch in fetches))
+        order = self.order
+        self.progress.started(order.repo, {f.file: f.size for f in order.fetches}, order.have)
         try:
             self._prepare()
             count = min(workers, len(self.tasks))
@@ -218,9 +217,10 @@ class _Work:
         job = transfer.job
         size, etag = job.listed.content_size, job.listed.etag
         lock = self._lock_path(transfer)
-        stop_token, note = self.client.stop_token, self.client.note
+        waiting = partial(self.progress.waiting, job.repo, job.file)
         arrived = transfer.arrived if self.waits else None
-        with blob_lock(self.cache, lock, stop_token, note, arrived):
+        longest = self.client.patience.longest_download
+        with blob_lock(self.cache, lock, self.client.stop_token, waiting, arrived, longest):
             # The process that held the lock before may have done the work.
             bad = place.file_size(job.blob) != size or (
                 etag in self.order.distrusted
