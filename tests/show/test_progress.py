@@ -6,7 +6,7 @@ import io
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -34,9 +34,7 @@ def tallies(draw: st.DrawFn) -> Tally:
     tally = Tally()
     models = draw(st.dictionaries(NAMES, st.dictionaries(NAMES, SIZES, max_size=5), max_size=4))
     if draw(st.booleans()):
-        tally.planned(
-            "on disk", {name: sum(files.values()) for name, files in models.items()}, {}
-        )
+        tally.planned("on disk", {name: sum(files.values()) for name, files in models.items()}, {})
     for name, files in models.items():
         if draw(st.booleans()):
             tally.started(name, files, draw(st.integers(0, sum(files.values()))))
@@ -50,6 +48,7 @@ def tallies(draw: st.DrawFn) -> Tally:
     return tally
 
 
+@settings(max_examples=50)
 @given(
     tallies(),
     st.integers(NARROWEST, 200),
@@ -116,26 +115,30 @@ def work() -> Tally:
 
 def test_a_pull_of_three_models_shows_the_one_on_its_way_and_all() -> None:
     assert columns(work(), 57) == [
-        "Qwen2-VL-…uct  31% ━━───── 5.2/16.6 GB   98 MB/s  1m 56s",
-        "  model-2…ors  24% ━────── 1.0/4.2 GB",
-        "1 of 3 models  36% ━━───── 7.1/19.1 GB   98 MB/s  2m 02s",
+        "Qwen2-VL-7…uct  31% ━─────  5.2/16.6 GB   98 MB/s  1m 56s",
+        "  model-2-…ors  24% ━─────   1.0/4.2 GB",
+        "1 of 3 models   36% ━━────  7.0/19.1 GB   98 MB/s  2m 02s",
     ]
     assert columns(work(), 77) == [
-        "Qwen/Qwen2-VL-7B-Instruct     31% ━━───── 5.2/16.6 GB   98 MB/s  1m 56s",
+        "Qwen/Qwen2-VL-7B-Instruct       31% ━━━───────  5.2/16.6 GB   98 MB/s  1m 56s",
+        "  model-2-of-4.safetensors      24% ━━────────   1.0/4.2 GB",
+        "1 of 3 models                   36% ━━━───────  7.0/19.1 GB   98 MB/s  2m 02s",
     ]
     assert columns(work(), NARROWEST) == [
         "Qwen2-VL-7…uct  31%",
+        "  model-2-…ors  24%",
+        "1 of 3 models   36%",
     ]
 
 
 def test_a_summary_says_what_is_done_and_what_is_left() -> None:
     tally = work()
-    expected = "7.1 GB of 19.1 GB on disk, 12 GB left; 1 of 3 models complete"
+    expected = "7 GB of 19.1 GB on disk, 12.1 GB left; 1 of 3 models complete"
     assert tally.summary() == expected
     with pytest.raises(KeyboardInterrupt) as raised, continued_by(tally, "again"):
         raise KeyboardInterrupt
     assert raised.value.args == ("again", expected)
-    with pytest.raises(ValueError, match="^other$") as other, continued_by(tally, "again"):
+    with pytest.raises(ValueError, match="other") as other, continued_by(tally, "again"):
         raise ValueError("other")
     assert other.value.args == ("other",)
     assert Progress().summary() == Tally().summary() == ""
@@ -149,7 +152,7 @@ def test_files_of_several_models_may_be_done_in_any_order() -> None:
         "/c": FileOf("org/y", "w", LONG_FILE),
     }
     with files_shown(tally, "verified", files) as moved:
-        assert columns(tally, 80, None) == ["0 of 2 models   0%" + columns(tally, 80, None)[0][18:]]
+        assert [row.name for row in rows_of(tally, None, 9)] == ["0 of 2 models"]
         moved("/c", LONG_FILE)
         moved("/b", 1)
         moved("/elsewhere", 5)
@@ -197,14 +200,14 @@ def test_off_a_terminal_a_plain_line_has_percent_models_speed_and_time_left() ->
     lines.tick(10.0)
     lines.ended("org/a")
     lines.started("org/b", {"w": 3000}, 0)
-    lines.waiting("org/b", "w", "process 4711 (anna: hf download)")
-    lines.waiting("org/b", "v", "process 4711 (anna: hf download)")
+    holder = "process 4711 (anna: hf download)"
+    lines.waiting("org/b", "w", holder)
+    lines.waiting("org/b", "v", holder)
     lines.tick(30.0)
     assert stream.getvalue().splitlines() == [
         "vlmcache: org/a, 1 of 2 models: 1 kB of 4 kB, 25%, 100 B/s, 30 s left",
-        "vlmcache: waiting for process 4711 (anna: hf download), which downloads the same files",
-        "vlmcache: org/b, 1 of 2 models: 1 kB of 4 kB, 25%, waiting for process 4711 "
-        "(anna: hf download)",
+        f"vlmcache: waiting for {holder}, which downloads the same files",
+        f"vlmcache: org/b, 1 of 2 models: 1 kB of 4 kB, 25%, waiting for {holder}",
     ]
 
 
@@ -223,6 +226,4 @@ def test_a_terminal_that_wants_no_colors_gets_one_line_that_is_written_anew() ->
     assert "\x1b" not in written
     assert "vlmcache: a note\n" in written
     assert written.endswith("\r")
-    assert all(
-        cell_len(part) <= 80 for text in written.splitlines() for part in text.split("\r")
-    )
+    assert all(cell_len(part) <= 80 for text in written.splitlines() for part in text.split("\r"))

@@ -207,13 +207,13 @@ def _fitting(text: str, width: int) -> str:
 
 def _amounts(done: int, size: int) -> str:
     """Return two sizes in the unit of the larger one: `2.1/4.4 GB`."""
-    whole = size_text(size)
-    number, _, unit = whole.partition(" ")
+    unit = size_text(size).partition(" ")[2]
     scale = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}[unit]
-    amount = done / scale
-    digits = 1 if "." in number or (amount < 9.95 and unit != "B") else 0
-    part = number if done >= size else f"{amount:.{digits}f}"
-    return f"{part}/{number} {unit}"
+    # The first is never longer than the second, so that the column keeps its width.
+    digits = 1 if size / scale < 99.95 and unit != "B" else 0
+    part = digits or int(done / scale < 9.95 and unit != "B")
+    part = part if done < size else digits
+    return f"{done / scale:.{part}f}/{size / scale:.{digits}f} {unit}"
 
 
 def _speed(row: Row) -> str:
