@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
@@ -144,7 +145,8 @@ def _run(arguments: list[str]) -> int:
     try:
         outcome = app(arguments, standalone_mode=False, prog_name="vlmcache")
         if isinstance(outcome, Answer):
-            _show(outcome)
+            with contextlib.suppress(BrokenPipeError):
+                _show(outcome)
             return outcome.exit_code
         return outcome if isinstance(outcome, int) else ExitCode.DONE
     except (BrokenPipeError, SystemExit):
