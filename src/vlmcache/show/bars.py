@@ -11,8 +11,8 @@ from rich.text import Text
 
 from vlmcache.show.console import console
 from vlmcache.show.layout import MARGIN, Line, lines_of, rows_of
-from vlmcache.show.progress import Ticking
 from vlmcache.show.text import glyphs_of, printable
+from vlmcache.show.ticking import Ticking
 
 LOOKS = {"done": "#56b4e9", "left": "dim", "wait": "#e69f00", "total": "bold", "": ""}
 """Sky blue and orange of the palette of Okabe and Ito, which people with any kind of color

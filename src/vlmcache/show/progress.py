@@ -9,15 +9,15 @@ import contextlib
 import os
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from vlmcache.config import is_on
-from vlmcache.progress import Progress, Tally, scanned
-from vlmcache.show.layout import MARGIN, Pace, cells, lines_of, rows_of, text_of
+from vlmcache.progress import Progress, scanned
+from vlmcache.show.layout import MARGIN, cells, lines_of, rows_of, text_of
 from vlmcache.show.text import glyphs_of, printable
+from vlmcache.show.ticking import Ticking
 from vlmcache.units import duration_text, size_text
 
 LINE_EVERY = 10.0
@@ -75,72 +75,6 @@ def scan_line(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> It
             # Not by an escape code, which some terminals do not want.
             stream.write("\r" + " " * width + "\r")
             stream.flush()
-
-
-class Ticking(Tally):
-    """Shows progress at intervals, from a thread, between the beginning and the end of work."""
-
-    every: float | None = None
-    """Seconds between them; nothing is shown if `None`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pace = Pace(self)
-        self._over = threading.Event()
-        self._ticker: threading.Thread | None = None
-
-    def open(self) -> None:
-        """Begin to show."""
-
-    def tick(self, now: float) -> None:
-        """Show how far it is at a time in seconds."""
-
-    def close(self) -> None:
-        """Stop showing."""
-
-    def planned(self, done: str, sizes: Mapping[str, int], have: Mapping[str, int]) -> None:
-        """Begin to show, unless nothing is to be done."""
-        super().planned(done, sizes, have)
-        self._begin()
-
-    def started(self, repo: str, sizes: Mapping[str, int], have: int) -> None:
-        """Begin a model, and to show if that has not begun."""
-        super().started(repo, sizes, have)
-        self._begin()
-
-    def ended(self, repo: str) -> None:
-        """End a model, and to show if nothing else was planned."""
-        super().ended(repo)
-        if not self._is_planned:
-            self._end()
-
-    def finished(self) -> None:
-        """Stop showing."""
-        super().finished()
-        self._end()
-
-    def _begin(self) -> None:
-        if self._ticker is not None or self.every is None or not self.models:
-            return
-        self.pace = Pace(self)
-        self.pace.at(time.monotonic())
-        self._over.clear()
-        self.open()
-        self._ticker = threading.Thread(target=self._tick, args=(self.every,), daemon=True)
-        self._ticker.start()
-
-    def _tick(self, every: float) -> None:
-        # What reads stderr may go away, and is no reason to stop the work.
-        with contextlib.suppress(OSError):
-            while not self._over.wait(every):
-                self.tick(time.monotonic())
-
-    def _end(self) -> None:
-        ticker, self._ticker = self._ticker, None
-        if ticker is not None:
-            self._over.set()
-            ticker.join()
-            self.close()
 
 
 class Lines(Ticking):

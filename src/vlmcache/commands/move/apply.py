@@ -249,7 +249,10 @@ class Mover:
                 self.cache.symlink(link.destination, link.path)
                 self.outcomes.append(Outcome("place-link", link.path, "done"))
                 self.repos.append(repo_row(link.path, link.destination, "linked"))
-        files = {path: file for move in moves for path, file in self._files(move).items()}
+        files: dict[str, FileOf] = {}
+        for move in moves:
+            # What several have in the shared store is copied with the first.
+            files = self._files(move) | files
         with files_shown(self.progress, "copied", files) as self.copier.on_progress:
             for move in moves:
                 error = self._move(move, is_foreign=os.path.basename(move.path) in foreign)

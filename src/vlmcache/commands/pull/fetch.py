@@ -218,7 +218,7 @@ class _Work:
         size, etag = job.listed.content_size, job.listed.etag
         lock = self._lock_path(transfer)
         waiting = partial(self.progress.waiting, job.repo, job.file)
-        arrived = transfer.arrived if self.waits else None
+        arrived = partial(_arrived, transfer) if self.waits else None
         longest = self.client.patience.longest_download
         with blob_lock(self.cache, lock, self.client.stop_token, waiting, arrived, longest):
             # The process that held the lock before may have done the work.
@@ -275,6 +275,18 @@ class _Work:
             if isinstance(action, WriteRef):
                 place.write_ref(*self.cache.home(action.path), action.commit)
                 self.outcomes.append(Outcome("write-ref", action.path, "done"))
+
+
+def _arrived(transfer: Transfer) -> int:
+    """Return when something of a blob was last written or compared, in ns; 0 for never.
+
+    How much of it others have brought is reported as progress.
+    """
+    downloads = list(transfer.downloads())
+    if downloads:
+        # Another program may give the file its full length at the beginning.
+        transfer.moved(max(min(status.st_size, status.st_blocks * 512) for status in downloads))
+    return max((status.st_mtime_ns for status in downloads), default=0)
 
 
 def _tasks(plan: Plan) -> list[Task]:
