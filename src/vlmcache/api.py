@@ -158,7 +158,9 @@ class Cache:
             dry_run: return the plan and write nothing.
             max_workers: files at a time, 1 to 64; 8 if not given.
             limit_rate: bytes a second for all files together.
-            max_wait: how long a busy hub may ask to wait; ten minutes if not given.
+            max_wait: how long a busy hub may ask to wait, ten minutes if not given, and how long
+                another process's download of a file is waited for, as long as it grows if not
+                given.
             make_room: remove the least recently used models if the disk is too full.
             token: in place of the one that huggingface_hub finds.
             add: add the models that are complete then to the user's config.yaml.

@@ -5,49 +5,272 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from typing import NamedTuple
+
+from vlmcache.units import counted, size_text
 
 
 class Progress:
-    """Receives the progress of a transfer, from several threads. This base class shows nothing."""
+    """Receives the progress of a command, from several threads. This base class shows nothing."""
+
+    def planned(self, done: str, sizes: Mapping[str, int], have: Mapping[str, int]) -> None:
+        """All that is to be done is known: model -> bytes, and model -> those done already.
+
+        `done` is what can be said of the bytes that are done: `on disk`, `verified`.
+        """
 
     def started(self, repo: str, sizes: Mapping[str, int], have: int) -> None:
-        """A repo's transfer begins: file name -> bytes, and the bytes that are there already."""
+        """A model's turn begins: file name -> bytes, and the bytes that are done already."""
 
     def moved(self, repo: str, file: str, position: int) -> None:
-        """`position` bytes of a file are there now; fewer than before if it starts again."""
+        """`position` bytes of a file are done now; fewer than before if it starts again."""
+
+    def waiting(self, repo: str, file: str, holder: str | None) -> None:  # noqa: ARG002
+        """Another process downloads a file, and is waited for; `None` once the waiting is over."""
+        if holder is not None:
+            self.note(f"waiting for {holder}, which downloads the same file ({file})")
 
     def ended(self, repo: str) -> None:
-        """A repo's transfer is over, whether it succeeded or failed."""
+        """A model's turn is over, whether it succeeded or failed."""
+
+    def finished(self) -> None:
+        """All that was planned is over."""
 
     def note(self, text: str) -> None:
         """Something that a person would want to know while waiting."""
+
+    def summary(self) -> str:
+        """Return how much is done and what is left; nothing if that is not known."""
+        return ""
 
 
 scanned: ContextVar[Callable[[int, int], None] | None] = ContextVar("scanned", default=None)
 """Is called with how many repos of a very large cache are read, and how many there are."""
 
 
-class Sum:
-    """Bytes that are there, over all files of a repo."""
+class FileShare(NamedTuple):
+    """A file that is being worked on, as it is shown. Sizes are bytes."""
 
-    def __init__(self) -> None:
-        self.positions: dict[str, int] = {}
-        self.total = 0
-        self.have = 0
+    name: str
+    done: int
+    size: int
 
-    def begin(self, sizes: Mapping[str, int], have: int) -> None:
-        """Begin anew: file name -> bytes, and the bytes already there."""
-        self.positions = {}
-        self.total = sum(sizes.values())
+
+class ModelShare:
+    """What is done of one model. Sizes are bytes."""
+
+    def __init__(self, size: int, have: int = 0) -> None:
+        self.size = size
         self.have = have
+        self.sizes: dict[str, int] = {}
+        self.positions: dict[str, int] = {}
+        self.is_active = False
+        self.is_complete = False
 
     @property
     def done(self) -> int:
-        """The bytes that are there now."""
-        # Until its transfer begins, a file's earlier bytes are known only in sum.
-        return max(self.have, sum(self.positions.values()))
+        """The bytes that are done now."""
+        if self.is_complete:
+            return self.size
+        # Until its turn begins, a file's earlier bytes are known only in sum.
+        return min(self.size, max(self.have, sum(self.positions.values())))
+
+    def files(self) -> list[FileShare]:
+        """Return the files that are being worked on."""
+        return [
+            FileShare(name, self.positions[name], size)
+            for name, size in self.sizes.items()
+            if name in self.positions and self.positions[name] < size
+        ]
+
+
+class Tally(Progress):
+    """Adds up what is done, of each model and of all."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.models: dict[str, ModelShare] = {}
+        self.holders: dict[tuple[str, str], str] = {}
+        """Model and file -> who downloads the file, in words."""
+        self._done = ""
+        self._is_planned = False
+
+    def planned(self, done: str, sizes: Mapping[str, int], have: Mapping[str, int]) -> None:
+        """Begin anew."""
+        with self.lock:
+            self._done, self._is_planned = done, True
+            self.holders = {}
+            self.models = {
+                model: ModelShare(size, have.get(model, 0)) for model, size in sizes.items() if size
+            }
+
+    def started(self, repo: str, sizes: Mapping[str, int], have: int) -> None:
+        """Begin a model, which counts from now on if it was not planned."""
+        with self.lock:
+            total = sum(sizes.values())
+            if total == 0:
+                return
+            if not self._is_planned:
+                self.models, self._done = {}, ""
+            share = self.models.setdefault(repo, ModelShare(total))
+            # Several revisions or variants of one repo have a turn each.
+            earlier = sum(share.sizes.values())
+            share.size = max(share.size, earlier + total)
+            share.have = max(share.have, have) if not earlier else earlier + have
+            share.sizes |= sizes
+            share.is_active, share.is_complete = True, False
+
+    def moved(self, repo: str, file: str, position: int) -> None:
+        """Take note of a position."""
+        with self.lock:
+            share = self.models.get(repo)
+            if share is not None and file in share.sizes:
+                share.positions[file] = position
+
+    def waiting(self, repo: str, file: str, holder: str | None) -> None:
+        """Take note of who is waited for."""
+        with self.lock:
+            if holder is None:
+                self.holders.pop((repo, file), None)
+            else:
+                self.holders[repo, file] = holder
+
+    def ended(self, repo: str) -> None:
+        """End a model."""
+        with self.lock:
+            share = self.models.get(repo)
+            if share is not None:
+                share.is_complete = share.done >= share.size
+                share.is_active = False
+
+    def finished(self) -> None:
+        """End; what was done is still known."""
+        with self.lock:
+            self._is_planned = False
+            self.holders = {}
+
+    @property
+    def done(self) -> int:
+        """The bytes that are done now."""
+        with self.lock:
+            return sum(share.done for share in self.models.values())
+
+    @property
+    def total(self) -> int:
+        """The bytes that are to be done in all."""
+        with self.lock:
+            return sum(share.size for share in self.models.values())
+
+    @property
+    def models_text(self) -> str:
+        """How many models are complete: `2 of 3 models`."""
+        with self.lock:
+            complete = sum(share.done >= share.size for share in self.models.values())
+            return f"{complete} of {counted(len(self.models), 'model')}"
+
+    def summary(self) -> str:
+        """Return how much is done and what is left."""
+        with self.lock:
+            total, done = self.total, self.done
+            if not total:
+                return ""
+            of = f"{size_text(done)} of {size_text(total)} {self._done}".rstrip()
+            models = f"; {self.models_text} complete" if len(self.models) > 1 else ""
+            return f"{of}, {size_text(total - done)} left{models}"
+
+
+class Rate:
+    """How fast a number grows, over the last seconds."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._seconds = seconds
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, done: int) -> float:
+        """Take note of a number at a time in seconds, and return its growth in a second."""
+        samples = self._samples
+        samples.append((now, done))
+        while len(samples) > 2 and samples[1][0] <= now - self._seconds:
+            samples.popleft()
+        past = now - samples[0][0]
+        return max(0.0, (done - samples[0][1]) / past) if past > 0 else 0.0
+
+
+class FileOf(NamedTuple):
+    """A file that a command reads or writes."""
+
+    model: str
+    """The model that it belongs to."""
+    name: str
+    """What people know it by."""
+    size: int
+    """Its length in bytes."""
+
+
+@contextlib.contextmanager
+def planned(
+    progress: Progress, done: str, sizes: Mapping[str, int], have: Mapping[str, int] | None = None
+) -> Iterator[None]:
+    """Show meanwhile how much of a command's work is done; see `Progress.planned`."""
+    progress.planned(done, sizes, have or {})
+    try:
+        yield
+    finally:
+        progress.finished()
+
+
+@contextlib.contextmanager
+def files_shown(
+    progress: Progress, done: str, files: Mapping[str, FileOf]
+) -> Iterator[Callable[[str, int], None]]:
+    """Show how far the work on the files of several models is, which may be done in any order.
+
+    Args:
+        progress: shows it.
+        done: what can be said of the bytes that are done.
+        files: path -> what is there.
+
+    Yields:
+        What is called with a file's path, and how many of its bytes are done.
+    """
+    models: dict[str, dict[str, int]] = {}
+    names: dict[str, str] = {}
+    for path, file in files.items():
+        sizes_of = models.setdefault(file.model, {})
+        # Another revision may have a file of the same name.
+        names[path] = file.name if file.name not in sizes_of else path
+        sizes_of[names[path]] = file.size
+
+    def moved(path: str, position: int) -> None:
+        if path in names:
+            progress.moved(files[path].model, names[path], position)
+
+    sizes = {model: sum(parts.values()) for model, parts in models.items()}
+    with planned(progress, done, sizes):
+        for model, parts in models.items():
+            progress.started(model, parts, 0)
+        try:
+            yield moved
+        finally:
+            for model in models:
+                progress.ended(model)
+
+
+@contextlib.contextmanager
+def continued_by(progress: Progress, hint: str) -> Iterator[None]:
+    """Let an interruption say what is done, what is left, and how to continue.
+
+    The one place that shows failures takes both from what is raised.
+    """
+    try:
+        yield
+    except BaseException as interruption:
+        if not isinstance(interruption, Exception):
+            interruption.args = (hint, progress.summary())
+        raise
 
 
 class Stopped(Exception):  # noqa: N818 - not a failure: someone asked for it
@@ -105,35 +328,3 @@ class Throttle:
                 self._free_at = max(self._free_at, now - 0.25) + count / self.rate
                 wait = self._free_at - now
         self.stop_token.sleep(wait)
-
-
-LONG_FILE = 16 << 20
-"""Length in bytes from which on a file's own progress is shown: others end before anyone reads."""
-
-
-@contextlib.contextmanager
-def long_files(
-    progress: Progress, label: str, sizes: Mapping[str, int], names: Mapping[str, str]
-) -> Iterator[Callable[[str, int], None]]:
-    """Show the progress of long files.
-
-    Args:
-        progress: shows it.
-        label: what is done, or the repo to which it is done.
-        sizes: path of each file -> its length in bytes.
-        names: path of a file -> what people know it by; its path if not given.
-
-    Yields:
-        What is called with a file's path, and how many of its bytes are done.
-    """
-    long = {path: names.get(path, path) for path, size in sizes.items() if size >= LONG_FILE}
-
-    def moved(path: str, position: int) -> None:
-        if path in long:
-            progress.moved(label, long[path], position)
-
-    progress.started(label, {long[path]: sizes[path] for path in long}, 0)
-    try:
-        yield moved
-    finally:
-        progress.ended(label)

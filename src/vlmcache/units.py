@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -163,9 +165,49 @@ def duration_text(seconds: float) -> str:
 
 def command(name: str, *words: str) -> str:
     """Return a command line that a shell takes as it is meant, whatever the words hold."""
+    return shell_words("vlmcache", name, *words)
+
+
+def shell_words(*words: str) -> str:
+    """Return words as a shell takes them, with what cannot be shown escaped as bash and zsh do."""
+    return " ".join(map(_shell_word, words))
+
+
+def _shell_word(word: str) -> str:
     import shlex  # only for hints
 
-    return shlex.join(["vlmcache", name, *words])
+    if all(map(is_shown, word)):
+        return shlex.quote(word)
+    parts = []
+    for character in word:
+        if character in "'\\":
+            parts.append("\\" + character)
+        elif is_shown(character):
+            parts.append(character)
+        else:
+            parts += (f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+    return f"$'{''.join(parts)}'"
+
+
+def is_shown(character: str) -> bool:
+    """Return whether a character is shown as it is: terminals and both encodings allow it."""
+    if " " <= character <= "~":
+        return True
+    if not character.isprintable() or unicodedata.category(character)[0] == "C":
+        return False
+    return all(is_encodable(character, stream) for stream in (sys.stdout, sys.stderr))
+
+
+def is_encodable(text: str, stream: object) -> bool:
+    """Return whether the encoding of a stream has all characters of a string."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    if encoding.lower() == "utf-8":
+        return True
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def did_you_mean(text: str, known: Iterable[str], most: int = 3) -> str | None:

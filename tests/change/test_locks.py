@@ -19,6 +19,7 @@ from huggingface_hub.utils._fixes import WeakFileLock
 
 from tests.kit.caches import CacheBuilder
 from vlmcache.cache.locks import SOFT_SECONDS, lock_held
+from vlmcache.cache.owners import owner_name
 from vlmcache.cache.scan import scan
 from vlmcache.cache.tree import StaleError
 from vlmcache.cache.usage import who_uses
@@ -235,16 +236,32 @@ def test_a_pull_waits_as_long_as_the_other_download_grows_and_no_longer(
         seen.append(min(len(seen), 8))
         return seen[-1]
 
-    notes: list[str] = []
+    holders: list[str | None] = []
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with (
             pytest.raises(InUseError, match="is held by process"),
-            blob_lock(tree_of(path), str(path), StopToken(), notes.append, arrived),
+            blob_lock(tree_of(path), str(path), StopToken(), holders.append, arrived),
         ):
             pass
     assert 8 in seen
-    assert len(notes) == 1
+    assert holders[0] is not None
+    assert holders[0].startswith(f"process {os.getpid()} ({owner_name(os.geteuid())}: ")
+    assert holders[1:] == [None]
+
+
+def test_another_download_that_grows_is_waited_for_as_long_as_was_asked(path: Path) -> None:
+    grows = iter(range(1_000_000))
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with (
+            pytest.raises(InUseError) as failed,
+            blob_lock(
+                tree_of(path), str(path), StopToken(), lambda _: None, lambda: next(grows), 0.3
+            ),
+        ):
+            pass
+    assert failed.value.hint == "pull again later, or wait longer with --max-wait"
 
 
 def test_a_lock_that_root_makes_belongs_to_the_cache(path: Path) -> None:

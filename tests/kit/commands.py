@@ -107,9 +107,9 @@ def is_failure(written: str | bytes) -> bool:
     return re.fullmatch(r"error: [^\n]+\n(hint: [^\n]+\n)?", text) is not None
 
 
-def run_here(*arguments: str) -> Done:
+def run_here(*arguments: str, encoding: str = "utf-8") -> Done:
     """Run the command line in this process and its environment, as the console script does."""
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(3)]
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(3)]
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = [signal.getsignal(number) for number in numbers]
     before = sys.stdin, sys.stdout, sys.stderr

@@ -16,6 +16,7 @@ import msgspec
 from vlmcache.cache import formats, layout
 from vlmcache.cache.locks import lock_held
 from vlmcache.cache.mounts import AccessTimes
+from vlmcache.cache.owners import owner_name
 from vlmcache.cache.state import Blob, CacheState, File, Partial, Repo, Revision, SharedBlob, Stray
 from vlmcache.cache.tree import CacheTree
 from vlmcache.units import counted
@@ -304,7 +305,11 @@ def holder_of(status: os.stat_result) -> str:
         if len(fields) < 6 or fields[1] == "->" or not fields[4].isdigit():
             continue
         if fields[5].rpartition(":")[2] == str(status.st_ino):
-            return f"process {fields[4]} ({_command_line(f'/proc/{fields[4]}')})"
+            base = f"/proc/{fields[4]}"
+            user = ""
+            with contextlib.suppress(OSError):
+                user = f"{owner_name(os.stat(base).st_uid)}: "
+            return f"process {fields[4]} ({user}{_command_line(base)})"
     return "another process"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
@@ -144,7 +145,8 @@ def _run(arguments: list[str]) -> int:
     try:
         outcome = app(arguments, standalone_mode=False, prog_name="vlmcache")
         if isinstance(outcome, Answer):
-            _show(outcome)
+            with contextlib.suppress(BrokenPipeError):
+                _show(outcome)
             return outcome.exit_code
         return outcome if isinstance(outcome, int) else ExitCode.DONE
     except (BrokenPipeError, SystemExit):
@@ -228,14 +230,19 @@ class _InternalError(VlmcacheError):
     code = "internal"
 
 
+def _ended(what: str, hint: str | None = None, summary: str = "") -> tuple[str, str | None]:
+    """Return the message and the hint of a command that was interrupted where it stood."""
+    return f"{what}: {summary}" if summary else what, hint
+
+
 def _failure(error: BaseException) -> VlmcacheError:
     """Return any failure as one that can be shown. This is the only place that maps them."""
     if isinstance(error, VlmcacheError):
         return error
     if isinstance(error, KeyboardInterrupt | typer.Abort | Interrupted):
-        return _InterruptedError("interrupted", *error.args)
+        return _InterruptedError(*_ended("interrupted", *error.args))
     if isinstance(error, Terminated):
-        return _TerminatedError("terminated", *error.args)
+        return _TerminatedError(*_ended("terminated", *error.args))
     if os.environ.get("VLMCACHE_DEBUG"):
         raise error
     # Typer's errors of usage carry their own words; their classes are private to Typer.

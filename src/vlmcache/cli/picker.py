@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlmcache.commands.status.values import ModelStatus
 from vlmcache.errors import UsageError
+from vlmcache.units import did_you_mean
 
 if TYPE_CHECKING:
     from vlmcache.commands.pull.plan import VariantError
@@ -31,8 +32,31 @@ def variant(error: VariantError) -> str:
     raise error
 
 
+def _named(text: str, models: Sequence[ModelStatus]) -> list[int]:
+    """Return the numbers of the models that a name means.
+
+    Raises:
+        UsageError: it means none.
+    """
+    name = text.lower()
+    numbers = [
+        number
+        for number, model in enumerate(models, 1)
+        if name in (model.key.lower(), model.repo.lower(), model.repo.lower().rpartition("/")[2])
+    ]
+    if not numbers:
+        near = did_you_mean(text, [model.key for model in models])
+        raise UsageError(
+            f"no such model in the list: {text!r}",
+            near or "type numbers as 1,3 or 1-3, names, or all",
+        )
+    return numbers
+
+
 def chosen(text: str, models: Sequence[ModelStatus]) -> list[str]:
-    """Return the keys that `1,3`, `1-3` or `all` mean, without those that are cached already.
+    """Return the keys that `1,3`, `1-3`, names or `all` mean, without those that are cached.
+
+    A name is a key or a repo id, in any case, or the end of one after its last slash.
 
     Raises:
         UsageError: `text` means none of the models, or everything that it means is cached.
@@ -48,7 +72,7 @@ def chosen(text: str, models: Sequence[ModelStatus]) -> list[str]:
                 raise UsageError(f"no such number: {part}", f"type 1 to {len(models)}, or all")
             numbers += range(first, last + 1)
         elif part:
-            raise UsageError(f"not understood: {part!r}", "type numbers as 1,3 or 1-3, or all")
+            numbers += _named(part, models)
     if not numbers:
         raise UsageError("nothing chosen")
     picked = [models[number - 1] for number in dict.fromkeys(numbers)]

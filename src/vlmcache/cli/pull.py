@@ -73,8 +73,9 @@ def pull(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Wait no longer than this for a busy hub that says when to come back, for "
-            "example 30m; 10m by default.",
+            help="Wait no longer than this for a busy hub that says when to come back, and for "
+            "another process that downloads the same file, for example 30m; by default 10m for "
+            "the hub, and as long as the other download grows.",
         ),
     ] = None,
     make_room: Annotated[

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 from collections.abc import Callable, Iterator
 
 from vlmcache import log
 from vlmcache.cache.owners import denial
 from vlmcache.change.locks import PROBE_SECONDS, Lock
 from vlmcache.change.tree import Tree
-from vlmcache.errors import CacheError
+from vlmcache.errors import CacheError, InUseError
 from vlmcache.progress import StopToken
+from vlmcache.units import shell_words
 
-_TELL_EVERY = 30.0
+_ASK_EVERY = 1.0
+"""Seconds between questions for who holds a lock."""
 _GROWTH_SECONDS = 60.0
 """Seconds that a download waits for another one of the same blob from which nothing comes."""
 
@@ -24,8 +25,9 @@ def blob_lock(
     tree: Tree,
     path: str,
     stop_token: StopToken,
-    note: Callable[[str], None],
+    waiting: Callable[[str | None], None],
     arrived: Callable[[], int] | None = None,
+    longest: float | None = None,
 ) -> Iterator[None]:
     """Hold the lock of a blob, as the client's downloads do; wait for it, and say for whom.
 
@@ -33,9 +35,10 @@ def blob_lock(
         tree: the hub cache.
         path: the lock's file, `.locks/<repo folder>/<etag>.lock`.
         stop_token: ends the waiting.
-        note: called with a line about the waiting.
+        waiting: called with who holds it, in words, and with `None` once the waiting is over.
         arrived: returns a number that grows while others bring the blob; as long as it does, the
             waiting continues. If not given, what is left of the tree's patience counts.
+        longest: seconds to wait at most for others that bring the blob; no limit if not given.
 
     Raises:
         InUseError: it is held too long.
@@ -44,29 +47,39 @@ def blob_lock(
         Stopped: the work was asked to stop.
     """
     lock = Lock(tree, path)
-    told = most = 0
-    spent = 0.0
+    most = 0
+    spent = ask_at = 0.0
+    holder: str | None = None
     until = _GROWTH_SECONDS if arrived is not None else max(tree.patience, PROBE_SECONDS)
 
     def patient(waited: float) -> bool:
-        nonlocal told, most, until, spent
+        nonlocal holder, ask_at, most, until, spent
         spent = waited
-        if waited >= told * _TELL_EVERY:
-            told += 1
-            log.info("locks", "waiting for %s, which holds '%s'", lock.holder(), path)
-            note(f"waiting for {lock.holder()}, which downloads the same file (lock: {path})")
+        if waited >= ask_at:
+            ask_at = waited + _ASK_EVERY
+            before, holder = holder, lock.holder()
+            if holder != before:
+                log.info("locks", "waiting for %s, which holds '%s'", holder, path)
+                waiting(holder)
         if arrived is not None and (count := arrived()) > most:
             most, until = count, waited + _GROWTH_SECONDS
         stop_token.check()
-        return waited < until
+        return waited < (until if longest is None else min(until, longest))
 
     try:
         tree.make_folders(os.path.dirname(path))
         lock.take(patient)
     except PermissionError as error:
         raise _shut_out(error, path, tree.root) from error
+    except InUseError as error:
+        if longest is None or spent < longest:
+            raise
+        hint = "pull again later, or wait longer with --max-wait"
+        raise InUseError(error.message, hint) from error
     finally:
         tree.patience -= spent if arrived is None else 0.0
+        if holder is not None:
+            waiting(None)
     try:
         yield
     finally:
@@ -80,5 +93,5 @@ def _shut_out(error: PermissionError, path: str, root: str) -> CacheError:
         return CacheError(f"the lock cannot be opened: {error.strerror}: {path}")
     remedy = denied.remedy
     if os.path.exists(path):
-        remedy = f"if no download of theirs is running: sudo rm {shlex.quote(path)}"
+        remedy = f"if no download of theirs is running: sudo rm {shell_words(path)}"
     return CacheError(f"the lock cannot be opened: {denied.words}", remedy)

@@ -52,6 +52,9 @@ class Patience(msgspec.Struct, frozen=True):
     longest_asked: float = 600.0
     """The longest time that a hub may ask to wait with Retry-After, all of a question's or file's
     waits together."""
+    longest_download: float | None = None
+    """How long another process's download of the same file is waited for; as long as it grows if
+    `None`."""
     answer_timeout: float | None = None
     """huggingface_hub's own if `None`."""
     growth: float = 3.0

@@ -95,10 +95,6 @@ class Transfer:
         self.received = 0
         """Bytes that came over the network, including those that were thrown away."""
 
-    def arrived(self) -> int:
-        """Return when something of the blob was last written or compared, in ns; 0 for never."""
-        return max((status.st_mtime_ns for status in self._downloads()), default=0)
-
     def run(self) -> None:
         """Fetch, check and publish the blob.
 
@@ -154,7 +150,7 @@ class Transfer:
         job.tree.rename(job.partial, job.blob)
         discard_partials(job.tree, job.partial, job.listed.etag)
 
-    def _downloads(self) -> Iterator[os.stat_result]:
+    def downloads(self) -> Iterator[os.stat_result]:
         """Yield the unfinished downloads of the blob: the client's, and the one that is ours."""
         tree, blobs = self.job.tree, self.job.blobs
         with contextlib.suppress(FileNotFoundError):

@@ -20,7 +20,7 @@ from vlmcache.config import ModelConfig, Session, cached_models, find_model, own
 from vlmcache.errors import NotDownloadedError, PartlyError, VlmcacheError
 from vlmcache.load import reader
 from vlmcache.load.disk import readers_for
-from vlmcache.progress import Progress, long_files
+from vlmcache.progress import FileOf, Progress, files_shown
 from vlmcache.report import Report
 from vlmcache.units import size_text
 
@@ -144,7 +144,8 @@ def _read(model: _Model, home: str, room: int, progress: Progress) -> Warmed:
     before = resident_sum(paths)
     readers = reader.Readers(paths, readers_for(home, paths), room)
     label = model.repo.id
-    with long_files(progress, label, {label: min(total, room)}, {}) as moved:
+    files = {label: FileOf(label, label, min(total, room))}
+    with files_shown(progress, "in memory", files) as moved:
         readers.start()
         try:
             while readers.run_for(_LOOK_EVERY):

@@ -2,92 +2,79 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+import os
 from typing import TextIO
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as RichProgress
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
-from vlmcache.progress import Progress, Sum
 from vlmcache.show.console import console
-from vlmcache.show.text import printable
+from vlmcache.show.layout import MARGIN, Line, lines_of, rows_of
+from vlmcache.show.text import glyphs_of, printable
+from vlmcache.show.ticking import Ticking
 
-_NAME_WIDTH = 40
+LOOKS = {"done": "#56b4e9", "left": "dim", "wait": "#e69f00", "total": "bold", "": ""}
+"""Sky blue and orange of the palette of Okabe and Ito, which people with any kind of color
+blindness tell apart; a bar's done part is drawn thicker too."""
+_MOST_ROWS = 12
 
 
-class Bars(Progress):
-    """One bar a file that is on its way, and one for all."""
+class Bars(Ticking):
+    """A bar for each file that is on its way, and one for all, below them."""
+
+    every = 0.125
 
     def __init__(self, stream: TextIO) -> None:
-        self._out = console(stream)
-        self._lock = threading.Lock()
-        self._sum = Sum()
-        self._sizes: Mapping[str, int] = {}
-        self._progress: RichProgress | None = None
-        self._all: TaskID | None = None
-        self._tasks: dict[str, TaskID] = {}
+        super().__init__()
+        self._stream = stream
+        self._out: Console = console(stream)
+        self._out.show_cursor = _leave_cursor  # type: ignore[method-assign]
+        self._live: Live | None = None
 
-    def started(self, repo: str, sizes: Mapping[str, int], have: int) -> None:
+    def open(self) -> None:
         """Begin to show."""
-        if not sizes:
-            return
-        with self._lock:
-            self._sum.begin(sizes, have)
-            self._sizes = sizes
-            self._tasks = {}
-            self._progress = RichProgress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=None),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(compact=True),
-                console=self._out,
-                transient=True,
-                expand=True,
-            )
-            self._all = self._progress.add_task(
-                _short(printable(repo)), total=self._sum.total, completed=have
-            )
-            self._progress.start()
+        self._live = Live(
+            console=self._out, transient=True, auto_refresh=False, vertical_overflow="crop"
+        )
+        self._live.start()
 
-    def moved(self, repo: str, file: str, position: int) -> None:  # noqa: ARG002
-        """Take note of a position."""
-        with self._lock:
-            progress, all_files = self._progress, self._all
-            if progress is None or all_files is None or file not in self._sizes:
-                return
-            self._sum.positions[file] = position
-            if position >= self._sizes[file]:
-                task = self._tasks.pop(file, None)
-                if task is not None:
-                    progress.remove_task(task)
-            elif file in self._tasks:
-                progress.update(self._tasks[file], completed=position)
-            else:
-                self._tasks[file] = progress.add_task(
-                    "  " + _short(printable(file)), total=self._sizes[file], completed=position
-                )
-            progress.update(all_files, completed=self._sum.done)
+    def tick(self, now: float) -> None:
+        """Show how far it is."""
+        if self._live is not None:
+            columns, lines = self._size()
+            rows = rows_of(self, self.pace.at(now), min(_MOST_ROWS, lines - 1))
+            shown = lines_of(rows, columns - MARGIN, glyphs_of(self._stream))
+            self._live.update(Text("\n").join(map(_styled, shown)), refresh=True)
 
-    def ended(self, repo: str) -> None:  # noqa: ARG002
-        """Stop showing."""
-        with self._lock:
-            progress, self._progress = self._progress, None
-        if progress is not None:
-            progress.stop()
+    def close(self) -> None:
+        """Wipe the bars."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def note(self, text: str) -> None:
-        """Print a line."""
-        self._out.print(f"vlmcache: {printable(text)}", style="yellow", soft_wrap=True)
+        """Print a line above the bars."""
+        self._out.print(f"vlmcache: {printable(text)}", style=LOOKS["wait"], soft_wrap=True)
+
+    def _size(self) -> tuple[int, int]:
+        """Return the columns and lines of the terminal as it is now."""
+        columns, lines = self._out.size
+        try:
+            now = os.get_terminal_size(self._stream.fileno())
+        except OSError:
+            return columns, lines
+        # COLUMNS may have been exported for a wider one.
+        return min(columns, now.columns or columns), now.lines or lines
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME_WIDTH else f"…{name[-_NAME_WIDTH + 1 :]}"
+def _leave_cursor(show: bool = True) -> bool:  # noqa: ARG001
+    """Neither hide nor show the cursor: a hidden one stays so if the process is killed."""
+    return False
+
+
+def _styled(line: Line) -> Text:
+    text = Text(no_wrap=True, overflow="crop", end="")
+    for part in line:
+        text.append(part.text, LOOKS[part.look])
+    return text

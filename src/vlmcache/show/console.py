@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from typing import IO
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.text import Text
 
+from vlmcache.show.text import ASCII, glyphs_of, in_ascii
+
+_NARROWEST = 20
+"""Columns below which no line can be laid out."""
 PIPE_WIDTH = 160
 """Columns where nobody tells: wide enough that a table read by a script keeps its lines whole."""
 
 
 def styled(stream: IO[str]) -> bool:
     """Return whether escape codes may be sent to a stream."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    plain = os.environ.get("NO_COLOR") or os.environ.get("CLICOLOR") == "0"
+    return stream.isatty() and not plain and os.environ.get("TERM") != "dumb"
+
+
+class _Plain:
+    """A stream to which lines go without blanks at their ends, and without what it cannot show."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._strips = not styled(stream)
+        self._ascii = glyphs_of(stream) == ASCII
+
+    def write(self, text: str) -> int:
+        """Write complete lines."""
+        if self._ascii:
+            text = in_ascii(text)
+        if self._strips:
+            text = _BLANKS_AT_END.sub("", text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+_BLANKS_AT_END = re.compile(r"[ \t]+(?=\n|\Z)")
 
 
 class _Console(Console):
@@ -27,12 +56,9 @@ class _Console(Console):
 def console(stream: IO[str] | None = None) -> Console:
     """Return a rich console on a stream (stdout by default) that obeys the rules of output."""
     stream = sys.stdout if stream is None else stream
-    terminal = stream.isatty()
-    columns = os.environ.get("COLUMNS", "")
-    width = None if terminal else int(columns) if columns.isdigit() and int(columns) else PIPE_WIDTH
     return _Console(
-        file=stream,
-        width=width,
+        file=cast("IO[str]", _Plain(stream)),
+        width=_width_of(stream),
         force_terminal=styled(stream),
         color_system="auto" if styled(stream) else None,
         highlight=False,
@@ -40,6 +66,14 @@ def console(stream: IO[str] | None = None) -> Console:
         emoji=False,
         soft_wrap=False,
     )
+
+
+def _width_of(stream: IO[str]) -> int | None:
+    """Return the columns to use; `None` to ask the terminal, whose width may change."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isascii() and columns.isdigit() and int(columns):
+        return max(_NARROWEST, int(columns[:6]))
+    return None if stream.isatty() else PIPE_WIDTH
 
 
 def print_line(out: Console, line: Text) -> None:

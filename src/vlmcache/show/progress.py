@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from vlmcache.config import is_on
-from vlmcache.progress import Progress, Sum, scanned
-from vlmcache.show.text import printable
+from vlmcache.progress import Progress, scanned
+from vlmcache.show.layout import MARGIN, cells, lines_of, rows_of, text_of
+from vlmcache.show.text import glyphs_of, printable
+from vlmcache.show.ticking import Ticking
 from vlmcache.units import duration_text, size_text
 
 LINE_EVERY = 10.0
@@ -31,10 +33,15 @@ def on_stderr(*, quiet: bool) -> Progress:
     # The hub's own variable says whether there are to be bars.
     if not sys.stderr.isatty() or is_on(os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")):
         return Lines(sys.stderr)
-    from vlmcache.show.bars import Bars
+    if os.environ.get("TERM") == "dumb":
+        return Lines(sys.stderr)
     from vlmcache.show.console import styled
 
-    return Bars(sys.stderr) if styled(sys.stderr) else Lines(sys.stderr)
+    if not styled(sys.stderr):
+        return OneLine(sys.stderr)
+    from vlmcache.show.bars import Bars
+
+    return Bars(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -70,7 +77,7 @@ def scan_line(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> It
             stream.flush()
 
 
-class Lines(Progress):
+class Lines(Ticking):
     """One plain line every ten seconds; notes at once.
 
     Args:
@@ -79,51 +86,68 @@ class Lines(Progress):
     """
 
     def __init__(self, stream: TextIO, every: float | None = LINE_EVERY) -> None:
+        super().__init__()
         self._stream = stream
-        self._every = every
-        self._lock = threading.Lock()
-        self._sum = Sum()
-        self._ended = threading.Event()
-        self._ticker: threading.Thread | None = None
+        self.every = every
+        self._noted: set[str] = set()
 
-    def started(self, repo: str, sizes: Mapping[str, int], have: int) -> None:
-        """Begin to show."""
-        with self._lock:
-            self._sum.begin(sizes, have)
-        if self._every is None or not sizes:
-            return
-        self._ended.clear()
-        self._ticker = threading.Thread(target=self._tick, args=(repo, self._every), daemon=True)
-        self._ticker.start()
+    def tick(self, now: float) -> None:
+        """Print a line."""
+        speed = self.pace.at(now)
+        with self.lock:
+            done, total, holders = self.done, self.total, sorted(set(self.holders.values()))
+            active = [name for name, share in self.models.items() if share.is_active]
+            name = active[0] if len(active) == 1 else ""
+            name = name if len(self.models) == 1 else f"{name}, {self.models_text}".strip(", ")
+        percent = int(done / total * 100) if total else 100
+        words = [f"{name}: {size_text(done)} of {size_text(total)}", f"{percent}%"]
+        if speed:
+            words += [f"{size_text(int(speed))}/s", f"{duration_text((total - done) / speed)} left"]
+        elif speed is not None and not holders:
+            words.append("stalled")
+        words += [f"waiting for {holder}" for holder in holders]
+        self.note(", ".join(words))
 
-    def _tick(self, repo: str, every: float) -> None:
-        before, at = self._sum.have, time.monotonic()
-        while not self._ended.wait(every):
-            with self._lock:
-                done, total = self._sum.done, self._sum.total
-            now = time.monotonic()
-            speed = max(0.0, (done - before) / (now - at))
-            before, at = done, now
-            left = f", {duration_text((total - done) / speed)} left" if speed > 0 else ", stalled"
-            self._print(
-                f"{repo}: {size_text(done)} of {size_text(total)}, {size_text(int(speed))}/s{left}"
-            )
-
-    def moved(self, repo: str, file: str, position: int) -> None:  # noqa: ARG002
-        """Take note of a position."""
-        with self._lock:
-            self._sum.positions[file] = position
-
-    def ended(self, repo: str) -> None:  # noqa: ARG002
-        """Stop showing."""
-        self._ended.set()
-        if self._ticker is not None:
-            self._ticker.join()
-            self._ticker = None
+    def waiting(self, repo: str, file: str, holder: str | None) -> None:
+        """Say once who is waited for."""
+        super().waiting(repo, file, holder)
+        with self.lock:
+            if holder is None or holder in self._noted:
+                return
+            self._noted.add(holder)
+        self.note(f"waiting for {holder}, which downloads the same files")
 
     def note(self, text: str) -> None:
         """Print a line."""
-        self._print(text)
-
-    def _print(self, text: str) -> None:
         print(f"vlmcache: {printable(text)}", file=self._stream, flush=True)
+
+
+class OneLine(Lines):
+    """A line that is written anew, without escape codes, on a terminal that wants none."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream, every=0.25)
+        self._width = 0
+
+    def tick(self, now: float) -> None:
+        """Write the line over itself."""
+        rows = rows_of(self, self.pace.at(now), 1)
+        columns = shutil.get_terminal_size().columns - MARGIN
+        line = "".join(map(text_of, lines_of(rows, columns, glyphs_of(self._stream))))
+        with self.lock:
+            width, self._width = self._width, cells(line)
+            self._stream.write("\r" + line + " " * min(width - self._width, columns))
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Wipe the line."""
+        with self.lock:
+            self._stream.write("\r" + " " * self._width + "\r")
+            self._stream.flush()
+            self._width = 0
+
+    def note(self, text: str) -> None:
+        """Print a line in place of the one that is shown."""
+        with self.lock:
+            self.close()
+            super().note(text)

@@ -2,46 +2,74 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlmcache.cache.locks import unlocked
-from vlmcache.units import duration_text
+from vlmcache.units import duration_text, is_encodable, is_shown
 
 NOTHING = "-"
+
+
+class Glyphs(NamedTuple):
+    """What we draw ourselves, each of one column."""
+
+    done: str
+    left: str
+    cut: str
+
+
+UNICODE = Glyphs("━", "─", "…")
+ASCII = Glyphs("#", "-", "~")
+_IN_ASCII = str.maketrans({"━": "#", "█": "#", "╸": "#", "╺": "-", "─": "-", "…": "~", "·": "-"})
+
+
+def glyphs_of(stream: object) -> Glyphs:
+    """Return what to draw on a stream."""
+    # Python writes UTF-8 in the locale C too, where a terminal may show anything for it.
+    in_c = os.environ.get("LC_ALL") in ("C", "POSIX")
+    return ASCII if in_c or not is_encodable("".join(UNICODE), stream) else UNICODE
+
+
+def in_ascii(text: str) -> str:
+    """Return a string with what we draw ourselves replaced by ASCII of the same width."""
+    return text.translate(_IN_ASCII)
 
 
 def printable(text: str) -> str:
     """Return a name from disk or network with everything escaped that a terminal would act on.
 
-    Control characters, direction marks, separators other than a blank, and bytes that are no UTF-8.
+    Control characters, direction marks, separators other than a blank, bytes that are no UTF-8, and
+    what the encoding of the terminal does not have: columns are counted after that.
     """
-    return _escaped(text, _terminal_escape)
+    return _escaped(text, is_shown, _terminal_escape)
 
 
 def printable_json(text: str) -> str:
     """Return JSON with the same characters escaped in its strings; its values are the same."""
-    return "\n".join(_escaped(line, _json_escape) for line in text.split("\n"))
+    return "\n".join(_escaped(line, _is_safe, _json_escape) for line in text.split("\n"))
 
 
 _UNUSUAL = re.compile(r"[^ -~]+")
 """What is not printable ASCII."""
 
 
-def _escaped(text: str, escape: Callable[[str], str]) -> str:
+def _escaped(text: str, is_kept: Callable[[str], bool], escape: Callable[[str], str]) -> str:
     return _UNUSUAL.sub(
         lambda run: "".join(
-            character
-            if character.isprintable() and unicodedata.category(character)[0] != "C"
-            else escape(character)
-            for character in run[0]
+            character if is_kept(character) else escape(character) for character in run[0]
         ),
         text,
     )
+
+
+def _is_safe(character: str) -> bool:
+    return character.isprintable() and unicodedata.category(character)[0] != "C"
 
 
 def _terminal_escape(character: str) -> str:

@@ -242,7 +242,7 @@ def test_what_a_killed_move_has_copied_is_not_copied_again(place: Place) -> None
     place.repo()
 
     class Killer(Progress):
-        def started(self, repo: str, *_: object) -> None:
+        def moved(self, repo: str, *_: object) -> None:
             if repo != NAME:
                 os._exit(0)
 

@@ -389,6 +389,8 @@ def test_the_picker_offers_models_and_takes_numbers(hub: LoopbackHub, tmp_path: 
     code, screen = on_a_terminal(hub, cache, "pull", typed=b"1\n")
     assert code == 0, screen
     assert "missing" in screen
+    assert "FITS" in screen
+    assert "B free" in screen
     assert "one: pulled" in screen.replace("\x1b[32m", "").replace("\x1b[0m", "")
     hub.add_repo("org/two").commit(FILES)
     code, screen = on_a_terminal(hub, cache, "pull", typed=b"all\n")
@@ -406,7 +408,7 @@ def test_bars_are_shown_on_a_terminal_and_not_without_colour(
     hub.fault(slow(5000).on("model.safetensors"))
     code, screen = on_a_terminal(hub, tmp_path / "cache", "pull", "one")
     assert code == 0, screen
-    assert "model.safetensors" in screen
+    assert "org/name" in screen
     assert "━" in screen
     code, screen = on_a_terminal(hub, tmp_path / "other", "pull", "one", NO_COLOR="1")
     assert code == 0, screen
@@ -432,6 +434,10 @@ def models(*states: str) -> list[ModelStatus]:
         ("3 1 1", ["m3", "m1"]),
         ("all", ["m1", "m3"]),
         ("2-3,1", ["m3", "m1"]),
+        ("m1", ["m1"]),
+        ("M3, 1", ["m3", "m1"]),
+        ("org/X", ["m1", "m3"]),
+        ("x", ["m1", "m3"]),
     ],
 )
 def test_the_picker_understands_numbers_and_skips_what_is_cached(
@@ -440,7 +446,7 @@ def test_the_picker_understands_numbers_and_skips_what_is_cached(
     assert chosen(text, models("missing", "cached", "damaged")) == keys
 
 
-@pytest.mark.parametrize("text", ["", "0", "4", "3-1", "x", "2", "1-", "-1"])
+@pytest.mark.parametrize("text", ["", "0", "4", "3-1", "y", "2", "m2", "1-", "-1"])
 def test_the_picker_refuses_what_means_nothing(text: str) -> None:
     with pytest.raises(UsageError):
         chosen(text, models("missing", "cached", "damaged"))

@@ -9,6 +9,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 from vlmcache.cache import layout
@@ -21,7 +22,7 @@ from vlmcache.change.tree import Tree
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.hub.locks import blob_lock
-from vlmcache.progress import StopToken
+from vlmcache.progress import Progress, StopToken
 
 
 class BlobSource(Protocol):
@@ -38,18 +39,18 @@ class Arrivals:
         cache: the hub cache.
         repo: what is to be restored of it.
         stop_token: stops the work.
-        note: is called with what a person would want to know while waiting.
+        progress: shows for whom is waited.
     """
 
     def __init__(
-        self, cache: Tree, repo: SavedRepo, stop_token: StopToken, note: Callable[[str], None]
+        self, cache: Tree, repo: SavedRepo, stop_token: StopToken, progress: Progress
     ) -> None:
         self.repo = repo
         self._cache = cache
         self._folder = os.path.join(cache.root, repo.folder)
         self._tree, self._home = cache, self._folder
         self._stop_token = stop_token
-        self._note = note
+        self._progress = progress
         self._links: dict[str, list[tuple[str, str]]] = {}
         for commit, files in repo.snapshots.items():
             for file, name in files.items():
@@ -113,7 +114,8 @@ class Arrivals:
         """
         blob = self.repo.blobs[name]
         lock = layout.lock_path(self._cache.root, self.repo.folder, name)
-        with blob_lock(self._cache, lock, self._stop_token, self._note):
+        waiting = partial(self._progress.waiting, self.repo.id, name)
+        with blob_lock(self._cache, lock, self._stop_token, waiting):
             taken = 0
             content = self.content(name)
             # Whoever held the lock before may have done the work.

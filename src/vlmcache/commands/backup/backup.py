@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import IO, NamedTuple
 
+from vlmcache import units
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
@@ -23,7 +23,7 @@ from vlmcache.commands.backup import places, tar
 from vlmcache.commands.backup.contents import (
     SavedRepo,
     Saving,
-    names_of,
+    files_of,
     plan_saving,
     source_opener,
 )
@@ -45,7 +45,7 @@ from vlmcache.commands.backup.values import (
 )
 from vlmcache.config import Config, Session
 from vlmcache.errors import UsageError
-from vlmcache.progress import Progress, StopToken, long_files
+from vlmcache.progress import FileOf, Progress, StopToken, continued_by, files_shown
 from vlmcache.threads import each
 
 
@@ -92,7 +92,10 @@ def backup(
                 raise away_error(repo, repo.away)
         raise UsageError(f"nothing to back up in {state.dir}", "'vlmcache pull' fills it")
     save = _to_store if to_store else _to_stream
-    totals = save(destination, parts, options, progress)
+    again = units.command("backup", places.without_password(destination), *names)
+    how = "continues from here" if to_store else "starts again"
+    with continued_by(progress, f"'{again}' {how}"):
+        totals = save(destination, parts, options, progress)
     return Backup(
         places.without_password(destination),
         tuple(part.saved.id for part in parts),
@@ -159,14 +162,11 @@ class BackupTotals(NamedTuple):
 def _to_stream(
     destination: str, parts: list[Saving], options: BackupOptions, progress: Progress
 ) -> BackupTotals:
-    sizes = {
-        path: part.saved.blobs[name].size for part in parts for name, path in part.sources.items()
-    }
     size = sum(blob.size for part in parts for blob in part.saved.blobs.values())
     if not options.dry_run:
         with (
             _writing(destination, size) as file,
-            long_files(progress, "backup", sizes, _source_names(parts)) as moved,
+            files_shown(progress, "written", _shown(parts)) as moved,
         ):
             tar.write_tar(file, parts, moved)
     return BackupTotals(Amount(sum(len(part.sources) for part in parts), size))
@@ -216,9 +216,12 @@ def _piped(destination: str) -> Iterator[IO[bytes]]:
         raise places.PlaceError(f"the backup is not complete: {reason}", hint) from error
 
 
-def _source_names(parts: list[Saving]) -> dict[str, str]:
-    names = (names_of(part.saved, part.sources.__getitem__).items() for part in parts)
-    return dict(itertools.chain.from_iterable(names))
+def _shown(parts: list[Saving]) -> dict[str, FileOf]:
+    """Return path of each blob to save -> a file that has it."""
+    shown: dict[str, FileOf] = {}
+    for part in parts:
+        shown |= files_of(part.saved, part.sources)
+    return shown
 
 
 def _to_store(
@@ -237,11 +240,11 @@ def _to_store(
         for name, source in part.sources.items():
             blob = part.saved.blobs[name]
             uploads.setdefault(blob.hash, Upload(blob, source, part.opener))
-    names = _source_names(parts)
+    shown = _shown(parts)
     sizes = store.blobs()
     good = {key for key, upload in uploads.items() if sizes.get(key) == upload.blob.size}
     if options.verify:
-        good -= _damaged_contents(store, [uploads[key] for key in sorted(good)], names, progress)
+        good -= _damaged_contents(store, [uploads[key] for key in sorted(good)], shown, progress)
     missing = [upload for key, upload in uploads.items() if key not in good]
     size = sum(upload.blob.size for upload in missing)
     if not options.dry_run:
@@ -250,8 +253,8 @@ def _to_store(
             largest = max((upload.blob.size for upload in missing), default=0)
             check_filesystem(folder, Needs(ref_names(folders.values()), largest))
             change_place.check_room(folder, size, MAKE_ROOM)
-        lengths = {upload.source: upload.blob.size for upload in missing}
-        with long_files(progress, "backup", lengths, names) as moved:
+        files = {upload.source: shown[upload.source] for upload in missing}
+        with files_shown(progress, "saved", files) as moved:
             store.save(missing, moved)
         store.describe(manifests)
     skipped = sum(uploads[key].blob.size for key in good)
@@ -260,12 +263,12 @@ def _to_store(
 
 
 def _damaged_contents(
-    store: Store, uploads: Sequence[Upload], names: Mapping[str, str], progress: Progress
+    store: Store, uploads: Sequence[Upload], shown: Mapping[str, FileOf], progress: Progress
 ) -> set[str]:
     """Return the hashes of contents in a store that are not what they should be."""
     damaged: set[str] = set()
-    sizes = {upload.source: upload.blob.size for upload in uploads}
-    with long_files(progress, "verify", sizes, names) as moved:
+    files = {upload.source: shown[upload.source] for upload in uploads}
+    with files_shown(progress, "verified", files) as moved:
 
         def judge(upload: Upload) -> None:
             if not store.is_good(upload.blob, partial(moved, upload.source)):

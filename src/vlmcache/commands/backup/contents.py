@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -16,6 +16,7 @@ from vlmcache.cache.tree import CacheTree, StaleError
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.config import Config, Names
 from vlmcache.errors import ChangedError, UnknownModelError
+from vlmcache.progress import FileOf
 from vlmcache.units import short_text
 
 _BLOB_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
@@ -219,14 +220,17 @@ def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:
     )
 
 
-def names_of(repo: SavedRepo, path: Callable[[str], str]) -> dict[str, str]:
-    """Return path of each blob -> a file that has its content, if no other blob has that name."""
-    names: dict[str, str] = {}
-    taken: set[str] = set()
-    for files in repo.snapshots.values():
-        for file, name in files.items():
-            words = f"{repo.id}: {file}"
-            if path(name) not in names and words not in taken:
-                names[path(name)] = words
-                taken.add(words)
-    return names
+def files_of(repo: SavedRepo, paths: Mapping[str, str]) -> dict[str, FileOf]:
+    """Return path of each blob -> a file that has its content.
+
+    Args:
+        repo: whose blobs they are.
+        paths: name of each blob -> its path.
+    """
+    names = {
+        name: file for files in repo.snapshots.values() for file, name in reversed(files.items())
+    }
+    return {
+        path: FileOf(repo.id, names.get(name, name), repo.blobs[name].size)
+        for name, path in paths.items()
+    }

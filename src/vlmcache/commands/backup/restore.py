@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import IO, NamedTuple
 
+from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.case import paths_of, refuse_clash
 from vlmcache.cache.hashing import BLOCK, Check, hash_all
@@ -23,7 +24,7 @@ from vlmcache.change.space import FreeSpace
 from vlmcache.change.tree import Tree
 from vlmcache.commands.backup import places, tar
 from vlmcache.commands.backup.arrivals import Arrivals
-from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, names_of, narrowed, select_repos
+from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, files_of, narrowed, select_repos
 from vlmcache.commands.backup.remote import Remote, open_place
 from vlmcache.commands.backup.store import Store, blob_name
 from vlmcache.commands.backup.values import (
@@ -36,7 +37,7 @@ from vlmcache.commands.backup.values import (
 )
 from vlmcache.config import Config, Session
 from vlmcache.errors import UsageError
-from vlmcache.progress import Progress, StopToken, long_files
+from vlmcache.progress import FileOf, Progress, StopToken, continued_by, files_shown
 from vlmcache.threads import each
 
 _REF_LIMIT = 4096
@@ -73,7 +74,11 @@ def restore(
     """
     begun = time.monotonic()
     options, progress = options or RestoreOptions(), progress or Progress()
-    with _opened(source, session.config, names) as saved:
+    again = units.command("restore", places.without_password(source), *names)
+    with (
+        continued_by(progress, f"'{again}' continues from here"),
+        _opened(source, session.config, names) as saved,
+    ):
         refuse_clash(
             itertools.chain.from_iterable(
                 paths_of(repo.folder, repo.snapshots, repo.refs) for repo in saved.repos
@@ -155,7 +160,7 @@ def _plan(cache_dir: str, repos: Iterable[SavedRepo], *, overwrite: bool) -> Pla
     tree = Tree(cache_dir)
     for repo in repos:
         folder = os.path.join(cache_dir, repo.folder)
-        arrivals = Arrivals(tree, repo, StopToken(), lambda _: None)
+        arrivals = Arrivals(tree, repo, StopToken(), Progress())
         paths = {arrivals.content(name): name for name in repo.blobs}
         actions += (
             Restore(repo.id, arrivals.path(paths[path]), blob.hash, blob.size, reason)
@@ -232,7 +237,7 @@ class Restorer:
             action.path: action for action in plan.actions if isinstance(action, Restore)
         }
         self.arrivals = [
-            Arrivals(self.tree, repo, self.stop_token, progress.note) for repo in saved.repos
+            Arrivals(self.tree, repo, self.stop_token, progress) for repo in saved.repos
         ]
         self.refs_before = {
             action.path: _ref_now(self.tree, action.path)
@@ -249,12 +254,13 @@ class Restorer:
         Raises:
             VlmcacheError: the backup or the disk fails.
         """
-        sizes = {path: action.size for path, action in self.wanted.items()}
-        names: dict[str, str] = {}
+        files: dict[str, FileOf] = {}
         for arrivals in self.arrivals:
-            names |= names_of(arrivals.repo, arrivals.path)
+            paths = {name: arrivals.path(name) for name in arrivals.repo.blobs}
+            wanted = {name: path for name, path in paths.items() if path in self.wanted}
+            files |= files_of(arrivals.repo, wanted)
         try:
-            with long_files(self.progress, "restore", sizes, names) as moved:
+            with files_shown(self.progress, "restored", files) as moved:
                 if self.saved.reader is not None:
                     self._from_stream(self.saved.reader, moved)
                 elif self.saved.store is not None:

@@ -37,7 +37,7 @@ from vlmcache.commands.move.copy import Copier
 from vlmcache.commands.move.plan import Destination
 from vlmcache.commands.move.values import MovedRepo, MoveReport, repo_row
 from vlmcache.errors import CacheError, ChangedError, InUseError, SpaceError, VlmcacheError
-from vlmcache.progress import Progress, long_files
+from vlmcache.progress import FileOf, Progress, files_shown
 
 
 class MoveNotes:
@@ -249,14 +249,19 @@ class Mover:
                 self.cache.symlink(link.destination, link.path)
                 self.outcomes.append(Outcome("place-link", link.path, "done"))
                 self.repos.append(repo_row(link.path, link.destination, "linked"))
+        files: dict[str, FileOf] = {}
         for move in moves:
-            error = self._move(move, is_foreign=os.path.basename(move.path) in foreign)
-            self.repos.append(
-                repo_row(move.path, move.destination, "moved", size=move.size, error=error)
-            )
-            if isinstance(error, SpaceError):
-                break
-        self._finish(moves)
+            # What several have in the shared store is copied with the first.
+            files = self._files(move) | files
+        with files_shown(self.progress, "copied", files) as self.copier.on_progress:
+            for move in moves:
+                error = self._move(move, is_foreign=os.path.basename(move.path) in foreign)
+                self.repos.append(
+                    repo_row(move.path, move.destination, "moved", size=move.size, error=error)
+                )
+                if isinstance(error, SpaceError):
+                    break
+            self._finish(moves)
         return msgspec.structs.replace(
             self.planned,
             repos=tuple(self.repos),
@@ -269,13 +274,9 @@ class Mover:
     def _move(self, move: Move, *, is_foreign: bool) -> VlmcacheError | None:
         """Move one repo; whatever fails, all of it is at its old place or at the new one."""
         folder = os.path.basename(move.path)
-        repo = next(repo for repo in self.state.repos if repo.folder == folder)
-        sizes, names = self._files(repo)
+        repo = self._repo(move)
         try:
-            with (
-                refusals(self.destination.path),
-                long_files(self.progress, move.repo, sizes, names) as self.copier.on_progress,
-            ):
+            with refusals(self.destination.path):
                 if is_foreign:
                     raise ChangedError(
                         f"something else was put there meanwhile: {move.destination}", "move again"
@@ -291,19 +292,21 @@ class Mover:
         self.outcomes.append(Outcome("move", move.path, "done"))
         return self._switch(folder)
 
-    def _files(self, repo: Repo) -> tuple[dict[str, int], dict[str, str]]:
-        """Return path of each blob -> its length, and path -> the name of a file that has it."""
+    def _repo(self, move: Move) -> Repo:
+        folder = os.path.basename(move.path)
+        return next(repo for repo in self.state.repos if repo.folder == folder)
+
+    def _files(self, move: Move) -> dict[str, FileOf]:
+        """Return path of each blob -> a file that has it."""
+        repo = self._repo(move)
         users = repo.blob_users()
-        sizes: dict[str, int] = {}
-        names: dict[str, str] = {}
+        files: dict[str, FileOf] = {}
         for blob in repo.blobs.values():
             shared = self.state.shared.get(blob.shared or "")
             path = repo.blob_path(blob.name) if shared is None else shared.path
             name = min((file for _, file in users[blob.name]), default=blob.name)
-            sizes[path] = blob.size
-            # The file of another revision may have the same name.
-            names[path] = blob.name if name in names.values() else name
-        return sizes, names
+            files[path] = FileOf(move.repo, name, blob.size)
+        return files
 
     def _check_unchanged(self, repo: Repo) -> None:
         """Make sure that the source is what was planned, and so what is copied.

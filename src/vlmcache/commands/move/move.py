@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -50,8 +49,8 @@ from vlmcache.commands.move.values import (
 from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import Session
 from vlmcache.errors import CacheError, ChangedError, InUseError, UnknownModelError, VlmcacheError
-from vlmcache.progress import Progress
-from vlmcache.units import and_more
+from vlmcache.progress import Progress, continued_by
+from vlmcache.units import and_more, command, shell_words
 
 
 def move(
@@ -114,9 +113,14 @@ def move(
     if not (plan.actions or choice.rest or os.path.lexists(target.staged_at(""))):
         nothing = FreeSpace(state.dir).measured(Receipt(()))
         return msgspec.structs.replace(value, receipt=nothing)
-    with _interruption(destination, names), _sole(place, state.dir) as there:
+    progress = progress or Progress()
+    again, back = command("move", destination, *names), command("move", destination, "--undo")
+    with (
+        continued_by(progress, f"'{again}' continues, '{back}' takes it back"),
+        _sole(place, state.dir) as there,
+    ):
         check_same(target, there)
-        mover = Mover(state, target, value, choice.rest, progress or Progress(), there)
+        mover = Mover(state, target, value, choice.rest, progress, there)
         value = mover.run()
     return msgspec.structs.replace(value, seconds=time.monotonic() - begun)
 
@@ -190,7 +194,7 @@ def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveRe
 
 def _planned(cache_dir: str, place: str, plan: Plan, *, link: bool = True) -> MoveReport:
     """Return the answer before anything is done."""
-    setting = f"export HF_HUB_CACHE={shlex.quote(place)}"
+    setting = f"export HF_HUB_CACHE={shell_words(place)}"
     return MoveReport(cache_dir, place, link, setting, _planned_repos(plan), plan)
 
 
@@ -212,19 +216,6 @@ def _planned_repos(plan: Plan) -> tuple[MovedRepo, ...]:
 
 
 # Carrying it out.
-
-
-@contextlib.contextmanager
-def _interruption(destination: str, names: Sequence[str]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as interruption:
-        if not isinstance(interruption, Exception):
-            # The one place that shows failures takes what an interruption carries as its hint.
-            again = shlex.join(["vlmcache", "move", destination, *names])
-            back = shlex.join(["vlmcache", "move", destination, "--undo"])
-            interruption.args = (f"'{again}' continues, '{back}' takes it back",)
-        raise
 
 
 @contextlib.contextmanager

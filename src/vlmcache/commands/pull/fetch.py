@@ -88,9 +88,8 @@ class _Work:
         self.lock = threading.Lock()
 
     def run(self, workers: int) -> Downloaded:
-        fetches = [action for action in self.order.plan.actions if isinstance(action, Fetch)]
-        sizes = {fetch.file: fetch.size for fetch in fetches}
-        self.progress.started(self.order.repo, sizes, sum(fetch.have for fetch in fetches))
+        order = self.order
+        self.progress.started(order.repo, {f.file: f.size for f in order.fetches}, order.have)
         try:
             self._prepare()
             count = min(workers, len(self.tasks))
@@ -218,9 +217,10 @@ class _Work:
         job = transfer.job
         size, etag = job.listed.content_size, job.listed.etag
         lock = self._lock_path(transfer)
-        stop_token, note = self.client.stop_token, self.client.note
-        arrived = transfer.arrived if self.waits else None
-        with blob_lock(self.cache, lock, stop_token, note, arrived):
+        waiting = partial(self.progress.waiting, job.repo, job.file)
+        arrived = partial(_arrived, transfer) if self.waits else None
+        longest = self.client.patience.longest_download
+        with blob_lock(self.cache, lock, self.client.stop_token, waiting, arrived, longest):
             # The process that held the lock before may have done the work.
             bad = place.file_size(job.blob) != size or (
                 etag in self.order.distrusted
@@ -275,6 +275,18 @@ class _Work:
             if isinstance(action, WriteRef):
                 place.write_ref(*self.cache.home(action.path), action.commit)
                 self.outcomes.append(Outcome("write-ref", action.path, "done"))
+
+
+def _arrived(transfer: Transfer) -> int:
+    """Return when something of a blob was last written or compared, in ns; 0 for never.
+
+    How much of it others have brought is reported as progress.
+    """
+    downloads = list(transfer.downloads())
+    if downloads:
+        # Another program may give the file its full length at the beginning.
+        transfer.moved(max(min(status.st_size, status.st_blocks * 512) for status in downloads))
+    return max((status.st_mtime_ns for status in downloads), default=0)
 
 
 def _tasks(plan: Plan) -> list[Task]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -18,6 +19,7 @@ from vlmcache.cache.needed_files import divide
 from vlmcache.cache.state import CacheState, File, Repo, Revision, TreeFile
 from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef
 from vlmcache.errors import UnknownModelError, UsageError
+from vlmcache.progress import Progress, planned
 
 
 class VariantError(UsageError):
@@ -166,6 +168,19 @@ class Listing(NamedTuple):
     files: Mapping[str, TreeFile]
 
 
+def downloads_shown(
+    progress: Progress, orders: Sequence[DownloadOrder]
+) -> contextlib.AbstractContextManager[None]:
+    """Show meanwhile how far several downloads together are."""
+    sizes: dict[str, int] = {}
+    have: dict[str, int] = {}
+    for order in orders:
+        # Of one repo, several revisions or variants may be downloaded.
+        sizes[order.repo] = sizes.get(order.repo, 0) + sum(fetch.size for fetch in order.fetches)
+        have[order.repo] = have.get(order.repo, 0) + order.have
+    return planned(progress, "on disk", sizes, have)
+
+
 class DownloadOrder(NamedTuple):
     """What to carry out: the plan of one repo, and the hub's listing of its commit."""
 
@@ -190,6 +205,16 @@ class DownloadOrder(NamedTuple):
     """File that was wanted -> why it cannot be written here."""
     judged: bool = False
     """Whether the cache alone shows that the model's own files are complete."""
+
+    @property
+    def fetches(self) -> list[Fetch]:
+        """What is to be fetched."""
+        return [action for action in self.plan.actions if isinstance(action, Fetch)]
+
+    @property
+    def have(self) -> int:
+        """Bytes of that which are here already."""
+        return sum(fetch.have for fetch in self.fetches)
 
     @property
     def snapshot(self) -> str:

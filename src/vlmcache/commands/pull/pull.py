@@ -14,7 +14,7 @@ from vlmcache.cache.scan import scan
 from vlmcache.change.abilities import check_filesystem
 from vlmcache.change.plan import Failure, Outcome, Plan, Receipt, joined
 from vlmcache.change.space import FreeSpace
-from vlmcache.commands.pull.plan import VariantError
+from vlmcache.commands.pull.plan import VariantError, downloads_shown
 from vlmcache.commands.pull.prepare import check_result, prepare_needed, prepare_pull
 from vlmcache.commands.pull.room import (
     Shortage,
@@ -38,7 +38,7 @@ from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client
 from vlmcache.hub.questions import ask_about
 from vlmcache.hub.retry import Patience
-from vlmcache.progress import Progress, Throttle
+from vlmcache.progress import Progress, Throttle, continued_by
 
 if TYPE_CHECKING:
     from vlmcache.commands.remove.values import Removal
@@ -68,6 +68,17 @@ def pull(
         ConfigError: the cache path is not a folder.
     """
     options, progress = options or PullOptions(), progress or Progress()
+    with continued_by(progress, f"'{options.command(session, names)}' continues from here"):
+        return _pull(session, names, options, progress, patience)
+
+
+def _pull(
+    session: Session,
+    names: Sequence[str],
+    options: PullOptions,
+    progress: Progress,
+    patience: Patience | None,
+) -> PullReport:
     models = _models(session, names)
     client = Client(
         session.environment,
@@ -101,23 +112,20 @@ def pull(
             unable = shortage.error(hint)
         if unable is not None:
             errors.append(("", unable))
-        for part in planned:
-            if part.order is not None and (options.dry_run or unable is not None):
-                row = _row(part, "planned" if part.order.plan.actions else "cached")
-                if unable is not None and not options.dry_run and row.state == "planned":
-                    row = _failed(row, unable)
-                rows.append(row)
-                continue
-            row, done, error = _carry_out(client, session, part, options, progress)
-            rows.append(row if error is None else _failed(row, error))
-            outcomes += done
-            if error is not None:
-                errors.append((row.key, error))
-    except BaseException as interruption:
-        if not isinstance(interruption, Exception):
-            # The one place that shows failures takes what an interruption carries as its hint.
-            interruption.args = (f"'{options.command(session, names)}' continues from here",)
-        raise
+        idle = options.dry_run or unable is not None
+        with downloads_shown(progress, [] if idle else orders):
+            for part in planned:
+                if part.order is not None and idle:
+                    row = _row(part, "planned" if part.order.plan.actions else "cached")
+                    if unable is not None and not options.dry_run and row.state == "planned":
+                        row = _failed(row, unable)
+                    rows.append(row)
+                    continue
+                row, done, error = _carry_out(client, session, part, options, progress)
+                rows.append(row if error is None else _failed(row, error))
+                outcomes += done
+                if error is not None:
+                    errors.append((row.key, error))
     finally:
         client.stop()
     receipt = space.measured(

@@ -42,12 +42,15 @@ class PullOptions(msgspec.Struct, frozen=True):
     """Called if a model has several variants and none is named; returns one. It is an error if
     `None`."""
     max_wait: float | None = None
-    """Seconds that a busy hub may ask to wait in all; ten minutes if `None`."""
+    """Seconds that a busy hub may ask to wait in all, and that another process's download of a file
+    is waited for; ten minutes, and as long as that grows, if `None`."""
 
     @property
     def patience(self) -> dict[str, float]:
         """What is asked for of the patience with the hub."""
-        return {} if self.max_wait is None else {"longest_asked": self.max_wait}
+        if self.max_wait is None:
+            return {}
+        return {"longest_asked": self.max_wait, "longest_download": self.max_wait}
 
     def command(self, session: Session, names: Iterable[str]) -> str:
         """Return the command line that pulls names again with the same options, but no token."""

@@ -12,7 +12,7 @@ from rich.text import Text
 from vlmcache.change.plan import Fetch, Link, Plan, Receipt, ReleaseShared, Remove, RemoveTree
 from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.values import LeftOut, PulledModel, PullReport
-from vlmcache.commands.status.values import Status
+from vlmcache.commands.status.values import ModelStatus, Status
 from vlmcache.show.console import console, print_line
 from vlmcache.show.tables import SEVERITY_COLORS, plain_table, show_cache, state_text
 from vlmcache.show.text import NOTHING, printable
@@ -162,19 +162,37 @@ def ask_which(status: Status) -> str:
         KeyboardInterrupt, EOFError: nothing is chosen.
     """
     out = console(sys.stderr)
-    columns = ("", "MODEL", "STATE", "DOWNLOAD")
-    table = plain_table(*columns, numbers=("", "DOWNLOAD"), folded=("MODEL",))
+    columns = ("", "MODEL", "STATE", "SIZE", "DOWNLOAD", "FITS")
+    table = plain_table(*columns, numbers=("", "SIZE", "DOWNLOAD"), folded=("MODEL",))
+    room = max(0, (status.cache.free or 0) - status.cache.min_free)
     for number, model in enumerate(status.models, 1):
         table.add_row(
             str(number),
             printable(model.key),
             state_text(model.state, model.progress),
+            size_text(model.expected_size) if model.expected_size else NOTHING,
             size_text(model.to_fetch) if model.to_fetch else NOTHING,
+            _fits(model, room),
         )
     out.print(table)
-    print("Which to pull? (1,3 or 1-3 or all; nothing to leave): ", end="", file=sys.stderr)
+    to_fetch = sum(model.to_fetch or 0 for model in status.models)
+    kept = f", {size_text(status.cache.min_free)} of it kept free" if status.cache.min_free else ""
+    free = f"{size_text(status.cache.free or 0)} free{kept}; all of them: {size_text(to_fetch)}"
+    out.print(Text(free, "" if to_fetch <= room else "yellow"), soft_wrap=True)
+    question = "Which to pull? (1,3 or 1-3, names, all; nothing to leave): "
+    print(question, end="", file=sys.stderr)
     sys.stderr.flush()
     return sys.stdin.readline()
+
+
+def _fits(model: ModelStatus, room: int) -> Text:
+    """Return whether a download leaves as much room as is to be kept."""
+    if model.state == "cached":
+        return Text(NOTHING, "dim")
+    if model.to_fetch is None:
+        return Text("unknown", "dim")
+    short = model.to_fetch - room
+    return Text("yes") if short <= 0 else Text(f"no, {size_text(short)} short", "yellow")
 
 
 def ask_variant(error: VariantError) -> str:

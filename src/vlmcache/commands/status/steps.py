@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shlex
 import stat as modes
 from collections.abc import Collection, Iterable, Sequence
 
@@ -65,7 +64,7 @@ class Advice:
 
     def completed(self, finding: Finding) -> Finding:
         """Return a finding whose remedy, if that is a command, has the options that it needs."""
-        remedy, options = finding.remedy or "", shlex.join(self.options)
+        remedy, options = finding.remedy or "", units.shell_words(*self.options)
         if not remedy.startswith("vlmcache ") or "--cache-dir " in remedy or options in remedy:
             return finding
         return msgspec.structs.replace(finding, remedy=f"{remedy} {options}")

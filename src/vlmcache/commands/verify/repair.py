@@ -33,6 +33,7 @@ from vlmcache.commands.pull.plan import (
     FileSelection,
     Listing,
     VariantError,
+    downloads_shown,
     plan_pull,
 )
 from vlmcache.commands.pull.room import find_shortage, without_fetches
@@ -46,7 +47,7 @@ from vlmcache.errors import HubError, OfflineError, PartlyError, SpaceError, Vlm
 from vlmcache.hub.client import Client
 from vlmcache.hub.listing import check_names, find_commit, list_files
 from vlmcache.hub.retry import Patience
-from vlmcache.progress import Progress
+from vlmcache.progress import Progress, continued_by
 from vlmcache.units import size_text
 
 _BAD_REF = frozenset({"malformed-ref", "unreadable-ref", "ref-to-missing-commit"})
@@ -78,6 +79,18 @@ def repair(
     """
     options = options or VerifyOptions()
     progress = progress or Progress()
+    again = options.command(*names, "--repair")
+    with continued_by(progress, f"'{again}' continues from here"):
+        return _repair(session, names, options, progress, patience)
+
+
+def _repair(
+    session: Session,
+    names: Sequence[str],
+    options: VerifyOptions,
+    progress: Progress,
+    patience: Patience | None,
+) -> RepairReport:
     cache_dir = session.cache.dir
     state = scan(cache_dir)
     verification = verify_state(session, state, names, options, progress)
@@ -195,7 +208,8 @@ class _Repair:
         from vlmcache.commands.pull.fetch import download
 
         cache = Tree(self.state.dir)
-        done = [download(self.client, order, progress, WORKERS, cache) for order in self.orders]
+        with downloads_shown(progress, self.orders):
+            done = [download(self.client, order, progress, WORKERS, cache) for order in self.orders]
         outcomes = [outcome for fetched, _ in done for outcome in fetched]
         if self.removals:
             outcomes += apply_removals(Plan(self.removals), self.state).outcomes

@@ -39,6 +39,11 @@ class VerifyOptions(msgspec.Struct, frozen=True):
     dry_run: bool = False
     """Of a repair: only plan."""
 
+    def command(self, *words: str) -> str:
+        """Return the command line that does the same again."""
+        again = (f"--max-age={self.max_age:g}s",) if self.max_age not in (0.0, MAX_AGE) else ()
+        return units.command("verify", *words, *again)
+
 
 class Damage(msgspec.Struct, frozen=True):
     """Something that cannot be what it should be."""

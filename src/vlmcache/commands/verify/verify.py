@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ from vlmcache.commands.verify.scope import (
 from vlmcache.commands.verify.values import Unverifiable, Verification, VerifyOptions
 from vlmcache.config import Session, own_home
 from vlmcache.home.journal import Journal
-from vlmcache.progress import Progress, long_files
+from vlmcache.progress import FileOf, Progress, continued_by, files_shown
 
 _REMEMBER_EVERY = 5.0
 
@@ -47,7 +48,9 @@ def verify(
         AwayError: what is named is on a drive that is not mounted.
         ConfigError: the cache path is not a folder.
     """
-    return verify_state(session, scan(session.cache.dir), names, options, progress)
+    options, progress = options or VerifyOptions(), progress or Progress()
+    with continued_by(progress, f"'{options.command(*names)}' continues from here"):
+        return verify_state(session, scan(session.cache.dir), names, options, progress)
 
 
 def verify_state(
@@ -102,7 +105,7 @@ def _hash(
         else:
             places.setdefault((identity, subject.expected), []).append(subject)
     due: dict[Check, list[Subject]] = {}
-    sizes: dict[str, int] = {}
+    shown: dict[str, FileOf] = {}
     # The largest first, so that no core idles at the end.
     for (identity, expected), group in sorted(places.items(), key=lambda place: -place[0][0].size):
         at = known.get((identity, expected))
@@ -113,17 +116,17 @@ def _hash(
             results.unchanged |= {subject.path for subject in group}
         else:
             due[Check(group[0].path, expected)] = group
-            sizes[group[0].path] = identity.size
+            first = group[0]
+            name = first.files[0] if first.files else os.path.basename(first.path)
+            shown[first.path] = FileOf(first.repo, name, identity.size)
     if not due:
         return
-    repos = {subject.repo for group in due.values() for subject in group}
-    label = repos.pop() if len(repos) == 1 else "verify"
     fresh: list[tuple[Identity, str]] = []
     damaged: list[Identity] = []
     recorded = time.monotonic()
     try:
         with (
-            long_files(progress, label, sizes, {}) as moved,
+            files_shown(progress, "verified", shown) as moved,
             contextlib.closing(
                 hash_all(
                     list(due),

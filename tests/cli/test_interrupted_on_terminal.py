@@ -1,0 +1,198 @@
+"""Ctrl-C on a terminal, in the middle of each command that shows bars: what is left to see."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import shutil
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyte
+import pytest
+
+from tests.kit.caches import CacheBuilder
+from tests.kit.commands import Vlmcache
+from tests.kit.hub import LoopbackHub
+from tests.kit.pulls import small_weights
+
+COLUMNS = 60
+SIZE = 2_000_000
+HOLD = """
+import os, time
+from vlmcache import progress
+
+reported = progress.Tally.moved
+
+def moved(self, repo, file, position):
+    # What is large stays half done until the file is there.
+    reported(self, repo, file, position // 2)
+    while position >= 1_000_000 and not os.path.exists(os.environ["RELEASED"]):
+        time.sleep(0.02)
+
+progress.Tally.moved = moved
+"""
+"""Is imported by each Python that starts, and holds commands where they have begun."""
+
+WORK = {
+    "pull": ["org/far", "org/farther"],
+    "verify": [],
+    "move": ["elsewhere"],
+    "backup": ["saved/"],
+    "restore": ["kept.tar", "org/good"],
+}
+DONE = {
+    "pull": "on disk",
+    "verify": "verified",
+    "move": "copied",
+    "backup": "saved",
+    "restore": "restored",
+}
+
+
+@pytest.fixture
+def held(cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path) -> Vlmcache:
+    """A model in the cache, and commands that stop in the middle."""
+    vlmcache.config("models: {good: {repo: org/good}}\nvlmcache: {min_free: 0}\n")
+    cache.repo("org/good").revision(
+        {"config.json": b"{}", "model.safetensors": small_weights(SIZE)}
+    )
+    folder = tmp_path / "hold"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(HOLD)
+    vlmcache.environment.update(PYTHONPATH=str(folder), RELEASED=str(tmp_path / "released"))
+    return vlmcache
+
+
+@contextlib.contextmanager
+def prepared(vlmcache: Vlmcache, command: str, cache: Path) -> Iterator[None]:
+    """Have what a command needs: a hub, or a backup of what is no longer cached."""
+    with contextlib.ExitStack() as stack:
+        if command == "pull":
+            hub = stack.enter_context(LoopbackHub())
+            for name in ("org/far", "org/farther"):
+                weights = small_weights(SIZE)
+                hub.add_repo(name).commit({"config.json": b"{}", "model.safetensors": weights})
+            vlmcache.environment.update(HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1")
+            vlmcache.environment.update(NO_PROXY="127.0.0.1", HF_HUB_OFFLINE="0")
+        if command == "restore":
+            done = vlmcache("backup", "kept.tar", RELEASED=os.devnull)
+            assert done.code == 0, done.err
+            shutil.rmtree(cache / "models--org--good")
+        yield
+
+
+class Screen:
+    """A terminal of its own, on which one command runs."""
+
+    def __init__(self, vlmcache: Vlmcache, *arguments: str, **variables: str) -> None:
+        self.sent = b""
+        self.screen = pyte.Screen(COLUMNS, 24)
+        self._stream = pyte.ByteStream(self.screen)
+        self._ours, self._theirs = pty.openpty()
+        fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
+        self.before = termios.tcgetattr(self._theirs)
+        os.set_blocking(self._ours, False)
+        script = 'exec <"$0" >"$0" 2>&1; exec "$@"'
+        # The leader of a session takes the first terminal that it opens for its own.
+        self.process = subprocess.Popen(
+            ["/bin/sh", "-c", script, os.ttyname(self._theirs), *vlmcache.command, *arguments],
+            env=vlmcache.environment | {"TERM": "xterm-256color", "LANG": "C.UTF-8"} | variables,
+            cwd=vlmcache.folder,
+            start_new_session=True,
+        )
+
+    def read(self) -> str:
+        """Take what was sent, and return what is shown."""
+        try:
+            while part := os.read(self._ours, 1 << 16):
+                self.sent += part
+                self._stream.feed(part)
+        except BlockingIOError:
+            pass
+        return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
+
+    def wait_for(self, *texts: str) -> str:
+        """Wait until one of the texts is shown, and return what is."""
+        deadline = time.monotonic() + 60
+        while not any(text in (shown := self.read()) for text in texts):
+            assert self.process.poll() is None, shown
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.02)
+        return shown
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._ours, keys)
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end, and return the exit code and what is shown then."""
+        deadline = time.monotonic() + 60
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self.read()
+            time.sleep(0.02)
+        shown = self.read()
+        assert termios.tcgetattr(self._theirs) == self.before
+        os.close(self._ours)
+        os.close(self._theirs)
+        code = self.process.returncode
+        assert code is not None, shown
+        return code, shown
+
+
+@pytest.mark.parametrize("command", WORK)
+def test_ctrl_c_replaces_the_bars_by_what_is_done_what_is_left_and_how_to_continue(
+    held: Vlmcache, cache: CacheBuilder, command: str, tmp_path: Path
+) -> None:
+    with prepared(held, command, cache.root):
+        screen = Screen(held, command, *WORK[command])
+        assert "%" in screen.wait_for("━", "─")
+        screen.press(b"\x03")
+        (tmp_path / "released").touch()
+        code, shown = screen.end()
+    assert code == 130, shown
+    one_line = shown.replace("\n", "")
+    assert "━" not in one_line
+    assert "─" not in one_line
+    assert "error: interrupted: " in one_line
+    assert f"{DONE[command]}, " in one_line
+    assert " left" in one_line
+    assert f"hint: 'vlmcache {command}" in one_line
+    # The cursor was never hidden, and no other screen was left open.
+    assert b"\x1b[?25l" not in screen.sent
+    assert b"\x1b[?1049h" not in screen.sent
+
+
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"CLICOLOR": "0"}])
+def test_without_colors_a_terminal_gets_one_line_without_escape_codes(
+    held: Vlmcache, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    screen = Screen(held, "verify", **variables)
+    shown = screen.wait_for("━", "─")
+    assert len(shown.splitlines()) == 1
+    screen.press(b"\x03")
+    (tmp_path / "released").touch()
+    code, shown = screen.end()
+    assert code == 130
+    assert shown.startswith("error: interrupted: ")
+    assert b"\x1b" not in screen.sent
+
+
+@pytest.mark.parametrize(
+    "variables", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C"}]
+)
+def test_without_unicode_the_bars_are_ascii(
+    held: Vlmcache, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    screen = Screen(held, "verify", **variables)
+    shown = screen.wait_for("#", "--")
+    (tmp_path / "released").touch()
+    code, after = screen.end()
+    assert code == 0, after
+    assert shown.isascii()
+    assert screen.sent.isascii()
