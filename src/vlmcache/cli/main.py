@@ -19,19 +19,13 @@ from vlmcache.cli.options import Answer
 from vlmcache.cli.register import ALIASES, COMMANDS, load
 from vlmcache.errors import ExitCode, UsageError, VlmcacheError
 from vlmcache.show.text import printable
-from vlmcache.units import did_you_mean
 
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
-EXIT_CODES = "\n".join(
-    ["Exit codes:", *(f"  {code.value:>3}  {code.meaning}" for code in ExitCode)]
-)
-
 app = typer.Typer(
     name="vlmcache",
     context_settings=_HELP_OPTIONS,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="\b\n" + EXIT_CODES,
 )
 
 
@@ -58,7 +52,11 @@ class _Commands(LightGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the name of the command that the first word means, the command, and the rest."""
-        return super().resolve_command(ctx, [ALIASES.get(args[0], args[0]), *args[1:]])
+        word = ALIASES.get(args[0], args[0])
+        meant: Any = super().resolve_command(ctx, [word, *args[1:]])
+        if word != args[0]:
+            meant[1].called = args
+        return meant
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """Return a command, its module imported now.
@@ -67,22 +65,19 @@ class _Commands(LightGroup):
             UsageError: there is none of that name.
         """
         if cmd_name not in COMMANDS:
-            hint = did_you_mean(cmd_name, COMMANDS, 1) or "see 'vlmcache --help'"
+            from vlmcache.cli.synonyms import suggestion  # only for mistakes
+
+            hint = suggestion(cmd_name) or "see 'vlmcache --help'"
             raise UsageError(f"no such command: {cmd_name}", hint)
         module = importlib.import_module(f"vlmcache.cli.{cmd_name.replace('-', '')}")
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
         single.command(
             cmd_name,
             cls=LightCommand,
-            epilog="\b\n" + module.EXAMPLES.replace("\n\n", "\n"),
+            epilog=module.EXAMPLES,
             context_settings=_HELP_OPTIONS,
         )(getattr(module, cmd_name.replace("-", "_")))
         return typer.main.get_command(single)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        """Write the table of commands."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
 
 @app.callback(cls=_Commands, invoke_without_command=True)

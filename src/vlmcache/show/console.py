@@ -9,13 +9,10 @@ from typing import IO
 from rich.console import Console
 from rich.text import Text
 
+from vlmcache.show.text import styled as styled
+
 PIPE_WIDTH = 160
 """Columns where nobody tells: wide enough that a table read by a script keeps its lines whole."""
-
-
-def styled(stream: IO[str]) -> bool:
-    """Return whether escape codes may be sent to a stream."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class _Console(Console):

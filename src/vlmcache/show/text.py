@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import unicodedata
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import IO, Any
 
 from vlmcache.cache.locks import unlocked
 from vlmcache.units import duration_text
 
 NOTHING = "-"
+
+
+def styled(stream: IO[str]) -> bool:
+    """Return whether escape codes may be sent to a stream."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def printable(text: str) -> str:

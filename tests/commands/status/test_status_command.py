@@ -185,7 +185,7 @@ def test_status_changes_nothing_and_asks_no_network(
         (["status", "--sort", "colour"], 2, "--sort 'colour' is not one of"),
         (["status", "--nonsense"], 2, "--nonsense"),
         (["nonsense"], 2, "no such command: nonsense\nhint: see 'vlmcache --help'"),
-        (["statis"], 2, "no such command: statis\nhint: did you mean status?"),
+        (["statis"], 2, "no such command: statis\nhint: did you mean 'vlmcache status'?"),
         (["schema", "nonsense"], 2, "no schema for 'nonsense'"),
         (["schema"], 2, "Missing argument 'COMMAND'\nhint: see"),
     ],
