@@ -47,6 +47,7 @@ READS = {
 
 ELSEWHERE = {
     "cli.main": "/dev/null",
+    "cli.shells": "the folders in which shells look for completion, and their start-up files",
     "commands.backup.places": "the store, a folder outside the cache",
     "commands.backup.backup": "a pipe or device that the user has named",
     "load.class_list": "our own data folder: the names of transformers' classes",

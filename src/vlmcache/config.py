@@ -7,6 +7,7 @@ parts.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -49,10 +50,12 @@ __all__ = [
     "find_model",
     "hub_home",
     "is_on",
+    "known_sizes",
     "load_config",
     "locate_cache",
     "name_of",
     "names_of_all",
+    "names_of_hub",
     "open_session",
     "options_in_force",
     "own_home",
@@ -170,3 +173,24 @@ def cached_repos(location: CacheLocation) -> list[str]:
 def cached_models(location: CacheLocation) -> list[str]:
     """Return the ids of the models among them."""
     return [name for name in cached_repos(location) if layout.split_name(name) == ("model", name)]
+
+
+def known_sizes(location: CacheLocation, names: Iterable[str]) -> dict[str, int | None]:
+    """Return name -> bytes on disk of the blobs of a repo, `None` if it is not in the cache.
+
+    Without a scan, so what a repo shares with others counts for each.
+    """
+    sizes: dict[str, int | None] = {}
+    for name in names:
+        blobs = os.path.join(location.dir, layout.folder_of(name), layout.BLOBS)
+        try:
+            with os.scandir(blobs) as entries:
+                sizes[name] = sum(entry.stat().st_blocks * 512 for entry in entries)
+        except OSError:
+            sizes[name] = None
+    return sizes
+
+
+def names_of_hub(names: Iterable[str]) -> list[str]:
+    """Return the names of repos that the Hub could have: what else a folder is called is no id."""
+    return [name for name in names if layout.is_repo_id(layout.split_name(name)[1])]

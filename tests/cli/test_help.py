@@ -23,8 +23,6 @@ MEASURES = {
 }
 """Metavar of what has a unit -> an example of it."""
 DO_NOTHING_BY_DEFAULT = {
-    ("", "--install-completion"),
-    ("", "--show-completion"),
     ("status", "--filter"),
     ("pull", "--include"),
     ("pull", "--exclude"),

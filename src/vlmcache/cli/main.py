@@ -26,6 +26,7 @@ app = typer.Typer(
     context_settings=_HELP_OPTIONS,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    add_completion=False,
 )
 
 
@@ -40,6 +41,24 @@ class Terminated(BaseException):
 def _print_version(value: bool) -> None:
     if value:
         print(f"vlmcache {vlmcache.__version__}")
+        raise typer.Exit
+
+
+def _install_completion(value: bool) -> None:
+    if value:
+        from vlmcache.cli import shells
+
+        shell = shells.current_shell()
+        print(f"installed completion for {shell}: {printable(shells.install(shell))}")
+        print("it works in terminals that are opened from now on")
+        raise typer.Exit
+
+
+def _show_completion(value: bool) -> None:
+    if value:
+        from vlmcache.cli import shells
+
+        print(shells.SHELLS[shells.current_shell()].script, end="")
         raise typer.Exit
 
 
@@ -64,20 +83,29 @@ class _Commands(LightGroup):
         Raises:
             UsageError: there is none of that name.
         """
-        if cmd_name not in COMMANDS:
-            from vlmcache.cli.synonyms import suggestion  # only for mistakes
+        return command_called(cmd_name)
 
-            hint = suggestion(cmd_name) or "see 'vlmcache --help'"
-            raise UsageError(f"no such command: {cmd_name}", hint)
-        module = importlib.import_module(f"vlmcache.cli.{cmd_name.replace('-', '')}")
-        single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(
-            cmd_name,
-            cls=LightCommand,
-            epilog=module.EXAMPLES,
-            context_settings=_HELP_OPTIONS,
-        )(getattr(module, cmd_name.replace("-", "_")))
-        return typer.main.get_command(single)
+
+def command_called(name: str) -> Any:
+    """Return a command, its module imported now.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in COMMANDS:
+        from vlmcache.cli.synonyms import suggestion  # only for mistakes
+
+        hint = suggestion(name) or "see 'vlmcache --help'"
+        raise UsageError(f"no such command: {name}", hint)
+    module = importlib.import_module(f"vlmcache.cli.{name.replace('-', '')}")
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(
+        name,
+        cls=LightCommand,
+        epilog=module.EXAMPLES,
+        context_settings=_HELP_OPTIONS,
+    )(getattr(module, name.replace("-", "_")))
+    return typer.main.get_command(single)
 
 
 @app.callback(cls=_Commands, invoke_without_command=True)
@@ -87,6 +115,24 @@ def vlmcache_callback(
         bool,
         typer.Option(
             "--version", help="Show the version and stop.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+    _install: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion",
+            help="Install completion for the current shell: bash, zsh or fish.",
+            callback=_install_completion,
+            is_eager=True,
+        ),
+    ] = False,
+    _show: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion",
+            help="Show the script that completion needs, and stop.",
+            callback=_show_completion,
+            is_eager=True,
         ),
     ] = False,
 ) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, DryRun, Yes, command, complete_model
+from vlmcache.cli.options import Answer, Call, DryRun, Yes, command
 
 EXAMPLES = """Examples:
 
@@ -25,7 +25,6 @@ def rm(
             metavar="MODEL",
             help="A key of config.yaml or a repo id, with an optional @revision and :VARIANT; "
             "datasets/owner/name; or a path in the cache.",
-            autocompletion=complete_model,
             show_default=False,
         ),
     ],
