@@ -35,7 +35,16 @@ from vlmcache.environment import (
     user_config,
 )
 from vlmcache.errors import ConfigError
-from vlmcache.names import Names, find_model, name_of, names_of_all, parse_name
+from vlmcache.names import (
+    Names,
+    expand,
+    find_model,
+    name_of,
+    names_of_all,
+    parse_name,
+    parse_page,
+    without_addresses,
+)
 
 __all__ = [
     "CacheLocation",
@@ -47,12 +56,14 @@ __all__ = [
     "Session",
     "cached_models",
     "cached_repos",
+    "expand",
     "find_model",
     "hub_home",
     "is_on",
     "known_sizes",
     "load_config",
     "locate_cache",
+    "matching",
     "name_of",
     "names_of_all",
     "names_of_hub",
@@ -61,10 +72,12 @@ __all__ = [
     "own_home",
     "parse_attention",
     "parse_name",
+    "parse_page",
     "parse_precision",
     "read_environment",
     "shipped_config",
     "side_caches",
+    "without_addresses",
 ]
 
 
@@ -173,6 +186,23 @@ def cached_repos(location: CacheLocation) -> list[str]:
 def cached_models(location: CacheLocation) -> list[str]:
     """Return the ids of the models among them."""
     return [name for name in cached_repos(location) if layout.split_name(name) == ("model", name)]
+
+
+def matching(session: Session, names: Iterable[str], *, missing: bool = False) -> tuple[str, ...]:
+    """Return names of models, each pattern among them replaced by what it matches in the cache.
+
+    Args:
+        session: what to work on.
+        names: names and patterns.
+        missing: whether patterns match keys of config.yaml too that are not in the cache.
+
+    Raises:
+        UnknownModelError: a pattern matches nothing.
+    """
+    environment, config, location = session
+    missing = missing and config.source != "shipped"
+    folders = (environment.folder, location.dir)
+    return expand(config, names, cached_repos(location), missing=missing, folders=folders)
 
 
 def known_sizes(location: CacheLocation, names: Iterable[str]) -> dict[str, int | None]:

@@ -26,10 +26,21 @@ Models = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="MODEL",
-        help="A key of config.yaml or a repo id, with an optional @revision.",
+        help="A key of config.yaml, a repo id or its address on the hub, with an optional "
+        "@revision.",
         show_default=False,
     ),
 ]
+Patterns = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A key of config.yaml, a repo id or its address on the hub, with an optional "
+        "@revision; or a pattern of them, such as 'org/*'.",
+        show_default=False,
+    ),
+]
+"""MODEL of a command that can work on all that a pattern matches."""
 ConfigFile = Annotated[
     str | None,
     typer.Option(

@@ -26,7 +26,7 @@ _WORDS = {
     "restore": "import load unpack extract untar",
     "load-test": "bench benchmark test measure profile time speed perf",
     "load-test --history": "history results",
-    "quantize": "quantise quant convert compress",
+    "quantize": "quant convert compress",
     "warm": "preload prefetch warmup warm-up",
     "init": "config configure configuration setup new create",
     "serve": "server mirror proxy share",
