@@ -165,9 +165,8 @@ def memory_rows(setting: Setting) -> list[Row]:
 def tab_rows(setting: Setting) -> list[Row]:
     """Measure one Tab where 1,000 repos are cached."""
     variables = environment(setting, cache_of(setting, 1000, 100)) | {
-        "_VLMCACHE_COMPLETE": "complete_bash",
-        "COMP_WORDS": "vlmcache status org",
-        "COMP_CWORD": "2",
+        "_VLMCACHE_COMPLETE": "zsh",
+        "_VLMCACHE_LINE": "vlmcache status org",
     }
     runs = in_turn({"tab": [OURS]}, 2 * setting.pairs, variables)
     return [worst_row("one Tab, 1,000 cached repos (seconds)", runs["tab"], 0.25, runs.busy)]

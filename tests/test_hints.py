@@ -61,6 +61,7 @@ REVIEWED = {
     },
     "commands.move.survey": {"vlmcache clean": "the user has asked for that removal before"},
     "commands.remove.clean": {"command clean": "of what nobody is known to use"},
+    "commands.remove.remove": {"command rm": "of the one file whose address was named"},
     "commands.remove.values": {
         "end that first; --force removes it nevertheless": "the user has asked for that removal",
         "'vlmcache clean' removes the rest, once that has ended": "the rest of that removal",

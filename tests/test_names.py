@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+from urllib.parse import quote
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -11,7 +14,17 @@ from tests.kit.caches import CacheBuilder
 from vlmcache.cache.scan import scan
 from vlmcache.change.names import find_targets
 from vlmcache.commands.backup.contents import select_repos
-from vlmcache.config import Config, Limits, ModelConfig, Names, find_model, name_of, parse_name
+from vlmcache.config import (
+    Config,
+    Limits,
+    ModelConfig,
+    Names,
+    expand,
+    find_model,
+    name_of,
+    parse_name,
+    parse_page,
+)
 from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.names import Name
 from vlmcache.units import did_you_mean
@@ -159,7 +172,19 @@ def test_a_name_of_another_type_is_no_model_and_one_without_an_owner_no_repo(
         find_model(CONFIG, text, ["datasets/org/data"], others=others)
 
 
-@pytest.mark.parametrize("hub", ["https://huggingface.co", "https://hf.co", "http://[::1]:80/hub"])
+@pytest.mark.parametrize(
+    "hub",
+    [
+        "https://huggingface.co",
+        "HTTPS://HuggingFace.co",
+        "http://www.huggingface.co",
+        "hf.co",
+        "https://hf.co",
+        "http://[::1]:80/hub",
+        "https://[::1]:80/HUB",
+        "[::1]:80/hub",
+    ],
+)
 @pytest.mark.parametrize(
     ("page", "name"),
     [
@@ -169,6 +194,16 @@ def test_a_name_of_another_type_is_no_model_and_one_without_an_owner_no_repo(
         ("org/name/tree/main", ("model", "org/name", "main", None)),
         ("org/name/tree/refs%2Fpr%2F1:q4", ("model", "org/name", "refs/pr/1", "q4")),
         ("datasets/org/data", ("dataset", "org/data", None, None)),
+        ("org/name/tree/refs/pr/1", ("model", "org/name", "refs/pr/1", None)),
+        ("org/name/tree/v2/sub/folder/", ("model", "org/name", "v2", None)),
+        ("org/name/blob/v2/sub/model-Q4.gguf", ("model", "org/name", "v2", None)),
+        ("ORG/NAME/resolve/v2/x.bin?download=true", ("model", "org/name", "v2", None)),
+        ("org/name?not-for-all-audiences=true", ("model", "org/name", None, None)),
+        ("org/name#usage", ("model", "org/name", None, None)),
+        ("org/name/discussions/5", ("model", "org/name", None, None)),
+        ("org/tree", ("model", "org/tree", None, None)),
+        ("org/tree/tree/v2", ("model", "org/tree", "v2", None)),
+        ("datasets/org/data/blob/main/a/b.csv", ("dataset", "org/data", "main", None)),
     ],
 )
 def test_the_address_of_a_page_on_the_hub_stands_for_its_repo(
@@ -197,3 +232,123 @@ def test_a_name_that_means_nothing_gets_the_nearest_that_does(place: str | None)
 
 def test_nothing_is_suggested_for_what_is_close_to_nothing() -> None:
     assert did_you_mean("zzz", ["status", "pull"]) is None
+
+
+@pytest.mark.parametrize(
+    ("page", "path"),
+    [
+        ("org/name", None),
+        ("org/name/tree/main", None),
+        ("org/name/tree/main/sub", "sub/"),
+        ("org/name/blob/main/a%20b/c.bin", "a b/c.bin"),
+        ("gpt2/tree/main", None),
+        ("gpt2/blob/main/x", "x"),
+    ],
+)
+def test_the_address_of_a_file_says_which_one(page: str, path: str | None) -> None:
+    read = parse_page(f"https://huggingface.co/{page}")
+    assert read is not None
+    assert read.path == path
+    assert parse_page(page) is None
+
+
+@given(
+    name=st.from_regex(r"[a-z0-9]{1,8}/[a-zA-Z0-9_.-]{1,8}", fullmatch=True),
+    revision=revisions.filter(lambda text: "/" not in text),
+    path=st.none() | st.from_regex(r"[a-z]{1,5}(/[a-z.]{1,5}){0,2}", fullmatch=True),
+    case=st.sampled_from([str, str.upper, str.title]),
+    end=st.sampled_from(["", "/", "?x=y", "#top", "/?a*b[c]"]),
+)
+def test_any_address_is_read_back_as_the_name_that_it_stands_for(
+    name: str, revision: str, path: str | None, case: Any, end: str
+) -> None:
+    where = f"/blob/{quote(revision, safe='')}/{path}" if path else f"/tree/{quote(revision)}"
+    read = parse_page(f"{case('https://huggingface.co')}/{name}{where}{end}")
+    assert read is not None
+    assert (read.name, read.path) == (f"{name}@{revision}", path)
+
+
+@pytest.mark.parametrize("text", ["SMALL", "Small", "small"])
+def test_a_key_is_read_in_any_case_unless_two_differ_by_it_only(text: str) -> None:
+    assert find_model(CONFIG, text).key == "small"
+    twice = {**CONFIG.models, "SMALL": ModelConfig("SMALL", "org/other")}
+    config = msgspec.structs.replace(CONFIG, models=twice)
+    if text == "Small":
+        with pytest.raises(UnknownModelError):
+            find_model(config, text)
+    else:
+        assert find_model(config, text).key == text
+
+
+CACHED = ["org/name", "org/Other", "gpt2", "datasets/org/data"]
+PATTERNS = Config(
+    "c",
+    "user",
+    {
+        "small": ModelConfig("small", "Org/Name"),
+        "absent": ModelConfig("absent", "org/absent"),
+        "a*b": ModelConfig("a*b", "x/y"),
+    },
+    Limits(),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("org/*", ["org/Other", "org/name"]),
+        ("ORG/*", ["org/Other", "org/name"]),
+        ("*", ["small", "gpt2", "org/Other"]),
+        ("s*", ["small"]),
+        ("*/n[aeiou]me", ["org/name"]),
+        ("gpt?", ["gpt2"]),
+        ("org/o*@v1:Q4_K_M", ["org/Other@v1:Q4_K_M"]),
+        ("datasets/*", ["datasets/org/data"]),
+        ("https://huggingface.co/org/*", ["org/Other", "org/name"]),
+        ("a*b", ["a*b"]),
+        ("plain", ["plain"]),
+        ("https://hf.co/org/name?x=*", ["https://hf.co/org/name?x=*"]),
+    ],
+)
+def test_a_pattern_stands_for_what_it_matches(text: str, names: list[str]) -> None:
+    assert list(expand(PATTERNS, [text], CACHED)) == names
+    assert list(expand(PATTERNS, [text, text], CACHED)) == names
+
+
+def test_a_pattern_matches_keys_that_are_not_cached_only_if_these_are_asked_for() -> None:
+    assert "absent" not in expand(PATTERNS, ["*"], CACHED)
+    assert "absent" in expand(PATTERNS, ["*"], CACHED, missing=True)
+
+
+@pytest.mark.parametrize("text", ["zzz*", "datasets/z*", "[", "a/[b", "spaces/*"])
+def test_a_pattern_that_matches_nothing_is_no_model(text: str) -> None:
+    with pytest.raises(UnknownModelError, match="nothing matches"):
+        expand(PATTERNS, [text], CACHED)
+
+
+@given(
+    st.text("orgnamehtsd/*?[]-!", max_size=10),
+    st.lists(st.sampled_from([*CACHED, "x/org-name"]), unique=True),
+)
+def test_what_a_pattern_matches_can_be_read_and_is_there(text: str, cached: list[str]) -> None:
+    try:
+        names = expand(PATTERNS, [text], cached)
+    except (UnknownModelError, UsageError):
+        return
+    if names == (text,):
+        return
+    for name in names:
+        found = find_model(PATTERNS, name, cached, variants=True, others=True)
+        assert found.repo in cached
+
+
+def test_a_pattern_is_refused_where_one_name_is_expected() -> None:
+    for text in ("org/*", "small*", "org/?@v1"):
+        with pytest.raises(UsageError, match="is a pattern") as caught:
+            find_model(PATTERNS, text, CACHED)
+        assert str(caught.value.hint).startswith("type vlmcache status ")
+
+
+@pytest.mark.parametrize("text", ["other", "OTHER", "Oter", "org/OTER"])
+def test_a_name_without_owner_or_in_another_case_is_close_to_the_repo(text: str) -> None:
+    assert "org/Other" in str(Names(PATTERNS, [("model", "org/Other")]).unknown(text).hint)

@@ -49,6 +49,7 @@ READS = {
 
 ELSEWHERE = {
     "cli.main": "/dev/null",
+    "cli.shells": "the folders in which shells look for completion, and their start-up files",
     "commands.backup.places": "the store, a folder outside the cache",
     "commands.init.write": "the user's configuration folder, or where --config says",
     "commands.backup.backup": "a pipe or device that the user has named",

@@ -9,16 +9,21 @@ The module is long for the reason that `Cache` is: every command is a method of 
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import operator
 import os
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vlmcache.config import Session, cached_models, names_of_all, open_session, parse_name
+from vlmcache.arguments import Names, Size, as_bytes, as_count, as_list, as_names, as_seconds
+from vlmcache.config import (
+    Session,
+    cached_models,
+    matching,
+    names_of_all,
+    open_session,
+    parse_name,
+    without_addresses,
+)
 from vlmcache.errors import UsageError, VlmcacheError
-from vlmcache.units import LARGEST, LONGEST, parse_duration, parse_size, parsed
 
 if TYPE_CHECKING:
     from vlmcache.codes import Explanation
@@ -37,11 +42,7 @@ if TYPE_CHECKING:
     from vlmcache.load.warm import WarmReport
     from vlmcache.progress import Progress
 
-Names: TypeAlias = "str | Iterable[str]"
-"""One string, or several."""
 Path: TypeAlias = "str | os.PathLike[str]"
-Size: TypeAlias = "int | str"
-"""Bytes, or a string with its unit."""
 Duration: TypeAlias = "float | str"
 """Seconds, or a string with its unit."""
 
@@ -106,7 +107,8 @@ class Cache:
         """Return the state of the cache and of models, all configured ones by default.
 
         Args:
-            models: keys of config.yaml or repo ids, with an optional `@revision`.
+            models: keys of config.yaml or repo ids, with an optional `@revision`, or patterns of
+                them such as `org/*`.
             check: count it as a problem if one of them is not cached.
             outdated: ask the hub for newer revisions.
             sort: `name`, `size`, `state` or `used`.
@@ -119,14 +121,15 @@ class Cache:
         """
         from vlmcache.commands.status import status
 
-        tokens = _count(self.named("context"), context) if context is not None else 0
-        value = status.status(self.session, _names(models), context=tokens)
+        tokens = as_count(self.named("context"), context) if context is not None else 0
+        names = self._matching(models, missing=True)
+        value = status.status(self.session, names, context=tokens)
         if outdated:
             from vlmcache.commands.status import outdated as updates
 
             value = updates.with_updates(self.session, value, progress=self.progress)
         problem = value.not_cached if check else None
-        return status.select_rows(value, _list(filter), sort).with_problem(problem)
+        return status.select_rows(value, as_list(filter), sort).with_problem(problem)
 
     def pull(
         self,
@@ -174,7 +177,7 @@ class Cache:
 
         if all == (models is not None):
             raise UsageError(f"name models or use {self.named('all')}, not both")
-        names: Iterable[str] = _names(models)
+        names: Iterable[str] = without_addresses(self.session.config, as_names(models))
         if all:
             names = names_of_all(self.session.config, cached_models(self.session.cache))
             if not names:
@@ -193,14 +196,14 @@ class Cache:
             ]
         if isinstance(limit_rate, str):
             limit_rate = limit_rate.removesuffix("/s")
-        rate = _size(self.named("limit_rate"), limit_rate)
+        rate = as_bytes(self.named("limit_rate"), limit_rate)
         if rate == 0:
             raise UsageError(f"{self.named('limit_rate')} must be more than 0")
         workers = values.WORKERS
         if max_workers is not None:
-            workers = _count(self.named("max_workers"), max_workers, 64)
+            workers = as_count(self.named("max_workers"), max_workers, 64)
         options = values.PullOptions(
-            plan.FileSelection(_list(include), _list(exclude), all_files),
+            plan.FileSelection(as_list(include), as_list(exclude), all_files),
             dry_run,
             workers,
             rate,
@@ -209,7 +212,7 @@ class Cache:
             self.confirm,
             self.agree,
             self.choose,
-            _duration(self.named("max_wait"), max_wait, ("s", "m")),
+            as_seconds(self.named("max_wait"), max_wait, ("s", "m")),
         )
         names = tuple(names)
         if not add:
@@ -254,7 +257,7 @@ class Cache:
 
         Args:
             models: keys of config.yaml or repo ids, with an optional `@revision` and `:VARIANT`;
-                `datasets/owner/name`; or paths in the cache.
+                `datasets/owner/name`; patterns such as `org/*`; or paths in the cache.
             revision: remove only this branch, tag or commit.
             include: remove only files that match one of these patterns.
             dry_run: return the plan and remove nothing.
@@ -262,13 +265,13 @@ class Cache:
 
         Raises:
             UnknownModelError: nothing of a name is in the cache.
+            UsageError: an address is one of a file: the complete model is not what it says.
         """
         from vlmcache.commands.remove import remove, values
 
-        options = values.RemoveOptions(revision, force, _list(include))
-        return remove.remove(
-            self.session, _names(models), options, dry_run=dry_run, confirm=self.confirm
-        )
+        names = self._matching(models)
+        options = values.RemoveOptions(revision, force, as_list(include))
+        return remove.remove(self.session, names, options, dry_run=dry_run, confirm=self.confirm)
 
     def clean(
         self,
@@ -307,13 +310,13 @@ class Cache:
         from vlmcache.commands.remove import clean, values
 
         options = values.CleanOptions(
-            older_than=_duration(self.named("older_than"), older_than),
-            max_size=_size(self.named("max_size"), max_size),
-            free=_size(self.named("free"), free),
+            older_than=as_seconds(self.named("older_than"), older_than),
+            max_size=as_bytes(self.named("max_size"), max_size),
+            free=as_bytes(self.named("free"), free),
             duplicates=duplicates,
             everything=all,
-            evict=_list(models),
-            keep=_list(keep),
+            evict=as_list(models),
+            keep=as_list(keep),
             xet=xet,
             modules=modules,
             partials=partials,
@@ -330,7 +333,8 @@ class Cache:
         """Compare every file with its hash, without the network. Nothing is changed.
 
         Args:
-            models: keys, repo ids or `datasets/owner/name`; everything if not given.
+            models: keys, repo ids or `datasets/owner/name`, or patterns such as `org/*`; everything
+                if not given.
             max_age: skip what was verified since and has not changed; 7 days if not given, 0 reads
                 everything.
             workers: threads, 1 to 256; one per core if not given.
@@ -341,7 +345,7 @@ class Cache:
         from vlmcache.commands.verify import verify
 
         options = self._verify_options(max_age, workers)
-        return verify.verify(self.session, _names(models), options, self.progress)
+        return verify.verify(self.session, self._matching(models), options, self.progress)
 
     def repair(
         self,
@@ -365,7 +369,7 @@ class Cache:
         from vlmcache.commands.verify import repair
 
         options = self._verify_options(max_age, workers, dry_run=dry_run)
-        return repair.repair(self.session, _names(models), options, self.progress)
+        return repair.repair(self.session, self._matching(models), options, self.progress)
 
     def move(
         self,
@@ -412,7 +416,7 @@ class Cache:
                 )
             return move.undo(self.session, destination, dry_run=dry_run)
         options = values.MoveOptions(link=not no_link, dry_run=dry_run)
-        return move.move(self.session, destination, _names(models), options, self.progress)
+        return move.move(self.session, destination, as_names(models), options, self.progress)
 
     def backup(
         self,
@@ -427,7 +431,8 @@ class Cache:
         Args:
             destination: a folder or an address for a store; a file or an address that ends in
                 `.tar` for one tar stream; `-` for stdout.
-            models: keys, repo ids or `datasets/owner/name`; everything if not given.
+            models: keys, repo ids or `datasets/owner/name`, or patterns such as `org/*`; everything
+                if not given.
             verify: read what the store has, and write again what is damaged there.
             dry_run: return what would be written and write nothing.
 
@@ -440,7 +445,11 @@ class Cache:
 
         options = values.BackupOptions(verify, dry_run)
         return backup.backup(
-            self.session, os.fspath(destination), _names(models), options, self.progress
+            self.session,
+            os.fspath(destination),
+            self._matching(models),
+            options,
+            self.progress,
         )
 
     def restore(
@@ -468,7 +477,7 @@ class Cache:
 
         options = values.RestoreOptions(overwrite, dry_run)
         return restore.restore(
-            self.session, os.fspath(source), _names(models), options, self.progress
+            self.session, os.fspath(source), as_names(models), options, self.progress
         )
 
     def watch(
@@ -545,7 +554,8 @@ class Cache:
         """Measure how fast models load, each load in a fresh process.
 
         Args:
-            models: keys or repo ids; the configured models that are cached if not given.
+            models: keys or repo ids, or patterns such as `org/*`; the configured models that are
+                cached if not given.
             precision: fp32, fp16, bf16, int8 or int4; each model's configured one if not given,
                 else the type in which it is stored.
             device: `auto`, `cpu`, `cuda:0`, `xpu`, `mps`.
@@ -572,23 +582,23 @@ class Cache:
         from vlmcache.load import bench, options, saved
 
         if history:
-            return saved.history(self.session, _names(models))
+            return saved.history(self.session, as_names(models))
         wanted = options.LoadTestOptions(
-            options.parse_precisions(_list(precision)),
+            options.parse_precisions(as_list(precision)),
             device,
-            _count(self.named("trials"), trials),
+            as_count(self.named("trials"), trials),
             cold,
-            _count(self.named("tokens"), tokens),
-            options.parse_loaders(_list(loader)),
+            as_count(self.named("tokens"), tokens),
+            options.parse_loaders(as_list(loader)),
             trust_remote_code,
             options.parse_one_attention(attention),
-            _list(synthetic),
-            _count(self.named("context"), context) if context is not None else 0,
+            as_list(synthetic),
+            as_count(self.named("context"), context) if context is not None else 0,
             cold_libraries,
         )
         earlier = saved.read_report(os.fspath(compare)) if compare is not None else None
         saved.check_targets(None if save is None else os.fspath(save))
-        report = bench.load_test(self.session, _names(models), wanted, self.on_step)
+        report = bench.load_test(self.session, self._matching(models), wanted, self.on_step)
         report = saved.compared(report, earlier)
         if save is not None:
             saved.save_report(os.fspath(save), report)
@@ -647,7 +657,7 @@ class Cache:
         """
         from vlmcache.load import warm
 
-        return warm.warm(self.session, _names(models), self.progress)
+        return warm.warm(self.session, as_names(models), self.progress)
 
     def load_model(
         self,
@@ -673,32 +683,17 @@ class Cache:
             attention=attention,
         )
 
+    def _matching(self, models: Names | None, *, missing: bool = False) -> tuple[str, ...]:
+        return matching(self.session, as_names(models), missing=missing)
+
     def _verify_options(
         self, max_age: Duration | None, workers: int | None, *, dry_run: bool = False
     ) -> VerifyOptions:
         from vlmcache.commands.verify.values import MAX_AGE, VerifyOptions
 
-        age = _duration(self.named("max_age"), max_age)
-        threads = None if workers is None else _count(self.named("workers"), workers, 256)
+        age = as_seconds(self.named("max_age"), max_age)
+        threads = None if workers is None else as_count(self.named("workers"), workers, 256)
         return VerifyOptions(MAX_AGE if age is None else age, threads, dry_run)
-
-
-def _list(names: Names) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _names(models: Names | None) -> tuple[str, ...]:
-    """Return the models that are named; none if that means all of them.
-
-    Raises:
-        UsageError: a list is empty: a program that found nothing does not mean everything.
-    """
-    if models is None:
-        return ()
-    names = _list(models)
-    if not names:
-        raise UsageError("the list of models is empty", "to mean all of them, leave it out")
-    return names
 
 
 def watched(cache: Cache, interval: Duration, min_free: Size | None) -> tuple[Session, float]:
@@ -710,60 +705,11 @@ def watched(cache: Cache, interval: Duration, min_free: Size | None) -> tuple[Se
     import msgspec
 
     session, name = cache.session, cache.named("interval")
-    seconds = _duration(name, interval, ("s", "m"))
+    seconds = as_seconds(name, interval, ("s", "m"))
     if seconds is None or not 0.1 <= seconds <= 86400:
         raise UsageError(f"{name} must be 0.1s to 1d")
-    bound = _size(cache.named("min_free"), min_free)
+    bound = as_bytes(cache.named("min_free"), min_free)
     if bound is not None:
         limits = msgspec.structs.replace(session.config.limits, min_free=bound)
         session = session._replace(config=msgspec.structs.replace(session.config, limits=limits))
     return session, seconds
-
-
-def _size(name: str, value: Size | None) -> int | None:
-    """Return a size in bytes.
-
-    Raises:
-        UsageError: it is not a size, or a string without a unit.
-    """
-    if value is None or isinstance(value, str):
-        return None if value is None else parsed(name, value, parse_size)
-    size = _integer(name, value, "an int of bytes, or a string such as '30GB'")
-    if not 0 <= size <= LARGEST:
-        raise UsageError(f"{name}: no disk has that size: {size}")
-    return size
-
-
-def _duration(name: str, value: object, units: tuple[str, str] = ("d", "h")) -> float | None:
-    """Return a duration in seconds.
-
-    Raises:
-        UsageError: it is not a duration, or a string without a unit.
-    """
-    if value is None or isinstance(value, str):
-        parse = functools.partial(parse_duration, units=units)
-        return None if value is None else parsed(name, value, parse)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST:
-        hint = "a number of seconds, or a string such as '30d'"
-        raise UsageError(f"{name}: not a duration: {value!r}", hint)
-    return float(value)
-
-
-def _count(name: str, value: int, most: int = LARGEST) -> int:
-    """Return how many.
-
-    Raises:
-        UsageError: it is not a whole number from 1 to `most`.
-    """
-    count = _integer(name, value, "an int")
-    if not 1 <= count <= most:
-        upper = "" if most == LARGEST else f" and at most {most}"
-        raise UsageError(f"{name} must be at least 1{upper}")
-    return count
-
-
-def _integer(name: str, value: Any, kind: str) -> int:
-    with contextlib.suppress(TypeError):
-        if not isinstance(value, bool):
-            return operator.index(value)
-    raise UsageError(f"{name}: not a whole number: {value!r}", kind)

@@ -7,6 +7,7 @@ parts.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -34,7 +35,16 @@ from vlmcache.environment import (
     user_config,
 )
 from vlmcache.errors import ConfigError
-from vlmcache.names import Names, find_model, name_of, names_of_all, parse_name
+from vlmcache.names import (
+    Names,
+    expand,
+    find_model,
+    name_of,
+    names_of_all,
+    parse_name,
+    parse_page,
+    without_addresses,
+)
 
 __all__ = [
     "CacheLocation",
@@ -46,23 +56,29 @@ __all__ = [
     "Session",
     "cached_models",
     "cached_repos",
+    "expand",
     "find_model",
     "hub_home",
     "is_on",
+    "known_sizes",
     "load_config",
     "locate_cache",
+    "matching",
     "name_of",
     "names_of_all",
+    "names_of_hub",
     "open_session",
     "options_in_force",
     "own_home",
     "parse_attention",
     "parse_name",
+    "parse_page",
     "parse_precision",
     "read_environment",
     "shipped_config",
     "side_caches",
     "user_config",
+    "without_addresses",
 ]
 
 
@@ -179,3 +195,41 @@ def cached_repos(location: CacheLocation) -> list[str]:
 def cached_models(location: CacheLocation) -> list[str]:
     """Return the ids of the models among them."""
     return [name for name in cached_repos(location) if layout.split_name(name) == ("model", name)]
+
+
+def matching(session: Session, names: Iterable[str], *, missing: bool = False) -> tuple[str, ...]:
+    """Return names of models, each pattern among them replaced by what it matches in the cache.
+
+    Args:
+        session: what to work on.
+        names: names and patterns.
+        missing: whether patterns match keys of config.yaml too that are not in the cache.
+
+    Raises:
+        UnknownModelError: a pattern matches nothing.
+    """
+    environment, config, location = session
+    missing = missing and config.source != "shipped"
+    folders = (environment.folder, location.dir)
+    return expand(config, names, cached_repos(location), missing=missing, folders=folders)
+
+
+def known_sizes(location: CacheLocation, names: Iterable[str]) -> dict[str, int | None]:
+    """Return name -> bytes on disk of the blobs of a repo, `None` if it is not in the cache.
+
+    Without a scan, so what a repo shares with others counts for each.
+    """
+    sizes: dict[str, int | None] = {}
+    for name in names:
+        blobs = os.path.join(location.dir, layout.folder_of(name), layout.BLOBS)
+        try:
+            with os.scandir(blobs) as entries:
+                sizes[name] = sum(entry.stat().st_blocks * 512 for entry in entries)
+        except OSError:
+            sizes[name] = None
+    return sizes
+
+
+def names_of_hub(names: Iterable[str]) -> list[str]:
+    """Return the names of repos that the Hub could have: what else a folder is called is no id."""
+    return [name for name in names if layout.is_repo_id(layout.split_name(name)[1])]

@@ -5,8 +5,10 @@ Every command reads names here, whatever they are looked up in: a cache, a backu
 
 from __future__ import annotations
 
+import fnmatch
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
 import msgspec
@@ -14,11 +16,14 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.config_file import Config, ModelConfig, split_variant
 from vlmcache.errors import UnknownModelError, UsageError
-from vlmcache.units import did_you_mean
+from vlmcache.units import command, did_you_mean
 
-_HUBS = ("https://huggingface.co", "https://hf.co")
-_PAGE = re.compile(r"([^@]+)/tree/([^/:]+)(:.+)?")
-"""The page of a repo's files at a revision."""
+_HUBS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_SCHEME = re.compile(r"https?://", re.IGNORECASE)
+_AT_A_REVISION = frozenset({"tree", "blob", "resolve", "raw", "blame", "edit", "commit", "commits"})
+_PAGES = _AT_A_REVISION | {"discussions", "settings"}
+"""What follows the id of a repo in the address of one of its pages; first those that name the
+revision next, then a file or folder."""
 
 
 class Name(msgspec.Struct, frozen=True):
@@ -51,6 +56,53 @@ class Named(msgspec.Struct, frozen=True):
     def folder(self) -> str:
         """The name of the repo's folder in a cache."""
         return layout.repo_folder(self.kind, self.repo)
+
+
+class Page(msgspec.Struct, frozen=True):
+    """What the address of a page on the hub is about."""
+
+    name: str
+    """The repo, with `@REVISION` and `:VARIANT` if the address has them."""
+    path: str | None = None
+    """The file that the page shows, or the folder, which ends with a slash."""
+
+
+def parse_page(text: str, hub: str | None = None) -> Page | None:
+    """Return what an address on the hub is about, `None` if a string is none.
+
+    Args:
+        text: the address, in any case, with or without `https://`.
+        hub: the address that HF_ENDPOINT names.
+    """
+    address = _SCHEME.sub("", text, count=1)
+    for host in (_SCHEME.sub("", hub or "", count=1).rstrip("/"), *_HUBS):
+        if host and address.casefold().startswith(f"{host.casefold()}/"):
+            rest = re.split(r"[?#]", address[len(host) + 1 :], maxsplit=1)[0].strip("/")
+            break
+    else:
+        return None
+    rest, variant = split_variant(rest)
+    parts = rest.split("/")
+    after = ":" + variant if variant else ""
+    owner = 1 if parts[0] in layout.KINDS else 0
+    # `gpt2/tree/main` is a page of `gpt2`, and `owner/tree` is a repo.
+    ends = [owner + 2, *([owner + 1] if len(parts) > owner + 2 else [])]
+    at = next((at for at in ends if parts[at : at + 1] and parts[at] in _PAGES), len(parts))
+    name = "/".join(parts[:at])
+    if at == len(parts) or parts[at] not in _AT_A_REVISION or "@" in name:
+        return Page(name + after)
+    shown = parts[at + 1 :]
+    # A ref such as refs/pr/1 is one part of an address, unless somebody has typed it.
+    length = 3 if shown[:1] == ["refs"] else 1
+    revision, path = "/".join(shown[:length]), "/".join(shown[length:])
+    name += f"@{unquote(revision)}" if revision else ""
+    folder = "/" if path and parts[at] == "tree" else ""
+    return Page(name + after, unquote(path) + folder or None)
+
+
+def is_pattern(text: str) -> bool:
+    """Return whether a name can mean several, by `*`, `?` or `[`."""
+    return any(sign in text for sign in "*?[")
 
 
 def parse_name(text: str) -> Name:
@@ -98,10 +150,10 @@ class Names:
         if self.is_key(text):
             model = self.as_held(self.config.models[text])
             return Named("model", model.repo, variant=model.variant, model=model)
-        text = self._without_address(text)
-        parts = parse_name(text)
+        parts = parse_name(self.without_address(text))
         held = self._held(parts.name)
-        configured = self.config.models.get(parts.name)
+        key = self._key(parts.name)
+        configured = None if key is None else self.config.models[key]
         if configured is not None:
             configured = self.as_held(configured)
         if held is not None:
@@ -120,6 +172,11 @@ class Names:
         if parts.revision is not None and not layout.is_revision(parts.revision):
             raise UsageError(f"{parts.revision!r} is not a branch, tag or commit")
         known = held is not None or configured is not None or layout.is_repo_id(repo_id)
+        if is_pattern(parts.name) and not known:
+            raise UsageError(
+                f"{text} is a pattern, and this command takes only names",
+                f"type {command('status', text)} to see what it matches",
+            )
         turned = parse_name(parts.name)
         if turned.variant is not None and not known:
             raise UsageError(
@@ -132,7 +189,7 @@ class Names:
                 f"type {text.rpartition(':')[0]}",
             )
         variant = parts.variant
-        if variant is None and configured is not None and parts.name == configured.key:
+        if variant is None and configured is not None and key == configured.key:
             variant = configured.variant
         return Named(kind, repo_id, parts.revision, variant, configured, held is not None)
 
@@ -191,7 +248,7 @@ class Names:
             text: what was typed.
             place: `cache` or `backup`, if only what is in the place could be meant.
         """
-        held = [layout.typed_name(kind, one) for (kind, _), ids in self._ids.items() for one in ids]
+        held = list(self._typed_names())
         models = {key: self.as_held(model) for key, model in self.config.models.items()}
         keys = [key for key, model in models.items() if place is None or model.repo in held]
         if place is None:
@@ -208,15 +265,61 @@ class Names:
             f"no such model: {name}", hint or "name a repo id such as owner/name"
         )
 
-    def _without_address(self, text: str) -> str:
+    def matching(self, text: str, *, missing: bool = False) -> list[str]:
+        """Return the names that a pattern matches, in any case; a name that is none as it is.
+
+        A pattern matches keys and ids of models; those of datasets only if it begins with
+        `datasets/`. A model that is matched by its key is not matched by its id too.
+
+        Args:
+            text: what was typed; its revision and variant count for all that it matches.
+            missing: whether to match keys of models too that are not in the place.
+
+        Raises:
+            UnknownModelError: it matches nothing.
+        """
+        name = self.without_address(text)
+        parts = parse_name(name)
+        if not is_pattern(parts.name) or text in self.config.models or self._held(parts.name):
+            return [text]
+        after = f"@{parts.revision}" if parts.revision is not None else ""
+        after += f":{parts.variant}" if parts.variant is not None else ""
+        pattern = parts.name.casefold()
+        found: dict[str, str] = {}
+        for key, model in self.config.models.items():
+            model = self.as_held(model)
+            held = model.repo in self._ids.get(("model", model.repo.casefold()), ())
+            if (held or missing) and fnmatch.fnmatchcase(key.casefold(), pattern):
+                found.setdefault(model.repo, key + after)
+        for name in sorted(self._typed_names()):
+            kind = layout.split_name(name)[0]
+            of_its_type = kind == "model" or pattern.startswith(f"{kind}s/")
+            if of_its_type and fnmatch.fnmatchcase(name.casefold(), pattern):
+                found.setdefault(name, name + after)
+        if not found:
+            raise UnknownModelError(
+                f"nothing matches {text}", "'vlmcache status --all' lists what is cached"
+            )
+        return list(found.values())
+
+    def without_address(self, text: str) -> str:
         """Return the name that the address of a repo's page stands for; other text as it is."""
-        for hub in (self.config.hub, *_HUBS):
-            begin = f"{hub.rstrip('/')}/" if hub else ""
-            if begin and text.startswith(begin):
-                rest = text[len(begin) :].strip("/")
-                page = _PAGE.fullmatch(rest)
-                return rest if page is None else f"{page[1]}@{unquote(page[2])}{page[3] or ''}"
-        return text
+        page = None if self._held(text) else parse_page(text, self.config.hub)
+        return text if page is None else page.name
+
+    def _typed_names(self) -> Iterator[str]:
+        """Yield what to type for each repo in the place."""
+        for (kind, _), ids in self._ids.items():
+            for one in ids:
+                yield layout.typed_name(kind, one)
+
+    def _key(self, name: str) -> str | None:
+        """Return the key that a name is, in the same case or, if only one is, in another."""
+        if name in self.config.models:
+            return name
+        folded = name.casefold()
+        keys = [key for key in self.config.models if key.casefold() == folded]
+        return keys[0] if len(keys) == 1 else None
 
     def _held(self, name: str) -> tuple[str, str] | None:
         """Return type and id of the repo in the place whose id a name is, in whatever case."""
@@ -292,6 +395,42 @@ def names_of_all(config: Config, cached: Iterable[str]) -> list[str]:
     Those that ship with the package are not among them.
     """
     return list(map(_names(config, cached).name_of, config.listed.values()))
+
+
+def expand(
+    config: Config,
+    names: Iterable[str],
+    cached: Iterable[str],
+    *,
+    missing: bool = False,
+    folders: Iterable[str] = (),
+) -> tuple[str, ...]:
+    """Return names, each pattern among them replaced by what it matches.
+
+    Args:
+        config: the configuration whose keys count.
+        names: what was typed.
+        cached: names of the repos that can be matched.
+        missing: whether keys can be matched too whose model is not among these.
+        folders: what is in these by its name is no pattern.
+
+    Raises:
+        UnknownModelError: a pattern matches nothing.
+    """
+    reader, folders = _names(config, cached), tuple(folders)
+    found: dict[str, None] = {}
+    for text in names:
+        is_path = any(os.path.lexists(os.path.join(folder, text)) for folder in folders)
+        if is_path or not is_pattern(text):
+            found[text] = None
+        else:
+            found |= dict.fromkeys(reader.matching(text, missing=missing))
+    return tuple(found)
+
+
+def without_addresses(config: Config, names: Iterable[str]) -> list[str]:
+    """Return names, each address on the hub among them replaced by the name of its repo."""
+    return [name if (page := parse_page(name, config.hub)) is None else page.name for name in names]
 
 
 def _names(config: Config, cached: Iterable[str], *, variants: bool = False) -> Names:

@@ -220,5 +220,18 @@ def did_you_mean(text: str, known: Iterable[str], most: int = 3) -> str | None:
     """
     import difflib  # only for mistakes
 
-    near = difflib.get_close_matches(text, list(known), most, 0.5)
-    return f"did you mean {' or '.join(near)}?" if near else None
+    typed = text.casefold()
+    compared = difflib.SequenceMatcher(None, "", typed)
+
+    def likeness(name: str) -> float:
+        """Return how alike they are, 0 to 1: in any case, and without the owner of a repo too."""
+        folded, most = name.casefold(), 0.0
+        for part in (folded, folded.rpartition("/")[2]):
+            compared.set_seq1(part)
+            if compared.real_quick_ratio() > most and compared.quick_ratio() > most:
+                most = max(most, compared.ratio())
+        return most
+
+    near = sorted(((likeness(name), name) for name in dict.fromkeys(known)), key=lambda n: -n[0])
+    names = [name for alike, name in near[:most] if alike >= 0.5]
+    return f"did you mean {' or '.join(names)}?" if names else None

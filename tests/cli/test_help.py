@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import typer.main
 
+from tests.kit.commands import Vlmcache, run_here
 from vlmcache.cli import main as cli
-from vlmcache.cli.register import COMMANDS
+from vlmcache.cli.register import COMMANDS, grouped
 
 FRAGMENTS = {"Also", "By", "Can", "For", "If", "Like", "Not", "Only", "Such", "When", "Where"}
 """Words with which neither a verb nor a noun phrase begins."""
@@ -22,8 +23,6 @@ MEASURES = {
 }
 """Metavar of what has a unit -> an example of it."""
 DO_NOTHING_BY_DEFAULT = {
-    ("", "--install-completion"),
-    ("", "--show-completion"),
     ("status", "--filter"),
     ("pull", "--include"),
     ("pull", "--exclude"),
@@ -92,3 +91,60 @@ def test_a_default_is_shown_or_is_in_the_help(command: str, name: str) -> None:
 
 def test_every_option_that_is_said_to_have_no_default_exists() -> None:
     assert set(OPTIONS) >= DO_NOTHING_BY_DEFAULT
+
+
+def page(*arguments: str, columns: int) -> list[str]:
+    """Return the lines of a page of help as a pipe gets it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(columns))
+        done = run_here(*arguments)
+    assert (done.code, done.err) == (0, "")
+    return done.out.splitlines()
+
+
+PAGES = [("--help",), ("help", "exit-codes"), *((name, "--help") for name in COMMANDS)]
+
+
+@pytest.mark.parametrize("arguments", PAGES, ids=" ".join)
+def test_a_page_of_help_fits_its_width_and_never_wraps_an_example(
+    arguments: tuple[str, ...],
+) -> None:
+    widest_page = set(page(*arguments, columns=160))
+    examples = {line for line in widest_page if re.match(r"  .*\bvlmcache ", line)}
+    for columns in (40, 60, 80, 100, 160):
+        lines = page(*arguments, columns=columns)
+        widest = max(len(line) for line in lines if line not in examples)
+        assert widest <= min(columns, 100)
+        assert not any(line != line.rstrip() for line in lines)
+        if arguments[0] in COMMANDS and arguments[-1] == "--help":
+            at = lines.index("Examples:")
+            assert lines[at + 1 :], "no example"
+            assert set(lines[at + 1 :]) <= widest_page
+            assert any(f"vlmcache {arguments[0]}" in line for line in lines[at + 1 :])
+
+
+def test_the_commands_are_in_groups_and_each_in_one() -> None:
+    groups = grouped()
+    assert list(groups) == ["Look", "Get", "Free space", "Move and save", "Measure", "Other"]
+    assert sorted(name for names in groups.values() for name in names) == sorted(COMMANDS)
+    lines = page("--help", columns=80)
+    for heading, names in groups.items():
+        at = lines.index(f"{heading}:")
+        shown = [line.split()[0] for line in lines[at + 1 : at + 1 + len(names)]]
+        assert shown == list(names)
+
+
+def test_help_of_a_command_is_its_help_and_help_of_nothing_is_the_first_page() -> None:
+    assert page("help", "pull", columns=80) == page("pull", "--help", columns=80)
+    assert page("help", "download", columns=80) == page("pull", "--help", columns=80)
+    assert page("help", columns=80) == page("--help", columns=80) == page(columns=80)
+    wrong = run_here("help", "scan")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert wrong.err == "error: no such command: scan\nhint: did you mean 'vlmcache status'?\n"
+
+
+def test_only_a_terminal_that_can_show_it_gets_bold_headings(vlmcache: Vlmcache) -> None:
+    assert "\x1b[1mLook:\x1b[0m" in vlmcache.on_terminal("--help")
+    assert "\x1b[1mUsage:\x1b[0m vlmcache pull" in vlmcache.on_terminal("pull", "--help")
+    for quiet in ({"TERM": "dumb"}, {"NO_COLOR": "1"}):
+        assert "\x1b" not in vlmcache.on_terminal("--help", **quiet)

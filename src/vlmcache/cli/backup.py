@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, DryRun, Models, Yes, command
+from vlmcache.cli.options import Answer, Call, DryRun, Patterns, Yes, command
 from vlmcache.errors import UsageError
 
 EXAMPLES = """Examples:
@@ -29,7 +29,7 @@ def backup(
             "ending in .tar for one tar stream; - for stdout.",
         ),
     ],
-    models: Models = None,
+    models: Patterns = None,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Read what the store has, and repair what is damaged there."),

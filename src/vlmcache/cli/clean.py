@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, DryRun, Yes, command, complete_model
+from vlmcache.cli.options import Answer, Call, DryRun, Yes, command
 
 EXAMPLES = """Examples:
 
@@ -23,7 +23,6 @@ def clean(
         typer.Argument(
             metavar="MODEL",
             help="Configured models that --older-than, --max-size and --free may evict too.",
-            autocompletion=complete_model,
             show_default=False,
         ),
     ] = None,

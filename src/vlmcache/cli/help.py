@@ -21,10 +21,11 @@ def help(  # noqa: A001
     ] = None,
 ) -> None:
     """Show the help of a command, or the exit codes."""
-    from vlmcache.cli.main import EXIT_CODES, app
+    from vlmcache.cli import pages
+    from vlmcache.cli.main import app
 
     if topic == "exit-codes":
-        print(EXIT_CODES)
+        print(pages.exit_codes())
     else:
         app(
             ["--help"] if topic is None else [topic, "--help"],

@@ -7,14 +7,44 @@ takes as long as a complete `vlmcache status`. A string for a string needs no ad
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer.core
 
+from vlmcache.cli import pages
+from vlmcache.cli.register import REMOVING
+from vlmcache.errors import UsageError
+from vlmcache.units import command
+
 
 class LightCommand(typer.core.TyperCommand):
     """A command that leaves to Typer only the values that need converting."""
+
+    called: Sequence[str] = ()
+    """The alias by which it was called, if that is not its name, and what was typed after it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it.
+
+        Raises:
+            UsageError: `--yes` was given to a command that removes, under another name: other tools
+                remove less by that name, or something else.
+        """
+        if self.called and self.name in REMOVING and ctx.params.get("yes"):
+            raise UsageError(
+                f"'{self.called[0]}' is another name of '{self.name}', which --yes needs",
+                f"type {command(self.name, *self.called[1:])}",
+            )
+        return super().invoke(ctx)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the page of help."""
+        usage = " ".join([ctx.command_path, *self.collect_usage_pieces(ctx)])
+        arguments, options = _records(self, ctx)
+        text, examples = inspect.cleandoc(self.help or ""), self.epilog or ""
+        formatter.write(pages.command(text, usage, arguments, options, examples) + "\n")
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, the one for help included."""
@@ -24,9 +54,24 @@ class LightCommand(typer.core.TyperCommand):
 class LightGroup(typer.core.TyperGroup):
     """The same for the options that stand before the command."""
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the page of help."""
+        text = inspect.cleandoc(self.help or "")
+        formatter.write(pages.root(text, _records(self, ctx)[1]) + "\n")
+
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, the ones for help and completion included."""
         return _lightened(super().get_params(ctx))
+
+
+def _records(shown: Any, context: Any) -> tuple[pages.Rows, pages.Rows]:
+    """Return what the help shows of arguments and of options: how they are typed, what they do."""
+    records: dict[str, list[tuple[str, str]]] = {"argument": [], "option": []}
+    for parameter in shown.get_params(context):
+        record = parameter.get_help_record(context)
+        if record is not None:
+            records[parameter.param_type_name].append(record)
+    return records["argument"], records["option"]
 
 
 def _lightened(parameters: list[Any]) -> list[Any]:

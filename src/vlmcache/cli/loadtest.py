@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, Context, Models, command
+from vlmcache.cli.options import Answer, Call, Context, Patterns, command
 
 EXAMPLES = """Examples:
 
@@ -18,7 +18,7 @@ EXAMPLES = """Examples:
 @command
 def load_test(
     call: Call,
-    models: Models = None,
+    models: Patterns = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(

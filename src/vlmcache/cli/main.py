@@ -20,19 +20,14 @@ from vlmcache.cli.options import Answer
 from vlmcache.cli.register import ALIASES, COMMANDS, load
 from vlmcache.errors import ExitCode, UsageError, VlmcacheError
 from vlmcache.show.text import printable, warn, warn_of_missing_locks
-from vlmcache.units import did_you_mean
 
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
-EXIT_CODES = "\n".join(
-    ["Exit codes:", *(f"  {code.value:>3}  {code.meaning}" for code in ExitCode)]
-)
-
 app = typer.Typer(
     name="vlmcache",
     context_settings=_HELP_OPTIONS,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="\b\n" + EXIT_CODES,
+    add_completion=False,
 )
 
 
@@ -50,6 +45,24 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
+def _install_completion(value: bool) -> None:
+    if value:
+        from vlmcache.cli import shells
+
+        shell = shells.current_shell()
+        print(f"installed completion for {shell}: {printable(shells.install(shell))}")
+        print("it works in terminals that are opened from now on")
+        raise typer.Exit
+
+
+def _show_completion(value: bool) -> None:
+    if value:
+        from vlmcache.cli import shells
+
+        print(shells.SHELLS[shells.current_shell()].script, end="")
+        raise typer.Exit
+
+
 class _Commands(LightGroup):
     """The commands; the module of each is imported only where it is run or asked about."""
 
@@ -59,7 +72,11 @@ class _Commands(LightGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the name of the command that the first word means, the command, and the rest."""
-        return super().resolve_command(ctx, [ALIASES.get(args[0], args[0]), *args[1:]])
+        word = ALIASES.get(args[0], args[0])
+        meant: Any = super().resolve_command(ctx, [word, *args[1:]])
+        if word != args[0]:
+            meant[1].called = args
+        return meant
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """Return a command, its module imported now.
@@ -67,23 +84,29 @@ class _Commands(LightGroup):
         Raises:
             UsageError: there is none of that name.
         """
-        if cmd_name not in COMMANDS:
-            hint = did_you_mean(cmd_name, COMMANDS, 1) or "see 'vlmcache --help'"
-            raise UsageError(f"no such command: {cmd_name}", hint)
-        module = importlib.import_module(f"vlmcache.cli.{cmd_name.replace('-', '')}")
-        single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(
-            cmd_name,
-            cls=LightCommand,
-            epilog="\b\n" + module.EXAMPLES.replace("\n\n", "\n"),
-            context_settings=_HELP_OPTIONS,
-        )(getattr(module, cmd_name.replace("-", "_")))
-        return typer.main.get_command(single)
+        return command_called(cmd_name)
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        """Write the table of commands."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+def command_called(name: str) -> Any:
+    """Return a command, its module imported now.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in COMMANDS:
+        from vlmcache.cli.synonyms import suggestion  # only for mistakes
+
+        hint = suggestion(name) or "see 'vlmcache --help'"
+        raise UsageError(f"no such command: {name}", hint)
+    module = importlib.import_module(f"vlmcache.cli.{name.replace('-', '')}")
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+    single.command(
+        name,
+        cls=LightCommand,
+        epilog=module.EXAMPLES,
+        context_settings=_HELP_OPTIONS,
+    )(getattr(module, name.replace("-", "_")))
+    return typer.main.get_command(single)
 
 
 @app.callback(cls=_Commands, invoke_without_command=True)
@@ -93,6 +116,24 @@ def vlmcache_callback(
         bool,
         typer.Option(
             "--version", help="Show the version and stop.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+    _install: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion",
+            help="Install completion for the current shell: bash, zsh or fish.",
+            callback=_install_completion,
+            is_eager=True,
+        ),
+    ] = False,
+    _show: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion",
+            help="Show the script that completion needs, and stop.",
+            callback=_show_completion,
+            is_eager=True,
         ),
     ] = False,
 ) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from vlmcache import log
 from vlmcache.cli.register import COMMANDS
-from vlmcache.errors import ExitCode, VlmcacheError
+from vlmcache.errors import ExitCode
 from vlmcache.show.text import printable, warn
 
 # Help must not wait for what only commands need.
@@ -22,26 +22,25 @@ if TYPE_CHECKING:
     from vlmcache.report import Report
 
 
-def complete_model(incomplete: str) -> list[str]:
-    """Return the keys of the configuration that begin so; none if it cannot be read."""
-    from vlmcache.config import load_config, read_environment
-
-    try:
-        config = load_config(None, read_environment())
-    except VlmcacheError:
-        return []
-    return [key for key in config.listed if key.startswith(incomplete)]
-
-
 Models = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="MODEL",
-        help="A key of config.yaml or a repo id, with an optional @revision.",
-        autocompletion=complete_model,
+        help="A key of config.yaml, a repo id or its address on the hub, with an optional "
+        "@revision.",
         show_default=False,
     ),
 ]
+Patterns = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A key of config.yaml, a repo id or its address on the hub, with an optional "
+        "@revision; or a pattern of them, such as 'org/*'.",
+        show_default=False,
+    ),
+]
+"""MODEL of a command that can work on all that a pattern matches."""
 ConfigFile = Annotated[
     str | None,
     typer.Option(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, DryRun, command, complete_model
+from vlmcache.cli.options import Answer, Call, DryRun, command
 
 EXAMPLES = """Examples:
 
@@ -21,7 +21,6 @@ def quantize(
         typer.Argument(
             metavar="MODEL",
             help="A key of config.yaml or a repo id, with an optional @revision.",
-            autocompletion=complete_model,
         ),
     ],
     precision: Annotated[

@@ -106,6 +106,24 @@ COMMANDS = {
 }
 """Each command. Its function is named like it, and its module too, without a hyphen."""
 
+REMOVING = frozenset({"rm", "clean"})
+"""Commands that remove what may be needed: no other word is taken for one of them."""
+
+_GROUPS = {
+    "Look": ("status", "watch", "verify", "doctor"),
+    "Get": ("pull",),
+    "Free space": ("rm", "clean"),
+    "Move and save": ("move", "backup", "restore"),
+    "Measure": ("load-test", "quantize", "warm"),
+}
+
+
+def grouped() -> dict[str, tuple[str, ...]]:
+    """Return the commands by what people want to do; those that are in no other group come last."""
+    placed = {name for names in _GROUPS.values() for name in names}
+    return {**_GROUPS, "Other": tuple(name for name in COMMANDS if name not in placed)}
+
+
 ALIASES = {
     "ls": "status",
     "list": "status",

@@ -1,10 +1,13 @@
 """`vlmcache rm`."""
 
+import sys
 from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, DryRun, Yes, command, complete_model
+from vlmcache.cli.options import Answer, Call, DryRun, Yes, command
+from vlmcache.show.text import printable
+from vlmcache.units import counted
 
 EXAMPLES = """Examples:
 
@@ -13,6 +16,7 @@ EXAMPLES = """Examples:
   vlmcache rm org/model-GGUF:Q4_K_M
   vlmcache rm org/model --include '*.bin'
   vlmcache rm got_ocr datasets/owner/name --yes
+  vlmcache rm 'org/*' --dry-run
   vlmcache rm ./models--owner--name.bak"""
 
 
@@ -24,8 +28,7 @@ def rm(
         typer.Argument(
             metavar="MODEL",
             help="A key of config.yaml or a repo id, with an optional @revision and :VARIANT; "
-            "datasets/owner/name; or a path in the cache.",
-            autocompletion=complete_model,
+            "datasets/owner/name; a pattern of them, such as 'org/*'; or a path in the cache.",
             show_default=False,
         ),
     ],
@@ -49,7 +52,15 @@ def rm(
 
     Blobs that other files or revisions need stay. Nothing in use is removed.
     """
+    from vlmcache.config import matching
+
     cache = call.acting(yes=yes)
+    names = matching(cache.session, models)
+    if names != tuple(models) and not call.json and not call.quiet:
+        # A plan of many may be shortened; what a pattern means must not be.
+        print(f"matched: {counted(len(names), 'name')}", file=sys.stderr)
+        for name in names:
+            print(f"  {printable(name)}", file=sys.stderr)
     return Answer(
-        cache.remove(models, revision=revision, include=include or (), dry_run=dry_run, force=force)
+        cache.remove(names, revision=revision, include=include or (), dry_run=dry_run, force=force)
     )

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, Context, Models, command
+from vlmcache.cli.options import Answer, Call, Context, Patterns, command
 
 EXAMPLES = """Examples:
 
@@ -17,7 +17,7 @@ EXAMPLES = """Examples:
 @command
 def status(
     call: Call,
-    models: Models = None,
+    models: Patterns = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with code 4 unless every model is cached.")
     ] = False,

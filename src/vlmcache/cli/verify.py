@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, DryRun, Models, Yes, command
+from vlmcache.cli.options import Answer, Call, DryRun, Patterns, Yes, command
 from vlmcache.errors import UsageError
 
 EXAMPLES = """Examples:
@@ -18,7 +18,7 @@ EXAMPLES = """Examples:
 @command
 def verify(
     call: Call,
-    models: Models = None,
+    models: Patterns = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Fetch what is damaged or missing, and only that.")
     ] = False,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, command, complete_model
+from vlmcache.cli.options import Answer, Call, command
 
 EXAMPLES = """Examples:
 
@@ -21,7 +21,6 @@ def warm(
         typer.Argument(
             metavar="MODEL...",
             help="Keys of config.yaml or repo ids, with an optional @revision and :VARIANT.",
-            autocompletion=complete_model,
         ),
     ],
 ) -> Answer:

@@ -11,17 +11,12 @@ from rich.console import Console
 from rich.text import Text
 
 from vlmcache.show.text import ASCII, glyphs_of, in_ascii
+from vlmcache.show.text import styled as styled
 
 _NARROWEST = 20
 """Columns below which no line can be laid out."""
 PIPE_WIDTH = 160
 """Columns where nobody tells: wide enough that a table read by a script keeps its lines whole."""
-
-
-def styled(stream: IO[str]) -> bool:
-    """Return whether escape codes may be sent to a stream."""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("CLICOLOR") == "0"
-    return stream.isatty() and not plain and os.environ.get("TERM") != "dumb"
 
 
 class _Plain:

@@ -8,7 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from vlmcache.cache.locks import unlocked
 from vlmcache.units import duration_text, is_encodable, is_shown
@@ -39,6 +39,12 @@ def glyphs_of(stream: object) -> Glyphs:
 def in_ascii(text: str) -> str:
     """Return a string with what we draw ourselves replaced by ASCII of the same width."""
     return text.translate(_IN_ASCII)
+
+
+def styled(stream: IO[str]) -> bool:
+    """Return whether escape codes may be sent to a stream."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("CLICOLOR") == "0"
+    return stream.isatty() and not plain and os.environ.get("TERM") != "dumb"
 
 
 def printable(text: str) -> str:

@@ -185,7 +185,7 @@ def test_status_changes_nothing_and_asks_no_network(
         (["status", "--sort", "colour"], 2, "--sort 'colour' is not one of"),
         (["status", "--nonsense"], 2, "--nonsense"),
         (["nonsense"], 2, "no such command: nonsense\nhint: see 'vlmcache --help'"),
-        (["statis"], 2, "no such command: statis\nhint: did you mean status?"),
+        (["statis"], 2, "no such command: statis\nhint: did you mean 'vlmcache status'?"),
         (["schema", "nonsense"], 2, "no schema for 'nonsense'"),
         (["schema"], 2, "Missing argument 'COMMAND'\nhint: see"),
     ],
@@ -242,14 +242,16 @@ def test_a_fault_of_our_own_is_one_line_without_a_traceback(
     assert "Traceback" not in done.err
 
 
-def test_help_names_every_command_and_every_exit_code(vlmcache: Vlmcache) -> None:
+def test_help_names_every_command_and_says_how_to_see_every_exit_code(vlmcache: Vlmcache) -> None:
     from vlmcache.cli.register import COMMANDS
     from vlmcache.errors import ExitCode
 
     done = vlmcache("--help")
     assert done.code == 0
+    assert "\n  vlmcache help exit-codes " in done.out
+    codes = " ".join(vlmcache("help", "exit-codes").out.split())
     for code in ExitCode:
-        assert f"{code.value:>3}  {code.meaning}" in done.out
+        assert f" {code.value} {code.meaning}" in codes
     for command in COMMANDS:
         assert f"\n  {command} " in done.out
         assert COMMANDS[command].summary in done.out
@@ -270,8 +272,8 @@ def test_completion_offers_the_keys_of_the_configuration(
 ) -> None:
     program = Path(sys.executable).parent / "vlmcache"
     shell = Vlmcache(vlmcache.environment, vlmcache.folder, (str(program),))
-    done = shell(_VLMCACHE_COMPLETE="complete_bash", COMP_WORDS="vlmcache status g", COMP_CWORD="2")
-    assert done.out.split() == ["good"]
+    done = shell(_VLMCACHE_COMPLETE="bash", _VLMCACHE_LINE="vlmcache status g")
+    assert done.out.split() == ["words", "good"]
 
 
 def heavy_modules(program: str) -> Any:

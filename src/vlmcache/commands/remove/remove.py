@@ -25,7 +25,9 @@ from vlmcache.commands.remove.facts import (
     users_of,
 )
 from vlmcache.commands.remove.values import Confirm, Removal, RemoveOptions, ask
-from vlmcache.config import Session
+from vlmcache.config import Session, parse_page
+from vlmcache.errors import UsageError
+from vlmcache.units import command
 
 
 def remove(
@@ -52,10 +54,18 @@ def remove(
     Raises:
         UnknownModelError: nothing of a name is in the cache.
         UnconfirmedError: `confirm` said no.
+        UsageError: an address is one of a file: the complete model is not what it says.
         ConfigError: the cache path is not a folder.
     """
     options = options or RemoveOptions()
     environment, force = session.environment, options.force
+    for name in names:
+        page = parse_page(name, session.config.hub)
+        if page is not None and page.path is not None:
+            raise UsageError(
+                f"{name} is the address of a file or folder, and names no complete model",
+                f"type {command('rm', page.name, '--include', page.path)}",
+            )
     state = scan(session.cache.dir)
     targets = find_targets(
         state,

@@ -143,7 +143,8 @@ def find_scopes(
         except UnknownModelError:
             named = names_in(state, config).resolve(name)
             model = named.model
-            if model is None or model.key not in (name, parse_name(name).name):
+            typed = {name.casefold(), parse_name(name).name.casefold()}
+            if model is None or model.key.casefold() not in typed:
                 raise
             results.missing.append(Missing(model.repo, named.revision or model.revision, "*"))
             continue

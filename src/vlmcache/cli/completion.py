@@ -1,0 +1,274 @@
+"""Completion: what a Tab offers.
+
+A shell asks, by a script of `shells`, a process of its own at each Tab. So nothing is imported that
+the answer does not need: Typer only if an option is typed, the configuration only for models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from vlmcache.cli.register import ALIASES, COMMANDS
+
+SHELL = "_VLMCACHE_COMPLETE"
+"""The variable that makes a process answer a shell, and do nothing else: the shell's name."""
+LINE = "_VLMCACHE_LINE"
+"""What has been typed up to the cursor."""
+BREAKS = "_VLMCACHE_BREAKS"
+"""The characters at which bash begins another word, within what is one for us."""
+
+
+class Offer(NamedTuple):
+    """A word that can be typed, and what zsh and fish show next to it."""
+
+    word: str
+    text: str = ""
+
+
+Offers = list[Offer]
+FILES = None
+"""What the shell completes itself: a path."""
+
+PLACES = {
+    "backup": ("FILE", "MODEL..."),
+    "clean": ("MODEL...",),
+    "explain": ("CODE",),
+    "help": ("COMMAND",),
+    "load-test": ("MODEL...",),
+    "move": ("FILE", "MODEL..."),
+    "pull": ("MODEL...",),
+    "quantize": ("MODEL",),
+    "restore": ("FILE", "MODEL..."),
+    "rm": ("MODEL...",),
+    "schema": ("COMMAND",),
+    "status": ("MODEL...",),
+    "verify": ("MODEL...",),
+    "warm": ("MODEL...",),
+}
+"""What the arguments of each command are, in order."""
+
+VALUES = {
+    "--precision": ("fp32", "fp16", "bf16", "int8", "int4"),
+    "--device": ("auto", "cpu", "cuda:0", "xpu", "mps"),
+    "--loader": ("auto", "plain", "readahead", "pinned", "fastsafetensors", "runai"),
+    "--attention": ("sdpa", "eager", "flash_attention_2"),
+    "--synthetic": ("tiny", "got_ocr", "qwen_vl_2b", "qwen_vl_7b"),
+    "--sort": ("name", "size", "state", "type", "used"),
+    "--filter": ("size>1GB", "used>30d", "state=partial", "type=dataset"),
+}
+"""Option -> values that it takes."""
+_PAUSE = re.compile(r"[:;.] |, for ex|, such as")
+_QUANTIZED = ("int8", "int4")
+_MODELS_ONLY = ("load-test", "quantize", "warm")
+"""Commands that work on no datasets and spaces."""
+_MOST_SIZES = 100
+"""Of so many cached repos, each one's size is shown; more would take longer than a Tab may."""
+
+
+def answer() -> None:
+    """Answer the shell that started this process: `words` or `files`, then a line for each word."""
+    shell, typed = os.environ[SHELL], split(os.environ.get(LINE, ""))
+    offers: Offers | None = []
+    with contextlib.suppress(Exception):  # A Tab is no place for messages.
+        offers = complete(typed[1:] or [""])
+    lines = ["files"] if offers is FILES else ["words", *_lines(shell, typed[-1], offers)]
+    with contextlib.suppress(OSError):
+        print("\n".join(lines), flush=True)
+
+
+def complete(words: Sequence[str]) -> Offers | None:
+    """Return what can be typed in place of the last word, `FILES` for a path.
+
+    Args:
+        words: those after `vlmcache`, up to the cursor; the last one may be empty.
+    """
+    *before, current = words
+    at = next((i for i, word in enumerate(before) if not word.startswith("-")), None)
+    if at is None:
+        if current.startswith("-"):
+            options = ("--version", "--install-completion", "--show-completion", "--help")
+            return _beginning(current, map(Offer, options))
+        return _beginning(current, (Offer(name, one.summary) for name, one in COMMANDS.items()))
+    command = ALIASES.get(before[at], before[at])
+    if command not in COMMANDS:
+        return []
+    line = _Line(command)
+    if any(word.startswith("-") for word in words):
+        line.read_options()
+    for word in before[at + 1 :]:
+        line.take(word)
+    return line.complete(current)
+
+
+class _Line:
+    """A command line, word by word."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self._options: dict[str, tuple[str | None, str]] = {}
+        """Option -> the metavar of its value or `None`, and its help."""
+        self._pending: str | None = None
+        """The option whose value is the next word."""
+        self._given: dict[str, str] = {}
+        self._count = 0
+        """Arguments up to here."""
+        self._ended = False
+        """Whether `--` has ended the options."""
+
+    def read_options(self) -> None:
+        """Learn which options the command has, by importing its module and Typer."""
+        from vlmcache.cli.main import command_called
+
+        for parameter in command_called(self.command).params:
+            if parameter.param_type_name == "option":
+                flag = parameter.is_flag or parameter.count
+                metavar = None if flag else str(parameter.metavar or "VALUE")
+                for name in (*parameter.opts, *parameter.secondary_opts):
+                    self._options[name] = metavar, parameter.help or ""
+        self._options["--help"] = None, "Show this message and exit."
+
+    def take(self, word: str) -> None:
+        """Read a word that is complete."""
+        name, equals, value = word.partition("=")
+        if self._pending is not None:
+            self._given[self._pending], self._pending = word, None
+        elif self._ended or not word.startswith("-") or word == "-":
+            self._count += 1
+        elif word == "--":
+            self._ended = True
+        elif equals:
+            self._given[name] = value
+        elif self._options.get(word, (None, ""))[0] is not None:
+            self._pending = word
+
+    def complete(self, current: str) -> Offers | None:
+        """Return what can be typed in place of a word."""
+        name, equals, value = current.partition("=")
+        if self._pending is not None:
+            return self._value(self._pending, current)
+        if not self._ended and current.startswith("-"):
+            if equals and self._options.get(name, (None, ""))[0] is not None:
+                values = self._value(name, value)
+                return values and [Offer(f"{name}={one.word}", one.text) for one in values]
+            return _beginning(
+                current,
+                (
+                    # Up to the first pause, of the help's first sentence.
+                    Offer(one, _PAUSE.split(text)[0].rstrip("."))
+                    for one, (_, text) in self._options.items()
+                    if len(one) > 2
+                ),
+            )
+        places = PLACES.get(self.command, ())
+        if self._count < len(places):
+            return self._place(places[self._count], current)
+        if places and places[-1].endswith("..."):
+            return self._place(places[-1], current)
+        return []
+
+    def _value(self, option: str, current: str) -> Offers | None:
+        metavar = self._options[option][0]
+        if metavar == "MODEL":
+            return self._place("MODEL", current)
+        if option not in VALUES:
+            is_path = metavar in ("FILE", "FOLDER", "DIR", "OLD.json")
+            return FILES if is_path else []
+        values = _QUANTIZED if self.command == "quantize" and option[2] == "p" else VALUES[option]
+        if metavar == "LIST":
+            done, comma, current = current.rpartition(",")
+            return _beginning(done + comma + current, (Offer(done + comma + v) for v in values))
+        return _beginning(current, map(Offer, values))
+
+    def _place(self, place: str, current: str) -> Offers | None:
+        if place == "FILE" or (self.command == "rm" and current.startswith((".", "/", "~"))):
+            return FILES
+        if place == "COMMAND":
+            more = [Offer("exit-codes", "What the exit codes mean.")]
+            known = [Offer(name, one.summary) for name, one in COMMANDS.items()]
+            if self.command == "schema":
+                known = [o for o in known if COMMANDS[o.word].value or COMMANDS[o.word].lines]
+                more = []
+            return _beginning(current, known + more)
+        if place == "CODE":
+            from vlmcache.codes import CODES
+
+            return _beginning(current, (Offer(code, text[0]) for code, text in CODES.items()))
+        return list(self._models(current))
+
+    def _models(self, current: str) -> Iterator[Offer]:
+        from vlmcache import config
+        from vlmcache.errors import ConfigError
+
+        environment = config.read_environment()
+        location = config.locate_cache(self._given.get("--cache-dir"), environment)
+        listed = config.cached_models if self.command in _MODELS_ONLY else config.cached_repos
+        found = _beginning(current, map(Offer, sorted(config.names_of_hub(listed(location)))))
+        keys: dict[str, str] = {}
+        with contextlib.suppress(ConfigError):
+            active = config.load_config(self._given.get("--config"), environment)
+            if active.source != "shipped":
+                keys = {key: model.repo for key, model in active.models.items()}
+        chosen = [offer.word for offer in _beginning(current, map(Offer, keys))]
+        repos = [keys[key] for key in chosen]
+        if len(found) <= _MOST_SIZES and os.environ.get(SHELL) != "bash":
+            repos += [offer.word for offer in found]
+        sizes = config.known_sizes(location, repos)
+        for key in chosen:
+            yield Offer(key, f"{keys[key]}, {_size_text(sizes[keys[key]])}")
+        for offer in found:
+            yield (
+                offer._replace(text=_size_text(sizes[offer.word])) if offer.word in sizes else offer
+            )
+
+
+def _size_text(size: int | None) -> str:
+    from vlmcache.units import size_text
+
+    return "not cached" if size is None else size_text(size)
+
+
+def _beginning(current: str, offers: Iterable[Offer]) -> Offers:
+    """Return those that begin as was typed: in the very same case, or else in any."""
+    offers = list(offers)
+    exactly = [offer for offer in offers if offer.word.startswith(current)]
+    folded = current.casefold()
+    return exactly or [offer for offer in offers if offer.word.casefold().startswith(folded)]
+
+
+def split(line: str) -> list[str]:
+    """Return the words of a line from `vlmcache` on; the last one may be unfinished or empty."""
+    reader = shlex.shlex(line, posix=True)
+    reader.whitespace_split, reader.commenters = True, ""
+    words: list[str] = []
+    try:
+        words += reader
+    except ValueError:  # An open quote: the word goes to the end.
+        words.append(reader.token)
+    else:
+        if not line or line[-1].isspace():
+            words.append("")
+    return words or [""]
+
+
+def _lines(shell: str, current: str, offers: Offers) -> Iterator[str]:
+    """Yield an answer's lines, in the form that the shell's script reads."""
+    # bash replaces only what stands after the last of its breaks, such as a colon.
+    breaks = "".join(set(os.environ.get(BREAKS, "")) & set(":=@"))
+    kept = max((current.rfind(sign) for sign in breaks), default=-1) + 1
+    for word, text in offers:
+        if not word.isprintable():
+            continue
+        text = " ".join(text.split())
+        if shell == "bash":
+            # What a folder in the cache is called must not become a command.
+            yield shlex.quote(word[kept:])
+        elif shell == "zsh":
+            escaped = word.replace("\\", "\\\\").replace(":", "\\:")
+            yield f"{escaped}:{text}" if text else escaped
+        else:
+            yield f"{word}\t{text}" if text else word

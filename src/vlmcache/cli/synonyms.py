@@ -1,0 +1,96 @@
+"""What a word may mean that is not the name of a command.
+
+A command that removes something is suggested only for a word that means removing in other tools,
+or that differs from its name by one slip of a finger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmcache.cli.register import ALIASES, COMMANDS, REMOVING
+
+_WORDS = {
+    "status": "scan du df info show inspect stat size sizes space disk usage cached",
+    "status --outdated": "outdated updates",
+    "status --check": "exists has",
+    "watch": "top monitor live follow tail dashboard ps",
+    "verify": "check checksum checksums hash fsck validate integrity audit",
+    "verify --repair": "repair",
+    "doctor": "env environment diagnose diagnostics diag health debug troubleshoot fix",
+    "pull": "get fetch install add sync clone snapshot-download upgrade update",
+    "rm": "uninstall del erase unlink destroy rmi",
+    "clean": "gc purge evict cleanup clean-up tidy vacuum autoremove autoclean wipe",
+    "move": "mv relocate migrate transfer",
+    "backup": "save export archive dump push tar",
+    "restore": "import load unpack extract untar",
+    "load-test": "bench benchmark test measure profile time speed perf",
+    "load-test --history": "history results",
+    "quantize": "quant convert compress",
+    "warm": "preload prefetch warmup warm-up",
+    "init": "config configure configuration setup new create",
+    "serve": "server mirror proxy share",
+    "explain": "error errors code codes why",
+    "schema": "json-schema jsonschema json",
+    "help": "man commands",
+    "help exit-codes": "exit-codes exitcodes exit",
+    "--version": "version",
+    "--install-completion": "completion completions autocomplete",
+}
+"""What to type -> words with which other tools, or people, say it."""
+
+SYNONYMS = {word: meant for meant, words in _WORDS.items() for word in words.split()}
+"""Word -> what to type; of a command that does not exist, none."""
+
+
+def suggestion(word: str) -> str | None:
+    """Return the hint that names what a word may have meant, `None` if nothing comes close."""
+    meant = _meaning(word.casefold())
+    return None if meant is None else f"did you mean 'vlmcache {meant}'?"
+
+
+def _meaning(word: str) -> str | None:
+    known = {**{name: name for name in COMMANDS}, **ALIASES, **SYNONYMS}
+    known = {name: meant for name, meant in known.items() if _exists(meant)}
+    if word in known:
+        return known[word]
+    near = sorted(
+        (edits, name)
+        for name in known
+        if (edits := _edits(word, name)) <= _most(word, name, removing=known[name] in REMOVING)
+    )
+    return known[near[0][1]] if near else None
+
+
+def _exists(meant: str) -> bool:
+    first = meant.partition(" ")[0]
+    return first.startswith("--") or first in COMMANDS
+
+
+def _most(word: str, name: str, *, removing: bool) -> int:
+    """Return how many slips a name may differ by from what was typed.
+
+    Of a name of three letters any slip makes another word; `lean` is no slip of `clean`.
+    """
+    if len(name) <= 3 or (removing and word[:1] != name[0]):
+        return 0
+    return 1 if removing or len(name) <= 5 else 2
+
+
+def _edits(word: str, name: str) -> int:
+    """Return how many letters were left out, added, replaced or swapped with the next one."""
+    rows = [list(range(len(name) + 1))]
+    for i, letter in enumerate(word, 1):
+        row = [i, *_row(word, name, rows, i, letter)]
+        rows.append(row)
+    return rows[-1][-1]
+
+
+def _row(word: str, name: str, rows: list[list[int]], i: int, letter: str) -> Iterator[int]:
+    left = i
+    for j, other in enumerate(name, 1):
+        least = min(left + 1, rows[i - 1][j] + 1, rows[i - 1][j - 1] + (letter != other))
+        if i > 1 and j > 1 and (letter, word[i - 2]) == (name[j - 2], other):
+            least = min(least, rows[i - 2][j - 2] + 1)
+        left = least
+        yield least
