@@ -337,11 +337,16 @@ def _repo_status(known: Known, repo: Repo) -> RepoStatus:
                 _variants(repo, judgement),
             )
         )
+    found = judge_repo(repo, judged)
+    progress = None
+    if found == "partial" and judged:
+        main = next((each for each in judged if each.commit == repo.refs.get("main")), judged[0])
+        progress = measure(state, repo, main).progress
     return RepoStatus(
         repo=repo.id,
         type=repo.type,
         path=repo.path,
-        state=judge_repo(repo, judged),
+        state=found,
         size=repo.size,
         size_on_disk=repo.size_on_disk,
         revisions=tuple(revisions),
@@ -350,6 +355,7 @@ def _repo_status(known: Known, repo: Repo) -> RepoStatus:
         last_used=_last_used(used, repo, repo.revisions),
         linked_to=repo.linked_to,
         away=repo.away,
+        progress=progress,
     )
 
 
