@@ -7,7 +7,8 @@ pasted. A width of `None` means that nobody says how wide the stream is: lines a
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from rich.cells import cell_len, get_character_cell_size
 from rich.console import Console
@@ -43,11 +44,20 @@ def kept(text: str) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """Return a string in at most so many columns, without its middle: both ends say more."""
+    """Return a string in at most so many columns, without its middle: both ends say more.
+
+    Of a repo's id the owner is left out first.
+    """
     if cell_len(text) <= width:
         return text
+    owner, slash, name = text.partition("/")
+    if owner.strip() and slash and "/" not in name:
+        text = f"…/{name}"
+        if cell_len(text) <= width:
+            return text
+        text = name
     room = max(0, width - 1)
-    end = _beginning(text[::-1], room - (room + 1) // 2)[::-1]
+    end = _beginning(text[::-1], room // 4)[::-1]
     return _beginning(text, room - cell_len(end)) + "…" * (width > 0) + end
 
 
@@ -67,6 +77,7 @@ def table(
     *,
     names: Collection[str] = (),
     numbers: Collection[str] = (),
+    widths: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Text]:
     """Return the lines of a table, its headings first.
 
@@ -76,19 +87,25 @@ def table(
         width: columns of the screen.
         names: headings of cells that are shortened if the table is too wide.
         numbers: headings of cells that end at the same place.
+        widths: heading -> columns, of what is to stay where it is whatever the rows are. Names then
+            have the rest of the screen.
     """
     lines = [[Text(name, "dim") for name in columns]]
     lines += [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
-    widths = [max(line[number].cell_len for line in lines) for number in range(len(columns))]
-    excess = sum(widths) + _GAP * (len(widths) - 1) - width if width is not None else 0
-    shrunk = [number for number, name in enumerate(columns) if name in names]
-    while excess > 0 and shrunk:
-        widest = max(shrunk, key=widths.__getitem__)
-        if widths[widest] <= _LEAST_NAME:
-            break
-        widths[widest] -= 1
-        excess -= 1
-    return [_line(line, widths, columns, numbers, width) for line in lines]
+    longest = [max(line[number].cell_len for line in lines) for number in range(len(columns))]
+    if width is not None:
+        longest = [widths.get(name, size) for name, size in zip(columns, longest, strict=True)]
+        excess = sum(longest) + _GAP * (len(longest) - 1) - width
+        shrunk = [number for number, name in enumerate(columns) if name in names]
+        if widths and excess < 0:
+            longest[shrunk[0]] -= excess
+        while excess > 0 and shrunk:
+            widest = max(shrunk, key=longest.__getitem__)
+            if longest[widest] <= _LEAST_NAME:
+                break
+            longest[widest] -= 1
+            excess -= 1
+    return [_line(line, longest, columns, numbers, width) for line in lines]
 
 
 def _line(
