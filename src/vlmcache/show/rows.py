@@ -171,7 +171,7 @@ def _pieces(line: Text, width: int) -> Lines:
 
 
 def labelled(out: Console, label: str, text: str | Text, style: str = "") -> list[Text]:
-    """Return a text after a label of six letters at most, continued below itself."""
+    """Return lines after a label of six letters at most, continued below themselves."""
     content = Text(text, style) if isinstance(text, str) else text
     return wrapped(out, content, 8, first=Text(label, "dim"))
 

@@ -272,7 +272,8 @@ def _outdated_text(status: Status) -> str:
     unknown = sum(finding.code == "hub-not-asked" for finding in status.findings)
     newer = sum(model.outdated is not None for model in status.models)
     if unknown:
-        return f"not known of {counted(unknown, 'model')}; newer revisions of {newer}"
+        more = f", and {newer} have newer revisions" if newer else ""
+        return f"not known of {counted(unknown, 'model')}{more}"
     if newer:
         verb = "has a newer revision" if newer == 1 else "have newer revisions"
         return f"{newer} of {counted(len(status.models), 'model')} {verb}"
