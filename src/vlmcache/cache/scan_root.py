@@ -89,7 +89,9 @@ class RootScan:
                 continue
             self.notes.tally.add("metadata", stat)
             if not folder:
-                if layout.parse_repo_folder(name) is not None:
+                ours = (layout.RECORD_SUFFIX, layout.NOTE_SUFFIX, layout.LOCK_SUFFIX)
+                recorded = any(suffix in name for suffix in ours)
+                if layout.parse_repo_folder(name) is not None and not recorded:
                     self._note_wrong_lock(place, stat)
                 continue
             files: dict[str, Stamp] = {}
