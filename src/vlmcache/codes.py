@@ -535,6 +535,10 @@ CODES: dict[str, tuple[str, str]] = {
         "A file of a revision links to the content of another file.",
         "'vlmcache verify MODEL --repair' corrects the link.",
     ),
+    "wrong-lock": (
+        "Something else is where a lock of the cache belongs, so downloads wait for it or fail.",
+        "Move it away, to the name that 'vlmcache doctor' shows; the next download makes the lock.",
+    ),
     "wrong-owner": (
         "Something in the cache belongs to another user than the cache does, mostly to root.",
         "'sudo vlmcache doctor --fix --cache-dir DIR' gives it to the owner of the cache.",

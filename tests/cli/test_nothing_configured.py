@@ -11,7 +11,7 @@ import pytest
 from tests.cli.test_every_command import filled, line
 from tests.kit.caches import CacheBuilder, model_files
 from tests.kit.commands import Done, Vlmcache, run_here
-from vlmcache.cli.options import complete_model
+from vlmcache.cli.completion import complete
 from vlmcache.cli.register import COMMANDS
 from vlmcache.config import load_config, read_environment, shipped_config
 
@@ -146,11 +146,16 @@ def test_the_shipped_keys_stay_names_and_their_models_protected(place: CacheBuil
 
 
 def test_the_shipped_keys_are_completed_for_nobody(place: CacheBuilder) -> None:
-    assert complete_model("") == []
+    def offered() -> set[str]:
+        offers = complete(["pull", ""])
+        assert isinstance(offers, list)
+        return {offer.word for offer in offers}
+
+    assert not offered() & set(NAMES)
     Path("config.yaml").write_text("models: {mine: {repo: org/mine}}\n")
-    assert complete_model("") == ["mine"]
+    assert "mine" in offered()
     Path("config.yaml").write_text("vlmcache: {min_free: 0}\n")
-    assert complete_model("") == []
+    assert not offered() & set(NAMES)
 
 
 def test_a_file_with_limits_only_configures_no_model_and_is_not_offered_another(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import msgspec
 
 from vlmcache.cache.completeness import Judgement, judge
-from vlmcache.cache.entries import begun_bytes
-from vlmcache.cache.state import CacheState, Repo, Revision
+from vlmcache.cache.entries import STALE_AFTER, begun_bytes
+from vlmcache.cache.state import CacheState, Repo, Revision, TreeFile
 
 
 class Amounts(msgspec.Struct, frozen=True):
@@ -23,7 +23,9 @@ class Amounts(msgspec.Struct, frozen=True):
     to_fetch: int | None = None
     """What a plain pull would fetch of it."""
     progress: float | None = None
-    """The fraction of the complete download that need not be fetched any more."""
+    """The fraction of the complete download that is here, with what is being downloaded."""
+    to_receive: int | None = None
+    """`to_fetch` without what another program, which is at work on it, has received already."""
 
 
 def measure(
@@ -58,19 +60,38 @@ def measure(
         return Amounts()
     if judgement.state == "cached":
         expected = sum(listed.content_size for listed in contents.values()) if tree else size
-        return Amounts(size, size_on_disk, expected, 0, 1.0)
+        return Amounts(size, size_on_disk, expected, 0, 1.0, 0)
     if not tree:
         left = None if estimate is None else max(0, estimate - size)
         share = 1 - left / estimate if left is not None and estimate else None
-        return Amounts(size, size_on_disk, estimate, left, share)
+        return Amounts(size, size_on_disk, estimate, left, share, left)
     expected = sum(listed.content_size for listed in contents.values())
     left = to_fetch(state, repo, judgement)
     needed = _of_others(state, judgement)
     if needed is None:
         return Amounts(size, size_on_disk, expected)
     left += needed[1]
-    share = max(0.0, 1 - left / max(1, expected + needed[0]))
-    return Amounts(size, size_on_disk, expected, left, share)
+    waiting = max(0, left - _arriving(state, repo, contents.values()))
+    share = max(0.0, 1 - waiting / max(1, expected + needed[0]))
+    return Amounts(size, size_on_disk, expected, left, share, waiting)
+
+
+def _arriving(state: CacheState, repo: Repo | None, contents: Iterable[TreeFile]) -> int:
+    """Return the bytes that other programs have received of what they are downloading now."""
+    received = 0
+    if repo is None or not repo.partials:
+        return 0
+    for listed in contents:
+        begun = begun_bytes(repo, listed, state.scanned_at)[0]
+        live = (
+            min(partial.size, partial.allocated, listed.content_size)
+            for partial in repo.partials
+            if partial.etag == listed.etag and not partial.damaged
+            if partial.locked or state.scanned_at - partial.mtime_ns / 1e9 <= STALE_AFTER
+        )
+        if not repo.holds(listed):
+            received += max(0, max(live, default=0) - begun)
+    return received
 
 
 def _of_others(state: CacheState, judgement: Judgement) -> tuple[int, int] | None:

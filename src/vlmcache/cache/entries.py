@@ -46,6 +46,18 @@ def is_stale(partial: Partial, now: float) -> bool:
     return not partial.locked and now - partial.mtime_ns / 1e9 > STALE_AFTER
 
 
+def kind_of(stat: os.stat_result) -> str:
+    """Return what an entry is, in words."""
+    kinds = {
+        modes.S_IFREG: "a file",
+        modes.S_IFDIR: "a folder",
+        modes.S_IFLNK: "a link",
+        modes.S_IFIFO: "a pipe",
+        modes.S_IFSOCK: "a socket",
+    }
+    return kinds.get(modes.S_IFMT(stat.st_mode), "a device")
+
+
 def is_resumable(full: int, *, ours: bool, size: int, allocated: int, age: float) -> bool:
     """Return whether a partial download can be the beginning of a file.
 

@@ -27,6 +27,27 @@ def owner_name(uid: int) -> str:
         return f"user {uid}"
 
 
+def group_name(gid: int) -> str:
+    """Return a group's name, or the number if there is none."""
+    try:
+        import grp
+
+        return grp.getgrgid(gid).gr_name
+    except (ImportError, KeyError):
+        return f"group {gid}"
+
+
+def owners_of(path: str) -> str | None:
+    """Return whose an entry is, as `ada, group vlm`; `None` where nobody owns it."""
+    if not hasattr(os, "geteuid"):
+        return None
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return f"{owner_name(status.st_uid)}, group {group_name(status.st_gid).removeprefix('group ')}"
+
+
 def is_anothers(folder: str) -> bool:
     """Return whether root would write where another user decides what a path leads to.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import stat as modes
 
 from vlmcache import units
@@ -15,6 +16,7 @@ from vlmcache.cache.entries import (
     add_stray,
     allocated_bytes,
     entry_of,
+    kind_of,
     read_entries,
     read_link,
 )
@@ -87,6 +89,10 @@ class RootScan:
                 continue
             self.notes.tally.add("metadata", stat)
             if not folder:
+                ours = (layout.RECORD_SUFFIX, layout.NOTE_SUFFIX, layout.LOCK_SUFFIX)
+                recorded = any(suffix in name for suffix in ours)
+                if layout.parse_repo_folder(name) is not None and not recorded:
+                    self._note_wrong_lock(place, stat)
                 continue
             files: dict[str, Stamp] = {}
             other = 0
@@ -96,9 +102,20 @@ class RootScan:
                     files[lock] = entry_of(status)
                     continue
                 other += 1
+                if lock.endswith(layout.LOCK_SUFFIX):
+                    self._note_wrong_lock(os.path.join(place, lock), status)
                 if modes.S_ISDIR(status.st_mode):
                     add_below(os.path.join(place, lock), "metadata", self.notes)
             self.locks[name] = LockFolder(place, entry_of(stat), files, other)
+
+    def _note_wrong_lock(self, path: str, stat: os.stat_result) -> None:
+        """Note what stands where a lock should be: no download of that file or repo can take it."""
+        self.notes.warning(
+            "wrong-lock",
+            path,
+            f"{kind_of(stat)} is where a lock belongs, so that downloads wait or fail",
+            shlex.join(["mv", path, f"{path}.old"]),
+        )
 
     def _is_needless_record(self, name: str) -> bool:
         """Whether a file among the locks records where a repo went that has no link here."""

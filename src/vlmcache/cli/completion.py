@@ -211,8 +211,7 @@ class _Line:
         keys: dict[str, str] = {}
         with contextlib.suppress(ConfigError):
             active = config.load_config(self._given.get("--config"), environment)
-            if active.source != "shipped":
-                keys = {key: model.repo for key, model in active.models.items()}
+            keys = {key: model.repo for key, model in active.listed.items()}
         chosen = [offer.word for offer in _beginning(current, map(Offer, keys))]
         repos = [keys[key] for key in chosen]
         if len(found) <= _MOST_SIZES and os.environ.get(SHELL) != "bash":

@@ -25,8 +25,17 @@ def status(
         bool, typer.Option("--outdated", help="Ask the hub whether newer revisions exist.")
     ] = False,
     every: Annotated[
-        bool, typer.Option("--all", help="List the other repos of the cache too.")
+        bool, typer.Option("--all", help="List the other repos of the cache too, all of them.")
     ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            show_default=False,
+            help="Show at most this many rows of a table; by default 20, with --all every row.",
+        ),
+    ] = None,
     sort: Annotated[
         str | None,
         typer.Option(
@@ -59,4 +68,19 @@ def status(
         filter=filters or (),
         context=context,
     )
-    return Answer(value, {"every": every}, value.all_ids if every else None)
+    from vlmcache.commands.status.filters import ROWS, Listing
+    from vlmcache.commands.status.steps import Advice
+
+    words = [*(models or ()), "--all", *(("--sort", sort) if sort else ())]
+    for test in filters or ():
+        words += ["--filter", test]
+    listing = Listing(
+        every,
+        limit or (None if every else ROWS),
+        sort,
+        filtered=bool(filters),
+        named=bool(models),
+        outdated=outdated,
+        more=Advice(cache.session).command("status", *words),
+    )
+    return Answer(value, {"listing": listing}, value.all_ids if every else None)

@@ -325,10 +325,12 @@ def test_status_tells_what_is_newer_on_the_hub(hub: LoopbackHub, tmp_path: Path)
     assert none is None
     assert "hub-not-asked" in {finding["code"] for finding in findings}
     shown = vlmcache(hub, cache, "status", "--outdated").stdout
-    assert "hub-not-asked" in shown
+    assert shown.count("hub-not-asked") == 1
+    assert "Hub     not known of 1 model\n" in shown
     hub.clear_faults()
     assert vlmcache(hub, cache, "pull", "one").returncode == 0
     assert outdated()[0] is None
+    assert "Hub     all up to date\n" in vlmcache(hub, cache, "status", "--outdated").stdout
 
 
 def test_off_a_terminal_progress_is_a_plain_line_now_and_then() -> None:

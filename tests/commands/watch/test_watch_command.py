@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import getpass
 import http.client
 import json
 import os
@@ -162,14 +163,17 @@ def test_a_download_by_hf_appears_advances_and_completes_on_the_screen(
     view.shows(r"org/name +cached")
     with downloading(repo.cache.root, 8_000_000) as (_, client):
         view.shows(r"download started +org/big: model\.safetensors")
-        view.shows(r"(?m)^big model\.safetensors +10\.5 MB +40 MB +[\d.]+ [kM]B/s .* hf \(\d+\)")
-        assert f"hf ({client.pid})" in view.text
-        view.shows(r"org/big +partial")
-        view.shows(r"(?m)^big model\.safetensors +(21|31\.5) MB +40 MB .* \d+ s ")
+        view.shows(
+            r"(?m)^  model\.safetensors +━+─+ +\d+% +[\d.]+ MB +[\d.]+ [kM]B/s .* hf \(\d+\)"
+        )
+        assert f"{getpass.getuser()}: hf ({client.pid})" in view.text
+        view.shows(r"(?m)^Disk .* once the downloads are done$")
+        view.shows(r"(?m)^Total +━+─+ +\d+%  [\d.]+ MB left, .*B/s, \d+ s, by " + getpass.getuser())
+        view.shows(r"(?m)^org/big +━+─+ +\d+% +[\d.]+ MB .* \d+ s ")
         assert client.wait(PATIENCE) == 0
         view.shows(r"downloaded +org/big: model\.safetensors, 40 MB")
         view.shows(r"org/big +cached")
-    assert "DOWNLOAD" not in view.text
+    assert "Total" not in view.text
 
 
 def test_a_killed_download_is_shown_as_left_behind_and_a_removal_appears(
@@ -177,14 +181,15 @@ def test_a_killed_download_is_shown_as_left_behind_and_a_removal_appears(
 ) -> None:
     view = terminal()
     with downloading(repo.cache.root, 4_000_000) as (_, client):
-        view.shows(r"(?m)^big model\.safetensors +10\.5 MB")
+        view.shows(r"(?m)^  model\.safetensors .* +10\.5 MB")
         client.kill()
         client.wait()
-        view.shows(r"(?m)^big model\.safetensors +10\.5 MB +40 MB +- +left behind +-$")
+        view.shows(r"(?m)^  model\.safetensors +━+─+ +26% +10\.5 MB +- +left behind +-$")
+        view.shows(r"(?m)^org/big +partial 26% +10\.5 MB +- +left behind")
         view.shows(r"download left behind +org/big: model\.safetensors, 10\.5 MB of 40 MB")
     shutil.rmtree(repo.cache.repo("org/big").folder)
     view.shows(r"removed +org/big")
-    assert "DOWNLOAD" not in view.text
+    assert "model.safetensors  " not in view.text
 
 
 @pytest.mark.parametrize(
@@ -222,30 +227,40 @@ def test_a_suspended_view_gives_the_terminal_back_and_returns(
 
 
 @pytest.mark.usefixtures("three")
-def test_a_resized_terminal_is_drawn_anew(
+def test_every_repo_is_reached_at_any_size_by_scrolling_and_by_a_filter(
     repo: CachedRepo, terminal: Callable[..., Terminal]
 ) -> None:
-    for number in range(30):
-        repo.cache.repo(f"org/more-{number:02}").revision({"config.json": b"{}"})
+    for number in range(200):
+        repo.cache.repo(f"org/more-{number:03}").revision({"config.json": b"{}"})
     view = terminal()
-    view.shows(r"and 1\d more")
+    view.shows(r"MODEL 1-\d+/204")
     assert "Qwen/Qwen2-VL-2B-Instruct" not in view.text
     view.resize(140, 50)
     view.shows(r"qwen_vl_2b +Qwen/Qwen2-VL-2B-Instruct")
-    view.shows(r"org/more-29")
-    assert "more\n" not in view.text
-    view.resize(60, 10)
-    view.shows("and 29 more")
-    view.shows("q quit")
+    view.shows(r"org/more-029")
+    view.resize(60, 20)
+    view.shows(r"MODEL 1-1\d/204")
+    view.shows("(?m)^q quit  s sort: activity  / filter  f files  p pause  arrows$")
+    view.type("\x1b[F")
+    view.shows(r"MODEL 1\d\d-204/204")
+    view.shows("org/more-199")
+    view.type("/more-19")
+    view.shows("/more-19_")
+    view.type("0\n")
+    view.shows(r"/ filter \(more-190\)")
+    view.shows(r"(?m)^MODEL +PROGRESS")
+    assert re.findall(r"more-\d+ ", view.text) == ["more-190 "]
+    view.type("\x1b")
+    view.shows(r"MODEL 1-1\d/204")
 
 
 @pytest.mark.usefixtures("three")
 def test_keys_sort_and_pause(repo: CachedRepo, terminal: Callable[..., Terminal]) -> None:
     view = terminal()
-    view.shows("s sort .name.")
+    view.shows("s sort: activity")
     assert view.text.index("got_ocr") < view.text.index("org/name")
-    view.type("s")
-    view.shows("s sort .size.")
+    view.type("ss")
+    view.shows("s sort: size")
     assert view.text.index("org/name") < view.text.index("got_ocr")
     view.type("p")
     view.shows("PAUSED")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.moved import DRIVE_AWAY
+from vlmcache.cache.owners import owner_name
 from vlmcache.cache.state import Finding
 from vlmcache.commands.doctor.values import Filesystem, PathFact
 from vlmcache.commands.status.values import Status, second_caches
@@ -155,7 +156,8 @@ def check_permissions(path: str) -> Iterator[Finding]:
                     "other-owner",
                     "info",
                     path,
-                    f"the cache belongs to user {status.st_uid}",
+                    f"the cache belongs to {owner_name(status.st_uid)}, and you are "
+                    f"{owner_name(os.geteuid())}",
                 ),
             ),
         )
@@ -191,7 +193,7 @@ def check_versions(versions: dict[str, str | None]) -> list[Finding]:
 
 def check_cache(status: Status) -> Iterator[Finding]:
     """Yield what is damaged in the cache."""
-    yield from (known for known in status.findings if known.code == DRIVE_AWAY)
+    yield from (known for known in status.findings if known.code in (DRIVE_AWAY, "wrong-lock"))
     errors = [known for known in status.findings if known.severity == "error"]
     if errors:
         repos = sorted({known.repo for known in errors if known.repo})

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from vlmcache import log
 from vlmcache.cache.mounts import mount_of, nearest_folder
+from vlmcache.cache.owners import owners_of
 from vlmcache.cache.state import Finding
 from vlmcache.change.abilities import Abilities, probe
 from vlmcache.change.tree import Tree
@@ -155,7 +156,8 @@ def _paths(session: Session) -> Iterator[PathFact]:
         ("xet chunks", sides["xet"], source_of("HF_XET_CACHE")),
         ("remote code", sides["modules"], source_of("HF_MODULES_CACHE")),
     ):
-        yield PathFact(name, path, source, os.path.exists(path), _writable(path))
+        owner = owners_of(path) if name == "cache" else None
+        yield PathFact(name, path, source, os.path.exists(path), _writable(path), owner)
 
 
 def _writable(path: str) -> bool:

@@ -21,6 +21,8 @@ class PathFact(msgspec.Struct, frozen=True):
     source: str
     exists: bool
     writable: bool
+    owner: str | None = None
+    """Of the cache, the names of its user and group."""
 
 
 class Filesystem(msgspec.Struct, frozen=True):

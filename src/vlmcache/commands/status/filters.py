@@ -1,4 +1,4 @@
-"""`--filter` and `--sort`: which rows of a listing to show, and in which order (pure)."""
+"""`--filter`, `--sort` and `--limit`: which rows to show, and in which order (pure)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from vlmcache.cache import layout
 from vlmcache.commands.status.values import ModelStatus, RepoStatus
@@ -24,6 +24,25 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 }
 FIELDS = ("name", "size", "state", "type", "used")
 _STATE_ORDER = ("damaged", "away", "partial", "missing", "cached")
+ROWS = 20
+"""The most rows of a table, unless more are asked for."""
+
+
+class Listing(NamedTuple):
+    """Which rows are shown, and how they came to be."""
+
+    every: bool = False
+    """Whether the other repos are listed too."""
+    limit: int | None = ROWS
+    """The most rows of a table; `None` shows all."""
+    sort: str | None = None
+    filtered: bool = False
+    named: bool = False
+    """Whether models were named: nothing is said of the rest of the cache."""
+    outdated: bool = False
+    """Whether the hub was asked for newer revisions."""
+    more: str = "vlmcache status --all"
+    """The command that shows all rows."""
 
 
 Row = ModelStatus | RepoStatus

@@ -49,10 +49,15 @@ def with_updates(
     state = scan(status.cache.dir, only=folders)
     client = Client(
         environment,
-        patience=patience or Patience(asks=2, growth=1.0),
+        patience=patience or Patience(asks=1, growth=1.0),
         note=(progress or Progress()).note,
     )
-    updates = ask_about(client, asked, lambda model: _newer(client, state, model))
+    # A hub that does not answer the first question is not asked the others.
+    updates = [
+        update
+        for some in (asked[:1], asked[1:])
+        for update in ask_about(client, some, lambda model: _newer(client, state, model))
+    ]
     for model, update in zip(asked, updates, strict=True):
         if isinstance(update, VlmcacheError):
             findings.append(

@@ -37,8 +37,7 @@ def what_frees(steps: Iterable[Recommendation], advised: Advice) -> str:
 
     A model to remove is never named without its size and last use.
     """
-    commands = (step.command or "" for step in steps if step.frees)
-    cleaning = (command for command in commands if command.startswith("vlmcache clean"))
+    cleaning = (step.command or "" for step in steps if step.cleans)
     return next(cleaning, advised.command("status", "--all", "--sort", "size"))
 
 

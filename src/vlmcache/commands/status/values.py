@@ -200,7 +200,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     to_fetch: int | None = None
     """What a pull would fetch of it: what is missing without what partial downloads save."""
     progress: float | None = None
-    """The fraction of `expected_size` that need not be fetched any more, 0 to 1."""
+    """The fraction of `expected_size` that is on disk, unfinished downloads included, 0 to 1."""
     variants: tuple[VariantStatus, ...] = ()
     """All of the revision's."""
 
@@ -352,3 +352,8 @@ class Recommendation(msgspec.Struct, frozen=True):
     command: str | None
     frees: int = 0
     """Bytes of disk that the command would free, by its plan."""
+
+    @property
+    def cleans(self) -> bool:
+        """Whether it removes only what nobody chose to keep."""
+        return self.frees > 0 and (self.command or "").startswith("vlmcache clean")

@@ -1,31 +1,43 @@
-"""`status` as a table for people."""
+"""`status` for people: a headline, the models, what the cache holds, what is wrong, what to do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from vlmcache.cache.moved import DRIVE_AWAY
 from vlmcache.cache.state import Finding
-from vlmcache.commands.status.values import CacheSummary, ModelStatus, RepoStatus, Status
-from vlmcache.show.console import console
-from vlmcache.show.tables import (
-    SEVERITY_COLORS,
-    hanging,
-    labelled,
-    plain_table,
-    state_text,
+from vlmcache.commands.status.filters import Listing
+from vlmcache.commands.status.values import (
+    CacheSummary,
+    ModelStatus,
+    Recommendation,
+    RepoStatus,
+    Status,
 )
+from vlmcache.show.console import console
+from vlmcache.show.rows import (
+    class_text,
+    kept,
+    labelled,
+    print_rows,
+    repos_text,
+    table,
+    width_of,
+    wrapped,
+)
+from vlmcache.show.tables import SEVERITY_COLORS, state_text
 from vlmcache.show.text import NOTHING, ago, printable
-from vlmcache.units import size_text
+from vlmcache.units import and_more, counted, size_text
 
 _WIDE = 110
 _NARROW = 72
 _SHOWN_FILES = 3
+_SHOWN_REPOS = 5
 _ALWAYS_SHOWN = (
     "hub-not-asked",
     "configuration",
@@ -41,86 +53,117 @@ _ALWAYS_SHOWN = (
 _SHOWN_FINDINGS = 8
 
 
-def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
+def show(status: Status, *, listing: Listing | None = None, verbose: bool = False) -> None:
     """Print the status: models, the rest of the cache, bytes, room, problems, next steps."""
     out = console()
+    listing = listing or Listing()
     now = datetime.now(timezone.utc)
-    if status.models:
-        out.print(_model_table(status.models, now, out.width))
-        _print_bad_files(out, status.models)
-        _print_variants(out, status.models)
-        _print_contexts(out, status.models)
-    elif status.configured:
-        out.print("No model passes the filter.")
-    elif status.repos:
-        out.print(_repo_table(status.repos, now, "REPO"))
-        out.print("\nNo model is configured: this is what the cache holds.")
-    else:
-        out.print("No model is configured, and the cache holds none that passes the filter.")
     asked = {model.repo for model in status.models}
-    others = [repo for repo in status.repos if repo.name not in asked and status.configured]
-    if every and others:
-        out.print()
-        out.print(_repo_table(others, now, "OTHER REPO"))
+    others = [repo for repo in status.repos if repo.name not in asked]
+    if listing.sort is None:
+        others.sort(key=lambda repo: (-repo.size_on_disk, repo.name))
+    if not listing.named:
+        print_rows(out, [*wrapped(out, _headline(status, listing)), Text()])
+    if status.models:
+        _print_models(out, status.models, now, listing, verbose=verbose)
+    if others and (listing.every or not status.models):
+        if status.models:
+            out.print()
+        _print_repos(out, others, now, listing)
+        others = []
+    if not status.models:
+        text = "No model passes the filter."
+        if not status.configured:
+            here = ": this is what the cache holds" if status.repos else ""
+            text = f"No model is configured{here}."
+        print_rows(out, wrapped(out, text))
     out.print()
-    _print_cache(out, status.cache, others, every=every)
-    for place in status.elsewhere:
-        count = len(place.repos)
-        noun = "repo is" if count == 1 else "repos are"
-        room = "not mounted now" if place.free is None else f"{size_text(place.free)} free"
-        text = (
-            f"{count} {noun} at {printable(place.path)}, {size_text(place.size_on_disk)} ({room})"
-        )
-        style = "red" if place.free is None else ""
-        out.print(labelled("Moved" if place.moved else "Linked", text, style))
-    for copy in status.copies:
-        outdated = "" if copy.current else ", made by other versions of its libraries"
-        text = f"{printable(copy.repo)} {copy.precision}, {size_text(copy.size)}{outdated}"
-        out.print(labelled("Copy", text))
+    _print_cache(out, status.cache)
+    if others and not listing.named:
+        size = size_text(sum(repo.size_on_disk for repo in others))
+        more = counted(len(others), "repo").replace(" ", " more ", 1)
+        print_rows(out, labelled(out, "Others", f"{more}, {size}: {kept(listing.more)}"))
+    _print_elsewhere(out, status)
+    if listing.outdated:
+        print_rows(out, labelled(out, "Hub", _outdated_text(status)))
+    cleaning = next((step for step in status.recommendations if step.cleans), None)
+    if cleaning is not None:
+        _print_cleaning(out, cleaning)
     # What is wrong with what was asked for is read first.
     findings = sorted(status.findings, key=lambda finding: finding.repo not in asked)
     _print_findings(out, findings, verbose=verbose)
-    if status.recommendations:
+    steps = [step for step in status.recommendations if step is not cleaning]
+    if steps:
         out.print("\nNext")
-        for step in status.recommendations:
-            command, text = printable(step.command or ""), f"# {printable(step.text)}"
-            if command and len(command) + len(text) + 4 <= out.width:
-                out.print(hanging(Text.assemble((command, "bold"), (f"  {text}", "dim")), 2))
-                continue
-            if command:
-                # Not folded, so that it can be pasted.
-                out.print(Text(f"  {command}", "bold"), soft_wrap=True)
-            out.print(hanging(Text(text, "dim"), 2))
+    for step in steps:
+        _print_step(out, step)
+
+
+def _headline(status: Status, listing: Listing) -> Text:
+    """Return how much is here: `47 models and 1 dataset, 160 GB: 46 cached, 2 partial`."""
+    size = status.cache.size_on_disk
+    if listing.filtered:
+        size = sum(repo.size_on_disk for repo in status.repos)
+    text = Text(f"{repos_text(repo.type for repo in status.repos)}, {size_text(size)}", "bold")
+    states = Counter(repo.state for repo in status.repos)
+    if states.keys() - {"cached"}:
+        words = (f"{count} {state}" for state, count in states.most_common())
+        text.append(": " + ", ".join(words), "not bold")
+    return text
 
 
 def _amount(size: int | None) -> str:
-    return NOTHING if size is None else size_text(size)
+    return size_text(size) if size else NOTHING
 
 
-def _model_table(models: Iterable[ModelStatus], now: datetime, width: int) -> Table:
-    columns = ["MODEL", *(["REPO"] if width >= _WIDE else []), "STATE", "ON DISK", "EXPECTED"]
-    columns += ["PRECISION", "MEMORY", "LAST USED"] if width >= _NARROW else []
-    table = plain_table(
-        *columns, numbers=("ON DISK", "EXPECTED", "MEMORY"), folded=("MODEL", "REPO")
-    )
-    for model in models:
-        cells: list[str | Text] = [printable(model.name)]
-        if width >= _WIDE:
-            cells.append(printable(model.id))
+def _print_models(
+    out: Console,
+    models: Sequence[ModelStatus],
+    now: datetime,
+    listing: Listing,
+    *,
+    verbose: bool,
+) -> None:
+    width = width_of(out)
+    wide, narrow = width is None or width >= _WIDE, width is not None and width < _NARROW
+    columns = ["MODEL", *(["REPO"] if wide else []), "STATE", "ON DISK", "EXPECTED"]
+    columns += [] if narrow else ["PRECISION", "MEMORY", "LAST USED"]
+    shown = models[: listing.limit]
+    rows = []
+    for model in shown:
+        cells: list[str | Text] = [printable(model.name), *([printable(model.id)] if wide else [])]
         cells += [
             state_text(model.state, model.progress),
-            size_text(model.size_on_disk) if model.size_on_disk else NOTHING,
+            _amount(model.size_on_disk),
             _amount(model.expected_size),
         ]
-        if width >= _NARROW:
+        if not narrow:
             cells += [
                 # Without an estimate, nothing is known that is loaded at a precision.
                 (model.precision if model.memory_estimate is not None else None) or NOTHING,
                 _amount(model.memory_estimate),
                 ago(model.last_used, now),
             ]
-        table.add_row(*cells)
-    return table
+        rows.append(cells)
+    numbers = ("ON DISK", "EXPECTED", "MEMORY")
+    print_rows(out, table(columns, rows, width, names=("MODEL", "REPO"), numbers=numbers))
+    _print_rest(out, models[len(shown) :], listing)
+    if verbose:
+        paths = [model for model in shown if model.path is not None]
+        for model in paths:
+            name = printable(model.name)
+            print_rows(out, wrapped(out, f"{name}: {kept(printable(model.path or ''))}", 2))
+    _print_bad_files(out, shown)
+    _print_variants(out, shown)
+    _print_contexts(out, shown)
+
+
+def _print_rest(out: Console, rest: Sequence[ModelStatus | RepoStatus], listing: Listing) -> None:
+    """Print how much was left out of a table, and what shows it."""
+    if rest:
+        size = size_text(sum(row.size_on_disk for row in rest))
+        text = f"and {len(rest)} more, {size}: {kept(listing.more)}"
+        print_rows(out, wrapped(out, Text(text)))
 
 
 def _print_bad_files(out: Console, models: Iterable[ModelStatus]) -> None:
@@ -131,7 +174,7 @@ def _print_bad_files(out: Console, models: Iterable[ModelStatus]) -> None:
         if names
     ]
     for line in lines:
-        out.print(hanging(Text(line), 2))
+        print_rows(out, wrapped(out, line, 2))
 
 
 def _print_contexts(out: Console, models: Iterable[ModelStatus]) -> None:
@@ -140,7 +183,7 @@ def _print_contexts(out: Console, models: Iterable[ModelStatus]) -> None:
         if model.memory_context is not None:
             text = f"{printable(model.name)}: the context takes {size_text(model.memory_context)}"
             text += " of the memory"
-            out.print(hanging(Text("; ".join([text, *model.memory_notes])), 2))
+            print_rows(out, wrapped(out, "; ".join([text, *model.memory_notes]), 2))
 
 
 def _print_variants(out: Console, models: Iterable[ModelStatus]) -> None:
@@ -156,7 +199,7 @@ def _print_variants(out: Console, models: Iterable[ModelStatus]) -> None:
         rest = [printable(one.name) for one in model.variants if one.state == "missing"]
         more = f"on the hub: {_some(tuple(rest))}" if rest else ""
         line = "; ".join(filter(None, (", ".join(here), more)))
-        out.print(hanging(Text(f"{printable(model.key)}, variants: {line}"), 2))
+        print_rows(out, wrapped(out, f"{printable(model.key)}, variants: {line}", 2))
 
 
 def _some(names: tuple[str, ...]) -> str:
@@ -165,39 +208,39 @@ def _some(names: tuple[str, ...]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _repo_table(repos: Iterable[RepoStatus], now: datetime, title: str) -> Table:
-    columns = (title, "TYPE", "STATE", "ON DISK", "REVISIONS", "LAST USED")
-    table = plain_table(*columns, numbers=("ON DISK", "REVISIONS"), folded=(title,))
-    for repo in repos:
-        table.add_row(
+def _print_repos(
+    out: Console, repos: Sequence[RepoStatus], now: datetime, listing: Listing
+) -> None:
+    width = width_of(out)
+    shown = repos[: listing.limit]
+    # What the cache holds apart from models is rare.
+    typed = any(repo.type != "model" for repo in shown)
+    columns = ["REPO", *(["TYPE"] if typed else []), "STATE", "ON DISK"]
+    columns += ["REVISIONS", "LAST USED"] if width is None or width >= _NARROW else []
+    rows: list[list[str | Text]] = [
+        [
             printable(repo.repo),
-            repo.type,
+            *((repo.type,) if typed else ()),
             state_text(repo.state, repo.progress),
             size_text(repo.size_on_disk),
             str(len(repo.revisions)),
             ago(repo.last_used, now),
-        )
-    return table
+        ][: len(columns)]
+        for repo in shown
+    ]
+    numbers = ("ON DISK", "REVISIONS")
+    print_rows(out, table(columns, rows, width, names=("REPO",), numbers=numbers))
+    _print_rest(out, repos[len(shown) :], listing)
 
 
-def _print_cache(
-    out: Console, cache: CacheSummary, others: list[RepoStatus], *, every: bool
-) -> None:
+def _print_cache(out: Console, cache: CacheSummary) -> None:
     filesystem = f", {cache.filesystem}" if cache.filesystem else ""
-    out.print(labelled("Cache", f"{printable(cache.dir)} ({cache.source}{filesystem})"))
+    where = f"{kept(printable(cache.dir))} ({cache.source}{filesystem})"
+    lines = labelled(out, "Cache", where)
     if not cache.exists:
-        out.print(labelled("", "does not exist yet: the first pull creates it"))
-    else:
-        classes = [
-            f"{size_text(count)} {name}"
-            for name in cache.by_class.__struct_fields__
-            if (count := getattr(cache.by_class, name))
-        ]
-        out.print(labelled("", f"{size_text(cache.size_on_disk)}: {', '.join(classes)}"))
-    if others and not every:
-        size = size_text(sum(repo.size_on_disk for repo in others))
-        noun = "repo" if len(others) == 1 else "repos"
-        out.print(labelled("Others", f"{len(others)} more {noun}, {size} (--all lists them)"))
+        lines += labelled(out, "", "does not exist yet: the first pull creates it")
+    elif classes := class_text(cache.by_class):
+        lines += labelled(out, "", classes)
     if cache.free is not None and cache.total is not None:
         limits = (
             f"minimum {size_text(cache.min_free)}, comfortable {size_text(cache.comfortable_free)}"
@@ -205,25 +248,92 @@ def _print_cache(
         style = "red" if cache.free < cache.min_free else ""
         style = style or ("yellow" if cache.free < cache.comfortable_free else "")
         text = f"{size_text(cache.free)} free of {size_text(cache.total)} ({limits})"
-        out.print(labelled("Disk", text, style))
+        lines += labelled(out, "Disk", text, style)
+    print_rows(out, lines)
+
+
+def _print_elsewhere(out: Console, status: Status) -> None:
+    """Print what is not among the bytes of the cache."""
+    for place in status.elsewhere:
+        verb = "is" if len(place.repos) == 1 else "are"
+        room = "not mounted now" if place.free is None else f"{size_text(place.free)} free"
+        where = f"{kept(printable(place.path))}, {size_text(place.size_on_disk)} ({room})"
+        text = f"{counted(len(place.repos), 'repo')} {verb} at {where}"
+        style = "red" if place.free is None else ""
+        print_rows(out, labelled(out, "Moved" if place.moved else "Linked", text, style))
+    for copy in status.copies:
+        outdated = "" if copy.current else ", made by other versions of its libraries"
+        text = f"{printable(copy.repo)} {copy.precision}, {size_text(copy.size)}{outdated}"
+        print_rows(out, labelled(out, "Copy", text))
+
+
+def _outdated_text(status: Status) -> str:
+    """Return what the hub said of newer revisions."""
+    unknown = sum(finding.code == "hub-not-asked" for finding in status.findings)
+    newer = sum(model.outdated is not None for model in status.models)
+    if unknown:
+        more = f", and {newer} have newer revisions" if newer else ""
+        return f"not known of {counted(unknown, 'model')}{more}"
+    if newer:
+        verb = "has a newer revision" if newer == 1 else "have newer revisions"
+        return f"{newer} of {counted(len(status.models), 'model')} {verb}"
+    return "all up to date"
+
+
+def _print_cleaning(out: Console, step: Recommendation) -> None:
+    """Print what can be freed, and how."""
+    size = f"{size_text(step.frees)} can be freed"
+    lines = labelled(out, "Clean", Text.assemble(f"{size}: ", (kept(step.command or ""), "bold")))
+    lines += labelled(out, "", printable(step.text).replace(f"{size}: ", "", 1), "dim")
+    print_rows(out, lines)
+
+
+def _print_step(out: Console, step: Recommendation) -> None:
+    command, text = printable(step.command or ""), f"# {printable(step.text)}"
+    line = Text.assemble("  ", (command, "bold"), (f"  {text}", "dim"))
+    width = width_of(out)
+    if command and (width is None or line.cell_len <= width):
+        print_rows(out, [line])
+        return
+    if command:
+        print_rows(out, [Text(f"  {command}", "bold")])
+    print_rows(out, wrapped(out, Text(text, "dim"), 4 if command else 2))
 
 
 def _print_findings(out: Console, findings: Iterable[Finding], *, verbose: bool) -> None:
-    every = list(findings)
-    serious = [
-        finding
-        for finding in every
-        if verbose or finding.severity == "error" or finding.code in _ALWAYS_SHOWN
-    ]
-    shown = serious if verbose else serious[:_SHOWN_FINDINGS]
-    if shown:
-        out.print("\nProblems" if not verbose else "\nFindings")
-    for finding in shown:
-        where = f" {printable(finding.repo)}:" if finding.repo else ":"
-        line = Text(finding.code, SEVERITY_COLORS[finding.severity])
-        line = Text.assemble(line, f"{where} {printable(finding.detail)}")
-        if verbose:
-            line.append(f"\n{printable(finding.path)}", "dim")
-        out.print(hanging(line, 2))
-    if len(shown) < len(serious):
-        out.print(f"  and {len(every) - len(shown)} more (-v shows all)")
+    """Print what is wrong: one line for each kind, or with `verbose` each finding."""
+    if verbose:
+        every = list(findings)
+        if every:
+            out.print("\nFindings")
+        for finding in every:
+            line = _finding_text(finding.code, finding.severity, [finding])
+            line.append(f"\n{kept(printable(finding.path))}", "dim")
+            print_rows(out, wrapped(out, line, 2))
+        return
+    kinds: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.severity == "error" or finding.code in _ALWAYS_SHOWN:
+            kinds.setdefault(finding.code, []).append(finding)
+    if kinds:
+        out.print("\nProblems")
+    shown = list(kinds.items())[:_SHOWN_FINDINGS]
+    for code, same in shown:
+        print_rows(out, wrapped(out, _finding_text(code, same[0].severity, same), 2))
+    rest = sum(map(len, kinds.values())) - sum(len(same) for _, same in shown)
+    if rest:
+        print_rows(out, [Text(f"  and {rest} more: vlmcache status -v")])
+
+
+def _finding_text(code: str, severity: str, same: Sequence[Finding]) -> Text:
+    """Return one line for all findings of one kind."""
+    repos = list(dict.fromkeys(finding.repo for finding in same if finding.repo))
+    names = [printable(repo) for repo in repos[:_SHOWN_REPOS]]
+    where = ", ".join(names) + and_more(len(repos) - len(names))
+    details = list(dict.fromkeys(printable(finding.detail) for finding in same))
+    text = details[0] if len(repos) <= 1 or len(details) == 1 else ""
+    if len(details) > 1 and text:
+        text += f" (and {len(details) - 1} more)"
+    count = f" {len(same)} x" if len(same) > 1 else ""
+    line = Text.assemble((code, SEVERITY_COLORS[severity]), count)
+    return line.append(f" {where}" if where else "").append(f": {text}" if text else "")

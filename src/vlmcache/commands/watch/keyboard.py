@@ -18,8 +18,30 @@ from vlmcache.commands.watch.watch import wait
 RESIZED = "resized"
 SUSPEND = "suspend"
 
-_ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)
-"""A key that has no meaning here, such as an arrow (see ECMA-48)."""
+_KEY = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|[^\x1b])?|.", re.DOTALL)
+"""One key; those that are no character send a sequence (see ECMA-48)."""
+_NAMES = {
+    **dict.fromkeys(("\x1b[A", "\x1bOA"), "up"),
+    **dict.fromkeys(("\x1b[B", "\x1bOB"), "down"),
+    **dict.fromkeys(("\x1b[H", "\x1bOH", "\x1b[1~", "\x1b[7~"), "home"),
+    **dict.fromkeys(("\x1b[F", "\x1bOF", "\x1b[4~", "\x1b[8~"), "end"),
+    **dict.fromkeys(("\r", "\n"), "enter"),
+    **dict.fromkeys(("\x7f", "\b"), "backspace"),
+    "\x1b[5~": "page up",
+    "\x1b[6~": "page down",
+    "\x1b": "escape",
+}
+_SEQUENCE_SECONDS = 0.03
+"""How long the rest of a sequence may take after its first character, which is a key itself."""
+
+
+def keys_of(text: str) -> list[str]:
+    """Return the keys that a terminal has sent: characters, or names such as `up` and `escape`.
+
+    Keys that have neither are left out.
+    """
+    keys = (_NAMES.get(key, key) for key in _KEY.findall(text))
+    return [key for key in keys if key in _NAMES.values() or key.isprintable()]
 
 
 @contextlib.contextmanager
@@ -108,7 +130,7 @@ class Keyboard:
         """Wait for keys or for the socket to be readable.
 
         Returns:
-            The keys pressed, and `RESIZED` or `SUSPEND` if that happened.
+            The keys pressed as `keys_of` names them, and `RESIZED` or `SUSPEND` if that happened.
         """
         watched: list[Any] = [self._wake]
         if wake is not None:
@@ -123,10 +145,12 @@ class Keyboard:
         happened, self._happened = self._happened, []
         if sys.stdin in ready:
             read = os.read(sys.stdin.fileno(), 64)
+            if read.endswith(b"\x1b") and select.select([sys.stdin], [], [], _SEQUENCE_SECONDS)[0]:
+                read += os.read(sys.stdin.fileno(), 64)
             if not read:
                 # The terminal is gone: no key will ever come, and select would return at once.
                 self._settings = None
-            happened += _ESCAPE_SEQUENCE.sub("", read.decode(errors="ignore"))
+            happened += keys_of(read.decode(errors="ignore"))
         return happened
 
     def _signalled(self, number: int, _frame: FrameType | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import os
 import time
@@ -11,6 +13,7 @@ from typing import TypeAlias
 
 from vlmcache.cache.amounts import Amounts, measure
 from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision, worst
+from vlmcache.cache.owners import owner_name
 from vlmcache.cache.state import CacheState, Partial, Repo, State
 from vlmcache.cache.usage import Process, Usage, content_of, find_users
 from vlmcache.commands.status.values import estimate_of
@@ -84,7 +87,20 @@ def _program(process: Process) -> Program:
         script = words[2] if words[1] == "-m" and len(words) > 2 else words[1]
         if not script.startswith("-"):
             name = os.path.basename(script)
-    return Program(process.pid, name)
+    return Program(process.pid, name, _user_of(process.pid))
+
+
+def _user_of(pid: int) -> str | None:
+    """Return whose process it is, if the system shows it in /proc."""
+    with contextlib.suppress(OSError):
+        return _name_of(os.stat(f"/proc/{pid}").st_uid)
+    return None
+
+
+@functools.cache
+def _name_of(uid: int) -> str:
+    """Return a user's name, for which a directory on the network is asked once only."""
+    return owner_name(uid)
 
 
 _Judged: TypeAlias = tuple[Repo, dict[str, Repo | None], State, Amounts]
@@ -135,6 +151,7 @@ class Models:
             used_by=users.of(repo) if repo is not None else (),
             to_fetch=amounts.to_fetch,
             progress=amounts.progress,
+            to_receive=amounts.to_receive,
         )
 
     def _judge(

@@ -70,6 +70,8 @@ class Program(msgspec.Struct, frozen=True):
 
     pid: int
     name: str
+    user: str | None = None
+    """Whose it is, `None` where the system does not say it."""
 
 
 class Download(msgspec.Struct, frozen=True):
@@ -111,15 +113,18 @@ class WatchedModel(msgspec.Struct, frozen=True):
     used_by: tuple[Program, ...]
     to_fetch: int | None = None
     progress: float | None = None
+    to_receive: int | None = None
+    """`to_fetch` without what another program, which is at work on it, has received already."""
 
 
 class Snapshot(Report, frozen=True, tag_field="kind", tag="snapshot"):
     """The cache at one check.
 
-    fill_rate: bytes per second by which the free space shrank over the last minute. full_in:
-    seconds until nothing is free at that rate. low: whether less than cache.min_free is free.
-    problems: severity -> number of findings. notified: whether the filesystem reports changes, in
-    place of polling.
+    fill_rate: bytes per second by which the free space shrank over the last minute. needed: the
+    bytes that running downloads still need, `None` if nothing says how many. full_in: seconds
+    until nothing is free; `None` if the running downloads fit, and nothing else fills the disk.
+    low: whether less than cache.min_free is free. problems: severity -> number of findings.
+    notified: whether the filesystem reports changes, in place of polling.
     """
 
     at: datetime
@@ -131,6 +136,7 @@ class Snapshot(Report, frozen=True, tag_field="kind", tag="snapshot"):
     models: tuple[WatchedModel, ...]
     downloads: tuple[Download, ...]
     problems: dict[str, int]
+    needed: int | None = None
 
     @property
     def ids(self) -> list[str]:

@@ -7,46 +7,51 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
-from rich.console import Group, RenderableType
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from vlmcache.commands.watch.controls import Controls
 from vlmcache.commands.watch.keyboard import (
-    RESIZED,
     SUSPEND,
     Keyboard,
     signals_deferred,
     suspend,
     wait_for_reader,
 )
-from vlmcache.commands.watch.values import (
-    Download,
-    Event,
-    Observation,
-    Program,
-    Snapshot,
-    WatchedModel,
+from vlmcache.commands.watch.listing import (
+    Item,
+    Row,
+    items_of,
+    programs_of,
+    rows_of,
+    total_of,
 )
+from vlmcache.commands.watch.values import Download, Event, Observation, Snapshot
+from vlmcache.commands.watch.words import event_words, programs_text, rate_text
 from vlmcache.show.console import console, styled
 from vlmcache.show.document import stream_line, write
-from vlmcache.show.tables import plain_table, state_text
+from vlmcache.show.rows import (
+    bar,
+    class_text,
+    print_rows,
+    repos_text,
+    shortened,
+    table,
+    width_of,
+)
+from vlmcache.show.tables import STATE_COLORS, state_text
 from vlmcache.show.text import NOTHING, printable
 from vlmcache.units import duration_text, size_text
 
-_STATES = ("damaged", "away", "partial", "missing", "cached")
-_ORDERS: dict[str, Callable[[WatchedModel], tuple[object, ...]]] = {
-    "name": lambda model: (model.key is None, model.key or "", model.repo),
-    "size": lambda model: (-model.size_on_disk, model.repo),
-    "state": lambda model: (_STATES.index(model.state), model.repo),
-}
-_SORTS = tuple(_ORDERS)
 _KEPT_EVENTS = 50
 _SHOWN_EVENTS = 6
-_WIDE = 110
-_SHORT_REPO = 12
+_NARROW, _WIDE, _WIDER = 72, 100, 120
+_BAR = 9
+_LEAST_PLACE = 16
 _ADVANCE_SECONDS = 10.0
 _EVENT_COLORS = {
     "downloaded": "green",
@@ -101,8 +106,7 @@ class Screen:
         self._warning: str | None = None
         self._check: Observation | None = None
         self._events: deque[tuple[datetime, Event]] = deque(maxlen=_KEPT_EVENTS)
-        self._sort = 0
-        self._paused = False
+        self._controls = Controls()
 
     def __enter__(self) -> Screen:
         # A second signal can end the way out early; the end of the process is a way out too.
@@ -132,7 +136,7 @@ class Screen:
         for event in check.events:
             if event.kind != "download-advanced":
                 self._events.append((check.snapshot.at.astimezone(), event))
-        if not self._paused:
+        if not self._controls.paused:
             changed = (
                 self._check is None or check.events or _visible(check) != _visible(self._check)
             )
@@ -152,22 +156,14 @@ class Screen:
         while True:
             happened = self._keyboard.wait(max(0.0, end - time.monotonic()), wake)
             for key in happened:
-                if key in ("q", "Q"):
+                if key == SUSPEND:
+                    self._suspend()
+                elif not self._controls.press(key):
                     return False
-                self._act(key)
+            if happened:
+                self._draw()
             if not happened or time.monotonic() >= end:
                 return True
-
-    def _act(self, key: str) -> None:
-        if key in ("s", "S"):
-            self._sort = (self._sort + 1) % len(_SORTS)
-        elif key in ("p", "P"):
-            self._paused = not self._paused
-        elif key == SUSPEND:
-            self._suspend()
-        elif key != RESIZED:
-            return
-        self._draw()
 
     def _suspend(self) -> None:
         with signals_deferred():
@@ -182,36 +178,50 @@ class Screen:
         if self._check is not None:
             self._live.update(self._screen(self._check.snapshot), refresh=True)
 
-    def _screen(self, snapshot: Snapshot) -> RenderableType:
+    def _screen(self, snapshot: Snapshot) -> Group:
         width, height = self._console.size
-        keys = [f"sorted by {_SORTS[self._sort]}"]
-        if self._keyboard.listens:
-            keys = ["q quit", f"s sort ({_SORTS[self._sort]})", "p pause"]
-        if self._paused:
-            keys[-1] = "p continue"
-        how = "reported by the filesystem" if snapshot.notified else "polling"
-        footer = Text("  ".join([*keys, how, *([self._note] if self._note else [])]), "dim")
-        if self._warning is not None:
-            footer = Text(printable(self._warning), "bold red")
-        if self._paused:
-            footer = Text.assemble(("PAUSED  ", "bold yellow"), footer)
-        events = list(self._events)[-min(_SHOWN_EVENTS, max(1, height // 4)) :]
-        top = _header(snapshot, width)
-        rows = height - len(top) - len(events) - 1 - (1 if events else 0)
-        downloads, used = _downloads(snapshot.downloads, width, max(2, rows // 2))
-        models = _models(snapshot.models, width, max(2, rows - used), self._sort)
-        parts: list[RenderableType] = [*top, *downloads, *models]
+        events = list(self._events)[-min(_SHOWN_EVENTS, max(1, height // 5)) :]
+        rows = rows_of(snapshot.models, snapshot.downloads)
+        lines = _header(snapshot, rows, width)
+        # The headings and the footer; what happened has a heading too.
+        page = max(1, height - len(lines) - 2 - (len(events) + 1 if events else 0))
+        items, first, count = self._controls.choose(rows, page)
+        heading = "MODEL"
+        if count > page:
+            heading += f" {first + 1}-{first + len(items)}/{count}"
+        lines += _items(items, width, heading)
+        if not items:
+            lines.append(Text("nothing matches the filter" if rows else NOTHING, "dim"))
+        lines += [Text()] * (page - max(1, len(items)))
         if events:
-            parts.append(Text("RECENT", "dim"))
-            parts += (
+            lines.append(Text("RECENT", "dim"))
+            lines += (
                 _event_line(when, event, verbose=self._verbose) for when, event in reversed(events)
             )
-        parts.append(footer)
-        for part in parts:
-            if isinstance(part, Text):
-                part.no_wrap = True
-                part.overflow = "ellipsis"
-        return Group(*parts)
+        lines.append(self._footer(snapshot, width))
+        for line in lines:
+            line.no_wrap = True
+            line.overflow = "ellipsis"
+        return Group(*lines)
+
+    def _footer(self, snapshot: Snapshot, width: int) -> Text:
+        """Return the keys, or what is more urgent."""
+        controls = self._controls
+        if self._warning is not None:
+            return Text(printable(self._warning), "bold red")
+        if controls.typing:
+            typed = (f"/{printable(controls.filter)}_", "bold")
+            return Text.assemble(typed, ("  Enter keeps the filter, Esc shows all", "dim"))
+        text = Text("PAUSED  " if controls.paused else "", "bold yellow")
+        text.append(
+            controls.keys if self._keyboard.listens else f"sorted by {controls.order}",
+            "not bold dim",
+        )
+        how = "reported by the filesystem" if snapshot.notified else "polling"
+        for more in filter(None, (self._note, how)):
+            if text.cell_len + 2 + len(more) <= width:
+                text.append(f"  {more}", "not bold dim")
+        return text
 
 
 class Lines:
@@ -260,11 +270,11 @@ class Lines:
 
     def _begin(self, snapshot: Snapshot) -> None:
         out = console()
-        rows = len(snapshot.models) + len(snapshot.downloads) + 10
-        downloads, _ = _downloads(snapshot.downloads, out.width, rows)
-        models = _models(snapshot.models, out.width, rows, 0)
-        for part in (*_header(snapshot, out.width), *downloads, *models):
-            out.print(part)
+        width = width_of(out)
+        rows = rows_of(snapshot.models, snapshot.downloads)
+        lines = _header(snapshot, rows, width)
+        items = items_of(rows)
+        print_rows(out, lines + (_items(items, width, "MODEL") if items else []))
 
     def _print(self, at: datetime, event: Event) -> None:
         if event.kind == "download-advanced":
@@ -299,33 +309,36 @@ class Ids(Lines):
             print(printable(event.repo))
 
 
-def _header(snapshot: Snapshot, width: int) -> list[Text]:
+def _header(snapshot: Snapshot, rows: Sequence[Row], width: int | None) -> list[Text]:
+    """Return what is true of the cache as one: bytes, room, downloads, health."""
     cache = snapshot.cache
-    classes = ", ".join(
-        f"{size_text(count)} {name}"
-        for name in cache.by_class.__struct_fields__
-        if (count := getattr(cache.by_class, name)) and name != "referenced"
-    )
-    size = f"{size_text(cache.size_on_disk)}" + (f" (of that {classes})" if classes else "")
-    lines = [
-        Text.assemble(
-            ("Cache  ", "dim"),
-            f"{_ending_of(printable(cache.dir), width // 2)}  ",
-            size if cache.exists else "does not exist yet",
-        )
-    ]
+    here = {(row.model.type, row.model.repo) for row in rows if row.model.state != "missing"}
+    count = f"{repos_text(kind for kind, _ in here)}, {size_text(cache.size_on_disk)}"
+    line = Text(count if cache.exists else "the cache does not exist yet", "bold")
+    place = printable(cache.dir)
+    room = len(place) if width is None else width - line.cell_len - 2
+    if room >= _LEAST_PLACE:
+        line.append(f"  {shortened(place, room)}", "not bold dim")
+    lines = [line]
+    classes = class_text(cache.by_class)
+    if ", " in classes:
+        lines.append(_labelled("Bytes", classes))
     if cache.free is not None and cache.total is not None:
-        style = "red" if snapshot.low else ""
-        if not style and cache.free < cache.comfortable_free:
-            style = "yellow"
-        room = Text(f"{size_text(cache.free)} free of {size_text(cache.total)}", style)
-        if snapshot.low:
-            room.append(f", less than {size_text(cache.min_free)}")
-        if snapshot.full_in is not None and snapshot.fill_rate is not None:
-            room.append(
-                f", full in {duration_text(snapshot.full_in)} at {_rate_text(snapshot.fill_rate)}"
-            )
-        lines.append(Text.assemble(("Disk   ", "dim"), room))
+        lines.append(_labelled("Disk", _room_text(snapshot)))
+    total = total_of(rows)
+    if total is not None:
+        text = Text()
+        if total.progress is not None:
+            long = _BAR if width is None else max(_BAR, width // 4)
+            text = Text.assemble(bar(total.progress, long), f" {int(total.progress * 100):>3}%  ")
+        facts = [f"{size_text(total.left)} left"] if total.left is not None else []
+        facts += [rate_text(total.speed)] if total.speed else []
+        if total.seconds_left is not None:
+            facts.append(duration_text(total.seconds_left))
+        users = ", ".join(map(printable, programs_of(rows)))
+        facts += [f"by {users}"] if users else []
+        text.append(", ".join(facts))
+        lines.append(_labelled("Total", text))
     problems = [
         f"{count} {severity}{'s' if count > 1 else ''}"
         for severity, count in snapshot.problems.items()
@@ -333,81 +346,117 @@ def _header(snapshot: Snapshot, width: int) -> list[Text]:
     ]
     if problems:
         health = Text(", ".join(problems), "red" if snapshot.problems["error"] else "yellow")
-        health.append("  # vlmcache status -v", "dim")
-        lines.append(Text.assemble(("Health ", "dim"), health))
+        lines.append(_labelled("Health", health.append(": vlmcache status -v", "dim")))
     return lines
 
 
-def _downloads(
-    downloads: Sequence[Download], width: int, rows: int
-) -> tuple[list[RenderableType], int]:
-    """Return the table of downloads in at most so many lines, and how many they are."""
-    if not downloads:
-        return [], 0
-    wide = width >= _WIDE
-    numbers = ("RECEIVED", "OF", "SPEED", "LEFT")
-    columns = ["DOWNLOAD", *(["FILE"] if wide else []), *numbers, "BY"]
-    table = plain_table(*columns, numbers=numbers)
-    order = {"running": 0, "stalled": 1, "left-behind": 2}
-    room, more = _fitting(len(downloads), rows)
-    shown = sorted(downloads, key=lambda download: (order[download.state], download.repo))[:room]
-    for download in shown:
-        file = (
-            printable(download.file)
-            if download.file is not None
-            else f"{printable(download.etag)[:12]}…"
-        )
-        names = [printable(download.repo), _ending_of(file, 50)]
-        if not wide:
-            # Too narrow for both: a dozen characters of the repo, then the end of the file.
-            repo = printable(download.repo).rpartition("/")[2]
-            names = [_shortened(f"{repo[:_SHORT_REPO]} {file}", max(12, width - 53))]
-        left = Text(
-            duration_text(download.seconds_left) if download.seconds_left is not None else NOTHING
-        )
-        if download.state != "running":
-            left = Text(download.state.replace("-", " "), "yellow")
-        table.add_row(
-            *names,
-            size_text(download.size),
-            NOTHING if download.expected_size is None else size_text(download.expected_size),
-            NOTHING if download.speed is None else _rate_text(download.speed),
-            left,
-            NOTHING if download.process is None else _programs_text([download.process]),
-        )
-    return [table, *more], len(shown) + 1 + len(more)
+def _labelled(label: str, text: str | Text) -> Text:
+    return Text.assemble((f"{label:<8}", "dim"), text)
 
 
-def _fitting(count: int, rows: int) -> tuple[int, list[Text]]:
-    """Return how many items a table of so many lines has room for, and a line for the rest."""
-    room = rows - 1 if count < rows else max(1, rows - 2)
-    return room, [Text(f"and {count - room} more", "dim")] if count > room else []
+def _room_text(snapshot: Snapshot) -> Text:
+    """Return how much is free, and whether that is enough for what is being downloaded."""
+    cache, needed = snapshot.cache, snapshot.needed
+    free, total = cache.free or 0, cache.total or 0
+    style = "red" if snapshot.low else "yellow" if free < cache.comfortable_free else ""
+    text = Text(f"{size_text(free)} free of {size_text(total)}", style)
+    if snapshot.low:
+        text.append(f", less than {size_text(cache.min_free)}", "red")
+    if needed and needed > free:
+        text.append(f", {size_text(needed - free)} too little for what is downloaded", "red")
+    elif needed and snapshot.full_in is None:
+        after = free - needed
+        style = "yellow" if after < cache.min_free else ""
+        text.append(f", {size_text(after)} once the downloads are done", style)
+    if snapshot.full_in is not None:
+        rate = f" at {rate_text(snapshot.fill_rate)}" if snapshot.fill_rate else ""
+        text.append(f", full in {duration_text(snapshot.full_in)}{rate}", "red" if rate else "")
+    return text
 
 
-def _models(
-    models: Sequence[WatchedModel], width: int, rows: int, sort: int
-) -> list[RenderableType]:
-    """Return the table of models in at most so many lines."""
-    room, more = _fitting(len(models), rows)
-    table = plain_table(
-        "MODEL", "STATE", "ON DISK", "EXPECTED", "IN USE BY", numbers=("ON DISK", "EXPECTED")
+def _items(items: Sequence[Item], width: int | None, heading: str) -> list[Text]:
+    """Return the lines of the table, its headings first."""
+    columns = [heading, "PROGRESS", "ON DISK"]
+    room = 1 << 30 if width is None else width
+    columns += ["OF"] if room >= _WIDER else []
+    columns += ["SPEED"] if room >= _WIDE else []
+    columns += ["LEFT", *(["USED BY"] if room >= _NARROW else [])]
+    rows = []
+    for row, file in items:
+        cells = _row_cells(row, width) if file is None else _file_cells(file, width)
+        rows.append([cells[column] for column in ("MODEL", *columns[1:])])
+    widths = _WIDTHS | {"USED BY": 24 if room >= _WIDER else 18}
+    return table(columns, rows, width, names=(heading,), numbers=_NUMBERS, widths=widths)
+
+
+_NUMBERS = ("ON DISK", "OF", "SPEED")
+_WIDTHS = {"PROGRESS": _BAR + 5, "ON DISK": 8, "OF": 8, "SPEED": 9, "LEFT": 11}
+
+
+def _row_cells(row: Row, width: int | None) -> dict[str, str | Text]:
+    model = row.model
+    name = printable(row.name)
+    if width is None or width >= _WIDER:
+        revision = "" if model.revision in (None, "main") else f"@{printable(model.revision or '')}"
+        other = f"  {printable(model.repo)}" if model.key not in (None, model.repo) else ""
+        name += other + revision
+    # Whoever downloads is named with each file, and stands here if the files are not shown.
+    users = dict.fromkeys(
+        [*model.used_by, *(each.process for each in row.downloads if each.process is not None)]
     )
-    for model in sorted(models, key=_ORDERS[_SORTS[sort]])[:room]:
-        name = printable(model.repo)
-        if model.type != "model":
-            name += f" ({model.type})"
-        if model.revision not in (None, "main"):
-            name += f"@{printable(model.revision or '')}"
-        if model.key is not None and model.key != model.repo:
-            name = f"{printable(model.key)}  {name}" if width >= _WIDE else printable(model.key)
-        table.add_row(
-            _ending_of(name, max(12, width - 50)),
-            state_text(model.state, model.progress),
-            size_text(model.size_on_disk) if model.size_on_disk else NOTHING,
-            NOTHING if model.expected_size is None else size_text(model.expected_size),
-            _programs_text(model.used_by) if model.used_by else NOTHING,
+    left = row.seconds_left
+    waiting = next((d.state for d in row.downloads if d.state != "running"), None)
+    state = "" if row.is_running or waiting is None else waiting.replace("-", " ")
+    return {
+        "MODEL": Text(name, "bold" if row.downloads else ""),
+        "PROGRESS": _progress(row, width),
+        "ON DISK": size_text(model.size_on_disk) if model.size_on_disk else NOTHING,
+        "OF": NOTHING if model.expected_size is None else size_text(model.expected_size),
+        "SPEED": NOTHING if row.speed is None or not row.is_running else rate_text(row.speed),
+        "LEFT": Text(state, "yellow") if left is None or state else duration_text(left),
+        "USED BY": programs_text(list(users)) if users else NOTHING,
+    }
+
+
+def _progress(row: Row, width: int | None) -> Text:
+    """Return a bar for what is partly here, on a screen, and else the state in words."""
+    progress = row.progress
+    if width is None or progress is None or not (row.is_running or row.model.state == "partial"):
+        return state_text(row.model.state, row.model.progress)
+    # What no download is at work on is told apart by its word, not by its color alone.
+    if not row.is_running:
+        return state_text(row.model.state, progress)
+    return Text.assemble(bar(progress, _BAR), f" {int(progress * 100):>3}%")
+
+
+def _file_cells(download: Download, width: int | None) -> dict[str, str | Text]:
+    file = printable(download.file or f"{download.etag[:12]}…")
+    expected = download.expected_size
+    progress: Text | str = ""
+    if expected:
+        share = min(1.0, download.size / expected)
+        percent = f"{int(share * 100)}%"
+        progress = (
+            percent
+            if width is None
+            else Text.assemble(
+                bar(
+                    share, _BAR, STATE_COLORS["partial"] if download.state != "running" else "green"
+                ),
+                f" {percent:>4}",
+            )
         )
-    return [table, *more]
+    left = "" if download.seconds_left is None else duration_text(download.seconds_left)
+    state = "" if download.state == "running" else download.state.replace("-", " ")
+    return {
+        "MODEL": f"  {file}",
+        "PROGRESS": progress,
+        "ON DISK": size_text(download.size),
+        "OF": NOTHING if expected is None else size_text(expected),
+        "SPEED": NOTHING if download.speed is None else rate_text(download.speed),
+        "LEFT": Text(state, "yellow") if state else left,
+        "USED BY": programs_text([download.process]) if download.process else NOTHING,
+    }
 
 
 def _event_line(when: datetime, event: Event, *, verbose: bool) -> Text:
@@ -415,53 +464,8 @@ def _event_line(when: datetime, event: Event, *, verbose: bool) -> Text:
     line.append(event.kind.replace("-", " "), _EVENT_COLORS.get(event.kind, ""))
     if event.repo is not None:
         line.append(f"  {printable(event.repo)}")
-    words = ", ".join(_event_words(event, verbose=verbose))
+    words = ", ".join(event_words(event, verbose=verbose))
     return line.append(f": {words}") if words else line
-
-
-def _shortened(text: str, width: int) -> str:
-    """Return a string in at most so many characters, without the rest of its end."""
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _ending_of(text: str, width: int) -> str:
-    """Return the end of a string in at most so many characters: of a path, it says more."""
-    return text if len(text) <= width else "…" + text[1 - width :]
-
-
-def _programs_text(programs: Sequence[Program]) -> str:
-    """Return programs as `serve.py (123), python (124)`."""
-    return ", ".join(f"{printable(program.name)} ({program.pid})" for program in programs)
-
-
-def _rate_text(rate: float) -> str:
-    """Return bytes per second in words."""
-    return f"{size_text(round(rate))}/s"
-
-
-def _event_words(event: Event, *, verbose: bool) -> Iterator[str]:
-    """Yield what is to be said of an event, next to its kind and its repo."""
-    if event.revision is not None:
-        refs = f" ({', '.join(map(printable, event.refs))})" if event.refs else ""
-        yield f"{printable(event.revision)[:12]}{refs}"
-    elif len(event.files) == 1:
-        yield printable(event.files[0])
-    elif event.files:
-        yield f"{len(event.files)} files"
-    if event.kind == "low-space" and event.size is not None and event.expected_size is not None:
-        yield f"{size_text(event.size)} free, less than {size_text(event.expected_size)}"
-    elif event.size is not None and event.expected_size is not None:
-        yield f"{size_text(event.size)} of {size_text(event.expected_size)}"
-    elif event.size:
-        yield size_text(event.size)
-    if event.kind == "download-advanced" and event.speed is not None:
-        yield _rate_text(event.speed)
-        if event.seconds_left is not None:
-            yield f"{duration_text(event.seconds_left)} left"
-    if event.detail is not None:
-        yield printable(event.detail)
-    if verbose and event.path is not None:
-        yield printable(event.path)
 
 
 def _visible(check: Observation) -> tuple[object, ...]:
@@ -472,6 +476,7 @@ def _visible(check: Observation) -> tuple[object, ...]:
         snapshot.cache.size_on_disk,
         None if free is None else size_text(free),
         None if snapshot.full_in is None else duration_text(snapshot.full_in),
+        None if snapshot.needed is None else size_text(snapshot.needed),
         snapshot.low,
         snapshot.notified,
         snapshot.models,

@@ -22,6 +22,7 @@ from vlmcache.cache.scan import Scanner
 from vlmcache.cache.state import CacheState, Repo, Severity
 from vlmcache.commands.status.values import summarize_cache
 from vlmcache.commands.watch.events import Notifications, changes
+from vlmcache.commands.watch.listing import full_in, rows_of, total_of
 from vlmcache.commands.watch.models import Downloads, Models, Rate, Users
 from vlmcache.commands.watch.values import Clock, Download, Event, Observation, Snapshot, Wait
 from vlmcache.config import Session, own_home
@@ -107,6 +108,7 @@ class _Watch:
         self._used = Rate(_ROOM_WINDOW)
         self._low = False
         self._busy = False
+        self._running = False
         self._advanced: dict[str, float] = {}
         self._remembered: tuple[int, set[tuple[int, int, int, int]]] = (0, set())
 
@@ -128,21 +130,28 @@ class _Watch:
         running = any(download.state != "left-behind" for download in downloads)
         self._busy = running or self.scans.is_due
         cache = summarize_cache(self._session, state, mount_of(self._session.cache.dir))
+        if self._running and not running:
+            # What has ended fills the disk no more.
+            self._used = Rate(_ROOM_WINDOW)
+        self._running = running
         rate = self._fill_rate(cache.free)
         low = cache.free is not None and cache.free < cache.min_free
         if low and not self._low:
             events.append(Event(kind="low-space", size=cache.free, expected_size=cache.min_free))
         self._low = low
+        models = tuple(self._models.update(state, self._users))
+        total = total_of(rows_of(models, downloads))
         snapshot = Snapshot(
             at=datetime.fromtimestamp(int(self._clock.now()), timezone.utc),
             cache=cache,
             fill_rate=rate,
-            full_in=cache.free / rate if rate and cache.free is not None else None,
+            full_in=full_in(cache.free, rate, total),
             low=low,
             notified=self.scans.wake is not None,
-            models=tuple(self._models.update(state, self._users)),
+            models=models,
             downloads=downloads,
             problems=_problems(state),
+            needed=0 if total is None else total.left,
         )
         by_path = {download.path: download for download in downloads}
         return Observation(snapshot, tuple(self._reported(events, by_path)))
