@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.text import Text
+
+from vlmcache.show.prose import Prose
 
 PIPE_WIDTH = 160
 """Columns where nobody tells: wide enough that a table read by a script keeps its lines whole."""
@@ -19,6 +21,14 @@ def styled(stream: IO[str]) -> bool:
 
 
 class _Console(Console):
+    breaks_lines = True
+    """Whether long lines are broken: not in a pipe, unless it says how wide it is."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print something, of which nothing is cut off to fit the screen; strings as `Prose`."""
+        shown = (Prose(part) if isinstance(part, str | Text) else part for part in objects)
+        super().print(*(objects if options else shown), **{"crop": False, **options})
+
     def on_broken_pipe(self) -> None:
         """Leave it to the one place that knows what a reader's going away means."""
         raise BrokenPipeError
@@ -30,7 +40,7 @@ def console(stream: IO[str] | None = None) -> Console:
     terminal = stream.isatty()
     columns = os.environ.get("COLUMNS", "")
     width = None if terminal else int(columns) if columns.isdigit() and int(columns) else PIPE_WIDTH
-    return _Console(
+    out = _Console(
         file=stream,
         width=width,
         force_terminal=styled(stream),
@@ -40,8 +50,10 @@ def console(stream: IO[str] | None = None) -> Console:
         emoji=False,
         soft_wrap=False,
     )
+    out.breaks_lines = terminal or width != PIPE_WIDTH
+    return out
 
 
 def print_line(out: Console, line: Text) -> None:
-    """Print a line, folded on a terminal only: a pipe gets complete lines."""
-    out.print(line, soft_wrap=not out.is_terminal)
+    """Print a sentence: broken between words on a terminal, a complete line in a pipe."""
+    out.print(Prose(line))
