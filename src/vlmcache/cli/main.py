@@ -17,7 +17,7 @@ import vlmcache
 from vlmcache.cli.light import LightCommand, LightGroup
 from vlmcache.cli.options import Answer
 from vlmcache.cli.register import ALIASES, COMMANDS, load
-from vlmcache.errors import ExitCode, UsageError, VlmcacheError
+from vlmcache.errors import ExitCode, UsageError, VlmcacheError, in_words, reason_of
 from vlmcache.show.text import printable
 from vlmcache.units import did_you_mean
 
@@ -237,9 +237,11 @@ def _failure(error: BaseException) -> VlmcacheError:
         path = getattr(context, "command_path", "vlmcache")
         return UsageError(" ".join(words().split()).rstrip("."), f"see '{path} --help'")
     if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        return _InternalError(f"{error.strerror or error}{where}", "'vlmcache doctor' may tell why")
+        return _InternalError(
+            reason_of(error) if error.filename is None else in_words(error, str(error.filename)),
+            "'vlmcache doctor' may tell why",
+        )
     return _InternalError(
-        f"internal error: {type(error).__name__}: {error}",
+        f"internal error: {type(error).__name__}: {reason_of(error)}",
         "VLMCACHE_DEBUG=1 shows where; please report it",
     )

@@ -18,13 +18,12 @@ from vlmcache.errors import (
     NotEnoughMemoryError,
     UnloadableError,
     less_memory,
+    reason_of,
 )
+from vlmcache.installing import install_extra, install_package
 from vlmcache.load.own_code import refusal
 from vlmcache.load.source import ModelFiles
 
-INSTALL_LOAD = "pip install 'vlmcache[load]'"
-INSTALL_VISION = "pip install 'vlmcache[vision]'"
-INSTALL_ADAPTERS = "pip install 'vlmcache[adapters]'"
 _DISTRIBUTIONS = {
     "pil": "pillow",
     "pytorch": "torch",
@@ -62,7 +61,10 @@ def require_packages() -> None:
     """
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingPackageError(f"loading models needs {' and '.join(missing)}", INSTALL_LOAD)
+        raise MissingPackageError(
+            f"loading models needs {' and '.join(missing)}",
+            install_extra("load"),
+        )
 
 
 @contextlib.contextmanager
@@ -85,8 +87,8 @@ def install(package: str) -> str:
     if package == "torchvision":
         return _install_torchvision()
     if package in ("torch", "transformers", "accelerate", "pillow"):
-        return INSTALL_LOAD
-    return INSTALL_ADAPTERS if package == "peft" else f"pip install {package}"
+        return install_extra("load")
+    return install_extra("adapters") if package == "peft" else install_package(package)
 
 
 def _install_torchvision() -> str:
@@ -99,9 +101,9 @@ def _install_torchvision() -> str:
         version, _, build = importlib.metadata.version("torch").partition("+")
         minor = int(version.split(".")[1]) + 15
     except (importlib.metadata.PackageNotFoundError, LookupError, ValueError):
-        return INSTALL_VISION
-    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
-    return f"pip install 'torchvision==0.{minor}.*'{index}"
+        return install_extra("vision")
+    index = ["--index-url", f"https://download.pytorch.org/whl/{build}"] if build else []
+    return install_package(f"torchvision==0.{minor}.*", *index)
 
 
 def package_error(source: ModelFiles, error: BaseException) -> MissingPackageError | None:
@@ -136,7 +138,7 @@ def package_error(source: ModelFiles, error: BaseException) -> MissingPackageErr
         return MissingPackageError(
             f"{source.model}: a package is missing: {package}", install(package)
         )
-    again = f"pip uninstall {package}, then {install(package)}"
+    again = install_package("--force-reinstall", "--no-deps", package)
     return MissingPackageError(
         f"{source.model}: the package {package} is broken: {type(cause).__name__}: {words[:200]}",
         install(package) if package == "torchvision" else again,
@@ -152,11 +154,11 @@ def _unfit(source: ModelFiles, requirement: str, error: BaseException) -> Missin
         return MissingPackageError(
             f"{source.model}: a package is missing: {package}", install(package)
         )
-    words = " ".join(str(error).split())
+    words = reason_of(error)
     return MissingPackageError(
         f"{source.model}: the package {package} {version} is not the one that is needed:"
         f" {words[:200]}",
-        f"pip install --upgrade '{requirement}'",
+        install_package("--upgrade", requirement),
     )
 
 
@@ -213,7 +215,7 @@ def _frames(error: BaseException) -> list[FrameType]:
 
 
 def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = reason_of(error)
     if isinstance(error, MemoryError) or any(sign in words.lower() for sign in _NO_MEMORY):
         return NotEnoughMemoryError(
             f"{source.model} at {source.precision} does not fit into memory: {words[:200]}",

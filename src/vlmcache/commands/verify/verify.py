@@ -22,6 +22,7 @@ from vlmcache.commands.verify.scope import (
 )
 from vlmcache.commands.verify.values import Unverifiable, Verification, VerifyOptions
 from vlmcache.config import Session, own_home
+from vlmcache.errors import reason_of
 from vlmcache.home.journal import Journal
 from vlmcache.progress import Progress, long_files
 
@@ -96,7 +97,7 @@ def _hash(
         try:
             identity = identify(subject.path)
         except OSError as error:
-            reason = f"it cannot be read: {error.strerror or error}"
+            reason = f"it cannot be read: {reason_of(error)}"
             check = Check(subject.path, subject.expected)
             results.add([subject], Judged(check, None, problem=reason))
         else:
