@@ -245,14 +245,14 @@ def test_every_hint_and_next_step_of_an_odd_cache_runs_in_a_shell(odd: Vlmcache)
     # And as a user does it, with nothing in between.
     path = f"{os.path.dirname(odd.command[0])}{os.pathsep}{os.environ['PATH']}"
     pasted = next(line for line, words in zip(lines, calls, strict=True) if ODD in words[-1])
-    done = subprocess.run(
+    real = subprocess.run(
         ["bash", "-c", pasted],
         env={**odd.environment, "PATH": path},
         cwd=odd.folder,
         stdin=subprocess.DEVNULL,
         capture_output=True,
     )
-    assert done.returncode not in (2, 7, 127), done.stderr
+    assert real.returncode not in (2, 7, 127), real.stderr
 
 
 def test_aliases_are_commands() -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.kit.commands import run_here
@@ -203,3 +204,17 @@ def test_what_does_not_fit_is_told_no_precision_that_takes_more(precision: str) 
         # What `quantize` may say.
         assert "--loader" not in (crash("org/model", -11, [], precision, "quantize").hint or "")
         assert not set(named) - set(re.findall(r"int\d", run_here("help", "quantize").out))
+
+
+def test_an_index_without_metadata_is_named_and_no_key_of_a_dictionary() -> None:
+    with pytest.raises(UnloadableError) as caught, explained(SOURCE):
+        raise KeyError("metadata")
+    assert caught.value.message.startswith("org/model: the index of its weights has no 'metadata'")
+
+
+def test_an_adapter_of_another_model_is_said_not_to_fit_its_base() -> None:
+    source = msgspec.structs.replace(SOURCE, adapter="/cache/adapter")
+    with pytest.raises(UnloadableError) as caught, explained(source):
+        raise RuntimeError("Error(s) in loading state_dict for X: size mismatch for a.lora_A")
+    assert "the adapter does not fit its base model" in caught.value.message
+    assert "adapter_config.json" in (caught.value.hint or "")

@@ -35,7 +35,7 @@ def backup(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", help="Read what is there already, and write again what is damaged."
+            "--verify", help="Read what was saved already, and write again what is damaged."
         ),
     ] = False,
     dry_run: DryRun = False,

@@ -45,6 +45,8 @@ _CODE = re.compile(r"GLOBAL (\S+) (?:was not|whose module)")
 _READS_PICKLES = "torch.serialization"
 _OF_A_REPO = "transformers_modules"
 """The package in which transformers puts code of repos."""
+_UNFIT_ADAPTER = ("size mismatch", "arget modules", "not found in the base model")
+"""What torch and peft say of an adapter that is of another model."""
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -229,6 +231,16 @@ def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
         return UnloadableError(
             f"{source.model}: its pickled weights would run code ({code[1]}), which is not done",
             "look for a repo or revision of it with safetensors",
+        )
+    if isinstance(error, KeyError) and error.args == ("metadata",):
+        return UnloadableError(
+            f"{source.model}: the index of its weights has no 'metadata', and transformers asks it",
+            "look for another revision of it, or add '\"metadata\": {}' to the index in a copy",
+        )
+    if source.adapter is not None and any(sign in words for sign in _UNFIT_ADAPTER):
+        return UnloadableError(
+            f"{source.model}: the adapter does not fit its base model: {words[:200]}",
+            "base_model_name_or_path in its adapter_config.json has to name the model it is of",
         )
     modules = [frame.f_globals.get("__name__") for frame in _frames(error)]
     if type(error).__name__ == "SafetensorError" or _READS_PICKLES in modules:

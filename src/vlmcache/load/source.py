@@ -239,7 +239,8 @@ def _loadable(
         bad = ", ".join(judgement.damaged) or "its revision"
         raise DamagedWeightsError(f"{name} is damaged: {bad}", pull)
     if judgement.state == "partial" or judgement.revision is None:
-        missing = ", ".join(judgement.missing + judgement.missing_repos)
+        repos = tuple(f"the repo {other}, which it needs" for other in judgement.missing_repos)
+        missing = ", ".join(judgement.missing + repos)
         missing = missing or "its download was interrupted"
         raise NotDownloadedError(f"{name} is not complete: missing {missing}", pull)
     return judgement, judgement.revision

@@ -190,7 +190,7 @@ def test_status_changes_nothing_and_asks_no_network(
         (["nonsense"], 2, "no such command: nonsense\nhint: see 'vlmcache --help'"),
         (["statis"], 2, "no such command: statis\nhint: did you mean status?"),
         (["schema", "nonsense"], 2, "no schema for 'nonsense'"),
-        (["schema"], 2, "Missing argument 'COMMAND'\nhint: see"),
+        (["schema"], 2, "missing argument 'COMMAND'\nhint: see"),
     ],
 )
 def test_a_mistake_is_one_line_and_its_exit_code_with_and_without_json(

@@ -67,7 +67,7 @@ def backup(
             there is written; a file or an address that ends in `.tar` for one tar stream, in
             `.tar.gz` or `.tar.zst` for a compressed one; `-` for stdout.
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
-        options: whether to verify what is there already, and whether to write nothing.
+        options: whether to verify what was saved already, and whether to write nothing.
         progress: shows the progress.
 
     Raises:

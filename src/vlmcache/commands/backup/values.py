@@ -29,7 +29,7 @@ class BackupOptions(msgspec.Struct, frozen=True):
     """How to back up."""
 
     verify: bool = False
-    """Read what is there already, and write again what is not what its hash says."""
+    """Read what was saved already, and write again what is not what its hash says."""
     dry_run: bool = False
     """Write nothing."""
 

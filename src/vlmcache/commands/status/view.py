@@ -13,6 +13,7 @@ from vlmcache.cache.moved import DRIVE_AWAY
 from vlmcache.cache.state import Finding
 from vlmcache.commands.status.values import CacheSummary, ModelStatus, RepoStatus, Status
 from vlmcache.show.console import console
+from vlmcache.show.prose import whole
 from vlmcache.show.tables import (
     SEVERITY_COLORS,
     STATE_COLORS,
@@ -51,6 +52,8 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
         _print_bad_files(out, status.models)
         _print_variants(out, status.models)
         _print_contexts(out, status.models)
+        if verbose:
+            _print_paths(out, status.models)
     else:
         out.print("No model is configured, or none passes the filter.")
     asked = {model.repo for model in status.models}
@@ -64,9 +67,8 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
         count = len(place.repos)
         noun = "repo is" if count == 1 else "repos are"
         room = "not mounted now" if place.free is None else f"{size_text(place.free)} free"
-        text = (
-            f"{count} {noun} at {printable(place.path)}, {size_text(place.size_on_disk)} ({room})"
-        )
+        where = whole(printable(place.path))
+        text = f"{count} {noun} at {where}, {size_text(place.size_on_disk)} ({room})"
         style = "red" if place.free is None else ""
         out.print(labelled("Moved" if place.moved else "Linked", text, style))
     for copy in status.copies:
@@ -79,14 +81,10 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
     if status.recommendations:
         out.print("\nNext")
         for step in status.recommendations:
-            command, text = printable(step.command or ""), f"# {printable(step.text)}"
-            if command and len(command) + len(text) + 4 <= out.width:
-                out.print(hanging(Text.assemble((command, "bold"), (f"  {text}", "dim")), 2))
-                continue
-            if command:
-                # Not folded, so that it can be pasted.
-                out.print(Text(f"  {command}", "bold"), soft_wrap=True)
-            out.print(hanging(Text(text, "dim"), 2))
+            command, text = whole(printable(step.command or "")), f"# {printable(step.text)}"
+            apart = "\n" if len(command) + len(text) + 4 > out.width else "  "
+            line = Text(command, "bold").append(apart if command else "").append(text, "dim")
+            out.print(hanging(line, 2))
 
 
 def _amount(size: int | None) -> str:
@@ -155,6 +153,14 @@ def _print_variants(out: Console, models: Iterable[ModelStatus]) -> None:
         out.print(hanging(Text(f"{printable(model.key)}, variants: {line}"), 2))
 
 
+def _print_paths(out: Console, models: Iterable[ModelStatus]) -> None:
+    """Print the folder of each model's snapshot, to be copied."""
+    for model in models:
+        if model.path is not None:
+            path = whole(printable(model.path))
+            out.print(hanging(Text(f"{printable(model.name)}: {path}"), 2))
+
+
 def _some(names: tuple[str, ...]) -> str:
     shown = ", ".join(map(printable, names[:_SHOWN_FILES]))
     more = len(names) - _SHOWN_FILES
@@ -180,7 +186,8 @@ def _print_cache(
     out: Console, cache: CacheSummary, others: list[RepoStatus], *, every: bool
 ) -> None:
     filesystem = f", {cache.filesystem}" if cache.filesystem else ""
-    out.print(labelled("Cache", f"{printable(cache.dir)} ({cache.source}{filesystem})"))
+    folder = whole(printable(cache.dir))
+    out.print(labelled("Cache", f"{folder} ({cache.source}{filesystem})"))
     if not cache.exists:
         out.print(labelled("", "does not exist yet: the first pull creates it"))
     else:
@@ -219,7 +226,7 @@ def _print_findings(out: Console, findings: Iterable[Finding], *, verbose: bool)
         line = Text(finding.code, SEVERITY_COLORS[finding.severity])
         line = Text.assemble(line, f"{where} {printable(finding.detail)}")
         if verbose:
-            line.append(f"\n{printable(finding.path)}", "dim")
+            line.append(f"\n{whole(printable(finding.path))}", "dim")
         out.print(hanging(line, 2))
     if len(shown) < len(serious):
         out.print(f"  and {len(every) - len(shown)} more (-v shows all)")
