@@ -21,7 +21,8 @@ def show_backup(value: Backup, *, stream: IO[str]) -> None:
         speed = f" in {pace_text(value.uploaded.size, value.seconds)}"
     verb = "Would save" if value.dry_run else "Saved"
     place = _place(value.form, "stdout" if value.destination == STREAM else value.destination)
-    out.print(f"{verb} {_repos(value.repos)} to {place}: {size_text(value.uploaded.size)}{speed}")
+    new = size_text(value.uploaded.size) if value.uploaded.blobs else "nothing new"
+    out.print(f"{verb} {_repos(value.repos)} to {place}: {new}{speed}")
     if value.skipped.blobs:
         blobs, size = counted(value.skipped.blobs, "blob"), size_text(value.skipped.size)
         out.print(f"{blobs}, {size}, there already")

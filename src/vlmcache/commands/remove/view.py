@@ -80,11 +80,12 @@ class _Row(msgspec.Struct):
 
     @property
     def what(self) -> str:
-        """What is removed, in the order of the words above."""
+        """What is removed, in the order of the words above; locks go with anything else."""
+        kinds = [kind for kind in _WORDS if kind in self.kinds]
+        kinds = [kind for kind in kinds if kind not in ("lock", "locks")] or kinds
         return ", ".join(
-            words[0] if self.kinds[kind] == 1 else f"{self.kinds[kind]} {words[1]}"
-            for kind, words in _WORDS.items()
-            if kind in self.kinds
+            _WORDS[kind][0] if self.kinds[kind] == 1 else f"{self.kinds[kind]} {_WORDS[kind][1]}"
+            for kind in kinds
         )
 
     @property
