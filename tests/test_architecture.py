@@ -56,6 +56,7 @@ BASE = (
     "config_file",
     "environment",
     "errors",
+    "installing",
     "log",
     "names",
     "progress",

@@ -50,9 +50,10 @@ REVIEWED = {
         "Move the file elsewhere if you need it; 'vlmcache rm PATH --dry-run' shows its size.": (
             "nothing is removed by a dry run"
         ),
-        "Install it again: 'pip install --force-reinstall torch'.": "a package",
     },
-    "load.device": {"--force-reinstall ": "a package"},
+    "installing": {"--force": "a package"},
+    "load.device": {"--force-reinstall": "a package"},
+    "load.explain": {"--force-reinstall": "a package"},
     "commands.backup.values": {
         "--overwrite lets it name the backup's; the files of both stay": "no file is removed",
     },

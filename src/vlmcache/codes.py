@@ -207,7 +207,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "loading-not-installed": (
         "The packages that load models are not installed, so models cannot be measured.",
-        "Install them: 'pip install vlmcache[load]'.",
+        "Install them: 'vlmcache doctor' shows the command.",
     ),
     "lost-link": (
         "A file's content is in the cache, but the link to it in the revision is missing.",
@@ -239,7 +239,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "missing-package": (
         "A Python package that this command needs is not installed.",
-        "Install what the message names, for loading 'pip install vlmcache[load]'.",
+        "Install what the message names; 'vlmcache doctor' shows what else is missing.",
     ),
     "missing-snapshots": (
         "The repo has no snapshots folder, so nothing in it can be loaded.",
@@ -389,7 +389,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "quantization-not-installed": (
         "bitsandbytes is not installed, so models cannot be loaded at int8 or int4.",
-        "Install it: 'pip install bitsandbytes'.",
+        "Install it: 'vlmcache doctor' shows the command.",
     ),
     "ref-to-missing-commit": (
         "A branch or tag names a commit that has no snapshot in the cache.",
@@ -436,7 +436,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "torch-broken": (
         "torch is installed but cannot be imported.",
-        "Install it again: 'pip install --force-reinstall torch'.",
+        "Install it again: 'vlmcache doctor' shows the command.",
     ),
     "torch-without-gpu": (
         "The machine has a GPU that the installed build of torch cannot use.",
@@ -467,7 +467,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "unknown-architecture": (
         "The installed version of transformers does not know the model's architecture.",
-        "Update it: 'pip install --upgrade transformers'.",
+        "Update it; 'vlmcache doctor' shows its version.",
     ),
     "unloadable": (
         "The model cannot be loaded with these settings.",

@@ -14,7 +14,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.weights import Precision
 from vlmcache.environment import FILE_LIMIT, user_config
-from vlmcache.errors import ConfigError
+from vlmcache.errors import ConfigError, reason_of
 from vlmcache.units import did_you_mean, parse_size
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
@@ -145,7 +145,7 @@ def read_config(path: str, source: Source, *, alone: bool = False) -> Config | N
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file (named by {source})") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"{path}: cannot be read: {reason_of(error)}") from error
     return parse_config(content, path, source, alone=alone)
 
 

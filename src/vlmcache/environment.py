@@ -10,7 +10,7 @@ import msgspec
 import platformdirs
 
 from vlmcache.cache.reading import read_bytes
-from vlmcache.errors import ConfigError
+from vlmcache.errors import ConfigError, reason_of
 
 FILE_LIMIT = 4_000_000
 """Bytes of a configuration file; a longer one is not read."""
@@ -138,7 +138,7 @@ def _read_dotenv(path: str) -> dict[str, str]:
     try:
         lines = read_bytes(path, FILE_LIMIT).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        raise ConfigError(f"{path}: cannot be read: {reason_of(error)}") from error
     values: dict[str, str] = {}
     for line in parse_stream(io.StringIO(lines)):
         name = line.key or ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import os
+import re
 from typing import ClassVar
 
 
@@ -280,6 +282,30 @@ class CrashedError(UnloadableError):
     """The process that loaded the model ended without an answer."""
 
     code = "crashed"
+
+
+_NUMBER = re.compile(r"\[(?:Errno|WinError) -?[0-9]+\] ?")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why something failed in one line: the system's words, without its number for them."""
+    words = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return _NUMBER.sub("", " ".join(words.split())) or type(error).__name__
+
+
+def in_words(error: OSError, path: str) -> str:
+    """Return why the system refused something, and at which path.
+
+    Args:
+        error: the refusal. One of this package, which has no number, says all by itself.
+        path: the place, if the error names none or one relative to an open folder, which would say
+            nothing to the user.
+    """
+    if error.errno is None:
+        return reason_of(error)
+    named = error.filename
+    complete = isinstance(named, str) and os.path.isabs(named)
+    return f"{reason_of(error)}: {named if complete else path}"
 
 
 def less_memory(precision: str | None) -> str:

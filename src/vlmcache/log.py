@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vlmcache.errors import ConfigError
+from vlmcache.errors import ConfigError, reason_of
 
 if TYPE_CHECKING:
     from logging import Handler, Logger, LogRecord
@@ -96,7 +96,7 @@ def configure(verbosity: int, escape: Callable[[str], str]) -> None:
             _HANDLERS.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
             raise ConfigError(
-                f"the log cannot be written: {error.strerror or error}: '{path}'",
+                f"the log cannot be written: {reason_of(error)}: '{path}'",
                 "name another file with VLMCACHE_LOG, or unset it",
             ) from None
         _HANDLERS[-1].setFormatter(logging.Formatter(_FORMAT))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 
 from tests.change.test_removal_hazards import holding
 from tests.kit.caches import CacheBuilder
-from tests.kit.disks import as_other_user, common_folder
+from tests.kit.disks import NOBODY, as_other_user, common_folder
 from tests.kit.rooms import ROOMS, base
 from vlmcache.cache import mounts, usage
 from vlmcache.cache.locks import lock_held
 from vlmcache.cache.mounts import Mount, mount_of
+from vlmcache.cache.reach import Reach
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import LastUse, last_uses, who_uses, without_secrets
 
@@ -144,6 +146,53 @@ def test_processes_that_may_not_be_looked_into_are_counted() -> None:
     users, hidden = map(int, result.stdout.split())
     assert users == 0
     assert hidden > 0
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="needs two users")
+@pytest.mark.parametrize("closed", ["the cache", "a folder above it"])
+def test_processes_of_users_that_cannot_get_at_the_cache_are_not_counted(closed: str) -> None:
+    with common_folder() as folder:
+        above = folder / "home"
+        repo = base(above / "hub")
+        shut = above / "hub" if closed == "the cache" else above
+        subprocess.run(["chown", "-R", str(NOBODY), above], check=True)
+        shut.chmod(0o700)
+        with holding("mapped", repo.blob("model.safetensors")):
+            result = as_other_user(
+                [sys.executable, "-c", LOOK, above / "hub"],
+                environment={"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(sys.path)},
+                folder=folder,
+            )
+    assert (result.returncode, result.stdout) == (0, "0 0\n"), result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs modes")
+@pytest.mark.parametrize(
+    ("mode", "mine", "group", "others"),
+    [
+        (0o700, True, False, False),
+        (0o750, True, True, False),
+        (0o705, True, False, True),
+        (0o755, True, True, True),
+        (0o070, False, True, False),
+    ],
+)
+def test_the_modes_of_folders_say_who_gets_at_files(
+    mode: int, mine: bool, group: bool, others: bool
+) -> None:
+    with common_folder() as folder:
+        folder.chmod(mode)
+        status = folder.stat()
+        reach = Reach([str(folder / "x"), str(folder / "y")])
+        user, other = status.st_uid, status.st_uid + 1
+        answers = (
+            reach.lets_in(user, frozenset()),
+            reach.lets_in(other, frozenset({status.st_gid})),
+            reach.lets_in(other, frozenset({status.st_gid + 1})),
+        )
+        assert reach.lets_in(other, None) == (group or others)
+        folder.chmod(0o700)
+    assert answers == (mine, group, others)
 
 
 def test_last_use_is_the_latest_of_journal_and_access_and_honest_without_either(

@@ -114,6 +114,15 @@ def test_a_certificate_of_somebody_else_is_refused_in_one_sentence(
     assert "certificate" in done.stderr.lower()
 
 
+def test_a_file_for_the_keys_that_cannot_be_written_is_named_with_its_variable(
+    safe_hub: LoopbackHub, company: Authority, tmp_path: Path
+) -> None:
+    variables = {"SSL_CERT_FILE": str(company.certificate), "SSLKEYLOGFILE": str(tmp_path)}
+    done = vlmcache(safe_hub, tmp_path / "cache", "pull", REPO, **variables)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: SSLKEYLOGFILE names a file that cannot be written")
+
+
 @pytest.mark.parametrize("mirror", sorted(MIRRORS))
 def test_whatever_a_mirror_leaves_out_nothing_wrong_is_published(
     hub: LoopbackHub, tmp_path: Path, mirror: str

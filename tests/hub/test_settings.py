@@ -254,6 +254,7 @@ def test_a_failure_that_nobody_knows_is_a_sentence_too(monkeypatch: pytest.Monke
 EVERYTHING = {
     "HTTPS_PROXY": "socks://h:1",
     "SSL_CERT_FILE": "/none.pem",
+    "SSLKEYLOGFILE": "/none/keys",
     "HF_HUB_ETAG_TIMEOUT": "abc",
     "HF_HUB_DOWNLOAD_TIMEOUT": "1.5",
     "HF_TOKEN": "hf_x\u00e4",
@@ -303,6 +304,15 @@ def test_a_process_of_its_own_says_the_same(
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {variable} ")
     assert EVERYTHING[variable] in result.stderr
+
+
+def test_a_folder_in_the_place_of_the_token_is_called_one(hub: LoopbackHub, tmp_path: Path) -> None:
+    result = vlmcache(hub, tmp_path / "c", "pull", REPO, HF_TOKEN_PATH=str(tmp_path))
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"error: HF_TOKEN_PATH names a folder: '{tmp_path}'\n"
+        "hint: name a file with a token, or unset it\n"
+    )
 
 
 def test_a_token_in_a_note_is_hidden_before_a_client_is_built() -> None:

@@ -31,6 +31,7 @@ from vlmcache.errors import (
     UnsupportedPrecisionError,
     UntrustedCodeError,
 )
+from vlmcache.installing import install_extra
 
 CACHE = CacheBuilder(Path(os.environ["HF_HOME"]) / "hub")
 ROOT = Path(os.environ["VLMCACHE_HOME"]).parent
@@ -517,7 +518,7 @@ def an_adapter_loads_onto_its_base() -> None:
             MissingPackageError, "is an adapter (PEFT), and loading it needs peft"
         ) as error:
             load("tiny/adapter")
-        assert error[0].hint == "pip install 'vlmcache[adapters]'"
+        assert error[0].hint == install_extra("adapters")
         return
     import peft
 

@@ -24,6 +24,7 @@ from tests.load.conftest import World
 from tests.load.test_report import report
 from vlmcache.errors import CrashedError, UnloadableError
 from vlmcache.home.journal import Journal
+from vlmcache.installing import install_extra, install_package
 from vlmcache.load import conditions, reader, trials
 from vlmcache.load.report import Remembered
 from vlmcache.load.saved import best_loader
@@ -249,7 +250,7 @@ def test_a_missing_bitsandbytes_is_exit_11_and_one_line(tiny_world: World) -> No
     )
     assert done.returncode == 11
     assert done.stderr.startswith("error: int8 needs bitsandbytes")
-    assert done.stderr.endswith("\nhint: pip install bitsandbytes\n")
+    assert done.stderr.endswith(f"\nhint: {install_package('bitsandbytes')}\n")
     assert is_failure(done.stderr)
 
 
@@ -262,7 +263,7 @@ def test_without_torch_one_line_says_what_to_install(
     done = world.vlmcache(*arguments, **world.without("torch", "transformers"))
     assert done.returncode == 11
     assert done.stderr == (
-        "error: loading models needs torch and transformers\nhint: pip install 'vlmcache[load]'\n"
+        f"error: loading models needs torch and transformers\nhint: {install_extra('load')}\n"
     )
     assert done.stdout == ""
 

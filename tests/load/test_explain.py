@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.kit.commands import run_here
 from vlmcache.errors import MissingPackageError, UnloadableError
+from vlmcache.installing import install_extra, install_package
 from vlmcache.load.explain import explained, install
 from vlmcache.load.source import ModelFiles
 from vlmcache.load.worker import crash
@@ -89,16 +91,16 @@ UNFIT = (
     " transformers -U`"
 )
 CASES: tuple[tuple[Callable[[], None], str, str], ...] = (
-    (missing, MISSING, "pip install surely_absent"),
-    (missing_part, MISSING, "pip install surely_absent"),
-    (of_a_module_that_is_imported_lazily, MISSING, "pip install surely_absent"),
-    (while_another_is_handled, MISSING, "pip install surely_absent"),
+    (missing, MISSING, install_package("surely_absent")),
+    (missing_part, MISSING, install_package("surely_absent")),
+    (of_a_module_that_is_imported_lazily, MISSING, install_package("surely_absent")),
+    (while_another_is_handled, MISSING, install_package("surely_absent")),
     (
         of_code_of_a_repo,
         "org/model: packages are missing: einops, flash-attn",
-        "pip install einops && pip install flash-attn",
+        " && ".join(map(install_package, ("einops", "flash-attn"))),
     ),
-    (of_a_back_end, "org/model: a package is missing: pillow", "pip install 'vlmcache[load]'"),
+    (of_a_back_end, "org/model: a package is missing: pillow", install_extra("load")),
     (
         broken,
         "org/model: the package torchvision is broken: ImportError: libcudart.so.13: cannot open",
@@ -112,17 +114,17 @@ CASES: tuple[tuple[Callable[[], None], str, str], ...] = (
     (
         of_a_quantization,
         MISSING,
-        "pip install surely_absent",
+        install_package("surely_absent"),
     ),
     (
         of_an_old_version,
         UNFIT,
-        "pip install --upgrade 'msgspec>=9.8'",
+        install_package("--upgrade", "msgspec>=9.8"),
     ),
     (
         in_a_circle,
         "org/model: the package absent is broken: ImportError: first",
-        "pip uninstall absent, then pip install absent",
+        install_package("--force-reinstall", "--no-deps", "absent"),
     ),
 )
 
@@ -160,7 +162,7 @@ def test_a_package_that_fails_at_its_import_is_named_wherever_it_lies(
     kind, _, said = words.partition("('")
     expected = f"org/model: the package surely_broken is broken: {kind}: {said[:-2]}"
     assert caught.value.message == expected
-    assert caught.value.hint == "pip uninstall surely_broken, then pip install surely_broken"
+    assert caught.value.hint == install_package("--force-reinstall", "--no-deps", "surely_broken")
 
 
 CPU = "https://download.pytorch.org/whl/cpu"
@@ -169,14 +171,14 @@ CPU = "https://download.pytorch.org/whl/cpu"
 @pytest.mark.parametrize(
     ("version", "command"),
     [
-        ("2.13.0+cpu", f"pip install 'torchvision==0.28.*' --index-url {CPU}"),
-        ("2.4.1+cpu", f"pip install 'torchvision==0.19.*' --index-url {CPU}"),
+        ("2.13.0+cpu", install_package("torchvision==0.28.*", "--index-url", CPU)),
+        ("2.4.1+cpu", install_package("torchvision==0.19.*", "--index-url", CPU)),
         (
             "2.9.0+cu130",
-            "pip install 'torchvision==0.24.*' --index-url https://download.pytorch.org/whl/cu130",
+            install_package("torchvision==0.24.*", "--index-url", f"{CPU[:-3]}cu130"),
         ),
-        ("2.13.0", "pip install 'torchvision==0.28.*'"),
-        ("unknown", "pip install 'vlmcache[vision]'"),
+        ("2.13.0", install_package("torchvision==0.28.*")),
+        ("unknown", install_extra("vision")),
     ],
 )
 def test_the_torchvision_to_install_is_the_one_of_the_installed_torch(
@@ -202,3 +204,17 @@ def test_what_does_not_fit_is_told_no_precision_that_takes_more(precision: str) 
         # What `quantize` may say.
         assert "--loader" not in (crash("org/model", -11, [], precision, "quantize").hint or "")
         assert not set(named) - set(re.findall(r"int\d", run_here("help", "quantize").out))
+
+
+def test_an_index_without_metadata_is_named_and_no_key_of_a_dictionary() -> None:
+    with pytest.raises(UnloadableError) as caught, explained(SOURCE):
+        raise KeyError("metadata")
+    assert caught.value.message.startswith("org/model: the index of its weights has no 'metadata'")
+
+
+def test_an_adapter_of_another_model_is_said_not_to_fit_its_base() -> None:
+    source = msgspec.structs.replace(SOURCE, adapter="/cache/adapter")
+    with pytest.raises(UnloadableError) as caught, explained(source):
+        raise RuntimeError("Error(s) in loading state_dict for X: size mismatch for a.lora_A")
+    assert "the adapter does not fit its base model" in caught.value.message
+    assert "adapter_config.json" in (caught.value.hint or "")

@@ -31,7 +31,7 @@ LAYOUTS: dict[str, tuple[dict[str, Content], str, str]] = {
     ),
     "adapter without its base": (
         ADAPTER,
-        "org/model is not complete: missing org/base",
+        "org/model is not complete: missing the repo org/base, which it needs",
         "vlmcache pull org/model",
     ),
     "adapter whose base is a folder": (

@@ -16,6 +16,7 @@ from tests.load.test_report import MACHINE, report
 from vlmcache.cli.register import document_type
 from vlmcache.errors import UnloadableError, UsageError
 from vlmcache.home.journal import Journal
+from vlmcache.installing import install_extra
 from vlmcache.load import saved
 from vlmcache.load.options import LoadTestOptions, parse_loaders, parse_precisions
 from vlmcache.load.report import LoadFailure, LoadReport, Remembered
@@ -87,7 +88,7 @@ def test_without_matplotlib_a_plot_is_refused_in_one_line(world: World) -> None:
     )
     assert (done.returncode, done.stderr) == (
         11,
-        "error: --plot needs matplotlib\nhint: pip install 'vlmcache[plot]'\n",
+        f"error: --plot needs matplotlib\nhint: {install_extra('plot')}\n",
     )
 
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from vlmcache.cache.state import ByClass
+from vlmcache.show.prose import whole
 from vlmcache.show.rows import (
     bar,
     class_text,
-    kept,
     labelled,
     repos_text,
     shortened,
@@ -69,7 +69,7 @@ def test_columns_with_a_width_stay_where_they_are() -> None:
 @given(st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=20))
 def test_lines_are_broken_between_words_only_and_nothing_is_lost(words: list[str]) -> None:
     command = "vlmcache clean --keep 'org/name' --cache-dir '/a folder/hub'"
-    text = f"{' '.join(words)}: {kept(command)}"
+    text = f"{' '.join(words)}: {whole(command)}"
     lines = [line.plain for line in wrapped(screen(30), text, 4)]
     assert sum(command in line for line in lines) == 1
     assert " ".join(" ".join(lines).split()) == f"{' '.join(words)}: {command}"

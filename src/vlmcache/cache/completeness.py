@@ -19,6 +19,7 @@ from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision, State, TreeFile
 from vlmcache.cache.weight_options import weight_map
 from vlmcache.cache.weights import Tensor, TruncatedError, read_header
+from vlmcache.errors import reason_of
 
 _INDEX_LIMIT = 64_000_000
 
@@ -329,13 +330,13 @@ def read_content(judgement: Judgement) -> Content:
                 if name == formats.CONFIG and isinstance(said, dict):
                     content.config.update(said)
         except (TruncatedError, RecursionError) as error:
-            content.damaged[name] = str(error)
+            content.damaged[name] = reason_of(error)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            content.damaged[name] = f"{name} is not JSON: {error}"
+            content.damaged[name] = f"{name} is not JSON: {reason_of(error)}"
         except OSError as error:
-            content.damaged[name] = f"{name} cannot be read: {error.strerror or error}"
+            content.damaged[name] = f"{name} cannot be read: {reason_of(error)}"
         except ValueError as error:
-            content.unreadable[name] = str(error)
+            content.unreadable[name] = reason_of(error)
     return content
 
 

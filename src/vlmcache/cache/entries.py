@@ -23,6 +23,7 @@ from vlmcache.cache.state import (
     Stray,
     TreeFile,
 )
+from vlmcache.errors import reason_of
 
 STALE_AFTER = 3600.0
 """Seconds without a write after which an unlocked partial download counts as left behind."""
@@ -172,7 +173,7 @@ class Notes(msgspec.Struct):
 
     def unreadable(self, path: str, error: OSError) -> None:
         """Add a finding: a folder cannot be read."""
-        detail = f"the folder cannot be read: {error.strerror or error}"
+        detail = f"the folder cannot be read: {reason_of(error)}"
         log.info("scan", "skipped: '%s': %s", path, detail)
         self.error(UNREADABLE, path, detail, units.command("doctor"))
 

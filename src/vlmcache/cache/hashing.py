@@ -16,7 +16,7 @@ import msgspec
 
 from vlmcache.cache import page_cache
 from vlmcache.cache.reading import open_quietly
-from vlmcache.errors import ChangedError
+from vlmcache.errors import ChangedError, reason_of
 from vlmcache.progress import Stopped
 from vlmcache.threads import results
 
@@ -167,7 +167,7 @@ def _judge(
             if last:
                 return Judged(check, None, problem="it changed while it was read")
         except OSError as error:
-            return Judged(check, None, problem=f"it cannot be read: {error.strerror or error}")
+            return Judged(check, None, problem=f"it cannot be read: {reason_of(error)}")
         # Another file has taken its place meanwhile: that one counts.
     raise AssertionError("unreachable")
 

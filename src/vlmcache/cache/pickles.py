@@ -19,6 +19,7 @@ import msgspec
 
 from vlmcache.cache.reading import open_quietly
 from vlmcache.cache.weights import DTYPE_BITS, Tensor
+from vlmcache.errors import reason_of
 
 _PICKLE_LIMIT = 64_000_000
 """The longest pickle that is read, in bytes; a tensor takes some 300."""
@@ -368,7 +369,7 @@ def read_pickle(path: str) -> dict[str, PickledTensor]:
             struct.error,
             zipfile.BadZipFile,
         ) as error:
-            raise PickleError(f"cannot be read: {error}: {path}") from error
+            raise PickleError(f"cannot be read: {reason_of(error)}: {path}") from error
 
 
 def read_pickled(path: str) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ from vlmcache.cache.state import (
     CacheState,
     Repo,
 )
-from vlmcache.errors import CacheError, ConfigError
+from vlmcache.errors import CacheError, ConfigError, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -302,7 +302,7 @@ def _is_there(path: str) -> bool:
         if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
             return False
     except OSError as error:
-        raise _unreadable_cache(path, error.strerror or str(error)) from error
+        raise _unreadable_cache(path, reason_of(error)) from error
     raise ConfigError(
         f"the cache path is not a folder: {path}",
         "name another with --cache-dir or HF_HUB_CACHE; 'vlmcache doctor' shows the sources",

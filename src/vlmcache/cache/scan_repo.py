@@ -29,6 +29,7 @@ from vlmcache.cache.repo_content import RepoContent, check_repo
 from vlmcache.cache.scan_snapshots import read_snapshots
 from vlmcache.cache.state import Blob, Partial, Repo, TreeFile
 from vlmcache.cache.tree import CacheTree
+from vlmcache.errors import reason_of
 
 
 class _TreeDocument(msgspec.Struct):
@@ -224,13 +225,13 @@ def _read_ref(content: RepoContent, path: str, name: str) -> None:
         content.notes.error(
             "unreadable-file",
             path,
-            f"this user may not read the ref: {error.strerror}",
+            f"this user may not read the ref: {reason_of(error)}",
             units.command("doctor"),
         )
         return
     except (OSError, UnicodeDecodeError) as error:
         content.notes.error(
-            "unreadable-ref", path, f"the ref cannot be read: {error}", content.pull
+            "unreadable-ref", path, f"the ref cannot be read: {reason_of(error)}", content.pull
         )
         return
     commit = text.strip()
@@ -270,13 +271,16 @@ def _read_trees(content: RepoContent, path: str) -> None:
             content.notes.info(
                 "unreadable-file",
                 place,
-                f"this user may not read the listing: {error.strerror}",
+                f"this user may not read the listing: {reason_of(error)}",
                 units.command("doctor"),
             )
             continue
         except (OSError, *JSON_ERRORS) as error:
             content.notes.warning(
-                "unreadable-tree", place, f"the listing cannot be read: {error}", content.pull
+                "unreadable-tree",
+                place,
+                f"the listing cannot be read: {reason_of(error)}",
+                content.pull,
             )
             continue
         if document.format_version == 1 and document.files:

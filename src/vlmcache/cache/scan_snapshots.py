@@ -20,6 +20,7 @@ from vlmcache.cache.entries import (
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.repo_content import RepoContent
 from vlmcache.cache.state import File, FileKind, Revision
+from vlmcache.errors import reason_of
 
 _NEVER_EMPTY = (".json", ".safetensors", ".gguf", ".bin")
 """Endings of a model's files that make no sense without content."""
@@ -203,7 +204,7 @@ def _odd_link(
         if error.errno == errno.ELOOP:
             content.notes.error("link-loop", path, f"the link leads in a circle ({name})", remedy)
             return _file(name, "loop", stat)
-        detail = f"the link cannot be followed ({name}): {error.strerror or error}"
+        detail = f"the link cannot be followed ({name}): {reason_of(error)}"
         code = "unreadable-file" if isinstance(error, PermissionError) else "dangling-link"
         content.notes.error(code, path, detail, units.command("doctor"))
         return _file(name, "unreadable", stat)

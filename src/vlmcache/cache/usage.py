@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -17,6 +17,7 @@ from vlmcache.cache import formats, layout
 from vlmcache.cache.locks import lock_held
 from vlmcache.cache.mounts import AccessTimes
 from vlmcache.cache.owners import owner_name
+from vlmcache.cache.reach import Reach
 from vlmcache.cache.state import Blob, CacheState, File, Partial, Repo, Revision, SharedBlob, Stray
 from vlmcache.cache.tree import CacheTree
 from vlmcache.units import counted
@@ -40,7 +41,8 @@ class Usage(msgspec.Struct, frozen=True):
 
     files: (device, inode) -> processes that hold the file open or mapped. locks: the hub's locks
     that are held, as `<repo folder>/<etag>.lock` -> processes that have the lock's file open, none
-    where these cannot be seen. hidden: processes of other users that could not be looked into.
+    where these cannot be seen. hidden: processes of other users that could not be looked into and
+    that get at the files.
     """
 
     files: dict[tuple[int, int], tuple[Process, ...]] = {}
@@ -226,6 +228,7 @@ _Found = Iterator[tuple[tuple[int, int], Process | None]]
 def _find_by_proc(wanted: Mapping[tuple[int, int], str]) -> _Found:
     paths = {path: key for key, path in wanted.items()}
     inodes = {inode for _, inode in wanted}
+    reach = Reach(wanted.values())
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
@@ -240,13 +243,36 @@ def _find_by_proc(wanted: Mapping[tuple[int, int], str]) -> _Found:
         except (FileNotFoundError, ProcessLookupError):
             continue
         except OSError:
-            yield (0, 0), None
+            if _could_use(base, reach):
+                yield (0, 0), None
             continue
         if not uses:
             continue
         command = _command_line(base)
         for key, how in uses.items():
             yield key, Process(int(name), command, "mapped" if how == "mapped" else "open")
+
+
+def _could_use(base: str, reach: Reach) -> bool:
+    """Return whether a process that may not be looked into could use the files.
+
+    Another user's can, if that user gets at them. Threads of the kernel, whose command line is
+    empty, use none.
+    """
+    try:
+        with open(f"{base}/cmdline", "rb") as file:
+            if not file.read(1):
+                return False
+        with open(f"{base}/status", encoding="ascii", errors="replace") as file:
+            lines = (line.partition(":") for line in file)
+            said = {name: value.split() for name, _, value in lines}
+        user = int(said["Uid"][1])
+        groups = frozenset(map(int, [said["Gid"][1], *said["Groups"]]))
+    except FileNotFoundError:
+        return False
+    except (OSError, LookupError, ValueError):
+        return True
+    return user != os.geteuid() and reach.lets_in(user, groups)
 
 
 def _open_files(folder: str) -> Iterator[tuple[int, int]]:
@@ -322,6 +348,7 @@ def _find_by_psutil(wanted: Mapping[tuple[int, int], str]) -> _Found:
     import psutil
 
     paths = {os.path.normcase(path): key for key, path in wanted.items()}
+    reach = Reach(wanted.values())
     for process in psutil.process_iter():
         if process.pid == os.getpid():
             continue
@@ -330,7 +357,8 @@ def _find_by_psutil(wanted: Mapping[tuple[int, int], str]) -> _Found:
         except psutil.NoSuchProcess:
             continue
         except (psutil.Error, OSError):
-            yield (0, 0), None
+            if _is_anothers(process, reach):
+                yield (0, 0), None
             continue
         try:
             mapped = {part.path for part in process.memory_maps()}
@@ -345,6 +373,15 @@ def _find_by_psutil(wanted: Mapping[tuple[int, int], str]) -> _Found:
             except (psutil.Error, OSError):
                 command = "?"
             yield key, Process(process.pid, command, "mapped" if path in mapped else "open")
+
+
+def _is_anothers(process: Any, reach: Reach) -> bool:
+    """Return whether a process is another user's who gets at the files, as far as is known."""
+    try:
+        user = process.uids().effective
+    except Exception:  # of psutil, also where a system has no such numbers
+        return True
+    return user != os.geteuid() and reach.lets_in(user, None)
 
 
 def own_uses(

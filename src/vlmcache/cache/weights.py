@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from vlmcache.cache.reading import JSON_ERRORS, open_quietly
+from vlmcache.errors import reason_of
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 
@@ -96,7 +97,9 @@ def read_header(path: str) -> dict[str, Tensor]:
         header.pop("__metadata__", None)
         tensors = {name: msgspec.json.decode(raw, type=Tensor) for name, raw in header.items()}
     except JSON_ERRORS as error:
-        raise ValueError(f"the safetensors header cannot be read: {error}: {path}") from error
+        raise ValueError(
+            f"the safetensors header cannot be read: {reason_of(error)}: {path}"
+        ) from error
     data = size - 8 - length
     for name, tensor in tensors.items():
         bits = DTYPE_BITS.get(tensor.dtype)

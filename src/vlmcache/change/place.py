@@ -23,7 +23,7 @@ from vlmcache.cache.state import TreeFile
 from vlmcache.cache.tree import StaleError
 from vlmcache.change import abilities
 from vlmcache.change.tree import Tree
-from vlmcache.errors import CacheError, ChangedError, SpaceError, VlmcacheError
+from vlmcache.errors import CacheError, ChangedError, SpaceError, VlmcacheError, reason_of
 from vlmcache.units import size_text
 
 # huggingface_hub's `_local_folder.py`, word for word.
@@ -47,13 +47,14 @@ _FULL = frozenset({errno.ENOSPC, _QUOTA})
 def disk_failure(error: OSError, path: str) -> VlmcacheError:
     """Return what the system's refusal to write means to a user."""
     where = error.filename if isinstance(error.filename, str) else path
-    reason = error.strerror or str(error)
     if isinstance(error, StaleError):
-        return ChangedError(f"{reason}: {where}", "who else changes this cache? run it again")
+        return ChangedError(
+            f"{reason_of(error)}: {where}", "who else changes this cache? run it again"
+        )
     if is_full(error):
         return SpaceError(full_words(where, error), "'vlmcache status' shows what makes room")
     hint = _WRITE_HINTS.get(error.errno or 0, "'vlmcache doctor' may show why")
-    return CacheError(f"the cache cannot be written: {reason}: {where}", hint)
+    return CacheError(f"the cache cannot be written: {reason_of(error)}: {where}", hint)
 
 
 def is_full(error: OSError) -> bool:

@@ -5,7 +5,6 @@ Every action names what it touches, what it expects to find there, and why. Size
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
@@ -15,7 +14,7 @@ from vlmcache import log
 from vlmcache.cache.state import Repo, Revision
 from vlmcache.cache.tree import StaleError
 from vlmcache.cache.usage import Process
-from vlmcache.errors import InUseError, VlmcacheError
+from vlmcache.errors import InUseError, VlmcacheError, in_words, reason_of
 
 
 class Expected(msgspec.Struct, frozen=True):
@@ -384,15 +383,5 @@ def result_of(error: Exception, path: str) -> tuple[Result, str | None]:
     if isinstance(error, FileNotFoundError):
         return "absent", None
     if isinstance(error, OSError):
-        return "stale" if isinstance(error, StaleError) else "failed", why_refused(error, path)
-    return "busy", str(error)
-
-
-def why_refused(error: OSError, path: str) -> str:
-    """Return in words why something was not done at a path."""
-    if error.errno is None:
-        return str(error)
-    named = error.filename
-    # Names relative to an open folder would say nothing to the user.
-    complete = isinstance(named, str) and os.path.isabs(named)
-    return f"{error.strerror or error}: {named if complete else path}"
+        return "stale" if isinstance(error, StaleError) else "failed", in_words(error, path)
+    return "busy", reason_of(error)

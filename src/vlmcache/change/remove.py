@@ -35,12 +35,11 @@ from vlmcache.change.plan import (
     result_of,
     stamp,
     sum_stamp,
-    why_refused,
 )
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.space import FreeSpace
 from vlmcache.change.tree import RemovalTree
-from vlmcache.errors import InUseError, VlmcacheError
+from vlmcache.errors import InUseError, VlmcacheError, in_words, reason_of
 
 
 class RemovalChecks(msgspec.Struct):
@@ -290,9 +289,9 @@ class Executor:
                         taken.add(path)
                     ready.append((attempt, name))
                 except InUseError as error:
-                    attempt.note("busy", str(error))
+                    attempt.note("busy", reason_of(error))
                 except OSError as error:
-                    attempt.note("failed", why_refused(error, path))
+                    attempt.note("failed", in_words(error, path))
             repo = scan_repo(self.tree.root, folder)
             users = repo.blob_users() if repo is not None else {}
             for attempt, name in ready:
@@ -322,7 +321,7 @@ class Executor:
                 except OSError as error:
                     # A repo that cannot be read may need any of them.
                     for attempt in ready:
-                        attempt.note("failed", why_refused(error, self.tree.root))
+                        attempt.note("failed", in_words(error, self.tree.root))
                 else:
                     for attempt in ready:
                         self._attempt(attempt)
@@ -352,7 +351,7 @@ class Executor:
             try:
                 self.leftovers.remove(attempt, place)
             except OSError as error:
-                attempt.note("failed", why_refused(error, place))
+                attempt.note("failed", in_words(error, place))
             else:
                 if outcome is not None:
                     attempt.note(outcome.result, outcome.detail)

@@ -30,8 +30,8 @@ from vlmcache.cache.tree import (
     stale,
 )
 from vlmcache.cache.usage import open_elsewhere
-from vlmcache.change.plan import Attempt, Expected, Outcome, why_refused
-from vlmcache.errors import InUseError
+from vlmcache.change.plan import Attempt, Expected, Outcome
+from vlmcache.errors import InUseError, in_words
 
 WAIT_SECONDS = 10.0
 """Seconds that a command waits for locks that others hold, all of them together."""
@@ -460,7 +460,7 @@ class RemovalTree(Tree):
                     left += allocated_bytes(self.stat(path))
                 used = isinstance(error, StaleError)
                 if not used and error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    detail = why_refused(error, path)
+                    detail = in_words(error, path)
                     failures.append(Outcome("remove-tree", path, "failed", detail=detail))
         return left, failures
 

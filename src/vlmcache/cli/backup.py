@@ -12,6 +12,7 @@ EXAMPLES = """Examples:
 
   vlmcache backup models.tar
   vlmcache backup models.tar --dry-run
+  vlmcache backup models.tar.gz qwen_vl_2b
   vlmcache backup s3://bucket/qwen.tar qwen_vl_2b
   vlmcache backup /mnt/store/
   vlmcache backup s3://bucket/store qwen_vl_2b
@@ -26,13 +27,16 @@ def backup(
         typer.Argument(
             metavar="DEST",
             help="The place to save to: a folder or an address for a store; a file or an address "
-            "ending in .tar for one tar stream; - for stdout.",
+            "ending in .tar for one tar stream, in .tar.gz or .tar.zst for a compressed one; "
+            "- for stdout.",
         ),
     ],
     models: Patterns = None,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Read what the store has, and repair what is damaged there."),
+        typer.Option(
+            "--verify", help="Read what was saved already, and write again what is damaged."
+        ),
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,  # noqa: ARG001 - nothing is asked, and scripts may give it all the same

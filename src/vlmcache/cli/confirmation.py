@@ -25,16 +25,15 @@ def confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[An
     def ask(removal: Removal) -> bool:
         from vlmcache.commands.remove import view
 
-        count = len(removal.plan.actions)
+        items = view.item_count(removal.plan.actions)
         size = size_text(removal.plan.frees)
         require_terminal(
             json,
-            f"{count} items would be removed, freeing {size}: there is no terminal to ask on",
+            f"{items} would be removed, freeing {size}: there is no terminal to ask on",
             "--dry-run shows them, --yes removes them",
         )
         view.show_plan(removal, stream=sys.stderr, verbose=verbose)
-        noun = "item" if count == 1 else "items"
-        return is_agreed(f"Remove {count} {noun}, freeing {size}?", word)
+        return is_agreed(f"Remove {items}, freeing {size}?", word)
 
     return ask
 

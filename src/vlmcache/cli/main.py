@@ -18,7 +18,7 @@ import vlmcache
 from vlmcache.cli.light import LightCommand, LightGroup
 from vlmcache.cli.options import Answer
 from vlmcache.cli.register import ALIASES, COMMANDS, load
-from vlmcache.errors import ExitCode, UsageError, VlmcacheError
+from vlmcache.errors import ExitCode, UsageError, VlmcacheError, in_words, reason_of
 from vlmcache.show.text import printable, warn, warn_of_missing_locks
 
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -197,7 +197,7 @@ def _run(arguments: list[str]) -> int:
         # A second Ctrl-C, typed out of impatience, must not turn the one line into a traceback.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        failure = _failure(error)
+        failure = _failure(error, arguments)
         warnings = getattr(error, "warnings", ())
     try:
         _show_failure(arguments, failure, warnings)
@@ -276,8 +276,19 @@ def _ended(what: str, hint: str | None = None, summary: str = "") -> tuple[str, 
     return f"{what}: {summary}" if summary else what, hint
 
 
-def _failure(error: BaseException) -> VlmcacheError:
-    """Return any failure as one that can be shown. This is the only place that maps them."""
+_WORDS_OF_TYPER = {
+    "Input should be a valid integer, unable to parse string as an integer": "not a whole number",
+    "Input should be a valid number, unable to parse string as a number": "not a number",
+}
+
+
+def _failure(error: BaseException, arguments: Sequence[str] = ()) -> VlmcacheError:
+    """Return any failure as one that can be shown. This is the only place that maps them.
+
+    Args:
+        error: what happened.
+        arguments: what was typed, in which the command shows.
+    """
     if isinstance(error, VlmcacheError):
         return error
     if isinstance(error, KeyboardInterrupt | typer.Abort | Interrupted):
@@ -290,12 +301,18 @@ def _failure(error: BaseException) -> VlmcacheError:
     words = getattr(error, "format_message", None)
     if callable(words):
         context = getattr(error, "ctx", None)
-        path = getattr(context, "command_path", "vlmcache")
-        return UsageError(" ".join(words().split()).rstrip("."), f"see '{path} --help'")
+        named = [word for word in arguments if ALIASES.get(word, word) in COMMANDS][:1]
+        path = getattr(context, "command_path", " ".join(["vlmcache", *named]))
+        said = " ".join(words().split()).rstrip(".")
+        for theirs, ours in _WORDS_OF_TYPER.items():
+            said = said.replace(theirs, ours)
+        return UsageError(said[:1].lower() + said[1:], f"see '{path} --help'")
     if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        return _InternalError(f"{error.strerror or error}{where}", "'vlmcache doctor' may tell why")
+        return _InternalError(
+            reason_of(error) if error.filename is None else in_words(error, str(error.filename)),
+            "'vlmcache doctor' may tell why",
+        )
     return _InternalError(
-        f"internal error: {type(error).__name__}: {error}",
+        f"internal error: {type(error).__name__}: {reason_of(error)}",
         "VLMCACHE_DEBUG=1 shows where; please report it",
     )

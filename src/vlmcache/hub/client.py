@@ -17,7 +17,7 @@ import msgspec
 from vlmcache import log
 from vlmcache.cache.reading import JSON_ERRORS, json_value
 from vlmcache.config import Environment
-from vlmcache.errors import BadAnswerError, HubError, VlmcacheError
+from vlmcache.errors import BadAnswerError, HubError, VlmcacheError, reason_of
 from vlmcache.hub import settings
 from vlmcache.hub.account import Account
 from vlmcache.hub.contact import Contact
@@ -279,7 +279,7 @@ class Client(Account):
             raise unreachable(self, error, variable, seconds) from error
         except (http.InvalidURL, ValueError) as error:
             raise HubError(
-                f"not an address: {self.name}: {self.scrub(str(error))}", hint(self)
+                f"not an address: {self.name}: {self.scrub(reason_of(error))}", hint(self)
             ) from error
 
 

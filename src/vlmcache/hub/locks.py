@@ -10,7 +10,7 @@ from vlmcache import log
 from vlmcache.cache.owners import denial
 from vlmcache.change.locks import PROBE_SECONDS, Lock
 from vlmcache.change.tree import Tree
-from vlmcache.errors import CacheError, InUseError
+from vlmcache.errors import CacheError, InUseError, reason_of
 from vlmcache.progress import StopToken
 from vlmcache.units import shell_words
 
@@ -90,7 +90,7 @@ def _shut_out(error: PermissionError, path: str, root: str) -> CacheError:
     """Return who owns the lock, or its folder, that this user may not open, and what to do."""
     denied = denial(path, root) or denial(path, root, to_write=True)
     if denied is None:
-        return CacheError(f"the lock cannot be opened: {error.strerror}: {path}")
+        return CacheError(f"the lock cannot be opened: {reason_of(error)}: {path}")
     remedy = denied.remedy
     if os.path.exists(path):
         remedy = f"if no download of theirs is running: sudo rm {shell_words(path)}"

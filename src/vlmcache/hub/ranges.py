@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from vlmcache.errors import HubError, VlmcacheError
+from vlmcache.errors import HubError, VlmcacheError, reason_of
 from vlmcache.hub.client import Client
 from vlmcache.hub.retry import ExpiredError, TroubleError, bad_answer
 from vlmcache.progress import Stopped
@@ -286,7 +286,9 @@ class Ranges:
         except Stopped:
             raise
         except Exception as error:
-            problem = HubError(f"a part of a file failed: {type(error).__name__}: {error}")
+            problem = HubError(
+                f"a part of a file failed: {type(error).__name__}: {reason_of(error)}"
+            )
             self._failed(piece, TroubleError(problem))
 
     def _failed(self, piece: _Piece, trouble: TroubleError) -> None:

@@ -21,6 +21,7 @@ from vlmcache.errors import (
     NoSuchRevisionError,
     UnreachableError,
     VlmcacheError,
+    reason_of,
 )
 from vlmcache.hub import settings
 from vlmcache.hub.account import Account
@@ -30,6 +31,11 @@ from vlmcache.units import LONGEST, duration_text
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _QUESTION = re.compile(r"/api/(?:models|datasets|spaces|kernels)/")
 """What the path of a question to the hub's API holds, to whatever host it was redirected."""
+_REPO = re.compile(
+    r"/(?:api/(?:models/)?)?((?:datasets/|spaces/)?[^/]+(?:/[^/]+)?)"
+    r"/(?:resolve|revision|tree|auth-check|refs|xet-read-token)(?:/|$)"
+)
+"""What the path of a question about a repo, or of a file of it, ends in: its name on the hub."""
 _AFTER_ENDPOINT = re.compile(
     r"/(?:api(?:/(?:models|datasets|spaces)(?:/.*)?)?|(?:.*/)?(?:resolve|tree|blob)/.*)?/*$"
 )
@@ -209,7 +215,7 @@ def unreachable(account: Account, error: Exception, variable: str, seconds: floa
         seconds: how long that was.
     """
     http, environment = account.library.http, account.environment
-    reason = account.scrub(" ".join(str(error).split())) or type(error).__name__
+    reason = account.scrub(reason_of(error))
     proxy = settings.proxy_in_use(environment)
     if isinstance(error, http.ProxyError):
         named = (
@@ -293,21 +299,27 @@ def refusal(account: Account, response: Any, *, signed: bool) -> Exception:
     about_a_file = code == "EntryNotFound" and question
     if (not code or about_a_file) and (said is None or misled):
         return _not_the_hubs(account, response, words)
-    return _refused(account, status, code, words)
+    return _refused(account, status, code, words, page=_page(account, address.path))
 
 
-def _refused(account: Account, status: int, code: str, words: str) -> VlmcacheError:
+def _page(account: Account, path: str) -> str:
+    """Return the address of the page of the repo that a path of the hub is about."""
+    match = _REPO.search(path)
+    return f"{account.name}/{match[1]}" if match else account.name
+
+
+def _refused(account: Account, status: int, code: str, words: str, *, page: str) -> VlmcacheError:
     """Return what a hub's own refusal means."""
     secret = account.library.secret
     if code == "GatedRepo" and secret:
         return AccessError(
             f"the repo is gated and this account has no access yet{words}",
-            f"ask for it on the repo's page at {account.name}",
+            f"ask for it on the repo's page: {page}",
         )
     if code == "GatedRepo":
         return AccessError(
             "the repo is gated and no token was sent",
-            f"ask for access on its page at {account.name}, then {account.how_to_log_in}",
+            f"ask for access on its page, {page}, then {account.how_to_log_in}",
         )
     if code == "RevisionNotFound":
         return NoSuchRevisionError("no such revision" + words)
@@ -324,7 +336,8 @@ def _refused(account: Account, status: int, code: str, words: str) -> VlmcacheEr
         return NoSuchRepoError("no such model", f"check the name; if it is private, {advice}")
     if status == 403:
         return AccessError(
-            f"{account.name} refuses access{words}", "is the token allowed to read this repo?"
+            f"{account.name} refuses access{words}",
+            f"is the token allowed to read this repo? {page}",
         )
     return HubError(f"{account.name} answers {status}{words}", hint(account))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, TypeVar
@@ -17,7 +18,8 @@ from urllib.parse import SplitResult, urlsplit
 from vlmcache import log
 from vlmcache.cache.reading import read_bytes
 from vlmcache.config import Environment, hub_home
-from vlmcache.errors import SettingError, VlmcacheError
+from vlmcache.errors import SettingError, VlmcacheError, reason_of
+from vlmcache.installing import install_package
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 ANSWER_TIMEOUT = "HF_HUB_ETAG_TIMEOUT"
@@ -70,9 +72,10 @@ def reported(build: Callable[[_A], _L]) -> Callable[[_A], _L]:
         except VlmcacheError:
             raise
         except Exception as error:
-            for problem in (*bad_certificates(environment), *bad_token_file(environment)):
+            known = (bad_certificates, bad_key_log, bad_token_file)
+            for problem in itertools.chain.from_iterable(find(environment) for find in known):
                 raise problem from error
-            reason = log.scrub(" ".join(str(error).split())) or type(error).__name__
+            reason = log.scrub(reason_of(error))
             raise SettingError(
                 f"the connection to a hub cannot be set up: {reason}",
                 "'vlmcache doctor' lists the variables that count",
@@ -189,7 +192,7 @@ def _bad_proxies(environment: Environment) -> Iterator[SettingError]:
         elif scheme.lower().startswith("socks") and importlib.util.find_spec("socksio") is None:
             yield SettingError(
                 f"{begin} of the kind SOCKS, for which a package is missing: '{proxy.shown}'",
-                "pip install socksio",
+                install_package("socksio"),
             )
         elif odd_port or (proxy == used and address(complete) is None):
             yield SettingError(
@@ -223,7 +226,23 @@ def _why_no_certificates(path: str, error: Exception) -> str:
         return "a file that does not exist"
     if isinstance(error, ssl.SSLError):
         return "a file without certificates" if os.path.getsize(path) else "an empty file"
-    return f"a file that cannot be read ({getattr(error, 'strerror', None) or error})"
+    return f"a file that cannot be read ({reason_of(error)})"
+
+
+def bad_key_log(environment: Environment) -> Iterator[SettingError]:
+    """Yield why the file for the keys of TLS cannot be written, without which Python has no TLS."""
+    path = environment.get("SSLKEYLOGFILE")
+    if path is None:
+        return
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).keylog_filename = path
+    except OSError as error:
+        yield SettingError(
+            f"SSLKEYLOGFILE names a file that cannot be written ({reason_of(error)}): '{path}'",
+            "name a file in a folder that you may write to, or unset it",
+        )
 
 
 def odd_folder(environment: Environment) -> Iterator[SettingError]:
@@ -311,10 +330,17 @@ def bad_token_file(environment: Environment) -> Iterator[SettingError]:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        yield SettingError(
-            f"the token cannot be read: {reason}: '{path}'", "'hf auth login' writes it anew"
+        named = environment.get("HF_TOKEN_PATH") is not None
+        source = environment.source("HF_TOKEN_PATH") if named else "the token"
+        if os.path.isdir(path):
+            problem = "names a folder" if named else "is a folder"
+        else:
+            why = reason_of(error) if isinstance(error, OSError) else "it is not text"
+            problem = f"cannot be read: {why}"
+        hint = (
+            "name a file with a token, or unset it" if named else "'hf auth login' writes it anew"
         )
+        yield SettingError(f"{source} {problem}: '{path}'", hint)
 
 
 def address(value: str) -> SplitResult | None:

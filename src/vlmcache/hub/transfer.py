@@ -23,12 +23,7 @@ from vlmcache.change.arriving import ArrivingBlob, discard_partials
 from vlmcache.change.place import disk_failure
 from vlmcache.change.tree import Tree
 from vlmcache.config import own_home
-from vlmcache.errors import (
-    AccessError,
-    BadAnswerError,
-    HubError,
-    WrongBytesError,
-)
+from vlmcache.errors import AccessError, BadAnswerError, HubError, WrongBytesError, reason_of
 from vlmcache.home.journal import Journal, read_damaged
 from vlmcache.hub import library
 from vlmcache.hub.answers import Answer
@@ -310,7 +305,7 @@ class Transfer:
             job.tree.rename(temporary, job.blob)
         except Exception as error:
             client.stop_token.check()
-            client.xet.failed(str(error))
+            client.xet.failed(reason_of(error))
             self.moved(0)
             return False
         finally:

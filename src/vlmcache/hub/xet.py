@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from vlmcache import log
+from vlmcache.errors import reason_of
 from vlmcache.hub import library
 from vlmcache.units import size_text
 
@@ -148,7 +149,7 @@ class _Process:
                 env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},
             )
         except OSError as error:
-            raise XetError(f"no process for it: {error.strerror or error}") from error
+            raise XetError(f"no process for it: {reason_of(error)}") from error
         for listen, stream in ((self._listen, self._child.stdout), (_log, self._child.stderr)):
             threading.Thread(target=listen, args=(stream,), daemon=True).start()
 

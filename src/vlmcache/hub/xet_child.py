@@ -12,6 +12,7 @@ import sys
 import threading
 from typing import Any
 
+from vlmcache.errors import reason_of
 from vlmcache.hub import library
 
 _LOCK = threading.Lock()
@@ -43,7 +44,7 @@ def _fetch(answers: int, asked: dict[str, Any]) -> None:
     try:
         library.xet_get(**asked, bar=bar)
     except BaseException as error:  # a panic of Rust code is no Exception
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = f"{type(error).__name__}: {reason_of(error)}"
         _tell(answers, id=number, problem=problem)
     else:
         _tell(answers, id=number, problem="")

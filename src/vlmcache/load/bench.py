@@ -31,6 +31,7 @@ from vlmcache.errors import (
     UnloadableError,
     UsageError,
     VlmcacheError,
+    in_words,
     unloadable,
 )
 from vlmcache.home.journal import Journal
@@ -269,7 +270,7 @@ class _Bench:
         except UnloadableError as error:
             self.fail(source.model, source.precision, error)
         except OSError as error:
-            problem = f"{source.model}: {error.strerror or error}: {error.filename}"
+            problem = f"{source.model}: {in_words(error, source.folder)}"
             self.fail(source.model, source.precision, UnloadableError(problem))
 
     def _take_turns(

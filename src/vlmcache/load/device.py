@@ -12,7 +12,8 @@ import time
 from typing import Any
 
 from vlmcache.cache.weights import Precision
-from vlmcache.errors import MissingPackageError, NoDeviceError, UnsupportedPrecisionError
+from vlmcache.errors import MissingPackageError, NoDeviceError, UnsupportedPrecisionError, reason_of
+from vlmcache.installing import install_package
 from vlmcache.load.report import QUANTIZED, Accelerator, DevicePeak
 
 CPU = "cpu"
@@ -198,11 +199,11 @@ def check_precision(device: str, precision: Precision) -> None:
             import bitsandbytes
         except Exception as error:
             # One that is broken or was built for another torch fails in other ways too.
-            words = (str(error).splitlines() or [""])[0]
-            again = "" if isinstance(error, ModuleNotFoundError) else "--force-reinstall "
+            words = reason_of(error)[:200]
+            again = [] if isinstance(error, ModuleNotFoundError) else ["--force-reinstall"]
             raise MissingPackageError(
                 f"{precision} needs bitsandbytes, which cannot be imported: {words}",
-                f"pip install {again}bitsandbytes",
+                install_package(*again, "bitsandbytes"),
             ) from None
         supported = getattr(bitsandbytes, "supported_torch_devices", {"cuda", "xpu", CPU})
         if kind not in supported:
@@ -215,6 +216,6 @@ def check_precision(device: str, precision: Precision) -> None:
         (square @ square).sum().item()
     except (RuntimeError, TypeError) as error:
         raise UnsupportedPrecisionError(
-            f"{device} cannot work in {precision}: {str(error).splitlines()[0]}",
+            f"{device} cannot work in {precision}: {reason_of(error)[:200]}",
             "--precision fp16" if precision != "fp16" else "--precision fp32",
         ) from None

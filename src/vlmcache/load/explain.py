@@ -18,13 +18,12 @@ from vlmcache.errors import (
     NotEnoughMemoryError,
     UnloadableError,
     less_memory,
+    reason_of,
 )
+from vlmcache.installing import install_extra, install_package
 from vlmcache.load.own_code import refusal
 from vlmcache.load.source import ModelFiles
 
-INSTALL_LOAD = "pip install 'vlmcache[load]'"
-INSTALL_VISION = "pip install 'vlmcache[vision]'"
-INSTALL_ADAPTERS = "pip install 'vlmcache[adapters]'"
 _DISTRIBUTIONS = {
     "pil": "pillow",
     "pytorch": "torch",
@@ -46,6 +45,8 @@ _CODE = re.compile(r"GLOBAL (\S+) (?:was not|whose module)")
 _READS_PICKLES = "torch.serialization"
 _OF_A_REPO = "transformers_modules"
 """The package in which transformers puts code of repos."""
+_UNFIT_ADAPTER = ("size mismatch", "arget modules", "not found in the base model")
+"""What torch and peft say of an adapter that is of another model."""
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -62,7 +63,10 @@ def require_packages() -> None:
     """
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingPackageError(f"loading models needs {' and '.join(missing)}", INSTALL_LOAD)
+        raise MissingPackageError(
+            f"loading models needs {' and '.join(missing)}",
+            install_extra("load"),
+        )
 
 
 @contextlib.contextmanager
@@ -85,8 +89,8 @@ def install(package: str) -> str:
     if package == "torchvision":
         return _install_torchvision()
     if package in ("torch", "transformers", "accelerate", "pillow"):
-        return INSTALL_LOAD
-    return INSTALL_ADAPTERS if package == "peft" else f"pip install {package}"
+        return install_extra("load")
+    return install_extra("adapters") if package == "peft" else install_package(package)
 
 
 def _install_torchvision() -> str:
@@ -99,9 +103,9 @@ def _install_torchvision() -> str:
         version, _, build = importlib.metadata.version("torch").partition("+")
         minor = int(version.split(".")[1]) + 15
     except (importlib.metadata.PackageNotFoundError, LookupError, ValueError):
-        return INSTALL_VISION
-    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
-    return f"pip install 'torchvision==0.{minor}.*'{index}"
+        return install_extra("vision")
+    index = ["--index-url", f"https://download.pytorch.org/whl/{build}"] if build else []
+    return install_package(f"torchvision==0.{minor}.*", *index)
 
 
 def package_error(source: ModelFiles, error: BaseException) -> MissingPackageError | None:
@@ -136,7 +140,7 @@ def package_error(source: ModelFiles, error: BaseException) -> MissingPackageErr
         return MissingPackageError(
             f"{source.model}: a package is missing: {package}", install(package)
         )
-    again = f"pip uninstall {package}, then {install(package)}"
+    again = install_package("--force-reinstall", "--no-deps", package)
     return MissingPackageError(
         f"{source.model}: the package {package} is broken: {type(cause).__name__}: {words[:200]}",
         install(package) if package == "torchvision" else again,
@@ -152,11 +156,11 @@ def _unfit(source: ModelFiles, requirement: str, error: BaseException) -> Missin
         return MissingPackageError(
             f"{source.model}: a package is missing: {package}", install(package)
         )
-    words = " ".join(str(error).split())
+    words = reason_of(error)
     return MissingPackageError(
         f"{source.model}: the package {package} {version} is not the one that is needed:"
         f" {words[:200]}",
-        f"pip install --upgrade '{requirement}'",
+        install_package("--upgrade", requirement),
     )
 
 
@@ -213,7 +217,7 @@ def _frames(error: BaseException) -> list[FrameType]:
 
 
 def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = reason_of(error)
     if isinstance(error, MemoryError) or any(sign in words.lower() for sign in _NO_MEMORY):
         return NotEnoughMemoryError(
             f"{source.model} at {source.precision} does not fit into memory: {words[:200]}",
@@ -227,6 +231,16 @@ def _explain(source: ModelFiles, error: Exception) -> UnloadableError:
         return UnloadableError(
             f"{source.model}: its pickled weights would run code ({code[1]}), which is not done",
             "look for a repo or revision of it with safetensors",
+        )
+    if isinstance(error, KeyError) and error.args == ("metadata",):
+        return UnloadableError(
+            f"{source.model}: the index of its weights has no 'metadata', and transformers asks it",
+            "look for another revision of it, or add '\"metadata\": {}' to the index in a copy",
+        )
+    if source.adapter is not None and any(sign in words for sign in _UNFIT_ADAPTER):
+        return UnloadableError(
+            f"{source.model}: the adapter does not fit its base model: {words[:200]}",
+            "base_model_name_or_path in its adapter_config.json has to name the model it is of",
         )
     modules = [frame.f_globals.get("__name__") for frame in _frames(error)]
     if type(error).__name__ == "SafetensorError" or _READS_PICKLES in modules:

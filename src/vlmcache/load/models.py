@@ -23,6 +23,7 @@ from vlmcache.errors import (
     UnloadableError,
     UnsupportedPrecisionError,
 )
+from vlmcache.installing import install_package
 from vlmcache.load import device as devices
 from vlmcache.load.explain import install
 from vlmcache.load.own_code import only_allowed, own_model_class, own_settings, refusal
@@ -93,7 +94,7 @@ def choose_class(source: ModelFiles) -> tuple[Any, Any]:
         raise UnknownArchitectureError(
             f"{source.model}: transformers {transformers.__version__} knows no architecture"
             f" {source.model_type!r}",
-            "pip install --upgrade transformers",
+            install_package("--upgrade", "transformers"),
         )
     if not known and not source.trust_remote_code:
         raise refusal(source)

@@ -11,7 +11,7 @@ import msgspec
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.change import place
 from vlmcache.config import Session, cached_models, expand, find_model, own_home
-from vlmcache.errors import UsageError
+from vlmcache.errors import UsageError, reason_of
 from vlmcache.home.journal import Journal
 from vlmcache.load import streams
 from vlmcache.load.comparing import FEWEST, compare, faster_or_slower
@@ -36,10 +36,11 @@ def read_report(path: str) -> LoadReport:
     try:
         return msgspec.json.decode(read_bytes(path, _REPORT_LIMIT), type=LoadReport)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise UsageError(f"{path}: cannot be read: {reason_of(error)}") from None
     except JSON_ERRORS as error:
         raise UsageError(
-            f"{path}: no load report: {error}", "write one with vlmcache load-test --save"
+            f"{path}: not a load report: {reason_of(error)}",
+            "write one with vlmcache load-test --save",
         ) from None
 
 

@@ -30,6 +30,7 @@ from vlmcache.errors import (
     GgufError,
     NotDownloadedError,
     NotEnoughMemoryError,
+    reason_of,
 )
 from vlmcache.home.journal import read_damaged
 from vlmcache.load.layouts import other_format
@@ -238,7 +239,8 @@ def _loadable(
         bad = ", ".join(judgement.damaged) or "its revision"
         raise DamagedWeightsError(f"{name} is damaged: {bad}", pull)
     if judgement.state == "partial" or judgement.revision is None:
-        missing = ", ".join(judgement.missing + judgement.missing_repos)
+        repos = tuple(f"the repo {other}, which it needs" for other in judgement.missing_repos)
+        missing = ", ".join(judgement.missing + repos)
         missing = missing or "its download was interrupted"
         raise NotDownloadedError(f"{name} is not complete: missing {missing}", pull)
     return judgement, judgement.revision
@@ -333,7 +335,9 @@ def _read_config(folder: str, model: str, remedy: str | None) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, *JSON_ERRORS) as error:
-        raise DamagedWeightsError(f"{model}: config.json cannot be read: {error}", remedy) from None
+        raise DamagedWeightsError(
+            f"{model}: config.json cannot be read: {reason_of(error)}", remedy
+        ) from None
     if not isinstance(config, dict):
         raise DamagedWeightsError(f"{model}: config.json is not a JSON object", remedy)
     return config
@@ -391,7 +395,7 @@ def read_tensors(source: ModelFiles) -> dict[str, Tensor]:
         return {}
     except (OSError, ValueError) as error:
         remedy = units.command("verify", source.model, "--repair") if source.repo else None
-        raise DamagedWeightsError(f"{source.model}: {error}", remedy) from None
+        raise DamagedWeightsError(f"{source.model}: {reason_of(error)}", remedy) from None
     return tensors
 
 

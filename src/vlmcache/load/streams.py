@@ -9,16 +9,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlmcache.errors import MissingPackageError, UnloadableError
+from vlmcache.installing import install_package
 from vlmcache.load.report import Loader
 
 STREAMING: tuple[Loader, ...] = ("pinned", "fastsafetensors", "runai")
 """Loaders that read the weights themselves and hand them to transformers."""
 
 PACKAGES: dict[Loader, tuple[str, str]] = {
-    "fastsafetensors": ("fastsafetensors", "pip install fastsafetensors"),
-    "runai": ("runai_model_streamer", "pip install runai-model-streamer"),
+    "fastsafetensors": ("fastsafetensors", "fastsafetensors"),
+    "runai": ("runai_model_streamer", "runai-model-streamer"),
 }
-"""Loader -> module and how to install it."""
+"""Loader -> module, and the package that has it."""
 
 
 def is_installed(loader: Loader) -> bool:
@@ -33,8 +34,8 @@ def require_loader(loader: Loader) -> None:
         MissingPackageError: it is not.
     """
     if not is_installed(loader):
-        module, install = PACKAGES[loader]
-        raise MissingPackageError(f"--loader {loader} needs {module}", install)
+        module, package = PACKAGES[loader]
+        raise MissingPackageError(f"--loader {loader} needs {module}", install_package(package))
 
 
 _RUNAI_BYTES = 40_000_000_000

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmcache.errors import MissingPackageError, UsageError
+from vlmcache.installing import install_extra
 from vlmcache.load.judging import median_phases
 from vlmcache.load.quantized import Quantization
 from vlmcache.load.report import (
@@ -395,7 +396,7 @@ def check_plot(path: str) -> None:
     if os.path.splitext(path)[1].lower() not in _PLOTS:
         raise UsageError(f"{path}: a plot is a {' or '.join(_PLOTS)} file")
     if importlib.util.find_spec("matplotlib") is None:
-        raise MissingPackageError("--plot needs matplotlib", "pip install 'vlmcache[plot]'")
+        raise MissingPackageError("--plot needs matplotlib", install_extra("plot"))
 
 
 def plot(path: str, report: LoadReport) -> None:

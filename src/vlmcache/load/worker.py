@@ -23,6 +23,7 @@ from vlmcache.errors import (
     UnloadableError,
     VlmcacheError,
     less_memory,
+    reason_of,
     unloadable,
 )
 from vlmcache.load import disturbance, reader
@@ -129,7 +130,7 @@ def main() -> None:
     except Exception as error:
         if "No space left on device" not in str(error):
             raise
-        full = SpaceError(f"the disk is full: {' '.join(str(error).split())[:200]}")
+        full = SpaceError(f"the disk is full: {reason_of(error)[:200]}")
         answer = {"error": _error_fields(full)}
     with channel:
         channel.write(json.dumps(answer) + "\n")
@@ -336,7 +337,7 @@ def _tokens(model: Any, count: int) -> dict[str, Any]:
             if rest > 0:
                 answer["tokens_per_second"] = (count - 1) / rest
     except Exception as error:
-        answer["no_token"] = f"{type(error).__name__}: {error}"
+        answer["no_token"] = f"{type(error).__name__}: {reason_of(error)}"
     return answer
 
 
@@ -398,7 +399,7 @@ def _quantize(request: dict[str, Any]) -> dict[str, Any]:
         try:
             outcome.save(model, request["logits"])
         except Exception as error:
-            words = " ".join(str(error).split())[:300]
+            words = reason_of(error)[:300]
             if isinstance(error, ImportError) or "memory" in words:
                 raise
             raise UnloadableError(

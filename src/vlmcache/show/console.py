@@ -10,6 +10,7 @@ from typing import IO, Any, cast
 from rich.console import Console
 from rich.text import Text
 
+from vlmcache.show.prose import Prose
 from vlmcache.show.text import ASCII, glyphs_of, in_ascii
 from vlmcache.show.text import styled as styled
 
@@ -43,6 +44,14 @@ _BLANKS_AT_END = re.compile(r"[ \t]+(?=\n|\Z)")
 
 
 class _Console(Console):
+    breaks_lines = True
+    """Whether long lines are broken: not in a pipe, unless it says how wide it is."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print something, of which nothing is cut off to fit the screen; strings as `Prose`."""
+        shown = (Prose(part) if isinstance(part, str | Text) else part for part in objects)
+        super().print(*(objects if options else shown), **{"crop": False, **options})
+
     def on_broken_pipe(self) -> None:
         """Leave it to the one place that knows what a reader's going away means."""
         raise BrokenPipeError
@@ -51,7 +60,7 @@ class _Console(Console):
 def console(stream: IO[str] | None = None) -> Console:
     """Return a rich console on a stream (stdout by default) that obeys the rules of output."""
     stream = sys.stdout if stream is None else stream
-    return _Console(
+    out = _Console(
         file=cast("IO[str]", _Plain(stream)),
         width=_width_of(stream),
         force_terminal=styled(stream),
@@ -61,6 +70,8 @@ def console(stream: IO[str] | None = None) -> Console:
         emoji=False,
         soft_wrap=False,
     )
+    out.breaks_lines = stream.isatty() or out.width != PIPE_WIDTH
+    return out
 
 
 def _width_of(stream: IO[str]) -> int | None:
@@ -72,5 +83,5 @@ def _width_of(stream: IO[str]) -> int | None:
 
 
 def print_line(out: Console, line: Text) -> None:
-    """Print a line, folded on a terminal only: a pipe gets complete lines."""
-    out.print(line, soft_wrap=not out.is_terminal)
+    """Print a sentence: broken between words on a terminal, a complete line in a pipe."""
+    out.print(Prose(line))

@@ -1,6 +1,6 @@
 """Lines that fit: tables that shorten names in the middle, labels, bars.
 
-Nothing here breaks a line within a word, or within what `kept` protects: paths and commands are
+Nothing here breaks a line within a word, or within what `whole` protects: paths and commands are
 pasted. A width of `None` means that nobody says how wide the stream is: lines are then complete.
 """
 
@@ -16,10 +16,9 @@ from rich.containers import Lines
 from rich.text import Text
 
 from vlmcache.cache.state import ByClass
+from vlmcache.show.prose import GLUE
 from vlmcache.units import counted, size_text
 
-_BLANK = "\ue000"
-"""Stands for a blank at which no line is broken; no printable name has this character."""
 _GAP = 2
 _LEAST_NAME = 8
 _CLASS_WORDS = {
@@ -36,11 +35,6 @@ _CLASS_WORDS = {
 def width_of(out: Console) -> int | None:
     """Return the columns of a terminal, `None` for a pipe, which gets complete lines."""
     return out.width if out.is_terminal or out.file.isatty() else None
-
-
-def kept(text: str) -> str:
-    """Return a path or command, printable already, so that no line is broken within it."""
-    return text.replace(" ", _BLANK)
 
 
 def shortened(text: str, width: int) -> str:
@@ -151,7 +145,7 @@ def wrapped(
         start = first if first is not None and number == 0 else Text()
         gap = " " * max(0, indent - start.cell_len)
         whole = Text.assemble(start, gap, line)
-        whole.plain = whole.plain.replace(_BLANK, " ")
+        whole.plain = whole.plain.replace(GLUE, " ")
         whole.rstrip()
         shown.append(whole)
     return shown

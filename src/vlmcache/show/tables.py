@@ -10,6 +10,7 @@ from rich.text import Text
 
 from vlmcache.cache.state import State
 from vlmcache.cache.usage import Process
+from vlmcache.show.prose import Prose
 from vlmcache.show.text import printable
 
 STATE_COLORS = {
@@ -55,22 +56,14 @@ def process_text(process: Process) -> str:
     return f"PID {process.pid} ({process.how}): {printable(process.command)}"
 
 
-def hanging(text: Text, indent: int) -> Table:
-    """Return lines that all begin so many columns in, the folded ones included."""
-    grid = Table.grid()
-    grid.add_column(width=indent)
-    grid.add_column(overflow="fold")
-    grid.add_row("", text)
-    return grid
+def hanging(text: Text, indent: int) -> Prose:
+    """Return lines that all begin so many columns in."""
+    return Prose(text, indent)
 
 
 def labelled(
     label: str, text: str | Text, style: str = "", *, width: int = 6, label_style: str = "dim"
-) -> Table:
+) -> Prose:
     """Return a line after a label; a long one continues below itself, not below the label."""
-    line = Table.grid(padding=(0, 2, 0, 0))
-    line.add_column(width=max(width, len(label)))
-    line.add_column(overflow="fold")
     content = Text(text, style) if isinstance(text, str) else text
-    line.add_row(Text(label, label_style), content)
-    return line
+    return Prose(content, max(width, len(label)) + 2, Text(label, label_style))

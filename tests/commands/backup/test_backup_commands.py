@@ -26,7 +26,7 @@ def test_models_go_to_a_file_and_come_back(
     new = str(tmp_path / "new")
     planned = vlmcache("restore", "saved.tar", "--dry-run", "--cache-dir", new)
     assert planned.code == 0, planned.err
-    assert "To restore: org/name, 2 blobs, 7 kB." in planned.out
+    assert "Would restore org/name from the tar saved.tar: 2 blobs, 7 kB\n" in planned.out
     done = vlmcache("restore", "saved.tar", "--json", "--cache-dir", new)
     assert done.code == 0
     assert done.document["plan"]["needs"] == 7002
@@ -43,7 +43,10 @@ def test_backup_and_restore_take_yes_and_a_dry_run_writes_nothing(
     cache.repo("org/name").revision(FILES)
     vlmcache.config("vlmcache: {min_free: 0}\n")
     planned = vlmcache("backup", "saved.tar", "--dry-run")
-    assert (planned.code, planned.out) == (0, "To save: org/name, 7 kB: saved.tar\n")
+    assert (planned.code, planned.out) == (
+        0,
+        "Would save org/name to the tar saved.tar: 7 kB\n",
+    )
     assert not (vlmcache.folder / "saved.tar").exists()
     assert vlmcache("backup", "saved.tar", "--yes").code == 0
     assert vlmcache("restore", "saved.tar", "-y", "--cache-dir", str(tmp_path / "new")).code == 0
@@ -62,13 +65,12 @@ def test_models_go_to_a_store_once_and_come_back_by_name(
     assert saved.document["uploaded"] == {"blobs": 2, "size": 7002}
     new = repo.revision({**FILES, "config.json": b"{1}"})
     again = vlmcache("backup", "store", "--verify")
-    line, moved = again.out.splitlines()
-    assert re.fullmatch(
-        r"Saved org/name, 3 B in .* s \(.*/s\): store; 2 blobs, 7 kB, there already", line
-    )
+    line, skipped, moved = again.out.splitlines()
+    assert re.fullmatch(r"Saved org/name to the store store: 3 B in .* s \(.*/s\)", line)
+    assert skipped == "2 blobs, 7 kB, there already"
     assert moved == f"org/name: main is now {new[:12]}, was {old[:12]}"
     done = vlmcache("restore", "store", "one@main", "--cache-dir", str(tmp_path / "new"))
-    assert done.out == "Restored: org/name, 2 blobs, 7 kB.\n"
+    assert done.out == "Restored org/name from the store store: 2 blobs, 7 kB\n"
     etag = repo.file("pytorch_model.bin").etag
     (tmp_path / "work/store/blobs" / etag[:2] / etag).write_bytes(b"x" * 7000)
     failed = vlmcache("restore", "store", "--json", "--cache-dir", str(tmp_path / "other"))
@@ -94,7 +96,7 @@ def test_a_backup_goes_through_a_pipe(
         _, errors = source.communicate()
     assert (source.returncode, done.returncode) == (0, 0), done.stderr
     assert done.stdout == "org/name\n"
-    assert "Saved org/name" in errors.decode()
+    assert "Saved org/name to the tar stdout: 7 kB" in errors.decode()
 
 
 def test_what_cannot_be_is_told_in_one_line(cache: CacheBuilder, vlmcache: Vlmcache) -> None:
@@ -104,7 +106,8 @@ def test_what_cannot_be_is_told_in_one_line(cache: CacheBuilder, vlmcache: Vlmca
         (("backup", "-", "--json"), 2),
         (("backup", "nosuch://bucket/key"), 2),
         (("backup", "nowhere/saved.tar"), 2),
-        (("backup", "x.tar", "--verify"), 2),
+        (("backup", "-", "--verify"), 2),
+        (("backup", "x.tar.xz"), 2),
         (("backup", "x.tar", "org/nothing"), 7),
         (("restore", "absent.tar"), 2),
         (("restore", "no.tar"), 4),

@@ -177,9 +177,9 @@ REFUSALS = {
     "missing": (7, ["org/two", "check the name", "log in"]),
     "private": (7, ["org/two", "private", "log in"]),
     "wrong revision": (7, ["no revision mian", "did you mean main?"]),
-    "gated": (8, ["gated and no token", "ask for access", "log in"]),
-    "gated, pinned": (8, ["gated and no token", "ask for access"]),
-    "gated, useless token": (8, ["no access yet", "ask for it"]),
+    "gated": (8, ["gated and no token", "ask for access on its page, {hub}/org/two, ", "log in"]),
+    "gated, pinned": (8, ["gated and no token", "ask for access on its page, {hub}/org/two,"]),
+    "gated, useless token": (8, ["no access yet", "ask for it on the repo's page: {hub}/org/two"]),
     "bad token": (8, ["does not accept the token", "settings/tokens"]),
     "unreachable mirror": (8, ["HF_ENDPOINT names http://127.0.0.1:9"]),
     "no address": (2, ["HF_ENDPOINT is not an address: nonsense", "https://nonsense"]),
@@ -197,7 +197,7 @@ def test_each_refusal_has_its_words_its_exit_code_and_what_to_do(
     result = vlmcache(hub, tmp_path / "cache", "pull", *arguments, **extra)
     told = one_line(result)
     assert result.returncode == exit_code, told
-    assert all(word in told for word in words), told
+    assert all(word.format(hub=hub.url) in told for word in words), told
     assert TOKEN not in told
     assert "me:pass" not in told
     assert not (tmp_path / "cache").exists()

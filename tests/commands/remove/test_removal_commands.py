@@ -111,7 +111,7 @@ def test_on_a_terminal_the_table_is_shown_and_a_question_asked(
     repo = base(place.root)
     code, screen = place.ask("rm", "org/name", answer=answer)
 
-    assert re.search(r"Remove \d+ items, freeing [\d.]+ kB\? \[y/N\]", screen)
+    assert re.search(r"Remove 1 item, freeing [\d.]+ kB\? \[y/N\]", screen)
     assert "complete repo" in screen
     assert repo.folder.exists() == (not goes)
     assert code == (0 if goes else ExitCode.UNCONFIRMED)
@@ -468,3 +468,33 @@ def test_the_python_functions_remove_and_answer(
     assert package.delete_model_cache("org/name") is True
     assert not repo.folder.exists()
     assert package.delete_model_cache("org/name") is False
+
+
+def test_a_plan_shows_the_largest_twenty_and_one_total(place: Place) -> None:
+    cache = CacheBuilder(place.root)
+    for number in range(25):
+        repo = cache.repo(f"org/name{number:02}")
+        repo.revision({"config.json": b"{}", "model.safetensors": b"x" * (9000 * (number + 1))})
+        # Two revisions of it, and files of both: one item all the same.
+        repo.revision({"config.json": b"[]"}, refs=["other"])
+    planned = place.run("clean", "--all", "--dry-run")
+    names = re.findall(r"org/name\d\d", planned.out)
+    assert names == [f"org/name{number:02}" for number in range(24, 4, -1)]
+    assert re.search(r"^and 5 more, [\d.]+ kB \(-v shows all\)$", planned.out, re.MULTILINE)
+    assert planned.out.count("Frees ") == 1
+    complete = place.run("clean", "--all", "--dry-run", "-v")
+    assert {f"org--name{number:02}" for number in range(25)} <= set(
+        re.findall(r"org--name\d\d", complete.out)
+    )
+    assert "Removed 25 items, freed" in place.run("clean", "--all", "--yes").out
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "160"])
+def test_a_plan_breaks_no_name_at_any_width(place: Place, columns: str) -> None:
+    name = f"org/{'long-name-' * 7}end"
+    CacheBuilder(place.root).repo(name).revision(model_files())
+    planned = place.vlmcache("rm", name, "--dry-run", COLUMNS=columns)
+    assert name in planned.out
+    folder = f"models--{name.replace('/', '--')}"
+    complete = place.vlmcache("rm", name, "--dry-run", "-v", COLUMNS=columns)
+    assert str(place.root / folder) in complete.out

@@ -93,7 +93,7 @@ def test_a_pipe_gets_no_escape_codes_and_no_folded_lines(
     assert "vlmcache pull bad" in done.out
 
 
-def test_a_terminal_gets_colour_and_only_paths_and_commands_exceed_its_width(
+def test_a_terminal_gets_colour_and_only_a_path_is_longer_than_a_line(
     filled: CacheBuilder, vlmcache: Vlmcache
 ) -> None:
     import re
@@ -188,7 +188,7 @@ def test_status_changes_nothing_and_asks_no_network(
         (["nonsense"], 2, "no such command: nonsense\nhint: see 'vlmcache --help'"),
         (["statis"], 2, "no such command: statis\nhint: did you mean 'vlmcache status'?"),
         (["schema", "nonsense"], 2, "no schema for 'nonsense'"),
-        (["schema"], 2, "Missing argument 'COMMAND'\nhint: see"),
+        (["schema"], 2, "missing argument 'COMMAND'\nhint: see"),
     ],
 )
 def test_a_mistake_is_one_line_and_its_exit_code_with_and_without_json(

@@ -193,7 +193,7 @@ class Arrivals:
                 arriving.restart()
                 if not begun:
                     raise BackupError(
-                        f"the backup is damaged: {self.repo.id}: the content of {blob.hash} is "
+                        f"the backup is damaged: {self.repo.name}: the content of {blob.hash} is "
                         "not what its hash says"
                     )
                 # What was there before may have been damaged, whoever left it.

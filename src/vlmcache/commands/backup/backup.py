@@ -11,6 +11,7 @@ from functools import partial
 from typing import IO, NamedTuple
 
 from vlmcache import units
+from vlmcache.cache import layout
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
@@ -20,6 +21,7 @@ from vlmcache.change.abilities import Needs, check_filesystem
 from vlmcache.change.names import find_targets
 from vlmcache.change.needed import is_read
 from vlmcache.commands.backup import places, tar
+from vlmcache.commands.backup.compression import compression_of, require
 from vlmcache.commands.backup.contents import (
     SavedRepo,
     Saving,
@@ -27,7 +29,7 @@ from vlmcache.commands.backup.contents import (
     plan_saving,
     source_opener,
 )
-from vlmcache.commands.backup.remote import Remote, open_place
+from vlmcache.commands.backup.remote import Remote, open_place, reading_stream
 from vlmcache.commands.backup.store import (
     Store,
     Upload,
@@ -40,11 +42,12 @@ from vlmcache.commands.backup.values import (
     STREAM,
     Amount,
     Backup,
+    BackupError,
     BackupOptions,
     ChangedRef,
 )
 from vlmcache.config import Config, Session
-from vlmcache.errors import UsageError
+from vlmcache.errors import UsageError, in_words
 from vlmcache.progress import FileOf, Progress, StopToken, continued_by, files_shown
 from vlmcache.threads import each
 
@@ -61,16 +64,17 @@ def backup(
     Args:
         session: the hub cache, and the configuration whose keys count.
         destination: a folder or an address of fsspec for a store, to which only what is missing
-            there is written; a file or an address that ends in `.tar` for one tar stream; `-` for
-            stdout.
+            there is written; a file or an address that ends in `.tar` for one tar stream, in
+            `.tar.gz` or `.tar.zst` for a compressed one; `-` for stdout.
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
-        options: whether to verify what a store has already, and whether to write nothing.
+        options: whether to verify what was saved already, and whether to write nothing.
         progress: shows the progress.
 
     Raises:
         UnknownModelError: nothing of that name is in the cache.
         AwayError: what is named is on a drive that is not mounted.
         UsageError: the destination makes no sense.
+        MissingPackageError: what compresses is not installed.
         BackupError: something is damaged. No tar stream is kept; what a store got before stays, and
             no revision there leads to anything that is missing.
         PlaceError: the destination cannot be reached or written.
@@ -79,9 +83,12 @@ def backup(
     begun = time.monotonic()
     options, progress = options or BackupOptions(), progress or Progress()
     to_store = destination != STREAM and places.is_store(destination)
-    if options.verify and not to_store:
-        raise UsageError("only a store can be verified", "name a folder or a bucket")
+    if options.verify and destination == STREAM:
+        raise UsageError("what is written to stdout cannot be verified", "name a file")
     _check_destination(destination, session.cache.dir)
+    compression = None if to_store or destination == STREAM else compression_of(destination)
+    if compression is not None:
+        require(compression)
     state = scan(session.cache.dir)
     opener = source_opener(CacheTree(state.dir))
     chosen = _chosen(state, session.config, names)
@@ -98,15 +105,20 @@ def backup(
         totals = save(destination, parts, options, progress)
     return Backup(
         places.without_password(destination),
-        tuple(part.saved.id for part in parts),
+        tuple(part.saved.name for part in parts),
         sum(len(part.saved.blobs) for part in parts),
         sum(blob.size for part in parts for blob in part.saved.blobs.values()),
         totals.uploaded,
         totals.skipped,
         totals.refs,
         time.monotonic() - begun,
-        () if names else tuple(repo.id for repo in state.repos if _is_left_out(repo)),
+        ()
+        if names
+        else tuple(
+            layout.typed_name(repo.type, repo.id) for repo in state.repos if _is_left_out(repo)
+        ),
         options.dry_run,
+        "store" if to_store else tar.FORMS[compression],
     )
 
 
@@ -163,16 +175,45 @@ def _to_stream(
     destination: str, parts: list[Saving], options: BackupOptions, progress: Progress
 ) -> BackupTotals:
     size = sum(blob.size for part in parts for blob in part.saved.blobs.values())
+    amount = Amount(sum(len(part.sources) for part in parts), size)
+    if options.verify and _is_good(destination, parts, progress):
+        return BackupTotals(Amount(), amount)
     if not options.dry_run:
+        compression = None if destination == STREAM else compression_of(destination)
         with (
-            _writing(destination, size) as file,
+            _writing(destination, size, compressed=compression is not None) as file,
             files_shown(progress, "written", _shown(parts)) as moved,
         ):
-            tar.write_tar(file, parts, moved)
-    return BackupTotals(Amount(sum(len(part.sources) for part in parts), size))
+            tar.write_tar(file, parts, moved, compression)
+    return BackupTotals(amount)
 
 
-def _writing(destination: str, size: int) -> contextlib.AbstractContextManager[IO[bytes]]:
+def _is_good(destination: str, parts: list[Saving], progress: Progress) -> bool:
+    """Return whether a tar stream has what is to be saved, every byte of it read."""
+    path = places.local_path(destination)
+    if path is not None and not os.path.isfile(path):
+        return False
+    shown: dict[str, FileOf] = {}
+    for part in parts:
+        paths = {name: layout.blob_path(part.saved.folder, name) for name in part.saved.blobs}
+        shown |= files_of(part.saved, paths)
+    try:
+        with (
+            reading_stream(destination) as file,
+            contextlib.closing(tar.Reader(file)) as reader,
+            files_shown(progress, "checked", shown) as moved,
+        ):
+            if reader.manifest != tar.manifest_of(parts):
+                return False
+            reader.check(moved)
+    except (BackupError, places.PlaceError):
+        return False
+    return True
+
+
+def _writing(
+    destination: str, size: int, *, compressed: bool
+) -> contextlib.AbstractContextManager[IO[bytes]]:
     path = places.local_path(destination)
     if destination == STREAM or (path is not None and _is_special(path)):
         return _piped(destination)
@@ -183,6 +224,9 @@ def _writing(destination: str, size: int) -> contextlib.AbstractContextManager[I
     folder, name = os.path.split(os.path.realpath(path))
     if not os.path.isdir(folder):
         raise UsageError(f"no such folder: {folder}")
+    if compressed:
+        # How much is left of it nobody knows before.
+        size = 0
     check_filesystem(folder, Needs([name], size))
     change_place.check_room(folder, size, MAKE_ROOM)
     return places.Folder(folder).writing(name, size)
@@ -210,7 +254,7 @@ def _piped(destination: str) -> Iterator[IO[bytes]]:
     except OSError as error:
         if isinstance(error.filename, str):
             raise
-        reason, hint = f"{error.strerror or error}: {destination}", None
+        reason, hint = in_words(error, destination), None
         if isinstance(error, BrokenPipeError):
             reason, hint = "its reader ended", "check the program that read it"
         raise places.PlaceError(f"the backup is not complete: {reason}", hint) from error
@@ -290,5 +334,5 @@ def _write_refs(
             if old != commit:
                 if not dry_run:
                     store.write_ref(folder, ref, commit)
-                changed.append(ChangedRef(repo.id, ref, old, commit))
+                changed.append(ChangedRef(repo.name, ref, old, commit))
     return tuple(changed)

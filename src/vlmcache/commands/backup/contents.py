@@ -44,6 +44,11 @@ class SavedRepo(msgspec.Struct, frozen=True):
         """The name of the repo's folder in a cache."""
         return layout.repo_folder(self.type, self.id)
 
+    @property
+    def name(self) -> str:
+        """What to type for it, and how people read it."""
+        return layout.typed_name(self.type, self.id)
+
 
 class Saving(NamedTuple):
     """A repo to be saved, and where its blobs are."""
@@ -95,7 +100,8 @@ def plan_saving(repo: Repo, commits: frozenset[str] | None, opener: Opener) -> S
             path = revision.file_path(file.name)
             if file.kind not in ("link", "copy") or revision.linked:
                 raise BackupError(
-                    f"{repo.id} is damaged: {path}", "'vlmcache verify --repair' repairs it"
+                    f"{layout.typed_name(repo.type, repo.id)} is damaged: {path}",
+                    "'vlmcache verify --repair' repairs it",
                 )
             listed = (revision.tree or {}).get(file.name)
             name = file.blob
@@ -123,7 +129,7 @@ def plan_saving(repo: Repo, commits: frozenset[str] | None, opener: Opener) -> S
     )
     problem = problem_of(saved)
     if problem is not None:
-        raise BackupError(f"{repo.id} cannot be backed up: {problem}")
+        raise BackupError(f"{saved.name} cannot be backed up: {problem}")
     return Saving(saved, sources, opener)
 
 
@@ -205,7 +211,8 @@ def narrowed(repo: SavedRepo, revisions: frozenset[str] | None) -> SavedRepo:
         if commit is None:
             known = sorted({*repo.refs, *(commit[:12] for commit in repo.snapshots)})
             raise UnknownModelError(
-                f"{repo.id} has no revision {text} in the backup", "it has " + ", ".join(known[:8])
+                f"{repo.name} has no revision {text} in the backup",
+                "it has " + ", ".join(known[:8]),
             )
         commits.add(commit)
     snapshots = {commit: repo.snapshots[commit] for commit in repo.snapshots if commit in commits}
@@ -231,6 +238,6 @@ def files_of(repo: SavedRepo, paths: Mapping[str, str]) -> dict[str, FileOf]:
         name: file for files in repo.snapshots.values() for file, name in reversed(files.items())
     }
     return {
-        path: FileOf(repo.id, names.get(name, name), repo.blobs[name].size)
+        path: FileOf(repo.name, names.get(name, name), repo.blobs[name].size)
         for name, path in paths.items()
     }

@@ -16,8 +16,9 @@ from vlmcache.cache import layout
 from vlmcache.cache.reading import open_quietly
 from vlmcache.change import place as change_place
 from vlmcache.change.tree import Tree, sync_folder
+from vlmcache.commands.backup.compression import is_stream_name
 from vlmcache.commands.backup.values import BackupError
-from vlmcache.errors import SpaceError, VlmcacheError
+from vlmcache.errors import SpaceError, VlmcacheError, reason_of
 
 _STALE = 24 * 3600
 """Seconds after which a temporary that nobody wrote to belongs to nobody."""
@@ -165,7 +166,7 @@ class Folder:
             where = error.filename if isinstance(error.filename, str) else path
             if change_place.is_full(error):
                 raise SpaceError(change_place.full_words(where, error)) from error
-            raise PlaceError(f"cannot be {done}: {error.strerror or error}: {where}") from error
+            raise PlaceError(f"cannot be {done}: {reason_of(error)}: {where}") from error
 
 
 def _make_folders(path: str) -> None:
@@ -202,12 +203,12 @@ def local_path(place: str) -> str | None:
 def is_store(place: str) -> bool:
     """Return whether a place is a store, and not a file with one tar stream.
 
-    A folder that exists, a path that ends like a folder's, and an address that does not end in
-    `.tar` are.
+    A folder that exists, a path that ends like a folder's, and an address whose name does not end
+    like a tar stream's are.
     """
     path = local_path(place)
     if path is None:
-        return not place.endswith(".tar")
+        return not is_stream_name(place)
     return path.endswith(("/", os.sep)) or os.path.isdir(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import sys
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,9 +14,16 @@ from functools import partial
 from typing import IO, Any, cast
 
 from vlmcache.cache import layout
-from vlmcache.commands.backup.places import Folder, PlaceError, local_path, without_password
-from vlmcache.commands.backup.values import BackupError
-from vlmcache.errors import UsageError, VlmcacheError
+from vlmcache.commands.backup.places import (
+    Folder,
+    PlaceError,
+    local_path,
+    split,
+    without_password,
+)
+from vlmcache.commands.backup.values import STREAM, BackupError
+from vlmcache.errors import UsageError, VlmcacheError, reason_of
+from vlmcache.installing import install_extra
 
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs"})
 """Protocols whose objects appear when they are committed; their client can also discard them."""
@@ -200,7 +208,7 @@ class Remote:
             s3 = self._protocol in ("s3", "s3a")
             raise UsageError(
                 f"{self._protocol}:// needs a package that is not installed",
-                "pip install 'vlmcache[s3]'" if s3 else _first_line(error),
+                install_extra("s3") if s3 else _first_line(error),
             ) from error
         except FileNotFoundError as error:
             raise PlaceError(f"not found: {self.shown}: {_first_line(error)}") from error
@@ -216,8 +224,9 @@ class Remote:
 
 
 def _first_line(error: Exception) -> str:
-    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return words.strip().partition("\n")[0]
+    if isinstance(error, OSError):
+        return reason_of(error)
+    return str(error).strip().partition("\n")[0]
 
 
 class _Writer:
@@ -297,6 +306,26 @@ class _Ranged(io.RawIOBase):
         self._length = min(_RANGE, self._length * 2)
         if len(self._block) != length:
             raise BackupError("a file of the backup is shorter than its listing says")
+
+
+def reading_stream(source: str) -> AbstractContextManager[IO[bytes]]:
+    """Return the file or address of a tar stream, or stdin, open for reading.
+
+    Raises:
+        PlaceError: the address cannot be reached.
+        UsageError: the file cannot be read.
+    """
+    if source == STREAM:
+        return contextlib.nullcontext(sys.stdin.buffer)
+    path = local_path(source)
+    if path is None:
+        folder, name = split(source)
+        place = Remote(folder)
+        return place.reading(name, place.size(name))
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise UsageError(f"cannot be read: {source}: {reason_of(error)}") from error
 
 
 Place = Folder | Remote

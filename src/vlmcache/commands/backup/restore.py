@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from vlmcache import units
 from vlmcache.cache import layout
@@ -25,13 +24,14 @@ from vlmcache.change.tree import Tree
 from vlmcache.commands.backup import places, tar
 from vlmcache.commands.backup.arrivals import Arrivals
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, files_of, narrowed, select_repos
-from vlmcache.commands.backup.remote import Remote, open_place
+from vlmcache.commands.backup.remote import open_place, reading_stream
 from vlmcache.commands.backup.store import Store, blob_name
 from vlmcache.commands.backup.values import (
     MAKE_ROOM,
     STREAM,
     Amount,
     BackupError,
+    Form,
     Restored,
     RestoreOptions,
 )
@@ -58,7 +58,8 @@ def restore(
 
     Args:
         session: the hub cache, and the configuration whose keys count.
-        source: a store or a tar stream, as of `backup`, or `-` for stdin.
+        source: a store or a tar stream, as of `backup`, or `-` for stdin. How a stream is
+            compressed shows in its first bytes.
         names: keys, repo ids with `@revision` or without, `datasets/owner/name`; all if none.
         options: whether to overwrite refs, and whether only to plan.
         progress: shows the progress.
@@ -97,7 +98,7 @@ def restore(
     size = sum(blob.size for blob in blobs)
     return Restored(
         places.without_password(source),
-        tuple(repo.id for repo in saved.repos),
+        tuple(repo.name for repo in saved.repos),
         len(blobs),
         size,
         Amount(len(blobs) - len(actions), size - plan.needs),
@@ -105,6 +106,7 @@ def restore(
         receipt,
         time.monotonic() - begun,
         session.cache.dir,
+        saved.form,
     )
 
 
@@ -117,6 +119,11 @@ class OpenBackup(NamedTuple):
     repos: list[SavedRepo]
     reader: tar.Reader | None = None
     store: Store | None = None
+
+    @property
+    def form(self) -> Form:
+        """What it is."""
+        return "store" if self.reader is None else self.reader.form
 
 
 @contextlib.contextmanager
@@ -131,26 +138,12 @@ def _opened(source: str, config: Config, names: Sequence[str]) -> Iterator[OpenB
         repos = [narrowed(repo, selection[repo.folder]) for repo in store.repos(selection)]
         yield OpenBackup(repos, store=store)
         return
-    with _reading(source) as file, contextlib.closing(tar.Reader(file)) as reader:
+    with reading_stream(source) as file, contextlib.closing(tar.Reader(file)) as reader:
         by_folder = {repo.folder: repo for repo in reader.manifest.repos}
         selection = select_repos(by_folder, config, names)
         # In the manifest's order.
         repos = [narrowed(repo, selection[f]) for f, repo in by_folder.items() if f in selection]
         yield OpenBackup(repos, reader=reader)
-
-
-def _reading(source: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-    if source == STREAM:
-        return contextlib.nullcontext(sys.stdin.buffer)
-    path = places.local_path(source)
-    if path is None:
-        folder, name = places.split(source)
-        place = Remote(folder)
-        return place.reading(name, place.size(name))
-    try:
-        return open(path, "rb", buffering=0)
-    except OSError as error:
-        raise UsageError(f"cannot be read: {source}: {error.strerror}") from error
 
 
 def _plan(cache_dir: str, repos: Iterable[SavedRepo], *, overwrite: bool) -> Plan:

@@ -29,7 +29,7 @@ from vlmcache.cache.state import TreeFile
 from vlmcache.commands.backup.contents import RestoreSelection, SavedBlob, SavedRepo, problem_of
 from vlmcache.commands.backup.remote import Place
 from vlmcache.commands.backup.values import BackupError, damaged
-from vlmcache.errors import UsageError
+from vlmcache.errors import UsageError, reason_of
 from vlmcache.progress import StopToken
 from vlmcache.threads import each
 
@@ -151,7 +151,9 @@ class Store:
         try:
             form = msgspec.json.decode(content, type=_Marker).format
         except JSON_ERRORS as error:
-            raise BackupError(f"not a store's {MARKER}: {self.place.shown}: {error}") from error
+            raise BackupError(
+                f"not a store's {MARKER}: {self.place.shown}: {reason_of(error)}"
+            ) from error
         if form != FORMAT:
             raise BackupError(f"a store of another form: {form}", "a newer vlmcache may know it")
         return True
@@ -225,7 +227,7 @@ class Store:
                     raise ValueError("of another revision")
             except (*JSON_ERRORS, ValueError) as error:
                 raise BackupError(
-                    f"the store is damaged: {self.place.shown}: {name}: {error}",
+                    f"the store is damaged: {self.place.shown}: {name}: {reason_of(error)}",
                     "other models can be restored by name",
                 ) from error
             manifests[name] = manifest

@@ -6,6 +6,7 @@ the members that the manifest promises, in its order, and nothing that a hash do
 
 from __future__ import annotations
 
+import hashlib
 import io
 import operator
 import os
@@ -22,12 +23,17 @@ from vlmcache.cache.hashing import new_hash
 from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.change import place
 from vlmcache.commands.backup.arrivals import Arrivals
+from vlmcache.commands.backup.compression import Compressed, Compression, Decompressed, opened
 from vlmcache.commands.backup.contents import SavedRepo, Saving, problem_of
-from vlmcache.commands.backup.values import BackupError, damaged
+from vlmcache.commands.backup.values import BackupError, Form, damaged
+from vlmcache.errors import reason_of
 from vlmcache.units import short_text
 
 MANIFEST = "vlmcache-backup.json"
 FORMAT = "vlmcache.backup/1"
+_MANIFEST_HASH = "VLMCACHE.sha256"
+"""The extended header with the manifest's own hash: in a compressed stream, one wrong byte can
+change the manifest and what it promises alike."""
 _MANIFEST_LIMIT = 256_000_000
 _HEADER_LIMIT = 16_384
 """Bytes of an extended header: several times the longest name, and not long for tarfile to search.
@@ -54,33 +60,50 @@ class TarManifest(msgspec.Struct, frozen=True):
     repos: tuple[SavedRepo, ...]
 
 
-def write_tar(stream: IO[bytes], parts: list[Saving], moved: Callable[[str, int], None]) -> None:
+FORMS: dict[Compression | None, Form] = {None: "tar", "gzip": "tar.gz", "zstd": "tar.zst"}
+
+
+def manifest_of(parts: list[Saving]) -> TarManifest:
+    """Return the manifest of a backup of some repos."""
+    return TarManifest(FORMAT, tuple(part.saved for part in parts))
+
+
+def write_tar(
+    stream: IO[bytes],
+    parts: list[Saving],
+    moved: Callable[[str, int], None],
+    compression: Compression | None = None,
+) -> None:
     """Write a backup.
 
     Args:
         stream: where to; it need not be seekable.
         parts: the repos, in the order of their folders.
         moved: is called with blob paths and how many of their bytes are written.
+        compression: how to compress the stream; not at all if not given.
 
     Raises:
         BackupError: a blob is not what its hash says.
         OSError: the system refuses.
     """
-    manifest = TarManifest(FORMAT, tuple(part.saved for part in parts))
+    manifest = manifest_of(parts)
     sources = {
         _member_name(layout.blob_path(part.saved.folder, name)): (path, part.opener)
         for part in parts
         for name, path in part.sources.items()
     }
+    compressed = None if compression is None else Compressed(stream, compression)
     # tarfile needs no more of it, although its type says so.
-    sink: Any = _Sink(stream)
+    sink: Any = _Sink(stream if compressed is None else compressed)
     with (
         tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ThreadPoolExecutor(1) as pool,
     ):
         tar.copybufsize = _BLOCK  # type: ignore[attr-defined]
         content = msgspec.json.encode(manifest)
-        tar.addfile(_info(MANIFEST, len(content)), io.BytesIO(content))
+        first = _info(MANIFEST, len(content))
+        first.pax_headers = {_MANIFEST_HASH: _sha256(content)}
+        tar.addfile(first, io.BytesIO(content))
         for member in _members(manifest):
             if member.hash is None:
                 tar.addfile(member.info, io.BytesIO(member.content or b""))
@@ -96,12 +119,18 @@ def write_tar(stream: IO[bytes], parts: list[Saving], moved: Callable[[str, int]
                         raise damaged(path) from error
                     if source.hash() != member.hash or file.read(1):
                         raise damaged(path)
+    if compressed is not None:
+        compressed.finish()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 class _Sink:
     """A stream that cannot be sought in, as tarfile wants it for writing without its own buffer."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes] | Compressed) -> None:
         self.write = stream.write
 
     def tell(self) -> int:
@@ -226,6 +255,10 @@ class Reader:
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
+        self._content_stream, compression = opened(stream)
+        self.form = FORMS[compression]
+        """What it is."""
+        stream = self._content_stream
         try:
             # If the stream can seek, what need not be restored is not read either.
             mode: Literal["r:", "r|"] = "r:" if stream.seekable() else "r|"
@@ -236,9 +269,11 @@ class Reader:
             if first.size > _MANIFEST_LIMIT:
                 raise BackupError("not a backup that makes sense: its manifest is too long")
             content = self._extract(first).read()
+            if first.pax_headers.get(_MANIFEST_HASH, digest := _sha256(content)) != digest:
+                raise BackupError("the backup is damaged: its manifest is not what its hash says")
             self.manifest = msgspec.json.decode(content, type=TarManifest)
         except (*_TAR_ERRORS, *JSON_ERRORS) as error:
-            raise BackupError(f"not a backup of vlmcache: {error}") from error
+            raise BackupError(f"not a backup of vlmcache: {reason_of(error)}") from error
         if self.manifest.format != FORMAT:
             raise BackupError(f"a backup of another form: {self.manifest.format}")
         folders = [repo.folder.casefold() for repo in self.manifest.repos]
@@ -283,16 +318,9 @@ class Reader:
         taken: dict[str, int] = {}
         if arrivals is not None:
             arrivals.prepare()
-        for member in _members(TarManifest(FORMAT, (repo,))):
-            info = self._next()
-            if info is None:
-                raise BackupError(f"the backup ends before {short_text(member.info.name)}")
-            _compare(info, member.info)
+        for member, info in self._promised(repo):
             name = info.name.rpartition("/")[2]
-            if member.hash is None:
-                if info.isreg() and self._content(info) != member.content:
-                    raise BackupError(f"not what the manifest promises: {short_text(info.name)}")
-            elif arrivals is not None and name in arrivals.repo.blobs:
+            if member.hash and arrivals is not None and name in arrivals.repo.blobs:
                 taken[name] = arrivals.fetch(
                     name,
                     partial(self._blocks, info),
@@ -300,19 +328,58 @@ class Reader:
                     distrusted=name in wanted,
                     resumed=False,
                 )
+        return taken
+
+    def check(self, moved: Callable[[str, int], None]) -> None:
+        """Read all of it, and compare every blob with its hash.
+
+        Args:
+            moved: is called with the names of blobs in the archive and how many bytes were read.
+
+        Raises:
+            BackupError: something is not what the manifest promises.
+            OSError: it cannot be read.
+        """
+        for repo in self.manifest.repos:
+            for member, info in self._promised(repo):
+                if member.hash is None:
+                    continue
+                digest, count = new_hash(member.hash, info.size), 0
+                for block in self._blocks(info, 0):
+                    digest.update(block)
+                    count += len(block)
+                    moved(info.name, count)
+                if digest.hexdigest() != member.hash:
+                    raise BackupError(
+                        f"the backup is damaged: {short_text(info.name)} is not what its hash says"
+                    )
+
+    def _promised(self, repo: SavedRepo) -> Iterator[tuple[_Member, tarfile.TarInfo]]:
+        """Yield the members of a repo as they come, if they are what the manifest promises."""
+        for member in _members(TarManifest(FORMAT, (repo,))):
+            info = self._next()
+            if info is None:
+                raise BackupError(f"the backup ends before {short_text(member.info.name)}")
+            _compare(info, member.info)
+            if member.hash is None and info.isreg() and self._content(info) != member.content:
+                raise BackupError(f"not what the manifest promises: {short_text(info.name)}")
+            yield member, info
+        if repo is not self.manifest.repos[-1]:
+            return
         # What the manifest does not promise is refused.
-        info = self._next() if repo is self.manifest.repos[-1] else None
+        info = self._next()
         if info is not None:
             raise BackupError(
                 f"the backup holds {short_text(info.name)}, which its manifest does not name"
             )
-        return taken
+        if isinstance(self._content_stream, Decompressed):
+            self._content_stream.finish()
 
     def _next(self) -> tarfile.TarInfo | None:
         try:
             return self._tar.next()
         except _TAR_ERRORS as error:
-            raise BackupError(f"the backup is damaged: {error}") from error
+            raise BackupError(f"the backup is damaged: {reason_of(error)}") from error
 
     def _blocks(self, info: tarfile.TarInfo, start: int) -> Iterator[bytes]:
         assert start == 0, "what comes from a stream is never resumed"

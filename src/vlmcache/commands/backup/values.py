@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from vlmcache.change.plan import Plan, Receipt
@@ -11,6 +13,8 @@ from vlmcache.units import and_more
 
 STREAM = "-"
 """The place that means stdin or stdout."""
+Form = Literal["store", "tar", "tar.gz", "tar.zst"]
+"""What a backup is: a store, or one tar stream and how that is compressed."""
 MAKE_ROOM = "'vlmcache status' shows what makes room"
 
 
@@ -25,7 +29,7 @@ class BackupOptions(msgspec.Struct, frozen=True):
     """How to back up."""
 
     verify: bool = False
-    """Read what a store has already, and write again what is not what its hash says."""
+    """Read what was saved already, and write again what is not what its hash says."""
     dry_run: bool = False
     """Write nothing."""
 
@@ -76,6 +80,7 @@ class Backup(Report, frozen=True):
     """Repos of which nothing could be saved, if no repo was named."""
     dry_run: bool = False
     """Whether nothing was written: the rest says what would have been."""
+    form: Form = "store"
 
     @property
     def ids(self) -> list[str]:
@@ -109,6 +114,7 @@ class Restored(Report, frozen=True):
     seconds: float
     cache: str = ""
     """The hub cache."""
+    form: Form = "store"
 
     @property
     def ids(self) -> list[str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import IO
 
-from rich.text import Text
-
 from vlmcache.change.plan import Restore
-from vlmcache.commands.backup.values import Backup, Restored
+from vlmcache.commands.backup.values import STREAM, Backup, Form, Restored
 from vlmcache.show.console import console
-from vlmcache.show.tables import show_cache
+from vlmcache.show.prose import whole
+from vlmcache.show.tables import labelled, show_cache
 from vlmcache.show.text import printable
 from vlmcache.units import counted, pace_text, size_text
 
@@ -17,20 +16,21 @@ from vlmcache.units import counted, pace_text, size_text
 def show_backup(value: Backup, *, stream: IO[str]) -> None:
     """Print what was saved."""
     out = console(stream)
-    skipped = speed = ""
-    if value.skipped.blobs:
-        blobs, size = counted(value.skipped.blobs, "blob"), size_text(value.skipped.size)
-        skipped = f"; {blobs}, {size}, there already"
+    speed = ""
     if value.uploaded.size and not value.dry_run:
         speed = f" in {pace_text(value.uploaded.size, value.seconds)}"
-    verb = "To save:" if value.dry_run else "Saved"
-    saved = f"{verb} {_repos(value.repos)}, {size_text(value.uploaded.size)}{speed}"
-    out.print(Text(f"{saved}: {printable(value.destination)}{skipped}"), soft_wrap=True)
+    verb = "Would save" if value.dry_run else "Saved"
+    place = _place(value.form, "stdout" if value.destination == STREAM else value.destination)
+    new = size_text(value.uploaded.size) if value.uploaded.blobs else "nothing new"
+    out.print(f"{verb} {_repos(value.repos)} to {place}: {new}{speed}")
+    if value.skipped.blobs:
+        blobs, size = counted(value.skipped.blobs, "blob"), size_text(value.skipped.size)
+        out.print(f"{blobs}, {size}, there already")
     now = "would be" if value.dry_run else "is now"
     for change in value.refs:
         if change.old is not None:
             line = f"{change.repo}: {change.ref} {now} {change.commit[:12]}, was {change.old[:12]}"
-            out.print(Text(printable(line)), soft_wrap=True)
+            out.print(printable(line))
 
 
 def show_restore(value: Restored, *, verbose: bool = False) -> None:
@@ -38,21 +38,27 @@ def show_restore(value: Restored, *, verbose: bool = False) -> None:
     out = console()
     if value.receipt is None:
         show_cache(out, value.cache)
-    blobs = [action for action in value.plan.actions if isinstance(action, Restore)]
-    if verbose or value.receipt is None:
-        for action in blobs:
-            line = f"{size_text(action.size):>8}  {printable(action.path)}  {action.reason}"
-            out.print(Text(line), soft_wrap=True)
-    verb = "To restore"
+    blobs = planned = [action for action in value.plan.actions if isinstance(action, Restore)]
+    verb = "Would restore"
     if value.receipt is not None:
         verb = "Restored"
         done = {step.path for step in value.receipt.outcomes if step.result == "done"}
         blobs = [action for action in blobs if action.path in done]
     size = size_text(sum(action.size for action in blobs))
-    restored = f"{verb}: {_repos(value.repos)}, {counted(len(blobs), 'blob')}, {size}"
+    place = _place(value.form, "stdin" if value.source == STREAM else value.source)
+    restored = f"{verb} {_repos(value.repos)} from {place}: {counted(len(blobs), 'blob')}, {size}"
     if value.skipped.blobs:
         restored += f"; {counted(value.skipped.blobs, 'blob')} there already"
-    out.print(Text(f"{restored}."), soft_wrap=True)
+    out.print(restored)
+    if verbose or value.receipt is None:
+        for action in planned:
+            line = f"{whole(printable(action.path))}  {action.reason}"
+            out.print(labelled(f"{size_text(action.size):>8}", line, label_style=""))
+
+
+def _place(form: Form, name: str) -> str:
+    words = {"tar.gz": "tar, compressed with gzip,", "tar.zst": "tar, compressed with Zstandard,"}
+    return f"the {words.get(form, form)} {whole(printable(name))}"
 
 
 def _repos(repos: tuple[str, ...]) -> str:

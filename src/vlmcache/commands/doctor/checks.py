@@ -14,9 +14,8 @@ from vlmcache.cache.state import Finding
 from vlmcache.commands.doctor.values import Filesystem, PathFact
 from vlmcache.commands.status.values import Status, second_caches
 from vlmcache.config import Config, Session
+from vlmcache.installing import install_extra, install_package
 from vlmcache.units import counted, size_text
-
-INSTALL_LOAD = "pip install 'vlmcache[load]'"
 
 
 def finding(code: str, severity: str, path: str, detail: str, remedy: str | None = None) -> Finding:
@@ -175,7 +174,7 @@ def check_versions(versions: dict[str, str | None]) -> list[Finding]:
                 "info",
                 sys.prefix,
                 f"{names} not installed: load-test cannot run; everything else works",
-                INSTALL_LOAD,
+                install_extra("load"),
             ),
         ),
         (
@@ -185,7 +184,7 @@ def check_versions(versions: dict[str, str | None]) -> list[Finding]:
                 "info",
                 sys.prefix,
                 "bitsandbytes is not installed: int8 and int4 cannot be loaded",
-                "pip install bitsandbytes",
+                install_package("bitsandbytes"),
             ),
         ),
     )

@@ -18,7 +18,6 @@ from vlmcache.cache.state import Finding
 from vlmcache.change.abilities import Abilities, probe
 from vlmcache.change.tree import Tree
 from vlmcache.commands.doctor.checks import (
-    INSTALL_LOAD,
     check_cache,
     check_paths,
     check_permissions,
@@ -34,7 +33,8 @@ from vlmcache.commands.status.status import status
 from vlmcache.commands.status.steps import Advice
 from vlmcache.commands.status.values import Status
 from vlmcache.config import Environment, Session, hub_home, own_home, side_caches
-from vlmcache.errors import CacheError, ConfigError, UnloadableError
+from vlmcache.errors import CacheError, ConfigError, UnloadableError, reason_of
+from vlmcache.installing import install_extra
 
 PACKAGES = (
     "huggingface_hub",
@@ -226,7 +226,7 @@ def _devices(findings: list[Finding]) -> tuple[Device, ...]:
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        detail = f"the driver does not answer: {error}"
+        detail = f"the driver does not answer: {reason_of(error)}"
         findings.append(finding("gpu-driver", "warning", program, detail, "run nvidia-smi"))
         return ()
     devices = []
@@ -244,7 +244,9 @@ def _seen_by_torch(devices: tuple[Device, ...], findings: list[Finding]) -> tupl
     try:
         answer = run_child({"task": "facts", "device": "auto", "precisions": [], "measure": False})
     except UnloadableError as error:
-        findings.append(finding("torch-broken", "warning", sys.prefix, error.message, INSTALL_LOAD))
+        findings.append(
+            finding("torch-broken", "warning", sys.prefix, error.message, install_extra("load"))
+        )
         return devices
     seen = answer["accelerators"]
     if devices and not seen:

@@ -18,6 +18,7 @@ from vlmcache.cache.owners import owner_name
 from vlmcache.cache.tree import StaleError
 from vlmcache.change.plan import REFUSALS, Kept, Outcome, Plan, Receipt, SetAccess, result_of
 from vlmcache.change.tree import HAS_HANDLES, Tree
+from vlmcache.errors import reason_of
 
 EntryKind = Literal["folder", "blob", "file", "link"]
 """blob: content that is written once. file: a ref, lock, listing, partial or manifest. link: in a
@@ -78,7 +79,7 @@ def entries(cache_dir: str) -> Iterator[AccessEntry | Kept]:
                     kind = _kind(os.path.relpath(entry.path, cache_dir))
                     yield AccessEntry(entry.path, kind, entry.stat(follow_symlinks=False))
         except OSError as error:
-            yield Kept(folder, None, f"cannot be read: {error.strerror or error}")
+            yield Kept(folder, None, f"cannot be read: {reason_of(error)}")
 
 
 def inherits(folder: str | int) -> bool | None:

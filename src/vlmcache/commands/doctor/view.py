@@ -12,7 +12,8 @@ from vlmcache.change.plan import Plan, SetAccess
 from vlmcache.commands.doctor.results import Result, results_of, summary
 from vlmcache.commands.doctor.values import Diagnosis
 from vlmcache.show.console import console
-from vlmcache.show.rows import kept, print_rows, wrapped
+from vlmcache.show.prose import whole
+from vlmcache.show.rows import print_rows, wrapped
 from vlmcache.show.tables import SEVERITY_COLORS
 from vlmcache.show.text import printable
 from vlmcache.units import counted
@@ -46,7 +47,7 @@ def show(diagnosis: Diagnosis, *, verbose: bool = False) -> None:
     if lines:
         out.print("\nSettings")
     for line in lines:
-        print_rows(out, wrapped(out, kept(printable(line)), 2))
+        print_rows(out, wrapped(out, whole(printable(line)), 2))
 
 
 def _print_result(out: Console, result: Result) -> None:
@@ -57,7 +58,7 @@ def _print_result(out: Console, result: Result) -> None:
         indent = _OUTCOME + _NAME
         first, space, rest = printable(result.fact).partition(" (")
         # A path has its blanks kept together; what follows it may be folded.
-        fact = f"{kept(first) if '/' in first[:1] else first}{space}{rest}"
+        fact = f"{whole(first) if '/' in first[:1] else first}{space}{rest}"
         print_rows(out, wrapped(out, fact, indent, first=start))
     for finding in result.findings:
         _print_finding(out, finding, start)
@@ -72,7 +73,7 @@ def _print_finding(out: Console, finding: Finding, start: Text) -> None:
     if finding.remedy:
         remedy = printable(finding.remedy)
         command = remedy.startswith(_PROGRAMS)
-        print_rows(out, wrapped(out, Text(kept(remedy) if command else remedy, "bold"), indent))
+        print_rows(out, wrapped(out, Text(whole(remedy) if command else remedy, "bold"), indent))
 
 
 def _line(out: Console, label: str, text: str, style: str = "dim") -> None:

@@ -36,7 +36,14 @@ from vlmcache.change.tree import Tree
 from vlmcache.commands.move.copy import Copier
 from vlmcache.commands.move.plan import Destination
 from vlmcache.commands.move.values import MovedRepo, MoveReport, repo_row
-from vlmcache.errors import CacheError, ChangedError, InUseError, SpaceError, VlmcacheError
+from vlmcache.errors import (
+    CacheError,
+    ChangedError,
+    InUseError,
+    SpaceError,
+    VlmcacheError,
+    reason_of,
+)
 from vlmcache.progress import FileOf, Progress, files_shown
 
 
@@ -116,7 +123,7 @@ class MoveNotes:
             if noted != before:
                 write_moves(self.there, noted)
         except OSError as error:
-            detail = f"the note cannot be written: {error.strerror}: {self.destination}"
+            detail = f"the note cannot be written: {reason_of(error)}: {self.destination}"
             return Outcome("note", self.destination, "failed", detail=detail)
         return None
 
@@ -199,7 +206,7 @@ def _refusal(error: OSError, place: str) -> VlmcacheError:
             "make room, then move again: what was copied is kept; --undo takes it back",
         )
     return CacheError(
-        f"{error.strerror or error}: {where}", "what was copied is kept: move again, or --undo"
+        f"{reason_of(error)}: {where}", "what was copied is kept: move again, or --undo"
     )
 
 

@@ -14,7 +14,8 @@ from vlmcache.change.plan import Move
 from vlmcache.change.space import free_words
 from vlmcache.commands.move.values import MovedRepo, MoveReport
 from vlmcache.show.console import console
-from vlmcache.show.tables import labelled, plain_table, process_text, show_cache
+from vlmcache.show.prose import whole
+from vlmcache.show.tables import hanging, labelled, plain_table, process_text, show_cache
 from vlmcache.show.text import NOTHING, printable
 from vlmcache.units import counted, pace_text, size_text
 
@@ -54,12 +55,14 @@ def show(
         out.print("Nothing to take back." if undone else "Nothing to move.")
     elif undone:
         words = "Would free" if planned else "Freed"
-        text = f"{size_text(freed)} at {printable(value.destination)}"
+        text = f"{size_text(freed)} at {whole(printable(value.destination))}"
         out.print(labelled(words, text, width=10))
     elif planned:
-        text = f"{size_text(value.plan.needs)} at {printable(value.destination)}"
+        text = f"{size_text(value.plan.needs)} at {whole(printable(value.destination))}"
         out.print(labelled("Needs", text))
-        out.print(labelled("Frees", f"{size_text(value.plan.frees)} at {printable(value.cache)}"))
+        out.print(
+            labelled("Frees", f"{size_text(value.plan.frees)} at {whole(printable(value.cache))}")
+        )
     else:
         took = f" in {pace_text(value.copied, value.seconds)}" if value.copied else ""
         text = f"Copied {size_text(value.copied)}{took}, freed {size_text(freed)}."
@@ -108,11 +111,11 @@ def _show_kept(out: Console, value: MoveReport, *, verbose: bool) -> None:
     shown = kept if verbose else kept[:12]
     for item in shown:
         name = name_by_path(item.repo, item.path) if item.repo else item.path
-        line = Text(f"  {printable(name)}")
+        line = Text(whole(printable(name)))
         line.append(f"  {printable(item.reason)}", "dim")
         for process in item.processes[:3]:
-            line.append(f"\n    {process_text(process)}", "yellow")
-        out.print(line)
+            line.append(f"\n  {process_text(process)}", "yellow")
+        out.print(hanging(line, 2))
     if len(kept) > len(shown):
         out.print(f"  and {len(kept) - len(shown)} more (-v shows all)")
 

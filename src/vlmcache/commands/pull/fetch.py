@@ -25,6 +25,7 @@ from vlmcache.errors import (
     NoSuchRepoError,
     VlmcacheError,
     WrongBytesError,
+    reason_of,
 )
 from vlmcache.hub.client import Client
 from vlmcache.hub.library import without_links
@@ -318,4 +319,4 @@ def _as_ours(error: Exception, path: str) -> VlmcacheError:
         return error
     if isinstance(error, OSError):
         return place.disk_failure(error, path)
-    return VlmcacheError(f"internal error: {type(error).__name__}: {error}")
+    return VlmcacheError(f"internal error: {type(error).__name__}: {reason_of(error)}")

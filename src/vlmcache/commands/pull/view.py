@@ -14,7 +14,8 @@ from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.values import LeftOut, PulledModel, PullReport
 from vlmcache.commands.status.values import ModelStatus, Status
 from vlmcache.show.console import console, print_line
-from vlmcache.show.tables import SEVERITY_COLORS, plain_table, show_cache, state_text
+from vlmcache.show.prose import whole
+from vlmcache.show.tables import SEVERITY_COLORS, hanging, plain_table, show_cache, state_text
 from vlmcache.show.text import NOTHING, printable
 from vlmcache.units import counted, duration_text, size_text
 
@@ -33,6 +34,8 @@ def show(report: PullReport, *, verbose: bool = False) -> None:
     for model in report.models:
         if model.state != "failed":
             print_line(out, _line(model, report))
+            if verbose and model.path is not None:
+                out.print(hanging(Text(whole(printable(model.path)), "dim"), 2))
             _print_left_out(out, model, verbose=verbose)
     _print_failed(out, report)
     _print_added(out, report)
@@ -117,7 +120,6 @@ def _line(model: PulledModel, report: PullReport) -> Text:
         speed = f" at {size_text(int(model.fetched / max(model.seconds, 0.001)))}/s"
     took = duration_text(model.seconds) if model.seconds >= 1 else f"{model.seconds:.1f} s"
     line.append(f", {size_text(model.fetched)} fetched in {took}{speed} ({what})")
-    line.append(f"\n  {printable(model.path or '')}", "dim")
     return line
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import IO
 
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from vlmcache.cache.layout import name_by_path, parse_repo_folder, typed_name
@@ -26,11 +26,20 @@ from vlmcache.change.plan import (
 from vlmcache.change.space import free_words
 from vlmcache.commands.remove.values import Removal
 from vlmcache.show.console import console
-from vlmcache.show.tables import SEVERITY_COLORS, labelled, process_text, show_cache
+from vlmcache.show.prose import whole
+from vlmcache.show.tables import (
+    SEVERITY_COLORS,
+    hanging,
+    labelled,
+    plain_table,
+    process_text,
+    show_cache,
+)
 from vlmcache.show.text import NOTHING, printable
-from vlmcache.units import size_text
+from vlmcache.units import counted, size_text
 
 _SHOWN = 12
+_SHOWN_ROWS = 20
 _WORDS = {
     "repo": ("complete repo", "complete repos"),
     "snapshot": ("revision", "revisions"),
@@ -54,29 +63,36 @@ _RESULT_COLORS = {"failed": "red", "stale": "yellow", "busy": "yellow", "absent"
 
 
 class _Row(msgspec.Struct):
-    """Actions on one repo or path."""
+    """What is removed of one repo, or at one path."""
 
     name: str
-    reason: str
     kinds: dict[str, int] = {}
     commits: set[str] = set()
+    reasons: dict[str, None] = {}
     frees: int = 0
 
     @property
     def title(self) -> str:
         """The repo or path; with the commit if a single revision is removed."""
-        if len(self.commits) == 1:
+        if len(self.commits) == 1 and "repo" not in self.kinds:
             return f"{self.name}@{next(iter(self.commits))[:12]}"
         return self.name
 
     @property
     def what(self) -> str:
-        """What is removed, in the order of the words above."""
+        """What is removed, in the order of the words above; locks go with anything else."""
+        kinds = [kind for kind in _WORDS if kind in self.kinds]
+        kinds = [kind for kind in kinds if kind not in ("lock", "locks")] or kinds
         return ", ".join(
-            words[0] if self.kinds[kind] == 1 else f"{self.kinds[kind]} {words[1]}"
-            for kind, words in _WORDS.items()
-            if kind in self.kinds
+            _WORDS[kind][0] if self.kinds[kind] == 1 else f"{self.kinds[kind]} {_WORDS[kind][1]}"
+            for kind in kinds
         )
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """Its line of the table."""
+        size = size_text(self.frees) if self.frees else NOTHING
+        return printable(self.title), self.what, size, printable("; ".join(self.reasons))
 
 
 def show(removal: Removal, *, verbose: bool = False) -> None:
@@ -97,7 +113,12 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
     if removal.cache:
         show_cache(out, removal.cache)
     if plan.actions:
-        out.print(_actions_table(plan.actions, verbose=verbose))
+        rows = _rows(plan.actions, apart=verbose)
+        shown = rows if verbose else rows[:_SHOWN_ROWS]
+        _show_rows(out, shown)
+        if len(rows) > len(shown):
+            rest = size_text(sum(row.frees for row in rows[_SHOWN_ROWS:]))
+            out.print(f"and {len(rows) - len(shown)} more, {rest} (-v shows all)")
         out.print()
         out.print(labelled("Frees", size_text(plan.frees)))
     else:
@@ -122,38 +143,48 @@ def _show_warnings(out: Console, removal: Removal) -> None:
         out.print(labelled("Warning", text, SEVERITY_COLORS[finding.severity]))
 
 
-def _actions_table(actions: tuple[Action, ...], *, verbose: bool) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("REMOVES", overflow="fold")
-    table.add_column("WHAT", overflow="fold")
-    table.add_column("FREES", justify="right", no_wrap=True)
-    table.add_column("WHY", overflow="fold")
-    for row in _rows(actions, apart=verbose):
-        size = size_text(row.frees) if row.frees else NOTHING
-        table.add_row(printable(row.title), row.what, size, printable(row.reason))
-    return table
+def _show_rows(out: Console, rows: list[_Row]) -> None:
+    """Print what is removed: as a table where that fits the screen, else as sentences."""
+    columns = ("REMOVES", "WHAT", "FREES", "WHY")
+    cells = [row.cells for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    if sum(widths) + 2 * (len(widths) - 1) <= out.width:
+        table = plain_table(*columns, numbers=("FREES",))
+        for line in cells:
+            table.add_row(*line)
+        out.print(table)
+        return
+    for name, what, size, why in cells:
+        out.print(labelled(f"{size:>8}", f"{whole(name)}: {what} ({why})", label_style=""))
 
 
-def _rows(actions: Iterable[Action], *, apart: bool) -> Iterable[_Row]:
-    """Return a row for each repo and reason, what is removed along with it included."""
-    rows: dict[tuple[str, str], _Row] = {}
-    first: dict[str, _Row] = {}
+def item_count(actions: Iterable[Action]) -> str:
+    """Return how many things some actions remove: a model is one, with all that belongs to it."""
+    return counted(len(_rows(actions, apart=False)), "item")
+
+
+def _rows(actions: Iterable[Action], *, apart: bool) -> list[_Row]:
+    """Return a row for each repo, or each path that is of none; the largest first.
+
+    Args:
+        actions: what is done.
+        apart: whether each path has a row of its own.
+    """
+    rows: dict[str, _Row] = {}
     for action in actions:
         if not isinstance(action, Remove | RemoveTree | ReleaseShared):
             continue
         kind = action.kind
         name = action.path if apart else _name(action)
-        key = name, action.reason
-        row = first.get(name) if kind in ("shared", "lock", "locks") else rows.get(key)
-        if row is None:
-            row = rows[key] = _Row(name, action.reason)
-            first.setdefault(name, row)
+        row = rows.setdefault(name, _Row(name))
         if kind != "shared" or action.frees or apart:
             row.kinds[kind] = row.kinds.get(kind, 0) + 1
+            if kind not in ("shared", "lock", "locks") or not row.reasons:
+                row.reasons[action.reason] = None
         if kind == "snapshot" and action.commit and not apart:
             row.commits.add(action.commit)
         row.frees += action.frees
-    return [row for row in rows.values() if row.kinds]
+    return sorted((row for row in rows.values() if row.kinds), key=lambda row: -row.frees)
 
 
 def _name(action: Remove | RemoveTree | ReleaseShared) -> str:
@@ -175,12 +206,12 @@ def _show_kept(out: Console, kept: list[Kept], *, verbose: bool) -> None:
         place = stays.path
         if stays.repo is not None and not verbose:
             place = f"{name_by_path(stays.repo, stays.path)}: {name}"
-        line = Text("  ").append(printable(place)).append(f"  {printable(stays.reason)}", "dim")
+        line = Text(whole(printable(place))).append(f"  {printable(stays.reason)}", "dim")
         for process in stays.processes[:3]:
-            line.append(f"\n    {process_text(process)}", "yellow")
+            line.append(f"\n  {process_text(process)}", "yellow")
         if len(stays.processes) > 3:
-            line.append(f"\n    and {len(stays.processes) - 3} more", "yellow")
-        out.print(line)
+            line.append(f"\n  and {len(stays.processes) - 3} more", "yellow")
+        out.print(hanging(line, 2))
     if len(kept) > len(shown):
         out.print(f"  and {len(kept) - len(shown)} more (-v shows all)")
 
@@ -188,9 +219,9 @@ def _show_kept(out: Console, kept: list[Kept], *, verbose: bool) -> None:
 def _show_unknown_use(out: Console, removal: Removal) -> None:
     unknown = removal.unknown_use
     if unknown is not None:
-        text = f"{size_text(unknown.size)} of old revisions whose use is unknown: {unknown.command}"
-        # A command that is wrapped cannot be pasted.
-        out.print(Text(printable(text)), soft_wrap=True)
+        command = whole(printable(unknown.command))
+        size = size_text(unknown.size)
+        out.print(f"{size} of old revisions whose use is unknown: {command}")
 
 
 def _show_side_caches(out: Console, removal: Removal) -> None:
@@ -206,9 +237,9 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
     receipt = removal.receipt
     assert receipt is not None
     if receipt.outcomes:
-        done = sum(outcome.result == "done" for outcome in receipt.outcomes)
-        noun = "item" if done == 1 else "items"
-        out.print(f"Removed {done} {noun}, freed {size_text(receipt.freed)}.")
+        paths = {outcome.path for outcome in receipt.outcomes if outcome.result == "done"}
+        done = [a for a in removal.plan.actions if getattr(a, "path", None) in paths]
+        out.print(f"Removed {item_count(done)}, freed {size_text(receipt.freed)}.")
         less = None if receipt.stopped else free_words(receipt)
         if less is not None:
             out.print(labelled("Note", less))
@@ -242,8 +273,8 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
 
 
 def _show_outcome(out: Console, outcome: Outcome) -> None:
-    line = Text("  ").append(outcome.result, _RESULT_COLORS.get(outcome.result, ""))
-    line.append(f" {printable(outcome.path)}")
+    line = Text(outcome.result, _RESULT_COLORS.get(outcome.result, ""))
+    line.append(f" {whole(printable(outcome.path))}")
     if outcome.detail and outcome.detail not in outcome.path:
         line.append(f"  {printable(outcome.detail)}", "dim")
-    out.print(line)
+    out.print(hanging(line, 2))

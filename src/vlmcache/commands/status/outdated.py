@@ -111,6 +111,7 @@ def check_connection(environment: Environment, path: str) -> list[Finding]:
     problems: list[VlmcacheError] = [
         *settings.unusable(environment),
         *settings.bad_certificates(environment),
+        *settings.bad_key_log(environment),
     ]
     if not problems:
         try:

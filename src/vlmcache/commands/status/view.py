@@ -20,9 +20,9 @@ from vlmcache.commands.status.values import (
     Status,
 )
 from vlmcache.show.console import console
+from vlmcache.show.prose import whole
 from vlmcache.show.rows import (
     class_text,
-    kept,
     labelled,
     print_rows,
     repos_text,
@@ -82,7 +82,7 @@ def show(status: Status, *, listing: Listing | None = None, verbose: bool = Fals
     if others and not listing.named:
         size = size_text(sum(repo.size_on_disk for repo in others))
         more = counted(len(others), "repo").replace(" ", " more ", 1)
-        print_rows(out, labelled(out, "Others", f"{more}, {size}: {kept(listing.more)}"))
+        print_rows(out, labelled(out, "Others", f"{more}, {size}: {whole(listing.more)}"))
     _print_elsewhere(out, status)
     if listing.outdated:
         print_rows(out, labelled(out, "Hub", _outdated_text(status)))
@@ -152,7 +152,7 @@ def _print_models(
         paths = [model for model in shown if model.path is not None]
         for model in paths:
             name = printable(model.name)
-            print_rows(out, wrapped(out, f"{name}: {kept(printable(model.path or ''))}", 2))
+            print_rows(out, wrapped(out, f"{name}: {whole(printable(model.path or ''))}", 2))
     _print_bad_files(out, shown)
     _print_variants(out, shown)
     _print_contexts(out, shown)
@@ -162,7 +162,7 @@ def _print_rest(out: Console, rest: Sequence[ModelStatus | RepoStatus], listing:
     """Print how much was left out of a table, and what shows it."""
     if rest:
         size = size_text(sum(row.size_on_disk for row in rest))
-        text = f"and {len(rest)} more, {size}: {kept(listing.more)}"
+        text = f"and {len(rest)} more, {size}: {whole(listing.more)}"
         print_rows(out, wrapped(out, Text(text)))
 
 
@@ -235,7 +235,7 @@ def _print_repos(
 
 def _print_cache(out: Console, cache: CacheSummary) -> None:
     filesystem = f", {cache.filesystem}" if cache.filesystem else ""
-    where = f"{kept(printable(cache.dir))} ({cache.source}{filesystem})"
+    where = f"{whole(printable(cache.dir))} ({cache.source}{filesystem})"
     lines = labelled(out, "Cache", where)
     if not cache.exists:
         lines += labelled(out, "", "does not exist yet: the first pull creates it")
@@ -257,7 +257,7 @@ def _print_elsewhere(out: Console, status: Status) -> None:
     for place in status.elsewhere:
         verb = "is" if len(place.repos) == 1 else "are"
         room = "not mounted now" if place.free is None else f"{size_text(place.free)} free"
-        where = f"{kept(printable(place.path))}, {size_text(place.size_on_disk)} ({room})"
+        where = f"{whole(printable(place.path))}, {size_text(place.size_on_disk)} ({room})"
         text = f"{counted(len(place.repos), 'repo')} {verb} at {where}"
         style = "red" if place.free is None else ""
         print_rows(out, labelled(out, "Moved" if place.moved else "Linked", text, style))
@@ -283,7 +283,7 @@ def _outdated_text(status: Status) -> str:
 def _print_cleaning(out: Console, step: Recommendation) -> None:
     """Print what can be freed, and how."""
     size = f"{size_text(step.frees)} can be freed"
-    lines = labelled(out, "Clean", Text.assemble(f"{size}: ", (kept(step.command or ""), "bold")))
+    lines = labelled(out, "Clean", Text.assemble(f"{size}: ", (whole(step.command or ""), "bold")))
     lines += labelled(out, "", printable(step.text).replace(f"{size}: ", "", 1), "dim")
     print_rows(out, lines)
 
@@ -308,7 +308,7 @@ def _print_findings(out: Console, findings: Iterable[Finding], *, verbose: bool)
             out.print("\nFindings")
         for finding in every:
             line = _finding_text(finding.code, finding.severity, [finding])
-            line.append(f"\n{kept(printable(finding.path))}", "dim")
+            line.append(f"\n{whole(printable(finding.path))}", "dim")
             print_rows(out, wrapped(out, line, 2))
         return
     kinds: dict[str, list[Finding]] = {}

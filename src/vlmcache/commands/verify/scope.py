@@ -21,7 +21,7 @@ from vlmcache.cache.weights import read_header
 from vlmcache.change.names import find_targets, names_in
 from vlmcache.commands.verify.values import Damage, Missing, Unverifiable, Verification
 from vlmcache.config import Config, parse_name
-from vlmcache.errors import UnknownModelError, UsageError
+from vlmcache.errors import UnknownModelError, UsageError, reason_of
 from vlmcache.units import counted
 
 _WEIGHTS = ".safetensors"
@@ -297,11 +297,18 @@ def check_headers(scope: Scope, results: Results) -> None:
                 continue  # hashing has said so
             except (OSError, ValueError) as error:
                 if content in results.good:
-                    detail = f"it is what the Hub has, but {error}"
+                    detail = f"it is what the Hub has, but {reason_of(error)}"
                     results.findings.append(Finding(code, "warning", repo.id, path, detail))
                 else:
                     results.damaged[content] = Damage(
-                        repo.id, content, file.blob, None, None, code, str(error), (file.name,)
+                        repo.id,
+                        content,
+                        file.blob,
+                        None,
+                        None,
+                        code,
+                        reason_of(error),
+                        (file.name,),
                     )
 
 

@@ -23,6 +23,7 @@ from vlmcache.commands.verify.scope import (
 )
 from vlmcache.commands.verify.values import Unverifiable, Verification, VerifyOptions
 from vlmcache.config import Session, own_home
+from vlmcache.errors import reason_of
 from vlmcache.home.journal import Journal
 from vlmcache.progress import FileOf, Progress, continued_by, files_shown
 
@@ -99,7 +100,7 @@ def _hash(
         try:
             identity = identify(subject.path)
         except OSError as error:
-            reason = f"it cannot be read: {error.strerror or error}"
+            reason = f"it cannot be read: {reason_of(error)}"
             check = Check(subject.path, subject.expected)
             results.add([subject], Judged(check, None, problem=reason))
         else:

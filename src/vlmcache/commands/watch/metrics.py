@@ -24,7 +24,7 @@ import msgspec
 from vlmcache.cache.state import State
 from vlmcache.change import place
 from vlmcache.commands.watch.values import DownloadState, EventKind, Observation, Snapshot
-from vlmcache.errors import UsageError, VlmcacheError
+from vlmcache.errors import UsageError, VlmcacheError, reason_of
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CONNECTIONS = 16
@@ -204,7 +204,7 @@ class MetricsFile:
         try:
             write_metrics(self._path, text)
         except OSError as error:
-            problem = f"cannot write {self._path}: {error.strerror or error}"
+            problem = f"cannot write {self._path}: {reason_of(error)}"
             if self._written is None:
                 raise MetricsError(problem, "name a file in a folder that exists") from error
             return problem
@@ -261,9 +261,7 @@ def endpoint(exposition: Exposition, host: str, port: int) -> Iterator[str]:
     try:
         server = Server((host, port), Handler)
     except OSError as error:
-        raise MetricsError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}"
-        ) from error
+        raise MetricsError(f"cannot listen on {host} port {port}: {reason_of(error)}") from error
     with server:
         threading.Thread(target=server.serve_forever, args=(0.5,), daemon=True).start()
         shown = f"[{host}]" if ":" in host else host

@@ -1,0 +1,234 @@
+"""Tar streams that are compressed: gzip by the standard library, Zstandard where it is installed.
+
+A stream is known by its first bytes, whatever its name says. It is read a block at a time, however
+much a few bytes of it stand for, and its end is compared with what its form promises.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import os
+import zlib
+from typing import IO, Any, Literal
+
+from vlmcache.commands.backup.values import BackupError
+from vlmcache.errors import MissingPackageError, UsageError, reason_of
+from vlmcache.installing import install_package
+
+Compression = Literal["gzip", "zstd"]
+SUFFIXES: dict[str, Compression | None] = {
+    ".tar": None,
+    ".gz": "gzip",
+    ".tgz": "gzip",
+    ".zst": "zstd",
+    ".tzst": "zstd",
+}
+"""How a name ends that means one tar stream, also as an address -> how that is compressed."""
+_OTHERS = (
+    ".7z",
+    ".br",
+    ".bz2",
+    ".lz4",
+    ".lz",
+    ".lzma",
+    ".rar",
+    ".tbz",
+    ".tbz2",
+    ".txz",
+    ".xz",
+    ".Z",
+    ".zip",
+)
+_MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_LONGEST_MAGIC = 4
+_LEVELS = {"gzip": 1, "zstd": 3}
+"""Weights are close to noise: a higher level takes much longer and saves little."""
+_MOST_AFTER = 1 << 20
+"""Bytes after the last member that can be padding: the largest record that tar is used with."""
+_END = bytes(1024)
+"""What a tar stream ends with: two blocks of zeros."""
+
+
+def compression_of(name: str) -> Compression | None:
+    """Return how a file of a name has to be compressed, `None` if not at all.
+
+    Raises:
+        UsageError: it promises a form that is not written.
+    """
+    ending = os.path.splitext(name)[1].lower()
+    if ending in map(str.lower, _OTHERS):
+        raise UsageError(
+            f"a backup is not written as {ending}: '{name}'", "name it .tar, .tar.gz or .tar.zst"
+        )
+    return SUFFIXES.get(ending)
+
+
+def is_stream_name(name: str) -> bool:
+    """Return whether a name ends like that of a tar stream, compressed or not."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _zstd_module() -> Any:
+    """Return the module for Zstandard: Python 3.14's own, or the package `zstandard`.
+
+    Raises:
+        MissingPackageError: neither is there.
+    """
+    for name in ("compression.zstd", "zstandard"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise MissingPackageError(
+        "Zstandard (.zst) needs Python 3.14 or the package zstandard", install_package("zstandard")
+    )
+
+
+def require(compression: Compression) -> None:
+    """Make sure that a stream can be compressed.
+
+    Raises:
+        MissingPackageError: what does it is not installed.
+    """
+    if compression == "zstd":
+        _zstd_module()
+
+
+class Compressed:
+    """A stream whose content is compressed on the way to another; for writing.
+
+    Args:
+        stream: where to.
+        compression: how.
+
+    Raises:
+        MissingPackageError: what compresses is not installed.
+    """
+
+    def __init__(self, stream: IO[bytes], compression: Compression) -> None:
+        self._stream = stream
+        level = _LEVELS[compression]
+        self._compressor: Any
+        if compression == "gzip":
+            self._compressor = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+            return
+        module = _zstd_module()
+        threads = min(4, os.cpu_count() or 1)
+        if hasattr(module, "CompressionParameter"):
+            options = module.CompressionParameter
+            self._compressor = module.ZstdCompressor(
+                options={options.compression_level: level, options.nb_workers: threads}
+            )
+        else:
+            self._compressor = module.ZstdCompressor(level=level, threads=threads).compressobj()
+
+    def write(self, block: bytes) -> int:
+        """Take all of a block."""
+        self._stream.write(self._compressor.compress(block))
+        return len(block)
+
+    def finish(self) -> None:
+        """Write what ends the stream."""
+        self._stream.write(self._compressor.flush())
+
+
+class Decompressed:
+    """The content of a compressed stream, read once from its beginning to its end.
+
+    Args:
+        stream: where from; it need not be seekable.
+        compression: how it is compressed.
+
+    Raises:
+        MissingPackageError: what decompresses is not installed.
+    """
+
+    def __init__(self, stream: IO[bytes], compression: Compression) -> None:
+        self.compression = compression
+        self._tail = b""
+        self._damage: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
+        self._file: Any
+        if compression == "gzip":
+            self._file = gzip.GzipFile(fileobj=stream, mode="rb")
+            return
+        module = _zstd_module()
+        self._damage = EOFError, module.ZstdError
+        if hasattr(module, "ZstdFile"):
+            self._file = module.ZstdFile(stream, "rb")
+        else:
+            self._file = module.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+
+    def seekable(self) -> bool:
+        """Return False: to go back would be to begin again."""
+        return False
+
+    def read(self, count: int) -> bytes:
+        """Return the next bytes, at most as many; nothing at the end.
+
+        Raises:
+            BackupError: the stream is damaged.
+            OSError: it cannot be read.
+        """
+        try:
+            block: bytes = self._file.read(count)
+        except self._damage as error:
+            raise BackupError(f"the backup is damaged: {reason_of(error)}") from error
+        self._tail = (self._tail + block)[-len(_END) :]
+        return block
+
+    def finish(self) -> None:
+        """Read what is left after the last member, which is padding.
+
+        Raises:
+            BackupError: it is more than that, or the stream ends before its end.
+        """
+        left = 0
+        while block := self.read(_MOST_AFTER):
+            left += len(block)
+            if left > _MOST_AFTER:
+                raise BackupError("the backup holds more than its manifest names")
+        if self._tail != _END:
+            raise BackupError("the backup is damaged: it ends too early")
+
+
+class _Rejoined:
+    """A stream that cannot be sought in, of which some bytes were read already."""
+
+    def __init__(self, begin: bytes, stream: IO[bytes]) -> None:
+        self._begin = begin
+        self._stream = stream
+
+    def seekable(self) -> bool:
+        """Return False."""
+        return False
+
+    def read(self, count: int = -1) -> bytes:
+        """Return the next bytes: those that were read already first."""
+        if not self._begin:
+            return self._stream.read(count)
+        end = len(self._begin) if count < 0 else count
+        block, self._begin = self._begin[:end], self._begin[end:]
+        return block + self._stream.read() if count < 0 else block
+
+
+def opened(stream: IO[bytes]) -> tuple[Any, Compression | None]:
+    """Return the content of a tar stream, and how the stream is compressed.
+
+    Raises:
+        BackupError: it is of a form that is not read.
+        MissingPackageError: what decompresses is not installed.
+        OSError: it cannot be read.
+    """
+    begin = b""
+    while len(begin) < _LONGEST_MAGIC and (more := stream.read(_LONGEST_MAGIC - len(begin))):
+        begin += more
+    rejoined: Any = stream
+    if stream.seekable():
+        stream.seek(-len(begin), os.SEEK_CUR)
+    else:
+        rejoined = _Rejoined(begin, stream)
+    for magic, compression in _MAGIC.items():
+        if begin.startswith(magic):
+            return Decompressed(rejoined, compression), compression
+    return rejoined, None

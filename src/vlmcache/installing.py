@@ -1,0 +1,111 @@
+"""How vlmcache was installed, and so the command that adds a package to it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import sys
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+NAME = "vlmcache"
+
+
+class Installation(NamedTuple):
+    """What the files next to the installed package say of how they came there."""
+
+    prefix: str = sys.prefix
+    python: str = sys.executable
+    installer: str = "pip"
+    """The program, as INSTALLER names it (the packaging guide's "recording installed projects")."""
+    origin: str = ""
+    """The address in direct_url.json (PEP 610), with its revision; empty if an index was asked."""
+    editable: bool = False
+    """Whether the source itself is what is imported."""
+    has_pip: bool = True
+    """Whether the interpreter has pip."""
+
+    def with_extra(self, name: str) -> str:
+        """Return the command that installs vlmcache with one of its extras: `load`, `s3`, …."""
+        wanted = f"{NAME}[{name}]"
+        if self.editable:
+            wanted = f"{_path_of(self.origin)}[{name}]"
+        elif self.origin and _is_there(self.origin):
+            wanted = f"{wanted} @ {self.origin}"
+        words = ["--editable", wanted] if self.editable else [wanted]
+        if self._has("pipx_metadata.json"):
+            return shlex.join(["pipx", "install", "--force", *words])
+        if self._has("uv-receipt.toml"):
+            return shlex.join(["uv", "tool", "install", *words])
+        return self.package(*(["-e", wanted] if self.editable else words))
+
+    def package(self, *words: str) -> str:
+        """Return the command that installs packages next to vlmcache.
+
+        Args:
+            words: what pip is to install, and its options.
+        """
+        if self._has("pipx_metadata.json"):
+            return shlex.join(["pipx", "runpip", NAME, "install", *words])
+        uv = self._has("uv-receipt.toml") or self.installer == "uv" or shutil.which("uv")
+        if not self.has_pip and uv:
+            return shlex.join(["uv", "pip", "install", "--python", self.python, *words])
+        if not self.has_pip:
+            python = shlex.quote(self.python)
+            return f"{python} -m ensurepip && {python} -m pip install {shlex.join(words)}"
+        found = shutil.which("pip")
+        own = found is not None and os.path.dirname(found) == os.path.dirname(self.python)
+        return shlex.join([*(["pip"] if own else [self.python, "-m", "pip"]), "install", *words])
+
+    def _has(self, name: str) -> bool:
+        return os.path.exists(os.path.join(self.prefix, name))
+
+
+def _path_of(address: str) -> str:
+    """Return the path that a `file:` address means."""
+    from urllib.request import url2pathname  # only for hints
+
+    return url2pathname(urlsplit(address).path)
+
+
+def _is_there(address: str) -> bool:
+    return urlsplit(address).scheme != "file" or os.path.exists(_path_of(address))
+
+
+def read_installation(distribution: importlib.metadata.Distribution) -> Installation:
+    """Return how a distribution was installed; what cannot be read counts as from an index."""
+    installer = (distribution.read_text("INSTALLER") or "pip").strip()
+    has_pip = importlib.util.find_spec("pip") is not None
+    try:
+        said = json.loads(distribution.read_text("direct_url.json") or "{}")
+        origin, version = str(said.get("url", "")), said.get("vcs_info", {})
+        if version:
+            origin = f"{version['vcs']}+{origin}@{version['commit_id']}"
+        editable = bool(said.get("dir_info", {}).get("editable"))
+    except (ValueError, LookupError, AttributeError, TypeError):
+        origin, editable = "", False
+    return Installation(installer=installer, origin=origin, editable=editable, has_pip=has_pip)
+
+
+@lru_cache(maxsize=1)
+def installation() -> Installation:
+    """Return how this vlmcache was installed."""
+    try:
+        return read_installation(importlib.metadata.distribution(NAME))
+    except importlib.metadata.PackageNotFoundError:  # imported from a folder on sys.path
+        return Installation(has_pip=importlib.util.find_spec("pip") is not None)
+
+
+def install_extra(name: str) -> str:
+    """Return the command that installs vlmcache with one of its extras, as it was installed."""
+    return installation().with_extra(name)
+
+
+def install_package(*words: str) -> str:
+    """Return the command that installs packages next to vlmcache, as it was installed."""
+    return installation().package(*words)
