@@ -10,7 +10,7 @@ import vlmcache
 
 SOURCE = Path(vlmcache.__file__).parent
 MOST_ROOMS = 18
-MOST_ARROWS = 75
+MOST_ARROWS = 79
 
 
 def _modules() -> dict[str, Path]:
@@ -51,6 +51,7 @@ IMPORTS = {module: _imports_of(module) for module in MODULES}
 
 
 BASE = (
+    "addresses",
     "codes",
     "config",
     "config_file",

@@ -33,6 +33,7 @@ READS = {
     "change.space": "which blocks of a blob other files share, to say why nothing came back",
     "commands.pull.prepare": "indexes and configs of another revision, to choose files by",
     "commands.doctor.sharing": "/proc",
+    "commands.serve.access": "the file of the token",
     "config_file": "config.yaml",
     "environment": ".env, tokens",
     "hub.settings": "the token",

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from vlmcache.commands.pull.plan import VariantError
     from vlmcache.commands.pull.values import PullReport
     from vlmcache.commands.remove.values import Removal, RemovalError, UnconfirmedError
+    from vlmcache.commands.serve.serve import Server
+    from vlmcache.commands.serve.values import (
+        InterruptedServeError,
+        ServeError,
+        ServeReport,
+        TerminatedServeError,
+    )
     from vlmcache.commands.status.values import NotCachedError, Status
     from vlmcache.commands.verify.values import (
         DamageError,
@@ -102,6 +109,11 @@ _HOMES = {
     "Removal": "vlmcache.commands.remove.values",
     "RemovalError": "vlmcache.commands.remove.values",
     "UnconfirmedError": "vlmcache.commands.remove.values",
+    "Server": "vlmcache.commands.serve.serve",
+    "InterruptedServeError": "vlmcache.commands.serve.values",
+    "ServeError": "vlmcache.commands.serve.values",
+    "ServeReport": "vlmcache.commands.serve.values",
+    "TerminatedServeError": "vlmcache.commands.serve.values",
     "NotCachedError": "vlmcache.commands.status.values",
     "Status": "vlmcache.commands.status.values",
     "RepairError": "vlmcache.commands.verify.values",
@@ -183,6 +195,7 @@ __all__ = [
     "HubError",
     "InUseError",
     "InterruptedLoadError",
+    "InterruptedServeError",
     "LoadReport",
     "LowSpaceError",
     "MetricsError",
@@ -209,11 +222,15 @@ __all__ = [
     "RepairReport",
     "Report",
     "Restored",
+    "ServeError",
+    "ServeReport",
+    "Server",
     "SettingError",
     "Snapshot",
     "SourceDamagedError",
     "SpaceError",
     "Status",
+    "TerminatedServeError",
     "UnconfirmedError",
     "UnknownArchitectureError",
     "UnknownModelError",

@@ -7,16 +7,13 @@ command line would ask before it acts, a method acts: look at what `dry_run=True
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import operator
 import os
 from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from vlmcache.arguments import Names, Size, as_bytes, as_count, as_list, as_names, as_seconds
 from vlmcache.config import Session, cached_models, names_of_all, open_session, parse_name
 from vlmcache.errors import UsageError
-from vlmcache.units import LARGEST, LONGEST, parse_duration, parse_size, parsed
 
 if TYPE_CHECKING:
     from vlmcache.codes import Explanation
@@ -26,6 +23,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.pull.plan import VariantError
     from vlmcache.commands.pull.values import PullReport
     from vlmcache.commands.remove.values import Removal
+    from vlmcache.commands.serve.serve import Server
     from vlmcache.commands.status.values import Status
     from vlmcache.commands.verify.values import RepairReport, Verification, VerifyOptions
     from vlmcache.commands.watch.values import Observation
@@ -34,11 +32,7 @@ if TYPE_CHECKING:
     from vlmcache.load.warm import WarmReport
     from vlmcache.progress import Progress
 
-Names: TypeAlias = "str | Iterable[str]"
-"""One string, or several."""
 Path: TypeAlias = "str | os.PathLike[str]"
-Size: TypeAlias = "int | str"
-"""Bytes, or a string with its unit."""
 Duration: TypeAlias = "float | str"
 """Seconds, or a string with its unit."""
 
@@ -109,14 +103,14 @@ class Cache:
         """
         from vlmcache.commands.status import status
 
-        tokens = _count(self.named("context"), context) if context is not None else 0
-        value = status.status(self.session, _names(models), context=tokens)
+        tokens = as_count(self.named("context"), context) if context is not None else 0
+        value = status.status(self.session, as_names(models), context=tokens)
         if outdated:
             from vlmcache.commands.status import outdated as updates
 
             value = updates.with_updates(self.session, value, progress=self.progress)
         problem = value.not_cached if check else None
-        return status.select_rows(value, _list(filter), sort).with_problem(problem)
+        return status.select_rows(value, as_list(filter), sort).with_problem(problem)
 
     def pull(
         self,
@@ -159,7 +153,7 @@ class Cache:
 
         if all == (models is not None):
             raise UsageError(f"name models or use {self.named('all')}, not both")
-        names: Iterable[str] = _names(models)
+        names: Iterable[str] = as_names(models)
         if all:
             names = names_of_all(self.session.config, cached_models(self.session.cache))
         if revision is not None:
@@ -171,16 +165,12 @@ class Cache:
                 f"{part.name}@{revision}" + (f":{part.variant}" if part.variant else "")
                 for part in parts
             ]
-        if isinstance(limit_rate, str):
-            limit_rate = limit_rate.removesuffix("/s")
-        rate = _size(self.named("limit_rate"), limit_rate)
-        if rate == 0:
-            raise UsageError(f"{self.named('limit_rate')} must be more than 0")
+        rate = self._rate(limit_rate)
         workers = values.WORKERS
         if max_workers is not None:
-            workers = _count(self.named("max_workers"), max_workers, 64)
+            workers = as_count(self.named("max_workers"), max_workers, 64)
         options = values.PullOptions(
-            plan.FileSelection(_list(include), _list(exclude), all_files),
+            plan.FileSelection(as_list(include), as_list(exclude), all_files),
             dry_run,
             workers,
             rate,
@@ -189,7 +179,7 @@ class Cache:
             self.confirm,
             self.agree,
             self.choose,
-            _duration(self.named("max_wait"), max_wait, ("s", "m")),
+            as_seconds(self.named("max_wait"), max_wait, ("s", "m")),
         )
         return pull.pull(self.session, tuple(names), options, self.progress)
 
@@ -217,9 +207,9 @@ class Cache:
         """
         from vlmcache.commands.remove import remove, values
 
-        options = values.RemoveOptions(revision, force, _list(include))
+        options = values.RemoveOptions(revision, force, as_list(include))
         return remove.remove(
-            self.session, _names(models), options, dry_run=dry_run, confirm=self.confirm
+            self.session, as_names(models), options, dry_run=dry_run, confirm=self.confirm
         )
 
     def clean(
@@ -259,13 +249,13 @@ class Cache:
         from vlmcache.commands.remove import clean, values
 
         options = values.CleanOptions(
-            older_than=_duration(self.named("older_than"), older_than),
-            max_size=_size(self.named("max_size"), max_size),
-            free=_size(self.named("free"), free),
+            older_than=as_seconds(self.named("older_than"), older_than),
+            max_size=as_bytes(self.named("max_size"), max_size),
+            free=as_bytes(self.named("free"), free),
             duplicates=duplicates,
             everything=all,
-            evict=_list(models),
-            keep=_list(keep),
+            evict=as_list(models),
+            keep=as_list(keep),
             xet=xet,
             modules=modules,
             partials=partials,
@@ -293,7 +283,7 @@ class Cache:
         from vlmcache.commands.verify import verify
 
         options = self._verify_options(max_age, workers)
-        return verify.verify(self.session, _names(models), options, self.progress)
+        return verify.verify(self.session, as_names(models), options, self.progress)
 
     def repair(
         self,
@@ -317,7 +307,7 @@ class Cache:
         from vlmcache.commands.verify import repair
 
         options = self._verify_options(max_age, workers, dry_run=dry_run)
-        return repair.repair(self.session, _names(models), options, self.progress)
+        return repair.repair(self.session, as_names(models), options, self.progress)
 
     def move(
         self,
@@ -364,7 +354,7 @@ class Cache:
                 )
             return move.undo(self.session, destination, dry_run=dry_run)
         options = values.MoveOptions(link=not no_link, dry_run=dry_run)
-        return move.move(self.session, destination, _names(models), options, self.progress)
+        return move.move(self.session, destination, as_names(models), options, self.progress)
 
     def backup(
         self,
@@ -392,7 +382,7 @@ class Cache:
 
         options = values.BackupOptions(verify, dry_run)
         return backup.backup(
-            self.session, os.fspath(destination), _names(models), options, self.progress
+            self.session, os.fspath(destination), as_names(models), options, self.progress
         )
 
     def restore(
@@ -420,7 +410,7 @@ class Cache:
 
         options = values.RestoreOptions(overwrite, dry_run)
         return restore.restore(
-            self.session, os.fspath(source), _names(models), options, self.progress
+            self.session, os.fspath(source), as_names(models), options, self.progress
         )
 
     def watch(
@@ -446,6 +436,62 @@ class Cache:
         if once:
             return watch.watch(session, interval=seconds, wait=lambda *_: False, notify=False)
         return watch.watch(session, interval=seconds)
+
+    def serve(
+        self,
+        models: Names | None = None,
+        *,
+        listen: str | None = None,
+        all: bool = False,
+        token_file: Path | None = None,
+        allow: Names = (),
+        include_gated: bool = False,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+        limit_rate: Size | None = None,
+        max_connections: int | None = None,
+    ) -> Server:
+        """Return a server of the cache, read-only, for the hub's clients on other machines.
+
+        It answers in a thread while its `with` block runs, and until a signal with its `run()`.
+
+        Args:
+            models: keys of config.yaml or repo ids, with an optional `@revision`, of datasets and
+                spaces as `datasets/owner/name`; everything on the loopback if not given.
+            listen: `ADDRESS:PORT`; port 9401 of the loopback if not given.
+            all: serve every complete model to other machines.
+            token_file: holds the token of clients; `VLMCACHE_SERVE_TOKEN` if not given.
+            allow: networks such as `192.168.1.0/24` from which no token is asked for.
+            include_gated: serve named models that the hub gives to some users only.
+            tls_cert: the certificate, a PEM file; plain HTTP if not given.
+            tls_key: its key, if that is in another file.
+            limit_rate: bytes a second for all clients together.
+            max_connections: connections at a time, 1 to 65536; 256 if not given.
+
+        Raises:
+            UnknownModelError: a name is neither a key nor a repo id.
+            NotDownloadedError: a model is not cached, or not completely.
+            UsageError: the arguments do not go together, or a token is needed.
+            MissingPackageError: uvicorn or starlette is not installed.
+            ServeError: the address cannot be listened on.
+        """
+        from vlmcache.commands.serve import serve, values
+
+        most = values.CONNECTIONS
+        if max_connections is not None:
+            most = as_count(self.named("max_connections"), max_connections, 65536)
+        options = values.ServeOptions(
+            listen,
+            all,
+            None if token_file is None else os.fspath(token_file),
+            as_list(allow),
+            include_gated,
+            None if tls_cert is None else os.fspath(tls_cert),
+            None if tls_key is None else os.fspath(tls_key),
+            self._rate(limit_rate),
+            most,
+        )
+        return serve.Server(self.session, as_names(models), options, self.confirm)
 
     def doctor(self, *, shared: str | None = None, fix: bool = False) -> Diagnosis:
         """Check paths, permissions, the disk, versions and devices.
@@ -524,23 +570,23 @@ class Cache:
         from vlmcache.load import bench, options, saved
 
         if history:
-            return saved.history(self.session, _names(models))
+            return saved.history(self.session, as_names(models))
         wanted = options.LoadTestOptions(
-            options.parse_precisions(_list(precision)),
+            options.parse_precisions(as_list(precision)),
             device,
-            _count(self.named("trials"), trials),
+            as_count(self.named("trials"), trials),
             cold,
-            _count(self.named("tokens"), tokens),
-            options.parse_loaders(_list(loader)),
+            as_count(self.named("tokens"), tokens),
+            options.parse_loaders(as_list(loader)),
             trust_remote_code,
             options.parse_one_attention(attention),
-            _list(synthetic),
-            _count(self.named("context"), context) if context is not None else 0,
+            as_list(synthetic),
+            as_count(self.named("context"), context) if context is not None else 0,
             cold_libraries,
         )
         earlier = saved.read_report(os.fspath(compare)) if compare is not None else None
         saved.check_targets(None if save is None else os.fspath(save))
-        report = bench.load_test(self.session, _names(models), wanted, self.on_step)
+        report = bench.load_test(self.session, as_names(models), wanted, self.on_step)
         report = saved.compared(report, earlier)
         if save is not None:
             saved.save_report(os.fspath(save), report)
@@ -599,7 +645,7 @@ class Cache:
         """
         from vlmcache.load import warm
 
-        return warm.warm(self.session, _names(models), self.progress)
+        return warm.warm(self.session, as_names(models), self.progress)
 
     def load_model(
         self,
@@ -625,32 +671,27 @@ class Cache:
             attention=attention,
         )
 
+    def _rate(self, limit_rate: Size | None) -> int | None:
+        """Return bytes a second.
+
+        Raises:
+            UsageError: it is not a rate, or nothing.
+        """
+        if isinstance(limit_rate, str):
+            limit_rate = limit_rate.removesuffix("/s")
+        rate = as_bytes(self.named("limit_rate"), limit_rate)
+        if rate == 0:
+            raise UsageError(f"{self.named('limit_rate')} must be more than 0")
+        return rate
+
     def _verify_options(
         self, max_age: Duration | None, workers: int | None, *, dry_run: bool = False
     ) -> VerifyOptions:
         from vlmcache.commands.verify.values import MAX_AGE, VerifyOptions
 
-        age = _duration(self.named("max_age"), max_age)
-        threads = None if workers is None else _count(self.named("workers"), workers, 256)
+        age = as_seconds(self.named("max_age"), max_age)
+        threads = None if workers is None else as_count(self.named("workers"), workers, 256)
         return VerifyOptions(MAX_AGE if age is None else age, threads, dry_run)
-
-
-def _list(names: Names) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _names(models: Names | None) -> tuple[str, ...]:
-    """Return the models that are named; none if that means all of them.
-
-    Raises:
-        UsageError: a list is empty: a program that found nothing does not mean everything.
-    """
-    if models is None:
-        return ()
-    names = _list(models)
-    if not names:
-        raise UsageError("the list of models is empty", "to mean all of them, leave it out")
-    return names
 
 
 def watched(cache: Cache, interval: Duration, min_free: Size | None) -> tuple[Session, float]:
@@ -662,60 +703,11 @@ def watched(cache: Cache, interval: Duration, min_free: Size | None) -> tuple[Se
     import msgspec
 
     session, name = cache.session, cache.named("interval")
-    seconds = _duration(name, interval, ("s", "m"))
+    seconds = as_seconds(name, interval, ("s", "m"))
     if seconds is None or not 0.1 <= seconds <= 86400:
         raise UsageError(f"{name} must be 0.1s to 1d")
-    bound = _size(cache.named("min_free"), min_free)
+    bound = as_bytes(cache.named("min_free"), min_free)
     if bound is not None:
         limits = msgspec.structs.replace(session.config.limits, min_free=bound)
         session = session._replace(config=msgspec.structs.replace(session.config, limits=limits))
     return session, seconds
-
-
-def _size(name: str, value: Size | None) -> int | None:
-    """Return a size in bytes.
-
-    Raises:
-        UsageError: it is not a size, or a string without a unit.
-    """
-    if value is None or isinstance(value, str):
-        return None if value is None else parsed(name, value, parse_size)
-    size = _integer(name, value, "an int of bytes, or a string such as '30GB'")
-    if not 0 <= size <= LARGEST:
-        raise UsageError(f"{name}: no disk has that size: {size}")
-    return size
-
-
-def _duration(name: str, value: object, units: tuple[str, str] = ("d", "h")) -> float | None:
-    """Return a duration in seconds.
-
-    Raises:
-        UsageError: it is not a duration, or a string without a unit.
-    """
-    if value is None or isinstance(value, str):
-        parse = functools.partial(parse_duration, units=units)
-        return None if value is None else parsed(name, value, parse)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST:
-        hint = "a number of seconds, or a string such as '30d'"
-        raise UsageError(f"{name}: not a duration: {value!r}", hint)
-    return float(value)
-
-
-def _count(name: str, value: int, most: int = LARGEST) -> int:
-    """Return how many.
-
-    Raises:
-        UsageError: it is not a whole number from 1 to `most`.
-    """
-    count = _integer(name, value, "an int")
-    if not 1 <= count <= most:
-        upper = "" if most == LARGEST else f" and at most {most}"
-        raise UsageError(f"{name} must be at least 1{upper}")
-    return count
-
-
-def _integer(name: str, value: Any, kind: str) -> int:
-    with contextlib.suppress(TypeError):
-        if not isinstance(value, bool):
-            return operator.index(value)
-    raise UsageError(f"{name}: not a whole number: {value!r}", kind)
