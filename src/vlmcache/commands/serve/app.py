@@ -36,6 +36,8 @@ from vlmcache.commands.serve.vouching import (
 )
 from vlmcache.progress import Throttle
 
+HEAD_LIMIT = 16_384
+"""Bytes of a request's path and headers."""
 BODY_LIMIT = 1_000_000
 """Bytes of a request's body."""
 _BODY_TIME = 10.0
@@ -143,6 +145,9 @@ class _Gate:
             log.info("serve", words, client, scope["method"], path, status, sent, seconds)
 
     def _let_in(self, scope: Scope, client: str) -> bool | Refusal:
+        head = sum(len(name) + len(value) for name, value in scope["headers"])
+        if head + len(scope["raw_path"]) + len(scope["query_string"]) > HEAD_LIMIT:
+            return Refusal(431, None, "the request's head is too large")
         for name, value in scope["headers"]:
             if name == b"content-length" and (not value.isdigit() or int(value) > BODY_LIMIT):
                 return Refusal(413, None, "the request's body is too large")

@@ -283,6 +283,9 @@ class Catalog:
                 continue
             files = self._files(repo, revision)
             needed = judgement.division.needed if judgement.division is not None else frozenset()
+            if revision.tree is not None:
+                # What somebody else has put into the folder is none of the model's.
+                needed &= revision.tree.keys()
             unknown = sorted(needed - files.keys())
             if unknown:
                 why = f"no hash of {unknown[0]} is known"

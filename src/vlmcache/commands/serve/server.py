@@ -16,12 +16,10 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vlmcache.commands.serve.app import Counts, Served, application
+from vlmcache.commands.serve.app import HEAD_LIMIT, Counts, Served, application
 from vlmcache.commands.serve.values import ServeError, ServeOptions
 from vlmcache.errors import UsageError
 
-HEAD_LIMIT = 16_384
-"""Bytes of a request's line and headers."""
 IDLE = 20.0
 """Seconds for the head of a request to arrive, since the connection or the last answer."""
 STALLED = 60.0

@@ -78,19 +78,23 @@ class Vouching:
         self._pool = concurrent.futures.ThreadPoolExecutor(cores(), "hashing")
         self._running: dict[tuple[Identity, str], _Hashing] = {}
         self._fresh: list[tuple[Identity, str]] = []
+        self._bad: set[tuple[Identity, str]] = set()
         self._lock = threading.Lock()
         self._remembered_at = time.monotonic()
         self._closing = False
         self.hashed = 0
         """Bytes that were hashed."""
-        self.damaged = 0
-        """Files that were found to be damaged."""
 
     def close(self) -> None:
         """Stop hashing, and remember what was found."""
         self._closing = True
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._remember()
+
+    @property
+    def damaged(self) -> int:
+        """How many files were found to be damaged."""
+        return len(self._bad)
 
     @property
     def running(self) -> int:
@@ -120,6 +124,8 @@ class Vouching:
         key = (identity, etag)
         if self.knows(identity, etag):
             return
+        if key in self._bad:
+            raise NotGoodError
         hashing = self._running.get(key)
         if hashing is None:
             hashing = self._running[key] = _Hashing(identity.size)
@@ -165,7 +171,7 @@ class Vouching:
                 self._known[identity, judged.check.expected] = now
                 self._fresh.append((identity, judged.check.expected))
         if not judged.good:
-            self.damaged += 1
+            self._bad.add((identity, judged.check.expected))
             log.info("serve", "damaged, and not sent: %s", judged.check.path)
             with Journal(self._home) as journal:
                 journal.record_damaged([identity], now)
