@@ -73,7 +73,7 @@ class Asking:
     def connection(self) -> socket.socket:
         """Return a connection on which nothing was sent yet."""
         parts = urlsplit(self.address)
-        return socket.create_connection((parts.hostname, parts.port), timeout=60)
+        return socket.create_connection((parts.hostname, parts.port or 80), timeout=60)
 
 
 @contextlib.contextmanager

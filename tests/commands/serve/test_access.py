@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import logging
 import os
 import socket
@@ -22,9 +23,11 @@ from tests.kit.caches import CacheBuilder, model_files
 from tests.kit.served import TOKEN, Asking, serving
 from vlmcache.addresses import parse_networks
 from vlmcache.cache import hashing
-from vlmcache.commands.serve import access, app, server, vouching
+from vlmcache.cache.state import TreeFile
+from vlmcache.commands.serve import access, app, catalog, server, vouching
 from vlmcache.config import own_home, read_environment
 from vlmcache.home.journal import Journal
+from vlmcache.progress import Throttle
 
 SECRET = b"a secret of the machine"
 FILES = {"config.json": b"{}", "weights.safetensors": b"w" * 3_000_000}
@@ -100,10 +103,13 @@ def test_without_the_token_files_are_sent_that_every_user_can_read_and_no_others
 
 def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[bytes] = []
-    plain = access.hmac.compare_digest
-    monkeypatch.setattr(
-        access.hmac, "compare_digest", lambda a, b: compared.append(a) or plain(a, b)
-    )
+    plain = hmac.compare_digest
+
+    def comparing(a: bytes, b: bytes) -> bool:
+        compared.append(a)
+        return plain(a, b)
+
+    monkeypatch.setattr(hmac, "compare_digest", comparing)
     judge = access.Access(TOKEN, (), "127.0.0.1", beyond=False).judge
     headers = [(b"host", b"localhost"), (b"authorization", b"Bearer " + TOKEN.encode())]
     assert judge(headers, "127.0.0.1", "127.0.0.1") is True
@@ -302,7 +308,7 @@ def test_what_is_known_to_be_good_is_not_hashed_again_until_it_changes(
 ) -> None:
     vlmcache.Cache(good.root).verify().check()
     hashed: list[str] = []
-    plain = vouching.hash_all
+    plain = hashing.hash_all
 
     def counted(checks: list[hashing.Check], *rest: object, **more: object) -> object:
         hashed.extend(check.expected for check in checks)
@@ -326,7 +332,7 @@ def test_those_who_ask_at_once_share_one_hash_and_whoever_waits_long_is_asked_to
     good: CacheBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release, begun = threading.Event(), []
-    plain = vouching.hash_all
+    plain = hashing.hash_all
 
     def held(checks: list[hashing.Check], *rest: object, **more: object) -> object:
         begun.append(checks)
@@ -365,10 +371,8 @@ def test_a_file_that_is_written_to_while_it_is_sent_ends_short(good: CacheBuilde
     content.close()
 
 
-def _served(blob: Path) -> app.ServedFile:
-    from vlmcache.cache.state import TreeFile
-
-    return app.ServedFile("w", str(blob), True, TreeFile(blob.stat().st_size, blob.name), True)
+def _served(blob: Path) -> catalog.ServedFile:
+    return catalog.ServedFile("w", str(blob), True, TreeFile(blob.stat().st_size, blob.name), True)
 
 
 def test_a_link_that_leads_out_of_the_cache_is_not_followed(good: CacheBuilder) -> None:
@@ -392,8 +396,6 @@ def test_an_open_file_is_sent_to_its_end_and_later_requests_are_404(
     good: CacheBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
-
-    from vlmcache.commands.serve import catalog
 
     big = b"b" * 30_000_000
     good.repo("org/big").revision({"config.json": b"{}", "w.safetensors": big})
@@ -511,7 +513,7 @@ def test_the_log_has_each_request_and_no_header(
 
 
 def test_a_rate_bounds_all_clients_together(good: CacheBuilder) -> None:
-    throttle = vlmcache.progress.Throttle(1_000_000)  # type: ignore[attr-defined]
+    throttle = Throttle(1_000_000)
     waits = [throttle.wait_for(1_000_000) for _ in range(3)]
     assert waits[0] < waits[1] < waits[2]
     with serving(good.root, limit_rate="2GB/s") as ask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -148,9 +149,9 @@ def test_an_address_that_is_taken_is_one_line(good: CacheBuilder) -> None:
 def test_a_missing_package_is_one_line_and_exit_11(
     good: CacheBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = serve.importlib.util.find_spec
+    plain = importlib.util.find_spec
     monkeypatch.setattr(
-        serve.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else plain(name)
+        importlib.util, "find_spec", lambda name: None if name == "uvicorn" else plain(name)
     )
     done = run_here("serve")
     assert (done.code, is_failure(done.err)) == (11, True)

@@ -55,7 +55,8 @@ class Counts:
     def __init__(self) -> None:
         self.by_status: Counter[int] = Counter()
         self.bytes_sent = 0
-        self.files = 0
+        self.contents: set[str] = set()
+        """Hashes of what was sent, completely or a part of it."""
 
     @property
     def requests(self) -> int:
@@ -173,7 +174,7 @@ class _Routes:
         ]
         for name, kind, value in (
             ("sent_bytes_total", "counter", counts.bytes_sent),
-            ("files_total", "counter", counts.files),
+            ("files_total", "counter", len(counts.contents)),
             ("hashed_bytes_total", "counter", vouching.hashed),
             ("damaged_files_total", "counter", vouching.damaged),
             ("hashing", "gauge", vouching.running),
@@ -292,7 +293,7 @@ class _Routes:
             content.close()
             kind = "application/octet-stream"
             return Response(None, span.status, headers=headers, media_type=kind)
-        self._served.counts.files += 1
+        self._served.counts.contents.add(file.etag)
         return _ContentResponse(content, span, self._served.throttle, headers)
 
     async def _vouched(self, file: ServedFile, content: _Content, opener: Opener) -> _Content:

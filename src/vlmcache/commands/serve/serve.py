@@ -125,7 +125,7 @@ class Server(contextlib.AbstractContextManager["Server"]):
             self._uvicorn.run([self._listener])
         finally:
             self._stack.close()
-        ended = f"served {units.counted(self._counts.files, 'file')}"
+        ended = f"served {units.counted(len(self._counts.contents), 'file')}"
         ended += f", {units.size_text(self._counts.bytes_sent)}"
         if self._uvicorn.ended_by is None:
             return self.report()
@@ -163,7 +163,7 @@ class Server(contextlib.AbstractContextManager["Server"]):
             self.not_served,
             self._counts.requests,
             self._counts.refused,
-            self._counts.files,
+            len(self._counts.contents),
             self._counts.bytes_sent,
             time.monotonic() - self._begun,
         )

@@ -67,7 +67,7 @@ class ServeReport(Report, frozen=True):
     refused: int
     """Requests that were answered with a status of 400 or more."""
     files: int
-    """Contents that were sent, completely or a part of each."""
+    """Different contents that were sent, completely or a part of each."""
     bytes_sent: int
     seconds: float
 
