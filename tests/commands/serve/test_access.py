@@ -300,6 +300,7 @@ def test_damaged_content_never_leaves_and_is_remembered(good: CacheBuilder) -> N
             assert answer.status in (404, 500)
             assert b"xxxxxxxxxx" not in answer.body
         assert b"damaged_files_total 1" in ask("/metrics").body
+        assert ask(PATH).status == 404
     assert vlmcache.Cache(good.root).status("org/good").models[0].state == "damaged"
 
 
@@ -498,6 +499,22 @@ def test_a_client_that_reads_nothing_is_ended(
         while b"vlmcache_serve_connections 1\n" not in ask("/metrics").body:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_an_answer_that_is_not_taken_holds_up_the_end_for_its_grace_only(
+    good: CacheBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good.repo("org/big").revision({"config.json": b"{}", "w.safetensors": b"b" * 40_000_000})
+    monkeypatch.setattr(server, "GRACE", 1)
+    with contextlib.ExitStack() as stack:
+        with serving(good.root) as ask:
+            connection = stack.enter_context(ask.connection())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            head = "GET /org/big/resolve/main/w.safetensors HTTP/1.1\r\nHost: localhost\r\n"
+            connection.sendall(f"{head}Authorization: Bearer {TOKEN}\r\n\r\n".encode())
+            assert connection.recv(10)
+        with pytest.raises(ConnectionRefusedError):
+            ask.connection()
 
 
 def test_the_log_has_each_request_and_no_header(

@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 import vlmcache as package
@@ -78,6 +79,7 @@ def test_json_is_one_document_at_the_end(
     document = done.document
     assert (document["schema"], document["exit_code"]) == ("vlmcache.serve/1", 143)
     assert (document["ok"], document["errors"][0]["code"]) == (False, "terminated")
+    jsonschema.validate(document, run_here("schema", "serve").document)
     assert document["models"][0]["repo"] == "org/good"
     assert (document["files"], document["requests"], document["refused"]) == (1, 1, 0)
 

@@ -320,7 +320,8 @@ class _Routes:
                 {"Retry-After": seconds, "RateLimit": f'"checking";r=0;t={seconds}'},
             ) from None
         except NotGoodError:
-            pass
+            # A repair is not to find it in use here.
+            await run_in_threadpool(self._served.catalog.distrust, file.etag)
         raise AnswerError(
             500,
             None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat as modes
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -212,9 +213,16 @@ class Catalog:
 
     def tend(self) -> None:
         """Let go of what was removed, so that its room on the disk is free."""
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):
             for folder, entry in list(self._entries.items()):
                 if any(os.fstat(held).st_nlink == 0 for held in entry.held.values()):
+                    self._read({folder})
+
+    def distrust(self, etag: str) -> None:
+        """Read repos again that have a content which was found to be damaged."""
+        with self._lock:
+            for folder, entry in list(self._entries.items()):
+                if entry.repo is not None and etag in entry.repo.contents:
                     self._read({folder})
 
     def open(self, file: ServedFile) -> int:
@@ -352,12 +360,20 @@ class _Others:
 
     def __init__(self) -> None:
         self._folders: dict[str, bool] = {}
+        self._real: dict[str, str] = {}
 
     def can_read(self, path: str) -> bool:
         """Return whether a file's mode and those of all folders above it let everybody read it."""
-        real = os.path.realpath(path)
+        folder, name = os.path.split(path)
+        if folder not in self._real:
+            self._real[folder] = os.path.realpath(folder)
+        real = os.path.join(self._real[folder], name)
         try:
-            return bool(os.stat(real).st_mode & 0o004) and self._can_pass(os.path.dirname(real))
+            status = os.lstat(real)
+            if modes.S_ISLNK(status.st_mode):
+                real = os.path.realpath(real)
+                status = os.lstat(real)
+            return bool(status.st_mode & 0o004) and self._can_pass(os.path.dirname(real))
         except OSError:
             return False
 

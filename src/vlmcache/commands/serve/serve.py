@@ -182,6 +182,10 @@ class Server(contextlib.AbstractContextManager["Server"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it, and let go of the address."""
         self._uvicorn.should_exit = True
         if self._thread is not None:
             self._thread.join()

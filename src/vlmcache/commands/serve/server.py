@@ -179,6 +179,14 @@ class _Uvicorn(uvicorn.Server):
         await super().startup(sockets)
         self.is_up.set()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End within the grace, whatever clients have not taken by then."""
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        # What is aborted is closed in the loop's next rounds.
+        await asyncio.sleep(0.05)
+
     async def on_tick(self, counter: int) -> bool:
         """Look after the catalog now and then; uvicorn calls this every tenth of a second."""
         if counter % int(_TEND_EVERY * 10) == 0:
