@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from tests.kit.caches import CacheBuilder, fingerprint, model_files
 from tests.kit.commands import Vlmcache
+from tests.kit.models import HAS_TORCH
 from tests.kit.pulls import lies
 from tests.kit.served import TOKEN, Asking, environment, serving
 
@@ -101,9 +103,18 @@ def test_hf_download_downloads(ask: Asking, vlmcache: Vlmcache, tmp_path: Path) 
     ).exists()
 
 
-LOAD = """
+MAKE = """
 import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+config = Qwen2Config(
+    vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=2,
+)
+Qwen2ForCausalLM(config).save_pretrained(sys.argv[1])
+"""
+LOAD = """
+from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("org/tiny")
 assert sum(one.numel() for one in model.parameters()) > 0
@@ -114,19 +125,11 @@ assert sum(one.numel() for one in model.parameters()) > 0
 def test_from_pretrained_loads_from_a_server(
     tmp_path: Path, vlmcache: Vlmcache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    if importlib.util.find_spec("transformers") is None or not HAS_TORCH:
+        pytest.skip("needs torch and transformers")
     made = tmp_path / "made"
-    config = transformers.Qwen2Config(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    )
-    with torch.random.fork_rng():
-        transformers.Qwen2ForCausalLM(config).save_pretrained(made)
+    vlmcache.environment.pop("PYTHONWARNINGS")
+    subprocess.run([sys.executable, "-c", MAKE, str(made)], check=True, env=vlmcache.environment)
     source = CacheBuilder(tmp_path / "source")
     source.repo("org/tiny").revision({path.name: path.read_bytes() for path in made.iterdir()})
     monkeypatch.setenv("VLMCACHE_SERVE_TOKEN", TOKEN)
