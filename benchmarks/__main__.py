@@ -31,6 +31,7 @@ PARTS = {
     "pull": "pull:rows",
     "many": "pull:many_rows",
     "slow": "pull:slow_rows",
+    "serve": "pull:serve_rows",
     "requests": "pull:request_rows",
     "interrupted": "pull:resume_rows",
     "verify": "verify:rows",
@@ -41,6 +42,7 @@ PARTS = {
 """Part of the table -> the module and the function in it that measure it."""
 SIZES = {
     "pull": 2_000_000_000,
+    "serve": 2_000_000_000,
     "interrupted": 2_000_000_000,
     "verify": 3_000_000_000,
     "backup": 4_000_000_000,

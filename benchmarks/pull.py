@@ -26,6 +26,7 @@ SCRIPTS = Path(sys.executable).parent
 OURS = [str(SCRIPTS / "vlmcache"), "pull", REPO, "-q"]
 PEER = [str(SCRIPTS / "hf"), "download", REPO, "--quiet"]
 PEER_NAME = "hf download"
+TOKEN = "a-token-for-benchmarks"
 
 
 def environment(url: str, cache: Path) -> dict[str, str]:
@@ -63,13 +64,13 @@ def timed(command: list[str], variables: dict[str, str]) -> float:
     return time.perf_counter() - begun
 
 
-def fresh(command: list[str], url: str, where: Path) -> Callable[[], float]:
+def fresh(command: list[str], url: str, where: Path, **more: str) -> Callable[[], float]:
     def run() -> float:
         cache = where / "cache"
         shutil.rmtree(cache, ignore_errors=True)
         # Removing 2 GB and writing it back is not part of what is measured.
         os.sync()
-        return timed(command, environment(url, cache))
+        return timed(command, environment(url, cache) | more)
 
     return run
 
@@ -142,6 +143,39 @@ def cached_row(url: str, where: Path, count: int) -> Row:
     os.sync()
     ours, peer = (partial(timed, command, variables) for command in (OURS, PEER))
     return pair_row("pull of what is cached", ours, peer, 2 * count, 0.42)
+
+
+def serve_rows(setting: Setting) -> list[Row]:
+    """Measure a download from another machine's cache, beside that from a plain static server."""
+    where = setting.folder
+    repo = where / "repos" / REPO
+    repo.mkdir(parents=True)
+    (repo / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
+    for number in (1, 2):
+        name = f"model-0000{number}-of-00002.safetensors"
+        Synthetic(setting.size // 2, number).write(repo / name)
+    what = f"pull of {setting.size / 1e9:g} GB from serve"
+    with serving(where / "repos", "--redirect", "none") as url:
+        variables = environment(url, where / "source" / "hub")
+        for command in (OURS, [OURS[0], "verify", "-q"]):
+            subprocess.run(command, env=variables, check=True, stdout=subprocess.DEVNULL)
+        command = [OURS[0], "serve", REPO, "--listen", "127.0.0.1:0", "-q"]
+        variables |= {"VLMCACHE_SERVE_TOKEN": TOKEN}
+        with subprocess.Popen(
+            command,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as server:
+            assert server.stdout is not None
+            try:
+                address = server.stdout.readline().strip()
+                ours = fresh(OURS, address, where, HF_TOKEN=TOKEN)
+                peer = fresh(PEER, url, where)
+                return [pair_row(what, ours, peer, setting.pairs, 1.0)]
+            finally:
+                server.terminate()
 
 
 def request_rows(setting: Setting) -> list[Row]:

@@ -40,6 +40,8 @@ ONLY_TYPED = {
     # Drawing belongs to the views, which only the command line imports.
     "load-test": {"plot"},
 }
+RETURNS = {"serve": "Server"}
+"""Methods that return an object with which the command is run, and what it is."""
 
 
 @pytest.fixture
@@ -363,7 +365,7 @@ def test_each_method_returns_the_value_of_its_command() -> None:
             continue
         returned = inspect.signature(getattr(vlmcache.Cache, name)).return_annotation
         assert issubclass(document_type(command), Report)
-        assert returned == document_type(command).__name__
+        assert returned == RETURNS.get(command, document_type(command).__name__)
 
 
 # What is exported.

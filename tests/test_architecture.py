@@ -51,6 +51,7 @@ IMPORTS = {module: _imports_of(module) for module in MODULES}
 
 
 BASE = (
+    "addresses",
     "codes",
     "config",
     "config_file",

@@ -35,6 +35,7 @@ READS = {
     "commands.init.init": "the config.yaml that ships with the package",
     "commands.pull.prepare": "indexes and configs of another revision, to choose files by",
     "commands.doctor.sharing": "/proc",
+    "commands.serve.access": "the file of the token",
     "config_file": "config.yaml",
     "environment": ".env, tokens",
     "hub.settings": "the token",

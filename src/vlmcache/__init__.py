@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from vlmcache.commands.pull.plan import VariantError
     from vlmcache.commands.pull.values import PullReport
     from vlmcache.commands.remove.values import Removal, RemovalError, UnconfirmedError
+    from vlmcache.commands.serve.serve import Server
+    from vlmcache.commands.serve.values import (
+        InterruptedServeError,
+        ServeError,
+        ServeReport,
+        TerminatedServeError,
+    )
     from vlmcache.commands.status.values import NotCachedError, Status
     from vlmcache.commands.verify.values import (
         DamageError,
@@ -106,6 +113,11 @@ _HOMES = {
     "Removal": "vlmcache.commands.remove.values",
     "RemovalError": "vlmcache.commands.remove.values",
     "UnconfirmedError": "vlmcache.commands.remove.values",
+    "Server": "vlmcache.commands.serve.serve",
+    "InterruptedServeError": "vlmcache.commands.serve.values",
+    "ServeError": "vlmcache.commands.serve.values",
+    "ServeReport": "vlmcache.commands.serve.values",
+    "TerminatedServeError": "vlmcache.commands.serve.values",
     "NotCachedError": "vlmcache.commands.status.values",
     "Status": "vlmcache.commands.status.values",
     "RepairError": "vlmcache.commands.verify.values",
@@ -190,6 +202,7 @@ __all__ = [
     "InUseError",
     "InitReport",
     "InterruptedLoadError",
+    "InterruptedServeError",
     "LoadReport",
     "LowSpaceError",
     "MetricsError",
@@ -216,11 +229,15 @@ __all__ = [
     "RepairReport",
     "Report",
     "Restored",
+    "ServeError",
+    "ServeReport",
+    "Server",
     "SettingError",
     "Snapshot",
     "SourceDamagedError",
     "SpaceError",
     "Status",
+    "TerminatedServeError",
     "UnconfirmedError",
     "UnknownArchitectureError",
     "UnknownModelError",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.pull.plan import VariantError
     from vlmcache.commands.pull.values import PullReport
     from vlmcache.commands.remove.values import Removal
+    from vlmcache.commands.serve.serve import Server
     from vlmcache.commands.status.values import Status
     from vlmcache.commands.verify.values import RepairReport, Verification, VerifyOptions
     from vlmcache.commands.watch.values import Observation
@@ -194,11 +195,7 @@ class Cache:
                 f"{part.name}@{revision}" + (f":{part.variant}" if part.variant else "")
                 for part in parts
             ]
-        if isinstance(limit_rate, str):
-            limit_rate = limit_rate.removesuffix("/s")
-        rate = as_bytes(self.named("limit_rate"), limit_rate)
-        if rate == 0:
-            raise UsageError(f"{self.named('limit_rate')} must be more than 0")
+        rate = self._rate(limit_rate)
         workers = values.WORKERS
         if max_workers is not None:
             workers = as_count(self.named("max_workers"), max_workers, 64)
@@ -504,6 +501,62 @@ class Cache:
             return watch.watch(session, interval=seconds, wait=lambda *_: False, notify=False)
         return watch.watch(session, interval=seconds)
 
+    def serve(
+        self,
+        models: Names | None = None,
+        *,
+        listen: str | None = None,
+        all: bool = False,
+        token_file: Path | None = None,
+        allow: Names = (),
+        include_gated: bool = False,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+        limit_rate: Size | None = None,
+        max_connections: int | None = None,
+    ) -> Server:
+        """Return a server of the cache, read-only, for the hub's clients on other machines.
+
+        It answers in a thread while its `with` block runs, and until a signal with its `run()`.
+
+        Args:
+            models: keys of config.yaml or repo ids, with an optional `@revision`, of datasets and
+                spaces as `datasets/owner/name`; everything on the loopback if not given.
+            listen: `ADDRESS:PORT`; port 9401 of the loopback if not given.
+            all: serve every complete model to other machines.
+            token_file: holds the token of clients; `VLMCACHE_SERVE_TOKEN` if not given.
+            allow: networks such as `192.168.1.0/24` from which no token is asked for.
+            include_gated: serve named models that the hub gives to some users only.
+            tls_cert: the certificate, a PEM file; plain HTTP if not given.
+            tls_key: its key, if that is in another file.
+            limit_rate: bytes a second for all clients together.
+            max_connections: connections at a time, 1 to 65536; 256 if not given.
+
+        Raises:
+            UnknownModelError: a name is neither a key nor a repo id.
+            NotDownloadedError: a model is not cached, or not completely.
+            UsageError: the arguments do not go together, or a token is needed.
+            MissingPackageError: uvicorn or starlette is not installed.
+            ServeError: the address cannot be listened on.
+        """
+        from vlmcache.commands.serve import serve, values
+
+        most = values.CONNECTIONS
+        if max_connections is not None:
+            most = as_count(self.named("max_connections"), max_connections, 65536)
+        options = values.ServeOptions(
+            listen,
+            all,
+            None if token_file is None else os.fspath(token_file),
+            as_list(allow),
+            include_gated,
+            None if tls_cert is None else os.fspath(tls_cert),
+            None if tls_key is None else os.fspath(tls_key),
+            self._rate(limit_rate),
+            most,
+        )
+        return serve.Server(self.session, as_names(models), options, self.confirm)
+
     def doctor(self, *, shared: str | None = None, fix: bool = False) -> Diagnosis:
         """Check paths, permissions, the disk, versions and devices.
 
@@ -685,6 +738,19 @@ class Cache:
 
     def _matching(self, models: Names | None, *, missing: bool = False) -> tuple[str, ...]:
         return matching(self.session, as_names(models), missing=missing)
+
+    def _rate(self, limit_rate: Size | None) -> int | None:
+        """Return bytes a second.
+
+        Raises:
+            UsageError: it is not a rate, or nothing.
+        """
+        if isinstance(limit_rate, str):
+            limit_rate = limit_rate.removesuffix("/s")
+        rate = as_bytes(self.named("limit_rate"), limit_rate)
+        if rate == 0:
+            raise UsageError(f"{self.named('limit_rate')} must be more than 0")
+        return rate
 
     def _verify_options(
         self, max_age: Duration | None, workers: int | None, *, dry_run: bool = False

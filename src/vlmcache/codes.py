@@ -415,6 +415,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Another folder also holds cached models, and is not the one in use.",
         "'vlmcache status --cache-dir FOLDER' lists it, 'vlmcache move' merges it.",
     ),
+    "serve": (
+        "The address to serve at cannot be listened on, or the server could not start.",
+        "Name another address or port with '--listen'.",
+    ),
     "stale-partial": (
         "A download was left unfinished.",
         "'vlmcache pull MODEL' continues it, 'vlmcache clean --partials' removes it.",

@@ -320,11 +320,14 @@ class Throttle:
         Raises:
             Stopped: the work was asked to stop.
         """
-        wait = 0.0
-        if self.rate:
-            with self._lock:
-                now = time.monotonic()
-                # Up to a quarter of a second of unused rate may be used later.
-                self._free_at = max(self._free_at, now - 0.25) + count / self.rate
-                wait = self._free_at - now
-        self.stop_token.sleep(wait)
+        self.stop_token.sleep(self.wait_for(count))
+
+    def wait_for(self, count: int) -> float:
+        """Let `count` more bytes be counted, and return the seconds to wait before they move."""
+        if not self.rate:
+            return 0.0
+        with self._lock:
+            now = time.monotonic()
+            # Up to a quarter of a second of unused rate may be used later.
+            self._free_at = max(self._free_at, now - 0.25) + count / self.rate
+            return self._free_at - now

@@ -27,6 +27,7 @@ LINES = {
     "load-test": ["--history"],
     "quantize": ["nobody/nothing"],
     "warm": ["org/good"],
+    "serve": ["nobody/nothing"],
     "schema": ["status"],
     "init": ["--dry-run"],
     "explain": ["no-space"],

@@ -199,6 +199,7 @@ FORCED = {
     # What would else wait for somebody, serve for ever, or load models.
     "watch": ["--once"],
     "load-test": ["--history"],
+    "serve": ["nobody/nothing"],
 }
 LEFT_OUT = {("watch", "listen"), ("load-test", "synthetic")}
 

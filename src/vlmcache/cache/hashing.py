@@ -92,6 +92,11 @@ def identify(path: str) -> Identity:
     return _identity(os.stat(path))
 
 
+def identify_open(descriptor: int) -> Identity:
+    """Return what the file is that a descriptor has open."""
+    return _identity(os.fstat(descriptor))
+
+
 def _identity(stat: os.stat_result) -> Identity:
     return Identity(
         stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, getattr(stat, "st_ctime_ns", 0)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlmcache.units import size_text
+from vlmcache.units import counted, size_text
 
 if TYPE_CHECKING:
     from vlmcache.commands.pull.values import PlannedModel
@@ -55,6 +55,32 @@ def agreement(*, json: bool) -> Callable[[Any], bool]:
             "--dry-run shows what would be fetched, --yes fetches it",
         )
         return is_agreed(f"{text}. Fetch that too?")
+
+    return ask
+
+
+def permission(*, json: bool) -> Callable[[Any], bool]:
+    """Return the function that shows what would be served, and asks whether it may be.
+
+    Args:
+        json: whether the answer is JSON; then nothing is asked.
+    """
+
+    def ask(models: Sequence[Any]) -> bool:
+        from vlmcache.commands.remove.values import UnconfirmedError
+        from vlmcache.show.text import printable
+
+        count = counted(len(models), "model")
+        require_terminal(
+            json,
+            f"{count} would be served: there is no terminal to ask on",
+            "--yes serves them; 'vlmcache status --all' lists what is in the cache",
+        )
+        for model in models:
+            print(printable(f"  {model.repo}  {size_text(model.size)}"), file=sys.stderr)
+        if not is_agreed(f"Serve {count}?"):
+            raise UnconfirmedError("not confirmed: nothing is served")
+        return True
 
     return ask
 

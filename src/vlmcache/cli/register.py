@@ -86,6 +86,11 @@ COMMANDS = {
         "vlmcache.load.warm.WarmReport",
         "vlmcache.load.view.show_warm",
     ),
+    "serve": Command(
+        "Serve the cache to other machines, as a hub.",
+        "vlmcache.commands.serve.values.ServeReport",
+        "vlmcache.commands.serve.view.show",
+    ),
     "doctor": Command(
         "Check paths, permissions, disk, versions, GPU.",
         "vlmcache.commands.doctor.values.Diagnosis",

@@ -56,6 +56,7 @@ def watch(
     On a terminal a full screen (q ends it), elsewhere plain lines as things happen. Nothing is
     changed, and no network is used.
     """
+    from vlmcache.addresses import parse_address
     from vlmcache.api import watched
     from vlmcache.commands.status import recommend, steps
     from vlmcache.commands.watch import metrics, view
@@ -66,7 +67,7 @@ def watch(
         exposition = metrics.Exposition()
         note = None
         if listen is not None:
-            address = metrics.parse_address(listen)
+            address = parse_address(listen)
             note = stack.enter_context(metrics.endpoint(exposition, *address))
         screen = view.output(
             json=call.json, quiet=call.quiet, once=once, verbose=call.verbose, note=note

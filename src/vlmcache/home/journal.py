@@ -44,6 +44,10 @@ CREATE TABLE IF NOT EXISTS verified (
 CREATE TABLE IF NOT EXISTS disks (
     disk TEXT PRIMARY KEY, readers INTEGER NOT NULL, at REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS restricted (
+    type TEXT NOT NULL, repo TEXT NOT NULL, how TEXT NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (type, repo)
+);
 """
 # Devices and inodes are text, since they can be longer than SQLite's integers.
 _DAMAGED = ""
@@ -208,6 +212,31 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         """Return how many readers suit a disk; `None` if that was not measured."""
         rows = self._ask("SELECT readers FROM disks WHERE disk = ?", disk)
         return rows[0][0] if rows and isinstance(rows[0][0], int) else None
+
+    def record_restriction(self, repo_type: str, repo: str, how: str | None) -> None:
+        """Remember that the hub gives a repo to some users only, or forget it.
+
+        Args:
+            repo_type: `model`, `dataset` and so on.
+            repo: the repo's id.
+            how: `gated` or `private`; `None` if everybody may have it.
+        """
+        if how is None and (repo_type, repo) not in self.restricted():
+            return
+        row = (repo_type, repo, how or "", time.time())
+        self._write(
+            lambda connection: connection.execute(
+                "INSERT OR REPLACE INTO restricted VALUES (?, ?, ?, ?)", row
+            )
+        )
+
+    def restricted(self) -> dict[tuple[str, str], str]:
+        """Return (type, repo) -> `gated` or `private`, of the repos that pulls have found so."""
+        rows = self._ask(
+            "SELECT type, repo, how FROM restricted WHERE how IN ('gated', 'private') LIMIT ?",
+            _MOST_ROWS,
+        )
+        return {(kind, repo): how for kind, repo, how in rows}
 
     def verified(self) -> dict[tuple[Identity, str], float]:
         """Return (file, hash) -> seconds since the epoch when the file was found to have it.

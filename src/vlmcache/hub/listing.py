@@ -45,17 +45,25 @@ class Resolved(msgspec.Struct, frozen=True):
     """The commit that a revision means now.
 
     name is what the hub calls the repo. gated: its files are only for those who were given access.
+    private: only those whom its owner chose see that it exists.
     """
 
     commit: str
     name: str
     gated: bool = False
+    private: bool = False
+
+    @property
+    def restriction(self) -> str | None:
+        """`gated` or `private`; `None` if everybody may have the files."""
+        return "private" if self.private else "gated" if self.gated else None
 
 
 class _Info(msgspec.Struct):
     sha: str | None = None
     id: str | None = None
     gated: Any = None
+    private: Any = None
 
 
 class _Lfs(msgspec.Struct):
@@ -112,7 +120,8 @@ def find_commit(
     if layout.COMMIT.fullmatch(commit) is None:
         raise BadAnswerError(f"{client.name} names no commit for {repo}@{revision}")
     kind, repo_id = layout.split_name(repo)
-    return Resolved(commit, layout.typed_name(kind, info.id or repo_id), bool(info.gated))
+    name = layout.typed_name(kind, info.id or repo_id)
+    return Resolved(commit, name, bool(info.gated), bool(info.private))
 
 
 def check_download_access(client: Client, repo: str) -> None:

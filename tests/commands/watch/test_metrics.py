@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.kit.caches import CacheBuilder, model_files
+from vlmcache.addresses import parse_address
 from vlmcache.cache.state import ByClass
 from vlmcache.commands.status.values import CacheSummary
 from vlmcache.commands.watch import metrics
@@ -151,13 +152,13 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(
     ],
 )
 def test_an_address_without_a_host_is_the_loopback(text: str, address: tuple[str, int]) -> None:
-    assert metrics.parse_address(text) == address
+    assert parse_address(text) == address
 
 
 @pytest.mark.parametrize("text", ["", ":", "x", "host:", "::1:9400", "1:70000", "h:-1", "²"])
 def test_what_is_not_an_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not an address"):
-        metrics.parse_address(text)
+        parse_address(text)
 
 
 def ask(url: str, path: str, method: str = "GET") -> tuple[int, str | None, str]:

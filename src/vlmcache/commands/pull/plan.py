@@ -205,6 +205,8 @@ class DownloadOrder(NamedTuple):
     """File that was wanted -> why it cannot be written here."""
     judged: bool = False
     """Whether the cache alone shows that the model's own files are complete."""
+    restriction: str | None = ""
+    """`gated`, `private`, or `None` if everybody may have the files; empty if it is not known."""
 
     @property
     def fetches(self) -> list[Fetch]:

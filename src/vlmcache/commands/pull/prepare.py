@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -253,10 +254,10 @@ class _Preparation(NamedTuple):
         model, cache_dir = self.model, self.state.dir
         commit = model.revision
         # Whether a pinned commit's repo is gated is not known: nothing has been asked.
-        gated = True
+        resolved = None
         if layout.COMMIT.fullmatch(commit) is None:
             resolved = find_commit(self.client, model.repo, model.revision, attempts=attempts)
-            commit, gated = resolved.commit, resolved.gated
+            commit = resolved.commit
             if resolved.name != model.repo:
                 self.findings.append(
                     Finding(
@@ -288,7 +289,11 @@ class _Preparation(NamedTuple):
                 f"{model.repo}@{model.revision} holds no file that can be written here: "
                 f"{short_text(name)}: {why}"
             )
-        if gated and plan.needs:
+        if resolved is None and plan.needs:
+            # A mirror may not know this question.
+            with contextlib.suppress(VlmcacheError):
+                resolved = find_commit(self.client, model.repo, commit, attempts=1)
+        if (resolved is None or resolved.gated) and plan.needs:
             # Everybody may read the listing, but not the files: say so before anything is written.
             check_download_access(self.client, model.repo)
         return DownloadOrder(
@@ -304,6 +309,7 @@ class _Preparation(NamedTuple):
             repos=choice.repos,
             note=choice.note,
             refused=choice.refused,
+            restriction="" if resolved is None else resolved.restriction,
         )
 
     def _planned(self, listing: Listing, choice: Choice) -> tuple[Plan, Choice]:

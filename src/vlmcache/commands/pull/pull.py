@@ -222,12 +222,14 @@ def _carry_out(
             "what has arrived is kept; 'vlmcache status' shows what makes room, "
             f"then '{options.command(session, [name])}' continues",
         )
-    if error is None and part.order is not None:
+    order = part.order
+    if order is not None and (error is None or order.restriction):
+        kind, repo_id = layout.split_name(order.repo)
         with Journal(own_home(session.environment)[0]) as memory:
-            order = part.order
-            memory.record_use(
-                session.cache.dir, *layout.split_name(order.repo), order.commit, "pull"
-            )
+            if order.restriction != "":
+                memory.record_restriction(kind, repo_id, order.restriction)
+            if error is None:
+                memory.record_use(session.cache.dir, kind, repo_id, order.commit, "pull")
     return row, outcomes, error
 
 

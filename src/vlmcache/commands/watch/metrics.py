@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.server
 import io
-import ipaddress
 import os
 import socket
 import socketserver
@@ -21,10 +20,11 @@ from typing import Any, get_args
 
 import msgspec
 
+from vlmcache.addresses import is_own_host
 from vlmcache.cache.state import State
 from vlmcache.change import place
 from vlmcache.commands.watch.values import DownloadState, EventKind, Observation, Snapshot
-from vlmcache.errors import UsageError, VlmcacheError, reason_of
+from vlmcache.errors import VlmcacheError, reason_of
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CONNECTIONS = 16
@@ -212,26 +212,6 @@ class MetricsFile:
         return None
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of `9400`, `:9400`, `0.0.0.0:9400` or `[::1]:9400`.
-
-    Without a host it is the loopback, so that other machines are answered only if asked for.
-
-    Raises:
-        UsageError: the string is not an address.
-    """
-    host, _, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        port = ""
-    if not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise UsageError(
-            f"--listen {text!r} is not an address", "write PORT, ADDRESS:PORT or [ADDRESS]:PORT"
-        )
-    return host or "127.0.0.1", int(port)
-
-
 @contextlib.contextmanager
 def endpoint(exposition: Exposition, host: str, port: int) -> Iterator[str]:
     """Answer `GET /metrics` with the exposition's text at that moment, until the block ends.
@@ -351,26 +331,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _is_ours(self, host: str) -> bool:
         """Return whether a Host header names what this listens on, or this machine."""
-        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-        name = name.rstrip(".").lower()
-        if name in ("localhost", self.listened_on.lower(), socket.gethostname().lower()):
-            return True
-        address = _address(name)
-        # Where it listens on all addresses, any may be forwarded to it; none is a foreign name.
-        everywhere = _address(self.listened_on)
-        return address is not None and (
-            (everywhere is not None and everywhere.is_unspecified)
-            or address == _address(self.connection.getsockname()[0])
-        )
+        return is_own_host(host, self.listened_on, self.connection.getsockname()[0])
 
     def log_message(self, *arguments: object) -> None:
         """Say nothing: the terminal belongs to the view."""
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the address that a string is, one of IPv4 within IPv6 as that of IPv4."""
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address

@@ -1,0 +1,1 @@
+"""`serve`: the cache, read-only, as a hub endpoint for other machines."""

@@ -1,0 +1,304 @@
+"""`serve`: other machines pull from this cache as they do from the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from vlmcache import units
+from vlmcache.addresses import is_loopback, parse_address
+from vlmcache.cache import layout
+from vlmcache.cache.completeness import judge, resolve
+from vlmcache.cache.moved import away_error
+from vlmcache.cache.scan import repo_finder
+from vlmcache.commands.serve.access import read_access
+from vlmcache.commands.serve.catalog import Catalog, Wanted
+from vlmcache.commands.serve.values import (
+    DEFAULT_LISTEN,
+    InterruptedServeError,
+    NotServed,
+    ServedModel,
+    ServeError,
+    ServeOptions,
+    ServeReport,
+    TerminatedServeError,
+)
+from vlmcache.commands.serve.vouching import Vouching
+from vlmcache.config import Session, cached_repos, find_model, own_home, parse_name
+from vlmcache.errors import MissingPackageError, NotDownloadedError, UsageError
+from vlmcache.home.journal import Journal
+from vlmcache.progress import Throttle
+from vlmcache.show.text import printable
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+INSTALL = "pip install 'vlmcache[serve]'"
+_SPARE_FILES = 64
+"""Descriptors for all else that a process opens."""
+
+
+class Server(contextlib.AbstractContextManager["Server"]):
+    """A server that is about to answer: in a thread while its block runs, or here with `run`.
+
+    The address is taken when it is made. Close it by the end of its block, or with `run`.
+
+    Args:
+        session: what to work on.
+        names: keys or repo ids, with an optional `@revision`; everything if empty.
+        options: how.
+        confirm: is called with the models before `all` serves them to other machines.
+
+    Raises:
+        MissingPackageError: uvicorn or starlette is not installed.
+        UsageError: the arguments do not go together, or a token is needed.
+        UnknownModelError: a name is neither a key nor a repo id.
+        NotDownloadedError: what is named is not cached, or not completely.
+        ServeError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        names: Sequence[str] = (),
+        options: ServeOptions | None = None,
+        confirm: Callable[[Sequence[ServedModel]], bool] | None = None,
+    ) -> None:
+        check_packages()
+        from vlmcache.commands.serve import server
+
+        options = options or ServeOptions()
+        host, port = parse_address(options.listen or DEFAULT_LISTEN)
+        _check_names(names, options)
+        server.check_tls(options)
+        home = own_home(session.environment)[0]
+        wanted = find_wanted(session, names, options, home)
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(server.listen(host, port, options.max_connections))
+            place, port = listener.getsockname()[:2]
+            access = read_access(options, session.environment, host, place)
+            catalog = stack.enter_context(contextlib.closing(Catalog(session, wanted)))
+            self.models = tuple(repo.summary() for repo in catalog.repos())
+            """What is served."""
+            self.not_served = (
+                *catalog.not_served(),
+                *(NotServed(name, why) for name, why in sorted(_gated(wanted).items())),
+            )
+            """What is in the cache and not served, and why."""
+            _raise_file_limit(sum(len(model.commits) for model in self.models), options)
+            if options.listen is not None and options.all and confirm is not None:
+                confirm(self.models)
+            vouching = stack.enter_context(contextlib.closing(Vouching(home)))
+            self._counts = server.Counts()
+            served = server.Served(
+                catalog,
+                vouching,
+                access,
+                Throttle(options.limit_rate),
+                self._counts,
+                lambda: listener.live,
+            )
+            self._uvicorn = server.uvicorn_server(served, options)
+            self._listener = listener
+            self._stack = stack.pop_all()
+        scheme = "http" if options.tls_cert is None else "https"
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"{scheme}://{shown}:{port}"
+        """The address, as this machine reaches it."""
+        self.has_token = access.has_token
+        """Whether there is a token, which clients send in HF_TOKEN."""
+        self.encrypted = options.tls_cert is not None
+        """Whether it speaks TLS."""
+        self.on_loopback = is_loopback(place)
+        """Whether only this machine reaches it."""
+        self._begun = time.monotonic()
+        self._thread: threading.Thread | None = None
+
+    def run(self) -> ServeReport:
+        """Answer until a signal arrives, and return what was served; its problem is the signal."""
+        try:
+            self._uvicorn.run([self._listener])
+        finally:
+            self._stack.close()
+        ended = f"served {units.counted(len(self._counts.contents), 'file')}"
+        ended += f", {units.size_text(self._counts.bytes_sent)}"
+        if self._uvicorn.ended_by is None:
+            return self.report()
+        is_int = self._uvicorn.ended_by == signal.SIGINT
+        kind = InterruptedServeError if is_int else TerminatedServeError
+        return self.report().with_problem(kind(kind.code, ended))
+
+    def start_lines(self) -> list[str]:
+        """Return what people want to know before it runs: where, what, and what clients need."""
+        size = units.size_text(sum(model.size for model in self.models))
+        lines = [f"Serving {units.counted(len(self.models), 'model')} ({size}) at {self.address}"]
+        if self.has_token:
+            lines.append(
+                f"On clients: HF_ENDPOINT={self.address} and HF_TOKEN=(this server's token), "
+                "or they send the token of their hub here"
+            )
+        closed = sum(model.token_only for model in self.models)
+        if closed and self.on_loopback and not self.has_token:
+            lines.append(
+                f"Of these, {units.counted(closed, 'model')} cannot be read by all users of this "
+                "machine: without --token-file FILE nobody is sent their files"
+            )
+        if not self.on_loopback and not self.encrypted:
+            lines.append("Without --tls-cert, files and tokens cross the network in clear text")
+        lines += [f"Not served: {one.repo}: {one.reason}" for one in self.not_served[:5]]
+        if len(self.not_served) > 5:
+            lines.append(f"Not served: {units.and_more(len(self.not_served) - 5).strip()}")
+        return [printable(line) for line in lines]
+
+    def report(self) -> ServeReport:
+        """Return what was served so far."""
+        return ServeReport(
+            self.address,
+            self.models,
+            self.not_served,
+            self._counts.requests,
+            self._counts.refused,
+            len(self._counts.contents),
+            self._counts.bytes_sent,
+            time.monotonic() - self._begun,
+        )
+
+    def __enter__(self) -> Server:
+        self._thread = threading.Thread(target=self._uvicorn.run, args=([self._listener],))
+        self._thread.start()
+        while not self._uvicorn.is_up.wait(0.1):
+            if not self._thread.is_alive():
+                raise ServeError("the server could not start")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it, and let go of the address."""
+        self._uvicorn.should_exit = True
+        if self._thread is not None:
+            self._thread.join()
+        self._stack.close()
+
+
+def check_packages() -> None:
+    """Make sure that what serving needs is installed.
+
+    Raises:
+        MissingPackageError: it is not.
+    """
+    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(f"serve needs {' and '.join(missing)}", INSTALL)
+
+
+def _check_names(names: Sequence[str], options: ServeOptions) -> None:
+    """Make sure that it is said what is served.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if names and options.all:
+        raise UsageError("name models or use --all, not both")
+    if options.listen is not None and not names and not options.all:
+        raise UsageError("--listen needs the models to serve", "name them, or add --all")
+    if options.include_gated and not names:
+        raise UsageError("--include-gated needs the models to serve", "name them")
+
+
+def find_wanted(session: Session, names: Sequence[str], options: ServeOptions, home: str) -> Wanted:
+    """Return what is to be served.
+
+    Args:
+        session: what to work on.
+        names: what was typed; everything if empty.
+        options: how to serve.
+        home: our own folder, whose journal remembers what pulls have learned.
+
+    Raises:
+        UnknownModelError: a name is neither a key nor a repo id.
+        NotDownloadedError: it is not cached, or not completely.
+        AwayError: it is on a drive that is not mounted.
+        UsageError: it is gated or private, and nothing says that it may be served.
+    """
+    with Journal(home) as journal:
+        restrictions = journal.restricted()
+    if not names:
+        # Without --listen, only this machine is answered.
+        gated = restrictions if options.listen is not None else {}
+        left_out = {layout.repo_folder(*repo) for repo in gated}
+        return Wanted(None, left_out, restrictions)
+    cached = cached_repos(session.cache)
+    finder = repo_finder(session.cache.dir)
+    commits: dict[str, frozenset[str] | None] = {}
+    for name in names:
+        model = find_model(session.config, name, cached, others=True)
+        repo = finder(model.repo)
+        state = judge(repo, model.revision).state
+        asked = parse_name(name).revision
+        if repo is not None and repo.away is not None:
+            raise away_error(repo, repo.away)
+        if repo is not None and asked is None and state != "cached":
+            states = {judge(repo, revision.commit).state for revision in repo.revisions}
+            state = "cached" if "cached" in states else state
+        if repo is None or state != "cached":
+            raise NotDownloadedError(
+                f"{name} is {state}, and only complete models are served",
+                units.command("pull", name),
+            )
+        how = restrictions.get((repo.type, repo.id))
+        if how is not None and options.listen is not None and not options.include_gated:
+            raise UsageError(
+                f"{name} is {how} on the hub: who may have it is decided there",
+                "--include-gated serves it to everybody who has this server's token",
+            )
+        commit = resolve(repo, model.revision) if asked is not None else None
+        before = commits.get(repo.folder, frozenset())
+        alone = None if commit is None or before is None else before | {commit}
+        commits[repo.folder] = alone
+    return Wanted(commits, (), restrictions)
+
+
+def _gated(wanted: Wanted) -> dict[str, str]:
+    """Return the repos that are left out, by name, and why."""
+    return {
+        layout.typed_name(*repo): f"{how} on the hub: name it and add --include-gated"
+        for repo, how in wanted.restrictions.items()
+        if layout.repo_folder(*repo) in wanted.left_out
+    }
+
+
+def _raise_file_limit(revisions: int, options: ServeOptions) -> None:
+    """Let the process open as many files as its connections may need.
+
+    Raises:
+        UsageError: the system does not allow that many.
+    """
+    try:
+        import resource
+    except ImportError:
+        return
+    needed = 2 * options.max_connections + _SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = needed + revisions
+    if needed > hard:
+        raise UsageError(
+            f"--max-connections {options.max_connections} needs {needed} open files, and the "
+            f"system allows {hard}",
+            "lower it, or raise the limit with 'ulimit -n'",
+        )
+    if soft != resource.RLIM_INFINITY and needed + revisions > soft:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, needed + revisions), limit))

@@ -1,0 +1,224 @@
+"""The server itself: its socket, its connections and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from vlmcache.commands.serve.app import HEAD_LIMIT, Counts, Served, application
+from vlmcache.commands.serve.values import ServeError, ServeOptions
+from vlmcache.errors import UsageError
+
+IDLE = 20.0
+"""Seconds for the head of a request to arrive, since the connection or the last answer."""
+STALLED = 60.0
+"""Seconds in which a client takes what is ready for it, a block of 1 MiB at the most."""
+GRACE = 5
+"""Seconds that answers get to be completed after the signal that ends the server."""
+_TEND_EVERY = 2.0
+_BACKLOG = 128
+
+
+class Listener(socket.socket):
+    """A listening socket that closes connections beyond a number at once."""
+
+    most = 0
+    _accepted: tuple[socket.socket, ...] = ()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection.
+
+        Raises:
+            ConnectionAbortedError: it was one too many.
+        """
+        connection, address = super().accept()
+        if self.live >= self.most:
+            connection.close()
+            raise ConnectionAbortedError
+        self._accepted = (*self._accepted, connection)
+        return connection, address
+
+    @property
+    def live(self) -> int:
+        """How many connections are open."""
+        self._accepted = tuple(one for one in self._accepted if one.fileno() >= 0)
+        return len(self._accepted)
+
+
+def listen(host: str, port: int, most: int) -> Listener:
+    """Return a socket that listens on an address.
+
+    Args:
+        host: an address, or a name that means one.
+        port: the port; 0 chooses a free one.
+        most: connections at a time.
+
+    Raises:
+        ServeError: the address cannot be listened on.
+    """
+    listener: Listener | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = Listener(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except (OSError, UnicodeError) as error:
+        if listener is not None:
+            listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise ServeError(
+            f"cannot listen on {host} port {port}: {reason}", "name another with --listen"
+        ) from None
+    listener.most = most
+    return listener
+
+
+def check_tls(options: ServeOptions) -> None:
+    """Make sure that certificate and key can be used.
+
+    Raises:
+        UsageError: they cannot, or there is a key alone.
+    """
+    if options.tls_cert is None:
+        if options.tls_key is not None:
+            raise UsageError("--tls-key belongs to --tls-cert")
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        # An empty password keeps OpenSSL from asking for one on the terminal.
+        context.load_cert_chain(options.tls_cert, options.tls_key, password="")
+    except (OSError, ValueError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        raise UsageError(
+            f"--tls-cert {options.tls_cert}: it cannot be used: {reason}",
+            "name PEM files: the certificate's chain, and its key with --tls-key",
+        ) from None
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's protocol, which bounds what it waits for."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._stalled: asyncio.TimerHandle | None = None
+        self._idle = self.loop.call_later(IDLE, self._end_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._idle.cancel()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self._idle.cancel()
+        self._idle = self.loop.call_later(IDLE, self._end_if_idle)
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(STALLED, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _end_if_idle(self) -> None:
+        if getattr(self.cycle, "response_complete", True):
+            self.transport.abort()
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn's server, which keeps the signal that ended it to itself."""
+
+    def __init__(self, config: uvicorn.Config, served: Served) -> None:
+        super().__init__(config)
+        self._served = served
+        self.ended_by: int | None = None
+        self.is_up = threading.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take the signals that end it, in the main thread."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """End the server; a second signal ends the answers too."""
+        self.force_exit = self.ended_by is not None
+        if self.ended_by is None:
+            self.ended_by = sig
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to answer."""
+        await super().startup(sockets)
+        self.is_up.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End within the grace, whatever clients have not taken by then."""
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        # What is aborted is closed in the loop's next rounds.
+        await asyncio.sleep(0.05)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the catalog now and then; uvicorn calls this every tenth of a second."""
+        if counter % int(_TEND_EVERY * 10) == 0:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, self._served.catalog.tend)
+        return await super().on_tick(counter)
+
+
+def uvicorn_server(served: Served, options: ServeOptions) -> _Uvicorn:
+    """Return the server that answers with what is served."""
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        # Whatever a client does is said in our own log, if at all.
+        logger = logging.getLogger(name)
+        logger.propagate, logger.handlers = False, [logging.NullHandler()]
+    config = uvicorn.Config(
+        application(served),
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        loop="asyncio",
+        interface="asgi3",
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        h11_max_incomplete_event_size=HEAD_LIMIT,
+        timeout_keep_alive=int(IDLE),
+        timeout_graceful_shutdown=GRACE,
+        ssl_certfile=options.tls_cert,
+        ssl_keyfile=options.tls_key,
+    )
+    return _Uvicorn(config, served)
+
+
+__all__ = ["Counts", "Listener", "Served", "check_tls", "listen", "uvicorn_server"]
