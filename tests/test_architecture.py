@@ -56,6 +56,7 @@ BASE = (
     "config_file",
     "environment",
     "errors",
+    "late",
     "log",
     "names",
     "progress",

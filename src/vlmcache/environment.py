@@ -7,10 +7,12 @@ import os
 from collections.abc import Mapping
 
 import msgspec
-import platformdirs
 
+from vlmcache import late
 from vlmcache.cache.reading import read_bytes
 from vlmcache.errors import ConfigError
+
+platformdirs = late.module("platformdirs")
 
 FILE_LIMIT = 4_000_000
 """Bytes of a configuration file; a longer one is not read."""

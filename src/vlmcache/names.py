@@ -5,19 +5,19 @@ Every command reads names here, whatever they are looked up in: a cache, a backu
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from urllib.parse import unquote
 
 import msgspec
 
+from vlmcache import late
 from vlmcache.cache import layout
 from vlmcache.config_file import Config, ModelConfig, split_variant
 from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.units import did_you_mean
 
 _HUBS = ("https://huggingface.co", "https://hf.co")
-_PAGE = re.compile(r"([^@]+)/tree/([^/:]+)(:.+)?")
+_PAGE = late.pattern(r"([^@]+)/tree/([^/:]+)(:.+)?")
 """The page of a repo's files at a revision."""
 
 

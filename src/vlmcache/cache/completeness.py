@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 import msgspec
 
-from vlmcache import units
+from vlmcache import late, units
 from vlmcache.cache import formats, gguf, layout
 from vlmcache.cache.code_files import code_files
 from vlmcache.cache.model_configs import DECIDING, OtherRepo, decoded, other_repos
@@ -19,6 +18,8 @@ from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision, State, TreeFile
 from vlmcache.cache.weight_options import weight_map
 from vlmcache.cache.weights import Tensor, TruncatedError, read_header
+
+json = late.module("json")
 
 _INDEX_LIMIT = 64_000_000
 

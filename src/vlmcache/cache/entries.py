@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import stat as modes
 from collections.abc import Iterator
 
 import msgspec
 
-from vlmcache import log, units
+from vlmcache import late, log, units
 from vlmcache.cache import layout
 from vlmcache.cache.reading import FOLDER
 from vlmcache.cache.state import (
@@ -175,7 +174,7 @@ class Notes(msgspec.Struct):
 Entry = tuple[str, os.stat_result]
 """An entry's name, and the stat of the entry itself (of a link, not of its target)."""
 
-_NOT_TEXT = re.compile("[\ud800-\udfff]")
+_NOT_TEXT = late.pattern("[\ud800-\udfff]")
 """What Python puts into a name in the place of bytes that are not valid UTF-8."""
 _BY_DESCRIPTOR = os.stat in os.supports_dir_fd and os.listdir in os.supports_fd
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
+from vlmcache import late
 from vlmcache.cache import formats, layout
 from vlmcache.cache.code_files import own_classes
 from vlmcache.cache.reading import JSON_ERRORS, parse_json
@@ -24,7 +24,7 @@ CODE_CONFIGS = (
 DECIDING = (formats.CONFIG, ADAPTER_CONFIG)
 """Configurations that can name other repos, which have to be known before a download."""
 
-_NUMBERED = re.compile(r"(\d+_\w+)/")
+_NUMBERED = late.pattern(r"(\d+_\w+)/")
 _PART_CONFIGS = {
     "Scheduler": "scheduler_config.json",
     "Tokenizer": "tokenizer_config.json",

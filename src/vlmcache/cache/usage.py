@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import signal
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from vlmcache import late
 from vlmcache.cache import formats, layout
 from vlmcache.cache.locks import lock_held
 from vlmcache.cache.mounts import AccessTimes
@@ -23,7 +23,7 @@ from vlmcache.units import counted
 _ONE_READER = 3600 * 10**9
 """If all of a repo was read within so many nanoseconds, a backup or a copy may have read it."""
 
-_SECRET = re.compile(r"(--token[ =]|\bhf_)\S+")
+_SECRET = late.pattern(r"(--token[ =]|\bhf_)\S+")
 
 
 class Process(msgspec.Struct, frozen=True):

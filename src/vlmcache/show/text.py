@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import unicodedata
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from vlmcache.cache.locks import unlocked
+from vlmcache import late
 from vlmcache.units import duration_text
 
 NOTHING = "-"
@@ -28,7 +27,7 @@ def printable_json(text: str) -> str:
     return "\n".join(_escaped(line, _json_escape) for line in text.split("\n"))
 
 
-_UNUSUAL = re.compile(r"[^ -~]+")
+_UNUSUAL = late.pattern(r"[^ -~]+")
 """What is not printable ASCII."""
 
 
@@ -80,6 +79,9 @@ def ago(instant: datetime | None, now: datetime) -> str:
 
 def warn_of_missing_locks() -> None:
     """Say which filesystems without locks the command has met."""
+    # Help, which needs this module too, does not wait for those of the cache.
+    from vlmcache.cache.locks import unlocked
+
     sys.stdout.flush()
     for finding in unlocked():
         print(f"warning: {finding.detail}: {printable(finding.path)}", file=sys.stderr)
