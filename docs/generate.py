@@ -91,6 +91,7 @@ def commands_page() -> str:
 def shipped_values() -> bytes:
     """Return src/vlmcache/config.json as it should be."""
     config = read_config(SHIPPED, "shipped")
+    assert config is not None
     # Where the package is installed is known only there.
     values = msgspec.json.encode(msgspec.structs.replace(config, path="config.yaml"))
     return msgspec.json.format(values) + b"\n"

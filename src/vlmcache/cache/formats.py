@@ -285,16 +285,22 @@ def second_formats(
     return found
 
 
-def left_out(names: Iterable[str]) -> dict[str, str]:
+def left_out(
+    names: Iterable[str], sets: Mapping[WeightKey, Mapping[str, WeightSet]] | None = None
+) -> dict[str, str]:
     """Return the files that no pull fetches unless it is asked to -> why.
 
     Weights are left out only if the same weights stay, complete by their names: in a preferred
     format in the same folder (see `second_formats`), or as the default set of the repo, of which
     the others are copies for other programs, at other precisions, or in a single file. Small files
     that belong to such copies only are left out with them. In doubt a file stays.
+
+    Args:
+        names: the files of a revision.
+        sets: their sets of weights, if these are known already.
     """
     every = set(names)
-    sets = weight_sets(every)
+    sets = weight_sets(every) if sets is None else sets
     found = _copies_of_default(every, sets)
     for second in second_formats(every, sets):
         ending, twin = second.twins[0]

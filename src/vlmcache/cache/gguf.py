@@ -76,9 +76,12 @@ def variants(names: Iterable[str]) -> Variants:
     A variant is called by the tag between the last `-` or `.` and `.gguf`, by its folder if its
     tag is not a quantization, and by its path if several would have that name.
     """
+    named = sorted(set(filter(is_gguf, names)))
+    if not named:
+        return Variants((), ())
     projectors: list[str] = []
     sets: dict[tuple[str, int], tuple[str, ...]] = {}
-    for name in sorted(set(filter(is_gguf, names))):
+    for name in named:
         if "mmproj" in name.rpartition("/")[2].lower():
             projectors.append(name)
             continue

@@ -97,7 +97,8 @@ EMPTY_HASHES = frozenset(
 
 COMMIT = late.pattern(r"[0-9a-f]{40}")
 SHARED_HASH = late.pattern(r"[0-9a-f]{64}")
-_HEX = "0123456789abcdef"
+_HEX = b"0123456789abcdef"
+_ETAG_LENGTHS = frozenset((40, 64))
 _DRIVE = late.pattern(r".:", re.DOTALL)
 _ABSOLUTE_ON_WINDOWS = late.pattern(r"[A-Za-z]:[/\\]")
 _NOT_ON_WINDOWS = late.pattern(
@@ -330,7 +331,15 @@ def listing_problem(names: Collection[str], *, written: bool = False) -> tuple[s
 
 def is_etag(text: str) -> bool:
     """Return whether a string is a hash by which the Hub names a blob: git sha1 or sha256."""
-    return len(text) in (40, 64) and not text.strip(_HEX)
+    return are_etags((text,))
+
+
+def are_etags(texts: Collection[str]) -> bool:
+    """Return whether all strings are such hashes, which for many is known as soon as for one."""
+    if not _ETAG_LENGTHS.issuperset(map(len, texts)):
+        return False
+    joined = "".join(texts)
+    return joined.isascii() and not joined.encode().translate(None, _HEX)
 
 
 def is_blob_name(text: str) -> bool:

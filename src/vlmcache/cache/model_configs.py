@@ -73,6 +73,8 @@ class Configs:
 
     def json(self, name: str) -> Any:
         """Return what the JSON of a file says; `None` if it is not known or not JSON."""
+        if name not in self._names:
+            return None
         if name not in self._known:
             self._known[name] = decoded(self._read(name))
         return self._known[name]
@@ -81,7 +83,8 @@ class Configs:
         """Return the folders of sentence-transformers' modules -> whether each has a config."""
         modules = self.json(MODULES)
         if not isinstance(modules, list):
-            return {match[1]: False for name in self._names if (match := _NUMBERED.match(name))}
+            numbered = filter(is_module, self._names)
+            return {name.partition("/")[0]: False for name in numbered}
         return {
             path.rstrip("/"): str(module.get("type")).endswith(("Pooling", "Dense", "LayerNorm"))
             for module in modules

@@ -227,7 +227,7 @@ class _Repo:
 
     def _too_large(self, along: AbstractSet[str]) -> set[str]:
         """Return what is not known to be needed and is too much to be fetched for nothing."""
-        if sum(self.sizes.get(name, 0) for name in along) <= _SMALL:
+        if not self.sizes or sum(self.sizes.get(name, 0) for name in along) <= _SMALL:
             return set()
         extras = [name for name in along if not _is_kept(name)]
         total = 0
@@ -387,7 +387,7 @@ class _Repo:
 
     def _sentence(self) -> set[str]:
         """Return what sentence-transformers opens, without which another model is loaded."""
-        found = set(filter(_SENTENCE_CONFIG.fullmatch, self.names)) | ({MODULES} & self.names)
+        found = set(filter(_is_sentence_config, self.names)) | ({MODULES} & self.names)
         if found or any(map(is_module, self.names)):
             found.add(MODULES)
         if not self.listed:
@@ -412,6 +412,11 @@ def _is_of_weights(name: str) -> bool:
 def _is_opened(name: str) -> bool:
     """Whether a loader may open a file, as far as its name tells."""
     return not (_FOR_READERS.search(name) or _TEMPLATES.search(name) or _SCRIPT.search(name))
+
+
+@layout.by_name
+def _is_sentence_config(name: str) -> bool:
+    return _SENTENCE_CONFIG.fullmatch(name) is not None
 
 
 def _is_kept(name: str) -> bool:

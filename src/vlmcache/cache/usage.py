@@ -416,15 +416,19 @@ def last_uses(
     """
     last: dict[tuple[str, str], LastUse] = {}
     for repo in state.repos:
+        known = repo.blobs
         for revision in repo.revisions:
-            blobs = [repo.blobs[file.blob] for file in revision.files if file.blob in repo.blobs]
+            blobs = [known[file.blob] for file in revision.files if file.blob in known]
             # A link is made by a download, even if its blob has existed for a long time.
-            times = [entry.mtime_ns for entry in (*revision.files, *blobs)]
-            use = LastUse(max(times, default=revision.mtime_ns) / 1e9, "written")
+            times = [file.mtime_ns for file in revision.files]
+            times += [blob.mtime_ns for blob in blobs]
             if access_times != "never":
-                times += (blob.atime_ns for blob in blobs)
-                times += (file.atime_ns for file in revision.files_of("copy"))
-                use = LastUse(max(times, default=revision.mtime_ns) / 1e9, "access")
+                times += [blob.atime_ns for blob in blobs]
+                times += [file.atime_ns for file in revision.files if file.kind == "copy"]
+            source: Literal["access", "written"] = (
+                "written" if access_times == "never" else "access"
+            )
+            use = LastUse(max(times, default=revision.mtime_ns) / 1e9, source)
             noted = journal.get((repo.type, repo.id, revision.commit))
             if noted is not None and (use.source == "written" or noted > use.at):
                 use = LastUse(max(noted, use.at), "journal")

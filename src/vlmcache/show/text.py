@@ -24,6 +24,8 @@ def printable(text: str) -> str:
 
 def printable_json(text: str) -> str:
     """Return JSON with the same characters escaped in its strings; its values are the same."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
     return "\n".join(_escaped(line, _json_escape) for line in text.split("\n"))
 
 
