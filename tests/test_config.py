@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
+import platformdirs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,6 +30,7 @@ from vlmcache.config import (
     side_caches,
 )
 from vlmcache.config_file import SHIPPED, read_config
+from vlmcache.environment import user_folder
 from vlmcache.errors import ConfigError, UnknownModelError, UsageError
 from vlmcache.units import parse_size
 
@@ -156,6 +159,20 @@ def test_a_command_without_a_file_does_not_wait_for_the_library_that_reads_one(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("value", [None, "", "/elsewhere"])
+@pytest.mark.parametrize("kind", ["cache", "config"])
+def test_the_folders_of_the_user_are_those_that_platformdirs_names(
+    kind: Literal["cache", "config"], value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = f"XDG_{kind.upper()}_HOME"
+    if value is None:
+        monkeypatch.delenv(variable, raising=False)
+    else:
+        monkeypatch.setenv(variable, value)
+    asked = {"cache": platformdirs.user_cache_dir, "config": platformdirs.user_config_dir}
+    assert user_folder(kind) == asked[kind]("vlmcache", appauthor=False)
 
 
 def test_the_shipped_models_state_what_to_expect_of_them() -> None:

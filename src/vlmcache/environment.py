@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
@@ -214,9 +216,19 @@ def own_home(environment: Environment) -> tuple[str, str]:
     value = environment.get("VLMCACHE_HOME")
     if value is not None:
         return environment.absolute(value), environment.source("VLMCACHE_HOME")
-    return platformdirs.user_cache_dir("vlmcache", appauthor=False), "default"
+    return user_folder("cache"), "default"
 
 
 def user_config() -> str:
     """Return the path of the user's own config.yaml, which need not exist."""
-    return os.path.join(platformdirs.user_config_dir("vlmcache", appauthor=False), "config.yaml")
+    return os.path.join(user_folder("config"), "config.yaml")
+
+
+def user_folder(kind: Literal["cache", "config"]) -> str:
+    """Return the folder that vlmcache has for the user, as platformdirs names it."""
+    # Where Linux has nothing set, that needs no library, and this one imports slowly.
+    unset = not os.environ.get(f"XDG_{kind.upper()}_HOME") and "ANDROID_DATA" not in os.environ
+    if sys.platform == "linux" and unset:
+        return os.path.join(os.path.expanduser("~"), f".{kind}", "vlmcache")
+    find = platformdirs.user_cache_dir if kind == "cache" else platformdirs.user_config_dir
+    return str(find("vlmcache", appauthor=False))
