@@ -1,7 +1,8 @@
 """Make what is made of the documentation: `python -m docs.generate [NAME…]`.
 
 `commands` is docs/commands.md, the help of every command; `codes` is docs/codes.md and
-docs/exit-codes.md; any other name is a picture in docs/pictures. Without a name, all of them.
+docs/exit-codes.md; `config` is src/vlmcache/config.json, what the shipped config.yaml says; any
+other name is a picture in docs/pictures. Without a name, all of them.
 Tests compare them with what the commands say now.
 """
 
@@ -14,9 +15,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
+
 from docs import pictures
 from vlmcache.cli.register import COMMANDS
 from vlmcache.codes import CODES
+from vlmcache.config_file import SHIPPED, SHIPPED_VALUES, read_config
 from vlmcache.errors import ExitCode
 
 PAGE = Path(__file__).with_name("commands.md")
@@ -84,6 +88,15 @@ def commands_page() -> str:
     return "\n".join([HEAD, *parts])
 
 
+def shipped_values() -> bytes:
+    """Return src/vlmcache/config.json as it should be."""
+    config = read_config(SHIPPED, "shipped")
+    assert config is not None
+    # Where the package is installed is known only there.
+    values = msgspec.json.encode(msgspec.structs.replace(config, path="config.yaml"))
+    return msgspec.json.format(values) + b"\n"
+
+
 def main(names: list[str]) -> None:
     """Make what is named, or all."""
     if not names or "commands" in names:
@@ -91,6 +104,8 @@ def main(names: list[str]) -> None:
     if not names or "codes" in names:
         CODES_PAGE.write_text(codes_page(), encoding="utf-8")
         EXIT_CODES_PAGE.write_text(exit_codes_page(), encoding="utf-8")
+    if not names or "config" in names:
+        Path(SHIPPED_VALUES).write_bytes(shipped_values())
     wanted = [name for name in pictures.PICTURES if not names or name in names]
     if wanted:
         pictures.FOLDER.mkdir(exist_ok=True)

@@ -58,6 +58,7 @@ BASE = (
     "environment",
     "errors",
     "installing",
+    "late",
     "log",
     "names",
     "progress",

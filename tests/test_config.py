@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Literal
 
+import platformdirs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,6 +29,8 @@ from vlmcache.config import (
     shipped_config,
     side_caches,
 )
+from vlmcache.config_file import SHIPPED, read_config
+from vlmcache.environment import user_folder
 from vlmcache.errors import ConfigError, UnknownModelError, UsageError
 from vlmcache.units import parse_size
 
@@ -138,6 +144,35 @@ def test_repo_is_accepted_in_place_of_model_path(tmp_path: Path) -> None:
 def test_the_shipped_file_is_the_one_at_the_top_of_the_project() -> None:
     shipped = REPOSITORY / "src" / "vlmcache" / "config.yaml"
     assert shipped.read_bytes() == (REPOSITORY / "config.yaml").read_bytes()
+
+
+def test_the_values_that_ship_are_those_of_the_shipped_file() -> None:
+    """`python -m docs.generate config` makes them anew."""
+    assert shipped_config() == read_config(SHIPPED, "shipped")
+
+
+def test_a_command_without_a_file_does_not_wait_for_the_library_that_reads_one(
+    tmp_path: Path,
+) -> None:
+    program = "import sys, vlmcache; vlmcache.Cache(); print('yaml' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("value", [None, "", "/elsewhere"])
+@pytest.mark.parametrize("kind", ["cache", "config"])
+def test_the_folders_of_the_user_are_those_that_platformdirs_names(
+    kind: Literal["cache", "config"], value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = f"XDG_{kind.upper()}_HOME"
+    if value is None:
+        monkeypatch.delenv(variable, raising=False)
+    else:
+        monkeypatch.setenv(variable, value)
+    asked = {"cache": platformdirs.user_cache_dir, "config": platformdirs.user_config_dir}
+    assert user_folder(kind) == asked[kind]("vlmcache", appauthor=False)
 
 
 def test_the_shipped_models_state_what_to_expect_of_them() -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import re
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
-import yaml
 
+from vlmcache import late
 from vlmcache.cache import layout
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.weights import Precision
 from vlmcache.environment import FILE_LIMIT, user_config
 from vlmcache.errors import ConfigError, reason_of
 from vlmcache.units import did_you_mean, parse_size
+
+# Most people have no config.yaml, and need not wait for what reads one.
+if TYPE_CHECKING:
+    import yaml
+else:
+    yaml = late.module("yaml")
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
@@ -33,11 +39,12 @@ _PRECISIONS_BY_NAME: dict[str, Precision] = {
     "4bit": "int4",
     "nf4": "int4",
 }
-_SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_VARIANT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*(?:/[0-9A-Za-z._-]+)*")
+_VARIANT = late.pattern(r"[0-9A-Za-z][0-9A-Za-z._-]*(?:/[0-9A-Za-z._-]+)*")
 _DEEPEST = 100
 """Levels of nesting; thousands of them would end the process within PyYAML's C part."""
 SHIPPED = os.path.join(os.path.dirname(__file__), "config.yaml")
+SHIPPED_VALUES = os.path.join(os.path.dirname(__file__), "config.json")
+"""What the shipped file says, made of it by `python -m docs.generate config`."""
 Source: TypeAlias = Literal["--config", "VLMCACHE_CONFIG", "./config.yaml", "user", "shipped"]
 _OWN_ONLY = ("max_size", "archive", "base", "sources", "trash_days")
 """Keys that make a command remove more or lead it elsewhere: no working folder sets them."""
@@ -127,9 +134,8 @@ class Config(msgspec.Struct, frozen=True):
 
 def shipped_config() -> Config:
     """Return the configuration that comes with the package."""
-    config = read_config(SHIPPED, "shipped")
-    assert config is not None
-    return config
+    values = msgspec.json.decode(read_bytes(SHIPPED_VALUES, FILE_LIMIT), type=Config)
+    return msgspec.structs.replace(values, path=SHIPPED)
 
 
 def read_config(path: str, source: Source, *, alone: bool = False) -> Config | None:
@@ -159,7 +165,7 @@ def parse_config(
     """
     try:
         _check_depth(path, content)
-        loader = _Loader(content)
+        loader = _loader_class()(content)
         try:
             reader = _Reader(path, source, loader, alone=alone)
             root = loader.get_single_node()
@@ -197,7 +203,7 @@ def parse_config(
 
 def _check_depth(path: str, content: bytes) -> None:
     depth = 0
-    for event in yaml.parse(content, Loader=_SAFE_LOADER):
+    for event in yaml.parse(content, Loader=_safe_loader()):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -207,20 +213,28 @@ def _check_depth(path: str, content: bytes) -> None:
             raise ConfigError(f"{path}{line}: nested too deeply")
 
 
-class _Loader(_SAFE_LOADER):  # type: ignore[misc]
-    """A loader for which merged mappings (`<<`) do not grow with each merge.
+def _safe_loader() -> Any:
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@functools.cache
+def _loader_class() -> Any:
+    """Return a loader for which merged mappings (`<<`) do not grow with each merge.
 
     With PyYAML's own, a few lines that merge one another can fill all memory.
     """
 
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        # As with PyYAML, the last of the same name counts.
-        last = {
-            name.value if isinstance(name, yaml.ScalarNode) else id(name): (name, value)
-            for name, value in node.value
-        }
-        node.value = list(last.values())
+    class Loader(_safe_loader()):  # type: ignore[misc]
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            super().flatten_mapping(node)
+            # As with PyYAML, the last of the same name counts.
+            last = {
+                name.value if isinstance(name, yaml.ScalarNode) else id(name): (name, value)
+                for name, value in node.value
+            }
+            node.value = list(last.values())
+
+    return Loader
 
 
 class _Reader:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
-import platformdirs
 
+from vlmcache import late
 from vlmcache.cache.reading import read_bytes
 from vlmcache.errors import ConfigError, reason_of
+
+platformdirs = late.module("platformdirs")
 
 FILE_LIMIT = 4_000_000
 """Bytes of a configuration file; a longer one is not read."""
@@ -212,7 +216,7 @@ def own_home(environment: Environment) -> tuple[str, str]:
     value = environment.get("VLMCACHE_HOME")
     if value is not None:
         return environment.absolute(value), environment.source("VLMCACHE_HOME")
-    return platformdirs.user_cache_dir("vlmcache", appauthor=False), "default"
+    return user_folder("cache"), "default"
 
 
 def user_config() -> str:
@@ -221,7 +225,17 @@ def user_config() -> str:
     A relative `XDG_CONFIG_HOME` does not count, as its specification says: it would make a file of
     the working folder the user's own. The path is relative only if the user has no home.
     """
-    folder = platformdirs.user_config_dir("vlmcache", appauthor=False)
+    folder = user_folder("config")
     if not os.path.isabs(folder):
         folder = os.path.join(os.path.expanduser("~"), ".config", "vlmcache")
     return os.path.join(folder, "config.yaml")
+
+
+def user_folder(kind: Literal["cache", "config"]) -> str:
+    """Return the folder that vlmcache has for the user, as platformdirs names it."""
+    # Where Linux has nothing set, that needs no library, and this one imports slowly.
+    unset = not os.environ.get(f"XDG_{kind.upper()}_HOME") and "ANDROID_DATA" not in os.environ
+    if sys.platform == "linux" and unset:
+        return os.path.join(os.path.expanduser("~"), f".{kind}", "vlmcache")
+    find = platformdirs.user_cache_dir if kind == "cache" else platformdirs.user_config_dir
+    return str(find("vlmcache", appauthor=False))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 import os
-import re
 from typing import ClassVar
+
+from vlmcache import late
 
 
 class ExitCode(enum.IntEnum):
@@ -284,7 +285,7 @@ class CrashedError(UnloadableError):
     code = "crashed"
 
 
-_NUMBER = re.compile(r"\[(?:Errno|WinError) -?[0-9]+\] ?")
+_NUMBER = late.pattern(r"\[(?:Errno|WinError) -?[0-9]+\] ?")
 
 
 def reason_of(error: BaseException) -> str:

@@ -13,13 +13,14 @@ from urllib.parse import unquote
 
 import msgspec
 
+from vlmcache import late
 from vlmcache.cache import layout
 from vlmcache.config_file import Config, ModelConfig, split_variant
 from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.units import command, did_you_mean
 
 _HUBS = ("huggingface.co", "www.huggingface.co", "hf.co")
-_SCHEME = re.compile(r"https?://", re.IGNORECASE)
+_SCHEME = late.pattern(r"https?://", re.IGNORECASE)
 _AT_A_REVISION = frozenset({"tree", "blob", "resolve", "raw", "blame", "edit", "commit", "commits"})
 _PAGES = _AT_A_REVISION | {"discussions", "settings"}
 """What follows the id of a repo in the address of one of its pages; first those that name the

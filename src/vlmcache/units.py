@@ -8,17 +8,18 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from vlmcache import late
 from vlmcache.errors import UsageError
 
 _T = TypeVar("_T")
 
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgtp])(i?)b?|b)\s*", re.IGNORECASE)
+_SIZE = late.pattern(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgtp])(i?)b?|b)\s*", re.IGNORECASE)
 _POWERS = ("", "k", "m", "g", "t", "p")
 
-_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([smhdwy])\s*", re.IGNORECASE)
+_DURATION = late.pattern(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([smhdwy])\s*", re.IGNORECASE)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
 
-_BARE = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_BARE = late.pattern(r"[0-9]+(?:\.[0-9]+)?")
 _DIGITS = 40
 """As many digits of a number are read; more say nothing that a disk or a calendar could hold."""
 

@@ -146,11 +146,16 @@ def revision_sizes(
     """
     size = allocated = 0
     seen: set[tuple[int, int]] = set()
-    for file in revision.files:
+    counted = [
+        file
+        for file in revision.files
+        if file.kind in ("link", "copy") and not (without and file.name in without)
+    ]
+    for file in counted:
         blob = repo.blobs.get(file.blob) if file.blob is not None else None
         entry = file if blob is None else blob
         place = entry.device, entry.inode
-        if place in seen or file.name in without or file.kind not in ("link", "copy"):
+        if place in seen:
             continue
         seen.add(place)
         size += file.size

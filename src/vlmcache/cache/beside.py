@@ -13,19 +13,21 @@ import os
 import re
 from collections.abc import Callable
 
-_ENDPOINT = re.compile(r"[0-9A-Za-z_]{1,16}-[0-9A-Za-z_-]{16}")
+from vlmcache import late
+
+_ENDPOINT = late.pattern(r"[0-9A-Za-z_]{1,16}-[0-9A-Za-z_-]{16}")
 _IN_ENDPOINT = frozenset(
     f"{first}{mark}{second}"
     for first, second in (("chunk", "cache"), ("shard", "cache"), ("shard", "session"))
     for mark in "-_"
 ) | {"staging"}
-_LOG = re.compile(r"xet_.*\.log")
+_LOG = late.pattern(r"xet_.*\.log")
 _PACKAGES = frozenset(
     f"{library}_modules" for library in ("transformers", "datasets", "evaluate", "diffusers")
 )
-_COMPILED = re.compile(r".+\.pyc")
-_COMPILED_ALONE = re.compile(r"__init__\..*\.pyc")
-_CODE = re.compile(r".+\.(py|json|lock)")
+_COMPILED = late.pattern(r".+\.pyc")
+_COMPILED_ALONE = late.pattern(r"__init__\..*\.pyc")
+_CODE = late.pattern(r".+\.(py|json|lock)")
 LIBRARIES = {"xet": "hf_xet", "modules": "remote code"}
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from vlmcache import late
 from vlmcache.cache import layout
 
-_IMPORT = re.compile(
+_IMPORT = late.pattern(
     rb"^[ \t]*from[ \t]+\.([\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n#]*)", re.MULTILINE
 )
 _MOST_STRINGS = 10_000

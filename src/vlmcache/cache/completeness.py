@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 import msgspec
 
-from vlmcache import units
+from vlmcache import late, units
 from vlmcache.cache import formats, gguf, layout
 from vlmcache.cache.code_files import code_files
 from vlmcache.cache.model_configs import DECIDING, OtherRepo, decoded, other_repos
@@ -20,6 +19,8 @@ from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision, Stat
 from vlmcache.cache.weight_options import weight_map
 from vlmcache.cache.weights import Tensor, TruncatedError, read_header
 from vlmcache.errors import reason_of
+
+json = late.module("json")
 
 _INDEX_LIMIT = 64_000_000
 
@@ -175,7 +176,14 @@ def judge_revision(
     repo: Repo, revision: Revision, others: Others | None = None, variant: str | None = None
 ) -> Judgement:
     """Return the state of one snapshot: damage first, then what is missing."""
-    damaged = {file.name for file in revision.files if not _is_whole(revision, file)}
+    # Without a listing, a link to anything is as good as it can be known to be.
+    sure = revision.tree is None
+    damaged = {
+        file.name
+        for file in revision.files
+        if not (sure and file.size and file.kind == "link" and not file.damaged)
+        if not _is_whole(revision, file)
+    }
     missing, broken, division = _needs(repo, revision, variant)
     if division is not None and division.choices is not None:
         lost = repo.lost_names(revision.commit)
@@ -405,10 +413,10 @@ def _needs(
     repo: Repo, revision: Revision, variant: str | None
 ) -> tuple[set[str], set[str], Division | None]:
     """Return the needed files that do not exist, and the indexes that make no sense."""
-    names = {file.name for file in revision.files}
     if repo.type == "model":
         division = divide_revision(revision, variant)
         return set(division.missing), set(division.broken), division
+    names = {file.name for file in revision.files}
     if revision.tree is not None:
         return set(revision.tree) - names, set(), None
     return (set() if names else {"*"}), set(), None
@@ -421,7 +429,7 @@ def divide_revision(revision: Revision, variant: str | None = None) -> Division:
     return divide(
         present | tree.keys(),
         present,
-        reader(revision),
+        reader(revision, present),
         listed=bool(tree),
         sizes={name: file.content_size for name, file in tree.items()},
         variant=variant,
@@ -429,13 +437,19 @@ def divide_revision(revision: Revision, variant: str | None = None) -> Division:
     )
 
 
-def reader(revision: Revision) -> Callable[[str], bytes | None]:
+def reader(
+    revision: Revision, present: AbstractSet[str] | None = None
+) -> Callable[[str], bytes | None]:
     """Return what reads a file of a snapshot.
 
     It returns `None` for a file that is not here or that this user may not read. What cannot be
     read otherwise makes no sense.
+
+    Args:
+        revision: the snapshot.
+        present: the names of its files, if these are known already.
     """
-    names = {file.name for file in revision.files}
+    names = {file.name for file in revision.files} if present is None else present
 
     def read(name: str) -> bytes | None:
         try:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import stat as modes
 from collections.abc import Iterator
 
 import msgspec
 
-from vlmcache import log, units
+from vlmcache import late, log, units
 from vlmcache.cache import layout
 from vlmcache.cache.reading import FOLDER
 from vlmcache.cache.state import (
@@ -31,7 +30,7 @@ STALE_AFTER = 3600.0
 REF_LIMIT = 4096
 TREE_LIMIT = 256_000_000
 
-_HAS_BLOCKS = hasattr(os.stat_result, "st_blocks")
+HAS_BLOCKS = hasattr(os.stat_result, "st_blocks")
 
 
 def allocated_bytes(stat: os.stat_result) -> int:
@@ -39,7 +38,7 @@ def allocated_bytes(stat: os.stat_result) -> int:
 
     Windows does not say it in a stat; there it is the length.
     """
-    return stat.st_blocks * 512 if _HAS_BLOCKS else stat.st_size
+    return stat.st_blocks * 512 if HAS_BLOCKS else stat.st_size
 
 
 def is_stale(partial: Partial, now: float) -> bool:
@@ -188,24 +187,31 @@ class Notes(msgspec.Struct):
 Entry = tuple[str, os.stat_result]
 """An entry's name, and the stat of the entry itself (of a link, not of its target)."""
 
-_NOT_TEXT = re.compile("[\ud800-\udfff]")
+_NOT_TEXT = late.pattern("[\ud800-\udfff]")
 """What Python puts into a name in the place of bytes that are not valid UTF-8."""
+KIND = 0o170000
+"""The bits of a mode that say what an entry is: what `stat.S_IFMT` keeps."""
+LINK, FILE = modes.S_IFLNK, modes.S_IFREG
 _BY_DESCRIPTOR = os.stat in os.supports_dir_fd and os.listdir in os.supports_fd
 
 
 def read_entries(path: str, notes: Notes) -> list[Entry]:
-    """Return a folder's entries in the order of their names; an unreadable one is a finding."""
-    return [(name, stat) for name, stat, _ in entries_and_folder(path, notes)]
-
-
-def entries_and_folder(path: str, notes: Notes) -> Iterator[tuple[str, os.stat_result, int | None]]:
-    """Yield a folder's entries as `read_entries` returns them, with the folder's descriptor.
-
-    Where it is open, the kernel need not walk the path again for each entry. It is `None` where
-    the system has no such calls, and closed after the last entry.
+    """Return a folder's entries in the order of their names; an unreadable one is a finding.
 
     An entry that is there and has no stat, for want of permission or of a working disk, is not
     nothing: what the folder holds is not known then.
+    """
+    return [(name, stat) for name, stat, _ in entries_and_targets(path, notes, targets=False)]
+
+
+def entries_and_targets(
+    path: str, notes: Notes, *, targets: bool = True
+) -> Iterator[tuple[str, os.stat_result, str]]:
+    """Yield a folder's entries as `read_entries` returns them, each link with its target.
+
+    The target is empty for what is not a link, and for a link that went meanwhile. All is asked of
+    the open folder where the system has such calls: the kernel need not walk the path again for
+    each entry.
     """
     folder: int | None = None
     try:
@@ -225,19 +231,26 @@ def entries_and_folder(path: str, notes: Notes) -> Iterator[tuple[str, os.stat_r
             place = os.path.join(path, name)
             notes.warning("non-utf8-name", place, "the name is not valid UTF-8")
     failure: OSError | None = None
-    lstat = os.lstat
+    # These lines run for every entry of a cache.
+    lstat, readlink, target = os.lstat, os.readlink, ""
     try:
         for name in names:
+            place = name if folder is not None else os.path.join(path, name)
             try:
-                stat = lstat(
-                    name if folder is not None else os.path.join(path, name), dir_fd=folder
-                )
+                stat = lstat(place, dir_fd=folder)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 failure = error
                 continue
-            yield name, stat, folder
+            if targets:
+                target = ""
+                if stat.st_mode & KIND == LINK:
+                    try:
+                        target = readlink(place, dir_fd=folder)
+                    except OSError:
+                        pass
+            yield name, stat, target
     finally:
         if folder is not None:
             os.close(folder)
@@ -245,15 +258,10 @@ def entries_and_folder(path: str, notes: Notes) -> Iterator[tuple[str, os.stat_r
         notes.unreadable(path, failure)
 
 
-def read_link(path: str, folder: int | None = None) -> str:
-    """Return a link's target; nothing if the link went while its folder was read.
-
-    Args:
-        path: the link, or its name in a folder.
-        folder: the descriptor of the folder.
-    """
+def read_link(path: str) -> str:
+    """Return a link's target; nothing if the link went while its folder was read."""
     try:
-        return os.readlink(path, dir_fd=folder)
+        return os.readlink(path)
     except OSError:
         return ""
 

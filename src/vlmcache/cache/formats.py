@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple
 
+from vlmcache import late
 from vlmcache.cache import layout
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
@@ -48,13 +49,13 @@ PROCESSOR_FILES = frozenset(
 _MOST_SHARDS = 2000
 """More than any model has; a name that claims more is not believed."""
 
-_SHARD = re.compile(r"(.+)-(\d{1,6})-of-(\d{1,6})")
-_TRAINING = re.compile(
+_SHARD = late.pattern(r"(.+)-(\d{1,6})-of-(\d{1,6})")
+_TRAINING = late.pattern(
     r"(?:^|/)(?:(?:optimizer|scheduler|rng_state\w*|training_args)\.(?:pt|pth|bin)"
     r"|trainer_state\.json)$"
 )
-_CHECKPOINT = re.compile(r"(?:checkpoint-|global_step)\d+/")
-_FOR_READERS = re.compile(
+_CHECKPOINT = late.pattern(r"(?:checkpoint-|global_step)\d+/")
+_FOR_READERS = late.pattern(
     r"(?:^|/)(?:README|LICEN[CS]E|NOTICE|USE_POLICY|\.gitattributes|\.gitignore)[^/]*$"
     r"|\.(?:md|png|jpe?g|gif|svg|webp|pdf)$",
     re.IGNORECASE,
@@ -66,23 +67,23 @@ _WEIGHT_ENDINGS = (
     *(".pdiparams", ".pdmodel", ".pdparams", ".pickle", ".pkl", ".pte", ".t7", ".task"),
 )
 """Endings of files of weights, of whatever library."""
-_CONSOLIDATED = re.compile(r"consolidated[^/]*\.safetensors(?:\.index\.json)?$")
+_CONSOLIDATED = late.pattern(r"consolidated[^/]*\.safetensors(?:\.index\.json)?$")
 _ALTERNATE_FOLDERS = ("coreml", "gguf", "metal", "onnx", "openvino", "original")
 """Folders at the top of a repo that hold its weights once more, for other programs."""
 
 _OPENVINO = frozenset({"openvino_model.bin", "openvino_model.xml"})
 _CONVERTED_PARTS = frozenset({*_OPENVINO, "model.onnx", "model.onnx_data"})
 """The names under which a part of a pipeline is kept once more for other runtimes."""
-_TEXT_ENCODER = re.compile(r"text_encoders/(?:clip_[a-z]|t5xxl\w*)\.safetensors$")
+_TEXT_ENCODER = late.pattern(r"text_encoders/(?:clip_[a-z]|t5xxl\w*)\.safetensors$")
 """The names under which ComfyUI looks for the text encoders of a pipeline."""
-_TFLITE = re.compile(r"(?:model|\d+)(?:-\w+)?\.tflite$")
+_TFLITE = late.pattern(r"(?:model|\d+)(?:-\w+)?\.tflite$")
 """The names of exports for mobile devices, which say the length of the input or nothing."""
 
 VARIANTS = frozenset({"bf16", "ema", "fp16", "fp32", "fp8", "non_ema"})
 """Variants that are known to be the default weights at another precision or step. What another
 word in a name stands for cannot be known, as of `pytorch_model.generator.bin`."""
 
-_OTHER_WEIGHTS = re.compile("adapter|control|embed|lora|lycoris|motion|upscal", re.IGNORECASE)
+_OTHER_WEIGHTS = late.pattern("adapter|control|embed|lora|lycoris|motion|upscal", re.IGNORECASE)
 """Words in the name of a single file which say that it is not the pipeline once more."""
 
 _FOREIGN = {
@@ -284,16 +285,22 @@ def second_formats(
     return found
 
 
-def left_out(names: Iterable[str]) -> dict[str, str]:
+def left_out(
+    names: Iterable[str], sets: Mapping[WeightKey, Mapping[str, WeightSet]] | None = None
+) -> dict[str, str]:
     """Return the files that no pull fetches unless it is asked to -> why.
 
     Weights are left out only if the same weights stay, complete by their names: in a preferred
     format in the same folder (see `second_formats`), or as the default set of the repo, of which
     the others are copies for other programs, at other precisions, or in a single file. Small files
     that belong to such copies only are left out with them. In doubt a file stays.
+
+    Args:
+        names: the files of a revision.
+        sets: their sets of weights, if these are known already.
     """
     every = set(names)
-    sets = weight_sets(every)
+    sets = weight_sets(every) if sets is None else sets
     found = _copies_of_default(every, sets)
     for second in second_formats(every, sets):
         ending, twin = second.twins[0]

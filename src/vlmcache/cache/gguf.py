@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from vlmcache import late
 from vlmcache.cache import layout
 
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
-_QUANTIZATION = re.compile(r"(?:I?Q\d|TQ\d|MXFP\d|NVFP\d|BF16|FP?(?:8|16|32))\w*", re.IGNORECASE)
+_PART = late.pattern(r"(.+)-(\d{5})-of-(\d{5})")
+_QUANTIZATION = late.pattern(r"(?:I?Q\d|TQ\d|MXFP\d|NVFP\d|BF16|FP?(?:8|16|32))\w*", re.IGNORECASE)
 _MOST_PARTS = 2000
 """More than any model has; a name that claims more is not believed."""
 
@@ -75,9 +76,12 @@ def variants(names: Iterable[str]) -> Variants:
     A variant is called by the tag between the last `-` or `.` and `.gguf`, by its folder if its
     tag is not a quantization, and by its path if several would have that name.
     """
+    named = sorted(set(filter(is_gguf, names)))
+    if not named:
+        return Variants((), ())
     projectors: list[str] = []
     sets: dict[tuple[str, int], tuple[str, ...]] = {}
-    for name in sorted(set(filter(is_gguf, names))):
+    for name in named:
         if "mmproj" in name.rpartition("/")[2].lower():
             projectors.append(name)
             continue

@@ -15,6 +15,8 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
+from vlmcache import late
+
 BLOBS = "blobs"
 SNAPSHOTS = "snapshots"
 REFS = "refs"
@@ -93,27 +95,28 @@ EMPTY_HASHES = frozenset(
 )
 """git blob sha1 and sha256 of the empty content."""
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-SHARED_HASH = re.compile(r"[0-9a-f]{64}")
-_HEX = "0123456789abcdef"
-_DRIVE = re.compile(r".:", re.DOTALL)
-_ABSOLUTE_ON_WINDOWS = re.compile(r"[A-Za-z]:[/\\]")
-_NOT_ON_WINDOWS = re.compile(
+COMMIT = late.pattern(r"[0-9a-f]{40}")
+SHARED_HASH = late.pattern(r"[0-9a-f]{64}")
+_HEX = b"0123456789abcdef"
+_ETAG_LENGTHS = frozenset((40, 64))
+_DRIVE = late.pattern(r".:", re.DOTALL)
+_ABSOLUTE_ON_WINDOWS = late.pattern(r"[A-Za-z]:[/\\]")
+_NOT_ON_WINDOWS = late.pattern(
     r'[<>:"|?*]|[. ]$|^(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)', re.IGNORECASE
 )
-_SAFE_COMMIT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
+_SAFE_COMMIT = late.pattern(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 # The Hub's hashes, and those of S3 that mirrors pass on.
 _BLOB_NAME = r"[0-9a-f]{32,128}(?:-[0-9]{1,5})?"
-_BLOB_NAME_ALONE = re.compile(_BLOB_NAME)
+_BLOB_NAME_ALONE = late.pattern(_BLOB_NAME)
 _PARTIAL_ENDS = (PARTIAL_SUFFIX, *OTHER_CLIENTS)
-_PARTIAL = re.compile(
+_PARTIAL = late.pattern(
     rf"(?P<etag>{_BLOB_NAME})(?:(?:\.[0-9a-f]{{8}})?{re.escape(PARTIAL_SUFFIX)}"
     rf"|(?P<other>{'|'.join(map(re.escape, OTHER_CLIENTS))}))"
 )
-_BLOB_LOCK = re.compile(rf"{_BLOB_NAME}{re.escape(LOCK_SUFFIX)}")
+_BLOB_LOCK = late.pattern(rf"{_BLOB_NAME}{re.escape(LOCK_SUFFIX)}")
 # huggingface_hub 2.4: `file_download.py` (a probe of the umask, refs, a file that is replaced),
 # `_tree_cache.py` (tempfile's names), `utils/_shared_blobs.py`. Ours: `change/place.py`.
-_TEMPORARY = re.compile(
+_TEMPORARY = late.pattern(
     r"tmp_[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     rf"|\.(?:{_BLOB_NAME}|link|copy)\.[0-9a-f]{{8}}\.(?:shared|new|old)"
     r"|.+\.[0-9a-f]{8}\.tmp"
@@ -121,12 +124,12 @@ _TEMPORARY = re.compile(
     re.DOTALL,
 )
 _REPO_PART = r"[0-9A-Za-z_](?:[0-9A-Za-z._-]{0,94}[0-9A-Za-z_])?"
-_REPO_ID = re.compile(rf"{_REPO_PART}(?:/{_REPO_PART})?")
+_REPO_ID = late.pattern(rf"{_REPO_PART}(?:/{_REPO_PART})?")
 _LONGEST_NAME = 4000
 """Bytes of the name of a repo's file, its folders included: Linux opens no longer path."""
 _MOST_FOLDERS = 100
 """Folders one in another that a file of a repo may be in: what makes them calls itself for each."""
-_REF = re.compile(r"[0-9A-Za-z_][^\x00-\x20\\:*?\[~^\x7f]{0,254}")
+_REF = late.pattern(r"[0-9A-Za-z_][^\x00-\x20\\:*?\[~^\x7f]{0,254}")
 
 
 _T = TypeVar("_T")
@@ -328,7 +331,15 @@ def listing_problem(names: Collection[str], *, written: bool = False) -> tuple[s
 
 def is_etag(text: str) -> bool:
     """Return whether a string is a hash by which the Hub names a blob: git sha1 or sha256."""
-    return len(text) in (40, 64) and not text.strip(_HEX)
+    return are_etags((text,))
+
+
+def are_etags(texts: Collection[str]) -> bool:
+    """Return whether all strings are such hashes, which for many is known as soon as for one."""
+    if not _ETAG_LENGTHS.issuperset(map(len, texts)):
+        return False
+    joined = "".join(texts)
+    return joined.isascii() and not joined.encode().translate(None, _HEX)
 
 
 def is_blob_name(text: str) -> bool:

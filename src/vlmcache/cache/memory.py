@@ -15,28 +15,29 @@ from typing import Any
 
 import msgspec
 
+from vlmcache import late
 from vlmcache.cache.context import context_memory
 from vlmcache.cache.weights import DTYPE_BITS, Precision, Tensor
 
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 """Types that a load converts to the precision asked for."""
 
-_SCALES = re.compile(r"scale|absmax|quant_state|\.SCB$|qzeros")
+_SCALES = late.pattern(r"scale|absmax|quant_state|\.SCB$|qzeros")
 """Names that go with quantized weights: of bitsandbytes, AWQ, GPTQ, FP8 and MXFP4."""
 
-_FP8_SCALE = re.compile(r"\.weight_scale(?:_inv)?$|\.(?:input|activation)_scale$")
+_FP8_SCALE = late.pattern(r"\.weight_scale(?:_inv)?$|\.(?:input|activation)_scale$")
 
-_EXPERT = re.compile(r"experts\.\d+\.")
+_EXPERT = late.pattern(r"experts\.\d+\.")
 """Weights of one expert of a mixture. transformers 5 joins them into tensors of three dimensions,
 which no mapped file holds, and which bitsandbytes leaves alone."""
 
-_UNQUANTIZED = re.compile(
+_UNQUANTIZED = late.pattern(
     r"embed|lm_head|norm|wte|wpe|(?:^|\.)output\.weight$|(?:^|\.)shared\.weight$|attention_bias"
 )
 """Names of what bitsandbytes leaves in half precision besides experts: what is no linear layer,
 and the output head."""
 
-_TIED = re.compile(r"(?:^|\.)(?:shared|embed_tokens|wte|word_embeddings|lm_head)\.weight$")
+_TIED = late.pattern(r"(?:^|\.)(?:shared|embed_tokens|wte|word_embeddings|lm_head)\.weight$")
 """Names of an embedding, and of what is the same tensor in a model that ties them."""
 
 _SMALL = r"e_score_correction_bias|A_log|dt_bias|conv1d|sinks|gate\.weight"

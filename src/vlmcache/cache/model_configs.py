@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
+from vlmcache import late
 from vlmcache.cache import formats, layout
 from vlmcache.cache.code_files import own_classes
 from vlmcache.cache.reading import JSON_ERRORS, parse_json
@@ -24,7 +24,7 @@ CODE_CONFIGS = (
 DECIDING = (formats.CONFIG, ADAPTER_CONFIG)
 """Configurations that can name other repos, which have to be known before a download."""
 
-_NUMBERED = re.compile(r"(\d+_\w+)/")
+_NUMBERED = late.pattern(r"(\d+_\w+)/")
 _PART_CONFIGS = {
     "Scheduler": "scheduler_config.json",
     "Tokenizer": "tokenizer_config.json",
@@ -73,6 +73,8 @@ class Configs:
 
     def json(self, name: str) -> Any:
         """Return what the JSON of a file says; `None` if it is not known or not JSON."""
+        if name not in self._names:
+            return None
         if name not in self._known:
             self._known[name] = decoded(self._read(name))
         return self._known[name]
@@ -81,7 +83,8 @@ class Configs:
         """Return the folders of sentence-transformers' modules -> whether each has a config."""
         modules = self.json(MODULES)
         if not isinstance(modules, list):
-            return {match[1]: False for name in self._names if (match := _NUMBERED.match(name))}
+            numbered = filter(is_module, self._names)
+            return {name.partition("/")[0]: False for name in numbered}
         return {
             path.rstrip("/"): str(module.get("type")).endswith(("Pooling", "Dense", "LayerNorm"))
             for module in modules

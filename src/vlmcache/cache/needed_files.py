@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
+from vlmcache import late
 from vlmcache.cache import formats, layout
 from vlmcache.cache.code_files import code_files, config_strings
 from vlmcache.cache.gguf import Variants, is_gguf
@@ -30,24 +31,24 @@ GENERATION = "generation_config.json"
 _SMALL = 1_000_000
 """Bytes that files which nothing is known to need may have together to be fetched along."""
 
-_FOR_READERS = re.compile(
+_FOR_READERS = late.pattern(
     r"(?:^|/)(?:README|LICEN[CS]E|NOTICE|USE_POLICY|CITATION|requirements|setup\.cfg|pyproject)"
     r"[^/]*$|(?:^|/)\.[^/]*$|(?:^|/)runs/|\.tfevents"
     r"|\.(?:md|rst|png|jpe?g|gif|svg|webp|bmp|pdf|mp[34]|wav|flac|webm|avi|mov|sh|ipynb|html|whl|log)$",
     re.IGNORECASE,
 )
 _ADAPTER = "adapter_model.safetensors"
-_TEMPLATES = re.compile(
+_TEMPLATES = late.pattern(
     rf"(?:^|/)(?:chat_template\.(?:json|jinja)|{re.escape(GENERATION)})$"
     r"|^additional_chat_templates/|\.jinja$"
 )
-_SCRIPT = re.compile(
+_SCRIPT = late.pattern(
     r"(?:^|/)(?:handler|setup|app|demo|sample|example|test|convert|train|finetune|inference|eval"
     r"|benchmark|gradio|streamlit|quantize|export)\w*\.py$",
     re.IGNORECASE,
 )
 """Programs that people run, which no loader imports."""
-_OWN_CODE = re.compile(
+_OWN_CODE = late.pattern(
     r"^\w*(?:model|config|tokeniz|process|pipeline|custom)\w*\.py$", re.IGNORECASE
 )
 """Names of code that loaders run, where no configuration names it."""
@@ -65,12 +66,12 @@ _PROCESSORS = frozenset(
         "video_preprocessor_config.json",
     }
 )
-_VOCABULARY = re.compile(
+_VOCABULARY = late.pattern(
     r"(?:\w*vocab\w*|encoder|added_tokens|dict|normalizer)\.(?:json|txt|bpe)|merges\.txt"
     r"|vocab-\w+\.(?:json|txt)|bpe\.codes|[\w.-]*\.(?:model|spm)(?:\.v\d+)?|tokenizer\.json"
 )
 """Files of tokenizers that tokenizer.json makes superfluous."""
-_OWN_VOCABULARY = re.compile(r"tekken\.json|[\w.-]*tiktoken(?:\.model)?|[\w.-]*\.spm")
+_OWN_VOCABULARY = late.pattern(r"tekken\.json|[\w.-]*tiktoken(?:\.model)?|[\w.-]*\.spm")
 """Those of tokenizers that do not read tokenizer.json."""
 _TOKENIZERS = (
     frozenset({"tokenizer.json"}),
@@ -78,8 +79,8 @@ _TOKENIZERS = (
     frozenset({"vocab.txt"}),
 )
 """What a fast tokenizer can be made of, the preferred first."""
-_SENTENCE_CONFIG = re.compile(r"config_sentence_transformers\.json|sentence_\w+_config\.json")
-_MISTRAL_TOKENIZER = re.compile(r"tekken\.json|tokenizer\.(?:model|json)(?:\.v\d+)?")
+_SENTENCE_CONFIG = late.pattern(r"config_sentence_transformers\.json|sentence_\w+_config\.json")
+_MISTRAL_TOKENIZER = late.pattern(r"tekken\.json|tokenizer\.(?:model|json)(?:\.v\d+)?")
 
 
 class Division(NamedTuple):
@@ -226,7 +227,7 @@ class _Repo:
 
     def _too_large(self, along: AbstractSet[str]) -> set[str]:
         """Return what is not known to be needed and is too much to be fetched for nothing."""
-        if sum(self.sizes.get(name, 0) for name in along) <= _SMALL:
+        if not self.sizes or sum(self.sizes.get(name, 0) for name in along) <= _SMALL:
             return set()
         extras = [name for name in along if not _is_kept(name)]
         total = 0
@@ -386,7 +387,7 @@ class _Repo:
 
     def _sentence(self) -> set[str]:
         """Return what sentence-transformers opens, without which another model is loaded."""
-        found = set(filter(_SENTENCE_CONFIG.fullmatch, self.names)) | ({MODULES} & self.names)
+        found = set(filter(_is_sentence_config, self.names)) | ({MODULES} & self.names)
         if found or any(map(is_module, self.names)):
             found.add(MODULES)
         if not self.listed:
@@ -398,7 +399,7 @@ class _Repo:
 
 _OF_TRANSFORMERS = ("architectures", "model_type")
 """Keys of config.json that say that transformers loads the model."""
-_LOADED_OTHERWISE = re.compile(r"consolidated|adapter_model|[^/]*\.gguf$", re.IGNORECASE)
+_LOADED_OTHERWISE = late.pattern(r"consolidated|adapter_model|[^/]*\.gguf$", re.IGNORECASE)
 """Weights next to which transformers' own are not missed."""
 
 
@@ -411,6 +412,11 @@ def _is_of_weights(name: str) -> bool:
 def _is_opened(name: str) -> bool:
     """Whether a loader may open a file, as far as its name tells."""
     return not (_FOR_READERS.search(name) or _TEMPLATES.search(name) or _SCRIPT.search(name))
+
+
+@layout.by_name
+def _is_sentence_config(name: str) -> bool:
+    return _SENTENCE_CONFIG.fullmatch(name) is not None
 
 
 def _is_kept(name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import stat
@@ -12,10 +11,14 @@ from typing import Any
 
 import msgspec
 
+from vlmcache import late
+
+json = late.module("json")
+
 JSON_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 """What msgspec raises for bytes that are not JSON, nested too deeply, or no UTF-8."""
 
-_ESCAPES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL)
+_ESCAPES = late.pattern(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL)
 """Escapes in JSON; the group is half of a character, which stands for a byte of no encoding."""
 
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat as modes
 from collections.abc import Collection, Mapping
@@ -69,10 +70,21 @@ class RepoContent:
         self.tree_files: dict[str, Stamp] = {}
         self.own_trees: set[str] = set()
         self.no_exist: dict[str, Stamp] = {}
-        is_id = layout.is_repo_id(self.id)
-        name = layout.typed_name(self.kind, self.id)
-        self.pull = units.command("pull", name) if is_id else None
-        self.repair = units.command("verify", name, "--repair") if is_id else None
+
+    @functools.cached_property
+    def pull(self) -> str | None:
+        """What brings the repo's content back; `None` if its name is not one of the Hub's."""
+        return self._command("pull")
+
+    @functools.cached_property
+    def repair(self) -> str | None:
+        """What repairs it out of what is here, as far as that is possible."""
+        return self._command("verify", "--repair")
+
+    def _command(self, name: str, *options: str) -> str | None:
+        if not layout.is_repo_id(self.id):
+            return None
+        return units.command(name, layout.typed_name(self.kind, self.id), *options)
 
     def remedy(self, *commits: str, name: str | None = None) -> str | None:
         """Return what brings commits, or one file of a commit, back.
@@ -167,9 +179,9 @@ def _check_sizes(content: RepoContent) -> None:
     reported: set[str] = set()
     for revision in content.revisions:
         tree = revision.tree
-        for file in revision.files:
-            if tree is None and file.size:
-                continue
+        # Without a listing, only that a file is empty says something.
+        files = revision.files if tree is not None else [f for f in revision.files if not f.size]
+        for file in files:
             if file.kind not in ("link", "copy") or (file.blob and file.blob in reported):
                 continue
             listed = tree.get(file.name) if tree is not None else None
@@ -214,18 +226,21 @@ def _classify_blobs(content: RepoContent) -> None:
     for revision in content.revisions:
         kind: ByteClass = "referenced" if revision.refs else "detached"
         names = named if revision.refs else linked
-        for file in revision.files:
-            if file.kind == "copy":
-                if file.links == 1:
-                    content.notes.tally.bytes[kind] += file.allocated
-                elif inodes.get((file.device, file.inode)) != "referenced":
-                    inodes[file.device, file.inode] = kind
-            elif file.blob is not None:
-                names.add(file.blob)
+        # Copies have no blob.
+        names.update([file.blob for file in revision.files if file.blob is not None])
+        for file in revision.files_of("copy"):
+            if file.links == 1:
+                content.notes.tally.bytes[kind] += file.allocated
+            elif inodes.get((file.device, file.inode)) != "referenced":
+                inodes[file.device, file.inode] = kind
     listed: dict[str, str] | None = None
     loose: set[str] = set()
-    for blob in list(content.blobs.values()):
-        if blob.name in named:
+    referenced, at_links = 0, content.linked_blobs
+    for name, blob in list(content.blobs.items()):
+        if name in named:
+            if blob.links == 1 and name not in at_links:
+                referenced += blob.allocated
+                continue
             kind = "referenced"
         elif inodes and (blob.device, blob.inode) in inodes:
             kind = inodes[blob.device, blob.inode]
@@ -254,6 +269,7 @@ def _classify_blobs(content: RepoContent) -> None:
             content.notes.tally.bytes[kind] += blob.allocated
         else:
             content.notes.tally.add_linked(kind, blob.allocated, blob.device, blob.inode)
+    content.notes.tally.bytes["referenced"] += referenced
     for revision in content.revisions if inodes else ():
         for file in revision.files:
             if file.kind == "copy" and file.links > 1:

@@ -12,12 +12,15 @@ import msgspec
 from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.entries import (
+    FILE,
+    HAS_BLOCKS,
+    KIND,
+    LINK,
     REF_LIMIT,
     TREE_LIMIT,
     add_below,
     add_stray,
     allocated_bytes,
-    entries_and_folder,
     entry_of,
     is_left_behind,
     read_entries,
@@ -98,13 +101,15 @@ def _read_no_exist(content: RepoContent, path: str) -> None:
 
 def _read_blobs(content: RepoContent, path: str) -> None:
     blobs = content.blobs
-    for name, stat, _ in entries_and_folder(path, content.notes):
-        mode = stat.st_mode
-        # Nearly every entry is a file that a hash names, which needs no closer look.
-        known = layout.is_etag(name)
-        if modes.S_ISLNK(mode):
+    entries = read_entries(path, content.notes)
+    # Nearly every entry is a file that a hash names, which needs no closer look.
+    all_known = layout.are_etags([name for name, _ in entries])
+    for name, stat in entries:
+        kind = stat.st_mode & KIND
+        known = all_known or layout.is_etag(name)
+        if kind == LINK:
             _read_linked_blob(content, os.path.join(path, name), stat)
-        elif not modes.S_ISREG(mode):
+        elif kind != FILE:
             add_stray(os.path.join(path, name), stat, content.notes)
         elif not known and (etag := layout.partial_etag(name)) is not None:
             _read_partial(content, os.path.join(path, name), stat, etag)
@@ -119,7 +124,7 @@ def _read_blobs(content: RepoContent, path: str) -> None:
                 stat.st_ino,
                 stat.st_mtime_ns,
                 stat.st_size,
-                allocated_bytes(stat),
+                stat.st_blocks * 512 if HAS_BLOCKS else stat.st_size,
                 name,
                 stat.st_dev,
                 stat.st_nlink,

@@ -10,9 +10,12 @@ from sys import intern
 from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.entries import (
+    HAS_BLOCKS,
+    KIND,
+    LINK,
     add_stray,
     allocated_bytes,
-    entries_and_folder,
+    entries_and_targets,
     entry_of,
     read_entries,
     read_link,
@@ -60,20 +63,19 @@ def read_snapshots(content: RepoContent, path: str) -> None:
 def _read_snapshot(content: RepoContent, snapshot: str, stat: os.stat_result) -> Revision:
     commit = os.path.basename(snapshot)
     files: list[File] = []
-    folders = links = 0
+    folders = links = copies = 0
     pending = [(snapshot, "", "../../" + layout.BLOBS + "/")]
     blobs = content.blobs
     while pending:
         folder, prefix, to_blobs = pending.pop()
         skip = len(to_blobs)
-        for own_name, status, descriptor in entries_and_folder(folder, content.notes):
+        for own_name, status, target in entries_and_targets(folder, content.notes):
             # Repos have files of the same names, which are to be held once.
             mode, name = status.st_mode, intern(prefix + own_name)
-            if modes.S_ISLNK(mode):
-                path = own_name if descriptor is not None else os.path.join(folder, own_name)
-                target = read_link(path, descriptor)
-                allocated = allocated_bytes(status)
-                if status.st_nlink == 1:
+            if mode & KIND == LINK:
+                count = status.st_nlink
+                allocated = status.st_blocks * 512 if HAS_BLOCKS else status.st_size
+                if count == 1:
                     links += allocated
                 else:
                     content.notes.tally.add("metadata", status)
@@ -93,7 +95,7 @@ def _read_snapshot(content: RepoContent, snapshot: str, stat: os.stat_result) ->
                         "link",
                         blob.name,
                         status.st_dev,
-                        status.st_nlink,
+                        count,
                         status.st_atime_ns,
                     )
                 )
@@ -112,6 +114,7 @@ def _read_snapshot(content: RepoContent, snapshot: str, stat: os.stat_result) ->
                 pending.append((path, f"{name}/", "../" + to_blobs))
             elif modes.S_ISREG(mode) and own_name not in layout.DESKTOP_FILES:
                 files.append(_regular_file(content, commit, name, path, status))
+                copies += files[-1].kind == "copy"
             else:
                 add_stray(path, status, content.notes)
     content.notes.tally.bytes["metadata"] += links
@@ -122,7 +125,6 @@ def _read_snapshot(content: RepoContent, snapshot: str, stat: os.stat_result) ->
             "the snapshot holds no files",
             content.remedy(commit),
         )
-    copies = sum(file.kind == "copy" for file in files)
     if copies:
         content.notes.info(
             "copied-files",

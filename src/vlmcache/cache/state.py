@@ -45,7 +45,7 @@ class ByClass(msgspec.Struct, frozen=True):
     @property
     def total(self) -> int:
         """The sum of all classes: what `du` reports."""
-        return sum(getattr(self, name) for name in self.__struct_fields__)
+        return sum(msgspec.structs.astuple(self))
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -301,12 +301,12 @@ class Repo(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int:
         """Length of all blobs, shared ones included, and of copied files."""
-        return sum(blob.size for blob in self.blobs.values()) + sum(
-            file.size
-            for revision in self.revisions
-            for file in revision.files
-            if file.kind == "copy" and file.links == 1
-        )
+        sizes = [blob.size for blob in self.blobs.values()]
+        for revision in self.revisions:
+            sizes += [
+                file.size for file in revision.files if file.kind == "copy" and file.links == 1
+            ]
+        return sum(sizes)
 
     def blob_users(self) -> dict[str, set[tuple[str, str]]]:
         """Return blob name -> (commit, file name) of all that link to it, softly or hard."""

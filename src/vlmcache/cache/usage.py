@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import signal
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from vlmcache import late
 from vlmcache.cache import formats, layout
 from vlmcache.cache.locks import lock_held
 from vlmcache.cache.mounts import AccessTimes
@@ -25,7 +25,7 @@ from vlmcache.units import counted
 _ONE_READER = 3600 * 10**9
 """If all of a repo was read within so many nanoseconds, a backup or a copy may have read it."""
 
-_SECRET = re.compile(r"(--token[ =]|\bhf_)\S+")
+_SECRET = late.pattern(r"(--token[ =]|\bhf_)\S+")
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -458,15 +458,19 @@ def last_uses(
     """
     last: dict[tuple[str, str], LastUse] = {}
     for repo in state.repos:
+        known = repo.blobs
         for revision in repo.revisions:
-            blobs = [repo.blobs[file.blob] for file in revision.files if file.blob in repo.blobs]
+            blobs = [known[file.blob] for file in revision.files if file.blob in known]
             # A link is made by a download, even if its blob has existed for a long time.
-            times = [entry.mtime_ns for entry in (*revision.files, *blobs)]
-            use = LastUse(max(times, default=revision.mtime_ns) / 1e9, "written")
+            times = [file.mtime_ns for file in revision.files]
+            times += [blob.mtime_ns for blob in blobs]
             if access_times != "never":
-                times += (blob.atime_ns for blob in blobs)
-                times += (file.atime_ns for file in revision.files_of("copy"))
-                use = LastUse(max(times, default=revision.mtime_ns) / 1e9, "access")
+                times += [blob.atime_ns for blob in blobs]
+                times += [file.atime_ns for file in revision.files if file.kind == "copy"]
+            source: Literal["access", "written"] = (
+                "written" if access_times == "never" else "access"
+            )
+            use = LastUse(max(times, default=revision.mtime_ns) / 1e9, source)
             noted = journal.get((repo.type, repo.id, revision.commit))
             if noted is not None and (use.source == "written" or noted > use.at):
                 use = LastUse(max(noted, use.at), "journal")

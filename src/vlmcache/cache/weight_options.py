@@ -43,8 +43,8 @@ class Weights:
         self._present = present
         self._read = read
         self._listed = listed
-        self.left_out = formats.left_out(names)
         self.sets = formats.weight_sets(names)
+        self.left_out = formats.left_out(names, self.sets)
         self.gguf = variants(names)
         self.broken: set[str] = set()
         """Indexes that are here and name no shards, or some that the hub does not have.
@@ -55,8 +55,9 @@ class Weights:
     @property
     def all_gguf(self) -> bool:
         """Whether all weights are GGUF files."""
-        weights = [name for name in self._names if formats.is_weights(name)]
-        return bool(self.gguf.variants) and all(name.lower().endswith(".gguf") for name in weights)
+        return bool(self.gguf.variants) and all(
+            name.lower().endswith(".gguf") for name in self._names if formats.is_weights(name)
+        )
 
     def gguf_groups(
         self, variant: str | None, sizes: Mapping[str, int]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import secrets
 import stat as modes
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
+from vlmcache import late
 from vlmcache.cache.case import folded
 from vlmcache.cache.locks import flock
 from vlmcache.cache.mounts import LOCAL, mount_of, nearest_folder
@@ -30,7 +30,7 @@ _NO_LINKS_OF_WINDOWS = 1314
 """Windows's error where a user may not make links."""
 _LARGE = 1 << 32
 """Bytes of the shortest file that is too long for FAT."""
-_PLAIN = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
+_PLAIN = late.pattern(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 """Names that every filesystem takes."""
 _LONGEST_PATH = 4096
 _SUFFIX = 80

@@ -13,6 +13,7 @@ import stat as modes
 import uuid
 from collections.abc import Collection, Iterator
 
+from vlmcache import late
 from vlmcache.cache import layout
 from vlmcache.cache.entries import allocated_bytes
 from vlmcache.cache.tree import StaleError
@@ -21,7 +22,7 @@ from vlmcache.change.plan import Attempt, ReleaseShared
 from vlmcache.change.tree import RemovalTree, write_all
 from vlmcache.errors import CacheError
 
-_MARKER_TEMPORARY = re.compile(re.escape(layout.SHARED_MARKER) + r"\.[0-9a-f]{8}\.tmp")
+_MARKER_TEMPORARY = late.pattern(re.escape(layout.SHARED_MARKER) + r"\.[0-9a-f]{8}\.tmp")
 _MANIFEST_LIMIT = 64_000_000
 _FOR_ALL = 0o666
 """Mode of locks and manifests, whatever the umask: every user of the cache writes to them."""

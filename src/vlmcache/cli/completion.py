@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from vlmcache import late
 from vlmcache.cli.register import ALIASES, COMMANDS
 
 SHELL = "_VLMCACHE_COMPLETE"
@@ -62,7 +62,7 @@ VALUES = {
     "--filter": ("size>1GB", "used>30d", "state=partial", "type=dataset"),
 }
 """Option -> values that it takes."""
-_PAUSE = re.compile(r"[:;.] |, for ex|, such as")
+_PAUSE = late.pattern(r"[:;.] |, for ex|, such as")
 _QUANTIZED = ("int8", "int4")
 _MODELS_ONLY = ("load-test", "quantize", "warm")
 """Commands that work on no datasets and spaces."""

@@ -6,12 +6,12 @@ takes to write.
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from vlmcache import late
 from vlmcache.cli.register import COMMANDS, grouped
 from vlmcache.errors import ExitCode
 from vlmcache.show.text import styled
@@ -41,7 +41,7 @@ _BESIDE = 26
 """Columns of the terms, at most; a longer one has a line of its own."""
 _ROOM = 36
 """Columns that explanations need to stand next to their terms; with fewer they stand below."""
-_RANGE = re.compile(r"(\d+)<=x<=(\d+)")
+_RANGE = late.pattern(r"(\d+)<=x<=(\d+)")
 """How Typer writes from which number to which."""
 
 

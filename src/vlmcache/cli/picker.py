@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlmcache import late
 from vlmcache.commands.status.values import ModelStatus
 from vlmcache.errors import UsageError
 from vlmcache.units import did_you_mean
@@ -13,7 +14,7 @@ from vlmcache.units import did_you_mean
 if TYPE_CHECKING:
     from vlmcache.commands.pull.plan import VariantError
 
-_PART = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+_PART = late.pattern(r"(\d+)(?:\s*-\s*(\d+))?")
 
 
 def variant(error: VariantError) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.text import Text
 
+from vlmcache import late
 from vlmcache.show.prose import Prose
 from vlmcache.show.text import ASCII, glyphs_of, in_ascii
 from vlmcache.show.text import styled as styled
@@ -40,7 +40,7 @@ class _Plain:
         return getattr(self._stream, name)
 
 
-_BLANKS_AT_END = re.compile(r"[ \t]+(?=\n|\Z)")
+_BLANKS_AT_END = late.pattern(r"[ \t]+(?=\n|\Z)")
 
 
 class _Console(Console):

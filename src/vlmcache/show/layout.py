@@ -6,10 +6,10 @@ needed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from vlmcache import late
 from vlmcache.progress import Rate, Tally
 from vlmcache.show.text import Glyphs, printable
 from vlmcache.units import size_text
@@ -24,7 +24,7 @@ _LONGEST_NAME, _SHORTEST_NAME = 40, 14
 _LONGEST_BAR, _SHORTEST_BAR = 40, 5
 _PERCENT, _SPEED, _TIME = 5, 9, 7
 """Columns of ` 100%`, `99.9 MB/s` and `59m 59s`."""
-_PADDED = re.compile(r"(?<![0-9a-zA-Z.])0+(?=[0-9])")
+_PADDED = late.pattern(r"(?<![0-9a-zA-Z.])0+(?=[0-9])")
 """Zeros before a number, as in the names of shards."""
 _STALLED_AFTER = 5.0
 

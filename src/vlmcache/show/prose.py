@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from vlmcache import late
+
 GLUE = "\ue000"
 """Stands for a blank at which no line may end. `printable` leaves no such character in a name."""
-_COMMAND = re.compile(r"'vlmcache [^'\n]*'")
-_WORD = re.compile(r"\s*\S+\s*")
+_COMMAND = late.pattern(r"'vlmcache [^'\n]*'")
+_WORD = late.pattern(r"\s*\S+\s*")
 _LEAST = 20
 """Columns that are left for the words, however narrow the screen is."""
 

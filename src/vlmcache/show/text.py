@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import IO, Any, NamedTuple
 
-from vlmcache.cache.locks import unlocked
+from vlmcache import late
 from vlmcache.units import duration_text, is_encodable, is_shown
 
 NOTHING = "-"
@@ -58,10 +57,12 @@ def printable(text: str) -> str:
 
 def printable_json(text: str) -> str:
     """Return JSON with the same characters escaped in its strings; its values are the same."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
     return "\n".join(_escaped(line, _is_safe, _json_escape) for line in text.split("\n"))
 
 
-_UNUSUAL = re.compile(r"[^ -~]+")
+_UNUSUAL = late.pattern(r"[^ -~]+")
 """What is not printable ASCII."""
 
 
@@ -121,4 +122,7 @@ def warn(texts: Iterable[str]) -> None:
 
 def warn_of_missing_locks() -> None:
     """Say which filesystems without locks the command has met."""
+    # Help, which needs this module too, does not wait for those of the cache.
+    from vlmcache.cache.locks import unlocked
+
     warn(f"{finding.detail}: {finding.path}" for finding in unlocked())

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.mounts import nearest_folder
-from vlmcache.change.abilities import Needs
 from vlmcache.change.plan import Fetch, Link, Plan
 from vlmcache.config import Limits
 from vlmcache.errors import SpaceError
 from vlmcache.units import size_text
+
+if TYPE_CHECKING:
+    from vlmcache.change.abilities import Needs
 
 _FILES_OF_AN_ESTIMATE = 30
 """How many files a model is taken to have of which only a size is known."""
@@ -74,6 +76,9 @@ def without_fetches(plan: Plan, planned: set[tuple[str, str]]) -> Plan:
 
 def abilities_needed(cache_dir: str, plans: Sequence[Plan]) -> Needs:
     """Return what downloads ask of the cache's filesystem."""
+    # `status`, which knows this module too, tries no filesystem.
+    from vlmcache.change.abilities import Needs
+
     actions = [action for plan in plans for action in plan.actions]
     files = [action for action in actions if isinstance(action, Fetch | Link)]
     names = [os.path.relpath(file.path, cache_dir).replace(os.sep, "/") for file in files]

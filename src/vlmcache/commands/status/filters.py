@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 
+from vlmcache import late
 from vlmcache.cache import layout
 from vlmcache.commands.status.values import ModelStatus, RepoStatus
 from vlmcache.errors import UsageError
 from vlmcache.units import parse_duration, parse_size
 
-_EXPRESSION = re.compile(r"\s*([a-z_]+)\s*(>=|<=|!=|=|>|<)\s*(.+?)\s*")
+_EXPRESSION = late.pattern(r"\s*([a-z_]+)\s*(>=|<=|!=|=|>|<)\s*(.+?)\s*")
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,

@@ -211,10 +211,12 @@ def _variants(repo: Repo | None, judgement: Judgement) -> tuple[VariantStatus, .
     tree, revision = judgement.tree or {}, judgement.revision
     here = {file.name: file.size for file in revision.files} if revision is not None else {}
     sizes = here | {name: file.content_size for name, file in tree.items()}
+    found = gguf.variants(sizes)
+    if not found.variants:
+        return ()
     partials = repo.partials if repo is not None else ()
     begun = {partial.etag for partial in partials}
     begun = {name for name, file in tree.items() if file.etag in begun}
-    found = gguf.variants(sizes)
     bytes_of = found.sizes(sizes)
 
     def state_of(names: tuple[str, ...]) -> State:
