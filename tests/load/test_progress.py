@@ -71,12 +71,12 @@ def test_lines_say_the_trial_the_time_that_went_by_the_time_left_and_the_figures
     shown = progressing(STEP, elapsed=20.0, since=5.0)
     assert shown.lines(80, BAR) == [
         "cold load of org/model bf16, readahead",
-        f"trial 4 of 12  {'#' * 13}{'-' * 27}  20 s, about 40 s left",
+        f"trial 4 of 12  {'#' * 13}{'-' * 27}  0:20, about 0:40 left",
         "so far: cold 3.71 s, warm 2.90 s",
     ]
     assert shown.line() == (
         "trial 4 of 12: cold load of org/model bf16, readahead; so far cold 3.71 s,"
-        " warm 2.90 s; 20 s, about 40 s left"
+        " warm 2.90 s; 0:20, about 0:40 left"
     )
 
 
@@ -89,12 +89,12 @@ def test_every_line_but_the_name_fits_whatever_the_width() -> None:
 def test_a_trial_that_takes_longer_than_estimated_is_never_less_than_a_second_from_its_end() -> (
     None
 ):
-    assert "about 1 s left" in progressing(STEP, elapsed=500.0, since=480.0).line()
+    assert "about 0:01 left" in progressing(STEP, elapsed=500.0, since=480.0).line()
 
 
 def test_before_the_first_trial_no_time_left_is_made_up() -> None:
     shown = progressing(Step("quantizing", 1, 3, "step"), 7.0, 7.0)
-    assert shown.line() == "step 1 of 3: quantizing; 7 s"
+    assert shown.line() == "step 1 of 3: quantizing; 0:07"
     assert Progressing().line() == ""
 
 

@@ -131,7 +131,7 @@ def test_an_earlier_report_that_is_not_complete_is_called_so(shown: Any) -> None
 
 def test_history_is_by_model_the_latest_first_twenty_rows_of_it(shown: Any) -> None:
     history = [
-        Remembered(NOW - timedelta(days=number), MACHINE, measured(model=model))
+        Remembered(NOW - timedelta(days=number + 1, hours=1), MACHINE, measured(model=model))
         for number in range(15)
         for model in ("a", LONG)
     ]
@@ -139,8 +139,8 @@ def test_history_is_by_model_the_latest_first_twenty_rows_of_it(shown: Any) -> N
     lines = shown(value, 80)
     assert lines[:3] == [
         "a",
-        "  WHEN        PRECISION  LOADER       COLD    WARM  MEMORY",
-        "  just now    bf16       readahead  3.76 s  2.76 s    5 GB",
+        "  WHEN         PRECISION  LOADER       COLD    WARM  MEMORY",
+        "  1 day ago    bf16       readahead  3.76 s  2.76 s    5 GB",
     ]
     assert LONG in lines
     assert lines[-1] == "and 10 more; -v shows all"

@@ -54,7 +54,6 @@ from vlmcache.load.report import (
     Remembered,
     Result,
     Temperature,
-    Trial,
 )
 from vlmcache.load.saved import best_loader
 from vlmcache.load.source import (
@@ -320,9 +319,13 @@ class _Bench:
         self.schedule.plan(key, temperature, 1 if again else self.options.trials - number)
         figures: dict[str, float] = {}
         for kind in self.options.temperatures:
-            so_far = spread(one.seconds for one in run.trials if _counts(one, kind))
+            of_kind = [one for one in run.trials if one.temperature == kind]
+            so_far = spread(one.seconds for one in of_kind if one.valid)
+            disturbed = spread(one.seconds for one in of_kind)
             if so_far is not None:
                 figures[kind] = so_far.median
+            elif disturbed is not None:
+                figures[f"disturbed, {kind}"] = disturbed.min
         text = f"{temperature} load of {source.model} {source.precision}, {run.loader}"
         if again:
             text += " (again: others were disturbed)"
@@ -457,10 +460,6 @@ def _judge_copy(runs: Sequence[Run]) -> None:
 
 def _key(source: ModelFiles, loader: Loader) -> Hashable:
     return source.model, source.precision, source.kind, loader
-
-
-def _counts(trial: Trial, kind: Temperature) -> bool:
-    return trial.valid and trial.temperature == kind
 
 
 def _now() -> datetime:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from vlmcache.load.steps import Step
 from vlmcache.load.words import exact_seconds
-from vlmcache.units import duration_text
 
 _WIDEST_BAR = 40
 
@@ -50,9 +49,9 @@ class Progressing:
         return f"{counted}{step.text}{figures}; {self._times()}" if step.text else ""
 
     def _times(self) -> str:
-        elapsed = duration_text(self._clock() - self._begun)
+        elapsed = _clock_text(self._clock() - self._begun)
         left = self._left()
-        return elapsed if left is None else f"{elapsed}, about {duration_text(left)} left"
+        return elapsed if left is None else f"{elapsed}, about {_clock_text(left)} left"
 
     def _left(self) -> float | None:
         left = self._step.left
@@ -68,3 +67,10 @@ class Progressing:
 
     def _figures(self) -> str:
         return ", ".join(f"{kind} {exact_seconds(it)}" for kind, it in self._step.figures.items())
+
+
+def _clock_text(seconds: float) -> str:
+    """Return a duration as a clock shows it: `0:20`, `1:02:03`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
