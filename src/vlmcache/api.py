@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.watch.values import Observation
     from vlmcache.load.quantized import Quantization
     from vlmcache.load.report import LoadReport
+    from vlmcache.load.steps import Step
     from vlmcache.load.warm import WarmReport
     from vlmcache.progress import Progress
 
@@ -81,7 +82,7 @@ class Cache:
         )
         self.progress: Progress | None = None
         """What sees how far transfers are, from several threads."""
-        self.on_step: Callable[[str], None] = lambda _step: None
+        self.on_step: Callable[[Step], None] = lambda _step: None
         """Is called with what a load test or a quantization does next."""
         self.confirm: Callable[[Any], bool] | None = None
         """Is called with a plan before anything is removed, and returns whether to continue."""
@@ -653,9 +654,7 @@ class Cache:
         saved.check_targets(None if save is None else os.fspath(save))
         report = bench.load_test(self.session, self._matching(models), wanted, self.on_step)
         report = saved.compared(report, earlier)
-        if save is not None:
-            saved.save_report(os.fspath(save), report)
-        return report
+        return report if save is None else saved.save_report(os.fspath(save), report)
 
     def quantize(
         self,
@@ -687,7 +686,6 @@ class Cache:
         wanted = options.parse_one_precision(precision)
         if remove:
             return quantized.remove_quantized(self.session, model, wanted, dry_run=dry_run)
-        self.on_step(f"quantizing {model}")
         return quantized.quantize(
             self.session,
             model,
@@ -695,6 +693,7 @@ class Cache:
             device=device,
             dry_run=dry_run,
             trust_remote_code=trust_remote_code,
+            on_step=self.on_step,
         )
 
     def warm(self, models: Names) -> WarmReport:

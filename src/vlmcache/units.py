@@ -164,6 +164,11 @@ def duration_text(seconds: float) -> str:
     return f"{max(0, int(seconds))} s"
 
 
+def seconds_text(seconds: float) -> str:
+    """Return a measured time as it stands in a sentence: `3.7 s`, `0.05 s`."""
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s"
+
+
 def command(name: str, *words: str) -> str:
     """Return a command line that a shell takes as it is meant, whatever the words hold."""
     return shell_words("vlmcache", name, *words)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.kit import forks
 from tests.kit.caches import CacheBuilder
 from tests.kit.contents import Content
 from tests.kit.models import CONFIGS, HAS_TORCH
@@ -22,6 +23,10 @@ from vlmcache.load import synthetic
 for folder, config in json.loads(sys.argv[1]).items():
     synthetic.make(folder, config)
 """
+
+
+ROOT = Path(__file__).parents[2]
+COMMAND_LINE = "from vlmcache.cli.main import main; main()"
 
 
 @dataclass
@@ -61,6 +66,23 @@ class World:
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout)
 
+    def torch(self, code: str, *arguments: str, **more: str) -> str:
+        """Run Python code in a process that has imported torch and transformers already.
+
+        Children of load tests that it starts are such processes too.
+        """
+        environment = self.environment | {"PYTHONPATH": str(ROOT)} | more
+        done = forks.finished(code, *arguments, environment=environment, folder=self.root)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def forked_vlmcache(
+        self, *arguments: str, without: str = "", **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command line in such a process, which finds some packages not installed."""
+        environment = self.environment | {forks.WITHOUT: without} | more
+        return forks.finished(COMMAND_LINE, *arguments, environment=environment, folder=self.root)
+
     def python(self, code: str, *arguments: str, **more: str) -> str:
         """Run Python code with arguments and return what it prints."""
         done = subprocess.run(
@@ -83,6 +105,11 @@ class World:
         return {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
 
 
+def program(name: str) -> str:
+    """Return the text of a program next to this file."""
+    return Path(__file__).with_name(name).read_text()
+
+
 def make_world(root: Path, made: dict[str, dict[str, Content]]) -> World:
     for name in ("hf", "own", "config"):
         (root / name).mkdir()
@@ -96,7 +123,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
         pytest.skip("needs torch and transformers: pip install 'vlmcache[load]'")
     root = tmp_path_factory.mktemp("models")
     folders = {str(root / name): config for name, config in CONFIGS.items()}
-    subprocess.run([sys.executable, "-c", MAKE, json.dumps(folders)], check=True, timeout=240)
+    made = forks.finished(MAKE, json.dumps(folders), environment=dict(os.environ), folder=root)
+    assert made.returncode == 0, made.stderr
     return {name: {file.name: file for file in (root / name).iterdir()} for name in CONFIGS}
 
 

@@ -250,6 +250,27 @@ def a_tokenizer_of_the_repo_runs_only_when_allowed() -> None:
 
 
 @check
+def a_class_of_the_repo_that_only_config_json_names_is_used_where_it_is_allowed() -> None:
+    for number, named in enumerate((["named0.OwnTokenizer", None], [None, "named1.OwnTokenizer"])):
+        for name, content in (("", {}), ("-typed", {"tokenizer_class": "OwnTokenizer"})):
+
+            def edit(folder: Path, n: int = number, to: Any = named, said: Any = content) -> None:
+                config_of(folder, auto_map={"AutoTokenizer": to})
+                (folder / "tokenizer_config.json").write_text(json.dumps(said))
+                (folder / "tokenizer.json").write_text(json.dumps(WORDS))
+                (folder / f"named{n}.py").write_bytes(own_code())
+
+            saved(f"named{name}-{number}", qwen(), edit)
+            with contextlib.suppress(UntrustedCodeError):
+                load(f"tiny/named{name}-{number}")
+            assert ran() == ""
+            _, processor, _ = load(f"tiny/named{name}-{number}", trust_remote_code=True)
+            assert type(processor).__name__ == "OwnTokenizer", (name, number)
+            assert processor("a")["input_ids"] == [3]
+            assert ran() == "x"
+
+
+@check
 def code_of_another_repo_runs_at_the_commit_that_is_pinned() -> None:
     first = CACHE.repo("org/code").revision({"elsewhere.py": own_code("own_else", "1")})
     CACHE.repo("org/code").revision({"elsewhere.py": own_code("own_else", "2")})

@@ -186,19 +186,19 @@ def test_each_failure_is_told_and_none_takes_the_others_results_along(
     big = cache.repo("bad/big")
     big.revision(config | {"model.safetensors": b"small"}, tree=False)
     shape = [1_000_000, 1_000_000]
-    header = {"w": {"dtype": "BF16", "shape": shape, "data_offsets": [0, 2 * 10**12]}}
+    header = {"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * 10**12]}}
     encoded = json.dumps(header).encode()
     blob = next(big.snapshots.glob("*/model.safetensors")).resolve()
     with blob.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         # A hole: a length without content.
-        file.truncate(8 + len(encoded) + 2 * 10**12)
+        file.truncate(8 + len(encoded) + 4 * 10**12)
     (tiny_world.root / "models.yaml").write_text(
         f"models:\n  dying:\n    model_path: bad/dying\n    revision: {dying}\n"
         "    trust_remote_code: true\n"
     )
     names = ["bad/shard", "bad/header", "bad/unknown", "bad/code", "bad/big", "dying", "bad/absent"]
-    code, document = tiny_world.document(
+    done = tiny_world.forked_vlmcache(
         "load-test",
         *names,
         "tiny/qwen2",
@@ -211,9 +211,11 @@ def test_each_failure_is_told_and_none_takes_the_others_results_along(
         "bf16",
         "--loader",
         "readahead",
+        "--json",
     )
     blob.unlink()
-    assert code == 3
+    assert done.returncode == 3
+    document = json.loads(done.stdout)
     assert [result["model"] for result in document["results"]] == ["tiny/qwen2"]
     failures = {failure["model"]: failure for failure in document["failures"]}
     assert {name: failure["code"] for name, failure in failures.items()} == {
@@ -230,14 +232,14 @@ def test_each_failure_is_told_and_none_takes_the_others_results_along(
     assert "verify bad/header" in failures["bad/header"]["hint"]
     assert "nobody_knows" in failures["bad/unknown"]["message"]
     assert "--trust-remote-code" in failures["bad/code"]["hint"]
-    assert "needs about 2.2 TB" in failures["bad/big"]["message"]
+    assert "needs about 2 TB" in failures["bad/big"]["message"]
     assert "SIGKILL" in failures["dying"]["message"]
     assert document["errors"][0]["code"] == "partly"
 
 
 @needs_torch
 def test_an_absent_device_is_exit_11_and_one_line(tiny_world: World) -> None:
-    done = tiny_world.vlmcache("load-test", "tiny/qwen2", "--device", "cuda:9")
+    done = tiny_world.forked_vlmcache("load-test", "tiny/qwen2", "--device", "cuda:9", "-q")
     assert done.returncode == 11
     assert done.stdout == ""
     assert done.stderr == "error: no device 'cuda:9' on this machine\nhint: choose one of: cpu\n"
@@ -245,8 +247,8 @@ def test_an_absent_device_is_exit_11_and_one_line(tiny_world: World) -> None:
 
 @needs_bitsandbytes
 def test_a_missing_bitsandbytes_is_exit_11_and_one_line(tiny_world: World) -> None:
-    done = tiny_world.vlmcache(
-        "load-test", "tiny/qwen2", "--precision", "int8", **tiny_world.without("bitsandbytes")
+    done = tiny_world.forked_vlmcache(
+        "load-test", "tiny/qwen2", "--precision", "int8", "-q", without="bitsandbytes"
     )
     assert done.returncode == 11
     assert done.stderr.startswith("error: int8 needs bitsandbytes")
@@ -342,7 +344,7 @@ def test_an_interrupted_load_test_leaves_nothing_running(world: World) -> None:
 
 @needs_torch
 def test_doctor_asks_torch_for_its_devices(world: World) -> None:
-    _, document = world.document("doctor")
+    document = json.loads(world.forked_vlmcache("doctor", "--json").stdout)
     assert document["devices"] == [device for device in document["devices"] if device["torch"]]
     assert "torch-broken" not in {finding["code"] for finding in document["findings"]}
     broken = world.root / "broken"
@@ -364,7 +366,7 @@ def test_load_model_downloads_what_is_not_cached(tiny_world: World) -> None:
         hub.add_repo("org/far").commit(files)
         printed = tiny_world.python(code, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
     assert printed == "Qwen2ForCausalLM\n"
-    assert tiny_world.python(code) == "Qwen2ForCausalLM\n"
+    assert tiny_world.torch(code) == "Qwen2ForCausalLM\n"
 
 
 def test_the_loader_is_the_one_that_was_faster_here_beyond_the_spread(world: World) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.caches import CacheBuilder
 from tests.load.test_report import result, trial
+from vlmcache.cli import main
+from vlmcache.cli.main import Interrupted, Terminated
 from vlmcache.config import open_session
 from vlmcache.errors import UnloadableError
 from vlmcache.home.copies import failure
@@ -176,13 +181,14 @@ class Scripted(Run):
         if step == "copy fails" and self.source.kind == "copy":
             raise UnloadableError("no such layer")
         if step == "stop":
-            raise KeyboardInterrupt
+            raise STOP
         made = trial(temperature, start=0.0, read=1.0)
         if step == "busy":
             made = msgspec.structs.replace(made, valid=False, disturbed=True, why_not="busy")
         return made, {"weights_memory": 1}
 
 
+STOP: type[BaseException] = KeyboardInterrupt
 SCRIPT: dict[str, list[str]] = {}
 ORDER: list[str] = []
 
@@ -220,7 +226,7 @@ def test_disturbed_trials_are_repeated_as_many_times_again_at_most(
     plain, busy = measuring.results
     assert [one.valid for one in plain.trials] == [True, False, True, False, True]
     assert plain.warm == Spread(1.0, 1.0, 1.0, 3)
-    assert "reading takes 100%" in str(plain.verdict)
+    assert "reading the weights is 100% of it" in str(plain.verdict)
     assert len(busy.trials) == 6
     assert busy.warm is None
     assert busy.verdict == "the machine was too busy: 6 of 6 warm trials were disturbed (busy)"
@@ -268,6 +274,64 @@ def test_an_interrupted_load_test_keeps_what_was_measured_before(
     report = msgspec.structs.replace(LoadReport(measuring.machine, (kept,)), interrupted=True)
     assert report.problem is not None
     assert (report.problem.code, report.problem.exit_code) == ("interrupted", 130)
+    assert (measuring.schedule.made, measuring.schedule.count) == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "name"),
+    [
+        (Interrupted, 130, "interrupted"),
+        (Terminated, 143, "terminated"),
+    ],
+)
+def test_a_signal_leaves_a_report_of_what_was_measured_marked_as_not_complete(
+    end: type[BaseException],
+    code: int,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for variable in ("HF_HOME", "VLMCACHE_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    monkeypatch.chdir(tmp_path)
+    config = b'{"model_type": "qwen2"}'
+    weights = (2).to_bytes(8, "little") + b"{}" + bytes(4096)
+    files = {"config.json": config, "model.safetensors": weights}
+    CacheBuilder(tmp_path / "HF_HOME" / "hub").repo("org/m").revision(files)
+
+    def facts(measuring: bench._Bench) -> None:
+        measuring.device = "cpu"
+        measuring.machine = conditions.describe_machine((), str(tmp_path))
+
+    monkeypatch.setattr(bench._Bench, "probe_devices", facts)
+    monkeypatch.setattr(bench, "require_packages", lambda: None)
+    monkeypatch.setattr(bench, "Run", Scripted)
+    monkeypatch.setattr(main, "_ignore_signals", lambda: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    SCRIPT["plain"] = ["fine", "fine", "fine", "stop"]
+    monkeypatch.setattr("tests.load.test_disturbance.STOP", end)
+    words = ["load-test", "org/m", "--loader", "plain", "--save", "cut.json", "--plot", "cut.svg"]
+    with pytest.raises(SystemExit) as ended:
+        main.main([*words, "--json"])
+    assert ended.value.code == code
+    printed = json.loads(capsys.readouterr().out)
+    saved = json.loads((tmp_path / "cut.json").read_text())
+    for document in (printed, saved):
+        assert document["interrupted"] is True
+        assert document["complete"] is False
+        assert document["ended_by"] == name
+        assert (document["trials_made"], document["trials_planned"]) == (3, 6)
+        (kept,) = document["results"]
+        assert [one["temperature"] for one in kept["trials"]] == ["cold", "warm", "cold"]
+    assert printed["errors"][0]["code"] == name
+    assert set(printed["written"]) == {"history", "report", "plot"}
+    assert "Not complete" in (tmp_path / "cut.svg").read_text()
+    SCRIPT["plain"] = ["stop"]
+    with pytest.raises(SystemExit) as ended:
+        main.main(words)
+    assert ended.value.code == code
+    assert capsys.readouterr().err.endswith(f"error: {name}\n")
 
 
 def test_a_loader_whose_extra_memory_is_not_there_is_refused_beforehand(
@@ -275,7 +339,8 @@ def test_a_loader_whose_extra_memory_is_not_there_is_refused_beforehand(
 ) -> None:
     SCRIPT["plain"] = SCRIPT["pinned"] = []
     source = source_in(tmp_path / "model", precision="fp32")
-    need = estimate_memory(source).total
+    # As for `load_model`, only what is held has to fit.
+    need = estimate_memory(source).held.total
     monkeypatch.setattr(bench, "available_memory", lambda: need + 100)
     measuring._take_turns(None, [(source, "plain"), (source, "pinned")])
     assert [one.loader for one in measuring.results] == ["plain"]

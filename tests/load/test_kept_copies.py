@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.models import needs_bitsandbytes
-from tests.load.conftest import World
+from tests.load.conftest import World, program
 
 pytestmark = needs_bitsandbytes
 
@@ -21,8 +21,7 @@ def copy_outcomes(tiny_world: World) -> dict[str, str | None]:
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     quantized = files | {"config.json": json.dumps(config).encode()}
     tiny_world.cache.repo("tiny/gptq").revision(quantized)
-    checks = Path(__file__).with_name("copy_checks.py").read_text()
-    results: dict[str, str | None] = json.loads(tiny_world.python(checks))
+    results: dict[str, str | None] = json.loads(tiny_world.torch(program("copy_checks.py")))
     return results
 
 

@@ -311,3 +311,14 @@ def test_an_empty_file_has_nothing_to_read(tmp_path: Path) -> None:
     assert reader.resident_bytes(str(path)) in (0, None)
     assert reader.resident_fraction([str(path)]) in (0.0, None)
     reader.ReadAhead([str(path)]).wait()
+
+
+def test_files_of_which_a_limit_left_out_a_part_are_not_all_read(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(100_000))
+    for limit, complete in ((None, True), (100_000, True), (99_999, False)):
+        reading = reader.ReadAhead([str(path)], limit)
+        assert reading._process is not None
+        reading._process.wait()
+        assert reading.is_done() == complete
+        reading.wait()

@@ -138,16 +138,31 @@ def test_phases_are_medians_in_the_order_in_which_they_come() -> None:
 @pytest.mark.parametrize(
     ("phases", "changes", "verdict", "advice"),
     [
-        ({"import": 9.0, "read": 1.0}, {}, "importing takes 90%", "keep the process alive"),
-        ({"read": 9.0}, {"loader": "plain"}, "reading takes 100%", "--loader readahead"),
+        (
+            {"import": 9.0, "read": 1.0},
+            {},
+            "loads in 9.0 s cold; importing torch is 90% of it",
+            "keep the process alive",
+        ),
+        (
+            {"read": 9.0},
+            {"loader": "plain"},
+            "reading the weights is 100% of it",
+            "--loader readahead",
+        ),
         ({"read": 9.0}, {"disk": Disk(1e8, 2e8, 1)}, "reading", "a faster disk, or a kept int8"),
         (
             {"quantise": 20.0, "import": 5.0},
             {"precision": "int8", "source": "at-load"},
-            "quantizing takes 80%",
+            "quantizing the weights is 80% of it",
             "vlmcache quantize m --precision int8",
         ),
-        ({"to_device": 5.0}, {}, "copying takes", "a smaller precision moves fewer bytes"),
+        (
+            {"to_device": 5.0},
+            {},
+            "copying the weights to the device is",
+            "a smaller precision moves fewer bytes",
+        ),
     ],
 )
 def test_a_sentence_says_what_dominates_and_what_to_do(
@@ -239,7 +254,7 @@ def test_the_weights_speed_stands_beside_the_disks_and_the_memorys() -> None:
 def test_reading_hidden_in_the_copying_is_answered_as_reading() -> None:
     bare = result(trial("cold", read_to_device=9.0), cold=Spread(9, 9, 9, 1), loader="plain")
     verdict, advice = judge_phases(bare)
-    assert str(verdict).startswith("read and copied takes 100% of a cold load")
+    assert str(verdict).endswith("reading and copying the weights is 100% of it")
     assert "--loader readahead" in str(advice)
 
 

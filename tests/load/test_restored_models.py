@@ -35,6 +35,6 @@ def test_what_comes_back_from_a_tar_and_from_a_store_loads_offline(
     # An empty home, and no network: HF_HUB_OFFLINE is set.
     home = str(tmp_path / "home")
     given = {"HF_HOME": home, "HOME": home, "CACHES": json.dumps(caches)}
-    sums = json.loads(tiny_world.python(LOAD, **given))
+    sums = json.loads(tiny_world.torch(LOAD, **given))
     assert len(set(sums)) == 1
     assert sums[0] > 0

@@ -16,11 +16,9 @@ from tests.load.test_report import MACHINE, report
 from vlmcache.cli.register import document_type
 from vlmcache.errors import UnloadableError, UsageError
 from vlmcache.home.journal import Journal
-from vlmcache.installing import install_extra
 from vlmcache.load import saved
 from vlmcache.load.options import LoadTestOptions, parse_loaders, parse_precisions
 from vlmcache.load.report import LoadFailure, LoadReport, Remembered
-from vlmcache.load.view import plot
 from vlmcache.show.document import document, schema_of
 
 
@@ -66,6 +64,7 @@ def test_what_is_no_report_is_refused_in_one_line(world: World, content: str | N
     [
         (("--save", "nowhere/x.json"), "nowhere/x.json: cannot be written there"),
         (("--plot", "x.pdf"), "x.pdf: a plot is a .png or .svg file"),
+        (("--plot", "nowhere/x.svg"), "nowhere/x.svg: cannot be written there"),
         (("--precision", "int3"), "'int3' is not one of"),
         (("--loader", "magic"), "no loader 'magic'"),
         (("--trials", "0"), "must be at least 1"),
@@ -80,24 +79,6 @@ def test_what_makes_no_sense_is_refused_before_anything_is_measured(
     assert done.returncode == (7 if words == "no such model" else 2)
     assert words in done.stderr
     assert is_failure(done.stderr)
-
-
-def test_without_matplotlib_a_plot_is_refused_in_one_line(world: World) -> None:
-    done = world.vlmcache(
-        "load-test", "--synthetic", "tiny", "--plot", "x.svg", **world.without("matplotlib")
-    )
-    assert (done.returncode, done.stderr) == (
-        11,
-        f"error: --plot needs matplotlib\nhint: {install_extra('plot')}\n",
-    )
-
-
-def test_a_plot_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'vlmcache[plot]'")
-    plot(str(tmp_path / "x.svg"), report(1.0, 2.0))
-    plot(str(tmp_path / "x.png"), report(1.0, 2.0))
-    assert "m bf16 readahead, cold" in (tmp_path / "x.svg").read_text().replace("<!-- ", "")
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_words_for_several_precisions_and_loaders_are_taken_apart() -> None:
@@ -140,7 +121,7 @@ def test_earlier_results_are_remembered_latest_first_and_told_by_name(world: Wor
         for earlier in document["history"]
     ]
     assert remembered == [("a", 3.0), ("b", 2.0), ("a", 1.0)]
-    assert "2.0 s" in world.vlmcache("load-test", "--history").stdout
+    assert "2.00 s" in world.vlmcache("load-test", "--history").stdout
 
 
 def test_without_a_history_that_is_said(world: World) -> None:

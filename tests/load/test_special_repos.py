@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.models import needs_torch
-from tests.load.conftest import World, make_world
+from tests.load.conftest import World, make_world, program
 from tests.load.test_models import TOKENIZER, with_config
 
 PROGRAM = Path(__file__).with_name("special.py")
@@ -25,9 +25,7 @@ CHECKS = [
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     """What became of each check of special.py."""
     world = make_world(tmp_path_factory.mktemp("world"), {})
-    here = str(Path(__file__).parents[2])
-    answer = world.python(PROGRAM.read_text(), PYTHONPATH=here)
-    results: dict[str, str | None] = json.loads(answer)
+    results: dict[str, str | None] = json.loads(world.torch(program(PROGRAM.name)))
     return results
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.kit import forks
 from tests.kit.models import HAS_TORCH
 from vlmcache.cache import page_cache
 
@@ -62,12 +63,8 @@ print(faults() - before, len(calls))
 @pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 @pytest.mark.parametrize("how", ["with madvise", "where madvise fails"])
 def test_no_weight_costs_a_page_fault_after_it_was_touched(how: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, f"{tmp_path}/weights.safetensors", how],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    weights = f"{tmp_path}/weights.safetensors"
+    done = forks.finished(PROGRAM, weights, how, environment=dict(os.environ), folder=tmp_path)
     assert done.returncode == 0, done.stderr
     faults, refused = map(int, done.stdout.split())
     # There are hundreds of steps through them, and a few faults are Python's own.

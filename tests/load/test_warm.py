@@ -62,6 +62,19 @@ def test_what_loading_opens_is_in_memory_afterwards(hub: Path, vlmcache: Vlmcach
     assert answer["too_large"] == 0
 
 
+def test_a_model_that_is_named_twice_is_read_and_counted_once(
+    hub: Path, vlmcache: Vlmcache
+) -> None:
+    put(hub, "org/model", {**model_files(), "model.safetensors": WEIGHTS})
+    commit = next((hub / "models--org--model" / "snapshots").iterdir()).name
+    (hub / "config.yaml").write_text("models:\n  key: {repo: org/model}\n")
+    names = ["key", "org/model", f"org/model@{commit}"]
+    done = vlmcache("warm", *names, "--config", str(hub / "config.yaml"), "--json")
+    (model,) = done.document["models"]
+    assert model["model"] == "key"
+    assert model["bytes"] < 2 * len(WEIGHTS)
+
+
 def test_the_base_of_an_adapter_is_read_too(hub: Path, vlmcache: Vlmcache) -> None:
     put(hub, "org/base", {**model_files(), "model.safetensors": WEIGHTS})
     settings = {"base_model_name_or_path": "org/base", "peft_type": "LORA"}

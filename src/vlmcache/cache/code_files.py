@@ -39,13 +39,15 @@ def auto_classes(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the classes that an `auto_map` names, without what is null or names none.
 
     Returns:
-        transformers' auto class -> `file.Class`, or `owner/name--file.Class`.
+        transformers' auto class -> `file.Class`, or `owner/name--file.Class`. Of a slow and a fast
+        tokenizer it is the fast one.
     """
     named = config.get("auto_map")
     return {
-        auto: value
+        auto: reference
         for auto, value in (named.items() if isinstance(named, dict) else ())
-        if isinstance(value, str) and any(own_classes({"auto_map": {auto: value}}))
+        for reference in (value if isinstance(value, list) else [value])
+        if any(own_classes({"auto_map": {auto: reference}}))
     }
 
 

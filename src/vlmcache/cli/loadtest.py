@@ -87,7 +87,7 @@ def load_test(
     ] = None,
     plot: Annotated[
         str | None,
-        typer.Option("--plot", metavar="FILE", help="Draw the loads to this file, .png or .svg."),
+        typer.Option("--plot", metavar="FILE", help="Draw the loads to this file, .svg or .png."),
     ] = None,
     cold_libraries: Annotated[
         bool,
@@ -108,12 +108,12 @@ def load_test(
 
     Each load runs in a fresh process, until every weight is on the device.
     """
-    from vlmcache.load import saved, view
+    from vlmcache.load import view
+    from vlmcache.load.plot import check_plot, write_plot
 
     if plot and not history:
-        saved.check_targets(plot)
-        view.check_plot(plot)
-    with view.progress(silent=call.json or call.quiet or history) as call.cache.on_step:
+        check_plot(plot)
+    with view.progress(silent=call.quiet or history) as call.cache.on_step:
         value = call.cache.load_test(
             models or None,
             precision=precision or (),
@@ -132,5 +132,5 @@ def load_test(
             cold_libraries=cold_libraries,
         )
     if plot and not history:
-        view.plot(plot, value)
+        value = write_plot(plot, value)
     return Answer(value)

@@ -38,6 +38,8 @@ class Interrupted(BaseException):
 class Terminated(BaseException):
     """SIGTERM arrived; unwinds like Ctrl-C, so that everything is left in order."""
 
+    exit_code = ExitCode.TERMINATED
+
 
 def _print_version(value: bool) -> None:
     if value:
@@ -186,6 +188,8 @@ def _run(arguments: list[str]) -> int:
     try:
         outcome = app(arguments, standalone_mode=False, prog_name="vlmcache")
         if isinstance(outcome, Answer):
+            if outcome.exit_code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED):
+                _ignore_signals()
             with contextlib.suppress(BrokenPipeError):
                 _show(outcome)
             return outcome.exit_code
@@ -194,9 +198,7 @@ def _run(arguments: list[str]) -> int:
         # The reader of stdout went away; Typer itself ends with SystemExit where it sees that.
         return ExitCode.DONE
     except (KeyboardInterrupt, Interrupted, Terminated, Exception) as error:
-        # A second Ctrl-C, typed out of impatience, must not turn the one line into a traceback.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        _ignore_signals()
         failure = _failure(error, arguments)
         warnings = getattr(error, "warnings", ())
     try:
@@ -206,6 +208,12 @@ def _run(arguments: list[str]) -> int:
         if not isinstance(problem, BrokenPipeError):
             _print_error(_failure(problem))
     return failure.exit_code
+
+
+def _ignore_signals() -> None:
+    """Let a second Ctrl-C, typed out of impatience, neither lose what is kept nor trace back."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _show(answer: Answer) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, DryRun, command
+from vlmcache.cli.options import Answer, Call, DryRun, Yes, command
 
 EXAMPLES = """Examples:
 
@@ -37,6 +37,7 @@ def quantize(
         bool, typer.Option("--remove", help="Remove the copy instead of making it.")
     ] = False,
     dry_run: DryRun = False,
+    yes: Yes = False,  # noqa: ARG001 - nothing is asked: the copy is the user's own wish
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,
@@ -47,7 +48,7 @@ def quantize(
     """
     from vlmcache.load import view
 
-    with view.progress(silent=call.json or call.quiet or remove) as call.cache.on_step:
+    with view.progress(silent=call.quiet or remove or dry_run) as call.cache.on_step:
         return Answer(
             call.cache.quantize(
                 model,

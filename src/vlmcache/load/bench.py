@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,6 +26,7 @@ from vlmcache.config import (
     shipped_config,
 )
 from vlmcache.errors import (
+    ExitCode,
     NotDownloadedError,
     NotEnoughMemoryError,
     SpaceError,
@@ -34,13 +36,13 @@ from vlmcache.errors import (
     in_words,
     unloadable,
 )
-from vlmcache.home.journal import Journal
+from vlmcache.home.journal import FILE, Journal
 from vlmcache.load import quantized, streams, synthetic
 from vlmcache.load.conditions import describe_machine
 from vlmcache.load.device import CPU
 from vlmcache.load.disk import measure_disk, readers_for, remember_readers
 from vlmcache.load.explain import require_packages
-from vlmcache.load.judging import copy_speed_of, short_of, summarize
+from vlmcache.load.judging import copy_speed_of, short_of, spread, summarize
 from vlmcache.load.models import remember_use
 from vlmcache.load.options import LoadTestOptions
 from vlmcache.load.report import (
@@ -63,15 +65,13 @@ from vlmcache.load.source import (
     estimate_memory,
     read_source,
 )
+from vlmcache.load.steps import OnStep, Schedule, Step
 from vlmcache.load.trials import Run, hot_trial
 from vlmcache.load.worker import run_child
 from vlmcache.units import size_text
 
 _SAME_SIZE = 0.02
 """Part by which weights may differ from their files in size and still be as they are stored."""
-
-OnStep = Callable[[str], None]
-"""Is called with a few words on what happens now."""
 
 
 def load_test(
@@ -87,7 +87,10 @@ def load_test(
         names: keys or repo ids; the configured models that are cached if neither these nor
             synthetic models are given.
         options: what is to be measured.
-        on_step: is called with a few words on what happens now.
+        on_step: is called with what happens now.
+
+    Returns:
+        What was measured. Whoever ends it by Ctrl-C or SIGTERM gets what was measured until then.
 
     Raises:
         UsageError: no model is named, and none is configured.
@@ -110,7 +113,8 @@ def load_test(
     for loader in options.loaders or ():
         streams.require_loader(loader)
     bench.probe_devices()
-    interrupted = False
+    bench.plan()
+    ended_by: Literal["interrupted", "terminated"] | None = None
     try:
         for model, source in bench.sources:
             bench.measure(model, source)
@@ -120,14 +124,20 @@ def load_test(
         # Ctrl-C, under whatever name, keeps what was measured before it.
         if isinstance(error, Exception) or not bench.results:
             raise
-        interrupted = True
+        by_signal = getattr(error, "exit_code", None) == ExitCode.TERMINATED
+        ended_by = "terminated" if by_signal else "interrupted"
     return LoadReport(
         bench.machine,
         tuple(bench.results),
         tuple(bench.failures),
         at=_now(),
-        interrupted=interrupted,
+        interrupted=ended_by is not None,
         findings=_findings(bench.machine),
+        complete=ended_by is None,
+        ended_by=ended_by,
+        trials_made=bench.schedule.made,
+        trials_planned=bench.schedule.count,
+        written={"history": os.path.join(bench.home, FILE)} if bench.results else {},
     )
 
 
@@ -164,7 +174,9 @@ class _Bench:
         self.device = ""
         self.device_free: int | None = None
         self.refused: dict[str, dict[str, Any]] = {}
+        self.schedule = Schedule()
         self._disks: dict[tuple[str, ...], Disk | None] = {}
+        self._planned: dict[int, list[tuple[ModelFiles, Loader]]] = {}
 
     def fail(
         self,
@@ -209,7 +221,7 @@ class _Bench:
         """Ask a child process for the devices, unless there is nothing to load on them."""
         if not self.sources and not self.options.synthetic:
             return
-        self.on_step("looking for devices")
+        self.on_step(Step("looking for devices"))
         precisions = {source.precision for _, source in self.sources}
         if self.options.synthetic:
             precisions |= set(self.options.precisions or ("bf16",))
@@ -226,6 +238,22 @@ class _Bench:
             bytecode=facts["bytecode"],
         )
 
+    def plan(self) -> None:
+        """Count the trials of all that was found, so that progress says how many there are."""
+        for _, source in self.sources:
+            if source.precision not in self.refused:
+                runs = self._planned[id(source)] = _choose(self, source)
+                for files, loader in runs:
+                    self._plan_trials(_key(files, loader))
+        for name in dict.fromkeys(self.options.synthetic):
+            for precision in self.options.precisions or ("bf16",):
+                for number in range(len(self.options.loaders or ("auto",))):
+                    self._plan_trials((name, precision, number))
+
+    def _plan_trials(self, run: Hashable) -> None:
+        for temperature in self.options.temperatures:
+            self.schedule.plan(run, temperature, self.options.trials)
+
     def measure_synthetic(self, name: str) -> None:
         """Make a synthetic model, measure it and remove it.
 
@@ -238,6 +266,8 @@ class _Bench:
             with made(self.home, name, min_free, self.on_step) as folder:
                 for precision in self.options.precisions or ("bf16",):
                     source = read_source(folder, model=name, precision=precision)
+                    for number in range(len(self.options.loaders or ("auto",))):
+                        self.schedule.drop((name, precision, number))
                     self.measure(shipped_config().models.get(name), source)
         except (SpaceError, UnloadableError) as error:
             if not self.results:
@@ -251,20 +281,7 @@ class _Bench:
         if refusal is not None:
             self.fail(source.model, source.precision, unloadable(**refusal))
             return
-        kept = quantized.preferred(self.home, source)
-        loaders = self.options.loaders or (
-            best_loader(
-                self.home,
-                kept,
-                self.device,
-                self.machine,
-                cold="cold" in self.options.temperatures,
-            ),
-        )
-        runs = [(kept, loader) for loader in loaders]
-        if kept.kind == "copy":
-            # What the copy is worth shows beside the original, loaded in the same way.
-            runs.append((source, loaders[0]))
+        runs = self._planned.pop(id(source), None) or _choose(self, source)
         try:
             self._take_turns(model, runs)
         except UnloadableError as error:
@@ -278,10 +295,12 @@ class _Bench:
     ) -> None:
         """Measure in turn, so that what else the machine does meets all of them alike."""
         running = [Run(source, loader, self._need(source), self.home) for source, loader in runs]
-        running = list(filter(self._fits, running))
+        for run in running:
+            self._plan_trials(_key(run.source, run.loader))
+        running = [run for run in running if _fits(self, run)]
         for run in running:
             run.readers = self._measure_disk(run.source)
-        wanted = self.options.trials
+        wanted, complete = self.options.trials, False
         try:
             # Disturbed trials are repeated, as many times again at most.
             for number in range(2 * wanted):
@@ -290,65 +309,54 @@ class _Bench:
                         number < wanted or short_of(run.marked(), temperature, wanted)
                     ):
                         self._try(run, temperature, number)
+            complete = True
         finally:
             for run in running:
+                if complete:
+                    self.schedule.drop(_key(run.source, run.loader))
                 if run.trials:
-                    self._conclude(model, run)
+                    self._conclude(model, run, wanted=wanted if complete else 1)
         if running:
             remember_use(self.home, self.session.cache, runs[0][0], "load-test")
         _judge_copy(running)
 
-    def _fits(self, run: Run) -> bool:
-        """Return whether a model fits with what its loader takes beside it; else that is a failure.
-
-        Raises:
-            DamagedWeightsError: the weight files contradict themselves.
-        """
-        source, loader, need = run.source, run.loader, run.need
-        on_device, of_host = streams.extra_memory(
-            loader,
-            source.bytes,
-            converted=abs(need.weights - source.bytes) > _SAME_SIZE * source.bytes,
-            on_device=self.device_free is not None,
-        )
-        host = available_memory()
-        free = host if self.device_free is None else self.device_free
-        whole = msgspec.structs.replace(need, overhead=need.overhead + on_device)
-        try:
-            check_fits(source, whole, free, self.device)
-            if of_host > host:
-                raise NotEnoughMemoryError(
-                    f"--loader {loader} takes {size_text(of_host)} of memory for {source.model},"
-                    f" and {size_text(host)} are free",
-                    "--loader readahead",
-                )
-        except NotEnoughMemoryError as error:
-            self.fail(source.model, source.precision, error, loader)
-            return False
-        return True
-
     def _try(self, run: Run, temperature: Temperature, number: int) -> None:
         """Make one trial more, of which a failure ends that run's."""
-        source = run.source
-        again = "again, since others were disturbed" if number >= self.options.trials else ""
-        self.on_step(
-            f"{source.model} {source.precision} {run.loader}: {temperature} trial"
-            + (f" {again}" if again else f" {number + 1} of {self.options.trials}")
-        )
+        source, key = run.source, _key(run.source, run.loader)
+        again = number >= self.options.trials
+        self.schedule.plan(key, temperature, 1 if again else self.options.trials - number)
+        figures: dict[str, float] = {}
+        for kind in self.options.temperatures:
+            of_kind = [one for one in run.trials if one.temperature == kind]
+            so_far = spread(one.seconds for one in of_kind if one.valid)
+            disturbed = spread(one.seconds for one in of_kind)
+            if so_far is not None:
+                figures[kind] = so_far.median
+            elif disturbed is not None:
+                figures[f"disturbed, {kind}"] = disturbed.min
+        text = f"{temperature} load of {source.model} {source.precision}, {run.loader}"
+        if again:
+            text += " (again: others were disturbed)"
+        step = Step(text, self.schedule.made + 1, self.schedule.count, figures=figures)
+        self.on_step(step._replace(left=self.schedule.left()))
         hot = temperature == "warm" and (source.kind != "at-load" or number == 0)
+        begun = time.monotonic()
         try:
             trial, answer = run.make_trial(self.options, temperature, again=hot)
         except UnloadableError as error:
             # What was measured before counts, however the rest would end.
             self.fail(source.model, source.precision, error, run.loader)
+            self.schedule.drop(key)
             run.error = error
             return
+        self.schedule.took(key, temperature, time.monotonic() - begun)
+        self.schedule.plan(key, temperature, max(0, self.options.trials - number - 1))
         run.trials.append(trial)
         run.weights_memory = answer["weights_memory"]
         if "again" in answer:
             run.trials.append(hot_trial(trial, answer["again"]))
 
-    def _conclude(self, model: ModelConfig | None, run: Run) -> None:
+    def _conclude(self, model: ModelConfig | None, run: Run, wanted: int) -> None:
         """Work out what a run's trials say, keep it and remember it."""
         assert self.machine is not None
         source = run.source
@@ -378,7 +386,7 @@ class _Bench:
             self._disks.get(source.weights),
             speeds.get(self.device),
             run.weights_memory,
-            wanted=self.options.trials,
+            wanted=wanted,
             machine=self.machine,
         )
         self.results.append(result)
@@ -393,12 +401,58 @@ class _Bench:
     def _measure_disk(self, source: ModelFiles) -> int:
         """Return how many readers suit the disk of a model, which is measured once."""
         if source.weights not in self._disks:
-            self.on_step(f"{source.model}: measuring its disk")
+            self.on_step(Step(f"measuring the disk of {source.model}"))
             disk = self._disks[source.weights] = measure_disk(source.weights)
             if disk is not None:
                 remember_readers(self.home, source.weights, disk)
         known = self._disks[source.weights]
         return known.readers if known is not None else readers_for(self.home, source.weights)
+
+
+def _choose(bench: _Bench, source: ModelFiles) -> list[tuple[ModelFiles, Loader]]:
+    """Return what is loaded of a model, and by which loaders."""
+    kept = quantized.preferred(bench.home, source)
+    cold = "cold" in bench.options.temperatures
+    loaders = bench.options.loaders or (
+        best_loader(bench.home, kept, bench.device, bench.machine, cold=cold),
+    )
+    runs = [(kept, loader) for loader in loaders]
+    if kept.kind == "copy":
+        # What the copy is worth shows beside the original, loaded in the same way.
+        runs.append((source, loaders[0]))
+    return runs
+
+
+def _fits(bench: _Bench, run: Run) -> bool:
+    """Return whether a model fits with what its loader takes beside it; else that is a failure.
+
+    Raises:
+        DamagedWeightsError: the weight files contradict themselves.
+    """
+    source, loader, need = run.source, run.loader, run.need
+    on_device, of_host = streams.extra_memory(
+        loader,
+        source.bytes,
+        converted=abs(need.weights - source.bytes) > _SAME_SIZE * source.bytes,
+        on_device=bench.device_free is not None,
+    )
+    host = available_memory()
+    free = host if bench.device_free is None else bench.device_free
+    # As `load_model` does: what is only computed with comes later.
+    held = msgspec.structs.replace(need.held, overhead=on_device)
+    try:
+        check_fits(source, held, free, bench.device)
+        if of_host > host:
+            raise NotEnoughMemoryError(
+                f"--loader {loader} takes {size_text(of_host)} of memory for {source.model},"
+                f" and {size_text(host)} are free",
+                "--loader readahead",
+            )
+    except NotEnoughMemoryError as error:
+        bench.fail(source.model, source.precision, error, loader)
+        bench.schedule.drop(_key(source, loader))
+        return False
+    return True
 
 
 def _judge_copy(runs: Sequence[Run]) -> None:
@@ -410,6 +464,10 @@ def _judge_copy(runs: Sequence[Run]) -> None:
         if run.error is not None and quantized.is_the_copys(run.source, run.error):
             quantized.set_aside(run.source, run.error)
             return
+
+
+def _key(source: ModelFiles, loader: Loader) -> Hashable:
+    return source.model, source.precision, source.kind, loader
 
 
 def _now() -> datetime:
@@ -437,6 +495,6 @@ def made(home: str, name: str, min_free: int, on_step: OnStep) -> Iterator[str]:
     if shipped is not None and shipped.expected_size:
         quantized.check_space(home, f"synthetic {name}", shipped.expected_size, min_free)
     with quantized.new_folder(os.path.join(home, "synthetic")) as folder:
-        on_step(f"making the synthetic {name}")
+        on_step(Step(f"making the synthetic {name}"))
         run_child({"task": "synthesize", "folder": folder, "config": synthetic.CONFIGS[name]}, name)
         yield folder

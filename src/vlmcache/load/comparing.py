@@ -26,7 +26,7 @@ def compare(then: LoadReport, now: LoadReport) -> Comparison:
         if before[name] != after[name]
     )
     if unlike:
-        return Comparison(False, unlike, ())
+        return Comparison(False, unlike, (), then_at=then.at, then_complete=then.complete)
     versions = tuple(
         f"{name}: {then.machine.versions.get(name, 'none')},"
         f" now {now.machine.versions.get(name, 'none')}"
@@ -42,6 +42,8 @@ def compare(then: LoadReport, now: LoadReport) -> Comparison:
         tuple(changes),
         tuple(" ".join(key) for key in old if key not in new),
         tuple(" ".join(key) for key in new if key not in old),
+        then.at,
+        then.complete,
     )
 
 

@@ -20,7 +20,7 @@ from vlmcache.load.report import (
     Temperature,
     Trial,
 )
-from vlmcache.units import size_text
+from vlmcache.units import seconds_text, size_text
 
 _NO_BYTECODE = (
     "the libraries' compiled bytecode is missing, and Python compiles them at each import: unset"
@@ -33,6 +33,18 @@ _ADVICE = {
     "to_device": "the copy to the device is the limit: a smaller precision moves fewer bytes",
 }
 """Phase that takes longest -> what to do, where that depends on nothing else."""
+
+_DONE = {
+    "start": "starting Python",
+    "import": "importing torch",
+    "device": "starting the device",
+    "build": "building the model",
+    "read": "reading the weights",
+    "read_to_device": "reading and copying the weights",
+    "to_device": "copying the weights to the device",
+    "quantise": "quantizing the weights",
+}
+"""Phase -> what a verdict calls it."""
 
 TIMED: tuple[Temperature, ...] = ("cold", "warm")
 """Kinds of loads that are repeated where they were disturbed."""
@@ -209,11 +221,10 @@ def judge_phases(result: Result) -> tuple[str | None, str | None]:
         return f"no trial is valid: {invalid[0].why_not}", None
     name = max(phases, key=lambda phase: phases[phase])
     share = phases[name] / sum(phases.values())
-    verdict = (
-        f"{PHASES[name]} takes {share:.0%} of a {temperature} load"
-        f" ({phases[name]:.1f} of {whole.median:.1f} s)"
-    )
-    return verdict, _advise(result, name, temperature)
+    warm = result.warm if result.cold is not None else None
+    also = "" if warm is None else f" ({seconds_text(warm.median)} warm)"
+    load = f"loads in {seconds_text(whole.median)} {temperature}{also}"
+    return f"{load}; {_DONE[name]} is {share:.0%} of it", _advise(result, name, temperature)
 
 
 def _advise(result: Result, dominant: str, temperature: Temperature) -> str | None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from typing import Any
 
+from vlmcache.cache.reading import JSON_ERRORS, parse_json, read_bytes
 from vlmcache.load.own_code import only_allowed
 from vlmcache.load.source import TOKENIZERS, ModelFiles
 
+_CONFIG_LIMIT = 16_000_000
+_OWN = {"AutoTokenizer": "tokenizer_config.json", "AutoImageProcessor": "preprocessor_config.json"}
+"""Auto class -> the file in which transformers looks for a repo's own; not in config.json."""
 _FOR_IMAGES = (
     "processor_config.json",
     "preprocessor_config.json",
@@ -28,8 +33,32 @@ def load_processor(source: ModelFiles) -> Any:
             to `explained`.
     """
     names = {name for name in (*_FOR_IMAGES, *TOKENIZERS) if _is_file(source.processor, name)}
-    if not names:
+    own = next((auto for auto, file in _OWN.items() if _is_own(source, auto, file)), None)
+    if not names and own is None:
         return None
+    from transformers import ProcessorMixin
+
+    try:
+        made = _of_transformers(source, names)
+    except (ImportError, OSError, ValueError):
+        if own is None:
+            raise
+        made = None
+    general = made is None or type(made).__module__.startswith("transformers.")
+    if own is None or isinstance(made, ProcessorMixin) or not general:
+        return made
+    # The tokenizer of every model is no match for the one that the repo brings.
+    try:
+        return _read_own(source, own) if made is None or source.trust_remote_code else made
+    except (OSError, ValueError):
+        if names:
+            raise
+        # A class without any file that it could read.
+        return None
+
+
+def _of_transformers(source: ModelFiles, names: AbstractSet[str]) -> Any:
+    """Return what transformers' own classes make of some of the processor's files."""
     from transformers import AutoProcessor, AutoTokenizer
 
     def read(auto_class: Any) -> Any:
@@ -50,6 +79,28 @@ def load_processor(source: ModelFiles) -> Any:
             raise
     with _without_videos():
         return read(AutoProcessor)
+
+
+def _read_own(source: ModelFiles, auto: str) -> Any:
+    """Return what the repo's own class for an auto class makes of its files."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    with only_allowed(source):
+        own = get_class_from_dynamic_module(
+            source.classes[auto], source.processor, local_files_only=True
+        )
+        return own.from_pretrained(source.processor, local_files_only=True)
+
+
+def _is_own(source: ModelFiles, auto: str, file: str) -> bool:
+    """Return whether config.json alone names the repo's own class for an auto class."""
+    if auto not in source.classes:
+        return False
+    try:
+        named = parse_json(read_bytes(os.path.join(source.processor, file), _CONFIG_LIMIT))
+    except (OSError, *JSON_ERRORS):
+        return True
+    return not (isinstance(named, dict) and named.get("auto_map"))
 
 
 def _is_file(folder: str, name: str) -> bool:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from typing import Any
 
 import msgspec
 
@@ -58,6 +59,7 @@ from vlmcache.load.source import (
     check_fits,
     estimate_memory,
 )
+from vlmcache.load.steps import OnStep, Step
 from vlmcache.report import Report
 from vlmcache.units import size_text
 
@@ -87,7 +89,9 @@ class Quantization(Report, frozen=True):
     size: int | None = None
     """What the copy takes."""
     seconds: float | None = None
-    """From the beginning until the copy is in its place: made, compared, hashed and renamed."""
+    """From the beginning until the copy is in its place and what it took is cleared away."""
+    phases: dict[str, float] = msgspec.field(default_factory=dict)
+    """What of these seconds it took to `quantize`, to `compare` and to `keep`."""
     freed: int | None = None
     """What removing copies freed, or would free."""
     removed: bool = False
@@ -180,6 +184,7 @@ def quantize(
     device: str = "auto",
     dry_run: bool = False,
     trust_remote_code: bool = False,
+    on_step: OnStep = lambda _step: None,
 ) -> Quantization:
     """Keep a quantized copy of a cached model, made in a fresh process.
 
@@ -194,6 +199,7 @@ def quantize(
         device: what quantizes.
         dry_run: only say what would be done.
         trust_remote_code: whether the user allows Python code of the repo to run.
+        on_step: is called with what happens now.
 
     Raises:
         UsageError: the precision is not one that is quantized.
@@ -203,8 +209,9 @@ def quantize(
     """
     from vlmcache.cache.free_memory import available_memory
     from vlmcache.load.explain import require_packages
+    from vlmcache.load.worker import run_child
 
-    begun = time.monotonic()
+    clock = _Clock(on_step)
     if precision not in QUANTIZED:
         raise UsageError(f"{precision} is not quantized", "--precision int8 or int4")
     home, _ = own_home(session.environment)
@@ -242,25 +249,54 @@ def quantize(
     root = os.path.join(home, FOLDER)
     with fitting_hints(precision), new_folder(root) as making, new_folder(root) as scratch:
         if device == "cpu":
-            check_fits(source, need, available_memory(), device)
-        _make_and_compare(source, making, os.path.join(scratch, "logits"), device)
+            check_fits(source, need.held, available_memory(), device)
+        logits = os.path.join(scratch, "logits")
+        clock.begin("quantize", f"reading {size_text(source.bytes)} and quantizing to {precision}")
+        request = {"device": device, "logits": logits}
+        whole = {"source": msgspec.to_builtins(source), "folder": making}
+        run_child({"task": "quantize"} | request | whole, source.model)
+        clock.begin("compare", "loading the copy in another process, and comparing")
+        _compare(source, making, request)
+        clock.begin("keep", "hashing the copy and putting it in its place")
         made = publish(home, making, source)
-    seconds = time.monotonic() - begun
-    return msgspec.structs.replace(plan, made=True, size=made.size, seconds=seconds)
+    seconds, phases = clock.end()
+    return msgspec.structs.replace(plan, made=True, size=made.size, seconds=seconds, phases=phases)
 
 
-def _make_and_compare(source: ModelFiles, making: str, logits: str, device: str) -> None:
-    """Make a copy of a source in a folder, and load it in another process.
+class _Clock:
+    """The seconds of each part of the work."""
+
+    def __init__(self, on_step: OnStep) -> None:
+        self._on_step = on_step
+        self._begun = self._last = time.monotonic()
+        self._phases: dict[str, float] = {}
+
+    def begin(self, phase: str, text: str) -> None:
+        """Say that a part begins, and that the one before is over."""
+        self._lap()
+        self._phases[phase] = 0.0
+        self._on_step(Step(text, len(self._phases), 3, "step"))
+
+    def end(self) -> tuple[float, dict[str, float]]:
+        """Return the seconds of all, and of each part."""
+        self._lap()
+        return self._last - self._begun, self._phases
+
+    def _lap(self) -> None:
+        now = time.monotonic()
+        for phase in list(self._phases)[-1:]:
+            self._phases[phase] = now - self._last
+        self._last = now
+
+
+def _compare(source: ModelFiles, making: str, request: dict[str, Any]) -> None:
+    """Load a copy that was made in a folder in another process, and compare what it computes.
 
     Raises:
-        UnloadableError: the source cannot be quantized or computes nothing then, or the copy
-            cannot be loaded or computes something else.
+        UnloadableError: it cannot be loaded, or computes something else.
     """
     from vlmcache.load.worker import run_child
 
-    request = {"task": "quantize", "device": device, "logits": logits}
-    whole = {"source": msgspec.to_builtins(source), "folder": making}
-    run_child(request | whole, source.model)
     try:
         copy = as_copy(source, making)
         compared = {"task": "compare", "source": msgspec.to_builtins(copy)}

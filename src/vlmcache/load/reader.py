@@ -125,6 +125,7 @@ class ReadAhead:
         self._readers: Readers | None = None
         self.seconds: float | None = None
         """How long the reading took, once it has ended."""
+        self._complete = not any(longer for _, _, longer in _lengths(paths, limit))
         program = sys.executable or ""
         if not getattr(sys, "frozen", False) and os.path.basename(program).startswith("python"):
             told = [_PACKAGE, str(count), "" if limit is None else str(limit), *paths]
@@ -142,8 +143,8 @@ class ReadAhead:
             self._readers.start()
 
     def is_done(self) -> bool:
-        """Return whether everything was read."""
-        return self._process is not None and self._process.poll() is not None
+        """Return whether all bytes of the files were read, which a limit can prevent."""
+        return self._complete and self._process is not None and self._process.poll() is not None
 
     def wait(self) -> None:
         """Return when everything was read."""

@@ -14,6 +14,7 @@ from vlmcache.cache.state import Finding
 from vlmcache.cache.weights import Precision
 from vlmcache.errors import ExitCode, PartlyError, VlmcacheError, unloadable
 from vlmcache.report import Report
+from vlmcache.units import counted
 
 Temperature = Literal["cold", "warm", "hot"]
 """Weights on the disk only; weights in the machine's memory; a second load in one process."""
@@ -258,6 +259,9 @@ class Comparison(msgspec.Struct, frozen=True):
     changes: tuple[Change, ...]
     only_then: tuple[str, ...] = ()
     only_now: tuple[str, ...] = ()
+    then_at: datetime | None = None
+    then_complete: bool = True
+    """Whether the earlier report is one of all trials that were planned then."""
 
 
 class Remembered(msgspec.Struct, frozen=True):
@@ -275,6 +279,13 @@ class InterruptedLoadError(VlmcacheError):
     exit_code = ExitCode.INTERRUPTED
 
 
+class TerminatedLoadError(VlmcacheError):
+    """A load test was ended by SIGTERM; what it had measured is kept."""
+
+    code = "terminated"
+    exit_code = ExitCode.TERMINATED
+
+
 class LoadReport(Report, frozen=True):
     """The result of `vlmcache load-test`."""
 
@@ -287,6 +298,15 @@ class LoadReport(Report, frozen=True):
     interrupted: bool = False
     """Whether it was ended before all was measured."""
     findings: tuple[Finding, ...] = ()
+    complete: bool = True
+    """Whether all trials that were planned were made, as far as the models can be loaded."""
+    ended_by: Literal["interrupted", "terminated"] | None = None
+    """What ended it before: Ctrl-C, or SIGTERM."""
+    trials_made: int | None = None
+    trials_planned: int | None = None
+    """Those made, and those that were still to come."""
+    written: dict[str, str] = msgspec.field(default_factory=dict)
+    """What was written (`report`, `plot`, `history`) -> path."""
 
     @property
     def ids(self) -> list[str]:
@@ -298,7 +318,11 @@ class LoadReport(Report, frozen=True):
     def problem(self) -> VlmcacheError | None:
         """What the failures come to: `None`, a part, or the first of them."""
         if self.interrupted:
-            return InterruptedLoadError("interrupted: what was measured before is kept")
+            kind = TerminatedLoadError if self.ended_by == "terminated" else InterruptedLoadError
+            return kind(
+                f"{kind.code} after {self.trials_made or 0} of"
+                f" {counted(self.trials_planned or 0, 'trial')}; what was measured is kept"
+            )
         if not self.failures:
             return None
         first = self.failures[0]

@@ -65,15 +65,17 @@ def check_targets(*paths: str | None) -> None:
             raise UsageError(f"{path}: cannot be written there")
 
 
-def save_report(path: str, report: LoadReport) -> None:
-    """Write a report as JSON.
+def save_report(path: str, report: LoadReport) -> LoadReport:
+    """Write a report as JSON, and return it with the file among those written.
 
     Raises:
         OSError: it cannot be written; what was at the path before is untouched.
     """
+    path = os.path.abspath(path)
     content = {"schema": "vlmcache.load-test/1"} | msgspec.to_builtins(report)
     encoded = msgspec.json.format(msgspec.json.encode(content), indent=2)
-    place.write_file(os.path.abspath(path), encoded + b"\n")
+    place.write_file(path, encoded + b"\n")
+    return msgspec.structs.replace(report, written=report.written | {"report": path})
 
 
 def history(session: Session, names: Sequence[str]) -> LoadReport:

@@ -317,13 +317,19 @@ def as_copy(source: ModelFiles, folder: str) -> ModelFiles:
         DamagedWeightsError: the copy cannot be read.
     """
     copy = read_source(folder, model=source.model, precision=source.precision, kind="copy")
+    # A copy has no processor of its own.
+    others = {
+        auto: name
+        for auto, name in source.classes.items()
+        if not auto.startswith(("AutoConfig", "AutoModel"))
+    }
     return msgspec.structs.replace(
         source,
         folder=folder,
         weights=copy.weights,
         bytes=copy.bytes,
         kind="copy",
-        classes=copy.classes,
+        classes=others | copy.classes,
         quantized_by=copy.quantized_by,
     )
 

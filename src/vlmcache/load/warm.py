@@ -98,7 +98,14 @@ def warm(session: Session, names: Sequence[str], progress: Progress | None = Non
     found = {name: find_model(session.config, name, cached, variants=True) for name in names}
     state = scan(session.cache.dir)
     home, _ = own_home(session.environment)
-    models = [_find(state, name, model) for name, model in found.items()]
+    models: list[_Model] = []
+    for name, configured in found.items():
+        asked = _find(state, name, configured)
+        # A key and its repo id are one model; files of two of them are read once.
+        known = {path for other in models for path in other.sizes}
+        sizes = {path: size for path, size in asked.sizes.items() if path not in known}
+        if sizes or not asked.sizes:
+            models.append(asked._replace(sizes=sizes))
     room = left = available_memory()
     warmed, too_large = [], 0
     for model in models:

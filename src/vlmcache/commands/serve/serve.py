@@ -32,13 +32,13 @@ from vlmcache.commands.serve.vouching import Vouching
 from vlmcache.config import Session, cached_repos, find_model, own_home, parse_name
 from vlmcache.errors import MissingPackageError, NotDownloadedError, UsageError
 from vlmcache.home.journal import Journal
+from vlmcache.installing import install_extra
 from vlmcache.progress import Throttle
 from vlmcache.show.text import printable
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-INSTALL = "pip install 'vlmcache[serve]'"
 _SPARE_FILES = 64
 """Descriptors for all else that a process opens."""
 
@@ -200,7 +200,7 @@ def check_packages() -> None:
     """
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingPackageError(f"serve needs {' and '.join(missing)}", INSTALL)
+        raise MissingPackageError(f"serve needs {' and '.join(missing)}", install_extra("serve"))
 
 
 def _check_names(names: Sequence[str], options: ServeOptions) -> None:
