@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, DryRun, command
+from vlmcache.cli.options import Answer, Call, DryRun, Yes, command
 
 EXAMPLES = """Examples:
 
@@ -37,6 +37,7 @@ def quantize(
         bool, typer.Option("--remove", help="Remove the copy instead of making it.")
     ] = False,
     dry_run: DryRun = False,
+    yes: Yes = False,  # noqa: ARG001 - nothing is asked, and scripts may give it all the same
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,
