@@ -58,19 +58,16 @@ def test_hf_starts_the_command_and_passes_its_answer_and_its_exit_code_on(hf: Vl
     assert hf("extensions", "exec", "vlmcache", "--", "--version").out.startswith("vlmcache ")
 
 
-def block(kind: str) -> str:
-    """Return the content of a file of the extension's repository, as the page shows it."""
-    found = re.findall(rf"^```{kind}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(found) == 1, kind
-    return str(found[0])
-
-
 def test_the_repository_that_the_page_shows_is_a_package_that_needs_ours_and_holds_nothing(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "pyproject.toml").write_text(block("toml"))
-    (tmp_path / "README.md").write_text(block("markdown"))
-    (tmp_path / "manifest.json").write_text(block("json"))
+    shown = re.findall(
+        r"`([\w.]+)`[^`]*:\n\n```text\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    files = dict(shown)
+    assert list(files) == ["pyproject.toml", "manifest.json", "README.md"]
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
     subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob("dist/*.whl"))) as wheel:
@@ -79,5 +76,5 @@ def test_the_repository_that_the_page_shows_is_a_package_that_needs_ours_and_hol
     assert all(".dist-info/" in name for name in names)
     assert "Requires-Dist: vlmcache" in metadata.splitlines()
     # hf reads both, and shows the first that it finds.
-    description = json.loads(block("json"))["description"]
+    description = json.loads(files["manifest.json"])["description"]
     assert f"Summary: {description}" in metadata.splitlines()
