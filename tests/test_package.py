@@ -70,7 +70,10 @@ def test_the_default_configuration_is_the_one_to_copy() -> None:
 def test_the_wheel_starts_the_command_and_carries_the_licence(wheel: zipfile.ZipFile) -> None:
     scripts = configparser.ConfigParser()
     scripts.read_string(wheel.read(in_info(wheel, "entry_points.txt")).decode())
-    assert dict(scripts["console_scripts"]) == {"vlmcache": "vlmcache.__main__:main"}
+    assert dict(scripts["console_scripts"]) == {
+        "vlmcache": "vlmcache.__main__:main",
+        "hf-vlmcache": "vlmcache.__main__:main",
+    }
     assert wheel.read(in_info(wheel, "licenses/LICENSE")) == (ROOT / "LICENSE").read_bytes()
     assert "Root-Is-Purelib: true" in wheel.read(in_info(wheel, "WHEEL")).decode()
 

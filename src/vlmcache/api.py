@@ -558,12 +558,15 @@ class Cache:
         )
         return serve.Server(self.session, as_names(models), options, self.confirm)
 
-    def doctor(self, *, shared: str | None = None, fix: bool = False) -> Diagnosis:
+    def doctor(
+        self, *, shared: str | None = None, fix: bool = False, dry_run: bool = False
+    ) -> Diagnosis:
         """Check paths, permissions, the disk, versions and devices.
 
         Args:
             shared: a group of users; check whether it can share the cache.
             fix: correct the permissions of the cache.
+            dry_run: with `fix`, return the plan and change nothing.
 
         Raises:
             UsageError: there is no such group.
@@ -571,7 +574,9 @@ class Cache:
         from vlmcache.commands.doctor import doctor
 
         ask_torch = shared is None and not fix
-        return doctor.diagnose(self.session, ask_torch=ask_torch, shared=shared, fix=fix)
+        return doctor.diagnose(
+            self.session, ask_torch=ask_torch, shared=shared, fix=fix, dry_run=dry_run
+        )
 
     def explain(self, code: str) -> Explanation:
         """Return what the code of a finding or of an error means, and what to do about it.
@@ -696,11 +701,12 @@ class Cache:
             on_step=self.on_step,
         )
 
-    def warm(self, models: Names) -> WarmReport:
+    def warm(self, models: Names, *, dry_run: bool = False) -> WarmReport:
         """Read into the page cache what loading some models opens, as far as memory has room.
 
         Args:
             models: keys of config.yaml or repo ids, with an optional `@revision` and `:VARIANT`.
+            dry_run: return what would be read, and read nothing.
 
         Raises:
             UnknownModelError: a name is neither a key nor a repo id.
@@ -709,7 +715,7 @@ class Cache:
         """
         from vlmcache.load import warm
 
-        return warm.warm(self.session, as_names(models), self.progress)
+        return warm.warm(self.session, as_names(models), self.progress, dry_run=dry_run)
 
     def load_model(
         self,

@@ -209,7 +209,7 @@ def matching(session: Session, names: Iterable[str], *, missing: bool = False) -
         UnknownModelError: a pattern matches nothing.
     """
     environment, config, location = session
-    missing = missing and config.source != "shipped"
+    missing = missing and not config.shipped
     folders = (environment.folder, location.dir)
     return expand(config, names, cached_repos(location), missing=missing, folders=folders)
 

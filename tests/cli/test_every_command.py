@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.kit.caches import CacheBuilder, model_files
+from tests.kit.caches import CacheBuilder, fingerprint, model_files
 from tests.kit.commands import Vlmcache, is_failure, run_here
 from vlmcache.cli.register import ALIASES, COMMANDS
 
@@ -92,6 +92,39 @@ def test_every_command_has_the_common_options(command: str) -> None:
     if command != "explain":
         wanted += ["--config FILE", "--cache-dir FOLDER"]
     assert [option for option in wanted if not re.search(rf"\n +{option} ", shown)] == []
+
+
+CHANGES_NOTHING = {
+    "status": "reads",
+    "watch": "reads, and writes only the file of --metrics",
+    "serve": "reads, and answers other machines",
+    "load-test": "measures, and writes only the files that its options name",
+    "explain": "prints what is in the package",
+    "schema": "prints what is in the package",
+    "help": "prints what is in the package",
+}
+"""Commands without --yes and --dry-run, and why they need none."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_that_changes_something_takes_yes_and_dry_run_and_no_other_does(
+    command: str,
+) -> None:
+    shown = run_here(command, "--help").out
+    for option in ("-y, --yes", "--dry-run"):
+        assert bool(re.search(rf"\n +{option} ", shown)) != (command in CHANGES_NOTHING), option
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - CHANGES_NOTHING))
+def test_yes_with_a_dry_run_changes_nothing_and_asks_nothing(
+    filled: Vlmcache, cache: CacheBuilder, command: str
+) -> None:
+    words = {"verify": ["--repair"], "doctor": ["--fix"], "init": []}.get(command, [])
+    typed = [word for word in line(command) if word != "--dry-run"]
+    before = fingerprint(cache.root), sorted(filled.folder.iterdir())
+    done = run_here(*typed, *words, "--dry-run", "--yes")
+    assert done.code in (0, 1, 4, 11), done.err
+    assert (fingerprint(cache.root), sorted(filled.folder.iterdir())) == before
 
 
 @pytest.mark.parametrize(("alias", "command"), ALIASES.items())

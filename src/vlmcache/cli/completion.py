@@ -46,6 +46,7 @@ PLACES = {
     "restore": ("FILE", "MODEL..."),
     "rm": ("MODEL...",),
     "schema": ("COMMAND",),
+    "serve": ("MODEL...",),
     "status": ("MODEL...",),
     "verify": ("MODEL...",),
     "warm": ("MODEL...",),

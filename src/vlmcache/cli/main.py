@@ -147,6 +147,9 @@ def vlmcache_callback(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["--"]:
+        # As `hf extensions exec vlmcache -- --help` passes it on.
+        del given[0]
     _prepare_streams()
     signal.signal(signal.SIGTERM, _raise_terminated)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

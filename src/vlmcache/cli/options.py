@@ -13,7 +13,7 @@ import typer
 
 from vlmcache import log
 from vlmcache.cli.register import COMMANDS
-from vlmcache.errors import ExitCode
+from vlmcache.errors import ExitCode, UsageError
 from vlmcache.show.text import printable, warn
 
 # Help must not wait for what only commands need.
@@ -81,6 +81,17 @@ Context = Annotated[
         " by default none.",
     ),
 ]
+
+
+def refuse_without(option: str, *, dry_run: bool, yes: bool) -> None:
+    """Make sure that nobody takes a command that only reads for one that acts.
+
+    Raises:
+        UsageError: `--dry-run` or `--yes` was given, and not the option that they belong to.
+    """
+    if dry_run or yes:
+        given = "--dry-run" if dry_run else "--yes"
+        raise UsageError(f"{given} belongs to {option}: without it nothing is changed")
 
 
 class Call(NamedTuple):

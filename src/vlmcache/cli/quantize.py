@@ -37,7 +37,7 @@ def quantize(
         bool, typer.Option("--remove", help="Remove the copy instead of making it.")
     ] = False,
     dry_run: DryRun = False,
-    yes: Yes = False,  # noqa: ARG001 - nothing is asked: the copy is the user's own wish
+    yes: Yes = False,  # noqa: ARG001 - nothing is asked, and scripts may give it all the same
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
     ] = False,

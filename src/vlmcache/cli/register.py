@@ -118,7 +118,7 @@ _GROUPS = {
     "Look": ("status", "watch", "verify", "doctor"),
     "Get": ("pull",),
     "Free space": ("rm", "clean"),
-    "Move and save": ("move", "backup", "restore"),
+    "Move and save": ("move", "backup", "restore", "serve"),
     "Measure": ("load-test", "quantize", "warm"),
 }
 

@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, DryRun, Patterns, Yes, command
-from vlmcache.errors import UsageError
+from vlmcache.cli.options import Answer, Call, DryRun, Patterns, Yes, command, refuse_without
 
 EXAMPLES = """Examples:
 
@@ -50,7 +49,5 @@ def verify(
         return Answer(
             call.acting().repair(models or None, dry_run=dry_run, max_age=max_age, workers=workers)
         )
-    if dry_run or yes:
-        option = "--dry-run" if dry_run else "--yes"
-        raise UsageError(f"{option} belongs to --repair: without it nothing is changed")
+    refuse_without("--repair", dry_run=dry_run, yes=yes)
     return Answer(call.acting().verify(models or None, max_age=max_age, workers=workers))

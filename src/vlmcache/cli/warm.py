@@ -4,11 +4,12 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, command
+from vlmcache.cli.options import Answer, Call, DryRun, Yes, command
 
 EXAMPLES = """Examples:
 
   vlmcache warm qwen_vl_2b
+  vlmcache warm qwen_vl_7b --dry-run
   vlmcache warm org/model@v1.0 org/gguf-model:Q4_K_M
   vlmcache warm qwen_vl_7b && vllm serve Qwen/Qwen2-VL-7B-Instruct"""
 
@@ -23,10 +24,12 @@ def warm(
             help="Keys of config.yaml or repo ids, with an optional @revision and :VARIANT.",
         ),
     ],
+    dry_run: DryRun = False,
+    yes: Yes = False,  # noqa: ARG001 - nothing is asked, and scripts may give it all the same
 ) -> Answer:
     """Read weights into memory ahead of a server's start.
 
     The kernel keeps them there as long as nothing else needs the memory. As much is read as fits
     into free memory, in the order of the models; exits with 3 if that is not all.
     """
-    return Answer(call.acting().warm(models))
+    return Answer(call.acting().warm(models, dry_run=dry_run))

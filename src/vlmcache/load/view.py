@@ -340,6 +340,10 @@ def show_warm(value: WarmReport) -> None:
             "unknown" if count is None else f"{count / model.bytes:.0%}" if model.bytes else "all"
             for count in (model.resident_before, model.resident_after)
         ]
+        if value.dry_run:
+            words = f"{size_text(model.bytes)} would be read, {shares[0]} in memory"
+            out.print(Text(f"{printable(model.model)}: {words}"), soft_wrap=True)
+            continue
         in_memory = f"{shares[1]} in memory, {shares[0]} before"
         if shares == ["unknown"] * 2:
             in_memory = "read; the files are another user's, so the kernel does not tell more"

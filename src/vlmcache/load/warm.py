@@ -53,6 +53,8 @@ class WarmReport(Report, frozen=True):
     """What the page cache could take when the command began."""
     too_large: int = 0
     """Bytes that did not fit, and were not read."""
+    dry_run: bool = False
+    """Whether nothing was read."""
 
     @property
     def ids(self) -> list[str]:
@@ -64,9 +66,9 @@ class WarmReport(Report, frozen=True):
         """What did not fit."""
         if not self.too_large:
             return None
+        read = "would not be read" if self.dry_run else "were not read"
         return PartlyError(
-            f"{size_text(self.too_large)} were not read: memory has room for "
-            f"{size_text(self.room)}",
+            f"{size_text(self.too_large)} {read}: memory has room for {size_text(self.room)}",
             "free memory, or name fewer models",
         )
 
@@ -79,7 +81,13 @@ class _Model(NamedTuple):
     """Path -> bytes of what loading opens, each content once."""
 
 
-def warm(session: Session, names: Sequence[str], progress: Progress | None = None) -> WarmReport:
+def warm(
+    session: Session,
+    names: Sequence[str],
+    progress: Progress | None = None,
+    *,
+    dry_run: bool = False,
+) -> WarmReport:
     """Read into the page cache what loading some models opens, as far as memory has room.
 
     Nothing is locked there: the kernel may drop it again for whoever needs memory.
@@ -88,6 +96,7 @@ def warm(session: Session, names: Sequence[str], progress: Progress | None = Non
         session: what to work on.
         names: keys, or repo ids with an optional `@revision` and GGUF `:VARIANT`.
         progress: shows the progress.
+        dry_run: read nothing.
 
     Raises:
         UnknownModelError: a name is neither a key nor a repo id.
@@ -109,11 +118,14 @@ def warm(session: Session, names: Sequence[str], progress: Progress | None = Non
     room = left = available_memory()
     warmed, too_large = [], 0
     for model in models:
-        warmed.append(_read(model, home, left, progress or Progress()))
+        if dry_run:
+            warmed.append(_seen(model))
+        else:
+            warmed.append(_read(model, home, left, progress or Progress()))
         too_large += max(0, warmed[-1].bytes - left)
         # What was read before must not make place for what comes after it.
         left = max(0, left - warmed[-1].bytes)
-    return WarmReport(tuple(warmed), room, too_large)
+    return WarmReport(tuple(warmed), room, too_large, dry_run)
 
 
 def _find(state: CacheState, name: str, model: ModelConfig) -> _Model:
@@ -143,6 +155,13 @@ def _sizes(repo: Repo, revision: Revision, division: Division | None) -> dict[st
         for file in revision.files
         if division is None or file.name in division.needed
     }
+
+
+def _seen(model: _Model) -> Warmed:
+    """Return what of a model is in memory now."""
+    paths, total = list(model.sizes), sum(model.sizes.values())
+    seen = resident_sum(paths)
+    return Warmed(model.name, model.repo.id, model.commit, len(paths), total, seen, seen, 0.0)
 
 
 def _read(model: _Model, home: str, room: int, progress: Progress) -> Warmed:

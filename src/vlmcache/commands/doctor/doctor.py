@@ -73,6 +73,7 @@ def diagnose(
     ask_torch: bool = False,
     shared: str | None = None,
     fix: bool = False,
+    dry_run: bool = False,
 ) -> Diagnosis:
     """Return what can be known of this machine. Nothing is left behind; no network is used.
 
@@ -83,13 +84,16 @@ def diagnose(
         shared: the group that is to share the cache.
         fix: set the cache's permissions so that the group shares it; without one, so that its owner
             can use it and not everybody can change it.
+        dry_run: only plan what `fix` would set.
 
     Raises:
         UsageError: the group does not exist.
     """
     environment, config, location = session
     # First, so that what was repaired is not reported.
-    access = check_sharing(location.dir, shared, fix=fix) if shared is not None or fix else None
+    access = None
+    if shared is not None or fix:
+        access = check_sharing(location.dir, shared, fix=fix and not dry_run)
     findings: list[Finding] = [] if access is None else list(access.findings)
     paths = tuple(_paths(session))
     filesystem = _filesystem(location.dir)
