@@ -578,7 +578,6 @@ class Cache:
         wanted = options.parse_one_precision(precision)
         if remove:
             return quantized.remove_quantized(self.session, model, wanted, dry_run=dry_run)
-        self.on_step(f"quantizing {model}")
         return quantized.quantize(
             self.session,
             model,
@@ -586,6 +585,7 @@ class Cache:
             device=device,
             dry_run=dry_run,
             trust_remote_code=trust_remote_code,
+            progress=self.progress,
         )
 
     def warm(self, models: Names) -> WarmReport:

@@ -9,14 +9,15 @@ import contextlib
 import errno
 import os
 import shutil
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 
 import msgspec
 
-from vlmcache import log
+from vlmcache import log, units
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import ContentChangedError, hash_file
 from vlmcache.cache.mounts import nearest_folder
@@ -58,6 +59,7 @@ from vlmcache.load.source import (
     check_fits,
     estimate_memory,
 )
+from vlmcache.progress import FileOf, Progress, continued_by, files_shown
 from vlmcache.report import Report
 from vlmcache.units import size_text
 
@@ -66,6 +68,8 @@ MAKING = ".making-"
 _in_use: set[str] = set()
 """The folders in which this process is making something."""
 
+_LOOK_EVERY = 0.5
+"""Seconds between looks at how much of a copy is written."""
 _A_SHA256 = "0" * 64
 """What `hash_file` takes for the kind of hash."""
 
@@ -180,6 +184,7 @@ def quantize(
     device: str = "auto",
     dry_run: bool = False,
     trust_remote_code: bool = False,
+    progress: Progress | None = None,
 ) -> Quantization:
     """Keep a quantized copy of a cached model, made in a fresh process.
 
@@ -194,6 +199,7 @@ def quantize(
         device: what quantizes.
         dry_run: only say what would be done.
         trust_remote_code: whether the user allows Python code of the repo to run.
+        progress: shows the progress.
 
     Raises:
         UsageError: the precision is not one that is quantized.
@@ -240,13 +246,55 @@ def quantize(
     )
     require_packages()
     root = os.path.join(home, FOLDER)
-    with fitting_hints(precision), new_folder(root) as making, new_folder(root) as scratch:
+    progress = progress or Progress()
+    again = units.command("quantize", name, "--precision", precision)
+    with (
+        fitting_hints(precision),
+        new_folder(root) as making,
+        new_folder(root) as scratch,
+        continued_by(progress, f"'{again}' starts again"),
+        _shown(progress, source.model, making, need.weights) as compared,
+    ):
         if device == "cpu":
             check_fits(source, need, available_memory(), device)
         _make_and_compare(source, making, os.path.join(scratch, "logits"), device)
+        compared()
         made = publish(home, making, source)
     seconds = time.monotonic() - begun
     return msgspec.structs.replace(plan, made=True, size=made.size, seconds=seconds)
+
+
+@contextlib.contextmanager
+def _shown(
+    progress: Progress, model: str, making: str, expected: int
+) -> Iterator[Callable[[], None]]:
+    """Show meanwhile how much of a copy is written, by the folder in which it is made.
+
+    Yields:
+        What is called once the copy was compared with what the model computes.
+    """
+    written, compared = "written", "compared"
+    files = {name: FileOf(model, name, expected) for name in (written, compared)}
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_EVERY):
+            with contextlib.suppress(OSError):
+                moved(written, min(expected, sum(e.stat().st_size for e in os.scandir(making))))
+
+    def all_compared() -> None:
+        over.set()
+        for name in files:
+            moved(name, expected)
+
+    with files_shown(progress, "written and compared", files) as moved:
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield all_compared
+        finally:
+            over.set()
+            watcher.join()
 
 
 def _make_and_compare(source: ModelFiles, making: str, logits: str, device: str) -> None:
