@@ -698,7 +698,7 @@ class Cache:
             device=device,
             dry_run=dry_run,
             trust_remote_code=trust_remote_code,
-            on_step=self.on_step,
+            progress=self.progress,
         )
 
     def warm(self, models: Names, *, dry_run: bool = False) -> WarmReport:

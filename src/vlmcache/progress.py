@@ -231,7 +231,7 @@ def files_shown(
     Args:
         progress: shows it.
         done: what can be said of the bytes that are done.
-        files: path -> what is there.
+        files: path -> the file.
 
     Yields:
         What is called with a file's path, and how many of its bytes are done.

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from vlmcache.errors import (
 from vlmcache.home import copies
 from vlmcache.load import quantized
 from vlmcache.load.source import ModelFiles, read_source
+from vlmcache.progress import Tally
 
 COMMIT = "1" * 40
 OTHER = "2" * 40
@@ -303,3 +305,19 @@ def test_removing_a_copy_leaves_other_precisions(world: World) -> None:
     assert code == 0
     assert document["freed"] > 0
     assert not Path(kept.path).exists()
+
+
+def test_the_progress_of_a_copy_is_what_is_written_of_it_and_then_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized, "_LOOK_EVERY", 0.01)
+    tally, folder = Tally(), tmp_path / "making"
+    folder.mkdir()
+    with quantized._shown(tally, "org/x", str(folder), 1000) as compared:
+        (folder / "model.safetensors").write_bytes(b"w" * 500)
+        deadline = time.monotonic() + 60
+        while tally.done != 500 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert tally.summary() == "500 B of 2 kB written and compared, 1.5 kB left"
+        compared()
+        assert tally.done == 2000

@@ -46,16 +46,13 @@ def quantize(
 
     Later int8 and int4 loads neither read the full weights nor quantize again.
     """
-    from vlmcache.load import view
-
-    with view.progress(silent=call.quiet or remove or dry_run) as call.cache.on_step:
-        return Answer(
-            call.cache.quantize(
-                model,
-                precision=precision,
-                device=device,
-                remove=remove,
-                dry_run=dry_run,
-                trust_remote_code=trust_remote_code,
-            )
+    return Answer(
+        call.acting().quantize(
+            model,
+            precision=precision,
+            device=device,
+            remove=remove,
+            dry_run=dry_run,
+            trust_remote_code=trust_remote_code,
         )
+    )

@@ -9,15 +9,16 @@ import contextlib
 import errno
 import os
 import shutil
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
 
-from vlmcache import log
+from vlmcache import log, units
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import ContentChangedError, hash_file
 from vlmcache.cache.mounts import nearest_folder
@@ -59,7 +60,7 @@ from vlmcache.load.source import (
     check_fits,
     estimate_memory,
 )
-from vlmcache.load.steps import OnStep, Step
+from vlmcache.progress import FileOf, Progress, continued_by, files_shown
 from vlmcache.report import Report
 from vlmcache.units import size_text
 
@@ -68,6 +69,8 @@ MAKING = ".making-"
 _in_use: set[str] = set()
 """The folders in which this process is making something."""
 
+_LOOK_EVERY = 0.5
+"""Seconds between looks at how much of a copy is written."""
 _A_SHA256 = "0" * 64
 """What `hash_file` takes for the kind of hash."""
 
@@ -184,7 +187,7 @@ def quantize(
     device: str = "auto",
     dry_run: bool = False,
     trust_remote_code: bool = False,
-    on_step: OnStep = lambda _step: None,
+    progress: Progress | None = None,
 ) -> Quantization:
     """Keep a quantized copy of a cached model, made in a fresh process.
 
@@ -199,7 +202,7 @@ def quantize(
         device: what quantizes.
         dry_run: only say what would be done.
         trust_remote_code: whether the user allows Python code of the repo to run.
-        on_step: is called with what happens now.
+        progress: shows the progress.
 
     Raises:
         UsageError: the precision is not one that is quantized.
@@ -211,7 +214,7 @@ def quantize(
     from vlmcache.load.explain import require_packages
     from vlmcache.load.worker import run_child
 
-    clock = _Clock(on_step)
+    clock = _Clock()
     if precision not in QUANTIZED:
         raise UsageError(f"{precision} is not quantized", "--precision int8 or int4")
     home, _ = own_home(session.environment)
@@ -247,17 +250,26 @@ def quantize(
     )
     require_packages()
     root = os.path.join(home, FOLDER)
-    with fitting_hints(precision), new_folder(root) as making, new_folder(root) as scratch:
+    progress = progress or Progress()
+    again = units.command("quantize", name, "--precision", precision)
+    with (
+        fitting_hints(precision),
+        new_folder(root) as making,
+        new_folder(root) as scratch,
+        continued_by(progress, f"'{again}' starts again"),
+        _shown(progress, source.model, making, need.weights) as compared,
+    ):
         if device == "cpu":
             check_fits(source, need.held, available_memory(), device)
         logits = os.path.join(scratch, "logits")
-        clock.begin("quantize", f"reading {size_text(source.bytes)} and quantizing to {precision}")
+        clock.begin("quantize")
         request = {"device": device, "logits": logits}
         whole = {"source": msgspec.to_builtins(source), "folder": making}
         run_child({"task": "quantize"} | request | whole, source.model)
-        clock.begin("compare", "loading the copy in another process, and comparing")
+        clock.begin("compare")
         _compare(source, making, request)
-        clock.begin("keep", "hashing the copy and putting it in its place")
+        compared()
+        clock.begin("keep")
         made = publish(home, making, source)
     seconds, phases = clock.end()
     return msgspec.structs.replace(plan, made=True, size=made.size, seconds=seconds, phases=phases)
@@ -266,16 +278,14 @@ def quantize(
 class _Clock:
     """The seconds of each part of the work."""
 
-    def __init__(self, on_step: OnStep) -> None:
-        self._on_step = on_step
+    def __init__(self) -> None:
         self._begun = self._last = time.monotonic()
         self._phases: dict[str, float] = {}
 
-    def begin(self, phase: str, text: str) -> None:
+    def begin(self, phase: str) -> None:
         """Say that a part begins, and that the one before is over."""
         self._lap()
         self._phases[phase] = 0.0
-        self._on_step(Step(text, len(self._phases), 3, "step"))
 
     def end(self) -> tuple[float, dict[str, float]]:
         """Return the seconds of all, and of each part."""
@@ -287,6 +297,39 @@ class _Clock:
         for phase in list(self._phases)[-1:]:
             self._phases[phase] = now - self._last
         self._last = now
+
+
+@contextlib.contextmanager
+def _shown(
+    progress: Progress, model: str, making: str, expected: int
+) -> Iterator[Callable[[], None]]:
+    """Show meanwhile how much of a copy is written, by the folder in which it is made.
+
+    Yields:
+        What is called once the copy was compared with what the model computes.
+    """
+    written, compared = "written", "compared"
+    files = {name: FileOf(model, name, expected) for name in (written, compared)}
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_EVERY):
+            with contextlib.suppress(OSError):
+                moved(written, min(expected, sum(e.stat().st_size for e in os.scandir(making))))
+
+    def all_compared() -> None:
+        over.set()
+        for name in files:
+            moved(name, expected)
+
+    with files_shown(progress, "written and compared", files) as moved:
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield all_compared
+        finally:
+            over.set()
+            watcher.join()
 
 
 def _compare(source: ModelFiles, making: str, request: dict[str, Any]) -> None:

@@ -223,7 +223,10 @@ def _speed(row: Row) -> str:
 def _time_left(row: Row) -> str:
     if row.speed is None or row.done >= row.size:
         return ""
-    return time_text((row.size - row.done) / row.speed) if row.speed >= 1 else "stalled"
+    if row.speed >= 1:
+        return time_text((row.size - row.done) / row.speed)
+    # What has not brought a byte yet may be busy with something else.
+    return "stalled" if row.done else ""
 
 
 def time_text(seconds: float) -> str:
