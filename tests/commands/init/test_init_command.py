@@ -265,6 +265,18 @@ def test_a_folder_that_was_typed_wrong_is_not_made(here: Path, tmp_path: Path) -
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_the_file_that_the_environment_names_is_written_though_it_is_missing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLMCACHE_CONFIG", "new.yaml")
+    assert run_here("status").code == 2
+    done = run_here("init")
+    assert (done.code, done.out.splitlines()[-1]) == (0, "Next: vlmcache status")
+    assert list(repos(Path("new.yaml"))) == ["got_ocr", "qwen_vl_2b", "qwen_vl_7b"]
+    assert run_here("status", "--json").document["configured"]
+    assert not here.exists()
+
+
 def test_another_file_that_counts_in_its_place_is_named(here: Path) -> None:
     Path("config.yaml").write_text("models: {mine: {repo: org/mine}}\n")
     done = run_here("init")
