@@ -208,6 +208,7 @@ class Cache:
             self.agree,
             self.choose,
             _duration(self.named("max_wait"), max_wait, ("s", "m")),
+            add,
         )
         names = tuple(names)
         if not add:

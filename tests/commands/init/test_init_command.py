@@ -20,6 +20,7 @@ from tests.kit.commands import Done, Vlmcache, run_here
 from tests.kit.disks import as_other_user, common_folder, small_filesystem
 from tests.kit.hub import LoopbackHub
 from vlmcache.commands.init import write
+from vlmcache.commands.pull.values import PullOptions
 from vlmcache.config_file import read_config
 
 
@@ -390,3 +391,8 @@ def test_the_python_method_writes_and_raises(here: Path, tmp_path: Path) -> None
     assert package.Cache().init(config=tmp_path / "x.yaml").written
     with pytest.raises(package.ConfigExistsError):
         package.Cache().init(config=tmp_path / "x.yaml")
+
+
+def test_the_command_that_continues_a_pull_adds_the_model_too(here: Path) -> None:
+    session = package.Cache().session
+    assert PullOptions(add=True).command(session, ["a/b"]) == "vlmcache pull a/b --add"
