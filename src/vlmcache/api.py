@@ -211,6 +211,7 @@ class Cache:
             self.agree,
             self.choose,
             as_seconds(self.named("max_wait"), max_wait, ("s", "m")),
+            add,
         )
         names = tuple(names)
         if not add:

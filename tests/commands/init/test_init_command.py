@@ -20,6 +20,7 @@ from tests.kit.commands import Done, Vlmcache, run_here
 from tests.kit.disks import as_other_user, common_folder, small_filesystem
 from tests.kit.hub import LoopbackHub
 from vlmcache.commands.init import write
+from vlmcache.commands.pull.values import PullOptions
 from vlmcache.config_file import read_config
 
 
@@ -265,6 +266,18 @@ def test_a_folder_that_was_typed_wrong_is_not_made(here: Path, tmp_path: Path) -
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_the_file_that_the_environment_names_is_written_though_it_is_missing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLMCACHE_CONFIG", "new.yaml")
+    assert run_here("status").code == 2
+    done = run_here("init")
+    assert (done.code, done.out.splitlines()[-1]) == (0, "Next: vlmcache status")
+    assert list(repos(Path("new.yaml"))) == ["got_ocr", "qwen_vl_2b", "qwen_vl_7b"]
+    assert run_here("status", "--json").document["configured"]
+    assert not here.exists()
+
+
 def test_another_file_that_counts_in_its_place_is_named(here: Path) -> None:
     Path("config.yaml").write_text("models: {mine: {repo: org/mine}}\n")
     done = run_here("init")
@@ -378,3 +391,8 @@ def test_the_python_method_writes_and_raises(here: Path, tmp_path: Path) -> None
     assert package.Cache().init(config=tmp_path / "x.yaml").written
     with pytest.raises(package.ConfigExistsError):
         package.Cache().init(config=tmp_path / "x.yaml")
+
+
+def test_the_command_that_continues_a_pull_adds_the_model_too(here: Path) -> None:
+    session = package.Cache().session
+    assert PullOptions(add=True).command(session, ["a/b"]) == "vlmcache pull a/b --add"

@@ -65,6 +65,7 @@ def init(session: Session, config: str | None = None, *, dry_run: bool = False) 
     }
     if read is None or {key: model.repo for key, model in read.models.items()} != named:
         raise ConfigWriteError(f"{path}: its content could not be read back: nothing was written")
+    is_named = config is not None and path != user_config()
     if not dry_run:
         create(path, text.encode())
     return InitReport(
@@ -82,8 +83,8 @@ def init(session: Session, config: str | None = None, *, dry_run: bool = False) 
         bool(entries),
         tuple(left_out),
         text,
-        _active(session, path),
-        path not in (user_config(), session.environment.get("VLMCACHE_CONFIG")),
+        None if is_named else _active(session, path),
+        is_named,
     )
 
 

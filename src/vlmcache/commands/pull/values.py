@@ -44,6 +44,8 @@ class PullOptions(msgspec.Struct, frozen=True):
     max_wait: float | None = None
     """Seconds that a busy hub may ask to wait in all, and that another process's download of a file
     is waited for; ten minutes, and as long as that grows, if `None`."""
+    add: bool = False
+    """Whether the models are added to the user's config.yaml afterwards."""
 
     @property
     def patience(self) -> dict[str, float]:
@@ -61,6 +63,8 @@ class PullOptions(msgspec.Struct, frozen=True):
             words += ["--exclude", pattern]
         if self.selection.every:
             words.append("--all-files")
+        if self.add:
+            words.append("--add")
         return units.command("pull", *words, *options_in_force(session.config, session.cache))
 
     def __repr__(self) -> str:
