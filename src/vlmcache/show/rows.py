@@ -20,6 +20,8 @@ from vlmcache.units import counted, size_text
 
 _BLANK = "\ue000"
 """Stands for a blank at which no line is broken; no printable name has this character."""
+_UNIT = re.compile(r"(?<=[0-9]) (?=(?:[kMGT]?B|s|min)\b)")
+"""The blank between a number and its unit."""
 _GAP = 2
 _LEAST_NAME = 8
 _CLASS_WORDS = {
@@ -141,6 +143,7 @@ def wrapped(
         first: what stands in these columns of the first line.
     """
     content = Text(text) if isinstance(text, str) else text.copy()
+    content.plain = _UNIT.sub(_BLANK, content.plain)
     width = width_of(out)
     lines = content.split("\n", allow_blank=True)
     if width is not None:
