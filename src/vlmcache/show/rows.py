@@ -15,10 +15,13 @@ from rich.console import Console
 from rich.containers import Lines
 from rich.text import Text
 
+from vlmcache import late
 from vlmcache.cache.state import ByClass
 from vlmcache.show.prose import GLUE
 from vlmcache.units import counted, size_text
 
+_UNIT = late.pattern(r"(?<=[0-9]) (?=(?:[kMGT]?B|s|min)\b)")
+"""The blank between a number and its unit."""
 _GAP = 2
 _LEAST_NAME = 8
 _CLASS_WORDS = {
@@ -135,6 +138,7 @@ def wrapped(
         first: what stands in these columns of the first line.
     """
     content = Text(text) if isinstance(text, str) else text.copy()
+    content.plain = _UNIT.sub(GLUE, content.plain)
     width = width_of(out)
     lines = content.split("\n", allow_blank=True)
     if width is not None:

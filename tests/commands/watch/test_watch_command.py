@@ -161,14 +161,12 @@ def test_a_download_by_hf_appears_advances_and_completes_on_the_screen(
 ) -> None:
     view = terminal()
     view.shows(r"org/name +cached")
-    with downloading(repo.cache.root, 8_000_000) as (_, client):
+    with downloading(repo.cache.root, 4_000_000) as (_, client):
         view.shows(r"download started +org/big: model\.safetensors")
-        view.shows(
-            r"(?m)^  model\.safetensors +━+─+ +\d+% +[\d.]+ MB +[\d.]+ [kM]B/s .* hf \(\d+\)"
-        )
-        assert f"{getpass.getuser()}: hf ({client.pid})" in view.text
+        view.shows(r"(?m)^  model\.safetensors +━+─+ +\d+% +[\d.]+ MB +[\d.]+ [kM]B/s ")
+        view.shows(re.escape(f"{getpass.getuser()}: hf ({client.pid})"))
         view.shows(r"(?m)^Disk .* once the downloads are done$")
-        view.shows(r"(?m)^Total +━+─+ +\d+%  [\d.]+ MB left, .*B/s, \d+ s, by " + getpass.getuser())
+        view.shows(r"(?m)^Total +━+─+ +\d+%  [\d.]+ MB left, .*B/s, \d+ s")
         view.shows(r"(?m)^org/big +━+─+ +\d+% +[\d.]+ MB .* \d+ s ")
         assert client.wait(PATIENCE) == 0
         view.shows(r"downloaded +org/big: model\.safetensors, 40 MB")
