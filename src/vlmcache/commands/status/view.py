@@ -13,7 +13,7 @@ from vlmcache.cache.moved import DRIVE_AWAY
 from vlmcache.cache.state import Finding
 from vlmcache.commands.status.values import CacheSummary, ModelStatus, RepoStatus, Status
 from vlmcache.show.console import console
-from vlmcache.show.prose import whole
+from vlmcache.show.prose import Prose, whole
 from vlmcache.show.tables import (
     SEVERITY_COLORS,
     STATE_COLORS,
@@ -82,9 +82,13 @@ def show(status: Status, *, every: bool = False, verbose: bool = False) -> None:
         out.print("\nNext")
         for step in status.recommendations:
             command, text = whole(printable(step.command or "")), f"# {printable(step.text)}"
-            apart = "\n" if len(command) + len(text) + 4 > out.width else "  "
-            line = Text(command, "bold").append(apart if command else "").append(text, "dim")
-            out.print(hanging(line, 2))
+            if command and len(command) + len(text) + 4 <= out.width:
+                out.print(hanging(Text(command, "bold").append(f"  {text}", "dim"), 2))
+                continue
+            if command:
+                out.print(hanging(Text(command, "bold"), 2))
+            # Each line is a comment, so that all of it can be pasted.
+            out.print(Prose(Text(text, "dim"), 2, again="# "))
 
 
 def _amount(size: int | None) -> str:
