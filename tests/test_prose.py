@@ -61,6 +61,11 @@ def test_a_label_stands_before_the_first_line_only() -> None:
     assert lines(hanging(Text("one\ntwo"), 2), 30) == ["  one", "  two"]
 
 
+def test_a_number_keeps_its_unit_and_each_line_of_a_comment_its_sign() -> None:
+    shown = lines(Prose("# with a lot of room: 30 GB", 2, again="# "), 27)
+    assert shown == ["  # with a lot of room:", "  # 30 GB"]
+
+
 def test_in_a_pipe_nothing_is_broken_unless_it_says_how_wide_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -12,7 +12,8 @@ from vlmcache import late
 
 GLUE = "\ue000"
 """Stands for a blank at which no line may end. `printable` leaves no such character in a name."""
-_COMMAND = late.pattern(r"'vlmcache [^'\n]*'")
+_UNBROKEN = late.pattern(r"'vlmcache [^'\n]*'|[0-9] (?:[kMGT]?B|s|min)\b")
+"""A command in quotes, and a number with its unit."""
 _WORD = late.pattern(r"\s*\S+\s*")
 _LEAST = 20
 """Columns that are left for the words, however narrow the screen is."""
@@ -33,16 +34,20 @@ class Prose:
         text: the words; a line break in them begins a new line.
         indent: columns before each line.
         label: what stands in these columns in the first line.
+        again: what the second line and those after it begin with, such as the sign of a comment.
     """
 
-    def __init__(self, text: str | Text, indent: int = 0, label: Text | None = None) -> None:
+    def __init__(
+        self, text: str | Text, indent: int = 0, label: Text | None = None, again: str = ""
+    ) -> None:
         self.text = Text(text) if isinstance(text, str) else text
         self.indent = indent
         self.label = label
+        self.again = again
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the lines."""
-        width = max(options.max_width - self.indent, _LEAST)
+        width = max(options.max_width - self.indent - cell_len(self.again), _LEAST)
         before = Text() if self.label is None else self.label.copy()
         for line in self._lines(width if getattr(console, "breaks_lines", True) else None):
             before.pad_right(self.indent - before.cell_len)
@@ -50,11 +55,11 @@ class Prose:
             shown.rstrip()
             shown.no_wrap, shown.overflow = True, "ignore"
             yield shown
-            before = Text()
+            before = Text(" " * self.indent + self.again)
 
     def _lines(self, width: int | None) -> Iterator[Text]:
         text = self.text.copy()
-        text.plain = _COMMAND.sub(lambda command: whole(command[0]), text.plain)
+        text.plain = _UNBROKEN.sub(lambda part: whole(part[0]), text.plain)
         for paragraph in text.split("\n", allow_blank=True):
             for line in paragraph.divide(_breaks(paragraph.plain, width)):
                 line.plain = line.plain.replace(GLUE, " ")

@@ -20,7 +20,7 @@ from vlmcache.commands.status.values import (
     Status,
 )
 from vlmcache.show.console import console
-from vlmcache.show.prose import whole
+from vlmcache.show.prose import Prose, whole
 from vlmcache.show.rows import (
     class_text,
     labelled,
@@ -297,7 +297,8 @@ def _print_step(out: Console, step: Recommendation) -> None:
         return
     if command:
         print_rows(out, [Text(f"  {command}", "bold")])
-    print_rows(out, wrapped(out, Text(text, "dim"), 4 if command else 2))
+    # Each line is a comment, so that all of it can be pasted.
+    out.print(Prose(Text(text, "dim"), 4 if command else 2, again="# "))
 
 
 def _print_findings(out: Console, findings: Iterable[Finding], *, verbose: bool) -> None:
