@@ -523,6 +523,30 @@ def test_an_answer_that_is_not_taken_holds_up_the_end_for_its_grace_only(
             ask.connection()
 
 
+def test_a_hash_in_progress_ends_with_the_server(
+    good: CacheBuilder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = threading.Event()
+
+    def endless(
+        checks: list[hashing.Check], _: int, moved: hashing.OnProgress, *, opener: object
+    ) -> Iterator[hashing.Judged]:
+        try:
+            while True:
+                time.sleep(0.01)
+                moved(checks[0], 1)
+        finally:
+            ended.set()
+        yield hashing.Judged(checks[0], None)
+
+    monkeypatch.setattr(vouching, "hash_all", endless)
+    monkeypatch.setattr(vouching, "PATIENCE", 0.05)
+    with serving(good.root) as ask:
+        assert ask(PATH).status == 429
+    assert ended.is_set()
+    assert "callback" not in caplog.text
+
+
 def test_the_log_has_each_request_and_no_header(
     good: CacheBuilder, caplog: pytest.LogCaptureFixture
 ) -> None:
