@@ -43,7 +43,8 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="CIDR",
-            help="Ask no token from this network, for example 192.168.1.0/24. Repeat it for more.",
+            help="Ask no token from this network, for example 192.168.1.0/24; by default from "
+            "none. Repeat it for more.",
             show_default=False,
         ),
     ] = None,
@@ -56,16 +57,24 @@ def serve(
     ] = False,
     tls_cert: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Speak TLS with this certificate, a PEM file."),
+        typer.Option(
+            metavar="FILE",
+            help="Speak TLS with this certificate, a PEM file; plain HTTP by default.",
+        ),
     ] = None,
     tls_key: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The key of the certificate, if it is in another file."),
+        typer.Option(
+            metavar="FILE",
+            help="Read the certificate's key from this file; by default it is in the same one.",
+        ),
     ] = None,
     limit_rate: Annotated[
         str | None,
         typer.Option(
-            metavar="RATE", help="Send at most so much per second in all, for example 50MB/s."
+            metavar="SIZE",
+            help="Limit the bytes per second of all clients together, for example to 50MB; "
+            "unlimited by default.",
         ),
     ] = None,
     max_connections: Annotated[

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import logging
 import os
+import resource
 import socket
 import tempfile
 import threading
@@ -445,6 +446,11 @@ def test_a_thousand_idle_connections_are_bounded_and_the_others_are_answered(
     good: CacheBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "IDLE", 1.0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 4096:
+        if hard < 4096:
+            pytest.skip("the clients of this test need a thousand open files of their own")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
     with serving(good.root, max_connections=40) as ask, contextlib.ExitStack() as stack:
         before = len(os.listdir("/proc/self/fd"))
         idle = []
@@ -515,6 +521,30 @@ def test_an_answer_that_is_not_taken_holds_up_the_end_for_its_grace_only(
             assert connection.recv(10)
         with pytest.raises(ConnectionRefusedError):
             ask.connection()
+
+
+def test_a_hash_in_progress_ends_with_the_server(
+    good: CacheBuilder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = threading.Event()
+
+    def endless(
+        checks: list[hashing.Check], _: int, moved: hashing.OnProgress, *, opener: object
+    ) -> Iterator[hashing.Judged]:
+        try:
+            while True:
+                time.sleep(0.01)
+                moved(checks[0], 1)
+        finally:
+            ended.set()
+        yield hashing.Judged(checks[0], None)
+
+    monkeypatch.setattr(vouching, "hash_all", endless)
+    monkeypatch.setattr(vouching, "PATIENCE", 0.05)
+    with serving(good.root) as ask:
+        assert ask(PATH).status == 429
+    assert ended.is_set()
+    assert "callback" not in caplog.text
 
 
 def test_the_log_has_each_request_and_no_header(

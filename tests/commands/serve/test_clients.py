@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,8 @@ from tests.kit.commands import Vlmcache
 from tests.kit.models import HAS_TORCH
 from tests.kit.pulls import lies
 from tests.kit.served import TOKEN, Asking, environment, serving
+from vlmcache.cache import hashing
+from vlmcache.commands.serve import vouching
 
 SNAPSHOT = """
 import sys
@@ -101,6 +105,47 @@ def test_hf_download_downloads(ask: Asking, vlmcache: Vlmcache, tmp_path: Path) 
     assert (path.name and path.joinpath("config.json").exists()) or (
         target / "models--org--good/refs/main"
     ).exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-m", "vlmcache", "pull", "org/good"),
+        pytest.param(
+            ("-m", "huggingface_hub.cli.hf", "download", "org/good"), marks=pytest.mark.full
+        ),
+    ],
+)
+def test_a_client_waits_until_what_it_asks_for_is_checked(
+    source: CacheBuilder,
+    vlmcache: Vlmcache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+) -> None:
+    asked_again = threading.Event()
+    plain, patient = hashing.hash_all, vouching.Vouching.check
+
+    def held(*given: Any, **more: Any) -> Any:
+        asked_again.wait(60)
+        return plain(*given, **more)
+
+    async def checking(self: vouching.Vouching, *given: Any) -> None:
+        try:
+            await patient(self, *given)
+        except vouching.StillHashingError:
+            asked_again.set()
+            raise
+
+    monkeypatch.setattr(vouching, "hash_all", held)
+    monkeypatch.setattr(vouching, "PATIENCE", 0.1)
+    monkeypatch.setattr(vouching.Vouching, "check", checking)
+    monkeypatch.setenv("VLMCACHE_SERVE_TOKEN", TOKEN)
+    vlmcache.config("vlmcache: {min_free: 0}\n")
+    with serving(source.root) as asking:
+        run(asking, vlmcache, tmp_path / "target", *words)
+    assert asked_again.is_set()
+    assert lies(tmp_path / "target") == []
 
 
 MAKE = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -185,6 +186,7 @@ def test_the_first_lines_say_where_what_and_what_clients_need(
     with server as running:
         lines = running.start_lines()
     assert lines[0].startswith("Serving 1 model (")
+    assert f"HF_ENDPOINT=http://{socket.gethostname()}:" in lines[1]
     assert "HF_TOKEN" in lines[1]
     assert "clear text" in lines[2]
     assert not any(TOKEN in line for line in lines)

@@ -284,6 +284,8 @@ class _Routes:
         opener = self._served.catalog.opener(file.is_blob)
         content = await run_in_threadpool(_open, opener, file)
         try:
+            if not (request.state.trusted or content.open_to_others):
+                raise AnswerError(404, "EntryNotFound", "Entry not found")
             if request.method != "HEAD":
                 content = await self._vouched(file, content, opener)
         except BaseException:
@@ -335,6 +337,11 @@ class _Content(NamedTuple):
     descriptor: int
     identity: Identity
     closed: list[bool]
+
+    @property
+    def open_to_others(self) -> bool:
+        """Whether its mode lets every user of this machine read it."""
+        return bool(os.fstat(self.descriptor).st_mode & 0o004)
 
     def close(self) -> None:
         """Close it, once."""

@@ -304,7 +304,11 @@ class Catalog:
             self.skipped[name] = why
             return None
         self.skipped.pop(name, None)
-        refs = {ref: commit for ref, commit in repo.refs.items() if commit in revisions}
+        refs = {
+            ref: commit
+            for ref, commit in repo.refs.items()
+            if commit in revisions and layout.is_revision(ref) and ref.isprintable()
+        }
         restriction = self._wanted.restrictions.get((repo.type, repo.id))
         return ServedRepo(repo.id, repo.type, refs, revisions, restriction)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vlmcache import units
-from vlmcache.addresses import is_loopback, parse_address
+from vlmcache.addresses import is_loopback, parse_address, parse_host
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge, resolve
 from vlmcache.cache.moved import away_error
@@ -107,9 +108,13 @@ class Server(contextlib.AbstractContextManager["Server"]):
             self._listener = listener
             self._stack = stack.pop_all()
         scheme = "http" if options.tls_cert is None else "https"
-        shown = f"[{host}]" if ":" in host else host
-        self.address = f"{scheme}://{shown}:{port}"
+        self.address = f"{scheme}://{_in_address(host)}:{port}"
         """The address, as this machine reaches it."""
+        address = parse_host(place)
+        everywhere = address is not None and address.is_unspecified
+        named = socket.gethostname() if everywhere else _in_address(host)
+        self.client_address = f"{scheme}://{named}:{port}"
+        """The address for other machines; what they call this one may be another name."""
         self.has_token = access.has_token
         """Whether there is a token, which clients send in HF_TOKEN."""
         self.encrypted = options.tls_cert is not None
@@ -139,8 +144,8 @@ class Server(contextlib.AbstractContextManager["Server"]):
         lines = [f"Serving {units.counted(len(self.models), 'model')} ({size}) at {self.address}"]
         if self.has_token:
             lines.append(
-                f"On clients: HF_ENDPOINT={self.address} and HF_TOKEN=(this server's token), "
-                "or they send the token of their hub here"
+                f"On clients: HF_ENDPOINT={self.client_address} and HF_TOKEN=(this server's "
+                "token), or they send the token of their hub here"
             )
         closed = sum(model.token_only for model in self.models)
         if closed and self.on_loopback and not self.has_token:
@@ -190,6 +195,10 @@ class Server(contextlib.AbstractContextManager["Server"]):
         if self._thread is not None:
             self._thread.join()
         self._stack.close()
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def check_packages() -> None:

@@ -182,6 +182,7 @@ class _Uvicorn(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End within the grace, whatever clients have not taken by then."""
         await super().shutdown(sockets)
+        await self._served.vouching.stop()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         # What is aborted is closed in the loop's next rounds.

@@ -23,6 +23,8 @@ PATIENCE = 5.0
 MAX_AGE = 7 * 86400.0
 """Seconds for which a file that did not change counts as verified, as for `verify`."""
 _REMEMBER_EVERY = 5.0
+_STOPPED_AFTER = 10.0
+"""Seconds in which a hash notices that it is to end, on the slowest of disks."""
 _SLOWEST = 50e6
 """Bytes per second that a hash is expected to make before its pace is known."""
 
@@ -90,6 +92,14 @@ class Vouching:
         self._closing = True
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._remember()
+
+    async def stop(self) -> None:
+        """Let what is being hashed end, in the loop that waits for it."""
+        self._closing = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        futures = [hashing.future for hashing in self._running.values()]
+        if futures:
+            await asyncio.wait(futures, timeout=_STOPPED_AFTER)
 
     @property
     def damaged(self) -> int:
