@@ -8,16 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.kit.models import needs_bitsandbytes, needs_torch
-from tests.load.conftest import World, make_world
+from tests.load.conftest import World, make_world, program
 
 CASES = Path(__file__).with_name("architectures.json")
-PROGRAM = Path(__file__).with_name("architectures.py")
 NAMES = sorted(json.loads(CASES.read_text())["models"])
 
 
 def outcome(world: World, work: str, *names: str) -> dict[str, str | None]:
-    here = {"PYTHONPATH": str(Path(__file__).parents[2]), "ARCHITECTURES": str(CASES)}
-    answer = world.python(PROGRAM.read_text(), work, *names, **here)
+    answer = world.torch(program("architectures.py"), work, *names, ARCHITECTURES=str(CASES))
     results: dict[str, str | None] = json.loads(answer)
     return results
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.kit.contents import Content
 from tests.kit.models import CONFIGS, needs_torch
-from tests.load.conftest import World
+from tests.load.conftest import World, program
 
 pytestmark = needs_torch
 
@@ -124,8 +124,7 @@ def outcomes(tiny_world: World) -> dict[str, str | None]:
         "quantized": with_config(files, quantization_config={"quant_method": "gptq", "bits": 4}),
     }.items():
         tiny_world.cache.repo(f"tiny/{repo}").revision(made)
-    checks = Path(__file__).with_name("checks.py").read_text()
-    results: dict[str, str | None] = json.loads(tiny_world.python(checks))
+    results: dict[str, str | None] = json.loads(tiny_world.torch(program("checks.py")))
     return results
 
 
@@ -151,7 +150,7 @@ def test_a_kept_copy_has_the_logits_of_quantizing_and_is_not_used_once_damaged(
     assert_done(outcomes, f"copy {precision}")
 
 
-@pytest.mark.parametrize("loader", ["fastsafetensors", "runai"])
+@pytest.mark.parametrize("loader", ["pinned", "fastsafetensors", "runai"])
 def test_other_readers_give_the_same_logits(outcomes: dict[str, str | None], loader: str) -> None:
     assert_done(outcomes, f"loader {loader}")
 
@@ -167,6 +166,9 @@ def test_other_readers_give_the_same_logits(outcomes: dict[str, str | None], loa
         "a_vision_model_with_but_a_tokenizer_has_that",
         "the_class_that_the_configuration_names_is_loaded",
         "tokens_that_cannot_be_generated_are_no_failure",
+        "plain_leaves_the_collector_alone_and_named_loaders_do_not",
+        "what_a_loader_reads_while_the_model_is_built_counts_as_reading",
+        "decoding_is_warmed_up_before_it_is_timed",
         "an_absent_device_is_told",
         "a_quantized_model_is_not_quantized_again",
         "bitsandbytes_says_nothing_of_no_use",
