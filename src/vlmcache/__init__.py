@@ -79,7 +79,7 @@ if TYPE_CHECKING:
         WrongBytesError,
     )
     from vlmcache.load.quantized import Quantization
-    from vlmcache.load.report import InterruptedLoadError, LoadReport
+    from vlmcache.load.report import InterruptedLoadError, LoadReport, TerminatedLoadError
     from vlmcache.load.warm import WarmReport
     from vlmcache.loading import load_model
     from vlmcache.report import Report
@@ -153,6 +153,7 @@ _HOMES = {
     "WrongBytesError": "vlmcache.errors",
     "Quantization": "vlmcache.load.quantized",
     "InterruptedLoadError": "vlmcache.load.report",
+    "TerminatedLoadError": "vlmcache.load.report",
     "LoadReport": "vlmcache.load.report",
     "WarmReport": "vlmcache.load.warm",
     "load_model": "vlmcache.loading",
@@ -214,6 +215,7 @@ __all__ = [
     "SourceDamagedError",
     "SpaceError",
     "Status",
+    "TerminatedLoadError",
     "UnconfirmedError",
     "UnknownArchitectureError",
     "UnknownModelError",
