@@ -43,6 +43,7 @@ READS = {
     "load.disk": "/proc, /sys",
     "load.disturbance": "/proc, /sys",
     "load.pinned": "weights that are loaded",
+    "load.processors": "tokenizer_config.json and the like of a model that is loaded",
     "load.saved": "reports that load-test has kept",
     "load.source": "config.json of a model that is loaded",
 }

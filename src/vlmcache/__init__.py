@@ -87,7 +87,7 @@ if TYPE_CHECKING:
         WrongBytesError,
     )
     from vlmcache.load.quantized import Quantization
-    from vlmcache.load.report import InterruptedLoadError, LoadReport
+    from vlmcache.load.report import InterruptedLoadError, LoadReport, TerminatedLoadError
     from vlmcache.load.warm import WarmReport
     from vlmcache.loading import load_model
     from vlmcache.report import Report
@@ -169,6 +169,7 @@ _HOMES = {
     "WrongBytesError": "vlmcache.errors",
     "Quantization": "vlmcache.load.quantized",
     "InterruptedLoadError": "vlmcache.load.report",
+    "TerminatedLoadError": "vlmcache.load.report",
     "LoadReport": "vlmcache.load.report",
     "WarmReport": "vlmcache.load.warm",
     "load_model": "vlmcache.loading",
@@ -237,6 +238,7 @@ __all__ = [
     "SourceDamagedError",
     "SpaceError",
     "Status",
+    "TerminatedLoadError",
     "TerminatedServeError",
     "UnconfirmedError",
     "UnknownArchitectureError",
