@@ -13,14 +13,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.kit.caches import Entry, fingerprint
 from tests.kit.commands import is_failure
 from tests.kit.contents import Content
 from tests.kit.disks import as_other_user, common_folder, read_only_view, small_filesystem
-from tests.kit.hub import LoopbackHub, Synthetic, slow
+from tests.kit.hub import LoopbackHub, Synthetic, hang, slow
 from tests.kit.pulls import (
+    QUICK,
     REPO,
     Listener,
     command,
@@ -66,8 +68,18 @@ def start(hub: LoopbackHub, cache: Path, *arguments: str) -> subprocess.Popen[st
     )
 
 
+def start_client(hub: LoopbackHub, cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [Path(sys.executable).with_name("hf"), "download", REPO],
+        env=hub.environment(cache) | {"HF_HUB_DOWNLOAD_TIMEOUT": "300"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def wait_for_bytes(hub: LoopbackHub, count: int, child: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while hub.bytes_sent(WEIGHTS) < count and child.poll() is None:
         assert time.monotonic() < deadline, "the child asks for nothing"
         time.sleep(0.002)
@@ -149,8 +161,6 @@ def test_an_interrupted_pull_ends_at_once_and_names_how_to_continue(
 def test_an_interruption_ends_a_pull_that_the_hub_lets_hang(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    from tests.kit.hub import hang
-
     hub.fault(hang(after=SIZE // 2).on(WEIGHTS, times=None))
     with start(hub, tmp_path / "cache") as child:
         wait_for_bytes(hub, SIZE // 2, child)
@@ -164,42 +174,45 @@ def test_two_pulls_and_a_client_beside_them_fetch_nothing_twice(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    hub.fault(slow(2_000_000).on(WEIGHTS))
+    waiting = threading.Event()
+    hub.fault(hang(SIZE // 2, until=waiting).on(WEIGHTS))
     first = start(hub, cache)
     wait_for_bytes(hub, 1, first)
+    client = start_client(hub, cache)
     second = start(hub, cache, "--json", REPO)
-    client = subprocess.Popen(
-        [Path(sys.executable).with_name("hf"), "download", REPO],
-        env=hub.environment(cache),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    said = [child.communicate(timeout=60) for child in (first, second, client)]
-    assert [first.returncode, second.returncode, client.returncode] == [0, 0, 0], said
+    assert second.stderr is not None
+    said = ""
+    while f"waiting for process {first.pid}" not in said:
+        line = second.stderr.readline()
+        assert line, said
+        said += line
+    waiting.set()
+    outputs = [child.communicate(timeout=120) for child in (first, second, client)]
+    assert [first.returncode, second.returncode, client.returncode] == [0, 0, 0], outputs
     assert hub.bytes_sent(WEIGHTS) == SIZE
-    assert f"waiting for process {first.pid}" in said[1][1]
-    assert json.loads(said[1][0])["receipt"]["fetched"] == 0
+    assert json.loads(outputs[1][0])["receipt"]["fetched"] == 0
     assert fingerprint(cache) == expected(tmp_path / "expected", FILES)
 
 
 def test_a_pull_waits_for_the_client_that_was_first(hub: LoopbackHub, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    hub.fault(slow(2_000_000).on(WEIGHTS))
-    client = subprocess.Popen(
-        [Path(sys.executable).with_name("hf"), "download", REPO],
-        env=hub.environment(cache),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    waiting = threading.Event()
+
+    class Waiting(Listener):
+        def note(self, text: str) -> None:
+            super().note(text)
+            if f"waiting for process {client.pid}" in text:
+                waiting.set()
+
+    hub.fault(hang(SIZE // 2, until=waiting).on(WEIGHTS))
+    client = start_client(hub, cache)
     wait_for_bytes(hub, 1, client)
-    listener = Listener()
+    listener = Waiting()
     run = pull(hub, cache, progress=listener)
-    client.communicate(timeout=60)
+    client.communicate(timeout=120)
     assert run.problem is None
     assert hub.bytes_sent(WEIGHTS) == SIZE
-    assert any(f"waiting for process {client.pid}" in note for note in listener.notes)
+    assert waiting.is_set(), listener.notes
     assert lies(cache) == []
 
 
@@ -207,11 +220,20 @@ def test_a_repo_removed_while_it_is_pulled_is_reported_and_the_next_pull_finishe
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    hub.send_buffer = None
-    hub.fault(slow(8_000_000).on(WEIGHTS))
-    remover = threading.Timer(0.3, shutil.rmtree, (cache / "models--org--name",))
+    removed = threading.Event()
+
+    def remove() -> None:
+        while not any(path.stat().st_size for path in cache.glob("*/blobs/*.incomplete")):
+            time.sleep(0.002)
+        shutil.rmtree(cache / "models--org--name")
+        removed.set()
+
+    hub.fault(hang(SIZE // 2, until=removed).on(WEIGHTS))
+    remover = threading.Thread(target=remove, daemon=True)
     remover.start()
-    run = pull(hub, cache)
+    # One worker, so that nothing is made while all is removed.
+    patience = msgspec.structs.replace(QUICK, data_timeout=300.0)
+    run = pull(hub, cache, patience=patience, max_workers=1)
     remover.join()
     assert run.problem is not None
     assert "\n" not in run.problem.message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import fnmatch
 import gzip
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -71,6 +72,7 @@ class Fault:
     count: int = 1
     rate: int = 0
     seconds: float | None = None
+    until: threading.Event | None = None
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
     etag: str = ""
@@ -123,13 +125,18 @@ def reset(after: int | None = None) -> Fault:
     return Fault("reset", after=after)
 
 
-def hang(after: int | None = None, *, seconds: float | None = None) -> Fault:
+def hang(
+    after: int | None = None,
+    *,
+    seconds: float | None = None,
+    until: threading.Event | None = None,
+) -> Fault:
     """Fall silent before the headers or after so many body bytes.
 
-    With `seconds` the answer goes on after that time; otherwise the connection is held until
-    `LoopbackHub.release` or the end of the hub, and then closed.
+    With `seconds` the answer goes on after that time, with `until` once that is set; otherwise the
+    connection is held until `LoopbackHub.release` or the end of the hub, and then closed.
     """
-    return Fault("hang", after=after, seconds=seconds)
+    return Fault("hang", after=after, seconds=seconds, until=until)
 
 
 def short(after: int) -> Fault:

@@ -1023,7 +1023,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.after is None and fault.kind == "reset":
                 self._reset()
                 return
-            if fault.after is None and fault.kind == "hang" and not self._hold(fault.seconds):
+            if fault.after is None and fault.kind == "hang" and not self._hang(fault):
                 return
             reply = hub._apply(fault, asked, reply)
         exchange.status = reply.status
@@ -1057,7 +1057,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.kind == "reset":
                 self._reset()
                 return
-            if fault.kind != "hang" or not self._hold(fault.seconds):
+            if fault.kind != "hang" or not self._hang(fault):
                 self.close_connection = True
                 return
         sender.send(position, reply.stop)
@@ -1072,6 +1072,14 @@ class _Handler(BaseHTTPRequestHandler):
         lines = [f"HTTP/1.1 {reply.status} {http.HTTPStatus(reply.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+
+    def _hang(self, fault: Fault) -> bool:
+        """Wait; say whether the answer may go on."""
+        until = fault.until
+        while until is not None and not until.is_set():
+            if not self._hold(0.01):
+                return False
+        return until is not None or self._hold(fault.seconds)
 
     def _hold(self, seconds: float | None) -> bool:
         """Wait; say whether the answer may go on."""
