@@ -165,6 +165,16 @@ class Tally(Progress):
             return sum(share.size for share in self.models.values())
 
     @property
+    def is_midway(self) -> bool:
+        """Whether a file is begun and not complete.
+
+        What has not brought a byte yet may be busy with something else, and is not stalled.
+        """
+        with self.lock:
+            active = [share for share in self.models.values() if share.is_active]
+            return any(file.done for share in active for file in share.files())
+
+    @property
     def models_text(self) -> str:
         """How many models are complete: `2 of 3 models`."""
         with self.lock:

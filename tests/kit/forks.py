@@ -1,7 +1,8 @@
 """A process that has imported torch and transformers, forked wherever a test needs them.
 
 Importing them takes seconds; a fork of a process that has done so takes milliseconds. Nothing is
-computed before the fork, so that the children have no threads to miss.
+computed before the fork, so that the children have no threads to miss: a process with threads
+refuses to serve. A child that takes too long prints where each of its threads is, and is ended.
 
 Run as a program it listens on a socket, its only argument. Each connection sends the three streams
 of a child and what it is to run, and is answered with its exit code.
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import functools
+import gc
 import io
 import json
 import logging
@@ -22,9 +25,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 _HERE = str(Path(__file__).parents[2])
 _MODULES = (
@@ -39,6 +45,15 @@ _MODULES = (
 )
 VARIABLE = "VLMCACHE_TEST_FORKS"
 """Names the socket, for processes that are forked and fork themselves."""
+DEADLINE = "VLMCACHE_TEST_FORK_DEADLINE"
+"""By when a fork must end, on the clock that all processes of a machine share."""
+_MOST_SECONDS = 500.0
+"""What a fork may take: less than pytest gives a test, which would not say where a child is."""
+_EARLIER = 15.0
+"""Seconds by which the fork of a fork must end before it."""
+_ONE_THREAD = dict.fromkeys(
+    (f"{name}_NUM_THREADS" for name in ("OMP", "MKL", "OPENBLAS", "RAYON")), "1"
+)
 SAID = io.StringIO()
 """What bitsandbytes said when it was imported."""
 WITHOUT = "VLMCACHE_TEST_WITHOUT"
@@ -54,10 +69,12 @@ def run(
 ) -> int:
     """Run Python code in a fork, as `python -c` would, and return its exit code."""
     path = _socket()
+    mine = os.environ.get(DEADLINE)
+    deadline = float(mine) - _EARLIER if mine else time.monotonic() + _MOST_SECONDS
     request: dict[str, Any] = {
         "code": code,
         "arguments": arguments,
-        "environment": environment | {VARIABLE: path},
+        "environment": environment | {VARIABLE: path, DEADLINE: str(deadline)},
         "folder": str(folder),
     }
     with socket.socket(socket.AF_UNIX) as channel:
@@ -66,6 +83,7 @@ def run(
         channel.sendall(json.dumps(request).encode())
         channel.shutdown(socket.SHUT_WR)
         answer = channel.makefile().read()
+    assert answer, "the process that forks has ended"
     return int(answer)
 
 
@@ -112,7 +130,7 @@ def _socket() -> str:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.kit.forks", f"{folder}/socket"],
             cwd=_HERE,
-            env=kept | {"HF_HOME": folder, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            env=kept | {"HF_HOME": folder, "HF_HUB_OFFLINE": "1"} | _ONE_THREAD,
             stdout=subprocess.PIPE,
         )
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -142,6 +160,12 @@ def _serve(path: str) -> None:
     # The children of load tests and of quantizing are forks, too.
     vars(worker)["subprocess"] = Subprocess
     reader.end_with_parent()
+    # A lock that a thread held at the fork would be held for ever in the child.
+    threads = psutil.Process().num_threads()
+    assert threads == 1, f"{threads} threads after the imports"
+    # The children collect only what is theirs, and share the pages of what is not.
+    gc.collect()
+    gc.freeze()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
@@ -163,12 +187,25 @@ def _answer(channel: socket.socket) -> None:
     parts = []
     while part := channel.recv(1 << 16):
         parts.append(part)
+    request = json.loads(b"".join(parts))
     child = os.fork()
     if child == 0:
         channel.close()
-        _be(json.loads(b"".join(parts)), streams)
+        _be(request, streams)
+    _end_at(float(request["environment"][DEADLINE]), child)
     _, status = os.waitpid(child, 0)
     channel.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def _end_at(deadline: float, child: int) -> None:
+    """Let a child that has not ended by then print where it is and end."""
+    kinds = iter([signal.SIGXCPU])
+
+    def end(_number: int, _frame: Any) -> None:
+        os.kill(child, next(kinds, signal.SIGKILL))
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, max(0.1, deadline - time.monotonic()), 5.0)
 
 
 def _be(request: dict[str, Any], streams: list[int]) -> None:
@@ -178,6 +215,7 @@ def _be(request: dict[str, Any], streams: list[int]) -> None:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
+        faulthandler.register(signal.SIGXCPU, file=2, all_threads=True, chain=True)
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])

@@ -313,11 +313,17 @@ def test_the_progress_of_a_copy_is_what_is_written_of_it_and_then_compared(
     monkeypatch.setattr(quantized, "_LOOK_EVERY", 0.01)
     tally, folder = Tally(), tmp_path / "making"
     folder.mkdir()
-    with quantized._shown(tally, "org/x", str(folder), 1000) as compared:
+    with quantized._shown(tally, "org/x", str(folder), 1000) as phase_ended:
+        assert [file.name for file in tally.models["org/x"].files()] == ["quantizing"]
         (folder / "model.safetensors").write_bytes(b"w" * 500)
-        deadline = time.monotonic() + 60
-        while tally.done != 500 and time.monotonic() < deadline:
+        while tally.done != 500:
             time.sleep(0.01)
+        assert tally.is_midway
         assert tally.summary() == "500 B of 2 kB written and compared, 1.5 kB left"
-        compared()
+        phase_ended()
+        assert [file.name for file in tally.models["org/x"].files()] == ["comparing"]
+        # How far a comparison is cannot be seen: it is not stalled.
+        assert not tally.is_midway
+        assert tally.done == 1000
+        phase_ended()
         assert tally.done == 2000

@@ -257,7 +257,7 @@ def quantize(
         new_folder(root) as making,
         new_folder(root) as scratch,
         continued_by(progress, f"'{again}' starts again"),
-        _shown(progress, source.model, making, need.weights) as compared,
+        _shown(progress, source.model, making, need.weights) as phase_ended,
     ):
         if device == "cpu":
             check_fits(source, need.held, available_memory(), device)
@@ -266,9 +266,10 @@ def quantize(
         request = {"device": device, "logits": logits}
         whole = {"source": msgspec.to_builtins(source), "folder": making}
         run_child({"task": "quantize"} | request | whole, source.model)
+        phase_ended()
         clock.begin("compare")
         _compare(source, making, request)
-        compared()
+        phase_ended()
         clock.begin("keep")
         made = publish(home, making, source)
     seconds, phases = clock.end()
@@ -303,30 +304,35 @@ class _Clock:
 def _shown(
     progress: Progress, model: str, making: str, expected: int
 ) -> Iterator[Callable[[], None]]:
-    """Show meanwhile how much of a copy is written, by the folder in which it is made.
+    """Show meanwhile what happens, and how much of a copy is written, by the folder of it.
 
     Yields:
-        What is called once the copy was compared with what the model computes.
+        What is called once the copy is written, and again once it was compared with what the
+        model computes.
     """
-    written, compared = "written", "compared"
-    files = {name: FileOf(model, name, expected) for name in (written, compared)}
+    phases = ["quantizing", "comparing"]
+    files = {name: FileOf(model, name, expected) for name in phases}
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(_LOOK_EVERY):
             with contextlib.suppress(OSError):
-                moved(written, min(expected, sum(e.stat().st_size for e in os.scandir(making))))
+                size = sum(entry.stat().st_size for entry in os.scandir(making))
+                moved("quantizing", min(expected, size))
 
-    def all_compared() -> None:
+    def phase_ended() -> None:
         over.set()
-        for name in files:
-            moved(name, expected)
+        watcher.join()
+        moved(phases.pop(0), expected)
+        for name in phases[:1]:
+            moved(name, 0)
 
     with files_shown(progress, "written and compared", files) as moved:
+        moved("quantizing", 0)
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
-            yield all_compared
+            yield phase_ended
         finally:
             over.set()
             watcher.join()

@@ -90,7 +90,8 @@ def rows_of(tally: Tally, speed: float | None, most: int) -> list[Row]:
             more = f", for {count} files" if count > 1 else ""
             rows.append(Row(printable(f"waiting for {holder}{more}"), kind="wait"))
         total = tally.models_text if several else printable(next(iter(tally.models)))
-        last = Row(total, tally.done, tally.total, speed, "total")
+        pace = speed if speed or tally.is_midway else None
+        last = Row(total, tally.done, tally.total, pace, "total")
     return [*rows[: max(0, most - 1)], last]
 
 

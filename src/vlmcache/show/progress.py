@@ -103,7 +103,7 @@ class Lines(Ticking):
         words = [f"{name}: {size_text(done)} of {size_text(total)}", f"{percent}%"]
         if speed:
             words += [f"{size_text(int(speed))}/s", f"{duration_text((total - done) / speed)} left"]
-        elif speed is not None and done and not holders:
+        elif speed is not None and self.is_midway and not holders:
             words.append("stalled")
         words += [f"waiting for {holder}" for holder in holders]
         self.note(", ".join(words))
