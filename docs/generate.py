@@ -1,8 +1,10 @@
 """Make what is made of the documentation: `python -m docs.generate [NAME…]`.
 
 `commands` is docs/commands.md, the help of every command; `codes` is docs/codes.md and
-docs/exit-codes.md; `config` is src/vlmcache/config.json, what the shipped config.yaml says; any
-other name is a picture in docs/pictures. Without a name, all of them.
+docs/exit-codes.md; `config` is src/vlmcache/config.json, what the shipped config.yaml says; `screens` is docs/screens.md; `badges`
+are those of the README, `session` is its moving picture; any other name is a picture in docs/pictures. Without a
+name, all of them. `measure` loads the smallest model anew, and is made only if it is named: its
+report is what the pictures of `load-test` show.
 Tests compare them with what the commands say now.
 """
 
@@ -12,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,6 +53,25 @@ rely on these numbers. This page is made by `python -m docs.generate codes`.
 | exit code | meaning |
 |---|---|
 """
+
+
+SCREENS_PAGE = Path(__file__).with_name("screens.md")
+SCREENS_HEAD = """\
+# Screens
+
+What commands show in a terminal of 80 columns; each picture leads to the same at 120 columns. The
+commands are real ones; the models have their true sizes, and zeros for weights. This page and its
+pictures are made by `python -m docs.generate`.
+"""
+
+
+def screens_page() -> str:
+    """Return docs/screens.md as it should be."""
+    parts = (
+        f"\n## {name}\n\n[![{name}](pictures/{name}-80.svg)](pictures/{name}-120.svg)\n"
+        for name in pictures.PICTURES
+    )
+    return SCREENS_HEAD + "".join(parts)
 
 
 def codes_page() -> str:
@@ -97,6 +119,33 @@ def shipped_values() -> bytes:
     return msgspec.json.format(values) + b"\n"
 
 
+def badges() -> dict[str, str]:
+    """Return the badges of the README, from what pyproject.toml says."""
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    license_, oldest = (
+        re.search(pattern, project, re.MULTILINE)
+        for pattern in (r'^license = "(.*)"$', r'^requires-python = ">=(.*)"$')
+    )
+    assert license_ is not None
+    assert oldest is not None
+    assert '"Typing :: Typed"' in project
+    return {
+        "license": pictures.badge("license", license_[1]),
+        "python": pictures.badge("python", f"{oldest[1]} or newer"),
+        "typed": pictures.badge("typed", "yes"),
+    }
+
+
+def drawn_of(name: str, stage: pictures.Stage) -> Iterator[tuple[str, str]]:
+    """Yield the files of a picture and their content."""
+    if name == "session":
+        stage.empty()
+        yield "session.svg", pictures.draw_session(stage, 92, None)
+        return
+    for columns in pictures.WIDTHS:
+        yield f"{name}-{columns}.svg", pictures.draw(name, stage, columns)
+
+
 def main(names: list[str]) -> None:
     """Make what is named, or all."""
     if not names or "commands" in names:
@@ -106,13 +155,19 @@ def main(names: list[str]) -> None:
         EXIT_CODES_PAGE.write_text(exit_codes_page(), encoding="utf-8")
     if not names or "config" in names:
         Path(SHIPPED_VALUES).write_bytes(shipped_values())
-    wanted = [name for name in pictures.PICTURES if not names or name in names]
+    if not names or "screens" in names:
+        SCREENS_PAGE.write_text(screens_page(), encoding="utf-8")
+    if not names or "badges" in names:
+        for name, drawn in badges().items():
+            (pictures.FOLDER / f"badge-{name}.svg").write_text(drawn, encoding="utf-8")
+    if "measure" in names:
+        pictures.measure_load()
+    wanted = [name for name in (*pictures.PICTURES, "session") if not names or name in names]
     if wanted:
-        pictures.FOLDER.mkdir(exist_ok=True)
-        with pictures.stage() as stage:
+        with pictures.stage(true=True) as stage:
             for name in wanted:
-                drawn = pictures.draw(name, stage)
-                (pictures.FOLDER / f"{name}.svg").write_text(drawn, encoding="utf-8")
+                for file, drawn in drawn_of(name, stage):
+                    (pictures.FOLDER / file).write_text(drawn, encoding="utf-8")
 
 
 if __name__ == "__main__":

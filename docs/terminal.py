@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import re
 import select
@@ -11,14 +12,14 @@ import subprocess
 import termios
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 import pyte
 
-PATIENCE = 300.0
+PATIENCE = 120.0
 """Seconds to wait for a command to end."""
 
 CELL_WIDTH, CELL_HEIGHT, MARGIN = 8.4, 19, 16
@@ -57,6 +58,13 @@ class Run(NamedTuple):
     bold: bool
 
 
+class Frame(NamedTuple):
+    """What a screen showed from a time on, in seconds of the clock."""
+
+    time: float
+    lines: list[list[Run]]
+
+
 class Terminal:
     """A pseudo-terminal of a fixed size, and the person before it.
 
@@ -76,6 +84,8 @@ class Terminal:
         self.size = struct.pack("HHHH", lines, columns, 0, 0)
         self.screen = pyte.Screen(columns, lines)
         self.renames = {old.encode(): new.encode() for old, new in renames.items()}
+        self.frames: list[Frame] = []
+        """What the screen showed, and for how long, in the order of time."""
         self._stream = pyte.ByteStream(self.screen)
         self._waiting = b""
 
@@ -90,9 +100,12 @@ class Terminal:
     ) -> None:
         """Type a command and wait for its end; `typed` is shown in its place if given.
 
-        Where the screen's text satisfies `until`, `shot` is called and `keys` are typed.
+        Where the screen's text satisfies `until`, `shot` is called and `keys` are typed. What the
+        command writes is shown with the names of `renames`, and is typed with them too.
         """
         self._show(f"\x1b[38;5;8m$\x1b[0m \x1b[1m{typed or command}\x1b[0m\r\n".encode())
+        for real, shown in self.renames.items():
+            command = command.replace(shown.decode(), real.decode())
         ours, theirs = os.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, self.size)
         # The leader of a session takes the first terminal that it opens for its own.
@@ -106,6 +119,7 @@ class Terminal:
         while process.poll() is None or select.select([ours], [], [], 0)[0]:
             if select.select([ours], [], [], 0.05)[0]:
                 self._show(os.read(ours, 1 << 16))
+                self._record()
             if until is not None and until(self.text):
                 if shot is not None:
                     shot()
@@ -118,6 +132,12 @@ class Terminal:
         os.close(ours)
         self._stream.feed(self._waiting)
         self._waiting = b""
+        self._record()
+
+    def _record(self) -> None:
+        lines = [self._runs(number) for number in range(self.screen.lines)]
+        if not self.frames or self.frames[-1].lines != lines:
+            self.frames.append(Frame(time.monotonic(), lines))
 
     def _show(self, output: bytes) -> None:
         self._waiting += output
@@ -140,25 +160,59 @@ class Terminal:
     def svg(self, title: str) -> str:
         """Draw the screen as it is now."""
         lines = [self._runs(number) for number in range(len(self.text.split("\n")))]
+        drawn = [part for number, runs in enumerate(lines) for part in _drawn(number, runs)]
+        return self._picture(title, len(lines), drawn)
+
+    def animated(self, title: str, shortest: float, longest: float) -> str:
+        """Draw all frames, one after the other and again from the first.
+
+        Each stays as long as it did, but `shortest` to `longest` seconds; what would be shorter is
+        left out. Who wants no motion sees the last one. Lines that stay the same are drawn once.
+        """
+        kept: list[tuple[list[list[Run]], float]] = []
+        since = self.frames[0].time
+        for frame, after in itertools.pairwise([*self.frames, Frame(time.monotonic() + 99, [])]):
+            if after.time - since >= shortest:
+                kept.append((frame.lines, min(after.time - since, longest)))
+                since = after.time
+        total = sum(seconds for _, seconds in kept)
+        ends = list(itertools.accumulate(seconds for _, seconds in kept))
+        starts = [0.0, *ends[:-1]]
+        height = max(number + 1 for lines, _ in kept for number, line in enumerate(lines) if line)
+        spans: dict[tuple[float, float], list[str]] = {}
+        for number in range(height):
+            changes = itertools.groupby(range(len(kept)), lambda at: kept[at][0][number])
+            for runs, places in changes:
+                if runs:
+                    first, *_, last = [*(shown := list(places)), shown[-1]]
+                    span = (starts[first], ends[last])
+                    spans.setdefault(span, []).extend(_drawn(number, runs))
+        style = ["g g{opacity:0}g .z{opacity:1}", "@media(prefers-reduced-motion:no-preference){"]
+        drawn = []
+        for name, ((start, end), parts) in enumerate(sorted(spans.items())):
+            ends_last = end >= total
+            if start or not ends_last:
+                points = [("0%", not start), (f"{100 * start / total:.2f}%", True)][not start :]
+                points += [] if ends_last else [(f"{100 * end / total:.2f}%", False)]
+                steps = "".join(f"{at}{{opacity:{shown:d}}}" for at, shown in points)
+                last_step = f"to{{opacity:{ends_last:d}}}"
+                style.append(f"@keyframes k{name}{{{steps}{last_step}}}")
+                style.append(f".k{name}{{animation:k{name} {total:.1f}s step-end infinite}}")
+            kind = f"k{name} z" if ends_last else f"k{name}"
+            drawn += [f'<g class="{kind}">', *parts, "</g>"]
+        return self._picture(title, height, [f"<style>{''.join(style)}}}</style>", *drawn])
+
+    def _picture(self, title: str, lines: int, drawn: list[str]) -> str:
         width = self.screen.columns * CELL_WIDTH + 2 * MARGIN
-        height = len(lines) * CELL_HEIGHT + 2 * MARGIN
+        height = lines * CELL_HEIGHT + 2 * MARGIN
         size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
-        drawn = [
+        head = [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{FONTS}" font-size="14">',
             f"<title>{escape(title)}</title>",
             f'<rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>',
             f'<g fill="{FOREGROUND}" xml:space="preserve">',
         ]
-        for number, runs in enumerate(lines):
-            y = MARGIN + number * CELL_HEIGHT + 14
-            for run in runs:
-                x = MARGIN + run.column * CELL_WIDTH
-                look = "" if run.colour == FOREGROUND else f' fill="{run.colour}"'
-                look += ' font-weight="bold"' if run.bold else ""
-                # The length keeps columns in line whatever font the reader has.
-                look += f' textLength="{len(run.text) * CELL_WIDTH:g}"'
-                drawn.append(f'<text x="{x:g}" y="{y}"{look}>{escape(run.text)}</text>')
-        return "\n".join([*drawn, "</g>", "</svg>", ""])
+        return "\n".join([*head, *drawn, "</g>", "</svg>", ""])
 
     def _runs(self, number: int) -> list[Run]:
         """Return the words of a line with their looks; spaces between them are not drawn."""
@@ -177,6 +231,17 @@ class Terminal:
                     continue
             runs.append(Run(column, cell.data, colour, cell.bold))
         return runs
+
+
+def _drawn(number: int, runs: list[Run]) -> Iterator[str]:
+    y = MARGIN + number * CELL_HEIGHT + 14
+    for run in runs:
+        x = MARGIN + run.column * CELL_WIDTH
+        look = "" if run.colour == FOREGROUND else f' fill="{run.colour}"'
+        look += ' font-weight="bold"' if run.bold else ""
+        # The length keeps columns in line whatever font the reader has.
+        look += f' textLength="{len(run.text) * CELL_WIDTH:g}"'
+        yield f'<text x="{x:g}" y="{y}"{look}>{escape(run.text)}</text>'
 
 
 def text_of(svg: str) -> str:

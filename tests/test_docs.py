@@ -12,11 +12,11 @@ from docs import generate, pictures
 from docs.terminal import BACKGROUND, text_of, words_of
 from tests.kit.models import HAS_TORCH
 from vlmcache.cli.register import COMMANDS
-from vlmcache.errors import ExitCode
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 AGAIN = "python -m docs.generate"
+NEEDS_TORCH = {"load-test", "quantize", "doctor"}
 
 
 def saved(name: str) -> str:
@@ -38,35 +38,73 @@ def test_the_help_of_every_command_is_in_the_documentation() -> None:
     assert generate.PAGE.read_text(encoding="utf-8") == generate.commands_page(), AGAIN
 
 
-@pytest.mark.parametrize("name", [name for name in pictures.PICTURES if name != "load-test"])
-def test_a_picture_shows_what_the_command_says_now(stage: pictures.Stage, name: str) -> None:
-    """The words are the same; figures, times, hashes and the widths of columns may differ."""
-    wanted = standing(text_of(saved(name)))
-    drawn = pictures.draw(name, stage, lambda text: standing(text) == wanted)
-    assert standing(text_of(drawn)) == wanted, AGAIN
-
-
-@pytest.mark.skipif(not HAS_TORCH, reason="the report's types need nothing, its words need torch")
-def test_the_picture_of_the_load_test_is_its_report_as_it_would_be_shown_now(
-    stage: pictures.Stage,
-) -> None:
-    """A load test takes a minute; its report is kept beside the picture and shown anew."""
-    assert text_of(pictures.draw_saved_load_test(stage)) == text_of(saved("load-test")), AGAIN
-
-
+@pytest.mark.parametrize(
+    "columns", [pytest.param(120, marks=pytest.mark.full), pictures.WIDTHS[0]]
+)
 @pytest.mark.parametrize("name", pictures.PICTURES)
-def test_a_picture_is_light_dark_in_itself_and_on_the_readme(name: str) -> None:
-    svg = saved(name)
-    assert len(svg) < 20_000
-    assert f'<rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>' in svg
+def test_a_picture_shows_what_the_command_says_now(
+    stage: pictures.Stage, name: str, columns: int
+) -> None:
+    """The words are the same; figures, times, hashes and the widths of columns may differ."""
+    if name in NEEDS_TORCH and not HAS_TORCH:
+        pytest.skip("what it says needs torch")
+    wanted = standing(text_of(saved(f"{name}-{columns}")))
+    drawn = pictures.draw(name, stage, columns, lambda text: standing(text) == wanted)
+    assert standing(text_of(drawn)) == wanted, f"{AGAIN} {name}"
+
+
+@pytest.mark.parametrize("path", sorted(pictures.FOLDER.glob("*.svg")), ids=lambda path: path.stem)
+def test_a_picture_is_dark_in_itself_small_and_shown_on_a_page(path: Path) -> None:
+    svg = path.read_text(encoding="utf-8")
+    assert len(svg) < (60_000 if path.stem == "session" else 20_000)
+    assert f'fill="{BACKGROUND}"/>' in svg
     assert "http" not in svg.replace("http://www.w3.org/2000/svg", "")
-    assert f"(docs/pictures/{name}.svg)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = (ROOT / "README.md", ROOT / "docs" / "screens.md")
+    assert any(f"pictures/{path.name})" in page.read_text(encoding="utf-8") for page in pages)
 
 
-def test_the_table_of_exit_codes_is_the_one_in_the_code() -> None:
+def test_the_moving_picture_stands_still_for_who_wants_that() -> None:
+    """What is in the last frame is shown without the animation, the rest is not."""
+    svg = saved("session")
+    still, motion, _ = svg.partition("@media(prefers-reduced-motion:no-preference)")
+    assert motion
+    assert "g g{opacity:0}g .z{opacity:1}" in still
+    assert "animation" not in still
+
+
+def test_the_badges_say_what_the_package_says() -> None:
+    for name, drawn in generate.badges().items():
+        assert saved(f"badge-{name}") == drawn, f"{AGAIN} badges"
+
+
+def test_the_page_of_screens_shows_each_picture() -> None:
+    assert generate.SCREENS_PAGE.read_text(encoding="utf-8") == generate.screens_page(), AGAIN
+
+
+def test_every_address_of_the_readme_is_absolute_and_leads_to_a_file_of_the_project() -> None:
+    """A package index shows the README alone, so that nothing in it can be relative."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    urls = dict(re.findall(r'^(\w+) = "(https://[^"]+)"$', project, re.MULTILINE))
+    home = urls["Homepage"]
+    places = (
+        f"{home}/blob/main/",
+        f"{home}/tree/main/",
+        f"{home.replace('github.com', 'raw.githubusercontent.com')}/main/",
+    )
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    told = re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE)
-    assert told == [(str(code.value), code.meaning) for code in ExitCode]
+    addresses = [*re.findall(r"\]\(([^)\s]+)", text), *re.findall(r"https?://[^\s)>\"]+", text)]
+    assert len(addresses) > 20
+    for address in [*addresses, urls["Documentation"], urls["Changelog"]]:
+        place = next((place for place in places if address.startswith(place)), None)
+        assert place is not None, address
+        assert (ROOT / address.removeprefix(place).partition("#")[0]).is_file(), address
+    assert all(url.startswith(home) for url in urls.values())
+
+
+def test_every_page_of_the_documentation_is_in_its_list() -> None:
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "README.md").read_text("utf-8"))
+    pages = {page.name for page in ROOT.glob("docs/*.md")} - {"README.md"}
+    assert sorted(set(listed)) == sorted(pages)
 
 
 def test_the_pages_of_codes_are_the_ones_in_the_code() -> None:

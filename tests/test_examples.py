@@ -188,9 +188,8 @@ def block_line(line: str) -> bool:
 
 def rows() -> dict[str, list[str]]:
     """Return the first words of each row -> the commands that it names."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text.partition("## What to type when\n")[2].partition("\n## ")[0]
-    cells = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")]
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    cells = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
     return {
         re.split("[,:]", cell[0])[0].strip(): re.findall(r"`(vlmcache [^`]+)`", cell[2])
         for cell in cells[1:]
