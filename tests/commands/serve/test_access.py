@@ -439,6 +439,21 @@ def test_what_a_pull_has_found_gated_is_served_by_name_and_with_the_option_only(
         assert ask("/api/models/org/good").status == 404
 
 
+@pytest.mark.parametrize("names", [(), ("org/good",)])
+def test_what_a_pull_finds_gated_meanwhile_is_served_no_more(
+    good: CacheBuilder, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(catalog, "FRESH", 0.0)
+    with serving(good.root, *names) as ask:
+        assert ask(PATH).status == 200
+        with Journal(own_home(read_environment())[0]) as journal:
+            journal.record_restriction("model", "org/good", "gated")
+        for path in (PATH, "/api/models/org/good", f"/blobs/{WEIGHTS}"):
+            while ask(path).status == 200:
+                time.sleep(0.1)
+            assert ask(path).status == 404
+
+
 # Connections.
 
 
