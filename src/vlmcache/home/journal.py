@@ -346,6 +346,12 @@ def _copy(path: str) -> sqlite3.Connection | None:
     return None
 
 
+def read_restricted(environment: Environment) -> dict[tuple[str, str], str]:
+    """Return the repos that the user's pulls have found restricted, see `Journal.restricted`."""
+    with Journal(own_home(environment)[0]) as journal:
+        return journal.restricted()
+
+
 def read_damaged(environment: Environment) -> set[tuple[int, int, int, int]]:
     """Return what the user's journal says of damaged files, see `Journal.damaged`."""
     with Journal(own_home(environment)[0]) as journal:

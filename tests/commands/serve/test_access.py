@@ -94,6 +94,8 @@ def test_without_the_token_files_are_sent_that_every_user_can_read_and_no_others
             assert hidden.status == 401
             assert ask("/org/closed/resolve/main/config.json").body == b"closed"
             assert ask(f"/blobs/{WEIGHTS}", token=None).status == 401
+            assert b"vlmcache_serve_models 1\n" in ask("/metrics", token=None).body
+            assert b"vlmcache_serve_models 2\n" in ask("/metrics").body
         monkeypatch.delenv("VLMCACHE_SERVE_TOKEN")
         with serving(built.root) as ask:
             # A client sends the token of its hub, which says nothing here.
@@ -289,6 +291,25 @@ def test_a_request_that_is_too_large_is_refused(ask: Asking) -> None:
     assert b" 413 " in ask.raw(sent).split(b"\r\n")[0]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/api%2Fmodels", "/api%2Fmodels/org/good", "/api", "/api/", "/api/models/", "//", "/"),
+        *("/org/good/resolve", "/org/good/resolve/", "/org/good/resolve/%20", "/%20/resolve/main"),
+        *("/api/models/org/good/tree/main/%20x%20", "/api/models/org/good/revision/%0d%0aX:%20y%20"),
+    ],
+)
+def test_an_address_that_names_nothing_is_404(ask: Asking, path: str) -> None:
+    assert ask(path).status == 404
+
+
+def test_a_client_that_ends_its_side_gets_its_answers(ask: Asking) -> None:
+    head = f"GET {PATH} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
+    got = ask.raw(head.encode() * 2)
+    assert got.count(b"HTTP/1.1 200 OK\r\n") == 2
+    assert got.endswith(FILES["weights.safetensors"])
+
+
 # Contents.
 
 
@@ -367,8 +388,13 @@ def test_a_file_that_is_written_to_while_it_is_sent_ends_short(good: CacheBuilde
     blob = good.repo("org/good").blobs / WEIGHTS
     content = app._open(lambda path: os.open(path, os.O_RDONLY), _served(blob))
     assert content.read(0, 10) == b"w" * 10
-    blob.write_bytes(b"x" * blob.stat().st_size)
-    with pytest.raises(OSError, match="written to"):
+    before = blob.stat()
+    blob.write_bytes(b"x" * before.st_size)
+    with pytest.raises(OSError, match="changed while it was sent"):
+        content.read(10, 10)
+    # Whoever owns the file can put back the time of writing.
+    os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(OSError, match="changed while it was sent"):
         content.read(10, 10)
     content.close()
 
@@ -394,7 +420,7 @@ def test_a_link_that_leads_out_of_the_cache_is_not_followed(good: CacheBuilder) 
         assert SECRET not in ask(f"/blobs/{hashlib.sha256(SECRET).hexdigest()}").body
 
 
-def test_an_open_file_is_sent_to_its_end_and_later_requests_are_404(
+def test_what_is_removed_while_it_is_sent_ends_short_and_later_requests_are_404(
     good: CacheBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -408,11 +434,11 @@ def test_an_open_file_is_sent_to_its_end_and_later_requests_are_404(
         got = connection.recv(1000)
         shutil.rmtree(good.repo("org/big").folder)
         assert ask("/org/big/resolve/main/w.safetensors").status == 404
-        while len(got) < len(big):
-            part = connection.recv(1 << 20)
-            assert part
+        while part := connection.recv(1 << 20):
             got += part
-        assert got.count(b"b") >= len(big)
+        content = got.partition(b"\r\n\r\n")[2]
+        assert set(content) <= set(b"b")
+        assert len(content) < len(big)
 
 
 # Gated and private repos.
@@ -437,6 +463,21 @@ def test_what_a_pull_has_found_gated_is_served_by_name_and_with_the_option_only(
         # A pull from here learns it too.
         assert ask("/api/models/org/gated").json["gated"] == "auto"
         assert ask("/api/models/org/good").status == 404
+
+
+@pytest.mark.parametrize("names", [(), ("org/good",)])
+def test_what_a_pull_finds_gated_meanwhile_is_served_no_more(
+    good: CacheBuilder, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(catalog, "FRESH", 0.0)
+    with serving(good.root, *names) as ask:
+        assert ask(PATH).status == 200
+        with Journal(own_home(read_environment())[0]) as journal:
+            journal.record_restriction("model", "org/good", "gated")
+        for path in (PATH, "/api/models/org/good", f"/blobs/{WEIGHTS}"):
+            while ask(path).status == 200:
+                time.sleep(0.1)
+            assert ask(path).status == 404
 
 
 # Connections.

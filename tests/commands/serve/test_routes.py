@@ -211,6 +211,21 @@ def test_a_content_is_sent_by_its_hash_and_no_other_one(ask: Asking, built: Cach
     assert ask(f"/blobs/{sha}", token=TOKEN + "x").status == 401
 
 
+@pytest.mark.parametrize("repo", ["org/tree", "org/resolve", "org/revision", "resolve/main"])
+def test_a_repo_may_be_named_like_a_word_of_the_addresses(
+    cache: CacheBuilder, monkeypatch: pytest.MonkeyPatch, repo: str
+) -> None:
+    monkeypatch.setenv("VLMCACHE_SERVE_TOKEN", TOKEN)
+    cache.repo(repo).revision({"config.json": b"{}"})
+    with serving(cache.root) as ask:
+        for path in (repo, f"{repo}/revision/main"):
+            assert ask(f"/api/models/{path}").json["id"] == repo
+        assert [file["path"] for file in ask(f"/api/models/{repo}/tree/main").json] == [
+            "config.json"
+        ]
+        assert ask(f"/{repo}/resolve/main/config.json").body == b"{}"
+
+
 def test_metrics_count_what_was_answered(ask: Asking) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 

@@ -214,6 +214,10 @@ def _carry_out(
     progress: Progress,
 ) -> tuple[PulledModel, list[Outcome], VlmcacheError | None]:
     """Fetch one model and remember that it is used; return its row, what was done, what failed."""
+    if part.order is not None and part.order.restriction:
+        # A server of this cache must know it before the model is complete.
+        with Journal(own_home(session.environment)[0]) as memory:
+            memory.record_restriction(*layout.split_name(part.order.repo), part.order.restriction)
     row, outcomes, error = _fetch(client, part, options, progress)
     if isinstance(error, SpaceError):
         name = name_of(session.config, part.model, cached_repos(session.cache))
@@ -223,13 +227,12 @@ def _carry_out(
             f"then '{options.command(session, [name])}' continues",
         )
     order = part.order
-    if order is not None and (error is None or order.restriction):
+    if order is not None and error is None:
         kind, repo_id = layout.split_name(order.repo)
         with Journal(own_home(session.environment)[0]) as memory:
-            if order.restriction != "":
-                memory.record_restriction(kind, repo_id, order.restriction)
-            if error is None:
-                memory.record_use(session.cache.dir, kind, repo_id, order.commit, "pull")
+            if order.restriction is None:
+                memory.record_restriction(kind, repo_id, None)
+            memory.record_use(session.cache.dir, kind, repo_id, order.commit, "pull")
     return row, outcomes, error
 
 

@@ -43,7 +43,8 @@ BODY_LIMIT = 1_000_000
 _BODY_TIME = 10.0
 """Seconds for a request's body to arrive."""
 _API = re.compile(r"(model|dataset|space)s")
-_PARTS = frozenset({"revision", "tree", "refs", "paths-info", "auth-check"})
+_OF_REVISION = frozenset({"revision", "tree", "paths-info"})
+_PARTS = _OF_REVISION | {"refs", "auth-check"}
 _FIXED = frozenset({"api", "blobs", "metrics"})
 """First parts of a path that are no owner of a repo."""
 _TRUE = frozenset({"1", "true", "yes"})
@@ -105,7 +106,9 @@ async def _refused(_: Request, error: Exception) -> Response:
 def refusal(reason: Refusal, headers: dict[str, str] | None = None) -> Response:
     """Return the answer that refuses a request, as the hub words it."""
     message = reason.message.encode("ascii", "replace").decode()
-    also = {"X-Error-Message": "".join(filter(str.isprintable, message)), **(headers or {})}
+    # A header's value neither begins nor ends with a space.
+    shown = "".join(filter(str.isprintable, message)).strip()
+    also = {"X-Error-Message": shown, **(headers or {})}
     if reason.code is not None:
         also["X-Error-Code"] = reason.code
     return JSONResponse({"error": reason.message}, reason.status, headers=also)
@@ -162,8 +165,9 @@ class _Routes:
     def __init__(self, served: Served) -> None:
         self._served = served
 
-    async def metrics(self, _: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """Answer with metrics in Prometheus' text format."""
+        trusted, repos = request.state.trusted, self._served.catalog.repos()
         counts, vouching = self._served.counts, self._served.vouching
         lines = [
             "# TYPE vlmcache_serve_requests_total counter",
@@ -179,7 +183,7 @@ class _Routes:
             ("damaged_files_total", "counter", vouching.damaged),
             ("hashing", "gauge", vouching.running),
             ("connections", "gauge", self._served.connections()),
-            ("models", "gauge", len(self._served.catalog.repos())),
+            ("models", "gauge", sum(trusted or repo.open_to_others for repo in repos)),
         ):
             full = f"vlmcache_serve_{name}"
             lines += [f"# TYPE {full} {kind}", f"{full} {value}"]
@@ -200,11 +204,11 @@ class _Routes:
 
     async def api(self, request: Request) -> Response:
         """Answer a question about a repo."""
-        kinds, *parts = _parts(request)[1:]
+        kinds, *parts = _parts(request)[1:] or [""]
         match = _API.fullmatch(kinds)
         if match is None or not parts or "" in parts[:1]:
             raise AnswerError(404, None, "Not Found")
-        count = 1 if len(parts) == 1 or parts[1] in _PARTS else 2
+        count = _id_length(parts)
         repo = await self._repo(request, match[1], "/".join(parts[:count]))
         what, *rest = parts[count:] or ["revision", "main"]
         if (request.method == "POST") != (what == "paths-info"):
@@ -233,7 +237,8 @@ class _Routes:
             kind, parts = parts[0].removesuffix("s"), parts[1:]
         if "resolve" not in parts[1:3] or parts[0] in _FIXED:
             raise AnswerError(404, None, "Not Found")
-        count = parts.index("resolve", 1)
+        # In the address of `org/resolve` the word is there twice.
+        count = 2 if parts[2:3] == ["resolve"] else 1
         repo = await self._repo(request, kind, "/".join(parts[:count]))
         revision = _revision(repo, parts[count + 1] if len(parts) > count + 1 else "")
         file = revision.files.get("/".join(parts[count + 2 :]))
@@ -353,11 +358,13 @@ class _Content(NamedTuple):
         """Return bytes from a position.
 
         Raises:
-            OSError: it cannot be read, or was written to since it was found good.
+            OSError: it cannot be read, or was changed since it was found good: who writes to it
+                can put back the time of that, and then only the time of the last change, which
+                another name or mode sets too, shows it.
         """
         block = _read_at(self.descriptor, position, count)
-        if len(block) != count or identify_open(self.descriptor)[:4] != self.identity[:4]:
-            raise OSError("the file was written to while it was sent")
+        if len(block) != count or identify_open(self.descriptor) != self.identity:
+            raise OSError("the file was changed while it was sent")
         return block
 
 
@@ -417,6 +424,14 @@ def _parts(request: Request) -> list[str]:
     """Return the parts of a request's path, each decoded once: a ref has its slashes encoded."""
     path = request.scope["raw_path"].decode("ascii", "replace")
     return [unquote(part) for part in path.split("/")[1:]] or [""]
+
+
+def _id_length(parts: list[str]) -> int:
+    """Return how many parts of an address are the repo's id: one of `gpt2`, two of `org/tree`."""
+    if parts[1:2] == [] or parts[1] not in _PARTS:
+        return min(2, len(parts))
+    is_name = parts[2] in _PARTS if len(parts) > 2 else parts[1] in _OF_REVISION
+    return 2 if is_name else 1
 
 
 def _revision(repo: ServedRepo, text: str) -> ServedRevision:

@@ -23,7 +23,7 @@ from vlmcache.cache.tree import CacheTree
 from vlmcache.commands.serve.values import NotServed, ServedModel
 from vlmcache.config import Session
 from vlmcache.errors import VlmcacheError
-from vlmcache.home.journal import read_damaged
+from vlmcache.home.journal import read_damaged, read_restricted
 
 FRESH = 2.0
 """Seconds for which what was read of a repo counts."""
@@ -117,10 +117,8 @@ class Wanted(msgspec.Struct, frozen=True):
 
     commits: Mapping[str, frozenset[str] | None] | None = None
     """Repo folder -> the only commits that are meant, `None` for all; not given for everything."""
-    left_out: Collection[str] = ()
-    """Repo folders that are not served, whatever else is."""
-    restrictions: Mapping[tuple[str, str], str] = {}
-    """(type, repo) -> `gated` or `private`."""
+    withholds: bool = False
+    """Whether repos are left out that the hub gives to some users only."""
 
     def folders(self) -> Collection[str] | None:
         """Return the folders to read; `None` for all."""
@@ -128,7 +126,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
     def means(self, folder: str) -> bool:
         """Return whether anything of a repo is meant."""
-        return folder not in self.left_out and (self.commits is None or folder in self.commits)
+        return self.commits is None or folder in self.commits
 
 
 class _Entry(NamedTuple):
@@ -158,6 +156,8 @@ class Catalog:
         self._entries: dict[str, _Entry] = {}
         self._contents: dict[str, ServedFile] | None = None
         self._scanned_at = 0.0
+        self._restrictions: dict[tuple[str, str], str] = {}
+        """(type, repo) -> `gated` or `private`, as pulls have found by now."""
         self.skipped: dict[str, str] = {}
         """Name of a repo -> why nothing of it is served."""
         with self._lock:
@@ -212,8 +212,10 @@ class Catalog:
         return self._contents
 
     def tend(self) -> None:
-        """Let go of what was removed, so that its room on the disk is free."""
+        """Let go of what was removed, so that its room on the disk is free, and of what is gated."""
         with self._lock, contextlib.suppress(OSError):
+            if self._restrictions != read_restricted(self._session.environment):
+                self._read(self._wanted.folders())
             for folder, entry in list(self._entries.items()):
                 if any(os.fstat(held).st_nlink == 0 for held in entry.held.values()):
                     self._read({folder})
@@ -241,6 +243,7 @@ class Catalog:
         """Read repos again, all of them if none are named. The lock is held."""
         now = time.monotonic()
         try:
+            self._restrictions = read_restricted(self._session.environment)
             state = scan(self._session.cache.dir, only=folders)
             state = state.with_damage(read_damaged(self._session.environment))
             repos = {repo.folder: repo for repo in state.repos}
@@ -279,6 +282,10 @@ class Catalog:
     def _served(self, repo: Repo) -> ServedRepo | None:
         """Return what of a repo is served; `None` if nothing is."""
         name = layout.typed_name(repo.type, repo.id)
+        restriction = self._restrictions.get((repo.type, repo.id))
+        if restriction is not None and self._wanted.withholds:
+            self.skipped[name] = f"{restriction} on the hub: name it and add --include-gated"
+            return None
         only = (self._wanted.commits or {}).get(repo.folder)
         revisions: dict[str, ServedRevision] = {}
         why = "on a drive that is not mounted" if repo.away is not None else "it has no revision"
@@ -309,7 +316,6 @@ class Catalog:
             for ref, commit in repo.refs.items()
             if commit in revisions and layout.is_revision(ref) and ref.isprintable()
         }
-        restriction = self._wanted.restrictions.get((repo.type, repo.id))
         return ServedRepo(repo.id, repo.type, refs, revisions, restriction)
 
     def _files(self, repo: Repo, revision: Revision) -> dict[str, ServedFile]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from vlmcache import units
 from vlmcache.addresses import is_loopback, parse_address, parse_host
-from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge, resolve
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.scan import repo_finder
@@ -22,7 +21,6 @@ from vlmcache.commands.serve.catalog import Catalog, Wanted
 from vlmcache.commands.serve.values import (
     DEFAULT_LISTEN,
     InterruptedServeError,
-    NotServed,
     ServedModel,
     ServeError,
     ServeOptions,
@@ -86,10 +84,7 @@ class Server(contextlib.AbstractContextManager["Server"]):
             catalog = stack.enter_context(contextlib.closing(Catalog(session, wanted)))
             self.models = tuple(repo.summary() for repo in catalog.repos())
             """What is served."""
-            self.not_served = (
-                *catalog.not_served(),
-                *(NotServed(name, why) for name, why in sorted(_gated(wanted).items())),
-            )
+            self.not_served = catalog.not_served()
             """What is in the cache and not served, and why."""
             _raise_file_limit(sum(len(model.commits) for model in self.models), options)
             if options.listen is not None and options.all and confirm is not None:
@@ -243,11 +238,10 @@ def find_wanted(session: Session, names: Sequence[str], options: ServeOptions, h
     """
     with Journal(home) as journal:
         restrictions = journal.restricted()
+    # Without --listen, only this machine is answered.
+    withholds = options.listen is not None and not options.include_gated
     if not names:
-        # Without --listen, only this machine is answered.
-        gated = restrictions if options.listen is not None else {}
-        left_out = {layout.repo_folder(*repo) for repo in gated}
-        return Wanted(None, left_out, restrictions)
+        return Wanted(None, withholds)
     cached = cached_repos(session.cache)
     finder = repo_finder(session.cache.dir)
     commits: dict[str, frozenset[str] | None] = {}
@@ -267,7 +261,7 @@ def find_wanted(session: Session, names: Sequence[str], options: ServeOptions, h
                 units.command("pull", name),
             )
         how = restrictions.get((repo.type, repo.id))
-        if how is not None and options.listen is not None and not options.include_gated:
+        if how is not None and withholds:
             raise UsageError(
                 f"{name} is {how} on the hub: who may have it is decided there",
                 "--include-gated serves it to everybody who has this server's token",
@@ -276,16 +270,7 @@ def find_wanted(session: Session, names: Sequence[str], options: ServeOptions, h
         before = commits.get(repo.folder, frozenset())
         alone = None if commit is None or before is None else before | {commit}
         commits[repo.folder] = alone
-    return Wanted(commits, (), restrictions)
-
-
-def _gated(wanted: Wanted) -> dict[str, str]:
-    """Return the repos that are left out, by name, and why."""
-    return {
-        layout.typed_name(*repo): f"{how} on the hub: name it and add --include-gated"
-        for repo, how in wanted.restrictions.items()
-        if layout.repo_folder(*repo) in wanted.left_out
-    }
+    return Wanted(commits, withholds)
 
 
 def _raise_file_limit(revisions: int, options: ServeOptions) -> None:

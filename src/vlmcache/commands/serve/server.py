@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -116,6 +117,7 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._stalled: asyncio.TimerHandle | None = None
+        self._says_no_more = False
         self._idle = self.loop.call_later(IDLE, self._end_if_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -127,6 +129,15 @@ class _Protocol(H11Protocol):
         self._idle.cancel()
         self._idle = self.loop.call_later(IDLE, self._end_if_idle)
         super().on_response_complete()
+        if self._says_no_more and not self._is_answering:
+            self.transport.close()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Complete the answer to a client that ends its side after the request, as `nc -N` does."""
+        is_asked = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
+        is_plain = self.transport.get_extra_info("sslcontext") is None
+        self._says_no_more = is_plain and is_asked and self._is_answering
+        return self._says_no_more
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -140,8 +151,12 @@ class _Protocol(H11Protocol):
             self._stalled = None
 
     def _end_if_idle(self) -> None:
-        if getattr(self.cycle, "response_complete", True):
+        if not self._is_answering:
             self.transport.abort()
+
+    @property
+    def _is_answering(self) -> bool:
+        return not getattr(self.cycle, "response_complete", True)
 
 
 class _Uvicorn(uvicorn.Server):
