@@ -9,16 +9,31 @@ import pytest
 
 from tests.commands.remove.test_removal_commands import Place, _aged
 from tests.kit.caches import CacheBuilder, fingerprint
-from tests.kit.commands import Vlmcache
+from tests.kit.commands import Done, Vlmcache, run_here
 from vlmcache import loading
 from vlmcache.config import CacheLocation, Session, load_config, read_environment
 from vlmcache.errors import ExitCode
 from vlmcache.load.source import ModelFinder
 
 
+class Here(Place):
+    """The same with the commands in this process."""
+
+    def run(self, *arguments: str) -> Done:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.vlmcache.environment.items():
+                if name.startswith(("HF_", "VLMCACHE_", "HOME")):
+                    patch.setenv(name, value)
+            return run_here(*arguments)
+
+
 @pytest.fixture
 def place(tmp_path: Path, vlmcache: Vlmcache) -> Place:
-    return Place(tmp_path, vlmcache)
+    # It keeps the variables that it was imported with, and other tests are not offline.
+    import huggingface_hub.constants  # noqa: F401
+
+    vlmcache.environment["HF_HUB_OFFLINE"] = "1"
+    return Here(tmp_path, vlmcache)
 
 
 def user_config(text: str) -> Path:

@@ -17,7 +17,7 @@ from vlmcache.commands.init.write import change
 from vlmcache.config import ModelConfig, Session, cached_repos, find_model
 from vlmcache.config_file import parse_config
 from vlmcache.environment import FILE_LIMIT
-from vlmcache.errors import ConfigError, UsageError
+from vlmcache.errors import ConfigError, UsageError, reason_of
 
 
 class Addition(NamedTuple):
@@ -113,8 +113,7 @@ class ConfigAdder:
         except FileNotFoundError:
             return None
         except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(f"{self.path}: cannot be read: {reason}") from error
+            raise ConfigError(f"{self.path}: cannot be read: {reason_of(error)}") from error
 
     def _with_models(
         self, content: bytes | None, models: Sequence[ModelConfig]

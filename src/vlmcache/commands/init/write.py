@@ -14,7 +14,7 @@ from vlmcache.change.place import full_words, is_full
 from vlmcache.change.tree import Tree, write_all
 from vlmcache.commands.init.values import ConfigExistsError, ConfigWriteError
 from vlmcache.environment import FILE_LIMIT
-from vlmcache.errors import SpaceError, VlmcacheError
+from vlmcache.errors import SpaceError, VlmcacheError, reason_of
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 """What filesystems without hard links answer."""
@@ -149,9 +149,8 @@ def _explained(path: str) -> Iterator[None]:
 def _failure(error: OSError, path: str) -> VlmcacheError:
     if is_full(error):
         return SpaceError(full_words(path, error), "'vlmcache status' shows what makes room")
-    reason = error.strerror or str(error)
     place = error.filename if isinstance(error.filename, str) else ""
     where = f": {place}" if place and os.path.dirname(path).startswith(place) else ""
     return ConfigWriteError(
-        f"{path} cannot be written: {reason}{where}", "name a file elsewhere with --config"
+        f"{path} cannot be written: {reason_of(error)}{where}", "name a file elsewhere with --config"
     )

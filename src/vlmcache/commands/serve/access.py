@@ -13,7 +13,7 @@ from vlmcache.addresses import Network, is_loopback, is_own_host, parse_host, pa
 from vlmcache.cache.reading import open_quietly, read_bytes
 from vlmcache.commands.serve.values import ServeOptions
 from vlmcache.config import Environment
-from vlmcache.errors import UsageError
+from vlmcache.errors import UsageError, reason_of
 
 VARIABLE = "VLMCACHE_SERVE_TOKEN"
 _SHORTEST = 16
@@ -144,7 +144,7 @@ def _read_token(shown: str, path: str) -> str:
         mode = os.fstat(descriptor).st_mode
         content = read_bytes(descriptor, _LONGEST)
     except OSError as error:
-        raise UsageError(f"--token-file {shown}: {error.strerror or error}", _MAKE_ONE) from None
+        raise UsageError(f"--token-file {shown}: {reason_of(error)}", _MAKE_ONE) from None
     if os.name == "posix" and mode & 0o077:
         raise UsageError(f"--token-file {shown}: other users can read it", f"chmod 600 {shown}")
     try:

@@ -34,6 +34,7 @@ from vlmcache.commands.serve.vouching import (
     StillHashingError,
     Vouching,
 )
+from vlmcache.errors import reason_of
 from vlmcache.progress import Throttle
 
 HEAD_LIMIT = 16_384
@@ -384,7 +385,7 @@ def _open(opener: Opener, file: ServedFile) -> _Content:
     try:
         descriptor = opener(file.path)
     except OSError as error:
-        log.info("serve", "cannot be opened: %s: %s", file.path, error.strerror or error)
+        log.info("serve", "cannot be opened: %s: %s", file.path, reason_of(error))
         raise AnswerError(404, "EntryNotFound", "Entry not found") from None
     content = _Content(descriptor, identify_open(descriptor), [])
     if content.identity.size != file.size:

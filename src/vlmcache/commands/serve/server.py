@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vlmcache.commands.serve.app import HEAD_LIMIT, Counts, Served, application
 from vlmcache.commands.serve.values import ServeError, ServeOptions
-from vlmcache.errors import UsageError
+from vlmcache.errors import UsageError, reason_of
 
 IDLE = 20.0
 """Seconds for the head of a request to arrive, since the connection or the last answer."""
@@ -81,9 +81,8 @@ def listen(host: str, port: int, most: int) -> Listener:
     except (OSError, UnicodeError) as error:
         if listener is not None:
             listener.close()
-        reason = getattr(error, "strerror", None) or error
         raise ServeError(
-            f"cannot listen on {host} port {port}: {reason}", "name another with --listen"
+            f"cannot listen on {host} port {port}: {reason_of(error)}", "name another with --listen"
         ) from None
     listener.most = most
     return listener
@@ -104,9 +103,8 @@ def check_tls(options: ServeOptions) -> None:
         # An empty password keeps OpenSSL from asking for one on the terminal.
         context.load_cert_chain(options.tls_cert, options.tls_key, password="")
     except (OSError, ValueError) as error:
-        reason = error.strerror or error if isinstance(error, OSError) else error
         raise UsageError(
-            f"--tls-cert {options.tls_cert}: it cannot be used: {reason}",
+            f"--tls-cert {options.tls_cert}: it cannot be used: {reason_of(error)}",
             "name PEM files: the certificate's chain, and its key with --tls-key",
         ) from None
 
