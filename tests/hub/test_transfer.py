@@ -390,4 +390,4 @@ def test_the_command_that_goes_on_is_the_one_that_was_given(
         )
     given = f" --cache-dir '{cache}'" if source == "--cache-dir" else ""
     again = f"vlmcache pull {REPO}@main --include '*.safetensors'{given}"
-    assert raised.value.args == (f"'{again}' continues from here",)
+    assert raised.value.args[0] == f"'{again}' continues from here"

@@ -307,9 +307,13 @@ class Counts:
 
 COUNTS: dict[str, Counts] = {}
 """Command -> its counts, of all faults that were tried in this process."""
+STEP = 4
+"""Of so many calls a fault befalls one in the check; it befalls each where all are counted."""
 
 
-def try_every(subject: Subject[Any], fault: Fault, *, at_least: int) -> None:
+def try_every(
+    subject: Subject[Any], fault: Fault, *, at_least: int, step: int | None = None
+) -> None:
     """Let a fault befall the first, second, … call of a command, until one run passes untouched.
 
     After each fault all that `hold` says is looked at, then the command is run again. Broken
@@ -319,11 +323,15 @@ def try_every(subject: Subject[Any], fault: Fault, *, at_least: int) -> None:
         subject: the command.
         fault: what happens.
         at_least: how many calls there must be, since without any nothing would be tested.
+        step: from one call to the next, `STEP` unless given. Different faults begin at different
+            calls.
     """
+    step = STEP if step is None else step
     counts = COUNTS.setdefault(subject.command, Counts(subject.command))
     broken: list[str] = []
     with _scratch() as folder:
-        for nth in range(1, _LATER):
+        first = 1 + (FAULTS.index(fault) if fault in FAULTS else 0) % step
+        for nth in range(first, _LATER, step):
             place = folder / str(nth)
             place.mkdir()
             fired, kinds = _try_one(subject, fault, nth, place, broken)
@@ -402,8 +410,10 @@ def table() -> str:
 
 def main() -> int:
     """Put every command to the test and write the counts into docs/faults.md."""
-    # In this process, which counts.
-    failed = pytest.main(["-q", "-m", "faults", "--numprocesses=0"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "STEP", 1)
+        # In this process, which counts.
+        failed = pytest.main(["-q", "-m", "faults", "--numprocesses=0"])
     if not failed:
         write_counts("faults.md", "faults", table())
     return failed

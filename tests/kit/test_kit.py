@@ -660,7 +660,7 @@ class Writing(Subject[None]):
 
 def test_every_way_to_change_a_file_can_fail_or_be_the_last(tmp_path: Path) -> None:
     for fault in FAULTS:
-        try_every(Writing(), fault, at_least=7)
+        try_every(Writing(), fault, at_least=7, step=1)
     counts = COUNTS.pop("writing")
     kinds = dict(counts.kinds)
     assert kinds.pop("sendfile", 0) + kinds.pop("copy_file_range", 0) > 0
@@ -675,7 +675,7 @@ def test_every_way_to_change_a_file_can_fail_or_be_the_last(tmp_path: Path) -> N
 
 def test_what_does_not_hold_after_a_fault_is_told_with_the_call() -> None:
     with pytest.raises(AssertionError, match="writing, EIO at 4, write raw: broken"):
-        try_every(Writing(broken_at=4), errno.EIO, at_least=7)
+        try_every(Writing(broken_at=4), errno.EIO, at_least=7, step=1)
     assert len(COUNTS.pop("writing").broken) == 1
 
 
