@@ -188,6 +188,7 @@ def _answer(channel: socket.socket) -> None:
     while part := channel.recv(1 << 16):
         parts.append(part)
     request = json.loads(b"".join(parts))
+    _say_where_on(streams[2])
     child = os.fork()
     if child == 0:
         channel.close()
@@ -208,14 +209,19 @@ def _end_at(deadline: float, child: int) -> None:
     signal.setitimer(signal.ITIMER_REAL, max(0.1, deadline - time.monotonic()), 5.0)
 
 
+def _say_where_on(stream: int) -> None:
+    faulthandler.register(signal.SIGXCPU, file=stream, all_threads=True, chain=True)
+
+
 def _be(request: dict[str, Any], streams: list[int]) -> None:
     """Be the process that was asked for; does not return."""
     code = 1
     try:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
+        _say_where_on(2)
+        for stream in streams:
             os.close(stream)
-        faulthandler.register(signal.SIGXCPU, file=2, all_threads=True, chain=True)
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])

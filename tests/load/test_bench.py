@@ -103,12 +103,12 @@ def test_files_are_in_memory_after_preparing_a_warm_trial(tmp_path: Path) -> Non
 def test_a_trial_whose_pages_another_process_keeps_does_not_count(tiny_world: World) -> None:
     weights = next(tiny_world.cache.repo("tiny/qwen2").snapshots.glob("*/model.safetensors"))
     with held_in_memory(weights):
-        code, document = tiny_world.document(
-            "load-test", "tiny/qwen2", "--cold", "--trials", "1", "--precision", "bf16"
+        done = tiny_world.forked_vlmcache(
+            *("load-test", "tiny/qwen2", "--cold", "--trials", "1", "--precision", "bf16", "--json")
         )
-    (result,) = document["results"]
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)["results"]
     (trial,) = result["trials"]
-    assert code == 0
     assert trial["valid"] is False
     assert "a process uses them" in trial["why_not"]
     assert trial["resident_before"] > 0.9
