@@ -25,7 +25,7 @@ from tests.kit.served import TOKEN, Asking, serving
 from vlmcache.addresses import parse_networks
 from vlmcache.cache import hashing
 from vlmcache.cache.state import TreeFile
-from vlmcache.commands.serve import access, app, catalog, server, vouching
+from vlmcache.commands.serve import access, app, catalog, server, values, vouching
 from vlmcache.config import own_home, read_environment
 from vlmcache.home.journal import Journal
 from vlmcache.progress import Throttle
@@ -133,8 +133,13 @@ def test_other_machines_need_the_token_or_an_allowed_network() -> None:
         ("2001:db9::1", None),
         ("", None),
     ):
-        for judging, status in ((both, 401), (only, 403)):
-            answer = judging.judge(host, client, "192.168.1.5")
+        # Who is logged in at the hub sends that token, which says nothing here.
+        for headers, judging, status in (
+            (host, both, 401),
+            (host, only, 403),
+            ([*host, (b"authorization", b"Bearer hf_hub")], both, 401),
+        ):
+            answer = judging.judge(headers, client, "192.168.1.5")
             assert answer is True if expected else isinstance(answer, access.Refusal), client
             assert expected or (isinstance(answer, access.Refusal) and answer.status == status)
 
@@ -598,6 +603,12 @@ def test_the_log_has_each_request_and_no_header(
     assert f'"GET {PATH}" 401' in caplog.text
     for secret in (TOKEN, "some-other-token", "a-cookie", "Bearer"):
         assert secret not in caplog.text
+
+
+@pytest.mark.parametrize("rate", [500_000, 5_000_000, 50_000_000, 5_000_000_000])
+def test_at_a_low_rate_each_client_gets_bytes_before_it_gives_up(rate: int) -> None:
+    assert app.block_at(rate) <= app.block_at(None) == hashing.BLOCK
+    assert app.block_at(rate) * values.CONNECTIONS / rate < 10
 
 
 def test_a_rate_bounds_all_clients_together(good: CacheBuilder) -> None:

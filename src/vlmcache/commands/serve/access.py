@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from vlmcache import log
+from vlmcache import log, units
 from vlmcache.addresses import Network, is_loopback, is_own_host, parse_host, parse_networks
 from vlmcache.cache.reading import open_quietly, read_bytes
 from vlmcache.commands.serve.values import ServeOptions
@@ -71,18 +71,21 @@ class Access:
         if len(hosts) != 1 or _HOST.fullmatch(hosts[0]) is None:
             return Refusal(400, None, "one Host header is expected")
         given = found.get(b"authorization", [])
+        address = parse_host(client)
+        is_allowed = address is not None and any(address in network for network in self._networks)
         if self._token is not None and given:
             # Whoever has the token is no browser that a foreign page has led here.
             if len(given) == 1 and self._is_token(given[0]):
                 return True
-            return Refusal(
-                401, None, "Invalid credentials in Authorization header: set HF_TOKEN to this "
-                "server's token"
-            )  # fmt: skip
+            # From an allowed network, the token of a client's hub says as much as none.
+            if not is_allowed:
+                return Refusal(
+                    401, None, "Invalid credentials in Authorization header: set HF_TOKEN to this "
+                    "server's token"
+                )  # fmt: skip
         if not is_own_host(hosts[0].decode("ascii"), self._listened_on, reached_at):
             return Refusal(421, None, "no address or name that this server has")
-        address = parse_host(client)
-        if address is not None and any(address in network for network in self._networks):
+        if is_allowed:
             return True
         if self._beyond or not is_loopback(client):
             if self._token is None:
@@ -146,7 +149,9 @@ def _read_token(shown: str, path: str) -> str:
     except OSError as error:
         raise UsageError(f"--token-file {shown}: {reason_of(error)}", _MAKE_ONE) from None
     if os.name == "posix" and mode & 0o077:
-        raise UsageError(f"--token-file {shown}: other users can read it", f"chmod 600 {shown}")
+        raise UsageError(
+            f"--token-file {shown}: other users can read it", units.command("chmod", "600", shown)
+        )
     try:
         return content.decode("ascii")
     except UnicodeDecodeError:

@@ -43,6 +43,7 @@ BODY_LIMIT = 1_000_000
 """Bytes of a request's body."""
 _BODY_TIME = 10.0
 """Seconds for a request's body to arrive."""
+_SMALLEST_BLOCK = 16_384
 _API = re.compile(r"(model|dataset|space)s")
 _OF_REVISION = frozenset({"revision", "tree", "paths-info"})
 _PARTS = _OF_REVISION | {"refs", "auth-check"}
@@ -394,6 +395,17 @@ def _open(opener: Opener, file: ServedFile) -> _Content:
     return content
 
 
+def block_at(rate: int | None) -> int:
+    """Return how many bytes to read at a time, so that at a low rate no client waits long.
+
+    The hub's clients give up after ten seconds without a byte, and all of them share the rate.
+
+    Args:
+        rate: bytes per second of all clients together; `None` if it is not limited.
+    """
+    return BLOCK if rate is None else min(BLOCK, max(_SMALLEST_BLOCK, rate // 64))
+
+
 class _ContentResponse(StreamingResponse):
     """A file's content, read in blocks from its descriptor, which is closed at the end."""
 
@@ -405,9 +417,9 @@ class _ContentResponse(StreamingResponse):
         super().__init__(self._blocks(span, throttle), span.status, headers, kind)
 
     async def _blocks(self, span: answers.Span, throttle: Throttle) -> AsyncIterator[bytes]:
-        position = span.start
+        position, block = span.start, block_at(throttle.rate)
         while position < span.stop:
-            count = min(BLOCK, span.stop - position)
+            count = min(block, span.stop - position)
             wait = throttle.wait_for(count)
             if wait > 0:
                 await asyncio.sleep(wait)
