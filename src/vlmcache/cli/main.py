@@ -20,6 +20,7 @@ from vlmcache.cli.options import Answer
 from vlmcache.cli.register import ALIASES, COMMANDS, load
 from vlmcache.errors import ExitCode, UsageError, VlmcacheError, in_words, reason_of
 from vlmcache.show.text import printable, warn, warn_of_missing_locks
+from vlmcache.units import did_you_mean
 
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -314,10 +315,16 @@ def _failure(error: BaseException, arguments: Sequence[str] = ()) -> VlmcacheErr
         context = getattr(error, "ctx", None)
         named = [word for word in arguments if ALIASES.get(word, word) in COMMANDS][:1]
         path = getattr(context, "command_path", " ".join(["vlmcache", *named]))
+        close = sorted(getattr(error, "possibilities", None) or ())
+        if close:
+            # Where a suggestion always is: in the hint.
+            error.possibilities = None  # type: ignore[attr-defined]
         said = " ".join(words().split()).rstrip(".")
         for theirs, ours in _WORDS_OF_TYPER.items():
             said = said.replace(theirs, ours)
-        return UsageError(said[:1].lower() + said[1:], f"see '{path} --help'")
+        see = f"see '{path} --help'"
+        meant = did_you_mean(str(getattr(error, "option_name", "")), close, 1) if close else None
+        return UsageError(said[:1].lower() + said[1:], f"{meant} {see}" if meant else see)
     if isinstance(error, OSError):
         return _InternalError(
             reason_of(error) if error.filename is None else in_words(error, str(error.filename)),

@@ -58,7 +58,7 @@ def move(
     from vlmcache.commands.move.values import MoveReport
 
     if relink is None and destination is None:
-        raise UsageError("Missing argument 'DEST'", "see 'vlmcache move --help'")
+        raise UsageError("missing argument 'DEST'", "see 'vlmcache move --help'")
 
     def ask(planned: MoveReport) -> bool:
         from vlmcache.cli.confirmation import is_agreed, require_terminal

@@ -281,7 +281,7 @@ def test_the_file_that_the_environment_names_is_written_though_it_is_missing(
 def test_another_file_that_counts_in_its_place_is_named(here: Path) -> None:
     Path("config.yaml").write_text("models: {mine: {repo: org/mine}}\n")
     done = run_here("init")
-    assert f"Here {Path.cwd()}/config.yaml counts" in done.out
+    assert f"In this folder {Path.cwd()}/config.yaml is read" in done.out
     Path("config.yaml").write_text("models: [broken\n")
     assert run_here("init", "--config", "new.yaml").code == 0
 
@@ -346,7 +346,7 @@ def test_pull_add_makes_the_users_file_and_adds_to_it(pulling: Path) -> None:
     pulling.write_text(before)
     again = add("org/name@main", "org/other")
     assert (again.code, again.err) == (0, "")
-    assert f"org/name: is name already in {pulling}" in again.out
+    assert f"org/name: is already name in {pulling}" in again.out
     assert repos(pulling) == {"name": "org/name", "other": "org/other"}
     assert pulling.read_text().replace("  other:\n    model_path: org/other\n", "") == before
 
@@ -360,7 +360,7 @@ def test_pull_add_says_that_the_working_folders_file_counts_instead(pulling: Pat
     ]
     assert repos(pulling) == {"mine": "org/name"}
     assert "precision: int8" in pulling.read_text()
-    assert f"Here {local.resolve()} counts, and not that file" in add("mine").out
+    assert f"In this folder {local.resolve()} is read instead of that file" in add("mine").out
 
 
 def test_pull_add_adds_nothing_that_is_not_complete(pulling: Path) -> None:

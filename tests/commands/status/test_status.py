@@ -195,9 +195,12 @@ def test_the_ids_of_a_status_are_those_of_its_models_and_then_of_the_other_repos
 ) -> None:
     for name in ("org/other", "org/wanted"):
         cache.repo(name).revision(model_files(), refs=("main", "v1"))
+    cache.repo("org/pages", "dataset").revision({"README.md": b"x"})
     found = asked(cache, config(), "org/wanted@v1", "org/wanted")
     assert found.ids == ["org/wanted@v1", "org/wanted"]
-    assert found.all_ids == ["org/wanted@v1", "org/wanted", "org/other"]
+    rest = ["datasets/org/pages", "org/other"]
+    assert found.all_ids[:2] == found.ids
+    assert sorted(found.all_ids[2:]) == rest, "each can be typed"
 
 
 def test_the_revision_asked_for_is_the_one_that_is_recommended(cache: CacheBuilder) -> None:

@@ -20,7 +20,8 @@ def show(value: InitReport, *, verbose: bool = False) -> None:
     if verbose or not value.written:
         print_line(out, Text())
         for line in value.content.splitlines():
-            print_line(out, Text(printable(line)))
+            # As it would be in the file, so that it can be copied.
+            out.print(Text(printable(line)), soft_wrap=True)
         print_line(out, Text())
     else:
         for model in value.models:
@@ -31,7 +32,7 @@ def show(value: InitReport, *, verbose: bool = False) -> None:
         count = counted(len(value.left_out), "model")
         print_line(out, Text(f"Left out: {count} of which the cache holds only a part"))
     if value.active is not None:
-        note = f"Here {printable(value.active)} counts, and not this file"
+        note = f"In this folder {printable(value.active)} is read instead of that file"
         print_line(out, Text(note, "yellow"))
     options = ["--config", value.path] if value.named else []
     if value.written:

@@ -79,11 +79,11 @@ def _print_added(out: Console, report: PullReport) -> None:
     """Print what `--add` has done."""
     verb = "would be added" if report.receipt is None else "added"
     for model in report.added:
-        done = f"{verb} as {model.key} to" if model.new else f"is {model.key} already in"
+        done = f"{verb} as {model.key} to" if model.new else f"is already {model.key} in"
         print_line(out, Text(printable(f"{model.repo}: {done} {model.path}")))
     active = next((model.active for model in report.added if model.active), None)
     if active is not None:
-        print_line(out, Text(printable(f"Here {active} counts, and not that file"), "yellow"))
+        print_line(out, Text(printable(f"In this folder {active} is read instead of that file"), "yellow"))
 
 
 def evicted(report: PullReport) -> Removal | None:

@@ -162,13 +162,13 @@ class Removal(Report, frozen=True):
         if not self.missed_by:
             return None
         stays = {kept.repo or kept.path: kept.reason for kept in self.plan.kept}
-        configured = any(reason.startswith("configured") for reason in stays.values())
+        configured = any(reason.startswith(("configured", "shipped")) for reason in stays.values())
         why = "nothing else can be removed"
         if stays:
             shown = [f"{name} ({reason})" for name, reason in list(stays.items())[:3]]
             more = f" and {len(stays) - 3} more" if len(stays) > 3 else ""
             why = f"{', '.join(shown)}{more} stay{'s' if len(stays) == 1 else ''}"
-        hint = "name a configured model to let it be evicted"
+        hint = "name a model of these to let it be evicted"
         return PartlyError(
             f"{size_text(self.missed_by)} short of what was asked for: {why}",
             hint if configured else None,

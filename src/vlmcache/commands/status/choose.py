@@ -20,7 +20,7 @@ from vlmcache.commands.status.steps import (
     to_download,
 )
 from vlmcache.commands.status.values import CacheSummary, Recommendation
-from vlmcache.units import exact_size, size_text
+from vlmcache.units import and_more, exact_size, size_text
 
 _MOST_MODELS = 5
 _HARMLESS = frozenset({"lock", "locks", "no-exist", "leftover"})
@@ -157,12 +157,12 @@ class _Choice:
         if broken:
             names = [download.name for download in broken]
             text = (
-                f"damaged: {', '.join(names)}; fetch the bad files again{size_of(broken)}{unknown}"
+                f"damaged: {_few(names)}; fetch the bad files again{size_of(broken)}{unknown}"
             )
             yield self.advised.recommend(text, "pull", *names)
         repaired = [download.name for download in downloads if download.repair]
         if repaired:
-            text = f"damaged: {', '.join(repaired)}; repair the bad files{unknown}"
+            text = f"damaged: {_few(repaired)}; repair the bad files{unknown}"
             yield self.advised.recommend(text, "verify", *repaired, "--repair")
         absent = [
             download for download in downloads if not download.damaged and not download.repair
@@ -346,3 +346,8 @@ def _repos_of(plan: Plan) -> set[str]:
         for action in plan.actions
         if isinstance(action, RemoveTree) and action.repo and action.kind in ("repo", "snapshot")
     }
+
+
+def _few(names: Sequence[str]) -> str:
+    """Return names in words; the command next to them names them all."""
+    return ", ".join(names[:2]) + and_more(len(names) - 2)

@@ -52,6 +52,7 @@ from vlmcache.commands.status.values import (
     Status,
     VariantStatus,
     estimate_of,
+    found_damaged,
     second_caches,
     shipped_models,
     summarize_cache,
@@ -93,7 +94,7 @@ def status(session: Session, names: Sequence[str] = (), *, context: int = 0) -> 
     repos = [_repo_status(known, repo) for repo in state.repos]
     if not wanted:
         repos.sort(key=lambda repo: -repo.size_on_disk)
-    findings += (finding for repo in state.repos for finding in _found_damaged(repo))
+    findings += (finding for repo in state.repos for finding in found_damaged(repo))
     findings += _found_elsewhere(session, state, models)
     advised = Advice(session)
     shown = Status(
@@ -229,18 +230,6 @@ def _variants(repo: Repo | None, judgement: Judgement) -> tuple[VariantStatus, .
     return tuple(
         VariantStatus(one.name, state_of(one.files), bytes_of[one.name]) for one in found.variants
     )
-
-
-def _found_damaged(repo: Repo) -> Iterator[Finding]:
-    """Yield what `verify` found damaged in a repo and is unchanged since."""
-    for revision in repo.revisions:
-        names = [file.name for file in revision.files if file.damaged]
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            detail = f"verify found damage, and it has not changed since: {names[0]}{more}"
-            remedy = units.command("verify", layout.typed_name(repo.type, repo.id), "--repair")
-            path = revision.file_path(names[0])
-            yield Finding("damaged-blob", "error", repo.id, path, detail, remedy)
 
 
 def _found_elsewhere(

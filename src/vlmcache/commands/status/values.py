@@ -16,7 +16,7 @@ from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.mounts import AccessTimes, Mount, nearest_folder
 from vlmcache.cache.moved import away_remedy
-from vlmcache.cache.state import Away, ByClass, CacheState, Finding, State
+from vlmcache.cache.state import Away, ByClass, CacheState, Finding, Repo, State
 from vlmcache.cache.weights import Precision
 from vlmcache.config import ModelConfig, Session, hub_home, shipped_config
 from vlmcache.errors import ExitCode, VlmcacheError
@@ -65,6 +65,18 @@ class CacheSummary(msgspec.Struct, frozen=True):
         if (self.free or 0) < self.min_free:
             return f"{free} free, below the minimum of {size_text(self.min_free)}"
         return f"{free} free, under the comfortable {size_text(self.comfortable_free)}"
+
+
+def found_damaged(repo: Repo) -> Iterator[Finding]:
+    """Yield what `verify` found damaged in a repo and is unchanged since."""
+    for revision in repo.revisions:
+        names = [file.name for file in revision.files if file.damaged]
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            detail = f"verify found damage, and it has not changed since: {names[0]}{more}"
+            remedy = units.command("verify", layout.typed_name(repo.type, repo.id), "--repair")
+            path = revision.file_path(names[0])
+            yield Finding("damaged-blob", "error", repo.id, path, detail, remedy)
 
 
 def summarize_cache(session: Session, state: CacheState, mount: Mount | None) -> CacheSummary:
@@ -303,7 +315,7 @@ class Status(Report, frozen=True):
         """The models' ids, then those of the other repos in the cache."""
         named = {model.repo for model in self.models if model.revision == "main"}
         ids = [model.id for model in self.models]
-        return ids + [repo.repo for repo in self.repos if repo.repo not in named]
+        return ids + [repo.name for repo in self.repos if repo.name not in named]
 
     @property
     def incomplete(self) -> list[str]:

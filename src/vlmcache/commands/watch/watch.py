@@ -20,7 +20,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.mounts import mount_of
 from vlmcache.cache.scan import Scanner
 from vlmcache.cache.state import CacheState, Repo, Severity
-from vlmcache.commands.status.values import summarize_cache
+from vlmcache.commands.status.values import found_damaged, summarize_cache
 from vlmcache.commands.watch.events import Notifications, changes
 from vlmcache.commands.watch.listing import full_in, rows_of, total_of
 from vlmcache.commands.watch.models import Downloads, Models, Rate, Users
@@ -189,7 +189,8 @@ class _Watch:
 
 
 def _problems(state: CacheState) -> dict[str, int]:
-    counts = Counter(finding.severity for finding in state.all_findings())
+    damage = (finding for repo in state.repos for finding in found_damaged(repo))
+    counts = Counter(finding.severity for finding in (*state.all_findings(), *damage))
     return {severity: counts[severity] for severity in get_args(Severity)}
 
 
