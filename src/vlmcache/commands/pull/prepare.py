@@ -41,7 +41,13 @@ from vlmcache.errors import (
 )
 from vlmcache.home.journal import read_damaged
 from vlmcache.hub.client import Client
-from vlmcache.hub.listing import check_download_access, check_names, find_commit, list_files
+from vlmcache.hub.listing import (
+    Resolved,
+    check_download_access,
+    check_names,
+    find_commit,
+    list_files,
+)
 from vlmcache.hub.quick import commit_of
 from vlmcache.units import short_text
 
@@ -163,6 +169,17 @@ def _problem(order: DownloadOrder, judgement: Judgement) -> VlmcacheError | None
     )
 
 
+class _Listed(NamedTuple):
+    """What is in a revision."""
+
+    commit: str
+    files: dict[str, TreeFile]
+    resolved: Resolved | None
+    """What the hub says of it, if it was asked."""
+    new: bool
+    """Whether the listing is the hub's and is not in the cache yet."""
+
+
 class _Preparation(NamedTuple):
     """One model, before anything is done for it."""
 
@@ -205,7 +222,23 @@ class _Preparation(NamedTuple):
         if revision is None or revision.tree is None:
             return False
         name, ref = self.model.repo, self.model.revision
-        return complete.commit == ref or commit_of(self.client, name, ref) == complete.commit
+        if complete.commit == ref or self.client.sources.first:
+            if complete.commit != ref:
+                self._note_not_asked(complete, "this pull is --from other places")
+            return True
+        return commit_of(self.client, name, ref) == complete.commit
+
+    def _note_not_asked(self, complete: DownloadOrder, reason: str) -> None:
+        self.findings.append(
+            Finding(
+                "hub-not-asked",
+                "info",
+                self.model.repo,
+                complete.snapshot,
+                f"cached at commit {complete.commit}; whether there is a newer one is not "
+                f"known: {reason}",
+            )
+        )
 
     def _complete_order(self) -> DownloadOrder | None:
         """Return an order of nothing to do, if the cache alone shows that everything is there."""
@@ -250,9 +283,40 @@ class _Preparation(NamedTuple):
             refused=choice.refused,
         )
 
-    def _ask(self, attempts: int | None) -> DownloadOrder:
+    def _listed(self, attempts: int | None) -> _Listed:
+        """Return what is in a revision: as this cache or the hub says, or else a source."""
+        sources = self.client.sources
+        try:
+            return self._listed_by_hub(1 if sources else attempts)
+        except HubError as error:
+            if isinstance(error, AccessError):
+                raise
+            listing = sources.listing(self.model.repo, self.model.revision)
+            if listing is None:
+                raise
+            source, commit, files = listing
+            check_names(self.model.repo, files)
+            folder = os.path.join(self.state.dir, layout.folder_of(self.model.repo))
+            self.findings.append(
+                Finding(
+                    "vouched-by-source",
+                    "warning",
+                    self.model.repo,
+                    layout.snapshot_path(folder, commit),
+                    f"content vouched for by {source.name}, not by the hub: {error.message}",
+                    "pull again once the hub answers: it compares",
+                )
+            )
+            # It is not kept as the hub's: a later pull is to ask the hub.
+            return _Listed(commit, files, None, new=False)
+
+    def _listed_by_hub(self, attempts: int | None) -> _Listed:
         model, cache_dir = self.model, self.state.dir
+        repo = self.state.repo(model.repo)
         commit = model.revision
+        if self.client.sources.first and repo is not None:
+            commit = repo.refs.get(commit, commit)
+            commit = commit if commit in repo.trees else model.revision
         # Whether a pinned commit's repo is gated is not known: nothing has been asked.
         resolved = None
         if layout.COMMIT.fullmatch(commit) is None:
@@ -268,9 +332,10 @@ class _Preparation(NamedTuple):
                         f"the hub calls it {resolved.name} now; the cache keeps the name asked for",
                     )
                 )
-        repo = self.state.repo(model.repo)
         revision = repo.revision(commit) if repo is not None else None
         files = revision.tree if revision is not None else None
+        if files is None and repo is not None and self.client.sources.first:
+            files = repo.trees.get(commit)
         try:
             check_names(model.repo, files or {})
         except HostileListingError:
@@ -279,6 +344,13 @@ class _Preparation(NamedTuple):
         new = files is None
         if files is None:
             files = list_files(self.client, model.repo, commit, attempts=attempts)
+        return _Listed(commit, files, resolved, new)
+
+    def _ask(self, attempts: int | None) -> DownloadOrder:
+        model, cache_dir = self.model, self.state.dir
+        commit, files, resolved, new = self._listed(attempts)
+        repo = self.state.repo(model.repo)
+        revision = repo.revision(commit) if repo is not None else None
         if not files:
             raise NoSuchFileError(f"{model.repo}@{model.revision} holds no files")
         read = self._reader(commit, files, revision)
@@ -289,11 +361,15 @@ class _Preparation(NamedTuple):
                 f"{model.repo}@{model.revision} holds no file that can be written here: "
                 f"{short_text(name)}: {why}"
             )
-        if resolved is None and plan.needs:
+        origins = self._origins(plan, files)
+        needs_hub = plan.needs and any(
+            isinstance(action, Fetch) and action.etag not in origins for action in plan.actions
+        )
+        if resolved is None and needs_hub:
             # A mirror may not know this question.
             with contextlib.suppress(VlmcacheError):
                 resolved = find_commit(self.client, model.repo, commit, attempts=1)
-        if (resolved is None or resolved.gated) and plan.needs:
+        if (resolved is None or resolved.gated) and needs_hub:
             # Everybody may read the listing, but not the files: say so before anything is written.
             check_download_access(self.client, model.repo)
         return DownloadOrder(
@@ -310,7 +386,19 @@ class _Preparation(NamedTuple):
             note=choice.note,
             refused=choice.refused,
             restriction="" if resolved is None else resolved.restriction,
+            origins=origins,
         )
+
+    def _origins(self, plan: Plan, files: Mapping[str, TreeFile]) -> dict[str, str]:
+        """Return etag -> the source that would be asked for it, of what a plan fetches."""
+        sources = self.client.sources
+        origins: dict[str, str] = {}
+        for action in plan.actions if sources else ():
+            if isinstance(action, Fetch) and layout.is_etag(action.etag):
+                name = sources.origin(files[action.file])
+                if name is not None:
+                    origins[action.etag] = name
+        return origins
 
     def _planned(self, listing: Listing, choice: Choice) -> tuple[Plan, Choice]:
         """Return what is to be done, without files that this filesystem cannot hold."""
@@ -352,7 +440,11 @@ class _Preparation(NamedTuple):
                 return None
             if name not in asked:
                 address = self.client.file_address(self.model.repo, commit, name)
-                asked[name] = self._content_here(files[name]) or self.client.content(address)
+                asked[name] = (
+                    self._content_here(files[name])
+                    or self.client.sources.content(files[name])
+                    or self.client.content(address)
+                )
             return asked[name]
 
         return read
