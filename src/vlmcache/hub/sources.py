@@ -192,7 +192,7 @@ class Sources:
     def pieces(self, source: Source, listed: TreeFile, offset: int) -> Iterator[bytes]:
         """Yield a content from an offset on to its end.
 
-        A thread reads ahead, so that a source that hangs holds up nobody for long.
+        A thread reads ahead, so that a source that hangs holds up nobody.
 
         Raises:
             SourceError: the source fails, falls silent, or sends less or more than is listed.

@@ -27,7 +27,6 @@ from vlmcache.errors import (
     AccessError,
     BadAnswerError,
     HubError,
-    VlmcacheError,
     WrongBytesError,
     reason_of,
 )
@@ -37,7 +36,6 @@ from vlmcache.hub.answers import Answer
 from vlmcache.hub.client import Client
 from vlmcache.hub.ranges import Ranges, Spare
 from vlmcache.hub.retry import Backoff, NoRangeError, SlowError, TroubleError
-from vlmcache.hub.sources import Source, SourceError, wrong_bytes
 from vlmcache.hub.xet import XetError
 from vlmcache.units import size_text
 
@@ -112,80 +110,7 @@ class Transfer:
         except OSError as error:
             raise disk_failure(error, self.job.partial) from error
 
-    def from_sources(self) -> bool:
-        """Fetch, check and publish the blob from a place that is asked before the hub.
-
-        What a source has sent before it failed is continued by the next one, and by the hub.
-
-        Returns:
-            Whether that was possible.
-
-        Raises:
-            VlmcacheError: the disk fails.
-            Stopped: the work was asked to stop.
-        """
-        job, sources = self.job, self.client.sources
-        if not job.is_checked or not sources:
-            return False
-        try:
-            for source in sources.holding(job.listed):
-                if self._from(source):
-                    sources.came_from[job.listed.etag] = source.name
-                    return True
-        except OSError as error:
-            raise disk_failure(error, job.partial) from error
-        return False
-
-    def _from(self, source: Source) -> bool:
-        """Fetch the blob from a source; one that fails is dropped."""
-        job, sources, listed = self.job, self.client.sources, self.job.listed
-        size, check = listed.content_size, self.client.stop_token.check
-        known_bad = partial(read_damaged, self.client.environment)
-        partials.copy_beginning(job.tree, job.partial, size, check, known_bad)
-        while True:
-            file = ArrivingBlob(job.tree, job.partial, listed.etag, size, self.moved)
-            with file.opened(check) as begun:
-                try:
-                    if not begun and self._cloned(source, file):
-                        self.received += size
-                    else:
-                        file.follow(file.position)
-                        for data in sources.pieces(source, listed, file.position):
-                            self.received += len(data)
-                            file.add(data)
-                except SourceError as error:
-                    sources.drop(source, f"{error}: {job.file}")
-                    return False
-                if file.right:
-                    file.sync()
-                    break
-                digest = file.hash
-                file.restart()
-            if not begun:
-                sources.drop(source, f"{wrong_bytes(listed.etag, digest)}: {job.file}")
-                return False
-            # What another source or program has left was no beginning of it.
-            self._remember_bad_beginning()
-        job.tree.rename(job.partial, job.blob)
-        discard_partials(job.tree, job.partial, listed.etag)
-        return True
-
-    def _cloned(self, source: Source, file: ArrivingBlob) -> bool:
-        try:
-            descriptor = source.descriptor(self.job.listed.etag)
-        except (OSError, VlmcacheError):
-            return False
-        if descriptor is None:
-            return False
-        try:
-            cloned = file.clone(descriptor)
-        finally:
-            os.close(descriptor)
-        if cloned:
-            self.client.sources.cloned(source, self.job.listed.content_size)
-        return cloned
-
-    def _remember_bad_beginning(self) -> None:
+    def remember_bad_beginning(self) -> None:
         """Note what of another program's was taken for a beginning, so that it is not again."""
         job, environment = self.job, self.client.environment
         known_bad = partial(read_damaged, environment)
@@ -214,7 +139,7 @@ class Transfer:
                 file.restart()
             if begun:
                 # Another program's partial stays, and would be the beginning of the next pull too.
-                self._remember_bad_beginning()
+                self.remember_bad_beginning()
             # A beginning that was corrupted before says nothing about what the hub sends.
             wrong += not begun
             again = "from the start" if wrong < _TRIES else "no more"

@@ -24,7 +24,7 @@ from tests.kit.hub import Fault, LoopbackHub, Synthetic, hang, slow, status
 from tests.kit.pulls import REPO, content, fetches, lies, pull, variables
 from tests.kit.served import TOKEN, serving
 from vlmcache.commands.pull.values import PullReport
-from vlmcache.errors import ExitCode, UsageError
+from vlmcache.errors import UsageError
 
 WEIGHTS = "model.safetensors"
 SIZE = 3_000_000

@@ -167,7 +167,8 @@ class PlainIndex:
             return
         for at, part in enumerate(parts):
             kind = layout.parse_repo_folder(part)
-            if kind is None or not layout.is_repo_id(kind[1]) or parts[at + 1 :][:1] not in _FOLDERS:
+            below = parts[at + 1 : at + 2]
+            if kind is None or not layout.is_repo_id(kind[1]) or below not in _FOLDERS:
                 continue
             # Of two caches in one tar, the first one that has a repo counts for it.
             if self._roots.setdefault(part, "/".join(parts[:at])) == "/".join(parts[:at]):

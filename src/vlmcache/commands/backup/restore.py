@@ -150,7 +150,9 @@ def _opened(source: str, config: Config, names: Sequence[str]) -> Iterator[OpenB
         try:
             file = stack.enter_context(reading_stream(source))
             reader = stack.enter_context(contextlib.closing(tar.Reader(file)))
-        except tar.NotOursError as error:
+        except BackupError as error:
+            if not error.foreign:
+                raise
             if source == STREAM:
                 raise BackupError(
                     f"{error.message}; what tar made of a hub cache is not read from stdin",

@@ -219,8 +219,11 @@ def _info(path: str, size: int) -> tarfile.TarInfo:
     return info
 
 
-class NotOursError(BackupError):
-    """A tar stream that begins with no manifest: tar itself may have made it."""
+def _not_ours(problem: str) -> BackupError:
+    """Return the refusal of a tar stream that may be another program's."""
+    error = BackupError(problem)
+    error.foreign = True
+    return error
 
 
 class Archive(tarfile.TarFile):
@@ -245,7 +248,7 @@ class Header(tarfile.TarInfo):
 
     def _check_kind(self) -> None:
         if self.type not in tarfile.REGULAR_TYPES and self.type != tarfile.SYMTYPE:
-            raise NotOursError(f"the backup holds {short_text(self.name)}, which is not a file")
+            raise _not_ours(f"the backup holds {short_text(self.name)}, which is not a file")
 
     def _proc_gnusparse_10(self, *_: object) -> None:
         raise BackupError(f"the backup holds {short_text(self.name)}, which has holes")
@@ -272,7 +275,7 @@ class Reader:
             self._tar = Archive.open(fileobj=stream, mode=mode, bufsize=BLOCK, tarinfo=Header)
             first = self._tar.next()
             if first is None or first.name != MANIFEST or not first.isreg():
-                raise NotOursError("not a backup of vlmcache: its first member is not a manifest")
+                raise _not_ours("not a backup of vlmcache: its first member is not a manifest")
             if first.size > _MANIFEST_LIMIT:
                 raise BackupError("not a backup that makes sense: its manifest is too long")
             content = self._extract(first).read()

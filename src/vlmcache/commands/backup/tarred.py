@@ -14,7 +14,7 @@ from typing import IO
 from vlmcache.commands.backup.contents import SavedRepo
 from vlmcache.commands.backup.plain import PlainIndex, PlainReader, Where
 from vlmcache.commands.backup.remote import reading_stream
-from vlmcache.commands.backup.tar import BLOCK, NotOursError, Reader
+from vlmcache.commands.backup.tar import BLOCK, Reader
 from vlmcache.commands.backup.values import BackupError, Form
 
 class TarContents:
@@ -42,9 +42,14 @@ class TarContents:
             with reading_stream(source) as stream:
                 self._ours = True
                 self._index_ours(stream)
-        except NotOursError:
+        except BackupError as error:
+            if not error.foreign:
+                raise
             self._ours = False
-            with reading_stream(source) as stream, contextlib.closing(PlainReader(stream)) as reader:
+            with (
+                reading_stream(source) as stream,
+                contextlib.closing(PlainReader(stream)) as reader,
+            ):
                 self.form = reader.form
                 index = PlainIndex(reader)
                 self.repos, self.where = index.repos, index.where

@@ -30,6 +30,7 @@ from vlmcache.errors import (
     reason_of,
 )
 from vlmcache.hub.client import Client
+from vlmcache.hub.elsewhere import fetch_elsewhere
 from vlmcache.hub.library import without_links
 from vlmcache.hub.locks import blob_lock
 from vlmcache.hub.ranges import Spare
@@ -246,7 +247,7 @@ class _Work:
                     "pull again",
                 )
             if new:
-                if not transfer.from_sources():
+                if not fetch_elsewhere(transfer):
                     self._ask_hub(transfer)
                 if shared is not None and etag in self.order.distrusted:
                     store.return_blob(job.blob, shared)

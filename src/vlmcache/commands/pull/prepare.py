@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from vlmcache.cache.state import CacheState, Finding, Revision, TreeFile
 from vlmcache.change.abilities import refused_names
 from vlmcache.change.place import check_places
 from vlmcache.change.plan import Fetch, Link, Plan
+from vlmcache.commands.pull.listed import ListingFinder, origins_of
 from vlmcache.commands.pull.plan import (
     Choice,
     DownloadOrder,
@@ -30,7 +30,6 @@ from vlmcache.commands.pull.values import PlannedModel
 from vlmcache.config import ModelConfig
 from vlmcache.errors import (
     AccessError,
-    HostileListingError,
     HubError,
     NoSuchFileError,
     NoSuchRepoError,
@@ -41,13 +40,7 @@ from vlmcache.errors import (
 )
 from vlmcache.home.journal import read_damaged
 from vlmcache.hub.client import Client
-from vlmcache.hub.listing import (
-    Resolved,
-    check_download_access,
-    check_names,
-    find_commit,
-    list_files,
-)
+from vlmcache.hub.listing import check_download_access, find_commit
 from vlmcache.hub.quick import commit_of
 from vlmcache.units import short_text
 
@@ -169,17 +162,6 @@ def _problem(order: DownloadOrder, judgement: Judgement) -> VlmcacheError | None
     )
 
 
-class _Listed(NamedTuple):
-    """What is in a revision."""
-
-    commit: str
-    files: dict[str, TreeFile]
-    resolved: Resolved | None
-    """What the hub says of it, if it was asked."""
-    new: bool
-    """Whether the listing is the hub's and is not in the cache yet."""
-
-
 class _Preparation(NamedTuple):
     """One model, before anything is done for it."""
 
@@ -283,72 +265,10 @@ class _Preparation(NamedTuple):
             refused=choice.refused,
         )
 
-    def _listed(self, attempts: int | None) -> _Listed:
-        """Return what is in a revision: as this cache or the hub says, or else a source."""
-        sources = self.client.sources
-        try:
-            return self._listed_by_hub(1 if sources else attempts)
-        except HubError as error:
-            if isinstance(error, AccessError):
-                raise
-            listing = sources.listing(self.model.repo, self.model.revision)
-            if listing is None:
-                raise
-            source, commit, files = listing
-            check_names(self.model.repo, files)
-            folder = os.path.join(self.state.dir, layout.folder_of(self.model.repo))
-            self.findings.append(
-                Finding(
-                    "vouched-by-source",
-                    "warning",
-                    self.model.repo,
-                    layout.snapshot_path(folder, commit),
-                    f"content vouched for by {source.name}, not by the hub: {error.message}",
-                    "pull again once the hub answers: it compares",
-                )
-            )
-            # It is not kept as the hub's: a later pull is to ask the hub.
-            return _Listed(commit, files, None, new=False)
-
-    def _listed_by_hub(self, attempts: int | None) -> _Listed:
-        model, cache_dir = self.model, self.state.dir
-        repo = self.state.repo(model.repo)
-        commit = model.revision
-        if self.client.sources.first and repo is not None:
-            commit = repo.refs.get(commit, commit)
-            commit = commit if commit in repo.trees else model.revision
-        # Whether a pinned commit's repo is gated is not known: nothing has been asked.
-        resolved = None
-        if layout.COMMIT.fullmatch(commit) is None:
-            resolved = find_commit(self.client, model.repo, model.revision, attempts=attempts)
-            commit = resolved.commit
-            if resolved.name != model.repo:
-                self.findings.append(
-                    Finding(
-                        "renamed",
-                        "info",
-                        model.repo,
-                        os.path.join(cache_dir, layout.folder_of(model.repo)),
-                        f"the hub calls it {resolved.name} now; the cache keeps the name asked for",
-                    )
-                )
-        revision = repo.revision(commit) if repo is not None else None
-        files = revision.tree if revision is not None else None
-        if files is None and repo is not None and self.client.sources.first:
-            files = repo.trees.get(commit)
-        try:
-            check_names(model.repo, files or {})
-        except HostileListingError:
-            # Another program may have written it here; the hub's own listing counts.
-            files = None
-        new = files is None
-        if files is None:
-            files = list_files(self.client, model.repo, commit, attempts=attempts)
-        return _Listed(commit, files, resolved, new)
-
     def _ask(self, attempts: int | None) -> DownloadOrder:
         model, cache_dir = self.model, self.state.dir
-        commit, files, resolved, new = self._listed(attempts)
+        finder = ListingFinder(self.client, self.state, model, self.findings)
+        commit, files, resolved, new = finder.find(attempts)
         repo = self.state.repo(model.repo)
         revision = repo.revision(commit) if repo is not None else None
         if not files:
@@ -361,7 +281,7 @@ class _Preparation(NamedTuple):
                 f"{model.repo}@{model.revision} holds no file that can be written here: "
                 f"{short_text(name)}: {why}"
             )
-        origins = self._origins(plan, files)
+        origins = origins_of(self.client, plan, files)
         needs_hub = plan.needs and any(
             isinstance(action, Fetch) and action.etag not in origins for action in plan.actions
         )
@@ -388,17 +308,6 @@ class _Preparation(NamedTuple):
             restriction="" if resolved is None else resolved.restriction,
             origins=origins,
         )
-
-    def _origins(self, plan: Plan, files: Mapping[str, TreeFile]) -> dict[str, str]:
-        """Return etag -> the source that would be asked for it, of what a plan fetches."""
-        sources = self.client.sources
-        origins: dict[str, str] = {}
-        for action in plan.actions if sources else ():
-            if isinstance(action, Fetch) and layout.is_etag(action.etag):
-                name = sources.origin(files[action.file])
-                if name is not None:
-                    origins[action.etag] = name
-        return origins
 
     def _planned(self, listing: Listing, choice: Choice) -> tuple[Plan, Choice]:
         """Return what is to be done, without files that this filesystem cannot hold."""

@@ -1,4 +1,4 @@
-"""What `pull --from` names: another cache, a backup, a tar, an Ollama store, or a `serve` address."""
+"""What `pull --from` names: another cache, a backup, a tar, an Ollama store, or a server."""
 
 from __future__ import annotations
 
@@ -197,9 +197,11 @@ class Tar(_Local):
         where = self._contents.where.get(etag)
         return 0 if where is None else where.number + 1
 
-    def open(self, etag: str, offset: int = 0) -> contextlib.AbstractContextManager[Iterator[bytes]]:
+    @contextlib.contextmanager
+    def open(self, etag: str, offset: int = 0) -> Iterator[Iterator[bytes]]:
         """Yield a content from an offset on."""
-        return self._contents.open(etag, offset)
+        with self._contents.open(etag, offset) as blocks:
+            yield blocks
 
     def listing(self, repo: str, revision: str) -> Listing | None:
         """Return the commit that a revision means there, and its files."""
