@@ -32,6 +32,7 @@ PARTS = {
     "many": "pull:many_rows",
     "slow": "pull:slow_rows",
     "serve": "pull:serve_rows",
+    "from": "pull:folder_rows",
     "requests": "pull:request_rows",
     "interrupted": "pull:resume_rows",
     "verify": "verify:rows",
@@ -43,6 +44,7 @@ PARTS = {
 SIZES = {
     "pull": 2_000_000_000,
     "serve": 2_000_000_000,
+    "from": 2_000_000_000,
     "interrupted": 2_000_000_000,
     "verify": 3_000_000_000,
     "backup": 4_000_000_000,

@@ -178,6 +178,41 @@ def serve_rows(setting: Setting) -> list[Row]:
                 server.terminate()
 
 
+def folder_rows(setting: Setting) -> list[Row]:
+    """Measure a pull from another cache on the same disk, beside a copy that is hashed after it.
+
+    If the filesystem shares blocks, both sides do; the row says which it is.
+    """
+    where = setting.folder
+    repo = where / "repos" / REPO
+    repo.mkdir(parents=True)
+    (repo / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
+    for number in (1, 2):
+        name = f"model-0000{number}-of-00002.safetensors"
+        Synthetic(setting.size // 2, number).write(repo / name)
+    other = where / "other" / "hub"
+    with serving(where / "repos", "--redirect", "none") as url:
+        subprocess.run(OURS, env=environment(url, other), check=True, stdout=subprocess.DEVNULL)
+        ours = fresh([*OURS, "--from", str(other)], url, where)
+        copied = where / "copied"
+        script = 'cp -r "$0" "$1" && find "$1" -type f -path "*/blobs/*" -exec sha256sum {} +'
+
+        def peer() -> float:
+            shutil.rmtree(copied, ignore_errors=True)
+            os.sync()
+            return timed(["sh", "-c", script, str(other), str(copied)], dict(os.environ))
+
+        blob = next(other.glob("models--*/blobs/*"))
+        probe = ["cp", "--reflink=always", str(blob), str(where / "probe")]
+        shares = subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0
+        on = "blocks shared" if shares else "copied"
+        what = f"pull --from a folder, {setting.size / 1e9:g} GB, {on}"
+        found = rounds({"ours": ours, "peer": peer}, setting.pairs)
+        target = None if shares else 1.0
+        name = "cp -r + sha256sum"
+        return [values_row(what, found["ours"], found["peer"], target, name, found.busy)]
+
+
 def request_rows(setting: Setting) -> list[Row]:
     """Count how often the hub is asked where all is cached."""
     where, rows = setting.folder, []

@@ -149,6 +149,7 @@ class Cache:
         make_room: bool = False,
         token: str | None = None,
         add: bool = False,
+        sources: Names = (),
     ) -> PullReport:
         """Download what is missing of models, and only that.
 
@@ -169,6 +170,8 @@ class Cache:
             make_room: remove the least recently used models if the disk is too full.
             token: in place of the one that huggingface_hub finds.
             add: add the models that are complete then to the user's config.yaml.
+            sources: what is asked for contents before the hub: addresses of `vlmcache serve`, hub
+                caches, backups, tars and Ollama stores. The user's `sources:` come after them.
 
         Raises:
             UnknownModelError: a name is neither a key nor a repo id.
@@ -212,6 +215,7 @@ class Cache:
             self.choose,
             as_seconds(self.named("max_wait"), max_wait, ("s", "m")),
             add,
+            as_list(sources),
         )
         names = tuple(names)
         if not add:

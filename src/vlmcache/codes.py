@@ -519,6 +519,15 @@ CODES: dict[str, tuple[str, str]] = {
         "The command line asks for something that is not possible.",
         "'vlmcache help COMMAND' shows the options and examples.",
     ),
+    "source-dropped": (
+        "A source of a pull sent wrong bytes or stopped responding, and was not used any more.",
+        "Run 'vlmcache verify' there if it is a cache, or 'vlmcache backup --verify' if it is a "
+        "store; what was fetched is good.",
+    ),
+    "source-unusable": (
+        "A source of a pull does not exist, is of no known kind, or cannot be reached.",
+        "Correct '--from' or 'sources' in your config.yaml, or plug in the drive.",
+    ),
     "unverifiable-file": (
         "The mirror names no hash of a file, so only the length of what arrives can be checked.",
         "Name a mirror that passes on the hub's hashes in 'HF_ENDPOINT', if the content matters.",
@@ -526,6 +535,10 @@ CODES: dict[str, tuple[str, str]] = {
     "variant-only": (
         "The weights are a variant, which loaders find only if they are asked for it.",
         "Pass 'variant' to 'from_pretrained', as the finding shows it.",
+    ),
+    "vouched-by-source": (
+        "Neither the hub nor this cache says which files the revision has: a source did.",
+        "Run 'vlmcache pull' once the hub answers: it compares the files with the hub's hashes.",
     ),
     "world-writable": (
         "Every user of this machine can change the cache, and what it loads.",

@@ -144,6 +144,8 @@ def load_config(option: str | None, environment: Environment) -> Config:
         unknown += own.unknown if own is not None else ()
     return msgspec.structs.replace(
         active,
+        # A folder's file stands in for the user's models, and not for where they come from.
+        sources=active.sources or (own.sources if own is not None else ()),
         warnings=(*notes, *active.warnings, *unknown[len(active.unknown) :]),
         also=tuple(also),
         unread=unread,

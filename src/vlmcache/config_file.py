@@ -104,6 +104,8 @@ class Config(msgspec.Struct, frozen=True):
     """The address of the hub that HF_ENDPOINT names."""
     unknown: tuple[str, ...] = ()
     """Those of the warnings that are about keys of `vlmcache:` that mean nothing."""
+    sources: tuple[str, ...] = ()
+    """What a pull asks for contents before the hub, as `--from` names it; the user's own only."""
     shipped: bool = False
     """Whether `models` are those that ship with the package: valid names and protected, but
     nobody has asked for them."""
@@ -279,8 +281,12 @@ class _Reader:
             models = shipped_config().models
         shipped = self.source == "shipped" or ("models" not in sections and not self.alone)
         limits = Limits()
+        sources: tuple[str, ...] = ()
         if "vlmcache" in sections:
-            limits = self.limits(self.mapping(sections["vlmcache"], "vlmcache", empty=True))
+            fields = self.mapping(sections["vlmcache"], "vlmcache", empty=True)
+            if "sources" in fields and self.source != "./config.yaml":
+                sources = self.sources(fields.pop("sources"))
+            limits = self.limits(fields)
         return Config(
             self.path,
             self.source,
@@ -288,6 +294,7 @@ class _Reader:
             limits,
             (*self.warnings, *self.unknown),
             unknown=tuple(self.unknown),
+            sources=sources,
             shipped=shipped,
         )
 
@@ -361,6 +368,13 @@ class _Reader:
         }
         return ModelConfig(key=key, repo=repo, variant=variant, **model)
 
+    def sources(self, node: yaml.Node) -> tuple[str, ...]:
+        """Return a list of strings; one string alone is a list of it."""
+        if node.tag.endswith(":null"):
+            return ()
+        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        return tuple(self.text(item, "vlmcache.sources") for item in nodes)
+
     def limits(self, fields: dict[str, yaml.Node]) -> Limits:
         values: dict[str, int | None] = {}
         for name, node in fields.items():
@@ -376,7 +390,7 @@ class _Reader:
                         f"{user_config()}, --config or VLMCACHE_CONFIG"
                     )
             elif name not in Limits.__struct_fields__:
-                known = Limits.__struct_fields__
+                known = (*Limits.__struct_fields__, "sources")
                 meant = did_you_mean(name, known, 1) or f"known: {', '.join(known)}"
                 self.unknown.append(f"{self.path}:{line}: {key} is not known; {meant}")
             elif null:

@@ -43,6 +43,16 @@ class _TreeDocument(msgspec.Struct):
 _TREE_DECODER = msgspec.json.Decoder(_TreeDocument)
 
 
+def parse_listing(content: bytes) -> dict[str, TreeFile]:
+    """Return what the file of a listing says; nothing if it is of a form that is not known.
+
+    Raises:
+        MsgspecError, RecursionError: it is not JSON, or does not hold a listing.
+    """
+    document = _TREE_DECODER.decode(content)
+    return document.files if document.format_version == 1 else {}
+
+
 def scan_repo(cache_dir: str, folder: str, *, now: float | None = None) -> Repo | None:
     """Return one repo as it is now, by its folder's name; `None` if it does not exist.
 
@@ -270,7 +280,7 @@ def _read_trees(content: RepoContent, path: str) -> None:
         if own:
             content.own_trees.add(commit)
         try:
-            document = _TREE_DECODER.decode(read_bytes(place, TREE_LIMIT, follow=False))
+            files = parse_listing(read_bytes(place, TREE_LIMIT, follow=False))
         except PermissionError as error:
             # The hub's library lets only its own user read a listing.
             content.notes.info(
@@ -288,8 +298,8 @@ def _read_trees(content: RepoContent, path: str) -> None:
                 content.pull,
             )
             continue
-        if document.format_version == 1 and document.files:
-            content.trees[commit] = document.files
+        if files:
+            content.trees[commit] = files
 
 
 _READERS = {

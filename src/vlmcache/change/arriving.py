@@ -17,6 +17,8 @@ from vlmcache.change.tree import Tree
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+_FICLONE = 0x40049409
+"""`ioctl_ficlone(2)`, which Python's fcntl does not name in all versions."""
 _TOUCH_EVERY = 1 << 20
 """Compared bytes after which others are to see that a download continues."""
 
@@ -68,6 +70,29 @@ class ArrivingBlob(partials.ResumableFile):
         """Take what is added next for what begins at an offset, at most at `position`."""
         self.sent = offset
         os.lseek(self._descriptor, self.position, os.SEEK_SET)
+
+    def clone(self, source: int) -> bool:
+        """Share the blocks of another file, if the filesystem can; all of it is hashed then.
+
+        Args:
+            source: the descriptor of a file that should have the blob's content.
+
+        Raises:
+            OSError: the system refuses to read what is here now.
+            Stopped: the work was asked to stop.
+        """
+        try:
+            import fcntl
+
+            fcntl.ioctl(self._descriptor, _FICLONE, source)
+        except (ImportError, OSError):
+            return False
+        if os.fstat(self._descriptor).st_size != self._size:
+            self.restart()
+            return False
+        self.resume(self._size, self._check)
+        self.follow(self._size)
+        return True
 
     def fall_back(self) -> None:
         """Continue at the end of the longer file, as a later run would; the other one stays."""

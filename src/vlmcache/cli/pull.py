@@ -18,6 +18,7 @@ EXAMPLES = """Examples:
   vlmcache pull Qwen/Qwen2-VL-2B-Instruct --add
   vlmcache pull --all --limit-rate 20MB
   vlmcache pull qwen_vl_7b --make-room
+  vlmcache pull qwen_vl_2b --from /mnt/usb/hub
   vlmcache pull org/model-GGUF:Q4_K_M
   vlmcache pull org/model --include '*.onnx'
   vlmcache pull datasets/org/pages"""
@@ -86,6 +87,15 @@ def pull(
         bool,
         typer.Option("--add", help="Add what is complete then to your config.yaml."),
     ] = False,
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="SOURCE",
+            help="Take contents from here before the hub: the address of a 'vlmcache serve', "
+            "another hub cache, a backup, a tar or an Ollama store. Repeat it for more.",
+        ),
+    ] = None,
     yes: Yes = False,
     token: Annotated[
         str | None,
@@ -119,6 +129,7 @@ def pull(
             make_room=make_room,
             token=token,
             add=add,
+            sources=sources or (),
         )
     )
 

@@ -32,6 +32,7 @@ from vlmcache.hub.retry import (
     refused_redirect,
     unreachable,
 )
+from vlmcache.hub.sources import SILENCE, Sources
 from vlmcache.hub.xet import Xet
 from vlmcache.progress import Throttle
 
@@ -80,6 +81,9 @@ class Client(Account):
         self._failures: set[str] = set()
         """What was noted of them."""
         self.xet = Xet(self.note)
+        silence = self.patience.data_timeout or SILENCE
+        self.sources = Sources(self.throttle, self.note, silence)
+        """What is asked for contents before the hub."""
 
     def note(self, text: str) -> None:
         """Say something to whoever waits."""

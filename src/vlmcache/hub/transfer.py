@@ -23,7 +23,13 @@ from vlmcache.change.arriving import ArrivingBlob, discard_partials
 from vlmcache.change.place import disk_failure
 from vlmcache.change.tree import Tree
 from vlmcache.config import own_home
-from vlmcache.errors import AccessError, BadAnswerError, HubError, WrongBytesError, reason_of
+from vlmcache.errors import (
+    AccessError,
+    BadAnswerError,
+    HubError,
+    WrongBytesError,
+    reason_of,
+)
 from vlmcache.home.journal import Journal, read_damaged
 from vlmcache.hub import library
 from vlmcache.hub.answers import Answer
@@ -104,10 +110,19 @@ class Transfer:
         except OSError as error:
             raise disk_failure(error, self.job.partial) from error
 
+    def remember_bad_beginning(self) -> None:
+        """Note what of another program's was taken for a beginning, so that it is not again."""
+        job, environment = self.job, self.client.environment
+        known_bad = partial(read_damaged, environment)
+        bad = partials.bad_beginning(job.tree, job.partial, job.listed.content_size, known_bad)
+        if bad:
+            with Journal(own_home(environment)[0]) as journal:
+                journal.record_damaged(bad, time.time())
+
     def _by_http(self) -> None:
         job = self.job
-        environment, size = self.client.environment, job.listed.content_size
-        known_bad = partial(read_damaged, environment)
+        size = job.listed.content_size
+        known_bad = partial(read_damaged, self.client.environment)
         check = self.client.stop_token.check
         if job.is_checked:
             partials.copy_beginning(job.tree, job.partial, size, check, known_bad)
@@ -124,10 +139,7 @@ class Transfer:
                 file.restart()
             if begun:
                 # Another program's partial stays, and would be the beginning of the next pull too.
-                bad = partials.bad_beginning(job.tree, job.partial, size, known_bad)
-                if bad:
-                    with Journal(own_home(environment)[0]) as journal:
-                        journal.record_damaged(bad, time.time())
+                self.remember_bad_beginning()
             # A beginning that was corrupted before says nothing about what the hub sends.
             wrong += not begun
             again = "from the start" if wrong < _TRIES else "no more"

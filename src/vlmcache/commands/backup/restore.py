@@ -26,6 +26,7 @@ from vlmcache.commands.backup.arrivals import Arrivals
 from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, files_of, narrowed, select_repos
 from vlmcache.commands.backup.remote import open_place, reading_stream
 from vlmcache.commands.backup.store import Store, blob_name
+from vlmcache.commands.backup.tarred import TarContents
 from vlmcache.commands.backup.values import (
     MAKE_ROOM,
     STREAM,
@@ -41,6 +42,8 @@ from vlmcache.progress import FileOf, Progress, StopToken, continued_by, files_s
 from vlmcache.threads import each
 
 _REF_LIMIT = 4096
+_WORKERS = 4
+"""Contents of a tar that are read at once, if it is not compressed."""
 
 
 def restore(
@@ -119,11 +122,14 @@ class OpenBackup(NamedTuple):
     repos: list[SavedRepo]
     reader: tar.Reader | None = None
     store: Store | None = None
+    plain: TarContents | None = None
+    """A tar that tar itself made of a hub cache."""
 
     @property
     def form(self) -> Form:
         """What it is."""
-        return "store" if self.reader is None else self.reader.form
+        tarred = self.reader or self.plain
+        return "store" if tarred is None else tarred.form
 
 
 @contextlib.contextmanager
@@ -138,12 +144,27 @@ def _opened(source: str, config: Config, names: Sequence[str]) -> Iterator[OpenB
         repos = [narrowed(repo, selection[repo.folder]) for repo in store.repos(selection)]
         yield OpenBackup(repos, store=store)
         return
-    with reading_stream(source) as file, contextlib.closing(tar.Reader(file)) as reader:
-        by_folder = {repo.folder: repo for repo in reader.manifest.repos}
+    with contextlib.ExitStack() as stack:
+        reader: tar.Reader | None = None
+        plain: TarContents | None = None
+        try:
+            file = stack.enter_context(reading_stream(source))
+            reader = stack.enter_context(contextlib.closing(tar.Reader(file)))
+        except BackupError as error:
+            if not error.foreign:
+                raise
+            if source == STREAM:
+                raise BackupError(
+                    f"{error.message}; what tar made of a hub cache is not read from stdin",
+                    "name the file itself",
+                ) from error
+            plain = stack.enter_context(contextlib.closing(TarContents(source)))
+        saved = reader.manifest.repos if reader is not None else plain.repos if plain else ()
+        by_folder = {repo.folder: repo for repo in saved}
         selection = select_repos(by_folder, config, names)
         # In the manifest's order.
         repos = [narrowed(repo, selection[f]) for f, repo in by_folder.items() if f in selection]
-        yield OpenBackup(repos, reader=reader)
+        yield OpenBackup(repos, reader, plain=plain)
 
 
 def _plan(cache_dir: str, repos: Iterable[SavedRepo], *, overwrite: bool) -> Plan:
@@ -256,8 +277,12 @@ class Restorer:
             with files_shown(self.progress, "restored", files) as moved:
                 if self.saved.reader is not None:
                     self._from_stream(self.saved.reader, moved)
+                elif self.saved.plain is not None:
+                    self._from_plain(self.saved.plain, moved)
                 elif self.saved.store is not None:
-                    self._from_store(self.saved.store, moved)
+                    store = self.saved.store
+                    source = partial(_from_store, store, store.blobs())
+                    self._from_store(source, store.place.workers, moved, lambda _: 0)
         except OSError as error:
             raise change_place.disk_failure(error, self.cache_dir) from error
         return Receipt(tuple(self.outcomes), fetched=sum(self.taken.values()))
@@ -274,23 +299,47 @@ class Restorer:
                 self.taken |= {arrivals.path(name): count for name, count in taken.items()}
                 self._finish(arrivals)
 
-    def _from_store(self, store: Store, moved: Callable[[str, int], None]) -> None:
+    def _from_plain(self, plain: TarContents, moved: Callable[[str, int], None]) -> None:
+        def source(blob: SavedBlob, start: int) -> Iterator[bytes]:
+            with plain.open(blob.hash, start) as blocks:
+                yield from blocks
+
+        # What is compressed is read once, in its own order.
+        order: Callable[[str], int] = lambda _: 0
+        if plain.streamed:
+            order = lambda blob_hash: plain.where[blob_hash].number  # noqa: E731
+        self._from_store(source, 1 if plain.streamed else _WORKERS, moved, order)
+
+    def _from_store(
+        self,
+        source: Callable[[SavedBlob, int], Iterator[bytes]],
+        workers: int,
+        moved: Callable[[str, int], None],
+        order: Callable[[str], int],
+    ) -> None:
+        """Put each content of a store where it belongs.
+
+        Args:
+            source: returns a content from an offset on.
+            workers: how many are read at once.
+            moved: is called with blob paths and how many of their bytes are there.
+            order: returns what a content's hash is sorted by, before its length.
+        """
         slots: dict[str, list[_Slot]] = {}
         for arrivals in self.arrivals:
             arrivals.prepare()
             for name, blob in arrivals.repo.blobs.items():
                 slots.setdefault(blob.hash, []).append(_Slot(arrivals, name))
-        sizes = store.blobs()
-        longest_first = sorted(slots.values(), key=lambda same: -same[0].blob.size)
-        fetch = partial(self._fetch, store, sizes, moved)
-        each(longest_first, fetch, store.place.workers, self.stop_token)
+        longest_first = sorted(
+            slots.values(), key=lambda same: (order(same[0].blob.hash), -same[0].blob.size)
+        )
+        each(longest_first, partial(self._fetch, source, moved), workers, self.stop_token)
         for arrivals in self.arrivals:
             self._finish(arrivals)
 
     def _fetch(
         self,
-        store: Store,
-        sizes: Mapping[str, int],
+        stored: Callable[[SavedBlob, int], Iterator[bytes]],
         moved: Callable[[str, int], None],
         same: list[_Slot],
     ) -> None:
@@ -298,7 +347,7 @@ class Restorer:
         copy: str | None = None
         # What is there already comes first, so that the others are copied from it.
         for slot in sorted(same, key=lambda slot: slot.path in self.wanted):
-            source = partial(_from_store, store, sizes, slot.blob)
+            source = partial(stored, slot.blob)
             if copy is not None:
                 source = partial(_from_file, self.tree, copy)
             try:

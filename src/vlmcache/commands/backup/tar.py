@@ -24,7 +24,7 @@ from vlmcache.cache.reading import JSON_ERRORS
 from vlmcache.change import place
 from vlmcache.commands.backup.arrivals import Arrivals
 from vlmcache.commands.backup.compression import Compressed, Compression, Decompressed, opened
-from vlmcache.commands.backup.contents import SavedRepo, Saving, problem_of
+from vlmcache.commands.backup.contents import SavedBlob, SavedRepo, Saving, problem_of
 from vlmcache.commands.backup.values import BackupError, Form, damaged
 from vlmcache.errors import reason_of
 from vlmcache.units import short_text
@@ -48,9 +48,9 @@ _EXTENDED = frozenset(
         tarfile.GNUTYPE_LONGLINK,
     }
 )
-_TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
+TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError)
 """What tarfile raises for damage; the last two for numbers and letters of a header."""
-_BLOCK = 1 << 20
+BLOCK = 1 << 20
 
 
 class TarManifest(msgspec.Struct, frozen=True):
@@ -99,7 +99,7 @@ def write_tar(
         tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ThreadPoolExecutor(1) as pool,
     ):
-        tar.copybufsize = _BLOCK  # type: ignore[attr-defined]
+        tar.copybufsize = BLOCK  # type: ignore[attr-defined]
         content = msgspec.json.encode(manifest)
         first = _info(MANIFEST, len(content))
         first.pax_headers = {_MANIFEST_HASH: _sha256(content)}
@@ -219,26 +219,36 @@ def _info(path: str, size: int) -> tarfile.TarInfo:
     return info
 
 
-class _Archive(tarfile.TarFile):
+def _not_ours(problem: str) -> BackupError:
+    """Return the refusal of a tar stream that may be another program's."""
+    error = BackupError(problem)
+    error.foreign = True
+    return error
+
+
+class Archive(tarfile.TarFile):
     """An archive whose headers are read as far as they make sense for a backup."""
 
     extensions = 0
     """Extended headers that were read of the next member."""
 
 
-class _Header(tarfile.TarInfo):
+class Header(tarfile.TarInfo):
     """A header of an archive; tarfile itself reads extended ones of any length into memory."""
 
-    def _proc_member(self, archive: _Archive) -> tarfile.TarInfo:
+    def _proc_member(self, archive: Archive) -> tarfile.TarInfo:
         if self.type in _EXTENDED:
             archive.extensions += 1
             if not 0 <= self.size <= _HEADER_LIMIT or archive.extensions > _MOST_EXTENDED:
                 raise BackupError("the backup is damaged: a header in it is too long")
-        elif self.type not in tarfile.REGULAR_TYPES and self.type != tarfile.SYMTYPE:
-            raise BackupError(f"the backup holds {short_text(self.name)}, which is not a file")
         else:
+            self._check_kind()
             archive.extensions = 0
         return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
+
+    def _check_kind(self) -> None:
+        if self.type not in tarfile.REGULAR_TYPES and self.type != tarfile.SYMTYPE:
+            raise _not_ours(f"the backup holds {short_text(self.name)}, which is not a file")
 
     def _proc_gnusparse_10(self, *_: object) -> None:
         raise BackupError(f"the backup holds {short_text(self.name)}, which has holes")
@@ -262,17 +272,17 @@ class Reader:
         try:
             # If the stream can seek, what need not be restored is not read either.
             mode: Literal["r:", "r|"] = "r:" if stream.seekable() else "r|"
-            self._tar = _Archive.open(fileobj=stream, mode=mode, bufsize=_BLOCK, tarinfo=_Header)
+            self._tar = Archive.open(fileobj=stream, mode=mode, bufsize=BLOCK, tarinfo=Header)
             first = self._tar.next()
             if first is None or first.name != MANIFEST or not first.isreg():
-                raise BackupError("not a backup of vlmcache: its first member is not a manifest")
+                raise _not_ours("not a backup of vlmcache: its first member is not a manifest")
             if first.size > _MANIFEST_LIMIT:
                 raise BackupError("not a backup that makes sense: its manifest is too long")
             content = self._extract(first).read()
             if first.pax_headers.get(_MANIFEST_HASH, digest := _sha256(content)) != digest:
                 raise BackupError("the backup is damaged: its manifest is not what its hash says")
             self.manifest = msgspec.json.decode(content, type=TarManifest)
-        except (*_TAR_ERRORS, *JSON_ERRORS) as error:
+        except (*TAR_ERRORS, *JSON_ERRORS) as error:
             raise BackupError(f"not a backup of vlmcache: {reason_of(error)}") from error
         if self.manifest.format != FORMAT:
             raise BackupError(f"a backup of another form: {self.manifest.format}")
@@ -354,6 +364,31 @@ class Reader:
                         f"the backup is damaged: {short_text(info.name)} is not what its hash says"
                     )
 
+    def numbers(self) -> Iterator[tuple[int, SavedBlob]]:
+        """Yield the contents that the manifest promises, and the number of each one's member."""
+        blobs = {blob.hash: blob for repo in self.manifest.repos for blob in repo.blobs.values()}
+        for number, member in enumerate(_members(self.manifest)):
+            if member.hash is not None:
+                yield number, blobs[member.hash]
+
+    def contents(self) -> Iterator[tuple[str | None, tarfile.TarInfo]]:
+        """Yield each member with the hash of its content, `None` for what holds no blob.
+
+        Raises:
+            BackupError: a member is not what the manifest promises.
+        """
+        for repo in self.manifest.repos:
+            for member, info in self._promised(repo):
+                yield member.hash, info
+
+    def blocks(self, info: tarfile.TarInfo) -> Iterator[bytes]:
+        """Yield the content of the member that came last.
+
+        Raises:
+            BackupError: the stream ends before it does.
+        """
+        return self._blocks(info, 0)
+
     def _promised(self, repo: SavedRepo) -> Iterator[tuple[_Member, tarfile.TarInfo]]:
         """Yield the members of a repo as they come, if they are what the manifest promises."""
         for member in _members(TarManifest(FORMAT, (repo,))):
@@ -378,14 +413,14 @@ class Reader:
     def _next(self) -> tarfile.TarInfo | None:
         try:
             return self._tar.next()
-        except _TAR_ERRORS as error:
+        except TAR_ERRORS as error:
             raise BackupError(f"the backup is damaged: {reason_of(error)}") from error
 
     def _blocks(self, info: tarfile.TarInfo, start: int) -> Iterator[bytes]:
         assert start == 0, "what comes from a stream is never resumed"
         stream = self._extract(info)
         try:
-            yield from iter(partial(stream.read, _BLOCK), b"")
+            yield from iter(partial(stream.read, BLOCK), b"")
         except tarfile.TarError as error:
             raise BackupError(f"the backup ends within {short_text(info.name)}") from error
 

@@ -23,6 +23,8 @@ class BackupError(VlmcacheError):
 
     code = "bad-backup"
     exit_code = ExitCode.DAMAGE
+    foreign = False
+    """Whether another program may have made it: nothing in it says that it is a backup of ours."""
 
 
 class BackupOptions(msgspec.Struct, frozen=True):

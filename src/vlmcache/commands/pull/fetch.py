@@ -23,11 +23,14 @@ from vlmcache.errors import (
     ChangedError,
     NoSuchFileError,
     NoSuchRepoError,
+    OfflineError,
+    UnreachableError,
     VlmcacheError,
     WrongBytesError,
     reason_of,
 )
 from vlmcache.hub.client import Client
+from vlmcache.hub.elsewhere import fetch_elsewhere
 from vlmcache.hub.library import without_links
 from vlmcache.hub.locks import blob_lock
 from vlmcache.hub.ranges import Spare
@@ -82,6 +85,9 @@ class _Work:
         self.tree, self.folder = self.cache, folder
         self.shares = not os.path.islink(folder) or bool(destination_of(order.cache_dir, name))
         self.tasks = deque(_tasks(order.plan))
+        if client.sources.streamed:
+            # What is read once is read in its own order.
+            self.tasks = deque(sorted(self.tasks, key=lambda task: self._order(task)))
         self.outcomes: list[Outcome] = []
         self.error: VlmcacheError | None = None
         self.broken_off = False
@@ -93,6 +99,7 @@ class _Work:
         self.progress.started(order.repo, {f.file: f.size for f in order.fetches}, order.have)
         try:
             self._prepare()
+            workers = 1 if self.client.sources.streamed else workers
             count = min(workers, len(self.tasks))
             self.spare = Spare(workers - count)
             run_in_threads(lambda: self._do_all(count), count, self.client.stop, _LEAVE_AFTER)
@@ -103,6 +110,10 @@ class _Work:
         finally:
             self.progress.ended(self.order.repo)
         return self.outcomes, self.error
+
+    def _order(self, task: Task) -> int:
+        first = task[0]
+        return self.client.sources.order(first.etag) if isinstance(first, Fetch) else 0
 
     def _prepare(self) -> None:
         if not self.order.plan.actions:
@@ -236,12 +247,22 @@ class _Work:
                     "pull again",
                 )
             if new:
-                with self.client.contact.tried():
-                    transfer.run()
+                if not fetch_elsewhere(transfer):
+                    self._ask_hub(transfer)
                 if shared is not None and etag in self.order.distrusted:
                     store.return_blob(job.blob, shared)
             transfer.moved(size)
             self._place(self.tree, task, job, new=new)
+
+    def _ask_hub(self, transfer: Transfer) -> None:
+        try:
+            with self.client.contact.tried():
+                transfer.run()
+        except (OfflineError, UnreachableError) as error:
+            if not self.client.sources.uses:
+                raise
+            message = f"no source has {transfer.job.file}, and {error.message}"
+            raise error.saying(message, error.hint) from error
 
     def _lock_path(self, transfer: Transfer) -> str:
         repo = os.path.basename(self.folder)

@@ -207,6 +207,8 @@ class DownloadOrder(NamedTuple):
     """Whether the cache alone shows that the model's own files are complete."""
     restriction: str | None = ""
     """`gated`, `private`, or `None` if everybody may have the files; empty if it is not known."""
+    origins: Mapping[str, str] = {}
+    """Etag -> the source that would be asked for the content; the hub for what is not in it."""
 
     @property
     def fetches(self) -> list[Fetch]:

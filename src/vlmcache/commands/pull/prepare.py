@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from vlmcache.cache.state import CacheState, Finding, Revision, TreeFile
 from vlmcache.change.abilities import refused_names
 from vlmcache.change.place import check_places
 from vlmcache.change.plan import Fetch, Link, Plan
+from vlmcache.commands.pull.listed import ListingFinder, origins_of
 from vlmcache.commands.pull.plan import (
     Choice,
     DownloadOrder,
@@ -30,7 +30,6 @@ from vlmcache.commands.pull.values import PlannedModel
 from vlmcache.config import ModelConfig
 from vlmcache.errors import (
     AccessError,
-    HostileListingError,
     HubError,
     NoSuchFileError,
     NoSuchRepoError,
@@ -41,7 +40,7 @@ from vlmcache.errors import (
 )
 from vlmcache.home.journal import read_damaged
 from vlmcache.hub.client import Client
-from vlmcache.hub.listing import check_download_access, check_names, find_commit, list_files
+from vlmcache.hub.listing import check_download_access, find_commit
 from vlmcache.hub.quick import commit_of
 from vlmcache.units import short_text
 
@@ -205,7 +204,23 @@ class _Preparation(NamedTuple):
         if revision is None or revision.tree is None:
             return False
         name, ref = self.model.repo, self.model.revision
-        return complete.commit == ref or commit_of(self.client, name, ref) == complete.commit
+        if complete.commit == ref or self.client.sources.first:
+            if complete.commit != ref:
+                self._note_not_asked(complete, "this pull is --from other places")
+            return True
+        return commit_of(self.client, name, ref) == complete.commit
+
+    def _note_not_asked(self, complete: DownloadOrder, reason: str) -> None:
+        self.findings.append(
+            Finding(
+                "hub-not-asked",
+                "info",
+                self.model.repo,
+                complete.snapshot,
+                f"cached at commit {complete.commit}; whether there is a newer one is not "
+                f"known: {reason}",
+            )
+        )
 
     def _complete_order(self) -> DownloadOrder | None:
         """Return an order of nothing to do, if the cache alone shows that everything is there."""
@@ -252,33 +267,10 @@ class _Preparation(NamedTuple):
 
     def _ask(self, attempts: int | None) -> DownloadOrder:
         model, cache_dir = self.model, self.state.dir
-        commit = model.revision
-        # Whether a pinned commit's repo is gated is not known: nothing has been asked.
-        resolved = None
-        if layout.COMMIT.fullmatch(commit) is None:
-            resolved = find_commit(self.client, model.repo, model.revision, attempts=attempts)
-            commit = resolved.commit
-            if resolved.name != model.repo:
-                self.findings.append(
-                    Finding(
-                        "renamed",
-                        "info",
-                        model.repo,
-                        os.path.join(cache_dir, layout.folder_of(model.repo)),
-                        f"the hub calls it {resolved.name} now; the cache keeps the name asked for",
-                    )
-                )
+        finder = ListingFinder(self.client, self.state, model, self.findings)
+        commit, files, resolved, new = finder.find(attempts)
         repo = self.state.repo(model.repo)
         revision = repo.revision(commit) if repo is not None else None
-        files = revision.tree if revision is not None else None
-        try:
-            check_names(model.repo, files or {})
-        except HostileListingError:
-            # Another program may have written it here; the hub's own listing counts.
-            files = None
-        new = files is None
-        if files is None:
-            files = list_files(self.client, model.repo, commit, attempts=attempts)
         if not files:
             raise NoSuchFileError(f"{model.repo}@{model.revision} holds no files")
         read = self._reader(commit, files, revision)
@@ -289,11 +281,15 @@ class _Preparation(NamedTuple):
                 f"{model.repo}@{model.revision} holds no file that can be written here: "
                 f"{short_text(name)}: {why}"
             )
-        if resolved is None and plan.needs:
+        origins = origins_of(self.client, plan, files)
+        needs_hub = plan.needs and any(
+            isinstance(action, Fetch) and action.etag not in origins for action in plan.actions
+        )
+        if resolved is None and needs_hub:
             # A mirror may not know this question.
             with contextlib.suppress(VlmcacheError):
                 resolved = find_commit(self.client, model.repo, commit, attempts=1)
-        if (resolved is None or resolved.gated) and plan.needs:
+        if (resolved is None or resolved.gated) and needs_hub:
             # Everybody may read the listing, but not the files: say so before anything is written.
             check_download_access(self.client, model.repo)
         return DownloadOrder(
@@ -310,6 +306,7 @@ class _Preparation(NamedTuple):
             note=choice.note,
             refused=choice.refused,
             restriction="" if resolved is None else resolved.restriction,
+            origins=origins,
         )
 
     def _planned(self, listing: Listing, choice: Choice) -> tuple[Plan, Choice]:
@@ -352,7 +349,11 @@ class _Preparation(NamedTuple):
                 return None
             if name not in asked:
                 address = self.client.file_address(self.model.repo, commit, name)
-                asked[name] = self._content_here(files[name]) or self.client.content(address)
+                asked[name] = (
+                    self._content_here(files[name])
+                    or self.client.sources.content(files[name])
+                    or self.client.content(address)
+                )
             return asked[name]
 
         return read

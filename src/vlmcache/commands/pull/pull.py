@@ -11,10 +11,11 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
+from vlmcache.cache.state import Finding
 from vlmcache.change.abilities import check_filesystem
 from vlmcache.change.plan import Failure, Outcome, Plan, Receipt, joined
 from vlmcache.change.space import FreeSpace
-from vlmcache.commands.pull.plan import VariantError, downloads_shown
+from vlmcache.commands.pull.plan import DownloadOrder, VariantError, downloads_shown
 from vlmcache.commands.pull.prepare import check_result, prepare_needed, prepare_pull
 from vlmcache.commands.pull.room import (
     Shortage,
@@ -24,6 +25,7 @@ from vlmcache.commands.pull.room import (
     without_fetches,
 )
 from vlmcache.commands.pull.values import (
+    FileOrigin,
     LeftOut,
     PlannedModel,
     PulledModel,
@@ -38,6 +40,7 @@ from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client
 from vlmcache.hub.questions import ask_about
 from vlmcache.hub.retry import Patience
+from vlmcache.hub.sources import HUB
 from vlmcache.progress import Progress, Throttle, continued_by
 
 if TYPE_CHECKING:
@@ -92,6 +95,8 @@ def _pull(
     rows: list[PulledModel] = []
     errors: list[tuple[str, VlmcacheError]] = []
     shortage_of = partial(find_shortage, session.cache.dir, session.config.limits)
+    named = options.sources or session.config.sources
+    unusable = _use_sources(session, client, options) if named else []
     try:
         planned = _plan(client, session, models, options)
         fetched: set[tuple[str, str]] = set()
@@ -117,6 +122,7 @@ def _pull(
             for part in planned:
                 if part.order is not None and idle:
                     row = _row(part, "planned" if part.order.plan.actions else "cached")
+                    row = _with_origins(row, client, part.order)
                     if unable is not None and not options.dry_run and row.state == "planned":
                         row = _failed(row, unable)
                     rows.append(row)
@@ -135,15 +141,43 @@ def _pull(
             sum(outcome.fetched for outcome in outcomes),
         )
     )
+    uses = client.sources.uses
+    dropped = [
+        Finding("source-dropped", "warning", None, use.source, f"{use.source}: {use.problem}")
+        for use in uses
+        if use.problem is not None
+    ]
     rows.sort(key=lambda row: row.needed_by is not None)
     report = PullReport(
         tuple(rows),
         joined([*([room.plan] if room is not None else ()), *plans]),
         None if options.dry_run else receipt,
-        tuple(finding for part in planned for finding in part.findings),
+        (*unusable, *dropped, *(finding for part in planned for finding in part.findings)),
         session.cache.dir,
+        sources=uses,
     )
     return report.with_problem(_problem(rows, errors))
+
+
+def _use_sources(session: Session, client: Client, options: PullOptions) -> list[Finding]:
+    """Let the client ask sources before the hub, and return what is to be known of the others."""
+    from vlmcache.commands.pull.sources import open_sources
+
+    opened = open_sources(session, client, options.sources, token=options.token)
+    client.sources.use(opened.sources, first=bool(options.sources))
+    return opened.findings
+
+
+def _with_origins(row: PulledModel, client: Client, order: DownloadOrder) -> PulledModel:
+    """Return a row with where each file comes from, or would come from, if there are sources."""
+    if not client.sources.uses:
+        return row
+    came, planned = client.sources.came_from, order.origins if row.state == "planned" else {}
+    files = [
+        FileOrigin(fetch.file, came.get(fetch.etag) or planned.get(fetch.etag, HUB), fetch.size)
+        for fetch in order.fetches
+    ]
+    return msgspec.structs.replace(row, origins=tuple(files))
 
 
 def _what_cannot_be_written(cache_dir: str, plans: Sequence[Plan]) -> VlmcacheError | None:
@@ -256,7 +290,7 @@ def _fetch(
         fetched=sum(outcome.fetched for outcome in outcomes),
         seconds=part.seconds + time.monotonic() - begun,
     )
-    return row, outcomes, error
+    return _with_origins(row, client, order), outcomes, error
 
 
 def _row(part: PlannedModel, state: PullState) -> PulledModel:

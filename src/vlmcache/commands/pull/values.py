@@ -7,12 +7,13 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from vlmcache import units
+from vlmcache import log, units
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Plan, Receipt
 from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, VariantError
 from vlmcache.config import ModelConfig, Session, options_in_force
 from vlmcache.errors import VlmcacheError
+from vlmcache.hub.sources import SourceUse
 from vlmcache.report import Report
 
 PullState = Literal["cached", "pulled", "planned", "failed"]
@@ -47,6 +48,9 @@ class PullOptions(msgspec.Struct, frozen=True):
     add: bool = False
     """Whether the models are added to the user's config.yaml afterwards."""
 
+    sources: tuple[str, ...] = ()
+    """What is asked for contents before the hub: folders, files and addresses, the first first."""
+
     @property
     def patience(self) -> dict[str, float]:
         """What is asked for of the patience with the hub."""
@@ -65,6 +69,9 @@ class PullOptions(msgspec.Struct, frozen=True):
             words.append("--all-files")
         if self.add:
             words.append("--add")
+        for source in self.sources:
+            shown = log.address_without_login(source) if "://" in source else source
+            words += ["--from", shown]
         return units.command("pull", *words, *options_in_force(session.config, session.cache))
 
     def __repr__(self) -> str:
@@ -74,6 +81,15 @@ class PullOptions(msgspec.Struct, frozen=True):
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Say the same to rich."""
         return [("selection", self.selection), ("dry_run", self.dry_run)]
+
+
+class FileOrigin(msgspec.Struct, frozen=True):
+    """Where a file that a pull fetches comes from."""
+
+    path: str
+    source: str
+    """A source as it was named, or `hub`."""
+    size: int
 
 
 class LeftOut(msgspec.Struct, frozen=True):
@@ -109,6 +125,8 @@ class PulledModel(msgspec.Struct, frozen=True):
     """What was left to fetch of them, partial downloads taken into account."""
     variant: str | None = None
     """The GGUF variant that was asked for, or chosen."""
+    origins: tuple[FileOrigin, ...] = msgspec.field(default=(), name="from")
+    """Where each file comes from that is fetched, if there are sources."""
 
 
 class AddedModel(msgspec.Struct, frozen=True):
@@ -135,6 +153,8 @@ class PullReport(Report, frozen=True):
     """The hub cache."""
     added: tuple[AddedModel, ...] = ()
     """What `--add` has added to the user's config.yaml, or would add."""
+    sources: tuple[SourceUse, ...] = ()
+    """What became of each source."""
 
     @property
     def complete(self) -> dict[tuple[str, str], str | None]:

@@ -49,7 +49,8 @@ def show(report: PullReport, *, verbose: bool = False) -> None:
             continue
         out = console(sys.stdout if finding.severity == "info" else sys.stderr)
         line = Text(f"{finding.severity}: ", SEVERITY_COLORS[finding.severity])
-        line.append(f"{printable(finding.repo or '')}: {printable(finding.detail)}")
+        line.append(f"{printable(finding.repo)}: " if finding.repo else "")
+        line.append(printable(finding.detail))
         if finding.remedy and finding.remedy not in remedies:
             remedies.add(finding.remedy)
             line.append(f" ({printable(finding.remedy)})", "dim")
@@ -142,7 +143,11 @@ def _print_files(report: PullReport) -> None:
     actions = [action for action in report.plan.actions if isinstance(action, Fetch | Link)]
     if not actions:
         return
-    columns = ("TO FETCH", "HAVE", "FILE", "WHY")
+    origins = {
+        (model.repo, file.path): file.source for model in report.models for file in model.origins
+    }
+    columns: tuple[str, ...] = ("TO FETCH", "HAVE", "FILE", "WHY")
+    columns = (*columns, "FROM") if origins else columns
     table = plain_table(*columns, numbers=columns[:2], folded=columns[2:])
     several = len({action.repo for action in actions}) > 1
     for action in actions:
@@ -153,6 +158,7 @@ def _print_files(report: PullReport) -> None:
             size_text(fetch.have) if fetch and fetch.have else NOTHING,
             printable(name),
             printable(action.reason),
+            *([printable(origins.get((action.repo, action.file), NOTHING))] if origins else ()),
         )
     console().print(table)
 
