@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import struct
@@ -100,7 +99,9 @@ class Stage:
         for repo, (kind, parameters, shards) in MODELS.items():
             files: dict[str, Content] = {**model_files(parameters, shards, kind)}
             weights = self._true_weights(repo) if true else {}
-            sent = {name: _head(path) if repo == NOT_SENT else path for name, path in weights.items()}
+            sent = {
+                name: _head(path) if repo == NOT_SENT else path for name, path in weights.items()
+            }
             added = hub.add_repo(repo)
             stored = added.commits[added.commit(files | sent)]
             for name, path in weights.items():
@@ -428,7 +429,12 @@ PICTURES: dict[str, Draw] = {
     "status-v": Screen("vlmcache status --all -v", prepare=_leave_waste).draw,
     "pull": draw_pull,
     "pull-bars": draw_pull_bars,
-    "picker": Screen("vlmcache pull", ("GOT",), until=lambda text: "to leave):" in " ".join(text.split()), keys="\n").draw,
+    "picker": Screen(
+        "vlmcache pull",
+        ("GOT",),
+        until=lambda text: "to leave):" in " ".join(text.split()),
+        keys="\n",
+    ).draw,
     "rm": Screen("vlmcache rm qwen_vl_2b", until=asks, keys="y\n").draw,
     "clean": Screen("vlmcache clean", prepare=_leave_waste, until=asks, keys="y\n").draw,
     "verify": Screen("vlmcache verify --repair", prepare=change_a_byte).draw,

@@ -295,9 +295,7 @@ def test_a_source_of_the_configuration_that_is_away_is_a_warning(
     hub: LoopbackHub, other: CacheBuilder, tmp_path: Path
 ) -> None:
     settings = tmp_path / "own.yaml"
-    settings.write_text(
-        f"vlmcache:\n  min_free: 0\n  sources: [{tmp_path}/away, {other.root}]\n"
-    )
+    settings.write_text(f"vlmcache:\n  min_free: 0\n  sources: [{tmp_path}/away, {other.root}]\n")
     done = subprocess.run(
         [sys.executable, "-m", "vlmcache", "pull", REPO, "--config", str(settings)],
         env=variables(hub, tmp_path / "cache"),

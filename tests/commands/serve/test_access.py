@@ -301,7 +301,10 @@ def test_a_request_that_is_too_large_is_refused(ask: Asking) -> None:
     [
         *("/api%2Fmodels", "/api%2Fmodels/org/good", "/api", "/api/", "/api/models/", "//", "/"),
         *("/org/good/resolve", "/org/good/resolve/", "/org/good/resolve/%20", "/%20/resolve/main"),
-        *("/api/models/org/good/tree/main/%20x%20", "/api/models/org/good/revision/%0d%0aX:%20y%20"),
+        *(
+            "/api/models/org/good/tree/main/%20x%20",
+            "/api/models/org/good/revision/%0d%0aX:%20y%20",
+        ),
     ],
 )
 def test_an_address_that_names_nothing_is_404(ask: Asking, path: str) -> None:

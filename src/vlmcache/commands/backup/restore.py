@@ -304,10 +304,10 @@ class Restorer:
             with plain.open(blob.hash, start) as blocks:
                 yield from blocks
 
-        # What is compressed is read once, in its own order.
-        order: Callable[[str], int] = lambda _: 0
-        if plain.streamed:
-            order = lambda blob_hash: plain.where[blob_hash].number  # noqa: E731
+        def order(blob_hash: str) -> int:
+            # What is compressed is read once, in its own order.
+            return plain.where[blob_hash].number if plain.streamed else 0
+
         self._from_store(source, 1 if plain.streamed else _WORKERS, moved, order)
 
     def _from_store(

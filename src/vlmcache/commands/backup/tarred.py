@@ -17,6 +17,7 @@ from vlmcache.commands.backup.remote import reading_stream
 from vlmcache.commands.backup.tar import BLOCK, Reader
 from vlmcache.commands.backup.values import BackupError, Form
 
+
 class TarContents:
     """A tar file, or the address of one. Safe to use from several threads.
 

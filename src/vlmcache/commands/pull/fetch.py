@@ -87,7 +87,7 @@ class _Work:
         self.tasks = deque(_tasks(order.plan))
         if client.sources.streamed:
             # What is read once is read in its own order.
-            self.tasks = deque(sorted(self.tasks, key=lambda task: self._order(task)))
+            self.tasks = deque(sorted(self.tasks, key=self._order))
         self.outcomes: list[Outcome] = []
         self.error: VlmcacheError | None = None
         self.broken_off = False

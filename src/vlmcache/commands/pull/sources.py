@@ -32,9 +32,9 @@ from vlmcache.progress import StopToken
 
 _OLLAMA = "sha256-"
 """What Ollama begins the name of a blob with, before the same hash as the hub's."""
-_HUB_TOKEN = "hf_"
+_HUB_TOKEN = "hf_"  # noqa: S105
 """What the tokens of the Hub begin with: they are never sent to another machine."""
-_TOKEN = "VLMCACHE_SERVE_TOKEN"
+_TOKEN = "VLMCACHE_SERVE_TOKEN"  # noqa: S105
 Listing = tuple[str, dict[str, TreeFile]]
 
 

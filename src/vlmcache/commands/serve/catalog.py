@@ -212,7 +212,7 @@ class Catalog:
         return self._contents
 
     def tend(self) -> None:
-        """Let go of what was removed, so that its room on the disk is free, and of what is gated."""
+        """Let go of what was removed, which frees its room on the disk, and of what is gated."""
         with self._lock, contextlib.suppress(OSError):
             if self._restrictions != read_restricted(self._session.environment):
                 self._read(self._wanted.folders())
