@@ -522,8 +522,8 @@ CODES: dict[str, tuple[str, str]] = {
     "source-dropped": (
         "A source of a pull sent wrong bytes or stopped responding, and was not used any more.",
         (
-            "Run 'vlmcache verify' there if it is a cache, or 'vlmcache backup --verify' if it is a "
-            "store; what was fetched is good."
+            "Run 'vlmcache verify' there if it is a cache, or 'vlmcache backup --verify' if it is "
+            "a store; what was fetched is good."
         ),
     ),
     "source-unusable": (
