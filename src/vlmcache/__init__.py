@@ -87,7 +87,7 @@ if TYPE_CHECKING:
         WrongBytesError,
     )
     from vlmcache.load.quantized import Quantization
-    from vlmcache.load.report import InterruptedLoadError, LoadReport
+    from vlmcache.load.report import InterruptedLoadError, LoadReport, TerminatedLoadError
     from vlmcache.load.warm import WarmReport
     from vlmcache.loading import load_model
     from vlmcache.report import Report
@@ -170,6 +170,7 @@ _HOMES = {
     "Quantization": "vlmcache.load.quantized",
     "InterruptedLoadError": "vlmcache.load.report",
     "LoadReport": "vlmcache.load.report",
+    "TerminatedLoadError": "vlmcache.load.report",
     "WarmReport": "vlmcache.load.warm",
     "load_model": "vlmcache.loading",
     "Report": "vlmcache.report",
@@ -237,6 +238,7 @@ __all__ = [
     "SourceDamagedError",
     "SpaceError",
     "Status",
+    "TerminatedLoadError",
     "TerminatedServeError",
     "UnconfirmedError",
     "UnknownArchitectureError",
