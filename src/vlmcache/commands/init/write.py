@@ -152,5 +152,6 @@ def _failure(error: OSError, path: str) -> VlmcacheError:
     place = error.filename if isinstance(error.filename, str) else ""
     where = f": {place}" if place and os.path.dirname(path).startswith(place) else ""
     return ConfigWriteError(
-        f"{path} cannot be written: {reason_of(error)}{where}", "name a file elsewhere with --config"
+        f"{path} cannot be written: {reason_of(error)}{where}",
+        "name a file elsewhere with --config",
     )
