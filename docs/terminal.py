@@ -258,9 +258,11 @@ def words_of(text: str) -> str:
     """Return a text without what differs from run to run.
 
     Numbers with their units, hashes and the filesystem's name become #, bars lose their length,
-    space between columns its width, and how many processes could not be checked is left out.
+    space between columns its width. Left out is what is of the machine: how many processes could
+    not be checked, and what other programs write to the disk.
     """
-    text = re.sub(r"^Note .* could not be checked, .*\n", "", text, flags=re.MULTILINE)
+    of_the_machine = r"^Note .*( could not be checked, |the disk has .* more free: ).*\n"
+    text = re.sub(of_the_machine, "", text, flags=re.MULTILINE)
     text = re.sub(r"\b[0-9a-f]{12,64}\b", "#", text)
     text = re.sub(rf"(?<![\w.-])\d[\d.,:]*( ?({UNITS})\b)?", "#", text)
     text = re.sub(r"(\((?:default|HF_HOME), )\w+", r"\1#", text)

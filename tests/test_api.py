@@ -32,7 +32,7 @@ COMMON = {"help", "config", "cache-dir", "json", "quiet", "verbose", "yes"}
 """Options that belong to the object, to the terminal, or to the question that is not asked."""
 ONLY_TYPED = {
     # The report holds every repo of the cache anyway.
-    "status": {"all"},
+    "status": {"all", "limit"},
     # `repair` is a method of its own.
     "verify": {"repair", "dry-run"},
     # What is yielded says whether the space is low, and what to expose is the program's business.

@@ -74,8 +74,8 @@ REVIEWED = {
     "commands.status.recommend": {
         "command rm": "of what the hub has, see the tests below",
         "recommend rm": LINK,
-        "vlmcache clean": "a beginning that is compared",
     },
+    "commands.status.values": {"vlmcache clean": "a beginning that is compared"},
 }
 
 

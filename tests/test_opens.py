@@ -17,7 +17,7 @@ TREES = frozenset({"cache.reading", "cache.tree", "change.tree"})
 READS = {
     # What a scan has seen is compared through the trees before anything is done about it.
     "cache.hashing": "files that are no cache's, unless a tree opens them",
-    "commands.backup.restore": "a tar stream that the user has named",
+    "commands.backup.remote": "a tar stream that the user has named",
     "cache.completeness": "indexes of weights, for the scan",
     "cache.duplicates": "weights that may be copies of each other, for the scan",
     "cache.entries": "folders, for the scan",

@@ -171,6 +171,7 @@ _HOMES = {
     "InterruptedLoadError": "vlmcache.load.report",
     "TerminatedLoadError": "vlmcache.load.report",
     "LoadReport": "vlmcache.load.report",
+    "TerminatedLoadError": "vlmcache.load.report",
     "WarmReport": "vlmcache.load.warm",
     "load_model": "vlmcache.loading",
     "Report": "vlmcache.report",

@@ -38,6 +38,7 @@ LINES = {
     "load-test": [["--history"]],
     "quantize": [["nobody/nothing"]],
     "warm": [["org/good"]],
+    "serve": [["nobody/nothing"]],
     "schema": [["status"]],
     "explain": [["no-space"]],
     "help": [["pull"]],

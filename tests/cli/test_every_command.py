@@ -179,9 +179,14 @@ def test_a_pipe_is_sent_no_escape_codes_and_may_be_closed_at_once(filled: Vlmcac
         assert "Exception" not in errors, command
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+@pytest.mark.parametrize(
+    "turn", [0, pytest.param(1, marks=pytest.mark.full)], ids=["one-each", "the-other"]
+)
 def test_a_signal_at_work_is_one_line_and_its_code(
-    filled: Vlmcache, tmp_path: Path, number: signal.Signals, code: int
+    filled: Vlmcache, tmp_path: Path, turn: int
 ) -> None:
     # Each command is held where it has begun: the .env is read by a module of ours.
     (filled.folder / ".env").write_text("HF_X=1\n")
@@ -201,9 +206,10 @@ def test_a_signal_at_work_is_one_line_and_its_code(
     while missing := [c for c in commands if not (tmp_path / c).exists()]:
         assert time.monotonic() < deadline, missing
         time.sleep(0.02)
-    for process in left.values():
-        process.send_signal(number)
+    sent = {c: SIGNALS[(place + turn) % 2] for place, c in enumerate(commands)}
+    for command, process in left.items():
+        process.send_signal(sent[command][0])
     for command, process in left.items():
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == code, command
+        assert process.returncode == sent[command][1], command
         assert is_failure(errors), command

@@ -22,7 +22,7 @@ class Here(Place):
     def run(self, *arguments: str) -> Done:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.vlmcache.environment.items():
-                if name.startswith(("HF_", "VLMCACHE_", "HOME")):
+                if name.startswith(("HF_", "VLMCACHE_", "HOME", "PYTHONPATH")):
                     patch.setenv(name, value)
             return run_here(*arguments)
 
@@ -32,7 +32,10 @@ def place(tmp_path: Path, vlmcache: Vlmcache) -> Place:
     # It keeps the variables that it was imported with, and other tests are not offline.
     import huggingface_hub.constants  # noqa: F401
 
-    vlmcache.environment["HF_HUB_OFFLINE"] = "1"
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "torch.py").write_text("raise ImportError('not in this test')\n")
+    vlmcache.environment.update(HF_HUB_OFFLINE="1", PYTHONPATH=str(trap))
     return Here(tmp_path, vlmcache)
 
 
@@ -91,9 +94,14 @@ def test_what_any_file_on_the_search_path_names_is_never_evicted(
     assert not repos["other"].folder.exists()
 
 
-@pytest.mark.parametrize("wishes", [(), ("--older-than", "30d"), ("--max-size", "0"), ("--all",)])
 @pytest.mark.parametrize(
-    ("broken", "line"), [("models: [a\n", 2), ("models:\n  a: {repo: o/n, revision: ..}\n", 2)]
+    ("broken", "line", "wishes"),
+    [
+        ("models: [a\n", 2, ()),
+        ("models: [a\n", 2, ("--older-than", "30d")),
+        ("models:\n  a: {repo: o/n, revision: ..}\n", 2, ("--max-size", "0")),
+        ("models:\n  a: {repo: o/n, revision: ..}\n", 2, ("--all",)),
+    ],
 )
 def test_clean_removes_nothing_while_another_config_file_cannot_be_read(
     place: Place, broken: str, line: int, wishes: tuple[str, ...]
