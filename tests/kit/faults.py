@@ -149,9 +149,12 @@ def wrong_bytes(at: int = 0, count: int = 1) -> Fault:
     return Fault("wrong_bytes", at=at, count=count)
 
 
-def slow(rate: int) -> Fault:
-    """Send the body at so many bytes per second, every time unless told otherwise."""
-    return Fault("slow", rate=rate, times=None)
+def slow(rate: int, *, until: threading.Event | None = None) -> Fault:
+    """Send the body at so many bytes per second, every time unless told otherwise.
+
+    Once `until` is set, what is left comes at once.
+    """
+    return Fault("slow", rate=rate, until=until, times=None)
 
 
 def no_sizes() -> Fault:

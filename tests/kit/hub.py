@@ -1032,6 +1032,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, reply: _Reply, exchange: _Exchange, faults: list[Fault]) -> None:
         body_faults = [f for f in faults if f.kind in DAMAGES_BODY or f.after is not None]
         rates = [f.rate for f in faults if f.kind == "slow"]
+        ends = [f.until for f in faults if f.kind == "slow" and f.until is not None]
+
+        def hold(seconds: float) -> bool:
+            return any(end.is_set() for end in ends) or self._hold(seconds)
+
         if any(fault.kind == "short" for fault in faults):
             reply.sized = False
         head = self._head(reply)
@@ -1044,7 +1049,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.sendall(head + body)
             return
         self.connection.sendall(head)
-        sender = _Sender(self.connection, exchange, reply, min(rates, default=0), self._hold)
+        sender = _Sender(self.connection, exchange, reply, min(rates, default=0), hold)
         for fault in body_faults:
             if fault.kind == "wrong_bytes":
                 sender.flip(fault.at, fault.count)

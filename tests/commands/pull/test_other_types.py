@@ -30,7 +30,7 @@ FILES: dict[str, Content] = {
 ID = "org/name"
 
 
-@pytest.fixture(params=["dataset", "space"])
+@pytest.fixture(params=["dataset", pytest.param("space", marks=pytest.mark.full)])
 def kind(request: pytest.FixtureRequest) -> Kind:
     kind: Kind = request.param
     return kind
@@ -58,6 +58,7 @@ def client(hub: LoopbackHub, cache: Path, *arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.parametrize("kind", ["dataset", "space"], indirect=True)
 def test_everything_is_pulled_and_the_real_client_finds_it(
     hub: LoopbackHub, tmp_path: Path, kind: Kind, name: str
 ) -> None:
@@ -129,6 +130,7 @@ def test_an_interrupted_download_is_resumed(hub: LoopbackHub, tmp_path: Path, na
     assert hub.bytes_sent("data/train.parquet") < 200_000
 
 
+@pytest.mark.parametrize("kind", ["dataset", "space"], indirect=True)
 @pytest.mark.parametrize(
     ("options", "exit_code", "words"),
     [

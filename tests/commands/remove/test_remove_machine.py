@@ -169,13 +169,16 @@ class Commands(RuleBasedStateMachine):
             assert (self.repos[name].refs / ref).read_text() == commit
 
 
-def test_random_commands_and_kills_keep_what_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("examples", [15, pytest.param(200, marks=pytest.mark.full)])
+def test_random_commands_and_kills_keep_what_they_should(
+    monkeypatch: pytest.MonkeyPatch, examples: int
+) -> None:
     monkeypatch.setattr(remove, "who_uses", lambda *_: Usage())
     monkeypatch.setattr(facts, "who_uses", lambda *_: Usage())
     run_state_machine_as_test(
         Commands,
         settings=settings(
-            max_examples=40,
+            max_examples=examples,
             stateful_step_count=10,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -29,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.kit.caches import CacheBuilder, CachedRepo, model_files
 from tests.kit.commands import Vlmcache, is_failure
-from tests.kit.hub import LoopbackHub, Synthetic, slow
+from tests.kit.hub import Fault, LoopbackHub, Synthetic, hang, slow
 from vlmcache.config_file import SHIPPED
 
 PROGRAM = (sys.executable, "-m", "vlmcache")
@@ -37,7 +37,7 @@ HF = Path(sys.executable).with_name("hf")
 ALTERNATE_ON, ALTERNATE_OFF = b"\x1b[?1049h", b"\x1b[?1049l"
 CURSOR_OFF, CURSOR_ON = b"\x1b[?25l", b"\x1b[?25h"
 WEIGHTS = Synthetic(40_000_000)
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 @pytest.fixture
@@ -138,19 +138,19 @@ def terminal(vlmcache: Vlmcache) -> Iterator[Callable[..., Terminal]]:
 
 
 @contextlib.contextmanager
-def downloading(cache: Path, rate: int) -> Iterator[tuple[LoopbackHub, subprocess.Popen[bytes]]]:
-    """Let the hub's own client download a model at so many bytes per second."""
+def downloading(cache: Path, fault: Fault) -> Iterator[subprocess.Popen[bytes]]:
+    """Let the hub's own client download a model whose weights come as a fault says."""
     with LoopbackHub() as hub:
         hub.add_repo("org/big").commit({"config.json": b"{}", "model.safetensors": WEIGHTS})
-        hub.fault(slow(rate).on("model.safetensors"))
+        hub.fault(fault.on("model.safetensors"))
         client = subprocess.Popen(
             [HF, "download", "org/big"],
-            env=hub.environment(cache),
+            env=hub.environment(cache) | {"HF_HUB_DOWNLOAD_TIMEOUT": "300"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
-            yield hub, client
+            yield client
         finally:
             client.kill()
             client.wait()
@@ -161,13 +161,16 @@ def test_a_download_by_hf_appears_advances_and_completes_on_the_screen(
 ) -> None:
     view = terminal()
     view.shows(r"org/name +cached")
-    with downloading(repo.cache.root, 4_000_000) as (_, client):
+    shown = threading.Event()
+    with downloading(repo.cache.root, slow(800_000, until=shown)) as client:
         view.shows(r"download started +org/big: model\.safetensors")
         view.shows(r"(?m)^  model\.safetensors +━+─+ +\d+% +[\d.]+ MB +[\d.]+ [kM]B/s ")
         view.shows(re.escape(f"{getpass.getuser()}: hf ({client.pid})"))
-        view.shows(r"(?m)^Disk .* once the downloads are done$")
+        # What else is written to the disk just now may fill it sooner.
+        view.shows(r"(?m)^Disk .* (once the downloads are done|full in .*)$")
         view.shows(r"(?m)^Total +━+─+ +\d+%  [\d.]+ MB left, .*B/s, \d+ s")
         view.shows(r"(?m)^org/big +━+─+ +\d+% +[\d.]+ MB .* \d+ s ")
+        shown.set()
         assert client.wait(PATIENCE) == 0
         view.shows(r"downloaded +org/big: model\.safetensors, 40 MB")
         view.shows(r"org/big +cached")
@@ -178,7 +181,8 @@ def test_a_killed_download_is_shown_as_left_behind_and_a_removal_appears(
     repo: CachedRepo, terminal: Callable[..., Terminal]
 ) -> None:
     view = terminal()
-    with downloading(repo.cache.root, 4_000_000) as (_, client):
+    # The client writes 10 MiB at a time.
+    with downloading(repo.cache.root, hang(12_000_000)) as client:
         view.shows(r"(?m)^  model\.safetensors .* +10\.5 MB")
         client.kill()
         client.wait()
@@ -321,11 +325,13 @@ def test_json_is_one_valid_object_a_line_snapshot_first_failure_last(
         assert snapshot["cache"]["dir"] == str(repo.cache.root)
         (row,) = (row for row in snapshot["models"] if row["repo"] == "org/name")
         assert row["state"] == "cached"
-        with downloading(repo.cache.root, 12_000_000) as (_, client):
+        advanced = threading.Event()
+        with downloading(repo.cache.root, slow(2_000_000, until=advanced)) as client:
             started = until("download-started")
             assert (started["repo"], started["files"]) == ("org/big", ["model.safetensors"])
             assert started["expected_size"] == WEIGHTS.size
             assert until("download-advanced")["size"] > 0
+            advanced.set()
             assert until("downloaded")["repo"] == "org/big"
             client.wait(PATIENCE)
         shutil.rmtree(repo.folder)
