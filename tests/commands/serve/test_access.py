@@ -30,6 +30,8 @@ from vlmcache.config import own_home, read_environment
 from vlmcache.home.journal import Journal
 from vlmcache.progress import Throttle
 
+IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+NOBODY = 65534
 SECRET = b"a secret of the machine"
 FILES = {"config.json": b"{}", "weights.safetensors": b"w" * 3_000_000}
 WEIGHTS = hashlib.sha256(FILES["weights.safetensors"]).hexdigest()
@@ -170,6 +172,15 @@ def test_a_file_that_cannot_be_the_token_is_refused(
 
 
 # What a request names.
+
+
+def test_the_hint_for_a_token_file_can_be_pasted(good: CacheBuilder, tmp_path: Path) -> None:
+    path = tmp_path / "my token"
+    path.write_text(TOKEN)
+    path.chmod(0o640)
+    with pytest.raises(vlmcache.UsageError) as caught:
+        vlmcache.Cache(good.root).serve(token_file=path, listen="127.0.0.1:0", all=True)
+    assert caught.value.hint == f"chmod 600 '{path}'"
 
 
 @pytest.mark.parametrize(
@@ -426,6 +437,24 @@ def test_a_link_that_leads_out_of_the_cache_is_not_followed(good: CacheBuilder) 
         for path in ("/org/good/resolve/main/stolen.txt", "/org/good/resolve/main/notes.txt"):
             assert SECRET not in ask(path).body
         assert SECRET not in ask(f"/blobs/{hashlib.sha256(SECRET).hexdigest()}").body
+
+
+def test_of_a_link_that_another_user_has_put_in_place_of_a_repo_nothing_is_told(
+    good: CacheBuilder,
+) -> None:
+    if not IS_ROOT:
+        pytest.skip("needs two users")
+    elsewhere = CacheBuilder(good.root.parent / "elsewhere").repo("org/private")
+    elsewhere.revision({"config.json": SECRET})
+    link = good.root / elsewhere.folder.name
+    link.symlink_to(elsewhere.folder)
+    os.lchown(link, NOBODY, NOBODY)
+    with serving(good.root) as ask:
+        absent = ask("/api/models/org/absent")
+        for path in ("/api/models/org/private", "/api/models/org/private/tree/main"):
+            assert (ask(path).status, ask(path).body) == (absent.status, absent.body)
+        assert ask("/org/private/resolve/main/config.json").status == 404
+        assert ask(PATH).status == 200
 
 
 def test_what_is_removed_while_it_is_sent_ends_short_and_later_requests_are_404(

@@ -20,6 +20,7 @@ from tests.kit.commands import Vlmcache, is_failure, run_here
 from tests.kit.served import TOKEN, Asking, serving
 from tests.kit.tls import authority
 from vlmcache.commands.serve import serve
+from vlmcache.installing import install_extra
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_a_missing_package_is_one_line_and_exit_11(
     )
     done = run_here("serve")
     assert (done.code, is_failure(done.err)) == (11, True)
-    assert "pip install 'vlmcache[serve]'" in done.err
+    assert f"hint: {install_extra('serve')}\n" in done.err
 
 
 def test_neither_help_nor_start_up_imports_what_serving_needs(vlmcache: Vlmcache) -> None:
@@ -190,6 +191,11 @@ def test_the_first_lines_say_where_what_and_what_clients_need(
     assert "HF_TOKEN" in lines[1]
     assert "clear text" in lines[2]
     assert not any(TOKEN in line for line in lines)
+    allowing = package.Cache(good.root).serve("org/good", listen="0.0.0.0:0", allow=["10.0.0.0/8"])
+    with allowing as running:
+        lines = running.start_lines()
+    assert f"HF_ENDPOINT=http://{socket.gethostname()}:" in lines[1]
+    assert "HF_HUB_DISABLE_IMPLICIT_TOKEN=1, or they send the token of their hub" in lines[1]
     closed = package.Cache(good.root).serve("org/good", listen="127.0.0.1:0")
     with closed as running:
         assert "without --token-file FILE nobody is sent their files" in running.start_lines()[1]

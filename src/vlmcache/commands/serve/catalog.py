@@ -264,6 +264,7 @@ class Catalog:
         old = self._entries.get(folder)
         held = dict(old.held) if old is not None else {}
         revisions = repo.revisions if repo is not None else {}
+        unopened: dict[str, str] = {}
         for commit in list(held):
             if commit not in revisions or os.fstat(held[commit]).st_nlink == 0:
                 os.close(held.pop(commit))
@@ -271,9 +272,24 @@ class Catalog:
             # A file that only this revision has says the most about what is in use.
             files = sorted(revisions[commit].files.values(), key=lambda file: -file.size)
             for file in files[:1]:
-                with contextlib.suppress(OSError):
+                try:
                     held[commit] = self.open(file)
+                except OSError as error:
+                    # Nor are names and sizes told of what a link leads to out of the cache.
+                    unopened[commit] = str(error.strerror or error)
+        if repo is not None and unopened:
+            repo = self._without(repo, unopened)
         self._entries[folder] = _Entry(repo, now, held)
+
+    def _without(self, repo: ServedRepo, unopened: Mapping[str, str]) -> ServedRepo | None:
+        """Return a repo without revisions that cannot be opened; `None` if nothing is left."""
+        left = {key: one for key, one in repo.revisions.items() if key not in unopened}
+        if not left:
+            why = next(iter(unopened.values()))
+            self.skipped[repo.name] = f"its files cannot be opened: {why}"
+            return None
+        refs = {ref: commit for ref, commit in repo.refs.items() if commit in left}
+        return repo._replace(revisions=left, refs=refs)
 
     def _release(self, folder: str) -> None:
         for descriptor in self._entries.pop(folder).held.values():

@@ -142,6 +142,11 @@ class Server(contextlib.AbstractContextManager["Server"]):
                 f"On clients: HF_ENDPOINT={self.client_address} and HF_TOKEN=(this server's "
                 "token), or they send the token of their hub here"
             )
+        elif not self.on_loopback:
+            lines.append(
+                f"On clients: HF_ENDPOINT={self.client_address} and HF_HUB_DISABLE_IMPLICIT_TOKEN=1, "
+                "or they send the token of their hub here"
+            )
         closed = sum(model.token_only for model in self.models)
         if closed and self.on_loopback and not self.has_token:
             lines.append(
