@@ -237,7 +237,9 @@ def _loadable(
         raise NotDownloadedError(f"{name} is not in the cache", pull)
     if judgement.state == "damaged":
         bad = ", ".join(judgement.damaged) or "its revision"
-        raise DamagedWeightsError(f"{name} is damaged: {bad}", units.command("verify", name, "--repair"))
+        raise DamagedWeightsError(
+            f"{name} is damaged: {bad}", units.command("verify", name, "--repair")
+        )
     if judgement.state == "partial" or judgement.revision is None:
         repos = tuple(f"the repo {other}, which it needs" for other in judgement.missing_repos)
         missing = ", ".join(judgement.missing + repos)

@@ -84,7 +84,9 @@ def _print_added(out: Console, report: PullReport) -> None:
         print_line(out, Text(printable(f"{model.repo}: {done} {model.path}")))
     active = next((model.active for model in report.added if model.active), None)
     if active is not None:
-        print_line(out, Text(printable(f"In this folder {active} is read instead of that file"), "yellow"))
+        print_line(
+            out, Text(printable(f"In this folder {active} is read instead of that file"), "yellow")
+        )
 
 
 def evicted(report: PullReport) -> Removal | None:

@@ -282,7 +282,10 @@ def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()
     if config.unread is not None:
         repos = dict.fromkeys((repo.folder for repo in state.repos), config.unread)
     named = [
-        *((f"{'shipped' if config.shipped else 'configured'} as {model.key}", model) for model in config.models.values()),
+        *(
+            (f"{'shipped' if config.shipped else 'configured'} as {model.key}", model)
+            for model in config.models.values()
+        ),
         *((f"configured as {model.key} in {path}", model) for path, model in config.also),
     ]
     for why, model in named:

@@ -156,9 +156,7 @@ class _Choice:
         broken = [download for download in downloads if download.damaged and not download.repair]
         if broken:
             names = [download.name for download in broken]
-            text = (
-                f"damaged: {_few(names)}; fetch the bad files again{size_of(broken)}{unknown}"
-            )
+            text = f"damaged: {_few(names)}; fetch the bad files again{size_of(broken)}{unknown}"
             yield self.advised.recommend(text, "pull", *names)
         repaired = [download.name for download in downloads if download.repair]
         if repaired:

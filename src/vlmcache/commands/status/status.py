@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache import gguf, layout
+from vlmcache.cache import gguf
 from vlmcache.cache.amounts import measure, revision_sizes
 from vlmcache.cache.completeness import (
     Content,
