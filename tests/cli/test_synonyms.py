@@ -130,3 +130,12 @@ def test_a_removal_takes_yes_under_its_own_name_only(
     )
     # The same without it is the command.
     assert run_here(alias, *words, "--dry-run").code == (7 if words else 0)
+
+
+def test_an_option_that_is_almost_one_is_suggested_in_the_hint() -> None:
+    done = run_here("status", "--sortt")
+    assert done.code == 2
+    assert done.err.splitlines() == [
+        "error: no such option: --sortt",
+        "hint: did you mean --sort? see 'vlmcache status --help'",
+    ]

@@ -108,7 +108,7 @@ API_PARTS = {"revision", "tree", "refs", "paths-info", "auth-check", "xet-read-t
 # What of our own environment would change where a child looks for its cache, hub or token.
 LEAKY_VARIABLES = re.compile(
     r"(HF_|HUGGING|XDG_|TRANSFORMERS_|VLMCACHE_|HTTPS?_PROXY$|ALL_PROXY$|NO_PROXY$|SSL_CERT_"
-    r"|REQUESTS_CA_BUNDLE$|CURL_CA_BUNDLE$)",
+    r"|REQUESTS_CA_BUNDLE$|CURL_CA_BUNDLE$|COLUMNS$|LINES$)",
     re.IGNORECASE,
 )
 

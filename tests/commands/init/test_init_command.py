@@ -278,6 +278,15 @@ def test_the_file_that_the_environment_names_is_written_though_it_is_missing(
     assert not here.exists()
 
 
+def test_what_would_be_written_is_shown_as_it_is_on_a_narrow_screen(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = run_here("init", "--dry-run").out.splitlines()
+    assert run_here("init").code == 0
+    assert set(here.read_text().splitlines()) <= set(shown)
+
+
 def test_another_file_that_counts_in_its_place_is_named(here: Path) -> None:
     Path("config.yaml").write_text("models: {mine: {repo: org/mine}}\n")
     done = run_here("init")
