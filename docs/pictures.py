@@ -285,7 +285,7 @@ class Screen(NamedTuple):
 
     command: str
     cached: tuple[str, ...] = ("GOT", "2B")
-    prepare: Callable[[Stage], None] = lambda at: None
+    prepare: Callable[[Stage], None] | None = None
     until: Callable[[str], bool] | None = None
     keys: str = ""
     first: tuple[str, ...] = ()
@@ -294,7 +294,8 @@ class Screen(NamedTuple):
     def draw(self, at: Stage, columns: int, _wanted: Wanted) -> str:
         """Run it and draw what it shows."""
         at.fill(*self.cached)
-        self.prepare(at)
+        if self.prepare is not None:
+            self.prepare(at)
         if self.first:
             at.quietly(*(word.replace(DRIVE, str(at.drive)) for word in self.first))
         terminal = at.terminal(columns, 80)
@@ -490,7 +491,6 @@ PICTURES: dict[str, Draw] = {
     "backup": Screen(f"vlmcache backup {DRIVE}/models/").draw,
     "restore": Screen(
         f"vlmcache restore {DRIVE}/models/ got_ocr",
-        prepare=lambda at: None,
         first=("backup", f"{DRIVE}/models/", "got_ocr"),
     ).draw,
     "watch": draw_watch,

@@ -181,11 +181,11 @@ class Terminal:
         height = max(number + 1 for lines, _ in kept for number, line in enumerate(lines) if line)
         spans: dict[tuple[float, float], list[str]] = {}
         for number in range(height):
-            changes = itertools.groupby(range(len(kept)), lambda at: kept[at][0][number])
-            for runs, places in changes:
+            at = 0
+            for runs, same in itertools.groupby(lines[number] for lines, _ in kept):
+                first, at = at, at + len(list(same))
                 if runs:
-                    first, *_, last = [*(shown := list(places)), shown[-1]]
-                    span = (starts[first], ends[last])
+                    span = (starts[first], ends[at - 1])
                     spans.setdefault(span, []).extend(_drawn(number, runs))
         style = ["g g{opacity:0}g .z{opacity:1}", "@media(prefers-reduced-motion:no-preference){"]
         drawn = []

@@ -43,9 +43,7 @@ def test_the_help_of_every_command_is_in_the_documentation() -> None:
     assert generate.PAGE.read_text(encoding="utf-8") == generate.commands_page(), AGAIN
 
 
-@pytest.mark.parametrize(
-    "columns", [pytest.param(120, marks=pytest.mark.full), pictures.WIDTHS[0]]
-)
+@pytest.mark.parametrize("columns", [pytest.param(120, marks=pytest.mark.full), pictures.WIDTHS[0]])
 @pytest.mark.parametrize("name", pictures.PICTURES)
 def test_a_picture_shows_what_the_command_says_now(
     stage: pictures.Stage, name: str, columns: int
