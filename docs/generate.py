@@ -1,10 +1,10 @@
 """Make what is made of the documentation: `python -m docs.generate [NAME…]`.
 
 `commands` is docs/commands.md, the help of every command; `codes` is docs/codes.md and
-docs/exit-codes.md; `config` is src/vlmcache/config.json, what the shipped config.yaml says; `screens` is docs/screens.md; `badges`
-are those of the README, `session` is its moving picture; any other name is a picture in docs/pictures. Without a
-name, all of them. `measure` loads the smallest model anew, and is made only if it is named: its
-report is what the pictures of `load-test` show.
+docs/exit-codes.md; `config` is src/vlmcache/config.json, what the shipped config.yaml says;
+`screens` is docs/screens.md; `badges` are those of the README, `session` is its moving picture; any
+other name is a picture in docs/pictures. Without a name, all of them. `measure` loads the smallest
+model anew, and is made only if it is named: its report is what the pictures of `load-test` show.
 Tests compare them with what the commands say now.
 """
 

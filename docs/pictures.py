@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from typing import NamedTuple, TypeAlias
 from docs.terminal import BACKGROUND, FONTS, FOREGROUND, Terminal
 from tests.kit.caches import model_files
 from tests.kit.contents import Content
-from tests.kit.hub import LoopbackHub, slow
+from tests.kit.hub import HubRepo, LoopbackHub, slow
 
 FOLDER = Path(__file__).with_name("pictures")
 WIDTHS = (80, 120)
@@ -65,9 +66,9 @@ Wanted: TypeAlias = Callable[[str], bool] | None
 NOT_SENT = "Qwen/Qwen2-VL-7B-Instruct"
 """The repo that nothing downloads here: hashing 16 GB for it would take half a minute."""
 SHARD = "model-00002-of-00002.safetensors"
-LARGE = 100_000
-"""Files from this size on have no content but their header, if sizes are true."""
 HEAD = 4096
+WIDTH = 1536
+"""The columns of the one matrix in each file of true size."""
 MONTHS = 60 * 86_400
 
 
@@ -95,6 +96,7 @@ class Stage:
         self.hubs_cache = home / ".cache" / "huggingface" / "hub"
         self.work = home / "work"
         self.work.mkdir()
+        self._repos: list[HubRepo] = []
         (self.work / "config.yaml").write_text(CONFIG)
         for repo, (kind, parameters, shards) in MODELS.items():
             files: dict[str, Content] = {**model_files(parameters, shards, kind)}
@@ -103,6 +105,7 @@ class Stage:
                 name: _head(path) if repo == NOT_SENT else path for name, path in weights.items()
             }
             added = hub.add_repo(repo)
+            self._repos.append(added)
             stored = added.commits[added.commit(files | sent)]
             for name, path in weights.items():
                 stored[name] = dataclasses.replace(stored[name], size=path.stat().st_size)
@@ -124,8 +127,10 @@ class Stage:
             name = "model.safetensors"
             if len(sizes) > 1:
                 name = f"model-{number + 1:05}-of-{len(sizes):05}.safetensors"
-            tensor, length = f"model.layers.{number}.weight", size - HEAD & ~1
-            described = {"dtype": "F16", "shape": [length // 2], "data_offsets": [0, length]}
+            rows = (size - HEAD) // (2 * WIDTH)
+            length = rows * 2 * WIDTH
+            tensor = f"model.layers.{number}.mlp.down_proj.weight"
+            described = {"dtype": "F16", "shape": [rows, WIDTH], "data_offsets": [0, length]}
             text = json.dumps({tensor: described}).encode().ljust(HEAD - 8)
             with (folder / name).open("wb") as file:
                 file.write(struct.pack("<Q", len(text)) + text)
@@ -157,25 +162,27 @@ class Stage:
     @functools.cached_property
     def _pulled(self) -> dict[str, bytes | str | Large]:
         """What a pull of got_ocr and qwen_vl_2b leaves in the hub's cache: path -> content."""
-        self.quietly("pull", "got_ocr", "qwen_vl_2b")
+        large = ["--exclude", "*.safetensors"] if self.true else []
+        self.quietly("pull", "got_ocr", "qwen_vl_2b", *large)
         pulled: dict[str, bytes | str | Large] = {}
         for path in sorted(self.hubs_cache.rglob("*")):
             name = str(path.relative_to(self.hubs_cache))
             if path.is_symlink():
                 pulled[name] = os.readlink(path)
             elif path.is_file():
-                size = path.stat().st_size
-                with path.open("rb") as file:
-                    if self.true and size > LARGE:
-                        pulled[name] = Large(file.read(HEAD), size)
-                    else:
-                        pulled[name] = file.read()
+                pulled[name] = path.read_bytes()
+        for repo in self._repos if large else ():
+            folder, commit = f"models--{repo.id.replace('/', '--')}", repo.branches["main"]
+            for name, file in repo.commits[commit].items():
+                if isinstance(file.data, Path) and name.endswith(".safetensors"):
+                    pulled[f"{folder}/blobs/{file.etag}"] = Large(_head(file.data), file.size)
+                    pulled[f"{folder}/snapshots/{commit}/{name}"] = f"../../blobs/{file.etag}"
         self.empty()
         return pulled
 
     def fill(self, *names: str) -> None:
         """Let the repos whose names contain one of these be cached, of got_ocr and qwen_vl_2b."""
-        for name, content in self._pulled.items():
+        for name, content in self._pulled.items() if names else ():
             if any(part in name for part in names):
                 path = self.hubs_cache / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -249,14 +256,14 @@ def _lose_the_second_part(at: Stage) -> None:
 
 
 def _leave_waste(at: Stage) -> None:
-    """Leave an old revision, a blob that nothing links to and an unfinished download."""
+    """Leave an old revision and an unfinished download."""
     repo = at.hubs_cache / "models--Qwen--Qwen2-VL-2B-Instruct"
-    old, replaced, lost, begun = (
-        hashlib.sha256(name.encode()).hexdigest() for name in ("old", "replaced", "lost", "begun")
+    old, replaced, begun = (
+        hashlib.sha256(name.encode()).hexdigest() for name in ("old", "replaced", "begun")
     )
     snapshot = repo / "snapshots" / old[:40]
     snapshot.mkdir()
-    sizes = {replaced: 429_441_736, lost: 310_000_000, f"{begun}.0123abcd.incomplete": 95_000_000}
+    sizes = {replaced: 429_441_736, f"{begun}.0123abcd.incomplete": 95_000_000}
     for name, size in sizes.items():
         Large(b"", at.scaled(size)).write(repo / "blobs" / name)
     (snapshot / SHARD).symlink_to(f"../../blobs/{replaced}")
@@ -277,7 +284,7 @@ class Screen(NamedTuple):
 
     command: str
     cached: tuple[str, ...] = ("GOT", "2B")
-    prepare: Callable[[Stage], None] = lambda at: None
+    prepare: Callable[[Stage], None] | None = None
     until: Callable[[str], bool] | None = None
     keys: str = ""
     first: tuple[str, ...] = ()
@@ -286,7 +293,8 @@ class Screen(NamedTuple):
     def draw(self, at: Stage, columns: int, _wanted: Wanted) -> str:
         """Run it and draw what it shows."""
         at.fill(*self.cached)
-        self.prepare(at)
+        if self.prepare is not None:
+            self.prepare(at)
         if self.first:
             at.quietly(*(word.replace(DRIVE, str(at.drive)) for word in self.first))
         terminal = at.terminal(columns, 80)
@@ -308,10 +316,9 @@ def draw_pull(at: Stage, columns: int, _wanted: Wanted) -> str:
 
 def _pull_twice(at: Stage, terminal: Terminal) -> None:
     at.hub.fault(slow(at.scaled(550_000_000)))
-    part = "model-00001-of-00002.safetensors"
 
     def is_half_way(text: str) -> bool:
-        return "B/s" in text and at.hub.bytes_sent(part) > at.scaled(1_700_000_000)
+        return "B/s" in text and re.search(r" [3-7]\d%", text) is not None
 
     terminal.run("vlmcache pull qwen_vl_2b", until=is_half_way, keys="\x03")
     terminal.run("vlmcache pull qwen_vl_2b")
@@ -325,7 +332,7 @@ def draw_session(at: Stage, columns: int, _wanted: Wanted) -> str:
     terminal.run("vlmcache status got_ocr qwen_vl_2b")
     _pull_twice(at, terminal)
     terminal.run("vlmcache status got_ocr qwen_vl_2b")
-    return terminal.animated("status, pull, Ctrl-C, pull, status", 0.35, 2.5)
+    return terminal.animated("status, pull, Ctrl-C, pull, status", 1.0, 3.0)
 
 
 def draw_pull_bars(at: Stage, columns: int, wanted: Wanted) -> str:
@@ -360,7 +367,7 @@ def draw_watch(at: Stage, columns: int, wanted: Wanted) -> str:
     def is_there(text: str) -> bool:
         if wanted is not None:
             return wanted(text)
-        return "full in" in text and at.hub.bytes_sent(part) > at.scaled(900_000_000)
+        return "full in" in text and re.search(r" [2-7]\d ?%", text) is not None
 
     pull = subprocess.Popen(
         [sys.executable, "-m", "vlmcache", "pull", "qwen_vl_2b", "--max-workers", "1"],
@@ -397,23 +404,64 @@ def draw_init(at: Stage, columns: int, _wanted: Wanted) -> str:
         terminal = at.terminal(columns, 80)
         terminal.run("vlmcache status")
         terminal.run("vlmcache init")
-        terminal.run("cat .config/vlmcache/config.yaml")
+        terminal.run("cat ~/.config/vlmcache/config.yaml")
     finally:
         put_back()
     return terminal.svg("vlmcache init")
 
 
 def draw_errors(at: Stage, columns: int, _wanted: Wanted) -> str:
-    """A name that means nothing, a file that is not there, too little room."""
+    """A name and an option that mean nothing, a file that is not there."""
+    at.fill("GOT", "2B")
     terminal = at.terminal(columns)
     for command in (
         "vlmcache rm qwen_vl_2",
-        "vlmcache pull qwen_vl_2b --prescision fp16",
+        "vlmcache pull qwen_vl_2b --revison main",
         "vlmcache restore models.tar",
-        "vlmcache quantize got_ocr",
     ):
         terminal.run(command)
     return terminal.svg("errors")
+
+
+def draw_doctor(at: Stage, columns: int, _wanted: Wanted) -> str:
+    """All checks, with the names of an environment in the working folder."""
+    at.fill("GOT", "2B")
+    terminal = at.terminal(columns, 60)
+    environment = at.work / ".venv"
+    if not environment.exists():
+        environment.symlink_to(sys.prefix)
+    command = "vlmcache doctor"
+    # Waiting for torch takes ten seconds, and what it says is not compared.
+    light = "import sys; sys.modules['torch'] = None; from vlmcache.__main__ import main; main()"
+    module = "-m vlmcache" if at.true else f'-c "{light}"'
+    terminal.run(f"{environment}/bin/python {module} doctor", typed=command)
+    return terminal.svg(command)
+
+
+def draw_serve(at: Stage, columns: int, _wanted: Wanted) -> str:
+    """What `serve` says when it starts; the port is the usual one, whichever is free here."""
+    at.fill("2B")
+    terminal = at.terminal(columns)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    terminal.renames[f":{port}".encode()] = b":9401"
+    command = "vlmcache serve qwen_vl_2b"
+    listen = f"{command} --listen 127.0.0.1:{port}"
+    drawn: list[str] = []
+
+    def answers(text: str) -> bool:
+        with socket.socket() as client:
+            return "http" in text and client.connect_ex(("127.0.0.1", port)) == 0
+
+    terminal.run(
+        listen,
+        typed=command,
+        until=answers,
+        keys="\x03",
+        shot=lambda: drawn.append(terminal.svg(command)),
+    )
+    return drawn[0] if drawn else terminal.svg(command)
 
 
 def measure_load() -> None:
@@ -433,7 +481,7 @@ PICTURES: dict[str, Draw] = {
         "vlmcache pull",
         ("GOT",),
         until=lambda text: "to leave):" in " ".join(text.split()),
-        keys="\n",
+        keys="1\n",
     ).draw,
     "rm": Screen("vlmcache rm qwen_vl_2b", until=asks, keys="y\n").draw,
     "clean": Screen("vlmcache clean", prepare=_leave_waste, until=asks, keys="y\n").draw,
@@ -442,16 +490,13 @@ PICTURES: dict[str, Draw] = {
     "backup": Screen(f"vlmcache backup {DRIVE}/models/").draw,
     "restore": Screen(
         f"vlmcache restore {DRIVE}/models/ got_ocr",
-        prepare=lambda at: None,
         first=("backup", f"{DRIVE}/models/", "got_ocr"),
     ).draw,
     "watch": draw_watch,
-    "serve": Screen(
-        "vlmcache serve qwen_vl_2b", until=lambda text: "http" in text, keys="\x03"
-    ).draw,
+    "serve": draw_serve,
     "load-test": draw_load_test,
     "quantize": Screen("vlmcache quantize qwen_vl_2b --precision int4 --dry-run").draw,
-    "doctor": Screen("vlmcache doctor").draw,
+    "doctor": draw_doctor,
     "init": draw_init,
     "help": Screen("vlmcache --help", ()).draw,
     "errors": draw_errors,

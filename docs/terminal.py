@@ -181,11 +181,11 @@ class Terminal:
         height = max(number + 1 for lines, _ in kept for number, line in enumerate(lines) if line)
         spans: dict[tuple[float, float], list[str]] = {}
         for number in range(height):
-            changes = itertools.groupby(range(len(kept)), lambda at: kept[at][0][number])
-            for runs, places in changes:
+            at = 0
+            for runs, same in itertools.groupby(lines[number] for lines, _ in kept):
+                first, at = at, at + len(list(same))
                 if runs:
-                    first, *_, last = [*(shown := list(places)), shown[-1]]
-                    span = (starts[first], ends[last])
+                    span = (starts[first], ends[at - 1])
                     spans.setdefault(span, []).extend(_drawn(number, runs))
         style = ["g g{opacity:0}g .z{opacity:1}", "@media(prefers-reduced-motion:no-preference){"]
         drawn = []
@@ -261,8 +261,9 @@ def words_of(text: str) -> str:
     space between columns its width. Left out is what is of the machine: how many processes could
     not be checked, and what other programs write to the disk.
     """
-    of_the_machine = r"^Note .*( could not be checked, |the disk has .* more free: ).*\n"
-    text = re.sub(of_the_machine, "", text, flags=re.MULTILINE)
+    text = re.sub(r"^Note .* could not be checked, .*\n", "", text, flags=re.MULTILINE)
+    # What other programs write meanwhile is chance.
+    text = re.sub(r"^Note the disk has .*\n(?:.+\n)*", "", text, flags=re.MULTILINE)
     text = re.sub(r"\b[0-9a-f]{12,64}\b", "#", text)
     text = re.sub(rf"(?<![\w.-])\d[\d.,:]*( ?({UNITS})\b)?", "#", text)
     text = re.sub(r"(\((?:default|HF_HOME), )\w+", r"\1#", text)
