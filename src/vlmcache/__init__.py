@@ -169,7 +169,6 @@ _HOMES = {
     "WrongBytesError": "vlmcache.errors",
     "Quantization": "vlmcache.load.quantized",
     "InterruptedLoadError": "vlmcache.load.report",
-    "TerminatedLoadError": "vlmcache.load.report",
     "LoadReport": "vlmcache.load.report",
     "TerminatedLoadError": "vlmcache.load.report",
     "WarmReport": "vlmcache.load.warm",

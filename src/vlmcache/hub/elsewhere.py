@@ -11,7 +11,7 @@ from vlmcache.change.place import disk_failure
 from vlmcache.errors import VlmcacheError
 from vlmcache.home.journal import read_damaged
 from vlmcache.hub.sources import Source, SourceError, wrong_bytes
-from vlmcache.hub.transfer import Transfer
+from vlmcache.hub.transfer import Transfer, remember_bad_beginning
 
 
 def fetch_elsewhere(transfer: Transfer) -> bool:
@@ -66,7 +66,7 @@ def _fetch(transfer: Transfer, source: Source) -> bool:
             sources.drop(source, f"{wrong_bytes(listed.etag, digest)}: {job.file}")
             return False
         # What another source or program has left was no beginning of it.
-        transfer.remember_bad_beginning()
+        remember_bad_beginning(transfer)
     job.tree.rename(job.partial, job.blob)
     discard_partials(job.tree, job.partial, listed.etag)
     return True

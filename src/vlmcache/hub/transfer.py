@@ -110,15 +110,6 @@ class Transfer:
         except OSError as error:
             raise disk_failure(error, self.job.partial) from error
 
-    def remember_bad_beginning(self) -> None:
-        """Note what of another program's was taken for a beginning, so that it is not again."""
-        job, environment = self.job, self.client.environment
-        known_bad = partial(read_damaged, environment)
-        bad = partials.bad_beginning(job.tree, job.partial, job.listed.content_size, known_bad)
-        if bad:
-            with Journal(own_home(environment)[0]) as journal:
-                journal.record_damaged(bad, time.time())
-
     def _by_http(self) -> None:
         job = self.job
         size = job.listed.content_size
@@ -139,7 +130,7 @@ class Transfer:
                 file.restart()
             if begun:
                 # Another program's partial stays, and would be the beginning of the next pull too.
-                self.remember_bad_beginning()
+                remember_bad_beginning(self)
             # A beginning that was corrupted before says nothing about what the hub sends.
             wrong += not begun
             again = "from the start" if wrong < _TRIES else "no more"
@@ -325,6 +316,16 @@ class Transfer:
         if job.shares:
             library.share(job.tree.root, job.blob, xet_hash, size)
         return True
+
+
+def remember_bad_beginning(transfer: Transfer) -> None:
+    """Note what of another program's was taken for a beginning, so that it is not again."""
+    job, environment = transfer.job, transfer.client.environment
+    known_bad = partial(read_damaged, environment)
+    bad = partials.bad_beginning(job.tree, job.partial, job.listed.content_size, known_bad)
+    if bad:
+        with Journal(own_home(environment)[0]) as journal:
+            journal.record_damaged(bad, time.time())
 
 
 def _wait_longer(client: Client, trouble: SlowError, slow: int) -> None:

@@ -143,3 +143,18 @@ def test_what_a_bucket_says_no_to_is_told_in_one_line(
         assert done.code == code, done.err
         assert words in done.err
         assert is_failure(done.err), done.err
+
+
+def test_a_pull_takes_contents_from_a_store_and_from_a_tar_in_a_bucket(
+    cache: CacheBuilder, run: Vlmcache, bucket: Bucket, tmp_path: Path
+) -> None:
+    cache.repo("org/name").revision(SMALL)
+    for place in ("some/store", "some/models.tar"):
+        address, target = bucket.address(place), tmp_path / place.replace("/", "-")
+        assert run("backup", address).code == 0
+        command = ("pull", "org/name", "--from", address, "--cache-dir", str(target), "--json")
+        done = run(*command, HF_HUB_OFFLINE="1")
+        assert done.code == 0, done.err
+        (model,) = done.document["models"]
+        assert {file["source"] for file in model["from"]} == {address}
+        assert lies(target) == []

@@ -13,15 +13,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import vlmcache
 from tests.kit.caches import CacheBuilder, fingerprint
 from tests.kit.contents import Content
 from tests.kit.hub import Fault, LoopbackHub, Synthetic, hang, slow, status
-from tests.kit.pulls import REPO, content, fetches, lies, pull, variables
+from tests.kit.pulls import QUICK, REPO, content, fetches, lies, variables
+from tests.kit.pulls import pull as pull_quickly
 from tests.kit.served import TOKEN, serving
 from vlmcache.commands.pull.values import PullReport
 from vlmcache.errors import UsageError
@@ -34,6 +37,9 @@ FILES: dict[str, Content] = {
     "tokenizer.json": b"{}" * 3000,
 }
 KINDS = ("cache", "store", "tar", "tar.gz", "plain", "plain.gz", "serve")
+STEADY = msgspec.structs.replace(QUICK, answer_timeout=30.0, data_timeout=30.0)
+"""Patience that no busy machine exhausts."""
+pull = partial(pull_quickly, patience=STEADY)
 SERVE = {"VLMCACHE_SERVE_TOKEN": TOKEN}
 
 
@@ -223,8 +229,9 @@ def test_a_source_that_stops_responding_is_dropped_and_the_partial_continues(
 
     monkeypatch.setattr(sources, "_blocks", hanging)
     source, cache = source_of("cache"), tmp_path / "cache"
+    patience = msgspec.structs.replace(STEADY, data_timeout=2.0)
     try:
-        report = pull(hub, cache, sources=(source,)).check()
+        report = pull(hub, cache, sources=(source,), patience=patience).check()
     finally:
         stuck.set()
     assert "no byte in" in (report.sources[0].problem or "")
@@ -238,7 +245,10 @@ def test_a_server_that_does_not_answer_is_named(
 ) -> None:
     with LoopbackHub() as silent:
         silent.fault(replace(fault, times=None))
-        report = pull(hub, tmp_path / "cache", sources=(silent.url,), extra=SERVE).check()
+        patience = msgspec.structs.replace(STEADY, answer_timeout=2.0)
+        report = pull(
+            hub, tmp_path / "cache", sources=(silent.url,), extra=SERVE, patience=patience
+        ).check()
     assert codes(report) == {"source-unusable"}
     assert origins(report) == {}
 
@@ -283,11 +293,12 @@ def test_what_cannot_be_a_source_is_a_usage_error(hub: LoopbackHub, tmp_path: Pa
     os.mkfifo(tmp_path / "pipe")
     cache = CacheBuilder(tmp_path / "cache")
     cache.repo("org/two").revision(FILES)
-    for source in ("nowhere", "empty", "pipe", "cache"):
+    for source in ("nowhere", "empty", "pipe", "cache", "notes.txt"):
         with pytest.raises(UsageError, match=source):
             pull(hub, tmp_path / "cache", sources=(str(tmp_path / source),))
-    # What may be one, and is not what it was, is named, and the hub sends everything.
-    report = pull(hub, tmp_path / "cache", sources=(str(tmp_path / "notes.txt"),)).check()
+    # What may be one and is damaged is named, and the hub sends everything.
+    (tmp_path / "half.tar.gz").write_bytes(b"\x1f\x8b and no more")
+    report = pull(hub, tmp_path / "cache", sources=(str(tmp_path / "half.tar.gz"),)).check()
     assert codes(report) == {"source-unusable"}
 
 

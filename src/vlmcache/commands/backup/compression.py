@@ -212,6 +212,11 @@ class _Rejoined:
         return block + self._stream.read() if count < 0 else block
 
 
+def compression_in(begin: bytes) -> Compression | None:
+    """Return how a stream is compressed that begins with some bytes, `None` if it is not."""
+    return next((form for magic, form in _MAGIC.items() if begin.startswith(magic)), None)
+
+
 def opened(stream: IO[bytes]) -> tuple[Any, Compression | None]:
     """Return the content of a tar stream, and how the stream is compressed.
 
@@ -228,7 +233,7 @@ def opened(stream: IO[bytes]) -> tuple[Any, Compression | None]:
         stream.seek(-len(begin), os.SEEK_CUR)
     else:
         rejoined = _Rejoined(begin, stream)
-    for magic, compression in _MAGIC.items():
-        if begin.startswith(magic):
-            return Decompressed(rejoined, compression), compression
-    return rejoined, None
+    compression = compression_in(begin)
+    if compression is None:
+        return rejoined, None
+    return Decompressed(rejoined, compression), compression

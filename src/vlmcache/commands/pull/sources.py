@@ -14,9 +14,11 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import commit_named
 from vlmcache.cache.hashing import BLOCK
+from vlmcache.cache.reading import open_quietly
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Finding, Revision, TreeFile
 from vlmcache.cache.tree import CacheTree, identity_of
+from vlmcache.commands.backup.compression import compression_in
 from vlmcache.commands.backup.contents import SavedRepo
 from vlmcache.commands.backup.places import PlaceError, is_store, local_path, without_password
 from vlmcache.commands.backup.remote import open_place
@@ -34,6 +36,8 @@ _OLLAMA = "sha256-"
 """What Ollama begins the name of a blob with, before the same hash as the hub's."""
 _HUB_TOKEN = "hf_"  # noqa: S105
 """What the tokens of the Hub begin with: they are never sent to another machine."""
+_TAR, _TAR_AT = b"ustar", 257
+"""What the first header of a tar holds, and where (POSIX, `pax`)."""
 _TOKEN = "VLMCACHE_SERVE_TOKEN"  # noqa: S105
 Listing = tuple[str, dict[str, TreeFile]]
 
@@ -263,6 +267,8 @@ def _open(session: Session, client: Client, text: str, token: str | None) -> Sou
     if not os.path.exists(path):
         raise UsageError("no such file or folder")
     if os.path.isfile(path):
+        if not _may_be_tar(path):
+            raise UsageError("neither a folder nor a tar")
         return Tar(name, path)
     if not os.path.isdir(path):
         raise UsageError("neither a file nor a folder")
@@ -314,6 +320,13 @@ def _served(session: Session, client: Client, address: str, token: str | None) -
     served = ServedContents(variables, address.rstrip("/"), chosen, client.throttle, patience)
     served.has("0" * 64)
     return served
+
+
+def _may_be_tar(path: str) -> bool:
+    """Whether a file begins as a tar does, compressed or not."""
+    with open(open_quietly(path), "rb") as file:
+        begin = file.read(_TAR_AT + len(_TAR))
+    return compression_in(begin) is not None or begin[_TAR_AT:] == _TAR
 
 
 def _is_cache(folder: str) -> bool:

@@ -150,7 +150,8 @@ def _read_token(shown: str, path: str) -> str:
         raise UsageError(f"--token-file {shown}: {reason_of(error)}", _MAKE_ONE) from None
     if os.name == "posix" and mode & 0o077:
         raise UsageError(
-            f"--token-file {shown}: other users can read it", units.shell_words("chmod", "600", shown)
+            f"--token-file {shown}: other users can read it",
+            units.shell_words("chmod", "600", shown),
         )
     try:
         return content.decode("ascii")

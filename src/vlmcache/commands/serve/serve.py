@@ -144,8 +144,8 @@ class Server(contextlib.AbstractContextManager["Server"]):
             )
         elif not self.on_loopback:
             lines.append(
-                f"On clients: HF_ENDPOINT={self.client_address} and HF_HUB_DISABLE_IMPLICIT_TOKEN=1, "
-                "or they send the token of their hub here"
+                f"On clients: HF_ENDPOINT={self.client_address} and "
+                "HF_HUB_DISABLE_IMPLICIT_TOKEN=1, or they send the token of their hub here"
             )
         closed = sum(model.token_only for model in self.models)
         if closed and self.on_loopback and not self.has_token:
