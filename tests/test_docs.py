@@ -16,6 +16,7 @@ from vlmcache.cli.register import COMMANDS
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 AGAIN = "python -m docs.generate"
+TAKES_LONG = {"backup", "doctor", "move", "pull-bars", "quantize", "restore", "verify", "watch"}
 NEEDS_TORCH = {"load-test", "quantize"}
 
 
@@ -33,6 +34,11 @@ def standing(text: str) -> str:
     return "\n".join(line for line in words_of(text).split("\n") if not line.startswith("# "))
 
 
+def late(name: str, columns: int) -> bool:
+    """Whether a picture is compared at the end of a piece of work only: it takes seconds."""
+    return columns > 80 or name in TAKES_LONG
+
+
 @pytest.fixture(scope="module")
 def stage() -> Iterator[pictures.Stage]:
     with pictures.stage() as opened:
@@ -43,8 +49,14 @@ def test_the_help_of_every_command_is_in_the_documentation() -> None:
     assert generate.PAGE.read_text(encoding="utf-8") == generate.commands_page(), AGAIN
 
 
-@pytest.mark.parametrize("columns", [pytest.param(120, marks=pytest.mark.full), pictures.WIDTHS[0]])
-@pytest.mark.parametrize("name", pictures.PICTURES)
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        pytest.param(name, columns, marks=[pytest.mark.full] if late(name, columns) else [])
+        for name in pictures.PICTURES
+        for columns in pictures.WIDTHS
+    ],
+)
 def test_a_picture_shows_what_the_command_says_now(
     stage: pictures.Stage, name: str, columns: int
 ) -> None:
