@@ -263,7 +263,8 @@ def test_permission_denied(at: Stage) -> None:
             },
             folder=folder,
         )
-    assert "cache-read-only: the cache cannot be written" in done.stdout
+    assert "the cache cannot be written" in done.stdout
+    assert "[cache-read-only]" in done.stdout
 
 
 def test_slow_load() -> None:

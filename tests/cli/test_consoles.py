@@ -95,6 +95,8 @@ def test_a_pipe_gets_no_trailing_blanks_no_escape_codes_and_only_what_its_encodi
 def test_columns_stay_in_line_whatever_the_names(
     monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
+    # A process of pytest-xdist says that it has 80 columns.
+    monkeypatch.delenv("COLUMNS", raising=False)
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
     monkeypatch.setattr(sys, "stdout", stream)
     table = plain_table("NAME", "SIZE", "STATE", numbers=("SIZE",))
@@ -162,6 +164,7 @@ def test_columns_says_how_wide_a_pipe_is_and_nonsense_is_ignored(
     filled: Vlmcache, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("LINES", "²")
     done = run_here("status", "--all")
     assert done.code == 0, done.err
     if columns == "60":

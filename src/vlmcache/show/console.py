@@ -69,15 +69,28 @@ def console(stream: IO[str] | None = None) -> Console:
         markup=False,
         emoji=False,
         soft_wrap=False,
+        _environ=_variables(),
     )
     out.breaks_lines = stream.isatty() or out.width != PIPE_WIDTH
     return out
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _variables() -> dict[str, str]:
+    """Return the environment without sizes like `²`, which rich takes for numbers and fails."""
+    sizes = ("COLUMNS", "LINES")
+    return {
+        name: text for name, text in os.environ.items() if name not in sizes or _is_number(text)
+    }
+
+
 def _width_of(stream: IO[str]) -> int | None:
     """Return the columns to use; `None` to ask the terminal, whose width may change."""
     columns = os.environ.get("COLUMNS", "")
-    if columns.isascii() and columns.isdigit() and int(columns):
+    if _is_number(columns) and int(columns):
         return max(_NARROWEST, int(columns[:6]))
     return None if stream.isatty() else PIPE_WIDTH
 
