@@ -453,7 +453,7 @@ def draw_serve(at: Stage, columns: int, _wanted: Wanted) -> str:
 
     def answers(text: str) -> bool:
         with socket.socket() as client:
-            return "http" in text and client.connect_ex(("127.0.0.1", port)) == 0
+            return "their files" in text and client.connect_ex(("127.0.0.1", port)) == 0
 
     terminal.run(
         listen,
