@@ -93,7 +93,8 @@ def pull(
             "--from",
             metavar="SOURCE",
             help="Take contents from here before the hub: the address of a 'vlmcache serve', "
-            "another hub cache, a backup, a tar or an Ollama store. Repeat it for more.",
+            "another hub cache, a backup, a tar or an Ollama store; by default what your own "
+            "config.yaml has as sources. Repeat it for more.",
         ),
     ] = None,
     yes: Yes = False,

@@ -320,7 +320,6 @@ def retyped(kind: bytes, link: str = "") -> Callable[[list[Any]], None]:
 
 
 HOSTILE: dict[str, Callable[[list[Any]], None]] = {
-    "no manifest": lambda m: m.pop(0),
     "a manifest that is no JSON": lambda m: m[0].__setitem__(1, b"{"),
     "a repo id that leaves": in_manifest(lambda r: r.update(id="../../x")),
     "a repo type of no kind": in_manifest(lambda r: r.update(type="../x")),

@@ -63,6 +63,7 @@ class PlainReader:
     def __init__(self, stream: IO[bytes]) -> None:
         stream, compression = opened(stream)
         self.form = FORMS[compression]
+        self._stream = stream
         mode: Literal["r:", "r|"] = "r:" if stream.seekable() else "r|"
         try:
             self._tar = Archive.open(fileobj=stream, mode=mode, bufsize=BLOCK, tarinfo=_AnyHeader)
@@ -81,12 +82,20 @@ class PlainReader:
             except TAR_ERRORS as error:
                 raise BackupError(f"the tar is damaged: {reason_of(error)}") from error
             if info is None:
+                self._check_end()
                 return
             if number == _MOST_MEMBERS:
                 raise BackupError(f"the tar has more than {_MOST_MEMBERS:,} members")
             # tarfile remembers each, and a tar can have any number of them.
             self._tar.members.clear()  # type: ignore[attr-defined]
             yield info
+
+    def _check_end(self) -> None:
+        # tarfile takes a tar that ends too early for a complete one; a compressed one shows it.
+        if self._stream.seekable():
+            self._stream.seek(self._tar.offset)
+            if self._stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise BackupError("the tar is damaged: it ends too early")
 
     def blocks(self, info: tarfile.TarInfo) -> Iterator[bytes]:
         """Yield the content of the member that came last.
