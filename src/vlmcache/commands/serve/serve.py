@@ -122,7 +122,9 @@ class Server(contextlib.AbstractContextManager["Server"]):
     def run(self) -> ServeReport:
         """Answer until a signal arrives, and return what was served; its problem is the signal."""
         try:
-            self._uvicorn.run([self._listener])
+            # A signal may come before its loop stands, which must not be left half made.
+            with self._uvicorn.capture_signals():
+                self._uvicorn.run([self._listener])
         finally:
             self._stack.close()
         ended = f"served {units.counted(len(self._counts.contents), 'file')}"
