@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -74,6 +75,17 @@ def _no_network() -> Iterator[None]:
         patch.setattr(socket.socket, name, guarded)
     yield
     patch.undo()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _client_read_without_variables(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Import the hub's client, which reads its variables once, before a test sets any."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if LEAKY_VARIABLES.match(name):
+                patch.delenv(name)
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("nobody")))
+        importlib.import_module("huggingface_hub.constants")
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,7 @@ READS = {
     "change.space": "which blocks of a blob other files share, to say why nothing came back",
     "commands.init.add": "the user's config.yaml",
     "commands.init.init": "the config.yaml that ships with the package",
+    "commands.pull.sources": "a tar that the user has named, to see what it is",
     "commands.pull.prepare": "indexes and configs of another revision, to choose files by",
     "commands.doctor.sharing": "/proc",
     "commands.serve.access": "the file of the token",

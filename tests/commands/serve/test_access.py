@@ -25,7 +25,7 @@ from tests.kit.served import TOKEN, Asking, serving
 from vlmcache.addresses import parse_networks
 from vlmcache.cache import hashing
 from vlmcache.cache.state import TreeFile
-from vlmcache.commands.serve import access, app, catalog, server, values, vouching
+from vlmcache.commands.serve import access, app, bodies, catalog, server, values, vouching
 from vlmcache.config import own_home, read_environment
 from vlmcache.home.journal import Journal
 from vlmcache.progress import Throttle
@@ -300,7 +300,7 @@ def test_a_request_that_is_too_large_is_refused(ask: Asking) -> None:
             status = ask.raw(head.encode()).split(b"\r\n")[0]
             assert b" 400 " in status or b" 431 " in status
     address = "/api/models/org/good/paths-info/main"
-    assert ask(address, "POST", body=b"x" * (app.BODY_LIMIT + 1)).status == 413
+    assert ask(address, "POST", body=b"x" * (bodies.BODY_LIMIT + 1)).status == 413
     start = f"POST {address} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
     chunk = b"%x\r\n%s\r\n" % (1 << 17, b"x" * (1 << 17))
     sent = f"{start}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk * 9 + b"0\r\n\r\n"
@@ -555,7 +555,7 @@ def test_a_head_that_arrives_by_drops_and_a_body_that_does_not_are_ended(
     ask: Asking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "IDLE", 0.3)
-    monkeypatch.setattr(app, "_BODY_TIME", 0.2)
+    monkeypatch.setattr(bodies, "_BODY_TIME", 0.2)
     with ask.connection() as connection:
         connection.sendall(b"GET / HTTP/1.1\r\n")
         with contextlib.suppress(OSError):

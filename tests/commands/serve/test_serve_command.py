@@ -198,7 +198,7 @@ def test_the_first_lines_say_where_what_and_what_clients_need(
     assert "HF_HUB_DISABLE_IMPLICIT_TOKEN=1, or they send the token of their hub" in lines[1]
     closed = package.Cache(good.root).serve("org/good", listen="127.0.0.1:0")
     with closed as running:
-        assert "without --token-file FILE nobody is sent their files" in running.start_lines()[1]
+        assert "nobody is sent their files without a token" in running.start_lines()[1]
 
 
 def test_it_speaks_tls(good: CacheBuilder, token_file: Path, tmp_path: Path) -> None:

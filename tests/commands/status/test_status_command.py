@@ -79,7 +79,7 @@ def test_check_ends_with_4_unless_every_model_asked_for_is_cached(
 def test_quiet_prints_one_id_a_line(filled: CacheBuilder, vlmcache: Vlmcache) -> None:
     assert vlmcache("status", "-q").out == "org/good\norg/bad\n"
     assert vlmcache("status", "-q", "--filter", "state=cached").out == "org/good\n"
-    assert vlmcache("status", "-q", "--all").out == "org/good\norg/bad\norg/other\n"
+    assert vlmcache("status", "-q", "--all").out == "org/good\norg/bad\ndatasets/org/other\n"
     assert vlmcache("status", "-q", "good@v1").out == "org/good@v1\n"
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import math
 import os
 import re
@@ -12,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, quote, unquote
+from urllib.parse import quote, unquote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -27,6 +25,7 @@ from vlmcache.cache.hashing import BLOCK, Identity, Opener, identify_open
 from vlmcache.commands.serve import answers
 from vlmcache.commands.serve.access import Access, Refusal
 from vlmcache.commands.serve.answers import AnswerError
+from vlmcache.commands.serve.bodies import BODY_LIMIT, paths_asked
 from vlmcache.commands.serve.catalog import Catalog, ServedFile, ServedRepo, ServedRevision
 from vlmcache.commands.serve.vouching import (
     NotGoodError,
@@ -39,10 +38,6 @@ from vlmcache.progress import Throttle
 
 HEAD_LIMIT = 16_384
 """Bytes of a request's path and headers."""
-BODY_LIMIT = 1_000_000
-"""Bytes of a request's body."""
-_BODY_TIME = 10.0
-"""Seconds for a request's body to arrive."""
 _SMALLEST_BLOCK = 16_384
 _API = re.compile(r"(model|dataset|space)s")
 _OF_REVISION = frozenset({"revision", "tree", "paths-info"})
@@ -226,7 +221,7 @@ class _Routes:
             blobs = "blobs" in request.query_params
             return JSONResponse(answers.info(repo, revision, blobs=blobs))
         if what == "paths-info":
-            return JSONResponse(answers.paths_info(revision, await _paths(request)))
+            return JSONResponse(answers.paths_info(revision, await paths_asked(request)))
         recursive = request.query_params.get("recursive", "").lower() in _TRUE
         folder = "/".join(rest[1:]).strip("/")
         return _page(request, answers.tree(revision, folder, recursive=recursive))
@@ -474,35 +469,3 @@ def _page(request: Request, entries: list[dict[str, Any]]) -> Response:
 
 
 PAGE_TEXT = str(answers.PAGE)
-
-
-async def _paths(request: Request) -> list[str]:
-    """Return the paths that a request's body names, as a form or as JSON.
-
-    Raises:
-        AnswerError: the body is too large, too slow, or neither.
-    """
-    body = b""
-    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        try:
-            body = await asyncio.wait_for(_body(request), _BODY_TIME)
-        except (TimeoutError, asyncio.TimeoutError):
-            raise AnswerError(408, None, "the request's body did not arrive") from None
-        if "json" in request.headers.get("content-type", ""):
-            paths = json.loads(body)["paths"]
-        else:
-            paths = parse_qs(body.decode(), max_num_fields=10_000).get("paths", [])
-        if isinstance(paths, str):
-            return [paths]
-        if all(isinstance(path, str) for path in paths):
-            return list(paths)
-    raise AnswerError(400, None, "the request's body names no paths")
-
-
-async def _body(request: Request) -> bytes:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > BODY_LIMIT:
-            raise AnswerError(413, None, "the request's body is too large")
-    return bytes(body)

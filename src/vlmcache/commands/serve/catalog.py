@@ -22,7 +22,7 @@ from vlmcache.cache.state import File, Repo, Revision, TreeFile
 from vlmcache.cache.tree import CacheTree
 from vlmcache.commands.serve.values import NotServed, ServedModel
 from vlmcache.config import Session
-from vlmcache.errors import VlmcacheError
+from vlmcache.errors import VlmcacheError, reason_of
 from vlmcache.home.journal import read_damaged, read_restricted
 
 FRESH = 2.0
@@ -276,7 +276,7 @@ class Catalog:
                     held[commit] = self.open(file)
                 except OSError as error:
                     # Nor are names and sizes told of what a link leads to out of the cache.
-                    unopened[commit] = str(error.strerror or error)
+                    unopened[commit] = reason_of(error)
         if repo is not None and unopened:
             repo = self._without(repo, unopened)
         self._entries[folder] = _Entry(repo, now, held)

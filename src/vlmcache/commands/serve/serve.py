@@ -153,7 +153,7 @@ class Server(contextlib.AbstractContextManager["Server"]):
         if closed and self.on_loopback and not self.has_token:
             lines.append(
                 f"Of these, {units.counted(closed, 'model')} cannot be read by all users of this "
-                "machine: without --token-file FILE nobody is sent their files"
+                "machine: nobody is sent their files without a token, see '--token-file'"
             )
         if not self.on_loopback and not self.encrypted:
             lines.append("Without --tls-cert, files and tokens cross the network in clear text")
