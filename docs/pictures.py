@@ -368,7 +368,8 @@ def draw_watch(at: Stage, columns: int, wanted: Wanted) -> str:
     def is_there(text: str) -> bool:
         if wanted is not None:
             return wanted(text)
-        return "full in" in text and re.search(r" [2-7]\d ?%", text) is not None
+        found = re.search(r" [2-7]\d ?%", text)
+        return found is not None and ("full in" in text or "downloads are done" in text)
 
     pull = subprocess.Popen(
         [sys.executable, "-m", "vlmcache", "pull", "qwen_vl_2b", "--max-workers", "1"],
@@ -453,7 +454,10 @@ def draw_serve(at: Stage, columns: int, _wanted: Wanted) -> str:
 
     def answers(text: str) -> bool:
         with socket.socket() as client:
-            return "their files" in text and client.connect_ex(("127.0.0.1", port)) == 0
+            return (
+                "their files" in " ".join(text.split())
+                and client.connect_ex(("127.0.0.1", port)) == 0
+            )
 
     terminal.run(
         listen,

@@ -1,6 +1,5 @@
 """`vlmcache serve`."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -112,6 +111,7 @@ def serve(
     if call.quiet and not call.json:
         print(server.address, flush=True)
     elif not call.json:
-        for line in server.start_lines():
-            print(line, file=sys.stderr, flush=True)
+        from vlmcache.commands.serve.view import show_start
+
+        show_start(server.start_lines())
     return Answer(server.run(), ids=())
