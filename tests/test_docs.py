@@ -63,9 +63,14 @@ def test_a_picture_shows_what_the_command_says_now(
     """The words are the same; figures, times, hashes and the widths of columns may differ."""
     if name in NEEDS_TORCH and not HAS_TORCH:
         pytest.skip("what it says needs torch")
-    wanted = standing(text_of(saved(f"{name}-{columns}")))
-    drawn = pictures.draw(name, stage, columns, lambda text: standing(text) == wanted)
-    assert standing(text_of(drawn)) == wanted, f"{AGAIN} {name}"
+
+    def words(text: str) -> str:
+        # Where a line breaks depends on figures before it.
+        return " ".join(standing(text).split())
+
+    wanted = words(text_of(saved(f"{name}-{columns}")))
+    drawn = pictures.draw(name, stage, columns, lambda text: words(text) == wanted)
+    assert words(text_of(drawn)) == wanted, f"{AGAIN} {name}"
 
 
 @pytest.mark.parametrize("path", sorted(pictures.FOLDER.glob("*.svg")), ids=lambda path: path.stem)

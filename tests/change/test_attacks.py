@@ -37,7 +37,7 @@ from vlmcache.errors import ExitCode
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-TRIES = int(os.environ.get("ATTACKS", "2"))
+TRIES = int(os.environ.get("ATTACKS", "1"))
 """At how many of its calls each attack befalls a command."""
 PLACE_TRIES = 2 * TRIES
 NEW: dict[str, bytes] = {

@@ -1,5 +1,6 @@
 """`vlmcache serve`."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -111,7 +112,10 @@ def serve(
     if call.quiet and not call.json:
         print(server.address, flush=True)
     elif not call.json:
-        from vlmcache.commands.serve.view import show_start
+        from vlmcache.show.console import console
+        from vlmcache.show.prose import Prose
 
-        show_start(server.start_lines())
+        for line in server.start_lines():
+            console(sys.stderr).print(Prose(line))
+        sys.stderr.flush()
     return Answer(server.run(), ids=())

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
-
 from rich.text import Text
 
 from vlmcache.commands.serve.values import ServeReport
-from vlmcache.show.console import console, print_line
+from vlmcache.show.console import console
 from vlmcache.units import counted, duration_text, size_text
 
 
@@ -20,11 +17,3 @@ def show(value: ServeReport) -> None:
         f"{duration_text(value.seconds)} and {counted(value.requests, 'request')}{refused}."
     )
     console().print(Text(words), soft_wrap=True)
-
-
-def show_start(lines: Iterable[str]) -> None:
-    """Say on stderr what people want to know before the server answers."""
-    out = console(sys.stderr)
-    for line in lines:
-        print_line(out, Text(line))
-    sys.stderr.flush()
