@@ -446,17 +446,6 @@ def shards_of(index: str, names: AbstractSet[str]) -> set[str]:
     return {f"{stem}-{number:05}-of-{count}.{ending}" for number in range(1, int(count) + 1)}
 
 
-def needed_beside_weights(names: AbstractSet[str]) -> set[str]:
-    """Return the tokenizer, processor and code files that the listing names, at its top level."""
-    return {
-        name
-        for name in names
-        if name in PROCESSOR_FILES
-        or ("/" not in name and name.endswith((".py", ".tiktoken")))
-        or name.startswith("additional_chat_templates/")
-    }
-
-
 def show_use(names: Iterable[str], own: Iterable[str], *, model: bool) -> bool:
     """Return whether a revision cannot be used without one of some of its files being read.
 

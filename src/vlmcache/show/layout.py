@@ -188,12 +188,12 @@ def short_name(name: str, width: int, glyphs: Glyphs) -> str:
     if width <= len(glyphs.cut):
         return glyphs.cut[:width]
     room = width - cells(glyphs.cut)
-    head = _fitting(last, room - room // 4)
-    tail = _fitting(last[::-1], room - cells(head))[::-1]
+    head = fitting(last, room - room // 4)
+    tail = fitting(last[::-1], room - cells(head))[::-1]
     return head + glyphs.cut + tail
 
 
-def _fitting(text: str, width: int) -> str:
+def fitting(text: str, width: int) -> str:
     """Return as much of the beginning of a string as so many columns hold."""
     if text.isascii():
         return text[: max(0, width)]

@@ -61,18 +61,18 @@ class Prose:
         text = self.text.copy()
         text.plain = _UNBROKEN.sub(lambda part: whole(part[0]), text.plain)
         for paragraph in text.split("\n", allow_blank=True):
-            for line in paragraph.divide(_breaks(paragraph.plain, width)):
+            for line in paragraph.divide(breaks(paragraph.plain, width)):
                 line.plain = line.plain.replace(GLUE, " ")
                 yield line
 
 
-def _breaks(text: str, width: int | None) -> list[int]:
-    """Return where the second line and those after it begin."""
-    breaks: list[int] = []
+def breaks(text: str, width: int | None) -> list[int]:
+    """Return where the second line and those after it begin, if so many columns hold one."""
+    starts: list[int] = []
     column = 0
     for word in _WORD.finditer(text) if width is not None else ():
         if column and column + cell_len(word[0].rstrip()) > (width or 0):
-            breaks.append(word.start())
+            starts.append(word.start())
             column = 0
         column += cell_len(word[0])
-    return breaks
+    return starts

@@ -6,18 +6,18 @@ pasted. A width of `None` means that nobody says how wide the stream is: lines a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from rich.cells import cell_len, get_character_cell_size
+from rich.cells import cell_len
 from rich.console import Console
 from rich.containers import Lines
 from rich.text import Text
 
 from vlmcache import late
 from vlmcache.cache.state import ByClass
-from vlmcache.show.prose import GLUE
+from vlmcache.show.layout import fitting
+from vlmcache.show.prose import GLUE, breaks
 from vlmcache.units import counted, size_text
 
 _UNIT = late.pattern(r"(?<=[0-9]) (?=(?:[kMGT]?B|s|min)\b)")
@@ -54,17 +54,8 @@ def shortened(text: str, width: int) -> str:
             return text
         text = name
     room = max(0, width - 1)
-    end = _beginning(text[::-1], room // 4)[::-1]
-    return _beginning(text, room - cell_len(end)) + "…" * (width > 0) + end
-
-
-def _beginning(text: str, width: int) -> str:
-    used = 0
-    for number, character in enumerate(text):
-        used += get_character_cell_size(character)
-        if used > width:
-            return text[:number]
-    return text
+    end = fitting(text[::-1], room // 4)[::-1]
+    return fitting(text, room - cell_len(end)) + "…" * (width > 0) + end
 
 
 def table(
@@ -143,7 +134,7 @@ def wrapped(
     lines = content.split("\n", allow_blank=True)
     if width is not None:
         room = max(10, width - indent)
-        lines = Lines(piece for line in lines for piece in _pieces(line, room))
+        lines = Lines(piece for line in lines for piece in line.divide(breaks(line.plain, room)))
     shown = []
     for number, line in enumerate(lines):
         start = first if first is not None and number == 0 else Text()
@@ -153,19 +144,6 @@ def wrapped(
         whole.rstrip()
         shown.append(whole)
     return shown
-
-
-def _pieces(line: Text, width: int) -> Lines:
-    """Return a line broken between words, so that only a longer word exceeds the width."""
-    breaks = []
-    used = 0
-    for word in re.finditer(r"\S+ *|^ +", line.plain):
-        size = cell_len(word[0].rstrip())
-        if used and used + size > width:
-            breaks.append(word.start())
-            used = 0
-        used += cell_len(word[0])
-    return line.divide(breaks)
 
 
 def labelled(out: Console, label: str, text: str | Text, style: str = "") -> list[Text]:
