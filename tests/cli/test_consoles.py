@@ -15,7 +15,7 @@ import pytest
 from rich.cells import cell_len
 
 from tests.kit.caches import CacheBuilder, model_files
-from tests.kit.commands import Vlmcache, run_here
+from tests.kit.commands import Vlmcache, offline_without_torch, run_here, take_variables
 from vlmcache import units
 from vlmcache.cli.register import COMMANDS
 from vlmcache.show.console import console
@@ -61,19 +61,9 @@ def filled(
     cache.repo("org/begun").revision(
         {"config.json": b"{}", "model.safetensors": b"w" * 900}, downloaded={"config.json"}
     )
-    # It keeps the variables that it was imported with, and other tests are not offline.
-    import huggingface_hub.constants  # noqa: F401
-
-    trap = tmp_path / "trap"
-    trap.mkdir()
-    (trap / "torch.py").write_text("raise ImportError('not in this test')\n")
+    offline_without_torch(vlmcache, tmp_path)
     monkeypatch.chdir(vlmcache.folder)
-    for name, value in vlmcache.environment.items():
-        if name.startswith(("HF_", "VLMCACHE_", "HOME")):
-            monkeypatch.setenv(name, value)
-    for name, value in (("HF_HUB_OFFLINE", "1"), ("PYTHONPATH", str(trap))):
-        vlmcache.environment[name] = value
-        monkeypatch.setenv(name, value)
+    take_variables(vlmcache, monkeypatch)
     assert run_here("backup", "there.tar", "org/good").code == 0
     return vlmcache
 

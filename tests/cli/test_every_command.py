@@ -13,7 +13,13 @@ import jsonschema
 import pytest
 
 from tests.kit.caches import CacheBuilder, fingerprint, model_files
-from tests.kit.commands import Vlmcache, is_failure, run_here
+from tests.kit.commands import (
+    Vlmcache,
+    is_failure,
+    offline_without_torch,
+    run_here,
+    take_variables,
+)
 from vlmcache.cli.register import ALIASES, COMMANDS
 
 LINES = {
@@ -47,18 +53,8 @@ def filled(
     vlmcache.config("models: {good: {repo: org/good}}\nvlmcache: {min_free: 0}\n")
     cache.repo("org/good").revision(model_files())
     cache.repo("org/\x1b[31mred").revision({"config.json": b"{}"}, refs=())
-    # It keeps the variables that it was imported with, and other tests are not offline.
-    import huggingface_hub.constants  # noqa: F401
-
-    trap = tmp_path / "trap"
-    trap.mkdir()
-    (trap / "torch.py").write_text("raise ImportError('not in this test')\n")
-    for name, value in vlmcache.environment.items():
-        if name.startswith(("HF_", "VLMCACHE_", "HOME")):
-            monkeypatch.setenv(name, value)
-    for name, value in (("HF_HUB_OFFLINE", "1"), ("PYTHONPATH", str(trap))):
-        vlmcache.environment[name] = value
-        monkeypatch.setenv(name, value)
+    offline_without_torch(vlmcache, tmp_path)
+    take_variables(vlmcache, monkeypatch)
     assert run_here("backup", "there.tar", "org/good").code == 0
     return vlmcache
 

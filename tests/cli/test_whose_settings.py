@@ -9,7 +9,7 @@ import pytest
 
 from tests.commands.remove.test_removal_commands import Place, _aged
 from tests.kit.caches import CacheBuilder, fingerprint
-from tests.kit.commands import Done, Vlmcache, run_here
+from tests.kit.commands import Done, Vlmcache, offline_without_torch, run_here, take_variables
 from vlmcache import loading
 from vlmcache.config import CacheLocation, Session, load_config, read_environment
 from vlmcache.errors import ExitCode
@@ -21,21 +21,13 @@ class Here(Place):
 
     def run(self, *arguments: str) -> Done:
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in self.vlmcache.environment.items():
-                if name.startswith(("HF_", "VLMCACHE_", "HOME", "PYTHONPATH")):
-                    patch.setenv(name, value)
+            take_variables(self.vlmcache, patch)
             return run_here(*arguments)
 
 
 @pytest.fixture
 def place(tmp_path: Path, vlmcache: Vlmcache) -> Place:
-    # It keeps the variables that it was imported with, and other tests are not offline.
-    import huggingface_hub.constants  # noqa: F401
-
-    trap = tmp_path / "trap"
-    trap.mkdir()
-    (trap / "torch.py").write_text("raise ImportError('not in this test')\n")
-    vlmcache.environment.update(HF_HUB_OFFLINE="1", PYTHONPATH=str(trap))
+    offline_without_torch(vlmcache, tmp_path)
     return Here(tmp_path, vlmcache)
 
 

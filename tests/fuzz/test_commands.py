@@ -46,9 +46,6 @@ class Place(NamedTuple):
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("commands")
     outside = tmp_path_factory.mktemp("outside")
-    # It keeps the variables that it was imported with, and other tests are not offline.
-    import huggingface_hub.constants  # noqa: F401
-
     (outside / "precious/deep").mkdir(parents=True)
     (outside / "precious/deep/file").write_bytes(b"precious")
     (outside / "old.incomplete").write_bytes(b"precious too")

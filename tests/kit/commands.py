@@ -107,6 +107,21 @@ def is_failure(written: str | bytes) -> bool:
     return re.fullmatch(r"error: [^\n]+\n(hint: [^\n]+\n)?", text) is not None
 
 
+def offline_without_torch(vlmcache: Vlmcache, folder: Path) -> None:
+    """Keep commands offline, and from importing torch, which takes its time."""
+    trap = folder / "trap"
+    trap.mkdir()
+    (trap / "torch.py").write_text("raise ImportError('not in this test')\n")
+    vlmcache.environment.update(HF_HUB_OFFLINE="1", PYTHONPATH=str(trap))
+
+
+def take_variables(vlmcache: Vlmcache, patch: pytest.MonkeyPatch) -> None:
+    """Give this process the variables of a command, for `run_here`."""
+    for name, value in vlmcache.environment.items():
+        if name.startswith(("HF_", "VLMCACHE_", "HOME", "PYTHONPATH")):
+            patch.setenv(name, value)
+
+
 def run_here(*arguments: str, encoding: str = "utf-8") -> Done:
     """Run the command line in this process and its environment, as the console script does."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(3)]
