@@ -87,15 +87,18 @@ def pair_row(
     return values_row(what, found["ours"], found["peer"], target, PEER_NAME, found.busy)
 
 
-def rows(setting: Setting) -> list[Row]:
-    """Measure a fresh download, and one of what is cached."""
-    where = setting.folder
-    repo = where / "repos" / REPO
+def _write_repo(repo: Path, size: int) -> None:
+    """Write a repo whose two weight files have so many bytes in all."""
     repo.mkdir(parents=True)
     (repo / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
     for number in (1, 2):
-        name = f"model-0000{number}-of-00002.safetensors"
-        Synthetic(setting.size // 2, number).write(repo / name)
+        Synthetic(size // 2, number).write(repo / f"model-0000{number}-of-00002.safetensors")
+
+
+def rows(setting: Setting) -> list[Row]:
+    """Measure a fresh download, and one of what is cached."""
+    where = setting.folder
+    _write_repo(where / "repos" / REPO, setting.size)
     what = f"pull of {setting.size / 1e9:g} GB, every byte hashed"
     with serving(where / "repos") as url:
         ours, peer = (fresh(command, url, where) for command in (OURS, PEER))
@@ -148,12 +151,7 @@ def cached_row(url: str, where: Path, count: int) -> Row:
 def serve_rows(setting: Setting) -> list[Row]:
     """Measure a download from another machine's cache, beside that from a plain static server."""
     where = setting.folder
-    repo = where / "repos" / REPO
-    repo.mkdir(parents=True)
-    (repo / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
-    for number in (1, 2):
-        name = f"model-0000{number}-of-00002.safetensors"
-        Synthetic(setting.size // 2, number).write(repo / name)
+    _write_repo(where / "repos" / REPO, setting.size)
     what = f"pull of {setting.size / 1e9:g} GB from serve"
     with serving(where / "repos", "--redirect", "none") as url:
         variables = environment(url, where / "source" / "hub")
@@ -184,12 +182,7 @@ def folder_rows(setting: Setting) -> list[Row]:
     If the filesystem shares blocks, both sides do; the row says which it is.
     """
     where = setting.folder
-    repo = where / "repos" / REPO
-    repo.mkdir(parents=True)
-    (repo / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
-    for number in (1, 2):
-        name = f"model-0000{number}-of-00002.safetensors"
-        Synthetic(setting.size // 2, number).write(repo / name)
+    _write_repo(where / "repos" / REPO, setting.size)
     other = where / "other" / "hub"
     with serving(where / "repos", "--redirect", "none") as url:
         subprocess.run(OURS, env=environment(url, other), check=True, stdout=subprocess.DEVNULL)
