@@ -39,6 +39,7 @@ from vlmcache.names import (
     Names,
     expand,
     find_model,
+    is_pattern,
     name_of,
     names_of_all,
     parse_name,
@@ -210,6 +211,10 @@ def matching(session: Session, names: Iterable[str], *, missing: bool = False) -
     Raises:
         UnknownModelError: a pattern matches nothing.
     """
+    names = tuple(names)
+    if not any(map(is_pattern, names)):
+        # The cache is not listed for nothing: `status` of all comes here too.
+        return tuple(dict.fromkeys(names))
     environment, config, location = session
     missing = missing and not config.shipped
     folders = (environment.folder, location.dir)
