@@ -212,7 +212,7 @@ def measure(setting: Setting, scratch: Path) -> list[Row]:
     copies = [str(path) for path in (scratch / "own").rglob("*.safetensors")]
     programs = {"peer": PEER_INT8, "vlmcache": OURS_INT8}
     int8 = rounds(sides(programs, files + copies, values, cold=False), setting.pairs)
-    found.append(row("int8 from a kept copy, imports left out", int8, "vlmcache", 0.1))
+    found.append(row("int8 from a kept copy, imports left out", int8, "vlmcache", 0.06))
     return found
 
 

@@ -103,11 +103,14 @@ def rounds(
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
-    """Run a command; return the seconds from start to end, or those that it has printed."""
+    """Run a command; return the seconds from start to end, or those that it has printed.
+
+    It runs in the root folder: in a clone it would read the config.yaml there, as no peer does.
+    """
     started = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.DEVNULL, env=environment
+            command, stdout=output, stderr=subprocess.DEVNULL, env=environment, cwd="/"
         )
         process.wait()
         seconds = time.perf_counter() - started

@@ -19,7 +19,7 @@ from tests.kit.caches import CacheBuilder
 from tests.kit.commands import Vlmcache
 from tests.kit.hub import LEAKY_VARIABLES, LoopbackHub
 from tests.kit.pulls import REPO
-from vlmcache.cache import locks
+from vlmcache.cache import hashing, locks
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A check started in the background ignores Ctrl-C, and so would every process it starts.
@@ -31,6 +31,11 @@ settings.load_profile("ci")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--refresh", action="store_true", help="Write tests/cli/documents anew.")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes test: one more than there are cores, since a third of it is waiting."""
+    return hashing.cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
