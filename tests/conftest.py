@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many processes test: one more than there are cores, since a third of it is waiting."""
+    """Return how many processes test: one more than cores, as a third of the time is waiting."""
     return hashing.cores() + 1
 
 
