@@ -133,6 +133,8 @@ def find_users(
     content: Mapping[tuple[int, int], str],
     taken: Collection[str] = (),
     locks: Mapping[tuple[int, int], str] | None = None,
+    *,
+    removed: bool = False,
 ) -> Usage:
     """Return who has the given files open or mapped.
 
@@ -140,6 +142,8 @@ def find_users(
         content: (device, inode) -> real path of the files that matter.
         taken: names of the locks that are held.
         locks: (device, inode) -> name of the files of these locks.
+        removed: the files have lost their last names, and new files may have their inodes by now;
+            on Linux, who has one of those open does not count.
     """
     if not content and not taken:
         return Usage()
@@ -149,7 +153,7 @@ def find_users(
     if sys.platform == "linux":
         find = _find_by_proc if _has_proc() else _find_nobody
     hidden = 0
-    for key, process in find(dict(content) | dict(locks or {})):
+    for key, process in find(dict(content) | dict(locks or {}), removed):
         if process is None:
             hidden += 1
         elif locks and key in locks:
@@ -223,9 +227,11 @@ def hidden_words(count: int) -> str:
 
 
 _Found = Iterator[tuple[tuple[int, int], Process | None]]
+_DELETED = b" (deleted)"
+"""What Linux adds to the name of a mapped file that has lost its last one (proc(5))."""
 
 
-def _find_by_proc(wanted: Mapping[tuple[int, int], str]) -> _Found:
+def _find_by_proc(wanted: Mapping[tuple[int, int], str], removed: bool) -> _Found:
     paths = {path: key for key, path in wanted.items()}
     inodes = {inode for _, inode in wanted}
     reach = Reach(wanted.values())
@@ -234,8 +240,8 @@ def _find_by_proc(wanted: Mapping[tuple[int, int], str]) -> _Found:
             continue
         base = f"/proc/{name}"
         try:
-            uses = {key: "open" for key in _open_files(f"{base}/fd") if key in wanted}
-            for key, path in _mapped_files(f"{base}/maps", inodes):
+            uses = {key: "open" for key in _open_files(f"{base}/fd", removed) if key in wanted}
+            for key, path in _mapped_files(f"{base}/maps", inodes, removed):
                 # Some filesystems (overlay, btrfs) name another device in maps than in stat.
                 key = key if key in wanted else paths.get(path, key)
                 if key in wanted:
@@ -275,31 +281,36 @@ def _could_use(base: str, reach: Reach) -> bool:
     return user != os.geteuid() and reach.lets_in(user, groups)
 
 
-def _open_files(folder: str) -> Iterator[tuple[int, int]]:
+def _open_files(folder: str, removed: bool = False) -> Iterator[tuple[int, int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
                 stat = os.stat(entry.path)
             except OSError:
                 continue
-            yield stat.st_dev, stat.st_ino
+            if not (removed and stat.st_nlink):
+                yield stat.st_dev, stat.st_ino
 
 
-def _mapped_files(path: str, inodes: Collection[int]) -> Iterator[tuple[tuple[int, int], str]]:
+def _mapped_files(
+    path: str, inodes: Collection[int], removed: bool = False
+) -> Iterator[tuple[tuple[int, int], str]]:
     with open(path, "rb") as file:
         content = file.read()
     for line in content.splitlines():
         fields = line.split(maxsplit=5)
         if len(fields) < 6 or fields[4] == b"0":
             continue
-        mapped = os.fsdecode(fields[5]).removesuffix(" (deleted)")
+        if removed and not fields[5].endswith(_DELETED):
+            continue
+        mapped = os.fsdecode(fields[5].removesuffix(_DELETED))
         inode = int(fields[4])
         if inode in inodes or mapped.startswith("/"):
             major, _, minor = fields[3].partition(b":")
             yield (os.makedev(int(major, 16), int(minor, 16)), inode), mapped
 
 
-def _find_nobody(wanted: Mapping[tuple[int, int], str]) -> _Found:  # noqa: ARG001
+def _find_nobody(wanted: Mapping[tuple[int, int], str], removed: bool) -> _Found:  # noqa: ARG001
     """Yield that there may be processes: without /proc, Linux shows none."""
     yield (0, 0), None
 
@@ -344,7 +355,7 @@ def without_secrets(command: str) -> str:
     return _SECRET.sub(r"\1***", command)
 
 
-def _find_by_psutil(wanted: Mapping[tuple[int, int], str]) -> _Found:
+def _find_by_psutil(wanted: Mapping[tuple[int, int], str], removed: bool) -> _Found:  # noqa: ARG001
     import psutil
 
     paths = {os.path.normcase(path): key for key, path in wanted.items()}

@@ -143,7 +143,7 @@ class Reclaim:
         return None
 
     def _words(self, gained: int) -> str:
-        users = find_users(self.content).files
+        users = find_users(self.content, removed=True).files
         processes: dict[int, Process] = {user.pid: user for who in users.values() for user in who}
         if processes:
             why = f"what was removed {used_by_words(tuple(processes.values()))}"

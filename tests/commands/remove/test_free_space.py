@@ -17,6 +17,7 @@ import pytest
 from tests.commands.remove.test_remove import Place
 from tests.kit.caches import CacheBuilder
 from tests.kit.disks import common_folder
+from vlmcache.cache.usage import find_users
 from vlmcache.change import space
 from vlmcache.change.plan import Receipt
 from vlmcache.change.space import FreeSpace, Reclaim, free_bytes, free_words, shared_bytes
@@ -184,6 +185,28 @@ def test_an_open_file_is_named_as_the_reason_with_its_process(
         words = reclaim.why_stop(GB)
         child.communicate()
     assert f"what was removed is in use by PID {child.pid}" in str(words)
+
+
+@pytest.mark.parametrize("use", ["file", "mmap.mmap(file.fileno(), 0)"])
+def test_a_new_file_in_the_inode_of_a_removed_one_is_no_reason(tmp_path: Path, use: str) -> None:
+    file = tmp_path / "blob"
+    file.write_bytes(b"x")
+    status = file.stat()
+    content = {(status.st_dev, status.st_ino): str(file)}
+    hold = f"import mmap, sys; file = open(sys.argv[1], 'r+b'); kept = {use}; print(flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold + "; sys.stdin.read()", str(file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        before = find_users(content, removed=True).files
+        file.unlink()
+        after = find_users(content, removed=True).files
+        child.communicate()
+    assert not before
+    assert [user.pid for users in after.values() for user in users] == [child.pid]
 
 
 def test_models_with_hard_links_outside_stay_and_are_named_as_the_reason(tmp_path: Path) -> None:
