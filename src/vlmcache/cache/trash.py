@@ -234,6 +234,14 @@ def trash_trees(cache: str | CacheTree, kind: type[_Tree]) -> list[_Tree]:
     return trees
 
 
+def has_trash(cache: str) -> bool:
+    """Return whether a cache seems to have a trash, at the price of two questions."""
+    return any(
+        os.path.lexists(path)
+        for path in (os.path.join(cache, layout.TRASH), beside_path(CacheTree(cache)))
+    )
+
+
 def read_trash(
     cache: str | CacheTree, kind: type[CacheTree] = TrashTree, only: str | None = None
 ) -> list[Trashed]:
@@ -245,6 +253,8 @@ def read_trash(
         only: the one id that is asked for.
     """
     found: list[Trashed] = []
+    if not has_trash(cache.root if isinstance(cache, CacheTree) else cache):
+        return found
     for tree in trash_trees(cache, kind):
         with contextlib.suppress(OSError):
             for name in tree.names(tree.root) if only is None else [only]:
@@ -316,8 +326,10 @@ def weigh(path: str) -> Weight:
     return Weight(size + sum(blocks for blocks, _ in files.values()), size + frees)
 
 
-def trash_size(cache: str | CacheTree) -> int:
+def trash_size(cache: str) -> int:
     """Return the bytes on disk of all of a cache's trash."""
+    if not has_trash(cache):
+        return 0
     return sum(weigh(tree.root).size_on_disk for tree in trash_trees(cache, TrashTree))
 
 

@@ -130,6 +130,24 @@ def expire(session: Session) -> None:
             empty_trash(session, old)
 
 
+def _on_disk_of(session: Session, place: str) -> list[tuple[Trashed, int]]:
+    """Return the removals in the trash on the disk of a path, and what each would give back."""
+    device = os.stat(nearest_folder(place)).st_dev
+    return [
+        (trashed, weigh(trashed.path).frees)
+        for trashed in removals_in(session.cache.dir)
+        if os.lstat(trashed.path).st_dev == device
+    ]
+
+
+def in_trash(session: Session, place: str) -> int:
+    """Return the bytes that emptying the trash would give back to the disk of a path."""
+    try:
+        return sum(frees for _, frees in _on_disk_of(session, place))
+    except OSError:
+        return 0
+
+
 def empty_for(session: Session, place: str, goal: int) -> Emptied:
     """Remove from the trash, the oldest first, until a disk has room; nothing if it never would.
 
@@ -141,21 +159,15 @@ def empty_for(session: Session, place: str, goal: int) -> Emptied:
     outcomes: list[Outcome] = []
     freed = 0
     with contextlib.suppress(OSError):
-        near = nearest_folder(place)
-        device, tree = os.stat(near).st_dev, CacheTree(session.cache.dir)
-        trash = [
-            (trashed, weigh(trashed.path).frees)
-            for trashed in removals_in(tree)
-            if os.lstat(trashed.path).st_dev == device
-        ]
-        short = goal - shutil.disk_usage(near).free
+        trash = _on_disk_of(session, place)
+        short = goal - shutil.disk_usage(nearest_folder(place)).free
         if 0 < short <= sum(frees for _, frees in trash):
             for trashed, _ in trash:
                 log.info("trash", "emptied to make room: %s", trashed.id)
                 done = empty_trash(session, [trashed], rest=False)
                 outcomes += done.outcomes
                 freed += done.freed
-                if shutil.disk_usage(near).free >= goal:
+                if shutil.disk_usage(nearest_folder(place)).free >= goal:
                     break
     return Emptied(tuple(outcomes), freed)
 

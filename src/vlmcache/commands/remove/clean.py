@@ -15,6 +15,7 @@ from vlmcache.cache.completeness import judge_revision, resolve
 from vlmcache.cache.entries import allocated_bytes, entry_of
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
+from vlmcache.cache.trash import find_needs, read_trash
 from vlmcache.cache.usage import Usage, content_of, find_users, in_container
 from vlmcache.change.names import Target, find_targets
 from vlmcache.change.needed import UNUSED_AFTER
@@ -245,6 +246,7 @@ def plan_clean(
             needs=known.needs,
             evidence=known.evidence,
             duplicates=_duplicates(state) if options.duplicates else {},
+            trash=find_needs(read_trash(state.dir)),
         ),
     )
     return joined([*plans, plan]), missed
@@ -276,6 +278,7 @@ def _plan_clean_at(
             needs=known.needs,
             evidence=at.evidence,
             duplicates=_duplicates(place) if options.duplicates else {},
+            trash=find_needs(read_trash(place.dir)),
         ),
     )
     actions = tuple(
