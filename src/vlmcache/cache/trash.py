@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat as modes
+import time
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +18,7 @@ import msgspec
 
 from vlmcache import late
 from vlmcache.cache import layout
-from vlmcache.cache.entries import Notes, allocated_bytes, read_entries
+from vlmcache.cache.entries import STALE_AFTER, Notes, allocated_bytes, read_entries
 from vlmcache.cache.reading import FOLDER, JSON_ERRORS, json, parse_json
 from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, enter
 
@@ -141,6 +142,8 @@ class TrashNeeds(msgspec.Struct, frozen=True):
     """(repo folder, blob)."""
     shared: Mapping[str, str] = {}
     """Hash of a shared blob -> the id of the removal that needs it."""
+    folders: frozenset[str] = frozenset()
+    """Repo folders of which something is in the trash: their locks stay."""
 
 
 def opened(kind: type[_Tree], path: str, descriptor: int) -> _Tree:
@@ -260,7 +263,9 @@ def read_trash(
             for name in tree.names(tree.root) if only is None else [only]:
                 if _ID.fullmatch(name):
                     with contextlib.suppress(OSError):
-                        found.append(_read(tree, name))
+                        trashed = _read(tree, name)
+                        if trashed.record is not None or not _is_begun(trashed):
+                            found.append(trashed)
     return sorted(found, key=lambda trashed: trashed.removed_at)
 
 
@@ -276,6 +281,11 @@ def _read(tree: CacheTree, name: str) -> Trashed:
         sound = read.format == FORMAT and read.id == name
         record = read if sound and all(is_below(item.path) for item in read.items) else None
     return Trashed(tree, name, record, record.removed_at if record else status.st_mtime)
+
+
+def _is_begun(trashed: Trashed) -> bool:
+    """Return whether a removal was ended before it had renamed anything: its record comes first."""
+    return not any(name.isdecimal() for name in trashed.tree.names(trashed.path))
 
 
 def is_below(path: str) -> bool:
@@ -295,7 +305,14 @@ def emptied(tree: CacheTree) -> list[str]:
         names = tree.names(tree.root)
     except OSError:
         return []
-    return [os.path.join(tree.root, name) for name in names if _DELETED.fullmatch(name)]
+    found = [os.path.join(tree.root, name) for name in names if _DELETED.fullmatch(name)]
+    for name in filter(_ID.fullmatch, names):
+        with contextlib.suppress(OSError):
+            trashed = _read(tree, name)
+            young = time.time() - trashed.removed_at < STALE_AFTER
+            if trashed.record is None and not young and _is_begun(trashed):
+                found.append(trashed.path)
+    return found
 
 
 def encoded(record: TrashRecord) -> bytes:
@@ -351,16 +368,18 @@ def find_needs(trash: Collection[Trashed]) -> TrashNeeds:
     """Return what removals in the trash need of what is in the cache."""
     blobs: set[tuple[str, str]] = set()
     shared: dict[str, str] = {}
+    folders: set[str] = set()
     for trashed in trash:
         for item, path in trashed.items():
             folder = item.path.partition(os.sep)[0]
+            folders.add(folder)
             for target in _targets(trashed.tree, path):
                 shared_hash = layout.shared_hash_of(target)
                 if shared_hash is not None:
                     shared.setdefault(shared_hash, trashed.id)
                 elif target.split("/")[-2:-1] == [layout.BLOBS]:
                     blobs.add((folder, target.rpartition("/")[2]))
-    return TrashNeeds(frozenset(blobs), shared)
+    return TrashNeeds(frozenset(blobs), shared, frozenset(folders))
 
 
 def _targets(tree: CacheTree, path: str) -> Iterator[str]:

@@ -273,7 +273,7 @@ class WasteSelection(msgspec.Struct):
                 if not is_read(repo):
                     continue
                 needed = {*repo.blobs, *(partial.etag for partial in repo.partials)}
-            elif layout.parse_repo_folder(folder) is None:
+            elif layout.parse_repo_folder(folder) is None or folder in self.facts.trash.folders:
                 continue
             # The hub makes a repo's folder before it takes a lock of it, so where there is no such
             # folder, a young lock is no sign of a download that begins.

@@ -105,6 +105,4 @@ def _show_rows(out: Console, rows: tuple[TrashedRemoval, ...], *, verbose: bool)
 
 def _left(row: TrashedRemoval) -> str:
     days = row.days_left
-    if days >= 1:
-        return counted(int(days), "day")
-    return counted(int(days * 24), "hour") if days > 0 else "0 days"
+    return counted(round(days), "day") if days >= 1 else counted(int(days * 24), "hour")
