@@ -226,13 +226,16 @@ class Executor:
             self._attempt(attempt)
             return
         key = self.tree.repo_folder(action.path), action.commit
-        if action.kind in ("tree", "no-exist") and key in refused:
+        # What is kept is not unlinked where it is if it cannot be renamed: no ref stays alone.
+        held = action.kind in ("tree", "no-exist") or self.trash is not None
+        if held and key in refused:
             attempt.note(*refused[key])
             return
         self._attempt(attempt)
         outcome = attempt.outcome
+        kinds = ("snapshot", "link") if self.trash is None else ("snapshot", "link", "ref")
         if (
-            action.kind in ("snapshot", "link")
+            action.kind in kinds
             and outcome is not None
             and outcome.result not in ("done", "absent")
         ):

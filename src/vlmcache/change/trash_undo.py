@@ -195,9 +195,15 @@ class Undoing:
                 except REFUSALS as error:
                     refused[folder] = error
             for step in self.steps:
-                outcome = self._undo(step, refused.get(self.tree.repo_folder(step.path)))
-                if outcome is not None:
-                    outcomes.append(outcome)
+                folder = self.tree.repo_folder(step.path)
+                outcome = self._undo(step, refused.get(folder) or refused.get(layout.SHARED_STORE))
+                if outcome is None:
+                    continue
+                outcomes.append(outcome)
+                if outcome.result not in ("done", "absent"):
+                    # Nothing is restored that would lead to what is not there.
+                    why = f"what it needs could not be restored: {outcome.path}"
+                    refused.setdefault(folder, OSError(why))
         outcomes += self.tree.remove_made()[1]
         for changed in self._changed:
             with contextlib.suppress(OSError), self.tree.folder(changed) as descriptor:
