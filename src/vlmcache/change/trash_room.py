@@ -213,22 +213,40 @@ def take_back_blobs(
     return taken
 
 
+def take_back_missing(tree: RemovalTree, paths: Iterable[str]) -> None:
+    """Take shared blobs back into the store that a removal needs and another one has taken."""
+    store = SharedStore(tree.root, tree)
+    for path in paths:
+        name = os.path.basename(path)
+        if layout.SHARED_HASH.fullmatch(name) and path == store.path_of(name):
+            _take_shared(tree, store, removals_in(tree), name, None, look=False)
+
+
 def _take_shared(
     tree: RemovalTree,
     store: SharedStore,
     trash: Sequence[Trashed],
     shared: str,
-    size: int,
+    size: int | None,
     *,
     look: bool,
 ) -> bool:
-    """Take a shared blob back into the store, and return whether it is there."""
+    """Take a shared blob back into the store, and return whether it is there.
+
+    Args:
+        tree: the cache.
+        store: its store.
+        trash: what to look for it in.
+        shared: its hash.
+        size: its length; any if not given.
+        look: only find out.
+    """
     path = store.path_of(shared)
     with contextlib.suppress(OSError):
-        return tree.stat(path).st_size == size
+        return size in (None, tree.stat(path).st_size)
     for trashed in trash:
         sources = {os.path.join(tree.root, item.path): source for item, source in trashed.items()}
-        if path in sources and trashed.tree.stat(sources[path]).st_size == size:
+        if path in sources and size in (None, trashed.tree.stat(sources[path]).st_size):
             if look:
                 return True
             manifest = path + layout.MANIFEST_SUFFIX

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
@@ -17,7 +18,7 @@ from vlmcache.cache.tree import CacheTree
 from vlmcache.change.plan import Outcome, Receipt
 from vlmcache.change.space import FreeSpace
 from vlmcache.change.trash import removals_in
-from vlmcache.change.trash_room import expire, parts_of
+from vlmcache.change.trash_room import expire, parts_of, take_back_missing
 from vlmcache.change.trash_undo import Undoing, take_back
 from vlmcache.change.tree import RemovalTree
 from vlmcache.commands.trash.values import (
@@ -92,6 +93,8 @@ def undo(session: Session, removal: str | None = None, *, dry_run: bool = False)
     space = FreeSpace(cache)
     outcomes: list[Outcome] = []
     for undoing in undoings:
+        steps = (step for step in undoing.steps if step.item.kind == "shared")
+        take_back_missing(undoing.tree, (step.path for step in steps if step.step == "missing"))
         outcomes += undoing.carry_out()
     receipt = space.measured(Receipt(tuple(outcomes)))
     findings = tuple(_incomplete(tree, record.revisions))
@@ -185,13 +188,12 @@ def _incomplete(tree: RemovalTree, revisions: Sequence[tuple[str, str, str]]) ->
     for _ in range(2):
         state = scan(tree.root, only=folders)
         lost = {
-            (repo.folder, file.blob): (repo, revision)
+            (repo.folder, _blob_of(tree, revision.file_path(file.name))): (repo, revision)
             for repo in state.repos
             if repo.linked_to is None
             for revision in repo.revisions
             if (repo.type, repo.id, revision.commit) in revisions
             for file in revision.files_of("dangling")
-            if file.blob is not None
         }
         if not lost or not _take_back(tree, set(lost)):
             break
@@ -207,6 +209,13 @@ def _incomplete(tree: RemovalTree, revisions: Sequence[tuple[str, str, str]]) ->
             f"{files} of {name} at commit {key[1][:12]} were removed for good meanwhile",
             units.command("pull", f"{name}@{key[1]}"),
         )
+
+
+def _blob_of(tree: RemovalTree, path: str) -> str:
+    """Return the name of the blob that a link means."""
+    with contextlib.suppress(OSError):
+        return os.path.basename(tree.readlink(path))
+    return ""
 
 
 def _take_back(tree: RemovalTree, lost: set[tuple[str, str]]) -> bool:
