@@ -36,6 +36,12 @@ if TYPE_CHECKING:
         TerminatedServeError,
     )
     from vlmcache.commands.status.values import NotCachedError, Status
+    from vlmcache.commands.trash.values import (
+        NameTakenError,
+        NothingToUndoError,
+        TrashReport,
+        UndoReport,
+    )
     from vlmcache.commands.verify.values import (
         DamageError,
         RepairError,
@@ -120,6 +126,10 @@ _HOMES = {
     "TerminatedServeError": "vlmcache.commands.serve.values",
     "NotCachedError": "vlmcache.commands.status.values",
     "Status": "vlmcache.commands.status.values",
+    "NameTakenError": "vlmcache.commands.trash.values",
+    "NothingToUndoError": "vlmcache.commands.trash.values",
+    "TrashReport": "vlmcache.commands.trash.values",
+    "UndoReport": "vlmcache.commands.trash.values",
     "RepairError": "vlmcache.commands.verify.values",
     "RepairReport": "vlmcache.commands.verify.values",
     "DamageError": "vlmcache.commands.verify.values",
@@ -209,6 +219,7 @@ __all__ = [
     "MetricsError",
     "MissingPackageError",
     "MoveReport",
+    "NameTakenError",
     "NoDeviceError",
     "NoSuchFileError",
     "NoSuchRepoError",
@@ -217,6 +228,7 @@ __all__ = [
     "NotDownloadedError",
     "NotEnoughMemoryError",
     "NotMovedError",
+    "NothingToUndoError",
     "Observation",
     "OfflineError",
     "OtherFormatError",
@@ -240,7 +252,9 @@ __all__ = [
     "Status",
     "TerminatedLoadError",
     "TerminatedServeError",
+    "TrashReport",
     "UnconfirmedError",
+    "UndoReport",
     "UnknownArchitectureError",
     "UnknownModelError",
     "UnloadableError",

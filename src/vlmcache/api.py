@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.remove.values import Removal
     from vlmcache.commands.serve.serve import Server
     from vlmcache.commands.status.values import Status
+    from vlmcache.commands.trash.values import TrashReport, UndoReport
     from vlmcache.commands.verify.values import RepairReport, Verification, VerifyOptions
     from vlmcache.commands.watch.values import Observation
     from vlmcache.load.quantized import Quantization
@@ -255,6 +256,7 @@ class Cache:
         include: Names = (),
         dry_run: bool = False,
         force: bool = False,
+        trash: bool | None = None,
     ) -> Removal:
         """Remove models, revisions, variants or files; nobody is asked. Nothing in use is removed.
 
@@ -265,15 +267,18 @@ class Cache:
             include: remove only files that match one of these patterns.
             dry_run: return the plan and remove nothing.
             force: remove although a process uses it.
+            trash: keep it in the trash, or with False free its bytes at once; if `None`, only what
+                `self.confirm` has confirmed is kept, as long as enough is free without it.
 
         Raises:
             UnknownModelError: nothing of a name is in the cache.
+            CacheError: it is to be kept, and there is no place for the trash.
             UsageError: an address is one of a file: the complete model is not what it says.
         """
         from vlmcache.commands.remove import remove, values
 
         names = self._matching(models)
-        options = values.RemoveOptions(revision, force, as_list(include))
+        options = values.RemoveOptions(revision, force, as_list(include), trash)
         return remove.remove(self.session, names, options, dry_run=dry_run, confirm=self.confirm)
 
     def clean(
@@ -289,6 +294,7 @@ class Cache:
         all: bool = False,
         xet: bool = False,
         modules: bool = False,
+        trash: bool | None = None,
         dry_run: bool = False,
     ) -> Removal:
         """Remove what nobody needs, and what was not used for a while; nobody is asked.
@@ -304,6 +310,7 @@ class Cache:
             all: remove everything.
             xet: empty the cache of Xet chunks too.
             modules: empty the cache of remote code too.
+            trash: keep in the trash what is removed; if `None`, its bytes are freed at once.
             dry_run: return the plan and remove nothing.
 
         Raises:
@@ -323,8 +330,37 @@ class Cache:
             xet=xet,
             modules=modules,
             partials=partials,
+            trash=trash,
         )
         return clean.clean(self.session, options, dry_run=dry_run, confirm=self.confirm)
+
+    def undo(self, removal: str | None = None, *, dry_run: bool = False) -> UndoReport:
+        """Restore what a removal has put into the trash, exactly as it was.
+
+        Args:
+            removal: its id, as `trash` and the receipt of the removal name it; the last removal if
+                not given.
+            dry_run: only return what would be restored.
+
+        Raises:
+            NothingToUndoError: there is no such removal in the trash.
+            NameTakenError: something else has the name of what is to be restored.
+            AwayError: a part of it is on a drive that is not mounted.
+        """
+        from vlmcache.commands.trash import undo
+
+        return undo.undo(self.session, removal, dry_run=dry_run)
+
+    def trash(self, *, empty: bool = False, dry_run: bool = False) -> TrashReport:
+        """Return what is in the trash, the latest first.
+
+        Args:
+            empty: remove all of it for good.
+            dry_run: with `empty`, only return what that would remove.
+        """
+        from vlmcache.commands.trash import trash
+
+        return trash.trash(self.session, empty=empty, dry_run=dry_run, confirm=self.confirm)
 
     def verify(
         self,

@@ -245,6 +245,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The repo has no snapshots folder, so nothing in it can be loaded.",
         "'vlmcache pull MODEL' builds it from the blobs and downloads what is missing.",
     ),
+    "name-taken": (
+        "Something else has the name of what 'vlmcache undo' is to restore.",
+        "Rename or remove that, then run 'vlmcache undo' again; the trash still has it.",
+    ),
     "needs-repo": (
         "Loading the model needs another repo, which is not in the cache: a base model, or code.",
         "Run 'vlmcache pull' for the model: it fetches the other repo too, after asking.",
@@ -347,6 +351,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Some entries have permissions with which the group cannot share the cache.",
         "'vlmcache doctor --shared GROUP --fix' sets them.",
     ),
+    "nothing-to-undo": (
+        "The trash holds no removal that 'vlmcache undo' could reverse, or none of that id.",
+        "'vlmcache trash' lists what it holds; 'vlmcache rm --trash' keeps what it removes.",
+    ),
     "offline": (
         "The network is switched off by a setting, so the hub is not asked.",
         "Unset 'HF_HUB_OFFLINE' to download.",
@@ -406,6 +414,10 @@ CODES: dict[str, tuple[str, str]] = {
     "renamed": (
         "The hub has renamed the repo; the cache keeps the name that was asked for.",
         "Write the new name into config.yaml, then run 'vlmcache pull'.",
+    ),
+    "restored-partly": (
+        "A restored revision is incomplete: some of its files were removed for good meanwhile.",
+        "'vlmcache pull' fetches what is missing.",
     ),
     "same-commit": (
         "Several repos hold the same commit.",

@@ -78,12 +78,14 @@ class Limits(msgspec.Struct, frozen=True):
     """Bounds on disk use, in bytes.
 
     A pull that would leave less than `min_free` is refused; below `comfortable_free` status
-    advises; `max_size` is a budget that `clean` keeps to.
+    advises; `max_size` is a budget that `clean` keeps to. `rm` keeps for `trash_days` what it
+    removes; 0 frees at once.
     """
 
     min_free: int = 10_000_000_000
     comfortable_free: int = 30_000_000_000
     max_size: int | None = None
+    trash_days: int = 7
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -126,6 +128,11 @@ class Config(msgspec.Struct, frozen=True):
     def evict_for(self) -> int:
         """The free space that making room may aim at: what a working folder adds is left out."""
         return min(self.limits.min_free, (self.own_limits or self.limits).min_free)
+
+    @property
+    def trash_days(self) -> int:
+        """Days for which `rm` keeps what it removes: no working folder sets them."""
+        return (self.own_limits or self.limits).trash_days
 
     @property
     def comfortable_for(self) -> int:
@@ -382,8 +389,8 @@ class _Reader:
             line = node.start_mark.line + 1
             null = node.tag.endswith(":null")
             if self.source == "./config.yaml" and name in _OWN_ONLY:
-                if name == "max_size" and not null:
-                    self.parsed(node, key, _parse_size)
+                if name in ("max_size", "trash_days") and not null:
+                    self.parsed(node, key, _parse_limit(name))
                 if not null:
                     self.warnings.append(
                         f"{self.path}:{line}: {key} is ignored: it counts only from "
@@ -396,7 +403,7 @@ class _Reader:
             elif null:
                 values[name] = None if name == "max_size" else 0
             else:
-                values[name] = self.parsed(node, key, _parse_size)
+                values[name] = self.parsed(node, key, _parse_limit(name))
         return Limits(**values)  # type: ignore[arg-type]
 
 
@@ -451,6 +458,16 @@ def _parse_revision(text: str) -> str:
 
 def _parse_size(text: str) -> int:
     return parse_size(text.replace("_", ""))
+
+
+def _parse_days(text: str) -> int:
+    if not text.isdecimal() or len(text) > 5:
+        raise ValueError(f"must be a number of days such as 7, not {text!r}")
+    return int(text)
+
+
+def _parse_limit(name: str) -> Callable[[str], int]:
+    return _parse_days if name == "trash_days" else _parse_size
 
 
 def _parse_device_map(value: Any) -> str | dict[str, Any]:

@@ -75,8 +75,19 @@ def damaged(shared: SharedCache) -> list[str]:
     return ["verify", "--repair", "--yes"]
 
 
+def in_trash(shared: SharedCache, *command: str) -> list[str]:
+    """Return a command line that works on what was removed before."""
+    line = as_command("rm", "org/name", "--trash", "--yes", variables=variables(shared, None))
+    done = shared.run(line)
+    assert done.code == 0, done.errors
+    return [*command]
+
+
 COMMANDS: dict[str, Callable[[SharedCache], list[str]]] = {
     "rm": lambda _: ["rm", "org/name", "--yes"],
+    "rm --trash": lambda _: ["rm", "org/name", "--trash", "--yes"],
+    "undo": lambda shared: in_trash(shared, "undo"),
+    "trash --empty": lambda shared: in_trash(shared, "trash", "--empty", "--yes"),
     "clean": lambda _: ["clean", "--partials", "--yes"],
     "status": lambda _: ["status"],
     "verify": lambda _: ["verify"],

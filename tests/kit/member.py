@@ -75,6 +75,7 @@ class Place(SharedCache):
                 path.chmod(0o755 if path.is_dir() else 0o644)
         self.group = folder / "group"
         self.theirs = folder / "theirs"
+        self.trash = folder / f".{self.root.name}.vlmcache-trash"
         self.destination = folder / "destination"
         for place, owner in ((self.group, OTHER), (self.theirs, MEMBER), (self.destination, 0)):
             place.mkdir()
@@ -203,10 +204,10 @@ class Member:
         """Return what is acted on: what the call is about or a part of its path, or anything."""
         place = self.place
         path = place.folder / call.partition(" ")[2]
-        tops = [place.root / NAME, place.theirs, place.destination, place.root / ".locks" / NAME]
+        tops = [place.root / NAME, place.trash, place.theirs, place.destination, place.root / ".locks" / NAME]
         if self.rng.random() < 0.6:
             parts = [path, *path.parents]
-            roots = (place.root, place.destination, place.theirs)
+            roots = (place.root, place.trash, place.destination, place.theirs)
             inside = [part for part in parts if any(root in part.parents for root in roots)]
             if inside:
                 return self.rng.choice(inside)
@@ -226,7 +227,8 @@ class Member:
 
     def outside_of(self, path: Path) -> Path:
         """Return what outside has the same place as a path in a cache."""
-        for root in (self.place.root, self.place.destination, self.place.theirs):
+        place = self.place
+        for root in (place.root, place.trash, place.destination, place.theirs):
             if path.is_relative_to(root):
                 return self.place.outside / path.relative_to(root)
         return self.place.outside
@@ -577,6 +579,11 @@ def _known(arguments: list[str]) -> list[str]:
 
 _ASKED_IN_010 = ("rm", "clean", "pull")
 
+def _in_trash(fuzzer: Fuzzer, place: Place, *command: str) -> list[str]:
+    fuzzer.prepare(place, "rm", "org/name", "--trash", "--yes")
+    return [*command]
+
+
 COMMANDS: dict[str, Prepare] = {
     "rm": lambda _, place: ["rm", "org/name", "--yes"],
     "rm revision": lambda _, place: ["rm", "org/name@old", "--yes"],
@@ -602,6 +609,13 @@ COMMANDS: dict[str, Prepare] = {
     ],
     "move --undo": lambda fuzzer, place: fuzzer.move_cut_short(place),
     "doctor --fix": lambda _, place: ["doctor", "--fix"],
+    "rm --trash": lambda _, place: ["rm", "org/name", "--trash", "--yes"],
+    "rm --trash revision": lambda _, place: ["rm", "org/name@old", "--trash", "--yes"],
+    "undo": lambda fuzzer, place: _in_trash(fuzzer, place, "undo", "--yes"),
+    "trash --empty": lambda fuzzer, place: _in_trash(fuzzer, place, "trash", "--empty", "--yes"),
+    "pull from the trash": lambda fuzzer, place: _in_trash(
+        fuzzer, place, "pull", "org/name@old", "--yes"
+    ),
 }
 
 

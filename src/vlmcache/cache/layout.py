@@ -60,6 +60,12 @@ Each run has a folder of its own in it, which mirrors the cache: `<unique>/<repo
 WHOLE_REPO = "repo-"
 """How the unique name begins if complete repos were renamed, and not parts of them."""
 
+TRASH = ".vlmcache-trash"
+"""Folder in the cache root that holds what `rm` keeps, where it cannot be next to the hub folder.
+
+Next to a hub folder `hub` it is `.hub.vlmcache-trash`. Each removal has a folder of its own in it.
+"""
+
 MOVES = ".vlmcache-moved.json"
 """File at the top of a destination in which `move` noted all that it brought, until 0.1.1."""
 NOTE_SUFFIX = ".moved-here.json"
@@ -193,6 +199,11 @@ def snapshot_path(folder: str, commit: str) -> str:
 def file_path(snapshot: str, name: str) -> str:
     """Return where a file of a snapshot is; its name has forward slashes on every system."""
     return os.path.join(snapshot, *name.split("/"))
+
+
+def trash_beside(name: str) -> str:
+    """Return the name of the trash next to a hub folder."""
+    return f".{name}{TRASH}"
 
 
 def staged_path(destination: str, *names: str) -> str:

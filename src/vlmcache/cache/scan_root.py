@@ -76,6 +76,9 @@ class RootScan:
                 "a move to this folder is going on, or was interrupted",
                 "run the same 'vlmcache move' again, or with --undo",
             )
+        elif folder and name == layout.TRASH:
+            self.notes.tally.add("trash", stat)
+            add_below(path, "trash", self.notes)
         elif name in layout.ROOT_FILES and modes.S_ISREG(stat.st_mode):
             self.notes.tally.add("metadata", stat)
         else:

@@ -14,7 +14,9 @@ import msgspec
 
 from vlmcache.cache import layout
 
-ByteClass = Literal["referenced", "detached", "orphan", "partial", "shared", "metadata", "foreign"]
+ByteClass = Literal[
+    "referenced", "detached", "orphan", "partial", "shared", "metadata", "foreign", "trash"
+]
 Severity = Literal["error", "warning", "info"]
 State = Literal["cached", "partial", "missing", "damaged", "away"]
 FileKind = Literal["link", "copy", "stub", "outside", "dangling", "loop", "unreadable"]
@@ -31,7 +33,7 @@ class ByClass(msgspec.Struct, frozen=True):
     A blob whose link was lost counts as if it were there: the listing of the commit names it.
     orphan: blobs that nothing needs, and leftovers of removals. partial: unfinished downloads
     and temporaries. shared: the cache-wide blob store. metadata: folders, links, refs, trees,
-    locks, manifests. foreign: whatever is not the hub's.
+    locks, manifests. foreign: whatever is not the hub's. trash: what `rm` keeps in the folder.
     """
 
     referenced: int = 0
@@ -41,6 +43,7 @@ class ByClass(msgspec.Struct, frozen=True):
     shared: int = 0
     metadata: int = 0
     foreign: int = 0
+    trash: int = 0
 
     @property
     def total(self) -> int:

@@ -250,6 +250,8 @@ class Outcome(msgspec.Struct, frozen=True):
     freed: int = 0
     fetched: int = 0
     detail: str | None = None
+    trashed: int = 0
+    """Bytes that are freed when the trash is emptied."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -279,6 +281,10 @@ class Receipt(msgspec.Struct, frozen=True):
     """Bytes free on it after the last change, other writers' changes included."""
     stopped: str | None = None
     """Why the rest of the plan was left alone, if it was."""
+    trashed: int = 0
+    """Bytes of disk that are freed when the trash is emptied, and not before."""
+    trash_id: str | None = None
+    """What to name to `undo`, if anything is kept in the trash."""
 
     @property
     def undone(self) -> list[Outcome]:
@@ -365,6 +371,7 @@ class Attempt(msgspec.Struct):
     action: Removing
     freed: int = 0
     outcome: Outcome | None = None
+    trashed: int = 0
 
     def note(self, result: Result, detail: str | None = None) -> None:
         """Keep what became of the action by now."""
@@ -372,7 +379,8 @@ class Attempt(msgspec.Struct):
         write = log.debug if result in ("done", "absent") else log.info
         why = f": {detail}" if detail else ""
         write("remove", "%s: %s '%s'%s", result, name, self.action.path, why)
-        self.outcome = Outcome(name, self.action.path, result, self.freed, detail=detail)
+        path = self.action.path
+        self.outcome = Outcome(name, path, result, self.freed, detail=detail, trashed=self.trashed)
 
 
 REFUSALS = (InUseError, OSError)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -17,10 +18,12 @@ from vlmcache.cache.entries import Notes, add_below, allocated_bytes
 from vlmcache.cache.moved import read_moves, record_path, recorded_path
 from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import CacheState, Repo
+from vlmcache.cache.trash import TrashNeeds, find_needs
 from vlmcache.cache.tree import CacheTree, StaleError
 from vlmcache.change.leftovers import Leftovers
 from vlmcache.change.locks import BATCH, HubLocks
 from vlmcache.change.moved_note import write_moves
+from vlmcache.change.place import disk_failure
 from vlmcache.change.plan import (
     REFUSALS,
     Attempt,
@@ -38,6 +41,7 @@ from vlmcache.change.plan import (
 )
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.space import FreeSpace
+from vlmcache.change.trash import KEPT_KINDS, Keep, TrashWriter, removals_in
 from vlmcache.change.tree import RemovalTree
 from vlmcache.errors import InUseError, VlmcacheError, in_words, reason_of
 
@@ -132,16 +136,21 @@ def execute(
     *,
     in_use: Collection[tuple[int, int]] = (),
     force: bool = False,
+    trash: TrashWriter | None = None,
 ) -> Receipt:
     """Carry a plan of removals out, as far as the system lets, and return what became of it.
 
     Args:
         plan: what to remove; actions that are not removals are not for this function.
-        cache: the hub cache that the plan was made for, or a tree that has it open.
+        cache: the hub cache that the plan was made for, or a tree that has it open; one for
+            removals knows itself what is in use, and whether that counts.
         in_use: (device, inode) of files that processes use; what holds one stays.
         force: remove in spite of locks and uses.
+        trash: what keeps what is removed; it is unlinked if not given.
     """
-    return Executor(RemovalTree(cache, frozenset(in_use), force=force)).run(plan)
+    if not isinstance(cache, RemovalTree):
+        cache = RemovalTree(cache, frozenset(in_use), force=force)
+    return Executor(cache, trash).run(plan)
 
 
 _STEPS = {
@@ -164,8 +173,9 @@ class Executor:
     locks, then shared blobs released, then locks removed, and last what was renamed is unlinked.
     """
 
-    def __init__(self, tree: RemovalTree) -> None:
+    def __init__(self, tree: RemovalTree, trash: TrashWriter | None = None) -> None:
         self.tree = tree
+        self.trash = trash
         self.locks = HubLocks(tree)
         self.store = SharedStore(tree.root, tree)
         self.leftovers = Leftovers(tree)
@@ -201,7 +211,8 @@ class Executor:
             *failures,
         )
         # Folders of our own that could not be removed count, but nothing was freed is 0, not less.
-        return Receipt(outcomes, max(0, sum(outcome.freed for outcome in outcomes) - left))
+        freed = max(0, sum(outcome.freed for outcome in outcomes) - left)
+        return Receipt(outcomes, freed, trashed=sum(outcome.trashed for outcome in outcomes))
 
     def _of_step(self, step: str) -> list[Attempt]:
         return [
@@ -215,13 +226,16 @@ class Executor:
             self._attempt(attempt)
             return
         key = self.tree.repo_folder(action.path), action.commit
-        if action.kind in ("tree", "no-exist") and key in refused:
+        # What is kept is not unlinked where it is if it cannot be renamed: no ref stays alone.
+        held = action.kind in ("tree", "no-exist") or self.trash is not None
+        if held and key in refused:
             attempt.note(*refused[key])
             return
         self._attempt(attempt)
         outcome = attempt.outcome
+        kinds = ("snapshot", "link") if self.trash is None else ("snapshot", "link", "ref")
         if (
-            action.kind in ("snapshot", "link")
+            action.kind in kinds
             and outcome is not None
             and outcome.result not in ("done", "absent")
         ):
@@ -237,7 +251,9 @@ class Executor:
 
     def _do(self, attempt: Attempt, action: Removing) -> None:
         if isinstance(action, ReleaseShared):
-            self.store.release(action, attempt)
+            self.store.release(action, attempt, self.trash or self._rescuing(action))
+        elif self.trash is not None and action.kind in KEPT_KINDS:
+            self._keep(attempt, action, self.trash)
         elif isinstance(action, Remove):
             self._remove(attempt, action)
         elif action.kind in ("leftover", "side-cache"):
@@ -253,6 +269,26 @@ class Executor:
             else:
                 complete = action.kind == "repo"
                 self.leftovers.set_aside(attempt, action.expected, complete=complete)
+
+    @functools.cached_property
+    def _needs(self) -> TrashNeeds:
+        return find_needs(removals_in(self.tree))
+
+    def _rescuing(self, action: ReleaseShared) -> TrashWriter | None:
+        """Return what keeps a shared blob that only the trash needs; `None` if that does not."""
+        needed_by = self._needs.shared.get(action.hash)
+        for trashed in removals_in(self.tree, needed_by) if needed_by is not None else ():
+            path = os.path.relpath(action.path, self.tree.root)
+            return TrashWriter.adding(self.tree, trashed, [path, path + layout.MANIFEST_SUFFIX])
+        return None
+
+    def _keep(self, attempt: Attempt, action: Remove | RemoveTree, trash: TrashWriter) -> None:
+        if isinstance(action, RemoveTree):
+            if action.kind != "snapshot":
+                self.checks.check_content(action, {})
+        elif action.kind == "record" and self.tree.exists(recorded_path(action.path)):
+            raise StaleError("it is of a repo that is there")
+        trash.take(attempt, action.expected)
 
     def _remove(self, attempt: Attempt, action: Remove) -> None:
         if action.kind == "lock":
@@ -363,6 +399,7 @@ def apply_removals(
     *,
     in_use: Collection[tuple[int, int]] = (),
     force: bool = False,
+    keep: Keep | None = None,
 ) -> Receipt:
     """Carry a plan of removals out: first at the places that models were moved to, then here.
 
@@ -375,30 +412,41 @@ def apply_removals(
         state: the cache.
         in_use: (device, inode) of files that processes use.
         force: remove in spite of locks and uses.
+        keep: that what is removed is kept in the trash, and what the record there says.
+
+    Raises:
+        CacheError, SpaceError: it is to be kept, and the trash cannot be written; nothing was
+            changed.
     """
     space = FreeSpace(state.dir)
     receipts: list[Receipt] = []
     left: list[Removing] = [
         action for action in plan.actions if isinstance(action, Remove | RemoveTree | ReleaseShared)
     ]
+    if keep is not None:
+        # Locks are empty, and undoing finds them as they were.
+        left = [action for action in left if action.kind not in ("lock", "locks")]
     seen: dict[str, set[tuple[int, int] | None]] = {}
     for repo in state.repos:
         if repo.moved_to is not None:
             seen.setdefault(repo.moved_to, set()).add(repo.moved_at)
-    opened: list[tuple[CacheTree, Sequence[Removing]]] = []
+    parts: dict[RemovalTree, list[Removing]] = {}
+    files = frozenset(in_use)
     for place in sorted(seen):
         inside = place.rstrip(os.sep) + os.sep
         inner = [action for action in left if action.path.startswith(inside)]
         left = [action for action in left if not action.path.startswith(inside)]
         if inner:
-            tree = CacheTree(place)
-            notes = [action for action in inner if action.kind == "record"]
-            inner = [action for action in inner if action.kind != "record"]
+            tree = RemovalTree(place, files, force=force)
             if _is_same(tree, seen[place]):
-                receipts.append(execute(Plan(tuple(inner)), tree, in_use=in_use, force=force))
-                opened.append((tree, notes))
+                parts[tree] = inner
             else:
                 receipts.append(_left_alone(inner, place))
+    cache = RemovalTree(state.dir, files, force=force)
+    trash = _Writers(keep, {**parts, cache: left}) if keep is not None and plan.actions else None
+    for tree, inner in parts.items():
+        first = Plan(tuple(action for action in inner if action.kind != "record"))
+        receipts.append(execute(first, tree, trash=trash.of(tree) if trash else None))
     stay: list[Outcome] = []
     kept_there = {outcome.path: outcome for receipt in receipts for outcome in receipt.undone}
     for action in list(left):
@@ -412,10 +460,55 @@ def apply_removals(
             left = [other for other in left if other.path not in paths]
             detail = f"what it leads to stays: {target.path}"
             stay.append(Outcome("remove", action.path, target.result, detail=detail))
-    receipts.append(execute(Plan(tuple(left)), state.dir, in_use=in_use, force=force))
-    receipts += [_forget(*place, state.dir) for place in opened]
+    receipts.append(execute(Plan(tuple(left)), cache, trash=trash.of(cache) if trash else None))
+    for tree, inner in parts.items():
+        notes = [action for action in inner if action.kind == "record"]
+        receipts.append(_forget(tree, notes, state.dir, trash.of(tree) if trash else None))
     outcomes = (*(outcome for receipt in receipts for outcome in receipt.outcomes), *stay)
-    return space.measured(Receipt(outcomes, sum(receipt.freed for receipt in receipts)))
+    trashed = sum(outcome.trashed for outcome in outcomes)
+    receipt = space.measured(
+        Receipt(outcomes, sum(receipt.freed for receipt in receipts), trashed=trashed)
+    )
+    return trash.finish(receipt) if trash is not None else receipt
+
+
+class _Writers:
+    """What keeps one removal: in the trash of the cache, and in those of places.
+
+    Raises:
+        CacheError, SpaceError: a trash cannot be written; nothing was changed.
+    """
+
+    def __init__(self, keep: Keep, parts: Mapping[RemovalTree, Sequence[Removing]]) -> None:
+        self.keep = keep
+        self._writers: dict[RemovalTree, TrashWriter] = {}
+        *others, cache = parts
+        # That of the cache is first: it is the one that is listed, and names the others.
+        for tree in (cache, *others):
+            places = [other.root for other in others] if tree is cache else []
+            part_of = None if tree is cache else keep.cache
+            self._writers[tree] = TrashWriter(tree, keep, places, part_of)
+            try:
+                self._writers[tree].begin(parts[tree], always=bool(places))
+            except OSError as error:
+                self.finish(Receipt(()))
+                failure = disk_failure(error, tree.root)
+                raise failure.saying(
+                    f"nothing was removed, since the trash cannot be written: {failure.message}",
+                    "--no-trash frees at once",
+                ) from error
+
+    def of(self, tree: RemovalTree) -> TrashWriter:
+        """Return what keeps the part of a cache or place."""
+        return self._writers[tree]
+
+    def finish(self, receipt: Receipt) -> Receipt:
+        """Complete the records, and return the receipt with what to name to `undo`."""
+        kept = receipt.trashed or any(writer.renamed for writer in self._writers.values())
+        receipt = msgspec.structs.replace(receipt, trash_id=self.keep.id if kept else None)
+        for writer in reversed(self._writers.values()):
+            writer.finish(receipt, always=bool(writer.places) and bool(kept))
+        return receipt
 
 
 def _is_same(tree: CacheTree, seen: Collection[tuple[int, int] | None]) -> bool:
@@ -433,7 +526,12 @@ def _left_alone(actions: Sequence[Removing], place: str) -> Receipt:
     return Receipt(tuple(attempt.outcome for attempt in attempts if attempt.outcome is not None))
 
 
-def _forget(tree: CacheTree, notes: Sequence[Removing], cache_dir: str) -> Receipt:
+def _forget(
+    tree: RemovalTree,
+    notes: Sequence[Removing],
+    cache_dir: str,
+    trash: TrashWriter | None,
+) -> Receipt:
     """Remove the notes at a place of repos that are gone there, and whose links are gone."""
 
     def is_gone(folder: str) -> bool:
@@ -441,7 +539,7 @@ def _forget(tree: CacheTree, notes: Sequence[Removing], cache_dir: str) -> Recei
         return not tree.exists(os.path.join(tree.root, folder)) and not os.path.lexists(link)
 
     gone = [note for note in notes if is_gone(os.path.basename(recorded_path(note.path)))]
-    receipt = execute(Plan(tuple(gone)), tree)
+    receipt = execute(Plan(tuple(gone)), tree, trash=trash)
     noted = read_moves(tree)
     ours = os.path.realpath(cache_dir)
     kept = {

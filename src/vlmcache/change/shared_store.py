@@ -12,6 +12,7 @@ import re
 import stat as modes
 import uuid
 from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
 
 from vlmcache import late
 from vlmcache.cache import layout
@@ -21,6 +22,9 @@ from vlmcache.change.locks import Lock
 from vlmcache.change.plan import Attempt, ReleaseShared
 from vlmcache.change.tree import RemovalTree, write_all
 from vlmcache.errors import CacheError
+
+if TYPE_CHECKING:
+    from vlmcache.change.trash import TrashWriter
 
 _MARKER_TEMPORARY = late.pattern(re.escape(layout.SHARED_MARKER) + r"\.[0-9a-f]{8}\.tmp")
 _MANIFEST_LIMIT = 64_000_000
@@ -83,11 +87,12 @@ class SharedStore:
         self.tree.write(marker, layout.SHARED_MARKER_TEXT.encode(), 0o444)
 
     @contextlib.contextmanager
-    def held(self, path: str) -> Iterator[None]:
+    def held(self, path: str, *, remove_made: bool = False) -> Iterator[None]:
         """Hold a shared blob's lock as the hub takes it: a file that every user may lock.
 
         Args:
             path: the shared blob's.
+            remove_made: whether a lock file that was not there is removed again.
 
         Raises:
             InUseError: another process holds it.
@@ -99,7 +104,7 @@ class SharedStore:
             for place in (name, name + layout.SOFT_SUFFIX):
                 lock = Lock(self.tree, place, _FOR_ALL)
                 lock.take()
-                taken.callback(lock.release)
+                taken.callback(lock.release, remove=remove_made and lock.made)
                 if not lock.soft:
                     break
             yield
@@ -167,7 +172,7 @@ class SharedStore:
         """
         with self.tree.parent(path) as (name, parent):
             os.stat(name, dir_fd=parent)
-        with self.held(path):
+        with self.held(path, remove_made=True):
             yield
 
     def read_links(self) -> None:
@@ -193,11 +198,16 @@ class SharedStore:
             except (FileNotFoundError, NotADirectoryError):
                 continue
 
-    def release(self, action: ReleaseShared, attempt: Attempt) -> None:
+    def release(
+        self, action: ReleaseShared, attempt: Attempt, trash: TrashWriter | None = None
+    ) -> None:
         """Rewrite the manifest without what is gone, or unlink the blob if nothing is left.
 
         What counts are the links of all repos, as they were read; the manifest is made to agree
         with them. The blob's lock is held by the caller.
+
+        What is kept in the trash keeps its references too: the client frees no shared blob that a
+        manifest says is needed.
 
         Raises:
             StaleError: a repo links to it.
@@ -209,6 +219,8 @@ class SharedStore:
         with self.tree.entry(path) as entry:
             if not modes.S_ISREG(entry.status.st_mode):
                 raise StaleError("it is not a regular file")
+            if links and trash is not None:
+                return
             if links:
                 if self.references(path) not in (None, links):
                     self._rewrite(path + layout.MANIFEST_SUFFIX, links, attempt)
@@ -217,9 +229,17 @@ class SharedStore:
                 return
             self.tree.refuse_use(entry.status)
             self.tree.refuse_open(entry)
-            entry.unlink(attempt)
+            if trash is not None:
+                trash.rename(entry)
+                attempt.trashed += action.frees
+            else:
+                entry.unlink(attempt)
         with contextlib.suppress(FileNotFoundError):
-            self.tree.remove_file(path + layout.MANIFEST_SUFFIX, None, attempt)
+            if trash is None:
+                self.tree.remove_file(path + layout.MANIFEST_SUFFIX, None, attempt)
+            else:
+                with self.tree.entry(path + layout.MANIFEST_SUFFIX) as entry:
+                    trash.rename(entry)
 
     def _rewrite(self, manifest: str, references: set[str], attempt: Attempt) -> None:
         content = "".join(f"{reference}\n" for reference in sorted(references)).encode()

@@ -11,6 +11,7 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.entries import STALE_AFTER, is_stale
 from vlmcache.cache.state import CacheState, Partial, Repo, Stray
+from vlmcache.cache.trash import TrashNeeds
 from vlmcache.cache.usage import LastUse, Process, Usage
 from vlmcache.change.needed import (
     REPLACED,
@@ -27,6 +28,8 @@ from vlmcache.change.needed import (
 )
 from vlmcache.change.plan import Kept
 from vlmcache.change.removals import Key, Protected, Removals, needed_by
+
+_IN_TRASH = "a removal in the trash needs it: 'vlmcache trash' lists them"
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -55,6 +58,8 @@ class Facts(msgspec.Struct, frozen=True):
     duplicates: Mapping[Key, Mapping[str, str]] = {}
     """(repo folder, commit) -> names of second weight formats and where the same weights are, for
     revisions that load without them."""
+    trash: TrashNeeds = TrashNeeds()
+    """What removals in the trash need to be restored as they were."""
 
     def why(self, folder: str, commit: str) -> str | None:
         """Return why a revision is protected, `None` if it is not."""
@@ -172,11 +177,13 @@ class WasteSelection(msgspec.Struct):
             chosen.revisions |= {
                 (folder, commit): "a newer revision replaced it" for commit in waste.revisions
             }
-            chosen.blobs |= {
-                (folder, name): "no snapshot links to it"
-                for name in waste.blobs
-                if (folder, name) not in chosen.blobs
-            }
+            for key in ((folder, name) for name in waste.blobs):
+                if key in chosen.blobs:
+                    continue
+                if key in facts.trash.blobs:
+                    chosen.kept.append(Kept(repo.blob_path(key[1]), repo.id, _IN_TRASH))
+                else:
+                    chosen.blobs[key] = "no snapshot links to it"
             chosen.metadata |= {
                 (folder, commit): "the listing of a revision that is not there"
                 for commit in waste.listings
@@ -204,7 +211,8 @@ class WasteSelection(msgspec.Struct):
         known = known_commits(repo)
         for leftover in begun:
             for name in leftover.blobs:
-                if name in users and not users[name] and name not in listed:
+                needed = (repo.folder, name) in self.facts.trash.blobs or name in listed
+                if name in users and not users[name] and not needed:
                     self.chosen.blobs.setdefault((repo.folder, name), reason)
             for commit in leftover.commits:
                 if commit not in known:
@@ -244,6 +252,8 @@ class WasteSelection(msgspec.Struct):
             why = None
             if users:
                 why = "in use"
+            elif shared.hash in self.facts.trash.shared:
+                why = _IN_TRASH
             elif shared.hash in begun:
                 self.chosen.shared[shared.hash] = "left by an interrupted removal"
             elif is_young(shared.mtime_ns, self.facts.now):
@@ -263,7 +273,7 @@ class WasteSelection(msgspec.Struct):
                 if not is_read(repo):
                     continue
                 needed = {*repo.blobs, *(partial.etag for partial in repo.partials)}
-            elif layout.parse_repo_folder(folder) is None:
+            elif layout.parse_repo_folder(folder) is None or folder in self.facts.trash.folders:
                 continue
             # The hub makes a repo's folder before it takes a lock of it, so where there is no such
             # folder, a young lock is no sign of a download that begins.

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, DryRun, Yes, command
+from vlmcache.cli.options import Answer, Call, DryRun, Trash, Yes, command
 
 EXAMPLES = """Examples:
 
@@ -71,6 +71,7 @@ def clean(
     modules: Annotated[
         bool, typer.Option("--modules", help="Empty the cache of remote code too.")
     ] = False,
+    trash: Trash = None,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> Answer:
@@ -82,6 +83,7 @@ def clean(
     configured, the least recently used models. Of waste, nothing younger than an hour is removed,
     and nothing of a damaged repo. To reach a size or an age that you ask for, any model can be
     removed that is not configured and that nobody uses: a new, damaged or incomplete one too.
+    Everything is freed at once unless --trash is given.
     """
     cache = call.acting(yes=yes, word="all" if every else None)
     return Answer(
@@ -96,6 +98,7 @@ def clean(
             all=every,
             xet=xet,
             modules=modules,
+            trash=trash,
             dry_run=dry_run,
         )
     )

@@ -48,6 +48,7 @@ PLACES = {
     "schema": ("COMMAND",),
     "serve": ("MODEL...",),
     "status": ("MODEL...",),
+    "undo": ("ID",),
     "verify": ("MODEL...",),
     "warm": ("MODEL...",),
 }

@@ -33,6 +33,9 @@ def confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[An
             "--dry-run shows them, --yes removes them",
         )
         view.show_plan(removal, stream=sys.stderr, verbose=verbose)
+        if removal.trash.kept:
+            days = counted(removal.trash.days, "day")
+            return is_agreed(f"Remove {items}, keeping {size} in the trash for {days}?", word)
         return is_agreed(f"Remove {items}, freeing {size}?", word)
 
     return ask

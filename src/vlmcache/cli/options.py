@@ -72,6 +72,15 @@ Verbose = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer yes to every question.")]
+Trash = Annotated[
+    bool | None,
+    typer.Option(
+        "--trash/--no-trash",
+        help="Keep what is removed in the trash, from which 'vlmcache undo' restores it; or free "
+        "its bytes at once.",
+        show_default=False,
+    ),
+]
 Context = Annotated[
     int | None,
     typer.Option(

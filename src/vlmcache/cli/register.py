@@ -44,6 +44,16 @@ COMMANDS = {
         "vlmcache.commands.remove.values.Removal",
         "vlmcache.commands.remove.view.show",
     ),
+    "undo": Command(
+        "Restore what was removed last.",
+        "vlmcache.commands.trash.values.UndoReport",
+        "vlmcache.commands.trash.view.show_undo",
+    ),
+    "trash": Command(
+        "List what can be restored, or empty the trash.",
+        "vlmcache.commands.trash.values.TrashReport",
+        "vlmcache.commands.trash.view.show_trash",
+    ),
     "watch": Command(
         "Watch the cache live.",
         lines=(
@@ -111,13 +121,13 @@ COMMANDS = {
 }
 """Each command. Its function is named like it, and its module too, without a hyphen."""
 
-REMOVING = frozenset({"rm", "clean"})
+REMOVING = frozenset({"rm", "clean", "trash"})
 """Commands that remove what may be needed: no other word is taken for one of them."""
 
 _GROUPS = {
     "Look": ("status", "watch", "verify", "doctor"),
     "Get": ("pull",),
-    "Free space": ("rm", "clean"),
+    "Free space": ("rm", "clean", "undo", "trash"),
     "Move and save": ("move", "backup", "restore", "serve"),
     "Measure": ("load-test", "quantize", "warm"),
 }

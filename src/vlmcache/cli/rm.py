@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vlmcache.cli.options import Answer, Call, DryRun, Yes, command
+from vlmcache.cli.options import Answer, Call, DryRun, Trash, Yes, command
 from vlmcache.show.text import printable
 from vlmcache.units import counted
 
@@ -17,6 +17,7 @@ EXAMPLES = """Examples:
   vlmcache rm org/model --include '*.bin'
   vlmcache rm got_ocr datasets/owner/name --yes
   vlmcache rm 'org/*' --dry-run
+  vlmcache rm org/name --no-trash
   vlmcache rm ./models--owner--name.bak"""
 
 
@@ -47,12 +48,19 @@ def rm(
     force: Annotated[
         bool, typer.Option("--force", help="Remove even what a process uses.")
     ] = False,
+    trash: Trash = None,
 ) -> Answer:
     """Remove models, single revisions, variants or files.
 
-    Blobs that other files or revisions need stay. Nothing in use is removed.
+    Blobs that other files or revisions need stay. Nothing in use is removed. What you confirm on a
+    terminal is kept for vlmcache.trash_days of config.yaml, 7 by default, as long as more than
+    comfortable_free stays free without it; 'vlmcache undo' restores it.
     """
+    from vlmcache.cli.confirmation import can_ask
     from vlmcache.config import matching
+
+    if trash is None and not can_ask(json=call.json):
+        trash = False
 
     cache = call.acting(yes=yes)
     names = matching(cache.session, models)
@@ -62,5 +70,12 @@ def rm(
         for name in names:
             print(f"  {printable(name)}", file=sys.stderr)
     return Answer(
-        cache.remove(names, revision=revision, include=include or (), dry_run=dry_run, force=force)
+        cache.remove(
+            names,
+            revision=revision,
+            include=include or (),
+            dry_run=dry_run,
+            force=force,
+            trash=trash,
+        )
     )

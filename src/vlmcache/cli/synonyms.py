@@ -21,6 +21,8 @@ _WORDS = {
     "pull": "get fetch install add sync clone snapshot-download upgrade update",
     "rm": "uninstall del erase unlink destroy rmi",
     "clean": "gc purge evict cleanup clean-up tidy vacuum autoremove autoclean wipe",
+    "undo": "undelete unremove revert rollback",
+    "trash": "bin recycle removed",
     "move": "mv relocate migrate transfer",
     "backup": "save export archive dump push tar",
     "restore": "import load unpack extract untar",

@@ -20,6 +20,7 @@ from vlmcache.change import place as change_place
 from vlmcache.change.abilities import Needs, check_filesystem
 from vlmcache.change.plan import Action, Kept, Outcome, Plan, Receipt, Restore, WriteRef
 from vlmcache.change.space import FreeSpace
+from vlmcache.change.trash_room import empty_for, expire
 from vlmcache.change.tree import Tree
 from vlmcache.commands.backup import places, tar
 from vlmcache.commands.backup.arrivals import Arrivals
@@ -93,6 +94,8 @@ def restore(
         check_filesystem(session.cache.dir, _needs(saved.repos))
         receipt = None
         if not options.dry_run:
+            expire(session)
+            empty_for(session, session.cache.dir, plan.needs)
             change_place.check_room(session.cache.dir, plan.needs, MAKE_ROOM)
             space = FreeSpace(session.cache.dir)
             receipt = space.measured(Restorer(session.cache.dir, saved, plan, progress).run())

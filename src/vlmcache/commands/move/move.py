@@ -28,6 +28,7 @@ from vlmcache.change.locks import Lock
 from vlmcache.change.moved_note import write_record
 from vlmcache.change.plan import Kept, Move, Outcome, PlaceLink, Plan, PutBack, Receipt, RemoveTree
 from vlmcache.change.space import FreeSpace
+from vlmcache.change.trash_room import empty_for, expire
 from vlmcache.change.tree import Tree
 from vlmcache.commands.move.apply import Mover, refusals, repos_in_use, take_back
 from vlmcache.commands.move.plan import plan_move, plan_undo
@@ -107,6 +108,9 @@ def move(
     )
     _check_source(chosen, state.dir)
     _check_filesystems(chosen, state, place)
+    if not options.dry_run:
+        expire(session)
+        empty_for(session, place, plan.needs)
     change_place.check_room(place, plan.needs, "make room there, or name fewer models")
     if options.dry_run or value.in_use:
         return value

@@ -12,6 +12,7 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Finding
+from vlmcache.cache.trash import has_trash
 from vlmcache.change.abilities import check_filesystem
 from vlmcache.change.plan import Failure, Outcome, Plan, Receipt, joined
 from vlmcache.change.space import FreeSpace
@@ -90,6 +91,10 @@ def _pull(
         patience=msgspec.structs.replace(patience or Patience(), **options.patience),
         note=progress.note,
     )
+    if not options.dry_run and has_trash(session.cache.dir):
+        from vlmcache.change.trash_room import expire
+
+        expire(session)
     space = FreeSpace(session.cache.dir)
     outcomes: list[Outcome] = []
     rows: list[PulledModel] = []
@@ -106,13 +111,19 @@ def _pull(
         unable = _what_cannot_be_written(session.cache.dir, plans)
         shortage = shortage_of(plans) if unable is None else None
         room = None
+        if shortage is not None:
+            emptied = _room_in_trash(session, shortage, options)
+            outcomes += emptied
+            shortage = shortage_of(plans) if emptied else shortage
         if shortage is not None and options.make_room:
             room = _make_room(session, planned, shortage, options)
             if room is not None and room.receipt is not None:
                 outcomes += room.receipt.outcomes
                 shortage = shortage_of(plans)
         # A dry run that would make room is short of nothing.
-        if shortage is not None and not (options.dry_run and room):
+        if shortage is not None and not (
+            options.dry_run and (room or _in_trash(session, shortage) >= shortage.short)
+        ):
             hint = _stopped(room) or _what_helps(session, names, planned, shortage, options)
             unable = shortage.error(hint)
         if unable is not None:
@@ -227,7 +238,15 @@ def _prepared(
     selection = options.selection
     if model.variant is not None:
         selection = msgspec.structs.replace(selection, variant=model.variant)
-    return prepare_pull(client, cache_dir, model, selection)
+    part = prepare_pull(client, cache_dir, model, selection)
+    if part.order is None or options.dry_run or not (part.order.fetches and has_trash(cache_dir)):
+        return part
+    from vlmcache.change.trash_room import take_back_blobs
+
+    files = (part.order.files[fetch.file] for fetch in part.order.fetches if fetch.file)
+    if take_back_blobs(cache_dir, layout.folder_of(part.order.repo), files):
+        return prepare_pull(client, cache_dir, model, selection)
+    return part
 
 
 def _with_variant(
@@ -359,6 +378,26 @@ def _problem(
     return problem
 
 
+def _room_in_trash(
+    session: Session, shortage: Shortage, options: PullOptions
+) -> tuple[Outcome, ...]:
+    """Empty the trash, the oldest first, if that makes enough room; return what became of it."""
+    if options.dry_run or not has_trash(session.cache.dir):
+        return ()
+    from vlmcache.change.trash_room import empty_for
+
+    return empty_for(session, shortage.place, shortage.goal).outcomes
+
+
+def _in_trash(session: Session, shortage: Shortage) -> int:
+    """Return the bytes that emptying the trash would give back to a disk that is short."""
+    if not has_trash(session.cache.dir):
+        return 0
+    from vlmcache.change.trash_room import in_trash
+
+    return in_trash(session, shortage.place)
+
+
 def _make_room(
     session: Session, planned: Sequence[PlannedModel], shortage: Shortage, options: PullOptions
 ) -> Removal | None:
@@ -380,13 +419,16 @@ def _make_room(
     orders = (part.order for part in planned if part.order is not None)
     asked |= {need.id.casefold() for order in orders for need in order.repos}
     keep = tuple(name for name in cached if name.casefold() in asked)
-    wanted = CleanOptions(free=shortage.goal, keep=keep)
+    kept = _in_trash(session, shortage)
+    wanted = CleanOptions(free=shortage.goal - kept, keep=keep)
     proposed = clean(session, wanted, dry_run=True)
     # Of a folder that does not exist yet, nothing is missed, and nothing can be removed.
-    enough = not proposed.missed_by and proposed.plan.frees >= shortage.short
+    enough = not proposed.missed_by and proposed.plan.frees >= shortage.short - kept
     if options.dry_run or not enough:
         return proposed if enough else None
-    return clean(session, wanted, confirm=options.confirm)
+    removal = clean(session, wanted, confirm=options.confirm)
+    _room_in_trash(session, shortage, options)
+    return removal
 
 
 def _stopped(room: Removal | None) -> str | None:

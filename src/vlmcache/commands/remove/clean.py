@@ -15,6 +15,7 @@ from vlmcache.cache.completeness import judge_revision, resolve
 from vlmcache.cache.entries import allocated_bytes, entry_of
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
+from vlmcache.cache.trash import find_needs, read_trash
 from vlmcache.cache.usage import Usage, content_of, find_users, in_container
 from vlmcache.change.names import Target, find_targets
 from vlmcache.change.needed import UNUSED_AFTER
@@ -82,15 +83,23 @@ def clean(
     """
     from vlmcache.change.remove import apply_removals  # status plans a cleaning without them
     from vlmcache.change.space import FreeSpace
+    from vlmcache.change.trash_room import expire
+    from vlmcache.commands.remove.keeping import decide, keep_of
 
     environment, config, location = session
     options = options or CleanOptions()
+    if options.trash and options.free is not None:
+        raise UsageError(
+            "what the trash keeps frees nothing", "leave out --trash, or what is to be free"
+        )
     if config.unread is not None:
         raise ConfigError(
             f"nothing was removed: which models another configuration names is not known: "
             f"{config.unread}",
             "repair or remove that file",
         )
+    if not dry_run:
+        expire(session)
     state = scan(location.dir)
     known = Known(environment, state)
     usage = known.usage
@@ -98,6 +107,8 @@ def clean(
     plan.log("clean")
     caches = tuple(_side_caches(environment))
     plan, used_caches = _with_side_caches(plan, caches, options, environment, state.dir)
+    places = {place.state.dir for place in known.places}
+    keeping = decide(session, plan, places, bool(options.trash), asked=False)
     removal = Removal(
         plan,
         in_use=tuple(kept for kept in plan.kept if kept.processes) + used_caches,
@@ -105,9 +116,10 @@ def clean(
         hidden_processes=usage.hidden,
         contained=in_container(),
         side_caches=caches,
-        copies=copies_of(environment, state, plan),
+        copies=() if keeping.kept else copies_of(environment, state, plan),
         cache=state.dir,
         unknown_use=_unknown_use(config, location, plan),
+        trash=keeping,
     )
     if dry_run or not plan.actions:
         nothing = FreeSpace(state.dir).measured(Receipt(()))
@@ -115,12 +127,31 @@ def clean(
     ask(removal, confirm)
     if confirm is not None:
         usage = users_of(state)
+    keep = keep_of(removal, state, [place.state for place in known.places])
     if options.free is None:
-        receipt = apply_removals(plan, state, in_use=usage.files)
+        receipt = apply_removals(plan, state, in_use=usage.files, keep=keep)
     else:
         receipt = _apply_in_steps(known, plan, options.free, usage)
-    forget(environment, state)
+    if keep is None:
+        forget(environment, state)
+    if options.everything and keep is None:
+        receipt = _with_emptied_trash(session, receipt)
     return msgspec.structs.replace(removal, receipt=receipt)
+
+
+def _with_emptied_trash(session: Session, receipt: Receipt) -> Receipt:
+    """Empty the trash too, and return the receipt of all that was removed."""
+    from vlmcache.change.space import free_bytes
+    from vlmcache.change.trash import removals_in
+    from vlmcache.change.trash_room import empty_trash
+
+    emptied = empty_trash(session, removals_in(session.cache.dir))
+    return msgspec.structs.replace(
+        receipt,
+        outcomes=(*receipt.outcomes, *emptied.outcomes),
+        freed=receipt.freed + emptied.freed,
+        free_after=free_bytes(session.cache.dir),
+    )
 
 
 def _apply_in_steps(known: Known, plan: Plan, free: int, usage: Usage) -> Receipt:
@@ -215,6 +246,7 @@ def plan_clean(
             needs=known.needs,
             evidence=known.evidence,
             duplicates=_duplicates(state) if options.duplicates else {},
+            trash=find_needs(read_trash(state.dir)),
         ),
     )
     return joined([*plans, plan]), missed
@@ -246,6 +278,7 @@ def _plan_clean_at(
             needs=known.needs,
             evidence=at.evidence,
             duplicates=_duplicates(place) if options.duplicates else {},
+            trash=find_needs(read_trash(place.dir)),
         ),
     )
     actions = tuple(

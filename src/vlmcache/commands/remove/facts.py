@@ -187,15 +187,20 @@ def inodes_below(path: str) -> dict[tuple[int, int], str]:
     return inodes
 
 
-def copies_of(environment: Environment, state: CacheState, plan: Plan) -> tuple[KeptCopy, ...]:
-    """Return the kept copies of the revisions that a plan removes."""
+def gone_revisions(state: CacheState, plan: Plan) -> set[tuple[str, str, str]]:
+    """Return (type, repo, commit) of the revisions that a plan removes."""
     paths = {action.path for action in plan.actions if isinstance(action, Remove | RemoveTree)}
-    gone = {
-        (repo.id, revision.commit)
+    return {
+        (repo.type, repo.id, revision.commit)
         for repo in state.repos
         for revision in repo.revisions
-        if repo.type == "model" and paths.intersection((repo.path, revision.path))
+        if paths.intersection((repo.path, revision.path))
     }
+
+
+def copies_of(environment: Environment, state: CacheState, plan: Plan) -> tuple[KeptCopy, ...]:
+    """Return the kept copies of the revisions that a plan removes."""
+    gone = {(repo, commit) for kind, repo, commit in gone_revisions(state, plan) if kind == "model"}
     copies = list_copies(own_home(environment)[0]) if gone else []
     return tuple(copy for copy in copies if (copy.repo, copy.commit) in gone)
 

@@ -14,6 +14,7 @@ from vlmcache.change.names import Target, find_targets
 from vlmcache.change.plan import Kept, joined
 from vlmcache.change.removal_plan import plan_moved, plan_removal
 from vlmcache.change.remove import apply_removals
+from vlmcache.change.trash_room import expire
 from vlmcache.change.waste import kept_in_use
 from vlmcache.commands.remove.facts import (
     copies_of,
@@ -24,6 +25,7 @@ from vlmcache.commands.remove.facts import (
     scan_places,
     users_of,
 )
+from vlmcache.commands.remove.keeping import decide, keep_of
 from vlmcache.commands.remove.values import Confirm, Removal, RemoveOptions, ask
 from vlmcache.config import Session, parse_page
 from vlmcache.errors import UsageError
@@ -56,6 +58,7 @@ def remove(
         UnconfirmedError: `confirm` said no.
         UsageError: an address is one of a file: the complete model is not what it says.
         ConfigError: the cache path is not a folder.
+        CacheError, SpaceError: it is to be kept, and the trash cannot be written.
     """
     options = options or RemoveOptions()
     environment, force = session.environment, options.force
@@ -66,6 +69,8 @@ def remove(
                 f"{name} is the address of a file or folder, and names no complete model",
                 f"type {command('rm', page.name, '--include', page.path)}",
             )
+    if not dry_run:
+        expire(session)
     state = scan(session.cache.dir)
     targets = find_targets(
         state,
@@ -88,14 +93,16 @@ def remove(
     )
     plan.log("remove")
     usage, in_use = _find_use(state, places.values(), targets)
+    keeping = decide(session, plan, places, options.trash, asked=confirm is not None)
     removal = Removal(
         plan,
         in_use=in_use,
         hidden_processes=usage.hidden,
         contained=in_container(),
-        copies=copies_of(environment, state, plan),
+        copies=() if keeping.kept else copies_of(environment, state, plan),
         findings=needed_elsewhere(state, plan),
         cache=state.dir,
+        trash=keeping,
     )
     if dry_run or (in_use and not force):
         return removal.with_problem(None) if force else removal
@@ -105,8 +112,10 @@ def remove(
         usage, in_use = _find_use(state, places.values(), targets)
         if in_use:
             return msgspec.structs.replace(removal, in_use=in_use)
-    receipt = apply_removals(removal.plan, state, in_use=usage.files, force=force)
-    forget(environment, state)
+    keep = keep_of(removal, state, places.values())
+    receipt = apply_removals(removal.plan, state, in_use=usage.files, force=force, keep=keep)
+    if keep is None:
+        forget(environment, state)
     return msgspec.structs.replace(removal, receipt=receipt)
 
 

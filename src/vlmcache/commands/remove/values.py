@@ -54,6 +54,16 @@ class UnknownUse(msgspec.Struct, frozen=True):
     """What removes them."""
 
 
+class Keeping(msgspec.Struct, frozen=True):
+    """Whether what is removed is kept in the trash."""
+
+    kept: bool = False
+    days: int = 0
+    """For how long, if it is."""
+    why_not: str | None = None
+    """Why it is freed at once, if it would be kept otherwise."""
+
+
 class RemoveOptions(msgspec.Struct, frozen=True):
     """How `rm` removes what was named."""
 
@@ -63,6 +73,9 @@ class RemoveOptions(msgspec.Struct, frozen=True):
     """Whether to remove what a process uses."""
     include: tuple[str, ...] = ()
     """Patterns of the only files to remove; all files if there are none."""
+    trash: bool | None = None
+    """Whether to keep it in the trash; if `None`, what a person confirms is kept if there is room.
+    """
 
 
 class CleanOptions(msgspec.Struct, frozen=True):
@@ -88,6 +101,8 @@ class CleanOptions(msgspec.Struct, frozen=True):
     """Empty the cache of remote code."""
     partials: bool = False
     """Remove unfinished downloads that nobody has written to for an hour, needed or not."""
+    trash: bool | None = None
+    """Whether to keep in the trash what is removed."""
 
 
 class Removal(Report, frozen=True):
@@ -113,6 +128,7 @@ class Removal(Report, frozen=True):
     unknown_use: UnknownUse | None = None
     findings: tuple[Finding, ...] = ()
     """Which models that stay need what is removed."""
+    trash: Keeping = Keeping()
 
     @property
     def ids(self) -> list[str]:

@@ -12,12 +12,14 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from vlmcache import units
 from vlmcache.cache.layout import name_by_path, parse_repo_folder, typed_name
 from vlmcache.cache.usage import UNSEEN_OUTSIDE, hidden_words
 from vlmcache.change.plan import (
     Action,
     Kept,
     Outcome,
+    Receipt,
     ReleaseShared,
     Remove,
     RemoveTree,
@@ -120,7 +122,10 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
             rest = size_text(sum(row.frees for row in rows[_SHOWN_ROWS:]))
             out.print(f"and {len(rows) - len(shown)} more, {rest} (-v shows all)")
         out.print()
-        out.print(labelled("Frees", size_text(plan.frees)))
+        out.print(labelled("Frees", _frees_words(removal)))
+        if removal.trash.why_not is not None:
+            text = f"freed at once, and cannot be restored: {removal.trash.why_not}"
+            out.print(labelled("Trash", text, "yellow"))
     else:
         out.print("Nothing to remove.")
     for copy in removal.copies:
@@ -135,6 +140,20 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
         out.print(labelled("Note", hidden_words(removal.hidden_processes)))
     if removal.contained:
         out.print(labelled("Note", UNSEEN_OUTSIDE))
+
+
+def _frees_words(removal: Removal) -> str:
+    size = size_text(removal.plan.frees)
+    if not removal.trash.kept:
+        return size
+    return f"0 B now, {size} when the trash is emptied, in {counted(removal.trash.days, 'day')}"
+
+
+def _freed_words(receipt: Receipt) -> str:
+    freed = size_text(receipt.freed)
+    if receipt.trash_id is None:
+        return f"freed {freed}"
+    return f"{freed} freed now, {size_text(receipt.trashed)} when the trash is emptied"
 
 
 def _show_warnings(out: Console, removal: Removal) -> None:
@@ -239,7 +258,9 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
     if receipt.outcomes:
         paths = {outcome.path for outcome in receipt.outcomes if outcome.result == "done"}
         done = [a for a in removal.plan.actions if getattr(a, "path", None) in paths]
-        out.print(f"Removed {item_count(done)}, freed {size_text(receipt.freed)}.")
+        out.print(f"Removed {item_count(done)}, {_freed_words(receipt)}.")
+        if receipt.trash_id is not None:
+            out.print(labelled("Undo", whole(units.command("undo", receipt.trash_id))))
         less = None if receipt.stopped else free_words(receipt)
         if less is not None:
             out.print(labelled("Note", less))

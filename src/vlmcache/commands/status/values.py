@@ -17,6 +17,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.mounts import AccessTimes, Mount, nearest_folder
 from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.state import Away, ByClass, CacheState, Finding, Repo, State
+from vlmcache.cache.trash import trash_size
 from vlmcache.cache.weights import Precision
 from vlmcache.config import ModelConfig, Session, hub_home, shipped_config
 from vlmcache.errors import ExitCode, VlmcacheError
@@ -50,6 +51,8 @@ class CacheSummary(msgspec.Struct, frozen=True):
     comfortable_free: int
     max_size: int | None
     by_class: ByClass
+    trash: int = 0
+    """Bytes on disk of all that is in the trash; by_class counts what of it is in the folder."""
 
     @property
     def bound(self) -> int | None:
@@ -99,6 +102,7 @@ def summarize_cache(session: Session, state: CacheState, mount: Mount | None) ->
         comfortable_free=limits.comfortable_free,
         max_size=limits.max_size,
         by_class=state.by_class,
+        trash=trash_size(state.dir) if state.exists else 0,
     )
 
 

@@ -241,6 +241,9 @@ def _print_cache(out: Console, cache: CacheSummary) -> None:
         lines += labelled(out, "", "does not exist yet: the first pull creates it")
     elif classes := class_text(cache.by_class):
         lines += labelled(out, "", classes)
+    if cache.trash:
+        text = f"{size_text(cache.trash)}: {whole('vlmcache trash')} lists it"
+        lines += labelled(out, "Trash", text)
     if cache.free is not None and cache.total is not None:
         limits = (
             f"minimum {size_text(cache.min_free)}, comfortable {size_text(cache.comfortable_free)}"

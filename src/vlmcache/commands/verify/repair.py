@@ -27,6 +27,7 @@ from vlmcache.change.plan import (
 )
 from vlmcache.change.remove import apply_removals
 from vlmcache.change.space import FreeSpace
+from vlmcache.change.trash_room import empty_for, expire
 from vlmcache.change.tree import Tree
 from vlmcache.commands.pull.plan import (
     DownloadOrder,
@@ -92,6 +93,8 @@ def _repair(
     patience: Patience | None,
 ) -> RepairReport:
     cache_dir = session.cache.dir
+    if not options.dry_run:
+        expire(session)
     state = scan(cache_dir)
     verification = verify_state(session, state, names, options, progress)
     client = Client(session.environment, patience=patience, note=progress.note)
@@ -102,6 +105,9 @@ def _repair(
         )
         plans = [order.plan for order in work.orders]
         shortage = find_shortage(cache_dir, session.config.limits, plans)
+        if shortage is not None and not options.dry_run:
+            empty_for(session, shortage.place, shortage.goal)
+            shortage = find_shortage(cache_dir, session.config.limits, plans)
         failure: VlmcacheError | None = work.offline_error()
         if failure is None and shortage is not None:
             known = Known(session.environment, state)

@@ -1,0 +1,56 @@
+"""`vlmcache trash`."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmcache.cli.options import Answer, Call, DryRun, Yes, command, refuse_without
+from vlmcache.units import counted, size_text
+
+if TYPE_CHECKING:
+    from vlmcache.commands.trash.values import TrashReport
+
+EXAMPLES = """Examples:
+
+  vlmcache trash
+  vlmcache trash --json
+  vlmcache trash --empty --yes"""
+
+
+@command
+def trash(
+    call: Call,
+    empty: Annotated[
+        bool, typer.Option("--empty", help="Remove all that is in the trash, for good.")
+    ] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+) -> Answer:
+    """List what is in the trash, with sizes and the time that is left; or empty it.
+
+    The next command that changes the cache removes what is older than vlmcache.trash_days of
+    config.yaml. A pull, move or restore that needs the room empties it, the oldest first.
+    """
+
+    def ask(report: "TrashReport") -> bool:
+        from vlmcache.cli.confirmation import is_agreed, require_terminal
+        from vlmcache.commands.remove.values import UnconfirmedError
+        from vlmcache.commands.trash import view
+
+        count, size = counted(len(report.removals), "removal"), size_text(report.frees)
+        require_terminal(
+            call.json,
+            f"{count} would be removed for good, freeing {size}: there is no terminal to ask on",
+            "--dry-run shows them, --yes removes them",
+        )
+        view.show_trash(report, stream=sys.stderr)
+        if not is_agreed(f"Remove {count} for good, freeing {size}?"):
+            raise UnconfirmedError("not confirmed: nothing was removed")
+        return True
+
+    if not empty:
+        refuse_without("--empty", dry_run=dry_run, yes=yes)
+    cache = call.acting()
+    cache.confirm = None if yes or not empty else ask
+    return Answer(cache.trash(empty=empty, dry_run=dry_run))

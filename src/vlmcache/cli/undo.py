@@ -1,0 +1,35 @@
+"""`vlmcache undo`."""
+
+from typing import Annotated
+
+import typer
+
+from vlmcache.cli.options import Answer, Call, DryRun, Yes, command
+
+EXAMPLES = """Examples:
+
+  vlmcache undo
+  vlmcache undo --dry-run
+  vlmcache undo 3f9a12c4"""
+
+
+@command
+def undo(
+    call: Call,
+    removal: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="ID",
+            help="The removal, as 'vlmcache trash' lists it; by default the last one.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+) -> Answer:
+    """Restore what rm or clean has put into the trash.
+
+    Everything gets back to its place as it was, its times too. What has come back meanwhile stays;
+    if something else has one of the names, nothing is changed. Nothing is asked.
+    """
+    return Answer(call.acting(yes=yes).undo(removal, dry_run=dry_run))

@@ -1,0 +1,1 @@
+"""`vlmcache undo` and `vlmcache trash`."""
