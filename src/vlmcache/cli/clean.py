@@ -5,10 +5,12 @@ from typing import Annotated
 import typer
 
 from vlmcache.cli.options import Answer, Call, DryRun, Yes, command
+from vlmcache.cli.picker import chooser
 
 EXAMPLES = """Examples:
 
   vlmcache clean --dry-run
+  vlmcache clean -i
   vlmcache clean --older-than 30d --keep org/name --yes
   vlmcache clean --free 30GB
   vlmcache clean --max-size 50GB qwen_vl_7b
@@ -71,6 +73,15 @@ def clean(
     modules: Annotated[
         bool, typer.Option("--modules", help="Empty the cache of remote code too.")
     ] = False,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "--interactive",
+            "-i",
+            help="List old revisions, unfinished downloads, second formats and unused models, and "
+            "remove only what you choose.",
+        ),
+    ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> Answer:
@@ -83,6 +94,13 @@ def clean(
     and nothing of a damaged repo. To reach a size or an age that you ask for, any model can be
     removed that is not configured and that nobody uses: a new, damaged or incomplete one too.
     """
+    if interactive:
+        call.cache.select = chooser(
+            json=call.json,
+            yes=yes,
+            missing="-i lists what to choose from, and there is no terminal for it",
+            hint="type 'vlmcache clean --dry-run' to see what would be removed without it",
+        )
     cache = call.acting(yes=yes, word="all" if every else None)
     return Answer(
         cache.clean(
@@ -96,6 +114,7 @@ def clean(
             all=every,
             xet=xet,
             modules=modules,
+            interactive=interactive,
             dry_run=dry_run,
         )
     )

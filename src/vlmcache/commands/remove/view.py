@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
 from typing import IO
 
 import msgspec
@@ -12,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from vlmcache.cache.layout import name_by_path, parse_repo_folder, typed_name
+from vlmcache.cache.layout import name_by_path, parse_repo_folder, split_name, typed_name
 from vlmcache.cache.usage import UNSEEN_OUTSIDE, hidden_words
 from vlmcache.change.plan import (
     Action,
@@ -24,7 +25,9 @@ from vlmcache.change.plan import (
     in_use_words,
 )
 from vlmcache.change.space import free_words
+from vlmcache.commands.remove.offered import Offer, Offered
 from vlmcache.commands.remove.values import Removal
+from vlmcache.show.choices import Choice, Choices
 from vlmcache.show.console import console
 from vlmcache.show.prose import whole
 from vlmcache.show.tables import (
@@ -35,8 +38,8 @@ from vlmcache.show.tables import (
     process_text,
     show_cache,
 )
-from vlmcache.show.text import NOTHING, printable
-from vlmcache.units import counted, size_text
+from vlmcache.show.text import NOTHING, ago, printable
+from vlmcache.units import and_list, size_text
 
 _SHOWN = 12
 _SHOWN_ROWS = 20
@@ -158,9 +161,58 @@ def _show_rows(out: Console, rows: list[_Row]) -> None:
         out.print(labelled(f"{size:>8}", f"{whole(name)}: {what} ({why})", label_style=""))
 
 
+_ALONG = ("ref", "record", "folder", "blob", "tree", "no-exist", "shared", "lock", "locks")
+"""Kinds of what is removed along with something else."""
+
+
 def item_count(actions: Iterable[Action]) -> str:
     """Return how many things some actions remove: a model is one, with all that belongs to it."""
-    return counted(len(_rows(actions, apart=False)), "item")
+    counts: dict[tuple[str, str], int] = {}
+    for row in _rows(actions, apart=False):
+        kinds = [kind for kind in _WORDS if kind in row.kinds and kind not in _ALONG]
+        if "repo" in row.kinds:
+            kind = split_name(row.name)[0]
+            counts[kind, f"{kind}s"] = counts.get((kind, f"{kind}s"), 0) + 1
+            continue
+        for kind in kinds or [next(kind for kind in _WORDS if kind in row.kinds)]:
+            words = _WORDS["file" if kind == "link" and "record" not in row.kinds else kind]
+            counts[words] = counts.get(words, 0) + row.kinds[kind]
+    parts = [f"{count} {words[count != 1]}" for words, count in counts.items()]
+    return and_list(parts)
+
+
+def choices_of(offer: Offer) -> Choices:
+    """Return what can be removed as a list to choose from."""
+    now = datetime.now(timezone.utc)
+    usual = {thing.what for thing in offer.things} == {"model"}
+
+    def cells(thing: Offered) -> tuple[str, ...]:
+        used = thing.last_used
+        at = None if used is None else datetime.fromtimestamp(used, timezone.utc)
+        size = size_text(thing.size) if thing.size else NOTHING
+        return size, ago(at, now), *([] if usual else [thing.what]), printable(thing.name)
+
+    def total(numbers: Sequence[int]) -> str:
+        frees, here = offer.frees(numbers)
+        elsewhere = f" ({size_text(frees - here)} of it on other drives)" if frees > here else ""
+        free = offer.free
+        then = "" if free is None else f", then {size_text(free + here)} free"
+        return f"frees {size_text(frees)}{elsewhere}{then}"
+
+    rows = [
+        Choice((thing.name,), cells(thing), thing.guard, thing.barred) for thing in offer.things
+    ]
+    free = "" if offer.free is None else f", {size_text(offer.free)} free"
+    return Choices(
+        rows,
+        ("SIZE", "LAST USE", *([] if usual else ["WHAT"]), "NAME"),
+        "remove",
+        "nothing was removed",
+        total,
+        title=f"Cache {printable(offer.cache_dir)}{free}",
+        shortened=("NAME",),
+        numbers=("SIZE",),
+    )
 
 
 def _rows(actions: Iterable[Action], *, apart: bool) -> list[_Row]:
