@@ -163,9 +163,11 @@ class _Picking:
 
     def run(self) -> list[int]:
         """Ask until the person continues or leaves."""
-        self._say(*([self.choices.title] if self.choices.title else []))
+        self.choices.print_title()
         self._print()
-        self._say("Type numbers to choose, words to search for, or ? for help")
+        self._say(
+            f"{self.choices.room}. Type numbers to choose, words to search for, or ? for help"
+        )
         while True:
             what = f"{self.choices.verb[:1].upper()}{self.choices.verb[1:]}"
             question = f"{what} which? (Enter leaves): "

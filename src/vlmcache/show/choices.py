@@ -52,12 +52,21 @@ class Choices(NamedTuple):
     total: Callable[[Sequence[int]], str]
     """Returns what a choice amounts to."""
     title: str = ""
+    """The line before the list, which is not broken: a path."""
+    room: str = ""
+    """How much is free."""
     shortened: Collection[str] = ()
     """Columns whose cells may be shortened."""
     numbers: Collection[str] = ()
     """Columns whose cells end at the same place."""
     once: bool = False
     """Whether the first choice is all of it."""
+
+    def print_title(self) -> None:
+        """Print what comes before the list."""
+        out = console(sys.stderr)
+        if self.title:
+            print_rows(out, [Text(self.title, "dim")])
 
     def print_page(self, shown: Sequence[int], start: int, chosen: Collection[int]) -> int:
         """Print as much of the list as fits the screen, and return how many rows that is.

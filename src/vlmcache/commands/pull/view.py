@@ -193,7 +193,7 @@ def choices_of(status: Status) -> Choices:
         "pull",
         "nothing was pulled",
         lambda _numbers: "",
-        title=free,
+        room=free,
         shortened=("MODEL",),
         numbers=("SIZE", "DOWNLOAD"),
         once=True,

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from vlmcache.cache.layout import name_by_path, parse_repo_folder, split_name, typed_name
+from vlmcache.cache.layout import KINDS, name_by_path, parse_repo_folder, split_name, typed_name
 from vlmcache.cache.usage import UNSEEN_OUTSIDE, hidden_words
 from vlmcache.change.plan import (
     Action,
@@ -167,18 +167,25 @@ _ALONG = ("ref", "record", "folder", "blob", "tree", "no-exist", "shared", "lock
 
 def item_count(actions: Iterable[Action]) -> str:
     """Return how many things some actions remove: a model is one, with all that belongs to it."""
-    counts: dict[tuple[str, str], int] = {}
+    types = {kind: (kind, f"{kind}s") for kind in KINDS.values()}
+    counts = dict.fromkeys([*types.values(), *_WORDS.values()], 0)
+    along: list[_Row] = []
     for row in _rows(actions, apart=False):
-        kinds = [kind for kind in _WORDS if kind in row.kinds and kind not in _ALONG]
-        if "repo" in row.kinds:
-            kind = split_name(row.name)[0]
-            counts[kind, f"{kind}s"] = counts.get((kind, f"{kind}s"), 0) + 1
-            continue
-        for kind in kinds or [next(kind for kind in _WORDS if kind in row.kinds)]:
-            words = _WORDS["file" if kind == "link" and "record" not in row.kinds else kind]
-            counts[words] = counts.get(words, 0) + row.kinds[kind]
-    parts = [f"{count} {words[count != 1]}" for words, count in counts.items()]
-    return and_list(parts)
+        kinds = [kind for kind in row.kinds if kind not in _ALONG]
+        if "repo" in kinds:
+            counts[types[split_name(row.name)[0]]] += 1
+        elif not kinds:
+            along.append(row)
+        for kind in () if "repo" in kinds else kinds:
+            counts[_WORDS["file" if kind == "link" and "record" not in row.kinds else kind]] += (
+                row.kinds[kind]
+            )
+    for row in along:
+        # What belongs to no repo alone, such as a shared blob, is removed along with several.
+        if not any(counts.values()) or "shared" not in row.kinds:
+            kind = next(kind for kind in _WORDS if kind in row.kinds)
+            counts[_WORDS[kind]] += row.kinds[kind]
+    return and_list([f"{count} {words[count != 1]}" for words, count in counts.items() if count])
 
 
 def choices_of(offer: Offer) -> Choices:
@@ -202,14 +209,15 @@ def choices_of(offer: Offer) -> Choices:
     rows = [
         Choice((thing.name,), cells(thing), thing.guard, thing.barred) for thing in offer.things
     ]
-    free = "" if offer.free is None else f", {size_text(offer.free)} free"
+    free = offer.free
     return Choices(
         rows,
         ("SIZE", "LAST USE", *([] if usual else ["WHAT"]), "NAME"),
         "remove",
         "nothing was removed",
         total,
-        title=f"Cache {printable(offer.cache_dir)}{free}",
+        title=f"Cache {printable(offer.cache_dir)}",
+        room=f"{'?' if free is None else size_text(free)} free",
         shortened=("NAME",),
         numbers=("SIZE",),
     )
