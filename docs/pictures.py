@@ -485,7 +485,7 @@ PICTURES: dict[str, Draw] = {
     "picker": Screen(
         "vlmcache pull",
         ("GOT",),
-        until=lambda text: "to leave):" in " ".join(text.split()),
+        until=lambda text: "(Enter leaves):" in " ".join(text.split()),
         keys="1\n",
     ).draw,
     "rm": Screen("vlmcache rm qwen_vl_2b", until=asks, keys="y\n").draw,

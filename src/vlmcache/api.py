@@ -10,7 +10,7 @@ The module is long for the reason that `Cache` is: every command is a method of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vlmcache.arguments import Names, Size, as_bytes, as_count, as_list, as_names, as_seconds
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.move.values import MoveReport
     from vlmcache.commands.pull.plan import VariantError
     from vlmcache.commands.pull.values import PullReport
+    from vlmcache.commands.remove.offered import Offer
     from vlmcache.commands.remove.values import Removal
     from vlmcache.commands.serve.serve import Server
     from vlmcache.commands.status.values import Status
@@ -91,6 +92,9 @@ class Cache:
         """Is called with other repos that a pull needs, and returns whether to fetch them."""
         self.choose: Callable[[VariantError], str] | None = None
         """Is called with the variants of a model to pull, if none is named, and returns one."""
+        self.select: Callable[[Offer], Sequence[int]] | None = None
+        """Is called with all that can be removed, if nothing is named, and returns the numbers of
+        what is to be removed, from 0 on."""
         self.named: Callable[[str], str] = str
         """Returns what messages call an argument."""
 
@@ -250,7 +254,7 @@ class Cache:
 
     def remove(
         self,
-        models: Names,
+        models: Names | None = None,
         *,
         revision: str | None = None,
         include: Names = (),
@@ -262,7 +266,8 @@ class Cache:
 
         Args:
             models: keys of config.yaml or repo ids, with an optional `@revision` and `:VARIANT`;
-                `datasets/owner/name`; patterns such as `org/*`; or paths in the cache.
+                `datasets/owner/name`; patterns such as `org/*`; or paths in the cache; what
+                `self.select` returns if not given.
             revision: remove only this branch, tag or commit.
             include: remove only files that match one of these patterns.
             dry_run: return the plan and remove nothing.
@@ -273,13 +278,24 @@ class Cache:
         Raises:
             UnknownModelError: nothing of a name is in the cache.
             CacheError: it is to be kept, and there is no place for the trash.
-            UsageError: an address is one of a file: the complete model is not what it says.
+            UsageError: an address is one of a file: the complete model is not what it says; or
+                nothing is named.
+            UnconfirmedError: `self.select` returns nothing.
         """
         from vlmcache.commands.remove import remove, values
 
-        names = self._matching(models)
+        if models is None and (self.select is None or revision is not None or include):
+            raise UsageError("no model to remove is named")
+        names = () if models is None else self._matching(models)
         options = values.RemoveOptions(revision, force, as_list(include), trash)
-        return remove.remove(self.session, names, options, dry_run=dry_run, confirm=self.confirm)
+        return remove.remove(
+            self.session,
+            names,
+            options,
+            dry_run=dry_run,
+            confirm=self.confirm,
+            choose=self.select if models is None else None,
+        )
 
     def clean(
         self,
@@ -295,6 +311,7 @@ class Cache:
         xet: bool = False,
         modules: bool = False,
         trash: bool | None = None,
+        interactive: bool = False,
         dry_run: bool = False,
     ) -> Removal:
         """Remove what nobody needs, and what was not used for a while; nobody is asked.
@@ -311,14 +328,26 @@ class Cache:
             xet: empty the cache of Xet chunks too.
             modules: empty the cache of remote code too.
             trash: keep in the trash what is removed; if `None`, its bytes are freed at once.
+            interactive: remove only what `self.select` returns of all that could be.
             dry_run: return the plan and remove nothing.
 
         Raises:
             UnknownModelError: a name to keep or to remove is not a model.
+            UsageError: `interactive` is given with a goal, or without `self.select`.
+            UnconfirmedError: `self.select` returns nothing.
             ConfigError: another config.yaml that may protect models cannot be read.
         """
         from vlmcache.commands.remove import clean, values
 
+        if interactive:
+            goals = {"all": all, "xet": xet, "modules": modules}
+            goals |= {"free": free is not None, "max_size": max_size is not None}
+            given = next((self.named(name) for name, value in goals.items() if value), None)
+            if given is not None:
+                option = self.named("interactive")
+                raise UsageError(f"{given} and {option} both choose what to remove", "give one")
+            if self.select is None:
+                raise UsageError(f"{self.named('interactive')} needs somebody who chooses")
         options = values.CleanOptions(
             older_than=as_seconds(self.named("older_than"), older_than),
             max_size=as_bytes(self.named("max_size"), max_size),
@@ -332,7 +361,10 @@ class Cache:
             partials=partials,
             trash=trash,
         )
-        return clean.clean(self.session, options, dry_run=dry_run, confirm=self.confirm)
+        choose = self.select if interactive else None
+        return clean.clean(
+            self.session, options, dry_run=dry_run, confirm=self.confirm, choose=choose
+        )
 
     def undo(self, removal: str | None = None, *, dry_run: bool = False) -> UndoReport:
         """Restore what a removal has put into the trash, exactly as it was.

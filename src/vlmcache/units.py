@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from vlmcache import late
@@ -147,6 +147,11 @@ def counted(count: int, noun: str) -> str:
     """Return how many of something there are: `1 file`, `3 files`, `2 processes`."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count} {noun}{ending}"
+
+
+def and_list(parts: Sequence[str]) -> str:
+    """Return parts of a sentence in a row: `2 models, 1 file and 3 blobs`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def and_more(count: int) -> str:

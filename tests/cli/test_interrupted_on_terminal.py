@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import pty
 import shutil
-import struct
-import subprocess
-import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyte
 import pytest
 
 from tests.kit.caches import CacheBuilder
 from tests.kit.commands import Vlmcache
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import small_weights
+from tests.kit.screens import Screen
 
-COLUMNS = 60
 SIZE = 2_000_000
 HOLD = """
 import os, time
@@ -88,63 +81,6 @@ def prepared(vlmcache: Vlmcache, command: str, cache: Path) -> Iterator[None]:
         yield
 
 
-class Screen:
-    """A terminal of its own, on which one command runs."""
-
-    def __init__(self, vlmcache: Vlmcache, *arguments: str, **variables: str) -> None:
-        self.sent = b""
-        self.screen = pyte.Screen(COLUMNS, 24)
-        self._stream = pyte.ByteStream(self.screen)
-        self._ours, self._theirs = pty.openpty()
-        fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
-        self.before = termios.tcgetattr(self._theirs)
-        os.set_blocking(self._ours, False)
-        script = 'exec <"$0" >"$0" 2>&1; exec "$@"'
-        # The leader of a session takes the first terminal that it opens for its own.
-        self.process = subprocess.Popen(
-            ["/bin/sh", "-c", script, os.ttyname(self._theirs), *vlmcache.command, *arguments],
-            env=vlmcache.environment | {"TERM": "xterm-256color", "LANG": "C.UTF-8"} | variables,
-            cwd=vlmcache.folder,
-            start_new_session=True,
-        )
-
-    def read(self) -> str:
-        """Take what was sent, and return what is shown."""
-        try:
-            while part := os.read(self._ours, 1 << 16):
-                self.sent += part
-                self._stream.feed(part)
-        except BlockingIOError:
-            pass
-        return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
-
-    def wait_for(self, *texts: str) -> str:
-        """Wait until one of the texts is shown, and return what is."""
-        deadline = time.monotonic() + 60
-        while not any(text in (shown := self.read()) for text in texts):
-            assert self.process.poll() is None, shown
-            assert time.monotonic() < deadline, shown
-            time.sleep(0.02)
-        return shown
-
-    def press(self, keys: bytes) -> None:
-        os.write(self._ours, keys)
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the end, and return the exit code and what is shown then."""
-        deadline = time.monotonic() + 60
-        while self.process.poll() is None and time.monotonic() < deadline:
-            self.read()
-            time.sleep(0.02)
-        shown = self.read()
-        assert termios.tcgetattr(self._theirs) == self.before
-        os.close(self._ours)
-        os.close(self._theirs)
-        code = self.process.returncode
-        assert code is not None, shown
-        return code, shown
-
-
 @pytest.mark.parametrize("command", WORK)
 def test_ctrl_c_replaces_the_bars_by_what_is_done_what_is_left_and_how_to_continue(
     held: Vlmcache, cache: CacheBuilder, command: str, tmp_path: Path
@@ -172,7 +108,7 @@ def test_ctrl_c_replaces_the_bars_by_what_is_done_what_is_left_and_how_to_contin
 def test_without_colors_a_terminal_gets_one_line_without_escape_codes(
     held: Vlmcache, tmp_path: Path, variables: dict[str, str]
 ) -> None:
-    screen = Screen(held, "verify", **variables)
+    screen = Screen(held, "verify", size=(60, 24), **variables)
     shown = screen.wait_for("━", "─")
     assert len(shown.splitlines()) == 1
     screen.press(b"\x03")
@@ -189,7 +125,7 @@ def test_without_colors_a_terminal_gets_one_line_without_escape_codes(
 def test_without_unicode_the_bars_are_ascii(
     held: Vlmcache, tmp_path: Path, variables: dict[str, str]
 ) -> None:
-    screen = Screen(held, "verify", **variables)
+    screen = Screen(held, "verify", size=(60, 24), **variables)
     shown = screen.wait_for("#", "--")
     (tmp_path / "released").touch()
     code, after = screen.end()

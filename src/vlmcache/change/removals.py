@@ -106,6 +106,15 @@ class Removals(msgspec.Struct):
         """Return whether an unfinished download of a repo stays."""
         return any((repo.folder, partial.name) not in self.partials for partial in repo.partials)
 
+    def add(self, other: Removals) -> None:
+        """Add all that others hold."""
+        for name in self.__struct_fields__:
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(ours, list):
+                ours.extend(item for item in theirs if item not in ours)
+            else:
+                ours.update(theirs)
+
     def copy(self) -> Removals:
         """Return removals that can be added to without changing these."""
         return Removals(*(group.copy() for group in msgspec.structs.astuple(self)))

@@ -5,10 +5,12 @@ from typing import Annotated
 import typer
 
 from vlmcache.cli.options import Answer, Call, DryRun, Trash, Yes, command
+from vlmcache.cli.picker import chooser
 
 EXAMPLES = """Examples:
 
   vlmcache clean --dry-run
+  vlmcache clean -i
   vlmcache clean --older-than 30d --keep org/name --yes
   vlmcache clean --free 30GB
   vlmcache clean --max-size 50GB qwen_vl_7b
@@ -72,6 +74,15 @@ def clean(
         bool, typer.Option("--modules", help="Empty the cache of remote code too.")
     ] = False,
     trash: Trash = None,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "--interactive",
+            "-i",
+            help="List old revisions, unfinished downloads, second formats and unused models, and "
+            "remove only what you choose.",
+        ),
+    ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> Answer:
@@ -85,6 +96,13 @@ def clean(
     removed that is not configured and that nobody uses: a new, damaged or incomplete one too.
     Everything is freed at once unless --trash is given.
     """
+    if interactive:
+        call.cache.select = chooser(
+            json=call.json,
+            yes=yes,
+            missing="-i lists what to choose from, and there is no terminal for it",
+            hint="type 'vlmcache clean --dry-run' to see what would be removed without it",
+        )
     cache = call.acting(yes=yes, word="all" if every else None)
     return Answer(
         cache.clean(
@@ -99,6 +117,7 @@ def clean(
             xet=xet,
             modules=modules,
             trash=trash,
+            interactive=interactive,
             dry_run=dry_run,
         )
     )

@@ -6,11 +6,19 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.units import counted, size_text
 
 if TYPE_CHECKING:
     from vlmcache.commands.pull.values import PlannedModel
     from vlmcache.commands.remove.values import Removal
+
+
+class LeftError(VlmcacheError):
+    """The person has left, by Ctrl-C or by Ctrl-D."""
+
+    code = "interrupted"
+    exit_code = ExitCode.INTERRUPTED
 
 
 def confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[Any], bool]:
@@ -102,7 +110,8 @@ def require_terminal(json: bool, message: str, hint: str) -> None:
 
 def can_ask(*, json: bool) -> bool:
     """Return whether there is a terminal on which to ask, and an answer that a person reads."""
-    return not json and sys.stdin.isatty() and sys.stderr.isatty()
+    streams = (sys.stdin, sys.stderr)
+    return not json and all(stream is not None and stream.isatty() for stream in streams)
 
 
 def is_agreed(question: str, word: str | None = None) -> bool:
@@ -113,12 +122,32 @@ def is_agreed(question: str, word: str | None = None) -> bool:
         word: what has to be typed; `y` or `yes` if not given.
     """
     choice = f"type {word} to continue" if word else "y/N"
-    print(f"{question} [{choice}] ", end="", file=sys.stderr)
+    answer = typed(f"{question} [{choice}] ").strip()
+    return answer == word if word else answer.lower() in ("y", "yes")
+
+
+def typed(question: str, *, ended: str = "") -> str:
+    """Ask on stderr and return the line that is typed.
+
+    Args:
+        question: what is asked.
+        ended: what is said if the input ends or Ctrl-C is typed; without it, the end is an empty
+            line.
+
+    Raises:
+        LeftError: the input ended, and `ended` is what to say of it.
+    """
+    print(question, end="", file=sys.stderr)
     sys.stderr.flush()
     try:
-        answer = sys.stdin.readline().strip()
-    except BaseException:
+        line = sys.stdin.readline()
+        if not line and ended:
+            raise LeftError(f"interrupted: {ended}")
+    except BaseException as error:
         # Ctrl-C: what follows begins on a line of its own.
         print(file=sys.stderr)
+        if ended and not isinstance(error, Exception):
+            # What `cli.main` says then: a hint, and what became of it all.
+            error.args = error.args or (None, ended)
         raise
-    return answer == word if word else answer.lower() in ("y", "yes")
+    return line

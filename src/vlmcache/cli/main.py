@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import vlmcache
+from vlmcache.cli.confirmation import LeftError
 from vlmcache.cli.light import LightCommand, LightGroup
 from vlmcache.cli.options import Answer
 from vlmcache.cli.register import ALIASES, COMMANDS, load
@@ -178,6 +179,10 @@ def _prepare_streams() -> None:
         else:
             # A name that the terminal's encoding lacks is escaped, never a reason to fail.
             stream.reconfigure(errors="backslashreplace")
+    typed: Any = sys.stdin
+    if typed is not None:
+        # What is typed can be anything; an answer that means nothing is asked for again.
+        typed.reconfigure(errors="replace")
 
 
 def _raise_interrupted(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -269,11 +274,6 @@ def _print_error(error: VlmcacheError) -> None:
         print(f"hint: {printable(error.hint)}", file=sys.stderr)
 
 
-class _InterruptedError(VlmcacheError):
-    code = "interrupted"
-    exit_code = ExitCode.INTERRUPTED
-
-
 class _TerminatedError(VlmcacheError):
     code = "terminated"
     exit_code = ExitCode.TERMINATED
@@ -304,7 +304,7 @@ def _failure(error: BaseException, arguments: Sequence[str] = ()) -> VlmcacheErr
     if isinstance(error, VlmcacheError):
         return error
     if isinstance(error, KeyboardInterrupt | typer.Abort | Interrupted):
-        return _InterruptedError(*_ended("interrupted", *error.args))
+        return LeftError(*_ended("interrupted", *error.args))
     if isinstance(error, Terminated):
         return _TerminatedError(*_ended("terminated", *error.args))
     if os.environ.get("VLMCACHE_DEBUG"):

@@ -1,10 +1,10 @@
 """`vlmcache pull`."""
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlmcache.cli.confirmation import can_ask
 from vlmcache.cli.options import Answer, Call, Models, Yes, command
 from vlmcache.errors import UsageError
 
@@ -111,7 +111,6 @@ def pull(
     Every byte is checked. An interrupted download continues where it stopped.
     """
     from vlmcache.cli import picker
-    from vlmcache.cli.confirmation import can_ask
 
     names = models or (None if every else _picked(call))
     call.cache.choose = picker.variant if can_ask(json=call.json) else None
@@ -154,7 +153,7 @@ def _picked(call: Call) -> list[str]:
             "no MODEL is named, and none is configured",
             "name one to pull, such as owner/name; 'vlmcache init' writes a config.yaml",
         )
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not can_ask(json=False):
         raise UsageError(
             "no MODEL is named", "name one, or use --all; 'vlmcache status' lists them"
         )
@@ -162,4 +161,7 @@ def _picked(call: Call) -> list[str]:
     from vlmcache.commands.pull import view
 
     status = call.cache.status()
-    return picker.chosen(view.ask_which(status), status.models)
+    chosen = picker.pick(view.choices_of(status))
+    if not chosen:
+        raise UsageError("nothing chosen")
+    return [status.models[number].key for number in chosen]

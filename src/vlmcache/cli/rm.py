@@ -6,11 +6,14 @@ from typing import Annotated
 import typer
 
 from vlmcache.cli.options import Answer, Call, DryRun, Trash, Yes, command
+from vlmcache.cli.picker import chooser
+from vlmcache.errors import UsageError
 from vlmcache.show.text import printable
 from vlmcache.units import counted
 
 EXAMPLES = """Examples:
 
+  vlmcache rm
   vlmcache rm qwen_vl_2b --dry-run
   vlmcache rm Qwen/Qwen2-VL-2B-Instruct@v1.0
   vlmcache rm org/model-GGUF:Q4_K_M
@@ -25,14 +28,15 @@ EXAMPLES = """Examples:
 def rm(
     call: Call,
     models: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="MODEL",
             help="A key of config.yaml or a repo id, with an optional @revision and :VARIANT; "
-            "datasets/owner/name; a pattern of them, such as 'org/*'; or a path in the cache.",
+            "datasets/owner/name; a pattern of them, such as 'org/*'; or a path in the cache; "
+            "without one, a list on the terminal to choose from.",
             show_default=False,
         ),
-    ],
+    ] = None,
     revision: Annotated[
         str | None, typer.Option(metavar="REV", help="Remove only this branch, tag or commit.")
     ] = None,
@@ -59,6 +63,18 @@ def rm(
     from vlmcache.cli.confirmation import can_ask
     from vlmcache.config import matching
 
+    if not models and (revision is not None or include):
+        option = "--include" if include else "--revision"
+        raise UsageError(f"{option} needs a MODEL", "'vlmcache status --all' lists what is cached")
+    if not models:
+        call.cache.select = chooser(
+            json=call.json,
+            yes=yes,
+            missing="no MODEL is named",
+            hint="name one to remove, such as owner/name; 'vlmcache status --all' lists them, "
+            "and on a terminal 'vlmcache rm' offers them",
+        )
+        return Answer(call.acting(yes=False).remove(dry_run=dry_run, force=force, trash=trash))
     if trash is None and not can_ask(json=call.json):
         trash = False
 

@@ -18,7 +18,7 @@ from vlmcache import late
 from vlmcache.cache.state import ByClass
 from vlmcache.show.layout import fitting
 from vlmcache.show.prose import GLUE, breaks
-from vlmcache.units import counted, size_text
+from vlmcache.units import and_list, counted, size_text
 
 _UNIT = late.pattern(r"(?<=[0-9]) (?=(?:[kMGT]?B|s|min)\b)")
 """The blank between a number and its unit."""
@@ -177,5 +177,4 @@ def repos_text(types: Iterable[str]) -> str:
     """Return how many repos there are, by type: `47 models and 1 dataset`."""
     kinds = list(types)
     others = (kind for kind in ("dataset", "space") if kind in kinds)
-    counts = [counted(kinds.count(kind), kind) for kind in ("model", *others)]
-    return " and ".join([", ".join(counts[:-1]), counts[-1]] if len(counts) > 1 else counts)
+    return and_list([counted(kinds.count(kind), kind) for kind in ("model", *others)])

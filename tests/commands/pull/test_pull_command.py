@@ -20,10 +20,10 @@ from tests.kit.commands import is_failure
 from tests.kit.contents import Content
 from tests.kit.hub import LoopbackHub, reset, slow, status
 from tests.kit.pulls import REPO, command, small_config, variables, vlmcache
-from vlmcache.cli.picker import chosen
+from vlmcache.cli.picker import meant
 from vlmcache.cli.register import document_type
-from vlmcache.commands.status.values import ModelStatus
 from vlmcache.errors import UsageError
+from vlmcache.show.choices import Choice, Choices
 from vlmcache.show.document import schema_of
 
 TOKEN = "hf_" + "SecretSecret" * 3
@@ -376,7 +376,7 @@ def on_a_terminal(
         if not part:
             break
         seen += part
-        if typed and b"to pull?" in seen:
+        if typed and b"(Enter leaves): " in seen:
             os.write(terminal, typed)
             typed = b""
     _, wait_status = os.waitpid(pid, 0)
@@ -398,9 +398,11 @@ def test_the_picker_offers_models_and_takes_numbers(hub: LoopbackHub, tmp_path: 
     code, screen = on_a_terminal(hub, cache, "pull", typed=b"all\n")
     assert code == 0, screen
     assert "one: already" not in screen
-    code, screen = on_a_terminal(hub, cache, "pull", typed=b"7\n")
+    code, screen = on_a_terminal(hub, cache, "pull", typed=b"7\n1\nq\n")
     assert code == 2
     assert "no such number: 7" in screen
+    assert "1 one: cached already" in screen
+    assert "nothing chosen" in screen
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -417,38 +419,62 @@ def test_bars_are_shown_on_a_terminal_and_not_without_colour(
     assert "\x1b" not in screen
 
 
-def models(*states: str) -> list[ModelStatus]:
-    return [
-        ModelStatus(
-            f"m{number}", "org/x", "main", state, None, None, 0, 0, None, (), (), "fp16",  # type: ignore[arg-type]
-            None, None, None, None, True,
-        )
-        for number, state in enumerate(states, 1)
-    ]  # fmt: skip
+def rows(*guards: str) -> Choices:
+    return Choices(
+        [
+            Choice(
+                (f"m{number}", "org/x"), (f"m{number}",), guard, barred=guard == "cached already"
+            )
+            for number, guard in enumerate(guards, 1)
+        ],
+        ("MODEL",),
+        "pull",
+        "nothing was pulled",
+        str,
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "keys"),
+    ("text", "chosen", "taken_back", "stays"),
     [
-        ("1", ["m1"]),
-        ("1,3", ["m1", "m3"]),
-        (" 1 - 3 \n", ["m1", "m3"]),
-        ("3 1 1", ["m3", "m1"]),
-        ("all", ["m1", "m3"]),
-        ("2-3,1", ["m3", "m1"]),
-        ("m1", ["m1"]),
-        ("M3, 1", ["m3", "m1"]),
-        ("org/X", ["m1", "m3"]),
-        ("x", ["m1", "m3"]),
+        ("1", [0], [], []),
+        ("1,3", [0, 2], [], []),
+        (" 1 - 3 \n", [0, 2], [], [1]),
+        ("1- 3", [0, 2], [], [1]),
+        ("1 -3", [0], [2], []),
+        ("3 1 1", [2, 0], [], []),
+        ("all", [0, 2], [], [1, 3]),
+        ("ALL -1-2", [0, 2], [0, 1], [1, 3]),
+        ("none", [], [0, 1, 2, 3], []),
+        ("2-3,1", [2, 0], [], [1]),
+        ("2!", [], [], [1]),
+        ("4", [], [], [3]),
+        ("3-4", [2], [], [3]),
+        ("4!", [3], [], []),
+        ("m4", [], [], [3]),
+        ("m1", [0], [], []),
+        ("M3, 1", [2, 0], [], []),
+        ("org/X", [0, 2], [], [1, 3]),
+        ("x", [0, 2], [], [1, 3]),
+        ("", [], [], []),
     ],
 )
-def test_the_picker_understands_numbers_and_skips_what_is_cached(
-    text: str, keys: list[str]
+def test_the_picker_understands_numbers_names_and_what_is_not_chosen_by_accident(
+    text: str, chosen: list[int], taken_back: list[int], stays: list[int]
 ) -> None:
-    assert chosen(text, models("missing", "cached", "damaged")) == keys
+    """The second is cached, so that it cannot be chosen; the fourth only on purpose."""
+    choices = rows("", "cached already", "", "configured")
+    assert meant(text, choices, range(4)) == (chosen, taken_back, stays)
 
 
-@pytest.mark.parametrize("text", ["", "0", "4", "3-1", "y", "2", "m2", "1-", "-1"])
-def test_the_picker_refuses_what_means_nothing(text: str) -> None:
+@pytest.mark.parametrize("text", ["0", "5", "3-1", "1,9", "999999999", "0!"])
+def test_the_picker_refuses_numbers_that_are_not_in_the_list(text: str) -> None:
     with pytest.raises(UsageError):
-        chosen(text, models("missing", "cached", "damaged"))
+        meant(text, rows("", "", "", ""), range(4))
+
+
+@pytest.mark.parametrize(
+    "text", ["y", "m5", "1-", "9" * 5000, "1-3!", "\u00b2", "--", "1,m", "1.5"]
+)
+def test_the_picker_takes_anything_else_for_words_to_search_for(text: str) -> None:
+    assert meant(text, rows("", "", "", ""), range(4)) is None

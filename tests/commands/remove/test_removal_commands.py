@@ -111,7 +111,7 @@ def test_on_a_terminal_the_table_is_shown_and_a_question_asked(
     repo = base(place.root)
     code, screen = place.ask("rm", "org/name", answer=answer)
 
-    assert re.search(r"Remove 1 item, freeing [\d.]+ kB\? \[y/N\]", screen)
+    assert re.search(r"Remove 1 model, freeing [\d.]+ kB\? \[y/N\]", screen)
     assert "complete repo" in screen
     assert repo.folder.exists() == (not goes)
     assert code == (0 if goes else ExitCode.UNCONFIRMED)
@@ -475,7 +475,7 @@ def test_a_plan_shows_the_largest_twenty_and_one_total(place: Place) -> None:
     for number in range(25):
         repo = cache.repo(f"org/name{number:02}")
         repo.revision({"config.json": b"{}", "model.safetensors": b"x" * (9000 * (number + 1))})
-        # Two revisions of it, and files of both: one item all the same.
+        # Two revisions of it, and files of both: one model all the same.
         repo.revision({"config.json": b"[]"}, refs=["other"])
     planned = place.run("clean", "--all", "--dry-run")
     names = re.findall(r"org/name\d\d", planned.out)
@@ -486,7 +486,7 @@ def test_a_plan_shows_the_largest_twenty_and_one_total(place: Place) -> None:
     assert {f"org--name{number:02}" for number in range(25)} <= set(
         re.findall(r"org--name\d\d", complete.out)
     )
-    assert "Removed 25 items, freed" in place.run("clean", "--all", "--yes").out
+    assert "Removed 25 models, freed" in place.run("clean", "--all", "--yes").out
 
 
 @pytest.mark.parametrize("columns", ["60", "80", "160"])

@@ -13,6 +13,7 @@ from vlmcache.change.plan import Fetch, Link, Plan, Receipt, ReleaseShared, Remo
 from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.values import LeftOut, PulledModel, PullReport
 from vlmcache.commands.status.values import ModelStatus, Status
+from vlmcache.show.choices import Choice, Choices
 from vlmcache.show.console import console, print_line
 from vlmcache.show.prose import whole
 from vlmcache.show.tables import SEVERITY_COLORS, hanging, plain_table, show_cache, state_text
@@ -165,34 +166,38 @@ def _print_files(report: PullReport) -> None:
     console().print(table)
 
 
-def ask_which(status: Status) -> str:
-    """Show the configured models with numbers on stderr and return what is typed.
-
-    Raises:
-        KeyboardInterrupt, EOFError: nothing is chosen.
-    """
-    out = console(sys.stderr)
-    columns = ("", "MODEL", "STATE", "SIZE", "DOWNLOAD", "FITS")
-    table = plain_table(*columns, numbers=("", "SIZE", "DOWNLOAD"), folded=("MODEL",))
+def choices_of(status: Status) -> Choices:
+    """Return the configured models as a list to choose from."""
     room = max(0, (status.cache.free or 0) - status.cache.min_free)
-    for number, model in enumerate(status.models, 1):
-        table.add_row(
-            str(number),
-            printable(model.key),
-            state_text(model.state, model.progress),
-            size_text(model.expected_size) if model.expected_size else NOTHING,
-            size_text(model.to_fetch) if model.to_fetch else NOTHING,
-            _fits(model, room),
+    rows = [
+        Choice(
+            (model.key, model.repo),
+            (
+                printable(model.key),
+                state_text(model.state, model.progress),
+                size_text(model.expected_size) if model.expected_size else NOTHING,
+                size_text(model.to_fetch) if model.to_fetch else NOTHING,
+                _fits(model, room),
+            ),
+            "cached already" if model.state == "cached" else "",
+            barred=model.state == "cached",
         )
-    out.print(table)
+        for model in status.models
+    ]
     to_fetch = sum(model.to_fetch or 0 for model in status.models)
     kept = f", {size_text(status.cache.min_free)} of it kept free" if status.cache.min_free else ""
     free = f"{size_text(status.cache.free or 0)} free{kept}; all of them: {size_text(to_fetch)}"
-    out.print(Text(free, "" if to_fetch <= room else "yellow"), soft_wrap=True)
-    question = "Which to pull? (1,3 or 1-3, names, all; nothing to leave): "
-    print(question, end="", file=sys.stderr)
-    sys.stderr.flush()
-    return sys.stdin.readline()
+    return Choices(
+        rows,
+        ("MODEL", "STATE", "SIZE", "DOWNLOAD", "FITS"),
+        "pull",
+        "nothing was pulled",
+        lambda _numbers: "",
+        room=free,
+        shortened=("MODEL",),
+        numbers=("SIZE", "DOWNLOAD"),
+        once=True,
+    )
 
 
 def _fits(model: ModelStatus, room: int) -> Text:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from vlmcache import units
 from vlmcache.cache.beside import LIBRARIES, library_entries
-from vlmcache.cache.completeness import judge_revision, resolve
-from vlmcache.cache.entries import allocated_bytes, entry_of
+from vlmcache.cache.completeness import judge_revision
+from vlmcache.cache.entries import STALE_AFTER, allocated_bytes, entry_of
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.trash import find_needs, read_trash
@@ -23,13 +24,17 @@ from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, Remove, RemoveTre
 from vlmcache.change.removal_plan import plan_removal, whole_repos
 from vlmcache.change.removals import Key, Protected, expected_of
 from vlmcache.change.waste import Facts, busy_repos
+from vlmcache.commands.remove.choose import Site, numbers_of, offered_waste
 from vlmcache.commands.remove.facts import (
     Known,
     copies_of,
     forget,
     inodes_below,
+    needed_elsewhere,
+    pinned_models,
     users_of,
 )
+from vlmcache.commands.remove.offered import Choose
 from vlmcache.commands.remove.plan import in_steps, plan_cleaning
 from vlmcache.commands.remove.values import (
     CleanOptions,
@@ -44,7 +49,6 @@ from vlmcache.config import (
     Config,
     Environment,
     Session,
-    find_model,
     hub_home,
     options_in_force,
     own_home,
@@ -60,6 +64,7 @@ def clean(
     *,
     dry_run: bool = False,
     confirm: Confirm | None = None,
+    choose: Choose | None = None,
 ) -> Removal:
     """Remove waste, and what the options ask for in addition to it.
 
@@ -74,6 +79,7 @@ def clean(
         options: what to remove in addition to waste.
         dry_run: only plan.
         confirm: is given the plan, and returns whether to continue; without it nobody is asked.
+        choose: is given all that could be removed, and returns what of it to remove; only that is.
 
     Raises:
         UnknownModelError: a name to keep or to evict is not a model.
@@ -103,9 +109,12 @@ def clean(
     state = scan(location.dir)
     known = Known(environment, state)
     usage = known.usage
-    plan, missed = plan_clean(known, config, options, usage)
+    if choose is None:
+        plan, missed = plan_clean(known, config, options, usage)
+    else:
+        plan, missed = _plan_chosen(known, config, options, usage, choose), 0
     plan.log("clean")
-    caches = tuple(_side_caches(environment))
+    caches = tuple(_side_caches(environment)) if choose is None else ()
     plan, used_caches = _with_side_caches(plan, caches, options, environment, state.dir)
     places = {place.state.dir for place in known.places}
     keeping = decide(session, plan, places, bool(options.trash), asked=False)
@@ -120,6 +129,7 @@ def clean(
         cache=state.dir,
         unknown_use=_unknown_use(config, location, plan),
         trash=keeping,
+        findings=() if choose is None else needed_elsewhere(state, plan),
     )
     if dry_run or not plan.actions:
         nothing = FreeSpace(state.dir).measured(Receipt(()))
@@ -229,27 +239,53 @@ def plan_clean(
     plans = [_plan_clean_at(known, config, place, options, usage) for place in known.places]
     if asked == (None, None, None) and not options.everything:
         options = msgspec.structs.replace(options, max_size=config.limits.max_size)
+    plan, missed = plan_cleaning(state, options, _facts(known, config, options, usage))
+    return joined([*plans, plan]), missed
+
+
+def _facts(known: Known, config: Config, options: CleanOptions, usage: Usage | None) -> Facts:
+    """Return what plans are made from for what is in the cache itself."""
+    state = known.state
     try:
         free_now = shutil.disk_usage(state.dir).free
     except OSError:
         free_now = None
-    plan, missed = plan_cleaning(
-        state,
-        options,
-        Facts(
-            state.scanned_at,
-            free_now,
-            known.used,
-            pinned=pinned_models(config, state, options.evict),
-            kept=_kept_models(config, state, options.keep),
-            usage=usage or Usage(),
-            needs=known.needs,
-            evidence=known.evidence,
-            duplicates=_duplicates(state) if options.duplicates else {},
-            trash=find_needs(read_trash(state.dir)),
-        ),
+    return Facts(
+        state.scanned_at,
+        free_now,
+        known.used,
+        pinned=pinned_models(config, state, options.evict),
+        kept=_kept_models(config, state, options.keep),
+        usage=usage or Usage(),
+        needs=known.needs,
+        evidence=known.evidence,
+        duplicates=_duplicates(state) if options.duplicates else {},
+        trash=find_needs(read_trash(state.dir)),
     )
-    return joined([*plans, plan]), missed
+
+
+def _facts_at(
+    known: Known, config: Config, at: Known, options: CleanOptions, usage: Usage | None
+) -> Facts:
+    """Return the same for the repos that `move` has brought to one place."""
+    state, place = known.state, at.state
+    if usage is not None:
+        usage = Usage(usage.files | at.usage.files, usage.locks, usage.hidden)
+    kept = _kept_models(config, state, options.keep)
+    # What is in use in the cache may need what was moved.
+    active = set(busy_repos(state, usage or Usage())) - {repo.folder for repo in place.repos}
+    kept = Protected(kept.revisions, dict.fromkeys(active, "in use") | kept.repos)
+    return Facts(
+        state.scanned_at,
+        last_used=at.used,
+        pinned=pinned_models(config, place),
+        kept=kept,
+        usage=usage or Usage(),
+        needs=known.needs,
+        evidence=at.evidence,
+        duplicates=_duplicates(place) if options.duplicates else {},
+        trash=find_needs(read_trash(place.dir)),
+    )
 
 
 def _plan_clean_at(
@@ -259,28 +295,13 @@ def _plan_clean_at(
 
     Their bytes count for no goal, which is this disk's.
     """
-    state, place = known.state, at.state
-    if usage is not None:
-        usage = Usage(usage.files | at.usage.files, usage.locks, usage.hidden)
-    kept = _kept_models(config, state, options.keep)
-    # What is in use in the cache may need what was moved.
-    active = set(busy_repos(state, usage or Usage())) - {repo.folder for repo in place.repos}
-    kept = Protected(kept.revisions, dict.fromkeys(active, "in use") | kept.repos)
-    plan, _ = plan_cleaning(
-        place,
-        msgspec.structs.replace(options, max_size=None, free=None),
-        Facts(
-            state.scanned_at,
-            last_used=at.used,
-            pinned=pinned_models(config, place),
-            kept=kept,
-            usage=usage or Usage(),
-            needs=known.needs,
-            evidence=at.evidence,
-            duplicates=_duplicates(place) if options.duplicates else {},
-            trash=find_needs(read_trash(place.dir)),
-        ),
-    )
+    facts = _facts_at(known, config, at, options, usage)
+    options = msgspec.structs.replace(options, max_size=None, free=None)
+    return _with_links(known.state, at.state, plan_cleaning(at.state, options, facts)[0])
+
+
+def _with_links(state: CacheState, place: CacheState, plan: Plan) -> Plan:
+    """Return the plan for a place without its locks, and with the links to it that are removed."""
     actions = tuple(
         action
         for action in plan.actions
@@ -293,44 +314,23 @@ def _plan_clean_at(
     return joined([plan, plan_removal(state, links, why=f"it is removed at {place.dir}")])
 
 
-def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()) -> Protected:
-    """Return the revisions that configured models name, which nothing evicts.
-
-    Models of every file on the search path count, not only those of the active one. If such a
-    revision is not known, every revision of its repo stays; if one of those files cannot be read,
-    every repo does.
-
-    Args:
-        config: the configuration.
-        state: the cache.
-        evict: keys or repo ids that are not to be pinned.
+def _plan_chosen(
+    known: Known, config: Config, options: CleanOptions, usage: Usage, choose: Choose
+) -> Plan:
+    """Return the plan that removes what a person chooses of all that could be removed.
 
     Raises:
-        UnknownModelError: a name of `evict` is not a model.
+        UnconfirmedError: that is nothing.
     """
-    cached = [repo.id for repo in state.repos if repo.type == "model"]
-    loose = {find_model(config, name, cached).repo for name in evict}
-    revisions: dict[Key, str] = {}
-    repos: dict[str, str] = {}
-    if config.unread is not None:
-        repos = dict.fromkeys((repo.folder for repo in state.repos), config.unread)
-    named = [
-        *(
-            (f"{'shipped' if config.shipped else 'configured'} as {model.key}", model)
-            for model in config.models.values()
-        ),
-        *((f"configured as {model.key} in {path}", model) for path, model in config.also),
-    ]
-    for why, model in named:
-        for repo in state.repos_called(model.repo):
-            if repo.id in loose:
-                continue
-            commit = resolve(repo, model.revision)
-            if commit is None or repo.revision(commit) is None:
-                repos.setdefault(repo.folder, why)
-            else:
-                revisions.setdefault((repo.folder, commit), why)
-    return Protected(revisions, repos)
+    state = known.state
+    every = msgspec.structs.replace(options, duplicates=True)
+    sites = [Site(state, _facts(known, config, every, usage), lambda plan: plan)]
+    for at in known.places:
+        facts = _facts_at(known, config, at, every, usage)
+        sites.append(Site(at.state, facts, functools.partial(_with_links, state, at.state)))
+    unused = UNUSED_AFTER if options.older_than is None else options.older_than
+    offer = offered_waste(sites, unused, max(options.older_than or 0, STALE_AFTER))
+    return offer.plan(numbers_of(offer, choose))
 
 
 def _kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Protected:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache.completeness import judge_content, needs_of
+from vlmcache.cache.completeness import judge_content, needs_of, resolve
 from vlmcache.cache.mounts import Mount, mount_of
 from vlmcache.cache.moved import read_moves
 from vlmcache.cache.scan import rebased, scan
@@ -19,8 +19,8 @@ from vlmcache.cache.state import CacheState, Finding
 from vlmcache.cache.usage import LastUse, Usage, last_uses, own_uses, who_uses
 from vlmcache.change.needed import Evidence, in_question
 from vlmcache.change.plan import Plan, Remove, RemoveTree
-from vlmcache.change.removals import Key
-from vlmcache.config import Environment, own_home
+from vlmcache.change.removals import Key, Protected
+from vlmcache.config import Config, Environment, find_model, own_home
 from vlmcache.errors import VlmcacheError
 from vlmcache.home.copies import KeptCopy, list_copies, remove_copies
 from vlmcache.home.journal import Journal
@@ -138,6 +138,46 @@ def _with_needed(
             if use is not None and other in used and used[other].at <= use.at:
                 used[other] = msgspec.structs.replace(use, at=use.at + _AFTER)
     return used
+
+
+def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()) -> Protected:
+    """Return the revisions that configured models name, which nothing evicts.
+
+    Models of every file on the search path count, not only those of the active one. If such a
+    revision is not known, every revision of its repo stays; if one of those files cannot be read,
+    every repo does.
+
+    Args:
+        config: the configuration.
+        state: the cache.
+        evict: keys or repo ids that are not to be pinned.
+
+    Raises:
+        UnknownModelError: a name of `evict` is not a model.
+    """
+    cached = [repo.id for repo in state.repos if repo.type == "model"]
+    loose = {find_model(config, name, cached).repo for name in evict}
+    revisions: dict[Key, str] = {}
+    repos: dict[str, str] = {}
+    if config.unread is not None:
+        repos = dict.fromkeys((repo.folder for repo in state.repos), config.unread)
+    named = [
+        *(
+            (f"{'shipped' if config.shipped else 'configured'} as {model.key}", model)
+            for model in config.models.values()
+        ),
+        *((f"configured as {model.key} in {path}", model) for path, model in config.also),
+    ]
+    for why, model in named:
+        for repo in state.repos_called(model.repo):
+            if repo.id in loose:
+                continue
+            commit = resolve(repo, model.revision)
+            if commit is None or repo.revision(commit) is None:
+                repos.setdefault(repo.folder, why)
+            else:
+                revisions.setdefault((repo.folder, commit), why)
+    return Protected(revisions, repos)
 
 
 def moved_repos(state: CacheState) -> dict[str, str]:

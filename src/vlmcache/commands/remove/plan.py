@@ -14,9 +14,10 @@ from vlmcache.cache.entries import STALE_AFTER, is_stale
 from vlmcache.cache.moved import away_words
 from vlmcache.cache.state import Blob, CacheState, File, Repo, Revision
 from vlmcache.cache.usage import LastUse, Process
+from vlmcache.change.names import Target
 from vlmcache.change.needed import FOREIGN, UNUSED_AFTER, foreign_files, is_young, unsure
-from vlmcache.change.plan import Action, Kept, Plan, ReleaseShared
-from vlmcache.change.removal_plan import plan_of
+from vlmcache.change.plan import Action, Kept, Plan, ReleaseShared, joined
+from vlmcache.change.removal_plan import plan_moved, plan_of, plan_removal
 from vlmcache.change.removals import Key, Protected, Removals, needed_by
 from vlmcache.change.waste import Facts, WasteSelection, busy_repos, kept_in_use, writers
 from vlmcache.commands.remove.values import CleanOptions
@@ -34,7 +35,7 @@ def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tup
             among the facts.
         facts: what else is known.
     """
-    now, foreign = facts.now, _with_foreign_files(state)
+    now, foreign = facts.now, with_foreign_files(state)
     facts = msgspec.structs.replace(facts, foreign=foreign)
     busy = busy_repos(state, facts.usage)
     chosen = Removals()
@@ -43,19 +44,19 @@ def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tup
     waste = WasteSelection(state, facts, chosen, busy)
     waste.add_unfinished(asked=options.partials)
     waste.add_waste()
-    _select_duplicates(state, chosen, facts, busy)
+    select_duplicates(state, chosen, facts, busy)
     active = {
         repo.folder
         for repo in state.repos
         if repo.folder in busy or any(not is_stale(partial, now) for partial in repo.partials)
     }
     hard_linked = Protected() if options.free is None else _with_links_outside(state)
-    candidates = _candidates(state, chosen, facts, active)
+    candidates = eviction_candidates(state, chosen, facts, active)
     evictable = {key for key in candidates if hard_linked.why(*key) is None}
     stay = (key for key in facts.needs if key not in evictable and not chosen.holds(key))
     needed = needed_by(facts.needs, stay)
     candidates = [key for key in candidates if needed.why(*key) is None]
-    rest = _Rest(state, facts, max(options.older_than or 0, STALE_AFTER))
+    rest = Remainder(state, facts, max(options.older_than or 0, STALE_AFTER))
     if options.older_than is not None:
         for key in candidates:
             age = now - facts.used_at(key)
@@ -103,7 +104,27 @@ def _is_empty(state: CacheState, plan: Plan) -> bool:
     )
 
 
-def _with_foreign_files(state: CacheState) -> Protected:
+def plan_targets(
+    state: CacheState, places: Mapping[str, CacheState], targets: Sequence[Target]
+) -> Plan:
+    """Return the plan of `rm`, for what is in the cache and what was moved from it.
+
+    Args:
+        state: the cache.
+        places: where models were moved to, scanned.
+        targets: what was named, as found in `state`.
+    """
+    moved = {repo.folder: repo.moved_to for repo in state.repos}
+    plans = [
+        plan_moved(state, place, [one for one in targets if moved.get(one.folder or "") == path])
+        for path, place in places.items()
+    ]
+    here = [target for target in targets if moved.get(target.folder or "") is None]
+    return joined([*plans, plan_removal(state, here)])
+
+
+def with_foreign_files(state: CacheState) -> Protected:
+    """Return the revisions that hold files of others."""
     return Protected(
         {
             (repo.folder, revision.commit): FOREIGN
@@ -180,7 +201,7 @@ def _repo_folder(path: str, cache_dir: str) -> str:
     return parts[1] if parts[0] == layout.LOCKS and len(parts) > 1 else parts[0]
 
 
-class _Rest(msgspec.Struct):
+class Remainder(msgspec.Struct):
     """What is left of a repo once all its revisions are evicted: loose blobs, partial downloads."""
 
     state: CacheState
@@ -212,7 +233,7 @@ class _Rest(msgspec.Struct):
                     chosen.partials.setdefault((folder, partial.name), reason)
 
 
-def _evict(chosen: Removals, candidates: Sequence[Key], goal: int, rest: _Rest) -> Plan:
+def _evict(chosen: Removals, candidates: Sequence[Key], goal: int, rest: Remainder) -> Plan:
     """Add the fewest of the least recently used candidates that reach the goal."""
 
     def with_first(count: int) -> Plan:
@@ -237,7 +258,7 @@ def _source(facts: Facts, key: Key) -> str:
     return ", by the time of its download" if use is not None and use.source == "written" else ""
 
 
-def _candidates(
+def eviction_candidates(
     state: CacheState, chosen: Removals, facts: Facts, busy: Collection[str]
 ) -> list[Key]:
     """Return the revisions that may be evicted, the least recently used first."""
@@ -293,12 +314,13 @@ def _select_everything(
                 chosen.locks[folder, name] = reason
 
 
-def _select_duplicates(
+def select_duplicates(
     state: CacheState,
     chosen: Removals,
     facts: Facts,
     busy: Mapping[str, tuple[Process, ...]],
 ) -> None:
+    """Choose the second weight formats of what stays, and note why some of them stay."""
     for repo in state.repos:
         for revision in repo.revisions:
             key = repo.folder, revision.commit

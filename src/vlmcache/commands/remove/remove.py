@@ -11,21 +11,25 @@ from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import Usage, find_users, in_container, who_uses
 from vlmcache.change.names import Target, find_targets
-from vlmcache.change.plan import Kept, joined
-from vlmcache.change.removal_plan import plan_moved, plan_removal
+from vlmcache.change.plan import Kept
 from vlmcache.change.remove import apply_removals
 from vlmcache.change.trash_room import expire
 from vlmcache.change.waste import kept_in_use
+from vlmcache.commands.remove.choose import ModelFacts, numbers_of, offered_models
 from vlmcache.commands.remove.facts import (
+    Known,
     copies_of,
     forget,
     inodes_below,
     moved_repos,
     needed_elsewhere,
+    pinned_models,
     scan_places,
     users_of,
 )
 from vlmcache.commands.remove.keeping import decide, keep_of
+from vlmcache.commands.remove.offered import Choose
+from vlmcache.commands.remove.plan import plan_targets
 from vlmcache.commands.remove.values import Confirm, Removal, RemoveOptions, ask
 from vlmcache.config import Session, parse_page
 from vlmcache.errors import UsageError
@@ -39,16 +43,18 @@ def remove(
     *,
     dry_run: bool = False,
     confirm: Confirm | None = None,
+    choose: Choose | None = None,
 ) -> Removal:
     """Remove models, single revisions, variants or files, and nothing else.
 
     Args:
         session: the cache, and the configuration whose keys count as names.
         names: keys, repo ids with `@revision` and `:VARIANT` or without, or paths (see
-            `change.names`).
+            `change.names`); none if `choose` is to say what.
         options: how to remove them.
         dry_run: only plan.
         confirm: is given the plan, and returns whether to continue; without it nobody is asked.
+        choose: is given all models, and returns which of them to remove.
 
     Returns:
         The plan, and the receipt if it was carried out.
@@ -72,25 +78,23 @@ def remove(
     if not dry_run:
         expire(session)
     state = scan(session.cache.dir)
-    targets = find_targets(
-        state,
-        session.config,
-        names,
-        revision=options.revision,
-        folder=environment.folder,
-        include=options.include,
-        variants=True,
-    )
-    moved = moved_repos(state)
-    places = scan_places(
-        state, {moved[target.folder] for target in targets if target.folder in moved}
-    )
-    plans = [
-        plan_moved(state, place, _of_place(targets, moved, path)) for path, place in places.items()
-    ]
-    plan = joined(
-        [*plans, plan_removal(state, [target for target in targets if target.folder not in moved])]
-    )
+    if choose is None:
+        targets = find_targets(
+            state,
+            session.config,
+            names,
+            revision=options.revision,
+            folder=environment.folder,
+            include=options.include,
+            variants=True,
+        )
+        moved = moved_repos(state)
+        places = scan_places(
+            state, {moved[target.folder] for target in targets if target.folder in moved}
+        )
+    else:
+        targets, places = _chosen(session, state, choose, force=force)
+    plan = plan_targets(state, places, targets)
     plan.log("remove")
     usage, in_use = _find_use(state, places.values(), targets)
     keeping = decide(session, plan, places, options.trash, asked=confirm is not None)
@@ -117,6 +121,31 @@ def remove(
     if keep is None:
         forget(environment, state)
     return msgspec.structs.replace(removal, receipt=receipt)
+
+
+def _chosen(
+    session: Session, state: CacheState, choose: Choose, *, force: bool
+) -> tuple[list[Target], dict[str, CacheState]]:
+    """Return the repos that a person chooses, and the places to which they were moved.
+
+    Raises:
+        UnconfirmedError: none is chosen.
+    """
+    known = Known(session.environment, state)
+    moved = moved_repos(state)
+    places = scan_places(state, set(moved.values()))
+    every = [Target(repo.id, repo.folder) for repo in state.repos]
+    facts = ModelFacts(
+        known.used,
+        known.needs,
+        pinned_models(session.config, state),
+        _find_use(state, places.values(), every)[1],
+        force,
+    )
+    offer, targets = offered_models(state, places, facts)
+    chosen = [targets[number] for number in numbers_of(offer, choose)]
+    reached = {moved.get(target.folder or "") for target in chosen}
+    return chosen, {path: place for path, place in places.items() if path in reached}
 
 
 def _only(repo: Repo, files: Mapping[str, Collection[str]] | None) -> Repo:

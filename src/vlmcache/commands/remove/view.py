@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
 from typing import IO
 
 import msgspec
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vlmcache import units
-from vlmcache.cache.layout import name_by_path, parse_repo_folder, typed_name
+from vlmcache.cache.layout import KINDS, name_by_path, parse_repo_folder, split_name, typed_name
 from vlmcache.cache.usage import UNSEEN_OUTSIDE, hidden_words
 from vlmcache.change.plan import (
     Action,
@@ -26,7 +27,9 @@ from vlmcache.change.plan import (
     in_use_words,
 )
 from vlmcache.change.space import free_words
+from vlmcache.commands.remove.offered import Offer, Offered
 from vlmcache.commands.remove.values import Removal
+from vlmcache.show.choices import Choice, Choices
 from vlmcache.show.console import console
 from vlmcache.show.prose import whole
 from vlmcache.show.tables import (
@@ -37,8 +40,8 @@ from vlmcache.show.tables import (
     process_text,
     show_cache,
 )
-from vlmcache.show.text import NOTHING, printable
-from vlmcache.units import counted, size_text
+from vlmcache.show.text import NOTHING, ago, printable
+from vlmcache.units import and_list, size_text
 
 _SHOWN = 12
 _SHOWN_ROWS = 20
@@ -146,7 +149,9 @@ def _frees_words(removal: Removal) -> str:
     size = size_text(removal.plan.frees)
     if not removal.trash.kept:
         return size
-    return f"0 B now, {size} when the trash is emptied, in {counted(removal.trash.days, 'day')}"
+    return (
+        f"0 B now, {size} when the trash is emptied, in {units.counted(removal.trash.days, 'day')}"
+    )
 
 
 def _freed_words(receipt: Receipt) -> str:
@@ -177,9 +182,66 @@ def _show_rows(out: Console, rows: list[_Row]) -> None:
         out.print(labelled(f"{size:>8}", f"{whole(name)}: {what} ({why})", label_style=""))
 
 
+_ALONG = ("ref", "record", "folder", "blob", "tree", "no-exist", "shared", "lock", "locks")
+"""Kinds of what is removed along with something else."""
+
+
 def item_count(actions: Iterable[Action]) -> str:
     """Return how many things some actions remove: a model is one, with all that belongs to it."""
-    return counted(len(_rows(actions, apart=False)), "item")
+    types = {kind: (kind, f"{kind}s") for kind in KINDS.values()}
+    counts = dict.fromkeys([*types.values(), *_WORDS.values()], 0)
+    along: list[_Row] = []
+    for row in _rows(actions, apart=False):
+        kinds = [kind for kind in row.kinds if kind not in _ALONG]
+        if "repo" in kinds:
+            counts[types[split_name(row.name)[0]]] += 1
+        elif not kinds:
+            along.append(row)
+        for kind in () if "repo" in kinds else kinds:
+            counts[_WORDS["file" if kind == "link" and "record" not in row.kinds else kind]] += (
+                row.kinds[kind]
+            )
+    for row in along:
+        # What belongs to no repo alone, such as a shared blob, is removed along with several.
+        if not any(counts.values()) or "shared" not in row.kinds:
+            kind = next(kind for kind in _WORDS if kind in row.kinds)
+            counts[_WORDS[kind]] += row.kinds[kind]
+    return and_list([f"{count} {words[count != 1]}" for words, count in counts.items() if count])
+
+
+def choices_of(offer: Offer) -> Choices:
+    """Return what can be removed as a list to choose from."""
+    now = datetime.now(timezone.utc)
+    usual = {thing.what for thing in offer.things} == {"model"}
+
+    def cells(thing: Offered) -> tuple[str, ...]:
+        used = thing.last_used
+        at = None if used is None else datetime.fromtimestamp(used, timezone.utc)
+        size = size_text(thing.size) if thing.size else NOTHING
+        return size, ago(at, now), *([] if usual else [thing.what]), printable(thing.name)
+
+    def total(numbers: Sequence[int]) -> str:
+        frees, here = offer.frees(numbers)
+        elsewhere = f" ({size_text(frees - here)} of it on other drives)" if frees > here else ""
+        free = offer.free
+        then = "" if free is None else f", then {size_text(free + here)} free"
+        return f"frees {size_text(frees)}{elsewhere}{then}"
+
+    rows = [
+        Choice((thing.name,), cells(thing), thing.guard, thing.barred) for thing in offer.things
+    ]
+    free = offer.free
+    return Choices(
+        rows,
+        ("SIZE", "LAST USE", *([] if usual else ["WHAT"]), "NAME"),
+        "remove",
+        "nothing was removed",
+        total,
+        title=f"Cache {printable(offer.cache_dir)}",
+        room=f"{'?' if free is None else size_text(free)} free",
+        shortened=("NAME",),
+        numbers=("SIZE",),
+    )
 
 
 def _rows(actions: Iterable[Action], *, apart: bool) -> list[_Row]:

@@ -27,8 +27,8 @@ from vlmcache.change.plan import Fetch, Plan, ReleaseShared, Remove, RemoveTree
 from vlmcache.change.removal_plan import plan_removal
 from vlmcache.change.removals import needed_by
 from vlmcache.commands.pull.room import Shortage, find_shortage, same_disk
-from vlmcache.commands.remove.clean import pinned_models, plan_clean
-from vlmcache.commands.remove.facts import Known
+from vlmcache.commands.remove.clean import plan_clean
+from vlmcache.commands.remove.facts import Known, pinned_models
 from vlmcache.commands.remove.values import CleanOptions
 from vlmcache.commands.status.values import Recommendation
 from vlmcache.config import Session, options_in_force
