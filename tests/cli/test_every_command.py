@@ -34,6 +34,7 @@ LINES = {
     "quantize": ["nobody/nothing"],
     "warm": ["org/good"],
     "serve": ["nobody/nothing"],
+    "schedule": ["--show"],
     "schema": ["status"],
     "init": ["--dry-run"],
     "explain": ["no-space"],

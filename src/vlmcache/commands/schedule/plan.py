@@ -176,17 +176,21 @@ def scheduled_words(
     return (*words, *rest)
 
 
-def carried(environment: Environment, home: str) -> dict[str, str]:
+def carried(environment: Environment, home: str, words: Sequence[str]) -> dict[str, str]:
     """Return the variables that a scheduled run needs: no token, and nothing from a `.env`.
 
     Args:
         environment: the variables of this process.
         home: vlmcache's own folder.
+        words: the command: few use the network.
     """
     found = {"VLMCACHE_HOME": home}
+    offline = not {"--repair", "--outdated"} & set(words)
     for name in sorted(environment.variables):
         value = environment.own(name)
         if value is None or name in found or not _is_carried(name, value):
+            continue
+        if offline and name.upper() in _OF_THE_NETWORK:
             continue
         path = name.endswith(_NAMES_A_PATH) and not name.startswith("XDG_")
         found[name] = environment.absolute(value) if path else value

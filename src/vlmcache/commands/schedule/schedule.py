@@ -74,7 +74,9 @@ def make(
     home = own_home(environment)[0]
     log = None if isinstance(timers, Systemd) else scheduled.log_path(home, name)
     own = {"HOME": os.path.expanduser("~")} if is_root() else {}
-    variables = plan.complete_variables(name, when, log, plan.carried(environment, home), own)
+    variables = plan.complete_variables(
+        name, when, log, plan.carried(environment, home, words), own
+    )
     schedule = Schedule(name, program(), words, when, variables, log)
     units.check(schedule)
     files = timers.files(schedule)
