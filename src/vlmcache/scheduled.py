@@ -1,4 +1,4 @@
-"""A command that a timer runs: what it is told by its variables, and what it leaves for `status`.
+"""A command that a timer runs: what its variables say, and what it leaves for `status`.
 
 Each schedule has a file in vlmcache's own folder that says how its last run ended. It can be lost
 or deleted at any time; where it cannot be written, the run itself is not disturbed.

@@ -29,7 +29,10 @@ def schedule(
     ] = None,
     every: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Run it this often, for example 1d, 6h or 15m."),
+        typer.Option(
+            metavar="TIME",
+            help="Run it this often, for example 1d, 6h or 15m; there is no default.",
+        ),
     ] = None,
     name: Annotated[
         str | None,

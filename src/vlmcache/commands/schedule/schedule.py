@@ -28,12 +28,17 @@ from vlmcache.commands.schedule.values import (
     described,
 )
 from vlmcache.config import Environment, Session, open_session, own_home
-from vlmcache.errors import ExitCode, UsageError, reason_of
+from vlmcache.errors import ExitCode, UnknownModelError, UsageError, VlmcacheError, reason_of
 from vlmcache.units import command, size_text
 
 Confirm = Callable[[ScheduleReport], bool]
 _PATIENCE = 600.0
-_REFUSED = (ExitCode.FAILED, ExitCode.USAGE, ExitCode.UNCONFIRMED, ExitCode.NO_MODEL)
+_REFUSED: dict[int, type[VlmcacheError]] = {
+    ExitCode.FAILED: ScheduleError,
+    ExitCode.USAGE: UsageError,
+    ExitCode.UNCONFIRMED: UsageError,
+    ExitCode.NO_MODEL: UnknownModelError,
+}
 """How a command ends that would not work at night either."""
 _BASE = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TMPDIR")
 """Variables that every timer gives to what it runs."""
@@ -158,12 +163,12 @@ def problems(
     again = plan.how_to_run(schedule)
     broken = _broken(schedule)
     if broken:
-        yield _finding("schedule-program", "error", path, f"{schedule.name}: {broken}", again)
+        yield finding("schedule-program", "error", path, f"{schedule.name}: {broken}", again)
     yield from _notes(timers, schedule)
     if isinstance(timers, Systemd) and not timers.missing() and not timers.is_active(schedule):
         remedy = f"{timers.activates} {units.timer_name(schedule.name)}"
         detail = f"{schedule.name}: the timer is not active, so nothing runs"
-        yield _finding("schedule-inactive", "warning", path, detail, remedy)
+        yield finding("schedule-inactive", "warning", path, detail, remedy)
     if last is not None and not last.running:
         age = (datetime.now(timezone.utc) - last.begun).total_seconds()
         long = plan.overdue(schedule, age)
@@ -171,7 +176,7 @@ def problems(
             detail = (
                 f"{schedule.name}: it did not run for {long}, and should {schedule.when.in_words}"
             )
-            yield _finding("schedule-overdue", "warning", path, detail, timers.log(schedule))
+            yield finding("schedule-overdue", "warning", path, detail, timers.log(schedule))
 
 
 def program() -> tuple[str, ...]:
@@ -184,7 +189,7 @@ def program() -> tuple[str, ...]:
 def _notes(timers: Timers, schedule: Schedule) -> Iterator[Finding]:
     """Yield when the timer does not run what it holds."""
     if isinstance(timers, Systemd) and not timers.lingers:
-        yield _finding(
+        yield finding(
             "schedule-no-linger",
             "warning",
             timers.folder,
@@ -192,7 +197,7 @@ def _notes(timers: Timers, schedule: Schedule) -> Iterator[Finding]:
             "loginctl enable-linger",
         )
     if isinstance(timers, Cron) and not timers.runs:
-        yield _finding(
+        yield finding(
             "schedule-no-daemon",
             "warning",
             timers.path,
@@ -201,7 +206,7 @@ def _notes(timers: Timers, schedule: Schedule) -> Iterator[Finding]:
         )
     sudoer = os.environ.get("SUDO_USER")
     if is_root() and sudoer and sudoer != "root":
-        yield _finding(
+        yield finding(
             "schedule-as-root",
             "info",
             timers.kind,
@@ -214,12 +219,11 @@ def _left_out(environment: Environment) -> Iterator[Finding]:
     names = plan.left_out(environment)
     if names:
         detail = f"not written into the timer, since they hold secrets: {', '.join(names)}"
-        yield _finding("schedule-secret", "info", "environment", detail)
+        yield finding("schedule-secret", "info", "environment", detail)
 
 
-def _finding(
-    code: str, severity: Any, path: str, detail: str, remedy: str | None = None
-) -> Finding:
+def finding(code: str, severity: Any, path: str, detail: str, remedy: str | None = None) -> Finding:
+    """Return a finding that is about no repo."""
     return Finding(code, severity, None, path, detail, remedy)
 
 
@@ -292,12 +296,7 @@ def _rehearsed(schedule: Schedule) -> str:
         why = " ".join(done.stderr.decode(errors="replace").split())[-300:]
         raise ScheduleError(f"the command does not run: {why or done.returncode}") from None
     if errors and code in _REFUSED:
-        kind = type(
-            "RefusedError",
-            (ScheduleError,),
-            {"code": errors[0]["code"], "exit_code": ExitCode(code)},
-        )
-        raise kind(errors[0]["message"], errors[0]["hint"])
+        raise _REFUSED[code](errors[0]["message"], errors[0]["hint"])
     if schedule.words[0] == "clean":
         frees = said.get("plan", {}).get("frees", 0)
         return f"it would free {size_text(frees)}" if frees else "there is nothing to remove"
