@@ -198,9 +198,11 @@ def _raise_terminated(_number: int, _frame: FrameType | None) -> NoReturn:
 def _run_scheduled(arguments: list[str]) -> int:
     """Run a command for a timer, and remember what came of it."""
     from vlmcache import scheduled
-    from vlmcache.environment import own_home, read_environment
+    from vlmcache.environment import Environment, own_home
 
-    turn = scheduled.take_turn(own_home(read_environment())[0], arguments)
+    # The timer names the folder; what is wrong with a `.env` is for the command to say.
+    environment = Environment(dict(os.environ), frozenset(), os.sep)
+    turn = scheduled.take_turn(own_home(environment)[0], arguments)
     if turn is None:
         return _run(arguments)
     if turn.waits:
