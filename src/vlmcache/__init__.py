@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.pull.plan import VariantError
     from vlmcache.commands.pull.values import PullReport
     from vlmcache.commands.remove.values import Removal, RemovalError, UnconfirmedError
+    from vlmcache.commands.schedule.values import NoSchedulerError, ScheduleError, ScheduleReport
     from vlmcache.commands.serve.serve import Server
     from vlmcache.commands.serve.values import (
         InterruptedServeError,
@@ -119,6 +120,9 @@ _HOMES = {
     "Removal": "vlmcache.commands.remove.values",
     "RemovalError": "vlmcache.commands.remove.values",
     "UnconfirmedError": "vlmcache.commands.remove.values",
+    "NoSchedulerError": "vlmcache.commands.schedule.values",
+    "ScheduleError": "vlmcache.commands.schedule.values",
+    "ScheduleReport": "vlmcache.commands.schedule.values",
     "Server": "vlmcache.commands.serve.serve",
     "InterruptedServeError": "vlmcache.commands.serve.values",
     "ServeError": "vlmcache.commands.serve.values",
@@ -221,6 +225,7 @@ __all__ = [
     "MoveReport",
     "NameTakenError",
     "NoDeviceError",
+    "NoSchedulerError",
     "NoSuchFileError",
     "NoSuchRepoError",
     "NoSuchRevisionError",
@@ -242,6 +247,8 @@ __all__ = [
     "RepairReport",
     "Report",
     "Restored",
+    "ScheduleError",
+    "ScheduleReport",
     "ServeError",
     "ServeReport",
     "Server",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.pull.values import PullReport
     from vlmcache.commands.remove.offered import Offer
     from vlmcache.commands.remove.values import Removal
+    from vlmcache.commands.schedule.values import ScheduleReport
     from vlmcache.commands.serve.serve import Server
     from vlmcache.commands.status.values import Status
     from vlmcache.commands.trash.values import TrashReport, UndoReport
@@ -631,6 +632,57 @@ class Cache:
         )
         return serve.Server(self.session, as_names(models), options, self.confirm)
 
+    def schedule(
+        self,
+        command: Names | None = None,
+        *,
+        every: Duration | None = None,
+        name: str | None = None,
+        show: bool = False,
+        remove: bool = False,
+        dry_run: bool = False,
+    ) -> ScheduleReport:
+        """Let a timer of the machine run a command, show what is scheduled, or remove it.
+
+        Args:
+            command: `clean`, `verify` or `status --check` with its options, as a shell takes it or
+                as a list of words; with `remove` the name of a schedule. If not given, what is
+                scheduled is returned.
+            every: how often, 1 minute to 1 year, such as `15m`, `6h` or `1d`.
+            name: of the schedule; that of its command if not given.
+            show: return what is scheduled.
+            remove: remove the schedule.
+            dry_run: return what would be written or removed, and change nothing.
+
+        Raises:
+            UsageError: the arguments do not go together, or the command is not right.
+            NoSchedulerError: there is no systemd, cron or launchd for this user.
+            ScheduleError: the timer cannot be written or removed.
+        """
+        from vlmcache.commands.schedule import schedule
+
+        option = self.named("show" if show else "remove")
+        if (show and remove) or ((show or remove) and every is not None):
+            raise UsageError(f"{option} goes with no other option: it makes no schedule")
+        words = None if command is None else as_list(command)
+        line = words[0] if words is not None and len(words) == 1 else words
+        if remove:
+            return schedule.remove(
+                self.session, name or (words[0] if words else None), dry_run=dry_run
+            )
+        if show or line is None:
+            if line is not None or every is not None or name is not None:
+                raise UsageError("no command to schedule", "vlmcache schedule verify --every 7d")
+            return schedule.show(self.session)
+        seconds = as_seconds(self.named("every"), every)
+        if seconds is None:
+            raise UsageError(
+                f"how often? {self.named('every')} is missing", "for example --every 1d"
+            )
+        return schedule.make(
+            self.session, line, seconds, name=name, dry_run=dry_run, confirm=self.confirm
+        )
+
     def doctor(
         self, *, shared: str | None = None, fix: bool = False, dry_run: bool = False
     ) -> Diagnosis:
@@ -645,11 +697,13 @@ class Cache:
             UsageError: there is no such group.
         """
         from vlmcache.commands.doctor import doctor
+        from vlmcache.commands.schedule import schedule
 
         ask_torch = shared is None and not fix
-        return doctor.diagnose(
+        diagnosis = doctor.diagnose(
             self.session, ask_torch=ask_torch, shared=shared, fix=fix, dry_run=dry_run
         )
+        return diagnosis.with_findings(schedule.show(self.session).findings)
 
     def explain(self, code: str) -> Explanation:
         """Return what the code of a finding or of an error means, and what to do about it.

@@ -284,6 +284,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Nobody is a member of the group that should share the cache.",
         "Add each user with 'usermod -aG GROUP USER'.",
     ),
+    "no-scheduler": (
+        "Nothing on this machine runs commands at set times for you.",
+        "Install cron, or log in to a session of systemd, then run 'vlmcache schedule' again.",
+    ),
     "no-space": (
         "The disk does not have enough free space for the command.",
         "'vlmcache pull --make-room' or 'vlmcache clean --free SIZE' makes room.",
@@ -422,6 +426,38 @@ CODES: dict[str, tuple[str, str]] = {
     "same-commit": (
         "Several repos hold the same commit.",
         "Nothing has to be done; 'vlmcache rm' removes by repo and never by a bare hash.",
+    ),
+    "schedule": (
+        "A schedule cannot be written, read or removed, or its command does not run.",
+        "'vlmcache schedule --dry-run' shows what would be written; then try again.",
+    ),
+    "schedule-as-root": (
+        "A schedule made with sudo runs as root.",
+        "Run 'vlmcache schedule' without sudo to let it run as you.",
+    ),
+    "schedule-inactive": (
+        "The timer of a schedule is not active, so nothing runs.",
+        "Run the 'systemctl' command that the finding names, or make the schedule again.",
+    ),
+    "schedule-no-daemon": (
+        "The crontab holds a schedule, but the daemon of cron does not run.",
+        "Start it, for example with 'sudo service cron start'.",
+    ),
+    "schedule-no-linger": (
+        "Timers of the user run only while that user is logged in.",
+        "Run 'loginctl enable-linger'.",
+    ),
+    "schedule-overdue": (
+        "A schedule has not run for more than twice its time.",
+        "'vlmcache schedule --show' names its log; 'vlmcache doctor' says what else is wrong.",
+    ),
+    "schedule-program": (
+        "The program that a schedule runs does not exist any more, or does not start.",
+        "Make the schedule again with the 'vlmcache schedule' command that the finding names.",
+    ),
+    "schedule-secret": (
+        "A variable that holds a secret is not written into a timer.",
+        "Nothing has to be done; a token of 'hf auth login' is found by scheduled commands too.",
     ),
     "second-cache": (
         "Another folder also holds cached models, and is not the one in use.",

@@ -228,6 +228,7 @@ class NotDownloadedError(UnloadableError):
     """The model is not in the cache, or not as a whole."""
 
     code = "not-downloaded"
+    exit_code = ExitCode.NO_MODEL
 
 
 class GgufError(UnloadableError):

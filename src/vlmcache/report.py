@@ -20,6 +20,11 @@ class Report(msgspec.Struct, frozen=True, dict=True):
         return []
 
     @property
+    def in_one_line(self) -> str:
+        """What was done, for the record of a scheduled run; empty if the exit code says it all."""
+        return ""
+
+    @property
     def problem(self) -> VlmcacheError | None:
         """What went wrong, or `None` if everything that was asked for was done."""
         problem: VlmcacheError | None = self.__dict__.get("_problem")

@@ -34,6 +34,7 @@ LINES = {
     "quantize": ["nobody/nothing"],
     "warm": ["org/good"],
     "serve": ["nobody/nothing"],
+    "schedule": ["--show"],
     "schema": ["status"],
     "init": ["--dry-run"],
     "explain": ["no-space"],
@@ -122,8 +123,19 @@ def test_yes_with_a_dry_run_changes_nothing_and_asks_nothing(
     typed = [word for word in line(command) if word != "--dry-run"]
     before = fingerprint(cache.root), sorted(filled.folder.iterdir())
     done = run_here(*typed, *words, "--dry-run", "--yes")
-    assert done.code in (0, 1, 4, 11), done.err
+    assert done.code in (0, 1, 4, 7), done.err
     assert (fingerprint(cache.root), sorted(filled.folder.iterdir())) == before
+
+
+NAMES_A_MODEL = ("backup x.tar", "load-test", "move x", "quantize", "rm", "serve", "verify", "warm")
+
+
+@pytest.mark.parametrize("command", NAMES_A_MODEL)
+def test_a_model_that_is_not_in_the_cache_is_exit_7(filled: Vlmcache, command: str) -> None:
+    if command == "load-test":
+        pytest.importorskip("torch")
+    done = run_here(*command.split(), "nobody/nothing", "--json")
+    assert (done.code, done.document["exit_code"]) == (7, 7), done.out
 
 
 @pytest.mark.parametrize(("alias", "command"), ALIASES.items())

@@ -257,7 +257,7 @@ def test_a_model_that_needs_an_odd_name_is_partial_and_says_why(
         run = pull(hub, cache)
         assert sent in (None, hub.bytes_sent())
         assert run.problem is not None
-        assert run.problem.code == "not-downloaded"
+        assert run.problem.code == "unloadable"
         assert "backslash" in run.problem.message
         shown = json.loads(vlmcache(hub, cache, "status", REPO, "--json").stdout)
         assert shown["models"][0]["state"] == "partial"

@@ -45,6 +45,7 @@ PLACES = {
     "quantize": ("MODEL",),
     "restore": ("FILE", "MODEL..."),
     "rm": ("MODEL...",),
+    "schedule": ("COMMAND...",),
     "schema": ("COMMAND",),
     "serve": ("MODEL...",),
     "status": ("MODEL...",),
@@ -53,6 +54,8 @@ PLACES = {
     "warm": ("MODEL...",),
 }
 """What the arguments of each command are, in order."""
+
+_SCHEDULED = ("clean", "verify", "status")
 
 VALUES = {
     "--precision": ("fp32", "fp16", "bf16", "int8", "int4"),
@@ -189,12 +192,14 @@ class _Line:
     def _place(self, place: str, current: str) -> Offers | None:
         if place == "FILE" or (self.command == "rm" and current.startswith((".", "/", "~"))):
             return FILES
-        if place == "COMMAND":
+        if place.startswith("COMMAND"):
             more = [Offer("exit-codes", "What the exit codes mean.")]
             known = [Offer(name, one.summary) for name, one in COMMANDS.items()]
             if self.command == "schema":
                 known = [o for o in known if COMMANDS[o.word].value or COMMANDS[o.word].lines]
                 more = []
+            if self.command == "schedule":
+                known, more = [o for o in known if o.word in _SCHEDULED], []
             return _beginning(current, known + more)
         if place == "CODE":
             from vlmcache.codes import CODES

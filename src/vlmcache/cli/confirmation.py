@@ -96,6 +96,34 @@ def permission(*, json: bool) -> Callable[[Any], bool]:
     return ask
 
 
+def standing_order(*, json: bool) -> Callable[[Any], bool]:
+    """Return the function that shows a schedule, and asks whether it may remove models unasked.
+
+    Args:
+        json: whether the answer is JSON; then nothing is asked.
+    """
+
+    def ask(report: Any) -> bool:
+        from vlmcache.cli.register import COMMANDS, load
+        from vlmcache.commands.remove.values import UnconfirmedError
+
+        (schedule,) = report.schedules
+        if " --yes" not in schedule.command:
+            return True
+        require_terminal(
+            json,
+            f"'{schedule.name}' would change the cache without asking: there is no terminal to "
+            "ask on now",
+            "--dry-run shows the schedule, --yes makes it",
+        )
+        load(COMMANDS["schedule"].view)(report, stream=sys.stderr)
+        if not is_agreed(f"Run this {schedule.when}, without asking again?"):
+            raise UnconfirmedError("not confirmed: nothing is scheduled")
+        return True
+
+    return ask
+
+
 def require_terminal(json: bool, message: str, hint: str) -> None:
     """Make sure that there is a terminal on which to ask, and an answer that a person reads.
 

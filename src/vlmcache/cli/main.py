@@ -8,9 +8,9 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias
 
 import typer
 
@@ -23,6 +23,9 @@ from vlmcache.errors import ExitCode, UsageError, VlmcacheError, in_words, reaso
 from vlmcache.show.text import printable, warn, warn_of_missing_locks
 from vlmcache.units import did_you_mean
 
+if TYPE_CHECKING:
+    from vlmcache.report import Report
+
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="vlmcache",
@@ -31,6 +34,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+Ended: TypeAlias = "Callable[[ExitCode, Report | None, VlmcacheError | None], object]"
+"""Is called with how a command ends, before that is shown."""
 
 
 class Interrupted(BaseException):
@@ -156,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _raise_terminated)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _raise_interrupted)
-    code = _run(given)
+    code = _run_scheduled(given) if os.environ.get("VLMCACHE_SCHEDULED") else _run(given)
     try:
         sys.stdout.flush()
     except OSError as problem:
@@ -193,12 +200,30 @@ def _raise_terminated(_number: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
-def _run(arguments: list[str]) -> int:
+def _run_scheduled(arguments: list[str]) -> int:
+    """Run a command for a timer, and remember what came of it."""
+    from vlmcache import scheduled
+    from vlmcache.environment import Environment, own_home
+
+    # The timer names the folder; what is wrong with a `.env` is for the command to say.
+    environment = Environment(dict(os.environ), frozenset(), os.sep)
+    turn = scheduled.take_turn(own_home(environment)[0], arguments)
+    if turn is None:
+        return _run(arguments)
+    if turn.waits:
+        print(turn.waits)
+        return ExitCode.DONE
+    turn.begin()
+    return _run(arguments, turn.end)
+
+
+def _run(arguments: list[str], ended: Ended = lambda *_: None) -> int:
     try:
         outcome = app(arguments, standalone_mode=False, prog_name="vlmcache")
         if isinstance(outcome, Answer):
             if outcome.exit_code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED):
                 _ignore_signals()
+            ended(outcome.exit_code, outcome.value, outcome.value.problem)
             with contextlib.suppress(BrokenPipeError):
                 _show(outcome)
             return outcome.exit_code
@@ -210,6 +235,7 @@ def _run(arguments: list[str]) -> int:
         _ignore_signals()
         failure = _failure(error, arguments)
         warnings = getattr(error, "warnings", ())
+    ended(failure.exit_code, None, failure)
     try:
         _show_failure(arguments, failure, warnings)
     except OSError as problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -216,7 +217,12 @@ def _open_cache(config: str | None, cache_dir: str | None, *, configured: bool) 
     from vlmcache.api import Cache
     from vlmcache.config import open_session
 
-    cache = Cache(session=open_session(config, cache_dir, configured=configured))
+    kind = Cache
+    if os.environ.get("VLMCACHE_REHEARSAL"):
+        from vlmcache.rehearsal import Rehearsal
+
+        kind = Rehearsal
+    cache = kind(session=open_session(config, cache_dir, configured=configured))
     cache.named = _option
     return cache
 

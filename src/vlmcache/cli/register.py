@@ -101,6 +101,11 @@ COMMANDS = {
         "vlmcache.commands.serve.values.ServeReport",
         "vlmcache.commands.serve.view.show",
     ),
+    "schedule": Command(
+        "Run clean, verify or status --check on a timer.",
+        "vlmcache.commands.schedule.values.ScheduleReport",
+        "vlmcache.commands.schedule.view.show",
+    ),
     "doctor": Command(
         "Check paths, permissions, disk, versions, GPU.",
         "vlmcache.commands.doctor.values.Diagnosis",

@@ -7,10 +7,13 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from vlmcache import late
 from vlmcache.units import duration_text, is_encodable, is_shown
+
+if TYPE_CHECKING:
+    from vlmcache.scheduled import Outcome
 
 NOTHING = "-"
 
@@ -111,6 +114,14 @@ def ago(instant: datetime | None, now: datetime) -> str:
         return NOTHING
     seconds = (now - instant).total_seconds()
     return "just now" if seconds < 60 else f"{duration_text(seconds)} ago"
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """Return how the run of a schedule ended: `freed 4.2 GB`, `exit 8: …`."""
+    if outcome.at is None:
+        return "running" if outcome.running else "did not finish"
+    code = f"exit {outcome.exit_code}: " if outcome.exit_code else ""
+    return code + printable(outcome.text)
 
 
 def warn(texts: Iterable[str]) -> None:

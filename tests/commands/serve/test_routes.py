@@ -140,6 +140,22 @@ def test_a_file_has_the_headers_of_the_hub(ask: Asking, built: CacheBuilder) -> 
     assert ask("/spaces/org/app/resolve/main/app.py").body == b"print()"
 
 
+def test_a_request_for_a_complete_address_and_an_id_in_another_case_are_answered(
+    ask: Asking,
+) -> None:
+    wanted = ask("/org/good/resolve/v1/v").body
+    assert wanted == b"1"
+    for path in (
+        "http://proxied:80/org/good/resolve/v1/v",
+        "HTTPS://proxied/org/good/resolve/v1/v",
+    ):
+        assert ask(path).body == wanted, path
+    assert ask("http://proxied/api/models/org/good?blobs=true").json["id"] == "org/good"
+    assert ask("/Org/GOOD/resolve/v1/v").body == wanted
+    assert ask("/api/models/ORG/good/revision/v1").json["id"] == "org/good"
+    assert ask("/api/datasets/Org/Good").status == 404
+
+
 def test_what_is_not_complete_is_not_served(ask: Asking) -> None:
     for path in (
         "/api/models/org/part",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -47,7 +48,9 @@ def started(vlmcache: Vlmcache, *words: str) -> tuple[subprocess.Popen[bytes], s
     return process, process.stdout.readline().decode().strip()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
 def test_a_signal_ends_it_with_its_code_and_what_was_served(
     good: CacheBuilder, vlmcache: Vlmcache, token_file: Path, number: signal.Signals, code: int
 ) -> None:
@@ -112,8 +115,8 @@ def test_what_is_served_is_named_or_confirmed(good: CacheBuilder, token_file: Pa
         (("--all", *listen, "--json"), 5, None),
         (listen, 2, "--listen needs the models to serve"),
         (("org/good", "--all", *listen), 2, "name models or use --all, not both"),
-        (("org/part", *listen), 11, "org/part is partial"),
-        (("org/good@v9", *listen), 11, "org/good@v9 is missing"),
+        (("org/part", *listen), 7, "org/part is partial"),
+        (("org/good@v9", *listen), 7, "org/good@v9 is missing"),
         (("nobody",), 7, "no such model"),
         (("org/good", "--listen", "nonsense"), 2, "not an address"),
         (("org/good", "--listen", "127.0.0.1:0", "--allow", "x"), 2, "not a network"),
@@ -199,6 +202,21 @@ def test_the_first_lines_say_where_what_and_what_clients_need(
     closed = package.Cache(good.root).serve("org/good", listen="127.0.0.1:0")
     with closed as running:
         assert "nobody is sent their files without a token" in running.start_lines()[1]
+
+
+def test_a_key_with_a_password_is_refused_with_the_command_that_writes_it_without(
+    good: CacheBuilder, tmp_path: Path
+) -> None:
+    authority(tmp_path / "tls")
+    key, plain = tmp_path / "tls/server.key", tmp_path / "tls/secret key"
+    words = ["openssl", "pkey", "-in", str(key), "-out", str(plain), "-aes256"]
+    subprocess.run([*words, "-passout", "pass:sesame"], check=True, capture_output=True)
+    tls = ("--tls-cert", str(tmp_path / "tls/server.crt"), "--tls-key", str(plain))
+    done = run_here("serve", "org/good", "--listen", "127.0.0.1:0", *tls)
+    assert done.code == 2
+    assert f"the key in {plain} is encrypted" in done.err
+    hint = done.err.partition("without one: ")[2].strip()
+    subprocess.run([*shlex.split(hint), "-passin", "pass:sesame"], check=True, capture_output=True)
 
 
 def test_it_speaks_tls(good: CacheBuilder, token_file: Path, tmp_path: Path) -> None:

@@ -216,6 +216,20 @@ def test_a_partial_that_nobody_locks_is_judged_by_its_last_write(
     assert [download.state for download in observations[0].snapshot.downloads] == [state]
 
 
+def test_a_first_download_that_runs_is_no_error_and_one_that_was_left_behind_is(
+    cache: CacheBuilder,
+) -> None:
+    repo = cache.repo("org/new")
+    partial = repo.partial()
+    (repo.blobs.parent / "refs").mkdir()
+    (repo.blobs.parent / "refs/main").write_text("a" * 40)
+    old = time.time() - 3600
+    observations, _ = looks(cache.root, [lambda: os.utime(partial, (old, old))])
+    errors = [look.snapshot.problems["error"] for look in observations]
+    # That nothing has come of it, and that its ref names nothing.
+    assert errors == [0, 2]
+
+
 def test_a_locked_partial_that_does_not_grow_is_stalled_until_its_lock_goes(
     repo: CachedRepo,
 ) -> None:

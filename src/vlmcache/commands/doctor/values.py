@@ -83,6 +83,11 @@ class Diagnosis(Report, frozen=True):
     plan: Plan | None = None
     receipt: Receipt | None = None
 
+    def with_findings(self, findings: tuple[Finding, ...]) -> Diagnosis:
+        """Return the same with more findings."""
+        more = msgspec.structs.replace(self, findings=self.findings + findings)
+        return more.with_problem(self.problem)
+
     @property
     def has_errors(self) -> bool:
         """Whether something stops models from being pulled or loaded."""

@@ -33,8 +33,8 @@ from vlmcache.errors import (
     HubError,
     NoSuchFileError,
     NoSuchRepoError,
-    NotDownloadedError,
     OfflineError,
+    UnloadableError,
     UsageError,
     VlmcacheError,
 )
@@ -143,20 +143,20 @@ def _problem(order: DownloadOrder, judgement: Judgement) -> VlmcacheError | None
     absent = [name for name in judgement.missing if name not in order.files]
     if absent:
         others = units.and_more(len(absent) - 1)
-        return NotDownloadedError(
+        return UnloadableError(
             f"{begin}: its index names {absent[0]}{others}, which the hub does not have",
             "ask those who publish it, or pull another revision",
         )
     if judgement.missing:
         reasons = {name: order.refused.get(name) for name in judgement.missing}
         names = [f"{name} ({why})" if why else name for name, why in reasons.items()]
-        return NotDownloadedError(f"{begin}: missing {', '.join(names)}")
+        return UnloadableError(f"{begin}: missing {', '.join(names)}")
     if judgement.missing_repos:
-        return NotDownloadedError(
+        return UnloadableError(
             f"{begin}: it needs {', '.join(judgement.missing_repos)}",
             units.command("pull", order.repo),
         )
-    return NotDownloadedError(
+    return UnloadableError(
         f"{begin}: {', '.join(judgement.damaged) or judgement.state}",
         units.command("verify", order.repo, "--repair"),
     )

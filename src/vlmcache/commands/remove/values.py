@@ -155,6 +155,15 @@ class Removal(Report, frozen=True):
         return list(names)
 
     @property
+    def in_one_line(self) -> str:
+        """What was freed, or would be."""
+        if not self.plan.actions:
+            return "nothing to remove"
+        if self.receipt is None:
+            return f"would free {size_text(self.plan.frees)}"
+        return f"freed {size_text(self.receipt.freed)}"
+
+    @property
     def problem(self) -> VlmcacheError | None:
         """What kept the plan from being carried out as asked, `None` if nothing did."""
         if "_problem" in self.__dict__:

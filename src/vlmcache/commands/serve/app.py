@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vlmcache import log
+from vlmcache import late, log
 from vlmcache.cache import layout
 from vlmcache.cache.hashing import BLOCK, Identity, Opener, identify_open
 from vlmcache.commands.serve import answers
@@ -65,6 +65,10 @@ class Counts:
     def refused(self) -> int:
         """How many of them with a status of 400 or more."""
         return sum(count for status, count in self.by_status.items() if status >= 400)
+
+
+_ADDRESS = late.pattern(rb"https?://[^/]*", re.IGNORECASE)
+"""What stands before the path in a request whose target is a complete address."""
 
 
 class Served(NamedTuple):
@@ -120,6 +124,11 @@ class _Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         counts, begun, status, sent = self._served.counts, time.monotonic(), 0, 0
+        address = _ADDRESS.match(scope["raw_path"])
+        if address is not None:
+            # As proxies ask (RFC 9112, 3.2.2): the Host header is checked all the same.
+            raw = scope["raw_path"][address.end() :] or b"/"
+            scope = {**scope, "raw_path": raw, "path": unquote(raw.decode("ascii", "replace"))}
 
         async def counting(message: Message) -> None:
             nonlocal status, sent

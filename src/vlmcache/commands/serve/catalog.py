@@ -180,7 +180,15 @@ class Catalog:
         return tuple(NotServed(name, why) for name, why in sorted(self.skipped.items()))
 
     def repo(self, kind: str, repo_id: str) -> ServedRepo | None:
-        """Return a repo as it is now; `None` if nothing of it is served."""
+        """Return a repo as it is now, by its id in any case; `None` if nothing of it is served."""
+        exact = self._exact(kind, repo_id)
+        if exact is not None:
+            return exact
+        wanted = repo_id.casefold()
+        same = [r.id for r in self.repos() if r.kind == kind and r.id.casefold() == wanted]
+        return self._exact(kind, same[0]) if len(same) == 1 else None
+
+    def _exact(self, kind: str, repo_id: str) -> ServedRepo | None:
         folder = layout.repo_folder(kind, repo_id)
         if not layout.is_repo_id(repo_id) or not self._wanted.means(folder):
             return None

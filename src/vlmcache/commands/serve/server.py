@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from vlmcache.commands.serve.app import HEAD_LIMIT, Counts, Served, application
 from vlmcache.commands.serve.values import ServeError, ServeOptions
 from vlmcache.errors import UsageError, reason_of
+from vlmcache.units import shell_words
 
 IDLE = 20.0
 """Seconds for the head of a request to arrive, since the connection or the last answer."""
@@ -98,11 +99,24 @@ def check_tls(options: ServeOptions) -> None:
         if options.tls_key is not None:
             raise UsageError("--tls-key belongs to --tls-cert")
         return
+    asked: list[str] = []
+
+    def password() -> str:
+        # An empty one keeps OpenSSL from asking for one on the terminal.
+        asked.append("")
+        return ""
+
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        # An empty password keeps OpenSSL from asking for one on the terminal.
-        context.load_cert_chain(options.tls_cert, options.tls_key, password="")
+        context.load_cert_chain(options.tls_cert, options.tls_key, password=password)
     except (OSError, ValueError) as error:
+        key = options.tls_key or options.tls_cert
+        if asked:
+            raise UsageError(
+                f"the key in {key} is encrypted, and nobody can be asked for its password",
+                "write it without one: "
+                + shell_words("openssl", "pkey", "-in", key, "-out", f"{key}.plain"),
+            ) from None
         raise UsageError(
             f"--tls-cert {options.tls_cert}: it cannot be used: {reason_of(error)}",
             "name PEM files: the certificate's chain, and its key with --tls-key",
@@ -169,7 +183,11 @@ class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Take the signals that end it, in the main thread."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        hangup = getattr(signal, "SIGHUP", None)
+        # `nohup` lets the server outlive its terminal.
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+            numbers.append(hangup)
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -59,6 +59,7 @@ from vlmcache.commands.status.values import (
 )
 from vlmcache.config import ModelConfig, Session, own_home
 from vlmcache.home.copies import list_copies
+from vlmcache.scheduled import read_outcomes
 
 
 def status(session: Session, names: Sequence[str] = (), *, context: int = 0) -> Status:
@@ -107,7 +108,8 @@ def status(session: Session, names: Sequence[str] = (), *, context: int = 0) -> 
         configured=bool(wanted),
     )
     steps = recommend(advised, Planner(known, session), shown)
-    copies = tuple(list_copies(own_home(environment)[0]))
+    home = own_home(environment)[0]
+    copies = tuple(list_copies(home))
     findings = [advised.completed(finding) for finding in findings]
     findings += (
         Finding(
@@ -135,7 +137,11 @@ def status(session: Session, names: Sequence[str] = (), *, context: int = 0) -> 
         if copy.changed and copy.failed is None
     )
     return msgspec.structs.replace(
-        shown, recommendations=tuple(steps), findings=tuple(findings), copies=copies
+        shown,
+        recommendations=tuple(steps),
+        findings=tuple(findings),
+        copies=copies,
+        schedules=read_outcomes(home),
     )
 
 

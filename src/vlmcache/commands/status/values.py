@@ -24,6 +24,7 @@ from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.home.copies import KeptCopy
 from vlmcache.names import parse_name
 from vlmcache.report import Report
+from vlmcache.scheduled import Outcome
 from vlmcache.units import size_text
 
 MemorySource = Literal["weights", "config", "table"]
@@ -302,6 +303,8 @@ class Status(Report, frozen=True):
     """Kept quantized copies, which are in vlmcache's own folder and not in the cache."""
     elsewhere: tuple[Elsewhere, ...] = ()
     """Where the repos are of which the cache has only links; not part of its bytes."""
+    schedules: tuple[Outcome, ...] = ()
+    """How the last run of each schedule ended."""
     configured: bool = True
     """False if no model is named or configured: then `models` is empty, and `repos` are what there
     is to see, the largest first."""
@@ -332,6 +335,12 @@ class Status(Report, frozen=True):
         if self.configured:
             return list(self.models)
         return [repo for repo in self.repos if repo.type == "model"]
+
+    @property
+    def in_one_line(self) -> str:
+        """How many of the models are cached."""
+        asked, missing = len(self._asked), len(self.incomplete)
+        return f"{asked - missing} of {units.counted(asked, 'model')} cached"
 
     @property
     def not_cached(self) -> NotCachedError | None:

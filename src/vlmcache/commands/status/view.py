@@ -31,7 +31,7 @@ from vlmcache.show.rows import (
     wrapped,
 )
 from vlmcache.show.tables import SEVERITY_COLORS, state_text
-from vlmcache.show.text import NOTHING, ago, printable
+from vlmcache.show.text import NOTHING, ago, outcome_text, printable
 from vlmcache.units import and_more, counted, size_text
 
 _WIDE = 110
@@ -86,6 +86,7 @@ def show(status: Status, *, listing: Listing | None = None, verbose: bool = Fals
     _print_elsewhere(out, status)
     if listing.outdated:
         print_rows(out, labelled(out, "Hub", _outdated_text(status)))
+    _print_schedules(out, status, now)
     cleaning = next((step for step in status.recommendations if step.cleans), None)
     if cleaning is not None:
         _print_cleaning(out, cleaning)
@@ -268,6 +269,14 @@ def _print_elsewhere(out: Console, status: Status) -> None:
         outdated = "" if copy.current else ", made by other versions of its libraries"
         text = f"{printable(copy.repo)} {copy.precision}, {size_text(copy.size)}{outdated}"
         print_rows(out, labelled(out, "Copy", text))
+
+
+def _print_schedules(out: Console, status: Status, now: datetime) -> None:
+    """Print how the last run of each schedule ended."""
+    for outcome in status.schedules:
+        text = f"{printable(outcome.name)}, {ago(outcome.begun, now)}: {outcome_text(outcome)}"
+        bad = not outcome.running and outcome.exit_code != 0
+        print_rows(out, labelled(out, "Timer", text, "yellow" if bad else ""))
 
 
 def _outdated_text(status: Status) -> str:

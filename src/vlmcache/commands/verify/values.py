@@ -120,6 +120,13 @@ class Verification(Report, frozen=True):
         return list(dict.fromkeys(place.repo for place in bad))
 
     @property
+    def in_one_line(self) -> str:
+        """How much was read, and how much of it is not good."""
+        read = f"{units.counted(self.checked, 'file')} read, {units.size_text(self.bytes)}"
+        bad = len(self.damaged) + len(self.missing)
+        return f"{read}: {f'{bad} damaged or missing' if bad else 'all good'}"
+
+    @property
     def problem(self) -> VlmcacheError | None:
         """That something is damaged or missing, if anything is."""
         counts = [
@@ -153,6 +160,12 @@ class Verification(Report, frozen=True):
 
 class RepairReport(Verification, frozen=True):
     """What `vlmcache verify --repair` returns: what was found before, and what became of it."""
+
+    @property
+    def in_one_line(self) -> str:
+        """What was found, and how much of it is repaired."""
+        found = super().in_one_line
+        return found if self.plan is None else f"{found}, {len(self.remaining)} of that remain"
 
     @property
     def problem(self) -> VlmcacheError | None:

@@ -150,7 +150,7 @@ class _Watch:
             notified=self.scans.wake is not None,
             models=models,
             downloads=downloads,
-            problems=_problems(state),
+            problems=_problems(state, self._downloads.are_live_in),
             needed=0 if total is None else total.left,
         )
         by_path = {download.path: download for download in downloads}
@@ -188,9 +188,16 @@ class _Watch:
         self._advanced = {path: at for path, at in self._advanced.items() if path in downloads}
 
 
-def _problems(state: CacheState) -> dict[str, int]:
-    damage = (finding for repo in state.repos for finding in found_damaged(repo))
-    counts = Counter(finding.severity for finding in (*state.all_findings(), *damage))
+_BEGUN = frozenset({"missing-snapshots", "ref-to-missing-commit", "empty-snapshot"})
+"""Findings of a repo that a download which runs has only begun to fill."""
+
+
+def _problems(state: CacheState, is_live: Callable[[Repo], bool]) -> dict[str, int]:
+    counts = Counter(finding.severity for finding in state.findings)
+    for repo in state.repos:
+        begun = _BEGUN if is_live(repo) else ()
+        findings = (*repo.findings, *found_damaged(repo))
+        counts.update(finding.severity for finding in findings if finding.code not in begun)
     return {severity: counts[severity] for severity in get_args(Severity)}
 
 

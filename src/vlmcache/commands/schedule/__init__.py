@@ -1,0 +1,1 @@
+"""`vlmcache schedule`."""
