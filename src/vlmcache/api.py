@@ -283,6 +283,7 @@ class Cache:
         older_than: Duration | None = None,
         max_size: Size | None = None,
         free: Size | None = None,
+        to: Path | None = None,
         duplicates: bool = False,
         partials: bool = False,
         keep: Names = (),
@@ -298,6 +299,8 @@ class Cache:
             older_than: remove models that were not used for so long.
             max_size: remove the least recently used models until the cache is no larger.
             free: remove the least recently used models until the disk has so much free.
+            to: a folder on another drive, to which models are moved instead of being removed; the
+                user's `archive:` if not given.
             duplicates: remove second weight formats.
             partials: remove unfinished downloads that were not written for an hour.
             keep: models of which nothing is removed.
@@ -308,6 +311,8 @@ class Cache:
 
         Raises:
             UnknownModelError: a name to keep or to remove is not a model.
+            UsageError: the folder cannot be one to move to, or nothing would be gained by it.
+            AwayError: the drive with the models that were moved there is not mounted.
             ConfigError: another config.yaml that may protect models cannot be read.
         """
         from vlmcache.commands.remove import clean, values
@@ -324,7 +329,15 @@ class Cache:
             modules=modules,
             partials=partials,
         )
-        return clean.clean(self.session, options, dry_run=dry_run, confirm=self.confirm)
+        folder = None if to is None else os.fspath(to)
+        options = clean.with_archive(options, self.session.config, folder)
+        if options.to is None:
+            return clean.clean(self.session, options, dry_run=dry_run, confirm=self.confirm)
+        from vlmcache.commands.move.archive import clean_to
+
+        return clean_to(
+            self.session, options, dry_run=dry_run, confirm=self.confirm, progress=self.progress
+        )
 
     def verify(
         self,

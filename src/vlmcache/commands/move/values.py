@@ -45,6 +45,11 @@ class NotMovedError(VlmcacheError):
     exit_code = ExitCode.FAILED
 
 
+def moved_words(place: str) -> str:
+    """Return the reason of a removal whose repo is complete at another place."""
+    return f"moved to {place}"
+
+
 class MoveOptions(msgspec.Struct, frozen=True):
     """How to move."""
 

@@ -83,8 +83,53 @@ def clean(
     from vlmcache.change.remove import apply_removals  # status plans a cleaning without them
     from vlmcache.change.space import FreeSpace
 
-    environment, config, location = session
     options = options or CleanOptions()
+    known, removal = planned(session, options)
+    state, plan, usage = known.state, removal.plan, known.usage
+    if dry_run or not plan.actions:
+        nothing = FreeSpace(state.dir).measured(Receipt(()))
+        return removal if dry_run else msgspec.structs.replace(removal, receipt=nothing)
+    ask(removal, confirm)
+    if confirm is not None:
+        usage = users_of(state)
+    if options.free is None:
+        receipt = apply_removals(plan, state, in_use=usage.files)
+    else:
+        receipt = _apply_in_steps(known, plan, options.free, usage)
+    forget(session.environment, state)
+    return msgspec.structs.replace(removal, receipt=receipt)
+
+
+def with_archive(options: CleanOptions, config: Config, folder: str | None) -> CleanOptions:
+    """Return options that say where models go instead of being evicted.
+
+    Args:
+        options: what is asked for; without an age or a size, the configured one counts.
+        config: its `archive` counts if models are to give way.
+        folder: what `--to` names.
+
+    Raises:
+        UsageError: all is to be deleted, and nothing is.
+    """
+    if options.everything:
+        if folder is not None:
+            raise UsageError("--to deletes no model, and --all deletes all: use one of them")
+        return options
+    if not options.evicts:
+        options = msgspec.structs.replace(options, max_size=config.limits.max_size)
+    if folder is None and options.evicts:
+        folder = config.archive
+    return msgspec.structs.replace(options, to=folder)
+
+
+def planned(session: Session, options: CleanOptions) -> tuple[Known, Removal]:
+    """Return what is known of the cache, and the answer of `clean` before anything is done.
+
+    Raises:
+        UnknownModelError: a name to keep or to evict is not a model.
+        ConfigError: as of `clean`.
+    """
+    environment, config, location = session
     if config.unread is not None:
         raise ConfigError(
             f"nothing was removed: which models another configuration names is not known: "
@@ -98,7 +143,7 @@ def clean(
     plan.log("clean")
     caches = tuple(_side_caches(environment))
     plan, used_caches = _with_side_caches(plan, caches, options, environment, state.dir)
-    removal = Removal(
+    return known, Removal(
         plan,
         in_use=tuple(kept for kept in plan.kept if kept.processes) + used_caches,
         missed_by=missed,
@@ -109,18 +154,6 @@ def clean(
         cache=state.dir,
         unknown_use=_unknown_use(config, location, plan),
     )
-    if dry_run or not plan.actions:
-        nothing = FreeSpace(state.dir).measured(Receipt(()))
-        return removal if dry_run else msgspec.structs.replace(removal, receipt=nothing)
-    ask(removal, confirm)
-    if confirm is not None:
-        usage = users_of(state)
-    if options.free is None:
-        receipt = apply_removals(plan, state, in_use=usage.files)
-    else:
-        receipt = _apply_in_steps(known, plan, options.free, usage)
-    forget(environment, state)
-    return msgspec.structs.replace(removal, receipt=receipt)
 
 
 def _apply_in_steps(known: Known, plan: Plan, free: int, usage: Usage) -> Receipt:
@@ -194,9 +227,8 @@ def plan_clean(
     """
     options = options or CleanOptions()
     state = known.state
-    asked = (options.older_than, options.max_size, options.free)
     plans = [_plan_clean_at(known, config, place, options, usage) for place in known.places]
-    if asked == (None, None, None) and not options.everything:
+    if not options.evicts and not options.everything:
         options = msgspec.structs.replace(options, max_size=config.limits.max_size)
     try:
         free_now = shutil.disk_usage(state.dir).free
@@ -210,7 +242,7 @@ def plan_clean(
             free_now,
             known.used,
             pinned=pinned_models(config, state, options.evict),
-            kept=_kept_models(config, state, options.keep),
+            kept=kept_models(config, state, options.keep),
             usage=usage or Usage(),
             needs=known.needs,
             evidence=known.evidence,
@@ -230,7 +262,7 @@ def _plan_clean_at(
     state, place = known.state, at.state
     if usage is not None:
         usage = Usage(usage.files | at.usage.files, usage.locks, usage.hidden)
-    kept = _kept_models(config, state, options.keep)
+    kept = kept_models(config, state, options.keep)
     # What is in use in the cache may need what was moved.
     active = set(busy_repos(state, usage or Usage())) - {repo.folder for repo in place.repos}
     kept = Protected(kept.revisions, dict.fromkeys(active, "in use") | kept.repos)
@@ -300,7 +332,13 @@ def pinned_models(config: Config, state: CacheState, evict: Collection[str] = ()
     return Protected(revisions, repos)
 
 
-def _kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Protected:
+def kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Protected:
+    """Return the revisions and repos of which `--keep` wants nothing to be removed.
+
+    Raises:
+        UnknownModelError: a name is not a model.
+        UsageError: it is something else.
+    """
     if not names:
         return Protected()
     revisions: dict[Key, str] = {}
