@@ -10,7 +10,7 @@ import vlmcache
 
 SOURCE = Path(vlmcache.__file__).parent
 MOST_ROOMS = 19
-MOST_ARROWS = 84
+MOST_ARROWS = 85
 
 
 def _modules() -> dict[str, Path]:

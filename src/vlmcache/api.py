@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.backup.values import Backup, Restored
     from vlmcache.commands.doctor.values import Diagnosis
     from vlmcache.commands.init.values import InitReport
-    from vlmcache.commands.move.values import MoveReport
+    from vlmcache.commands.move.values import MoveReport, RecallReport
     from vlmcache.commands.pull.plan import VariantError
     from vlmcache.commands.pull.values import PullReport
     from vlmcache.commands.remove.values import Removal
@@ -433,6 +433,24 @@ class Cache:
             return move.undo(self.session, destination, dry_run=dry_run)
         options = values.MoveOptions(link=not no_link, dry_run=dry_run)
         return move.move(self.session, destination, as_names(models), options, self.progress)
+
+    def recall(self, models: Names, *, dry_run: bool = False) -> RecallReport:
+        """Bring models back from the drives to which `clean` and `move` have brought them.
+
+        Args:
+            models: keys, repo ids or `datasets/owner/name`, or patterns such as `org/*`.
+            dry_run: return the plan and change nothing.
+
+        Raises:
+            UnknownModelError: nothing of a name is in the cache.
+            UsageError: no model is named, or a name is not a complete model.
+            AwayError: their drives are not mounted.
+            SpaceError: the cache's disk has too little room.
+        """
+        from vlmcache.commands.move import recall
+
+        names = self._matching(models)
+        return recall.recall(self.session, names, dry_run=dry_run, progress=self.progress)
 
     def backup(
         self,

@@ -61,6 +61,11 @@ COMMANDS = {
         "vlmcache.commands.move.values.MoveReport",
         "vlmcache.commands.move.view.show",
     ),
+    "recall": Command(
+        "Bring models back from the archive drive.",
+        "vlmcache.commands.move.values.RecallReport",
+        "vlmcache.commands.move.view.show_recall",
+    ),
     "backup": Command(
         "Save models to a tar stream or a store, checked.",
         "vlmcache.commands.backup.values.Backup",
@@ -118,7 +123,7 @@ _GROUPS = {
     "Look": ("status", "watch", "verify", "doctor"),
     "Get": ("pull",),
     "Free space": ("rm", "clean"),
-    "Move and save": ("move", "backup", "restore", "serve"),
+    "Move and save": ("move", "recall", "backup", "restore", "serve"),
     "Measure": ("load-test", "quantize", "warm"),
 }
 

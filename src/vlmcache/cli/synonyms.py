@@ -22,6 +22,7 @@ _WORDS = {
     "rm": "uninstall del erase unlink destroy rmi",
     "clean": "gc purge evict cleanup clean-up tidy vacuum autoremove autoclean wipe",
     "move": "mv relocate migrate transfer",
+    "recall": "unarchive retrieve",
     "backup": "save export archive dump push tar",
     "restore": "import load unpack extract untar",
     "load-test": "bench benchmark test measure profile time speed perf",

@@ -19,14 +19,13 @@ from vlmcache.commands.move.archive_plan import ArchiveFacts, plan_archiving
 from vlmcache.commands.move.move import check_filesystems, planned_report, planned_repos, sole
 from vlmcache.commands.move.plan import Destination, MoveChoice, plan_move
 from vlmcache.commands.move.survey import check_same, choose_repos, open_archive, read_destination
-from vlmcache.commands.move.values import MovedRepo, MoveReport, repo_row
+from vlmcache.commands.move.values import DriveUse, MovedRepo, MoveReport, repo_row
 from vlmcache.commands.remove.clean import clean, kept_models, pinned_models, planned
 from vlmcache.commands.remove.facts import forget, users_of
 from vlmcache.commands.remove.values import (
     Archive,
     CleanOptions,
     Confirm,
-    DriveUse,
     Removal,
     ask,
 )

@@ -23,7 +23,7 @@ from vlmcache.change.plan import (
     RemoveTree,
     in_use_words,
 )
-from vlmcache.commands.move.values import MovedRepo, moved_words
+from vlmcache.commands.move.values import DriveUse, MovedRepo, moved_words
 from vlmcache.errors import ChangedError, ExitCode, InUseError, PartlyError, VlmcacheError
 from vlmcache.home.copies import KeptCopy
 from vlmcache.report import Report
@@ -107,18 +107,6 @@ class CleanOptions(msgspec.Struct, frozen=True):
     def evicts(self) -> bool:
         """Whether an age or a size is asked for, to which models have to give way."""
         return (self.older_than, self.max_size, self.free) != (None, None, None)
-
-
-class DriveUse(msgspec.Struct, frozen=True):
-    """What became of the room on one drive. All figures are bytes."""
-
-    path: str
-    """The cache on it."""
-    freed: int
-    copied: int
-    """What was written to it."""
-    free: int | None
-    """What is free on it now; `None` if it does not say."""
 
 
 class Archive(msgspec.Struct, frozen=True):
