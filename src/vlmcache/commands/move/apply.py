@@ -134,8 +134,12 @@ class MoveNotes:
         return any(os.path.lexists(os.path.join(top, job, folder)) for job in jobs)
 
     def forget_return(self, back: Collection[str]) -> None:
-        """Forget here that repos had come from the destination, to which they are back."""
+        """Forget here that repos had come from the destination, to which they are back.
+
+        Until nothing of one is left here, its note shows whose leftovers these are.
+        """
         before = read_moves(self.cache_dir)
+        back = {folder for folder in back if not self._has_leftovers(folder)}
         for folder in back:
             if not os.path.islink(os.path.join(self.destination, folder)):
                 with contextlib.suppress(OSError):
@@ -243,6 +247,8 @@ class Mover:
         self.outcomes: list[Outcome] = []
         self.freed = 0
         self.gone: set[str] = set()
+        self.came_back: set[str] = set()
+        """Folders of repos that come back to where they have left a link."""
         self.copier = Copier(self.cache, there, same_disk=destination.same_disk)
         self.notes = MoveNotes(state.dir, there)
         self.space = FreeSpace(state.dir)
@@ -294,6 +300,8 @@ class Mover:
                 self.copier.stage(repo, self.state.shared)
                 self._check_unchanged(repo)
                 self._check_unused(repo)
+                if leads_back(self.destination.path, folder, self.state.dir):
+                    self.came_back.add(folder)
                 self.copier.place(repo)
                 self._check_there()
         except VlmcacheError as error:
@@ -404,7 +412,7 @@ class Mover:
     def _link_again(self, folder: str) -> None:
         """Leave a link again where a repo would have come back to, since it stays where it is."""
         there = self.destination.place(folder)
-        if folder in self.copier.came_back and not os.path.lexists(there):
+        if folder in self.came_back and not os.path.lexists(there):
             with contextlib.suppress(OSError):
                 self.copier.target.symlink(os.path.join(self.state.dir, folder), there)
 
@@ -431,9 +439,10 @@ class Mover:
                 path = os.path.join(self.state.dir, folder)
                 self.repos.append(repo_row(path, self.destination.place(folder), "finished"))
         failure = self.notes.finish(link=self.planned.link)
-        if failure is not None:
+        if failure is None:
+            self.notes.forget_return(
+                {os.path.basename(row.path) for row in self.repos if row.error is None}
+            )
+        else:
             self.outcomes.append(failure)
-        self.notes.forget_return(
-            {os.path.basename(row.path) for row in self.repos if row.error is None}
-        )
         self.copier.finish()

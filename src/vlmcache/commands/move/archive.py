@@ -87,6 +87,8 @@ class _Job:
         self.session = session._replace(cache=place)
         self.options = options
         self.folders: Sequence[str] = ()
+        self.rest: Sequence[str] = ()
+        """What an interrupted move has brought over and not finished."""
         self.target: Destination
         self.device: int | None = None
         """What the archive is on."""
@@ -113,8 +115,8 @@ class _Job:
             kept_models(config, state, options.keep),
             known.usage,
         )
-        rest = choose_repos(state, config, target, ()).rest
-        found = plan_archiving(state, target, options, facts, removal.plan, rest)
+        self.rest = choose_repos(state, config, target, ()).rest
+        found = plan_archiving(state, target, options, facts, removal.plan, self.rest)
         self.folders = found.folders
         chosen = set(found.folders)
         check_filesystems(
@@ -143,7 +145,7 @@ class _Job:
             receipt = apply_removals(waste, self.state, in_use=usage.files)
             forget(self.session.environment, self.state)
         begun, outcomes, freed, copied = time.monotonic(), receipt.outcomes, receipt.freed, 0
-        if archive.repos:
+        if archive.repos or self.rest:
             try:
                 moved = self._move(waste, progress)
             except VlmcacheError as error:

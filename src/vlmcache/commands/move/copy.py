@@ -66,7 +66,6 @@ class Copier:
         self.staged_blobs = layout.staged_path(target.root, layout.SHARED_STORE)
         self.copied = 0
         """Bytes written at the destination."""
-        self.came_back: set[str] = set()
 
     def stage(self, repo: Repo, shared: Mapping[str, SharedBlob]) -> None:
         """Copy all of a repo that is not at the destination yet.
@@ -140,7 +139,6 @@ class Copier:
             place = os.path.join(self.target.root, repo.folder)
             if leads_back(self.target.root, repo.folder, self.source.root):
                 # The repo comes back to where it has left a link.
-                self.came_back.add(repo.folder)
                 self.target.unlink(place)
             self.target.rename(os.path.join(self.staging, repo.folder), place)
         change_place.tag_cache(self.target)

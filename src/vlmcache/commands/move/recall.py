@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from vlmcache.cache.layout import name_by_path
 from vlmcache.cache.moved import away_error, names_cache, read_moves
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import who_uses
+from vlmcache.change.moved_note import remove_record
 from vlmcache.change.names import find_targets
 from vlmcache.change.place import check_room
 from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, in_use_words, joined
@@ -98,6 +100,10 @@ class _Recalling:
         )
         if dry_run or report.in_use:
             return report
+        for kept in self.kept:
+            # An interrupted run may have left it, and nothing needs it.
+            with contextlib.suppress(OSError):
+                remove_record(self.state.dir, os.path.basename(kept.path))
         space, done = FreeSpace(self.state.dir), [*self._carried_out()]
         receipts = [one.receipt for one in done if one.receipt is not None]
         receipt = Receipt(
