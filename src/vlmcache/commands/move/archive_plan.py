@@ -107,17 +107,20 @@ def plan_archiving(
     actions = tuple(
         _because(action, chosen) for action in moves.actions if action.path not in there
     )
-    # What is not asked for in the end needs no explanation.
-    missed = max(old, goal - gained)
-    shown = kept if missed or options.older_than is not None else ()
+    missed = max(0, old, goal - gained)
+    if not kept and len(chosen) == len(candidates) and missed <= state.by_class.metadata:
+        missed = 0  # of a cache without content, its own folders and the links stay
+    if not missed and options.older_than is None:
+        # The others were not asked for in the end.
+        kept = [stay for stay in kept if stay.reason.startswith(("does not fit", "in use"))]
     stays = {stay.path for stay in waste.kept}
     moves = Plan(
         actions,
         sum(getattr(action, "frees", 0) for action in actions),
         moves.needs,
-        tuple(stay for stay in shown if stay.path not in stays),
+        tuple(stay for stay in kept if stay.path not in stays),
     )
-    return Archiving(joined([waste, moves]), [*chosen], max(0, missed))
+    return Archiving(joined([waste, moves]), [*chosen], missed)
 
 
 _LEAST_RECENT = "least recently used"
