@@ -159,8 +159,8 @@ def open_archive(state: CacheState, folder: str) -> Destination:
         AwayError: the drive with the models that were moved there is not mounted.
         CacheError: it cannot be written.
     """
+    check_mounted(state, os.path.realpath(folder))
     place = find_destination(state.dir, folder)
-    check_mounted(state, place)
     near = nearest_folder(place)
     if os.stat(near).st_dev == os.stat(state.dir).st_dev or _same_filesystem(near, state.dir):
         raise UsageError(

@@ -149,7 +149,9 @@ def _show_moves(out: Console, removal: Removal, archive: Archive, *, verbose: bo
         shown = archive.repos if verbose else archive.repos[:_SHOWN_ROWS]
         for repo in shown:
             move = why.get(repo.path)
-            reason = move.reason if move is not None else "an interrupted move is finished"
+            reason = "an interrupted move is finished"
+            if move is not None:
+                reason = move.reason.partition(";")[0]
             size = size_text(repo.size) if repo.size else NOTHING
             table.add_row(printable(typed_name(repo.type, repo.repo)), size, printable(reason))
         out.print(table)
@@ -235,7 +237,9 @@ def _show_kept(out: Console, kept: list[Kept], *, verbose: bool) -> None:
         name = stays.path.rpartition("/")[2]
         place = stays.path
         if stays.repo is not None and not verbose:
-            place = f"{name_by_path(stays.repo, stays.path)}: {name}"
+            place = name_by_path(stays.repo, stays.path)
+            if parse_repo_folder(name) is None:
+                place += f": {name}"
         line = Text(whole(printable(place))).append(f"  {printable(stays.reason)}", "dim")
         for process in stays.processes[:3]:
             line.append(f"\n  {process_text(process)}", "yellow")
