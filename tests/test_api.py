@@ -115,6 +115,7 @@ EMPTY: dict[str, Callable[[vlmcache.Cache], object]] = {
     "verify": lambda cache: cache.verify([]),
     "repair": lambda cache: cache.repair([]),
     "move": lambda cache: cache.move("elsewhere", []),
+    "recall": lambda cache: cache.recall([]),
     "backup": lambda cache: cache.backup("saved.tar", []),
     "load_test": lambda cache: cache.load_test([]),
 }

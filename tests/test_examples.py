@@ -69,7 +69,7 @@ def stage() -> Iterator[Stage]:
         (opened.home / ".cache").rename(opened.home / ".cached")
         memory = Path("/dev/shm")
         with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as drives:
-            for drive in ("big", "nas", "usb"):
+            for drive in ("big", "hdd", "nas", "usb"):
                 Path(drives, drive).mkdir()
             (opened.home / "mnt").symlink_to(drives)
             yield opened

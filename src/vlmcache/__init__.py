@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         BusyError,
         MoveReport,
         NotMovedError,
+        RecallReport,
         SourceDamagedError,
     )
     from vlmcache.commands.pull.plan import VariantError
@@ -114,6 +115,7 @@ _HOMES = {
     "BusyError": "vlmcache.commands.move.values",
     "MoveReport": "vlmcache.commands.move.values",
     "NotMovedError": "vlmcache.commands.move.values",
+    "RecallReport": "vlmcache.commands.move.values",
     "SourceDamagedError": "vlmcache.commands.move.values",
     "VariantError": "vlmcache.commands.pull.plan",
     "PullReport": "vlmcache.commands.pull.values",
@@ -241,6 +243,7 @@ __all__ = [
     "PlaceError",
     "PullReport",
     "Quantization",
+    "RecallReport",
     "Removal",
     "RemovalError",
     "RepairError",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.backup.values import Backup, Restored
     from vlmcache.commands.doctor.values import Diagnosis
     from vlmcache.commands.init.values import InitReport
-    from vlmcache.commands.move.values import MoveReport
+    from vlmcache.commands.move.values import MoveReport, RecallReport
     from vlmcache.commands.pull.plan import VariantError
     from vlmcache.commands.pull.values import PullReport
     from vlmcache.commands.remove.offered import Offer
@@ -305,6 +305,7 @@ class Cache:
         older_than: Duration | None = None,
         max_size: Size | None = None,
         free: Size | None = None,
+        to: Path | None = None,
         duplicates: bool = False,
         partials: bool = False,
         keep: Names = (),
@@ -322,6 +323,8 @@ class Cache:
             older_than: remove models that were not used for so long.
             max_size: remove the least recently used models until the cache is no larger.
             free: remove the least recently used models until the disk has so much free.
+            to: a folder on another drive, to which models are moved instead of being removed; the
+                user's `archive:` if not given.
             duplicates: remove second weight formats.
             partials: remove unfinished downloads that were not written for an hour.
             keep: models of which nothing is removed.
@@ -334,8 +337,10 @@ class Cache:
 
         Raises:
             UnknownModelError: a name to keep or to remove is not a model.
-            UsageError: `interactive` is given with a goal, or without `self.select`.
+            UsageError: `interactive` is given with a goal or a folder, or without `self.select`;
+                the folder cannot be one to move to, or nothing would be gained by it.
             UnconfirmedError: `self.select` returns nothing.
+            AwayError: the drive with the models that were moved there is not mounted.
             ConfigError: another config.yaml that may protect models cannot be read.
         """
         from vlmcache.commands.remove import clean, values
@@ -343,6 +348,7 @@ class Cache:
         if interactive:
             goals = {"all": all, "xet": xet, "modules": modules}
             goals |= {"free": free is not None, "max_size": max_size is not None}
+            goals["to"] = to is not None
             given = next((self.named(name) for name, value in goals.items() if value), None)
             if given is not None:
                 option = self.named("interactive")
@@ -362,9 +368,19 @@ class Cache:
             partials=partials,
             trash=trash,
         )
-        choose = self.select if interactive else None
-        return clean.clean(
-            self.session, options, dry_run=dry_run, confirm=self.confirm, choose=choose
+        if interactive:
+            choose = self.select
+            return clean.clean(
+                self.session, options, dry_run=dry_run, confirm=self.confirm, choose=choose
+            )
+        folder = None if to is None else os.fspath(to)
+        options = clean.with_archive(options, self.session.config, folder)
+        if options.to is None:
+            return clean.clean(self.session, options, dry_run=dry_run, confirm=self.confirm)
+        from vlmcache.commands.move.archive import clean_to
+
+        return clean_to(
+            self.session, options, dry_run=dry_run, confirm=self.confirm, progress=self.progress
         )
 
     def undo(self, removal: str | None = None, *, dry_run: bool = False) -> UndoReport:
@@ -489,6 +505,24 @@ class Cache:
             return move.undo(self.session, destination, dry_run=dry_run)
         options = values.MoveOptions(link=not no_link, dry_run=dry_run)
         return move.move(self.session, destination, as_names(models), options, self.progress)
+
+    def recall(self, models: Names, *, dry_run: bool = False) -> RecallReport:
+        """Bring models back from the drives to which `clean` and `move` have brought them.
+
+        Args:
+            models: keys, repo ids or `datasets/owner/name`, or patterns such as `org/*`.
+            dry_run: return the plan and change nothing.
+
+        Raises:
+            UnknownModelError: nothing of a name is in the cache.
+            UsageError: no model is named, or a name is not a complete model.
+            AwayError: their drives are not mounted.
+            SpaceError: the cache's disk has too little room.
+        """
+        from vlmcache.commands.move import recall
+
+        names = self._matching(models)
+        return recall.recall(self.session, names, dry_run=dry_run, progress=self.progress)
 
     def backup(
         self,

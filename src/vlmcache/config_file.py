@@ -108,6 +108,8 @@ class Config(msgspec.Struct, frozen=True):
     """Those of the warnings that are about keys of `vlmcache:` that mean nothing."""
     sources: tuple[str, ...] = ()
     """What a pull asks for contents before the hub, as `--from` names it; the user's own only."""
+    archive: str | None = None
+    """A folder on a slower drive, to which `clean` moves models; the user's own only."""
     shipped: bool = False
     """Whether `models` are those that ship with the package: valid names and protected, but
     nobody has asked for them."""
@@ -289,10 +291,13 @@ class _Reader:
         shipped = self.source == "shipped" or ("models" not in sections and not self.alone)
         limits = Limits()
         sources: tuple[str, ...] = ()
+        archive: str | None = None
         if "vlmcache" in sections:
             fields = self.mapping(sections["vlmcache"], "vlmcache", empty=True)
             if "sources" in fields and self.source != "./config.yaml":
                 sources = self.sources(fields.pop("sources"))
+            if "archive" in fields and self.source != "./config.yaml":
+                archive = self.folder(fields.pop("archive"), "vlmcache.archive")
             limits = self.limits(fields)
         return Config(
             self.path,
@@ -302,6 +307,7 @@ class _Reader:
             (*self.warnings, *self.unknown),
             unknown=tuple(self.unknown),
             sources=sources,
+            archive=archive,
             shipped=shipped,
         )
 
@@ -382,6 +388,15 @@ class _Reader:
         nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
         return tuple(self.text(item, "vlmcache.sources") for item in nodes)
 
+    def folder(self, node: yaml.Node, key: str) -> str | None:
+        """Return the absolute path of a folder, which need not exist; `~` is the user's home."""
+        if node.tag.endswith(":null"):
+            return None
+        path = os.path.expanduser(self.text(node, key))
+        if not os.path.isabs(path):
+            raise self.wrong(node, key, f"{path!r} is not an absolute path")
+        return os.path.normpath(path)
+
     def limits(self, fields: dict[str, yaml.Node]) -> Limits:
         values: dict[str, int | None] = {}
         for name, node in fields.items():
@@ -397,7 +412,7 @@ class _Reader:
                         f"{user_config()}, --config or VLMCACHE_CONFIG"
                     )
             elif name not in Limits.__struct_fields__:
-                known = (*Limits.__struct_fields__, "sources")
+                known = (*Limits.__struct_fields__, "archive", "sources")
                 meant = did_you_mean(name, known, 1) or f"known: {', '.join(known)}"
                 self.unknown.append(f"{self.path}:{line}: {key} is not known; {meant}")
             elif null:

@@ -33,6 +33,7 @@ LINES = {
     "watch": [["--once"]],
     "verify": [["-v"]],
     "move": [["elsewhere", "--dry-run"]],
+    "recall": [["org/good"]],
     "backup": [["saved/", "org/good"]],
     "restore": [["there.tar", "--dry-run"], ["there.tar"]],
     "load-test": [["--history"]],

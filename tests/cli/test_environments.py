@@ -74,6 +74,7 @@ LINES = {
     "verify": ["verify"],
     "verify --repair": ["verify", "--repair"],
     "move": ["move", "moved"],
+    "recall": ["recall", "org/good"],
     "backup": ["backup", "saved/"],
     "backup to a tar": ["backup", "saved.tar"],
     "restore": ["restore", "there.tar"],

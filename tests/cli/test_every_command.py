@@ -28,6 +28,7 @@ LINES = {
     "clean": ["--dry-run"],
     "watch": ["--once"],
     "move": ["elsewhere", "--dry-run"],
+    "recall": ["org/good"],
     "backup": ["saved.tar", "org/good"],
     "restore": ["there.tar", "--dry-run"],
     "load-test": ["--history"],

@@ -12,6 +12,7 @@ TAKE = {
     "verify": ["verify"],
     "rm": ["rm", "--dry-run"],
     "backup": ["backup", "saved.tar", "--dry-run"],
+    "recall": ["recall"],
     "load-test": ["load-test", "--history"],
 }
 REFUSE = {

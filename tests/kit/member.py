@@ -20,6 +20,7 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -28,6 +29,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+import pytest
 
 from tests.kit.attacks import (
     FILES,
@@ -100,6 +103,18 @@ class Place(SharedCache):
         self.expected = [f"{NAME}/blobs/{etag}" for etag in etags]
         self.expected += [f".locks/{NAME}/{etag}.lock" for etag in etags]
         self.neighbor_before = self.state_of_neighbor()
+
+    def mount_destination(self) -> None:
+        """Let the destination be on another drive, with room for what the cache holds."""
+        options = f"size=16m,mode=2775,uid=0,gid={GROUP}"
+        arguments = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.destination)]
+        if subprocess.run(arguments, capture_output=True, check=False).returncode:
+            pytest.skip("mounting is not permitted here")
+
+    def unmount_destination(self) -> None:
+        """Take the other drive away again, if there is one."""
+        if os.path.ismount(self.destination):
+            subprocess.run(["umount", "-l", str(self.destination)], check=True)
 
     def state_of_neighbor(self) -> list[tuple[str, str]]:
         """Describe the content of another user's repo in the same cache."""
@@ -569,6 +584,18 @@ class Fuzzer:
         return ["move", destination, "--undo", "--yes"]
 
 
+def _archiving(_: Fuzzer, place: Place) -> list[str]:
+    to = ("--to", f"{place.destination}")
+    place.mount_destination()
+    return ["clean", "--older-than", "0s", "--keep", "org/other", *to, "--yes"]
+
+
+def _recalling(fuzzer: Fuzzer, place: Place) -> list[str]:
+    place.mount_destination()
+    fuzzer.prepare(place, "move", f"{place.destination}", "org/name")
+    return ["recall", "org/name", "--yes"]
+
+
 def _damaged(fuzzer: Fuzzer, place: Place) -> list[str]:
     place.repo.blob("model.safetensors").write_bytes(b"damaged " * 500)
     return ["verify", "--repair", "--yes"]
@@ -623,6 +650,8 @@ COMMANDS: dict[str, Prepare] = {
     "pull from the trash": lambda fuzzer, place: _in_trash(
         fuzzer, place, "pull", "org/name@old", "--yes"
     ),
+    "clean --to": _archiving,
+    "recall": _recalling,
 }
 
 
@@ -636,7 +665,11 @@ def _place() -> Iterator[Place]:
     folder = Path(tempfile.mkdtemp(prefix="member-", dir=base))
     folder.chmod(0o755)
     try:
-        yield Place(folder)
+        place = Place(folder)
+        try:
+            yield place
+        finally:
+            place.unmount_destination()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -202,3 +202,9 @@ def test_quantize_says_what_it_kept_how_long_all_took_and_how_it_is_used(
         "org/m int8: would keep about 2.4 GB in place of 4.4 GB (55%); 9 GB are free",
         "  /own/quantized/m",
     ]
+
+
+def test_a_model_on_another_drive_says_where_it_is_and_what_brings_it_back(shown: Any) -> None:
+    archived = measured(elsewhere="/mnt/hdd/hub", repo="org/name")
+    lines = shown(measured_all(results=(archived,)), 100)
+    assert "  place      it is at /mnt/hdd/hub; vlmcache recall org/name brings it back" in lines

@@ -14,6 +14,7 @@ EXAMPLES = """Examples:
   vlmcache clean --older-than 30d --keep org/name --yes
   vlmcache clean --free 30GB
   vlmcache clean --max-size 50GB qwen_vl_7b
+  vlmcache clean --max-size 200GB --to /mnt/hdd/hub
   vlmcache clean --duplicates --xet"""
 
 
@@ -48,6 +49,15 @@ def clean(
             metavar="SIZE",
             help="Evict the least recently used models until the disk has this much free, "
             "for example 30GB.",
+        ),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Move models to this folder on another drive instead of deleting them; links "
+            "stay. The default is vlmcache.archive of your config.yaml.",
+            show_default=False,
         ),
     ] = None,
     duplicates: Annotated[
@@ -95,6 +105,8 @@ def clean(
     and nothing of a damaged repo. To reach a size or an age that you ask for, any model can be
     removed that is not configured and that nobody uses: a new, damaged or incomplete one too.
     Everything is freed at once unless --trash is given.
+    With --to, or with vlmcache.archive in your config.yaml, such models are moved and not deleted,
+    configured ones last; 'vlmcache recall' brings one back.
     """
     if interactive:
         call.cache.select = chooser(
@@ -110,6 +122,7 @@ def clean(
             older_than=older_than,
             max_size=max_size,
             free=free,
+            to=to,
             duplicates=duplicates,
             partials=partials,
             keep=keep or (),

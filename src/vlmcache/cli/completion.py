@@ -44,6 +44,7 @@ PLACES = {
     "pull": ("MODEL...",),
     "quantize": ("MODEL",),
     "restore": ("FILE", "MODEL..."),
+    "recall": ("MODEL...",),
     "rm": ("MODEL...",),
     "schedule": ("COMMAND...",),
     "schema": ("COMMAND",),

@@ -33,18 +33,27 @@ def confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[An
     def ask(removal: Removal) -> bool:
         from vlmcache.commands.remove import view
 
-        items = view.item_count(removal.plan.actions)
+        items = view.item_count(removal.removals)
         size = size_text(removal.plan.frees)
+        models = counted(len(removal.archive.repos), "model") if removal.archive else ""
+        if removal.archive is None or not removal.archive.repos:
+            words, question = f"{items} would be removed", f"Remove {items}"
+        elif removal.removals:
+            words = f"{items} would be removed and {models} moved"
+            question = f"Remove {items} and move {models} to {removal.archive.destination}"
+        else:
+            words = f"{models} would be moved"
+            question = f"Move {models} to {removal.archive.destination}"
         require_terminal(
             json,
-            f"{items} would be removed, freeing {size}: there is no terminal to ask on",
-            "--dry-run shows them, --yes removes them",
+            f"{words}, freeing {size}: there is no terminal to ask on",
+            f"--dry-run shows them, --yes {'removes' if removal.removals else 'moves'} them",
         )
         view.show_plan(removal, stream=sys.stderr, verbose=verbose)
         if removal.trash.kept:
             days = counted(removal.trash.days, "day")
-            return is_agreed(f"Remove {items}, keeping {size} in the trash for {days}?", word)
-        return is_agreed(f"Remove {items}, freeing {size}?", word)
+            return is_agreed(f"{question}, keeping {size} in the trash for {days}?", word)
+        return is_agreed(f"{question}, freeing {size}?", word)
 
     return ask
 

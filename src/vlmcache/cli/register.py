@@ -71,6 +71,11 @@ COMMANDS = {
         "vlmcache.commands.move.values.MoveReport",
         "vlmcache.commands.move.view.show",
     ),
+    "recall": Command(
+        "Bring models back from the archive drive.",
+        "vlmcache.commands.move.values.RecallReport",
+        "vlmcache.commands.move.view.show_recall",
+    ),
     "backup": Command(
         "Save models to a tar stream or a store, checked.",
         "vlmcache.commands.backup.values.Backup",
@@ -133,7 +138,7 @@ _GROUPS = {
     "Look": ("status", "watch", "verify", "doctor"),
     "Get": ("pull",),
     "Free space": ("rm", "clean", "undo", "trash"),
-    "Move and save": ("move", "backup", "restore", "serve"),
+    "Move and save": ("move", "recall", "backup", "restore", "serve"),
     "Measure": ("load-test", "quantize", "warm"),
 }
 

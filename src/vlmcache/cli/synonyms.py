@@ -24,6 +24,7 @@ _WORDS = {
     "undo": "undelete unremove revert rollback",
     "trash": "bin recycle removed",
     "move": "mv relocate migrate transfer",
+    "recall": "unarchive retrieve",
     "backup": "save export archive dump push tar",
     "restore": "import load unpack extract untar",
     "load-test": "bench benchmark test measure profile time speed perf",

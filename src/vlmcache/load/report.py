@@ -179,6 +179,10 @@ class Result(msgspec.Struct, frozen=True):
     tokens_per_second: Spread | None = None
     cold_libraries: bool = False
     """Whether the libraries' files were not in memory either before a cold trial."""
+    path: str | None = None
+    """The folder that it is loaded from, behind the link of a move."""
+    elsewhere: str | None = None
+    """The other cache that a move has brought it to, such as an archive; `None` if it is here."""
 
 
 class LoadFailure(msgspec.Struct, frozen=True):

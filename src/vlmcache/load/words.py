@@ -16,7 +16,7 @@ from vlmcache.load.report import (
     Trial,
 )
 from vlmcache.show.text import NOTHING, printable
-from vlmcache.units import counted, seconds_text, size_text
+from vlmcache.units import command, counted, seconds_text, size_text
 
 TEMPERATURES: tuple[Temperature, ...] = ("cold", "warm", "hot")
 _SOURCES = {"weights": "", "at-load": "", "copy": " copy"}
@@ -82,6 +82,9 @@ def machine_lines(report: LoadReport) -> Iterator[str]:
 
 def facts(result: Result) -> Iterator[tuple[str, str]]:
     """Yield a label and what there is to know of a result, beside its times."""
+    if result.elsewhere is not None:
+        back = command("recall", result.repo or result.model)
+        yield "place", f"it is at {result.elsewhere}; {back} brings it back"
     if result.limit_seconds is not None and result.efficiency is not None:
         text = f"{seconds_text(result.limit_seconds)}, the longest of imports, disk and copy"
         yield "limit", f"{text}; {result.efficiency:.0%} of the load"

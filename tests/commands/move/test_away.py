@@ -225,6 +225,7 @@ def test_the_hubs_own_scan_does_not_warn_of_a_record(place: Place) -> None:
 # Every command.
 
 MOUNT = "the mount point"
+THERE = "the archive"
 TABLE: dict[str, tuple[list[str], int, str]] = {
     "status": (["status"], 0, MOUNT),
     "status --check": (["status", "--check"], 4, MOUNT),
@@ -246,6 +247,12 @@ TABLE: dict[str, tuple[list[str], int, str]] = {
     "backup of it": (["backup", "one.tar", "small"], 4, MOUNT),
     "move": (["move", "elsewhere", "--dry-run"], 0, "away"),
     "move of it": (["move", "elsewhere", "small"], 4, MOUNT),
+    "recall": (["recall", "small"], 4, MOUNT),
+    "recall of all": (["recall", "org/*", "--dry-run"], 4, MOUNT),
+    "clean --to": (["clean", "--max-size", "0", "--to", THERE, "--yes"], 4, MOUNT),
+    "pull of all": (["pull", "--all"], 4, MOUNT),
+    "serve": (["serve", "small"], 4, MOUNT),
+    "warm": (["warm", "small"], 4, MOUNT),
     "load-test": (["load-test", "small"], 4, MOUNT),
     "quantize": (["quantize", "small"], 4, MOUNT),
     "watch": (["watch", "--once"], 0, "away"),
@@ -273,7 +280,7 @@ def test_every_command_says_in_one_sentence_that_it_is_away_and_changes_nothing_
     drive.unmount()
     away = {name: entry for name, entry in fingerprint(typed.root).items() if FOLDER in name}
     for what, (arguments, code, words) in TABLE.items():
-        done = run_here(*arguments)
+        done = run_here(*(str(typed.other) if word is THERE else word for word in arguments))
         said = done.out + done.err
         assert done.code == code, (what, done)
         assert (str(drive.place) if words is MOUNT else words) in said, (what, done)

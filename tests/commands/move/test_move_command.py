@@ -60,7 +60,7 @@ def test_it_says_where_the_model_is_and_what_to_set(
     assert f"export HF_HUB_CACHE={drive / 'hub'}" in done.out
     assert repo.folder.is_symlink()
     shown = vlmcache("status")
-    assert f"1 repo is at {drive / 'hub'}" in shown.out
+    assert f"org/name is at {drive / 'hub'}" in shown.out
     assert "cached" in shown.out
     plan = vlmcache("rm", "small", "--dry-run")
     assert f"it lies at {drive / 'hub'}" in " ".join(plan.out.split())

@@ -12,6 +12,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.moved import MoveRecord, leads_back, read_moves
 from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import CacheState, Repo
+from vlmcache.cache.tree import identity_of
 from vlmcache.cache.usage import Usage, who_uses
 from vlmcache.change import place as change_place
 from vlmcache.change.moved_note import record_size, remove_record, write_moves, write_record
@@ -133,8 +134,12 @@ class MoveNotes:
         return any(os.path.lexists(os.path.join(top, job, folder)) for job in jobs)
 
     def forget_return(self, back: Collection[str]) -> None:
-        """Forget here that repos had come from the destination, to which they are back."""
+        """Forget here that repos had come from the destination, to which they are back.
+
+        Until nothing of one is left here, its note shows whose leftovers these are.
+        """
         before = read_moves(self.cache_dir)
+        back = {folder for folder in back if not self._has_leftovers(folder)}
         for folder in back:
             if not os.path.islink(os.path.join(self.destination, folder)):
                 with contextlib.suppress(OSError):
@@ -242,6 +247,8 @@ class Mover:
         self.outcomes: list[Outcome] = []
         self.freed = 0
         self.gone: set[str] = set()
+        self.came_back: set[str] = set()
+        """Folders of repos that come back to where they have left a link."""
         self.copier = Copier(self.cache, there, same_disk=destination.same_disk)
         self.notes = MoveNotes(state.dir, there)
         self.space = FreeSpace(state.dir)
@@ -288,16 +295,33 @@ class Mover:
                     raise ChangedError(
                         f"something else was put there meanwhile: {move.destination}", "move again"
                     )
+                self._check_there()
                 self._check_unchanged(repo)
                 self.copier.stage(repo, self.state.shared)
                 self._check_unchanged(repo)
                 self._check_unused(repo)
+                if leads_back(self.destination.path, folder, self.state.dir):
+                    self.came_back.add(folder)
                 self.copier.place(repo)
+                self._check_there()
         except VlmcacheError as error:
             self.outcomes.append(Outcome("move", move.path, "failed", detail=error.message))
+            self._link_again(folder)
             return error
         self.outcomes.append(Outcome("move", move.path, "done"))
         return self._switch(folder)
+
+    def _check_there(self) -> None:
+        """Make sure that the destination is still reached by its path, and so by a link.
+
+        Raises:
+            CacheError: its drive was unmounted meanwhile, or another folder is in its place.
+        """
+        place = self.destination.path
+        if identity_of(place) != self.copier.target.identity:
+            raise CacheError(
+                f"its drive was unmounted meanwhile: {place}", "mount it, then move again"
+            )
 
     def _repo(self, move: Move) -> Repo:
         folder = os.path.basename(move.path)
@@ -381,8 +405,16 @@ class Mover:
         if os.path.isdir(path) and not os.path.islink(path):
             with contextlib.suppress(OSError):
                 self.copier.unplace(folder)
+            self._link_again(folder)
             self.notes.forget(folder)
         return error
+
+    def _link_again(self, folder: str) -> None:
+        """Leave a link again where a repo would have come back to, since it stays where it is."""
+        there = self.destination.place(folder)
+        if folder in self.came_back and not os.path.lexists(there):
+            with contextlib.suppress(OSError):
+                self.copier.target.symlink(os.path.join(self.state.dir, folder), there)
 
     def _finish(self, moves: Sequence[Move]) -> None:
         """Remove what interrupted moves have left here, now that all is at the destination."""
@@ -407,9 +439,10 @@ class Mover:
                 path = os.path.join(self.state.dir, folder)
                 self.repos.append(repo_row(path, self.destination.place(folder), "finished"))
         failure = self.notes.finish(link=self.planned.link)
-        if failure is not None:
+        if failure is None:
+            self.notes.forget_return(
+                {os.path.basename(row.path) for row in self.repos if row.error is None}
+            )
+        else:
             self.outcomes.append(failure)
-        self.notes.forget_return(
-            {os.path.basename(row.path) for row in self.repos if row.error is None}
-        )
         self.copier.finish()

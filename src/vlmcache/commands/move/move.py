@@ -11,7 +11,6 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.moved import (
-    away_error,
     can_relink,
     linked_destination,
     note_path,
@@ -33,6 +32,7 @@ from vlmcache.change.tree import Tree
 from vlmcache.commands.move.apply import Mover, refusals, repos_in_use, take_back
 from vlmcache.commands.move.plan import plan_move, plan_undo
 from vlmcache.commands.move.survey import (
+    check_mounted,
     check_same,
     check_sources,
     choose_repos,
@@ -88,10 +88,7 @@ def move(
     options = options or MoveOptions()
     place = find_destination(session.cache.dir, destination)
     state = scan(os.path.realpath(session.cache.dir))
-    for repo in state.repos:
-        if repo.away is not None and os.path.realpath(repo.away.destination) == place:
-            # Below the mount point is the system's own disk, which the mounted drive would hide.
-            raise away_error(repo, repo.away)
+    check_mounted(state, place)
     target = read_destination(state, place)
     choice = choose_repos(state, session.config, target, names)
     repos = {repo.folder: repo for repo in state.repos}
@@ -100,14 +97,14 @@ def move(
     plan = plan_move(state, target, choice, link=options.link)
     usage = who_uses(state, set(choice.folders))
     value = msgspec.structs.replace(
-        _planned(state.dir, place, plan, link=options.link),
+        planned_report(state.dir, place, plan, link=options.link),
         in_use=repos_in_use(state, chosen, usage),
         hidden_processes=usage.hidden,
         contained=in_container(),
         seconds=time.monotonic() - begun,
     )
     _check_source(chosen, state.dir)
-    _check_filesystems(chosen, state, place)
+    check_filesystems(chosen, state, place)
     if not options.dry_run:
         expire(session)
         empty_for(session, place, plan.needs)
@@ -121,7 +118,7 @@ def move(
     again, back = command("move", destination, *names), command("move", destination, "--undo")
     with (
         continued_by(progress, f"'{again}' continues, '{back}' takes it back"),
-        _sole(place, state.dir) as there,
+        sole(place, state.dir) as there,
     ):
         check_same(target, there)
         mover = Mover(state, target, value, choice.rest, progress, there)
@@ -142,7 +139,7 @@ def _check_source(repos: Sequence[Repo], cache_dir: str) -> None:
         )
 
 
-def _check_filesystems(repos: Sequence[Repo], state: CacheState, place: str) -> None:
+def check_filesystems(repos: Sequence[Repo], state: CacheState, place: str) -> None:
     """Make sure that repos can be put to their new place, and renamed at their old one."""
     if not repos:
         return
@@ -179,10 +176,10 @@ def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveRe
     is_begun = os.path.lexists(layout.staged_path(place)) or bool(read_moves(place))
     with contextlib.ExitStack() as stack:
         cache_dir = os.path.realpath(session.cache.dir)
-        there = stack.enter_context(_sole(place, cache_dir)) if is_begun and not dry_run else None
+        there = stack.enter_context(sole(place, cache_dir)) if is_begun and not dry_run else None
         state = scan(os.path.realpath(session.cache.dir))
         target = read_destination(state, place)
-        value = _planned(state.dir, place, plan_undo(state, target))
+        value = planned_report(state.dir, place, plan_undo(state, target))
         if dry_run:
             return value
         receipt = Receipt(())
@@ -196,13 +193,13 @@ def undo(session: Session, destination: str, *, dry_run: bool = False) -> MoveRe
     )
 
 
-def _planned(cache_dir: str, place: str, plan: Plan, *, link: bool = True) -> MoveReport:
+def planned_report(cache_dir: str, place: str, plan: Plan, *, link: bool = True) -> MoveReport:
     """Return the answer before anything is done."""
     setting = f"export HF_HUB_CACHE={shell_words(place)}"
-    return MoveReport(cache_dir, place, link, setting, _planned_repos(plan), plan)
+    return MoveReport(cache_dir, place, link, setting, planned_repos(plan), plan)
 
 
-def _planned_repos(plan: Plan) -> tuple[MovedRepo, ...]:
+def planned_repos(plan: Plan) -> tuple[MovedRepo, ...]:
     """Return a row for each repo of a plan."""
     rows: dict[str, MovedRepo] = {}
     for action in plan.actions:
@@ -223,7 +220,7 @@ def _planned_repos(plan: Plan) -> tuple[MovedRepo, ...]:
 
 
 @contextlib.contextmanager
-def _sole(place: str, cache_dir: str) -> Iterator[Tree]:
+def sole(place: str, cache_dir: str) -> Iterator[Tree]:
     """Keep other moves to the same destination away, and yield its folder, opened.
 
     If root makes it, it is shared as the cache is.
@@ -304,7 +301,7 @@ def relink(
         ),
         kept=tuple(Kept(repo.path, repo.id, "its link leads there already") for repo in same),
     )
-    value = _planned(state.dir, place, plan)
+    value = planned_report(state.dir, place, plan)
     if dry_run:
         return value
     if ours and confirm is not None and not confirm(value):

@@ -24,6 +24,7 @@ from vlmcache.change.plan import (
     RemoveTree,
 )
 from vlmcache.change.removal_plan import plan_removal
+from vlmcache.commands.move.values import moved_words
 
 _COPIED = "copied by an interrupted move"
 
@@ -101,11 +102,11 @@ def plan_move(
         choice: the repos.
         link: leave a link in the place of each.
     """
-    why = f"moved to {destination.path}"
+    why = moved_words(destination.path)
     repos = {repo.folder: repo for repo in state.repos}
     counted: set[str] = set(destination.state.shared)
     actions: list[Action] = [
-        _move(state, destination, repos[folder], counted) for folder in choice.folders
+        move_of(state, destination, repos[folder], counted) for folder in choice.folders
     ]
     targets = [Target(repos[folder].id, folder) for folder in choice.folders]
     for folder in choice.rest:
@@ -148,7 +149,15 @@ def _id_of(folder: str) -> str:
     return (layout.parse_repo_folder(folder) or ("model", folder))[1]
 
 
-def _move(state: CacheState, destination: Destination, repo: Repo, counted: set[str]) -> Move:
+def move_of(state: CacheState, destination: Destination, repo: Repo, counted: set[str]) -> Move:
+    """Return what it is to move one repo.
+
+    Args:
+        state: the cache.
+        destination: the other cache.
+        repo: one of the cache.
+        counted: hashes of the shared blobs that are there by then; those of the repo are added.
+    """
     size = have = 0
     needs = repo.by_class.total
     seen: set[tuple[int, int]] = set()

@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterator, Sequence
 from vlmcache.cache import layout
 from vlmcache.cache.case import paths_of, refuse_clash
 from vlmcache.cache.completeness import judge_repo
-from vlmcache.cache.mounts import nearest_folder
+from vlmcache.cache.mounts import mount_of, nearest_folder
 from vlmcache.cache.moved import MoveRecord, away_error, away_words, leads_back, read_moves
+from vlmcache.cache.owners import owners_of
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.tree import CacheTree, identity_of, is_root
@@ -21,7 +22,14 @@ from vlmcache.commands.move.copy import walk
 from vlmcache.commands.move.plan import Destination, MoveChoice
 from vlmcache.commands.move.values import SourceDamagedError
 from vlmcache.config import Config
-from vlmcache.errors import ChangedError, UnknownModelError, UsageError
+from vlmcache.errors import (
+    CacheError,
+    ChangedError,
+    UnknownModelError,
+    UsageError,
+    VlmcacheError,
+)
+from vlmcache.units import command, shell_words
 
 _LINKS = 40
 """Links after which the system too gives up."""
@@ -124,6 +132,68 @@ def read_destination(state: CacheState, place: str) -> Destination:
         if repo.linked_to is not None and leads_back(place, repo.folder, state.dir)
     )
     return Destination(place, cache, noted, names, copied, aside, same_disk, links, seen)
+
+
+def check_mounted(state: CacheState, place: str) -> None:
+    """Refuse a destination below a mount point whose drive, with models of this cache, is away.
+
+    Below the mount point is the system's own disk, which the mounted drive would hide.
+
+    Raises:
+        AwayError: it is one.
+    """
+    for repo in state.repos:
+        if repo.away is not None and os.path.realpath(repo.away.destination) == place:
+            raise away_error(repo, repo.away)
+
+
+def open_archive(state: CacheState, folder: str) -> Destination:
+    """Return what is at a folder on another drive, to which models may be moved to save room here.
+
+    Args:
+        state: the cache; its `dir` is a real path.
+        folder: the other one; it is made later if the one above it exists.
+
+    Raises:
+        UsageError: it cannot be one, or nothing is gained by it.
+        AwayError: the drive with the models that were moved there is not mounted.
+        CacheError: it cannot be written.
+    """
+    check_mounted(state, os.path.realpath(folder))
+    place = find_destination(state.dir, folder)
+    near = nearest_folder(place)
+    if os.stat(near).st_dev == os.stat(state.dir).st_dev or _same_filesystem(near, state.dir):
+        raise UsageError(
+            f"{place} is on the same filesystem as the cache: nothing would be gained",
+            "mount the drive that belongs there, or name a folder on another one; "
+            f"'{command('move', folder)}' moves there all the same",
+        )
+    root = os.path.ismount(os.sep) and os.stat(near).st_dev == os.stat(os.sep).st_dev
+    if near != place and root and not os.listdir(near):
+        raise UsageError(
+            f"{place} does not exist, and {near} is empty, as a mount point without its drive is",
+            f"mount the drive, or make the folder: {shell_words('mkdir', place)}",
+        )
+    if not os.access(near, os.W_OK | os.X_OK):
+        owners = owners_of(near)
+        mine = hasattr(os, "geteuid") and os.stat(near).st_uid == os.geteuid()
+        whose = f" (it belongs to {owners})" if owners and not (mine or is_root()) else ""
+        raise CacheError(
+            f"nothing can be moved to {place}: {near} cannot be written{whose}",
+            "mount it so that it can be, or name a folder of yours with --to",
+        )
+    return read_destination(state, place)
+
+
+def _same_filesystem(place: str, cache_dir: str) -> bool:
+    """Return whether two folders share one disk: subvolumes have a device number each."""
+    there, here = mount_of(place), mount_of(cache_dir)
+    return (
+        there is not None
+        and here is not None
+        and there.source.startswith(os.sep)
+        and (there.source, there.type) == (here.source, here.type)
+    )
 
 
 def check_same(destination: Destination, there: CacheTree) -> None:
@@ -230,30 +300,43 @@ def check_sources(repos: Sequence[Repo], destination: Destination) -> None:
     """Refuse what would not be the same elsewhere.
 
     Raises:
-        CacheError: names in it differ only by case, and the destination ignores that.
-        SourceDamagedError: a repo is damaged.
-        UsageError: a repo has links out of the cache, or the destination has a repo of the name.
+        VlmcacheError: as of `refusal_of`; nothing was moved.
     """
-    cache_dir = os.path.dirname(repos[0].path) if repos else ""
     for repo in repos:
-        for finding in repo.findings:
-            if finding.severity == "error" and judge_repo(repo) == "damaged":
-                raise SourceDamagedError(
-                    f"nothing was moved: {repo.id} is damaged: {finding.path}: {finding.detail}",
-                    f"'vlmcache verify --repair {repo.id}' repairs it",
-                )
-        for finding in repo.findings:
-            if finding.code == "outside-link":
-                raise UsageError(
-                    f"nothing was moved: {repo.id} has a link out of the cache: {finding.path}"
-                )
-        if destination.holds(repo.folder) and not destination.begun(cache_dir, repo.folder):
-            raise UsageError(
-                f"nothing was moved: the destination has {repo.id} already: "
-                f"{destination.place(repo.folder)}",
-                "move to another folder, or choose other models",
+        error = refusal_of(repo, destination)
+        if isinstance(error, CacheError):
+            raise error
+        if error is not None:
+            raise error.saying(f"nothing was moved: {error.message}", error.hint)
+
+
+def refusal_of(repo: Repo, destination: Destination) -> VlmcacheError | None:
+    """Return why a repo would not be the same elsewhere, `None` if it would.
+
+    It is damaged (`SourceDamagedError`), has links out of the cache or a namesake at the
+    destination (`UsageError`), or names in it differ only by case, and the destination ignores that
+    (`CacheError`).
+    """
+    cache_dir = os.path.dirname(repo.path)
+    for finding in repo.findings:
+        if finding.severity == "error" and judge_repo(repo) == "damaged":
+            return SourceDamagedError(
+                f"{repo.id} is damaged: {finding.path}: {finding.detail}",
+                f"'vlmcache verify --repair {repo.id}' repairs it",
             )
-        snapshots = {
-            revision.commit: [file.name for file in revision.files] for revision in repo.revisions
-        }
+    for finding in repo.findings:
+        if finding.code == "outside-link":
+            return UsageError(f"{repo.id} has a link out of the cache: {finding.path}")
+    if destination.holds(repo.folder) and not destination.begun(cache_dir, repo.folder):
+        return UsageError(
+            f"the destination has {repo.id} already: {destination.place(repo.folder)}",
+            "move to another folder, or choose other models",
+        )
+    snapshots = {
+        revision.commit: [file.name for file in revision.files] for revision in repo.revisions
+    }
+    try:
         refuse_clash(paths_of(repo.folder, snapshots, repo.refs), destination.path)
+    except CacheError as error:
+        return error
+    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import IO
 
 from rich.console import Console
@@ -10,9 +12,9 @@ from rich.text import Text
 
 from vlmcache.cache.layout import name_by_path, typed_name
 from vlmcache.cache.usage import UNSEEN_OUTSIDE, hidden_words
-from vlmcache.change.plan import Move
+from vlmcache.change.plan import Kept, Move
 from vlmcache.change.space import free_words
-from vlmcache.commands.move.values import MovedRepo, MoveReport
+from vlmcache.commands.move.values import DriveUse, MovedRepo, MoveReport, RecallReport
 from vlmcache.show.console import console
 from vlmcache.show.prose import whole
 from vlmcache.show.tables import hanging, labelled, plain_table, process_text, show_cache
@@ -26,7 +28,7 @@ _WORDS = {
     "finished": "finished: what was set aside is removed",
     "taken-back": "taken back: it is where it was",
     "relinked": "linked to where it is now",
-    "failed": "not moved",
+    "recalled": "back in the cache",
 }
 
 
@@ -70,13 +72,55 @@ def show(
     less = free_words(value.receipt) if value.receipt is not None else None
     if less is not None:
         out.print(labelled("Note", less))
-    _show_kept(out, value, verbose=verbose)
+    _show_kept(out, [*value.plan.kept, *value.in_use], verbose=verbose)
     if value.hidden_processes:
         out.print(labelled("Note", hidden_words(value.hidden_processes)))
     if value.contained:
         out.print(labelled("Note", UNSEEN_OUTSIDE))
     if value.repos and not undone and not relinked and not value.in_use:
         _show_setting(out, value)
+
+
+def show_recall(value: RecallReport, *, verbose: bool = False) -> None:
+    """Print what would come or came back to the cache."""
+    out = console()
+    if value.receipt is None:
+        show_cache(out, value.cache)
+    if value.repos:
+        table = plain_table(
+            "MODEL", "SIZE", "FROM", "STATE", numbers=("SIZE",), folded=("MODEL", "FROM", "STATE")
+        )
+        for repo in value.repos:
+            size = size_text(repo.size) if repo.size else NOTHING
+            place = printable(os.path.dirname(repo.path))
+            name = printable(typed_name(repo.type, repo.repo))
+            table.add_row(name, size, place, _state(repo, "to recall", "not recalled"))
+        out.print(table)
+        out.print()
+    if not value.repos:
+        out.print("Nothing to recall.")
+    elif value.receipt is None:
+        where = whole(printable(value.cache))
+        out.print(labelled("Needs", f"{size_text(value.plan.needs)} at {where}"))
+        out.print(labelled("Frees", f"{size_text(value.plan.frees)} where they are now"))
+    _show_drives(out, value.drives, value.seconds)
+    _show_kept(out, [*value.plan.kept, *value.in_use], verbose=verbose)
+    if value.hidden_processes:
+        out.print(labelled("Note", hidden_words(value.hidden_processes)))
+    if value.contained:
+        out.print(labelled("Note", UNSEEN_OUTSIDE))
+
+
+def _show_drives(out: Console, drives: Sequence[DriveUse], seconds: float) -> None:
+    """Print what was freed on which drive, and what was copied to it."""
+    for drive in drives:
+        free = "" if drive.free is None else f" ({size_text(drive.free)} free now)"
+        where = f"at {whole(printable(drive.path))}{free}"
+        if drive.freed:
+            out.print(labelled("Freed", f"{size_text(drive.freed)} {where}"))
+        if drive.copied:
+            took = pace_text(drive.copied, seconds)
+            out.print(labelled("Copied", f"{size_text(drive.copied)} in {took} {where}"))
 
 
 def _table(value: MoveReport, *, undone: bool, relinked: bool) -> Table:
@@ -95,16 +139,16 @@ def _table(value: MoveReport, *, undone: bool, relinked: bool) -> Table:
     return table
 
 
-def _state(repo: MovedRepo, planned: str) -> Text:
-    words = planned if repo.state == "planned" else _WORDS[repo.state]
+def _state(repo: MovedRepo, planned: str, failed: str = "not moved") -> Text:
+    words = {**_WORDS, "planned": planned, "failed": failed}[repo.state]
     text = Text(words, _COLORS.get(repo.state, "green"))
     if repo.error is not None:
         text.append(f": {printable(repo.error.message)}", "default")
     return text
 
 
-def _show_kept(out: Console, value: MoveReport, *, verbose: bool) -> None:
-    kept = [*value.plan.kept, *value.in_use]
+def _show_kept(out: Console, kept: Sequence[Kept], *, verbose: bool) -> None:
+    """Print what stays on purpose, and why."""
     if not kept:
         return
     out.print("\nStays")

@@ -89,15 +89,74 @@ def clean(
     """
     from vlmcache.change.remove import apply_removals  # status plans a cleaning without them
     from vlmcache.change.space import FreeSpace
-    from vlmcache.change.trash_room import expire
-    from vlmcache.commands.remove.keeping import decide, keep_of
+    from vlmcache.commands.remove.keeping import keep_of
 
-    environment, config, location = session
     options = options or CleanOptions()
     if options.trash and options.free is not None:
         raise UsageError(
             "what the trash keeps frees nothing", "leave out --trash, or what is to be free"
         )
+    known, removal = planned(session, options, choose, dry_run=dry_run)
+    state, plan, usage = known.state, removal.plan, known.usage
+    if dry_run or not plan.actions:
+        nothing = FreeSpace(state.dir).measured(Receipt(()))
+        return removal if dry_run else msgspec.structs.replace(removal, receipt=nothing)
+    ask(removal, confirm)
+    if confirm is not None:
+        usage = users_of(state)
+    keep = keep_of(removal, state, [place.state for place in known.places])
+    if options.free is None:
+        receipt = apply_removals(plan, state, in_use=usage.files, keep=keep)
+    else:
+        receipt = _apply_in_steps(known, plan, options.free, usage)
+    if keep is None:
+        forget(session.environment, state)
+    if options.everything and keep is None:
+        receipt = _with_emptied_trash(session, receipt)
+    return msgspec.structs.replace(removal, receipt=receipt)
+
+
+def with_archive(options: CleanOptions, config: Config, folder: str | None) -> CleanOptions:
+    """Return options that say where models go instead of being evicted.
+
+    Args:
+        options: what is asked for; without an age or a size, the configured one counts.
+        config: its `archive` counts if models are to give way.
+        folder: what `--to` names.
+
+    Raises:
+        UsageError: all is to be deleted, and nothing is.
+    """
+    if options.everything:
+        if folder is not None:
+            raise UsageError("--to deletes no model, and --all deletes all: use one of them")
+        return options
+    if not options.evicts:
+        options = msgspec.structs.replace(options, max_size=config.limits.max_size)
+    if folder is None and options.evicts:
+        folder = config.archive
+    return msgspec.structs.replace(options, to=folder)
+
+
+def planned(
+    session: Session,
+    options: CleanOptions,
+    choose: Choose | None = None,
+    *,
+    dry_run: bool = False,
+) -> tuple[Known, Removal]:
+    """Return what is known of the cache, and the answer of `clean` before anything is done.
+
+    What has expired in the trash is removed first, unless `dry_run` is set.
+
+    Raises:
+        UnknownModelError: a name to keep or to evict is not a model.
+        ConfigError: as of `clean`.
+    """
+    from vlmcache.change.trash_room import expire
+    from vlmcache.commands.remove.keeping import decide
+
+    environment, config, location = session
     if config.unread is not None:
         raise ConfigError(
             f"nothing was removed: which models another configuration names is not known: "
@@ -118,7 +177,7 @@ def clean(
     plan, used_caches = _with_side_caches(plan, caches, options, environment, state.dir)
     places = {place.state.dir for place in known.places}
     keeping = decide(session, plan, places, bool(options.trash), asked=False)
-    removal = Removal(
+    return known, Removal(
         plan,
         in_use=tuple(kept for kept in plan.kept if kept.processes) + used_caches,
         missed_by=missed,
@@ -131,22 +190,6 @@ def clean(
         trash=keeping,
         findings=() if choose is None else needed_elsewhere(state, plan),
     )
-    if dry_run or not plan.actions:
-        nothing = FreeSpace(state.dir).measured(Receipt(()))
-        return removal if dry_run else msgspec.structs.replace(removal, receipt=nothing)
-    ask(removal, confirm)
-    if confirm is not None:
-        usage = users_of(state)
-    keep = keep_of(removal, state, [place.state for place in known.places])
-    if options.free is None:
-        receipt = apply_removals(plan, state, in_use=usage.files, keep=keep)
-    else:
-        receipt = _apply_in_steps(known, plan, options.free, usage)
-    if keep is None:
-        forget(environment, state)
-    if options.everything and keep is None:
-        receipt = _with_emptied_trash(session, receipt)
-    return msgspec.structs.replace(removal, receipt=receipt)
 
 
 def _with_emptied_trash(session: Session, receipt: Receipt) -> Receipt:
@@ -235,9 +278,8 @@ def plan_clean(
     """
     options = options or CleanOptions()
     state = known.state
-    asked = (options.older_than, options.max_size, options.free)
     plans = [_plan_clean_at(known, config, place, options, usage) for place in known.places]
-    if asked == (None, None, None) and not options.everything:
+    if not options.evicts and not options.everything:
         options = msgspec.structs.replace(options, max_size=config.limits.max_size)
     plan, missed = plan_cleaning(state, options, _facts(known, config, options, usage))
     return joined([*plans, plan]), missed
@@ -255,7 +297,7 @@ def _facts(known: Known, config: Config, options: CleanOptions, usage: Usage | N
         free_now,
         known.used,
         pinned=pinned_models(config, state, options.evict),
-        kept=_kept_models(config, state, options.keep),
+        kept=kept_models(config, state, options.keep),
         usage=usage or Usage(),
         needs=known.needs,
         evidence=known.evidence,
@@ -271,7 +313,7 @@ def _facts_at(
     state, place = known.state, at.state
     if usage is not None:
         usage = Usage(usage.files | at.usage.files, usage.locks, usage.hidden)
-    kept = _kept_models(config, state, options.keep)
+    kept = kept_models(config, state, options.keep)
     # What is in use in the cache may need what was moved.
     active = set(busy_repos(state, usage or Usage())) - {repo.folder for repo in place.repos}
     kept = Protected(kept.revisions, dict.fromkeys(active, "in use") | kept.repos)
@@ -333,7 +375,13 @@ def _plan_chosen(
     return offer.plan(numbers_of(offer, choose))
 
 
-def _kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Protected:
+def kept_models(config: Config, state: CacheState, names: Sequence[str]) -> Protected:
+    """Return the revisions and repos of which `--keep` wants nothing to be removed.
+
+    Raises:
+        UnknownModelError: a name is not a model.
+        UsageError: it is something else.
+    """
     if not names:
         return Protected()
     revisions: dict[Key, str] = {}

@@ -50,7 +50,7 @@ def plan_cleaning(state: CacheState, options: CleanOptions, facts: Facts) -> tup
         for repo in state.repos
         if repo.folder in busy or any(not is_stale(partial, now) for partial in repo.partials)
     }
-    hard_linked = Protected() if options.free is None else _with_links_outside(state)
+    hard_linked = Protected() if options.free is None else with_links_outside(state)
     candidates = eviction_candidates(state, chosen, facts, active)
     evictable = {key for key in candidates if hard_linked.why(*key) is None}
     stay = (key for key in facts.needs if key not in evictable and not chosen.holds(key))
@@ -135,7 +135,7 @@ def with_foreign_files(state: CacheState) -> Protected:
     )
 
 
-def _with_links_outside(state: CacheState) -> Protected:
+def with_links_outside(state: CacheState) -> Protected:
     """Return the revisions of which most bytes stay on the disk after a removal."""
     names = Counter(
         (entry.device, entry.inode) for repo in state.repos for entry in _contents(repo)

@@ -11,11 +11,23 @@ import msgspec
 from vlmcache.cache import layout
 from vlmcache.cache.owners import denial
 from vlmcache.cache.state import Finding
-from vlmcache.change.plan import Kept, Plan, Receipt, Remove, RemoveTree, in_use_words
+from vlmcache.change.plan import (
+    Action,
+    Failure,
+    Kept,
+    Move,
+    PlaceLink,
+    Plan,
+    Receipt,
+    Remove,
+    RemoveTree,
+    in_use_words,
+)
+from vlmcache.commands.move.values import DriveUse, MovedRepo, moved_words
 from vlmcache.errors import ChangedError, ExitCode, InUseError, PartlyError, VlmcacheError
 from vlmcache.home.copies import KeptCopy
 from vlmcache.report import Report
-from vlmcache.units import size_text
+from vlmcache.units import and_more, size_text
 
 _ALONG = frozenset({"ref", "tree", "no-exist", "blob", "lock", "locks", "folder"})
 """Kinds of what is removed along with a repo or revision."""
@@ -103,6 +115,50 @@ class CleanOptions(msgspec.Struct, frozen=True):
     """Remove unfinished downloads that nobody has written to for an hour, needed or not."""
     trash: bool | None = None
     """Whether to keep in the trash what is removed."""
+    to: str | None = None
+    """A folder on another drive, to which models are moved instead of being evicted."""
+
+    @property
+    def evicts(self) -> bool:
+        """Whether an age or a size is asked for, to which models have to give way."""
+        return (self.older_than, self.max_size, self.free) != (None, None, None)
+
+
+class Archive(msgspec.Struct, frozen=True):
+    """Where `clean --to` moves models, and what became of each."""
+
+    destination: str
+    """Its real path; a hub cache of its own."""
+    repos: tuple[MovedRepo, ...]
+    """The models, the least recently used first."""
+    free: int | None = None
+    """Bytes free there when the plan was made; `None` if the system does not say."""
+    drives: tuple[DriveUse, ...] = ()
+    """What became of the room on each drive; empty if nothing was done."""
+    seconds: float = 0.0
+    """How long the moves took."""
+    error: Failure | None = None
+    """Why nothing could be moved, if that is so."""
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """Why a model that was to be moved stays, `None` if none does."""
+        failed = [(repo.repo, repo.error) for repo in self.repos if repo.error is not None]
+        if self.error is not None and not failed:
+            return PartlyError(f"not moved: {self.error.message}", self.error.hint)
+        if not failed:
+            return None
+        repo_id, error = failed[0]
+        more = f"{repo_id}{and_more(len(failed) - 1)}: "
+        if error.message.startswith(f"{repo_id} ") and len(failed) == 1:
+            more = ""
+        return PartlyError(f"not moved: {more}{error.message}", error.hint)
+
+    def owns(self, action: Action) -> bool:
+        """Return whether an action of the plan is part of a move."""
+        return isinstance(action, Move | PlaceLink) or action.reason == moved_words(
+            self.destination
+        )
 
 
 class Removal(Report, frozen=True):
@@ -129,6 +185,14 @@ class Removal(Report, frozen=True):
     findings: tuple[Finding, ...] = ()
     """Which models that stay need what is removed."""
     trash: Keeping = Keeping()
+    archive: Archive | None = None
+    """What is moved to another drive; `None` unless models are to give way by that."""
+
+    @property
+    def removals(self) -> tuple[Action, ...]:
+        """The actions of the plan after which something is gone, and not at another place."""
+        owns = self.archive.owns if self.archive is not None else lambda _: False
+        return tuple(action for action in self.plan.actions if not owns(action))
 
     @property
     def ids(self) -> list[str]:
@@ -173,7 +237,8 @@ class Removal(Report, frozen=True):
                 return PartlyError(
                     self.receipt.stopped, "remove what keeps the space first, then run it again"
                 )
-            return _receipt_problem(self.receipt, self.cache) or self._shortfall()
+            moved = self.archive.problem if self.archive is not None else None
+            return moved or _receipt_problem(self.receipt, self.cache) or self._shortfall()
         kept = {kept.path for kept in self.plan.kept}
         blocked = [used for used in self.in_use if used.path not in kept]
         if not blocked:
@@ -194,6 +259,9 @@ class Removal(Report, frozen=True):
             more = f" and {len(stays) - 3} more" if len(stays) > 3 else ""
             why = f"{', '.join(shown)}{more} stay{'s' if len(stays) == 1 else ''}"
         hint = "name a model of these to let it be evicted"
+        if self.archive is not None:
+            configured = True
+            hint = f"make room at {self.archive.destination}, or name another folder with --to"
         return PartlyError(
             f"{size_text(self.missed_by)} short of what was asked for: {why}",
             hint if configured else None,

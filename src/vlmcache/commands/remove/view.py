@@ -19,6 +19,7 @@ from vlmcache.cache.usage import UNSEEN_OUTSIDE, hidden_words
 from vlmcache.change.plan import (
     Action,
     Kept,
+    Move,
     Outcome,
     Receipt,
     ReleaseShared,
@@ -28,7 +29,7 @@ from vlmcache.change.plan import (
 )
 from vlmcache.change.space import free_words
 from vlmcache.commands.remove.offered import Offer, Offered
-from vlmcache.commands.remove.values import Removal
+from vlmcache.commands.remove.values import Archive, Removal
 from vlmcache.show.choices import Choice, Choices
 from vlmcache.show.console import console
 from vlmcache.show.prose import whole
@@ -41,7 +42,7 @@ from vlmcache.show.tables import (
     show_cache,
 )
 from vlmcache.show.text import NOTHING, ago, printable
-from vlmcache.units import and_list, size_text
+from vlmcache.units import and_list, pace_text, size_text
 
 _SHOWN = 12
 _SHOWN_ROWS = 20
@@ -117,14 +118,17 @@ def show_plan(removal: Removal, *, stream: IO[str] | None = None, verbose: bool 
     plan = removal.plan
     if removal.cache:
         show_cache(out, removal.cache)
-    if plan.actions:
-        rows = _rows(plan.actions, apart=verbose)
+    if removal.removals:
+        rows = _rows(removal.removals, apart=verbose)
         shown = rows if verbose else rows[:_SHOWN_ROWS]
         _show_rows(out, shown)
         if len(rows) > len(shown):
             rest = size_text(sum(row.frees for row in rows[_SHOWN_ROWS:]))
             out.print(f"and {len(rows) - len(shown)} more, {rest} (-v shows all)")
         out.print()
+    if removal.archive is not None:
+        _show_moves(out, removal, removal.archive, verbose=verbose)
+    elif plan.actions:
         out.print(labelled("Frees", _frees_words(removal)))
         if removal.trash.why_not is not None:
             text = f"freed at once, and cannot be restored: {removal.trash.why_not}"
@@ -159,6 +163,34 @@ def _freed_words(receipt: Receipt) -> str:
     if receipt.trash_id is None:
         return f"freed {freed}"
     return f"{freed} freed now, {size_text(receipt.trashed)} when the trash is emptied"
+
+
+def _show_moves(out: Console, removal: Removal, archive: Archive, *, verbose: bool) -> None:
+    """Print what is moved to another drive, and what both drives have to say to that."""
+    if archive.repos:
+        why = {move.path: move for move in removal.plan.actions if isinstance(move, Move)}
+        table = plain_table("MOVES", "SIZE", "WHY", numbers=("SIZE",), folded=("MOVES", "WHY"))
+        shown = archive.repos if verbose else archive.repos[:_SHOWN_ROWS]
+        for repo in shown:
+            move = why.get(repo.path)
+            reason = "an interrupted move is finished"
+            if move is not None:
+                reason = move.reason.partition(";")[0]
+            size = size_text(repo.size) if repo.size else NOTHING
+            table.add_row(printable(typed_name(repo.type, repo.repo)), size, printable(reason))
+        out.print(table)
+        if len(archive.repos) > len(shown):
+            out.print(f"and {len(archive.repos) - len(shown)} more (-v shows all)")
+        out.print()
+    elif not removal.plan.actions:
+        out.print("Nothing to remove or to move.")
+        return
+    if archive.repos:
+        room = "" if archive.free is None else f", {size_text(archive.free)} free"
+        needs = size_text(removal.plan.needs)
+        out.print(labelled("Needs", f"{needs} at {whole(printable(archive.destination))}{room}"))
+    where = f"{size_text(removal.plan.frees)} at {whole(printable(removal.cache))}"
+    out.print(labelled("Frees", where))
 
 
 def _show_warnings(out: Console, removal: Removal) -> None:
@@ -286,7 +318,9 @@ def _show_kept(out: Console, kept: list[Kept], *, verbose: bool) -> None:
         name = stays.path.rpartition("/")[2]
         place = stays.path
         if stays.repo is not None and not verbose:
-            place = f"{name_by_path(stays.repo, stays.path)}: {name}"
+            place = name_by_path(stays.repo, stays.path)
+            if parse_repo_folder(name) is None:
+                place += f": {name}"
         line = Text(whole(printable(place))).append(f"  {printable(stays.reason)}", "dim")
         for process in stays.processes[:3]:
             line.append(f"\n  {process_text(process)}", "yellow")
@@ -317,17 +351,21 @@ def _show_side_caches(out: Console, removal: Removal) -> None:
 def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
     receipt = removal.receipt
     assert receipt is not None
-    if receipt.outcomes:
+    archive = removal.archive
+    if receipt.outcomes or (archive is not None and archive.repos):
         paths = {outcome.path for outcome in receipt.outcomes if outcome.result == "done"}
-        done = [a for a in removal.plan.actions if getattr(a, "path", None) in paths]
-        out.print(f"Removed {item_count(done)}, {_freed_words(receipt)}.")
+        done = [a for a in removal.removals if getattr(a, "path", None) in paths]
+        if archive is None:
+            out.print(f"Removed {item_count(done)}, {_freed_words(receipt)}.")
+        else:
+            _show_moved(out, archive, f"removed {item_count(done)}" if done else "")
         if receipt.trash_id is not None:
             out.print(labelled("Undo", whole(units.command("undo", receipt.trash_id))))
         less = None if receipt.stopped else free_words(receipt)
         if less is not None:
             out.print(labelled("Note", less))
     else:
-        out.print("Nothing to remove.")
+        out.print("Nothing to remove." if archive is None else "Nothing to remove or to move.")
     if receipt.outcomes and removal.contained and not verbose:
         out.print(labelled("Note", UNSEEN_OUTSIDE))
     if receipt.outcomes and removal.in_use and not removal.plan.kept:
@@ -353,6 +391,27 @@ def _show_receipt(out: Console, removal: Removal, *, verbose: bool) -> None:
         _show_unknown_use(out, removal)
         if not receipt.outcomes:
             _show_side_caches(out, removal)
+
+
+def _show_moved(out: Console, archive: Archive, removed: str) -> None:
+    """Print what became of the models to be moved, and of the room on each drive."""
+    moved = [repo for repo in archive.repos if repo.error is None and archive.error is None]
+    words = [removed, f"moved {units.counted(len(moved), 'model')}" if archive.repos else ""]
+    text = " and ".join(filter(None, words))
+    out.print(f"{text[:1].upper()}{text[1:]}.")
+    for drive in archive.drives:
+        free = "" if drive.free is None else f" ({size_text(drive.free)} free now)"
+        where = f"at {whole(printable(drive.path))}{free}"
+        if drive.freed or not drive.copied:
+            out.print(labelled("Freed", f"{size_text(drive.freed)} {where}", width=6))
+        if drive.copied:
+            took = pace_text(drive.copied, archive.seconds)
+            out.print(labelled("Copied", f"{size_text(drive.copied)} in {took} {where}"))
+    for repo in archive.repos:
+        if repo.error is not None:
+            name = whole(printable(typed_name(repo.type, repo.repo)))
+            line = Text(f"{name}  ").append(f"not moved: {printable(repo.error.message)}", "red")
+            out.print(hanging(line, 2))
 
 
 def _show_outcome(out: Console, outcome: Outcome) -> None:

@@ -259,10 +259,12 @@ def _print_cache(out: Console, cache: CacheSummary) -> None:
 def _print_elsewhere(out: Console, status: Status) -> None:
     """Print what is not among the bytes of the cache."""
     for place in status.elsewhere:
+        # Which, as far as a line holds them; each model's place is its `linked_to` in JSON.
+        names = _some(place.repos)
         verb = "is" if len(place.repos) == 1 else "are"
         room = "not mounted now" if place.free is None else f"{size_text(place.free)} free"
         where = f"{whole(printable(place.path))}, {size_text(place.size_on_disk)} ({room})"
-        text = f"{counted(len(place.repos), 'repo')} {verb} at {where}"
+        text = f"{names} {verb} at {where}"
         style = "red" if place.free is None else ""
         print_rows(out, labelled(out, "Moved" if place.moved else "Linked", text, style))
     for copy in status.copies:
