@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vlmcache.api import Cache
     from vlmcache.cache.hashing import ContentChangedError
     from vlmcache.codes import Explanation
+    from vlmcache.commands.attach.values import AttachReport, NotAttachedError
     from vlmcache.commands.backup.places import PlaceError
     from vlmcache.commands.backup.values import Backup, BackupError, Restored
     from vlmcache.commands.doctor.values import Diagnosis
@@ -96,6 +97,8 @@ _HOMES = {
     "Cache": "vlmcache.api",
     "ContentChangedError": "vlmcache.cache.hashing",
     "Explanation": "vlmcache.codes",
+    "AttachReport": "vlmcache.commands.attach.values",
+    "NotAttachedError": "vlmcache.commands.attach.values",
     "PlaceError": "vlmcache.commands.backup.places",
     "Backup": "vlmcache.commands.backup.values",
     "BackupError": "vlmcache.commands.backup.values",
@@ -178,6 +181,7 @@ _HOMES = {
 
 __all__ = [
     "AccessError",
+    "AttachReport",
     "AwayError",
     "Backup",
     "BackupError",
@@ -213,6 +217,7 @@ __all__ = [
     "NoSuchFileError",
     "NoSuchRepoError",
     "NoSuchRevisionError",
+    "NotAttachedError",
     "NotCachedError",
     "NotDownloadedError",
     "NotEnoughMemoryError",

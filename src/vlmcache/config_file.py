@@ -106,6 +106,8 @@ class Config(msgspec.Struct, frozen=True):
     """Those of the warnings that are about keys of `vlmcache:` that mean nothing."""
     sources: tuple[str, ...] = ()
     """What a pull asks for contents before the hub, as `--from` names it; the user's own only."""
+    base: str | None = None
+    """A read-only cache beneath the user's, as `attach` names it; the user's own only."""
     shipped: bool = False
     """Whether `models` are those that ship with the package: valid names and protected, but
     nobody has asked for them."""
@@ -282,10 +284,13 @@ class _Reader:
         shipped = self.source == "shipped" or ("models" not in sections and not self.alone)
         limits = Limits()
         sources: tuple[str, ...] = ()
+        base: str | None = None
         if "vlmcache" in sections:
             fields = self.mapping(sections["vlmcache"], "vlmcache", empty=True)
             if "sources" in fields and self.source != "./config.yaml":
                 sources = self.sources(fields.pop("sources"))
+            if "base" in fields and self.source != "./config.yaml":
+                base = self.folder(fields.pop("base"), "vlmcache.base")
             limits = self.limits(fields)
         return Config(
             self.path,
@@ -295,6 +300,7 @@ class _Reader:
             (*self.warnings, *self.unknown),
             unknown=tuple(self.unknown),
             sources=sources,
+            base=base,
             shipped=shipped,
         )
 
@@ -375,6 +381,15 @@ class _Reader:
         nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
         return tuple(self.text(item, "vlmcache.sources") for item in nodes)
 
+    def folder(self, node: yaml.Node, key: str) -> str | None:
+        """Return the absolute path of a folder, which need not exist; `~` is the user's home."""
+        if node.tag.endswith(":null"):
+            return None
+        path = os.path.expanduser(self.text(node, key))
+        if not os.path.isabs(path):
+            raise self.wrong(node, key, f"{path!r} is not an absolute path")
+        return os.path.normpath(path)
+
     def limits(self, fields: dict[str, yaml.Node]) -> Limits:
         values: dict[str, int | None] = {}
         for name, node in fields.items():
@@ -390,7 +405,7 @@ class _Reader:
                         f"{user_config()}, --config or VLMCACHE_CONFIG"
                     )
             elif name not in Limits.__struct_fields__:
-                known = (*Limits.__struct_fields__, "sources")
+                known = (*Limits.__struct_fields__, "base", "sources")
                 meant = did_you_mean(name, known, 1) or f"known: {', '.join(known)}"
                 self.unknown.append(f"{self.path}:{line}: {key} is not known; {meant}")
             elif null:

@@ -61,6 +61,16 @@ COMMANDS = {
         "vlmcache.commands.move.values.MoveReport",
         "vlmcache.commands.move.view.show",
     ),
+    "attach": Command(
+        "Put a read-only cache beneath this one, as links.",
+        "vlmcache.commands.attach.values.AttachReport",
+        "vlmcache.commands.attach.view.show",
+    ),
+    "detach": Command(
+        "Remove the links into a base.",
+        "vlmcache.commands.attach.values.AttachReport",
+        "vlmcache.commands.attach.view.show",
+    ),
     "backup": Command(
         "Save models to a tar stream or a store, checked.",
         "vlmcache.commands.backup.values.Backup",
@@ -116,7 +126,7 @@ REMOVING = frozenset({"rm", "clean"})
 
 _GROUPS = {
     "Look": ("status", "watch", "verify", "doctor"),
-    "Get": ("pull",),
+    "Get": ("pull", "attach", "detach"),
     "Free space": ("rm", "clean"),
     "Move and save": ("move", "backup", "restore", "serve"),
     "Measure": ("load-test", "quantize", "warm"),
