@@ -144,9 +144,14 @@ def _base_folder(session: Session, state: CacheState, base: str | None) -> str:
     """
     named = base or session.config.base
     if named is None:
-        raise UsageError(
-            "no base is named", f"'vlmcache attach FOLDER', or set base: in {user_config()}"
-        )
+        known = {one for bases in recorded_bases(state.dir).values() for one in bases}
+        if len(known) != 1:
+            several = f"several bases are attached: {', '.join(sorted(known))}"
+            raise UsageError(
+                several if known else "no base is named",
+                f"'vlmcache attach FOLDER', or set base: in {user_config()}",
+            )
+        named = known.pop()
     path = os.path.normpath(session.environment.absolute(os.path.expanduser(named)))
     for folder in (path, os.path.join(path, "hub")):
         if _is_cache(folder):
