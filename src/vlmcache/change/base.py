@@ -165,6 +165,15 @@ class RepoLinks(NamedTuple):
     recorded: Mapping[str, str] = {}
     """Ref -> commit, of all refs that the base decides."""
 
+    @property
+    def places(self) -> dict[str, list[tuple[str, str]]]:
+        """Blob -> commit and file of its links in snapshots."""
+        found: dict[str, list[tuple[str, str]]] = {etag: [] for etag in self.blobs}
+        for commit, files in self.files.items():
+            for file, etag in files.items():
+                found.setdefault(etag, []).append((commit, file))
+        return found
+
 
 def attach_repo(cache: Tree, links: RepoLinks) -> list[str]:
     """Make the links of one repo: the record first, then blobs and snapshots, the refs last.
@@ -182,19 +191,21 @@ def attach_repo(cache: Tree, links: RepoLinks) -> list[str]:
     place.prepare_repo(cache, folder)
     cache.make_folders(layout.blob_path(folder, ""))
     record_bases(cache, links.folder, [links.base])
-    stale: list[str] = []
-    absent: set[str] = set()
-    for etag, lent in links.blobs.items():
-        path = layout.blob_path(folder, etag)
-        if not _link_blob(cache, links.folder, path, lent):
-            stale.append(path)
-            absent.add(etag)
     for commit, listing in links.listings.items():
         place.write_tree(cache, folder, commit, listing.files, complete=False)
-    for commit, files in links.files.items():
-        for file, etag in files.items():
-            if etag in absent or not _link_file(cache, folder, commit, file, etag):
-                stale.append(layout.file_path(layout.snapshot_path(folder, commit), file))
+    stale: list[str] = []
+    # Each blob with its links in snapshots: an interruption leaves one at most that has lost them.
+    for etag, places in links.places.items():
+        path = layout.blob_path(folder, etag)
+        lent = links.blobs.get(etag)
+        if lent is not None and not _link_blob(cache, links.folder, path, lent):
+            stale.append(path)
+            continue
+        stale += (
+            layout.file_path(layout.snapshot_path(folder, commit), file)
+            for commit, file in places
+            if not _link_file(cache, folder, commit, file, etag)
+        )
     for commit, names in links.absent.items():
         for name in names:
             path = layout.file_path(os.path.join(folder, layout.NO_EXIST, commit), name)

@@ -292,7 +292,7 @@ def test_rm_removes_links_and_the_record_and_nothing_else(attached: Based) -> No
 def test_clean_frees_nothing_that_is_in_the_base(attached: Based) -> None:
     before = fingerprint(attached.root)
     for options in ({}, {"max_size": 1}, {"older_than": 0.0}, {"duplicates": True}):
-        attached.cache.clean(**options)  # type: ignore[arg-type]
+        attached.cache.clean(**options)
         assert fingerprint(attached.root) == before, options
 
 

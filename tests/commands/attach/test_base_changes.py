@@ -1,4 +1,4 @@
-"""A base that changes underneath never makes the private cache wrong; attaching again repairs it."""
+"""A base that changes underneath never makes the private cache wrong; attach repairs it."""
 
 from __future__ import annotations
 

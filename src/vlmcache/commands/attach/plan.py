@@ -122,7 +122,9 @@ def _links_of(
             files[commit] = needed
         for etag in linkable.values():
             blob = mine.blobs.get(etag) if mine is not None else None
-            if blob is None or not blob.present:
+            # A link of which no record says that it is ours is one as soon as it is recorded.
+            unknown = blob is not None and blob.linked and not (blob.base or blob.shared)
+            if blob is None or not blob.present or unknown:
                 blobs[etag] = lent[etag]
         tree = theirs.trees.get(commit)
         if tree and (mine is None or commit not in mine.trees):
