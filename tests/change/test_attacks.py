@@ -222,7 +222,7 @@ def test_a_record_that_a_member_forged_leads_root_to_nothing_that_is_closed(comm
         if command == "serve":
             name = str(next(blobs.iterdir()))
             with pytest.raises(StaleError):
-                CacheTree(shared.root).open_content(name)
+                CacheTree(str(shared.root)).open_content(name)
             return
         done = run(shared, *COMMANDS[command](shared))
         shared.check(done, *_others(shared.folder))

@@ -1,4 +1,4 @@
-"""An admin's base, read-only, and another user with an unmodified client and a cache of their own."""
+"""An admin's base, read-only, and a user with an unmodified client and a cache of their own."""
 
 from __future__ import annotations
 
@@ -195,9 +195,9 @@ def test_the_record_of_another_user_leads_root_only_to_what_everybody_may_read()
         based.base.root.chmod(0o700)
         assert based.repo().attached_to == ()
         assert based.cache.verify(max_age=0).checked == 0
+        name = next((based.root / ONE / "blobs").iterdir())
         with pytest.raises(StaleError):
-            name = next((based.root / ONE / "blobs").iterdir())
-            os.close(CacheTree(based.root).open_content(str(name)))
+            CacheTree(str(based.root)).open_content(str(name))
 
 
 def test_a_record_leads_to_no_other_place_than_the_blob_of_the_same_name(tmp_path: Path) -> None:
