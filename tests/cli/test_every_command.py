@@ -28,6 +28,7 @@ LINES = {
     "clean": ["--dry-run"],
     "watch": ["--once"],
     "move": ["elsewhere", "--dry-run"],
+    "attach": ["base", "--dry-run"],
     "backup": ["saved.tar", "org/good"],
     "restore": ["there.tar", "--dry-run"],
     "load-test": ["--history"],
@@ -53,6 +54,7 @@ def filled(
     vlmcache.config("models: {good: {repo: org/good}}\nvlmcache: {min_free: 0}\n")
     cache.repo("org/good").revision(model_files())
     cache.repo("org/\x1b[31mred").revision({"config.json": b"{}"}, refs=())
+    CacheBuilder(vlmcache.folder / "base").repo("org/based").revision(model_files())
     offline_without_torch(vlmcache, tmp_path)
     take_variables(vlmcache, monkeypatch)
     assert run_here("backup", "there.tar", "org/good").code == 0

@@ -227,8 +227,7 @@ def test_detach_of_what_is_not_attached_is_refused(attached: Based, tmp_path: Pa
     with pytest.raises(UsageError, match=str(attached.base.root)):
         attached.cache.detach(tmp_path / "other")
     attached.cache.detach()
-    with pytest.raises(UsageError, match="no base is attached"):
-        attached.cache.detach()
+    assert attached.cache.detach().ids == []
 
 
 def test_of_two_bases_one_has_to_be_named(attached: Based, tmp_path: Path) -> None:

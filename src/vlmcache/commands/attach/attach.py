@@ -18,7 +18,7 @@ from vlmcache.cache.tree import CacheTree
 from vlmcache.cache.usage import who_uses
 from vlmcache.change.base import RepoLinks, attach_repo, base_at, forget_bases
 from vlmcache.change.place import disk_failure
-from vlmcache.change.plan import Attach, Failure, Outcome, Receipt, Result
+from vlmcache.change.plan import Attach, Failure, Outcome, Plan, Receipt, Result
 from vlmcache.change.remove import apply_removals
 from vlmcache.change.space import FreeSpace
 from vlmcache.change.tree import Tree
@@ -67,7 +67,6 @@ def attach(
         rows,
         attaching.plan,
         unchanged=attaching.unchanged,
-        held=beneath.size_on_disk,
     )
     if dry_run or not attaching.links:
         return report if dry_run else msgspec.structs.replace(report, receipt=Receipt(()))
@@ -217,6 +216,8 @@ def detach(
     state = scan(session.cache.dir)
     records = recorded_bases(state.dir)
     folders = _named_bases(session, state, records, base)
+    if not folders:
+        return AttachReport(state.dir, None, (), Plan(()), None if dry_run else Receipt(()))
     recorded = {folder for folder, bases in records.items() if folders & set(bases)}
     plan = plan_detach(state, folders, recorded)
     plan.log("detach")
@@ -279,7 +280,7 @@ def _named_bases(
     records: dict[str, tuple[str, ...]],
     base: str | None,
 ) -> set[str]:
-    """Return the bases, as they are recorded, that are meant.
+    """Return the bases, as they are recorded, that are meant; none if nothing is attached.
 
     Raises:
         UsageError: none is, or one of several has to be named.
@@ -291,7 +292,7 @@ def _named_bases(
         if named or len(known) == 1:
             return {name for name in named if name} or known
         if not known:
-            raise UsageError("no base is attached to this cache", "'vlmcache status' shows it")
+            return set()
         names = ", ".join(sorted(known))
         raise UsageError(f"several bases are attached: {names}", "name one of them")
     path = os.path.normpath(session.environment.absolute(os.path.expanduser(base)))

@@ -46,16 +46,14 @@ class AttachReport(Report, frozen=True):
     """What `vlmcache attach` and `vlmcache detach` return."""
 
     cache: str
-    base: str
-    """The folder of the base."""
+    base: str | None
+    """The folder of the base; `None` if nothing is attached that could be detached."""
     repos: tuple[AttachedRepo, ...]
     plan: Plan
     receipt: Receipt | None = None
     """What was done; `None` if nothing was."""
     unchanged: int = 0
     """Repos of the base of which everything is here, or linked, already."""
-    held: int = 0
-    """What the base has in all, in bytes."""
     in_use: tuple[Kept, ...] = ()
     """What processes use, and who they are; then nothing is detached."""
 

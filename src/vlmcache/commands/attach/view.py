@@ -32,7 +32,8 @@ def show(
     planned = value.receipt is None
     if planned:
         show_cache(out, value.cache)
-    out.print(Text(f"Base {printable(value.base)}", "dim"), soft_wrap=True)
+    if value.base is not None:
+        out.print(Text(f"Base {printable(value.base)}", "dim"), soft_wrap=True)
     if value.repos:
         out.print(_table(value.repos, verbose=verbose))
         out.print()
@@ -40,7 +41,9 @@ def show(
     models, size = counted(len(done), "model"), size_text(sum(repo.size for repo in done))
     if detached:
         words = "Would detach" if planned else "Detached"
-        text = f"{models}; {size} stay in the base" if value.repos else "nothing"
+        text = (
+            f"{models}; {size} stay in the base" if value.repos else "nothing: no link leads there"
+        )
     else:
         words = "Would attach" if planned else "Attached"
         text = f"{models}: {size} of the base, which take no room here"
