@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vlmcache.api import Cache
     from vlmcache.cache.hashing import ContentChangedError
     from vlmcache.codes import Explanation
+    from vlmcache.commands.attach.values import AttachReport, NotAttachedError
     from vlmcache.commands.backup.places import PlaceError
     from vlmcache.commands.backup.values import Backup, BackupError, Restored
     from vlmcache.commands.doctor.values import Diagnosis
@@ -104,6 +105,8 @@ _HOMES = {
     "Cache": "vlmcache.api",
     "ContentChangedError": "vlmcache.cache.hashing",
     "Explanation": "vlmcache.codes",
+    "AttachReport": "vlmcache.commands.attach.values",
+    "NotAttachedError": "vlmcache.commands.attach.values",
     "PlaceError": "vlmcache.commands.backup.places",
     "Backup": "vlmcache.commands.backup.values",
     "BackupError": "vlmcache.commands.backup.values",
@@ -194,6 +197,7 @@ _HOMES = {
 
 __all__ = [
     "AccessError",
+    "AttachReport",
     "AwayError",
     "Backup",
     "BackupError",
@@ -231,6 +235,7 @@ __all__ = [
     "NoSuchFileError",
     "NoSuchRepoError",
     "NoSuchRevisionError",
+    "NotAttachedError",
     "NotCachedError",
     "NotDownloadedError",
     "NotEnoughMemoryError",

@@ -27,6 +27,7 @@ from vlmcache.errors import UsageError, VlmcacheError
 
 if TYPE_CHECKING:
     from vlmcache.codes import Explanation
+    from vlmcache.commands.attach.values import AttachReport
     from vlmcache.commands.backup.values import Backup, Restored
     from vlmcache.commands.doctor.values import Diagnosis
     from vlmcache.commands.init.values import InitReport
@@ -523,6 +524,36 @@ class Cache:
 
         names = self._matching(models)
         return recall.recall(self.session, names, dry_run=dry_run, progress=self.progress)
+
+    def attach(self, base: Path | None = None, *, dry_run: bool = False) -> AttachReport:
+        """Put a read-only cache beneath this one: what it has is linked, and takes no room here.
+
+        Args:
+            base: the folder of that cache; the one that the configuration names if not given.
+            dry_run: return the plan and change nothing.
+
+        Raises:
+            UsageError: no base is named, or it is not a cache, or this very cache.
+        """
+        from vlmcache.commands.attach import attach
+
+        named = None if base is None else os.fspath(base)
+        return attach.attach(self.session, named, dry_run=dry_run)
+
+    def detach(self, base: Path | None = None, *, dry_run: bool = False) -> AttachReport:
+        """Remove the links into a base; nobody is asked. The base is not touched.
+
+        Args:
+            base: the folder of the base; the only one if not given.
+            dry_run: return the plan and change nothing.
+
+        Raises:
+            UsageError: nothing of this cache is in that base, or one of several has to be named.
+        """
+        from vlmcache.commands.attach import attach
+
+        named = None if base is None else os.fspath(base)
+        return attach.detach(self.session, named, dry_run=dry_run, confirm=self.confirm)
 
     def backup(
         self,

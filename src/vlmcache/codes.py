@@ -30,6 +30,22 @@ CODES: dict[str, tuple[str, str]] = {
         "A model cannot be backed up as it is, or a backup cannot be trusted.",
         "Run 'vlmcache verify --repair' where the models are, then 'vlmcache backup' again.",
     ),
+    "base-absent": (
+        "A base, a cache beneath this one, is not there: it was removed, or is not mounted.",
+        "Mount it; if it is elsewhere now, run 'vlmcache attach' with that folder.",
+    ),
+    "base-has-more": (
+        "A base has models that are not linked into this cache.",
+        "'vlmcache attach' links them.",
+    ),
+    "base-unreadable": (
+        "This user may not read all of a base, so that some of its models cannot be loaded.",
+        "Whoever manages it lets its users read it; 'vlmcache doctor' shows the command.",
+    ),
+    "base-writable": (
+        "This user can write to a base, which is to be changed by its admin only.",
+        "Its admin runs 'chmod -R go-w FOLDER', or mounts it read-only for its users.",
+    ),
     "busy": (
         "Another process is moving something to the same place.",
         "Wait until the other process has finished, then run 'vlmcache move' again.",
@@ -104,6 +120,10 @@ CODES: dict[str, tuple[str, str]] = {
         "Something in the cache is damaged or missing.",
         "'vlmcache verify --repair' downloads it again, and nothing else.",
     ),
+    "damaged-base": (
+        "A file in a base is not what its name says: every cache with a link to it sees that.",
+        "Tell the base's admin; 'vlmcache verify MODEL --repair' fetches a copy of your own.",
+    ),
     "damaged-blob": (
         "'vlmcache verify' found that a file is not what its hash says; it has not changed since.",
         "'vlmcache verify MODEL --repair' downloads it again, and nothing else.",
@@ -124,8 +144,8 @@ CODES: dict[str, tuple[str, str]] = {
         ),
     ),
     "drive-away": (
-        "The model was moved to a drive that is not mounted now.",
-        "Mount the drive; if it is mounted elsewhere, run 'vlmcache move --relink FOLDER'.",
+        "The model was moved to a drive, or is linked into a base, that is not mounted now.",
+        "Mount it; if it is mounted elsewhere, run 'vlmcache move --relink' or 'vlmcache attach'.",
     ),
     "empty-blob": (
         "A file that should have content is empty.",
@@ -327,6 +347,10 @@ CODES: dict[str, tuple[str, str]] = {
         "You are not a member of the group that should share the cache.",
         "Ask an administrator for 'usermod -aG GROUP YOU', and log in again.",
     ),
+    "not-attached": (
+        "Nothing of the base could be linked into this cache.",
+        "The message says why; 'vlmcache doctor' shows what links and permissions need.",
+    ),
     "not-cached": (
         "Not every model that was asked about is complete in the cache.",
         "'vlmcache pull MODEL' downloads what is missing.",
@@ -338,6 +362,10 @@ CODES: dict[str, tuple[str, str]] = {
     "not-enough-memory": (
         "The model does not fit into the memory of the machine or the device.",
         "Load it at a smaller precision: 'vlmcache load-test MODEL --precision int8'.",
+    ),
+    "not-in-base": (
+        "Links of this cache lead into a base that does not have these files anymore.",
+        "'vlmcache pull MODEL' fetches them, or 'vlmcache attach' links what the base has now.",
     ),
     "not-moved": (
         "Nothing was moved, for the reasons listed.",

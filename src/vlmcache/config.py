@@ -148,6 +148,7 @@ def load_config(option: str | None, environment: Environment) -> Config:
         # A folder's file stands in for the user's models, and not for where they come from.
         sources=active.sources or (own.sources if own is not None else ()),
         archive=active.archive or (own.archive if own is not None else None),
+        base=active.base or (own.base if own is not None else None),
         warnings=(*notes, *active.warnings, *unknown[len(active.unknown) :]),
         also=tuple(also),
         unread=unread,

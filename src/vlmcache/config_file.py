@@ -110,6 +110,8 @@ class Config(msgspec.Struct, frozen=True):
     """What a pull asks for contents before the hub, as `--from` names it; the user's own only."""
     archive: str | None = None
     """A folder on a slower drive, to which `clean` moves models; the user's own only."""
+    base: str | None = None
+    """A read-only cache beneath the user's, as `attach` names it; the user's own only."""
     shipped: bool = False
     """Whether `models` are those that ship with the package: valid names and protected, but
     nobody has asked for them."""
@@ -292,12 +294,15 @@ class _Reader:
         limits = Limits()
         sources: tuple[str, ...] = ()
         archive: str | None = None
+        base: str | None = None
         if "vlmcache" in sections:
             fields = self.mapping(sections["vlmcache"], "vlmcache", empty=True)
             if "sources" in fields and self.source != "./config.yaml":
                 sources = self.sources(fields.pop("sources"))
             if "archive" in fields and self.source != "./config.yaml":
                 archive = self.folder(fields.pop("archive"), "vlmcache.archive")
+            if "base" in fields and self.source != "./config.yaml":
+                base = self.folder(fields.pop("base"), "vlmcache.base")
             limits = self.limits(fields)
         return Config(
             self.path,
@@ -308,6 +313,7 @@ class _Reader:
             unknown=tuple(self.unknown),
             sources=sources,
             archive=archive,
+            base=base,
             shipped=shipped,
         )
 
@@ -412,7 +418,7 @@ class _Reader:
                         f"{user_config()}, --config or VLMCACHE_CONFIG"
                     )
             elif name not in Limits.__struct_fields__:
-                known = (*Limits.__struct_fields__, "archive", "sources")
+                known = (*Limits.__struct_fields__, "archive", "base", "sources")
                 meant = did_you_mean(name, known, 1) or f"known: {', '.join(known)}"
                 self.unknown.append(f"{self.path}:{line}: {key} is not known; {meant}")
             elif null:

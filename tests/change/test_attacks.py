@@ -32,6 +32,7 @@ from tests.kit.disks import as_other_user
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import small_config
 from vlmcache.cache.moved import MoveRecord
+from vlmcache.cache.tree import CacheTree, StaleError
 from vlmcache.change.moved_note import write_moves
 from vlmcache.errors import ExitCode
 
@@ -83,7 +84,24 @@ def in_trash(shared: SharedCache, *command: str) -> list[str]:
     return [*command]
 
 
+def base_of(shared: SharedCache) -> str:
+    """Return an admin's base that has what the cache has, and more."""
+    base = CacheBuilder(shared.folder / "base")
+    for name in ("org/name", "org/third"):
+        base.repo(name).revision(NEW)
+    return str(base.root)
+
+
+def attached(shared: SharedCache) -> list[str]:
+    base = base_of(shared)
+    done = shared.run(as_command("attach", base, variables=variables(shared, None)))
+    assert done.code == 0, done.errors
+    return ["detach", base, "--yes"]
+
+
 COMMANDS: dict[str, Callable[[SharedCache], list[str]]] = {
+    "attach": lambda shared: ["attach", base_of(shared)],
+    "detach": attached,
     "rm": lambda _: ["rm", "org/name", "--yes"],
     "rm --trash": lambda _: ["rm", "org/name", "--trash", "--yes"],
     "undo": lambda shared: in_trash(shared, "undo"),
@@ -195,6 +213,32 @@ def test_a_repo_that_is_a_link_to_another_users_models_is_neither_saved_nor_move
             ["verify"],
         ):
             shared.check(run(shared, *arguments), *_others(shared.folder))
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="needs two users")
+@pytest.mark.parametrize("command", ["verify", "backup", "serve", "attach", "rm"])
+def test_a_record_that_a_member_forged_leads_root_to_nothing_that_is_closed(command: str) -> None:
+    with shared_cache() as shared:
+        blobs = shared.repo.folder / "blobs"
+        base = {"folder": str(shared.outside), "drive": None}
+        record = {"format": "vlmcache.base/1", "bases": [base], "refs": {}}
+
+        def forge() -> None:
+            (shared.root / ".locks" / f"{NAME}.base.json").write_text(json.dumps(record))
+            for blob in list(blobs.iterdir()):
+                blob.unlink()
+                blob.symlink_to(shared.outside / NAME / "blobs" / blob.name)
+
+        assert shared.as_member(forge)
+        if command == "serve":
+            name = str(next(blobs.iterdir()))
+            with pytest.raises(StaleError):
+                CacheTree(str(shared.root)).open_content(name)
+            return
+        done = run(shared, *COMMANDS[command](shared))
+        shared.check(done, *_others(shared.folder))
+        answers = json.loads(run(shared, "verify", "--json").errors)
+        assert all(one["actual"] is None for one in answers["damaged"])
 
 
 def moved_to_a_members_place(shared: SharedCache) -> Path:

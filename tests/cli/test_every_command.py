@@ -29,6 +29,7 @@ LINES = {
     "watch": ["--once"],
     "move": ["elsewhere", "--dry-run"],
     "recall": ["org/good"],
+    "attach": ["base", "--dry-run"],
     "backup": ["saved.tar", "org/good"],
     "restore": ["there.tar", "--dry-run"],
     "load-test": ["--history"],
@@ -55,6 +56,7 @@ def filled(
     vlmcache.config("models: {good: {repo: org/good}}\nvlmcache: {min_free: 0}\n")
     cache.repo("org/good").revision(model_files())
     cache.repo("org/\x1b[31mred").revision({"config.json": b"{}"}, refs=())
+    CacheBuilder(vlmcache.folder / "base").repo("org/based").revision(model_files())
     offline_without_torch(vlmcache, tmp_path)
     take_variables(vlmcache, monkeypatch)
     assert run_here("backup", "there.tar", "org/good").code == 0

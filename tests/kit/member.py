@@ -435,6 +435,22 @@ def _blob_of_another(member: Member, path: Path) -> None:
     pointer.symlink_to(os.path.relpath(blob, pointer.parent))
 
 
+def _forge_a_base(member: Member, path: Path) -> None:
+    """Let blobs of the repo be links into another cache, with all that says so."""
+    place = member.place
+    base = member.rng.choice([place.outside, place.theirs, place.folder / "base"])
+    record = {
+        "format": "vlmcache.base/1",
+        "bases": [{"folder": str(base), "drive": None}],
+        "refs": {"main": member.rng.choice(["0" * 40, place.repo.latest])},
+    }
+    (place.root / ".locks" / f"{NAME}.base.json").write_text(json.dumps(record))
+    for name in sorted(os.listdir(place.repo.folder / "blobs"))[: member.rng.randrange(1, 4)]:
+        blob = place.repo.folder / "blobs" / name
+        member.move_aside(blob)
+        blob.symlink_to(base / NAME / "blobs" / name)
+
+
 ACTS: tuple[Act, ...] = (
     _link_outside,
     _link_outside,
@@ -458,6 +474,7 @@ ACTS: tuple[Act, ...] = (
     _shrink,
     _overwrite,
     _forge_a_move,
+    _forge_a_base,
     _let_moved_lead_outside,
     _blob_of_another,
 )
@@ -571,6 +588,19 @@ class Fuzzer:
         self.prepare(place, "backup", saved, "--cache-dir", str(source.root))
         return saved
 
+    def base(self, place: Place) -> str:
+        """Return an admin's base that has the newest revision of the member's repo."""
+        base = CacheBuilder(place.folder / "base")
+        for name in ("org/name", "org/third"):
+            base.repo(name).revision(NEW)
+        return str(base.root)
+
+    def attached(self, place: Place) -> str:
+        """Return such a base, beneath the cache."""
+        base = self.base(place)
+        self.prepare(place, "attach", base)
+        return base
+
     def move_cut_short(self, place: Place) -> list[str]:
         """Return how a move is taken back that was killed in its middle."""
         destination = str(place.destination)
@@ -652,6 +682,8 @@ COMMANDS: dict[str, Prepare] = {
     ),
     "clean --to": _archiving,
     "recall": _recalling,
+    "attach": lambda fuzzer, place: ["attach", fuzzer.base(place)],
+    "detach": lambda fuzzer, place: ["detach", fuzzer.attached(place), "--yes"],
 }
 
 

@@ -129,7 +129,9 @@ def to_fetch(state: CacheState, repo: Repo | None, judgement: Judgement) -> int:
     return sum(
         listed.content_size - begun_bytes(repo, listed, state.scanned_at)[0]
         for listed in contents.values()
-        if (repo is None or not repo.holds(listed)) and not state.shares(repo, listed)
+        if (repo is None or not repo.holds(listed))
+        and not state.shares(repo, listed)
+        and (repo is None or state.lends(repo.folder, listed) is None)
     )
 
 

@@ -176,6 +176,7 @@ def judge_revision(
     repo: Repo, revision: Revision, others: Others | None = None, variant: str | None = None
 ) -> Judgement:
     """Return the state of one snapshot: damage first, then what is missing."""
+    everything_gone, revision = bool(revision.files) and not revision.here.files, revision.here
     # Without a listing, a link to anything is as good as it can be known to be.
     sure = revision.tree is None
     damaged = {
@@ -194,6 +195,8 @@ def judge_revision(
     damaged |= broken | (missing & repo.lost_names(revision.commit) if missing else set())
     missing -= damaged
     state: State = "damaged" if damaged or revision.linked else "partial" if missing else "cached"
+    if everything_gone and not repo.partials:
+        state = "missing"
     away = []
     if others is not None and division is not None and division.repos:
         away = [need.id for need in division.repos if not is_here(need, others, {repo.id})]
@@ -371,6 +374,8 @@ def judge_repo(repo: Repo, judged: Iterable[Judgement] | None = None) -> State:
     if judged is None:
         judged = (judge_revision(repo, revision) for revision in repo.revisions)
     states = {judgement.state for judgement in judged}
+    if states == {"missing"}:
+        return "missing"
     order: tuple[State, ...] = ("damaged", "partial", "cached")
     for state in order:
         if state in states:

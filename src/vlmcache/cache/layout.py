@@ -79,6 +79,11 @@ RECORD_SUFFIX = ".moved.json"
 It is `.locks/<repo folder>.moved.json`: of all that is in a cache's root, the Hub's own scan warns
 of every entry but that folder.
 """
+BASE_SUFFIX = ".base.json"
+"""How the file's name ends that records into which bases `attach` has linked blobs of a repo.
+
+It is `.locks/<repo folder>.base.json`.
+"""
 MOVING = ".vlmcache-moving"
 """Folder at a destination in which `move` stages what it copies: `<repo folder>/…`."""
 
@@ -424,8 +429,11 @@ def link_target(name: str, depth: int) -> str:
 def shared_hash_of(target: str) -> str | None:
     """Return the hash of the shared blob that a repo blob's link target names, if it names one.
 
-    The hub writes `../../blobs/<xx>/<hash>`, relative to the repo's `blobs` folder.
+    The hub writes `../../blobs/<xx>/<hash>`, relative to the repo's `blobs` folder. The store of
+    another cache is named by its complete path.
     """
+    if os.path.isabs(target):
+        return None
     parts = target.replace("\\", "/").split("/")
     in_store = (
         len(parts) >= 3

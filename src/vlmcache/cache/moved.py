@@ -80,8 +80,9 @@ def note_path(destination: str, folder: str) -> str:
 def recorded_path(path: str) -> str:
     """Return the path of the repo that a record or a note, by its path, speaks of."""
     locks, name = os.path.split(path)
-    folder = name.removesuffix(layout.NOTE_SUFFIX).removesuffix(layout.RECORD_SUFFIX)
-    return os.path.join(os.path.dirname(locks), folder)
+    for suffix in (layout.NOTE_SUFFIX, layout.RECORD_SUFFIX, layout.BASE_SUFFIX):
+        name = name.removesuffix(suffix)
+    return os.path.join(os.path.dirname(locks), name)
 
 
 def trusted_owners() -> set[int]:
@@ -220,7 +221,7 @@ def find_away(cache_dir: str, folder: str) -> Away | None:
         return None
     record = read_record(cache_dir, folder)
     if record is None or record.drive is None:
-        return Away(destination) if _looks_unmounted(destination, cache_dir) else None
+        return Away(destination) if looks_unmounted(destination, cache_dir) else None
     drive = record.drive
     points = list(mount_points(drive))
     if drive.mount_point in points:
@@ -241,7 +242,7 @@ def can_relink(cache_dir: str, folder: str, place: str | CacheTree) -> bool:
     return is_there and names_cache(tree, folder, cache_dir)
 
 
-def _looks_unmounted(destination: str, cache_dir: str) -> bool:
+def looks_unmounted(destination: str, cache_dir: str) -> bool:
     """Return whether a folder that is not there seems to be on a drive that is not mounted.
 
     Nothing is recorded of it. An unmounted drive leaves an empty folder, or none at all, on the
@@ -263,14 +264,21 @@ def _looks_unmounted(destination: str, cache_dir: str) -> bool:
 def away_words(away: Away, name: str | None = None) -> str:
     """Return the one sentence that says where a repo is, next to its name or with it."""
     subject = "away" if name is None else f"{name} is away"
+    if away.base:
+        where = "not there" if away.drive is None else "on a drive that is not mounted"
+        return f"{subject}: its base {away.destination} is {where}"
     return f"{subject}: it is at {away.destination}, on a drive that is not mounted"
 
 
 def away_remedy(away: Away) -> str:
     """Return what to do so that a repo is there again."""
+    if away.found_at is not None and away.base:
+        return f"the base is mounted elsewhere now: {units.command('attach', away.found_at)}"
     if away.found_at is not None:
         relink = units.command("move", "--relink", away.found_at)
         return f"its drive is mounted elsewhere now: {relink}"
+    if away.base and away.drive is None:
+        return f"mount the base, or attach it where it is now: {units.command('attach', 'FOLDER')}"
     if away.drive is None:
         return f"mount the drive that belongs at {away.destination}"
     if away.drive.uuid is not None:

@@ -9,8 +9,19 @@ from collections.abc import Collection, Mapping
 
 from vlmcache import units
 from vlmcache.cache import formats, layout
+from vlmcache.cache.base import RepoBases, base_away
+from vlmcache.cache.base_record import BaseAt
+from vlmcache.cache.base_record import record_path as base_record_path
 from vlmcache.cache.entries import Notes, add_stray, entry_of, is_stale
-from vlmcache.cache.moved import destination_of, find_away, note_path, record_path
+from vlmcache.cache.moved import (
+    DRIVE_AWAY,
+    away_remedy,
+    away_words,
+    destination_of,
+    find_away,
+    note_path,
+    record_path,
+)
 from vlmcache.cache.state import (
     Blob,
     ByteClass,
@@ -55,6 +66,9 @@ class RepoContent:
         self.moved = destination_of(cache_dir, folder) if linked else None
         self.away = None if self.is_there else find_away(cache_dir, folder)
         self.record = _stamp_of((record_path if linked else note_path)(cache_dir, folder))
+        self.base_record = None if linked else _stamp_of(base_record_path(cache_dir, folder))
+        self.gone: dict[str, BaseAt] = {}
+        """Blob -> the base that it was in, and is not now."""
         self.entry = entry_of(stat)
         self.notes = Notes(self.id)
         self.blobs: dict[str, Blob] = {}
@@ -70,6 +84,11 @@ class RepoContent:
         self.tree_files: dict[str, Stamp] = {}
         self.own_trees: set[str] = set()
         self.no_exist: dict[str, Stamp] = {}
+
+    @functools.cached_property
+    def bases(self) -> RepoBases | None:
+        """What is recorded of its bases; `None` if nothing is."""
+        return RepoBases(self.cache_dir, self.folder) if self.base_record is not None else None
 
     @functools.cached_property
     def pull(self) -> str | None:
@@ -110,6 +129,7 @@ class RepoContent:
 
     def repo(self) -> Repo:
         """Return the value."""
+        recorded = self.bases.record if self.bases is not None else None
         return Repo(
             id=self.id,
             type=self.kind,
@@ -127,6 +147,9 @@ class RepoContent:
             moved_at=self.moved.identity if self.moved is not None else None,
             away=self.away,
             record=self.record,
+            base_record=self.base_record,
+            bases=tuple(base.folder for base in recorded.bases) if recorded is not None else (),
+            base_refs=recorded.refs if recorded is not None else {},
             entry=self.entry,
             ref_files=self.ref_files,
             ref_folders=self.ref_folders,
@@ -153,10 +176,30 @@ def check_repo(content: RepoContent, now: float) -> None:
         content: the content of its folder; findings and counts are added to its notes.
         now: seconds since the epoch, against which partial downloads are judged.
     """
+    _check_bases(content)
     _check_refs(content)
     _check_sizes(content)
     _classify_blobs(content)
     _check_partials(content, now)
+
+
+def _check_bases(content: RepoContent) -> None:
+    """Say what is not in a base that snapshots link to, or that the base is not mounted."""
+    used = {file.blob for revision in content.revisions for file in revision.files}
+    for folder, base in {base.folder: base for base in content.gone.values()}.items():
+        away = base_away(base, content.cache_dir, content.folder)
+        names = [name for name, one in content.gone.items() if one == base and name in used]
+        if names and away is not None:
+            content.away = away
+            content.notes.warning(DRIVE_AWAY, content.path, away_words(away), away_remedy(away))
+        elif names:
+            content.notes.warning(
+                "not-in-base",
+                content.path,
+                f"{units.counted(len(names), 'file')} of it "
+                f"{'is' if len(names) == 1 else 'are'} not in the base anymore: {folder}",
+                content.pull,
+            )
 
 
 def _check_refs(content: RepoContent) -> None:

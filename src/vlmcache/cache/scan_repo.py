@@ -11,6 +11,7 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache import layout
+from vlmcache.cache.base import InBase
 from vlmcache.cache.entries import (
     FILE,
     HAS_BLOCKS,
@@ -177,17 +178,22 @@ def _read_linked_blob(content: RepoContent, path: str, stat: os.stat_result) -> 
         content.unknown[name] = stat
     content.notes.tally.add("metadata", stat)
     content.linked_blobs.add(name)
-    shared_hash = layout.shared_hash_of(read_link(path))
+    target = read_link(path)
+    found = content.bases.find(path, target) if content.bases is not None else None
+    if found is not None:
+        _read_blob_in_base(content, path, stat, found)
+        return
+    shared_hash = layout.shared_hash_of(target)
     shared = content.shared.get(shared_hash or "")
     size, atime, present = shared.size if shared else 0, stat.st_atime_ns, False
     outside, allocated_there = shared_hash is None, 0
     with contextlib.suppress(OSError):
-        target = os.stat(path)
-        size, atime, present = target.st_size, target.st_atime_ns, modes.S_ISREG(target.st_mode)
+        there = os.stat(path)
+        size, atime, present = there.st_size, there.st_atime_ns, modes.S_ISREG(there.st_mode)
         # A repo that lies elsewhere has its store next to it there, and not here.
         ours = shared and os.path.realpath(shared.path) == os.path.realpath(path)
         if content.linked_to is not None and not outside and not ours:
-            shared_hash, allocated_there = None, allocated_bytes(target)
+            shared_hash, allocated_there = None, allocated_bytes(there)
     content.blobs[name] = Blob(
         stat.st_ino,
         stat.st_mtime_ns,
@@ -207,6 +213,40 @@ def _read_linked_blob(content: RepoContent, path: str, stat: os.stat_result) -> 
         content.notes.error("missing-blob", path, detail, content.pull)
     elif outside:
         content.notes.warning("outside-link", path, "the blob is a link out of the cache")
+
+
+def _read_blob_in_base(
+    content: RepoContent, path: str, stat: os.stat_result, found: InBase
+) -> None:
+    """A blob that is a link of ours into a base: its bytes are not this cache's."""
+    name, there = os.path.basename(path), found.status
+    content.blobs[name] = Blob(
+        stat.st_ino,
+        stat.st_mtime_ns,
+        there.st_size if there is not None else 0,
+        allocated_bytes(stat),
+        name,
+        stat.st_dev,
+        stat.st_nlink,
+        there.st_atime_ns if there is not None else stat.st_atime_ns,
+        present=there is not None,
+        linked=True,
+        base=found.base.folder,
+        there=(
+            (there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns)
+            if there is not None
+            else None
+        ),
+    )
+    if found.error is not None:
+        content.notes.error(
+            "unreadable-file",
+            path,
+            f"the base lets it not be read: {reason_of(found.error)}: {read_link(path)}",
+            units.command("doctor"),
+        )
+    elif there is None:
+        content.gone[name] = found.base
 
 
 def _read_refs(content: RepoContent, path: str) -> None:

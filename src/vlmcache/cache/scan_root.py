@@ -23,6 +23,9 @@ from vlmcache.cache.entries import (
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.state import Leftover, LockFolder, SharedBlob, Stamp, Stray
 
+_RECORDS = (layout.RECORD_SUFFIX, layout.NOTE_SUFFIX, layout.BASE_SUFFIX)
+"""How the names of files end that are ours among the locks, each next to the name of a repo."""
+
 
 class RootScan:
     """What has been read of a cache's root so far; `read` adds one entry of it.
@@ -92,7 +95,7 @@ class RootScan:
                 continue
             self.notes.tally.add("metadata", stat)
             if not folder:
-                ours = (layout.RECORD_SUFFIX, layout.NOTE_SUFFIX, layout.LOCK_SUFFIX)
+                ours = (*_RECORDS, layout.LOCK_SUFFIX)
                 recorded = any(suffix in name for suffix in ours)
                 if layout.parse_repo_folder(name) is not None and not recorded:
                     self._note_wrong_lock(place, stat)
@@ -122,10 +125,13 @@ class RootScan:
 
     def _is_needless_record(self, name: str) -> bool:
         """Whether a file among the locks records where a repo went that has no link here."""
-        for suffix in (layout.RECORD_SUFFIX, layout.NOTE_SUFFIX):
+        for suffix in _RECORDS:
             folder, found, rest = name.partition(suffix)
             if found and layout.parse_repo_folder(folder) is not None:
-                linked = os.path.islink(os.path.join(self.dir, folder))
+                place = os.path.join(self.dir, folder)
+                linked = os.path.islink(place)
+                if suffix == layout.BASE_SUFFIX:
+                    return bool(rest) or linked or not os.path.isdir(place)
                 return bool(rest) or (suffix == layout.RECORD_SUFFIX and not linked)
         return False
 

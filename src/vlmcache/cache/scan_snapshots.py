@@ -190,6 +190,8 @@ def _odd_link(
     """A snapshot's link that is not the one that the hub writes to a blob that exists."""
     # A link to the cache's old place says which blob it means.
     meant = content.blobs.get(read_link(path).replace("\\", "/").rpartition("/")[2])
+    if meant is not None and meant.name in content.gone:
+        return _file(name, "gone", stat, meant.name)
     blob_meant = meant.name if meant is not None and meant.present else None
     remedy = content.repair if blob_meant else content.remedy(commit, name=name)
     try:

@@ -19,8 +19,11 @@ ByteClass = Literal[
 ]
 Severity = Literal["error", "warning", "info"]
 State = Literal["cached", "partial", "missing", "damaged", "away"]
-FileKind = Literal["link", "copy", "stub", "outside", "dangling", "loop", "unreadable"]
-"""A stub is a file that is there in place of its link: empty, or with the link's target as text."""
+FileKind = Literal["link", "copy", "stub", "outside", "dangling", "loop", "unreadable", "gone"]
+"""A stub is a file that is there in place of its link: empty, or with the link's target as text.
+
+What is gone was in a base, and the base does not have it now, or is not mounted.
+"""
 
 UNREADABLE = "unreadable-folder"
 """The code of the finding that says: what this folder holds is not known."""
@@ -94,6 +97,10 @@ class Blob(Stamp, frozen=True, gc=False):
     """What a link of a repo that lies elsewhere leads to occupies, in the shared store there."""
     damaged: bool = False
     """Whether `verify` found that its content is not what its name says."""
+    base: str | None = None
+    """The folder of the base that it is a link into: its content is not this cache's."""
+    there: tuple[int, int, int, int] | None = None
+    """Device, inode, size and mtime in ns of what a link into a base leads to."""
 
 
 class File(Stamp, frozen=True, gc=False):
@@ -146,6 +153,12 @@ class Revision(msgspec.Struct, frozen=True):
     """True where the snapshot's folder is itself a link, which is never followed."""
     entry: Stamp | None = None
     """The snapshot's folder or link itself; allocated is that of its folders, not of its files."""
+
+    @property
+    def here(self) -> Revision:
+        """The snapshot without what is gone from a base."""
+        files = tuple(file for file in self.files if file.kind != "gone")
+        return self if len(files) == len(self.files) else msgspec.structs.replace(self, files=files)
 
     def files_of(self, kind: FileKind) -> Iterator[File]:
         """Yield its files of a kind."""
@@ -232,6 +245,8 @@ class Away(msgspec.Struct, frozen=True):
     """`None` where the move did not record it."""
     found_at: str | None = None
     """Where that folder is now, if the same filesystem is mounted elsewhere."""
+    base: bool = False
+    """Whether it is a base to which `attach` has linked, and not a place of moved repos."""
 
 
 class Repo(msgspec.Struct, frozen=True):
@@ -260,6 +275,12 @@ class Repo(msgspec.Struct, frozen=True):
     record: Stamp | None = None
     """The file in which `vlmcache move` has recorded where a linked repo went, or has noted where
     this one came from."""
+    base_record: Stamp | None = None
+    """The file in which `vlmcache attach` has recorded the bases that its blobs lead into."""
+    bases: tuple[str, ...] = ()
+    """The folders of these bases."""
+    base_refs: dict[str, str] = msgspec.field(default_factory=dict)
+    """Ref -> the commit that it named in a base when `attach` wrote it here."""
     entry: Stamp | None = None
     """The folder, or the link, itself."""
     ref_files: dict[str, Stamp] = msgspec.field(default_factory=dict)
@@ -300,6 +321,17 @@ class Repo(msgspec.Struct, frozen=True):
     def no_exist_path(self, commit: str) -> str:
         """Return the path of the folder of names that the Hub does not have at a commit."""
         return os.path.join(self.path, layout.NO_EXIST, commit)
+
+    @property
+    def attached_to(self) -> tuple[str, ...]:
+        """The folders of the bases that blobs of it are links into."""
+        return tuple(sorted({blob.base for blob in self.blobs.values() if blob.base is not None}))
+
+    @property
+    def size_in_bases(self) -> int:
+        """Length of the blobs whose content is in a base, each once."""
+        sizes = {blob.there: blob.size for blob in self.blobs.values() if blob.base is not None}
+        return sum(sizes.values())
 
     @property
     def size(self) -> int:
@@ -367,6 +399,19 @@ class SharedBlob(Stamp, frozen=True, gc=False):
     """Whether `verify` found that its content is not what a repo expects."""
 
 
+class Lent(msgspec.Struct, frozen=True, gc=False):
+    """A content that a base has, to which a blob of a cache may be a link."""
+
+    base: str
+    """The folder of the base."""
+    path: str
+    """The file in it: a blob of the same repo there, or one of its shared store."""
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+
 class CacheState(msgspec.Struct, frozen=True):
     """A complete cache folder at one instant."""
 
@@ -385,6 +430,10 @@ class CacheState(msgspec.Struct, frozen=True):
     leftovers: tuple[Leftover, ...] = ()
     outside: dict[str, str] = msgspec.field(default_factory=dict)
     """Path that a link of a repo leads to or through, outside that repo -> the repo's folder."""
+    lent: dict[tuple[str, str], Lent] = msgspec.field(default_factory=dict)
+    """(Repo folder, blob), or ("", Xet hash) of a shared store -> where a base has the content.
+
+    Only if its bases were looked at."""
 
     @property
     def size_on_disk(self) -> int:
@@ -417,6 +466,16 @@ class CacheState(msgspec.Struct, frozen=True):
         sound = shared is not None and not shared.damaged
         return sound and shared is not None and shared.size == listed.content_size
 
+    def lends(self, folder: str, listed: TreeFile) -> Lent | None:
+        """Return where a base has a listed file's content, to which a repo may link."""
+        repo = self.repo_in(folder) if self.lent else None
+        if not self.lent or (repo is not None and repo.linked_to is not None):
+            return None
+        found = self.lent.get((folder, listed.etag))
+        if found is None and listed.xet_hash:
+            found = self.lent.get(("", listed.xet_hash))
+        return found if found is not None and found.size == listed.content_size else None
+
     def repo_in(self, folder: str | None) -> Repo | None:
         """Return the repo with a folder's name, or `None`."""
         return next((repo for repo in self.repos if repo.folder == folder), None)
@@ -444,7 +503,10 @@ _Content = TypeVar("_Content", Blob, File, Partial, SharedBlob)
 
 def _marked(content: _Content, damaged: Collection[tuple[int, int, int, int]]) -> _Content:
     """Return a file, marked if it is one of those that were found damaged."""
-    if (content.device, content.inode, content.size, content.mtime_ns) not in damaged:
+    mark = (content.device, content.inode, content.size, content.mtime_ns)
+    if isinstance(content, Blob):
+        mark = content.there or mark
+    if mark not in damaged:
         return content
     return msgspec.structs.replace(content, damaged=True)
 

@@ -13,16 +13,19 @@ import os
 import stat as modes
 import weakref
 from collections.abc import Collection, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from vlmcache.cache import layout
-from vlmcache.cache.reading import FOLDER, open_quietly, read_bytes
+from vlmcache.cache.base_record import LIMIT, BaseRecord, decode, record_path
+from vlmcache.cache.reading import FOLDER, JSON_ERRORS, open_quietly, read_bytes
 
 BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_fd
 """Whether the system opens and changes what a folder's descriptor holds; Windows does not."""
 _OTHER = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EMLINK, errno.ENXIO})
 """What systems answer if a link, a socket or the like is where a folder or file should be."""
 _HANDLES = "/proc/self/fd/"
+_PASSING = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
+"""How a folder is opened that one need not be able to list."""
 
 _Tree = TypeVar("_Tree", bound="CacheTree")
 
@@ -34,6 +37,13 @@ class StaleError(OSError):
 def stale(path: str) -> StaleError:
     """Return the refusal of a path on which a folder is not a folder, or a file not a file."""
     return StaleError(errno.ELOOP, "something else is in the place of a folder or file", path)
+
+
+class OwnedRecord(NamedTuple):
+    """What is recorded of a repo's bases, and whose record it is."""
+
+    record: BaseRecord
+    owner: int
 
 
 class CacheTree:
@@ -227,12 +237,7 @@ class CacheTree:
             OSError: the system refuses.
         """
         with self._reached(path) as (name, folder):
-            try:
-                descriptor = open_quietly(name, folder=folder, follow=False)
-            except OSError as error:
-                if error.errno not in (None, *_OTHER):
-                    raise
-                raise stale(path) from None
+            descriptor = _open(name, folder, path)
         status = os.fstat(descriptor)
         if expected not in (None, (status.st_dev, status.st_ino)):
             os.close(descriptor)
@@ -242,6 +247,8 @@ class CacheTree:
     def open_content(self, path: str) -> int:
         """Open a blob; one that is a link is read in the store of shared blobs next to its repo.
 
+        Or in a base, if a record of ours says that its link leads there.
+
         Raises:
             StaleError: it is neither a file nor such a link.
             OSError: the system refuses.
@@ -250,12 +257,10 @@ class CacheTree:
         try:
             return tree.open(path)
         except StaleError:
-            shared = None
-            with contextlib.suppress(OSError):
-                shared = layout.shared_hash_of(tree.readlink(path))
-            if shared is None:
-                raise
-        return tree.open(layout.shared_blob_path(tree.root, shared))
+            place = _shared_place(tree, path)
+            if place is not None:
+                return tree.open(place)
+        return open_in_base(tree, path)
 
     def read(self, path: str, limit: int, owners: Collection[int] | None = None) -> bytes:
         """Return the content of a regular file.
@@ -285,6 +290,94 @@ class CacheTree:
                 if status.st_uid != 0 or status.st_mode & 0o022:
                     return True
         return False
+
+
+def _shared_place(tree: CacheTree, path: str) -> str | None:
+    """Return the shared blob that a blob of a repo is a link to, `None` if it is none."""
+    with contextlib.suppress(OSError):
+        shared = layout.shared_hash_of(tree.readlink(path))
+        return layout.shared_blob_path(tree.root, shared) if shared else None
+    return None
+
+
+def base_record(tree: CacheTree, folder: str) -> OwnedRecord | None:
+    """Return what is recorded of a repo's bases, `None` if that is nothing that makes sense.
+
+    Args:
+        tree: the cache.
+        folder: the name of the repo's folder.
+    """
+    try:
+        descriptor = tree.open(record_path(tree.root, folder))
+        owner = os.fstat(descriptor).st_uid
+        return OwnedRecord(decode(read_bytes(descriptor, LIMIT)), owner)
+    except (OSError, *JSON_ERRORS):
+        return None
+
+
+def open_in_base(tree: CacheTree, path: str) -> int:
+    """Open what a blob leads to that is a link into a base.
+
+    The record of another user leads only to what is theirs or what everybody may read: nobody is
+    made to read, and pass on, what is closed to whoever made the record.
+
+    Args:
+        tree: the cache.
+        path: the blob.
+
+    Raises:
+        StaleError: no record of ours says that it leads there, or it leads to what is closed.
+        OSError: the system refuses.
+    """
+    folder, target = os.path.relpath(path, tree.root).split(os.sep)[0], tree.readlink(path)
+    owned = base_record(tree, folder)
+    base = owned and owned.record.base_of(target, folder, os.path.basename(path))
+    if owned is None or base is None:
+        raise stale(path)
+    there, place = CacheTree(base.folder).home(target)
+    place = _shared_place(there, place) or place
+    with there.parent(place) as (name, above):
+        descriptor = _open(name, above, place)
+        status = os.fstat(descriptor)
+        owners = {0, getattr(os, "geteuid", int)(), status.st_uid}
+        if owned.owner not in owners and not (status.st_mode & modes.S_IROTH and _is_open(above)):
+            os.close(descriptor)
+            raise stale(place)
+    return descriptor
+
+
+def _open(name: str, folder: int | None, path: str) -> int:
+    """Open a regular file in a folder that was entered.
+
+    Raises:
+        StaleError: it is not a regular file.
+        OSError: the system refuses.
+    """
+    try:
+        return open_quietly(name, folder=folder, follow=False)
+    except OSError as error:
+        if error.errno not in (None, *_OTHER):
+            raise
+        raise stale(path) from None
+
+
+def _is_open(folder: int | None) -> bool:
+    """Return whether every user may enter a folder, which is open, and all those above it."""
+    if folder is None:
+        return False
+    here = os.dup(folder)
+    try:
+        while True:
+            status = os.fstat(here)
+            above = os.open(os.pardir, _PASSING, dir_fd=here)
+            os.close(here)
+            here = above
+            if not status.st_mode & modes.S_IXOTH:
+                return False
+            if os.path.samestat(status, os.fstat(here)):
+                return True
+    finally:
+        os.close(here)
 
 
 def name_path(error: OSError, path: str, name: str = "") -> None:

@@ -66,6 +66,7 @@ class Usage(msgspec.Struct, frozen=True):
             *filter(None, shared),
         ]
         groups = [self.files.get((entry.device, entry.inode), ()) for entry in entries]
+        groups += (self.files.get(blob.there[:2], ()) for blob in repo.blobs.values() if blob.there)
         users = _distinct([*groups, lockers or ()])
         return users if users or lockers is not None else None
 
@@ -118,6 +119,8 @@ def content_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int],
     base = os.path.realpath(repo.path)
     for blob in repo.blobs.values():
         yield (blob.device, blob.inode), layout.blob_path(base, blob.name)
+        if blob.there is not None:
+            yield blob.there[:2], os.path.realpath(layout.blob_path(base, blob.name))
         if blob.shared is not None and blob.shared in state.shared:
             shared = state.shared[blob.shared]
             yield (shared.device, shared.inode), os.path.realpath(shared.path)

@@ -24,6 +24,7 @@ UNUSED_AFTER = 30 * 86400.0
 UNKNOWN_USE = "its last use is unknown"
 LISTED = "the listing of a revision that stays names it"
 REPLACED = "something else is in the place of a folder of the repo"
+IN_BASE = "all of it is in the base: it takes no room here"
 FOREIGN = "it holds files that are not the hub's"
 
 _LINK_SIZES = frozenset({len(layout.link_target("0" * digits, 0)) for digits in (40, 64)})
@@ -93,6 +94,13 @@ def foreign_files(repo: Repo, revision: Revision) -> list[str]:
     ]
 
 
+def only_in_base(repo: Repo, revision: Revision) -> bool:
+    """Return whether all content of a revision is in bases, so that it takes no room here."""
+    blobs = {file.blob for file in revision.files}
+    known = [repo.blobs[name] for name in blobs if name is not None and name in repo.blobs]
+    return bool(known) and None not in blobs and all(blob.base is not None for blob in known)
+
+
 def looks_wasted(repo: Repo) -> list[tuple[str, str]]:
     """Return name and path of the blobs that nothing links to, and of revisions without a ref."""
     users = repo.blob_users()
@@ -140,6 +148,7 @@ def find_waste(
     detached = [revision for revision in remaining if not revision.refs]
     stays = {
         revision.commit: why(revision.commit)
+        or (IN_BASE if only_in_base(repo, revision) else None)
         or _why_too_young(repo, revision, users, now)
         or _why_needed(repo, revision, evidence, now, gone)
         for revision in detached

@@ -169,6 +169,22 @@ class PlaceLink(_OfRepo, frozen=True, tag="place-link"):
     reason: str
 
 
+class Attach(_OfRepo, frozen=True, tag="attach"):
+    """Link what a base has of a repo, and this cache has not, into this cache."""
+
+    base: str
+    """The folder of the base."""
+    revisions: tuple[str, ...]
+    """Commits of which something is linked."""
+    blobs: int
+    """Blobs that become links into the base."""
+    size: int
+    """The length of these blobs, which take no room here."""
+    refs: tuple[str, ...]
+    """Refs that are written."""
+    reason: str
+
+
 class PutBack(_OfRepo, frozen=True, tag="put-back"):
     """Rename a repo that an interrupted move had set aside back to its place."""
 
@@ -188,6 +204,7 @@ Action = (
     | Move
     | PlaceLink
     | PutBack
+    | Attach
 )
 
 

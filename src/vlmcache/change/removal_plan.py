@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.cache.base_record import record_path as base_record_path
 from vlmcache.cache.moved import away_remedy, note_path, record_path
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change.names import Target
@@ -51,6 +52,7 @@ class _Builder:
             if repo.linked_to is None:
                 self.actions.add_repo(repo, reason)
                 self._add_record(repo, note_path(self.state.dir, repo.folder), reason)
+                self._add_base_record(repo, reason)
             else:
                 self._add_link(repo, reason)
         for stray in self.state.strays:
@@ -168,6 +170,13 @@ class _Builder:
         """Remove what is noted of where a repo went, or came from."""
         if repo.record is not None:
             frees, expected = repo.record.allocated, expected_of(repo.record)
+            self.actions.trees.append(Remove(path, "record", repo.id, reason, frees, expected))
+
+    def _add_base_record(self, repo: Repo, reason: str) -> None:
+        """Remove what is recorded of the bases of a repo that is removed."""
+        if repo.base_record is not None:
+            path = base_record_path(self.state.dir, repo.folder)
+            frees, expected = repo.base_record.allocated, expected_of(repo.base_record)
             self.actions.trees.append(Remove(path, "record", repo.id, reason, frees, expected))
 
     def _add_parts(self, repo: Repo) -> None:

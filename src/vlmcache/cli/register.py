@@ -76,6 +76,16 @@ COMMANDS = {
         "vlmcache.commands.move.values.RecallReport",
         "vlmcache.commands.move.view.show_recall",
     ),
+    "attach": Command(
+        "Put a read-only cache beneath this one, as links.",
+        "vlmcache.commands.attach.values.AttachReport",
+        "vlmcache.commands.attach.view.show",
+    ),
+    "detach": Command(
+        "Remove the links into a base.",
+        "vlmcache.commands.attach.values.AttachReport",
+        "vlmcache.commands.attach.view.show",
+    ),
     "backup": Command(
         "Save models to a tar stream or a store, checked.",
         "vlmcache.commands.backup.values.Backup",
@@ -136,7 +146,7 @@ REMOVING = frozenset({"rm", "clean", "trash"})
 
 _GROUPS = {
     "Look": ("status", "watch", "verify", "doctor"),
-    "Get": ("pull",),
+    "Get": ("pull", "attach", "detach"),
     "Free space": ("rm", "clean", "undo", "trash"),
     "Move and save": ("move", "recall", "backup", "restore", "serve"),
     "Measure": ("load-test", "quantize", "warm"),

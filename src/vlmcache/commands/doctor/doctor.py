@@ -17,6 +17,7 @@ from vlmcache.cache.owners import owners_of
 from vlmcache.cache.state import Finding
 from vlmcache.change.abilities import Abilities, probe
 from vlmcache.change.tree import Tree
+from vlmcache.commands.doctor.bases import check_bases
 from vlmcache.commands.doctor.checks import (
     check_cache,
     check_paths,
@@ -109,6 +110,7 @@ def diagnose(
     except (CacheError, ConfigError) as error:
         findings.append(finding("cache-path", "error", location.dir, error.message, error.hint))
     findings += check_paths(session, paths)
+    findings += check_bases(session)
     findings += check_connection(environment, location.dir)
     steps = seen.recommendations if seen is not None else ()
     advised = Advice(session)

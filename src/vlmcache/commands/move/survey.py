@@ -7,6 +7,7 @@ import os
 import stat as modes
 from collections.abc import Collection, Iterator, Sequence
 
+from vlmcache import units
 from vlmcache.cache import layout
 from vlmcache.cache.case import paths_of, refuse_clash
 from vlmcache.cache.completeness import judge_repo
@@ -240,7 +241,14 @@ def choose_repos(
             for repo in state.repos
             if repo.linked_to is not None and repo.folder not in rest
         ]
-        folders = [repo.folder for repo in state.repos if repo.linked_to is None]
+        kept += (
+            Kept(repo.path, repo.id, attached_words(repo))
+            for repo in state.repos
+            if repo.attached_to
+        )
+        folders = [
+            repo.folder for repo in state.repos if repo.linked_to is None and not repo.attached_to
+        ]
         return MoveChoice(folders, rest, kept)
     folders, ends, kept = [], [], []
     for name in names:
@@ -264,9 +272,19 @@ def choose_repos(
                     f"move it from there: --cache-dir {os.path.dirname(repo.linked_to)}",
                 )
             kept.append(Kept(repo.path, repo.id, _where_it_is(repo, repo.linked_to, destination)))
+        elif repo.attached_to:
+            raise UsageError(
+                f"{name} is not moved: {attached_words(repo)}",
+                units.command("detach", repo.attached_to[0]),
+            )
         else:
             folders.append(folder)
     return MoveChoice(list(dict.fromkeys(folders)), list(dict.fromkeys(ends)), kept)
+
+
+def attached_words(repo: Repo) -> str:
+    """Return why a repo with links into a base stays: they lead there from this cache only."""
+    return f"it has links into the base {', '.join(repo.attached_to)}"
 
 
 def _where_it_is(repo: Repo, path: str, destination: Destination) -> str:

@@ -12,6 +12,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.hashing import hash_file
 from vlmcache.cache.moved import destination_of
 from vlmcache.change import place
+from vlmcache.change.base import base_at, place_blob_link, record_bases
 from vlmcache.change.plan import Fetch, Link, Outcome, Plan, WriteRef
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.tree import Tree
@@ -131,6 +132,9 @@ class _Work:
             self._write_tree(complete=False)
         if self.tasks:
             self.tree.make_folders(layout.blob_path(self.folder, ""))
+        if self.order.lent:
+            folders = {lent.base for lent in self.order.lent.values()}
+            record_bases(self.tree, os.path.basename(self.folder), map(base_at, sorted(folders)))
 
     def _write_tree(self, *, complete: bool) -> None:
         order = self.order
@@ -240,7 +244,8 @@ class _Work:
             )
             store = SharedStore(self.tree.root)
             shared = store.target_of(job.blob) if bad else None
-            new = bad and (etag in self.order.distrusted or not link_shared(job))
+            distrusted = etag in self.order.distrusted
+            new = bad and (distrusted or not (self._link_base(job) or link_shared(job)))
             if new and not isinstance(task[0], Fetch):
                 raise ChangedError(
                     f"{job.repo}: the content of {job.file} was removed while it was being pulled",
@@ -253,6 +258,11 @@ class _Work:
                     store.return_blob(job.blob, shared)
             transfer.moved(size)
             self._place(self.tree, task, job, new=new)
+
+    def _link_base(self, job: BlobJob) -> bool:
+        """Let a blob be a link into a base, if that has the content; return whether it is one."""
+        lent = self.order.lent.get(job.listed.etag)
+        return lent is not None and place_blob_link(self.tree, job.blob, lent)
 
     def _ask_hub(self, transfer: Transfer) -> None:
         try:

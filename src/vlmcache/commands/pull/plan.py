@@ -16,7 +16,7 @@ from vlmcache.cache.entries import begun_bytes
 from vlmcache.cache.gguf import variants
 from vlmcache.cache.model_configs import OtherRepo, Read
 from vlmcache.cache.needed_files import divide
-from vlmcache.cache.state import CacheState, File, Repo, Revision, TreeFile
+from vlmcache.cache.state import CacheState, File, Lent, Repo, Revision, TreeFile
 from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef
 from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.progress import Progress, planned
@@ -209,6 +209,8 @@ class DownloadOrder(NamedTuple):
     """`gated`, `private`, or `None` if everybody may have the files; empty if it is not known."""
     origins: Mapping[str, str] = {}
     """Etag -> the source that would be asked for the content; the hub for what is not in it."""
+    lent: Mapping[str, Lent] = {}
+    """Etag -> where a base has the content."""
 
     @property
     def fetches(self) -> list[Fetch]:
@@ -261,6 +263,8 @@ def plan_pull(
         path = layout.file_path(snapshot, name)
         if repo is not None and repo.holds(file):
             links.append(Link(repo_name, name, path, file.etag, _why_link(cached, revision)))
+        elif (lent := state.lends(layout.folder_of(repo_name), file)) is not None:
+            links.append(Link(repo_name, name, path, file.etag, f"in the base {lent.base}"))
         elif state.shares(repo, file):
             links.append(Link(repo_name, name, path, file.etag, "in the shared store already"))
         elif file.etag in fetches:
@@ -279,6 +283,19 @@ def plan_pull(
         path = layout.ref_path(folder, ref)
         actions.append(WriteRef(repo_name, ref, path, commit, reason))
     return Plan(tuple(actions), needs=needs)
+
+
+def lent_for(
+    state: CacheState, repo_name: str, plan: Plan, files: Mapping[str, TreeFile]
+) -> dict[str, Lent]:
+    """Return etag -> where a base has it, of what a plan links."""
+    folder = layout.folder_of(repo_name)
+    lent = {
+        action.etag: state.lends(folder, files[action.file])
+        for action in plan.actions
+        if isinstance(action, Link) and action.file in files
+    }
+    return {etag: one for etag, one in lent.items() if one is not None}
 
 
 def _is_correct(cached: File, listed: TreeFile) -> bool:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from vlmcache import log, units
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import Judgement, is_here, judge, loader_note, reader
+from vlmcache.cache.lending import lent_from
 from vlmcache.cache.model_configs import DECIDING
 from vlmcache.cache.moved import away_error
 from vlmcache.cache.reading import read_bytes
@@ -24,6 +25,7 @@ from vlmcache.commands.pull.plan import (
     DownloadOrder,
     FileSelection,
     Listing,
+    lent_for,
     plan_pull,
 )
 from vlmcache.commands.pull.values import PlannedModel
@@ -49,9 +51,21 @@ _CONFIG_LIMIT = 16_000_000
 
 
 def prepare_pull(
-    client: Client, cache_dir: str, model: ModelConfig, selection: FileSelection
+    client: Client,
+    cache_dir: str,
+    model: ModelConfig,
+    selection: FileSelection,
+    bases: Sequence[str] = (),
 ) -> PlannedModel:
-    """Return what is to be done for a model, or why that is not known."""
+    """Return what is to be done for a model, or why that is not known.
+
+    Args:
+        client: the hub.
+        cache_dir: the cache.
+        model: the model.
+        selection: which of its files are wanted.
+        bases: the folders of the caches beneath this one.
+    """
     begun = time.monotonic()
     findings: list[Finding] = []
     try:
@@ -61,6 +75,7 @@ def prepare_pull(
         repo = state.repo(model.repo)
         if repo is not None and repo.away is not None:
             raise away_error(repo, repo.away)
+        state = lent_from(state, bases, {layout.folder_of(model.repo)}, damaged)
         order = _Preparation(client, state, model, selection, findings).order()
         check_places(order.plan.placed)
         if not (order.judged or order.plan.actions or order.new_listing) and selection.is_plain:
@@ -107,7 +122,10 @@ def _remarks(order: DownloadOrder) -> Iterator[Finding]:
 
 
 def prepare_needed(
-    client: Client, cache_dir: str, planned: Sequence[PlannedModel]
+    client: Client,
+    cache_dir: str,
+    planned: Sequence[PlannedModel],
+    bases: Sequence[str] = (),
 ) -> list[PlannedModel]:
     """Return what is to be done for other repos that models need and that are not cached."""
     others = repo_finder(cache_dir, read_damaged(client.environment))
@@ -122,7 +140,7 @@ def prepare_needed(
             known.add(need.id.casefold())
             model = ModelConfig(need.id, need.id, need.revision, configured=False)
             selection = FileSelection(include=("*.py",) if need.code else ())
-            other = prepare_pull(client, cache_dir, model, selection)
+            other = prepare_pull(client, cache_dir, model, selection, bases)
             found.append(other._replace(needed_by=part.model))
             pending.append(found[-1])
     return found
@@ -307,6 +325,7 @@ class _Preparation(NamedTuple):
             refused=choice.refused,
             restriction="" if resolved is None else resolved.restriction,
             origins=origins,
+            lent=lent_for(self.state, model.repo, plan, files),
         )
 
     def _planned(self, listing: Listing, choice: Choice) -> tuple[Plan, Choice]:
@@ -359,11 +378,16 @@ class _Preparation(NamedTuple):
         return read
 
     def _content_here(self, listed: TreeFile) -> bytes | None:
-        """Return a file's content if another revision has it."""
+        """Return a file's content if another revision, or a base, has it."""
         repo = self.state.repo(self.model.repo)
-        if repo is None or not repo.holds(listed):
+        lent = self.state.lends(layout.folder_of(self.model.repo), listed)
+        if repo is not None and repo.holds(listed):
+            path = repo.blob_path(listed.etag)
+        elif lent is not None:
+            path = lent.path
+        else:
             return None
         try:
-            return read_bytes(repo.blob_path(listed.etag), _CONFIG_LIMIT)
+            return read_bytes(path, _CONFIG_LIMIT)
         except OSError:
             return None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from vlmcache.cache import layout
+from vlmcache.cache.base import bases_beneath
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Finding
 from vlmcache.cache.trash import has_trash
@@ -208,12 +209,12 @@ def _plan(
     Raises:
         UnconfirmedError: these are not wanted.
     """
-    planned = ask_about(
-        client, models, lambda model: _prepared(client, session.cache.dir, model, options)
-    )
+    bases = bases_beneath(session.cache.dir, session.config.base)
+    prepared = partial(_prepared, client, session.cache.dir, bases, options)
+    planned = ask_about(client, models, prepared)
     # A person is asked about one after the other.
-    planned = [_with_variant(client, session.cache.dir, part, options) for part in planned]
-    others = prepare_needed(client, session.cache.dir, planned)
+    planned = [_with_variant(prepared, part, options) for part in planned]
+    others = prepare_needed(client, session.cache.dir, planned, bases)
     to_confirm = [part for part in others if part.order is not None and part.order.plan.to_fetch]
     asks = options.agree if to_confirm and not options.dry_run else None
     if asks is not None and not asks(to_confirm):
@@ -232,30 +233,30 @@ def _models(session: Session, names: Sequence[str]) -> list[ModelConfig]:
 
 
 def _prepared(
-    client: Client, cache_dir: str, model: ModelConfig, options: PullOptions
+    client: Client, cache_dir: str, bases: Sequence[str], options: PullOptions, model: ModelConfig
 ) -> PlannedModel:
     """Return what is to be done for a model."""
     selection = options.selection
     if model.variant is not None:
         selection = msgspec.structs.replace(selection, variant=model.variant)
-    part = prepare_pull(client, cache_dir, model, selection)
+    part = prepare_pull(client, cache_dir, model, selection, bases)
     if part.order is None or options.dry_run or not (part.order.fetches and has_trash(cache_dir)):
         return part
     from vlmcache.change.trash_room import take_back_blobs
 
     files = (part.order.files[fetch.file] for fetch in part.order.fetches if fetch.file)
     if take_back_blobs(cache_dir, layout.folder_of(part.order.repo), files):
-        return prepare_pull(client, cache_dir, model, selection)
+        return prepare_pull(client, cache_dir, model, selection, bases)
     return part
 
 
 def _with_variant(
-    client: Client, cache_dir: str, part: PlannedModel, options: PullOptions
+    prepared: Callable[[ModelConfig], PlannedModel], part: PlannedModel, options: PullOptions
 ) -> PlannedModel:
     """Return what is to be done for a model; of several variants one is chosen."""
     while isinstance(part.error, VariantError) and options.choose is not None:
         chosen = msgspec.structs.replace(part.model, variant=options.choose(part.error))
-        part = _prepared(client, cache_dir, chosen, options)
+        part = prepared(chosen)
     return part
 
 

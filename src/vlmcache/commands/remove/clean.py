@@ -418,7 +418,14 @@ def _duplicates(state: CacheState) -> dict[Key, dict[str, str]]:
         if repo.type != "model" or repo.linked_to is not None:
             continue
         for revision in repo.revisions:
-            extra = find_duplicates(revision)
+            in_base = {
+                file.name
+                for file in revision.files
+                if file.blob in repo.blobs and repo.blobs[file.blob].base is not None
+            }
+            # What is in a base takes no room here.
+            found = find_duplicates(revision)
+            extra = {name: where for name, where in found.items() if name not in in_base}
             rest = tuple(file for file in revision.files if file.name not in extra)
             without = msgspec.structs.replace(revision, files=rest)
             if extra and judge_revision(repo, without).state == "cached":

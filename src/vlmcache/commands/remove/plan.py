@@ -15,7 +15,14 @@ from vlmcache.cache.moved import away_words
 from vlmcache.cache.state import Blob, CacheState, File, Repo, Revision
 from vlmcache.cache.usage import LastUse, Process
 from vlmcache.change.names import Target
-from vlmcache.change.needed import FOREIGN, UNUSED_AFTER, foreign_files, is_young, unsure
+from vlmcache.change.needed import (
+    FOREIGN,
+    UNUSED_AFTER,
+    foreign_files,
+    is_young,
+    only_in_base,
+    unsure,
+)
 from vlmcache.change.plan import Action, Kept, Plan, ReleaseShared, joined
 from vlmcache.change.removal_plan import plan_moved, plan_of, plan_removal
 from vlmcache.change.removals import Key, Protected, Removals, needed_by
@@ -268,6 +275,7 @@ def eviction_candidates(
         if repo.linked_to is None and repo.folder not in busy and repo.folder not in chosen.repos
         for revision in repo.revisions
         if (repo.folder, revision.commit) not in chosen.revisions
+        and not only_in_base(repo, revision)
         and facts.why(repo.folder, revision.commit) is None
     ]
     return sorted(candidates, key=lambda key: (facts.used_at(key), key))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -81,7 +81,9 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
         for repo in status.repos
         if repo.linked_to is not None and not os.path.isdir(repo.linked_to)
     }
-    steps = [*_bring_back(advised, status.repos)]
+    lost = {finding.repo for finding in status.findings if finding.code == "not-in-base"}
+    attachable = _attachable(planner.state, status)
+    steps = [*_bring_back(advised, status.repos), *_attach(advised, attachable)]
     for repo in status.repos:
         if repo.away is None and repo.name in gone:
             text = f"{repo.name} was at {repo.linked_to}, which does not exist: remove the link"
@@ -92,7 +94,9 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
     downloads = [
         pending_download(state, planner.config, model, repair=model.repo in unlisted)
         for model in status.models
-        if model.state in _INCOMPLETE and model.repo not in gone and model.id not in unknown
+        if model.state in _INCOMPLETE
+        and model.repo not in {*gone, *attachable}
+        and model.id not in unknown
     ]
     asked = {model.repo for model in status.models}
     downloads += (
@@ -104,7 +108,7 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
             repair=repo.state == "damaged" and repo.repo in unlisted,
         )
         for repo in status.repos
-        if repo.state == "damaged" or _is_begun(repo, status)
+        if repo.state == "damaged" or repo.repo in lost or _is_begun(repo, status)
         if layout.is_repo_id(repo.repo)
         if repo.name not in asked and repo.name not in gone
     )
@@ -144,6 +148,24 @@ def _is_begun(repo: RepoStatus, status: Status) -> bool:
     return not status.configured and repo.state == "partial" and repo.partials > 0
 
 
+def _attachable(state: CacheState, status: Status) -> dict[str, str]:
+    """Return model -> the base that has it, of those of which nothing is in the cache."""
+    bases = {folder: lent.base for (folder, _), lent in state.lent.items()}
+    return {
+        model.repo: bases[folder]
+        for model in status.models
+        if (folder := layout.folder_of(model.repo)) in bases and state.repo_in(folder) is None
+    }
+
+
+def _attach(advised: Advice, attachable: Mapping[str, str]) -> Iterator[Recommendation]:
+    """Yield what links to models that a base has."""
+    for base in dict.fromkeys(attachable.values()):
+        names = [name for name, one in attachable.items() if one == base]
+        text = f"in the base {base}: {', '.join(names[:3])}{units.and_more(len(names) - 3)}"
+        yield advised.recommend(text, "attach", base)
+
+
 def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recommendation]:
     """Yield what makes repos reachable that are on a drive that is away."""
     unmounted: dict[Away, list[str]] = {}
@@ -155,8 +177,9 @@ def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recomm
         if place.found_at is None:
             yield Recommendation(f"{text}; {away_remedy(place)}", None)
         else:
-            where = "the drive is mounted elsewhere now"
-            yield advised.recommend(f"{text}; {where}", "move", "--relink", place.found_at)
+            where = f"the {'base' if place.base else 'drive'} is mounted elsewhere now"
+            words = ("attach",) if place.base else ("move", "--relink")
+            yield advised.recommend(f"{text}; {where}", *words, place.found_at)
 
 
 def name_to_pull(state: CacheState, config: Config, model: ModelStatus) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from vlmcache.cache.completeness import (
     worst,
 )
 from vlmcache.cache.formats import CONFIG
+from vlmcache.cache.lending import with_bases
 from vlmcache.cache.memory import (
     MemoryEstimate,
     estimate,
@@ -59,6 +61,7 @@ from vlmcache.commands.status.values import (
 )
 from vlmcache.config import ModelConfig, Session, own_home
 from vlmcache.home.copies import list_copies
+from vlmcache.home.journal import read_damaged
 from vlmcache.scheduled import read_outcomes
 
 
@@ -79,6 +82,7 @@ def status(session: Session, names: Sequence[str] = (), *, context: int = 0) -> 
     """
     environment, config, location = session
     state = scan(location.dir)
+    state = with_bases(state, config.base, read_damaged(environment))
     known_names = names_in(state, session.config, variants=True)
     wanted = [known_names.model(name, others=True) for name in names] or [
         known_names.as_held(model) for model in config.listed.values()
@@ -184,6 +188,8 @@ def _model_status(
     amounts = measure(state, repo, judgement, variant=model.variant, estimate=estimate_of(model))
     precision = model.precision or _stored(revision, content)
     memory, source = _memory(msgspec.structs.replace(model, precision=precision), content, context)
+    shown = [revision] if revision is not None else repo.revisions if repo is not None else ()
+    base, size_in_base = _in_base(repo, shown)
     return ModelStatus(
         key=model.key,
         repo=model.repo,
@@ -210,6 +216,8 @@ def _model_status(
         away=repo.away if repo is not None else None,
         variant=variant,
         variants=variants,
+        base=base,
+        size_in_base=size_in_base,
     )
 
 
@@ -347,6 +355,7 @@ def _repo_status(known: Known, repo: Repo) -> RepoStatus:
         )
     found = judge_repo(repo, judged)
     amounts = measure(state, repo, worst(found, judged))
+    base, size_in_base = _in_base(repo, repo.revisions)
     return RepoStatus(
         repo=repo.id,
         type=repo.type,
@@ -363,6 +372,8 @@ def _repo_status(known: Known, repo: Repo) -> RepoStatus:
         expected_size=amounts.expected_size,
         to_fetch=amounts.to_fetch,
         progress=amounts.progress,
+        base=base,
+        size_in_base=size_in_base,
     )
 
 
@@ -393,3 +404,41 @@ def _elsewhere(state: CacheState) -> Iterator[Elsewhere]:
             sum(repo.size_on_disk for repo in repos) + in_store,
             free,
         )
+    yield from _bases(state)
+
+
+def _bases(state: CacheState) -> Iterator[Elsewhere]:
+    """Yield each base, with what of it is linked into this cache."""
+    sizes: dict[str, dict[object, int]] = {}
+    repos: dict[str, list[str]] = {}
+    for repo in state.repos:
+        for blob in repo.blobs.values():
+            if blob.base is not None:
+                sizes.setdefault(blob.base, {})[blob.there or (repo.folder, blob.name)] = blob.size
+        for base in repo.attached_to:
+            repos.setdefault(base, []).append(repo.id)
+    for base, names in sorted(repos.items()):
+        free = None
+        if not any(repo.away is not None and repo.away.destination == base for repo in state.repos):
+            with contextlib.suppress(OSError):
+                free = shutil.disk_usage(base).free
+        yield Elsewhere(
+            base,
+            tuple(names),
+            moved=False,
+            size_on_disk=sum(sizes[base].values()),
+            free=free,
+            base=True,
+        )
+
+
+def _in_base(repo: Repo | None, revisions: Sequence[Revision]) -> tuple[str | None, int]:
+    """Return the base that has files of revisions, and the length of these files."""
+    names = {file.blob for revision in revisions for file in revision.files}
+    blobs = [
+        blob
+        for blob in (repo.blobs.values() if repo is not None and repo.bases else ())
+        if blob.base is not None and blob.name in names
+    ]
+    sizes = {blob.there or blob.name: blob.size for blob in blobs}
+    return (blobs[0].base if blobs else None), sum(sizes.values())

@@ -220,6 +220,10 @@ class ModelStatus(msgspec.Struct, frozen=True):
     """The fraction of `expected_size` that is on disk, unfinished downloads included, 0 to 1."""
     variants: tuple[VariantStatus, ...] = ()
     """All of the revision's."""
+    base: str | None = None
+    """The folder of the base that has files of it; these are no part of `size_on_disk`."""
+    size_in_base: int = 0
+    """The length of these files."""
 
     @property
     def id(self) -> str:
@@ -270,6 +274,10 @@ class RepoStatus(msgspec.Struct, frozen=True):
     """What a pull would fetch of that."""
     progress: float | None = None
     """The fraction of `expected_size` that need not be fetched any more, 0 to 1."""
+    base: str | None = None
+    """The folder of the base that has files of it; these are no part of `size_on_disk`."""
+    size_in_base: int = 0
+    """The length of these files."""
 
     @property
     def name(self) -> str:
@@ -281,7 +289,8 @@ class Elsewhere(msgspec.Struct, frozen=True):
     """A folder outside the cache with repos that the cache links to.
 
     moved: whether `vlmcache move` moved all of them there. size_on_disk includes what they
-    have in the shared store there. free is `None` if that place does not exist now.
+    have in the shared store there. free is `None` if that place does not exist now. base: whether
+    it is a base to which `vlmcache attach` has linked; size_on_disk is the length of these files.
     """
 
     path: str
@@ -289,6 +298,7 @@ class Elsewhere(msgspec.Struct, frozen=True):
     moved: bool
     size_on_disk: int
     free: int | None
+    base: bool = False
 
 
 class Status(Report, frozen=True):

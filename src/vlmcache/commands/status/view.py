@@ -48,6 +48,7 @@ _ALWAYS_SHOWN = (
     "other-spelling",
     "second-cache",
     DRIVE_AWAY,
+    "not-in-base",
 )
 """Findings that are shown although nothing is damaged."""
 _SHOWN_FINDINGS = 8
@@ -265,8 +266,13 @@ def _print_elsewhere(out: Console, status: Status) -> None:
         room = "not mounted now" if place.free is None else f"{size_text(place.free)} free"
         where = f"{whole(printable(place.path))}, {size_text(place.size_on_disk)} ({room})"
         text = f"{names} {verb} at {where}"
+        if place.base:
+            room = "not there now" if place.free is None else "none of it in this cache"
+            where = f"{whole(printable(place.path))}, {size_text(place.size_on_disk)}, {room}"
+            text = f"{counted(len(place.repos), 'repo')} {verb} linked into {where}"
         style = "red" if place.free is None else ""
-        print_rows(out, labelled(out, "Moved" if place.moved else "Linked", text, style))
+        label = "Base" if place.base else "Moved" if place.moved else "Linked"
+        print_rows(out, labelled(out, label, text, style))
     for copy in status.copies:
         outdated = "" if copy.current else ", made by other versions of its libraries"
         text = f"{printable(copy.repo)} {copy.precision}, {size_text(copy.size)}{outdated}"

@@ -11,6 +11,7 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache import layout
+from vlmcache.cache.lending import with_bases
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo, Revision, TreeFile
 from vlmcache.change.place import check_places
@@ -35,6 +36,7 @@ from vlmcache.commands.pull.plan import (
     Listing,
     VariantError,
     downloads_shown,
+    lent_for,
     plan_pull,
 )
 from vlmcache.commands.pull.room import find_shortage, without_fetches
@@ -45,6 +47,7 @@ from vlmcache.commands.verify.values import RepairError, RepairReport, Verificat
 from vlmcache.commands.verify.verify import verify_state
 from vlmcache.config import Session
 from vlmcache.errors import HubError, OfflineError, PartlyError, SpaceError, VlmcacheError
+from vlmcache.home.journal import read_damaged
 from vlmcache.hub.client import Client
 from vlmcache.hub.listing import check_names, find_commit, list_files
 from vlmcache.hub.retry import Patience
@@ -99,6 +102,7 @@ def _repair(
     verification = verify_state(session, state, names, options, progress)
     client = Client(session.environment, patience=patience, note=progress.note)
     try:
+        state = with_bases(state, session.config.base, read_damaged(session.environment))
         work = _Repair(client, state, verification)
         report = RepairReport(
             **msgspec.structs.asdict(verification) | {"plan": work.plan, "cache": cache_dir}
@@ -287,6 +291,7 @@ class _RepoRepair:
             state,
             repos=tuple(changed if other is repo else other for other in state.repos),
             shared={name: blob for name, blob in state.shared.items() if name not in shared},
+            lent={key: lent for key, lent in state.lent.items() if key[1] not in self._bad},
         )
 
     def _bad_files(self, revision: Revision) -> set[str]:
@@ -419,9 +424,10 @@ class _RepoRepair:
         for ref in refs:
             actions += plan_pull(self._doubted, self._name, ref, listing, ()).actions
         plan = msgspec.structs.replace(plan, actions=tuple(actions))
-        return DownloadOrder(
+        order = DownloadOrder(
             self._state.dir, self._name, commit, files, frozenset(wanted), plan, new, frozenset(bad)
         )
+        return order._replace(lent=lent_for(self._doubted, self._name, plan, files))
 
     def _listing(
         self, commit: str, names: set[str], *, everything: bool

@@ -22,7 +22,7 @@ from vlmcache.change.names import find_targets, names_in
 from vlmcache.commands.verify.values import Damage, Missing, Unverifiable, Verification
 from vlmcache.config import Config, parse_name
 from vlmcache.errors import UnknownModelError, UsageError, reason_of
-from vlmcache.units import counted
+from vlmcache.units import command, counted
 
 _WEIGHTS = ".safetensors"
 _HOLES = 1 << 30
@@ -397,6 +397,35 @@ def add_denied(scope: Scope, cache_dir: str, results: Results) -> None:
         detail = f"{counted(len(others), 'place')} could not be checked: {reason}"
         results.findings.append(
             Finding("unreadable-file", "warning", repo.id, path, detail, "run it again")
+        )
+
+
+def blame_bases(scope: Scope, results: Results) -> None:
+    """Say of what is damaged in a base that it is the base's, and whom to tell."""
+    repo = scope.repo
+    found: dict[str, list[str]] = {}
+    for path, damage in results.damaged.items():
+        blob = repo.blobs.get(damage.blob or "")
+        if damage.repo != repo.id or blob is None or blob.base is None:
+            continue
+        if path != repo.blob_path(blob.name):
+            continue
+        with contextlib.suppress(OSError):
+            place = os.readlink(path)
+            detail = f"{damage.detail}; it is the base's: {place}"
+            results.damaged[path] = msgspec.structs.replace(damage, detail=detail, base=place)
+            found.setdefault(blob.base, []).append(place)
+    for base, places in found.items():
+        results.findings.append(
+            Finding(
+                "damaged-base",
+                "warning",
+                repo.id,
+                places[0],
+                f"{counted(len(places), 'file')} of it in the base {base} "
+                f"{'is' if len(places) == 1 else 'are'} damaged: tell whoever manages it",
+                f"for a copy of your own: {command('verify', repo.id, '--repair')}",
+            )
         )
 
 

@@ -61,6 +61,8 @@ class Damage(msgspec.Struct, frozen=True):
     detail: str
     files: tuple[str, ...] = ()
     """The names in the repo that lead there."""
+    base: str | None = None
+    """The file itself, if it is in a base and not in this cache."""
 
 
 class Missing(msgspec.Struct, frozen=True):

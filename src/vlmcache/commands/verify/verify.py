@@ -17,6 +17,7 @@ from vlmcache.commands.verify.scope import (
     add_denied,
     add_findings,
     add_missing,
+    blame_bases,
     check_headers,
     find_scopes,
     subjects_of,
@@ -81,6 +82,7 @@ def verify_state(
         add_findings(scope, results)
         add_missing(scope, results, state)
         add_denied(scope, state.dir, results)
+        blame_bases(scope, results)
     return results.verification(time.monotonic() - begun)
 
 

@@ -1,0 +1,1 @@
+"""`attach` and `detach`: a read-only cache beneath a private one."""
