@@ -1,0 +1,1 @@
+"""`fleet`: the same commands on the nodes of a Ray cluster."""
