@@ -100,9 +100,7 @@ class Planner:
         for node, stock in stocks.items():
             for parcel in sorted(stock.held, key=self._order.__getitem__):
                 self._hold(node, parcel, 0)
-            for parcel in sorted(
-                set(stock.wanted) - set(stock.held), key=self._order.__getitem__
-            ):
+            for parcel in sorted(set(stock.wanted) - set(stock.held), key=self._order.__getitem__):
                 self._want(node, parcel)
             for parcel, count in stock.begun.items():
                 self._begun[parcel][node] = count
@@ -349,9 +347,11 @@ class Planner:
     def _from_hub(self) -> Iterator[Assignment]:
         """Yield what the hub is to send: what nobody has, or nobody whom a reader can ask."""
         # Who is still to be stopped may have most of it.
-        stopping = {
-            parcel for (_, parcel), source in self.flights.items() if source in self._away
-        } if self._away else set()
+        stopping = (
+            {parcel for (_, parcel), source in self.flights.items() if source in self._away}
+            if self._away
+            else set()
+        )
         for parcel in self._order:
             if self._hub_sends >= self.bounds.hub:
                 return
