@@ -1,1 +1,1 @@
-"""`fleet`: the same commands on the nodes of a Ray cluster."""
+"""`vlmcache fleet`: the commands of one machine on the nodes of a Ray cluster."""

@@ -225,7 +225,6 @@ class _Run:
             return
         names = f"{', '.join(list(short)[:_MOST_NAMED])}{and_more(len(short) - _MOST_NAMED)}"
         first = next(iter(short.values()))
-        assert first is not None
         error = SpaceError(
             f"nothing was begun: {names}: {first.message}",
             "make room there, or leave them out with --nodes",
@@ -233,7 +232,7 @@ class _Run:
         error.causes = tuple(
             SpaceError(f"{name}: {failure.message}", failure.hint)
             for name, failure in short.items()
-            if failure is not None and len(short) > 1
+            if len(short) > 1
         )
         raise error
 
