@@ -57,6 +57,11 @@ class LocalFleet:
             )
             for name, path in self.caches.items()
         }
+        self.driver = Session(
+            environment(hub, folder / "driver"),
+            config(),
+            CacheLocation(str(folder / "driver"), "test"),
+        )
         self.lost: dict[str, str] = {}
         self.beats: Mapping[str, Beat] = {}
         self.on_call: Callable[[str, str], None] = lambda node, method: None
@@ -129,9 +134,9 @@ class LocalFleet:
 
     def pull(self, *names: str, progress: Progress | None = None, **options: Any) -> FleetPull:
         """Pull to all nodes; `org/name` unless told otherwise."""
-        session = next(iter(self.workers.values())).session
-        driver = session._replace(cache=CacheLocation("/nonexistent/driver", "test"))
-        return pull_to_fleet(driver, self, names or (REPO,), FleetPullOptions(**options), progress)
+        return pull_to_fleet(
+            self.driver, self, names or (REPO,), FleetPullOptions(**options), progress
+        )
 
 
 @contextlib.contextmanager

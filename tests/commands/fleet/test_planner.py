@@ -133,7 +133,8 @@ class Fleet:
         count, parcels = chance.randint(1, 9), chance.randint(1, 6)
         self.sizes = {f"p{number}": chance.randint(1, 9) for number in range(parcels)}
         self.stocks = {f"n{number}": self._stock() for number in range(count)}
-        self.bounds = Bounds(*(chance.randint(1, 2) for _ in range(3)))
+        uploads, downloads, asks = (chance.randint(1, 2) for _ in range(3))
+        self.bounds = Bounds(uploads, downloads, asks, chance.randint(1, 4))
         self.planner = Planner(self.sizes, self.stocks, self.bounds)
         self.has = {node: set(stock.held) for node, stock in self.stocks.items()}
         self.flights: dict[tuple[str, str], str] = {}

@@ -145,6 +145,8 @@ class Landing(msgspec.Struct, frozen=True):
     """The node that sent it; `None` for the hub."""
     received: int
     """Bytes that came over the network."""
+    have: int = 0
+    """Bytes of it that are here now."""
     fault: Fault | None = None
     error: Failure | None = None
 
@@ -425,7 +427,7 @@ class Holdings:
 
     def _fetch(self, parcel: Parcel, sender: Sender | None) -> None:
         source = None if sender is None else sender.node
-        landing = Landing(parcel.key, source, 0, "node")
+        landing = Landing(parcel.key, source, 0, fault="node")
         client: Client | None = None
         try:
             client = self._client(sender)
@@ -440,8 +442,8 @@ class Holdings:
         finally:
             with self._changed:
                 self._clients.pop(parcel.key, None)
-                self._positions.pop(parcel.key, None)
-                self._landings.append(landing)
+                have = sum(self._positions.pop(parcel.key, {}).values())
+                self._landings.append(msgspec.structs.replace(landing, have=have))
                 self._changed.notify_all()
             if client is not None:
                 client.stop()
@@ -686,6 +688,8 @@ def _machine() -> str:
 
 def _without_proxy(hosts: Sequence[str]) -> None:
     """Let no proxy stand between the nodes: what the process inherits is meant for the hub."""
+    if not {"http_proxy", "all_proxy"} & {name.casefold() for name in os.environ}:
+        return
     for name in ("NO_PROXY", "no_proxy"):
         known = [part for part in os.environ.get(name, "").split(",") if part]
         if "*" not in known:

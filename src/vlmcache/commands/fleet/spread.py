@@ -268,6 +268,7 @@ class Spread:
             self._progress.moved(node, key, self.parcels[key].size)
             return
         assert landing.error is not None
+        self.planner.moved(node, key, landing.have)
         self._errors[node, key] = landing.error
         if landing.fault == "wrong" and source is not None:
             self.planner.wrong(node, key)
