@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from docs import fleet_pull
 from tests.kit.fleet_simulation import Simulation, Speeds, most_rounds
 from vlmcache.commands.fleet.planner import HUB, Assignment, Bounds, Planner, Stock
 
@@ -31,6 +32,14 @@ def test_hub_sends_one_copy_and_time_grows_with_the_logarithm(count: int, model:
     assert outcome.copies(speeds) <= most_rounds(count)
     assert all(outcome.down[f"node-{number}"] == total for number in range(count))
     assert sum(outcome.up.values()) == total * (count - 1)
+
+
+def test_the_page_shows_what_the_simulation_says() -> None:
+    runs = fleet_pull.simulated()
+    text = fleet_pull.PAGE.read_text(encoding="utf-8")
+    again = "make it anew: python -m docs.generate fleet-pull"
+    assert text == fleet_pull.page(text, runs), again
+    assert fleet_pull.PLOT.read_text(encoding="utf-8") == fleet_pull.plot(runs), again
 
 
 @pytest.mark.parametrize("count", [4, 64, 1000])
