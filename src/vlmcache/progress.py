@@ -17,7 +17,7 @@ class Progress:
     """Receives the progress of a command, from several threads. This base class shows nothing."""
 
     noun = "model"
-    """What is called a model below: where nodes have their turns, `node`."""
+    """What has a turn of its own."""
 
     def planned(self, done: str, sizes: Mapping[str, int], have: Mapping[str, int]) -> None:
         """All that is to be done is known: model -> bytes, and model -> those done already.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vlmcache import late
-from vlmcache.cli.register import ALIASES, COMMANDS
+from vlmcache.cli.register import ALIASES, COMMANDS, FAMILIES, first_words, members
 
 SHELL = "_VLMCACHE_COMPLETE"
 """The variable that makes a process answer a shell, and do nothing else: the shell's name."""
@@ -38,6 +38,11 @@ PLACES = {
     "backup": ("FILE", "MODEL..."),
     "clean": ("MODEL...",),
     "explain": ("CODE",),
+    "fleet-clean": ("MODEL...",),
+    "fleet-load-test": ("MODEL...",),
+    "fleet-rm": ("MODEL...",),
+    "fleet-status": ("MODEL...",),
+    "fleet-verify": ("MODEL...",),
     "help": ("COMMAND",),
     "load-test": ("MODEL...",),
     "move": ("FILE", "MODEL..."),
@@ -65,7 +70,7 @@ VALUES = {
 """Option -> values that it takes."""
 _PAUSE = late.pattern(r"[:;.] |, for ex|, such as")
 _QUANTIZED = ("int8", "int4")
-_MODELS_ONLY = ("load-test", "quantize", "warm")
+_MODELS_ONLY = ("load-test", "quantize", "warm", "fleet-load-test")
 """Commands that work on no datasets and spaces."""
 _MOST_SIZES = 100
 """Of so many cached repos, each one's size is shown; more would take longer than a Tab may."""
@@ -94,8 +99,15 @@ def complete(words: Sequence[str]) -> Offers | None:
         if current.startswith("-"):
             options = ("--version", "--install-completion", "--show-completion", "--help")
             return _beginning(current, map(Offer, options))
-        return _beginning(current, (Offer(name, one.summary) for name, one in COMMANDS.items()))
+        return _beginning(current, (Offer(*known) for known in first_words().items()))
     command = ALIASES.get(before[at], before[at])
+    if command in FAMILIES:
+        family = command
+        at = next((i for i, word in enumerate(before) if i > at and word[:1] != "-"), None)
+        if at is None:
+            words = () if current.startswith("-") else members(family).items()
+            return _beginning(current, (Offer(*known) for known in words))
+        command = f"{family}-{ALIASES.get(before[at], before[at])}"
     if command not in COMMANDS:
         return []
     line = _Line(command)
@@ -190,9 +202,10 @@ class _Line:
             return FILES
         if place == "COMMAND":
             more = [Offer("exit-codes", "What the exit codes mean.")]
-            known = [Offer(name, one.summary) for name, one in COMMANDS.items()]
+            known = list(map(Offer, *zip(*first_words().items(), strict=True)))
             if self.command == "schema":
-                known = [o for o in known if COMMANDS[o.word].value or COMMANDS[o.word].lines]
+                documented = ((n, one) for n, one in COMMANDS.items() if one.value or one.lines)
+                known = [Offer(name, one.summary) for name, one in documented]
                 more = []
             return _beginning(current, known + more)
         if place == "CODE":

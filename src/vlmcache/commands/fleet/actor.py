@@ -13,19 +13,17 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-import vlmcache
 from vlmcache import log
 from vlmcache.change.plan import Failure
 from vlmcache.commands.fleet.calls import Beat
+from vlmcache.commands.fleet.wire import encoded
 from vlmcache.errors import VlmcacheError, reason_of
 from vlmcache.progress import StopToken, Tally
-
-if TYPE_CHECKING:
-    from vlmcache.api import Cache
+from vlmcache.show.text import printable
 
 METHODS = {
     "hello": "vlmcache.commands.fleet.actor.hello",
@@ -36,8 +34,16 @@ METHODS = {
     "pull-check": "vlmcache.commands.fleet.holdings.check",
     "pull-news": "vlmcache.commands.fleet.holdings.news",
     "pull-finish": "vlmcache.commands.fleet.holdings.finish",
+    "status": "vlmcache.commands.fleet.on_node.status",
+    "plan-removal": "vlmcache.commands.fleet.on_node.plan_removal",
+    "decide": "vlmcache.commands.fleet.on_node.decide",
+    "verify": "vlmcache.commands.fleet.on_node.verify",
+    "load-test": "vlmcache.commands.fleet.on_node.load_test",
 }
 """Method -> the function that does it: `(worker, request as JSON) -> Struct`."""
+
+_PACKAGE: Any = importlib.import_module("vlmcache")
+"""The package as any program uses it that runs on a node: rooms import one way."""
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -48,6 +54,7 @@ class Setup(msgspec.Struct, frozen=True):
     config: str | None = None
     """The config.yaml; the first one found on the node if not given."""
     verbosity: int = 0
+    """How much it logs, in the logs that Ray keeps of it."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -77,24 +84,24 @@ class Worker:
 
     def __init__(self, setup: bytes) -> None:
         self.setup = msgspec.json.decode(setup, type=Setup)
+        log.configure(self.setup.verbosity, printable)
         self.progress = CountingTally()
         self.stop_token = StopToken()
         self.kept: dict[str, Any] = {}
         """What methods leave for later ones."""
-        self._cache: Cache | None = None
+        self._cache: Any = None
         self._lock = threading.Lock()
 
     @property
-    def cache(self) -> Cache:
-        """The node's cache.
+    def cache(self) -> Any:
+        """The node's `vlmcache.Cache`.
 
         Raises:
             ConfigError: the configuration cannot be read.
         """
         with self._lock:
             if self._cache is None:
-                # As any program does that uses the package: rooms import one way.
-                self._cache = vlmcache.Cache(self.setup.cache_dir, self.setup.config)
+                self._cache = _PACKAGE.Cache(self.setup.cache_dir, self.setup.config)
                 self._cache.progress = self.progress
             return self._cache
 
@@ -103,8 +110,7 @@ class Worker:
         try:
             module, _, name = METHODS[method].rpartition(".")
             function = getattr(importlib.import_module(module), name)
-            value = msgspec.Raw(msgspec.json.encode(function(self, request)))
-            return msgspec.json.encode(Answer(value))
+            return msgspec.json.encode(Answer(msgspec.Raw(encoded(function(self, request)))))
         except VlmcacheError as error:
             return msgspec.json.encode(Answer(failure=Failure.of(error)))
         except Exception as error:
@@ -153,14 +159,18 @@ class CountingTally(Tally):
         return Beat(self.count, self.done, self.total, self.text)
 
 
-def hello(worker: Worker, request: bytes) -> Hello:  # noqa: ARG001
-    """Return what the node says of itself."""
+def own_versions() -> Hello:
+    """Return what this process says of itself; it has no cache."""
     ray = sys.modules.get("ray")
     return Hello(
-        vlmcache.__version__,
+        _PACKAGE.__version__,
         platform.python_version(),
         str(getattr(ray, "__version__", "")),
         socket.gethostname(),
         os.getpid(),
-        worker.cache.session.cache.dir,
     )
+
+
+def hello(worker: Worker, request: bytes) -> Hello:  # noqa: ARG001
+    """Return what the node says of itself."""
+    return msgspec.structs.replace(own_versions(), cache_dir=worker.cache.session.cache.dir)

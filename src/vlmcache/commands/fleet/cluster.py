@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -23,11 +24,11 @@ import msgspec
 from vlmcache import log
 from vlmcache.change.plan import Failure
 from vlmcache.commands.fleet import wire
-from vlmcache.commands.fleet.actor import Answer, Hello, Setup
+from vlmcache.commands.fleet.actor import Answer, Hello, Setup, own_versions
 from vlmcache.commands.fleet.calls import LOST, SILENT, Beat, Call, Node, Reply
 from vlmcache.commands.fleet.nodes import check_versions, named_nodes, select
 from vlmcache.commands.fleet.values import ClusterError
-from vlmcache.errors import ExitCode, MissingPackageError, reason_of
+from vlmcache.errors import ExitCode, MissingPackageError, UsageError, reason_of
 from vlmcache.installing import install_extra
 
 _COMMAND = (
@@ -67,13 +68,38 @@ def joined(
     if importlib.util.find_spec("ray") is None:
         raise MissingPackageError("fleet needs Ray, which is not installed", install_extra("fleet"))
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
-    cluster = Cluster(wire.Join(address, msgspec.json.encode(setup).decode(), verbose, _REACH))
+    _reach(address)
+    cluster = Cluster(wire.Join(address, msgspec.json.encode(setup).decode(), verbose))
     try:
         cluster.join()
         cluster.start(select(cluster.known, wanted))
         yield cluster
     finally:
         cluster.close()
+
+
+def _reach(address: str) -> None:
+    """Make sure that somebody listens at an address: Ray would try for more than three minutes.
+
+    Raises:
+        UsageError: it is not an address.
+        ClusterError: nobody does.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    known = address.startswith("ray://") or "://" not in address
+    if address in ("auto", "local") or not known or not colon or not port.isdecimal():
+        if address == "auto":
+            return
+        raise UsageError(
+            f"not the address of a cluster: '{address}'",
+            "write auto, HOST:PORT or ray://HOST:PORT",
+        )
+    try:
+        place = host.strip("[]"), int(port)
+        with contextlib.closing(socket.create_connection(place, _REACH)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise ClusterError.of(address, wire.Refused("OSError", reason_of(error))) from None
 
 
 class Cluster:
@@ -90,6 +116,7 @@ class Cluster:
         self.lost: dict[str, str] = {}
         self.beats: dict[str, Beat] = {}
         self._join = join
+        self._own = own_versions()
         self._calls: dict[int, Call] = {}
         self._number = 0
         self._news: queue.SimpleQueue[wire.News | None] = queue.SimpleQueue()
@@ -130,6 +157,7 @@ class Cluster:
         if isinstance(news, wire.Joined):
             log.info("fleet", "joined: Ray %s, %s nodes", news.ray, len(news.nodes))
             self.known = named_nodes(news.nodes)
+            self._own = msgspec.structs.replace(own_versions(), ray=news.ray)
             return
         refused = news if isinstance(news, wire.Refused) else wire.Refused("", self._last_words())
         raise ClusterError.of(self._join.address, refused)
@@ -149,7 +177,7 @@ class Cluster:
                 hellos[reply.call.node.name] = reply.value(Hello)
             elif not reply.lost:
                 self.lost[reply.call.node.id] = reply.failure.message
-        check_versions(hellos)
+        check_versions(self._own, hellos)
 
     def call(
         self,

@@ -13,7 +13,6 @@ import os
 import platform
 import queue
 import signal
-import socket
 import sys
 import threading
 import time
@@ -118,7 +117,6 @@ class _Driver:
         """Join the cluster, and return whether that succeeded."""
         address = self._join.address
         try:
-            self._reach(address)
             self.ray.init(
                 address=address,
                 log_to_driver=self._join.verbose,
@@ -133,18 +131,6 @@ class _Driver:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self.tell(wire.Joined(nodes, platform.python_version(), self.ray.__version__))
         return True
-
-    def _reach(self, address: str) -> None:
-        """Make sure that somebody listens: Ray would try for more than three minutes.
-
-        Raises:
-            OSError: nobody does.
-        """
-        host, colon, port = address.rpartition("://")[2].rpartition(":")
-        if colon and port.isdecimal():
-            place = host.strip("[]"), int(port)
-            with contextlib.closing(socket.create_connection(place, self._join.timeout)):
-                pass
 
     def obey(self, order: wire.Order | None) -> None:
         """Do what the parent asks for."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import platform
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-import vlmcache
 from vlmcache import late
 from vlmcache.commands.fleet.calls import Node
-from vlmcache.commands.fleet.values import VersionsError
+from vlmcache.commands.fleet.values import VersionsError, some
 from vlmcache.errors import UsageError
 from vlmcache.units import did_you_mean
 
@@ -124,28 +122,36 @@ def _unknown(name: str, nodes: Sequence[Node]) -> UsageError:
     return UsageError(f"no such node: '{name}'", meant or f"the cluster has {shown}")
 
 
-def check_versions(hellos: Mapping[str, Hello]) -> None:
+def check_versions(own: Hello, hellos: Mapping[str, Hello]) -> None:
     """Make sure that all nodes have the versions of this machine.
 
     Args:
+        own: what this machine says of itself.
         hellos: name of a node -> what it said of itself.
 
     Raises:
         VersionsError: some have others.
     """
-    here = (vlmcache.__version__, _minor(platform.python_version()))
+    here = _versions(own)
     others: dict[str, list[str]] = {}
     for name, hello in hellos.items():
-        if (hello.vlmcache, _minor(hello.python)) != here:
-            words = f"vlmcache {hello.vlmcache} on Python {_minor(hello.python)}"
-            others.setdefault(words, []).append(name)
+        versions = _versions(hello)
+        words = [f"{what} {versions[what]}" for what in here if versions[what] != here[what]]
+        if words:
+            others.setdefault(", ".join(words), []).append(name)
     if others:
-        text = "; ".join(f"{', '.join(names)}: {words}" for words, names in others.items())
+        text = "; ".join(f"{words} on {some(names)}" for words, names in others.items())
+        mine = ", ".join(f"{what} {version}" for what, version in here.items())
         raise VersionsError(
-            f"nodes have other versions than vlmcache {here[0]} on Python {here[1]} here: {text}",
-            "install the same version on all nodes",
+            f"nodes have other versions: {text}; here {mine}",
+            "install the same versions on all nodes",
         )
 
 
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
+def _versions(hello: Hello) -> dict[str, str]:
+    return {
+        "vlmcache": hello.vlmcache,
+        # Ray itself compares the rest of Python's version, as strictly as it needs it.
+        "Python": ".".join(hello.python.split(".")[:2]),
+        "Ray": hello.ray,
+    }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from vlmcache.show.text import encodable
+
 
 class Join(msgspec.Struct, frozen=True, tag="join"):
     """Join a cluster; the first line."""
@@ -13,8 +15,6 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
     """What each actor is given, as JSON."""
     verbose: bool
     """Whether Ray may print."""
-    timeout: float
-    """Seconds in which the cluster has to answer."""
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
@@ -88,3 +88,11 @@ News = Joined | Refused | Answered | Beats
 def line(message: msgspec.Struct) -> bytes:
     """Return a message as a line."""
     return msgspec.json.encode(message) + b"\n"
+
+
+def encoded(value: msgspec.Struct) -> bytes:
+    """Return a value as JSON; names that are no UTF-8 with their bytes written out."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(encodable(msgspec.to_builtins(value)))
