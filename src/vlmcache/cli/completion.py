@@ -40,6 +40,7 @@ PLACES = {
     "explain": ("CODE",),
     "fleet-clean": ("MODEL...",),
     "fleet-load-test": ("MODEL...",),
+    "fleet-pull": ("MODEL...",),
     "fleet-rm": ("MODEL...",),
     "fleet-status": ("MODEL...",),
     "fleet-verify": ("MODEL...",),

@@ -97,6 +97,11 @@ COMMANDS = {
         "vlmcache.commands.fleet.values.FleetStatus",
         "vlmcache.commands.fleet.view.show_status",
     ),
+    "fleet-pull": Command(
+        "Download a model once, and spread it over the nodes.",
+        "vlmcache.commands.fleet.pull_values.FleetPull",
+        "vlmcache.commands.fleet.view.show_pull",
+    ),
     "fleet-rm": Command(
         "Remove models from all nodes.",
         "vlmcache.commands.fleet.values.FleetRemoval",

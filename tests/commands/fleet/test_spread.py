@@ -304,7 +304,7 @@ def test_another_node_takes_over_from_one_that_dies_while_the_hub_sends(
     )
     fleet.kill(victim)
     thread.join()
-    lost = {node.node for node in reports[0].nodes if not node.is_complete}
+    lost = {node.node for node in reports[0].nodes if node.error is not None}
     assert lost == {victim}
     assert bodies(hub) == {**dict.fromkeys(FILES, 1), WEIGHTS: 2}
     assert all(is_complete(hub, c) for name, c in fleet.caches.items() if name != victim)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmcache import log
 from vlmcache.arguments import Names, Size, as_bytes, as_count, as_list, as_names, as_seconds
@@ -22,9 +22,12 @@ from vlmcache.commands.fleet.values import (
     FleetStatus,
     FleetVerification,
 )
-from vlmcache.config import Session
+from vlmcache.config import Session, parse_name, without_addresses
 from vlmcache.errors import UsageError
 from vlmcache.progress import Progress
+
+if TYPE_CHECKING:
+    from vlmcache.commands.fleet.pull_values import FleetPull
 
 
 class FleetCache:
@@ -52,6 +55,10 @@ class FleetCache:
         """What sees how far nodes are, and who is waited for."""
         self.confirm: Callable[[Any], bool] | None = None
         """Is called with the plans of all nodes before anything is removed."""
+        self.agree: Callable[[Any], bool] | None = None
+        """Is called with the other repos that models need, before anything is pulled."""
+        self.choose: Callable[[Any], str] | None = None
+        """Is called if a model has several variants and none is named; returns one."""
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[Fleet]:
@@ -83,6 +90,68 @@ class FleetCache:
         names = self._names(models)
         with self.joined() as fleet:
             return states.status(fleet, names, self.progress, check=check)
+
+    def pull(
+        self,
+        models: Names,
+        *,
+        revision: str | None = None,
+        include: Names = (),
+        exclude: Names = (),
+        all_files: bool = False,
+        limit_rate: Size | None = None,
+        dry_run: bool = False,
+    ) -> FleetPull:
+        """Download models once, and spread them over the nodes.
+
+        The arguments are those of `Cache.pull`; `limit_rate` counts for each transfer on a node.
+
+        Raises:
+            UnknownModelError: a name is neither a key nor a repo id.
+            SpaceError: a node has no room; nothing was begun.
+        """
+        from vlmcache.commands.fleet.pull import pull_to_fleet
+        from vlmcache.commands.fleet.pull_values import FleetPullOptions
+        from vlmcache.commands.pull.plan import FileSelection
+
+        if isinstance(limit_rate, str):
+            limit_rate = limit_rate.removesuffix("/s")
+        rate = as_bytes(self.named("limit_rate"), limit_rate)
+        if rate == 0:
+            raise UsageError(f"{self.named('limit_rate')} must be more than 0")
+        names = self._pulled(as_names(models), revision)
+        where = [word for node in self.wanted for word in ("--nodes", node)]
+        where += ["--address", self.address] if self.address is not None else []
+        options = FleetPullOptions(
+            FileSelection(as_list(include), as_list(exclude), all_files),
+            dry_run,
+            rate,
+            self.agree,
+            self.choose,
+            tuple(where),
+        )
+        with self.joined() as fleet:
+            return pull_to_fleet(self.session, fleet, names, options, self.progress)
+
+    def _pulled(self, models: Names, revision: str | None) -> tuple[str, ...]:
+        """Return the names of what is pulled, each with its revision.
+
+        Raises:
+            UsageError: there are none, or a revision is given twice.
+        """
+        names = without_addresses(self.session.config, models)
+        if not names:
+            raise UsageError("no model is named")
+        if revision is None:
+            return tuple(names)
+        if any("@" in name for name in names):
+            option = self.named("revision")
+            raise UsageError(f"a revision is given twice: with @ and with {option}")
+        parts = map(parse_name, names)
+        return tuple(
+            f"{part.name}@{revision}" + (f":{part.variant}" if part.variant else "")
+            for part in parts
+        )
 
     def remove(
         self,

@@ -10,8 +10,8 @@ import msgspec
 
 from vlmcache.cache.hashing import new_hash
 from vlmcache.cache.state import Finding
-from vlmcache.change.plan import Failure
-from vlmcache.commands.fleet.calls import Fleet
+from vlmcache.change.plan import Failure, Plan
+from vlmcache.commands.fleet.calls import LOST, Fleet
 from vlmcache.commands.fleet.holdings import NodeStock, Survey, WantedModel
 from vlmcache.commands.fleet.pull_values import (
     FleetPull,
@@ -21,18 +21,17 @@ from vlmcache.commands.fleet.pull_values import (
     SpreadModel,
 )
 from vlmcache.commands.fleet.spread import NodeState, Spread
+from vlmcache.commands.fleet.values import nodes_problem, some
 from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.prepare import prepare_needed, prepare_pull
 from vlmcache.commands.pull.values import PlannedModel
 from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import Session, cached_repos, find_model
-from vlmcache.errors import PartlyError, SpaceError, VlmcacheError
+from vlmcache.errors import ExitCode, PartlyError, SpaceError, VlmcacheError
 from vlmcache.hub.client import Client
 from vlmcache.progress import Progress, continued_by
-from vlmcache.units import and_more, counted
 
 _ANSWER = 1.0
-_MOST_NAMED = 5
 
 
 def pull_to_fleet(
@@ -108,7 +107,7 @@ class _Run:
         for name in states.keys() - active.keys():
             state = states[name]
             if leaders.get(name, name) == name and state.error is None:
-                state.error = Failure("node-lost", f"{name}: {state.lost}", None, 3)
+                state.error = Failure(LOST, state.lost or "no answer", None, int(ExitCode.PARTLY))
         spread: Spread | None = None
         if not self._options.dry_run and any(_is_incomplete(s, models) for s in active.values()):
             spread = Spread(self._fleet, active, models, self._given, self._progress)
@@ -223,7 +222,7 @@ class _Run:
         }
         if not short or self._options.dry_run:
             return
-        names = f"{', '.join(list(short)[:_MOST_NAMED])}{and_more(len(short) - _MOST_NAMED)}"
+        names = some(list(short))
         first = next(iter(short.values()))
         error = SpaceError(
             f"nothing was begun: {names}: {first.message}",
@@ -255,18 +254,18 @@ class _Run:
             finished, stock = done.finished, state.stock
             rows.append(
                 PulledNode(
-                    name,
-                    state.node.address,
-                    tuple(self._node_model(model, done, failure) for model in models),
-                    stock.free if stock is not None else None,
-                    failure,
-                    stock.cache if stock is not None else None,
-                    leader if leader != name else None,
-                    state.from_hub,
-                    state.from_nodes,
-                    state.sent,
-                    stock.plan if stock is not None and leader == name else PulledNode("", "").plan,
-                    finished.receipt if finished is not None and leader == name else None,
+                    node=name,
+                    address=state.node.address,
+                    models=tuple(self._node_model(model, done, failure) for model in models),
+                    free=stock.free if stock is not None else None,
+                    error=failure,
+                    cache=stock.cache if stock is not None else None,
+                    shares_with=leader if leader != name else None,
+                    from_hub=state.from_hub,
+                    from_nodes=state.from_nodes,
+                    sent=state.sent,
+                    plan=stock.plan if stock is not None and leader == name else Plan(()),
+                    receipt=finished.receipt if finished is not None and leader == name else None,
                 )
             )
         shown = tuple(
@@ -313,20 +312,14 @@ class _Run:
         return msgspec.structs.replace(found, path=path, to_fetch=to_fetch)
 
     def _problem(self, report: FleetPull) -> VlmcacheError | None:
-        failed = [node for node in report.nodes if not node.is_complete]
-        if not failed:
-            return None
-        names = ", ".join(node.node for node in failed[:_MOST_NAMED])
-        names += and_more(len(failed) - _MOST_NAMED) if len(failed) > _MOST_NAMED else ""
-        of = f"{len(failed)} of {counted(len(report.nodes), 'node')}"
+        problem = nodes_problem(report.nodes)
+        if problem is None or self._options.dry_run:
+            return problem
+        # Whatever the reason: some nodes may be complete, and all keep what they have.
         again = self._options.command(self._session, self._names)
-        problem = PartlyError(f"{of} incomplete: {names}", f"'{again}' continues from here")
-        problem.causes = tuple(
-            VlmcacheError(f"{node.node}: {node.error.message}", node.error.hint)
-            for node in failed
-            if node.error is not None
-        )
-        return problem
+        partly = PartlyError(problem.message, f"'{again}' continues from here")
+        partly.causes = problem.causes
+        return partly
 
 
 def _leaders(states: dict[str, NodeState]) -> dict[str, str]:

@@ -10,9 +10,9 @@ import msgspec
 from vlmcache import units
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Plan, Receipt
+from vlmcache.commands.fleet.values import FleetNode, FleetReport
 from vlmcache.commands.pull.plan import FileSelection, VariantError
 from vlmcache.config import Session, options_in_force
-from vlmcache.report import Report
 
 NodePullState = Literal["cached", "pulled", "planned", "failed"]
 
@@ -74,16 +74,10 @@ class NodeModel(msgspec.Struct, frozen=True):
     error: Failure | None = None
 
 
-class PulledNode(msgspec.Struct, frozen=True):
-    """What became of a node. Sizes are bytes."""
+class PulledNode(FleetNode, frozen=True, kw_only=True):
+    """What became of a node. Sizes are bytes; `free` is that before."""
 
-    node: str
-    address: str
     models: tuple[NodeModel, ...] = ()
-    free: int | None = None
-    """Bytes free on the cache's filesystem before."""
-    error: Failure | None = None
-    """Why it is not complete."""
     cache: str | None = None
     shares_with: str | None = None
     """The node with which it shares its cache, and which has done the work."""
@@ -94,13 +88,8 @@ class PulledNode(msgspec.Struct, frozen=True):
     plan: Plan = Plan(())
     receipt: Receipt | None = None
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether everything that was asked for is there now."""
-        return self.error is None
 
-
-class FleetPull(Report, frozen=True):
+class FleetPull(FleetReport, frozen=True):
     """What `vlmcache fleet pull` returns."""
 
     models: tuple[SpreadModel, ...]
@@ -116,6 +105,11 @@ class FleetPull(Report, frozen=True):
     dry_run: bool = False
 
     @property
+    def rows(self) -> Sequence[FleetNode]:
+        """The nodes, as far as all verbs know them."""
+        return self.nodes
+
+    @property
     def ids(self) -> list[str]:
         """The nodes that are complete, or would be."""
-        return [node.node for node in self.nodes if node.is_complete]
+        return [node.node for node in self.nodes if node.error is None]

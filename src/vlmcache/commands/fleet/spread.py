@@ -332,21 +332,21 @@ class Spread:
         for name, state in self.states.items():
             failure = state.error
             if failure is None and state.lost is not None:
-                failure = Failure(LOST, f"{name}: {state.lost}", None, int(ExitCode.PARTLY))
+                failure = Failure(LOST, state.lost, None, int(ExitCode.PARTLY))
             if failure is None and name in left:
                 failure = next(
                     (self._errors[name, key] for key in left[name] if (name, key) in self._errors),
                     None,
-                ) or self._missing(name, left[name])
+                ) or self._missing(left[name])
             if failure is None and state.finished is not None and state.finished.errors:
                 failure = next(iter(state.finished.errors.values()))
             if failure is not None:
                 found[name] = failure
         return found
 
-    def _missing(self, name: str, keys: Sequence[str]) -> Failure:
+    def _missing(self, keys: Sequence[str]) -> Failure:
         others = [error for (_, key), error in self._errors.items() if key in keys]
         if others:
             return others[0]
         what = counted(len(keys), "file")
-        return Failure("partly", f"{name} did not get {what}", None, int(ExitCode.PARTLY))
+        return Failure("partly", f"{what} missing", None, int(ExitCode.PARTLY))

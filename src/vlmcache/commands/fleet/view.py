@@ -8,6 +8,7 @@ from typing import IO, TypeVar
 from rich.console import Console
 from rich.text import Text
 
+from vlmcache.commands.fleet.pull_values import FleetPull, PulledNode
 from vlmcache.commands.fleet.values import (
     FleetLoads,
     FleetNode,
@@ -35,7 +36,10 @@ _ROWS = 20
 _MOST_MODELS = 6
 """Of so many models, each has a column if the screen is wide enough."""
 _COMMIT = 7
-_NUMBERS = ("ON DISK", "EXPECTED", "FREE", "FREES", "FREED", "FILES", "SIZE", "COLD", "WARM")
+_NUMBERS = (
+    *("ON DISK", "EXPECTED", "FREE", "FREES", "FREED", "FILES", "SIZE", "COLD", "WARM"),
+    *("TO FETCH", "FROM HUB", "FROM NODES", "SENT"),
+)
 
 
 def show_status(status: FleetStatus, *, verbose: bool = False) -> None:
@@ -159,6 +163,62 @@ def _print_lines(out: Console, lines: Sequence[str]) -> None:
         print_rows(out, wrapped(out, line, 2))
     if len(lines) > _ROWS:
         print_rows(out, [Text(f"  and {len(lines) - _ROWS} more", "dim")])
+
+
+def show_pull(report: FleetPull, *, verbose: bool = False) -> None:
+    """Print what each node has now, or would fetch."""
+    out = console()
+    for model in report.models:
+        done = [
+            node
+            for node in report.nodes
+            for one in node.models
+            if one.repo == model.repo and one.state in ("cached", "pulled")
+        ]
+        key = f"{model.key}:{model.variant}" if model.variant else model.key
+        files, commit = counted(model.files, "file"), model.commit[:_COMMIT]
+        what = f"{files}, {size_text(model.size)}, commit {commit}"
+        of = f"{len(done)} of {counted(len(report.nodes), 'node')}"
+        print_rows(out, wrapped(out, f"{printable(key)} ({what}): complete on {of}"))
+    nodes = _shown(report.nodes, verbose=verbose)
+    columns: dict[str, Sequence[str | Text]] = {
+        "NODE": [printable(node.node) for node in nodes],
+        "STATE": [_pull_state(node) for node in nodes],
+    }
+    if report.dry_run:
+        columns["TO FETCH"] = [size_text(sum(m.to_fetch for m in node.models)) for node in nodes]
+    else:
+        columns["FROM HUB"] = [size_text(node.from_hub) for node in nodes]
+        columns["FROM NODES"] = [size_text(node.from_nodes) for node in nodes]
+        columns["SENT"] = [size_text(node.sent) for node in nodes]
+    _print_table(out, [{**columns, "FREE": _free(nodes)}, columns])
+    _print_rest(out, len(report.nodes) - len(nodes))
+    _print_errors(out, report.nodes)
+    _print_lines(
+        out,
+        [
+            f"{finding.severity}: {whole(printable(finding.detail))}"
+            for finding in report.findings
+            if verbose or finding.severity != "info"
+        ],
+    )
+    if report.dry_run:
+        models = counted(len(report.models), "model")
+        print_rows(out, wrapped(out, f"The hub would send what no node has of {models}, once."))
+    elif report.from_hub or report.from_nodes:
+        hub, others = size_text(report.from_hub), size_text(report.from_nodes)
+        took = seconds_text(report.seconds)
+        text = f"The hub sent {hub}, the nodes {others} to each other, in {took}."
+        print_rows(out, wrapped(out, text))
+
+
+def _pull_state(node: PulledNode) -> Text:
+    if node.error is not None:
+        return Text(_failed_word(node), "red")
+    states = {model.state for model in node.models}
+    if states == {"cached"}:
+        return Text("cached")
+    return Text("planned") if "planned" in states else Text("pulled", "green")
 
 
 def show_removal(removal: FleetRemoval, *, verbose: bool = False) -> None:
