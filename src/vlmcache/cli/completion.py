@@ -106,8 +106,8 @@ def complete(words: Sequence[str]) -> Offers | None:
         family = command
         at = next((i for i, word in enumerate(before) if i > at and word[:1] != "-"), None)
         if at is None:
-            words = () if current.startswith("-") else members(family).items()
-            return _beginning(current, (Offer(*known) for known in words))
+            known = {"--help": ""} if current.startswith("-") else members(family)
+            return _beginning(current, (Offer(*one) for one in known.items()))
         command = f"{family}-{ALIASES.get(before[at], before[at])}"
     if command not in COMMANDS:
         return []

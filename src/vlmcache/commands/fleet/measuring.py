@@ -53,6 +53,7 @@ def _verified(node: Node, reply: Reply) -> NodeVerification:
         checked=report.checked,
         bytes=report.bytes,
         remembered=report.remembered,
+        remembered_bytes=report.remembered_bytes,
         seconds=report.seconds,
         damaged=report.damaged,
         missing=report.missing,

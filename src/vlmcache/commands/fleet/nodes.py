@@ -13,7 +13,6 @@ from vlmcache import late
 from vlmcache.commands.fleet.calls import Node
 from vlmcache.commands.fleet.values import VersionsError, some
 from vlmcache.errors import UsageError
-from vlmcache.units import did_you_mean
 
 if TYPE_CHECKING:
     from vlmcache.commands.fleet.actor import Hello
@@ -116,10 +115,9 @@ def _matches(node: Node, name: str) -> bool:
 def _unknown(name: str, nodes: Sequence[Node]) -> UsageError:
     if "=" in name:
         return UsageError(f"no node has the label '{name}'")
-    known = [node.name for node in nodes]
-    meant = did_you_mean(name, known, 1)
-    shown = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
-    return UsageError(f"no such node: '{name}'", meant or f"the cluster has {shown}")
+    return UsageError(
+        f"no such node: '{name}'", f"the cluster has {some([node.name for node in nodes])}"
+    )
 
 
 def check_versions(own: Hello, hellos: Mapping[str, Hello]) -> None:

@@ -188,10 +188,8 @@ def decide(worker: Worker, request: bytes) -> Done:
 def verify(worker: Worker, request: bytes) -> Done:
     """Verify, and report damage as it is."""
     asked = msgspec.json.decode(request, type=requests.VerifyRequest)
-    return _done(
-        worker,
-        worker.cache.verify(asked.models or None, max_age=asked.max_age, workers=asked.workers),
-    )
+    report = worker.cache.verify(asked.models or None, max_age=asked.max_age, workers=asked.workers)
+    return _done(worker, report)
 
 
 def load_test(worker: Worker, request: bytes) -> Done:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import msgspec
 
@@ -13,7 +13,7 @@ from vlmcache.commands.fleet.asking import ask_all
 from vlmcache.commands.fleet.calls import Fleet, Node, Reply
 from vlmcache.commands.fleet.on_node import Done, Planned
 from vlmcache.commands.fleet.requests import Decision, RemovalRequest
-from vlmcache.commands.fleet.values import FleetRemoval, NodeRemoval, RemovedModel
+from vlmcache.commands.fleet.values import FleetRemoval, NodeRemoval, RemovedModel, error_of
 from vlmcache.commands.remove.values import Removal, UnconfirmedError
 from vlmcache.errors import ExitCode
 from vlmcache.progress import Progress
@@ -45,8 +45,10 @@ def remove(
     nodes = {node.id: node for node in fleet.nodes}
     replies = ask_all(fleet, "plan-removal", dict.fromkeys(nodes, request), progress)
     planned = {key: _row(nodes[key], replies[key]) for key in nodes}
-    if not request.clean:
-        planned = _without_absent(planned)
+    absent = [row.error for row in planned.values() if _is_absent(row.error)]
+    if absent and len(absent) == len(planned):
+        raise error_of(absent[0]).saying(f"{absent[0].message} of any node", absent[0].hint)
+    planned = _without_absent(planned)
     waiting = {
         key: Decision(agreed=True)
         for key, reply in replies.items()
@@ -115,17 +117,12 @@ def _after(planned: NodeRemoval, reply: Reply) -> NodeRemoval:
 
 
 def _without_absent(rows: Mapping[str, NodeRemoval]) -> dict[str, NodeRemoval]:
-    """Return rows in which it is no failure that a node has nothing of what is removed elsewhere.
-
-    If no node has anything of it, the name is wrong.
-    """
-    if not any(row.models for row in rows.values()):
-        return dict(rows)
+    """Return rows in which it is no failure that a node has nothing of what another one has."""
     return {
         key: msgspec.structs.replace(row, error=None) if _is_absent(row.error) else row
         for key, row in rows.items()
     }
 
 
-def _is_absent(failure: Failure | None) -> bool:
+def _is_absent(failure: Failure | None) -> TypeGuard[Failure]:
     return failure is not None and failure.exit_code == ExitCode.NO_MODEL

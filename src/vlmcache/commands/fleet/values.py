@@ -307,6 +307,7 @@ class NodeVerification(FleetNode, frozen=True, kw_only=True):
     bytes: int = 0
     remembered: int = 0
     """Files found good before, and unchanged since."""
+    remembered_bytes: int = 0
     seconds: float = 0.0
     damaged: tuple[Damage, ...] = ()
     missing: tuple[Missing, ...] = ()

@@ -299,7 +299,7 @@ def show_verification(report: FleetVerification, *, verbose: bool = False) -> No
         "NODE": [printable(node.node) for node in nodes],
         "RESULT": results,
         "FILES": [str(node.checked + node.remembered) for node in nodes],
-        "SIZE": [size_text(node.bytes) for node in nodes],
+        "SIZE": [size_text(node.bytes + node.remembered_bytes) for node in nodes],
     }
     paces = {"READ IN": [pace_text(n.bytes, n.seconds) if n.bytes else NOTHING for n in nodes]}
     _print_table(out, [{**columns, **paces, "FREE": _free(nodes)}, columns])
