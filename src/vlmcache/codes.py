@@ -108,6 +108,10 @@ CODES: dict[str, tuple[str, str]] = {
         "'vlmcache verify' found that a file is not what its hash says; it has not changed since.",
         "'vlmcache verify MODEL --repair' downloads it again, and nothing else.",
     ),
+    "damaged-on-node": (
+        "During 'vlmcache fleet pull', a node's own copy of a file was not what its hash says.",
+        "It was fetched again; 'vlmcache fleet verify' checks the rest; the disk may be failing.",
+    ),
     "damaged-repos": (
         "Some repos in the cache have errors.",
         "'vlmcache status -v' lists them, each with its own remedy.",

@@ -1,5 +1,6 @@
 """`fleet pull` on real clusters: a node dies, fills up, is damaged, and the driver is killed."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -40,6 +41,18 @@ FILES: dict[str, bytes] = {
     **{name: small_weights(SIZE + number) for number, name in enumerate(WEIGHTS)},
 }
 TOTAL = sum(map(len, FILES.values()))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ray_imported() -> Iterator[None]:
+    """Import Ray, which sets variables of the process, before a test compares these."""
+    before = dict(os.environ)
+    importlib.import_module("ray.cluster_utils")
+    importlib.import_module("ray.util.client")
+    os.environ.setdefault("RAY_CLIENT_MODE", "0")
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 The hub sends one copy of each parcel. A node that has verified a parcel serves it at once, to one
 other node at a time, so that those who have it double in the time of one transfer. The planner is
-asked for assignments and told what became of them; it knows no clock, no disk and no network, and
+asked for assignments, and hears what became of them; it knows no clock, no disk and no network, and
 the same events always lead to the same assignments. The real run and the simulation of
 `docs/fleet-pull.md` use this code.
 """
@@ -51,13 +51,10 @@ class Stock(NamedTuple):
     reaches_hub: bool = True
 
 
-class Planner:
-    """Decides who fetches what from whom. Every method that takes an event may be called anytime.
+class _Ledger:
+    """Who has, wants, sends and receives what: kept so that each event costs little on many nodes.
 
-    Args:
-        sizes: parcel -> its bytes.
-        stocks: node -> what it has and wants.
-        bounds: how much happens at the same time.
+    The arguments are those of `Planner`.
     """
 
     def __init__(
@@ -104,6 +101,77 @@ class Planner:
                 self._want(node, parcel)
             for parcel, count in stock.begun.items():
                 self._begun[parcel][node] = count
+
+    def _hold(self, node: str, parcel: str, generation: int) -> None:
+        self._of[node][parcel] = None
+        self.held[parcel][node] = generation
+        self._begun[parcel].pop(node, None)
+        self._settle(node)
+
+    def _want(self, node: str, parcel: str) -> None:
+        if parcel not in self._of[node]:
+            self.missing[node][parcel] = None
+            self._waiting[parcel][node] = None
+            self._settle(node)
+
+    def _unwait(self, node: str, parcel: str) -> None:
+        self.missing[node].pop(parcel, None)
+        self._waiting[parcel].pop(node, None)
+
+    def _settle(self, node: str) -> None:
+        """Let a node be known for what it can do now."""
+        here = node not in self._away
+        sends = here and self._sending[node] < self.bounds.uploads
+        for parcel in self._of[node]:
+            if sends:
+                self._free[parcel][node] = None
+            else:
+                self._free[parcel].pop(node, None)
+        receives = here and node not in self._full and bool(self.missing[node])
+        if receives and self._receiving[node] < self.bounds.downloads:
+            self._idle[node] = None
+        else:
+            self._idle.pop(node, None)
+        self._changed[node] = None
+
+    def _begin(self, node: str, parcel: str, source: str) -> Assignment:
+        self._unwait(node, parcel)
+        self.flights[node, parcel] = source
+        if source == HUB:
+            self._hub_sends += 1
+            self._coming[parcel] += 1
+            self._asking[node] += 1
+            self._asked[node] += 1
+        else:
+            self._receiving[node] += 1
+            self._sending[source] += 1
+            self._settle(source)
+        self._settle(node)
+        return Assignment(node, parcel, source)
+
+    def _land(self, node: str, parcel: str) -> str | None:
+        """End a flight, and return where it came from."""
+        source = self.flights.pop((node, parcel), None)
+        if source == HUB:
+            self._hub_sends -= 1
+            self._coming[parcel] -= 1
+            self._asking[node] -= 1
+        elif source is not None:
+            self._receiving[node] -= 1
+            self._sending[source] -= 1
+            self._settle(source)
+        self._settle(node)
+        return source
+
+
+class Planner(_Ledger):
+    """Decides who fetches what from whom. Every method that takes an event may be called anytime.
+
+    Args:
+        sizes: parcel -> its bytes.
+        stocks: node -> what it has and wants.
+        bounds: how much happens at the same time.
+    """
 
     # What is to be done.
 
@@ -235,69 +303,6 @@ class Planner:
             for sources in readers.values():
                 sources.discard(node)
         self._settle(node)
-
-    # The state, kept in such a way that each event costs little on a thousand nodes.
-
-    def _hold(self, node: str, parcel: str, generation: int) -> None:
-        self._of[node][parcel] = None
-        self.held[parcel][node] = generation
-        self._begun[parcel].pop(node, None)
-        self._settle(node)
-
-    def _want(self, node: str, parcel: str) -> None:
-        if parcel not in self._of[node]:
-            self.missing[node][parcel] = None
-            self._waiting[parcel][node] = None
-            self._settle(node)
-
-    def _unwait(self, node: str, parcel: str) -> None:
-        self.missing[node].pop(parcel, None)
-        self._waiting[parcel].pop(node, None)
-
-    def _settle(self, node: str) -> None:
-        """Let a node be known for what it can do now."""
-        here = node not in self._away
-        sends = here and self._sending[node] < self.bounds.uploads
-        for parcel in self._of[node]:
-            if sends:
-                self._free[parcel][node] = None
-            else:
-                self._free[parcel].pop(node, None)
-        receives = here and node not in self._full and bool(self.missing[node])
-        if receives and self._receiving[node] < self.bounds.downloads:
-            self._idle[node] = None
-        else:
-            self._idle.pop(node, None)
-        self._changed[node] = None
-
-    def _begin(self, node: str, parcel: str, source: str) -> Assignment:
-        self._unwait(node, parcel)
-        self.flights[node, parcel] = source
-        if source == HUB:
-            self._hub_sends += 1
-            self._coming[parcel] += 1
-            self._asking[node] += 1
-            self._asked[node] += 1
-        else:
-            self._receiving[node] += 1
-            self._sending[source] += 1
-            self._settle(source)
-        self._settle(node)
-        return Assignment(node, parcel, source)
-
-    def _land(self, node: str, parcel: str) -> str | None:
-        """End a flight, and return where it came from."""
-        source = self.flights.pop((node, parcel), None)
-        if source == HUB:
-            self._hub_sends -= 1
-            self._coming[parcel] -= 1
-            self._asking[node] -= 1
-        elif source is not None:
-            self._receiving[node] -= 1
-            self._sending[source] -= 1
-            self._settle(source)
-        self._settle(node)
-        return source
 
     # The choice.
 

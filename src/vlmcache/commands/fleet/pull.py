@@ -12,7 +12,7 @@ from vlmcache.cache.hashing import new_hash
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Plan
 from vlmcache.commands.fleet.calls import LOST, Fleet
-from vlmcache.commands.fleet.holdings import NodeStock, Survey, WantedModel
+from vlmcache.commands.fleet.parcels import NodeStock, Survey, WantedModel
 from vlmcache.commands.fleet.pull_values import (
     FleetPull,
     FleetPullOptions,

@@ -10,7 +10,7 @@ import msgspec
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure
 from vlmcache.commands.fleet.calls import LOST, Fleet, Node, Reply
-from vlmcache.commands.fleet.holdings import (
+from vlmcache.commands.fleet.parcels import (
     Checked,
     Errand,
     Finished,
