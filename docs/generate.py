@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from docs import fleet_pull, pictures
-from vlmcache.cli.register import COMMANDS
+from vlmcache.cli.register import COMMANDS, words_of
 from vlmcache.codes import CODES
 from vlmcache.config_file import SHIPPED, SHIPPED_VALUES, read_config
 from vlmcache.errors import ExitCode
@@ -101,7 +101,7 @@ def help_of(*command: str) -> str:
 
 def commands_page() -> str:
     """Return docs/commands.md as it should be."""
-    commands = [(), *((name,) for name in COMMANDS)]
+    commands = [(), *map(words_of, COMMANDS)]
     with ThreadPoolExecutor(4) as pool:
         helps = pool.map(lambda command: help_of(*command), commands)
     parts = [

@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from vlmcache.commands.backup.places import PlaceError
     from vlmcache.commands.backup.values import Backup, BackupError, Restored
     from vlmcache.commands.doctor.values import Diagnosis
+    from vlmcache.commands.fleet.fleet import FleetCache
+    from vlmcache.commands.fleet.values import (
+        ClusterError,
+        FleetCheckError,
+        FleetLoads,
+        FleetRemoval,
+        FleetReport,
+        FleetStatus,
+        FleetVerification,
+        NodeLostError,
+        VersionsError,
+    )
     from vlmcache.commands.init.values import ConfigExistsError, ConfigWriteError, InitReport
     from vlmcache.commands.move.values import (
         BusyError,
@@ -101,6 +113,16 @@ _HOMES = {
     "BackupError": "vlmcache.commands.backup.values",
     "Restored": "vlmcache.commands.backup.values",
     "Diagnosis": "vlmcache.commands.doctor.values",
+    "FleetCache": "vlmcache.commands.fleet.fleet",
+    "ClusterError": "vlmcache.commands.fleet.values",
+    "FleetCheckError": "vlmcache.commands.fleet.values",
+    "FleetLoads": "vlmcache.commands.fleet.values",
+    "FleetRemoval": "vlmcache.commands.fleet.values",
+    "FleetReport": "vlmcache.commands.fleet.values",
+    "FleetStatus": "vlmcache.commands.fleet.values",
+    "FleetVerification": "vlmcache.commands.fleet.values",
+    "NodeLostError": "vlmcache.commands.fleet.values",
+    "VersionsError": "vlmcache.commands.fleet.values",
     "ConfigExistsError": "vlmcache.commands.init.values",
     "ConfigWriteError": "vlmcache.commands.init.values",
     "InitReport": "vlmcache.commands.init.values",
@@ -186,6 +208,7 @@ __all__ = [
     "Cache",
     "CacheError",
     "ChangedError",
+    "ClusterError",
     "ConfigError",
     "ConfigExistsError",
     "ConfigWriteError",
@@ -197,6 +220,13 @@ __all__ = [
     "Event",
     "ExitCode",
     "Explanation",
+    "FleetCache",
+    "FleetCheckError",
+    "FleetLoads",
+    "FleetRemoval",
+    "FleetReport",
+    "FleetStatus",
+    "FleetVerification",
     "GgufError",
     "HostileListingError",
     "HubError",
@@ -213,6 +243,7 @@ __all__ = [
     "NoSuchFileError",
     "NoSuchRepoError",
     "NoSuchRevisionError",
+    "NodeLostError",
     "NotCachedError",
     "NotDownloadedError",
     "NotEnoughMemoryError",
@@ -250,6 +281,7 @@ __all__ = [
     "UsageError",
     "VariantError",
     "Verification",
+    "VersionsError",
     "VlmcacheError",
     "WarmReport",
     "WrongBytesError",

@@ -284,6 +284,22 @@ CODES: dict[str, tuple[str, str]] = {
         "Nobody is a member of the group that should share the cache.",
         "Add each user with 'usermod -aG GROUP USER'.",
     ),
+    "versions-differ": (
+        "Nodes have other versions of vlmcache, Ray or Python than this machine.",
+        "Install the same versions on all nodes.",
+    ),
+    "fleet-differs": (
+        "A node is missing a model, or has another commit of it than other nodes.",
+        "Run 'vlmcache pull' on the nodes that are named.",
+    ),
+    "no-cluster": (
+        "The Ray cluster cannot be joined.",
+        "Run 'ray status' on its head node, and name that with 'vlmcache fleet status --address'.",
+    ),
+    "node-lost": (
+        "A node died, hangs or cannot be reached; what it had done is kept.",
+        "Run the command again once the node is back, or leave it out with --nodes.",
+    ),
     "no-space": (
         "The disk does not have enough free space for the command.",
         "'vlmcache pull --make-room' or 'vlmcache clean --free SIZE' makes room.",

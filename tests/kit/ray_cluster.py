@@ -75,6 +75,7 @@ class RayCluster:
         }
         handle = self._cluster.add_node(
             num_cpus=1,
+            node_ip_address="127.0.0.1",
             node_name=name,
             labels=dict(labels or {}),
             env_vars=environment,

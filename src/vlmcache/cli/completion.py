@@ -44,7 +44,7 @@ PLACES = {
     "fleet-rm": ("MODEL...",),
     "fleet-status": ("MODEL...",),
     "fleet-verify": ("MODEL...",),
-    "help": ("COMMAND",),
+    "help": ("COMMAND...",),
     "load-test": ("MODEL...",),
     "move": ("FILE", "MODEL..."),
     "pull": ("MODEL...",),
@@ -129,8 +129,8 @@ class _Line:
         self._pending: str | None = None
         """The option whose value is the next word."""
         self._given: dict[str, str] = {}
-        self._count = 0
-        """Arguments up to here."""
+        self._arguments: list[str] = []
+        """Those up to here."""
         self._ended = False
         """Whether `--` has ended the options."""
 
@@ -152,7 +152,7 @@ class _Line:
         if self._pending is not None:
             self._given[self._pending], self._pending = word, None
         elif self._ended or not word.startswith("-") or word == "-":
-            self._count += 1
+            self._arguments.append(word)
         elif word == "--":
             self._ended = True
         elif equals:
@@ -179,8 +179,8 @@ class _Line:
                 ),
             )
         places = PLACES.get(self.command, ())
-        if self._count < len(places):
-            return self._place(places[self._count], current)
+        if len(self._arguments) < len(places):
+            return self._place(places[len(self._arguments)], current)
         if places and places[-1].endswith("..."):
             return self._place(places[-1], current)
         return []
@@ -201,7 +201,10 @@ class _Line:
     def _place(self, place: str, current: str) -> Offers | None:
         if place == "FILE" or (self.command == "rm" and current.startswith((".", "/", "~"))):
             return FILES
-        if place == "COMMAND":
+        if place.startswith("COMMAND") and self._arguments:
+            family = members(self._arguments[0]) if self._arguments[0] in FAMILIES else {}
+            return _beginning(current, (Offer(*one) for one in family.items()))
+        if place.startswith("COMMAND"):
             more = [Offer("exit-codes", "What the exit codes mean.")]
             known = list(map(Offer, *zip(*first_words().items(), strict=True)))
             if self.command == "schema":

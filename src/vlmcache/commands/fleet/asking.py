@@ -36,7 +36,7 @@ def ask_all(
         fleet: the nodes.
         method: what they do.
         requests: id of a node -> what it needs to know; others are not asked.
-        progress: sees how far each is, and is told who is waited for.
+        progress: shows how far each is, and who is waited for.
         done: what can be said of the bytes that are done; empty if none are counted.
         silent: seconds after which a node is given up whose work does not get on.
     """

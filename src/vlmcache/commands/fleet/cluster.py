@@ -99,7 +99,7 @@ def _reach(address: str) -> None:
         with contextlib.closing(socket.create_connection(place, _REACH)):
             pass
     except (OSError, OverflowError) as error:
-        raise ClusterError.of(address, wire.Refused("OSError", reason_of(error))) from None
+        raise ClusterError.of(address, "OSError", reason_of(error)) from None
 
 
 class Cluster:
@@ -160,7 +160,7 @@ class Cluster:
             self._own = msgspec.structs.replace(own_versions(), ray=news.ray)
             return
         refused = news if isinstance(news, wire.Refused) else wire.Refused("", self._last_words())
-        raise ClusterError.of(self._join.address, refused)
+        raise ClusterError.of(self._join.address, refused.code, refused.text)
 
     def start(self, nodes: Sequence[Node]) -> None:
         """Start an actor on each node, and wait until each has answered or is lost.

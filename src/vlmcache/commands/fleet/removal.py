@@ -35,7 +35,7 @@ def remove(
     Args:
         fleet: the nodes.
         request: what to remove.
-        progress: is told who is waited for.
+        progress: shows who is waited for.
         confirm: is given the plans of all nodes, and returns whether to continue; without it nobody
             is asked.
 

@@ -22,7 +22,7 @@ def status(fleet: Fleet, models: Sequence[str], progress: Progress, *, check: bo
         fleet: the nodes.
         models: names that each node understands; if there are none, what any node has configured,
             and if none has, what is in any cache.
-        progress: is told who is waited for.
+        progress: shows who is waited for.
         check: count it as a problem if the nodes do not all have the same, completely.
     """
     request = StatusRequest(tuple(models))

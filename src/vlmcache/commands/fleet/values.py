@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,9 +15,6 @@ from vlmcache.load.report import LoadFailure, Machine, Result, Spread
 from vlmcache.report import Report
 from vlmcache.units import and_more, counted
 
-if TYPE_CHECKING:
-    from vlmcache.commands.fleet.wire import Refused
-
 _NAMED = 5
 """So many nodes are named in a message."""
 
@@ -29,20 +25,31 @@ class ClusterError(VlmcacheError):
     code = "no-cluster"
 
     @classmethod
-    def of(cls, address: str, refused: Refused) -> ClusterError:
-        """Return why a cluster was not joined."""
-        if address == "auto" and refused.code == "ConnectionError":
+    def of(cls, address: str, kind: str, text: str) -> ClusterError:
+        """Return why a cluster was not joined.
+
+        Args:
+            address: its address.
+            kind: the kind of error that Ray raised.
+            text: its message.
+        """
+        if address == "auto" and kind == "ConnectionError":
             return cls(
                 "no Ray cluster runs on this machine",
                 "name one with --address HOST:PORT, or start one: ray start --head",
             )
-        text = refused.text
         if "ersion mismatch" in text:
             return cls(f"the cluster at '{address}' cannot be joined: {text}")
         return cls(
             f"no Ray cluster at '{address}': {text}",
             "'ray status' on its head node shows whether it runs, and at which address",
         )
+
+
+class NodeLostError(VlmcacheError):
+    """A node died, hangs or cannot be reached."""
+
+    code = "node-lost"
 
 
 class VersionsError(VlmcacheError):
