@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.backup.values import Backup, BackupError, Restored
     from vlmcache.commands.doctor.values import Diagnosis
     from vlmcache.commands.fleet.fleet import FleetCache
+    from vlmcache.commands.fleet.pull_values import FleetPull
     from vlmcache.commands.fleet.values import (
         ClusterError,
         FleetCheckError,
@@ -117,6 +118,7 @@ _HOMES = {
     "ClusterError": "vlmcache.commands.fleet.values",
     "FleetCheckError": "vlmcache.commands.fleet.values",
     "FleetLoads": "vlmcache.commands.fleet.values",
+    "FleetPull": "vlmcache.commands.fleet.pull_values",
     "FleetRemoval": "vlmcache.commands.fleet.values",
     "FleetReport": "vlmcache.commands.fleet.values",
     "FleetStatus": "vlmcache.commands.fleet.values",
@@ -223,6 +225,7 @@ __all__ = [
     "FleetCache",
     "FleetCheckError",
     "FleetLoads",
+    "FleetPull",
     "FleetRemoval",
     "FleetReport",
     "FleetStatus",
