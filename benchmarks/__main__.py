@@ -39,6 +39,7 @@ PARTS = {
     "backup": "backup:rows",
     "load": "load:rows",
     "watch": "watch:rows",
+    "fleet": "fleet:rows",
 }
 """Part of the table -> the module and the function in it that measure it."""
 SIZES = {
@@ -48,6 +49,7 @@ SIZES = {
     "interrupted": 2_000_000_000,
     "verify": 3_000_000_000,
     "backup": 4_000_000_000,
+    "fleet": 2_000_000_000,
 }
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- measured -->\n", "<!-- /measured -->\n"

@@ -87,7 +87,7 @@ def pair_row(
     return values_row(what, found["ours"], found["peer"], target, PEER_NAME, found.busy)
 
 
-def _write_repo(repo: Path, size: int) -> None:
+def write_repo(repo: Path, size: int) -> None:
     """Write a repo whose two weight files have so many bytes in all."""
     repo.mkdir(parents=True)
     (repo / "config.json").write_text(json.dumps({"model_type": "qwen2_vl"}))
@@ -98,7 +98,7 @@ def _write_repo(repo: Path, size: int) -> None:
 def rows(setting: Setting) -> list[Row]:
     """Measure a fresh download, and one of what is cached."""
     where = setting.folder
-    _write_repo(where / "repos" / REPO, setting.size)
+    write_repo(where / "repos" / REPO, setting.size)
     what = f"pull of {setting.size / 1e9:g} GB, every byte hashed"
     with serving(where / "repos") as url:
         ours, peer = (fresh(command, url, where) for command in (OURS, PEER))
@@ -151,7 +151,7 @@ def cached_row(url: str, where: Path, count: int) -> Row:
 def serve_rows(setting: Setting) -> list[Row]:
     """Measure a download from another machine's cache, beside that from a plain static server."""
     where = setting.folder
-    _write_repo(where / "repos" / REPO, setting.size)
+    write_repo(where / "repos" / REPO, setting.size)
     what = f"pull of {setting.size / 1e9:g} GB from serve"
     with serving(where / "repos", "--redirect", "none") as url:
         variables = environment(url, where / "source" / "hub")
@@ -182,7 +182,7 @@ def folder_rows(setting: Setting) -> list[Row]:
     If the filesystem shares blocks, both sides do; the row says which it is.
     """
     where = setting.folder
-    _write_repo(where / "repos" / REPO, setting.size)
+    write_repo(where / "repos" / REPO, setting.size)
     other = where / "other" / "hub"
     with serving(where / "repos", "--redirect", "none") as url:
         subprocess.run(OURS, env=environment(url, other), check=True, stdout=subprocess.DEVNULL)

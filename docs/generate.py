@@ -1,11 +1,12 @@
 """Make what is made of the documentation: `python -m docs.generate [NAME…]`.
 
 `commands` is docs/commands.md, the help of every command; `codes` is docs/codes.md and
-docs/exit-codes.md; `config` is src/vlmcache/config.json, what the shipped config.yaml says;
-`screens` is docs/screens.md; `badges` are those of the README, `session` is its moving picture; any
-other name is a picture in docs/pictures. Without a name, all of them. `measure` loads the smallest
-model anew, and is made only if it is named: its report is what the pictures of `load-test` show.
-Tests compare them with what the commands say now.
+docs/exit-codes.md; `fleet-pull` is the table and the plot of docs/fleet-pull.md; `config` is
+src/vlmcache/config.json, what the shipped config.yaml says; `screens` is docs/screens.md; `badges`
+are those of the README, `session` is its moving picture; any other name is a picture in
+docs/pictures. Without a name, all of them. `measure` loads the smallest model anew, and is made
+only if it is named: its report is what the pictures of `load-test` show. Tests compare them with
+what the commands say now.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pathlib import Path
 
 import msgspec
 
-from docs import pictures
-from vlmcache.cli.register import COMMANDS
+from docs import fleet_pull, pictures
+from vlmcache.cli.register import COMMANDS, words_of
 from vlmcache.codes import CODES
 from vlmcache.config_file import SHIPPED, SHIPPED_VALUES, read_config
 from vlmcache.errors import ExitCode
@@ -100,7 +101,7 @@ def help_of(*command: str) -> str:
 
 def commands_page() -> str:
     """Return docs/commands.md as it should be."""
-    commands = [(), *((name,) for name in COMMANDS)]
+    commands = [(), *map(words_of, COMMANDS)]
     with ThreadPoolExecutor(4) as pool:
         helps = pool.map(lambda command: help_of(*command), commands)
     parts = [
@@ -153,6 +154,8 @@ def main(names: list[str]) -> None:
     if not names or "codes" in names:
         CODES_PAGE.write_text(codes_page(), encoding="utf-8")
         EXIT_CODES_PAGE.write_text(exit_codes_page(), encoding="utf-8")
+    if not names or "fleet-pull" in names:
+        fleet_pull.write()
     if not names or "config" in names:
         Path(SHIPPED_VALUES).write_bytes(shipped_values())
     if not names or "screens" in names:

@@ -25,6 +25,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A check started in the background ignores Ctrl-C, and so would every process it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+NO_CLUSTER = "127.0.0.1:1"
+"""An address at which no Ray cluster answers."""
+
 # The same examples every time; `--hypothesis-profile=default` looks for new ones.
 settings.load_profile("ci")
 
@@ -105,6 +108,8 @@ def _own_environment(
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("VLMCACHE_HOME", str(tmp_path / "own"))
+    # Nobody's cluster: another program's may run on this machine.
+    monkeypatch.setenv("RAY_ADDRESS", NO_CLUSTER)
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -133,6 +138,7 @@ def vlmcache(tmp_path: Path) -> Vlmcache:
         "PATH": os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"])),
         "HOME": os.environ["HOME"],
         "VLMCACHE_HOME": os.environ["VLMCACHE_HOME"],
+        "RAY_ADDRESS": NO_CLUSTER,
         "HF_HUB_CACHE": str(tmp_path / "hub"),
         "LANG": "C.UTF-8",
         "PYTHONWARNINGS": "error",

@@ -19,16 +19,24 @@ import vlmcache
 from tests.kit.caches import CacheBuilder, fingerprint, model_files
 from tests.kit.hub import LoopbackHub
 from vlmcache.cli import main as cli
-from vlmcache.cli.register import COMMANDS, document_type
+from vlmcache.cli.register import COMMANDS, document_type, words_of
 from vlmcache.config import read_environment
 from vlmcache.errors import UsageError, VlmcacheError
 from vlmcache.report import Report
 
 TOKEN = "hf_" + "S3cret" * 5
 
-METHODS = {"rm": "remove", "load-test": "load_test", "schema": None, "help": None}
+METHODS = {
+    "rm": "remove",
+    "load-test": "load_test",
+    "fleet-rm": "remove",
+    "fleet-load-test": "load_test",
+    "schema": None,
+    "help": None,
+}
 """Commands whose method has another name, or none."""
 COMMON = {"help", "config", "cache-dir", "json", "quiet", "verbose", "yes"}
+OF_A_FLEET = {"address", "nodes"}
 """Options that belong to the object, to the terminal, or to the question that is not asked."""
 ONLY_TYPED = {
     # The report holds every repo of the cache anyway.
@@ -332,6 +340,14 @@ def test_arguments_that_make_no_sense_are_raised_by_the_call(
 # The same as the command line.
 
 
+def method_of(command: str) -> Any:
+    """Return the method that does what a command does, `None` if there is none."""
+    *family, word = words_of(command)
+    name = METHODS.get(command, word)
+    owner = vlmcache.FleetCache if family else vlmcache.Cache
+    return None if name is None else getattr(owner, name)
+
+
 def options_of(command: str) -> set[str]:
     """Return the options of a command and its arguments, as the command line names them."""
     group: Any = typer.main.get_command(cli.app)
@@ -344,16 +360,17 @@ def options_of(command: str) -> set[str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_keyword_arguments_are_named_like_the_options_of_the_command(command: str) -> None:
-    name = METHODS.get(command, command)
-    if name is None:
+    method = method_of(command)
+    if method is None:
         return
     keywords = {
         parameter.name.replace("_", "-")
-        for parameter in inspect.signature(getattr(vlmcache.Cache, name)).parameters.values()
+        for parameter in inspect.signature(method).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     options = {RENAMED.get(option, option) for option in options_of(command)}
-    assert keywords == options - COMMON - ONLY_TYPED.get(command, set())
+    common = COMMON | (OF_A_FLEET if len(words_of(command)) > 1 else set())
+    assert keywords == options - common - ONLY_TYPED.get(command, set())
 
 
 def test_repair_has_the_options_of_verify() -> None:
@@ -364,10 +381,10 @@ def test_repair_has_the_options_of_verify() -> None:
 
 def test_each_method_returns_the_value_of_its_command() -> None:
     for command, entry in COMMANDS.items():
-        name = METHODS.get(command, command)
-        if name is None or entry.lines:
+        method = method_of(command)
+        if method is None or entry.lines:
             continue
-        returned = inspect.signature(getattr(vlmcache.Cache, name)).return_annotation
+        returned = inspect.signature(method).return_annotation
         assert issubclass(document_type(command), Report)
         assert returned == RETURNS.get(command, document_type(command).__name__)
 

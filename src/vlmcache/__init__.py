@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from vlmcache.commands.backup.places import PlaceError
     from vlmcache.commands.backup.values import Backup, BackupError, Restored
     from vlmcache.commands.doctor.values import Diagnosis
+    from vlmcache.commands.fleet.fleet import FleetCache
+    from vlmcache.commands.fleet.pull_values import FleetPull
+    from vlmcache.commands.fleet.values import (
+        ClusterError,
+        FleetCheckError,
+        FleetLoads,
+        FleetRemoval,
+        FleetReport,
+        FleetStatus,
+        FleetVerification,
+        NodeLostError,
+        VersionsError,
+    )
     from vlmcache.commands.init.values import ConfigExistsError, ConfigWriteError, InitReport
     from vlmcache.commands.move.values import (
         BusyError,
@@ -112,6 +125,17 @@ _HOMES = {
     "BackupError": "vlmcache.commands.backup.values",
     "Restored": "vlmcache.commands.backup.values",
     "Diagnosis": "vlmcache.commands.doctor.values",
+    "FleetCache": "vlmcache.commands.fleet.fleet",
+    "ClusterError": "vlmcache.commands.fleet.values",
+    "FleetCheckError": "vlmcache.commands.fleet.values",
+    "FleetLoads": "vlmcache.commands.fleet.values",
+    "FleetPull": "vlmcache.commands.fleet.pull_values",
+    "FleetRemoval": "vlmcache.commands.fleet.values",
+    "FleetReport": "vlmcache.commands.fleet.values",
+    "FleetStatus": "vlmcache.commands.fleet.values",
+    "FleetVerification": "vlmcache.commands.fleet.values",
+    "NodeLostError": "vlmcache.commands.fleet.values",
+    "VersionsError": "vlmcache.commands.fleet.values",
     "ConfigExistsError": "vlmcache.commands.init.values",
     "ConfigWriteError": "vlmcache.commands.init.values",
     "InitReport": "vlmcache.commands.init.values",
@@ -206,6 +230,7 @@ __all__ = [
     "Cache",
     "CacheError",
     "ChangedError",
+    "ClusterError",
     "ConfigError",
     "ConfigExistsError",
     "ConfigWriteError",
@@ -217,6 +242,14 @@ __all__ = [
     "Event",
     "ExitCode",
     "Explanation",
+    "FleetCache",
+    "FleetCheckError",
+    "FleetLoads",
+    "FleetPull",
+    "FleetRemoval",
+    "FleetReport",
+    "FleetStatus",
+    "FleetVerification",
     "GgufError",
     "HostileListingError",
     "HubError",
@@ -235,6 +268,7 @@ __all__ = [
     "NoSuchFileError",
     "NoSuchRepoError",
     "NoSuchRevisionError",
+    "NodeLostError",
     "NotAttachedError",
     "NotCachedError",
     "NotDownloadedError",
@@ -279,6 +313,7 @@ __all__ = [
     "UsageError",
     "VariantError",
     "Verification",
+    "VersionsError",
     "VlmcacheError",
     "WarmReport",
     "WrongBytesError",

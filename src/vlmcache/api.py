@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.attach.values import AttachReport
     from vlmcache.commands.backup.values import Backup, Restored
     from vlmcache.commands.doctor.values import Diagnosis
+    from vlmcache.commands.fleet.fleet import FleetCache
     from vlmcache.commands.init.values import InitReport
     from vlmcache.commands.move.values import MoveReport, RecallReport
     from vlmcache.commands.pull.plan import VariantError
@@ -747,6 +748,19 @@ class Cache:
         return schedule.make(
             self.session, line, seconds, name=name, dry_run=dry_run, confirm=self.confirm
         )
+
+    def fleet(self, address: str | None = None, nodes: Names = ()) -> FleetCache:
+        """Return the caches of a Ray cluster's nodes; its methods are those of `Cache`.
+
+        Args:
+            address: `auto`, `HOST:PORT` or `ray://HOST:PORT`; RAY_ADDRESS, else `auto`, if not
+                given.
+            nodes: names, addresses, labels `KEY=VALUE`, patterns, or ranges such as `gpu[1-4]`; all
+                nodes if not given.
+        """
+        from vlmcache.commands.fleet.fleet import FleetCache
+
+        return FleetCache(self.session, address, nodes, self.named)
 
     def doctor(
         self, *, shared: str | None = None, fix: bool = False, dry_run: bool = False

@@ -128,6 +128,10 @@ CODES: dict[str, tuple[str, str]] = {
         "'vlmcache verify' found that a file is not what its hash says; it has not changed since.",
         "'vlmcache verify MODEL --repair' downloads it again, and nothing else.",
     ),
+    "damaged-on-node": (
+        "During 'vlmcache fleet pull', a node's own copy of a file was not what its hash says.",
+        "It was fetched again; 'vlmcache fleet verify' checks the rest; the disk may be failing.",
+    ),
     "damaged-repos": (
         "Some repos in the cache have errors.",
         "'vlmcache status -v' lists them, each with its own remedy.",
@@ -307,6 +311,22 @@ CODES: dict[str, tuple[str, str]] = {
     "no-scheduler": (
         "Nothing on this machine runs commands at set times for you.",
         "Install cron, or log in to a session of systemd, then run 'vlmcache schedule' again.",
+    ),
+    "versions-differ": (
+        "Nodes have other versions of vlmcache, Ray or Python than this machine.",
+        "Install the same versions on all nodes.",
+    ),
+    "fleet-differs": (
+        "A node is missing a model, or has another commit of it than other nodes.",
+        "Run 'vlmcache pull' on the nodes that are named.",
+    ),
+    "no-cluster": (
+        "The Ray cluster cannot be joined.",
+        "Run 'ray status' on its head node, and name that with 'vlmcache fleet status --address'.",
+    ),
+    "node-lost": (
+        "A node died, hangs or cannot be reached; what it had done is kept.",
+        "Run the command again once the node is back, or leave it out with --nodes.",
     ),
     "no-space": (
         "The disk does not have enough free space for the command.",

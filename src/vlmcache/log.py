@@ -112,6 +112,16 @@ def configure(verbosity: int, escape: Callable[[str], str]) -> None:
     logger.propagate = not _HANDLERS
 
 
+def is_complete() -> bool:
+    """Return whether somebody listens to every step, as `-vv` does."""
+    logging = sys.modules.get("logging")
+    return (
+        bool(_HANDLERS)
+        and logging is not None
+        and any(handler.level in (logging.DEBUG, logging.NOTSET) for handler in _HANDLERS)
+    )
+
+
 def _logger(area: str) -> Logger | None:
     """Return the logger `vlmcache.<area>`, from which no secret gets out."""
     logging = sys.modules.get("logging")

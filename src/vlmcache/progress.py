@@ -16,6 +16,9 @@ from vlmcache.units import counted, size_text
 class Progress:
     """Receives the progress of a command, from several threads. This base class shows nothing."""
 
+    noun = "model"
+    """What has a turn of its own."""
+
     def planned(self, done: str, sizes: Mapping[str, int], have: Mapping[str, int]) -> None:
         """All that is to be done is known: model -> bytes, and model -> those done already.
 
@@ -179,7 +182,7 @@ class Tally(Progress):
         """How many models are complete: `2 of 3 models`."""
         with self.lock:
             complete = sum(share.done >= share.size for share in self.models.values())
-            return f"{complete} of {counted(len(self.models), 'model')}"
+            return f"{complete} of {counted(len(self.models), self.noun)}"
 
     def summary(self) -> str:
         """Return how much is done and what is left."""

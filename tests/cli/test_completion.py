@@ -22,7 +22,7 @@ from tests.kit.caches import CacheBuilder
 from tests.kit.commands import Vlmcache
 from vlmcache.cli import completion, shells
 from vlmcache.cli.main import command_called
-from vlmcache.cli.register import ALIASES, COMMANDS
+from vlmcache.cli.register import ALIASES, COMMANDS, first_words, members
 from vlmcache.codes import CODES
 from vlmcache.commands.status import filters
 from vlmcache.config_file import ATTENTIONS, PRECISIONS
@@ -102,7 +102,8 @@ def test_a_tab_offers_what_can_be_typed_there(
 
 
 def test_a_tab_offers_all_commands_and_no_alias() -> None:
-    assert words("") == list(COMMANDS)
+    assert words("") == list(first_words())
+    assert words("fleet", "") == list(members("fleet"))
     assert not set(words("") or ()) & set(ALIASES)
     assert words("explain", "") == list(CODES)
 

@@ -23,6 +23,9 @@ from tests.kit.commands import (
 from vlmcache.cli.register import ALIASES, COMMANDS
 
 LINES = {
+    "fleet-pull": ["org/good", "--dry-run"],
+    "fleet-rm": ["org/good", "--dry-run"],
+    "fleet-clean": ["--dry-run"],
     "pull": ["org/good"],
     "rm": ["org/good", "--dry-run"],
     "clean": ["--dry-run"],
@@ -102,6 +105,9 @@ CHANGES_NOTHING = {
     "explain": "prints what is in the package",
     "schema": "prints what is in the package",
     "help": "prints what is in the package",
+    "fleet-status": "reads",
+    "fleet-verify": "reads",
+    "fleet-load-test": "measures",
 }
 """Commands without --dry-run, and why they need none."""
 ASKS = {"serve": "before it serves everything"}

@@ -62,6 +62,7 @@ from tests.kit.faults import (
     wrong_etag,
 )
 from tests.kit.mirrors import Change
+from vlmcache.progress import Throttle
 
 __all__ = [
     "Content",
@@ -222,6 +223,8 @@ class LoopbackHub:
         """What is done to every answer, such as one of `tests.kit.mirrors`."""
         # A small buffer keeps `bytes_sent` close to what a killed client has really received.
         self.send_buffer: int | None = None
+        self.throttle = Throttle()
+        """Limits the bytes per second of all bodies together."""
         self.connections = 0
         """Connections that were made so far, to the hub and to its CDN."""
         self.errors: list[BaseException] = []
@@ -1049,7 +1052,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.sendall(head + body)
             return
         self.connection.sendall(head)
-        sender = _Sender(self.connection, exchange, reply, min(rates, default=0), hold)
+        rate, throttle = min(rates, default=0), self.server.hub.throttle
+        sender = _Sender(self.connection, exchange, reply, rate, hold, throttle)
         for fault in body_faults:
             if fault.kind == "wrong_bytes":
                 sender.flip(fault.at, fault.count)
@@ -1126,7 +1130,9 @@ class _Sender:
         reply: _Reply,
         rate: int,
         hold: Any,
+        throttle: Throttle,
     ) -> None:
+        self.throttle = throttle
         self.connection = connection
         self.exchange = exchange
         self.body = reply.body
@@ -1156,11 +1162,15 @@ class _Sender:
                     self.exchange.bytes_sent += sent - (end - begin)
                 if sent != end - begin:
                     raise ConnectionError("the served file became shorter")
+                wait = self.throttle.wait_for(end - begin)
+                if wait > 0 and not self.hold(wait):
+                    raise ConnectionError("the hub is closing")
                 if self.rate and not self.hold((end - begin) / self.rate):
                     raise ConnectionError("the hub is closing")
 
     def _steps(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        step = max(1, min(SEND_STEP, self.rate // 20)) if self.rate else SEND_STEP
+        rate = self.rate or self.throttle.rate or 0
+        step = max(1, min(SEND_STEP, rate // 20)) if rate else SEND_STEP
         while start < stop:
             yield start, min(start + step, stop)
             start += step
@@ -1214,6 +1224,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--page-size", type=int, default=1000)
     parser.add_argument("--no-ranges", action="store_true")
     parser.add_argument("--rate", type=int, help="bytes a second of each connection")
+    parser.add_argument("--total-rate", type=int, help="bytes a second of all of them together")
     given = parser.parse_args(arguments)
     stop = {signal.SIGTERM, signal.SIGINT}
     # Blocked before any thread starts, so that the signals wait for sigwait alone.
@@ -1226,6 +1237,7 @@ def main(arguments: list[str] | None = None) -> int:
     ) as hub:
         if given.rate:
             hub.fault(slow(given.rate))
+        hub.throttle.rate = given.total_rate
         for folder in sorted(given.folder.glob("*/*")):
             if folder.is_dir():
                 repo = hub.add_repo(folder.relative_to(given.folder).as_posix())

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vlmcache import late
-from vlmcache.cli.register import ALIASES, COMMANDS
+from vlmcache.cli.register import ALIASES, COMMANDS, FAMILIES, first_words, members
 
 SHELL = "_VLMCACHE_COMPLETE"
 """The variable that makes a process answer a shell, and do nothing else: the shell's name."""
@@ -38,7 +38,13 @@ PLACES = {
     "backup": ("FILE", "MODEL..."),
     "clean": ("MODEL...",),
     "explain": ("CODE",),
-    "help": ("COMMAND",),
+    "fleet-clean": ("MODEL...",),
+    "fleet-load-test": ("MODEL...",),
+    "fleet-pull": ("MODEL...",),
+    "fleet-rm": ("MODEL...",),
+    "fleet-status": ("MODEL...",),
+    "fleet-verify": ("MODEL...",),
+    "help": ("COMMAND...",),
     "load-test": ("MODEL...",),
     "move": ("FILE", "MODEL..."),
     "pull": ("MODEL...",),
@@ -70,7 +76,7 @@ VALUES = {
 """Option -> values that it takes."""
 _PAUSE = late.pattern(r"[:;.] |, for ex|, such as")
 _QUANTIZED = ("int8", "int4")
-_MODELS_ONLY = ("load-test", "quantize", "warm")
+_MODELS_ONLY = ("load-test", "quantize", "warm", "fleet-load-test")
 """Commands that work on no datasets and spaces."""
 _MOST_SIZES = 100
 """Of so many cached repos, each one's size is shown; more would take longer than a Tab may."""
@@ -99,8 +105,15 @@ def complete(words: Sequence[str]) -> Offers | None:
         if current.startswith("-"):
             options = ("--version", "--install-completion", "--show-completion", "--help")
             return _beginning(current, map(Offer, options))
-        return _beginning(current, (Offer(name, one.summary) for name, one in COMMANDS.items()))
+        return _beginning(current, (Offer(*known) for known in first_words().items()))
     command = ALIASES.get(before[at], before[at])
+    if command in FAMILIES:
+        family = command
+        at = next((i for i, word in enumerate(before) if i > at and word[:1] != "-"), None)
+        if at is None:
+            known = {"--help": ""} if current.startswith("-") else members(family)
+            return _beginning(current, (Offer(*one) for one in known.items()))
+        command = f"{family}-{ALIASES.get(before[at], before[at])}"
     if command not in COMMANDS:
         return []
     line = _Line(command)
@@ -121,8 +134,8 @@ class _Line:
         self._pending: str | None = None
         """The option whose value is the next word."""
         self._given: dict[str, str] = {}
-        self._count = 0
-        """Arguments up to here."""
+        self._arguments: list[str] = []
+        """Those up to here."""
         self._ended = False
         """Whether `--` has ended the options."""
 
@@ -144,7 +157,7 @@ class _Line:
         if self._pending is not None:
             self._given[self._pending], self._pending = word, None
         elif self._ended or not word.startswith("-") or word == "-":
-            self._count += 1
+            self._arguments.append(word)
         elif word == "--":
             self._ended = True
         elif equals:
@@ -171,8 +184,8 @@ class _Line:
                 ),
             )
         places = PLACES.get(self.command, ())
-        if self._count < len(places):
-            return self._place(places[self._count], current)
+        if len(self._arguments) < len(places):
+            return self._place(places[len(self._arguments)], current)
         if places and places[-1].endswith("..."):
             return self._place(places[-1], current)
         return []
@@ -193,11 +206,15 @@ class _Line:
     def _place(self, place: str, current: str) -> Offers | None:
         if place == "FILE" or (self.command == "rm" and current.startswith((".", "/", "~"))):
             return FILES
+        if place.startswith("COMMAND") and self._arguments:
+            family = members(self._arguments[0]) if self._arguments[0] in FAMILIES else {}
+            return _beginning(current, (Offer(*one) for one in family.items()))
         if place.startswith("COMMAND"):
             more = [Offer("exit-codes", "What the exit codes mean.")]
-            known = [Offer(name, one.summary) for name, one in COMMANDS.items()]
+            known = list(map(Offer, *zip(*first_words().items(), strict=True)))
             if self.command == "schema":
-                known = [o for o in known if COMMANDS[o.word].value or COMMANDS[o.word].lines]
+                documented = ((n, one) for n, one in COMMANDS.items() if one.value or one.lines)
+                known = [Offer(name, one.summary) for name, one in documented]
                 more = []
             if self.command == "schedule":
                 known, more = [o for o in known if o.word in _SCHEDULED], []

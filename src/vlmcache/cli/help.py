@@ -12,7 +12,7 @@ EXAMPLES = """Examples:
 
 def help(  # noqa: A001
     topic: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
             metavar="COMMAND",
             help="The command to show the help of, or exit-codes.",
@@ -24,11 +24,11 @@ def help(  # noqa: A001
     from vlmcache.cli import pages
     from vlmcache.cli.main import app
 
-    if topic == "exit-codes":
+    if topic == ["exit-codes"]:
         print(pages.exit_codes())
     else:
         app(
-            ["--help"] if topic is None else [topic, "--help"],
+            [*(topic or ()), "--help"],
             standalone_mode=False,
             prog_name="vlmcache",
         )

@@ -14,7 +14,7 @@ from typing import Any
 import typer.core
 
 from vlmcache.cli import pages
-from vlmcache.cli.register import REMOVING
+from vlmcache.cli.register import FAMILIES, REMOVING, words_of
 from vlmcache.errors import UsageError
 from vlmcache.units import command
 
@@ -32,10 +32,11 @@ class LightCommand(typer.core.TyperCommand):
             UsageError: `--yes` was given to a command that removes, under another name: other tools
                 remove less by that name, or something else.
         """
+        words = words_of(self.name or "")
         if self.called and self.name in REMOVING and ctx.params.get("yes"):
             raise UsageError(
-                f"'{self.called[0]}' is another name of '{self.name}', which --yes needs",
-                f"type {command(self.name, *self.called[1:])}",
+                f"'{self.called[0]}' is another name of '{words[-1]}', which --yes needs",
+                f"type {command(*words, *self.called[1:])}",
             )
         return super().invoke(ctx)
 
@@ -56,8 +57,12 @@ class LightGroup(typer.core.TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page of help."""
-        text = inspect.cleandoc(self.help or "")
-        formatter.write(pages.root(text, _records(self, ctx)[1]) + "\n")
+        text, options = inspect.cleandoc(self.help or ""), _records(self, ctx)[1]
+        if self.name in FAMILIES:
+            page = pages.family(text, self.name or "", options, self.epilog or "")
+        else:
+            page = pages.root(text, options)
+        formatter.write(page + "\n")
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, the ones for help and completion included."""

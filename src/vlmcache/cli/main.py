@@ -18,7 +18,16 @@ import vlmcache
 from vlmcache.cli.confirmation import LeftError
 from vlmcache.cli.light import LightCommand, LightGroup
 from vlmcache.cli.options import Answer
-from vlmcache.cli.register import ALIASES, COMMANDS, load
+from vlmcache.cli.register import (
+    ALIASES,
+    COMMANDS,
+    FAMILIES,
+    command_in,
+    first_words,
+    load,
+    members,
+    words_of,
+)
 from vlmcache.errors import ExitCode, UsageError, VlmcacheError, in_words, reason_of
 from vlmcache.show.text import printable, warn, warn_of_missing_locks
 from vlmcache.units import did_you_mean
@@ -79,7 +88,7 @@ class _Commands(LightGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         """Return the names in the order of the help."""
-        return list(COMMANDS)
+        return list(first_words())
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the name of the command that the first word means, the command, and the rest."""
@@ -87,7 +96,8 @@ class _Commands(LightGroup):
         meant: Any = super().resolve_command(ctx, [word, *args[1:]])
         if word != args[0]:
             meant[1].called = args
-        return meant
+        # One that is typed in two words is shown so, however it was typed.
+        return (" ".join(words_of(word)), *meant[1:])
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """Return a command, its module imported now.
@@ -95,7 +105,40 @@ class _Commands(LightGroup):
         Raises:
             UsageError: there is none of that name.
         """
-        return command_called(cmd_name)
+        return _family(cmd_name) if cmd_name in FAMILIES else command_called(cmd_name)
+
+
+class _Members(_Commands):
+    """The commands of a family, by their second words."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """Return the names in the order of the help."""
+        return list(members(self.name or ""))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        """Return a command, its module imported now.
+
+        Raises:
+            UsageError: there is none of that name.
+        """
+        return command_called(f"{self.name}-{cmd_name}")
+
+
+def _family(name: str) -> Any:
+    """Return the group of the commands whose first word is a name."""
+    module = importlib.import_module(f"vlmcache.cli.{name}")
+
+    def show_help(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            print(context.get_help())
+
+    group = typer.Typer(
+        name=name, add_completion=False, rich_markup_mode=None, context_settings=_HELP_OPTIONS
+    )
+    group.callback(
+        cls=_Members, invoke_without_command=True, help=module.HELP, epilog=module.EXAMPLES
+    )(show_help)
+    return typer.main.get_command(group)
 
 
 def command_called(name: str) -> Any:
@@ -107,8 +150,10 @@ def command_called(name: str) -> Any:
     if name not in COMMANDS:
         from vlmcache.cli.synonyms import suggestion  # only for mistakes
 
-        hint = suggestion(name) or "see 'vlmcache --help'"
-        raise UsageError(f"no such command: {name}", hint)
+        words = words_of(name)
+        see = " ".join(("vlmcache", *words[:-1], "--help"))
+        hint = suggestion(" ".join(words)) or f"see '{see}'"
+        raise UsageError(f"no such command: {' '.join(words)}", hint)
     module = importlib.import_module(f"vlmcache.cli.{name.replace('-', '')}")
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     single.command(
@@ -285,8 +330,7 @@ def _show_failure(
     if "--json" in options:
         from vlmcache.show.document import document, write
 
-        words = (ALIASES.get(word, word) for word in options)
-        command = next((word for word in words if word in COMMANDS), "vlmcache")
+        command = command_in(options) or "vlmcache"
         line = command in COMMANDS and bool(COMMANDS[command].lines)
         write(document(command, None, failure.exit_code, failure, line=line, warnings=warnings))
     else:
@@ -339,8 +383,9 @@ def _failure(error: BaseException, arguments: Sequence[str] = ()) -> VlmcacheErr
     words = getattr(error, "format_message", None)
     if callable(words):
         context = getattr(error, "ctx", None)
-        named = [word for word in arguments if ALIASES.get(word, word) in COMMANDS][:1]
-        path = getattr(context, "command_path", " ".join(["vlmcache", *named]))
+        named = command_in(arguments)
+        path = " ".join(("vlmcache", *(words_of(named) if named else ())))
+        path = getattr(context, "command_path", path)
         close = sorted(getattr(error, "possibilities", None) or ())
         if close:
             # Where a suggestion always is: in the hint.

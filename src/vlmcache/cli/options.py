@@ -92,6 +92,26 @@ Context = Annotated[
     ),
 ]
 
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="Join this Ray cluster: auto, HOST:PORT or ray://HOST:PORT; by default the one that "
+        "RAY_ADDRESS names, else the one that this machine is part of.",
+    ),
+]
+Nodes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--nodes",
+        metavar="NODES",
+        help="Work on these nodes: names, addresses, labels KEY=VALUE, patterns or ranges such as "
+        "'gpu[1-4]'; by default all. Repeat it or separate with commas.",
+        show_default=False,
+    ),
+]
+
 
 def refuse_without(option: str, *, dry_run: bool, yes: bool) -> None:
     """Make sure that nobody takes a command that only reads for one that acts.

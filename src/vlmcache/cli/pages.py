@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from vlmcache import late
-from vlmcache.cli.register import COMMANDS, grouped
+from vlmcache.cli.register import first_words, grouped, members
 from vlmcache.errors import ExitCode
 from vlmcache.show.text import styled
 
@@ -58,9 +58,10 @@ def root(text: str, options: Rows) -> str:
         text: what it does.
         options: its own options.
     """
-    names = max(map(len, COMMANDS))
+    known = first_words()
+    names = max(map(len, known))
     groups = [
-        _section(name, _rows([(one, COMMANDS[one].summary) for one in commands], names))
+        _section(name, _rows([(one, known[one]) for one in commands], names))
         for name, commands in grouped().items()
     ]
     return _page(
@@ -70,6 +71,26 @@ def root(text: str, options: Rows) -> str:
         _section("Options", _rows(options)),
         _examples(EXAMPLES),
         _section("More help", _rows(_MORE)),
+    )
+
+
+def family(text: str, name: str, options: Rows, examples: str) -> str:
+    """Return the help of commands that are typed in two words.
+
+    Args:
+        text: what they do, in paragraphs.
+        name: their first word.
+        options: what can be typed in place of the second one.
+        examples: lines to type, below a heading.
+    """
+    more = ((f"vlmcache {name} COMMAND --help", "Options and examples of a command."),)
+    return _page(
+        *(_wrapped(" ".join(part.split())) for part in text.split("\n\n")),
+        _usage(f"vlmcache {name} COMMAND [OPTIONS] [MODEL]..."),
+        _section("Commands", _rows(list(members(name).items()))),
+        _section("Options", _rows(options)),
+        _examples(examples),
+        _section("More help", _rows(more)),
     )
 
 

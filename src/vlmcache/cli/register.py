@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlmcache.errors import UsageError
@@ -121,6 +122,36 @@ COMMANDS = {
         "vlmcache.commands.schedule.values.ScheduleReport",
         "vlmcache.commands.schedule.view.show",
     ),
+    "fleet-status": Command(
+        "Show what each node has.",
+        "vlmcache.commands.fleet.values.FleetStatus",
+        "vlmcache.commands.fleet.view.show_status",
+    ),
+    "fleet-pull": Command(
+        "Download a model once, and spread it over the nodes.",
+        "vlmcache.commands.fleet.pull_values.FleetPull",
+        "vlmcache.commands.fleet.view.show_pull",
+    ),
+    "fleet-rm": Command(
+        "Remove models from all nodes.",
+        "vlmcache.commands.fleet.values.FleetRemoval",
+        "vlmcache.commands.fleet.view.show_removal",
+    ),
+    "fleet-clean": Command(
+        "Remove what nobody needs from each node.",
+        "vlmcache.commands.fleet.values.FleetRemoval",
+        "vlmcache.commands.fleet.view.show_removal",
+    ),
+    "fleet-verify": Command(
+        "Check every blob on each node against its hash.",
+        "vlmcache.commands.fleet.values.FleetVerification",
+        "vlmcache.commands.fleet.view.show_verification",
+    ),
+    "fleet-load-test": Command(
+        "Measure how fast models load on each node.",
+        "vlmcache.commands.fleet.values.FleetLoads",
+        "vlmcache.commands.fleet.view.show_loads",
+    ),
     "doctor": Command(
         "Check paths, permissions, disk, versions, GPU.",
         "vlmcache.commands.doctor.values.Diagnosis",
@@ -139,9 +170,15 @@ COMMANDS = {
     "schema": Command("Print the JSON Schema of a command's --json."),
     "help": Command("Show the help of a command, or the exit codes."),
 }
-"""Each command. Its function is named like it, and its module too, without a hyphen."""
+"""Each command. Its function is named like it, and its module too, without a hyphen.
 
-REMOVING = frozenset({"rm", "clean", "trash"})
+A command such as `fleet-status` is typed in two words.
+"""
+
+FAMILIES = {"fleet": "The same on the nodes of a Ray cluster: status, rm, clean and more."}
+"""The first word of commands that are typed in two -> what these do."""
+
+REMOVING = frozenset({"rm", "clean", "trash", "fleet-rm", "fleet-clean"})
 """Commands that remove what may be needed: no other word is taken for one of them."""
 
 _GROUPS = {
@@ -150,13 +187,51 @@ _GROUPS = {
     "Free space": ("rm", "clean", "undo", "trash"),
     "Move and save": ("move", "recall", "backup", "restore", "serve"),
     "Measure": ("load-test", "quantize", "warm"),
+    "Many machines": ("fleet",),
 }
+
+
+def words_of(command: str) -> tuple[str, ...]:
+    """Return the words in which a command is typed."""
+    first, hyphen, second = command.partition("-")
+    return (first, second) if hyphen and first in FAMILIES else (command,)
+
+
+def members(family: str) -> dict[str, str]:
+    """Return the second words of a family's commands -> what each does."""
+    return {
+        words_of(name)[1]: command.summary
+        for name, command in COMMANDS.items()
+        if name.startswith(f"{family}-")
+    }
+
+
+def first_words() -> dict[str, str]:
+    """Return the words that can follow `vlmcache` -> what each does."""
+    words: dict[str, str] = {}
+    for name, command in COMMANDS.items():
+        first = words_of(name)[0]
+        words.setdefault(first, FAMILIES.get(first, command.summary))
+    return words
+
+
+def command_in(words: Iterable[str]) -> str | None:
+    """Return the first command that some words name, options among them or not."""
+    family = ""
+    for word in words:
+        word = ALIASES.get(word, word)
+        if family and f"{family}-{word}" in COMMANDS:
+            return f"{family}-{word}"
+        if not family and word in COMMANDS:
+            return word
+        family = word if word in FAMILIES else family
+    return None
 
 
 def grouped() -> dict[str, tuple[str, ...]]:
     """Return the commands by what people want to do; those that are in no other group come last."""
     placed = {name for names in _GROUPS.values() for name in names}
-    return {**_GROUPS, "Other": tuple(name for name in COMMANDS if name not in placed)}
+    return {**_GROUPS, "Other": tuple(name for name in first_words() if name not in placed)}
 
 
 ALIASES = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmcache.cli.register import ALIASES, COMMANDS, REMOVING
+from vlmcache.cli.register import ALIASES, FAMILIES, REMOVING, first_words, members
 
 _WORDS = {
     "status": "scan du df info show inspect stat size sizes space disk usage cached",
@@ -33,6 +33,7 @@ _WORDS = {
     "warm": "preload prefetch warmup warm-up",
     "init": "config configure configuration setup new create",
     "serve": "server mirror proxy share",
+    "fleet": "cluster nodes ray hosts machines",
     "explain": "error errors code codes why",
     "schema": "json-schema jsonschema json",
     "help": "man commands",
@@ -53,7 +54,12 @@ def suggestion(word: str) -> str | None:
 
 
 def _meaning(word: str) -> str | None:
-    known = {**{name: name for name in COMMANDS}, **ALIASES, **SYNONYMS}
+    family, _, rest = word.partition(" ")
+    if rest and family in FAMILIES:
+        # Of what is typed after its first word, only members of the family are meant.
+        meant = _meaning(rest)
+        return f"{family} {meant}" if meant in members(family) else None
+    known = {**{name: name for name in first_words()}, **ALIASES, **SYNONYMS}
     known = {name: meant for name, meant in known.items() if _exists(meant)}
     if word in known:
         return known[word]
@@ -67,7 +73,7 @@ def _meaning(word: str) -> str | None:
 
 def _exists(meant: str) -> bool:
     first = meant.partition(" ")[0]
-    return first.startswith("--") or first in COMMANDS
+    return first.startswith("--") or first in first_words()
 
 
 def _most(word: str, name: str, *, removing: bool) -> int:

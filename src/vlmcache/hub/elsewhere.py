@@ -10,7 +10,7 @@ from vlmcache.change.arriving import ArrivingBlob, discard_partials
 from vlmcache.change.place import disk_failure
 from vlmcache.errors import VlmcacheError
 from vlmcache.home.journal import read_damaged
-from vlmcache.hub.sources import Source, SourceError, wrong_bytes
+from vlmcache.hub.sources import Source, SourceError
 from vlmcache.hub.transfer import Transfer, remember_bad_beginning
 
 
@@ -63,7 +63,7 @@ def _fetch(transfer: Transfer, source: Source) -> bool:
             digest = file.hash
             file.restart()
         if not begun:
-            sources.drop(source, f"{wrong_bytes(listed.etag, digest)}: {job.file}")
+            sources.drop_wrong(source, listed.etag, digest, job.file)
             return False
         # What another source or program has left was no beginning of it.
         remember_bad_beginning(transfer)

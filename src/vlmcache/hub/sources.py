@@ -100,6 +100,8 @@ class Sources:
         cache cannot know."""
         self.came_from: dict[str, str] = {}
         """Etag -> the source that has sent the content in this run."""
+        self.wrong: set[str] = set()
+        """Etags of which a source has sent other bytes."""
 
     def use(self, sources: Iterable[Source], *, first: bool) -> None:
         """Use sources, the first of them first."""
@@ -138,6 +140,12 @@ class Sources:
                 return
             self._problems[source.name] = why
         self._note(f"{source.name}: {why}; not used any more")
+
+    def drop_wrong(self, source: Source, etag: str, actual: str, file: str | None = None) -> None:
+        """Use a source no more that has sent another content than that of a hash."""
+        self.wrong.add(etag)
+        words = f"wrong bytes (hash {actual[:12]}…, not {etag[:12]}…)"
+        self.drop(source, words if file is None else f"{words}: {file}")
 
     def holding(self, listed: TreeFile) -> Iterator[Source]:
         """Yield the sources that have a content, as far as their names say."""
@@ -186,7 +194,7 @@ class Sources:
             if digest.hexdigest() == listed.etag:
                 self.came_from[listed.etag] = source.name
                 return body
-            self.drop(source, wrong_bytes(listed.etag, digest.hexdigest()))
+            self.drop_wrong(source, listed.etag, digest.hexdigest())
         return None
 
     def pieces(self, source: Source, listed: TreeFile, offset: int) -> Iterator[bytes]:
@@ -252,11 +260,6 @@ class Sources:
             except queue.Empty:
                 if time.monotonic() - since >= self._silence:
                     raise SourceError(f"no byte in {self._silence:g} s") from None
-
-
-def wrong_bytes(etag: str, actual: str) -> str:
-    """Return why a source is dropped that sends another content."""
-    return f"wrong bytes (hash {actual[:12]}…, not {etag[:12]}…)"
 
 
 def _words(error: Exception) -> str:

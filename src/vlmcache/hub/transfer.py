@@ -287,6 +287,8 @@ class Transfer:
         # Xet's library writes by path, and as fast as it can.
         if xet_hash is None or job.tree.is_contested(job.blobs) or client.throttle.rate:
             return False
+        if client.offline:
+            return False
         if not client.xet.available():
             return False
         temporary = f"{job.blob}.{uuid.uuid4().hex[:8]}{layout.PARTIAL_SUFFIX}"

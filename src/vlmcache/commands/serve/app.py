@@ -8,8 +8,8 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
 from starlette.applications import Starlette
@@ -26,7 +26,7 @@ from vlmcache.commands.serve import answers
 from vlmcache.commands.serve.access import Access, Refusal
 from vlmcache.commands.serve.answers import AnswerError
 from vlmcache.commands.serve.bodies import BODY_LIMIT, paths_asked
-from vlmcache.commands.serve.catalog import Catalog, ServedFile, ServedRepo, ServedRevision
+from vlmcache.commands.serve.catalog import ServedFile, ServedRepo, ServedRevision
 from vlmcache.commands.serve.vouching import (
     NotGoodError,
     ReplacedError,
@@ -71,10 +71,32 @@ _ADDRESS = late.pattern(rb"https?://[^/]*", re.IGNORECASE)
 """What stands before the path in a request whose target is a complete address."""
 
 
+class Contents(Protocol):
+    """What is served: a `Catalog` of complete revisions, or a `Shelf` of single contents."""
+
+    def repos(self) -> Sequence[ServedRepo]:
+        """Return what is served, as it was when it was last read."""
+
+    def repo(self, kind: str, repo_id: str) -> ServedRepo | None:
+        """Return a repo as it is now; `None` if nothing of it is served."""
+
+    def content(self, etag: str) -> ServedFile | None:
+        """Return a file whose content has a hash; `None` if nothing that is served has it."""
+
+    def opener(self, is_blob: bool) -> Opener:
+        """Return what opens blobs, or the files of snapshots that are no links."""
+
+    def distrust(self, etag: str) -> None:
+        """Take note of a content that was found to be damaged."""
+
+    def tend(self) -> None:
+        """Look after what is served; called now and then."""
+
+
 class Served(NamedTuple):
     """What the routes work with."""
 
-    catalog: Catalog
+    catalog: Contents
     vouching: Vouching
     access: Access
     throttle: Throttle

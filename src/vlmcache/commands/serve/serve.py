@@ -103,11 +103,11 @@ class Server(contextlib.AbstractContextManager["Server"]):
             self._listener = listener
             self._stack = stack.pop_all()
         scheme = "http" if options.tls_cert is None else "https"
-        self.address = f"{scheme}://{_in_address(host)}:{port}"
+        self.address = f"{scheme}://{in_address(host)}:{port}"
         """The address, as this machine reaches it."""
         address = parse_host(place)
         everywhere = address is not None and address.is_unspecified
-        named = socket.gethostname() if everywhere else _in_address(host)
+        named = socket.gethostname() if everywhere else in_address(host)
         self.client_address = f"{scheme}://{named}:{port}"
         """The address for other machines; what they call this one may be another name."""
         self.has_token = access.has_token
@@ -199,7 +199,8 @@ class Server(contextlib.AbstractContextManager["Server"]):
         self._stack.close()
 
 
-def _in_address(host: str) -> str:
+def in_address(host: str) -> str:
+    """Return a host as it is written in an address."""
     return f"[{host}]" if ":" in host else host
 
 

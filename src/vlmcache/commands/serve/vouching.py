@@ -117,6 +117,12 @@ class Vouching:
         # A time in the future cannot be trusted.
         return at is not None and 0 <= time.time() - at < MAX_AGE
 
+    def vouch(self, identity: Identity, etag: str) -> None:
+        """Take note that a file was just found to have a content."""
+        with self._lock:
+            self._known[identity, etag] = time.time()
+            self._fresh.append((identity, etag))
+
     async def check(self, path: str, etag: str, identity: Identity, opener: Opener) -> None:
         """Make sure that a file has the content that a hash names.
 

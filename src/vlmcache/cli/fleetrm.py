@@ -1,0 +1,55 @@
+"""`vlmcache fleet rm`."""
+
+from typing import Annotated
+
+import typer
+
+from vlmcache.cli.fleet import fleet_of
+from vlmcache.cli.options import Address, Answer, Call, DryRun, Nodes, Yes, command
+
+EXAMPLES = """Examples:
+
+  vlmcache fleet rm qwen_vl_2b --dry-run
+  vlmcache fleet rm 'org/*' --nodes 'gpu[1-4]'
+  vlmcache fleet rm org/model@v1.0 --yes"""
+
+
+@command
+def fleet_rm(
+    call: Call,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL",
+            help="A key of config.yaml or a repo id, with an optional @revision and :VARIANT; "
+            "datasets/owner/name; a pattern of them, such as 'org/*'; or a path in a node's cache.",
+            show_default=False,
+        ),
+    ],
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Remove only this branch, tag or commit.")
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Remove only files that match, such as '*.gguf'. Repeat it for more.",
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Remove even what a process uses.")
+    ] = False,
+    address: Address = None,
+    nodes: Nodes = None,
+) -> Answer:
+    """Remove models, single revisions, variants or files from the nodes that have them.
+
+    One plan for all nodes, and one question. A node on which something of it changed meanwhile
+    leaves that alone.
+    """
+    fleet = fleet_of(call, address, nodes, yes=yes)
+    return Answer(
+        fleet.remove(models, revision=revision, include=include or (), dry_run=dry_run, force=force)
+    )

@@ -1,0 +1,46 @@
+"""`vlmcache fleet verify`."""
+
+from typing import Annotated
+
+import typer
+
+from vlmcache.cli.fleet import fleet_of
+from vlmcache.cli.options import Address, Answer, Call, Nodes, Patterns, command
+
+EXAMPLES = """Examples:
+
+  vlmcache fleet verify
+  vlmcache fleet verify qwen_vl_2b --max-age 0 --nodes gpu3
+  vlmcache fleet verify --json | jq '.nodes[] | select(.damaged != []) | .node'"""
+
+
+@command
+def fleet_verify(
+    call: Call,
+    models: Patterns = None,
+    max_age: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE",
+            help="Skip unchanged files that were verified within this time, 7d by default; "
+            "0 reads all.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="COUNT",
+            min=1,
+            max=256,
+            help="Hash with this many threads on each node; by default one per core.",
+        ),
+    ] = None,
+    address: Address = None,
+    nodes: Nodes = None,
+) -> Answer:
+    """Check every file on each node against its hash, without the network.
+
+    Exits with 4 if anything is damaged or missing on a node; nothing is changed.
+    """
+    fleet = fleet_of(call, address, nodes)
+    return Answer(fleet.verify(models or None, max_age=max_age, workers=workers))

@@ -1,0 +1,108 @@
+"""Asking all nodes for the same, and showing meanwhile who is waited for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from vlmcache.change.plan import Failure
+from vlmcache.commands.fleet.calls import SILENT, Fleet, Node, Reply
+from vlmcache.commands.fleet.on_node import Done
+from vlmcache.commands.fleet.values import some
+from vlmcache.progress import Progress
+from vlmcache.report import Report
+
+_R = TypeVar("_R", bound=Report)
+
+_WAIT, _AGAIN = 5.0, 30.0
+"""Seconds after which it is said who is waited for, and said again."""
+
+
+def ask_all(
+    fleet: Fleet,
+    method: str,
+    requests: Mapping[str, msgspec.Struct],
+    progress: Progress,
+    *,
+    done: str = "",
+    silent: float = SILENT,
+) -> dict[str, Reply]:
+    """Return the answers of nodes by their ids.
+
+    Args:
+        fleet: the nodes.
+        method: what they do.
+        requests: id of a node -> what it needs to know; others are not asked.
+        progress: shows how far each is, and who is waited for.
+        done: what can be said of the bytes that are done; empty if none are counted.
+        silent: seconds after which a node is given up whose work does not get on.
+    """
+    nodes = {node.id: node for node in fleet.nodes if node.id in requests}
+    calls = [fleet.call(node, method, requests[node.id], silent=silent) for node in nodes.values()]
+    waiting = {call.number for call in calls}
+    replies: dict[str, Reply] = {}
+    shown = _Shown(progress, done)
+    next_note = time.monotonic() + _WAIT
+    try:
+        while waiting:
+            for reply in fleet.arrived(0.25):
+                if reply.call.number in waiting:
+                    waiting.remove(reply.call.number)
+                    replies[reply.call.node.id] = reply
+                    shown.end(reply.call.node)
+            shown.update(fleet, [node for key, node in nodes.items() if key not in replies])
+            if waiting and not shown.begun and time.monotonic() >= next_note:
+                names = [node.name for key, node in nodes.items() if key not in replies]
+                progress.note(f"waiting for {some(names)}")
+                next_note = time.monotonic() + _AGAIN
+    finally:
+        shown.close()
+    return replies
+
+
+class _Shown:
+    """Progress with a line for each node, which stands where a model does."""
+
+    def __init__(self, progress: Progress, done: str) -> None:
+        self._progress = progress
+        self._done = done
+        self._totals: dict[str, int] = {}
+        self.begun = False
+
+    def update(self, fleet: Fleet, nodes: Sequence[Node]) -> None:
+        """Show how far nodes are."""
+        if not self._done:
+            return
+        for node in nodes:
+            beat = fleet.beats.get(node.id)
+            if beat is None or not beat.total:
+                continue
+            if not self.begun:
+                self._progress.planned(self._done, {}, {})
+                self.begun = True
+            if node.id not in self._totals:
+                self._totals[node.id] = beat.total
+                self._progress.started(node.name, {node.name: beat.total}, 0)
+            self._progress.moved(node.name, node.name, beat.done)
+
+    def end(self, node: Node) -> None:
+        """A node has answered."""
+        if node.id in self._totals:
+            self._progress.moved(node.name, node.name, self._totals[node.id])
+            self._progress.ended(node.name)
+
+    def close(self) -> None:
+        """Show nothing any longer."""
+        if self.begun:
+            self._progress.finished()
+
+
+def report_of(reply: Reply, kind: type[_R]) -> tuple[_R | None, Failure | None, int | None]:
+    """Return what a node did, why that is not all, and how much room is free there."""
+    if reply.failure is not None:
+        return None, reply.failure, None
+    done = reply.value(Done)
+    return msgspec.json.decode(done.report, type=kind | None), done.failure, done.free

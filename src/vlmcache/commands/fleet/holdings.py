@@ -1,0 +1,296 @@
+"""What one node does in a `fleet pull`: it says what it has, fetches, serves, and links.
+
+This runs on the node, in its own environment and with its own config.yaml; nothing of it knows Ray.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.change.plan import Failure, Fetch, Link, Outcome, Plan, Receipt
+from vlmcache.commands.fleet.fetching import (
+    Given,
+    client_for,
+    client_of_sources,
+    fault_of,
+    without_proxy,
+)
+from vlmcache.commands.fleet.parcels import (
+    Finished,
+    Landing,
+    News,
+    Parcel,
+    Sender,
+    WantedModel,
+)
+from vlmcache.commands.fleet.surveying import Surveyor, as_ours
+from vlmcache.commands.pull.fetch import download
+from vlmcache.commands.pull.plan import DownloadOrder
+from vlmcache.commands.pull.prepare import check_result
+from vlmcache.commands.serve.shelf import BlobServer
+from vlmcache.config import Session, own_home
+from vlmcache.errors import (
+    ChangedError,
+    VlmcacheError,
+)
+from vlmcache.home.journal import Journal
+from vlmcache.hub.client import Client
+from vlmcache.progress import Progress
+
+_WORKERS = 8
+"""Connections to the hub for one parcel: small files at once, or parts of a large one."""
+
+
+class Holdings(Surveyor):
+    """The part of a `fleet pull` that one node does. Its methods may be called by several threads.
+
+    Args:
+        session: what to work on.
+        name: of the node.
+        limit_rate: bytes per second from the hub and other nodes; unlimited if `None`.
+    """
+
+    def __init__(self, session: Session, name: str, limit_rate: int | None = None) -> None:
+        super().__init__(session)
+        self._name = name
+        self._rate = limit_rate
+        self._parcels: dict[str, Parcel] = {}
+        self._server: BlobServer | None = None
+        self._clients: dict[str, Client] = {}
+        self._landings: list[Landing] = []
+        self._positions: dict[str, dict[str, int]] = {}
+        self._notes: list[str] = []
+        self._changed = threading.Condition()
+        self._listed: set[str] = set()
+        self._outcomes: list[Outcome] = []
+
+    # What it serves.
+
+    def open(
+        self, host: str, parcels: Sequence[Parcel], given: Mapping[str, bytes], peers: Sequence[str]
+    ) -> Sender:
+        """Begin to serve what is here; return where, and with which token.
+
+        Args:
+            host: the node's address in the cluster.
+            parcels: all that is fetched by any node.
+            given: etag -> small content that the driver has asked the hub for already.
+            peers: addresses of nodes, to which no proxy leads.
+
+        Raises:
+            VlmcacheError: it cannot serve here, or the disk refuses.
+        """
+        without_proxy([host, *peers])
+        self._parcels = {parcel.key: parcel for parcel in parcels}
+        for model in self._models.values():
+            if model.restriction:
+                # A server of this cache must know it before the model is complete.
+                with Journal(own_home(self._session.environment)[0]) as memory:
+                    memory.record_restriction(*layout.split_name(model.repo), model.restriction)
+        token = secrets.token_urlsafe(32)
+        self._server = BlobServer(self._session, host, token)
+        for model in self._models.values():
+            order = self._order(model)
+            links = [action for action in order.plan.actions if isinstance(action, Link)]
+            fetched = {fetch.etag for fetch in order.fetches}
+            links = [link for link in links if link.etag not in fetched]
+            small = [fetch for fetch in order.fetches if fetch.etag in given]
+            if links or small:
+                client = client_of_sources(self._session, [Given(given)])
+                self._work(client, order, [*small, *links], Progress())
+            self._serve(model.repo, [*model.contents], verified=False)
+        return Sender(self._name, self._server.address, token)
+
+    def _serve(self, repo: str, etags: Sequence[str], *, verified: bool) -> None:
+        """Serve what of contents is here."""
+        assert self._server is not None
+        state = self._scanned(repo)
+        cached = state.repo(repo)
+        files = self._models[repo].contents
+        for etag in etags:
+            if cached is not None and layout.is_etag(etag) and cached.holds(files[etag]):
+                size = files[etag].content_size
+                self._server.add(etag, cached.blob_path(etag), size, verified=verified)
+
+    def check(self, key: str) -> bool:
+        """Read a parcel that is here; what is damaged of it is not served, and remembered."""
+        parcel = self._parcels[key]
+        damaged = self.damaged(parcel.repo, parcel.etags)
+        for etag in damaged if self._server is not None else ():
+            assert self._server is not None
+            self._server.shelf.distrust(etag)
+        return not damaged
+
+    # What it fetches.
+
+    def fetch(self, key: str, sender: Sender | None) -> None:
+        """Begin to fetch a parcel from a node, or from the hub if none is named."""
+        threading.Thread(
+            target=self._fetch, args=(self._parcels[key], sender), name=f"fetch {key}", daemon=True
+        ).start()
+
+    def cancel(self, key: str) -> None:
+        """Stop fetching a parcel; what has arrived stays. A landing says so."""
+        with self._changed:
+            client = self._clients.get(key)
+        if client is not None:
+            client.stop()
+
+    def _fetch(self, parcel: Parcel, sender: Sender | None) -> None:
+        source = None if sender is None else sender.node
+        landing = Landing(parcel.key, source, 0, fault="node")
+        client: Client | None = None
+        try:
+            client = client_for(self._session, sender, self._rate, self._note)
+            with self._changed:
+                self._clients[parcel.key] = client
+                self._positions[parcel.key] = {}
+            landing = self._fetched(client, parcel, source)
+        except BaseException as error:
+            # Whatever it is, the driver has to know that nothing comes of it.
+            failure = Failure.of(as_ours(error, self._session.cache.dir))
+            landing = msgspec.structs.replace(landing, error=failure)
+        finally:
+            with self._changed:
+                self._clients.pop(parcel.key, None)
+                have = sum(self._positions.pop(parcel.key, {}).values())
+                self._landings.append(msgspec.structs.replace(landing, have=have))
+                self._changed.notify_all()
+            if client is not None:
+                client.stop()
+
+    def _fetched(self, client: Client, parcel: Parcel, source: str | None) -> Landing:
+        model = self._models[parcel.repo]
+        order = self._order(model)
+        order = order._replace(distrusted=order.distrusted | self._distrusted)
+        wanted = set(parcel.etags)
+        steps = [a for a in order.plan.actions if isinstance(a, Fetch | Link) and a.etag in wanted]
+        outcomes, error = self._work(client, order, steps, _Positions(self, parcel, model))
+        received = sum(outcome.fetched for outcome in outcomes)
+        landing = Landing(parcel.key, source, received)
+        if error is None:
+            self._distrusted -= wanted
+            self._serve(parcel.repo, parcel.etags, verified=True)
+            return landing
+        fault = fault_of(error, client, source)
+        return msgspec.structs.replace(landing, fault=fault, error=Failure.of(error))
+
+    def _work(
+        self,
+        client: Client,
+        order: DownloadOrder,
+        steps: Sequence[Fetch | Link],
+        progress: Progress,
+    ) -> tuple[list[Outcome], VlmcacheError | None]:
+        """Do some steps of an order, as a pull does them; the ref is left to the end."""
+        plan = Plan(tuple(steps))
+        files = frozenset(step.file for step in steps)
+        new = order.new_listing and order.repo not in self._listed
+        part = order._replace(plan=plan, wanted=files, new_listing=new)
+        self._listed.add(order.repo)
+        outcomes, error = download(client, part, progress, _WORKERS)
+        with self._changed:
+            self._outcomes += outcomes
+        return outcomes, error
+
+    def _note(self, text: str) -> None:
+        with self._changed:
+            self._notes.append(text)
+
+    def news(self, wait: float = 0.0) -> News:
+        """Return what has happened, as soon as a parcel has landed, or after some seconds."""
+        with self._changed:
+            if not self._landings:
+                self._changed.wait(wait)
+            landings, self._landings = tuple(self._landings), []
+            notes, self._notes = tuple(self._notes), []
+            positions = {key: sum(files.values()) for key, files in self._positions.items()}
+        return News(landings, positions, notes)
+
+    def moved(self, key: str, etag: str, position: int) -> None:
+        """Take note of how much of a content is here."""
+        with self._changed:
+            if key in self._positions:
+                self._positions[key][etag] = position
+
+    # How it ends.
+
+    def finish(self) -> Finished:
+        """Link what is left, write the refs, and judge each model by the rules of `status`."""
+        states: dict[str, str] = {}
+        errors: dict[str, Failure] = {}
+        paths: dict[str, str] = {}
+        for repo, model in self._models.items():
+            error: VlmcacheError | None = None
+            try:
+                order = self._order(model)
+                paths[repo] = order.snapshot
+                states[repo] = "cached"
+                if order.plan.actions or order.new_listing:
+                    error = self._end(model, order)
+                    states[repo] = "pulled"
+                elif repo in self._listed:
+                    states[repo] = "pulled"
+                if error is None and model.plain and model.needed_by is None:
+                    error = check_result(order, model.variant)
+            except (OSError, VlmcacheError) as caught:
+                error = as_ours(caught, self._session.cache.dir)
+            if error is not None:
+                states[repo], errors[repo] = "failed", Failure.of(error)
+                continue
+            self._remember(model)
+        with self._changed:
+            outcomes = tuple(self._outcomes)
+        fetched = sum(outcome.fetched for outcome in outcomes)
+        receipt = self._space.measured(Receipt(outcomes, 0, fetched))
+        return Finished(states, errors, receipt, paths)
+
+    def _end(self, model: WantedModel, order: DownloadOrder) -> VlmcacheError | None:
+        if order.fetches:
+            missing = order.fetches[0].file
+            others = len(order.fetches) - 1
+            more = f" and {others} more" if others else ""
+            return ChangedError(f"{model.repo}: {missing}{more} missing on {self._name}")
+        client = client_of_sources(self._session, [])
+        try:
+            outcomes, error = download(client, order, Progress(), _WORKERS)
+        finally:
+            client.stop()
+        with self._changed:
+            self._outcomes += outcomes
+        return error
+
+    def _remember(self, model: WantedModel) -> None:
+        kind, repo_id = layout.split_name(model.repo)
+        with Journal(own_home(self._session.environment)[0]) as memory:
+            if model.restriction is None:
+                memory.record_restriction(kind, repo_id, None)
+            memory.record_use(self._session.cache.dir, kind, repo_id, model.commit, "pull")
+
+    def close(self) -> None:
+        """Stop all that is running, and serve no more."""
+        with self._changed:
+            clients = list(self._clients.values())
+        for client in clients:
+            client.stop()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+
+class _Positions(Progress):
+    """Hands on how much of a parcel is here."""
+
+    def __init__(self, holdings: Holdings, parcel: Parcel, model: WantedModel) -> None:
+        self._holdings = holdings
+        self._parcel = parcel
+        self._etags = {name: listed.etag for name, listed in model.files.items()}
+
+    def moved(self, repo: str, file: str, position: int) -> None:  # noqa: ARG002
+        """Take note of a position."""
+        self._holdings.moved(self._parcel.key, self._etags[file], position)

@@ -1,0 +1,383 @@
+"""What the verbs of `fleet` are asked for, and what they return."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+from vlmcache.cache.state import State
+from vlmcache.change.plan import Failure, Plan, Receipt
+from vlmcache.commands.verify.values import Damage, Missing, Unverifiable
+from vlmcache.errors import ExitCode, PartlyError, VlmcacheError
+from vlmcache.load.report import LoadFailure, Machine, Result, Spread
+from vlmcache.report import Report
+from vlmcache.units import and_more, counted
+
+_NAMED = 5
+"""So many nodes are named in a message."""
+
+
+class ClusterError(VlmcacheError):
+    """The Ray cluster cannot be joined."""
+
+    code = "no-cluster"
+
+    @classmethod
+    def of(cls, address: str, kind: str, text: str) -> ClusterError:
+        """Return why a cluster was not joined.
+
+        Args:
+            address: its address.
+            kind: the kind of error that Ray raised.
+            text: its message.
+        """
+        if address == "auto" and kind == "ConnectionError":
+            return cls(
+                "no Ray cluster runs on this machine",
+                "name one with --address HOST:PORT, or start one: ray start --head",
+            )
+        if "ersion mismatch" in text:
+            return cls(f"the cluster at '{address}' cannot be joined: {text}")
+        return cls(
+            f"no Ray cluster at '{address}': {text}",
+            "'ray status' on its head node shows whether it runs, and at which address",
+        )
+
+
+class NodeLostError(VlmcacheError):
+    """A node died, hangs or cannot be reached."""
+
+    code = "node-lost"
+
+
+class VersionsError(VlmcacheError):
+    """Nodes have other versions of vlmcache, Ray or Python than this machine."""
+
+    code = "versions-differ"
+
+
+class FleetCheckError(VlmcacheError):
+    """A node is missing a model, or has another commit of it than others."""
+
+    code = "fleet-differs"
+    exit_code = ExitCode.DAMAGE
+
+
+class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
+    """What every verb says of a node."""
+
+    node: str
+    """Its name."""
+    address: str
+    free: int | None = None
+    """Bytes free on the filesystem of its cache; `None` if that is not known."""
+    error: Failure | None = None
+    """Why it did not do what was asked for, or not all of it."""
+
+
+class FleetReport(Report, frozen=True):
+    """What a verb returns; its `nodes` are of the verb's own type."""
+
+    @property
+    def rows(self) -> Sequence[FleetNode]:
+        """The nodes, as far as all verbs know them."""
+        raise NotImplementedError
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What some nodes did not do."""
+        if "_problem" in self.__dict__:
+            return super().problem
+        return nodes_problem(self.rows)
+
+
+def nodes_problem(nodes: Sequence[FleetNode]) -> VlmcacheError | None:
+    """Return what the failures of nodes come to.
+
+    If all failed in one way, the command failed in that way; if some did, a part is done.
+    """
+    failed = [(node, node.error) for node in nodes if node.error is not None]
+    if not failed:
+        return None
+    causes = tuple(
+        error_of(failure).saying(f"{node.node}: {failure.message}", failure.hint)
+        for node, failure in failed
+    )
+    codes = {failure.exit_code for _, failure in failed}
+    first = failed[0][1]
+    if len(nodes) == 1:
+        return causes[0]
+    count = f"{len(failed)} of {counted(len(nodes), 'node')}"
+    why = "; ".join(_grouped((node.node, failure.message) for node, failure in failed))
+    message = f"not complete on {count}: {why}"
+    if len(failed) == len(nodes) and len(codes) == 1:
+        error = error_of(first).saying(message, first.hint)
+    else:
+        error = PartlyError(message, first.hint)
+    error.causes = causes
+    return error
+
+
+def _grouped(reasons: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield who gives which reason: `gpu1, gpu2 (no answer)`."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        names.setdefault(reason, []).append(name)
+    shown = list(names.items())[:_NAMED]
+    for reason, those in shown:
+        yield f"{some(those)} ({reason})"
+    if len(names) > len(shown):
+        yield f"and {len(names) - len(shown)} more"
+
+
+def some(names: Sequence[str]) -> str:
+    """Return names, of many only the first."""
+    return ", ".join(names[:_NAMED]) + and_more(len(names) - _NAMED)
+
+
+def error_of(failure: Failure) -> VlmcacheError:
+    """Return a failure that crossed from a node as the error that it was there."""
+    kinds = {kind.code: kind for kind in _kinds(VlmcacheError)}
+    exit_codes = {kind.exit_code: kind for kind in reversed(list(_kinds(VlmcacheError)))}
+    kind = kinds.get(failure.code) or exit_codes.get(ExitCode(failure.exit_code), VlmcacheError)
+    error = kind.__new__(kind)
+    VlmcacheError.__init__(error, failure.message, failure.hint)
+    return error
+
+
+def _kinds(kind: type[VlmcacheError]) -> Iterator[type[VlmcacheError]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _kinds(narrower)
+
+
+class ModelOnNode(msgspec.Struct, frozen=True):
+    """A model on one node. Sizes are bytes."""
+
+    repo: str
+    """What to type for it: of a dataset `datasets/owner/name`."""
+    revision: str = "main"
+    variant: str | None = None
+    state: State = "missing"
+    progress: float | None = None
+    """The fraction of `expected_size` that is on disk, 0 to 1."""
+    commit: str | None = None
+    size_on_disk: int = 0
+    expected_size: int | None = None
+    to_fetch: int | None = None
+
+    @property
+    def id(self) -> str:
+        """The repo, with the revision if it is not main, and the variant."""
+        revision = "" if self.revision == "main" else f"@{self.revision}"
+        return self.repo + revision + (f":{self.variant}" if self.variant else "")
+
+
+class NodeStatus(FleetNode, frozen=True, kw_only=True):
+    """The cache of a node."""
+
+    models: tuple[ModelOnNode, ...] = ()
+    """Each model that the report is about, on this node."""
+    cache: str = ""
+    """The hub cache."""
+    size_on_disk: int | None = None
+    total: int | None = None
+    """Bytes of the filesystem of its cache."""
+
+
+class FleetStatus(FleetReport, frozen=True):
+    """What `vlmcache fleet status` returns."""
+
+    nodes: tuple[NodeStatus, ...]
+    models: tuple[str, ...] = ()
+    """The models that the report is about."""
+    checked: bool = False
+    """Whether it is a problem if the nodes do not all have the same of each model."""
+
+    @property
+    def rows(self) -> Sequence[FleetNode]:
+        """The nodes."""
+        return self.nodes
+
+    @property
+    def ids(self) -> list[str]:
+        """The nodes that have all models."""
+        return [node.node for node in self.nodes if node.error is None and self.has_all(node)]
+
+    @staticmethod
+    def has_all(node: NodeStatus) -> bool:
+        """Return whether each model is cached on a node."""
+        return all(model.state == "cached" for model in node.models)
+
+    @property
+    def commits(self) -> dict[str, dict[str, list[str]]]:
+        """Model -> commit -> the nodes that have it."""
+        commits: dict[str, dict[str, list[str]]] = {name: {} for name in self.models}
+        for node in self.nodes:
+            for model in node.models:
+                if model.commit is not None:
+                    commits[model.id].setdefault(model.commit, []).append(node.node)
+        return commits
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What nodes did not answer, or what `--check` found."""
+        return (self._difference() if self.checked else None) or super().problem
+
+    def _difference(self) -> VlmcacheError | None:
+        if not self.models:
+            return FleetCheckError("no model is cached on these nodes")
+        parts: list[str] = []
+        for number, name in enumerate(self.models):
+            states = Counter[str]()
+            named: dict[str, list[str]] = {}
+            for node in self.nodes:
+                if node.error is None and node.models[number].state != "cached":
+                    named.setdefault(node.models[number].state, []).append(node.node)
+                    states[node.models[number].state] += 1
+            parts += (f"{name} is {state} on {some(nodes)}" for state, nodes in named.items())
+        for name, commits in self.commits.items():
+            if len(commits) > 1:
+                words = ", ".join(
+                    f"{commit[:7]} on {some(nodes)}" for commit, nodes in commits.items()
+                )
+                parts.append(f"commits of {name} differ: {words}")
+        silent = [node.node for node in self.nodes if node.error is not None]
+        parts += [f"not known of {some(silent)}"] if silent else []
+        if not parts:
+            return None
+        shown = "; ".join(parts[:_NAMED]) + and_more(len(parts) - _NAMED)
+        error = FleetCheckError(f"the nodes do not all have the same: {shown}")
+        problem = super().problem
+        error.causes = () if problem is None else problem.causes or (problem,)
+        return error
+
+
+class RemovedModel(msgspec.Struct, frozen=True):
+    """A repo, or another path, of which something is removed from a node."""
+
+    repo: str
+    frees: int
+
+
+class NodeRemoval(FleetNode, frozen=True, kw_only=True):
+    """What is removed from a node."""
+
+    models: tuple[RemovedModel, ...] = ()
+    cache: str = ""
+    plan: Plan | None = None
+    receipt: Receipt | None = None
+
+
+class FleetRemoval(FleetReport, frozen=True):
+    """What `vlmcache fleet rm` and `vlmcache fleet clean` return."""
+
+    nodes: tuple[NodeRemoval, ...]
+    frees: int = 0
+    """Bytes of disk that the plans of all nodes give back."""
+    freed: int = 0
+    """What was freed on all nodes."""
+
+    @property
+    def rows(self) -> Sequence[FleetNode]:
+        """The nodes."""
+        return self.nodes
+
+    @property
+    def ids(self) -> list[str]:
+        """The nodes from which something is or would be removed."""
+        return [
+            node.node
+            for node in self.nodes
+            if node.models and (node.receipt is None or node.receipt.outcomes)
+        ]
+
+
+class DamagedModel(msgspec.Struct, frozen=True):
+    """A repo of which something on a node is damaged or missing."""
+
+    repo: str
+    damaged: int = 0
+    missing: int = 0
+
+
+class NodeVerification(FleetNode, frozen=True, kw_only=True):
+    """What was verified on a node."""
+
+    models: tuple[DamagedModel, ...] = ()
+    """The models that are not as they should be."""
+    cache: str = ""
+    checked: int = 0
+    """Files that were read and hashed this time."""
+    bytes: int = 0
+    remembered: int = 0
+    """Files found good before, and unchanged since."""
+    remembered_bytes: int = 0
+    seconds: float = 0.0
+    damaged: tuple[Damage, ...] = ()
+    missing: tuple[Missing, ...] = ()
+    unverifiable: tuple[Unverifiable, ...] = ()
+
+
+class FleetVerification(FleetReport, frozen=True):
+    """What `vlmcache fleet verify` returns."""
+
+    nodes: tuple[NodeVerification, ...]
+
+    @property
+    def rows(self) -> Sequence[FleetNode]:
+        """The nodes."""
+        return self.nodes
+
+    @property
+    def ids(self) -> list[str]:
+        """The nodes on which something is damaged or missing."""
+        return [node.node for node in self.nodes if node.models]
+
+
+class LoadedModel(msgspec.Struct, frozen=True):
+    """A model that was loaded on a node at a precision. Times are seconds."""
+
+    model: str
+    precision: str
+    loader: str
+    device: str
+    cold: Spread | None = None
+    warm: Spread | None = None
+    ratio: float | None = None
+    """How many times as long as on the median of the other nodes; `None` if there is none."""
+    slow: bool = False
+    """Whether that is more than other nodes' times, and chance, explain."""
+
+
+class NodeLoads(FleetNode, frozen=True, kw_only=True):
+    """What was loaded on a node."""
+
+    models: tuple[LoadedModel, ...] = ()
+    machine: Machine | None = None
+    results: tuple[Result, ...] = ()
+    failures: tuple[LoadFailure, ...] = ()
+
+
+class FleetLoads(FleetReport, frozen=True):
+    """What `vlmcache fleet load-test` returns."""
+
+    nodes: tuple[NodeLoads, ...]
+    slow: tuple[str, ...] = ()
+    """The nodes that load slower than the others."""
+
+    @property
+    def rows(self) -> Sequence[FleetNode]:
+        """The nodes."""
+        return self.nodes
+
+    @property
+    def ids(self) -> list[str]:
+        """One line for each result: node, model, precision, loader."""
+        return [
+            f"{node.node} {model.model} {model.precision} {model.loader}"
+            for node in self.nodes
+            for model in node.models
+        ]

@@ -1,0 +1,98 @@
+"""What the process that knows Ray and the one that was typed say to each other: lines of JSON."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vlmcache.show.text import encodable
+
+
+class Join(msgspec.Struct, frozen=True, tag="join"):
+    """Join a cluster; the first line."""
+
+    address: str
+    setup: str
+    """What each actor is given, as JSON."""
+    verbose: bool
+    """Whether Ray may print."""
+
+
+class Start(msgspec.Struct, frozen=True, tag="start"):
+    """Start an actor on each of these nodes."""
+
+    nodes: tuple[str, ...]
+
+
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """Call a method on a node."""
+
+    number: int
+    node: str
+    method: str
+    request: str
+    silent: float
+    """Seconds after which the node is given up if its work does not get on."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Ask the work on all nodes to end soon."""
+
+
+Order = Join | Start | Ask | Stop
+
+
+class NodeFacts(msgspec.Struct, frozen=True):
+    """What Ray says of a node."""
+
+    id: str
+    name: str
+    hostname: str
+    address: str
+    alive: bool
+    labels: dict[str, str] = {}
+
+
+class Joined(msgspec.Struct, frozen=True, tag="joined"):
+    """The cluster was joined."""
+
+    nodes: tuple[NodeFacts, ...]
+    python: str
+    ray: str
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The cluster was not joined."""
+
+    code: str
+    text: str
+
+
+class Answered(msgspec.Struct, frozen=True, tag="answered"):
+    """A call was answered: with JSON, or with why the node answers no longer."""
+
+    number: int
+    content: str = ""
+    lost: str = ""
+
+
+class Beats(msgspec.Struct, frozen=True, tag="beats"):
+    """How far the work on a node is, as JSON."""
+
+    node: str
+    beat: str
+
+
+News = Joined | Refused | Answered | Beats
+
+
+def line(message: msgspec.Struct) -> bytes:
+    """Return a message as a line."""
+    return msgspec.json.encode(message) + b"\n"
+
+
+def encoded(value: msgspec.Struct) -> bytes:
+    """Return a value as JSON; names that are no UTF-8 with their bytes written out."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(encodable(msgspec.to_builtins(value)))
