@@ -9,8 +9,8 @@ from pathlib import Path
 import vlmcache
 
 SOURCE = Path(vlmcache.__file__).parent
-MOST_ROOMS = 19
-MOST_ARROWS = 84
+MOST_ROOMS = 20
+MOST_ARROWS = 89
 
 
 def _modules() -> dict[str, Path]:

@@ -26,6 +26,8 @@ LINES = {
     "pull": ["org/good"],
     "rm": ["org/good", "--dry-run"],
     "clean": ["--dry-run"],
+    "undo": ["--dry-run"],
+    "trash": ["--empty", "--dry-run"],
     "watch": ["--once"],
     "move": ["elsewhere", "--dry-run"],
     "backup": ["saved.tar", "org/good"],

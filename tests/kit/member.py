@@ -204,7 +204,13 @@ class Member:
         """Return what is acted on: what the call is about or a part of its path, or anything."""
         place = self.place
         path = place.folder / call.partition(" ")[2]
-        tops = [place.root / NAME, place.trash, place.theirs, place.destination, place.root / ".locks" / NAME]
+        tops = [
+            place.root / NAME,
+            place.trash,
+            place.theirs,
+            place.destination,
+            place.root / ".locks" / NAME,
+        ]
         if self.rng.random() < 0.6:
             parts = [path, *path.parents]
             roots = (place.root, place.trash, place.destination, place.theirs)
@@ -578,6 +584,7 @@ def _known(arguments: list[str]) -> list[str]:
 
 
 _ASKED_IN_010 = ("rm", "clean", "pull")
+
 
 def _in_trash(fuzzer: Fuzzer, place: Place, *command: str) -> list[str]:
     fuzzer.prepare(place, "rm", "org/name", "--trash", "--yes")
