@@ -31,6 +31,8 @@ LINES = {
     "clean": [["--dry-run", "-v", "--partials"], ["--all", "--dry-run"]],
     "status": [["--all"], ["-v"], ["good"]],
     "watch": [["--once"]],
+    "undo": [["--dry-run"]],
+    "trash": [["-v"]],
     "verify": [["-v"]],
     "move": [["elsewhere", "--dry-run"]],
     "recall": [["org/good"]],

@@ -29,6 +29,8 @@ LINES = {
     "pull": ["org/good"],
     "rm": ["org/good", "--dry-run"],
     "clean": ["--dry-run"],
+    "undo": ["--dry-run"],
+    "trash": ["--empty", "--dry-run"],
     "watch": ["--once"],
     "move": ["elsewhere", "--dry-run"],
     "recall": ["org/good"],

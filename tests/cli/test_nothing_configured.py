@@ -230,7 +230,7 @@ def test_a_mistake_in_the_users_own_limits_is_said_where_they_count(
     user = Path(os.environ["HOME"]) / ".config" / "vlmcache" / "config.yaml"
     user.parent.mkdir(parents=True)
     user.write_text("vlmcache:\n  zzz: 1\n")
-    known = "min_free, comfortable_free, max_size, archive, sources"
+    known = "min_free, comfortable_free, max_size, trash_days, archive, base, sources"
     said = f"{user}:2: vlmcache.zzz is not known; known: {known}"
     for text in (None, "models: {mine: {repo: org/mine}}\n"):
         if text is not None:

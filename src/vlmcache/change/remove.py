@@ -9,7 +9,7 @@ import contextlib
 import errno
 import functools
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -23,7 +23,6 @@ from vlmcache.cache.tree import CacheTree, StaleError
 from vlmcache.change.leftovers import Leftovers
 from vlmcache.change.locks import BATCH, HubLocks
 from vlmcache.change.moved_note import write_moves
-from vlmcache.change.place import disk_failure
 from vlmcache.change.plan import (
     REFUSALS,
     Attempt,
@@ -42,6 +41,7 @@ from vlmcache.change.plan import (
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.space import FreeSpace
 from vlmcache.change.trash import KEPT_KINDS, Keep, TrashWriter, removals_in
+from vlmcache.change.trash_writers import TrashWriters
 from vlmcache.change.tree import RemovalTree
 from vlmcache.errors import InUseError, VlmcacheError, in_words, reason_of
 
@@ -443,7 +443,9 @@ def apply_removals(
             else:
                 receipts.append(_left_alone(inner, place))
     cache = RemovalTree(state.dir, files, force=force)
-    trash = _Writers(keep, {**parts, cache: left}) if keep is not None and plan.actions else None
+    trash = (
+        TrashWriters(keep, {**parts, cache: left}) if keep is not None and plan.actions else None
+    )
     for tree, inner in parts.items():
         first = Plan(tuple(action for action in inner if action.kind != "record"))
         receipts.append(execute(first, tree, trash=trash.of(tree) if trash else None))
@@ -470,45 +472,6 @@ def apply_removals(
         Receipt(outcomes, sum(receipt.freed for receipt in receipts), trashed=trashed)
     )
     return trash.finish(receipt) if trash is not None else receipt
-
-
-class _Writers:
-    """What keeps one removal: in the trash of the cache, and in those of places.
-
-    Raises:
-        CacheError, SpaceError: a trash cannot be written; nothing was changed.
-    """
-
-    def __init__(self, keep: Keep, parts: Mapping[RemovalTree, Sequence[Removing]]) -> None:
-        self.keep = keep
-        self._writers: dict[RemovalTree, TrashWriter] = {}
-        *others, cache = parts
-        # That of the cache is first: it is the one that is listed, and names the others.
-        for tree in (cache, *others):
-            places = [other.root for other in others] if tree is cache else []
-            part_of = None if tree is cache else keep.cache
-            self._writers[tree] = TrashWriter(tree, keep, places, part_of)
-            try:
-                self._writers[tree].begin(parts[tree], always=bool(places))
-            except OSError as error:
-                self.finish(Receipt(()))
-                failure = disk_failure(error, tree.root)
-                raise failure.saying(
-                    f"nothing was removed, since the trash cannot be written: {failure.message}",
-                    "--no-trash frees at once",
-                ) from error
-
-    def of(self, tree: RemovalTree) -> TrashWriter:
-        """Return what keeps the part of a cache or place."""
-        return self._writers[tree]
-
-    def finish(self, receipt: Receipt) -> Receipt:
-        """Complete the records, and return the receipt with what to name to `undo`."""
-        kept = receipt.trashed or any(writer.renamed for writer in self._writers.values())
-        receipt = msgspec.structs.replace(receipt, trash_id=self.keep.id if kept else None)
-        for writer in reversed(self._writers.values()):
-            writer.finish(receipt, always=bool(writer.places) and bool(kept))
-        return receipt
 
 
 def _is_same(tree: CacheTree, seen: Collection[tuple[int, int] | None]) -> bool:

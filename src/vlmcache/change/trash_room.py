@@ -179,7 +179,7 @@ def take_back_blobs(
 
     Args:
         cache: the hub cache.
-        folder: the name of the repo's folder, which is no link.
+        folder: the name of the repo's folder, which is not a link.
         files: the listed files whose blobs are missing.
         look: only find out which it would be.
 

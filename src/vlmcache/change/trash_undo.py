@@ -132,7 +132,7 @@ class Undoing:
     def _loses(self, path: str, kind: str) -> bool:
         """Return whether what is in the cache counts, whatever is in the trash.
 
-        A download that has gone on, what the client remembers of the hub, and a manifest.
+        A download that has continued, what the client remembers of the hub, and a manifest.
         """
         parts = os.path.relpath(path, self.tree.root).split(os.sep)
         within = parts[1] if len(parts) > 1 else ""

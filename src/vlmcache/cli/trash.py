@@ -1,15 +1,13 @@
 """`vlmcache trash`."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vlmcache.cli.options import Answer, Call, DryRun, Yes, command, refuse_without
-from vlmcache.units import counted, size_text
-
-if TYPE_CHECKING:
-    from vlmcache.commands.trash.values import TrashReport
+from vlmcache.show.text import printable
+from vlmcache.units import and_more, counted, size_text
 
 EXAMPLES = """Examples:
 
@@ -33,10 +31,9 @@ def trash(
     config.yaml. A pull, move or restore that needs the room empties it, the oldest first.
     """
 
-    def ask(report: "TrashReport") -> bool:
+    def ask(report: Any) -> bool:
         from vlmcache.cli.confirmation import is_agreed, require_terminal
         from vlmcache.commands.remove.values import UnconfirmedError
-        from vlmcache.commands.trash import view
 
         count, size = counted(len(report.removals), "removal"), size_text(report.frees)
         require_terminal(
@@ -44,7 +41,10 @@ def trash(
             f"{count} would be removed for good, freeing {size}: there is no terminal to ask on",
             "--dry-run shows them, --yes removes them",
         )
-        view.show_trash(report, stream=sys.stderr)
+        for removal in report.removals:
+            names = ", ".join(removal.names[:3]) + and_more(len(removal.names) - 3)
+            line = f"  {removal.id}  {names}  {size_text(removal.frees)}"
+            print(printable(line), file=sys.stderr)
         if not is_agreed(f"Remove {count} for good, freeing {size}?"):
             raise UnconfirmedError("not confirmed: nothing was removed")
         return True

@@ -111,7 +111,7 @@ def test_on_a_terminal_the_table_is_shown_and_a_question_asked(
     repo = base(place.root)
     code, screen = place.ask("rm", "org/name", answer=answer)
 
-    assert re.search(r"Remove 1 model, freeing [\d.]+ kB\? \[y/N\]", screen)
+    assert re.search(r"Remove 1 model, (freeing|keeping) [\d.]+ kB[\w ]*\? \[y/N\]", screen)
     assert "complete repo" in screen
     assert repo.folder.exists() == (not goes)
     assert code == (0 if goes else ExitCode.UNCONFIRMED)

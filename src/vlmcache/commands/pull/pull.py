@@ -73,6 +73,7 @@ def pull(
         ConfigError: the cache path is not a folder.
     """
     options, progress = options or PullOptions(), progress or Progress()
+    _expire(session, options)
     with continued_by(progress, f"'{options.command(session, names)}' continues from here"):
         return _pull(session, names, options, progress, patience)
 
@@ -92,10 +93,6 @@ def _pull(
         patience=msgspec.structs.replace(patience or Patience(), **options.patience),
         note=progress.note,
     )
-    if not options.dry_run and has_trash(session.cache.dir):
-        from vlmcache.change.trash_room import expire
-
-        expire(session)
     space = FreeSpace(session.cache.dir)
     outcomes: list[Outcome] = []
     rows: list[PulledModel] = []
@@ -110,12 +107,8 @@ def _pull(
         plans = [without_fetches(order.plan, fetched) for order in orders]
         joined(plans).log("pull")
         unable = _what_cannot_be_written(session.cache.dir, plans)
-        shortage = shortage_of(plans) if unable is None else None
+        shortage = _shortage(session, plans, options, outcomes) if unable is None else None
         room = None
-        if shortage is not None:
-            emptied = _room_in_trash(session, shortage, options)
-            outcomes += emptied
-            shortage = shortage_of(plans) if emptied else shortage
         if shortage is not None and options.make_room:
             room = _make_room(session, planned, shortage, options)
             if room is not None and room.receipt is not None:
@@ -377,6 +370,27 @@ def _problem(
         if key and several
     )
     return problem
+
+
+def _expire(session: Session, options: PullOptions) -> None:
+    if not options.dry_run and has_trash(session.cache.dir):
+        from vlmcache.change.trash_room import expire
+
+        expire(session)
+
+
+def _shortage(
+    session: Session, plans: Sequence[Plan], options: PullOptions, outcomes: list[Outcome]
+) -> Shortage | None:
+    """Return the disk that is short after the trash was emptied, if that helps; `None` if none is.
+
+    What became of the trash is added to the outcomes.
+    """
+    shortage = find_shortage(session.cache.dir, session.config.limits, plans)
+    if shortage is not None and (emptied := _room_in_trash(session, shortage, options)):
+        outcomes += emptied
+        return find_shortage(session.cache.dir, session.config.limits, plans)
+    return shortage
 
 
 def _room_in_trash(

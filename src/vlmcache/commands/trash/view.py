@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime, timezone
-from typing import IO
 
 from rich.console import Console
 from rich.text import Text
@@ -53,11 +51,9 @@ def _names(names: tuple[str, ...], *, verbose: bool) -> str:
     return words + units.and_more(len(names) - len(shown))
 
 
-def show_trash(
-    report: TrashReport, *, verbose: bool = False, stream: IO[str] | None = None
-) -> None:
+def show_trash(report: TrashReport, *, verbose: bool = False) -> None:
     """Print what is in the trash, the latest first, or what emptying it has given back."""
-    out = console(sys.stdout if stream is None else stream)
+    out = console()
     if report.receipt is not None:
         if report.removals or report.receipt.outcomes:
             count = counted(len(report.removals), "removal")
