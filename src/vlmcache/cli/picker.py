@@ -145,7 +145,7 @@ def pick(choices: Choices) -> list[int]:
         None if the person leaves.
 
     Raises:
-        LeftError: the input ended.
+        VlmcacheError: the input ended: exit code 130.
     """
     return _Picking(choices).run()
 
