@@ -208,7 +208,7 @@ class _Picking:
         self.fit = self.choices.print_page(self.listed, self.start, self.chosen)
         end, every = self.start + self.fit, len(self.choices.rows)
         words = f"{self.start + 1} to {end} of {len(self.listed)}"
-        parts = [f"{words} with {printable(self.searched)!r}" if self.searched else words]
+        parts = [f"{words} with '{printable(self.searched)}'" if self.searched else words]
         parts += [f"n: {len(self.listed) - end} more"] if end < len(self.listed) else []
         parts += ["p: back"] if self.start else []
         parts += [f"/: all {every}"] if self.searched else []
@@ -235,7 +235,7 @@ class _Picking:
         ]
         if not found:
             near = did_you_mean(text, [row.names[0] for row in rows]) or "? explains what to type"
-            self._say(f"nothing in the list has {printable(text)!r}; {printable(near)}")
+            self._say(f"nothing in the list has '{printable(text)}'; {printable(near)}")
             return
         self.listed, self.searched, self.start = found, text if words else "", 0
         self._print()
