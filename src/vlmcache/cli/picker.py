@@ -38,16 +38,14 @@ def variant(error: VariantError) -> str:
     """Ask on stderr which variant of a model is meant, and return its name.
 
     Raises:
-        VariantError: nothing, or none of them, was typed.
+        VariantError: none of them is chosen, or several are.
     """
-    from vlmcache.commands.pull.view import ask_variant
+    from vlmcache.commands.pull.view import variants_of
 
-    names, text = list(error.sizes), ask_variant(error).strip()
-    if text.isdecimal() and 1 <= int(text) <= len(names):
-        return names[int(text) - 1]
-    if text in names:
-        return text
-    raise error
+    chosen = pick(variants_of(error))
+    if len(chosen) != 1:
+        raise error
+    return list(error.sizes)[chosen[0]]
 
 
 def chooser(*, json: bool, yes: bool, missing: str, hint: str) -> Callable[[Offer], Sequence[int]]:
