@@ -290,6 +290,8 @@ class Screen(NamedTuple):
     keys: str = ""
     first: tuple[str, ...] = ()
     """A command that is run before, unseen."""
+    then: tuple[tuple[Callable[[str], bool], str], ...] = ()
+    """What is waited for after that, and what is typed there."""
 
     def draw(self, at: Stage, columns: int, _wanted: Wanted) -> str:
         """Run it and draw what it shows."""
@@ -299,13 +301,51 @@ class Screen(NamedTuple):
         if self.first:
             at.quietly(*(word.replace(DRIVE, str(at.drive)) for word in self.first))
         terminal = at.terminal(columns, 80)
-        terminal.run(self.command, until=self.until, keys=self.keys)
+        terminal.run(self.command, until=self.until, keys=self.keys, then=self.then)
         return terminal.svg(self.command)
 
 
 def asks(text: str) -> bool:
     """Whether a question of yes or no is on the screen."""
     return text.endswith("[y/N]")
+
+
+def lists(text: str) -> bool:
+    """Whether a list is on the screen, and nothing is chosen from it yet."""
+    return text.endswith("(Enter leaves):")
+
+
+def has_chosen(text: str) -> bool:
+    """Whether something is chosen from a list, and the next answer is waited for."""
+    return text.endswith("(Enter continues):")
+
+
+def draw_choose(at: Stage, columns: int, _wanted: Wanted) -> str:
+    """What `rm` without a name lists, of which one model is configured and the other is chosen."""
+    at.fill("GOT", "2B")
+    config = at.work / "config.yaml"
+    config.write_text(
+        "models: {got_ocr: {model_path: stepfun-ai/GOT-OCR2_0}}\n"
+        "vlmcache: {min_free: 1GB, comfortable_free: 2GB}\n"
+    )
+    try:
+        terminal = at.terminal(columns, 80)
+        terminal.run(
+            "vlmcache rm", until=lists, keys="1-2\n", then=((has_chosen, "\n"), (asks, "y\n"))
+        )
+    finally:
+        config.write_text(CONFIG)
+    return terminal.svg("vlmcache rm")
+
+
+def draw_undo(at: Stage, columns: int, _wanted: Wanted) -> str:
+    """A removal, what the trash holds then, and how it comes back."""
+    at.fill("GOT", "2B")
+    terminal = at.terminal(columns, 80)
+    terminal.run("vlmcache rm qwen_vl_2b", until=asks, keys="y\n")
+    terminal.run("vlmcache trash")
+    terminal.run("vlmcache undo")
+    return terminal.svg("vlmcache undo")
 
 
 def draw_pull(at: Stage, columns: int, _wanted: Wanted) -> str:
@@ -490,6 +530,15 @@ PICTURES: dict[str, Draw] = {
     ).draw,
     "rm": Screen("vlmcache rm qwen_vl_2b", until=asks, keys="y\n").draw,
     "clean": Screen("vlmcache clean", prepare=_leave_waste, until=asks, keys="y\n").draw,
+    "choose": draw_choose,
+    "clean-choose": Screen(
+        "vlmcache clean -i",
+        prepare=_leave_waste,
+        until=lists,
+        keys="all\n",
+        then=((has_chosen, "\n"), (asks, "y\n")),
+    ).draw,
+    "undo": draw_undo,
     "verify": Screen("vlmcache verify --repair", prepare=change_a_byte).draw,
     "move": Screen(f"vlmcache move {DRIVE}/hub qwen_vl_2b").draw,
     "backup": Screen(f"vlmcache backup {DRIVE}/models/").draw,

@@ -12,7 +12,7 @@ import subprocess
 import termios
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -97,10 +97,12 @@ class Terminal:
         until: Callable[[str], bool] | None = None,
         keys: str = "",
         shot: Callable[[], None] | None = None,
+        then: Sequence[tuple[Callable[[str], bool], str]] = (),
     ) -> None:
         """Type a command and wait for its end; `typed` is shown in its place if given.
 
-        Where the screen's text satisfies `until`, `shot` is called and `keys` are typed. What the
+        Where the screen's text satisfies `until`, `shot` is called and `keys` are typed; after that
+        each condition of `then` is waited for, and its keys are typed. What the
         command writes is shown with the names of `renames`, and is typed with them too.
         """
         self._show(f"\x1b[38;5;8m$\x1b[0m \x1b[1m{typed or command}\x1b[0m\r\n".encode())
@@ -116,15 +118,17 @@ class Terminal:
             start_new_session=True,
         )
         deadline = time.monotonic() + PATIENCE
+        steps = iter([*([(until, keys)] if until is not None else []), *then])
+        step = next(steps, None)
         while process.poll() is None or select.select([ours], [], [], 0)[0]:
             if select.select([ours], [], [], 0.05)[0]:
                 self._show(os.read(ours, 1 << 16))
                 self._record()
-            if until is not None and until(self.text):
+            if step is not None and step[0](self.text):
                 if shot is not None:
                     shot()
-                os.write(ours, keys.encode())
-                until = None
+                os.write(ours, step[1].encode())
+                step = next(steps, None)
             if time.monotonic() > deadline:
                 process.kill()
                 raise TimeoutError(f"{command} shows after {PATIENCE} s:\n{self.text}")

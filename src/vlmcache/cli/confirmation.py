@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vlmcache.commands.remove.values import Removal
 
 
-class LeftError(VlmcacheError):
+class _InterruptedError(VlmcacheError):
     """The person has left, by Ctrl-C or by Ctrl-D."""
 
     code = "interrupted"
@@ -172,14 +172,14 @@ def typed(question: str, *, ended: str = "") -> str:
             line.
 
     Raises:
-        LeftError: the input ended, and `ended` is what to say of it.
+        VlmcacheError: the input ended: exit code 130, and `ended` is what to say of it.
     """
     print(question, end="", file=sys.stderr)
     sys.stderr.flush()
     try:
         line = sys.stdin.readline()
         if not line and ended:
-            raise LeftError(f"interrupted: {ended}")
+            raise _InterruptedError(f"interrupted: {ended}")
     except BaseException as error:
         # Ctrl-C: what follows begins on a line of its own.
         print(file=sys.stderr)

@@ -38,16 +38,14 @@ def variant(error: VariantError) -> str:
     """Ask on stderr which variant of a model is meant, and return its name.
 
     Raises:
-        VariantError: nothing, or none of them, was typed.
+        VariantError: none of them is chosen, or several are.
     """
-    from vlmcache.commands.pull.view import ask_variant
+    from vlmcache.commands.pull.view import variants_of
 
-    names, text = list(error.sizes), ask_variant(error).strip()
-    if text.isdecimal() and 1 <= int(text) <= len(names):
-        return names[int(text) - 1]
-    if text in names:
-        return text
-    raise error
+    chosen = pick(variants_of(error))
+    if len(chosen) != 1:
+        raise error
+    return list(error.sizes)[chosen[0]]
 
 
 def chooser(*, json: bool, yes: bool, missing: str, hint: str) -> Callable[[Offer], Sequence[int]]:
@@ -145,7 +143,7 @@ def pick(choices: Choices) -> list[int]:
         None if the person leaves.
 
     Raises:
-        LeftError: the input ended.
+        VlmcacheError: the input ended: exit code 130.
     """
     return _Picking(choices).run()
 
@@ -208,7 +206,7 @@ class _Picking:
         self.fit = self.choices.print_page(self.listed, self.start, self.chosen)
         end, every = self.start + self.fit, len(self.choices.rows)
         words = f"{self.start + 1} to {end} of {len(self.listed)}"
-        parts = [f"{words} with {printable(self.searched)!r}" if self.searched else words]
+        parts = [f"{words} with '{printable(self.searched)}'" if self.searched else words]
         parts += [f"n: {len(self.listed) - end} more"] if end < len(self.listed) else []
         parts += ["p: back"] if self.start else []
         parts += [f"/: all {every}"] if self.searched else []
@@ -235,7 +233,7 @@ class _Picking:
         ]
         if not found:
             near = did_you_mean(text, [row.names[0] for row in rows]) or "? explains what to type"
-            self._say(f"nothing in the list has {printable(text)!r}; {printable(near)}")
+            self._say(f"nothing in the list has '{printable(text)}'; {printable(near)}")
             return
         self.listed, self.searched, self.start = found, text if words else "", 0
         self._print()

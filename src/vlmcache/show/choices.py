@@ -110,9 +110,9 @@ class Choices(NamedTuple):
         return [*lines, *([f" {rest}"] if rest else [])]
 
 
-def say(*lines: str | Text) -> None:
-    """Print lines on stderr, broken between words."""
+def say(*lines: str) -> None:
+    """Print lines on stderr, broken between words; what begins two columns in continues there."""
     out = console(sys.stderr)
     for line in lines:
-        text = Text(line) if isinstance(line, str) else line
-        out.print(hanging(text, 0) if not text.plain.startswith("  ") else text)
+        text = line.lstrip(" ")
+        out.print(hanging(Text(text), len(line) - len(text)))

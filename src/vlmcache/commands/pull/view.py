@@ -210,14 +210,16 @@ def _fits(model: ModelStatus, room: int) -> Text:
     return Text("yes") if short <= 0 else Text(f"no, {size_text(short)} short", "yellow")
 
 
-def ask_variant(error: VariantError) -> str:
-    """Show the variants of a model with numbers on stderr and return what is typed."""
-    out = console(sys.stderr)
-    table = plain_table("", "VARIANT", "SIZE", numbers=("", "SIZE"), folded=("VARIANT",))
-    for number, (name, size) in enumerate(error.sizes.items(), 1):
-        table.add_row(str(number), printable(name), size_text(size))
-    out.print(table)
-    question = f"Which variant of {printable(error.repo)} to pull? (a number; nothing to leave): "
-    print(question, end="", file=sys.stderr)
-    sys.stderr.flush()
-    return sys.stdin.readline()
+def variants_of(error: VariantError) -> Choices:
+    """Return the variants of a model as a list to choose one from."""
+    return Choices(
+        [Choice((name,), (printable(name), size_text(size))) for name, size in error.sizes.items()],
+        ("VARIANT", "SIZE"),
+        "pull",
+        "nothing was pulled",
+        lambda _numbers: "",
+        room=f"{printable(error.repo)} has several variants",
+        shortened=("VARIANT",),
+        numbers=("SIZE",),
+        once=True,
+    )

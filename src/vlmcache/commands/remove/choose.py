@@ -118,7 +118,7 @@ def _guard(repo: Repo, pinned: Protected, needed: Protected, now: float) -> tupl
         return "downloading", _YOUNG
     foreign = any(foreign_files(repo, revision) for revision in repo.revisions)
     if foreign or any(not stray.leftover for stray in repo.strays):
-        return "with others", FOREIGN
+        return "other files", FOREIGN
     return "", ""
 
 
@@ -347,4 +347,4 @@ class _Parts:
                 return word, why or ""
         if why is None:
             return "needed", self.needed.why(repo.folder, commit) or "another model needs it"
-        return "with others", why
+        return "other files", why

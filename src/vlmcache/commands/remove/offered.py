@@ -35,6 +35,7 @@ class Offer:
         cache_dir: the hub cache.
         things: what is offered.
         plan_of: returns the plan that removes what has these numbers, from 0 on, and nothing else.
+        is_kept: returns whether what a plan removes is kept in the trash at first.
     """
 
     def __init__(
@@ -42,9 +43,11 @@ class Offer:
         cache_dir: str,
         things: Sequence[Offered],
         plan_of: Callable[[Sequence[int]], Plan],
+        is_kept: Callable[[Plan], bool] = lambda _plan: False,
     ) -> None:
         self.cache_dir = cache_dir
         self.things = tuple(things)
+        self.is_kept = is_kept
         self._plan_of = plan_of
         self._planned: tuple[frozenset[int], Plan] | None = None
 

@@ -257,7 +257,8 @@ def choices_of(offer: Offer) -> Choices:
         elsewhere = f" ({size_text(frees - here)} of it on other drives)" if frees > here else ""
         free = offer.free
         then = "" if free is None else f", then {size_text(free + here)} free"
-        return f"frees {size_text(frees)}{elsewhere}{then}"
+        later = " when the trash is emptied" if offer.is_kept(offer.plan(numbers)) else ""
+        return f"frees {size_text(frees)}{elsewhere}{then}{later}"
 
     rows = [
         Choice((thing.name,), cells(thing), thing.guard, thing.barred) for thing in offer.things
