@@ -282,7 +282,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "versions-differ": (
         "Nodes have other versions of vlmcache, Ray or Python than this machine.",
-        "Install the same versions on all nodes; 'vlmcache --version' shows one of them.",
+        "Install the same versions on all nodes; 'vlmcache doctor' shows those of one.",
     ),
     "fleet-differs": (
         "A node is missing a model, or has another commit of it than other nodes.",
