@@ -65,6 +65,7 @@ class AnyCommands(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="any-")).resolve()
         self.root, self.drive = self.folder / "hub", self.folder / "drive"
         (self.folder / "store").mkdir()
+        self.base = CacheBuilder(self.folder / "base")
         self.config = self.folder / "config.yaml"
         self.config.write_text(
             f"models: {{mine: {{repo: {CONFIGURED[0]}, revision: {CONFIGURED[1]}}}}}\n"
@@ -76,6 +77,8 @@ class AnyCommands(RuleBasedStateMachine):
             for (repo, ref), commit in self.on_hub.items()
             for number in [NUMBERS[repo, ref]]
         }
+        for key, wanted in sorted(self.contents.items())[::2]:
+            self.base.repo(key[0]).revision(wanted, commit=key[1])
         self.saved: set[Key] = set()
         self.strangers: dict[Path, bytes] = {}
         self.damaged: set[str] = set()
@@ -107,6 +110,16 @@ class AnyCommands(RuleBasedStateMachine):
 
     def repo_folder(self, repo: str) -> Path:
         return self.root / f"models--{repo.replace('/', '--')}"
+
+    def attached(self) -> set[Key]:
+        """Return the revisions of which a file is in the base."""
+        base = str(self.base.root) + os.sep
+        return {
+            (repo, commit)
+            for repo, commit in self.contents
+            for path in (self.repo_folder(repo) / "snapshots" / commit).rglob("*")
+            if os.path.realpath(path).startswith(base)
+        }
 
     def named(self, repo: str, ref: str | None) -> set[Key]:
         """Return what `repo` or `repo@ref` means here."""
@@ -274,6 +287,29 @@ class AnyCommands(RuleBasedStateMachine):
         )
         if report is not None and report.problem is None:
             assert not self.repo_folder(repo).is_symlink()
+
+    @rule(dry_run=st.booleans())
+    def attach(self, dry_run: bool) -> None:
+        before, there = fingerprint(self.root), fingerprint(self.base.root)
+        report = self.act(
+            "attach", lambda cache: cache.attach(self.base.root, dry_run=dry_run), set()
+        )
+        assert fingerprint(self.base.root) == there
+        if dry_run:
+            assert fingerprint(self.root) == before
+        elif report is not None and report.problem is None:
+            for path in self.base.root.glob("models--*/snapshots/*/config.json"):
+                repo = self.root / path.relative_to(self.base.root).parts[0]
+                here = self.root / path.relative_to(self.base.root)
+                assert here.exists() or repo.is_symlink() or not path.exists()
+
+    @rule()
+    def detach(self) -> None:
+        there = fingerprint(self.base.root)
+        report = self.act("detach", lambda cache: cache.detach(), self.attached())
+        assert fingerprint(self.base.root) == there
+        if report is not None and report.problem is None:
+            assert not self.attached()
 
     @precondition(lambda self: self.loads())
     @rule()

@@ -329,7 +329,11 @@ def open_in_base(tree: CacheTree, path: str) -> int:
         StaleError: no record of ours says that it leads there, or it leads to what is closed.
         OSError: the system refuses.
     """
-    folder, target = os.path.relpath(path, tree.root).split(os.sep)[0], tree.readlink(path)
+    folder = os.path.relpath(path, tree.root).split(os.sep)[0]
+    try:
+        target = tree.readlink(path)
+    except OSError:
+        raise stale(path) from None
     owned = base_record(tree, folder)
     base = owned and owned.record.base_of(target, folder, os.path.basename(path))
     if owned is None or base is None:

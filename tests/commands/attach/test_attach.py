@@ -15,9 +15,11 @@ from tests.kit.caches import CacheBuilder, du_allocated, fingerprint
 from tests.kit.commands import Vlmcache
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import pull
+from tests.kit.served import TOKEN, serving
 from vlmcache import Cache, UnknownModelError, UsageError
 from vlmcache.cache.base_record import decode, record_path
 from vlmcache.commands.doctor.bases import check_bases
+from vlmcache.commands.watch.events import changes
 from vlmcache.config import open_session
 from vlmcache.errors import ExitCode
 
@@ -324,6 +326,22 @@ def test_a_backup_has_the_content_and_restore_never_writes_through_a_link(
     os.unlink(attached.root / ONE / "blobs" / etag)
     assert attached.cache.restore(saved).problem is None
     assert not (attached.root / ONE / "blobs" / etag).is_symlink()
+
+
+def test_serve_serves_what_is_in_the_base(attached: Based, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLMCACHE_SERVE_TOKEN", TOKEN)
+    with serving(attached.root, "org/one") as ask:
+        answer = ask("/org/one/resolve/main/model.safetensors")
+    assert (answer.status, answer.body) == (200, WEIGHTS)
+
+
+def test_watch_tells_when_a_base_is_not_there_and_when_it_is_back(attached: Based) -> None:
+    before = attached.scan()
+    other = attached.base.root.rename(attached.folder / "other")
+    gone = attached.scan()
+    other.rename(attached.base.root)
+    assert [event.kind for event in changes(before, gone)] == ["away"]
+    assert [event.kind for event in changes(gone, attached.scan())] == ["back"]
 
 
 def test_doctor_says_what_is_new_in_the_base_and_when_it_is_not_there(attached: Based) -> None:

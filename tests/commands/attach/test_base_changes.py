@@ -129,7 +129,9 @@ def test_a_base_without_its_folder_is_away_and_no_command_takes_it_for_damage(
     assert based.state() == "away"
     assert based.cache.status().repos[0].state == "away"
     based.cache.clean(all=True)
-    based.cache.verify()
+    verification = based.cache.verify()
+    assert (verification.missing, verification.damaged) == ((), ())
+    assert len(verification.unverifiable) == 2
     assert isinstance(pull(hub, based.root, "org/one").problem, AwayError)
     with pytest.raises(UsageError, match="is not there"):
         based.cache.attach()

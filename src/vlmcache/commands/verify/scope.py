@@ -347,7 +347,8 @@ def add_missing(scope: Scope, results: Results, state: CacheState) -> None:
     """Note what loading needs and what does not exist, or is on a drive that is away."""
     repo, absent = scope.repo, set[str]()
     shut = [finding.path + os.sep for finding in repo.findings if finding.code == UNREADABLE]
-    for revision in scope.revisions:
+    # Of what is away, nothing is known to be missing.
+    for revision in scope.revisions if repo.away is None else ():
         if any(f"{revision.path}{os.sep}".startswith(folder) for folder in shut):
             continue  # what is in a folder that cannot be read is not known
         names = repo.lost_names(revision.commit) if revision.files else set()

@@ -66,7 +66,7 @@ def _changes_of(was: Repo | None, now: Repo | None, before: float, after: float)
         if was is None or was.away is None:
             detail = f"{away_words(now.away)}; {away_remedy(now.away)}"
             yield _event("away", now, path=now.path, detail=detail)
-    elif was is not None and was.away is not None and now.linked_to is not None:
+    elif was is not None and was.away is not None and (now.linked_to or now.bases):
         yield _event("back", now, path=now.path)
     else:
         if was is not None:

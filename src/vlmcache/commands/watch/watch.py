@@ -287,7 +287,9 @@ class Scans:
             # The system does not report what changes behind links.
             notified = self._notifications is not None
             repos = [
-                repo for repo in self._state.repos if not notified or repo.linked_to is not None
+                repo
+                for repo in self._state.repos
+                if not notified or repo.linked_to is not None or repo.bases
             ]
             times = _folder_times(self._state, repos) if repos or not notified else {}
             touched |= {name for name in times if times[name] != self._times.get(name)}
@@ -324,6 +326,9 @@ def _folder_times(state: CacheState, repos: Iterable[Repo]) -> dict[str, tuple[i
         names += (f"{layout.SNAPSHOTS}/{revision.commit}" for revision in repo.revisions)
         paths[repo.folder] = [repo.path, *(f"{repo.path}/{name}" for name in names)]
         paths[repo.folder] += (partial.path for partial in repo.partials)
+        paths[repo.folder] += (
+            layout.blob_path(os.path.join(base, repo.folder), "") for base in repo.bases
+        )
     return {name: tuple(map(_mtime, its_paths)) for name, its_paths in paths.items()}
 
 
