@@ -301,6 +301,20 @@ def test_the_archive_of_the_configuration_counts_and_plain_clean_does_not_need_i
     assert not [path for path in room.root.glob("models--*") if not path.is_symlink()]
 
 
+def test_a_configured_archive_that_is_away_is_needed_only_if_something_has_to_move(
+    room: Room,
+) -> None:
+    room.configure(archived=True, max_size=10 * du_allocated(room.root))
+    room.session = room.session._replace(
+        config=msgspec.structs.replace(room.session.config, archive="/no/such/drive")
+    )
+    orphan = room.builder.repo("org/waste")
+    orphan.revision(model_files())
+    assert room.cache.clean().problem is None
+    with pytest.raises(UsageError, match="no such folder"):
+        room.cache.clean(max_size=0)
+
+
 def test_an_archive_without_a_size_or_an_age_is_refused(room: Room) -> None:
     with pytest.raises(UsageError, match="how much"):
         room.clean()

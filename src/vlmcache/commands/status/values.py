@@ -50,6 +50,8 @@ class CacheSummary(msgspec.Struct, frozen=True):
     comfortable_free: int
     max_size: int | None
     by_class: ByClass
+    archive: str | None = None
+    """The configured folder to which `clean` moves models instead of deleting them."""
 
     @property
     def bound(self) -> int | None:
@@ -99,6 +101,7 @@ def summarize_cache(session: Session, state: CacheState, mount: Mount | None) ->
         comfortable_free=limits.comfortable_free,
         max_size=limits.max_size,
         by_class=state.by_class,
+        archive=session.config.archive,
     )
 
 
