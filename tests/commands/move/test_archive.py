@@ -454,6 +454,45 @@ def test_a_model_comes_back_as_it_was_and_is_gone_there(room: Room) -> None:
     room.check()
 
 
+def test_what_is_in_use_or_downloaded_into_is_not_recalled(room: Room) -> None:
+    """Through its link a program takes the locks of the cache, and opens the files there."""
+    assert room.clean(max_size=0).problem is None
+    lock = room.root / ".locks" / folder_of(NAMES[0]) / ("a" * 64 + ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX);"
+        "print(flush=True); sys.stdin.read()"
+    )
+    blob = next((room.root / folder_of(NAMES[1])).glob("snapshots/*/w.bin"))
+    for name, path in ((NAMES[0], lock), (NAMES[1], blob)):
+        user = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        try:
+            assert user.stdout is not None
+            user.stdout.readline()
+            done = room.cache.recall(name)
+        finally:
+            user.communicate()
+        assert done.problem is not None
+        assert (done.problem.exit_code, done.receipt) == (ExitCode.BUSY, None)
+        assert str(user.pid) in done.problem.message
+        assert name in room.archived
+    room.check()
+
+
+def test_a_load_test_says_where_it_reads_from(room: Room) -> None:
+    from vlmcache.load.source import ModelFinder
+
+    room.builder.repo("org/model").revision(model_files())
+    here = ModelFinder(room.session, ["org/model"]).find("org/model")[1].origin
+    assert (here["elsewhere"], here["repo"]) == (None, "org/model")
+    assert room.cache.move(room.there, "org/model").problem is None
+    moved = ModelFinder(room.session, ["org/model"]).find("org/model")[1].origin
+    assert moved["elsewhere"] == str(room.there)
+    assert moved["path"].startswith(f"{room.there}/models--org--model/snapshots/")
+
+
 def test_a_recall_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     with small_filesystem(4_000_000) as fast, small_filesystem(8_000_000) as slow:
         room = Room(fast, slow)
