@@ -365,6 +365,22 @@ def test_a_budget_counts_from_the_users_own_files_only(tmp_path: Path) -> None:
     assert (at_home.source, at_home.limits.max_size) == ("user", 5 * 10**9)
 
 
+def test_an_archive_is_the_absolute_path_of_a_folder_and_counts_in_any_working_folder(
+    tmp_path: Path,
+) -> None:
+    user = write_user_config("vlmcache:\n  archive: ~/slow/../hdd\n")
+    (tmp_path / "config.yaml").write_text("models: {}\nvlmcache:\n  archive: /elsewhere\n")
+    local = load_config(None, environment(tmp_path))
+    assert local.source == "./config.yaml"
+    assert local.archive == os.path.join(os.path.expanduser("~"), "hdd")
+    assert load_config("config.yaml", environment(tmp_path)).archive == "/elsewhere"
+    user.write_text("vlmcache:\n  archive: null\n")
+    assert load_config(None, environment(tmp_path)).archive is None
+    user.write_text("vlmcache:\n  archive: hdd\n")
+    with pytest.raises(ConfigError, match=r":2: vlmcache.archive: 'hdd' is not an absolute path"):
+        load_config(str(user), environment(tmp_path))
+
+
 @pytest.mark.parametrize("key", ["max_size: 1MB", "archive: /x", "base: /x", "sources: [/x]"])
 def test_each_key_that_leads_elsewhere_or_removes_more_is_shown_and_ignored(
     tmp_path: Path, key: str

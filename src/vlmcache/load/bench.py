@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from vlmcache.cache import layout
 from vlmcache.cache.free_memory import available_memory
 from vlmcache.cache.memory import MemoryEstimate
 from vlmcache.cache.state import Finding
@@ -372,16 +371,13 @@ class _Bench:
             warm=None,
             disk_limit_seconds=None,
             efficiency=None,
-            repo=source.repo,
-            commit=source.commit,
             source=source.kind,
             memory_estimate=run.need.total,
             memory_context=run.need.context if self.options.context else None,
             memory_notes=run.need.notes,
             expected=_expected(model, source),
             cold_libraries=self.options.cold_libraries,
-            path=os.path.realpath(source.folder),
-            elsewhere=_elsewhere(source),
+            **source.origin,
         )
         speeds = {device.device: copy_speed_of(device) for device in self.machine.accelerators}
         result = summarize(
@@ -475,17 +471,6 @@ def _key(source: ModelFiles, loader: Loader) -> Hashable:
 
 def _now() -> datetime:
     return datetime.now(timezone.utc).replace(microsecond=0)
-
-
-def _elsewhere(source: ModelFiles) -> str | None:
-    """Return the other cache that a model was moved to, `None` if it is where its cache is."""
-    if source.repo is None or source.cache_dir is None:
-        return None
-    link = os.path.join(source.cache_dir, layout.repo_folder("model", source.repo))
-    inside = os.path.join(link, "")
-    if not os.path.islink(link) or not source.folder.startswith(inside):
-        return None
-    return os.path.dirname(os.path.realpath(link))
 
 
 def _expected(model: ModelConfig | None, source: ModelFiles) -> Expectation | None:

@@ -81,6 +81,17 @@ class ModelFiles(msgspec.Struct, frozen=True):
     quantized_by: str | None = None
     """The method that the stored weights are quantized by, if they are."""
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What it is and where, as a result of a load test says it."""
+        elsewhere = None
+        if self.repo is not None and self.cache_dir is not None:
+            link = os.path.join(self.cache_dir, layout.repo_folder("model", self.repo))
+            if self.folder.startswith(os.path.join(link, "")) and os.path.islink(link):
+                elsewhere = os.path.dirname(os.path.realpath(link))
+        path = os.path.realpath(self.folder)
+        return {"repo": self.repo, "commit": self.commit, "path": path, "elsewhere": elsewhere}
+
 
 class ModelFinder:
     """Finds the files of models in the cache, which is scanned once, and only the repos named.

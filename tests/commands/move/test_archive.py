@@ -301,6 +301,20 @@ def test_the_archive_of_the_configuration_counts_and_plain_clean_does_not_need_i
     assert not [path for path in room.root.glob("models--*") if not path.is_symlink()]
 
 
+def test_a_configured_archive_that_is_away_is_needed_only_if_something_has_to_move(
+    room: Room,
+) -> None:
+    room.configure(archived=True, max_size=10 * du_allocated(room.root))
+    room.session = room.session._replace(
+        config=msgspec.structs.replace(room.session.config, archive="/no/such/drive")
+    )
+    orphan = room.builder.repo("org/waste")
+    orphan.revision(model_files())
+    assert room.cache.clean().problem is None
+    with pytest.raises(UsageError, match="no such folder"):
+        room.cache.clean(max_size=0)
+
+
 def test_an_archive_without_a_size_or_an_age_is_refused(room: Room) -> None:
     with pytest.raises(UsageError, match="how much"):
         room.clean()
@@ -438,6 +452,45 @@ def test_a_model_comes_back_as_it_was_and_is_gone_there(room: Room) -> None:
     assert (again.problem, again.repos) == (None, ())
     assert again.plan.kept[0].reason == "is in the cache already"
     room.check()
+
+
+def test_what_is_in_use_or_downloaded_into_is_not_recalled(room: Room) -> None:
+    """Through its link a program takes the locks of the cache, and opens the files there."""
+    assert room.clean(max_size=0).problem is None
+    lock = room.root / ".locks" / folder_of(NAMES[0]) / ("a" * 64 + ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX);"
+        "print(flush=True); sys.stdin.read()"
+    )
+    blob = next((room.root / folder_of(NAMES[1])).glob("snapshots/*/w.bin"))
+    for name, path in ((NAMES[0], lock), (NAMES[1], blob)):
+        user = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        try:
+            assert user.stdout is not None
+            user.stdout.readline()
+            done = room.cache.recall(name)
+        finally:
+            user.communicate()
+        assert done.problem is not None
+        assert (done.problem.exit_code, done.receipt) == (ExitCode.BUSY, None)
+        assert str(user.pid) in done.problem.message
+        assert name in room.archived
+    room.check()
+
+
+def test_a_load_test_says_where_it_reads_from(room: Room) -> None:
+    from vlmcache.load.source import ModelFinder
+
+    room.builder.repo("org/model").revision(model_files())
+    here = ModelFinder(room.session, ["org/model"]).find("org/model")[1].origin
+    assert (here["elsewhere"], here["repo"]) == (None, "org/model")
+    assert room.cache.move(room.there, "org/model").problem is None
+    moved = ModelFinder(room.session, ["org/model"]).find("org/model")[1].origin
+    assert moved["elsewhere"] == str(room.there)
+    assert moved["path"].startswith(f"{room.there}/models--org--model/snapshots/")
 
 
 def test_a_recall_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from vlmcache.change.plan import Failure, Plan, Receipt, stamp
 from vlmcache.change.remove import apply_removals
 from vlmcache.change.space import FreeSpace, free_bytes
 from vlmcache.commands.move.apply import Mover
-from vlmcache.commands.move.archive_plan import ArchiveFacts, plan_archiving
+from vlmcache.commands.move.archive_plan import ArchiveFacts, goal_of, plan_archiving
 from vlmcache.commands.move.move import check_filesystems, planned_report, planned_repos, sole
 from vlmcache.commands.move.plan import Destination, MoveChoice, plan_move
 from vlmcache.commands.move.survey import check_same, choose_repos, open_archive, read_destination
@@ -108,12 +108,19 @@ class _Job:
         assert options.to is not None
         known, removal = planned(session, waste_only, dry_run=dry_run)
         state = self.state = known.state
+        free = free_bytes(state.dir)
+        if (
+            options.older_than is None
+            and options.to == config.archive
+            and not goal_of(state, options, free, removal.plan)
+        ):
+            return removal  # nothing has to move, so the drive need not be there
         self.target = target = open_archive(state, options.to)
         self.device = _device(target.path)
         room = free_bytes(target.path)
         facts = ArchiveFacts(
             state.scanned_at,
-            free_bytes(state.dir),
+            free,
             0 if room is None else room,
             known.used,
             pinned_models(config, state, options.evict),
@@ -140,8 +147,6 @@ class _Job:
 
     def carry_out(self, removal: Removal, progress: Progress) -> Removal:
         """Carry the plan out: waste first, since it may be in what is moved."""
-        archive = removal.archive
-        assert archive is not None
         space = FreeSpace(self.state.dir)
         waste, receipt = Plan(removal.removals), Receipt(())
         if waste.actions:
@@ -149,6 +154,9 @@ class _Job:
             usage = users_of(self.state)
             receipt = apply_removals(waste, self.state, in_use=usage.files)
             forget(self.session.environment, self.state)
+        archive = removal.archive
+        if archive is None:
+            return msgspec.structs.replace(removal, receipt=space.measured(receipt))
         begun, outcomes, freed, copied = time.monotonic(), receipt.outcomes, receipt.freed, 0
         if archive.repos or self.rest:
             try:

@@ -75,15 +75,7 @@ def plan_archiving(
         waste: what is removed in any case.
         rest: folders of repos that an interrupted move has brought over and not finished.
     """
-    inside = os.path.join(state.dir, "")
-    freed = sum(
-        getattr(action, "frees", 0) for action in waste.actions if action.path.startswith(inside)
-    )
-    goal = 0
-    if options.max_size is not None:
-        goal = max(goal, state.size_on_disk - options.max_size - freed)
-    if options.free is not None and facts.free_now is not None:
-        goal = max(goal, options.free - facts.free_now - freed)
+    goal = goal_of(state, options, facts.free_now, waste)
     candidates, kept = _candidates(state, destination, facts, waste)
     chosen: dict[str, str] = {}
     counted, room = set(destination.state.shared), facts.room
@@ -121,6 +113,20 @@ def plan_archiving(
         tuple(stay for stay in kept if stay.path not in stays),
     )
     return Archiving(joined([waste, moves]), [*chosen], missed)
+
+
+def goal_of(state: CacheState, options: CleanOptions, free_now: int | None, waste: Plan) -> int:
+    """Return how many bytes the sizes ask for that the removal of waste does not give back."""
+    inside = os.path.join(state.dir, "")
+    freed = sum(
+        getattr(action, "frees", 0) for action in waste.actions if action.path.startswith(inside)
+    )
+    goal = 0
+    if options.max_size is not None:
+        goal = max(goal, state.size_on_disk - options.max_size - freed)
+    if options.free is not None and free_now is not None:
+        goal = max(goal, options.free - free_now - freed)
+    return goal
 
 
 _LEAST_RECENT = "least recently used"

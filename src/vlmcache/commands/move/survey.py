@@ -272,11 +272,6 @@ def choose_repos(
                     f"move it from there: --cache-dir {os.path.dirname(repo.linked_to)}",
                 )
             kept.append(Kept(repo.path, repo.id, _where_it_is(repo, repo.linked_to, destination)))
-        elif repo.attached_to:
-            raise UsageError(
-                f"{name} is not moved: {attached_words(repo)}",
-                units.command("detach", repo.attached_to[0]),
-            )
         else:
             folders.append(folder)
     return MoveChoice(list(dict.fromkeys(folders)), list(dict.fromkeys(ends)), kept)
@@ -331,10 +326,15 @@ def check_sources(repos: Sequence[Repo], destination: Destination) -> None:
 def refusal_of(repo: Repo, destination: Destination) -> VlmcacheError | None:
     """Return why a repo would not be the same elsewhere, `None` if it would.
 
-    It is damaged (`SourceDamagedError`), has links out of the cache or a namesake at the
-    destination (`UsageError`), or names in it differ only by case, and the destination ignores that
-    (`CacheError`).
+    It is damaged (`SourceDamagedError`), has links into a base or out of the cache or a namesake at
+    the destination (`UsageError`), or names in it differ only by case, and the destination ignores
+    that (`CacheError`).
     """
+    if repo.attached_to:
+        return UsageError(
+            f"{repo.id} is not moved: {attached_words(repo)}",
+            units.command("detach", repo.attached_to[0]),
+        )
     cache_dir = os.path.dirname(repo.path)
     for finding in repo.findings:
         if finding.severity == "error" and judge_repo(repo) == "damaged":

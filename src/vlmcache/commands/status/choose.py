@@ -283,6 +283,8 @@ class _Freeing:
                 continue
             kept = [word for name in keep for word in ("--keep", name)]
             text = f"{size_text(plan.frees)} can be freed: {freed_by_kind(plan)}"
+            if self.room.archive is not None and options.evicts:
+                text += f"; models are moved to {self.room.archive}, not deleted"
             return self.advised.recommend(text, "clean", *words, *kept, frees=plan.frees), plan
         return None
 

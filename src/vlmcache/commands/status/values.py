@@ -54,6 +54,8 @@ class CacheSummary(msgspec.Struct, frozen=True):
     by_class: ByClass
     trash: int = 0
     """Bytes on disk of all that is in the trash; by_class counts what of it is in the folder."""
+    archive: str | None = None
+    """The configured folder to which `clean` moves models instead of deleting them."""
 
     @property
     def bound(self) -> int | None:
@@ -104,6 +106,7 @@ def summarize_cache(session: Session, state: CacheState, mount: Mount | None) ->
         max_size=limits.max_size,
         by_class=state.by_class,
         trash=trash_size(state.dir) if state.exists else 0,
+        archive=session.config.archive,
     )
 
 
