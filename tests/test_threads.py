@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from vlmcache.progress import Stopped, StopToken
-from vlmcache.threads import each, results
+from vlmcache.threads import StillError, each, results, unless_still
 
 
 @pytest.mark.parametrize("workers", [1, 3, 50])
@@ -52,3 +52,13 @@ def test_work_that_somebody_else_stops_ends_as_stopped() -> None:
     stop_token.stopped.set()
     with pytest.raises(Stopped):
         each([1], lambda _: None, 1, stop_token)
+
+
+def test_work_that_stands_still_is_given_up_and_other_work_has_its_time() -> None:
+    ended = threading.Event()
+    with pytest.raises(StillError, match=r"for 0\.2 s"):
+        unless_still(lambda: ended.wait(60), 0.2)
+    ended.set()
+    assert unless_still(lambda: sum(range(100_000)), 60) == 4_999_950_000
+    with pytest.raises(ValueError, match="nonsense"):
+        unless_still(lambda: int("nonsense"), 60)

@@ -727,6 +727,7 @@ class Cache:
         """
         from vlmcache.commands.schedule import schedule
 
+        seconds = as_seconds(self.named("every"), every)
         option = self.named("show" if show else "remove")
         if (show and remove) or ((show or remove) and every is not None):
             raise UsageError(f"{option} goes with no other option: it makes no schedule")
@@ -740,7 +741,6 @@ class Cache:
             if line is not None or every is not None or name is not None:
                 raise UsageError("no command to schedule", "vlmcache schedule verify --every 7d")
             return schedule.show(self.session)
-        seconds = as_seconds(self.named("every"), every)
         if seconds is None:
             raise UsageError(
                 f"how often? {self.named('every')} is missing", "for example --every 1d"

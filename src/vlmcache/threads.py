@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -169,3 +170,52 @@ def in_parallel(
     if failures:
         raise failures[0]
     return [found[number] for number in range(len(items))]
+
+
+class StillError(Exception):
+    """Some work stands still."""
+
+
+def unless_still(work: Callable[[], _R], seconds: float) -> _R:
+    """Return what some work returns, for as long as it takes, unless it stands still.
+
+    It does if its thread uses no time of a processor: what reads from a disk, however slow, uses
+    some for each block, and what waits for a drive that has gone uses none. Such a thread is left
+    behind. Where the system does not say what a thread uses, nothing is given up.
+
+    Args:
+        work: what is done, in a thread of its own.
+        seconds: how long it may stand still.
+
+    Raises:
+        StillError: it stands still.
+        BaseException: what the work raised.
+    """
+    clocks: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    results: list[_R] = []
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def run() -> None:
+        clock = getattr(time, "pthread_getcpuclockid", None)
+        clocks.put(None if clock is None else clock(threading.get_ident()))
+        try:
+            results.append(work())
+        except BaseException as error:
+            failures.append(error)
+        done.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    clock = clocks.get()
+    used, since = -1.0, time.monotonic()
+    while not done.wait(min(0.5, seconds)):
+        now = time.monotonic()
+        # The thread may have ended by now.
+        with contextlib.suppress(OSError):
+            spent = now if clock is None else time.clock_gettime(clock)
+            used, since = spent, (now if spent != used else since)
+        if now - since >= seconds:
+            raise StillError(f"nothing was read of it for {seconds:g} s")
+    if failures:
+        raise failures[0]
+    return results[0]

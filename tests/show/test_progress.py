@@ -89,6 +89,12 @@ def test_a_shortened_name_fits_and_keeps_its_beginning_and_end(name: str, width:
 
 def test_names_are_shortened_where_they_say_least() -> None:
     assert short_name("Qwen/Qwen2-VL-2B-Instruct", 20, UNICODE) == "Qwen2-VL-2B-Instruct"
+    assert short_name("organization/VLM-2B-Instruct", 20, UNICODE) == "…/VLM-2B-Instruct"
+    assert (
+        short_name("organization/A-Very-Long-Name-Instruct", 20, UNICODE) == "A-Very-Long-Nam…ruct"
+    )
+    assert short_name("/data/hub", 6, UNICODE) == "/dat…b"
+    assert short_name("  onnx/deep/model.onnx", 16, UNICODE) == "  …/model.onnx"
     shard = "  model-00001-of-00005.safetensors"
     assert short_name(shard, 26, UNICODE) == "  model-1-of-5.safetensors"
     assert short_name(shard, 17, UNICODE) == "  model-1-of…sors"

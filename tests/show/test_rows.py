@@ -6,7 +6,6 @@ import io
 
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -15,12 +14,11 @@ from vlmcache.show.prose import whole
 from vlmcache.show.rows import (
     bar,
     class_text,
-    labelled,
     repos_text,
-    shortened,
     table,
     wrapped,
 )
+from vlmcache.show.tables import labelled
 from vlmcache.show.text import printable
 
 NAMES = st.text("aZ09-_./視モデ é\x1b\u200e", min_size=1, max_size=120).map(printable)
@@ -28,21 +26,6 @@ NAMES = st.text("aZ09-_./視モデ é\x1b\u200e", min_size=1, max_size=120).map(
 
 def screen(width: int) -> Console:
     return Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-
-
-@given(NAMES, st.integers(1, 60))
-def test_a_shortened_name_fits_and_keeps_its_beginning_or_its_last_part(
-    name: str, width: int
-) -> None:
-    short = shortened(name, width)
-    assert cell_len(short) <= width
-    assert short == name or "…" in short
-
-
-def test_the_owner_of_a_repo_is_left_out_before_the_middle_of_its_name() -> None:
-    assert shortened("organization/VLM-2B-Instruct", 20) == "…/VLM-2B-Instruct"
-    assert shortened("organization/A-Very-Long-Name-Instruct", 20) == "A-Very-Long-Nam…ruct"
-    assert shortened("/data/hub", 6) == "/dat…b"
 
 
 @given(st.lists(st.tuples(NAMES, st.integers(0, 10**12)), max_size=5), st.integers(40, 160))
@@ -78,8 +61,12 @@ def test_lines_are_broken_between_words_only_and_nothing_is_lost(words: list[str
 
 
 def test_a_label_stands_before_the_first_line_only() -> None:
-    lines = [line.plain for line in labelled(screen(20), "Disk", "one two three four")]
-    assert lines == ["Disk    one two", "        three four"]
+    out = screen(28)
+    out.print(labelled("Disk", "one two three four five"))
+    assert out.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "Disk    one two three four",
+        "        five",
+    ]
 
 
 def test_a_bar_is_as_long_as_it_should_be() -> None:

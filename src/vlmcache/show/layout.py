@@ -175,12 +175,17 @@ def cells(text: str) -> int:
 def short_name(name: str, width: int, glyphs: Glyphs) -> str:
     """Return a name that occupies so many columns at most, shortened in its middle.
 
-    An owner or a folder before it is left out first: what tells names apart follows it.
+    An owner or a folder before it is left out first: what tells names apart follows it. Of a path
+    from the root both ends are kept.
     """
     if cells(name) <= width:
         return name
     indent = name[: len(name) - len(name.lstrip(" "))]
-    last = indent + name[len(indent) :].rpartition("/")[2] if ": " not in name else name
+    owner, slash, last = name[len(indent) :].rpartition("/")
+    last = name if ": " in name or owner[:1] in ("", "/") else indent + last
+    marked = f"{indent}{glyphs.cut}{slash}{last.lstrip(' ')}"
+    if last != name and cells(marked) <= width:
+        return marked
     if cells(last) > width:
         last = _PADDED.sub("", last)
     if cells(last) <= width:

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.containers import Lines
 from rich.text import Text
 
 from vlmcache import late
 from vlmcache.cache.state import ByClass
-from vlmcache.show.layout import fitting
+from vlmcache.show.layout import short_name
 from vlmcache.show.prose import GLUE, breaks
+from vlmcache.show.text import UNICODE
 from vlmcache.units import and_list, counted, size_text
 
 _UNIT = late.pattern(r"(?<=[0-9]) (?=(?:[kMGT]?B|s|min)\b)")
@@ -38,24 +38,6 @@ _CLASS_WORDS = {
 def width_of(out: Console) -> int | None:
     """Return the columns of a terminal, `None` for a pipe, which gets complete lines."""
     return out.width if out.is_terminal or out.file.isatty() else None
-
-
-def shortened(text: str, width: int) -> str:
-    """Return a string in at most so many columns, without its middle: both ends say more.
-
-    Of a repo's id the owner is left out first.
-    """
-    if cell_len(text) <= width:
-        return text
-    owner, slash, name = text.partition("/")
-    if owner.strip() and slash and "/" not in name:
-        text = f"…/{name}"
-        if cell_len(text) <= width:
-            return text
-        text = name
-    room = max(0, width - 1)
-    end = fitting(text[::-1], room // 4)[::-1]
-    return fitting(text, room - cell_len(end)) + "…" * (width > 0) + end
 
 
 def table(
@@ -106,7 +88,7 @@ def _line(
     line = Text(no_wrap=True)
     for cell, room, column in zip(cells, widths, columns, strict=True):
         if cell.cell_len > room:
-            cell = Text(shortened(cell.plain, room), cell.style)
+            cell = Text(short_name(cell.plain, room, UNICODE), cell.style)
         gap = " " * (room - cell.cell_len)
         parts = (gap, cell) if column in numbers else (cell, gap)
         for part in (" " * _GAP if line else "", *parts):
@@ -144,12 +126,6 @@ def wrapped(
         whole.rstrip()
         shown.append(whole)
     return shown
-
-
-def labelled(out: Console, label: str, text: str | Text, style: str = "") -> list[Text]:
-    """Return lines after a label of six letters at most, continued below themselves."""
-    content = Text(text, style) if isinstance(text, str) else text
-    return wrapped(out, content, 8, first=Text(label, "dim"))
 
 
 def print_rows(out: Console, lines: Iterable[Text]) -> None:

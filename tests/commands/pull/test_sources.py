@@ -26,6 +26,7 @@ from tests.kit.hub import Fault, LoopbackHub, Synthetic, hang, slow, status
 from tests.kit.pulls import QUICK, REPO, content, fetches, lies, variables
 from tests.kit.pulls import pull as pull_quickly
 from tests.kit.served import TOKEN, serving
+from vlmcache.commands.pull import sources
 from vlmcache.commands.pull.values import PullReport
 from vlmcache.errors import UsageError
 
@@ -422,3 +423,19 @@ def test_a_pull_that_was_killed_continues_from_another_source(
     assert begun > 0
     pull(hub, tmp_path / "by-hub").check()
     assert content(cache) == content(tmp_path / "by-hub")
+
+
+def test_a_drive_that_hangs_when_it_is_opened_is_given_up_and_the_hub_is_asked(
+    hub: LoopbackHub, other: CacheBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = threading.Event()
+    monkeypatch.setattr(sources, "SILENCE", 0.2)
+    monkeypatch.setattr(sources, "_is_cache", lambda _: back.wait(60))
+    quick = msgspec.structs.replace(STEADY, data_timeout=None)
+    try:
+        report = pull(hub, tmp_path / "cache", sources=(str(other.root),), patience=quick)
+    finally:
+        back.set()
+    assert report.problem is None
+    assert codes(report) == {"source-unusable"}
+    assert "nothing was read of it for 0.2 s" in report.findings[0].detail

@@ -29,6 +29,7 @@ class OfSystemd(Subject[bool]):
 
     def __init__(self, old: Schedule | None, new: Schedule | None) -> None:
         self.command = "schedule" if new else "schedule --remove"
+        self.command += "" if type(self) is OfSystemd else ", launchd"
         self.old, self.new = old, new
 
     def timers(self, place: Path) -> Systemd | Launchd:
@@ -91,6 +92,7 @@ def _programs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timers, "ask", lambda *_, **__: Said(0, "Version=1", ""))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("fault", FAULTS, ids=fault_name)
 @pytest.mark.parametrize("kind", [OfSystemd, OfLaunchd])
 @pytest.mark.parametrize(("old", "new"), [(None, NEW), (OLD, NEW), (OLD, None)])

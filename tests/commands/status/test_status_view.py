@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
 
 from tests.kit.caches import CacheBuilder, model_files
 from tests.kit.commands import Vlmcache
@@ -23,6 +22,7 @@ from vlmcache.commands.status.values import (
     RepoStatus,
     Status,
 )
+from vlmcache.show.console import _Console
 
 GB = 10**9
 CLASSES = ByClass(referenced=100 * GB, detached=2 * GB, orphan=GB, partial=3 * GB, metadata=GB)
@@ -60,7 +60,7 @@ def status(
 def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
     def show(value: Status, width: int = 80, *, verbose: bool = False, **listing: Any) -> list[str]:
         stream = io.StringIO()
-        out = Console(file=stream, width=width, force_terminal=True, color_system=None)
+        out = _Console(file=stream, width=width, force_terminal=True, color_system=None)
         monkeypatch.setattr(view, "console", lambda: out)
         view.show(value, listing=Listing(**listing), verbose=verbose)
         return stream.getvalue().splitlines()

@@ -31,6 +31,7 @@ from vlmcache.hub.retry import TroubleError
 from vlmcache.hub.served import ServedContents
 from vlmcache.hub.sources import SILENCE, Source
 from vlmcache.progress import StopToken
+from vlmcache.threads import StillError, unless_still
 
 _OLLAMA = "sha256-"
 """What Ollama begins the name of a blob with, before the same hash as the hub's."""
@@ -238,7 +239,7 @@ def open_sources(
     opened = Opened([], [])
     for number, text in enumerate(dict.fromkeys([*named, *session.config.sources])):
         try:
-            opened.sources.append(_open(session, client, text, token))
+            opened.sources.append(_open_in_time(session, client, text, token))
         except (OSError, VlmcacheError, TroubleError) as caught:
             error = caught.error if isinstance(caught, TroubleError) else caught
             words = error.message if isinstance(error, VlmcacheError) else reason_of(error)
@@ -254,6 +255,25 @@ def open_sources(
 
 def _hint(error: Exception) -> str | None:
     return error.hint if isinstance(error, VlmcacheError) else None
+
+
+def _open_in_time(session: Session, client: Client, text: str, token: str | None) -> Source:
+    """Open a source; one on a disk may take its time, and may not stand still.
+
+    Raises:
+        PlaceError: it stands still, as a mount does whose server has gone.
+    """
+
+    def work() -> Source:
+        return _open(session, client, text, token)
+
+    if local_path(text) is None:
+        # What is reached by the network has limits of its own.
+        return work()
+    try:
+        return unless_still(work, max(SILENCE, client.patience.data_timeout or 0.0))
+    except StillError as error:
+        raise PlaceError(str(error), "is its drive or its server still there?") from None
 
 
 def _open(session: Session, client: Client, text: str, token: str | None) -> Source:

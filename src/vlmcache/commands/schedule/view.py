@@ -11,8 +11,7 @@ from rich.text import Text
 from vlmcache.commands.schedule.values import ScheduleReport, ScheduleStatus
 from vlmcache.show.console import console, print_line
 from vlmcache.show.prose import whole
-from vlmcache.show.rows import labelled, print_rows
-from vlmcache.show.tables import SEVERITY_COLORS
+from vlmcache.show.tables import SEVERITY_COLORS, labelled
 from vlmcache.show.text import ago, outcome_text, printable
 
 _KINDS = {"systemd": "a systemd timer", "cron": "a line of the crontab", "launchd": "launchd"}
@@ -37,7 +36,7 @@ def show(value: ScheduleReport, *, verbose: bool = False, stream: IO[str] | None
         text = Text(printable(finding.detail), SEVERITY_COLORS[finding.severity])
         if finding.remedy:
             text.append(f": {whole(printable(finding.remedy))}", "default")
-        print_rows(out, labelled(out, "Note" if finding.severity == "info" else "But", text))
+        out.print(labelled("Note" if finding.severity == "info" else "But", text))
     if verbose or (value.action == "set" and not value.written and stream is None):
         for file in value.files:
             print_line(out, Text(f"\n{printable(file.path)}", "bold"))
@@ -51,18 +50,18 @@ def _show_one(out: Console, value: ScheduleReport, schedule: ScheduleStatus) -> 
     verb["removed"] = "Removed" if value.written else "To remove"
     how = f"{schedule.when}, by {_KINDS[schedule.kind]}, as {printable(schedule.user)}"
     print_line(out, Text(f"{verb[value.action]} {schedule.name}: {how}"))
-    lines = labelled(out, "Runs", whole(printable(schedule.command)))
+    out.print(labelled("Runs", whole(printable(schedule.command))))
     if value.action != "removed":
         names = ", ".join(name for name in schedule.variables if name.startswith(("HF_", "XDG_")))
-        lines += labelled(out, "With", printable(names)) if names else []
-        lines += labelled(out, "In", whole(printable(schedule.path)))
-        lines += labelled(out, "Log", whole(printable(schedule.log)))
+        if names:
+            out.print(labelled("With", printable(names)))
+        out.print(labelled("In", whole(printable(schedule.path))))
+        out.print(labelled("Log", whole(printable(schedule.log))))
     if value.now:
-        lines += labelled(out, "Now", value.now)
+        out.print(labelled("Now", value.now))
     if value.action == "shown":
         last = "it has not run yet"
         if schedule.last is not None:
             when = ago(schedule.last.begun, datetime.now(timezone.utc))
             last = f"{when}: {outcome_text(schedule.last)}"
-        lines += labelled(out, "Last", last)
-    print_rows(out, lines)
+        out.print(labelled("Last", last))

@@ -23,14 +23,13 @@ from vlmcache.show.console import console
 from vlmcache.show.prose import Prose, whole
 from vlmcache.show.rows import (
     class_text,
-    labelled,
     print_rows,
     repos_text,
     table,
     width_of,
     wrapped,
 )
-from vlmcache.show.tables import SEVERITY_COLORS, state_text
+from vlmcache.show.tables import SEVERITY_COLORS, labelled, state_text
 from vlmcache.show.text import NOTHING, ago, outcome_text, printable
 from vlmcache.units import and_more, counted, size_text
 
@@ -83,10 +82,10 @@ def show(status: Status, *, listing: Listing | None = None, verbose: bool = Fals
     if others and not listing.named:
         size = size_text(sum(repo.size_on_disk for repo in others))
         more = counted(len(others), "repo").replace(" ", " more ", 1)
-        print_rows(out, labelled(out, "Others", f"{more}, {size}: {whole(listing.more)}"))
+        out.print(labelled("Others", f"{more}, {size}: {whole(listing.more)}"))
     _print_elsewhere(out, status)
     if listing.outdated:
-        print_rows(out, labelled(out, "Hub", _outdated_text(status)))
+        out.print(labelled("Hub", _outdated_text(status)))
     _print_schedules(out, status, now)
     cleaning = next((step for step in status.recommendations if step.cleans), None)
     if cleaning is not None:
@@ -238,14 +237,14 @@ def _print_repos(
 def _print_cache(out: Console, cache: CacheSummary) -> None:
     filesystem = f", {cache.filesystem}" if cache.filesystem else ""
     where = f"{whole(printable(cache.dir))} ({cache.source}{filesystem})"
-    lines = labelled(out, "Cache", where)
+    out.print(labelled("Cache", where))
     if not cache.exists:
-        lines += labelled(out, "", "does not exist yet: the first pull creates it")
+        out.print(labelled("", "does not exist yet: the first pull creates it"))
     elif classes := class_text(cache.by_class):
-        lines += labelled(out, "", classes)
+        out.print(labelled("", classes))
     if cache.trash:
         text = f"{size_text(cache.trash)}: {whole('vlmcache trash')} lists it"
-        lines += labelled(out, "Trash", text)
+        out.print(labelled("Trash", text))
     if cache.free is not None and cache.total is not None:
         limits = (
             f"minimum {size_text(cache.min_free)}, comfortable {size_text(cache.comfortable_free)}"
@@ -253,8 +252,7 @@ def _print_cache(out: Console, cache: CacheSummary) -> None:
         style = "red" if cache.free < cache.min_free else ""
         style = style or ("yellow" if cache.free < cache.comfortable_free else "")
         text = f"{size_text(cache.free)} free of {size_text(cache.total)} ({limits})"
-        lines += labelled(out, "Disk", text, style)
-    print_rows(out, lines)
+        out.print(labelled("Disk", text, style))
 
 
 def _print_elsewhere(out: Console, status: Status) -> None:
@@ -272,11 +270,11 @@ def _print_elsewhere(out: Console, status: Status) -> None:
             text = f"{counted(len(place.repos), 'repo')} {verb} linked into {where}"
         style = "red" if place.free is None else ""
         label = "Base" if place.base else "Moved" if place.moved else "Linked"
-        print_rows(out, labelled(out, label, text, style))
+        out.print(labelled(label, text, style))
     for copy in status.copies:
         outdated = "" if copy.current else ", made by other versions of its libraries"
         text = f"{printable(copy.repo)} {copy.precision}, {size_text(copy.size)}{outdated}"
-        print_rows(out, labelled(out, "Copy", text))
+        out.print(labelled("Copy", text))
 
 
 def _print_schedules(out: Console, status: Status, now: datetime) -> None:
@@ -284,7 +282,7 @@ def _print_schedules(out: Console, status: Status, now: datetime) -> None:
     for outcome in status.schedules:
         text = f"{printable(outcome.name)}, {ago(outcome.begun, now)}: {outcome_text(outcome)}"
         bad = not outcome.running and outcome.exit_code != 0
-        print_rows(out, labelled(out, "Timer", text, "yellow" if bad else ""))
+        out.print(labelled("Timer", text, "yellow" if bad else ""))
 
 
 def _outdated_text(status: Status) -> str:
@@ -303,9 +301,8 @@ def _outdated_text(status: Status) -> str:
 def _print_cleaning(out: Console, step: Recommendation) -> None:
     """Print what can be freed, and how."""
     size = f"{size_text(step.frees)} can be freed"
-    lines = labelled(out, "Clean", Text.assemble(f"{size}: ", (whole(step.command or ""), "bold")))
-    lines += labelled(out, "", printable(step.text).replace(f"{size}: ", "", 1), "dim")
-    print_rows(out, lines)
+    out.print(labelled("Clean", Text.assemble(f"{size}: ", (whole(step.command or ""), "bold"))))
+    out.print(labelled("", printable(step.text).replace(f"{size}: ", "", 1), "dim"))
 
 
 def _print_step(out: Console, step: Recommendation) -> None:

@@ -34,17 +34,17 @@ from vlmcache.commands.watch.values import Download, Event, Observation, Snapsho
 from vlmcache.commands.watch.words import event_words, programs_text, rate_text
 from vlmcache.show.console import console, styled
 from vlmcache.show.document import stream_line, write
+from vlmcache.show.layout import short_name
 from vlmcache.show.rows import (
     bar,
     class_text,
     print_rows,
     repos_text,
-    shortened,
     table,
     width_of,
 )
 from vlmcache.show.tables import STATE_COLORS, state_text
-from vlmcache.show.text import NOTHING, printable
+from vlmcache.show.text import NOTHING, UNICODE, printable
 from vlmcache.units import duration_text, size_text
 
 _KEPT_EVENTS = 50
@@ -318,7 +318,7 @@ def _header(snapshot: Snapshot, rows: Sequence[Row], width: int | None) -> list[
     place = printable(cache.dir)
     room = len(place) if width is None else width - line.cell_len - 2
     if room >= _LEAST_PLACE:
-        line.append(f"  {shortened(place, room)}", "not bold dim")
+        line.append(f"  {short_name(place, room, UNICODE)}", "not bold dim")
     lines = [line]
     classes = class_text(cache.by_class)
     if ", " in classes:
