@@ -9,7 +9,7 @@ import msgspec
 
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure
-from vlmcache.commands.fleet.calls import LOST, Fleet, Node, Reply
+from vlmcache.commands.fleet.calls import LOST, SILENT, Fleet, Node, Reply
 from vlmcache.commands.fleet.parcels import (
     Checked,
     Errand,
@@ -32,6 +32,8 @@ from vlmcache.units import counted
 
 _BUNDLE_FILES, _BUNDLE_BYTES = 64, 16_000_000
 """Small files that are fetched together, at the most."""
+_SILENT = 3600.0
+"""Seconds that a node may take to read what it has, or to write on a slow disk."""
 _NEWS_EVERY = 1.0
 """Seconds after which a node answers, whether or not something has happened there."""
 
@@ -136,6 +138,8 @@ class Spread:
             {parcel.key: parcel.size for parcel in order},
             {name: stock_of(stock, order) for name, stock in stocks.items()},
         )
+        self._shown = {key: self._name_of(parcel) for key, parcel in self.parcels.items()}
+        """Parcel -> what people know it by."""
         self._open_calls: Counter[str] = Counter()
         """Method -> calls that are not answered yet."""
         self._checking: set[tuple[str, str]] = set()
@@ -185,7 +189,8 @@ class Spread:
 
     def _call(self, name: str, method: str, request: msgspec.Struct | None = None) -> None:
         self._open_calls[method] += 1
-        self._fleet.call(self.states[name].node, f"pull-{method}", request)
+        silent = _SILENT if method in ("open", "check", "finish") else SILENT
+        self._fleet.call(self.states[name].node, f"pull-{method}", request, silent=silent)
 
     def _replies(self, method: str) -> Iterator[tuple[str, Reply]]:
         """Yield the answer of each node that was asked; one that was lost meanwhile has one too."""
@@ -250,7 +255,7 @@ class Spread:
             self._land(state, landing)
         for key, position in news.positions.items():
             self.planner.moved(name, key, position)
-            self._progress.moved(name, key, position)
+            self._progress.moved(name, self._shown[key], position)
         for note in news.notes:
             self._progress.note(f"{name}: {note}")
 
@@ -265,7 +270,7 @@ class Spread:
         if landing.fault is None:
             self._errors.pop((node, key), None)
             self.planner.done(node, key)
-            self._progress.moved(node, key, self.parcels[key].size)
+            self._progress.moved(node, self._shown[key], self.parcels[key].size)
             return
         assert landing.error is not None
         self.planner.moved(node, key, landing.have)
@@ -301,15 +306,19 @@ class Spread:
         self._checking.discard((name, key))
         self.planner.checked(name, key, good=checked.good)
         if not checked.good:
-            parcel = self.parcels[key]
-            model = next(model for model in self._models if model.repo == parcel.repo)
-            names = sorted(n for n in model.wanted if model.files[n].etag in parcel.etags)
-            what = names[0] if len(names) == 1 else counted(len(names), "file")
-            detail = f"{name} had a damaged copy of {what}: it was fetched again"
-            self.findings.append(Finding("damaged-on-node", "warning", parcel.repo, name, detail))
+            detail = f"{name} had a damaged copy of {self._shown[key]}: it was fetched again"
+            repo = self.parcels[key].repo
+            self.findings.append(Finding("damaged-on-node", "warning", repo, name, detail))
             self._progress.note(detail)
 
     # What is said.
+
+    def _name_of(self, parcel: Parcel) -> str:
+        model = next(model for model in self._models if model.repo == parcel.repo)
+        names = sorted(n for n in model.wanted if model.files[n].etag in parcel.etags)
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        name = f"{names[0]}{others}"
+        return name if len(self._models) == 1 else f"{parcel.repo}: {name}"
 
     def _show_plan(self) -> None:
         totals = dict.fromkeys(self.states, 0)
@@ -322,7 +331,8 @@ class Spread:
         self._progress.planned("verified", totals, have)
         for name, total in totals.items():
             if total:
-                sizes = {key: self.parcels[key].size for key in self.planner.missing[name]}
+                missing = self.planner.missing[name]
+                sizes = {self._shown[key]: self.parcels[key].size for key in missing}
                 self._progress.started(name, sizes, 0)
 
     def incomplete(self) -> dict[str, Failure]:
