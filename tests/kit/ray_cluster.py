@@ -46,7 +46,7 @@ class RayCluster:
         self._folder = folder
         self._environment = dict(environment or {})
         # The sockets in it have names of a hundred characters at most.
-        self._scratch = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+        self.scratch = tempfile.mkdtemp(prefix="ray", dir="/tmp")
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._cluster = Cluster()
         self.nodes: dict[str, RayNode] = {}
@@ -75,13 +75,12 @@ class RayCluster:
         }
         handle = self._cluster.add_node(
             num_cpus=1,
-            node_ip_address="127.0.0.1",
             node_name=name,
             labels=dict(labels or {}),
             env_vars=environment,
             object_store_memory=OBJECT_STORE,
             include_dashboard=False,
-            temp_dir=self._scratch if not self.nodes else None,
+            temp_dir=self.scratch if not self.nodes else None,
         )
         node = self.nodes[name] = RayNode(name, home, handle)
         return node
@@ -96,7 +95,7 @@ class RayCluster:
             # Ray leaves logs of its processes open.
             warnings.simplefilter("ignore", ResourceWarning)
             self._cluster.shutdown()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager

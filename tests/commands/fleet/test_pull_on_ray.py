@@ -182,7 +182,7 @@ def test_the_token_is_in_no_command_line_no_log_and_none_of_rays_files(
     text = driver.log.read_text()
     assert text
     assert not re.search(SENT_TOKEN, text + out + err)
-    for path in Path(cluster._scratch).rglob("*"):
+    for path in Path(cluster.scratch).rglob("*"):
         if path.is_file():
             assert not re.search(SENT_TOKEN, path.read_text("utf-8", "replace")), path
 
