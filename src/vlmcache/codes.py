@@ -286,7 +286,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "versions-differ": (
         "Nodes have other versions of vlmcache, Ray or Python than this machine.",
-        "Install the same versions on all nodes.",
+        "Install the same versions on all nodes; 'vlmcache --version' shows one of them.",
     ),
     "fleet-differs": (
         "A node is missing a model, or has another commit of it than other nodes.",
@@ -298,7 +298,10 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "node-lost": (
         "A node died, hangs or cannot be reached; what it had done is kept.",
-        "Run the command again once the node is back, or leave it out with --nodes.",
+        (
+            "Run the command again once the node is back; 'vlmcache fleet status' shows whether it "
+            "is."
+        ),
     ),
     "no-space": (
         "The disk does not have enough free space for the command.",

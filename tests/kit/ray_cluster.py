@@ -103,6 +103,7 @@ def ray_cluster(
     folder: Path, *names: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[RayCluster]:
     """Let a cluster run; the first node is its head."""
+    folder.mkdir(exist_ok=True)
     before = os.getcwd()
     os.chdir(folder)  # where the nodes look for a config.yaml
     cluster = None

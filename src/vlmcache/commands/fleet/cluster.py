@@ -65,7 +65,7 @@ def joined(
         UsageError: a node that is wanted does not exist.
         VersionsError: nodes have other versions.
     """
-    if importlib.util.find_spec("ray") is None:
+    if not _has_ray():
         raise MissingPackageError("fleet needs Ray, which is not installed", install_extra("fleet"))
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
     _reach(address)
@@ -76,6 +76,13 @@ def joined(
         yield cluster
     finally:
         cluster.close()
+
+
+def _has_ray() -> bool:
+    try:
+        return importlib.util.find_spec("ray") is not None
+    except ValueError:  # a program keeps it from being imported
+        return False
 
 
 def _reach(address: str) -> None:
