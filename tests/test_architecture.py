@@ -10,7 +10,7 @@ import vlmcache
 
 SOURCE = Path(vlmcache.__file__).parent
 MOST_ROOMS = 20
-MOST_ARROWS = 96
+MOST_ARROWS = 98
 
 
 def _modules() -> dict[str, Path]:

@@ -106,15 +106,10 @@ def stock_of(stock: NodeStock, parcels: Sequence[Parcel]) -> Stock:
     return Stock(held, wanted, begun, reaches_hub=stock.reaches_hub)
 
 
-class Spread:
-    """One run: the parcels of some models are spread over the nodes.
+class _Spreading:
+    """What is known of a run, and how it is said.
 
-    Args:
-        fleet: what is asked.
-        states: of each node, surveyed.
-        models: what every node is to have.
-        given: etag -> small content that the driver has asked the hub for.
-        progress: shows the progress.
+    The arguments are those of `Spread`.
     """
 
     def __init__(
@@ -147,6 +142,66 @@ class Spread:
         self.findings: list[Finding] = []
         self.sent: Counter[tuple[str, str]] = Counter()
         """Sender and receiver -> bytes."""
+
+    def _name_of(self, parcel: Parcel) -> str:
+        model = next(model for model in self._models if model.repo == parcel.repo)
+        names = sorted(n for n in model.wanted if model.files[n].etag in parcel.etags)
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        name = f"{names[0]}{others}"
+        return name if len(self._models) == 1 else f"{parcel.repo}: {name}"
+
+    def _show_plan(self) -> None:
+        totals = dict.fromkeys(self.states, 0)
+        have = dict(totals)
+        for name in self.states:
+            missing = self.planner.missing[name]
+            totals[name] = sum(self.parcels[key].size for key in missing)
+            have[name] = 0
+        self._progress.noun = "node"
+        self._progress.planned("verified", totals, have)
+        for name, total in totals.items():
+            if total:
+                missing = self.planner.missing[name]
+                sizes = {self._shown[key]: self.parcels[key].size for key in missing}
+                self._progress.started(name, sizes, 0)
+
+    def incomplete(self) -> dict[str, Failure]:
+        """Return node -> why it is not complete."""
+        found: dict[str, Failure] = {}
+        left = self.planner.incomplete
+        for name, state in self.states.items():
+            failure = state.error
+            if failure is None and state.lost is not None:
+                failure = Failure(LOST, state.lost, None, int(ExitCode.PARTLY))
+            if failure is None and name in left:
+                failure = next(
+                    (self._errors[name, key] for key in left[name] if (name, key) in self._errors),
+                    None,
+                ) or self._missing(left[name])
+            if failure is None and state.finished is not None and state.finished.errors:
+                failure = next(iter(state.finished.errors.values()))
+            if failure is not None:
+                found[name] = failure
+        return found
+
+    def _missing(self, keys: Sequence[str]) -> Failure:
+        others = [error for (_, key), error in self._errors.items() if key in keys]
+        if others:
+            return others[0]
+        what = counted(len(keys), "file")
+        return Failure("partly", f"{what} missing", None, int(ExitCode.PARTLY))
+
+
+class Spread(_Spreading):
+    """One run: the parcels of some models are spread over the nodes.
+
+    Args:
+        fleet: what is asked.
+        states: of each node, surveyed.
+        models: what every node is to have.
+        given: etag -> small content that the driver has asked the hub for.
+        progress: shows the progress.
+    """
 
     def run(self) -> None:
         """Spread everything, then let each node link it; the outcome is in `states`."""
@@ -310,53 +365,3 @@ class Spread:
             repo = self.parcels[key].repo
             self.findings.append(Finding("damaged-on-node", "warning", repo, name, detail))
             self._progress.note(detail)
-
-    # What is said.
-
-    def _name_of(self, parcel: Parcel) -> str:
-        model = next(model for model in self._models if model.repo == parcel.repo)
-        names = sorted(n for n in model.wanted if model.files[n].etag in parcel.etags)
-        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        name = f"{names[0]}{others}"
-        return name if len(self._models) == 1 else f"{parcel.repo}: {name}"
-
-    def _show_plan(self) -> None:
-        totals = dict.fromkeys(self.states, 0)
-        have = dict(totals)
-        for name in self.states:
-            missing = self.planner.missing[name]
-            totals[name] = sum(self.parcels[key].size for key in missing)
-            have[name] = 0
-        self._progress.noun = "node"
-        self._progress.planned("verified", totals, have)
-        for name, total in totals.items():
-            if total:
-                missing = self.planner.missing[name]
-                sizes = {self._shown[key]: self.parcels[key].size for key in missing}
-                self._progress.started(name, sizes, 0)
-
-    def incomplete(self) -> dict[str, Failure]:
-        """Return node -> why it is not complete."""
-        found: dict[str, Failure] = {}
-        left = self.planner.incomplete
-        for name, state in self.states.items():
-            failure = state.error
-            if failure is None and state.lost is not None:
-                failure = Failure(LOST, state.lost, None, int(ExitCode.PARTLY))
-            if failure is None and name in left:
-                failure = next(
-                    (self._errors[name, key] for key in left[name] if (name, key) in self._errors),
-                    None,
-                ) or self._missing(left[name])
-            if failure is None and state.finished is not None and state.finished.errors:
-                failure = next(iter(state.finished.errors.values()))
-            if failure is not None:
-                found[name] = failure
-        return found
-
-    def _missing(self, keys: Sequence[str]) -> Failure:
-        others = [error for (_, key), error in self._errors.items() if key in keys]
-        if others:
-            return others[0]
-        what = counted(len(keys), "file")
-        return Failure("partly", f"{what} missing", None, int(ExitCode.PARTLY))
