@@ -267,7 +267,8 @@ def test_after_the_driver_is_killed_the_same_command_continues(
     driver = Driver(cluster, hub, tmp_path)
     wait_until(lambda: min(hub.bytes_sent(name) for name in WEIGHTS) >= 10 << 20, 120)
     driver.process.send_signal(signal.SIGKILL)
-    driver.process.wait()
+    # Ray's process has the same pipe for what it says, and ends with the driver.
+    driver.process.communicate(timeout=120)
     hub.clear_faults()
     hub.release()
     # The actors end, and let go of their locks.
