@@ -18,6 +18,8 @@ import pytest
 
 from tests.kit.caches import fingerprint, model_files
 from tests.kit.commands import Done, Vlmcache, run_here
+from tests.kit.hub import LoopbackHub
+from tests.kit.pulls import pull
 from tests.kit.ray_cluster import RayCluster, ray_cluster
 
 pytest.importorskip("ray")
@@ -100,6 +102,28 @@ def test_rm_removes_on_the_nodes_that_have_it_and_nothing_else(fleet: Fleet) -> 
     assert not fleet.cluster.nodes["gpu1"].cache.repo("org/only").folder.exists()
     assert fleet.cluster.nodes["gpu1"].cache.repo("org/good").folder.exists()
     assert fingerprint(fleet.cluster.nodes["gpu2"].hub) == before
+
+
+def test_pull_lets_the_node_that_has_a_model_send_it_to_the_other(fleet: Fleet) -> None:
+    for node in fleet.cluster.nodes.values():
+        settings = node.home / "config" / "vlmcache" / "config.yaml"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text("models:\n  one: {model_path: org/one}\nvlmcache:\n  min_free: 0\n")
+        subprocess.run(["rm", "-rf", node.hub], check=True)
+    with LoopbackHub() as hub:
+        hub.add_repo("org/good").commit(model_files())
+        pull(hub, fleet.cluster.nodes["gpu1"].hub, "org/good")
+        hub.clear_requests()
+        fleet.vlmcache.environment["HF_ENDPOINT"] = hub.url
+        # The nodes do not reach the hub: the driver asks it, and one node has everything.
+        document = fleet.document("pull", "org/good")
+        assert document["exit_code"] == 0
+        bodies = {request.file for request in hub.requests if request.file is not None}
+        assert bodies <= {"config.json", "model.safetensors.index.json"}
+    assert [node["models"][0]["state"] for node in document["nodes"]] == ["cached", "pulled"]
+    assert document["nodes"][0]["sent"] == document["nodes"][1]["from_nodes"] > 0
+    status = fleet.document("status", "org/good", "--check")
+    assert status["exit_code"] == 0
 
 
 def test_verify_names_the_node_whose_blob_is_damaged_and_no_token_crosses(fleet: Fleet) -> None:

@@ -144,6 +144,7 @@ def test_a_dry_run_writes_nothing_and_says_what_each_node_would_fetch(
         ("node2", "node3", "node4"), "planned"
     )
     assert report.nodes[1].models[0].to_fetch == sum(map(len, FILES.values()))
+    assert report.to_fetch == 0
     assert not any(cache.exists() for name, cache in fleet.caches.items() if name != "node1")
     assert bodies(hub).keys() <= {"config.json"}
 

@@ -12,7 +12,7 @@ from vlmcache.cache.hashing import new_hash
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Plan
 from vlmcache.commands.fleet.calls import LOST, Fleet
-from vlmcache.commands.fleet.parcels import NodeStock, Survey, WantedModel
+from vlmcache.commands.fleet.parcels import NodeStock, Survey, WantedModel, content_key
 from vlmcache.commands.fleet.pull_values import (
     FleetPull,
     FleetPullOptions,
@@ -290,6 +290,7 @@ class _Run:
             time.monotonic() - self._begun,
             (*self._findings, *_findings_of(states)),
             self._options.dry_run,
+            _to_fetch(models, states),
         )
         return report.with_problem(self._problem(report))
 
@@ -330,6 +331,19 @@ def _leaders(states: dict[str, NodeState]) -> dict[str, str]:
         if state.stock is not None and state.error is None:
             leaders[name] = places.setdefault(state.stock.place, name)
     return leaders
+
+
+def _to_fetch(models: Sequence[WantedModel], states: dict[str, NodeState]) -> int:
+    """Return how many bytes only the hub has."""
+    stocks = [state.stock for state in states.values() if state.stock is not None]
+    total = 0
+    for model in models:
+        for etag, listed in model.contents.items():
+            key = content_key(model.repo, etag)
+            if not any(key in stock.held for stock in stocks):
+                begun = max((stock.begun.get(key, 0) for stock in stocks), default=0)
+                total += listed.content_size - begun
+    return total
 
 
 def _is_incomplete(state: NodeState, models: Sequence[WantedModel]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 from vlmcache.commands.fleet.actor import Worker
@@ -30,6 +32,10 @@ def survey(worker: Worker, request: bytes) -> NodeStock:
     """Return what a node has."""
     asked = msgspec.json.decode(request, type=Survey)
     holdings = Holdings(worker.cache.session, asked.name, asked.limit_rate)
+    # The session knows that the hub is not to be asked. The hub's client, which is not imported
+    # yet, would refuse other nodes too.
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ.pop(name, None)
     worker.kept["pull"] = holdings
     return holdings.survey(asked.models)
 

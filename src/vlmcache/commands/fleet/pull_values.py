@@ -103,6 +103,8 @@ class FleetPull(FleetReport, frozen=True):
     seconds: float = 0.0
     findings: tuple[Finding, ...] = ()
     dry_run: bool = False
+    to_fetch: int = 0
+    """Bytes that only the hub had before, what any node had begun taken into account."""
 
     @property
     def rows(self) -> Sequence[FleetNode]:

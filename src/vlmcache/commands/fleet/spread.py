@@ -9,7 +9,7 @@ import msgspec
 
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure
-from vlmcache.commands.fleet.calls import LOST, Fleet, Node, Reply
+from vlmcache.commands.fleet.calls import LOST, SILENT, Fleet, Node, Reply
 from vlmcache.commands.fleet.parcels import (
     Checked,
     Errand,
@@ -32,6 +32,8 @@ from vlmcache.units import counted
 
 _BUNDLE_FILES, _BUNDLE_BYTES = 64, 16_000_000
 """Small files that are fetched together, at the most."""
+_SILENT = 3600.0
+"""Seconds that a node may take to read what it has, or to write on a slow disk."""
 _NEWS_EVERY = 1.0
 """Seconds after which a node answers, whether or not something has happened there."""
 
@@ -104,15 +106,10 @@ def stock_of(stock: NodeStock, parcels: Sequence[Parcel]) -> Stock:
     return Stock(held, wanted, begun, reaches_hub=stock.reaches_hub)
 
 
-class Spread:
-    """One run: the parcels of some models are spread over the nodes.
+class _Spreading:
+    """What is known of a run, and how it is said.
 
-    Args:
-        fleet: what is asked.
-        states: of each node, surveyed.
-        models: what every node is to have.
-        given: etag -> small content that the driver has asked the hub for.
-        progress: shows the progress.
+    The arguments are those of `Spread`.
     """
 
     def __init__(
@@ -136,6 +133,8 @@ class Spread:
             {parcel.key: parcel.size for parcel in order},
             {name: stock_of(stock, order) for name, stock in stocks.items()},
         )
+        self._shown = {key: self._name_of(parcel) for key, parcel in self.parcels.items()}
+        """Parcel -> what people know it by."""
         self._open_calls: Counter[str] = Counter()
         """Method -> calls that are not answered yet."""
         self._checking: set[tuple[str, str]] = set()
@@ -143,6 +142,66 @@ class Spread:
         self.findings: list[Finding] = []
         self.sent: Counter[tuple[str, str]] = Counter()
         """Sender and receiver -> bytes."""
+
+    def _name_of(self, parcel: Parcel) -> str:
+        model = next(model for model in self._models if model.repo == parcel.repo)
+        names = sorted(n for n in model.wanted if model.files[n].etag in parcel.etags)
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        name = f"{names[0]}{others}"
+        return name if len(self._models) == 1 else f"{parcel.repo}: {name}"
+
+    def _show_plan(self) -> None:
+        totals = dict.fromkeys(self.states, 0)
+        have = dict(totals)
+        for name in self.states:
+            missing = self.planner.missing[name]
+            totals[name] = sum(self.parcels[key].size for key in missing)
+            have[name] = 0
+        self._progress.noun = "node"
+        self._progress.planned("verified", totals, have)
+        for name, total in totals.items():
+            if total:
+                missing = self.planner.missing[name]
+                sizes = {self._shown[key]: self.parcels[key].size for key in missing}
+                self._progress.started(name, sizes, 0)
+
+    def incomplete(self) -> dict[str, Failure]:
+        """Return node -> why it is not complete."""
+        found: dict[str, Failure] = {}
+        left = self.planner.incomplete
+        for name, state in self.states.items():
+            failure = state.error
+            if failure is None and state.lost is not None:
+                failure = Failure(LOST, state.lost, None, int(ExitCode.PARTLY))
+            if failure is None and name in left:
+                failure = next(
+                    (self._errors[name, key] for key in left[name] if (name, key) in self._errors),
+                    None,
+                ) or self._missing(left[name])
+            if failure is None and state.finished is not None and state.finished.errors:
+                failure = next(iter(state.finished.errors.values()))
+            if failure is not None:
+                found[name] = failure
+        return found
+
+    def _missing(self, keys: Sequence[str]) -> Failure:
+        others = [error for (_, key), error in self._errors.items() if key in keys]
+        if others:
+            return others[0]
+        what = counted(len(keys), "file")
+        return Failure("partly", f"{what} missing", None, int(ExitCode.PARTLY))
+
+
+class Spread(_Spreading):
+    """One run: the parcels of some models are spread over the nodes.
+
+    Args:
+        fleet: what is asked.
+        states: of each node, surveyed.
+        models: what every node is to have.
+        given: etag -> small content that the driver has asked the hub for.
+        progress: shows the progress.
+    """
 
     def run(self) -> None:
         """Spread everything, then let each node link it; the outcome is in `states`."""
@@ -185,7 +244,8 @@ class Spread:
 
     def _call(self, name: str, method: str, request: msgspec.Struct | None = None) -> None:
         self._open_calls[method] += 1
-        self._fleet.call(self.states[name].node, f"pull-{method}", request)
+        silent = _SILENT if method in ("open", "check", "finish") else SILENT
+        self._fleet.call(self.states[name].node, f"pull-{method}", request, silent=silent)
 
     def _replies(self, method: str) -> Iterator[tuple[str, Reply]]:
         """Yield the answer of each node that was asked; one that was lost meanwhile has one too."""
@@ -250,7 +310,7 @@ class Spread:
             self._land(state, landing)
         for key, position in news.positions.items():
             self.planner.moved(name, key, position)
-            self._progress.moved(name, key, position)
+            self._progress.moved(name, self._shown[key], position)
         for note in news.notes:
             self._progress.note(f"{name}: {note}")
 
@@ -265,7 +325,7 @@ class Spread:
         if landing.fault is None:
             self._errors.pop((node, key), None)
             self.planner.done(node, key)
-            self._progress.moved(node, key, self.parcels[key].size)
+            self._progress.moved(node, self._shown[key], self.parcels[key].size)
             return
         assert landing.error is not None
         self.planner.moved(node, key, landing.have)
@@ -301,52 +361,7 @@ class Spread:
         self._checking.discard((name, key))
         self.planner.checked(name, key, good=checked.good)
         if not checked.good:
-            parcel = self.parcels[key]
-            model = next(model for model in self._models if model.repo == parcel.repo)
-            names = sorted(n for n in model.wanted if model.files[n].etag in parcel.etags)
-            what = names[0] if len(names) == 1 else counted(len(names), "file")
-            detail = f"{name} had a damaged copy of {what}: it was fetched again"
-            self.findings.append(Finding("damaged-on-node", "warning", parcel.repo, name, detail))
+            detail = f"{name} had a damaged copy of {self._shown[key]}: it was fetched again"
+            repo = self.parcels[key].repo
+            self.findings.append(Finding("damaged-on-node", "warning", repo, name, detail))
             self._progress.note(detail)
-
-    # What is said.
-
-    def _show_plan(self) -> None:
-        totals = dict.fromkeys(self.states, 0)
-        have = dict(totals)
-        for name in self.states:
-            missing = self.planner.missing[name]
-            totals[name] = sum(self.parcels[key].size for key in missing)
-            have[name] = 0
-        self._progress.noun = "node"
-        self._progress.planned("verified", totals, have)
-        for name, total in totals.items():
-            if total:
-                sizes = {key: self.parcels[key].size for key in self.planner.missing[name]}
-                self._progress.started(name, sizes, 0)
-
-    def incomplete(self) -> dict[str, Failure]:
-        """Return node -> why it is not complete."""
-        found: dict[str, Failure] = {}
-        left = self.planner.incomplete
-        for name, state in self.states.items():
-            failure = state.error
-            if failure is None and state.lost is not None:
-                failure = Failure(LOST, state.lost, None, int(ExitCode.PARTLY))
-            if failure is None and name in left:
-                failure = next(
-                    (self._errors[name, key] for key in left[name] if (name, key) in self._errors),
-                    None,
-                ) or self._missing(left[name])
-            if failure is None and state.finished is not None and state.finished.errors:
-                failure = next(iter(state.finished.errors.values()))
-            if failure is not None:
-                found[name] = failure
-        return found
-
-    def _missing(self, keys: Sequence[str]) -> Failure:
-        others = [error for (_, key), error in self._errors.items() if key in keys]
-        if others:
-            return others[0]
-        what = counted(len(keys), "file")
-        return Failure("partly", f"{what} missing", None, int(ExitCode.PARTLY))

@@ -203,8 +203,7 @@ def show_pull(report: FleetPull, *, verbose: bool = False) -> None:
         ],
     )
     if report.dry_run:
-        models = counted(len(report.models), "model")
-        print_rows(out, wrapped(out, f"The hub would send what no node has of {models}, once."))
+        print_rows(out, wrapped(out, f"The hub would send {size_text(report.to_fetch)}."))
     elif report.from_hub or report.from_nodes:
         hub, others = size_text(report.from_hub), size_text(report.from_nodes)
         took = seconds_text(report.seconds)
