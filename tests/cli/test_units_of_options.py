@@ -14,9 +14,15 @@ from vlmcache.cli import main as cli
 from vlmcache.cli.register import COMMANDS
 from vlmcache.errors import ExitCode
 
-METAVARS = {"SIZE", "AGE", "TIME", "RATE"}
+METAVARS = {"SIZE", "AGE", "PERIOD", "TIME", "RATE"}
 NAMES = re.compile(r"size|free|older|age\b|rate|interval|wait|older-than")
-UNITS = {"SIZE": ("GB", "MB"), "RATE": ("GB", "MB"), "AGE": ("d", "h"), "TIME": ("s", "m")}
+UNITS = {
+    "SIZE": ("GB", "MB"),
+    "RATE": ("GB", "MB"),
+    "AGE": ("d", "h"),
+    "PERIOD": ("d", "h"),
+    "TIME": ("s", "m"),
+}
 
 
 def measured_options() -> dict[tuple[str, str], str]:

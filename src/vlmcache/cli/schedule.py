@@ -30,7 +30,7 @@ def schedule(
     every: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME",
+            metavar="PERIOD",
             help="Run it this often, for example 1d, 6h or 15m; there is no default.",
         ),
     ] = None,
