@@ -9,8 +9,8 @@ from pathlib import Path
 import vlmcache
 
 SOURCE = Path(vlmcache.__file__).parent
-MOST_ROOMS = 20
-MOST_ARROWS = 98
+MOST_ROOMS = 23
+MOST_ARROWS = 113
 
 
 def _modules() -> dict[str, Path]:
