@@ -29,7 +29,7 @@ from vlmcache.commands.remove.facts import Known, forget
 from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import Session
 from vlmcache.environment import user_config
-from vlmcache.errors import ChangedError, InUseError, UsageError, VlmcacheError
+from vlmcache.errors import ChangedError, InUseError, UsageError, VlmcacheError, reason_of
 from vlmcache.units import counted
 
 _MOST_ABSENT = 10_000
@@ -163,7 +163,7 @@ def _base_folder(session: Session, state: CacheState, base: str | None) -> str:
             os.listdir(path)
         except OSError as error:
             raise UsageError(
-                f"the base cannot be read: {error.strerror}: {path}",
+                f"the base cannot be read: {reason_of(error)}: {path}",
                 "ask whoever manages it; 'vlmcache doctor' shows whose it is",
             ) from error
         raise UsageError(
