@@ -45,7 +45,7 @@ from vlmcache.change.plan import (
     Removing,
     result_of,
 )
-from vlmcache.change.tree import Emptying, RemovalTree, TreeEntry, entry_names, sync_folder
+from vlmcache.change.tree import Emptying, RemovalTree, Tree, TreeEntry, entry_names, sync_folder
 
 KEPT_KINDS = frozenset(
     {
@@ -128,7 +128,7 @@ def open_trash(tree: CacheTree) -> TrashRemovalTree:
     place = os.path.join(tree.root, layout.TRASH)
     with tree.parent(place) as (name, folder):
         if folder is None:
-            os.makedirs(place, exist_ok=True)
+            Tree(tree.root).make_folders(place)
             return TrashRemovalTree(place)
         with contextlib.suppress(FileExistsError):
             _make(tree, folder, name)
