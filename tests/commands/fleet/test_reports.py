@@ -17,11 +17,14 @@ from vlmcache.commands.fleet.on_node import Done, Planned
 from vlmcache.commands.fleet.requests import RemovalRequest, Stock
 from vlmcache.commands.fleet.status import merged, names_for_nodes
 from vlmcache.commands.fleet.values import (
+    DamagedModel,
     FleetCheckError,
     FleetRemoval,
+    FleetVerification,
     LoadedModel,
     ModelOnNode,
     NodeLoads,
+    NodeVerification,
     error_of,
 )
 from vlmcache.commands.remove.values import Removal, UnconfirmedError
@@ -204,6 +207,31 @@ def test_if_all_nodes_fail_in_one_way_that_is_the_exit_code() -> None:
     assert report.problem is not None
     assert report.problem.exit_code == ExitCode.CHANGED
     assert error_of(Failure("new-code", "later", None, 9)).exit_code == ExitCode.SPACE
+
+
+def test_damage_on_a_node_is_exit_4_and_a_node_that_was_not_checked_exit_3() -> None:
+    good = NodeVerification(node="gpu1", address="")
+    lost = NodeVerification(node="gpu2", address="", error=DEAD)
+    bad = NodeVerification(
+        node="gpu3",
+        address="",
+        models=(DamagedModel("org/a", 1),),
+        error=Failure("damaged", "1 damaged: org/a", None, ExitCode.DAMAGE),
+    )
+    for nodes, code in (
+        ((good, good), None),
+        ((good, lost), ExitCode.PARTLY),
+        ((good, bad), ExitCode.DAMAGE),
+        ((lost, bad), ExitCode.DAMAGE),
+        ((bad, bad), ExitCode.DAMAGE),
+    ):
+        problem = FleetVerification(nodes).problem
+        assert (problem and problem.exit_code) == code
+        if bad in nodes:
+            assert problem is not None
+            assert "gpu3 (1 damaged: org/a)" in problem.message.replace("gpu3, ", "")
+            assert problem.hint is not None
+            assert "vlmcache fleet pull org/a" in problem.hint
 
 
 def loads(name: str, seconds: float, most: float | None = None) -> NodeLoads:

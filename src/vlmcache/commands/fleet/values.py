@@ -9,11 +9,11 @@ import msgspec
 
 from vlmcache.cache.state import State
 from vlmcache.change.plan import Failure, Plan, Receipt
-from vlmcache.commands.verify.values import Damage, Missing, Unverifiable
+from vlmcache.commands.verify.values import Damage, DamageError, Missing, Unverifiable
 from vlmcache.errors import ExitCode, PartlyError, VlmcacheError
 from vlmcache.load.report import LoadFailure, Machine, Result, Spread
 from vlmcache.report import Report
-from vlmcache.units import and_more, counted
+from vlmcache.units import and_more, command, counted
 
 _NAMED = 5
 """So many nodes are named in a message."""
@@ -335,6 +335,21 @@ class FleetVerification(FleetReport, frozen=True):
     def ids(self) -> list[str]:
         """The nodes on which something is damaged or missing."""
         return [node.node for node in self.nodes if node.models]
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What is damaged or missing, else which nodes could not be checked."""
+        problem = super().problem
+        if problem is None or not self.ids:
+            return problem
+        # Whatever the other nodes did: what was found is certain.
+        repos = dict.fromkeys(model.repo for node in self.nodes for model in node.models)
+        found = DamageError(
+            problem.message,
+            f"'{command('fleet', 'pull', *repos)}' fetches what is bad from nodes where it is good",
+        )
+        found.causes = problem.causes
+        return found
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
