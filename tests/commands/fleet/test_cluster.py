@@ -92,6 +92,11 @@ def test_rm_removes_on_the_nodes_that_have_it_and_nothing_else(fleet: Fleet) -> 
     before = fingerprint(fleet.cluster.nodes["gpu2"].hub)
     refused = fleet("rm", "org/only")
     assert (refused.code, "--yes removes them" in refused.err) == (5, True)
+    kept = fleet.document("rm", "org/only", "--yes", "--trash")
+    receipt = kept["nodes"][0]["receipt"]
+    assert kept["trashed"] == receipt["trashed"] > kept["freed"]
+    assert receipt["trash_id"]
+    fleet.cluster.nodes["gpu1"].cache.repo("org/only").revision(model_files())
     document = fleet.document("rm", "org/only", "--yes")
     assert document["exit_code"] == 0
     first, second = document["nodes"]

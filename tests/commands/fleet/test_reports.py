@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from vlmcache.change.plan import Failure, Plan, Receipt, RemoveTree
-from vlmcache.commands.fleet import removal
+from vlmcache.cache.state import Finding
+from vlmcache.change.plan import Failure, Kept, Plan, Receipt, RemoveTree
+from vlmcache.commands.fleet import removal, view
 from vlmcache.commands.fleet.calls import LOST, Beat, Call, Node, Reply
 from vlmcache.commands.fleet.measuring import compared
 from vlmcache.commands.fleet.on_node import Done, Planned
@@ -27,7 +28,7 @@ from vlmcache.commands.fleet.values import (
     NodeVerification,
     error_of,
 )
-from vlmcache.commands.remove.values import Removal, UnconfirmedError
+from vlmcache.commands.remove.values import Keeping, Removal, UnconfirmedError
 from vlmcache.config import shipped_config
 from vlmcache.errors import ChangedError, ExitCode, PartlyError, UnknownModelError, UsageError
 from vlmcache.load.report import Spread
@@ -182,6 +183,30 @@ def test_one_question_is_asked_about_the_plans_of_all_nodes() -> None:
     assert isinstance(report.problem, PartlyError)
     assert "gpu2 (the cache changed)" in report.problem.message
     assert isinstance(report.problem.causes[0], ChangedError)
+
+
+def test_a_plan_says_what_stays_on_which_nodes_and_what_would_be_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = "/hub/models--org--a"
+    stays = Kept(f"{folder}/snapshots/{'a' * 40}", "org/a", "in use")
+    finding = Finding("needed", "warning", "org/b", folder, "org/b needs it")
+    rest = msgspec.structs.replace(
+        planned(10), findings=(finding,), trash=Keeping(True, 7), missed_by=3
+    )
+    used = msgspec.structs.replace(rest, plan=Plan(rest.plan.actions, 10, kept=(stays,)))
+
+    def answer(node: Node, method: str, request: Any) -> msgspec.Struct | Failure:
+        return Planned(False, done(rest if node.name == "gpu3" else used))
+
+    report = removal.remove(Answers(answer), REQUEST, Progress(), None)
+    assert [node.trash.kept for node in report.nodes] == [True] * 3
+    view.show_removal(report)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert f"gpu1, gpu2: org/a: {'a' * 40}  in use" in lines
+    assert "gpu1, gpu2, gpu3: org/b: org/b needs it" in lines
+    assert "gpu1, gpu2, gpu3: 3 B less than was asked for" in lines
+    assert lines[-1] == "Frees 0 B now, 30 B when the trash is emptied."
 
 
 def test_a_no_removes_nothing_anywhere() -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from vlmcache.cache.state import State
-from vlmcache.change.plan import Failure, Plan, Receipt
+from vlmcache.cache.state import Finding, State
+from vlmcache.change.plan import Failure, Kept, Plan, Receipt
+from vlmcache.commands.remove.values import Keeping
 from vlmcache.commands.verify.values import Damage, DamageError, Missing, Unverifiable
 from vlmcache.errors import ExitCode, PartlyError, VlmcacheError
 from vlmcache.load.report import LoadFailure, Machine, Result, Spread
@@ -269,6 +270,13 @@ class NodeRemoval(FleetNode, frozen=True, kw_only=True):
     cache: str = ""
     plan: Plan | None = None
     receipt: Receipt | None = None
+    in_use: tuple[Kept, ...] = ()
+    """What processes use there, and who they are."""
+    findings: tuple[Finding, ...] = ()
+    """Which models that stay need what is removed."""
+    trash: Keeping = Keeping()
+    missed_by: int = 0
+    """Bytes that could not be freed of those asked for."""
 
 
 class FleetRemoval(FleetReport, frozen=True):
@@ -279,6 +287,8 @@ class FleetRemoval(FleetReport, frozen=True):
     """Bytes of disk that the plans of all nodes give back."""
     freed: int = 0
     """What was freed on all nodes."""
+    trashed: int = 0
+    """What is freed there when the trash is emptied, and not before."""
 
     @property
     def rows(self) -> Sequence[FleetNode]:
