@@ -18,6 +18,7 @@ from vlmcache.commands.fleet.on_node import Done, Planned
 from vlmcache.commands.fleet.requests import RemovalRequest, Stock
 from vlmcache.commands.fleet.status import merged, names_for_nodes
 from vlmcache.commands.fleet.values import (
+    ClusterError,
     DamagedModel,
     FleetCheckError,
     FleetRemoval,
@@ -257,6 +258,16 @@ def test_damage_on_a_node_is_exit_4_and_a_node_that_was_not_checked_exit_3() -> 
             assert "gpu3 (1 damaged: org/a)" in problem.message.replace("gpu3, ", "")
             assert problem.hint is not None
             assert "vlmcache fleet pull org/a" in problem.hint
+
+
+def test_a_machine_outside_a_cluster_is_told_how_it_joins() -> None:
+    error = ClusterError.of("head:6379", "TimeoutError", "no answer in 60 s")
+    assert error.hint is not None
+    assert "--address ray://head:10001" in error.hint
+    for address in ("auto", "ray://head:10001"):
+        other = ClusterError.of(address, "TimeoutError", "no answer in 60 s")
+        assert other.hint is not None
+        assert "ray://" not in other.hint
 
 
 def loads(name: str, seconds: float, most: float | None = None) -> NodeLoads:

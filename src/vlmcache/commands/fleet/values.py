@@ -18,6 +18,8 @@ from vlmcache.units import and_more, command, counted
 
 _NAMED = 5
 """So many nodes are named in a message."""
+_CLIENT_PORT = 10001
+"""Where a head node listens to machines that are not part of its cluster, unless told otherwise."""
 
 
 class ClusterError(VlmcacheError):
@@ -41,6 +43,14 @@ class ClusterError(VlmcacheError):
             )
         if "ersion mismatch" in text:
             return cls(f"the cluster at '{address}' cannot be joined: {text}")
+        host, _, port = address.rpartition(":")
+        if kind == "TimeoutError" and "/" not in host and port.isdecimal():
+            # Ray waits for a node of the cluster on this machine, and says nothing else.
+            return cls(
+                f"the cluster at '{address}' was not joined: {text}",
+                "a machine that is not part of it joins with --address "
+                f"ray://{host}:{_CLIENT_PORT}, if that port of the head node is open",
+            )
         return cls(
             f"no Ray cluster at '{address}': {text}",
             "'ray status' on its head node shows whether it runs, and at which address",
