@@ -196,7 +196,8 @@ def workers_of(cluster: RayCluster, name: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("HOME") == home and "Worker" in " ".join(process.cmdline()):
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::Worker") and process.environ().get("HOME") == home:
                 found.append(process)
         except psutil.Error:
             continue
@@ -232,7 +233,7 @@ def test_a_driver_that_is_killed_leaves_no_actor_behind(
     while not workers_of(three, "gpu2"):
         assert started.poll() is None
     started.send_signal(signal.SIGKILL)
-    started.wait()
+    started.communicate()
     psutil.wait_procs(workers_of(three, "gpu2"), timeout=60)
     assert workers_of(three, "gpu2") == []
 

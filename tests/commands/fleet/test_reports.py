@@ -270,6 +270,15 @@ def test_a_machine_outside_a_cluster_is_told_how_it_joins() -> None:
         assert "ray://" not in other.hint
 
 
+def test_who_has_no_token_or_another_one_is_told_what_to_set() -> None:
+    none = ClusterError.of("auto", "RuntimeError", "Ray couldn't find an authentication token.")
+    refused = ClusterError.of("head:6379", "ConnectionError", "Failed to connect")
+    assert none.hint is not None
+    assert "RAY_AUTH_TOKEN_PATH" in none.hint
+    assert refused.hint is not None
+    assert "RAY_AUTH_MODE=token" in refused.hint
+
+
 def loads(name: str, seconds: float, most: float | None = None) -> NodeLoads:
     cold = Spread(seconds, seconds, most or seconds, 3)
     model = LoadedModel("org/a", "bf16", "readahead", "cpu", cold, None)

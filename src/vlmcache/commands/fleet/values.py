@@ -51,9 +51,16 @@ class ClusterError(VlmcacheError):
                 "a machine that is not part of it joins with --address "
                 f"ray://{host}:{_CLIENT_PORT}, if that port of the head node is open",
             )
+        if "find an authentication token" in text:
+            return cls(
+                f"the cluster at '{address}' was not joined: RAY_AUTH_MODE is token, "
+                "and there is no token here",
+                "copy ~/.ray/auth_token from its head node, or name a file in RAY_AUTH_TOKEN_PATH",
+            )
         return cls(
             f"no Ray cluster at '{address}': {text}",
-            "'ray status' on its head node shows whether it runs, and at which address",
+            "'ray status' on its head node shows whether it runs, and at which address; if it asks "
+            "for a token, set RAY_AUTH_MODE=token and have the same token here",
         )
 
 
