@@ -220,9 +220,7 @@ def test_what_the_trash_keeps_is_not_said_to_be_free_at_once(
     screen = Screen(filled, *command.split(), size=(100, 40))
     screen.wait_for("(Enter leaves):")
     said = " ".join(screen.answer("1").split())
-    assert re.search(
-        r"frees [\d.]+ kB when the trash is emptied, then [\d.]+ \wB free", said
-    ), said
+    assert re.search(r"frees [\d.]+ kB when the trash is emptied, then [\d.]+ \wB free", said), said
     question = screen.answer("", "[y/N] ")
     assert "freeing" not in question, question
     screen.press(b"y\n")

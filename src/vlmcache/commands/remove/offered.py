@@ -10,7 +10,6 @@ import msgspec
 
 from vlmcache.change.plan import Plan
 
-
 IsKept: TypeAlias = Callable[[Plan], bool]
 """Returns whether what a plan removes is kept in the trash at first."""
 
