@@ -138,8 +138,8 @@ class Weight(NamedTuple):
 class TrashNeeds(msgspec.Struct, frozen=True):
     """What removals in the trash need of the cache, to be restored as they were."""
 
-    blobs: frozenset[tuple[str, str]] = frozenset()
-    """(repo folder, blob)."""
+    blobs: Mapping[tuple[str, str], str] = {}
+    """(repo folder, blob) -> the id of the removal that needs it."""
     shared: Mapping[str, str] = {}
     """Hash of a shared blob -> the id of the removal that needs it."""
     folders: frozenset[str] = frozenset()
@@ -366,7 +366,7 @@ def blob_paths(trashed: Trashed, folder: str) -> dict[str, str]:
 
 def find_needs(trash: Collection[Trashed]) -> TrashNeeds:
     """Return what removals in the trash need of what is in the cache."""
-    blobs: set[tuple[str, str]] = set()
+    blobs: dict[tuple[str, str], str] = {}
     shared: dict[str, str] = {}
     folders: set[str] = set()
     for trashed in trash:
@@ -378,8 +378,8 @@ def find_needs(trash: Collection[Trashed]) -> TrashNeeds:
                 if shared_hash is not None:
                     shared.setdefault(shared_hash, trashed.id)
                 elif target.split("/")[-2:-1] == [layout.BLOBS]:
-                    blobs.add((folder, target.rpartition("/")[2]))
-    return TrashNeeds(frozenset(blobs), shared, frozenset(folders))
+                    blobs.setdefault((folder, target.rpartition("/")[2]), trashed.id)
+    return TrashNeeds(blobs, shared, frozenset(folders))
 
 
 def _targets(tree: CacheTree, path: str) -> Iterator[str]:

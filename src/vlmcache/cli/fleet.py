@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlmcache.units import counted, size_text
+from vlmcache.units import counted
 
 if TYPE_CHECKING:
     from vlmcache.cli.options import Call
@@ -62,7 +62,7 @@ def _confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[A
 
         items = counted(sum(len(node.models) for node in removal.nodes), "item")
         nodes = counted(sum(bool(node.models) for node in removal.nodes), "node")
-        size = size_text(removal.frees)
+        size = view.frees_words(removal)
         require_terminal(
             json,
             f"{items} on {nodes} would be removed, freeing {size}: there is no terminal to ask on",

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vlmcache.cli.fleet import fleet_of
-from vlmcache.cli.options import Address, Answer, Call, DryRun, Nodes, Yes, command
+from vlmcache.cli.options import Address, Answer, Call, DryRun, Nodes, Trash, Yes, command
 
 EXAMPLES = """Examples:
 
@@ -72,6 +72,7 @@ def fleet_clean(
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
+    trash: Trash = None,
     address: Address = None,
     nodes: Nodes = None,
 ) -> Answer:
@@ -94,5 +95,6 @@ def fleet_clean(
             xet=xet,
             modules=modules,
             dry_run=dry_run,
+            trash=trash,
         )
     )

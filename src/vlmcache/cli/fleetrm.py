@@ -5,13 +5,13 @@ from typing import Annotated
 import typer
 
 from vlmcache.cli.fleet import fleet_of
-from vlmcache.cli.options import Address, Answer, Call, DryRun, Nodes, Yes, command
+from vlmcache.cli.options import Address, Answer, Call, DryRun, Nodes, Trash, Yes, command
 
 EXAMPLES = """Examples:
 
   vlmcache fleet rm qwen_vl_2b --dry-run
   vlmcache fleet rm 'org/*' --nodes 'gpu[1-4]'
-  vlmcache fleet rm org/model@v1.0 --yes"""
+  vlmcache fleet rm org/model@v1.0 --yes --no-trash"""
 
 
 @command
@@ -41,15 +41,28 @@ def fleet_rm(
     force: Annotated[
         bool, typer.Option("--force", help="Remove even what a process uses.")
     ] = False,
+    trash: Trash = None,
     address: Address = None,
     nodes: Nodes = None,
 ) -> Answer:
     """Remove models, single revisions, variants or files from the nodes that have them.
 
     One plan for all nodes, and one question. A node on which something of it changed meanwhile
-    leaves that alone.
+    leaves that alone. What you confirm on a terminal is kept in the trash of each node, as
+    'vlmcache help rm' says; 'vlmcache undo' there restores it.
     """
+    from vlmcache.cli.confirmation import can_ask
+
     fleet = fleet_of(call, address, nodes, yes=yes)
+    if trash is None and not can_ask(json=call.json):
+        trash = False
     return Answer(
-        fleet.remove(models, revision=revision, include=include or (), dry_run=dry_run, force=force)
+        fleet.remove(
+            models,
+            revision=revision,
+            include=include or (),
+            dry_run=dry_run,
+            force=force,
+            trash=trash,
+        )
     )

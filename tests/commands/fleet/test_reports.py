@@ -9,22 +9,27 @@ from typing import Any
 import msgspec
 import pytest
 
-from vlmcache.change.plan import Failure, Plan, Receipt, RemoveTree
-from vlmcache.commands.fleet import removal
+from vlmcache.cache.state import Finding
+from vlmcache.change.plan import Failure, Kept, Plan, Receipt, RemoveTree
+from vlmcache.commands.fleet import removal, view
 from vlmcache.commands.fleet.calls import LOST, Beat, Call, Node, Reply
 from vlmcache.commands.fleet.measuring import compared
 from vlmcache.commands.fleet.on_node import Done, Planned
 from vlmcache.commands.fleet.requests import RemovalRequest, Stock
 from vlmcache.commands.fleet.status import merged, names_for_nodes
 from vlmcache.commands.fleet.values import (
+    ClusterError,
+    DamagedModel,
     FleetCheckError,
     FleetRemoval,
+    FleetVerification,
     LoadedModel,
     ModelOnNode,
     NodeLoads,
+    NodeVerification,
     error_of,
 )
-from vlmcache.commands.remove.values import Removal, UnconfirmedError
+from vlmcache.commands.remove.values import Keeping, Removal, UnconfirmedError
 from vlmcache.config import shipped_config
 from vlmcache.errors import ChangedError, ExitCode, PartlyError, UnknownModelError, UsageError
 from vlmcache.load.report import Spread
@@ -181,6 +186,30 @@ def test_one_question_is_asked_about_the_plans_of_all_nodes() -> None:
     assert isinstance(report.problem.causes[0], ChangedError)
 
 
+def test_a_plan_says_what_stays_on_which_nodes_and_what_would_be_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = "/hub/models--org--a"
+    stays = Kept(f"{folder}/snapshots/{'a' * 40}", "org/a", "in use")
+    finding = Finding("needed", "warning", "org/b", folder, "org/b needs it")
+    rest = msgspec.structs.replace(
+        planned(10), findings=(finding,), trash=Keeping(True, 7), missed_by=3
+    )
+    used = msgspec.structs.replace(rest, plan=Plan(rest.plan.actions, 10, kept=(stays,)))
+
+    def answer(node: Node, method: str, request: Any) -> msgspec.Struct | Failure:
+        return Planned(False, done(rest if node.name == "gpu3" else used))
+
+    report = removal.remove(Answers(answer), REQUEST, Progress(), None)
+    assert [node.trash.kept for node in report.nodes] == [True] * 3
+    view.show_removal(report)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert f"gpu1, gpu2: org/a: {'a' * 40}  in use" in lines
+    assert "gpu1, gpu2, gpu3: org/b: org/b needs it" in lines
+    assert "gpu1, gpu2, gpu3: 3 B less than was asked for" in lines
+    assert lines[-1] == "Frees 0 B now, 30 B when the trash is emptied."
+
+
 def test_a_no_removes_nothing_anywhere() -> None:
     fleet = Answers(remover)
     with pytest.raises(UnconfirmedError):
@@ -204,6 +233,50 @@ def test_if_all_nodes_fail_in_one_way_that_is_the_exit_code() -> None:
     assert report.problem is not None
     assert report.problem.exit_code == ExitCode.CHANGED
     assert error_of(Failure("new-code", "later", None, 9)).exit_code == ExitCode.SPACE
+
+
+def test_damage_on_a_node_is_exit_4_and_a_node_that_was_not_checked_exit_3() -> None:
+    good = NodeVerification(node="gpu1", address="")
+    lost = NodeVerification(node="gpu2", address="", error=DEAD)
+    bad = NodeVerification(
+        node="gpu3",
+        address="",
+        models=(DamagedModel("org/a", 1),),
+        error=Failure("damaged", "1 damaged: org/a", None, ExitCode.DAMAGE),
+    )
+    for nodes, code in (
+        ((good, good), None),
+        ((good, lost), ExitCode.PARTLY),
+        ((good, bad), ExitCode.DAMAGE),
+        ((lost, bad), ExitCode.DAMAGE),
+        ((bad, bad), ExitCode.DAMAGE),
+    ):
+        problem = FleetVerification(nodes).problem
+        assert (problem and problem.exit_code) == code
+        if bad in nodes:
+            assert problem is not None
+            assert "gpu3 (1 damaged: org/a)" in problem.message.replace("gpu3, ", "")
+            assert problem.hint is not None
+            assert "vlmcache fleet pull org/a" in problem.hint
+
+
+def test_a_machine_outside_a_cluster_is_told_how_it_joins() -> None:
+    error = ClusterError.of("head:6379", "TimeoutError", "no answer in 60 s")
+    assert error.hint is not None
+    assert "--address ray://head:10001" in error.hint
+    for address in ("auto", "ray://head:10001"):
+        other = ClusterError.of(address, "TimeoutError", "no answer in 60 s")
+        assert other.hint is not None
+        assert "ray://" not in other.hint
+
+
+def test_who_has_no_token_or_another_one_is_told_what_to_set() -> None:
+    none = ClusterError.of("auto", "RuntimeError", "Ray couldn't find an authentication token.")
+    refused = ClusterError.of("head:6379", "ConnectionError", "Failed to connect")
+    assert none.hint is not None
+    assert "RAY_AUTH_TOKEN_PATH" in none.hint
+    assert refused.hint is not None
+    assert "RAY_AUTH_MODE=token" in refused.hint
 
 
 def loads(name: str, seconds: float, most: float | None = None) -> NodeLoads:

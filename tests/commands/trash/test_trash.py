@@ -17,6 +17,7 @@ from tests.commands.remove.test_remove import Place
 from tests.commands.remove.test_remove_faults import make
 from tests.kit.caches import CacheBuilder, du_allocated
 from tests.kit.disks import common_folder, small_filesystem
+from tests.kit.faulty import killed_at
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import small_config, vlmcache
 from tests.kit.rooms import WEIGHTS
@@ -113,6 +114,28 @@ def test_undo_restores_everything_as_it_was_times_included(
     assert du_allocated(place.root) == size
     assert not trash(place.session).removals
     assert not any((place.root.parent / name).exists() for name in (BESIDE, f"hub/{INSIDE}"))
+
+
+@pytest.mark.parametrize("name", ["org/name", "org/name@main"])
+def test_undo_after_a_killed_removal_restores_the_times_of_folders_too(
+    tmp_path: Path, name: str
+) -> None:
+    killed = 0
+    for kill in range(1, 60, 6):
+        place = Place(tmp_path / str(kill))
+        place.root.parent.mkdir()
+        make(place)
+        before = described(place.root)
+        options = RemoveOptions(trash=True)
+        if not killed_at(
+            kill, lambda here=place: remove(here.session, [name], options), place.root.parent
+        ):
+            break
+        killed += 1
+        if trash(place.session).removals:
+            undo(place.session).check()
+        assert described(place.root) == before
+    assert killed > 2
 
 
 def test_removals_are_undone_one_after_the_other_the_last_one_first(place: Place) -> None:
@@ -330,9 +353,36 @@ def test_undo_of_a_model_that_was_put_elsewhere_meanwhile_is_refused(beside: Pla
         undo(beside.session)
 
 
+@pytest.mark.parametrize("later", [("org/name",), ("each revision",)])
+def test_what_a_removal_for_good_takes_of_an_earlier_one_goes_to_the_trash_too(
+    place: Place, later: tuple[str, ...]
+) -> None:
+    folder = place.root / "models--org--name"
+    commit = (folder / "refs" / "main").read_text()
+
+    def contents() -> dict[str, bytes]:
+        paths = (folder / "snapshots" / commit).rglob("*")
+        return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+    before = contents()
+    rm(place, "org/name@main")
+    commits = [path.name for path in (folder / "snapshots").iterdir()]
+    assert commits
+    names = [f"org/name@{other}" for other in commits] if later != ("org/name",) else later
+    removal = remove(place.session, names, RemoveOptions(trash=False))
+    assert removal.receipt is not None
+    assert removal.receipt.whole, removal.receipt
+    assert not list(folder.glob("blobs/*"))
+    undo(place.session).check()
+    assert contents() == before
+    state = scan(place.root)
+    assert state.size_on_disk == du_allocated(place.root)
+    assert not trash(place.session).removals
+
+
 def test_what_was_removed_for_good_meanwhile_is_reported(beside: Place) -> None:
     rm(beside, "org/name@main")
-    remove(beside.session, ["org/name"], RemoveOptions(trash=False))
+    shutil.rmtree(beside.root / "models--org--name")
     done = undo(beside.session)
     assert isinstance(done.problem, PartlyError)
     assert done.problem.hint is not None

@@ -17,8 +17,9 @@ from vlmcache.report import Report
 
 _R = TypeVar("_R", bound=Report)
 
-_WAIT, _AGAIN = 5.0, 30.0
-"""Seconds after which it is said who is waited for, and said again."""
+_WAIT, _AGAIN = 5.0, 60.0
+"""Seconds after which it is said who is waited for, and said again: then after twice as many each
+time."""
 
 
 def ask_all(
@@ -45,7 +46,7 @@ def ask_all(
     waiting = {call.number for call in calls}
     replies: dict[str, Reply] = {}
     shown = _Shown(progress, done)
-    next_note = time.monotonic() + _WAIT
+    next_note, again = time.monotonic() + _WAIT, _AGAIN
     try:
         while waiting:
             for reply in fleet.arrived(0.25):
@@ -57,7 +58,7 @@ def ask_all(
             if waiting and not shown.begun and time.monotonic() >= next_note:
                 names = [node.name for key, node in nodes.items() if key not in replies]
                 progress.note(f"waiting for {some(names)}")
-                next_note = time.monotonic() + _AGAIN
+                next_note, again = time.monotonic() + again, 2 * again
     finally:
         shown.close()
     return replies

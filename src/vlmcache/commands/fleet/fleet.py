@@ -161,6 +161,7 @@ class FleetCache:
         include: Names = (),
         dry_run: bool = False,
         force: bool = False,
+        trash: bool | None = None,
     ) -> FleetRemoval:
         """Remove models from the nodes that have them; nobody is asked.
 
@@ -169,7 +170,14 @@ class FleetCache:
         Raises:
             UnconfirmedError: `confirm` said no.
         """
-        options = {"revision": revision, "include": as_list(include), "force": force}
+        if trash is None and self.confirm is None:
+            trash = False  # as of a `Cache`: what nobody confirms is freed at once
+        options = {
+            "revision": revision,
+            "include": as_list(include),
+            "force": force,
+            "trash": trash,
+        }
         names = self._names(models)
         if not names:
             raise UsageError("no model is named")
@@ -191,6 +199,7 @@ class FleetCache:
         xet: bool = False,
         modules: bool = False,
         dry_run: bool = False,
+        trash: bool | None = None,
     ) -> FleetRemoval:
         """Remove from each node what nobody needs there; nobody is asked.
 
@@ -209,6 +218,7 @@ class FleetCache:
             "all": all,
             "xet": xet,
             "modules": modules,
+            "trash": trash,
         }
         names = states.names_for_nodes(self.session.config, as_list(models))
         request = requests.RemovalRequest(True, names, options, dry_run)

@@ -71,6 +71,7 @@ def _report(rows: Mapping[str, NodeRemoval]) -> FleetRemoval:
         tuple(rows.values()),
         sum(row.plan.frees for row in rows.values() if row.plan is not None),
         sum(row.receipt.freed for row in rows.values() if row.receipt is not None),
+        sum(row.receipt.trashed for row in rows.values() if row.receipt is not None),
     )
 
 
@@ -94,6 +95,10 @@ def _filled(row: NodeRemoval, done: Done) -> NodeRemoval:
         receipt=receipt,
         free=done.free,
         error=done.failure,
+        in_use=removal.in_use,
+        findings=removal.findings,
+        trash=removal.trash,
+        missed_by=removal.missed_by,
     )
 
 

@@ -7,16 +7,19 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from vlmcache.cache.state import State
-from vlmcache.change.plan import Failure, Plan, Receipt
-from vlmcache.commands.verify.values import Damage, Missing, Unverifiable
+from vlmcache.cache.state import Finding, State
+from vlmcache.change.plan import Failure, Kept, Plan, Receipt
+from vlmcache.commands.remove.values import Keeping
+from vlmcache.commands.verify.values import Damage, DamageError, Missing, Unverifiable
 from vlmcache.errors import ExitCode, PartlyError, VlmcacheError
 from vlmcache.load.report import LoadFailure, Machine, Result, Spread
 from vlmcache.report import Report
-from vlmcache.units import and_more, counted
+from vlmcache.units import and_more, command, counted
 
 _NAMED = 5
 """So many nodes are named in a message."""
+_CLIENT_PORT = 10001
+"""Where a head node listens to machines that are not part of its cluster, unless told otherwise."""
 
 
 class ClusterError(VlmcacheError):
@@ -40,9 +43,24 @@ class ClusterError(VlmcacheError):
             )
         if "ersion mismatch" in text:
             return cls(f"the cluster at '{address}' cannot be joined: {text}")
+        host, _, port = address.rpartition(":")
+        if kind == "TimeoutError" and "/" not in host and port.isdecimal():
+            # Ray waits for a node of the cluster on this machine, and says nothing else.
+            return cls(
+                f"the cluster at '{address}' was not joined: {text}",
+                "a machine that is not part of it joins with --address "
+                f"ray://{host}:{_CLIENT_PORT}, if that port of the head node is open",
+            )
+        if "find an authentication token" in text:
+            return cls(
+                f"the cluster at '{address}' was not joined: RAY_AUTH_MODE is token, "
+                "and there is no token here",
+                "copy ~/.ray/auth_token from its head node, or name a file in RAY_AUTH_TOKEN_PATH",
+            )
         return cls(
             f"no Ray cluster at '{address}': {text}",
-            "'ray status' on its head node shows whether it runs, and at which address",
+            "'ray status' on its head node shows whether it runs, and at which address; if it asks "
+            "for a token, set RAY_AUTH_MODE=token and have the same token here",
         )
 
 
@@ -269,6 +287,13 @@ class NodeRemoval(FleetNode, frozen=True, kw_only=True):
     cache: str = ""
     plan: Plan | None = None
     receipt: Receipt | None = None
+    in_use: tuple[Kept, ...] = ()
+    """What processes use there, and who they are."""
+    findings: tuple[Finding, ...] = ()
+    """Which models that stay need what is removed."""
+    trash: Keeping = Keeping()
+    missed_by: int = 0
+    """Bytes that could not be freed of those asked for."""
 
 
 class FleetRemoval(FleetReport, frozen=True):
@@ -279,6 +304,8 @@ class FleetRemoval(FleetReport, frozen=True):
     """Bytes of disk that the plans of all nodes give back."""
     freed: int = 0
     """What was freed on all nodes."""
+    trashed: int = 0
+    """What is freed there when the trash is emptied, and not before."""
 
     @property
     def rows(self) -> Sequence[FleetNode]:
@@ -335,6 +362,21 @@ class FleetVerification(FleetReport, frozen=True):
     def ids(self) -> list[str]:
         """The nodes on which something is damaged or missing."""
         return [node.node for node in self.nodes if node.models]
+
+    @property
+    def problem(self) -> VlmcacheError | None:
+        """What is damaged or missing, else which nodes could not be checked."""
+        problem = super().problem
+        if problem is None or not self.ids:
+            return problem
+        # Whatever the other nodes did: what was found is certain.
+        repos = dict.fromkeys(model.repo for node in self.nodes for model in node.models)
+        found = DamageError(
+            problem.message,
+            f"'{command('fleet', 'pull', *repos)}' fetches what is bad from nodes where it is good",
+        )
+        found.causes = problem.causes
+        return found
 
 
 class LoadedModel(msgspec.Struct, frozen=True):

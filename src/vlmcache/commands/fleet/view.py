@@ -8,6 +8,8 @@ from typing import IO, TypeVar
 from rich.console import Console
 from rich.text import Text
 
+from vlmcache.cache.layout import name_by_path, parse_repo_folder
+from vlmcache.change.plan import Kept
 from vlmcache.commands.fleet.pull_values import FleetPull, PulledNode
 from vlmcache.commands.fleet.values import (
     FleetLoads,
@@ -26,13 +28,16 @@ from vlmcache.show.prose import whole
 from vlmcache.show.rows import print_rows, table, width_of, wrapped
 from vlmcache.show.tables import state_text
 from vlmcache.show.text import NOTHING, printable
-from vlmcache.units import counted, pace_text, seconds_text, size_text
+from vlmcache.units import command, counted, pace_text, seconds_text, size_text
 
 _N = TypeVar("_N", bound=FleetNode)
 _Columns = Mapping[str, Sequence[str | Text]]
 """Heading -> the cells below it."""
 
 _ROWS = 20
+_NOTES = 6
+"""So many lines of each kind say what stays, and what is to be known."""
+_LATER = "when the trash is emptied"
 _MOST_MODELS = 6
 """Of so many models, each has a column if the screen is wide enough."""
 _COMMIT = 7
@@ -158,11 +163,14 @@ def _print_commits(out: Console, status: FleetStatus) -> None:
     _print_lines(out, lines)
 
 
-def _print_lines(out: Console, lines: Sequence[str]) -> None:
-    for line in lines[:_ROWS]:
+def _print_lines(out: Console, lines: Sequence[str], count: int | None = None) -> None:
+    """Print lines, and how many of `count` in all are left out."""
+    shown = lines[:_ROWS]
+    for line in shown:
         print_rows(out, wrapped(out, line, 2))
-    if len(lines) > _ROWS:
-        print_rows(out, [Text(f"  and {len(lines) - _ROWS} more", "dim")])
+    more = (len(lines) if count is None else count) - len(shown)
+    if more:
+        print_rows(out, [Text(f"  and {more} more", "dim")])
 
 
 def show_pull(report: FleetPull, *, verbose: bool = False) -> None:
@@ -228,9 +236,27 @@ def show_removal(removal: FleetRemoval, *, verbose: bool = False) -> None:
         out.print("Nothing to remove.")
     elif any(node.receipt is not None for node in removal.nodes):
         acted = sum(bool(node.receipt and node.receipt.outcomes) for node in removal.nodes)
-        out.print(f"Freed {size_text(removal.freed)} on {counted(acted, 'node')}.")
+        out.print(
+            f"Freed {size_text(removal.freed)} on {counted(acted, 'node')}"
+            + (f", {size_text(removal.trashed)} more {_LATER}." if removal.trashed else ".")
+        )
+        ids = [
+            f"{printable(node.node)}: {command('undo', node.receipt.trash_id)}"
+            for node in removal.nodes
+            if node.receipt is not None and node.receipt.trash_id is not None
+        ]
+        if ids:
+            out.print("What is typed on a node restores it there:")
+            _print_lines(out, ids)
     else:
-        out.print(f"Frees {size_text(removal.frees)}.")
+        out.print(f"Frees {frees_words(removal)}.")
+
+
+def frees_words(removal: FleetRemoval) -> str:
+    """Return what the plans of all nodes free, and when."""
+    kept = sum(n.plan.frees for n in removal.nodes if n.plan is not None and n.trash.kept)
+    now = size_text(removal.frees - kept)
+    return f"{now} now, {size_text(kept)} {_LATER}" if kept else now
 
 
 def show_removal_plan(
@@ -268,7 +294,49 @@ def show_removal_plan(
     _print_table(out, [columns])
     _print_rest(out, len(removal.nodes) - len(nodes))
     _print_errors(out, removal.nodes)
+    for heading, said in _said_of(removal).items():
+        lines = _by_nodes(said)
+        if lines:
+            out.print(f"\n{heading}")
+            _print_lines(out, lines if verbose else lines[:_NOTES], len(lines))
     out.print()
+
+
+def _said_of(removal: FleetRemoval) -> Mapping[str, Mapping[str, Sequence[str]]]:
+    """Return heading -> node -> what its plan says of what stays, and what would be missing."""
+    stays: dict[str, list[str]] = {}
+    warnings: dict[str, list[str]] = {}
+    for node in removal.nodes:
+        kept = node.plan.kept if node.plan is not None else ()
+        stays[node.node] = [_stays(one) for one in (*kept, *node.in_use)]
+        warnings[node.node] = [f"{one.repo}: {one.detail}" for one in node.findings]
+        if node.missed_by:
+            warnings[node.node].append(f"{size_text(node.missed_by)} less than was asked for")
+        if node.trash.why_not is not None:
+            warnings[node.node].append(
+                f"freed at once, and cannot be restored: {node.trash.why_not}"
+            )
+    return {"Stays": stays, "Warnings": warnings}
+
+
+def _stays(kept: Kept) -> str:
+    """Return what stays, and why: by its name, since nodes have it in different folders."""
+    place = kept.path
+    if kept.repo is not None:
+        place = name_by_path(kept.repo, kept.path)
+        name = kept.path.rpartition("/")[2]
+        if parse_repo_folder(name) is None:
+            place += f": {name}"
+    return f"{place}  {kept.reason}"
+
+
+def _by_nodes(said: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return each line once, with the nodes that say it."""
+    nodes: dict[str, dict[str, None]] = {}
+    for node, lines in said.items():
+        for line in lines:
+            nodes.setdefault(line, {})[printable(node)] = None
+    return [f"{some(list(names))}: {printable(line)}" for line, names in nodes.items()]
 
 
 def _removes(node: NodeRemoval) -> Text:
