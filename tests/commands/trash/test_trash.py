@@ -128,7 +128,9 @@ def test_undo_after_a_killed_removal_restores_the_times_of_folders_too(
         before = described(place.root)
         options = RemoveOptions(trash=True)
         if not killed_at(
-            kill, lambda here=place: remove(here.session, [name], options), place.root.parent
+            kill,
+            lambda here=place, how=options: remove(here.session, [name], how),
+            place.root.parent,
         ):
             break
         killed += 1
