@@ -52,6 +52,7 @@ IMPORTS = {module: _imports_of(module) for module in MODULES}
 
 BASE = (
     "addresses",
+    "arguments",
     "codes",
     "config",
     "config_file",

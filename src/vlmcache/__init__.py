@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     )
     from vlmcache.commands.pull.plan import VariantError
     from vlmcache.commands.pull.values import PullReport
-    from vlmcache.commands.remove.values import Removal, RemovalError, UnconfirmedError
+    from vlmcache.commands.remove.values import Removal, RemovalError
     from vlmcache.commands.schedule.values import NoSchedulerError, ScheduleError, ScheduleReport
     from vlmcache.commands.serve.serve import Server
     from vlmcache.commands.serve.values import (
@@ -98,6 +98,7 @@ if TYPE_CHECKING:
         PartlyError,
         SettingError,
         SpaceError,
+        UnconfirmedError,
         UnknownArchitectureError,
         UnknownModelError,
         UnloadableError,
@@ -148,7 +149,6 @@ _HOMES = {
     "PullReport": "vlmcache.commands.pull.values",
     "Removal": "vlmcache.commands.remove.values",
     "RemovalError": "vlmcache.commands.remove.values",
-    "UnconfirmedError": "vlmcache.commands.remove.values",
     "NoSchedulerError": "vlmcache.commands.schedule.values",
     "ScheduleError": "vlmcache.commands.schedule.values",
     "ScheduleReport": "vlmcache.commands.schedule.values",
@@ -202,6 +202,7 @@ _HOMES = {
     "SettingError": "vlmcache.errors",
     "SpaceError": "vlmcache.errors",
     "UnknownArchitectureError": "vlmcache.errors",
+    "UnconfirmedError": "vlmcache.errors",
     "UnknownModelError": "vlmcache.errors",
     "UnloadableError": "vlmcache.errors",
     "UnreachableError": "vlmcache.errors",

@@ -128,6 +128,13 @@ class PartlyError(VlmcacheError):
     exit_code = ExitCode.PARTLY
 
 
+class UnconfirmedError(VlmcacheError):
+    """Nobody said yes."""
+
+    code = "unconfirmed"
+    exit_code = ExitCode.UNCONFIRMED
+
+
 class InUseError(VlmcacheError):
     """A process uses what was to go."""
 

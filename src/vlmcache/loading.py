@@ -13,7 +13,7 @@ from vlmcache import units
 from vlmcache.cache.free_memory import available_memory
 from vlmcache.cache.memory import has_accelerator
 from vlmcache.config import Session, open_session, own_home
-from vlmcache.errors import NotDownloadedError, UnloadableError
+from vlmcache.errors import NotDownloadedError, UnconfirmedError, UnloadableError
 from vlmcache.load import class_list, models, processors, quantized
 from vlmcache.load.device import CPU
 from vlmcache.load.disk import readers_for
@@ -107,7 +107,6 @@ def load_from(
         # The pull's machinery is imported only where there is something to pull.
         from vlmcache.commands.pull.pull import pull
         from vlmcache.commands.pull.values import PullOptions, in_words
-        from vlmcache.commands.remove.values import UnconfirmedError
 
         def refuse(others: Sequence[PlannedModel]) -> bool:
             raise UnconfirmedError(

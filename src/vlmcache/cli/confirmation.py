@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlmcache.errors import ExitCode, VlmcacheError
+from vlmcache.errors import ExitCode, UnconfirmedError, VlmcacheError
 from vlmcache.units import counted, size_text
 
 if TYPE_CHECKING:
@@ -87,7 +87,6 @@ def permission(*, json: bool) -> Callable[[Any], bool]:
     """
 
     def ask(models: Sequence[Any]) -> bool:
-        from vlmcache.commands.remove.values import UnconfirmedError
         from vlmcache.show.text import printable
 
         count = counted(len(models), "model")
@@ -114,7 +113,6 @@ def standing_order(*, json: bool) -> Callable[[Any], bool]:
 
     def ask(report: Any) -> bool:
         from vlmcache.cli.register import COMMANDS, load
-        from vlmcache.commands.remove.values import UnconfirmedError
 
         (schedule,) = report.schedules
         if " --yes" not in schedule.command:
@@ -140,8 +138,6 @@ def require_terminal(json: bool, message: str, hint: str) -> None:
         UnconfirmedError: there is not; it says so with the message and the hint.
     """
     if not can_ask(json=json):
-        from vlmcache.commands.remove.values import UnconfirmedError
-
         raise UnconfirmedError(message, hint)
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias
 import typer
 
 import vlmcache
-from vlmcache.cli.confirmation import _InterruptedError
 from vlmcache.cli.light import LightCommand, LightGroup
 from vlmcache.cli.options import Answer
 from vlmcache.cli.register import (
@@ -374,6 +373,8 @@ def _failure(error: BaseException, arguments: Sequence[str] = ()) -> VlmcacheErr
     if isinstance(error, VlmcacheError):
         return error
     if isinstance(error, KeyboardInterrupt | typer.Abort | Interrupted):
+        from vlmcache.cli.confirmation import _InterruptedError
+
         return _InterruptedError(*_ended("interrupted", *error.args))
     if isinstance(error, Terminated):
         return _TerminatedError(*_ended("terminated", *error.args))

@@ -33,7 +33,7 @@ def trash(
 
     def ask(report: Any) -> bool:
         from vlmcache.cli.confirmation import is_agreed, require_terminal
-        from vlmcache.commands.remove.values import UnconfirmedError
+        from vlmcache.errors import UnconfirmedError
 
         count, size = counted(len(report.removals), "removal"), size_text(report.frees)
         require_terminal(

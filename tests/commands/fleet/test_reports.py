@@ -29,9 +29,16 @@ from vlmcache.commands.fleet.values import (
     NodeVerification,
     error_of,
 )
-from vlmcache.commands.remove.values import Keeping, Removal, UnconfirmedError
+from vlmcache.commands.remove.values import Keeping, Removal
 from vlmcache.config import shipped_config
-from vlmcache.errors import ChangedError, ExitCode, PartlyError, UnknownModelError, UsageError
+from vlmcache.errors import (
+    ChangedError,
+    ExitCode,
+    PartlyError,
+    UnconfirmedError,
+    UnknownModelError,
+    UsageError,
+)
 from vlmcache.load.report import Spread
 from vlmcache.progress import Progress
 

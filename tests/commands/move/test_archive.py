@@ -23,13 +23,14 @@ from vlmcache.cache.moved import note_path
 from vlmcache.cache.scan import scan
 from vlmcache.change.plan import Move
 from vlmcache.commands.move.values import SourceDamagedError
-from vlmcache.commands.remove.values import Removal, UnconfirmedError
+from vlmcache.commands.remove.values import Removal
 from vlmcache.config import CacheLocation, Config, Environment, Limits, ModelConfig, Session
 from vlmcache.errors import (
     AwayError,
     CacheError,
     ExitCode,
     SpaceError,
+    UnconfirmedError,
     UnknownModelError,
     UsageError,
 )

@@ -26,11 +26,11 @@ from vlmcache.change.plan import Fetch
 from vlmcache.commands.pull.plan import FileSelection
 from vlmcache.commands.pull.values import PullReport
 from vlmcache.commands.remove.remove import remove
-from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.commands.status.status import status
 from vlmcache.commands.verify.verify import verify
 from vlmcache.commands.watch.watch import watch
 from vlmcache.config import CacheLocation, Session
+from vlmcache.errors import UnconfirmedError
 from vlmcache.loading import load_from
 
 CODE = "jinaai/jina-clip-implementation"

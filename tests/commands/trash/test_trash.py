@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -129,7 +130,7 @@ def test_undo_after_a_killed_removal_restores_the_times_of_folders_too(
         options = RemoveOptions(trash=True)
         if not killed_at(
             kill,
-            lambda here=place, how=options: remove(here.session, [name], how),
+            functools.partial(remove, place.session, [name], options),
             place.root.parent,
         ):
             break

@@ -26,10 +26,16 @@ from vlmcache.change.waste import kept_in_use
 from vlmcache.commands.attach.plan import plan_attach, plan_detach
 from vlmcache.commands.attach.values import AttachedRepo, AttachReport, Confirm
 from vlmcache.commands.remove.facts import Known, forget
-from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import Session
 from vlmcache.environment import user_config
-from vlmcache.errors import ChangedError, InUseError, UsageError, VlmcacheError, reason_of
+from vlmcache.errors import (
+    ChangedError,
+    InUseError,
+    UnconfirmedError,
+    UsageError,
+    VlmcacheError,
+    reason_of,
+)
 from vlmcache.units import counted
 
 _MOST_ABSENT = 10_000

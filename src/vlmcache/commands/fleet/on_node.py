@@ -17,8 +17,14 @@ from vlmcache.change.space import free_bytes
 from vlmcache.commands.fleet import requests
 from vlmcache.commands.fleet.values import ModelOnNode
 from vlmcache.commands.fleet.wire import encoded
-from vlmcache.commands.remove.values import Removal, UnconfirmedError
-from vlmcache.errors import UnknownModelError, UsageError, VlmcacheError, reason_of
+from vlmcache.commands.remove.values import Removal
+from vlmcache.errors import (
+    UnconfirmedError,
+    UnknownModelError,
+    UsageError,
+    VlmcacheError,
+    reason_of,
+)
 
 if TYPE_CHECKING:
     from vlmcache.commands.fleet.actor import Worker

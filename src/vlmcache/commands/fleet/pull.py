@@ -25,9 +25,8 @@ from vlmcache.commands.fleet.values import nodes_problem, some
 from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.prepare import prepare_needed, prepare_pull
 from vlmcache.commands.pull.values import PlannedModel
-from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import Session, cached_repos, find_model
-from vlmcache.errors import ExitCode, PartlyError, SpaceError, VlmcacheError
+from vlmcache.errors import ExitCode, PartlyError, SpaceError, UnconfirmedError, VlmcacheError
 from vlmcache.hub.client import Client
 from vlmcache.progress import Progress, continued_by
 

@@ -14,8 +14,8 @@ from vlmcache.commands.fleet.calls import Fleet, Node, Reply
 from vlmcache.commands.fleet.on_node import Done, Planned
 from vlmcache.commands.fleet.requests import Decision, RemovalRequest
 from vlmcache.commands.fleet.values import FleetRemoval, NodeRemoval, RemovedModel, error_of
-from vlmcache.commands.remove.values import Removal, UnconfirmedError
-from vlmcache.errors import ExitCode
+from vlmcache.commands.remove.values import Removal
+from vlmcache.errors import ExitCode, UnconfirmedError
 from vlmcache.progress import Progress
 
 _ACT = 1800.0

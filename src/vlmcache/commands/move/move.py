@@ -47,9 +47,15 @@ from vlmcache.commands.move.values import (
     NotMovedError,
     repo_row,
 )
-from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import Session
-from vlmcache.errors import CacheError, ChangedError, InUseError, UnknownModelError, VlmcacheError
+from vlmcache.errors import (
+    CacheError,
+    ChangedError,
+    InUseError,
+    UnconfirmedError,
+    UnknownModelError,
+    VlmcacheError,
+)
 from vlmcache.progress import Progress, continued_by
 from vlmcache.units import and_more, command, shell_words
 

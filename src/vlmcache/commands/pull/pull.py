@@ -35,9 +35,8 @@ from vlmcache.commands.pull.values import (
     PullReport,
     PullState,
 )
-from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import ModelConfig, Session, cached_repos, find_model, name_of, own_home
-from vlmcache.errors import CacheError, PartlyError, SpaceError, VlmcacheError
+from vlmcache.errors import CacheError, PartlyError, SpaceError, UnconfirmedError, VlmcacheError
 from vlmcache.home.journal import Journal
 from vlmcache.hub.client import Client
 from vlmcache.hub.questions import ask_about

@@ -27,7 +27,7 @@ from vlmcache.commands.remove.plan import (
     select_duplicates,
     with_foreign_files,
 )
-from vlmcache.commands.remove.values import UnconfirmedError
+from vlmcache.errors import UnconfirmedError
 
 _YOUNG = "a download into it was written within the last hour"
 

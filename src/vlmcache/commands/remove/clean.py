@@ -24,7 +24,6 @@ from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, Remove, RemoveTre
 from vlmcache.change.removal_plan import plan_removal, whole_repos
 from vlmcache.change.removals import Key, Protected, expected_of
 from vlmcache.change.waste import Facts, busy_repos
-from vlmcache.commands.remove.choose import Site, numbers_of, offered_waste
 from vlmcache.commands.remove.facts import (
     Known,
     copies_of,
@@ -364,6 +363,8 @@ def _plan_chosen(
     Raises:
         UnconfirmedError: that is nothing.
     """
+    from vlmcache.commands.remove.choose import Site, numbers_of, offered_waste
+
     state = known.state
     every = msgspec.structs.replace(options, duplicates=True)
     sites = [Site(state, _facts(known, config, every, usage), lambda plan: plan)]

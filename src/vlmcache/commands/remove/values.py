@@ -24,20 +24,20 @@ from vlmcache.change.plan import (
     in_use_words,
 )
 from vlmcache.commands.move.values import DriveUse, MovedRepo, moved_words
-from vlmcache.errors import ChangedError, ExitCode, InUseError, PartlyError, VlmcacheError
+from vlmcache.errors import (
+    ChangedError,
+    ExitCode,
+    InUseError,
+    PartlyError,
+    UnconfirmedError,
+    VlmcacheError,
+)
 from vlmcache.home.copies import KeptCopy
 from vlmcache.report import Report
 from vlmcache.units import and_more, size_text
 
 _ALONG = frozenset({"ref", "tree", "no-exist", "blob", "lock", "locks", "folder"})
 """Kinds of what is removed along with a repo or revision."""
-
-
-class UnconfirmedError(VlmcacheError):
-    """Nobody said yes."""
-
-    code = "unconfirmed"
-    exit_code = ExitCode.UNCONFIRMED
 
 
 class RemovalError(VlmcacheError):
