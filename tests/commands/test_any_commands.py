@@ -445,7 +445,7 @@ def run(machine: type[AnyCommands], examples: int, steps: int) -> None:
 
 
 def test_random_commands_lose_nothing_that_nobody_named(machine: type[AnyCommands]) -> None:
-    run(machine, 6, 10)
+    run(machine, 3, 10)
 
 
 @pytest.mark.full
