@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -12,6 +13,15 @@ from vlmcache.cache.hashing import new_hash
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Plan
 from vlmcache.commands.fleet.calls import LOST, Fleet
+from vlmcache.commands.fleet.known import (
+    NOT_ASKED,
+    Asked,
+    AskedModels,
+    Known,
+    KnownModels,
+    by_commit,
+    wanted_of,
+)
 from vlmcache.commands.fleet.parcels import NodeStock, Survey, WantedModel, content_key
 from vlmcache.commands.fleet.pull_values import (
     FleetPull,
@@ -26,12 +36,23 @@ from vlmcache.commands.pull.plan import VariantError
 from vlmcache.commands.pull.prepare import prepare_needed, prepare_pull
 from vlmcache.commands.pull.values import PlannedModel
 from vlmcache.commands.remove.values import UnconfirmedError
-from vlmcache.config import Session, cached_repos, find_model
-from vlmcache.errors import ExitCode, PartlyError, SpaceError, VlmcacheError
+from vlmcache.config import ModelConfig, Session, cached_repos, find_model
+from vlmcache.errors import (
+    AccessError,
+    ExitCode,
+    HubError,
+    OfflineError,
+    PartlyError,
+    SpaceError,
+    VlmcacheError,
+)
 from vlmcache.hub.client import Client
+from vlmcache.hub.quick import commit_of
 from vlmcache.progress import Progress, continued_by
 
 _ANSWER = 1.0
+
+_T = TypeVar("_T")
 
 
 def pull_to_fleet(
@@ -95,7 +116,7 @@ class _Run:
         self._given: dict[str, bytes] = {}
 
     def run(self) -> FleetPull:
-        models = self._asked_once()
+        models = self._wanted_models()
         states = self._surveyed(models)
         self._check_room(states)
         leaders = _leaders(states)
@@ -117,15 +138,78 @@ class _Run:
 
     # What is to be had.
 
-    def _asked_once(self) -> tuple[WantedModel, ...]:
-        """Ask the hub, once for all nodes, what is to be fetched."""
-        session, options = self._session, self._options
+    def _wanted_models(self) -> tuple[WantedModel, ...]:
+        """Return what every node is to have: from nodes if they know it, else from the hub."""
+        session = self._session
         cached = cached_repos(session.cache)
         asked = [
             find_model(session.config, name, cached, variants=True, others=True)
             for name in self._names
         ]
         asked = list({(m.repo, m.revision, m.variant): m for m in asked}.values())
+        questions = [Asked.of(model, self._options.selection) for model in asked]
+        answers = self._answers("pull-known", AskedModels(tuple(questions)), KnownModels)
+        known = [by_commit(answers, number) for number in range(len(questions))]
+        if all(known):
+            current = self._current(questions, known)
+            if current is not None:
+                return current
+        try:
+            return self._asked_once(asked)
+        except HubError as error:
+            if isinstance(error, AccessError) or not all(len(commits) == 1 for commits in known):
+                raise
+            offline = isinstance(error, OfflineError)
+            found = [next(iter(commits.values())) for commits in known]
+            for one in found:
+                detail = (
+                    f"as nodes have it, at commit {one.model.commit}; whether there is a newer "
+                )
+                detail += f"one is not known: {error.message}"
+                severity: Literal["info", "warning"] = "info" if offline else "warning"
+                self._findings.append(
+                    Finding(NOT_ASKED, severity, one.model.repo, "", detail, error.hint)
+                )
+            return self._taken(found)
+
+    def _current(
+        self, questions: Sequence[Asked], known: Sequence[Mapping[str, Known]]
+    ) -> tuple[WantedModel, ...] | None:
+        """Return what nodes have of each model if that is what its revision means now."""
+        client = Client(self._session.environment)
+        found: list[Known] = []
+        try:
+            for asked, commits in zip(questions, known, strict=True):
+                commit: str | None = asked.revision
+                if asked.revision not in commits:
+                    commit = commit_of(client, asked.repo, asked.revision)
+                if commit is None or commit not in commits:
+                    return None
+                found.append(commits[commit])
+        finally:
+            client.stop()
+        return self._taken(found)
+
+    def _taken(self, found: Sequence[Known]) -> tuple[WantedModel, ...]:
+        for one in found:
+            self._findings += one.findings
+        return tuple(one.model for one in found)
+
+    def _answers(self, method: str, request: msgspec.Struct, kind: type[_T]) -> dict[str, _T]:
+        """Return what nodes answer, by their names; those that fail are heard of later."""
+        waiting = {self._fleet.call(node, method, request).number for node in self._fleet.nodes}
+        answers: dict[str, _T] = {}
+        while waiting:
+            for reply in self._fleet.arrived(_ANSWER):
+                if reply.call.number in waiting:
+                    waiting.remove(reply.call.number)
+                    if reply.failure is None:
+                        answers[reply.call.node.name] = reply.value(kind)
+        return answers
+
+    def _asked_once(self, asked: Sequence[ModelConfig]) -> tuple[WantedModel, ...]:
+        """Ask the hub, once for all nodes, what is to be fetched."""
+        session, options = self._session, self._options
         client = _HubClient(session.environment, note=self._progress.note)
         client.kept = {}
         try:
@@ -151,27 +235,15 @@ class _Run:
             asks = options.agree if to_confirm and not options.dry_run else None
             if asks is not None and not asks(to_confirm):
                 raise UnconfirmedError("not confirmed: nothing was fetched")
-            models = tuple(self._wanted(part) for part in (*others, *planned))
+            models = tuple(
+                wanted_of(part, options.selection, part.order.restriction)
+                for part in (*others, *planned)
+                if part.order is not None
+            )
             self._keep_given(client, models)
         finally:
             client.stop()
         return models
-
-    def _wanted(self, part: PlannedModel) -> WantedModel:
-        order, model = part.order, part.model
-        assert order is not None
-        return WantedModel(
-            model.key,
-            order.repo,
-            model.revision,
-            order.commit,
-            dict(order.files),
-            order.wanted,
-            order.restriction,
-            model.variant or self._options.selection.variant,
-            self._options.selection.is_plain,
-            part.needed_by.repo if part.needed_by is not None else None,
-        )
 
     def _keep_given(self, client: _HubClient, models: Sequence[WantedModel]) -> None:
         """Keep what the hub has sent already, so that it does not send it again."""
