@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,13 +13,14 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.base import bases_beneath
+from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Finding
 from vlmcache.cache.trash import has_trash
 from vlmcache.change.abilities import check_filesystem
 from vlmcache.change.plan import Failure, Outcome, Plan, Receipt, joined
 from vlmcache.change.space import FreeSpace
-from vlmcache.commands.pull.plan import DownloadOrder, VariantError, downloads_shown
+from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, VariantError, downloads_shown
 from vlmcache.commands.pull.prepare import check_result, prepare_needed, prepare_pull
 from vlmcache.commands.pull.room import (
     Shortage,
@@ -207,7 +210,8 @@ def _plan(
     planned = ask_about(client, models, prepared)
     # A person is asked about one after the other.
     planned = [_with_variant(prepared, part, options) for part in planned]
-    others = prepare_needed(client, session.cache.dir, planned, bases)
+    take_back = partial(_prepared, client, session.cache.dir, bases, options)
+    others = prepare_needed(client, session.cache.dir, planned, take_back)
     to_confirm = [part for part in others if part.order is not None and part.order.plan.to_fetch]
     asks = options.agree if to_confirm and not options.dry_run else None
     if asks is not None and not asks(to_confirm):
@@ -226,13 +230,18 @@ def _models(session: Session, names: Sequence[str]) -> list[ModelConfig]:
 
 
 def _prepared(
-    client: Client, cache_dir: str, bases: Sequence[str], options: PullOptions, model: ModelConfig
+    client: Client,
+    cache_dir: str,
+    bases: Sequence[str],
+    options: PullOptions,
+    model: ModelConfig,
+    selection: FileSelection | None = None,
 ) -> PlannedModel:
-    """Return what is to be done for a model."""
-    selection = options.selection
+    """Return what is to be done for a model; what the trash has of it is taken back for that."""
+    selection = options.selection if selection is None else selection
     if model.variant is not None:
         selection = msgspec.structs.replace(selection, variant=model.variant)
-    part = prepare_pull(client, cache_dir, model, selection, bases)
+    part = prepare_pull(client, cache_dir, model, selection, bases, kept=options.dry_run)
     if part.order is None or options.dry_run or not (part.order.fetches and has_trash(cache_dir)):
         return part
     from vlmcache.change.trash_room import take_back_blobs
@@ -266,6 +275,10 @@ def _carry_out(
         with Journal(own_home(session.environment)[0]) as memory:
             memory.record_restriction(*layout.split_name(part.order.repo), part.order.restriction)
     row, outcomes, error = _fetch(client, part, options, progress)
+    while isinstance(error, SpaceError) and (made := _room_meanwhile(session, part)):
+        # Another program has filled the disk meanwhile.
+        row, done, error = _fetch(client, _again(client, session, part, options), options, progress)
+        outcomes += [*made, *done]
     if isinstance(error, SpaceError):
         name = name_of(session.config, part.model, cached_repos(session.cache))
         error = SpaceError(
@@ -402,6 +415,30 @@ def _room_in_trash(
     from vlmcache.change.trash_room import empty_for
 
     return empty_for(session, shortage.place, shortage.goal).outcomes
+
+
+def _room_meanwhile(session: Session, part: PlannedModel) -> tuple[Outcome, ...]:
+    """Empty the trash for a download for which a disk has become too full; return what of it."""
+    order = part.order
+    if order is None or not has_trash(session.cache.dir):
+        return ()
+    from vlmcache.change.trash_room import empty_for, in_trash
+
+    place = nearest_folder(os.path.join(session.cache.dir, layout.folder_of(order.repo)))
+    kept, free = in_trash(session, place), shutil.disk_usage(place).free
+    wanted = order.plan.needs + session.config.limits.min_free
+    # Less than all of the download may be left of it, so that less than its length is a help too.
+    return empty_for(session, place, max(free + 1, min(wanted, free + kept))).outcomes
+
+
+def _again(
+    client: Client, session: Session, part: PlannedModel, options: PullOptions
+) -> PlannedModel:
+    """Return what is left to do for a model of which a part has arrived."""
+    bases = bases_beneath(session.cache.dir, session.config.base)
+    selection = FileSelection() if part.needed_by is not None else None
+    again = _prepared(client, session.cache.dir, bases, options, part.model, selection)
+    return again._replace(needed_by=part.needed_by)
 
 
 def _in_trash(session: Session, shortage: Shortage) -> int:
