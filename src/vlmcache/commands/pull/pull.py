@@ -47,6 +47,7 @@ from vlmcache.hub.questions import ask_about
 from vlmcache.hub.retry import Patience
 from vlmcache.hub.sources import HUB
 from vlmcache.progress import Progress, Throttle, continued_by
+from vlmcache.units import exact_size
 
 if TYPE_CHECKING:
     from vlmcache.commands.remove.values import Removal
@@ -457,8 +458,9 @@ def _make_room(
 
     Returns:
         The removal; its receipt is absent with `--dry-run`. `None` if the disk that is short is not
-        the cache's, if evicting everything that may be evicted would not be enough, or if a working
-        folder's `min_free` asks for more than the user's own: then nothing is removed.
+        the cache's, if there is an archive (then no model is deleted), if evicting everything that
+        may be evicted would not be enough, or if a working folder's `min_free` asks for more than
+        the user's own: then nothing is removed.
     """
     from vlmcache.commands.remove.clean import clean
     from vlmcache.commands.remove.values import CleanOptions
@@ -466,11 +468,9 @@ def _make_room(
     location = session.cache
     if not same_disk(shortage.place, location.dir) or shortage.min_free > session.config.evict_for:
         return None
-    cached = cached_repos(location)
-    asked = {part.model.repo.casefold() for part in planned}
-    orders = (part.order for part in planned if part.order is not None)
-    asked |= {need.id.casefold() for order in orders for need in order.repos}
-    keep = tuple(name for name in cached if name.casefold() in asked)
+    if session.config.archive is not None:
+        return None
+    keep = _asked_for(session, planned)
     kept = _in_trash(session, shortage)
     wanted = CleanOptions(free=shortage.goal - kept, keep=keep)
     proposed = clean(session, wanted, dry_run=True)
@@ -481,6 +481,42 @@ def _make_room(
     removal = clean(session, wanted, confirm=options.confirm)
     _room_in_trash(session, shortage, options)
     return removal
+
+
+def _asked_for(session: Session, planned: Sequence[PlannedModel]) -> tuple[str, ...]:
+    """Return the repos of the cache that are asked for, or needed by what is."""
+    asked = {part.model.repo.casefold() for part in planned}
+    orders = (part.order for part in planned if part.order is not None)
+    asked |= {need.id.casefold() for order in orders for need in order.repos}
+    return tuple(name for name in cached_repos(session.cache) if name.casefold() in asked)
+
+
+def _moved_to_archive(
+    session: Session, planned: Sequence[PlannedModel], shortage: Shortage
+) -> str | None:
+    """Return the command that moves models to the user's archive, if that makes enough room."""
+    archive, cache = session.config.archive, session.cache.dir
+    if archive is None or not same_disk(shortage.place, cache):
+        return None
+    from vlmcache.commands.move.archive import clean_to
+    from vlmcache.commands.remove.values import CleanOptions
+    from vlmcache.commands.status.steps import Advice
+
+    if shortage.min_free > session.config.evict_for:
+        return None
+    goal = shortage.goal
+    keep = _asked_for(session, planned)
+    try:
+        wanted = CleanOptions(free=goal, keep=keep, to=archive)
+        proposed = clean_to(session, wanted, dry_run=True)
+    except VlmcacheError as error:
+        return f"no model is moved to the archive {archive}: {error.message}"
+    if proposed.missed_by:
+        return f"moving models to the archive {archive} would not make enough room"
+    words = ["--free", exact_size(goal)]
+    for name in keep:
+        words += ["--keep", name]
+    return f"'{Advice(session).command('clean', *words)}' moves models to {archive}"
 
 
 def _stopped(room: Removal | None) -> str | None:
@@ -496,6 +532,8 @@ def _what_helps(
     options: PullOptions,
 ) -> str:
     """Return the hint of a pull that there is no room for: only what its plan says would help."""
+    if (moving := _moved_to_archive(session, planned, shortage)) is not None:
+        return moving
     from vlmcache.commands.remove.facts import Known
     from vlmcache.commands.status.recommend import what_makes_room
 
