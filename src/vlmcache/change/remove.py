@@ -427,7 +427,9 @@ class Executor:
                 continue
             outcome = attempt.outcome
             try:
-                if attempt.action.kind == "repo":
+                action = attempt.action
+                # What was moved has left a link, and is not lost.
+                if isinstance(action, RemoveTree) and action.kind == "repo" and not action.at_once:
                     blobs = os.path.join(place, layout.BLOBS)
                     with contextlib.suppress(OSError):
                         repo = self.tree.repo_folder(attempt.action.path)

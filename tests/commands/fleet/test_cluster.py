@@ -88,6 +88,7 @@ def test_a_chosen_node_is_shown_to_people_without_a_word_of_ray(fleet: Fleet) ->
     assert "gpu2" not in done.out
 
 
+@pytest.mark.full
 def test_rm_removes_on_the_nodes_that_have_it_and_nothing_else(fleet: Fleet) -> None:
     before = fingerprint(fleet.cluster.nodes["gpu2"].hub)
     refused = fleet("rm", "org/only")
@@ -144,6 +145,7 @@ def test_verify_names_the_node_whose_blob_is_damaged_and_no_token_crosses(fleet:
     assert not [path for path in logs if path.is_file() and SECRET.encode() in path.read_bytes()]
 
 
+@pytest.mark.full
 def test_wrong_nodes_and_addresses_are_one_line(fleet: Fleet) -> None:
     done = fleet("status", "--nodes", "gpu[1-4]")
     assert (done.code, done.out) == (2, "")

@@ -20,7 +20,9 @@ MODELS = {
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(
+    "count", [pytest.param(n, marks=pytest.mark.full if n > 300 else ()) for n in COUNTS]
+)
 def test_hub_sends_one_copy_and_time_grows_with_the_logarithm(count: int, model: str) -> None:
     sizes = MODELS[model]
     speeds = Speeds()
@@ -34,6 +36,7 @@ def test_hub_sends_one_copy_and_time_grows_with_the_logarithm(count: int, model:
     assert sum(outcome.up.values()) == total * (count - 1)
 
 
+@pytest.mark.full
 def test_the_page_shows_what_the_simulation_says() -> None:
     runs = fleet_pull.simulated()
     text = fleet_pull.PAGE.read_text(encoding="utf-8")

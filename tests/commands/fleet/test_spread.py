@@ -94,7 +94,12 @@ def test_what_is_complete_everywhere_is_not_fetched_again(
     fleet.pull().check()
     hub.clear_requests()
     assert set(states(fleet.pull().check()).values()) == {"cached"}
-    assert bodies(hub).keys() <= {"config.json"}
+    assert len(hub.requests) == 1  # for the commit
+    hub.clear_requests()
+    commit = fleet.pull().check().models[0].commit
+    pinned = fleet.pull(f"{REPO}@{commit}").check()
+    assert set(states(pinned).values()) == {"cached"}
+    assert len(hub.requests) == 1
 
 
 def test_what_one_node_has_comes_from_there(hub: LoopbackHub, fleet: LocalFleet) -> None:
@@ -107,8 +112,32 @@ def test_what_one_node_has_comes_from_there(hub: LoopbackHub, fleet: LocalFleet)
         "node3": "cached",
         "node4": "pulled",
     }
-    assert bodies(hub) == {"config.json": 1}
+    assert not bodies(hub)
     assert all(is_complete(hub, cache) for cache in fleet.caches.values())
+
+
+def test_what_nodes_have_reaches_the_others_without_a_hub(
+    hub: LoopbackHub, fleet: LocalFleet
+) -> None:
+    pull(hub, fleet.caches["node3"])
+    hub.clear_requests()
+    for session in (fleet.driver, *(worker.session for worker in fleet.workers.values())):
+        session.environment.variables["HF_HUB_OFFLINE"] = "1"
+    report = fleet.pull().check()
+    assert sorted(states(report).values()) == ["cached", "pulled", "pulled", "pulled"]
+    assert [finding.code for finding in report.findings] == ["hub-not-asked"]
+    assert hub.requests == []
+    assert all(is_complete(hub, cache) for cache in fleet.caches.values())
+
+
+def test_a_new_commit_of_the_hub_is_pulled_whatever_nodes_have(
+    hub: LoopbackHub, fleet: LocalFleet
+) -> None:
+    old = fleet.pull().check().models[0].commit
+    hub._repos["model", REPO].commit({**FILES, "README.md": b"new"})
+    report = fleet.pull().check()
+    assert report.models[0].commit != old
+    assert set(states(report).values()) == {"pulled"}
 
 
 def test_an_interrupted_download_of_one_node_is_continued(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -20,7 +22,8 @@ from tests.kit.caches import CacheBuilder, du_allocated
 from tests.kit.disks import common_folder, small_filesystem
 from tests.kit.faulty import killed_at
 from tests.kit.hub import LoopbackHub
-from tests.kit.pulls import small_config, vlmcache
+from tests.kit.local_fleet import wait_until
+from tests.kit.pulls import command, small_config, variables, vlmcache
 from tests.kit.rooms import WEIGHTS
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
@@ -127,12 +130,8 @@ def test_undo_after_a_killed_removal_restores_the_times_of_folders_too(
         place.root.parent.mkdir()
         make(place)
         before = described(place.root)
-        options = RemoveOptions(trash=True)
-        if not killed_at(
-            kill,
-            functools.partial(remove, place.session, [name], options),
-            place.root.parent,
-        ):
+        act = functools.partial(remove, place.session, [name], KEPT)
+        if not killed_at(kill, act, place.root.parent):
             break
         killed += 1
         if trash(place.session).removals:
@@ -470,6 +469,15 @@ def test_a_pull_takes_back_from_the_trash_what_it_would_fetch(
     cache = tmp_path / "hub"
     ran(vlmcache(hub, cache, "pull", "org/name"))
     ran(vlmcache(hub, cache, "rm", "org/name", "--trash", "--yes"))
+    planned = msgspec.json.decode(
+        ran(vlmcache(hub, cache, "pull", "org/name", "--dry-run", "--json"))
+    )
+    assert (planned["models"][0]["to_fetch"], planned["plan"]["needs"]) == (0, 0)
+    shown = msgspec.json.decode(ran(vlmcache(hub, cache, "status", "one", "--json")))
+    removal = msgspec.json.decode(ran(vlmcache(hub, cache, "trash", "--json")))["removals"][0]["id"]
+    commands = [step["command"] or "" for step in shown["recommendations"]]
+    assert f"vlmcache undo {removal}" in commands[0]
+    assert not any(command.startswith("vlmcache pull") for command in commands)
     report = msgspec.json.decode(ran(vlmcache(hub, cache, "pull", "org/name", "--json")))
     assert report["receipt"]["fetched"] == 0
     ran(vlmcache(hub, cache, "status", "org/name", "--check"))
@@ -489,6 +497,35 @@ def test_a_pull_on_a_full_disk_empties_the_trash_and_succeeds() -> None:
         ran(vlmcache(hub, cache.root, "pull", "org/name", "--all-files"))
         left = msgspec.json.decode(ran(vlmcache(hub, cache.root, "trash", "--json")))
         assert [row["names"] for row in left["removals"]] == [["org/two"]]
+
+
+def test_a_pull_of_which_another_program_takes_the_room_empties_the_trash_and_continues() -> None:
+    with small_filesystem(24_000_000) as disk, LoopbackHub() as hub:
+        cache = CacheBuilder(disk / "hub")
+        cache.repo("org/one").revision({"config.json": b"{}", "m.bin": b"x" * 7_000_000})
+        hub.add_repo("org/name").commit({"config.json": b"{}", "m.bin": os.urandom(8_000_000)})
+        config = small_config(disk)
+        ran(vlmcache(hub, cache.root, "rm", "org/one", "--trash", "--yes"))
+        pull = subprocess.Popen(
+            command("pull", "org/name", "--all-files", "--limit-rate", "2MB"),
+            env=variables(hub, cache.root) | {"VLMCACHE_CONFIG": str(config)},
+            cwd=disk,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_until(lambda: arrived(cache.root) > 3_000_000)
+        with open(disk / "filler", "wb") as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(1 << 16))
+                filler.flush()
+        _, said = pull.communicate(timeout=60)
+        assert pull.returncode == 0, said
+        ran(vlmcache(hub, cache.root, "verify", "org/name"))
+        assert not json.loads(ran(vlmcache(hub, cache.root, "trash", "--json")))["removals"]
+
+
+def arrived(cache: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in cache.glob("models--*/blobs/*incomplete"))
 
 
 def test_rm_on_a_full_disk_frees_at_once_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from vlmcache.change.place import disk_failure
 from vlmcache.change.plan import Attach, Failure, Outcome, Plan, Receipt, Result
 from vlmcache.change.remove import apply_removals
 from vlmcache.change.space import FreeSpace
+from vlmcache.change.trash_room import expire
 from vlmcache.change.tree import Tree
 from vlmcache.change.waste import kept_in_use
 from vlmcache.commands.attach.plan import plan_attach, plan_detach
@@ -60,6 +61,8 @@ def attach(
     Raises:
         UsageError: no base is named, or it is not a cache, or this very cache.
     """
+    if not dry_run:
+        expire(session)
     state = scan(session.cache.dir)
     folder = _base_folder(session, state, base)
     beneath = Known(session.environment, scan(folder)).state
@@ -219,6 +222,8 @@ def detach(
         UsageError: nothing of the cache is in that base, or one of several has to be named.
         UnconfirmedError: `confirm` said no.
     """
+    if not dry_run:
+        expire(session)
     state = scan(session.cache.dir)
     records = recorded_bases(state.dir)
     folders = _named_bases(session, state, records, base)

@@ -27,6 +27,7 @@ from vlmcache.show.text import printable
 
 METHODS = {
     "hello": "vlmcache.commands.fleet.actor.hello",
+    "pull-known": "vlmcache.commands.fleet.pull_on_node.known",
     "pull-survey": "vlmcache.commands.fleet.pull_on_node.survey",
     "pull-open": "vlmcache.commands.fleet.pull_on_node.open_node",
     "pull-fetch": "vlmcache.commands.fleet.pull_on_node.fetch",

@@ -56,12 +56,18 @@ def ask_all(
                     shown.end(reply.call.node)
             shown.update(fleet, [node for key, node in nodes.items() if key not in replies])
             if waiting and not shown.begun and time.monotonic() >= next_note:
-                names = [node.name for key, node in nodes.items() if key not in replies]
+                names = [_doing(fleet, node) for key, node in nodes.items() if key not in replies]
                 progress.note(f"waiting for {some(names)}")
                 next_note, again = time.monotonic() + again, 2 * again
     finally:
         shown.close()
     return replies
+
+
+def _doing(fleet: Fleet, node: Node) -> str:
+    """Return a node's name, with what it does now if it has said so."""
+    beat = fleet.beats.get(node.id)
+    return f"{node.name} ({beat.text})" if beat is not None and beat.text else node.name
 
 
 class _Shown:

@@ -29,6 +29,13 @@ PATIENCE = 30.0
 """Seconds that a node may take to answer that; an actor that starts, to answer at all."""
 START = 90.0
 """Seconds that an actor may take to start: it imports from the node's disk."""
+_SEES_GPUS = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Of versions of Ray that do not know that one.
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+    "RAY_EXPERIMENTAL_NOSET_ROCR_VISIBLE_DEVICES": "1",
+    "RAY_EXPERIMENTAL_NOSET_ONEAPI_DEVICE_SELECTOR": "1",
+}
 _TICK = 0.05
 _LEAVE = 5.0
 
@@ -154,7 +161,7 @@ class _Driver:
             "max_concurrency": 64,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
             # Without it, an actor that reserves no GPU sees none, and load-test neither.
-            "runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
+            "runtime_env": {"env_vars": dict(_SEES_GPUS)},
         }
         return self.ray.remote(actor.Worker).options(**options).remote(self._join.setup.encode())
 
@@ -261,5 +268,7 @@ def _words(error: Exception) -> str:
     text = str(error)
     if "No module named 'vlmcache" in text:
         return "vlmcache is not installed for the Python that Ray runs on the node"
+    if type(error).__name__ == "ActorUnavailableError":
+        return "it died, or cannot be reached any longer"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"

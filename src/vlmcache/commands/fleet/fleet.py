@@ -22,7 +22,7 @@ from vlmcache.commands.fleet.values import (
     FleetStatus,
     FleetVerification,
 )
-from vlmcache.config import Session, parse_name, without_addresses
+from vlmcache.config import Config, Session, parse_name, without_addresses
 from vlmcache.errors import UsageError
 from vlmcache.progress import Progress
 
@@ -119,7 +119,7 @@ class FleetCache:
         rate = as_bytes(self.named("limit_rate"), limit_rate)
         if rate == 0:
             raise UsageError(f"{self.named('limit_rate')} must be more than 0")
-        names = self._pulled(as_names(models), revision)
+        names = _pulled(self.session.config, as_names(models), revision, self.named)
         where = [word for node in self.wanted for word in ("--nodes", node)]
         where += ["--address", self.address] if self.address is not None else []
         options = FleetPullOptions(
@@ -132,26 +132,6 @@ class FleetCache:
         )
         with self.joined() as fleet:
             return pull_to_fleet(self.session, fleet, names, options, self.progress)
-
-    def _pulled(self, models: Names, revision: str | None) -> tuple[str, ...]:
-        """Return the names of what is pulled, each with its revision.
-
-        Raises:
-            UsageError: there are none, or a revision is given twice.
-        """
-        names = without_addresses(self.session.config, models)
-        if not names:
-            raise UsageError("no model is named")
-        if revision is None:
-            return tuple(names)
-        if any("@" in name for name in names):
-            option = self.named("revision")
-            raise UsageError(f"a revision is given twice: with @ and with {option}")
-        parts = map(parse_name, names)
-        return tuple(
-            f"{part.name}@{revision}" + (f":{part.variant}" if part.variant else "")
-            for part in parts
-        )
 
     def remove(
         self,
@@ -288,3 +268,25 @@ class FleetCache:
 
     def _names(self, models: Names | None) -> tuple[str, ...]:
         return states.names_for_nodes(self.session.config, as_names(models))
+
+
+def _pulled(
+    config: Config, models: Names, revision: str | None, named: Callable[[str], str]
+) -> tuple[str, ...]:
+    """Return the names of what is pulled, each with its revision.
+
+    Raises:
+        UsageError: there are none, or a revision is given twice.
+    """
+    names = without_addresses(config, models)
+    if not names:
+        raise UsageError("no model is named")
+    if revision is None:
+        return tuple(names)
+    if any("@" in name for name in names):
+        option = named("revision")
+        raise UsageError(f"a revision is given twice: with @ and with {option}")
+    parts = map(parse_name, names)
+    return tuple(
+        f"{part.name}@{revision}" + (f":{part.variant}" if part.variant else "") for part in parts
+    )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 
 import msgspec
 
-from vlmcache.cache.hashing import new_hash
 from vlmcache.cache.state import Finding
 from vlmcache.change.plan import Failure, Plan
 from vlmcache.commands.fleet.calls import LOST, Fleet
@@ -22,12 +20,14 @@ from vlmcache.commands.fleet.pull_values import (
 )
 from vlmcache.commands.fleet.spread import NodeState, Spread
 from vlmcache.commands.fleet.values import nodes_problem, some
-from vlmcache.commands.pull.plan import VariantError
-from vlmcache.commands.pull.prepare import prepare_needed, prepare_pull
-from vlmcache.commands.pull.values import PlannedModel
-from vlmcache.config import Session, cached_repos, find_model
-from vlmcache.errors import ExitCode, PartlyError, SpaceError, UnconfirmedError, VlmcacheError
-from vlmcache.hub.client import Client
+from vlmcache.commands.fleet.wanting import Wanting
+from vlmcache.config import Session
+from vlmcache.errors import (
+    ExitCode,
+    PartlyError,
+    SpaceError,
+    VlmcacheError,
+)
 from vlmcache.progress import Progress, continued_by
 
 _ANSWER = 1.0
@@ -62,19 +62,6 @@ def pull_to_fleet(
         return _Run(session, fleet, names, options, progress).run()
 
 
-class _HubClient(Client):
-    """A hub's client that keeps the small contents that it reads to plan with."""
-
-    kept: dict[str, bytes]
-
-    def content(self, address: str) -> bytes | None:
-        """Return a small file, and keep it."""
-        body = super().content(address)
-        if body is not None:
-            self.kept[address] = body
-        return body
-
-
 class _Run:
     def __init__(
         self,
@@ -94,7 +81,10 @@ class _Run:
         self._given: dict[str, bytes] = {}
 
     def run(self) -> FleetPull:
-        models = self._asked_once()
+        wanting = Wanting(self._session, self._fleet, self._names, self._options, self._progress)
+        models = wanting.models()
+        self._findings += wanting.findings
+        self._given = wanting.given
         states = self._surveyed(models)
         self._check_room(states)
         leaders = _leaders(states)
@@ -113,77 +103,6 @@ class _Run:
             spread.run()
             self._findings += spread.findings
         return self._report(models, states, leaders, spread)
-
-    # What is to be had.
-
-    def _asked_once(self) -> tuple[WantedModel, ...]:
-        """Ask the hub, once for all nodes, what is to be fetched."""
-        session, options = self._session, self._options
-        cached = cached_repos(session.cache)
-        asked = [
-            find_model(session.config, name, cached, variants=True, others=True)
-            for name in self._names
-        ]
-        asked = list({(m.repo, m.revision, m.variant): m for m in asked}.values())
-        client = _HubClient(session.environment, note=self._progress.note)
-        client.kept = {}
-        try:
-            # Nothing is here: what single nodes have, they say themselves.
-            with tempfile.TemporaryDirectory(prefix="vlmcache-fleet-") as empty:
-                planned: list[PlannedModel] = []
-                for model in asked:
-                    selection = options.selection
-                    if model.variant is not None:
-                        selection = msgspec.structs.replace(selection, variant=model.variant)
-                    part = prepare_pull(client, empty, model, selection)
-                    while isinstance(part.error, VariantError) and options.choose is not None:
-                        model = msgspec.structs.replace(model, variant=options.choose(part.error))
-                        selection = msgspec.structs.replace(selection, variant=model.variant)
-                        part = prepare_pull(client, empty, model, selection)
-                    planned.append(part)
-                others = prepare_needed(client, empty, planned)
-            for part in (*planned, *others):
-                if part.error is not None:
-                    raise part.error
-                self._findings += part.findings
-            to_confirm = [part for part in others if part.order is not None]
-            asks = options.agree if to_confirm and not options.dry_run else None
-            if asks is not None and not asks(to_confirm):
-                raise UnconfirmedError("not confirmed: nothing was fetched")
-            models = tuple(self._wanted(part) for part in (*others, *planned))
-            self._keep_given(client, models)
-        finally:
-            client.stop()
-        return models
-
-    def _wanted(self, part: PlannedModel) -> WantedModel:
-        order, model = part.order, part.model
-        assert order is not None
-        return WantedModel(
-            model.key,
-            order.repo,
-            model.revision,
-            order.commit,
-            dict(order.files),
-            order.wanted,
-            order.restriction,
-            model.variant or self._options.selection.variant,
-            self._options.selection.is_plain,
-            part.needed_by.repo if part.needed_by is not None else None,
-        )
-
-    def _keep_given(self, client: _HubClient, models: Sequence[WantedModel]) -> None:
-        """Keep what the hub has sent already, so that it does not send it again."""
-        for model in models:
-            for name in model.wanted:
-                listed = model.files[name]
-                body = client.kept.get(client.file_address(model.repo, model.commit, name))
-                if body is None or len(body) != listed.content_size:
-                    continue
-                digest = new_hash(listed.etag, len(body))
-                digest.update(body)
-                if digest.hexdigest() == listed.etag:
-                    self._given[listed.etag] = body
 
     # What the nodes have.
 

@@ -8,6 +8,7 @@ import msgspec
 
 from vlmcache.commands.fleet.actor import Worker
 from vlmcache.commands.fleet.holdings import Holdings
+from vlmcache.commands.fleet.known import AskedModels, KnownModels, known_here
 from vlmcache.commands.fleet.parcels import (
     Checked,
     Errand,
@@ -26,6 +27,12 @@ def _holdings(worker: Worker) -> Holdings:
     holdings = worker.kept["pull"]
     assert isinstance(holdings, Holdings)
     return holdings
+
+
+def known(worker: Worker, request: bytes) -> KnownModels:
+    """Return which models are complete on a node."""
+    asked = msgspec.json.decode(request, type=AskedModels)
+    return known_here(worker.cache.session, asked.models)
 
 
 def survey(worker: Worker, request: bytes) -> NodeStock:

@@ -12,6 +12,7 @@ from vlmcache.change.plan import Failure, Kept, Plan, Receipt
 from vlmcache.commands.remove.values import Keeping
 from vlmcache.commands.verify.values import Damage, DamageError, Missing, Unverifiable
 from vlmcache.errors import ExitCode, PartlyError, VlmcacheError
+from vlmcache.installing import install_extra
 from vlmcache.load.report import LoadFailure, Machine, Result, Spread
 from vlmcache.report import Report
 from vlmcache.units import and_more, command, counted
@@ -50,6 +51,10 @@ class ClusterError(VlmcacheError):
                 f"the cluster at '{address}' was not joined: {text}",
                 "a machine that is not part of it joins with --address "
                 f"ray://{host}:{_CLIENT_PORT}, if that port of the head node is open",
+            )
+        if "ray[client]" in text:
+            return cls(
+                f"'{address}' needs Ray's client, which is not installed", install_extra("fleet")
             )
         if "find an authentication token" in text:
             return cls(

@@ -23,6 +23,7 @@ from vlmcache.commands.fleet.values import (
     some,
 )
 from vlmcache.load.report import Spread
+from vlmcache.load.words import doubts
 from vlmcache.show.console import console
 from vlmcache.show.prose import whole
 from vlmcache.show.rows import print_rows, table, width_of, wrapped
@@ -401,6 +402,15 @@ def show_loads(report: FleetLoads, *, verbose: bool = False) -> None:
         _print_table(out, [columns, short], "MODEL")
         _print_rest(out, len(rows) - len(shown), "load")
     _print_errors(out, report.nodes)
+    doubtful = {
+        node.node: [
+            f"{result.model} {result.precision}: {doubt}"
+            for result in node.results
+            for doubt in doubts(result)
+        ]
+        for node in report.nodes
+    }
+    _print_lines(out, _by_nodes(doubtful))
     for node in report.nodes:
         for model in node.models:
             if model.slow:

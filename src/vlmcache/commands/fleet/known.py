@@ -1,0 +1,111 @@
+"""Which models a node has completely: what it knows of them need not be asked of the hub again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from vlmcache.cache import layout
+from vlmcache.cache.state import Finding
+from vlmcache.commands.fleet.fetching import client_of_sources
+from vlmcache.commands.fleet.parcels import WantedModel
+from vlmcache.commands.pull.plan import FileSelection
+from vlmcache.commands.pull.prepare import prepare_pull
+from vlmcache.commands.pull.values import PlannedModel
+from vlmcache.config import ModelConfig, Session
+from vlmcache.home.journal import read_restricted
+
+NOT_ASKED = "hub-not-asked"
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A model that somebody asks for."""
+
+    key: str
+    repo: str
+    revision: str
+    selection: FileSelection
+
+    @classmethod
+    def of(cls, model: ModelConfig, selection: FileSelection) -> Asked:
+        """Return a model of the driver's configuration, with the files that are wanted."""
+        if model.variant is not None:
+            selection = msgspec.structs.replace(selection, variant=model.variant)
+        return cls(model.key, model.repo, model.revision, selection)
+
+
+class AskedModels(msgspec.Struct, frozen=True):
+    """What a node is asked for."""
+
+    models: tuple[Asked, ...]
+
+
+class Known(msgspec.Struct, frozen=True):
+    """A model that a node has completely, and what is to be said of it."""
+
+    model: WantedModel
+    findings: tuple[Finding, ...] = ()
+
+
+class KnownModels(msgspec.Struct, frozen=True):
+    """The answer: of each model that was asked for, what the node has; `None` if not all."""
+
+    models: tuple[Known | None, ...]
+
+
+def known_here(session: Session, models: Sequence[Asked]) -> KnownModels:
+    """Return which models are complete here, as a pull without the network judges it."""
+    return KnownModels(tuple(_known(session, model) for model in models))
+
+
+def _known(session: Session, asked: Asked) -> Known | None:
+    model = ModelConfig(
+        asked.key, asked.repo, asked.revision, variant=asked.selection.variant, configured=False
+    )
+    client = client_of_sources(session, [])
+    try:
+        part = prepare_pull(client, session.cache.dir, model, asked.selection)
+    finally:
+        client.stop()
+    order = part.order
+    if order is None or order.plan.actions or order.new_listing or order.repos:
+        # Whether the other repos that a model needs are wanted, people are asked by the driver.
+        return None
+    if not all(layout.is_etag(order.files[name].etag) for name in order.wanted):
+        return None
+    restrictions = read_restricted(session.environment)
+    restriction = restrictions.get(layout.split_name(order.repo), "")
+    findings = tuple(one for one in part.findings if one.code != NOT_ASKED)
+    return Known(wanted_of(part, asked.selection, restriction), findings)
+
+
+def wanted_of(part: PlannedModel, selection: FileSelection, restriction: str | None) -> WantedModel:
+    """Return a model that was prepared as what every node is to have."""
+    order, model = part.order, part.model
+    assert order is not None
+    return WantedModel(
+        model.key,
+        order.repo,
+        model.revision,
+        order.commit,
+        dict(order.files),
+        order.wanted,
+        restriction,
+        model.variant or selection.variant,
+        selection.is_plain,
+        part.needed_by.repo if part.needed_by is not None else None,
+    )
+
+
+def by_commit(answers: Mapping[str, KnownModels], number: int) -> dict[str, Known]:
+    """Return commit -> what is known of one of the models there, what most nodes have first."""
+    found = [
+        known
+        for answer in answers.values()
+        if number < len(answer.models) and (known := answer.models[number]) is not None
+    ]
+    counts = Counter(known.model.commit for known in found)
+    firsts = {known.model.commit: known for known in reversed(found)}
+    return {commit: firsts[commit] for commit, _ in counts.most_common()}
