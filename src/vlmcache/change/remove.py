@@ -6,19 +6,13 @@ The receipt says what the disk says.
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import os
 from collections.abc import Collection, Sequence
 
-import msgspec
-
 from vlmcache.cache import layout
-from vlmcache.cache.entries import Notes, add_below, allocated_bytes
 from vlmcache.cache.moved import read_moves, record_path, recorded_path
 from vlmcache.cache.scan_repo import scan_repo
-from vlmcache.cache.state import CacheState, Repo
-from vlmcache.cache.trash import TrashNeeds, find_needs
+from vlmcache.cache.state import CacheState
 from vlmcache.cache.tree import CacheTree, StaleError
 from vlmcache.change.leftovers import Leftovers
 from vlmcache.change.locks import BATCH, HubLocks
@@ -33,101 +27,16 @@ from vlmcache.change.plan import (
     Remove,
     RemoveTree,
     Removing,
-    Result,
     result_of,
-    stamp,
-    sum_stamp,
 )
+from vlmcache.change.removal_checks import RemovalChecks
 from vlmcache.change.shared_store import SharedStore
 from vlmcache.change.space import FreeSpace
-from vlmcache.change.trash import KEPT_KINDS, Keep, TrashWriter, removals_in
+from vlmcache.change.trash import KEPT_KINDS, Keep, TrashWriter
+from vlmcache.change.trash_rescue import Rescue
 from vlmcache.change.trash_writers import TrashWriters
 from vlmcache.change.tree import RemovalTree
 from vlmcache.errors import InUseError, VlmcacheError, in_words, reason_of
-
-
-class RemovalChecks(msgspec.Struct):
-    """Compares the disk with what a plan expects, and sees whether anything is in use."""
-
-    tree: RemovalTree
-    locks: HubLocks
-    refused: dict[tuple[str, str | None], tuple[Result, str | None]] = {}
-    """(repo folder, commit) -> why it stays; without a commit, why the complete repo does."""
-
-    def hold_back_changed(self, attempts: Sequence[Attempt]) -> None:
-        """Find what changed or is in use before anything is touched.
-
-        A revision's ref, snapshot and listing are removed together or not at all.
-        """
-        seen: dict[str, Repo | None] = {}
-        for action in (attempt.action for attempt in attempts):
-            if not isinstance(action, RemoveTree) or action.kind not in ("repo", "snapshot"):
-                continue
-            key = self.tree.repo_folder(action.path), action.commit
-            try:
-                with self.tree.entry(action.path, action.expected):
-                    self.check_content(action, seen)
-            except FileNotFoundError:
-                continue
-            except REFUSALS as error:
-                self.refused[key] = result_of(error, action.path)
-        for attempt in attempts:
-            action = attempt.action
-            key = self.tree.repo_folder(action.path), action.commit
-            if key in self.refused and (action.kind == "repo" or action.commit is not None):
-                attempt.note(*self.refused[key])
-
-    def check_content(self, action: RemoveTree, seen: dict[str, Repo | None]) -> None:
-        """Compare what a folder holds with what it held when the plan was made.
-
-        Args:
-            action: the folder and what was expected.
-            seen: repos that were scanned already, by their folders; added to.
-
-        Raises:
-            StaleError: it holds something else.
-            InUseError: a process uses it, or a download has begun.
-            OSError: it cannot be read, or is gone.
-        """
-        if action.kind in ("repo", "snapshot"):
-            folder = self.tree.repo_folder(action.path)
-            if folder not in seen:
-                seen[folder] = scan_repo(self.tree.root, folder)
-            repo = seen[folder]
-            commit = action.commit if action.kind == "snapshot" else None
-            revision = repo.revision(commit) if repo is not None and commit else None
-            if repo is None or (commit is not None and revision is None):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), action.path)
-            # A download that is to be overridden continues to write.
-            growing = self.tree.force and commit is None and bool(repo.partials)
-            if action.stamp is not None and stamp(repo, revision) != action.stamp and not growing:
-                raise StaleError("its content changed since the plan was made")
-            self.locks.refuse_held(folder)
-            self._check_use(repo, commit)
-        elif action.kind == "stray" and action.stamp is not None:
-            notes = Notes(None)
-            allocated, size = add_below(action.path, "foreign", notes)
-            if not notes.could_read(action.path):
-                raise OSError(errno.EACCES, os.strerror(errno.EACCES), action.path)
-            allocated += allocated_bytes(os.lstat(action.path))
-            if sum_stamp(size, allocated) != action.stamp:
-                raise StaleError("its content changed since the plan was made")
-
-    def _check_use(self, repo: Repo, commit: str | None) -> None:
-        if self.tree.force:
-            return
-        for name, users in repo.blob_users().items():
-            path = repo.blob_path(name)
-            if commit is None or any(user == commit for user, _ in users):
-                with contextlib.suppress(OSError, StaleError):
-                    self.tree.refuse_use(os.stat(path), f"a process uses {path}")
-                    with self.tree.entry(path) as entry:
-                        self.tree.refuse_open(entry)
-        for revision in repo.revisions:
-            if commit in (None, revision.commit) and any(
-                (file.device, file.inode) in self.tree.in_use for file in revision.files
-            ):
-                raise InUseError(f"a process uses a file of {revision.path}")
 
 
 def execute(
@@ -180,6 +89,7 @@ class Executor:
         self.store = SharedStore(tree.root, tree)
         self.leftovers = Leftovers(tree)
         self.checks = RemovalChecks(tree, self.locks)
+        self.rescue = Rescue(tree)
         self.attempts: list[Attempt] = []
         self.finished = False
         """Whether all actions had their turn; not so after an interruption."""
@@ -251,7 +161,7 @@ class Executor:
 
     def _do(self, attempt: Attempt, action: Removing) -> None:
         if isinstance(action, ReleaseShared):
-            self.store.release(action, attempt, self.trash or self._rescuing(action))
+            self.store.release(action, attempt, self.trash or self.rescue.of_shared(action))
         elif self.trash is not None and action.kind in KEPT_KINDS:
             self._keep(attempt, action, self.trash)
         elif isinstance(action, Remove):
@@ -269,51 +179,6 @@ class Executor:
             else:
                 complete = action.kind == "repo"
                 self.leftovers.set_aside(attempt, action.expected, complete=complete)
-
-    @functools.cached_property
-    def _needs(self) -> TrashNeeds:
-        return find_needs(removals_in(self.tree))
-
-    def _rescuing(self, action: ReleaseShared) -> TrashWriter | None:
-        """Return what keeps a shared blob that only the trash needs; `None` if that does not."""
-        blobs = self._needs.blobs
-        references = [
-            (folder, name)
-            for folder, _, name in (reference.split("/", 2) for reference in action.references)
-        ]
-        needed_by = next(filter(None, map(blobs.get, references)), None)
-        needed_by = self._needs.shared.get(action.hash, needed_by)
-        for trashed in removals_in(self.tree, needed_by) if needed_by is not None else ():
-            path = os.path.relpath(action.path, self.tree.root)
-            return TrashWriter.adding(self.tree, trashed, [path, path + layout.MANIFEST_SUFFIX])
-        return None
-
-    def _rescue(self, attempt: Attempt, folder: str, names: Collection[str], blobs: str) -> None:
-        """Rename blobs that removals in the trash need into it, as far as the system lets.
-
-        What cannot be kept there, as on a full disk, is removed: that was asked for.
-
-        Args:
-            attempt: what removes them.
-            folder: the name of their repo's folder.
-            names: their names.
-            blobs: the folder in which they are by now.
-        """
-        needed: dict[str, list[str]] = {}
-        for name in names:
-            needed_by = self._needs.blobs.get((folder, name))
-            if needed_by is not None:
-                needed.setdefault(needed_by, []).append(name)
-        for removal, group in needed.items():
-            paths = {layout.blob_path(folder, name): os.path.join(blobs, name) for name in group}
-            with contextlib.suppress(OSError):
-                for trashed in removals_in(self.tree, removal):
-                    writer = TrashWriter.adding(self.tree, trashed, list(paths), "blob")
-                    for item, path in paths.items():
-                        with self.tree.entry(path) as entry:
-                            self.tree.refuse_use(entry.status)
-                            writer.rename(entry, item)
-                            attempt.trashed += allocated_bytes(entry.status)
 
     def _keep(self, attempt: Attempt, action: Remove | RemoveTree, trash: TrashWriter) -> None:
         if isinstance(action, RemoveTree):
@@ -336,11 +201,11 @@ class Executor:
         else:
             if action.kind == "blob":
                 folder, name = self.tree.repo_folder(action.path), os.path.basename(action.path)
-                if (folder, name) in self._needs.blobs:
+                if (folder, name) in self.rescue.needs.blobs:
                     with self.tree.entry(action.path, action.expected) as entry:
                         self.tree.refuse_use(entry.status)
                         self.tree.refuse_open(entry)
-                    self._rescue(attempt, folder, [name], os.path.dirname(action.path))
+                    self.rescue.keep(attempt, folder, [name], os.path.dirname(action.path))
                     if not self.tree.exists(action.path):
                         return
             self.tree.remove_file(action.path, action.expected, attempt)
@@ -433,7 +298,7 @@ class Executor:
                     blobs = os.path.join(place, layout.BLOBS)
                     with contextlib.suppress(OSError):
                         repo = self.tree.repo_folder(attempt.action.path)
-                        self._rescue(attempt, repo, self.tree.names(blobs), blobs)
+                        self.rescue.keep(attempt, repo, self.tree.names(blobs), blobs)
                 self.leftovers.remove(attempt, place)
             except OSError as error:
                 attempt.note("failed", in_words(error, place))

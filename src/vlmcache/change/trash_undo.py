@@ -220,7 +220,7 @@ class Undoing:
                 outcomes.append(attempt.outcome)
             remove_if_empty(self.trash, self.tree)
             for time in ours:
-                self._set_time(time)
+                _set_time(self.tree, time)
         return outcomes
 
     def _is_unchanged(self, time: FolderTime) -> bool:
@@ -229,7 +229,7 @@ class Undoing:
         A removal that was killed has not noted how it left its folders: of these, those count that
         changed when something of them was renamed, or not at all.
         """
-        now = self._time(time)
+        now = _time_now(self.tree, time)
         if now is None or self.record.done:
             return now is not None and now == time.after
         renamed = max(
@@ -300,20 +300,22 @@ class Undoing:
             else:
                 self._rename(step.source, step.path)
 
-    def _time(self, time: FolderTime) -> int | None:
-        with contextlib.suppress(OSError):
-            status = folder_status(self.tree, time.path)
-            return status.st_mtime_ns if status.st_ino == time.inode else None
-        return None
 
-    def _set_time(self, time: FolderTime) -> None:
-        with contextlib.suppress(OSError):
-            if not time.path:
-                place = self.tree.top if BY_DESCRIPTOR else self.tree.root
-                os.utime(place, ns=(os.stat(place).st_atime_ns, time.before))
-                return
-            with self.tree.handle(os.path.join(self.tree.root, time.path)) as entry:
-                os.utime(entry, ns=(os.stat(entry).st_atime_ns, time.before))
+def _time_now(tree: RemovalTree, time: FolderTime) -> int | None:
+    with contextlib.suppress(OSError):
+        status = folder_status(tree, time.path)
+        return status.st_mtime_ns if status.st_ino == time.inode else None
+    return None
+
+
+def _set_time(tree: RemovalTree, time: FolderTime) -> None:
+    with contextlib.suppress(OSError):
+        if not time.path:
+            place = tree.top if BY_DESCRIPTOR else tree.root
+            os.utime(place, ns=(os.stat(place).st_atime_ns, time.before))
+            return
+        with tree.handle(os.path.join(tree.root, time.path)) as entry:
+            os.utime(entry, ns=(os.stat(entry).st_atime_ns, time.before))
 
 
 def _rank(step: Undone) -> tuple[int, int, int, str]:
