@@ -60,7 +60,7 @@ def repo(tmp_path: Path) -> CachedRepo:
 @pytest.fixture
 def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no other process be seen."""
-    monkeypatch.setattr(usage, "_find_by_proc", lambda wanted: iter(()))
+    monkeypatch.setattr(usage, "_find_by_proc", lambda *_: iter(()))
 
 
 def is_open(path: Path) -> bool:

@@ -684,7 +684,7 @@ COMMANDS: dict[str, Prepare] = {
     "undo": lambda fuzzer, place: _in_trash(fuzzer, place, "undo", "--yes"),
     "trash --empty": lambda fuzzer, place: _in_trash(fuzzer, place, "trash", "--empty", "--yes"),
     "pull from the trash": lambda fuzzer, place: _in_trash(
-        fuzzer, place, "pull", "org/name@old", "--yes"
+        fuzzer, place, "pull", "org/name", "--yes"
     ),
     "clean --to": _archiving,
     "recall": _recalling,
