@@ -525,8 +525,9 @@ PICTURES: dict[str, Draw] = {
     "picker": Screen(
         "vlmcache pull",
         ("GOT",),
-        until=lambda text: "(Enter leaves):" in " ".join(text.split()),
+        until=lists,
         keys="1\n",
+        then=((lambda text: lists(text) and "Not chosen" in text, "\n"),),
     ).draw,
     "rm": Screen("vlmcache rm qwen_vl_2b", until=asks, keys="y\n").draw,
     "clean": Screen("vlmcache clean", prepare=_leave_waste, until=asks, keys="y\n").draw,

@@ -47,6 +47,9 @@ REVIEWED = {
         "'vlmcache pull MODEL' continues it, 'vlmcache clean --partials' removes it.": (
             "an unfinished download is no copy"
         ),
+        "'vlmcache trash' lists what it holds; 'vlmcache rm --trash' keeps what it removes.": (
+            "it says what the commands do"
+        ),
         "Move the file elsewhere if you need it; 'vlmcache rm PATH --dry-run' shows its size.": (
             "nothing is removed by a dry run"
         ),
@@ -59,6 +62,9 @@ REVIEWED = {
     },
     "commands.move.move": {
         "; 'vlmcache rm' removes the link": LINK,
+    },
+    "commands.move.recall": {
+        "make room, for example by 'vlmcache clean', or name fewer models": WASTE,
     },
     "commands.move.survey": {"vlmcache clean": "the user has asked for that removal before"},
     "commands.remove.clean": {"command clean": "of what nobody is known to use"},
@@ -76,6 +82,9 @@ REVIEWED = {
         "recommend rm": LINK,
     },
     "commands.status.values": {"vlmcache clean": "a beginning that is compared"},
+    "commands.trash.undo": {
+        "'vlmcache rm' keeps what it removes with --trash": "it says what the command does",
+    },
 }
 
 

@@ -149,7 +149,10 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "drive-away": (
         "The model was moved to a drive, or is linked into a base, that is not mounted now.",
-        "Mount it; if it is mounted elsewhere, run 'vlmcache move --relink' or 'vlmcache attach'.",
+        (
+            "Mount it; if it is elsewhere now, run 'vlmcache move --relink DIR' or 'vlmcache "
+            "attach DIR'."
+        ),
     ),
     "empty-blob": (
         "A file that should have content is empty.",

@@ -136,7 +136,7 @@ def test_what_is_known_of_arguments_and_values_is_what_the_commands_say() -> Non
                 continue
             kind = str(parameter.metavar).removesuffix("...")
             several = parameter.nargs == -1
-            kind = {"DEST": "FILE", "SRC": "FILE"}.get(kind, kind)
+            kind = {"BASE": "FILE", "DEST": "FILE", "SRC": "FILE"}.get(kind, kind)
             places.append(kind + "..." * several)
         assert completion.PLACES.get(name, ()) == tuple(places), name
     assert set(completion.VALUES) <= options

@@ -30,6 +30,9 @@ EXPLICIT = {
 }
 """Words that mean removing, and nothing else, in other tools."""
 
+OF_THE_TRASH = {"bin", "recycle", "removed"}
+"""Words that mean looking into the trash; `vlmcache trash` removes nothing without `--empty`."""
+
 
 def meaning(word: str) -> str | None:
     """Return the command that is suggested for a word."""
@@ -84,7 +87,10 @@ def test_a_word_of_another_tool_or_a_slip_of_the_finger_is_understood(
 
 
 def test_only_these_words_mean_removing() -> None:
-    assert {word for word, meant in SYNONYMS.items() if meant.split()[0] in REMOVING} == EXPLICIT
+    assert {word for word, meant in SYNONYMS.items() if meant.split()[0] in REMOVING} == {
+        *EXPLICIT,
+        *OF_THE_TRASH,
+    }
 
 
 @given(
@@ -99,7 +105,12 @@ def test_a_removal_is_suggested_for_a_word_that_means_it_or_is_one_slip_away_and
     meant = meaning(word)
     if meant is None or meant.split()[0] not in REMOVING:
         return
-    names = {*EXPLICIT, *REMOVING, *(a for a, name in ALIASES.items() if name in REMOVING)}
+    names = {
+        *EXPLICIT,
+        *OF_THE_TRASH,
+        *REMOVING,
+        *(a for a, name in ALIASES.items() if name in REMOVING),
+    }
     assert any(one_slip_apart(word, name) for name in names)
 
 

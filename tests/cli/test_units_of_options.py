@@ -63,7 +63,8 @@ def test_a_bare_number_is_exit_2_and_offers_units(
     cache.repo("org/name").revision({"config.json": b"{}"})
     monkeypatch.setenv("HF_HUB_CACHE", str(cache.root))
     before = fingerprint(cache.root)
-    forced = {"watch": ["--once"], "pull": ["org/name", "--dry-run"], "clean": ["--yes"]}
+    download = ["org/name", "--dry-run"]
+    forced = {"watch": ["--once"], "pull": download, "fleet-pull": download, "clean": ["--yes"]}
     done = run_here(command, *forced.get(command, []), option, number)
 
     assert done.code == ExitCode.USAGE

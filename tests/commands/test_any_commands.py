@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,12 +10,12 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -27,9 +28,11 @@ from hypothesis.stateful import (
 import vlmcache
 from tests.kit.caches import CacheBuilder, du_allocated, fingerprint, safetensors
 from tests.kit.counts import write_counts
+from tests.kit.faulty import killed_at
 from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import lies
 from tests.kit.rooms import LONG, settle
+from vlmcache.cache.scan import scan
 
 ON_HUB = ("org/one", "org/two")
 ELSEWHERE = "org/three"
@@ -42,6 +45,9 @@ WEIGHTS = "model.safetensors"
 Key = tuple[str, str]
 """A repo and a commit."""
 
+KILLS = st.one_of(st.just(0), st.integers(1, 60))
+"""At which of its changes a command is killed and then run again, 0 for none."""
+
 
 def files(number: int, weights: int) -> dict[str, bytes]:
     """Return the files of a small model; some revisions have the same weights."""
@@ -53,7 +59,11 @@ def files(number: int, weights: int) -> dict[str, bytes]:
 
 
 class AnyCommands(RuleBasedStateMachine):
-    """What loads offline loads after any command that does not name it and has no limit."""
+    """What loads offline loads after any command that does not name it and has no limit.
+
+    What is in the trash is lost by nothing but emptying it, bases are never changed, and the
+    size of the cache is what du says.
+    """
 
     hub: ClassVar[LoopbackHub]
     on_hub: ClassVar[dict[tuple[str, str], str]]
@@ -65,6 +75,8 @@ class AnyCommands(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="any-")).resolve()
         self.root, self.drive = self.folder / "hub", self.folder / "drive"
         (self.folder / "store").mkdir()
+        self.slow = Path(tempfile.mkdtemp(prefix="any-", dir=another_disk(self.folder)))
+        self.archive = self.slow / "archive"
         self.base = CacheBuilder(self.folder / "base")
         self.config = self.folder / "config.yaml"
         self.config.write_text(
@@ -79,7 +91,10 @@ class AnyCommands(RuleBasedStateMachine):
         }
         for key, wanted in sorted(self.contents.items())[::2]:
             self.base.repo(key[0]).revision(wanted, commit=key[1])
+        self.base_content = fingerprint(self.base.root)
         self.saved: set[Key] = set()
+        self.removed: list[set[Key]] = []
+        """What each of the last removals that were kept has taken away, the latest last."""
         self.strangers: dict[Path, bytes] = {}
         self.damaged: set[str] = set()
         """The ends of the paths of blobs that are not what their names say."""
@@ -97,6 +112,7 @@ class AnyCommands(RuleBasedStateMachine):
         os.environ.clear()
         os.environ.update(self.environment)
         shutil.rmtree(self.folder)
+        shutil.rmtree(self.slow)
 
     # What is there.
 
@@ -132,14 +148,25 @@ class AnyCommands(RuleBasedStateMachine):
         refs = self.root.glob("models--*/refs/*")
         return {("/".join(ref.parts[-3].split("--")[1:]), ref.read_text()) for ref in refs}
 
-    def occupied(self) -> int:
-        """Return the bytes on both disks, without the records of moves, which are not models."""
+    def trashes(self) -> list[Path]:
+        return [*self.folder.glob(".*.vlmcache-trash"), *self.slow.glob(".*.vlmcache-trash")]
+
+    def occupied(self) -> tuple[int, int]:
+        """Return the bytes on all disks without the records of moves, and with them."""
         records = [
             *self.root.glob(".locks/*.moved.json"),
             *self.drive.glob(".locks/*.moved-here.json"),
+            *self.archive.glob(".locks/*.moved-here.json"),
         ]
-        places = [place for place in (self.root, self.drive) if place.exists()]
-        return sum(map(du_allocated, places)) - sum(map(du_allocated, records))
+        places = [self.root, self.drive, self.archive, *self.trashes()]
+        there = [place for place in places if place.exists()]
+        total = sum(map(du_allocated, there))
+        return total - sum(map(du_allocated, records)), total
+
+    def good_in_trash(self) -> set[bytes]:
+        """Return what files of known models are in the trash."""
+        wanted = {content for model in self.contents.values() for content in model.values()}
+        return wanted & contents_below(self.trashes())
 
     # A command, and what must hold after each.
 
@@ -150,6 +177,9 @@ class AnyCommands(RuleBasedStateMachine):
         may_lose: set[Key],
         meanwhile: Callable[[], None] | None = None,
         cache_dir: Path | None = None,
+        kill: int = 0,
+        *,
+        empties: bool = False,
     ) -> Any:
         """Run a command and return its report, or None if it was refused.
 
@@ -159,10 +189,12 @@ class AnyCommands(RuleBasedStateMachine):
             may_lose: what need not load afterwards.
             meanwhile: what another program does between the plan and its execution.
             cache_dir: the cache to work on, if it is another one.
+            kill: at which of its changes it is killed first, 0 for none.
+            empties: whether the trash may be emptied.
         """
-        before = self.loads()
+        before, in_trash = self.loads(), self.good_in_trash()
         cache = vlmcache.Cache(cache_dir=cache_dir or self.root, config=self.config)
-        self.before_removal: int | None = None
+        self.before_removal: tuple[int, int] | None = None
 
         def confirm(_plan: object) -> bool:
             if meanwhile is not None:
@@ -170,6 +202,17 @@ class AnyCommands(RuleBasedStateMachine):
             self.before_removal = self.occupied()
             return True
 
+        def refused_or_done() -> None:
+            with contextlib.suppress(vlmcache.VlmcacheError):
+                run(cache)
+
+        may_lose = may_lose - set(self.readers)
+        if kill:
+            cache.confirm = lambda _plan: True
+            if killed_at(kill, refused_or_done):
+                self.counts[f"{name}: killed"] += 1
+            self.removed.clear()
+            self.check(f"{name}, killed", before - may_lose, set() if empties else in_trash)
         cache.confirm = confirm
         try:
             report = run(cache)
@@ -178,21 +221,38 @@ class AnyCommands(RuleBasedStateMachine):
             report = None
         else:
             self.counts[f"{name}: {'done' if report.problem is None else report.problem.code}"] += 1
-        lost = before - self.loads() - (may_lose - set(self.readers))
-        assert not lost, (name, lost, report)
+        self.check(f"{name}: {report}", before - may_lose, set() if empties else in_trash)
+        return report
+
+    def check(self, name: str, loaded: set[Key], in_trash: set[bytes]) -> None:
+        """Check what holds at any time.
+
+        Args:
+            name: what was done.
+            loaded: what has to load.
+            in_trash: what was in the trash and is still there, or in the cache.
+        """
+        lost = loaded - self.loads()
+        assert not lost, (name, lost)
         for path, content in self.strangers.items():
             assert path.read_bytes() == content, (name, path)
         wrong = {lie for lie in lies(self.root) if not lie.endswith(tuple(self.damaged))}
-        assert not wrong, (name, wrong, report)
-        return report
+        assert not wrong, (name, wrong)
+        places = [self.root, self.drive, self.archive, *self.trashes()]
+        assert not in_trash or not in_trash - contents_below(places), name
+        assert fingerprint(self.base.root) == self.base_content, name
+        if self.root.exists():
+            assert scan(self.root).size_on_disk == du_allocated(self.root), name
 
     def check_receipt(self, report: Any) -> None:
         """What was removed without a problem is removed, and is what du says of the disk."""
         if report is None or report.receipt is None:
             return
         assert report.problem is not None or report.receipt.whole
-        if self.before_removal is not None:
-            assert report.receipt.freed == self.before_removal - self.occupied()
+        if self.before_removal is not None and not report.receipt.trash_id:
+            models, total = map(int.__sub__, self.before_removal, self.occupied())
+            # Records that are forgotten along with a model need not be counted.
+            assert models <= report.receipt.freed <= total
 
     # Our commands.
 
@@ -209,15 +269,49 @@ class AnyCommands(RuleBasedStateMachine):
             assert again.problem is None
             assert again.receipt is None or again.receipt.fetched == 0
 
-    @rule(repo=REPOS, ref=st.sampled_from([None, "main", "v1"]), meanwhile=st.booleans())
-    def rm(self, repo: str, ref: str | None, meanwhile: bool) -> None:
+    @rule(
+        repo=REPOS,
+        ref=st.sampled_from([None, "main", "v1"]),
+        meanwhile=st.booleans(),
+        trash=st.booleans(),
+        kill=KILLS,
+    )
+    def rm(self, repo: str, ref: str | None, meanwhile: bool, trash: bool, kill: int) -> None:
         named = self.named(repo, ref)
         text = repo if ref is None else f"{repo}@{ref}"
-        during = self.something_between(repo) if meanwhile else None
-        report = self.act("rm", lambda cache: cache.remove(text), named, during)
+        during = self.something_between(repo) if meanwhile and not kill else None
+        before = self.loads()
+        report = self.act(
+            "rm --trash" if trash else "rm",
+            lambda cache: cache.remove(text, trash=trash),
+            named,
+            during,
+            kill=kill,
+        )
         self.check_receipt(report)
         if report is not None and report.problem is None:
             assert not named & self.loads()
+        if report is not None and report.receipt is not None and report.receipt.trash_id:
+            self.removed.append(before - self.loads())
+            if report.problem is not None or kill:
+                self.removed.clear()
+
+    @rule(kill=KILLS)
+    def undo(self, kill: int) -> None:
+        report = self.act("undo", lambda cache: cache.undo(), set(), kill=kill)
+        if report is None or kill:
+            self.removed.clear()
+        elif self.removed:
+            back = self.removed.pop()
+            if report.problem is None:
+                assert {key for key in back if not self.is_damaged(key)} <= self.loads()
+
+    @rule(kill=KILLS)
+    def empty_trash(self, kill: int) -> None:
+        self.act(
+            "trash --empty", lambda cache: cache.trash(empty=True), set(), kill=kill, empties=True
+        )
+        self.removed.clear()
 
     @rule(
         options=st.fixed_dictionaries(
@@ -230,6 +324,7 @@ class AnyCommands(RuleBasedStateMachine):
                 "duplicates": st.just(True),
                 "partials": st.just(True),
                 "keep": REPOS,
+                "trash": st.booleans(),
                 "dry_run": st.just(True),
             },
         ),
@@ -251,10 +346,22 @@ class AnyCommands(RuleBasedStateMachine):
         may_lose = {key for key in may_lose if key[0] != options.get("keep")}
         if options.get("dry_run"):
             may_lose = set()
-        before = fingerprint(self.root)
+        before, there = fingerprint(self.root), self.loads()
         during = self.something_between(repo) if meanwhile else None
-        report = self.act("clean", lambda cache: cache.clean(**options), may_lose, during)
+        report = self.act(
+            "clean",
+            lambda cache: cache.clean(**options),
+            may_lose,
+            during,
+            empties=bool(options.get("all")),
+        )
         self.check_receipt(report)
+        if options.get("all"):
+            self.removed.clear()
+        if report is not None and report.receipt is not None and report.receipt.trash_id:
+            self.removed.append(there - self.loads())
+            if report.problem is not None:
+                self.removed.clear()
         if options.get("dry_run"):
             assert fingerprint(self.root) == before
 
@@ -288,13 +395,45 @@ class AnyCommands(RuleBasedStateMachine):
         if report is not None and report.problem is None:
             assert not self.repo_folder(repo).is_symlink()
 
-    @rule(dry_run=st.booleans())
-    def attach(self, dry_run: bool) -> None:
-        before, there = fingerprint(self.root), fingerprint(self.base.root)
-        report = self.act(
-            "attach", lambda cache: cache.attach(self.base.root, dry_run=dry_run), set()
+    @rule(
+        options=st.sampled_from(
+            [{"older_than": "0"}, {"max_size": "0"}, {"max_size": "40kB"}, {"free": "1000TB"}]
+        ),
+        kill=KILLS,
+    )
+    def clean_to(self, options: dict[str, Any], kill: int) -> None:
+        referenced = self.referenced()
+        replaced = {repo for repo, _ in referenced}
+        waste = {key for key in self.contents if key not in referenced and key[0] in replaced}
+        attached = {repo for repo, _ in self.attached()}
+        there = self.loads()
+        self.act(
+            "clean --to",
+            lambda cache: cache.clean(to=self.archive, **options),
+            waste,
+            kill=kill,
         )
-        assert fingerprint(self.base.root) == there
+        assert not any(self.repo_folder(repo).is_symlink() for repo in attached)
+        if there - self.loads():
+            self.removed.clear()
+
+    @rule(repo=REPOS, kill=KILLS)
+    def recall(self, repo: str, kill: int) -> None:
+        elsewhere = self.repo_folder(repo).is_symlink()
+        report = self.act("recall", lambda cache: cache.recall(repo), set(), kill=kill)
+        if report is not None and report.problem is None:
+            assert not self.repo_folder(repo).is_symlink()
+        assert elsewhere or not self.repo_folder(repo).is_symlink()
+
+    @rule(dry_run=st.booleans(), kill=KILLS)
+    def attach(self, dry_run: bool, kill: int) -> None:
+        before = fingerprint(self.root)
+        report = self.act(
+            "attach",
+            lambda cache: cache.attach(self.base.root, dry_run=dry_run),
+            set(),
+            kill=0 if dry_run else kill,
+        )
         if dry_run:
             assert fingerprint(self.root) == before
         elif report is not None and report.problem is None:
@@ -303,11 +442,9 @@ class AnyCommands(RuleBasedStateMachine):
                 here = self.root / path.relative_to(self.base.root)
                 assert here.exists() or repo.is_symlink() or not path.exists()
 
-    @rule()
-    def detach(self) -> None:
-        there = fingerprint(self.base.root)
-        report = self.act("detach", lambda cache: cache.detach(), self.attached())
-        assert fingerprint(self.base.root) == there
+    @rule(kill=KILLS)
+    def detach(self, kill: int) -> None:
+        report = self.act("detach", lambda cache: cache.detach(), self.attached(), kill=kill)
         if report is not None and report.problem is None:
             assert not self.attached()
 
@@ -365,6 +502,7 @@ class AnyCommands(RuleBasedStateMachine):
             file.seek(-1, os.SEEK_END)
             file.write(bytes([last ^ 1]))
         self.damaged.add(self.weights_blob(key))
+        self.base_content = fingerprint(self.base.root)
 
     @precondition(lambda self: len(self.readers) < 2 and self.loads())
     @rule(data=st.data())
@@ -419,6 +557,19 @@ def read(path: Path) -> bytes | None:
         return file.read()
 
 
+def contents_below(places: Iterable[Path]) -> set[bytes]:
+    paths = (path for place in places for path in place.rglob("*") if not path.is_symlink())
+    return {read(path) or b"" for path in paths if path.is_file()}
+
+
+def another_disk(folder: Path) -> str | None:
+    """Return a folder of another filesystem, `None` if there is none: then nothing is archived."""
+    memory = Path("/dev/shm")
+    if os.access(memory, os.W_OK | os.X_OK) and memory.stat().st_dev != folder.stat().st_dev:
+        return str(memory)
+    return None
+
+
 @pytest.fixture
 def machine() -> Iterator[type[AnyCommands]]:
     with LoopbackHub() as hub:
@@ -440,12 +591,13 @@ def run(machine: type[AnyCommands], examples: int, steps: int) -> None:
             stateful_step_count=steps,
             deadline=None,
             suppress_health_check=list(HealthCheck),
+            phases=(Phase.explicit, Phase.generate),
         ),
     )
 
 
 def test_random_commands_lose_nothing_that_nobody_named(machine: type[AnyCommands]) -> None:
-    run(machine, 6, 10)
+    run(machine, 3, 12)
 
 
 @pytest.mark.full

@@ -36,8 +36,9 @@ def oldest(requirements: list[str] | None) -> str:
     return next(f"{match[1]}=={match[2]}" for match in found if match is not None)
 
 
+@pytest.mark.full
 def test_the_oldest_client_does_all_that_the_newest_does(tmp_path: Path) -> None:
-    """Skips where pip cannot get it, for the check must pass without a network too."""
+    """Skips where pip cannot get it."""
     wanted = oldest(importlib.metadata.requires("vlmcache"))
     quietly = ["--quiet", "--disable-pip-version-check", "--retries=1", "--timeout=20"]
     pip = subprocess.run(

@@ -307,7 +307,7 @@ class Counts:
 
 COUNTS: dict[str, Counts] = {}
 """Command -> its counts, of all faults that were tried in this process."""
-STEP = 4
+STEP = 8
 """Of so many calls a fault befalls one in the check; it befalls each where all are counted."""
 
 
@@ -330,7 +330,7 @@ def try_every(
     counts = COUNTS.setdefault(subject.command, Counts(subject.command))
     broken: list[str] = []
     with _scratch() as folder:
-        first = 1 + (FAULTS.index(fault) if fault in FAULTS else 0) % step
+        first = 1 + (FAULTS.index(fault) * step // len(FAULTS) if fault in FAULTS else 0)
         for nth in range(first, _LATER, step):
             place = folder / str(nth)
             place.mkdir()

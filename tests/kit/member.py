@@ -519,10 +519,16 @@ class Fuzzer:
 
     hub: LoopbackHub
 
-    def run(self, seed: int) -> Outcome:
-        """Run a command while a member acts; both follow from the seed."""
+    def run(self, seed: int, command: str | None = None) -> Outcome:
+        """Run a command while a member acts; the acts follow from the seed.
+
+        Args:
+            seed: of the member, and of the command if none is given.
+            command: a name of `COMMANDS`. A recorded seed needs it: another command changes which
+                number means which.
+        """
         rng = random.Random(f"run {seed}")
-        command = sorted(COMMANDS)[seed % len(COMMANDS)]
+        command = command or sorted(COMMANDS)[seed % len(COMMANDS)]
         with _place() as place, tempfile.TemporaryFile() as acts:
             arguments = COMMANDS[command](self, place)
             # Half of them before what changes something alone, so that the acts fall close to it.

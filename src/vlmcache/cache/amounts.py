@@ -35,6 +35,7 @@ def measure(
     *,
     variant: str | None = None,
     estimate: int | None = None,
+    kept: int = 0,
 ) -> Amounts:
     """Return how much of what was judged is here, and how much is left.
 
@@ -44,6 +45,7 @@ def measure(
         judgement: what was said of a revision of the repo.
         variant: the GGUF variant that is asked for; files of others do not count then.
         estimate: the length of the complete download, for what the cache has no listing of.
+        kept: the bytes of that which the trash has.
     """
     tree, division, revision = judgement.tree or {}, judgement.division, judgement.revision
     wanted = tree.keys() if division is None else division.needed | division.along
@@ -62,7 +64,7 @@ def measure(
         expected = sum(listed.content_size for listed in contents.values()) if tree else size
         return Amounts(size, size_on_disk, expected, 0, 1.0, 0)
     if not tree:
-        left = None if estimate is None else max(0, estimate - size)
+        left = None if estimate is None else max(0, estimate - size - kept)
         share = 1 - left / estimate if left is not None and estimate else None
         return Amounts(size, size_on_disk, estimate, left, share, left)
     expected = sum(listed.content_size for listed in contents.values())
@@ -132,6 +134,7 @@ def to_fetch(state: CacheState, repo: Repo | None, judgement: Judgement) -> int:
         if (repo is None or not repo.holds(listed))
         and not state.shares(repo, listed)
         and (repo is None or state.lends(repo.folder, listed) is None)
+        and not (repo is not None and state.takes_back(repo.folder, listed))
     )
 
 

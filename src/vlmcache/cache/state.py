@@ -434,6 +434,10 @@ class CacheState(msgspec.Struct, frozen=True):
     """(Repo folder, blob), or ("", Xet hash) of a shared store -> where a base has the content.
 
     Only if its bases were looked at."""
+    trashed: dict[tuple[str, str], int] = msgspec.field(default_factory=dict)
+    """(Repo folder, blob) -> the length of it in the trash, from where a pull takes it back.
+
+    Only if the trash was looked at."""
 
     @property
     def size_on_disk(self) -> int:
@@ -475,6 +479,10 @@ class CacheState(msgspec.Struct, frozen=True):
         if found is None and listed.xet_hash:
             found = self.lent.get(("", listed.xet_hash))
         return found if found is not None and found.size == listed.content_size else None
+
+    def takes_back(self, folder: str, listed: TreeFile) -> bool:
+        """Return whether a pull takes a listed file's content back from the trash."""
+        return self.trashed.get((folder, listed.etag)) == listed.content_size
 
     def repo_in(self, folder: str | None) -> Repo | None:
         """Return the repo with a folder's name, or `None`."""

@@ -20,6 +20,7 @@ from vlmcache import late
 from vlmcache.cache import layout
 from vlmcache.cache.entries import STALE_AFTER, Notes, allocated_bytes, read_entries
 from vlmcache.cache.reading import FOLDER, JSON_ERRORS, json, parse_json
+from vlmcache.cache.state import CacheState
 from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, enter
 
 FORMAT = "vlmcache.trash/1"
@@ -138,8 +139,8 @@ class Weight(NamedTuple):
 class TrashNeeds(msgspec.Struct, frozen=True):
     """What removals in the trash need of the cache, to be restored as they were."""
 
-    blobs: frozenset[tuple[str, str]] = frozenset()
-    """(repo folder, blob)."""
+    blobs: Mapping[tuple[str, str], str] = {}
+    """(repo folder, blob) -> the id of the removal that needs it."""
     shared: Mapping[str, str] = {}
     """Hash of a shared blob -> the id of the removal that needs it."""
     folders: frozenset[str] = frozenset()
@@ -364,9 +365,38 @@ def blob_paths(trashed: Trashed, folder: str) -> dict[str, str]:
     return found
 
 
+def with_trash(state: CacheState) -> CacheState:
+    """Return a cache with the blobs that a pull would take back from its trash."""
+    trash = read_trash(state.dir)
+    shared = {
+        os.path.basename(item.path): trashed.tree.stat(path).st_size
+        for trashed in trash
+        for item, path in trashed.items()
+        if item.kind == "shared"
+    }
+    shared |= {name: blob.size for name, blob in state.shared.items()}
+    found: dict[tuple[str, str], int] = {}
+    for trashed in trash:
+        folders = {item.path.partition(os.sep)[0] for item, _ in trashed.items()}
+        for folder in filter(layout.parse_repo_folder, folders):
+            repo = state.repo_in(folder)
+            if repo is not None and repo.linked_to is not None:
+                continue
+            for name, path in blob_paths(trashed, folder).items():
+                with contextlib.suppress(OSError):
+                    status = trashed.tree.stat(path)
+                    size: int | None = status.st_size
+                    if modes.S_ISLNK(status.st_mode):
+                        target = layout.shared_hash_of(trashed.tree.readlink(path))
+                        size = shared.get(target or "")
+                    if size is not None and layout.partial_etag(name) is None:
+                        found[folder, name] = size
+    return msgspec.structs.replace(state, trashed=found) if found else state
+
+
 def find_needs(trash: Collection[Trashed]) -> TrashNeeds:
     """Return what removals in the trash need of what is in the cache."""
-    blobs: set[tuple[str, str]] = set()
+    blobs: dict[tuple[str, str], str] = {}
     shared: dict[str, str] = {}
     folders: set[str] = set()
     for trashed in trash:
@@ -378,8 +408,8 @@ def find_needs(trash: Collection[Trashed]) -> TrashNeeds:
                 if shared_hash is not None:
                     shared.setdefault(shared_hash, trashed.id)
                 elif target.split("/")[-2:-1] == [layout.BLOBS]:
-                    blobs.add((folder, target.rpartition("/")[2]))
-    return TrashNeeds(frozenset(blobs), shared, frozenset(folders))
+                    blobs.setdefault((folder, target.rpartition("/")[2]), trashed.id)
+    return TrashNeeds(blobs, shared, frozenset(folders))
 
 
 def _targets(tree: CacheTree, path: str) -> Iterator[str]:

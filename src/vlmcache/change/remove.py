@@ -276,11 +276,44 @@ class Executor:
 
     def _rescuing(self, action: ReleaseShared) -> TrashWriter | None:
         """Return what keeps a shared blob that only the trash needs; `None` if that does not."""
-        needed_by = self._needs.shared.get(action.hash)
+        blobs = self._needs.blobs
+        references = [
+            (folder, name)
+            for folder, _, name in (reference.split("/", 2) for reference in action.references)
+        ]
+        needed_by = next(filter(None, map(blobs.get, references)), None)
+        needed_by = self._needs.shared.get(action.hash, needed_by)
         for trashed in removals_in(self.tree, needed_by) if needed_by is not None else ():
             path = os.path.relpath(action.path, self.tree.root)
             return TrashWriter.adding(self.tree, trashed, [path, path + layout.MANIFEST_SUFFIX])
         return None
+
+    def _rescue(self, attempt: Attempt, folder: str, names: Collection[str], blobs: str) -> None:
+        """Rename blobs that removals in the trash need into it, as far as the system lets.
+
+        What cannot be kept there, as on a full disk, is removed: that was asked for.
+
+        Args:
+            attempt: what removes them.
+            folder: the name of their repo's folder.
+            names: their names.
+            blobs: the folder in which they are by now.
+        """
+        needed: dict[str, list[str]] = {}
+        for name in names:
+            needed_by = self._needs.blobs.get((folder, name))
+            if needed_by is not None:
+                needed.setdefault(needed_by, []).append(name)
+        for removal, group in needed.items():
+            paths = {layout.blob_path(folder, name): os.path.join(blobs, name) for name in group}
+            with contextlib.suppress(OSError):
+                for trashed in removals_in(self.tree, removal):
+                    writer = TrashWriter.adding(self.tree, trashed, list(paths), "blob")
+                    for item, path in paths.items():
+                        with self.tree.entry(path) as entry:
+                            self.tree.refuse_use(entry.status)
+                            writer.rename(entry, item)
+                            attempt.trashed += allocated_bytes(entry.status)
 
     def _keep(self, attempt: Attempt, action: Remove | RemoveTree, trash: TrashWriter) -> None:
         if isinstance(action, RemoveTree):
@@ -301,6 +334,15 @@ class Executor:
             # Set aside and not unlinked: it shows a second run what a killed one was doing.
             self.leftovers.set_aside(attempt, action.expected, complete=False)
         else:
+            if action.kind == "blob":
+                folder, name = self.tree.repo_folder(action.path), os.path.basename(action.path)
+                if (folder, name) in self._needs.blobs:
+                    with self.tree.entry(action.path, action.expected) as entry:
+                        self.tree.refuse_use(entry.status)
+                        self.tree.refuse_open(entry)
+                    self._rescue(attempt, folder, [name], os.path.dirname(action.path))
+                    if not self.tree.exists(action.path):
+                        return
             self.tree.remove_file(action.path, action.expected, attempt)
 
     def _remove_blobs(self) -> None:
@@ -385,6 +427,13 @@ class Executor:
                 continue
             outcome = attempt.outcome
             try:
+                action = attempt.action
+                # What was moved has left a link, and is not lost.
+                if isinstance(action, RemoveTree) and action.kind == "repo" and not action.at_once:
+                    blobs = os.path.join(place, layout.BLOBS)
+                    with contextlib.suppress(OSError):
+                        repo = self.tree.repo_folder(attempt.action.path)
+                        self._rescue(attempt, repo, self.tree.names(blobs), blobs)
                 self.leftovers.remove(attempt, place)
             except OSError as error:
                 attempt.note("failed", in_words(error, place))

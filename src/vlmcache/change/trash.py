@@ -45,7 +45,7 @@ from vlmcache.change.plan import (
     Removing,
     result_of,
 )
-from vlmcache.change.tree import Emptying, RemovalTree, TreeEntry, entry_names, sync_folder
+from vlmcache.change.tree import Emptying, RemovalTree, Tree, TreeEntry, entry_names, sync_folder
 
 KEPT_KINDS = frozenset(
     {
@@ -128,7 +128,7 @@ def open_trash(tree: CacheTree) -> TrashRemovalTree:
     place = os.path.join(tree.root, layout.TRASH)
     with tree.parent(place) as (name, folder):
         if folder is None:
-            os.makedirs(place, exist_ok=True)
+            Tree(tree.root).make_folders(place)
             return TrashRemovalTree(place)
         with contextlib.suppress(FileExistsError):
             _make(tree, folder, name)
@@ -181,13 +181,16 @@ class TrashWriter:
         self.record: TrashRecord | None = None
 
     @classmethod
-    def adding(cls, tree: RemovalTree, trashed: Trashed, paths: Sequence[str]) -> TrashWriter:
+    def adding(
+        cls, tree: RemovalTree, trashed: Trashed, paths: Sequence[str], kind: str = "shared"
+    ) -> TrashWriter:
         """Return what adds to a removal what only that needs by now.
 
         Args:
             tree: the cache.
             trashed: the removal.
             paths: what is added, below the cache's root.
+            kind: what these are.
 
         Raises:
             OSError: the system refuses.
@@ -196,7 +199,7 @@ class TrashWriter:
         assert record is not None
         assert isinstance(trash, TrashRemovalTree)
         writer = cls(tree, Keep(record.days, record.names, record.cache))
-        items = tuple(TrashedItem(path, "shared") for path in paths)
+        items = tuple(TrashedItem(path, kind) for path in paths)
         first = len(record.items)
         writer._numbers = {item.path: first + number for number, item in enumerate(items)}
         writer.record = msgspec.structs.replace(record, items=record.items + items)
@@ -294,14 +297,18 @@ class TrashWriter:
             self.rename(entry)
             attempt.trashed += action.frees
 
-    def rename(self, entry: TreeEntry) -> None:
+    def rename(self, entry: TreeEntry, item: str | None = None) -> None:
         """Rename an entry that was found into the trash.
+
+        Args:
+            entry: what is renamed.
+            item: its path below the cache's root in the record, if that is not where it is.
 
         Raises:
             OSError: the system refuses.
         """
         assert self.trash is not None
-        number = self._numbers[os.path.relpath(entry.path, self.tree.root)]
+        number = self._numbers[item or os.path.relpath(entry.path, self.tree.root)]
         place = os.path.join(self.folder, str(number))
         with self.trash.parent(place) as (name, folder):
             os.rename(entry.name, name, src_dir_fd=entry.folder, dst_dir_fd=folder)

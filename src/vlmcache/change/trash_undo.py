@@ -32,6 +32,8 @@ from vlmcache.errors import reason_of
 
 _DEEPEST = 200
 """Folders one in another at which comparing stops: no model has so many."""
+_AT_ONCE = 50_000_000
+"""Nanoseconds between the change of a folder and that of what was renamed out of it."""
 _MANIFEST_LIMIT = 64_000_000
 _RANKS = {"shared": 0, "repo": 1, "blob": 2, "partial": 2, "folder": 3, "record": 5, "ref": 7}
 """Kind of an item -> when it has its turn: a ref after everything that it names."""
@@ -183,7 +185,7 @@ class Undoing:
 
     def carry_out(self) -> list[Outcome]:
         """Rename everything to its place, and return what became of each item."""
-        before = {time.path: self._time(time) for time in self.record.folders}
+        ours = [time for time in self.record.folders if self._is_unchanged(time)]
         repos = {step.path for step in self.steps if step.step in ("restore", "merge")}
         folders = sorted({self.tree.repo_folder(path) for path in repos})
         outcomes: list[Outcome] = []
@@ -217,10 +219,28 @@ class Undoing:
                 assert attempt.outcome is not None
                 outcomes.append(attempt.outcome)
             remove_if_empty(self.trash, self.tree)
-            for time in self.record.folders:
-                if before[time.path] is not None and before[time.path] == time.after:
-                    self._set_time(time)
+            for time in ours:
+                self._set_time(time)
         return outcomes
+
+    def _is_unchanged(self, time: FolderTime) -> bool:
+        """Return whether nobody has changed a folder since the removal.
+
+        A removal that was killed has not noted how it left its folders: of these, those count that
+        changed when something of them was renamed, or not at all.
+        """
+        now = self._time(time)
+        if now is None or self.record.done:
+            return now is not None and now == time.after
+        renamed = max(
+            (
+                self.trash.stat(source).st_ctime_ns
+                for item, source in self.trashed.items()
+                if os.path.dirname(item.path) == time.path
+            ),
+            default=0,
+        )
+        return now == time.before or abs(now - renamed) < _AT_ONCE
 
     def _undo(self, step: Undone, refused: Exception | None) -> Outcome | None:
         if step.step in ("there", "missing"):

@@ -35,8 +35,10 @@ FILES = None
 """What the shell completes itself: a path."""
 
 PLACES = {
+    "attach": ("FILE",),
     "backup": ("FILE", "MODEL..."),
     "clean": ("MODEL...",),
+    "detach": ("FILE",),
     "explain": ("CODE",),
     "fleet-clean": ("MODEL...",),
     "fleet-load-test": ("MODEL...",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import io
 import os
 import signal
 import sys
@@ -231,10 +232,9 @@ def _prepare_streams() -> None:
         else:
             # A name that the terminal's encoding lacks is escaped, never a reason to fail.
             stream.reconfigure(errors="backslashreplace")
-    typed: Any = sys.stdin
-    if typed is not None:
+    if isinstance(sys.stdin, io.TextIOWrapper):
         # What is typed can be anything; an answer that means nothing is asked for again.
-        typed.reconfigure(errors="replace")
+        sys.stdin.reconfigure(errors="replace")
 
 
 def _raise_interrupted(_number: int, _frame: FrameType | None) -> NoReturn:

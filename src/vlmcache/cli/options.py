@@ -78,7 +78,7 @@ Trash = Annotated[
     typer.Option(
         "--trash/--no-trash",
         help="Keep what is removed in the trash, from which 'vlmcache undo' restores it; or free "
-        "its bytes at once.",
+        "its bytes at once. The default keeps only what you confirm for 'rm'.",
         show_default=False,
     ),
 ]

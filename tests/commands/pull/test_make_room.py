@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -174,3 +177,24 @@ def test_a_newer_revision_without_room_is_told_of_without_a_command(
     assert step["command"] is None
     assert "9 MB to fetch" in step["text"]
     assert "short" in step["text"]
+
+
+def test_with_an_archive_no_model_is_deleted_and_the_command_that_moves_is_named(
+    disk: tuple[LoopbackHub, CacheBuilder], tmp_path: Path
+) -> None:
+    hub, cache = disk
+    config = cache.root.parent / "small-config.yaml"
+    drive = f"vlmcache: {{archive: {tmp_path / 'drive'}, "
+    config.write_text(CONFIG.replace("vlmcache: {", drive))
+    before = fingerprint(cache.root)
+    words = ["--make-room", "--yes", "--config", str(config)]
+    done = vlmcache(hub, cache.root, "pull", "wanted", *words)
+    assert done.returncode == 9, done.stderr
+    assert fingerprint(cache.root) == before
+    (clean,) = re.findall(r"'vlmcache (clean [^']*)' moves models", " ".join(done.stderr.split()))
+    moved = vlmcache(hub, cache.root, *shlex.split(clean), "--yes", "--config", str(config))
+    assert moved.returncode == 0, moved.stderr
+    done = vlmcache(hub, cache.root, "pull", "wanted", *words)
+    assert done.returncode == 0, done.stderr
+    assert (cache.root / "models--org--older").is_symlink()
+    assert {"older", "newer", "pinned", "wanted"} <= names(cache)

@@ -176,7 +176,7 @@ def lines_of(text: str) -> Iterator[str]:
 def test_rm_without_a_model_lists_them_and_removes_what_is_chosen(
     filled: Vlmcache, cache: CacheBuilder, columns: int
 ) -> None:
-    screen = Screen(filled, "rm", size=(columns, 40), NO_COLOR="1")
+    screen = Screen(filled, "rm", "--no-trash", size=(columns, 40), NO_COLOR="1")
     shown = screen.wait_for("(Enter leaves):")
     first = list(lines_of(screen.sent.decode()))
     rows = {line.split()[0]: line for line in first if re.match(r" *\d+!? +[\d.]+ kB ", line)}
@@ -210,6 +210,22 @@ def test_rm_without_a_model_lists_them_and_removes_what_is_chosen(
     left = {path.name for path in cache.root.glob("models--*")}
     assert not left & {"models--org--first", "models--org--second"}
     assert len(left) == 2
+
+
+@pytest.mark.parametrize("command", ["rm --trash", "clean -i --trash"])
+def test_what_the_trash_keeps_is_not_said_to_be_free_at_once(
+    filled: Vlmcache, cache: CacheBuilder, command: str
+) -> None:
+    age(cache.root, 90)
+    screen = Screen(filled, *command.split(), size=(100, 40))
+    screen.wait_for("(Enter leaves):")
+    said = " ".join(screen.answer("1").split())
+    assert re.search(r"frees [\d.]+ kB when the trash is emptied, then [\d.]+ \wB free", said), said
+    question = screen.answer("", "[y/N] ")
+    assert "freeing" not in question, question
+    screen.press(b"y\n")
+    code, shown = screen.end()
+    assert (code, "0 B freed now" in " ".join(shown.split())) == (0, True), shown
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 import os
 import shutil
 import subprocess
@@ -17,8 +20,10 @@ from tests.commands.remove.test_remove import Place
 from tests.commands.remove.test_remove_faults import make
 from tests.kit.caches import CacheBuilder, du_allocated
 from tests.kit.disks import common_folder, small_filesystem
+from tests.kit.faulty import killed_at
 from tests.kit.hub import LoopbackHub
-from tests.kit.pulls import small_config, vlmcache
+from tests.kit.local_fleet import wait_until
+from tests.kit.pulls import command, small_config, variables, vlmcache
 from tests.kit.rooms import WEIGHTS
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
@@ -113,6 +118,26 @@ def test_undo_restores_everything_as_it_was_times_included(
     assert du_allocated(place.root) == size
     assert not trash(place.session).removals
     assert not any((place.root.parent / name).exists() for name in (BESIDE, f"hub/{INSIDE}"))
+
+
+@pytest.mark.parametrize("name", ["org/name", "org/name@main"])
+def test_undo_after_a_killed_removal_restores_the_times_of_folders_too(
+    tmp_path: Path, name: str
+) -> None:
+    killed = 0
+    for kill in range(1, 60, 6):
+        place = Place(tmp_path / str(kill))
+        place.root.parent.mkdir()
+        make(place)
+        before = described(place.root)
+        act = functools.partial(remove, place.session, [name], KEPT)
+        if not killed_at(kill, act, place.root.parent):
+            break
+        killed += 1
+        if trash(place.session).removals:
+            undo(place.session).check()
+        assert described(place.root) == before
+    assert killed > 2
 
 
 def test_removals_are_undone_one_after_the_other_the_last_one_first(place: Place) -> None:
@@ -330,9 +355,36 @@ def test_undo_of_a_model_that_was_put_elsewhere_meanwhile_is_refused(beside: Pla
         undo(beside.session)
 
 
+@pytest.mark.parametrize("later", [("org/name",), ("each revision",)])
+def test_what_a_removal_for_good_takes_of_an_earlier_one_goes_to_the_trash_too(
+    place: Place, later: tuple[str, ...]
+) -> None:
+    folder = place.root / "models--org--name"
+    commit = (folder / "refs" / "main").read_text()
+
+    def contents() -> dict[str, bytes]:
+        paths = (folder / "snapshots" / commit).rglob("*")
+        return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+    before = contents()
+    rm(place, "org/name@main")
+    commits = [path.name for path in (folder / "snapshots").iterdir()]
+    assert commits
+    names = [f"org/name@{other}" for other in commits] if later != ("org/name",) else later
+    removal = remove(place.session, names, RemoveOptions(trash=False))
+    assert removal.receipt is not None
+    assert removal.receipt.whole, removal.receipt
+    assert not list(folder.glob("blobs/*"))
+    undo(place.session).check()
+    assert contents() == before
+    state = scan(place.root)
+    assert state.size_on_disk == du_allocated(place.root)
+    assert not trash(place.session).removals
+
+
 def test_what_was_removed_for_good_meanwhile_is_reported(beside: Place) -> None:
     rm(beside, "org/name@main")
-    remove(beside.session, ["org/name"], RemoveOptions(trash=False))
+    shutil.rmtree(beside.root / "models--org--name")
     done = undo(beside.session)
     assert isinstance(done.problem, PartlyError)
     assert done.problem.hint is not None
@@ -417,6 +469,15 @@ def test_a_pull_takes_back_from_the_trash_what_it_would_fetch(
     cache = tmp_path / "hub"
     ran(vlmcache(hub, cache, "pull", "org/name"))
     ran(vlmcache(hub, cache, "rm", "org/name", "--trash", "--yes"))
+    planned = msgspec.json.decode(
+        ran(vlmcache(hub, cache, "pull", "org/name", "--dry-run", "--json"))
+    )
+    assert (planned["models"][0]["to_fetch"], planned["plan"]["needs"]) == (0, 0)
+    shown = msgspec.json.decode(ran(vlmcache(hub, cache, "status", "one", "--json")))
+    removal = msgspec.json.decode(ran(vlmcache(hub, cache, "trash", "--json")))["removals"][0]["id"]
+    commands = [step["command"] or "" for step in shown["recommendations"]]
+    assert f"vlmcache undo {removal}" in commands[0]
+    assert not any(command.startswith("vlmcache pull") for command in commands)
     report = msgspec.json.decode(ran(vlmcache(hub, cache, "pull", "org/name", "--json")))
     assert report["receipt"]["fetched"] == 0
     ran(vlmcache(hub, cache, "status", "org/name", "--check"))
@@ -436,6 +497,35 @@ def test_a_pull_on_a_full_disk_empties_the_trash_and_succeeds() -> None:
         ran(vlmcache(hub, cache.root, "pull", "org/name", "--all-files"))
         left = msgspec.json.decode(ran(vlmcache(hub, cache.root, "trash", "--json")))
         assert [row["names"] for row in left["removals"]] == [["org/two"]]
+
+
+def test_a_pull_of_which_another_program_takes_the_room_empties_the_trash_and_continues() -> None:
+    with small_filesystem(24_000_000) as disk, LoopbackHub() as hub:
+        cache = CacheBuilder(disk / "hub")
+        cache.repo("org/one").revision({"config.json": b"{}", "m.bin": b"x" * 7_000_000})
+        hub.add_repo("org/name").commit({"config.json": b"{}", "m.bin": os.urandom(8_000_000)})
+        config = small_config(disk)
+        ran(vlmcache(hub, cache.root, "rm", "org/one", "--trash", "--yes"))
+        pull = subprocess.Popen(
+            command("pull", "org/name", "--all-files", "--limit-rate", "2MB"),
+            env=variables(hub, cache.root) | {"VLMCACHE_CONFIG": str(config)},
+            cwd=disk,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_until(lambda: arrived(cache.root) > 3_000_000)
+        with open(disk / "filler", "wb") as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(1 << 16))
+                filler.flush()
+        _, said = pull.communicate(timeout=60)
+        assert pull.returncode == 0, said
+        ran(vlmcache(hub, cache.root, "verify", "org/name"))
+        assert not json.loads(ran(vlmcache(hub, cache.root, "trash", "--json")))["removals"]
+
+
+def arrived(cache: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in cache.glob("models--*/blobs/*incomplete"))
 
 
 def test_rm_on_a_full_disk_frees_at_once_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

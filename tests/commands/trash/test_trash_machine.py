@@ -27,7 +27,7 @@ from tests.kit.faulty import killed_at
 from tests.kit.rooms import settle
 from vlmcache.cache import layout
 from vlmcache.cache.scan import scan
-from vlmcache.cache.trash import trash_size
+from vlmcache.cache.trash import EMPTIED, trash_size
 from vlmcache.cache.usage import Usage
 from vlmcache.change.trash_room import take_back_blobs
 from vlmcache.commands.move.move import move
@@ -207,8 +207,9 @@ class Commands(RuleBasedStateMachine):
         return {
             hashlib.sha256(path.read_bytes()).hexdigest()
             for path in self.folder.rglob("*")
-            # What an interrupted removal for good has put aside was given up.
+            # What an interrupted removal for good, or emptying, has put aside was given up.
             if ".vlmcache-leftovers" not in path.parts
+            if not any(part.endswith(EMPTIED) for part in path.parts)
             if path.is_file() and not path.is_symlink()
         }
 

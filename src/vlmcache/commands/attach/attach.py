@@ -21,6 +21,7 @@ from vlmcache.change.place import disk_failure
 from vlmcache.change.plan import Attach, Failure, Outcome, Plan, Receipt, Result
 from vlmcache.change.remove import apply_removals
 from vlmcache.change.space import FreeSpace
+from vlmcache.change.trash_room import expire
 from vlmcache.change.tree import Tree
 from vlmcache.change.waste import kept_in_use
 from vlmcache.commands.attach.plan import plan_attach, plan_detach
@@ -29,7 +30,7 @@ from vlmcache.commands.remove.facts import Known, forget
 from vlmcache.commands.remove.values import UnconfirmedError
 from vlmcache.config import Session
 from vlmcache.environment import user_config
-from vlmcache.errors import ChangedError, InUseError, UsageError, VlmcacheError
+from vlmcache.errors import ChangedError, InUseError, UsageError, VlmcacheError, reason_of
 from vlmcache.units import counted
 
 _MOST_ABSENT = 10_000
@@ -54,6 +55,8 @@ def attach(
     Raises:
         UsageError: no base is named, or it is not a cache, or this very cache.
     """
+    if not dry_run:
+        expire(session)
     state = scan(session.cache.dir)
     folder = _base_folder(session, state, base)
     beneath = Known(session.environment, scan(folder)).state
@@ -163,7 +166,7 @@ def _base_folder(session: Session, state: CacheState, base: str | None) -> str:
             os.listdir(path)
         except OSError as error:
             raise UsageError(
-                f"the base cannot be read: {error.strerror}: {path}",
+                f"the base cannot be read: {reason_of(error)}: {path}",
                 "ask whoever manages it; 'vlmcache doctor' shows whose it is",
             ) from error
         raise UsageError(
@@ -213,6 +216,8 @@ def detach(
         UsageError: nothing of the cache is in that base, or one of several has to be named.
         UnconfirmedError: `confirm` said no.
     """
+    if not dry_run:
+        expire(session)
     state = scan(session.cache.dir)
     records = recorded_bases(state.dir)
     folders = _named_bases(session, state, records, base)

@@ -18,7 +18,7 @@ from vlmcache.commands.fleet import requests
 from vlmcache.commands.fleet.values import ModelOnNode
 from vlmcache.commands.fleet.wire import encoded
 from vlmcache.commands.remove.values import Removal, UnconfirmedError
-from vlmcache.errors import UnknownModelError, UsageError, VlmcacheError
+from vlmcache.errors import UnknownModelError, UsageError, VlmcacheError, reason_of
 
 if TYPE_CHECKING:
     from vlmcache.commands.fleet.actor import Worker
@@ -109,7 +109,7 @@ class _Pending:
         except VlmcacheError as error:
             self.results.put(error)
         except Exception as error:
-            self.results.put(VlmcacheError(f"{type(error).__name__}: {error}"))
+            self.results.put(VlmcacheError(f"{type(error).__name__}: {reason_of(error)}"))
 
     def next(self) -> Done:
         """Return what comes next: the plan, or the end.

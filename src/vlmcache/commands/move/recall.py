@@ -19,6 +19,7 @@ from vlmcache.change.names import find_targets
 from vlmcache.change.place import check_room
 from vlmcache.change.plan import Kept, Outcome, Plan, Receipt, in_use_words, joined
 from vlmcache.change.space import FreeSpace, free_bytes
+from vlmcache.change.trash_room import expire
 from vlmcache.commands.move.apply import repos_in_use
 from vlmcache.commands.move.move import move
 from vlmcache.commands.move.values import (
@@ -65,6 +66,8 @@ def recall(
     """
     if not names:
         raise UsageError("no model is named", "'vlmcache status' shows which are elsewhere")
+    if not dry_run:
+        expire(session)
     return _Recalling(session, progress).run(names, dry_run=dry_run)
 
 

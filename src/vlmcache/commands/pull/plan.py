@@ -267,6 +267,8 @@ def plan_pull(
             links.append(Link(repo_name, name, path, file.etag, f"in the base {lent.base}"))
         elif state.shares(repo, file):
             links.append(Link(repo_name, name, path, file.etag, "in the shared store already"))
+        elif state.takes_back(layout.folder_of(repo_name), file):
+            links.append(Link(repo_name, name, path, file.etag, "in the trash"))
         elif file.etag in fetches:
             links.append(Link(repo_name, name, path, file.etag, "the same content as another file"))
         else:

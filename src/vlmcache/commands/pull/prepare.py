@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from vlmcache import log, units
@@ -16,6 +17,7 @@ from vlmcache.cache.moved import away_error
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.scan import repo_finder, scan
 from vlmcache.cache.state import CacheState, Finding, Revision, TreeFile
+from vlmcache.cache.trash import with_trash
 from vlmcache.change.abilities import refused_names
 from vlmcache.change.place import check_places
 from vlmcache.change.plan import Fetch, Link, Plan
@@ -56,6 +58,8 @@ def prepare_pull(
     model: ModelConfig,
     selection: FileSelection,
     bases: Sequence[str] = (),
+    *,
+    kept: bool = False,
 ) -> PlannedModel:
     """Return what is to be done for a model, or why that is not known.
 
@@ -65,6 +69,7 @@ def prepare_pull(
         model: the model.
         selection: which of its files are wanted.
         bases: the folders of the caches beneath this one.
+        kept: whether what the trash has counts as here.
     """
     begun = time.monotonic()
     findings: list[Finding] = []
@@ -76,6 +81,7 @@ def prepare_pull(
         if repo is not None and repo.away is not None:
             raise away_error(repo, repo.away)
         state = lent_from(state, bases, {layout.folder_of(model.repo)}, damaged)
+        state = with_trash(state) if kept else state
         order = _Preparation(client, state, model, selection, findings).order()
         check_places(order.plan.placed)
         if not (order.judged or order.plan.actions or order.new_listing) and selection.is_plain:
@@ -125,10 +131,18 @@ def prepare_needed(
     client: Client,
     cache_dir: str,
     planned: Sequence[PlannedModel],
-    bases: Sequence[str] = (),
+    prepared: Callable[[ModelConfig, FileSelection], PlannedModel] | None = None,
 ) -> list[PlannedModel]:
-    """Return what is to be done for other repos that models need and that are not cached."""
+    """Return what is to be done for other repos that models need and that are not cached.
+
+    Args:
+        client: the hub.
+        cache_dir: the cache.
+        planned: the models.
+        prepared: returns what is to be done for one of them, if that is not all of it fetched.
+    """
     others = repo_finder(cache_dir, read_damaged(client.environment))
+    prepared = prepared or partial(prepare_pull, client, cache_dir)
     found: list[PlannedModel] = []
     known = {part.model.repo.casefold() for part in planned}
     pending = list(planned)
@@ -140,7 +154,7 @@ def prepare_needed(
             known.add(need.id.casefold())
             model = ModelConfig(need.id, need.id, need.revision, configured=False)
             selection = FileSelection(include=("*.py",) if need.code else ())
-            other = prepare_pull(client, cache_dir, model, selection, bases)
+            other = prepared(model, selection)
             found.append(other._replace(needed_by=part.model))
             pending.append(found[-1])
     return found

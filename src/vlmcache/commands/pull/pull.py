@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,13 +13,14 @@ import msgspec
 
 from vlmcache.cache import layout
 from vlmcache.cache.base import bases_beneath
+from vlmcache.cache.mounts import nearest_folder
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import Finding
 from vlmcache.cache.trash import has_trash
 from vlmcache.change.abilities import check_filesystem
 from vlmcache.change.plan import Failure, Outcome, Plan, Receipt, joined
 from vlmcache.change.space import FreeSpace
-from vlmcache.commands.pull.plan import DownloadOrder, VariantError, downloads_shown
+from vlmcache.commands.pull.plan import DownloadOrder, FileSelection, VariantError, downloads_shown
 from vlmcache.commands.pull.prepare import check_result, prepare_needed, prepare_pull
 from vlmcache.commands.pull.room import (
     Shortage,
@@ -44,6 +47,7 @@ from vlmcache.hub.questions import ask_about
 from vlmcache.hub.retry import Patience
 from vlmcache.hub.sources import HUB
 from vlmcache.progress import Progress, Throttle, continued_by
+from vlmcache.units import exact_size
 
 if TYPE_CHECKING:
     from vlmcache.commands.remove.values import Removal
@@ -207,7 +211,8 @@ def _plan(
     planned = ask_about(client, models, prepared)
     # A person is asked about one after the other.
     planned = [_with_variant(prepared, part, options) for part in planned]
-    others = prepare_needed(client, session.cache.dir, planned, bases)
+    take_back = partial(_prepared, client, session.cache.dir, bases, options)
+    others = prepare_needed(client, session.cache.dir, planned, take_back)
     to_confirm = [part for part in others if part.order is not None and part.order.plan.to_fetch]
     asks = options.agree if to_confirm and not options.dry_run else None
     if asks is not None and not asks(to_confirm):
@@ -226,13 +231,18 @@ def _models(session: Session, names: Sequence[str]) -> list[ModelConfig]:
 
 
 def _prepared(
-    client: Client, cache_dir: str, bases: Sequence[str], options: PullOptions, model: ModelConfig
+    client: Client,
+    cache_dir: str,
+    bases: Sequence[str],
+    options: PullOptions,
+    model: ModelConfig,
+    selection: FileSelection | None = None,
 ) -> PlannedModel:
-    """Return what is to be done for a model."""
-    selection = options.selection
+    """Return what is to be done for a model; what the trash has of it is taken back for that."""
+    selection = options.selection if selection is None else selection
     if model.variant is not None:
         selection = msgspec.structs.replace(selection, variant=model.variant)
-    part = prepare_pull(client, cache_dir, model, selection, bases)
+    part = prepare_pull(client, cache_dir, model, selection, bases, kept=options.dry_run)
     if part.order is None or options.dry_run or not (part.order.fetches and has_trash(cache_dir)):
         return part
     from vlmcache.change.trash_room import take_back_blobs
@@ -266,6 +276,10 @@ def _carry_out(
         with Journal(own_home(session.environment)[0]) as memory:
             memory.record_restriction(*layout.split_name(part.order.repo), part.order.restriction)
     row, outcomes, error = _fetch(client, part, options, progress)
+    while isinstance(error, SpaceError) and (made := _room_meanwhile(session, part)):
+        # Another program has filled the disk meanwhile.
+        row, done, error = _fetch(client, _again(client, session, part, options), options, progress)
+        outcomes += [*made, *done]
     if isinstance(error, SpaceError):
         name = name_of(session.config, part.model, cached_repos(session.cache))
         error = SpaceError(
@@ -404,6 +418,30 @@ def _room_in_trash(
     return empty_for(session, shortage.place, shortage.goal).outcomes
 
 
+def _room_meanwhile(session: Session, part: PlannedModel) -> tuple[Outcome, ...]:
+    """Empty the trash for a download for which a disk has become too full; return what of it."""
+    order = part.order
+    if order is None or not has_trash(session.cache.dir):
+        return ()
+    from vlmcache.change.trash_room import empty_for, in_trash
+
+    place = nearest_folder(os.path.join(session.cache.dir, layout.folder_of(order.repo)))
+    kept, free = in_trash(session, place), shutil.disk_usage(place).free
+    wanted = order.plan.needs + session.config.limits.min_free
+    # Less than all of the download may be left of it, so that less than its length is a help too.
+    return empty_for(session, place, max(free + 1, min(wanted, free + kept))).outcomes
+
+
+def _again(
+    client: Client, session: Session, part: PlannedModel, options: PullOptions
+) -> PlannedModel:
+    """Return what is left to do for a model of which a part has arrived."""
+    bases = bases_beneath(session.cache.dir, session.config.base)
+    selection = FileSelection() if part.needed_by is not None else None
+    again = _prepared(client, session.cache.dir, bases, options, part.model, selection)
+    return again._replace(needed_by=part.needed_by)
+
+
 def _in_trash(session: Session, shortage: Shortage) -> int:
     """Return the bytes that emptying the trash would give back to a disk that is short."""
     if not has_trash(session.cache.dir):
@@ -420,8 +458,9 @@ def _make_room(
 
     Returns:
         The removal; its receipt is absent with `--dry-run`. `None` if the disk that is short is not
-        the cache's, if evicting everything that may be evicted would not be enough, or if a working
-        folder's `min_free` asks for more than the user's own: then nothing is removed.
+        the cache's, if there is an archive (then no model is deleted), if evicting everything that
+        may be evicted would not be enough, or if a working folder's `min_free` asks for more than
+        the user's own: then nothing is removed.
     """
     from vlmcache.commands.remove.clean import clean
     from vlmcache.commands.remove.values import CleanOptions
@@ -429,11 +468,9 @@ def _make_room(
     location = session.cache
     if not same_disk(shortage.place, location.dir) or shortage.min_free > session.config.evict_for:
         return None
-    cached = cached_repos(location)
-    asked = {part.model.repo.casefold() for part in planned}
-    orders = (part.order for part in planned if part.order is not None)
-    asked |= {need.id.casefold() for order in orders for need in order.repos}
-    keep = tuple(name for name in cached if name.casefold() in asked)
+    if session.config.archive is not None:
+        return None
+    keep = _asked_for(session, planned)
     kept = _in_trash(session, shortage)
     wanted = CleanOptions(free=shortage.goal - kept, keep=keep)
     proposed = clean(session, wanted, dry_run=True)
@@ -444,6 +481,42 @@ def _make_room(
     removal = clean(session, wanted, confirm=options.confirm)
     _room_in_trash(session, shortage, options)
     return removal
+
+
+def _asked_for(session: Session, planned: Sequence[PlannedModel]) -> tuple[str, ...]:
+    """Return the repos of the cache that are asked for, or needed by what is."""
+    asked = {part.model.repo.casefold() for part in planned}
+    orders = (part.order for part in planned if part.order is not None)
+    asked |= {need.id.casefold() for order in orders for need in order.repos}
+    return tuple(name for name in cached_repos(session.cache) if name.casefold() in asked)
+
+
+def _moved_to_archive(
+    session: Session, planned: Sequence[PlannedModel], shortage: Shortage
+) -> str | None:
+    """Return the command that moves models to the user's archive, if that makes enough room."""
+    archive, cache = session.config.archive, session.cache.dir
+    if archive is None or not same_disk(shortage.place, cache):
+        return None
+    from vlmcache.commands.move.archive import clean_to
+    from vlmcache.commands.remove.values import CleanOptions
+    from vlmcache.commands.status.steps import Advice
+
+    if shortage.min_free > session.config.evict_for:
+        return None
+    goal = shortage.goal
+    keep = _asked_for(session, planned)
+    try:
+        wanted = CleanOptions(free=goal, keep=keep, to=archive)
+        proposed = clean_to(session, wanted, dry_run=True)
+    except VlmcacheError as error:
+        return f"no model is moved to the archive {archive}: {error.message}"
+    if proposed.missed_by:
+        return f"moving models to the archive {archive} would not make enough room"
+    words = ["--free", exact_size(goal)]
+    for name in keep:
+        words += ["--keep", name]
+    return f"'{Advice(session).command('clean', *words)}' moves models to {archive}"
 
 
 def _stopped(room: Removal | None) -> str | None:
@@ -459,6 +532,8 @@ def _what_helps(
     options: PullOptions,
 ) -> str:
     """Return the hint of a pull that there is no room for: only what its plan says would help."""
+    if (moving := _moved_to_archive(session, planned, shortage)) is not None:
+        return moving
     from vlmcache.commands.remove.facts import Known
     from vlmcache.commands.status.recommend import what_makes_room
 

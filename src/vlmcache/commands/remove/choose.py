@@ -19,7 +19,7 @@ from vlmcache.change.plan import Kept, Plan, joined, used_by_words
 from vlmcache.change.removal_plan import plan_of
 from vlmcache.change.removals import Key, Protected, Removals, needed_by
 from vlmcache.change.waste import Facts, WasteSelection, busy_repos
-from vlmcache.commands.remove.offered import Choose, Offer, Offered
+from vlmcache.commands.remove.offered import Choose, IsKept, Offer, Offered
 from vlmcache.commands.remove.plan import (
     Remainder,
     eviction_candidates,
@@ -67,7 +67,10 @@ class ModelFacts(NamedTuple):
 
 
 def offered_models(
-    state: CacheState, places: Mapping[str, CacheState], facts: ModelFacts
+    state: CacheState,
+    places: Mapping[str, CacheState],
+    facts: ModelFacts,
+    is_kept: IsKept = lambda _plan: False,
 ) -> tuple[Offer, list[Target]]:
     """Return each repo of a cache as something to remove, and as what `rm` is asked for then.
 
@@ -75,6 +78,7 @@ def offered_models(
         state: the cache.
         places: where models were moved to, scanned.
         facts: what else is known.
+        is_kept: returns whether what a plan removes is kept in the trash at first.
     """
     in_use = {os.path.basename(kept.path): kept for kept in facts.in_use}
     needed = needed_by(facts.needs, facts.needs)
@@ -102,7 +106,7 @@ def offered_models(
     def plan(numbers: Sequence[int]) -> Plan:
         return plan_targets(state, places, [targets[number] for number in numbers])
 
-    return Offer(state.dir, things, plan), targets
+    return Offer(state.dir, things, plan, is_kept), targets
 
 
 def _guard(repo: Repo, pinned: Protected, needed: Protected, now: float) -> tuple[str, str]:
@@ -159,13 +163,19 @@ class Site(NamedTuple):
     """Adds to a plan what belongs to it elsewhere."""
 
 
-def offered_waste(sites: Sequence[Site], unused_for: float, idle: float) -> Offer:
+def offered_waste(
+    sites: Sequence[Site],
+    unused_for: float,
+    idle: float,
+    is_kept: IsKept = lambda _plan: False,
+) -> Offer:
     """Return what `clean` may remove: old revisions, unfinished downloads, second formats, models.
 
     Args:
         sites: the cache first.
         unused_for: seconds without a use after which a model is offered.
         idle: seconds without a write after which a download is removed along with its model.
+        is_kept: returns whether what a plan removes is kept in the trash at first.
     """
     sites = [
         site._replace(
@@ -192,7 +202,7 @@ def offered_waste(sites: Sequence[Site], unused_for: float, idle: float) -> Offe
             plans.append(site.finish(plan_of(site.state, chosen)))
         return joined(plans)
 
-    return Offer(sites[0].state.dir, things, plan)
+    return Offer(sites[0].state.dir, things, plan, is_kept)
 
 
 def _size(state: CacheState, part: Part) -> int:

@@ -371,7 +371,8 @@ def _plan_chosen(
         facts = _facts_at(known, config, at, every, usage)
         sites.append(Site(at.state, facts, functools.partial(_with_links, state, at.state)))
     unused = UNUSED_AFTER if options.older_than is None else options.older_than
-    offer = offered_waste(sites, unused, max(options.older_than or 0, STALE_AFTER))
+    idle = max(options.older_than or 0, STALE_AFTER)
+    offer = offered_waste(sites, unused, idle, lambda _plan: bool(options.trash))
     return offer.plan(numbers_of(offer, choose))
 
 

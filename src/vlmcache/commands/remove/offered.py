@@ -10,6 +10,9 @@ import msgspec
 
 from vlmcache.change.plan import Plan
 
+IsKept: TypeAlias = Callable[[Plan], bool]
+"""Returns whether what a plan removes is kept in the trash at first."""
+
 
 class Offered(msgspec.Struct, frozen=True):
     """One thing that can be chosen, or that is listed to say why it cannot be."""
@@ -43,7 +46,7 @@ class Offer:
         cache_dir: str,
         things: Sequence[Offered],
         plan_of: Callable[[Sequence[int]], Plan],
-        is_kept: Callable[[Plan], bool] = lambda _plan: False,
+        is_kept: IsKept = lambda _plan: False,
     ) -> None:
         self.cache_dir = cache_dir
         self.things = tuple(things)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
@@ -11,7 +12,7 @@ from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.cache.usage import Usage, find_users, in_container, who_uses
 from vlmcache.change.names import Target, find_targets
-from vlmcache.change.plan import Kept
+from vlmcache.change.plan import Kept, Plan
 from vlmcache.change.remove import apply_removals
 from vlmcache.change.trash_room import expire
 from vlmcache.change.waste import kept_in_use
@@ -28,7 +29,7 @@ from vlmcache.commands.remove.facts import (
     users_of,
 )
 from vlmcache.commands.remove.keeping import decide, keep_of
-from vlmcache.commands.remove.offered import Choose
+from vlmcache.commands.remove.offered import Choose, IsKept
 from vlmcache.commands.remove.plan import plan_targets
 from vlmcache.commands.remove.values import Confirm, Removal, RemoveOptions, ask
 from vlmcache.config import Session, parse_page
@@ -93,7 +94,17 @@ def remove(
             state, {moved[target.folder] for target in targets if target.folder in moved}
         )
     else:
-        targets, places = _chosen(session, state, choose, force=force)
+
+        def is_kept(plan: Plan) -> bool:
+            paths = [getattr(action, "path", "") for action in plan.actions]
+            reached = {
+                place
+                for place in moved_repos(state).values()
+                if any(path.startswith(place.rstrip(os.sep) + os.sep) for path in paths)
+            }
+            return decide(session, plan, reached, options.trash, asked=confirm is not None).kept
+
+        targets, places = _chosen(session, state, choose, is_kept, force=force)
     plan = plan_targets(state, places, targets)
     plan.log("remove")
     usage, in_use = _find_use(state, places.values(), targets)
@@ -124,7 +135,7 @@ def remove(
 
 
 def _chosen(
-    session: Session, state: CacheState, choose: Choose, *, force: bool
+    session: Session, state: CacheState, choose: Choose, is_kept: IsKept, *, force: bool
 ) -> tuple[list[Target], dict[str, CacheState]]:
     """Return the repos that a person chooses, and the places to which they were moved.
 
@@ -142,7 +153,7 @@ def _chosen(
         _find_use(state, places.values(), every)[1],
         force,
     )
-    offer, targets = offered_models(state, places, facts)
+    offer, targets = offered_models(state, places, facts, is_kept)
     chosen = [targets[number] for number in numbers_of(offer, choose)]
     reached = {moved.get(target.folder or "") for target in chosen}
     return chosen, {path: place for path, place in places.items() if path in reached}

@@ -27,7 +27,7 @@ from vlmcache.commands.move.values import DriveUse, MovedRepo, moved_words
 from vlmcache.errors import ChangedError, ExitCode, InUseError, PartlyError, VlmcacheError
 from vlmcache.home.copies import KeptCopy
 from vlmcache.report import Report
-from vlmcache.units import and_more, size_text
+from vlmcache.units import and_more, counted, size_text
 
 _ALONG = frozenset({"ref", "tree", "no-exist", "blob", "lock", "locks", "folder"})
 """Kinds of what is removed along with a repo or revision."""
@@ -221,11 +221,14 @@ class Removal(Report, frozen=True):
     @property
     def in_one_line(self) -> str:
         """What was freed, or would be."""
-        if not self.plan.actions:
-            return "nothing to remove"
+        archive = self.archive
+        if not self.plan.actions and (archive is None or not archive.repos):
+            return "nothing to remove" if archive is None else "nothing to remove or to move"
         if self.receipt is None:
             return f"would free {size_text(self.plan.frees)}"
-        return f"freed {size_text(self.receipt.freed)}"
+        moved = [repo for repo in archive.repos if repo.state == "moved"] if archive else []
+        words = f"moved {counted(len(moved), 'model')}, " if moved else ""
+        return f"{words}freed {size_text(self.receipt.freed)}"
 
     @property
     def problem(self) -> VlmcacheError | None:

@@ -258,7 +258,7 @@ def choices_of(offer: Offer) -> Choices:
         free = offer.free
         then = "" if free is None else f", then {size_text(free + here)} free"
         later = " when the trash is emptied" if offer.is_kept(offer.plan(numbers)) else ""
-        return f"frees {size_text(frees)}{elsewhere}{then}{later}"
+        return f"frees {size_text(frees)}{elsewhere}{later}{then}"
 
     rows = [
         Choice((thing.name,), cells(thing), thing.guard, thing.barred) for thing in offer.things

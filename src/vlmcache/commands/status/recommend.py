@@ -12,6 +12,7 @@ from vlmcache.cache import gguf, layout
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.moved import away_remedy
 from vlmcache.cache.state import Away, CacheState
+from vlmcache.cache.trash import Trashed, read_trash
 from vlmcache.change.names import names_in
 from vlmcache.change.plan import joined
 from vlmcache.commands.pull.room import Shortage
@@ -83,7 +84,12 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
     }
     lost = {finding.repo for finding in status.findings if finding.code == "not-in-base"}
     attachable = _attachable(planner.state, status)
-    steps = [*_bring_back(advised, status.repos), *_attach(advised, attachable)]
+    undoable = _undoable(planner.state, status)
+    steps = [
+        *_bring_back(advised, status.repos),
+        *_attach(advised, attachable),
+        *_undo(advised, undoable),
+    ]
     for repo in status.repos:
         if repo.away is None and repo.name in gone:
             text = f"{repo.name} was at {repo.linked_to}, which does not exist: remove the link"
@@ -95,7 +101,7 @@ def recommend(advised: Advice, planner: Planner, status: Status) -> list[Recomme
         pending_download(state, planner.config, model, repair=model.repo in unlisted)
         for model in status.models
         if model.state in _INCOMPLETE
-        and model.repo not in {*gone, *attachable}
+        and model.repo not in {*gone, *attachable, *undoable}
         and model.id not in unknown
     ]
     asked = {model.repo for model in status.models}
@@ -164,6 +170,28 @@ def _attach(advised: Advice, attachable: Mapping[str, str]) -> Iterator[Recommen
         names = [name for name, one in attachable.items() if one == base]
         text = f"in the base {base}: {', '.join(names[:3])}{units.and_more(len(names) - 3)}"
         yield advised.recommend(text, "attach", base)
+
+
+def _undoable(state: CacheState, status: Status) -> dict[str, Trashed]:
+    """Return model -> the last removal that has it in the trash, of those that are missing."""
+    trash = read_trash(state.dir) if state.trashed else []
+    found: dict[str, Trashed] = {}
+    for model in status.models:
+        for trashed in trash if model.state == "missing" else ():
+            revisions = trashed.record.revisions if trashed.record is not None else ()
+            if any(
+                layout.repo_folder(*key[:2]) == layout.folder_of(model.repo) for key in revisions
+            ):
+                found[model.repo] = trashed
+    return found
+
+
+def _undo(advised: Advice, undoable: Mapping[str, Trashed]) -> Iterator[Recommendation]:
+    """Yield what restores models that are in the trash; a pull of them would take them back too."""
+    for removal in dict.fromkeys(trashed.id for trashed in undoable.values()):
+        names = [name for name, trashed in undoable.items() if trashed.id == removal]
+        text = f"in the trash: {', '.join(names[:3])}{units.and_more(len(names) - 3)}"
+        yield advised.recommend(text, "undo", removal)
 
 
 def _bring_back(advised: Advice, repos: Iterable[RepoStatus]) -> Iterator[Recommendation]:

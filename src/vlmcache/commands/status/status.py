@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache import gguf
+from vlmcache.cache import gguf, layout
 from vlmcache.cache.amounts import measure, revision_sizes
 from vlmcache.cache.completeness import (
     Content,
@@ -37,6 +37,7 @@ from vlmcache.cache.memory import (
 from vlmcache.cache.model_configs import decoded, stored_precision
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding, Repo, Revision, State
+from vlmcache.cache.trash import with_trash
 from vlmcache.cache.usage import LastUse
 from vlmcache.cache.weights import Precision
 from vlmcache.change.names import names_in
@@ -92,7 +93,7 @@ def status(session: Session, names: Sequence[str] = (), *, context: int = 0) -> 
         Finding("configuration", "warning", None, config.path, warning, None)
         for warning in config.notices
     )
-    known = Known(environment, state)
+    known = Known(environment, with_trash(state))
     state = known.state
     summary = summarize_cache(session, state, known.mount)
     models = tuple(_model_status(known, model, findings, context) for model in wanted)
@@ -185,7 +186,16 @@ def _model_status(
     division = judgement.division
     if division is not None and any(not need.code for need in division.repos):
         content = None  # An adapter's own weights are the least of what is loaded.
-    amounts = measure(state, repo, judgement, variant=model.variant, estimate=estimate_of(model))
+    folder = layout.folder_of(model.repo)
+    kept = sum(size for (name, _), size in state.trashed.items() if name == folder)
+    amounts = measure(
+        state,
+        repo,
+        judgement,
+        variant=model.variant,
+        estimate=estimate_of(model),
+        kept=kept,
+    )
     precision = model.precision or _stored(revision, content)
     memory, source = _memory(msgspec.structs.replace(model, precision=precision), content, context)
     shown = [revision] if revision is not None else repo.revisions if repo is not None else ()
