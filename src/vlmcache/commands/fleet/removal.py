@@ -47,7 +47,9 @@ def remove(
     planned = {key: _row(nodes[key], replies[key]) for key in nodes}
     absent = [row.error for row in planned.values() if _is_absent(row.error)]
     if absent and len(absent) == len(planned):
-        raise error_of(absent[0]).saying(f"{absent[0].message} of any node", absent[0].hint)
+        raise error_of(absent[0]).saying(
+            f"{absent[0].message} of any node", "'vlmcache fleet status' shows what they have"
+        )
     planned = _without_absent(planned)
     waiting = {
         key: Decision(agreed=True)

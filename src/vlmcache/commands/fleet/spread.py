@@ -158,7 +158,7 @@ class _Spreading:
             totals[name] = sum(self.parcels[key].size for key in missing)
             have[name] = 0
         self._progress.noun = "node"
-        self._progress.planned("verified", totals, have)
+        self._progress.planned("fetched", totals, have)
         for name, total in totals.items():
             if total:
                 missing = self.planner.missing[name]
