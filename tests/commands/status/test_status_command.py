@@ -50,6 +50,7 @@ def test_the_document_has_the_keys_that_scripts_rely_on(
         "shared",
         "metadata",
         "foreign",
+        "trash",
     ]
     good, bad = document["models"]
     assert (good["key"], good["state"], bad["key"], bad["state"]) == (
