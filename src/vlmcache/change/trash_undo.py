@@ -98,7 +98,7 @@ class Undoing:
             except OSError as error:
                 taken = False
                 if here:
-                    self.conflicts.append(Conflict(path, reason_of(error)))
+                    self.conflicts.append(self._unreachable(path, error))
             step: Step = "restore" if here else "missing"
             if taken:
                 step = "merge" if here else "there"
@@ -107,6 +107,13 @@ class Undoing:
             self.steps.append(Undone(item, source, path, step))
         self.steps.sort(key=_rank)
         return self.conflicts
+
+    def _unreachable(self, path: str, error: OSError) -> Conflict:
+        folder = os.path.join(self.tree.root, self.tree.repo_folder(path))
+        mode = self._mode(self.tree, folder)
+        if mode is not None and modes.S_ISLNK(mode):
+            return Conflict(folder, self._why(folder, mode))
+        return Conflict(path, reason_of(error))
 
     @staticmethod
     def _mode(tree: CacheTree, path: str) -> int | None:

@@ -172,7 +172,9 @@ def lines_of(text: str) -> Iterator[str]:
         yield re.sub(r"\x1b\[[0-9;]*m", "", line)
 
 
-@pytest.mark.parametrize("columns", [60, 80, 160])
+@pytest.mark.parametrize(
+    "columns", [60, *(pytest.param(n, marks=pytest.mark.full) for n in (80, 160))]
+)
 def test_rm_without_a_model_lists_them_and_removes_what_is_chosen(
     filled: Vlmcache, cache: CacheBuilder, columns: int
 ) -> None:

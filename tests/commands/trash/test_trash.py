@@ -28,6 +28,7 @@ from tests.kit.rooms import WEIGHTS
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
 from vlmcache.commands.move.move import move
+from vlmcache.commands.move.recall import recall
 from vlmcache.commands.remove import keeping
 from vlmcache.commands.remove.clean import clean
 from vlmcache.commands.remove.remove import remove
@@ -424,6 +425,24 @@ def test_a_moved_model_is_kept_where_it_is_and_its_link_comes_back(beside: Place
     assert described(there) == at_place
 
 
+def test_undo_of_a_part_of_a_model_that_was_moved_meanwhile_names_what_brings_it_back(
+    beside: Place,
+) -> None:
+    before = described(beside.root)
+    rm(beside, "org/name@main")
+    size = trash(beside.session).removals[0].size_on_disk
+    moved(beside, "org/name")
+    assert trash(beside.session).removals[0].size_on_disk == size
+    with pytest.raises(NameTakenError) as refused:
+        undo(beside.session)
+    assert refused.value.message.count("models--org--name") == 1
+    assert (refused.value.hint or "").startswith("'vlmcache recall org/name' brings it back")
+    recall(beside.session, ["org/name"]).check()
+    undo(beside.session).check()
+    for name, entry in described(beside.root).items():
+        assert ".lock" in name or entry[4] == before[name][4]
+
+
 def test_a_part_on_a_drive_that_is_away_keeps_the_rest_in_the_trash(beside: Place) -> None:
     there = moved(beside, "org/other")
     rm(beside, "org/other")
@@ -499,6 +518,7 @@ def test_a_pull_on_a_full_disk_empties_the_trash_and_succeeds() -> None:
         assert [row["names"] for row in left["removals"]] == [["org/two"]]
 
 
+@pytest.mark.full
 def test_a_pull_of_which_another_program_takes_the_room_empties_the_trash_and_continues() -> None:
     with small_filesystem(24_000_000) as disk, LoopbackHub() as hub:
         cache = CacheBuilder(disk / "hub")

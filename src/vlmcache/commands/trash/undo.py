@@ -11,6 +11,7 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache import layout
+from vlmcache.cache.moved import destination_of
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Finding
 from vlmcache.cache.trash import Trashed, blob_paths, weigh
@@ -64,13 +65,14 @@ def undo(session: Session, removal: str | None = None, *, dry_run: bool = False)
         if part is not None:
             # Links come last: what they lead to is there by then.
             undoings.insert(0, Undoing(RemovalTree(place), part))
-    conflicts = [conflict for undoing in undoings for conflict in undoing.compare()]
+    found = (conflict for undoing in undoings for conflict in undoing.compare())
+    conflicts = list(dict.fromkeys(found))
     if conflicts:
         first = conflicts[0]
         more = units.and_more(len(conflicts) - 1)
         raise NameTakenError(
             f"nothing was restored: {first.why}: {first.path}{more}",
-            "rename or remove that first; what was removed stays in the trash",
+            f"{_way_out(cache, first.path)}; what was removed stays in the trash",
         )
     record = trashed.record
     assert record is not None
@@ -99,6 +101,15 @@ def undo(session: Session, removal: str | None = None, *, dry_run: bool = False)
     receipt = space.measured(Receipt(tuple(outcomes)))
     findings = tuple(_incomplete(tree, record.revisions))
     return msgspec.structs.replace(report, receipt=receipt, findings=findings)
+
+
+def _way_out(cache: str, path: str) -> str:
+    """Return what to do about a name that is taken."""
+    folder = os.path.basename(path)
+    if destination_of(cache, folder) is None:
+        return "rename or remove that first"
+    kind, repo = layout.parse_repo_folder(folder) or ("model", folder)
+    return f"'{units.command('recall', layout.typed_name(kind, repo))}' brings it back first"
 
 
 def _find(session: Session, removal: str | None) -> Trashed:
