@@ -277,6 +277,9 @@ class AnyCommands(RuleBasedStateMachine):
         kill=KILLS,
     )
     def rm(self, repo: str, ref: str | None, meanwhile: bool, trash: bool, kill: int) -> None:
+        held = sorted({name for name, _ in self.loads()})
+        if held and repo not in held:
+            repo, ref = held[0], None  # most removals are of something
         named = self.named(repo, ref)
         text = repo if ref is None else f"{repo}@{ref}"
         during = self.something_between(repo) if meanwhile and not kill else None
