@@ -67,6 +67,7 @@ REVIEWED = {
         "make room, for example by 'vlmcache clean', or name fewer models": WASTE,
     },
     "commands.move.survey": {"vlmcache clean": "the user has asked for that removal before"},
+    "commands.pull.making_room": {"command clean": "--to checks each copy, and asks"},
     "commands.remove.clean": {"command clean": "of what nobody is known to use"},
     "commands.remove.remove": {"command rm": "of the one file whose address was named"},
     "commands.remove.values": {

@@ -8,9 +8,8 @@ from typing import IO, TypeVar
 from rich.console import Console
 from rich.text import Text
 
-from vlmcache.cache.layout import name_by_path, parse_repo_folder
-from vlmcache.change.plan import Kept
 from vlmcache.commands.fleet.pull_values import FleetPull, PulledNode
+from vlmcache.commands.fleet.said import said_of
 from vlmcache.commands.fleet.values import (
     FleetLoads,
     FleetNode,
@@ -295,40 +294,12 @@ def show_removal_plan(
     _print_table(out, [columns])
     _print_rest(out, len(removal.nodes) - len(nodes))
     _print_errors(out, removal.nodes)
-    for heading, said in _said_of(removal).items():
+    for heading, said in said_of(removal).items():
         lines = _by_nodes(said)
         if lines:
             out.print(f"\n{heading}")
             _print_lines(out, lines if verbose else lines[:_NOTES], len(lines))
     out.print()
-
-
-def _said_of(removal: FleetRemoval) -> Mapping[str, Mapping[str, Sequence[str]]]:
-    """Return heading -> node -> what its plan says of what stays, and what would be missing."""
-    stays: dict[str, list[str]] = {}
-    warnings: dict[str, list[str]] = {}
-    for node in removal.nodes:
-        kept = node.plan.kept if node.plan is not None else ()
-        stays[node.node] = [_stays(one) for one in (*kept, *node.in_use)]
-        warnings[node.node] = [f"{one.repo}: {one.detail}" for one in node.findings]
-        if node.missed_by:
-            warnings[node.node].append(f"{size_text(node.missed_by)} less than was asked for")
-        if node.trash.why_not is not None:
-            warnings[node.node].append(
-                f"freed at once, and cannot be restored: {node.trash.why_not}"
-            )
-    return {"Stays": stays, "Warnings": warnings}
-
-
-def _stays(kept: Kept) -> str:
-    """Return what stays, and why: by its name, since nodes have it in different folders."""
-    place = kept.path
-    if kept.repo is not None:
-        place = name_by_path(kept.repo, kept.path)
-        name = kept.path.rpartition("/")[2]
-        if parse_repo_folder(name) is None:
-            place += f": {name}"
-    return f"{place}  {kept.reason}"
 
 
 def _by_nodes(said: Mapping[str, Sequence[str]]) -> list[str]:
