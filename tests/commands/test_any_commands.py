@@ -600,7 +600,7 @@ def run(machine: type[AnyCommands], examples: int, steps: int) -> None:
 
 
 def test_random_commands_lose_nothing_that_nobody_named(machine: type[AnyCommands]) -> None:
-    run(machine, 3, 12)
+    run(machine, 20, 12)
 
 
 @pytest.mark.full
