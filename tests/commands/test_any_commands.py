@@ -230,7 +230,8 @@ class AnyCommands(RuleBasedStateMachine):
         Args:
             name: what was done.
             loaded: what has to load.
-            in_trash: what was in the trash and is still there, or in the cache.
+            in_trash: what was in the trash and is still there, or in the cache, or in the base:
+                `undo` leaves a link into it that has come in the place of a file.
         """
         lost = loaded - self.loads()
         assert not lost, (name, lost)
@@ -238,7 +239,7 @@ class AnyCommands(RuleBasedStateMachine):
             assert path.read_bytes() == content, (name, path)
         wrong = {lie for lie in lies(self.root) if not lie.endswith(tuple(self.damaged))}
         assert not wrong, (name, wrong)
-        places = [self.root, self.drive, self.archive, *self.trashes()]
+        places = [self.root, self.drive, self.archive, self.base.root, *self.trashes()]
         assert not in_trash or not in_trash - contents_below(places), name
         assert fingerprint(self.base.root) == self.base_content, name
         if self.root.exists():
@@ -264,7 +265,11 @@ class AnyCommands(RuleBasedStateMachine):
             assert fingerprint(self.root) == before
         elif report is not None and report.problem is None:
             key = (repo, self.on_hub[repo, ref])
-            assert key in self.loads() or self.is_damaged(key)
+            # What no program loads is not fetched once more, such as after a `detach`.
+            needed = {
+                name: text for name, text in self.contents[key].items() if name != "README.md"
+            }
+            assert self.is_whole(key, needed) or self.is_damaged(key)
             again = self.act("pull again", lambda cache: cache.pull(f"{repo}@{ref}"), set())
             assert again.problem is None
             assert again.receipt is None or again.receipt.fetched == 0
@@ -389,13 +394,14 @@ class AnyCommands(RuleBasedStateMachine):
     @precondition(lambda self: self.drive.exists())
     @rule(repo=REPOS)
     def move_back(self, repo: str) -> None:
+        was_there = (self.drive / self.repo_folder(repo).name).is_dir()
         report = self.act(
             "move back",
             lambda cache: cache.move(self.root, repo, no_link=True),
             set(),
             cache_dir=self.drive,
         )
-        if report is not None and report.problem is None:
+        if was_there and report is not None and report.problem is None:
             assert not self.repo_folder(repo).is_symlink()
 
     @rule(
