@@ -20,7 +20,7 @@ from vlmcache.units import and_more, command, counted
 _NAMED = 5
 """So many nodes are named in a message."""
 _CLIENT_PORT = 10001
-"""Where a head node listens to machines that are not part of its cluster, unless told otherwise."""
+"""Where a head node listens to machines that are not part of its cluster, by default."""
 
 
 class ClusterError(VlmcacheError):
