@@ -262,8 +262,8 @@ def words_of(text: str) -> str:
     """Return a text without what differs from run to run.
 
     Numbers with their units, hashes, ids of removals and the filesystem's name become #, bars lose
-    their length, space between columns its width. Left out is what is of the machine: how many processes could
-    not be checked, and what other programs write to the disk.
+    their length, space between columns its width. Left out is what is of the machine: how many
+    processes could not be checked, and what other programs write to the disk.
     """
     text = re.sub(r"^Note .* could not be checked, .*\n", "", text, flags=re.MULTILINE)
     # What other programs write meanwhile is chance.
