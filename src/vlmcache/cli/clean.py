@@ -18,39 +18,67 @@ EXAMPLES = """Examples:
   vlmcache clean --duplicates --xet"""
 
 
+# Options that the command of a fleet has too.
+EvictedModels = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="Configured models that --older-than, --max-size and --free may evict too.",
+        show_default=False,
+    ),
+]
+OlderThan = Annotated[
+    str | None,
+    typer.Option(
+        metavar="AGE", help="Evict models that were not used for this long, for example 30d."
+    ),
+]
+MaxSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Evict the least recently used models until the cache is no larger than this, "
+        "for example 50GB.",
+    ),
+]
+FreeTarget = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Evict the least recently used models until the disk has this much free, "
+        "for example 30GB.",
+    ),
+]
+Duplicates = Annotated[
+    bool,
+    typer.Option(
+        "--duplicates", help="Remove second weight formats of models that load without them."
+    ),
+]
+Partials = Annotated[
+    bool,
+    typer.Option(
+        "--partials", help="Remove unfinished downloads that nobody has written to for an hour."
+    ),
+]
+KeptModels = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MODEL", help="Remove nothing of this model. Repeat it for more."),
+]
+Everything = Annotated[
+    bool, typer.Option("--all", help="Remove everything in the cache; asks for the word 'all'.")
+]
+XetCache = Annotated[bool, typer.Option("--xet", help="Empty the cache of Xet chunks too.")]
+CodeCache = Annotated[bool, typer.Option("--modules", help="Empty the cache of remote code too.")]
+
+
 @command
 def clean(
     call: Call,
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Configured models that --older-than, --max-size and --free may evict too.",
-            show_default=False,
-        ),
-    ] = None,
-    older_than: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AGE", help="Evict models that were not used for this long, for example 30d."
-        ),
-    ] = None,
-    max_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Evict the least recently used models until the cache is no larger than this, "
-            "for example 50GB.",
-        ),
-    ] = None,
-    free: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Evict the least recently used models until the disk has this much free, "
-            "for example 30GB.",
-        ),
-    ] = None,
+    models: EvictedModels = None,
+    older_than: OlderThan = None,
+    max_size: MaxSize = None,
+    free: FreeTarget = None,
     to: Annotated[
         str | None,
         typer.Option(
@@ -60,29 +88,12 @@ def clean(
             show_default=False,
         ),
     ] = None,
-    duplicates: Annotated[
-        bool,
-        typer.Option(
-            "--duplicates", help="Remove second weight formats of models that load without them."
-        ),
-    ] = False,
-    partials: Annotated[
-        bool,
-        typer.Option(
-            "--partials", help="Remove unfinished downloads that nobody has written to for an hour."
-        ),
-    ] = False,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODEL", help="Remove nothing of this model. Repeat it for more."),
-    ] = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="Remove everything in the cache; asks for the word 'all'.")
-    ] = False,
-    xet: Annotated[bool, typer.Option("--xet", help="Empty the cache of Xet chunks too.")] = False,
-    modules: Annotated[
-        bool, typer.Option("--modules", help="Empty the cache of remote code too.")
-    ] = False,
+    duplicates: Duplicates = False,
+    partials: Partials = False,
+    keep: KeptModels = None,
+    every: Everything = False,
+    xet: XetCache = False,
+    modules: CodeCache = False,
     trash: Trash = None,
     interactive: Annotated[
         bool,

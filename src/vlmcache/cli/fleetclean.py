@@ -1,9 +1,17 @@
 """`vlmcache fleet clean`."""
 
-from typing import Annotated
-
-import typer
-
+from vlmcache.cli.clean import (
+    CodeCache,
+    Duplicates,
+    Everything,
+    EvictedModels,
+    FreeTarget,
+    KeptModels,
+    MaxSize,
+    OlderThan,
+    Partials,
+    XetCache,
+)
 from vlmcache.cli.fleet import fleet_of
 from vlmcache.cli.options import Address, Answer, Call, DryRun, Nodes, Trash, Yes, command
 
@@ -17,59 +25,16 @@ EXAMPLES = """Examples:
 @command
 def fleet_clean(
     call: Call,
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Configured models that --older-than, --max-size and --free may evict too.",
-            show_default=False,
-        ),
-    ] = None,
-    older_than: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AGE", help="Evict models that were not used for this long, for example 30d."
-        ),
-    ] = None,
-    max_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Evict the least recently used models until the cache is no larger than this, "
-            "for example 50GB.",
-        ),
-    ] = None,
-    free: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Evict the least recently used models until the disk has this much free, "
-            "for example 30GB.",
-        ),
-    ] = None,
-    duplicates: Annotated[
-        bool,
-        typer.Option(
-            "--duplicates", help="Remove second weight formats of models that load without them."
-        ),
-    ] = False,
-    partials: Annotated[
-        bool,
-        typer.Option(
-            "--partials", help="Remove unfinished downloads that nobody has written to for an hour."
-        ),
-    ] = False,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODEL", help="Remove nothing of this model. Repeat it for more."),
-    ] = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="Remove everything in the cache; asks for the word 'all'.")
-    ] = False,
-    xet: Annotated[bool, typer.Option("--xet", help="Empty the cache of Xet chunks too.")] = False,
-    modules: Annotated[
-        bool, typer.Option("--modules", help="Empty the cache of remote code too.")
-    ] = False,
+    models: EvictedModels = None,
+    older_than: OlderThan = None,
+    max_size: MaxSize = None,
+    free: FreeTarget = None,
+    duplicates: Duplicates = False,
+    partials: Partials = False,
+    keep: KeptModels = None,
+    every: Everything = False,
+    xet: XetCache = False,
+    modules: CodeCache = False,
     dry_run: DryRun = False,
     yes: Yes = False,
     trash: Trash = None,

@@ -6,6 +6,13 @@ import typer
 
 from vlmcache.cli.fleet import fleet_of
 from vlmcache.cli.options import Address, Answer, Call, Nodes, Yes, command
+from vlmcache.cli.pull import (
+    AllFiles,
+    PullDryRun,
+    PullExclude,
+    PullInclude,
+    PullRevision,
+)
 
 EXAMPLES = """Examples:
 
@@ -26,31 +33,10 @@ def fleet_pull(
             show_default=False,
         ),
     ],
-    revision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REVISION",
-            help="Pull this branch, tag or commit; by default the configured one.",
-        ),
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Pull only files that match, of all formats, such as '*.gguf'. "
-            "Repeat it for more.",
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Leave out files that match, such as '*.bin'. Repeat it for more.",
-        ),
-    ] = None,
-    all_files: Annotated[
-        bool, typer.Option("--all-files", help="Pull all files, second weight formats too.")
-    ] = False,
+    revision: PullRevision = None,
+    include: PullInclude = None,
+    exclude: PullExclude = None,
+    all_files: AllFiles = False,
     limit_rate: Annotated[
         str | None,
         typer.Option(
@@ -59,9 +45,7 @@ def fleet_pull(
             "unlimited by default.",
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and write nothing.")
-    ] = False,
+    dry_run: PullDryRun = False,
     yes: Yes = False,
     address: Address = None,
     nodes: Nodes = None,

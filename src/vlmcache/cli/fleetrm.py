@@ -6,6 +6,11 @@ import typer
 
 from vlmcache.cli.fleet import fleet_of
 from vlmcache.cli.options import Address, Answer, Call, DryRun, Nodes, Trash, Yes, command
+from vlmcache.cli.rm import (
+    Force,
+    RemoveInclude,
+    RemoveRevision,
+)
 
 EXAMPLES = """Examples:
 
@@ -26,21 +31,11 @@ def fleet_rm(
             show_default=False,
         ),
     ],
-    revision: Annotated[
-        str | None, typer.Option(metavar="REV", help="Remove only this branch, tag or commit.")
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Remove only files that match, such as '*.gguf'. Repeat it for more.",
-        ),
-    ] = None,
+    revision: RemoveRevision = None,
+    include: RemoveInclude = None,
     dry_run: DryRun = False,
     yes: Yes = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Remove even what a process uses.")
-    ] = False,
+    force: Force = False,
     trash: Trash = None,
     address: Address = None,
     nodes: Nodes = None,

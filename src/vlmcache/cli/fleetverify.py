@@ -6,6 +6,9 @@ import typer
 
 from vlmcache.cli.fleet import fleet_of
 from vlmcache.cli.options import Address, Answer, Call, Nodes, Patterns, command
+from vlmcache.cli.verify import (
+    MaxAge,
+)
 
 EXAMPLES = """Examples:
 
@@ -18,14 +21,7 @@ EXAMPLES = """Examples:
 def fleet_verify(
     call: Call,
     models: Patterns = None,
-    max_age: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AGE",
-            help="Skip unchanged files that were verified within this time, 7d by default; "
-            "0 reads all.",
-        ),
-    ] = None,
+    max_age: MaxAge = None,
     workers: Annotated[
         int | None,
         typer.Option(

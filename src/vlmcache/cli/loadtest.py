@@ -15,66 +15,85 @@ EXAMPLES = """Examples:
   vlmcache load-test --history"""
 
 
+# Options that the command of a fleet has too.
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--precision",
+        metavar="LIST",
+        help="Precision to load at: fp32, fp16, bf16, int8 or int4; by default the "
+        "configured one, else the stored type. Repeat it or separate with commas.",
+    ),
+]
+DeviceName = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="NAME", help="Load on this device: auto, cpu, cuda:0, xpu or mps."
+    ),
+]
+Trials = Annotated[
+    int, typer.Option("--trials", metavar="COUNT", help="Load this many times of each kind.")
+]
+OnlyCold = Annotated[
+    bool | None,
+    typer.Option(
+        "--cold/--warm", help="Measure only cold loads, or only warm ones; by default both."
+    ),
+]
+SyntheticModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--synthetic",
+        metavar="NAME",
+        help="Measure a model with random weights: tiny, got_ocr, qwen_vl_2b or qwen_vl_7b.",
+    ),
+]
+TokenCount = Annotated[
+    int,
+    typer.Option("--tokens", metavar="COUNT", help="Generate this many tokens after each load."),
+]
+Loaders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--loader",
+        metavar="LIST",
+        help="Loader to use: auto, plain, readahead, pinned, fastsafetensors or runai; by "
+        "default the fastest known. Repeat it or separate with commas.",
+    ),
+]
+AttentionName = Annotated[
+    str | None,
+    typer.Option(
+        "--attention",
+        metavar="NAME",
+        help="Compute attention with this: sdpa, eager or flash_attention_2; by default what "
+        "config.yaml or the model says.",
+    ),
+]
+ColdLibraries = Annotated[
+    bool,
+    typer.Option(
+        "--cold-libraries",
+        help="Before a cold load, evict the libraries' files from memory too.",
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
+]
+
+
 @command
 def load_test(
     call: Call,
     models: Patterns = None,
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--precision",
-            metavar="LIST",
-            help="Precision to load at: fp32, fp16, bf16, int8 or int4; by default the "
-            "configured one, else the stored type. Repeat it or separate with commas.",
-        ),
-    ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            "--device", metavar="NAME", help="Load on this device: auto, cpu, cuda:0, xpu or mps."
-        ),
-    ] = "auto",
-    trials: Annotated[
-        int, typer.Option("--trials", metavar="COUNT", help="Load this many times of each kind.")
-    ] = 3,
-    cold: Annotated[
-        bool | None,
-        typer.Option(
-            "--cold/--warm", help="Measure only cold loads, or only warm ones; by default both."
-        ),
-    ] = None,
-    synthetic: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--synthetic",
-            metavar="NAME",
-            help="Measure a model with random weights: tiny, got_ocr, qwen_vl_2b or qwen_vl_7b.",
-        ),
-    ] = None,
-    tokens: Annotated[
-        int,
-        typer.Option(
-            "--tokens", metavar="COUNT", help="Generate this many tokens after each load."
-        ),
-    ] = 1,
-    loader: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--loader",
-            metavar="LIST",
-            help="Loader to use: auto, plain, readahead, pinned, fastsafetensors or runai; by "
-            "default the fastest known. Repeat it or separate with commas.",
-        ),
-    ] = None,
-    attention: Annotated[
-        str | None,
-        typer.Option(
-            "--attention",
-            metavar="NAME",
-            help="Compute attention with this: sdpa, eager or flash_attention_2; by default what "
-            "config.yaml or the model says.",
-        ),
-    ] = None,
+    precision: Precisions = None,
+    device: DeviceName = "auto",
+    trials: Trials = 3,
+    cold: OnlyCold = None,
+    synthetic: SyntheticModels = None,
+    tokens: TokenCount = 1,
+    loader: Loaders = None,
+    attention: AttentionName = None,
     save: Annotated[
         str | None,
         typer.Option("--save", metavar="FILE", help="Write the report to this file as JSON."),
@@ -89,20 +108,12 @@ def load_test(
         str | None,
         typer.Option("--plot", metavar="FILE", help="Draw the loads to this file, .svg or .png."),
     ] = None,
-    cold_libraries: Annotated[
-        bool,
-        typer.Option(
-            "--cold-libraries",
-            help="Before a cold load, evict the libraries' files from memory too.",
-        ),
-    ] = False,
+    cold_libraries: ColdLibraries = False,
     history: Annotated[
         bool, typer.Option("--history", help="Show earlier results and measure nothing.")
     ] = False,
     context: Context = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> Answer:
     """Measure how fast models load, cold and warm.
 

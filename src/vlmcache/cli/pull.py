@@ -24,39 +24,44 @@ EXAMPLES = """Examples:
   vlmcache pull datasets/org/pages"""
 
 
+# Options that the command of a fleet has too.
+PullRevision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REVISION",
+        help="Pull this branch, tag or commit; by default the configured one.",
+    ),
+]
+PullInclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Pull only files that match, of all formats, such as '*.gguf'. Repeat it for more.",
+    ),
+]
+PullExclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Leave out files that match, such as '*.bin'. Repeat it for more.",
+    ),
+]
+AllFiles = Annotated[
+    bool, typer.Option("--all-files", help="Pull all files, second weight formats too.")
+]
+PullDryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")]
+
+
 @command
 def pull(
     call: Call,
     models: Models = None,
     every: Annotated[bool, typer.Option("--all", help="Pull every configured model.")] = False,
-    revision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REVISION",
-            help="Pull this branch, tag or commit; by default the configured one.",
-        ),
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Pull only files that match, of all formats, such as '*.gguf'. "
-            "Repeat it for more.",
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Leave out files that match, such as '*.bin'. Repeat it for more.",
-        ),
-    ] = None,
-    all_files: Annotated[
-        bool, typer.Option("--all-files", help="Pull all files, second weight formats too.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and write nothing.")
-    ] = False,
+    revision: PullRevision = None,
+    include: PullInclude = None,
+    exclude: PullExclude = None,
+    all_files: AllFiles = False,
+    dry_run: PullDryRun = False,
     max_workers: Annotated[
         int | None,
         typer.Option(

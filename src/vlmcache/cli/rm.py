@@ -24,6 +24,20 @@ EXAMPLES = """Examples:
   vlmcache rm ./models--owner--name.bak"""
 
 
+# Options that the command of a fleet has too.
+RemoveRevision = Annotated[
+    str | None, typer.Option(metavar="REV", help="Remove only this branch, tag or commit.")
+]
+RemoveInclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Remove only files that match, such as '*.gguf'. Repeat it for more.",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Remove even what a process uses.")]
+
+
 @command
 def rm(
     call: Call,
@@ -37,21 +51,11 @@ def rm(
             show_default=False,
         ),
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option(metavar="REV", help="Remove only this branch, tag or commit.")
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Remove only files that match, such as '*.gguf'. Repeat it for more.",
-        ),
-    ] = None,
+    revision: RemoveRevision = None,
+    include: RemoveInclude = None,
     dry_run: DryRun = False,
     yes: Yes = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Remove even what a process uses.")
-    ] = False,
+    force: Force = False,
     trash: Trash = None,
 ) -> Answer:
     """Remove models, single revisions, variants or files.

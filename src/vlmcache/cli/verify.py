@@ -14,6 +14,17 @@ EXAMPLES = """Examples:
   vlmcache verify --json | jq '.damaged[] | {repo, path}'"""
 
 
+# Options that the command of a fleet has too.
+MaxAge = Annotated[
+    str | None,
+    typer.Option(
+        metavar="AGE",
+        help="Skip unchanged files that were verified within this time, 7d by default; "
+        "0 reads all.",
+    ),
+]
+
+
 @command
 def verify(
     call: Call,
@@ -23,14 +34,7 @@ def verify(
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
-    max_age: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AGE",
-            help="Skip unchanged files that were verified within this time, 7d by default; "
-            "0 reads all.",
-        ),
-    ] = None,
+    max_age: MaxAge = None,
     workers: Annotated[
         int | None,
         typer.Option(
