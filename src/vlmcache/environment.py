@@ -44,6 +44,21 @@ _DOTENV = frozenset(
     }
 )
 """What a `.env` may set: no file or folder but the hub cache, for a checkout may be anybody's."""
+NETWORK_VARIABLES = frozenset(
+    {
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+    }
+)
+"""How the network is reached, for every program; proxies in lower case too."""
+SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+"""What is in the name of a variable whose value is a secret."""
 
 
 class Environment(msgspec.Struct, frozen=True):

@@ -34,6 +34,7 @@ from vlmcache.commands.status.status import status
 from vlmcache.commands.status.steps import Advice
 from vlmcache.commands.status.values import Status
 from vlmcache.config import Environment, Session, hub_home, own_home, side_caches
+from vlmcache.environment import NETWORK_VARIABLES, SECRET_WORDS
 from vlmcache.errors import CacheError, ConfigError, UnloadableError, reason_of
 from vlmcache.installing import install_extra
 
@@ -51,21 +52,7 @@ PACKAGES = (
 )
 
 _GPU_TIMEOUT = 10.0
-_SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
-_OTHER_VARIABLES = frozenset(
-    {
-        "XDG_CACHE_HOME",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "NO_PROXY",
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
-        "REQUESTS_CA_BUNDLE",
-        "CURL_CA_BUNDLE",
-        "CUDA_VISIBLE_DEVICES",
-    }
-)
+_OTHER_VARIABLES = NETWORK_VARIABLES | {"XDG_CACHE_HOME", "CUDA_VISIBLE_DEVICES"}
 
 
 def diagnose(
@@ -182,7 +169,7 @@ def _variables(environment: Environment) -> dict[str, str]:
 
 
 def _without_secrets(name: str, value: str) -> str:
-    if any(word in name for word in _SECRETS) and not name.endswith("_PATH"):
+    if any(word in name for word in SECRET_WORDS) and not name.endswith("_PATH"):
         return "(set)" if value else ""
     if "PROXY" in name.upper() or "ENDPOINT" in name:
         return log.address_without_login(value)

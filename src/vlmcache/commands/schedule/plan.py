@@ -9,6 +9,7 @@ from typing import NamedTuple
 from vlmcache import late
 from vlmcache.commands.schedule.values import Schedule, When
 from vlmcache.config import CacheLocation, Config, Environment
+from vlmcache.environment import NETWORK_VARIABLES, SECRET_WORDS
 from vlmcache.errors import UsageError
 from vlmcache.log import address_without_login, scrub
 from vlmcache.scheduled import EVERY, LOG, NAME, VARIABLES
@@ -25,19 +26,6 @@ _INTERACTIVE = ("-i", "--interactive", "-h", "--help")
 _FROM_THE_HOME = frozenset(
     {"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TRANSFORMERS_OFFLINE", "HUGGINGFACE_HUB_CACHE"}
 )
-_OF_THE_NETWORK = frozenset(
-    {
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "NO_PROXY",
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
-        "REQUESTS_CA_BUNDLE",
-        "CURL_CA_BUNDLE",
-    }
-)
-_SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 _NAMES_A_PATH = ("_HOME", "_CACHE", "_CONFIG", "_PATH", "_FILE", "_DIR", "_LOG")
 _YEAR = 366 * 86400
 
@@ -190,7 +178,7 @@ def carried(environment: Environment, home: str, words: Sequence[str]) -> dict[s
         value = environment.own(name)
         if value is None or name in found or not _is_carried(name, value):
             continue
-        if offline and name.upper() in _OF_THE_NETWORK:
+        if offline and name.upper() in NETWORK_VARIABLES:
             continue
         path = name.endswith(_NAMES_A_PATH) and not name.startswith("XDG_")
         found[name] = environment.absolute(value) if path else value
@@ -207,11 +195,11 @@ def _counts(name: str) -> bool:
     if name in VARIABLES or name == "VLMCACHE_DEBUG":
         return False
     ours = name.startswith(("HF_", "HUGGING_FACE_", "VLMCACHE_")) or name in _FROM_THE_HOME
-    return ours or name.upper() in _OF_THE_NETWORK
+    return ours or name.upper() in NETWORK_VARIABLES
 
 
 def _is_secret(name: str, value: str) -> bool:
-    secret = any(word in name.upper() for word in _SECRETS) and not name.endswith("_PATH")
+    secret = any(word in name.upper() for word in SECRET_WORDS) and not name.endswith("_PATH")
     return (
         secret or scrub(value) != value or ("@" in value and address_without_login(value) != value)
     )

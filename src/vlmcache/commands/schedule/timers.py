@@ -102,6 +102,17 @@ def _text(path: str) -> str | None:
         raise
 
 
+def _put_back(tree: Tree, path: str, old: str | None) -> bool:
+    """Let a file say what it did, or not be there; return whether that changed anything."""
+    if _text(path) == old:
+        return False
+    if old is None:
+        tree.unlink(path)
+    else:
+        tree.write(path, old.encode("utf-8", "surrogateescape"), 0o644)
+    return True
+
+
 class Systemd:
     """Timers of systemd: of the user's manager, or for root of the system's."""
 
@@ -181,11 +192,7 @@ class Systemd:
 
     def _take_back(self, tree: Tree, timer: str, old: str | None, service: str | None) -> None:
         """Let there be the old timer, or none."""
-        if _text(timer) != old:
-            if old is None:
-                tree.unlink(timer)
-            else:
-                tree.write(timer, old.encode("utf-8", "surrogateescape"), 0o644)
+        if _put_back(tree, timer, old):
             with contextlib.suppress(ScheduleError):
                 self._reload(timer if old is not None else None)
         if old is None:
@@ -390,11 +397,7 @@ class Launchd:
                 tree.write(path, units.launchd_agent(schedule), 0o644)
                 self._load(schedule.name)
             except BaseException:
-                if _text(path) != old:
-                    if old is None:
-                        tree.unlink(path)
-                    else:
-                        tree.write(path, old.encode("utf-8", "surrogateescape"), 0o644)
+                if _put_back(tree, path, old):
                     with contextlib.suppress(ScheduleError):
                         self._load(schedule.name)
                 raise
