@@ -4,7 +4,7 @@
 
 Every run is a fresh process with a fresh cache and a fresh hub, which is a process too. The exit
 code is not 0 if `hf` ends with exit 0 and the right bytes where we do not, or if we take more than
-twice its time plus two seconds to end no better. `--write` puts the table into docs/benchmarks.md.
+twice its time plus two seconds to end no better. `--write` puts the table into docs/hub-faults.md.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", help="only cases whose names hold one of these")
     parser.add_argument("--jobs", type=int, default=6, help="rows at once")
     parser.add_argument("--cap", type=float, default=120.0, help="seconds that a run may take")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="write docs/hub-faults.md")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -307,7 +307,7 @@ def main() -> int:
     text = table(found, given.cap, given.jobs)
     print(text)
     if given.write:
-        write_counts("benchmarks.md", "faults of the hub", text)
+        write_counts("hub-faults.md", "faults of the hub", text)
     failed = {name: bad for name, ends in found.items() if (bad := too_bad(ends))}
     for name, bad in failed.items():
         print(f"{name}: {bad}", file=sys.stderr)

@@ -42,7 +42,7 @@ def _check(base: CacheState, here: str) -> Iterator[Finding]:
             "warning",
             base.dir,
             "you can write to the base: what removes models by their files can remove its own",
-            "let only its admin write to it, or mount it read-only (docs/sharing.md)",
+            "let only its admin write to it, or mount it read-only (docs/base.md)",
         )
     shut = [
         path
