@@ -31,15 +31,16 @@ PAGE = Path(__file__).with_name("commands.md")
 HEAD = """\
 # Commands
 
-Each command with its `--help`. This page is made by `python -m docs.generate commands`.
+The `--help` of every command, for searching. This page is long because it is complete; it is made
+by `python -m docs.generate commands`. Jump to {links}.
 """
 
 CODES_PAGE = Path(__file__).with_name("codes.md")
 CODES_HEAD = """\
 # Codes
 
-Each finding and each error has a code, which `--json` carries. `vlmcache explain CODE` prints the
-same as this page, which is made by `python -m docs.generate codes`.
+Each finding and each error has a code, which `--json` contains. To look one up, type
+`vlmcache explain CODE`. This page has all of them, and is made by `python -m docs.generate codes`.
 
 | code | what it means | what to do |
 |---|---|---|
@@ -48,8 +49,8 @@ EXIT_CODES_PAGE = Path(__file__).with_name("exit-codes.md")
 EXIT_CODES_HEAD = """\
 # Exit codes
 
-What each command returns to the shell; `vlmcache help exit-codes` prints the same. A script can
-rely on these numbers. This page is made by `python -m docs.generate codes`.
+What each command returns to the shell; `vlmcache help exit-codes` prints the same. Scripts can rely
+on these numbers. This page is made by `python -m docs.generate codes`.
 
 | exit code | meaning |
 |---|---|
@@ -60,10 +61,35 @@ SCREENS_PAGE = Path(__file__).with_name("screens.md")
 SCREENS_HEAD = """\
 # Screens
 
-What commands show in a terminal of 80 columns; each picture leads to the same at 120 columns. The
-commands are real ones; the models have their true sizes, and zeros for weights. This page and its
+What commands show in a terminal of 80 columns; each picture links to the same at 120 columns.
+The commands are real; the models have their true sizes, and zeros for weights. This page and its
 pictures are made by `python -m docs.generate`.
 """
+SCREEN_TITLES = {
+    "status": "`status`: what is complete, and what to type next",
+    "status-v": "`status --all -v`: everything in the cache",
+    "pull": "`pull`: interrupted by Ctrl-C, and continued",
+    "pull-bars": "`pull`: several models at once",
+    "picker": "`pull` without a name: choose a model",
+    "rm": "`rm`: a plan and a question",
+    "clean": "`clean`: what nobody needs",
+    "choose": "`rm` without a name: choose models",
+    "clean-choose": "`clean -i`: choose among the rest",
+    "undo": "`undo`: restore what was removed",
+    "verify": "`verify --repair`: find and repair damage",
+    "move": "`move`: to another drive",
+    "backup": "`backup`: to a store",
+    "restore": "`restore`: from a store",
+    "watch": "`watch`: downloads as they happen",
+    "serve": "`serve`: what other machines type",
+    "load-test": "`load-test`: how long a model takes to load",
+    "quantize": "`quantize --dry-run`: what it would do",
+    "doctor": "`doctor`: the checks",
+    "init": "`init`: a config.yaml for what is cached",
+    "help": "`--help`",
+    "errors": "Errors and hints",
+}
+"""Name of each picture -> its heading."""
 
 
 def screens_page() -> str:
@@ -108,7 +134,9 @@ def commands_page() -> str:
         f"## {' '.join(('vlmcache', *command))}\n\n```text\n{text}\n```\n"
         for command, text in zip(commands, helps, strict=True)
     ]
-    return "\n".join([HEAD, *parts])
+    names = [" ".join(command) for command in commands[1:]]
+    links = ", ".join(f"[{name}](#vlmcache-{name.replace(' ', '-')})" for name in names)
+    return "\n".join([HEAD.format(links=links), *parts])
 
 
 def shipped_values() -> bytes:

@@ -122,10 +122,10 @@ def test_every_address_of_the_readme_is_absolute_and_leads_to_a_file_of_the_proj
     assert all(url.startswith(home) for url in urls.values())
 
 
-def test_every_page_of_the_documentation_is_in_its_list() -> None:
+def test_every_page_of_the_documentation_is_in_its_list_once() -> None:
     listed = re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "README.md").read_text("utf-8"))
     pages = {page.name for page in ROOT.glob("docs/*.md")} - {"README.md"}
-    assert sorted(set(listed)) == sorted(pages)
+    assert sorted(listed) == sorted(pages)
 
 
 def test_the_pages_of_codes_are_the_ones_in_the_code() -> None:
@@ -148,14 +148,29 @@ def test_every_command_and_option_in_the_text_exists() -> None:
                 assert re.search(rf"(?<!\w){option}\b", helped[command]), f"{page.name}: {span}"
 
 
-def test_every_link_between_pages_leads_somewhere() -> None:
-    broken = {
-        f"{page.name}: {target}"
-        for page in PAGES
-        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
-        if "://" not in target and not (page.parent / target).exists()
-    }
+def anchors_of(page: Path) -> set[str]:
+    """Return the names by which GitHub links to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_every_link_between_pages_leads_to_a_file_and_to_a_heading() -> None:
+    broken = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for target, _, anchor in re.findall(r"\]\(([^)#\s]*)(#?)([^)\s]*)\)", text):
+            if "://" in target:
+                continue
+            path = page.parent / target if target else page
+            if not path.exists() or (anchor and anchor not in anchors_of(path)):
+                broken.add(f"{page.name}: {target}#{anchor}")
     assert broken == set()
+
+
+def test_a_page_is_short_unless_it_is_made_or_keeps_counts() -> None:
+    long = {"commands.md", "codes.md", "benchmarks.md", "faults.md"}
+    lines = {page.name: page.read_text("utf-8").count("\n") for page in ROOT.glob("docs/*.md")}
+    assert {name for name, count in lines.items() if count > 120} <= long
 
 
 def test_every_test_file_that_the_pages_name_exists() -> None:
