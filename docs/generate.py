@@ -95,7 +95,8 @@ SCREEN_TITLES = {
 def screens_page() -> str:
     """Return docs/screens.md as it should be."""
     parts = (
-        f"\n## {name}\n\n[![{name}](pictures/{name}-80.svg)](pictures/{name}-120.svg)\n"
+        f"\n## {SCREEN_TITLES[name]}\n\n"
+        f"[![{name}](pictures/{name}-80.svg)](pictures/{name}-120.svg)\n"
         for name in pictures.PICTURES
     )
     return SCREENS_HEAD + "".join(parts)

@@ -267,7 +267,7 @@ def words_of(text: str) -> str:
     """
     text = re.sub(r"^Note .* could not be checked, .*\n", "", text, flags=re.MULTILINE)
     # What other programs write meanwhile is chance.
-    text = re.sub(r"^Note the disk has .*(?:\n.+)*\n?", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^Note +the disk has .*(?:\n(?!\$ ).+)*\n?", "", text, flags=re.MULTILINE)
     # The end of a line can be within a hash.
     text = re.sub(r"\b[0-9a-f](?:\n?[0-9a-f]){39,63}\b", "#", text)
     text = re.sub(r"\b[0-9a-f]{8,64}\b", "#", text)
