@@ -123,7 +123,16 @@ def pull_all(at: Stage) -> None:
     at.quietly("pull", "--all")
 
 
-PREPARE: dict[str, Callable[[Stage], None]] = {"damage": damage, "all": pull_all}
+def remove(at: Stage) -> None:
+    """Let the trash hold qwen_vl_2b."""
+    at.quietly("rm", "qwen_vl_2b", "--trash", "--yes")
+
+
+PREPARE: dict[str, Callable[[Stage], None]] = {
+    "damage": damage,
+    "all": pull_all,
+    "remove": remove,
+}
 
 
 def check_console(at: Stage, block: Block) -> None:
