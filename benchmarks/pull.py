@@ -60,7 +60,8 @@ def serving(folder: Path, *options: str) -> Iterator[str]:
 
 def timed(command: list[str], variables: dict[str, str]) -> float:
     begun = time.perf_counter()
-    subprocess.run(command, env=variables, check=True, stdout=subprocess.DEVNULL)
+    # In the root folder is no config.yaml, which one of the two would read.
+    subprocess.run(command, env=variables, check=True, stdout=subprocess.DEVNULL, cwd="/")
     return time.perf_counter() - begun
 
 

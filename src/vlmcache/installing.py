@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -10,8 +9,11 @@ import shlex
 import shutil
 import sys
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 NAME = "vlmcache"
 
@@ -77,7 +79,7 @@ def _is_there(address: str) -> bool:
     return urlsplit(address).scheme != "file" or os.path.exists(_path_of(address))
 
 
-def read_installation(distribution: importlib.metadata.Distribution) -> Installation:
+def read_installation(distribution: Distribution) -> Installation:
     """Return how a distribution was installed; what cannot be read counts as from an index."""
     installer = (distribution.read_text("INSTALLER") or "pip").strip()
     has_pip = importlib.util.find_spec("pip") is not None
@@ -95,9 +97,11 @@ def read_installation(distribution: importlib.metadata.Distribution) -> Installa
 @lru_cache(maxsize=1)
 def installation() -> Installation:
     """Return how this vlmcache was installed."""
+    from importlib.metadata import PackageNotFoundError, distribution  # only for hints: 10 ms
+
     try:
-        return read_installation(importlib.metadata.distribution(NAME))
-    except importlib.metadata.PackageNotFoundError:  # imported from a folder on sys.path
+        return read_installation(distribution(NAME))
+    except PackageNotFoundError:  # imported from a folder on sys.path
         return Installation(has_pip=importlib.util.find_spec("pip") is not None)
 
 

@@ -115,6 +115,7 @@ def _read_blobs(content: RepoContent, path: str) -> None:
     entries = read_entries(path, content.notes)
     # Nearly every entry is a file that a hash names, which needs no closer look.
     all_known = layout.are_etags([name for name, _ in entries])
+    device = allocated = -1
     for name, stat in entries:
         kind = stat.st_mode & KIND
         known = all_known or layout.is_etag(name)
@@ -131,13 +132,19 @@ def _read_blobs(content: RepoContent, path: str) -> None:
         else:
             if not known:
                 content.unknown[name] = stat
+            # Neighbors mostly share these numbers, which are then held once.
+            if stat.st_dev != device:
+                device = stat.st_dev
+            occupied = stat.st_blocks * 512 if HAS_BLOCKS else stat.st_size
+            if occupied != allocated:
+                allocated = occupied
             blobs[name] = Blob(
                 stat.st_ino,
                 stat.st_mtime_ns,
                 stat.st_size,
-                stat.st_blocks * 512 if HAS_BLOCKS else stat.st_size,
+                allocated,
                 name,
-                stat.st_dev,
+                device,
                 stat.st_nlink,
                 stat.st_atime_ns,
             )

@@ -15,6 +15,7 @@ from vlmcache.cache.hashing import BLOCK, Identity, new_hash
 from vlmcache.cache.locks import lock_held
 from vlmcache.cache.usage import find_users
 from vlmcache.change.tree import Tree, write_all
+from vlmcache.change.writeback import Writeback
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 _Known: TypeAlias = tuple[int, int, int, int]
 """Device, inode, size and mtime in ns of a file."""
 SYNC_EVERY = 16 << 20
-"""Bytes after which a download is brought to the disk: what a lost power supply can cost."""
+"""Bytes of a download that are brought to the disk at once. The last two such parts, and what was
+written of the next, are what a lost power supply can cost."""
 
 _NOT_HERE = frozenset(
     {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
@@ -61,7 +63,7 @@ def usable(descriptor: int, size: int) -> int:
         length = 0
     elif length and status.st_mtime < _boot_time():
         # The machine was off since then: what was not yet on the disk may be zeros.
-        length = max(0, length // SYNC_EVERY - 1) * SYNC_EVERY
+        length = max(0, length // SYNC_EVERY - 2) * SYNC_EVERY
     if length != status.st_size:
         os.ftruncate(descriptor, length)
     return length
@@ -86,7 +88,7 @@ class ResumableFile:
         self._descriptor = descriptor
         self._on_progress = on_progress
         self._digest = new_hash(etag, size)
-        self._synced = 0
+        self._writeback = Writeback(descriptor, SYNC_EVERY)
 
     @property
     def right(self) -> bool:
@@ -105,7 +107,7 @@ class ResumableFile:
             OSError: the system refuses.
         """
         os.fsync(self._descriptor)
-        self._synced = self.position
+        self._writeback.start(self.position)
 
     def resume(self, length: int, check: Callable[[], None]) -> None:
         """Hash what is on the disk already, and continue behind it.
@@ -118,7 +120,8 @@ class ResumableFile:
             OSError: the system refuses, or the file became shorter.
         """
         self._digest = hash_of(self._descriptor, self._etag, self._size, length, check)
-        self.position = self._synced = length
+        self.position = length
+        self._writeback.start(length)
         os.lseek(self._descriptor, length, os.SEEK_SET)
         self._on_progress(length)
 
@@ -132,9 +135,7 @@ class ResumableFile:
         self._digest.update(data)
         self.position += len(data)
         self._on_progress(self.position)
-        if self.position - self._synced >= SYNC_EVERY:
-            getattr(os, "fdatasync", os.fsync)(self._descriptor)
-            self._synced = self.position
+        self._writeback.reached(self.position)
 
     def restart(self) -> None:
         """Throw all away.
@@ -146,7 +147,8 @@ class ResumableFile:
         os.ftruncate(self._descriptor, 0)
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         self._digest = new_hash(self._etag, self._size)
-        self.position = self._synced = 0
+        self.position = 0
+        self._writeback.start(0)
 
 
 def copy_bytes(source: int, target: int, length: int, check: Callable[[], None]) -> None:

@@ -589,7 +589,7 @@ def changeable(descriptor: int) -> int | str:
     return f"/proc/self/fd/{descriptor}" if HAS_HANDLES else descriptor
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write all of the data; on a disk that is nearly full, one call writes only a part of it."""
     rest = memoryview(data)
     while rest:

@@ -6,22 +6,29 @@ Whatever is written appears under its name when it is complete, and not before.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import time
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from vlmcache.cache import layout
 from vlmcache.cache.reading import open_quietly
 from vlmcache.change import place as change_place
-from vlmcache.change.tree import Tree, sync_folder
+from vlmcache.change.tree import Tree, sync_folder, write_all
+from vlmcache.change.writeback import Writeback
 from vlmcache.commands.backup.compression import is_stream_name
 from vlmcache.commands.backup.values import BackupError
 from vlmcache.errors import SpaceError, VlmcacheError, reason_of
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 _STALE = 24 * 3600
 """Seconds after which a temporary that nobody wrote to belongs to nobody."""
+_WINDOW = 32 << 20
+"""Bytes that are brought to the disk at once."""
 
 
 class PlaceError(VlmcacheError):
@@ -154,7 +161,7 @@ class Folder:
             _make_folders(path)
             with (
                 Tree(path).replacing(target) as descriptor,
-                open(descriptor, "wb", closefd=False) as stream,
+                _Written(descriptor) as stream,
             ):
                 yield stream
 
@@ -167,6 +174,31 @@ class Folder:
             if change_place.is_full(error):
                 raise SpaceError(change_place.full_words(where, error)) from error
             raise PlaceError(f"cannot be {done}: {reason_of(error)}: {where}") from error
+
+
+class _Written(io.FileIO):
+    """A new file whose bytes are brought to the disk while more are written.
+
+    They do not stay in the page cache, where they would take the place of what programs use.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self._position = 0
+        self._writeback = Writeback(descriptor, _WINDOW, keep=False)
+
+    def write(self, block: ReadableBuffer, /) -> int:
+        """Write all of a block.
+
+        Raises:
+            OSError: the system refuses.
+        """
+        data = memoryview(block).cast("B")
+        length = len(data)
+        write_all(self.fileno(), data)
+        self._position += length
+        self._writeback.reached(self._position)
+        return length
 
 
 def _make_folders(path: str) -> None:
