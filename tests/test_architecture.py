@@ -56,6 +56,7 @@ BASE = (
     "codes",
     "config",
     "config_file",
+    "config_values",
     "environment",
     "errors",
     "installing",

@@ -41,7 +41,7 @@ REVIEWED = {
         "'vlmcache pull --make-room' or 'vlmcache clean --free SIZE' makes room.": GOAL,
         "'vlmcache clean' removes it when it is old enough.": WASTE,
         "'vlmcache clean' removes it under the store's own lock.": WASTE,
-        "Nothing has to be done; 'vlmcache rm' removes by repo and never by a bare hash.": (
+        "Nothing needs to be done; 'vlmcache rm' removes by repo and never by a bare hash.": (
             "it says what the command does"
         ),
         "'vlmcache pull MODEL' continues it, 'vlmcache clean --partials' removes it.": (

@@ -11,9 +11,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from vlmcache.arguments import Names, Size, as_bytes, as_count, as_list, as_names, as_seconds
+from vlmcache.arguments import (
+    Duration,
+    Names,
+    Path,
+    Size,
+    as_bytes,
+    as_count,
+    as_list,
+    as_names,
+    as_path,
+    as_seconds,
+)
 from vlmcache.config import (
     Session,
     cached_models,
@@ -49,10 +60,6 @@ if TYPE_CHECKING:
     from vlmcache.load.warm import WarmReport
     from vlmcache.progress import Progress
 
-Path: TypeAlias = "str | os.PathLike[str]"
-Duration: TypeAlias = "float | str"
-"""Seconds, or a string with its unit."""
-
 
 class Cache:
     """A hub cache, and the configuration that it is managed by.
@@ -81,10 +88,7 @@ class Cache:
         *,
         session: Session | None = None,
     ) -> None:
-        self.session = session or open_session(
-            None if config is None else os.fspath(config),
-            None if cache_dir is None else os.fspath(cache_dir),
-        )
+        self.session = session or open_session(as_path(config), as_path(cache_dir))
         self.progress: Progress | None = None
         """What sees how far transfers are, from several threads."""
         self.on_step: Callable[[Step], None] = lambda _step: None
@@ -121,7 +125,7 @@ class Cache:
                 them such as `org/*`.
             check: count it as a problem if one of them is not cached.
             outdated: ask the hub for newer revisions.
-            sort: `name`, `size`, `state` or `used`.
+            sort: `name`, `size`, `state`, `type` or `used`.
             filter: tests such as `size>1GB` that every model and repo of the report passes.
             context: tokens of a context whose key-value cache counts as memory.
 
@@ -252,8 +256,7 @@ class Cache:
         """
         from vlmcache.commands.init import init
 
-        file = None if config is None else os.fspath(config)
-        return init.init(self.session, file, dry_run=dry_run)
+        return init.init(self.session, as_path(config), dry_run=dry_run)
 
     def remove(
         self,
@@ -351,12 +354,15 @@ class Cache:
             goals = {"all": all, "xet": xet, "modules": modules}
             goals |= {"free": free is not None, "max_size": max_size is not None}
             goals["to"] = to is not None
-            given = next((self.named(name) for name, value in goals.items() if value), None)
+            given = next((self.named(goal) for goal, is_given in goals.items() if is_given), None)
             if given is not None:
                 option = self.named("interactive")
                 raise UsageError(f"{given} and {option} both choose what to remove", "give one")
             if self.select is None:
-                raise UsageError(f"{self.named('interactive')} needs somebody who chooses")
+                raise UsageError(
+                    f"{self.named('interactive')} needs somebody who chooses",
+                    "set Cache.select to a function that does",
+                )
         options = values.CleanOptions(
             older_than=as_seconds(self.named("older_than"), older_than),
             max_size=as_bytes(self.named("max_size"), max_size),
@@ -370,19 +376,17 @@ class Cache:
             partials=partials,
             trash=trash,
         )
-        if interactive:
-            choose = self.select
-            return clean.clean(
-                self.session, options, dry_run=dry_run, confirm=self.confirm, choose=choose
-            )
-        folder = None if to is None else os.fspath(to)
-        options = clean.with_archive(options, self.session.config, folder)
-        if options.to is None:
-            return clean.clean(self.session, options, dry_run=dry_run, confirm=self.confirm)
-        from vlmcache.commands.move.archive import clean_to
+        if not interactive:
+            options = clean.with_archive(options, self.session.config, as_path(to))
+        if options.to is not None:
+            from vlmcache.commands.move.archive import clean_to
 
-        return clean_to(
-            self.session, options, dry_run=dry_run, confirm=self.confirm, progress=self.progress
+            return clean_to(
+                self.session, options, dry_run=dry_run, confirm=self.confirm, progress=self.progress
+            )
+        choose = self.select if interactive else None
+        return clean.clean(
+            self.session, options, dry_run=dry_run, confirm=self.confirm, choose=choose
         )
 
     def undo(self, removal: str | None = None, *, dry_run: bool = False) -> UndoReport:
@@ -538,8 +542,7 @@ class Cache:
         """
         from vlmcache.commands.attach import attach
 
-        named = None if base is None else os.fspath(base)
-        return attach.attach(self.session, named, dry_run=dry_run)
+        return attach.attach(self.session, as_path(base), dry_run=dry_run)
 
     def detach(self, base: Path | None = None, *, dry_run: bool = False) -> AttachReport:
         """Remove the links into a base; nobody is asked. The base is not touched.
@@ -553,8 +556,7 @@ class Cache:
         """
         from vlmcache.commands.attach import attach
 
-        named = None if base is None else os.fspath(base)
-        return attach.detach(self.session, named, dry_run=dry_run, confirm=self.confirm)
+        return attach.detach(self.session, as_path(base), dry_run=dry_run, confirm=self.confirm)
 
     def backup(
         self,
@@ -688,11 +690,11 @@ class Cache:
         options = values.ServeOptions(
             listen,
             all,
-            None if token_file is None else os.fspath(token_file),
+            as_path(token_file),
             as_list(allow),
             include_gated,
-            None if tls_cert is None else os.fspath(tls_cert),
-            None if tls_key is None else os.fspath(tls_key),
+            as_path(tls_cert),
+            as_path(tls_key),
             self._rate(limit_rate),
             most,
         )
@@ -721,24 +723,29 @@ class Cache:
             dry_run: return what would be written or removed, and change nothing.
 
         Raises:
-            UsageError: the arguments do not go together, or the command is not right.
+            UsageError: the arguments do not go together, or the command cannot be scheduled.
             NoSchedulerError: there is no systemd, cron or launchd for this user.
             ScheduleError: the timer cannot be written or removed.
         """
         from vlmcache.commands.schedule import schedule
 
         seconds = as_seconds(self.named("every"), every)
-        option = self.named("show" if show else "remove")
-        if (show and remove) or ((show or remove) and every is not None):
-            raise UsageError(f"{option} goes with no other option: it makes no schedule")
+        if show and (remove or (command, name, every) != (None, None, None)):
+            raise UsageError(
+                f"{self.named('show')} shows every schedule: give nothing else with it"
+            )
+        if remove and every is not None:
+            raise UsageError(
+                f"{self.named('remove')} makes no schedule: leave out {self.named('every')}"
+            )
         words = None if command is None else as_list(command)
         line = words[0] if words is not None and len(words) == 1 else words
         if remove:
             return schedule.remove(
                 self.session, name or (words[0] if words else None), dry_run=dry_run
             )
-        if show or line is None:
-            if line is not None or every is not None or name is not None:
+        if line is None:
+            if every is not None or name is not None:
                 raise UsageError("no command to schedule", "vlmcache schedule verify --every 7d")
             return schedule.show(self.session)
         if seconds is None:
@@ -862,7 +869,7 @@ class Cache:
             cold_libraries,
         )
         earlier = saved.read_report(os.fspath(compare)) if compare is not None else None
-        saved.check_targets(None if save is None else os.fspath(save))
+        saved.check_targets(as_path(save))
         report = bench.load_test(self.session, self._matching(models), wanted, self.on_step)
         report = saved.compared(report, earlier)
         return report if save is None else saved.save_report(os.fspath(save), report)

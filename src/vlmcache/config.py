@@ -1,7 +1,7 @@
 """The session that a command works on, out of config.yaml and the environment.
 
-Commands import from here all that belongs to it; `environment`, `config_file` and `names` are its
-parts.
+Commands import from here all that belongs to it; `environment`, `config_file`, `config_values` and
+`names` are its parts.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from typing import NamedTuple
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.config_file import (
+from vlmcache.config_file import read_config, shipped_config
+from vlmcache.config_values import (
     Config,
     Limits,
     ModelConfig,
     Source,
     parse_attention,
     parse_precision,
-    read_config,
-    shipped_config,
 )
 from vlmcache.environment import (
     CacheLocation,
@@ -99,7 +98,8 @@ def open_session(
     Args:
         config: the config.yaml to use; the first one found if not given.
         cache_dir: the hub cache; the one that the environment names if not given.
-        configured: whether any config.yaml is read but the one that ships with the package.
+        configured: whether a config.yaml is read; if not, the one that ships with the package
+            counts.
 
     Raises:
         ConfigError: the configuration or the `.env` cannot be read.
@@ -159,27 +159,27 @@ def load_config(option: str | None, environment: Environment) -> Config:
 
 
 def _search_path(option: str | None, environment: Environment) -> list[tuple[Source, str]]:
-    """Return the files that may be read, the one that counts first; no file twice."""
+    """Return the files to read, the one that counts first; no file twice."""
     own = user_config()
     named: tuple[tuple[Source, str | None], ...] = (
         ("--config", option),
         ("VLMCACHE_CONFIG", environment.get("VLMCACHE_CONFIG")),
     )
-    found = [(source, environment.absolute(path)) for source, path in named if path]
+    files = [(source, environment.absolute(path)) for source, path in named if path]
     local = os.path.join(environment.folder, "config.yaml")
     # In the user's own config folder, the file is the user's.
     if os.path.lexists(local) and os.path.realpath(local) != os.path.realpath(own):
-        found.append(("./config.yaml", local))
+        files.append(("./config.yaml", local))
     if os.path.isabs(own) and os.path.lexists(own):
-        found.append(("user", own))
-    places: dict[str, tuple[Source, str]] = {}
-    for source, path in found:
-        places.setdefault(os.path.realpath(path), (source, path))
-    return list(places.values())
+        files.append(("user", own))
+    by_path: dict[str, tuple[Source, str]] = {}
+    for source, path in files:
+        by_path.setdefault(os.path.realpath(path), (source, path))
+    return list(by_path.values())
 
 
 def options_in_force(config: Config, location: CacheLocation) -> list[str]:
-    """Return the options that a command needs to work on the same cache as this one does."""
+    """Return the options that let another command work on the same cache and config.yaml."""
     options: list[str] = []
     if location.source == "--cache-dir":
         options += ["--cache-dir", location.dir]
@@ -198,7 +198,7 @@ def cached_repos(location: CacheLocation) -> list[str]:
 
 
 def cached_models(location: CacheLocation) -> list[str]:
-    """Return the ids of the models among them."""
+    """Return the ids of the models that have a folder in the cache, without a scan."""
     return [name for name in cached_repos(location) if layout.split_name(name) == ("model", name)]
 
 
@@ -208,14 +208,14 @@ def matching(session: Session, names: Iterable[str], *, missing: bool = False) -
     Args:
         session: what to work on.
         names: names and patterns.
-        missing: whether patterns match keys of config.yaml too that are not in the cache.
+        missing: whether patterns also match keys of config.yaml that are not in the cache.
 
     Raises:
         UnknownModelError: a pattern matches nothing.
     """
     names = tuple(names)
     if not any(map(is_pattern, names)):
-        # The cache is not listed for nothing: `status` of all comes here too.
+        # Without a pattern the cache need not be listed.
         return tuple(dict.fromkeys(names))
     environment, config, location = session
     missing = missing and not config.shipped
@@ -226,7 +226,7 @@ def matching(session: Session, names: Iterable[str], *, missing: bool = False) -
 def known_sizes(location: CacheLocation, names: Iterable[str]) -> dict[str, int | None]:
     """Return name -> bytes on disk of the blobs of a repo, `None` if it is not in the cache.
 
-    Without a scan, so what a repo shares with others counts for each.
+    There is no scan: what repos share is counted for each of them.
     """
     sizes: dict[str, int | None] = {}
     for name in names:
@@ -240,5 +240,5 @@ def known_sizes(location: CacheLocation, names: Iterable[str]) -> dict[str, int 
 
 
 def names_of_hub(names: Iterable[str]) -> list[str]:
-    """Return the names of repos that the Hub could have: what else a folder is called is no id."""
+    """Return the names that are ids the Hub could have; a folder can be called anything."""
     return [name for name in names if layout.is_repo_id(layout.split_name(name)[1])]

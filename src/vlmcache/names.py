@@ -15,7 +15,7 @@ import msgspec
 
 from vlmcache import late
 from vlmcache.cache import layout
-from vlmcache.config_file import Config, ModelConfig, split_variant
+from vlmcache.config_values import Config, ModelConfig, split_variant
 from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.units import command, did_you_mean
 

@@ -25,7 +25,7 @@ from vlmcache.cli.main import command_called
 from vlmcache.cli.register import ALIASES, COMMANDS, first_words, members
 from vlmcache.codes import CODES
 from vlmcache.commands.status import filters
-from vlmcache.config_file import ATTENTIONS, PRECISIONS
+from vlmcache.config_values import ATTENTIONS, PRECISIONS
 from vlmcache.load import synthetic
 from vlmcache.load.report import Loader
 
