@@ -74,7 +74,7 @@ class FleetCache:
 
         location = self.session.cache
         folder = location.dir if location.source == "--cache-dir" else None
-        verbose = log.is_complete()
+        verbose = log.shows_every_step()
         setup = Setup(folder, verbosity=2 if verbose else 0)
         with cluster.joined(self.address, setup, self.wanted, verbose=verbose) as fleet:
             yield fleet
