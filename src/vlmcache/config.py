@@ -75,6 +75,7 @@ __all__ = [
     "parse_page",
     "parse_precision",
     "read_environment",
+    "removals_in_trash",
     "shipped_config",
     "side_caches",
     "user_config",
@@ -237,6 +238,14 @@ def known_sizes(location: CacheLocation, names: Iterable[str]) -> dict[str, int 
         except OSError:
             sizes[name] = None
     return sizes
+
+
+def removals_in_trash(location: CacheLocation) -> dict[str, tuple[str, ...]]:
+    """Return the id of each removal in the trash -> what it removed, the latest removal first."""
+    from vlmcache.cache.trash import read_trash  # only for completion
+
+    removals = reversed(read_trash(location.dir))
+    return {removal.id: removal.record.names if removal.record else () for removal in removals}
 
 
 def names_of_hub(names: Iterable[str]) -> list[str]:

@@ -40,7 +40,7 @@ def detach(
         models = counted(len(planned.repos), "model")
         require_terminal(
             call.json,
-            f"{models} would be detached: there is no terminal to ask on",
+            f"{models} would be detached",
             "--dry-run shows them, --yes detaches them",
         )
         load(COMMANDS["detach"].view)(planned, detached=True, stream=sys.stderr)

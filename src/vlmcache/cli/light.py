@@ -43,6 +43,8 @@ class LightCommand(typer.core.TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page of help."""
         usage = " ".join([ctx.command_path, *self.collect_usage_pieces(ctx)])
+        # Typer puts required arguments in braces.
+        usage = usage.replace("{", "").replace("}", "")
         arguments, options = _records(self, ctx)
         text, examples = inspect.cleandoc(self.help or ""), self.epilog or ""
         formatter.write(pages.command(text, usage, arguments, options, examples) + "\n")

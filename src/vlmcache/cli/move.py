@@ -7,6 +7,7 @@ import typer
 
 from vlmcache.cli.options import Answer, Call, DryRun, Models, Yes, command
 from vlmcache.errors import UsageError
+from vlmcache.units import counted
 
 EXAMPLES = """Examples:
 
@@ -64,15 +65,14 @@ def move(
         from vlmcache.cli.confirmation import is_agreed, require_terminal
         from vlmcache.commands.move import view
 
-        count = len(planned.repos)
-        noun = "link" if count == 1 else "links"
+        links = counted(len(planned.repos), "link")
         require_terminal(
             call.json,
-            f"{count} {noun} would be rewritten: there is no terminal to ask on",
+            f"{links} would be rewritten",
             "--dry-run shows them, --yes rewrites them",
         )
         view.show(planned, relinked=True, stream=sys.stderr)
-        return is_agreed(f"Rewrite {count} {noun}?")
+        return is_agreed(f"Rewrite {links}?")
 
     cache = call.acting()
     cache.confirm = None if yes else ask

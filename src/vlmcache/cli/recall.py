@@ -19,7 +19,7 @@ def recall(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="Keys of config.yaml, repo ids or patterns such as 'org/*'.",
         ),
     ],

@@ -26,7 +26,7 @@ EXAMPLES = """Examples:
 
 # Options that the command of a fleet has too.
 RemoveRevision = Annotated[
-    str | None, typer.Option(metavar="REV", help="Remove only this branch, tag or commit.")
+    str | None, typer.Option(metavar="REVISION", help="Remove only this branch, tag or commit.")
 ]
 RemoveInclude = Annotated[
     list[str] | None,

@@ -31,7 +31,7 @@ def status(
         int | None,
         typer.Option(
             min=1,
-            metavar="N",
+            metavar="COUNT",
             show_default=False,
             help="Show at most this many rows of a table; by default 20, with --all every row.",
         ),
@@ -40,8 +40,8 @@ def status(
         str | None,
         typer.Option(
             metavar="FIELD",
-            help="Sort the rows by name, size, state or used; by default "
-            "as config.yaml lists them.",
+            help="Sort the rows by name, size, state, type or used; by default as config.yaml "
+            "lists them.",
         ),
     ] = None,
     filters: Annotated[

@@ -38,7 +38,7 @@ def trash(
         count, size = counted(len(report.removals), "removal"), size_text(report.frees)
         require_terminal(
             call.json,
-            f"{count} would be removed for good, freeing {size}: there is no terminal to ask on",
+            f"{count} would be removed for good, freeing {size}",
             "--dry-run shows them, --yes removes them",
         )
         for removal in report.removals:

@@ -20,7 +20,7 @@ def warm(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="Keys of config.yaml or repo ids, with an optional @revision and :VARIANT.",
         ),
     ],
