@@ -118,7 +118,7 @@ def test_a_key_that_holds_a_colon_means_what_is_configured() -> None:
 
 def test_a_key_stands_for_its_repo_at_the_configured_revision() -> None:
     found = Names(CONFIG, [("model", "org/name")]).resolve("small")
-    assert (found.folder, found.revision, found.held) == ("models--org--name", None, False)
+    assert (found.folder, found.revision, found.in_place) == ("models--org--name", None, False)
     assert found.model is not None
     assert found.model.revision == "v1"
 

@@ -46,7 +46,7 @@ def metadata(wheel: zipfile.ZipFile) -> email.message.Message:
 
 
 def in_info(wheel: zipfile.ZipFile, name: str) -> str:
-    return next(found for found in wheel.namelist() if found.endswith(f".dist-info/{name}"))
+    return next(member for member in wheel.namelist() if member.endswith(f".dist-info/{name}"))
 
 
 def test_what_is_tested_is_what_the_source_holds() -> None:

@@ -50,7 +50,7 @@ class Named(msgspec.Struct, frozen=True):
     """The variant that was typed, or for which the typed key stands."""
     model: ModelConfig | None = None
     """The configured model that is meant, at its configured revision."""
-    held: bool = False
+    in_place: bool = False
     """Whether the repo is in the place where it was looked up."""
 
     @property
@@ -140,7 +140,7 @@ class Names:
         Raises:
             UsageError: it is the id of several repos in another case.
         """
-        return text in self.config.models and self._held(parse_name(text).name) is None
+        return text in self.config.models and self._in_place(parse_name(text).name) is None
 
     def resolve(self, text: str) -> Named:
         """Return what a name means, whether it is in the place or not.
@@ -149,16 +149,16 @@ class Names:
             UsageError: the revision cannot be one, a variant is named, or it can be several repos.
         """
         if self.is_key(text):
-            model = self.as_held(self.config.models[text])
+            model = self.respelled(self.config.models[text])
             return Named("model", model.repo, variant=model.variant, model=model)
         parts = parse_name(self.without_address(text))
-        held = self._held(parts.name)
+        in_place = self._in_place(parts.name)
         key = self._key(parts.name)
         configured = None if key is None else self.config.models[key]
         if configured is not None:
-            configured = self.as_held(configured)
-        if held is not None:
-            kind, repo_id = held
+            configured = self.respelled(configured)
+        if in_place is not None:
+            kind, repo_id = in_place
             if kind != "model" or (configured and configured.repo != repo_id):
                 configured = None
         elif configured is not None:
@@ -168,11 +168,11 @@ class Names:
             if kind != "model" and "/" not in repo_id:
                 kind, repo_id = "model", parts.name
         if configured is None and kind == "model":
-            configured = self._configured(repo_id, exactly=held is not None)
+            configured = self._configured(repo_id, exactly=in_place is not None)
             repo_id = repo_id if configured is None else configured.repo
         if parts.revision is not None and not layout.is_revision(parts.revision):
             raise UsageError(f"{parts.revision!r} is not a branch, tag or commit")
-        known = held is not None or configured is not None or layout.is_repo_id(repo_id)
+        known = in_place is not None or configured is not None or layout.is_repo_id(repo_id)
         if is_pattern(parts.name) and not known:
             raise UsageError(
                 f"{text} is a pattern, and this command takes only names",
@@ -192,9 +192,9 @@ class Names:
         variant = parts.variant
         if variant is None and configured is not None and key == configured.key:
             variant = configured.variant
-        return Named(kind, repo_id, parts.revision, variant, configured, held is not None)
+        return Named(kind, repo_id, parts.revision, variant, configured, in_place is not None)
 
-    def as_held(self, model: ModelConfig) -> ModelConfig:
+    def respelled(self, model: ModelConfig) -> ModelConfig:
         """Return a model with its repo spelled as in the place, if only one there can be meant."""
         ids = self._ids.get(("model", model.repo.casefold()), set())
         if model.repo in ids or len(ids) != 1:
@@ -220,7 +220,7 @@ class Names:
             name = layout.typed_name(named.kind, named.repo)
             # With an owner called `datasets`, the id of a model would be another repo's name.
             is_its_name = layout.split_name(name) == (named.kind, named.repo)
-            if not (known and is_its_name and ("/" in named.repo or named.held)):
+            if not (known and is_its_name and ("/" in named.repo or named.in_place)):
                 raise self.unknown(text)
             model = ModelConfig(key=name, repo=name, configured=False)
         return msgspec.structs.replace(
@@ -235,7 +235,7 @@ class Names:
         It is the key, unless that would be read as an option or as another repo's id.
         """
         ids = self._ids.get(("model", parse_name(model.key).name.casefold()), set())
-        if model.key.startswith("-") or not ids <= {self.as_held(model).repo}:
+        if model.key.startswith("-") or not ids <= {self.respelled(model).repo}:
             return f"{model.repo}@{model.revision}" + _after(":", model.variant, None)
         known = self.config.models.get(model.key)
         usual = known.revision if known is not None else "main"
@@ -249,15 +249,15 @@ class Names:
             text: what was typed.
             place: `cache` or `backup`, if only what is in the place could be meant.
         """
-        held = list(self._typed_names())
-        models = {key: self.as_held(model) for key, model in self.config.models.items()}
-        keys = [key for key, model in models.items() if place is None or model.repo in held]
+        in_place = list(self._typed_names())
+        models = {key: self.respelled(model) for key, model in self.config.models.items()}
+        keys = [key for key, model in models.items() if place is None or model.repo in in_place]
         if place is None:
             # A configured model is named by its key only.
             configured = {model.repo for model in models.values()}
-            held = [name for name in held if name not in configured]
+            in_place = [name for name in in_place if name not in configured]
         name = parse_name(text).name
-        hint = did_you_mean(name, [*keys, *sorted(held)])
+        hint = did_you_mean(name, [*keys, *sorted(in_place)])
         if place is not None:
             listed = "'vlmcache status --all' lists all" if place == "cache" else None
             return UnknownModelError(f"nothing like {text} is in the {place}", hint or listed)
@@ -282,16 +282,16 @@ class Names:
         """
         name = self.without_address(text)
         parts = parse_name(name)
-        if not is_pattern(parts.name) or text in self.config.models or self._held(parts.name):
+        if not is_pattern(parts.name) or text in self.config.models or self._in_place(parts.name):
             return [text]
         after = f"@{parts.revision}" if parts.revision is not None else ""
         after += f":{parts.variant}" if parts.variant is not None else ""
         pattern = parts.name.casefold()
         matched: dict[str, str] = {}
         for key, model in self.config.models.items():
-            model = self.as_held(model)
-            held = model.repo in self._ids.get(("model", model.repo.casefold()), ())
-            if (held or missing) and fnmatch.fnmatchcase(key.casefold(), pattern):
+            model = self.respelled(model)
+            in_place = model.repo in self._ids.get(("model", model.repo.casefold()), ())
+            if (in_place or missing) and fnmatch.fnmatchcase(key.casefold(), pattern):
                 matched.setdefault(model.repo, key + after)
         for name in sorted(self._typed_names()):
             kind = layout.split_name(name)[0]
@@ -306,7 +306,7 @@ class Names:
 
     def without_address(self, text: str) -> str:
         """Return the name for which the address of a page stands; any other string as it is."""
-        page = None if self._held(text) else parse_page(text, self.config.hub)
+        page = None if self._in_place(text) else parse_page(text, self.config.hub)
         return text if page is None else page.name
 
     def _typed_names(self) -> Iterator[str]:
@@ -323,7 +323,7 @@ class Names:
         keys = [key for key in self.config.models if key.casefold() == folded]
         return keys[0] if len(keys) == 1 else None
 
-    def _held(self, name: str) -> tuple[str, str] | None:
+    def _in_place(self, name: str) -> tuple[str, str] | None:
         """Return type and id of the repo in the place whose id a name is, in any case."""
         for kind, rest in (("model", name), layout.split_name(name)):
             ids = self._ids.get((kind, rest.casefold()), set())
@@ -341,7 +341,7 @@ class Names:
         models = self.config.models.values()
         same = [model for model in models if model.repo.casefold() == folded]
         for model in sorted(same, key=lambda model: model.repo != repo_id):
-            meant = self.as_held(model)
+            meant = self.respelled(model)
             if not exactly or meant.repo == repo_id:
                 return meant
         return None

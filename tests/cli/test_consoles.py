@@ -46,7 +46,7 @@ LINES = {
     "explain": [["no-space"]],
     "help": [["pull"]],
 }
-"""What is run of each command; without a line here it is run without arguments."""
+"""Arguments with which each command is run; one without a line here is run without any."""
 
 
 @pytest.fixture
