@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from pathlib import Path
+
+import pytest
 
 import vlmcache
 
@@ -221,6 +224,23 @@ def _long() -> list[str]:
                 if body > LONGEST_CLASS:
                     long.append(f"{module}.{node.name}")
     return long
+
+
+def test_the_page_says_how_many_statements_the_package_and_its_largest_rooms_have() -> None:
+    """In round numbers, so that not every change has to touch the page."""
+    sizes: Counter[str] = Counter()
+    for path in MODULES.values():
+        folder = path.parent.relative_to(SOURCE).as_posix()
+        sizes[f"{folder}/"] += _statements(ast.parse(path.read_text(encoding="utf-8")))
+    page = (Path(__file__).parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    (total,) = re.findall(r"`src/` has ([\d,]+) statements", page)
+    assert int(total.replace(",", "")) == pytest.approx(sizes.total(), rel=0.02)
+    rows = re.findall(
+        r"^\| (?:`([\w/]+/)`|the modules at the top) \| ([\d,]+) \|", page, re.MULTILINE
+    )
+    stated = {folder or "./": int(number.replace(",", "")) for folder, number in rows}
+    assert len(stated) > 10
+    assert {folder: sizes[folder] for folder in stated} == pytest.approx(stated, rel=0.05)
 
 
 # The docstring of each says why it is long.
