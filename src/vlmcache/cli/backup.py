@@ -46,9 +46,7 @@ def backup(
     To a store, which several machines can share, only what is missing there is written. A tar
     stream begins with a manifest of all hashes; any tar can list it. Nothing is asked.
     """
-    from vlmcache.commands.backup.values import STREAM
-
-    streamed = destination == STREAM
+    streamed = destination == "-"
     if streamed and (call.json or call.quiet):
         raise UsageError("--json and -q cannot be used with -: the backup is written to stdout")
     if streamed and sys.stdout.isatty():

@@ -112,7 +112,7 @@ def standing_order(*, json: bool) -> Callable[[Any], bool]:
     """
 
     def ask(report: Any) -> bool:
-        from vlmcache.cli.register import COMMANDS, load
+        from vlmcache.cli.register import view_of
 
         (schedule,) = report.schedules
         if " --yes" not in schedule.command:
@@ -122,7 +122,7 @@ def standing_order(*, json: bool) -> Callable[[Any], bool]:
             f"'{schedule.name}' would change the cache without asking",
             "--dry-run shows the schedule, --yes makes it",
         )
-        load(COMMANDS["schedule"].view)(report, stream=sys.stderr)
+        view_of("schedule")(report, stream=sys.stderr)
         if not is_agreed(f"Run this {schedule.when}, without asking again?"):
             raise UnconfirmedError("not confirmed: nothing is scheduled")
         return True

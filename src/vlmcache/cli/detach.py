@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from vlmcache.cli.options import Answer, Call, DryRun, Yes, command
-from vlmcache.cli.register import COMMANDS, load
+from vlmcache.cli.register import view_of
 
 EXAMPLES = """Examples:
 
@@ -43,7 +43,7 @@ def detach(
             f"{models} would be detached",
             "--dry-run shows them, --yes detaches them",
         )
-        load(COMMANDS["detach"].view)(planned, detached=True, stream=sys.stderr)
+        view_of("detach")(planned, detached=True, stream=sys.stderr)
         return is_agreed(f"Detach {models}?")
 
     cache = call.acting()

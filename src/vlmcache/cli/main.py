@@ -24,8 +24,8 @@ from vlmcache.cli.register import (
     FAMILIES,
     command_in,
     first_words,
-    load,
     members,
+    view_of,
     words_of,
 )
 from vlmcache.errors import ExitCode, UsageError, VlmcacheError, in_words, reason_of
@@ -308,7 +308,7 @@ def _show(answer: Answer) -> None:
             print(printable(line))
         warn(answer.call.warnings)
     else:
-        view = load(COMMANDS[answer.command].view)
+        view = view_of(answer.command)
         shown = dict(answer.shown)
         if "verbose" in inspect.signature(view).parameters:
             shown["verbose"] = answer.call.verbose

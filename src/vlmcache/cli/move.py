@@ -1,11 +1,12 @@
 """`vlmcache move`."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vlmcache.cli.options import Answer, Call, DryRun, Models, Yes, command
+from vlmcache.cli.register import view_of
 from vlmcache.errors import UsageError
 from vlmcache.units import counted
 
@@ -56,14 +57,11 @@ def move(
     Moves all models unless some are named. A link stays in the place of each, which every command
     and the hub's libraries follow. After an interruption, run it again. Only --relink asks first.
     """
-    from vlmcache.commands.move.values import MoveReport
-
     if relink is None and destination is None:
         raise UsageError("missing argument 'DEST'", "see 'vlmcache move --help'")
 
-    def ask(planned: MoveReport) -> bool:
+    def ask(planned: Any) -> bool:
         from vlmcache.cli.confirmation import is_agreed, require_terminal
-        from vlmcache.commands.move import view
 
         links = counted(len(planned.repos), "link")
         require_terminal(
@@ -71,7 +69,7 @@ def move(
             f"{links} would be rewritten",
             "--dry-run shows them, --yes rewrites them",
         )
-        view.show(planned, relinked=True, stream=sys.stderr)
+        view_of("move")(planned, relinked=True, stream=sys.stderr)
         return is_agreed(f"Rewrite {links}?")
 
     cache = call.acting()

@@ -265,6 +265,11 @@ def document_type(command: str) -> type[msgspec.Struct]:
     return kind
 
 
+def view_of(command: str) -> Any:
+    """Return the function that shows a command's answer, its module imported now."""
+    return load(COMMANDS[command].view)
+
+
 def load(name: str) -> Any:
     """Return what a dotted name means, its module imported now."""
     module, _, attribute = name.rpartition(".")
