@@ -28,7 +28,7 @@ from vlmcache.arguments import (
 from vlmcache.config import (
     Session,
     cached_models,
-    matching,
+    matching_names,
     names_of_all,
     open_session,
     parse_name,
@@ -955,7 +955,7 @@ class Cache:
         )
 
     def _matching(self, models: Names | None, *, missing: bool = False) -> tuple[str, ...]:
-        return matching(self.session, as_names(models), missing=missing)
+        return matching_names(self.session, as_names(models), missing=missing)
 
     def _rate(self, limit_rate: Size | None) -> int | None:
         """Return bytes a second.

@@ -36,7 +36,7 @@ from vlmcache.environment import (
 from vlmcache.errors import ConfigError
 from vlmcache.names import (
     Names,
-    expand,
+    expand_patterns,
     find_model,
     is_pattern,
     name_of,
@@ -56,14 +56,14 @@ __all__ = [
     "Session",
     "cached_models",
     "cached_repos",
-    "expand",
+    "expand_patterns",
     "find_model",
     "hub_home",
     "is_on",
     "known_sizes",
     "load_config",
     "locate_cache",
-    "matching",
+    "matching_names",
     "name_of",
     "names_of_all",
     "names_of_hub",
@@ -203,7 +203,9 @@ def cached_models(location: CacheLocation) -> list[str]:
     return [name for name in cached_repos(location) if layout.split_name(name) == ("model", name)]
 
 
-def matching(session: Session, names: Iterable[str], *, missing: bool = False) -> tuple[str, ...]:
+def matching_names(
+    session: Session, names: Iterable[str], *, missing: bool = False
+) -> tuple[str, ...]:
     """Return names of models, each pattern among them replaced by what it matches in the cache.
 
     Args:
@@ -221,7 +223,7 @@ def matching(session: Session, names: Iterable[str], *, missing: bool = False) -
     environment, config, location = session
     missing = missing and not config.shipped
     folders = (environment.folder, location.dir)
-    return expand(config, names, cached_repos(location), missing=missing, folders=folders)
+    return expand_patterns(config, names, cached_repos(location), missing=missing, folders=folders)
 
 
 def known_sizes(location: CacheLocation, names: Iterable[str]) -> dict[str, int | None]:

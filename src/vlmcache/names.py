@@ -399,7 +399,7 @@ def names_of_all(config: Config, cached: Iterable[str]) -> list[str]:
     return list(map(_names(config, cached).name_of, config.listed.values()))
 
 
-def expand(
+def expand_patterns(
     config: Config,
     names: Iterable[str],
     cached: Iterable[str],

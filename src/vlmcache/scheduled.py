@@ -38,7 +38,7 @@ _SLACK = 12 * 3600.0
 """Seconds by which a run may begin too early: the last one may have begun late."""
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class RunOutcome(msgspec.Struct, frozen=True):
     """How the last run of a schedule ended."""
 
     name: str
@@ -68,7 +68,7 @@ class ScheduledRun:
     def __init__(self, name: str, home: str, words: Sequence[str], every: float = 0.0) -> None:
         self._home = home
         now = _now()
-        self.outcome = Outcome(name, shell_words("vlmcache", *words), now, process=os.getpid())
+        self.outcome = RunOutcome(name, shell_words("vlmcache", *words), now, process=os.getpid())
         last = next((outcome for outcome in read_outcomes(home) if outcome.name == name), None)
         age = (now - last.begun).total_seconds() if last is not None else every
         self.waits = ""
@@ -110,7 +110,7 @@ def log_path(home: str, name: str) -> str:
     return os.path.join(home, FOLDER, f"{name}.log")
 
 
-def read_outcomes(home: str) -> tuple[Outcome, ...]:
+def read_outcomes(home: str) -> tuple[RunOutcome, ...]:
     """Return how the last run of each schedule ended, by name. What cannot be read is left out."""
     folder = os.path.join(home, FOLDER)
     try:
@@ -121,14 +121,14 @@ def read_outcomes(home: str) -> tuple[Outcome, ...]:
     for name in names:
         with contextlib.suppress(OSError, *JSON_ERRORS):
             content = read_bytes(os.path.join(folder, name), _LONGEST_OUTCOME, follow=False)
-            outcome = msgspec.json.decode(content, type=Outcome)
+            outcome = msgspec.json.decode(content, type=RunOutcome)
             if outcome.name == name.removesuffix(".json"):
                 running = outcome.at is None and _is_running(outcome.process)
                 outcomes.append(msgspec.structs.replace(outcome, running=running))
     return tuple(outcomes)
 
 
-def forget(home: str, name: str) -> None:
+def forget_outcome(home: str, name: str) -> None:
     """Forget how the last run of a schedule ended, and its log."""
     if is_anothers(home):
         return
@@ -152,7 +152,7 @@ def _is_running(process: int) -> bool:
     return process > 0
 
 
-def _write(home: str, outcome: Outcome) -> None:
+def _write(home: str, outcome: RunOutcome) -> None:
     """Replace the last outcome, if the system allows it."""
     if is_anothers(home):
         return

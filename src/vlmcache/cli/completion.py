@@ -217,7 +217,7 @@ class _Line:
         return list(self._models(current))
 
     def _commands(self) -> Mapping[str, str]:
-        """Return the names of commands that the command line can go on with -> what each does."""
+        """Return the commands with which the line can continue -> what each does."""
         if self._arguments:
             return members(self._arguments[0]) if self._arguments[0] in FAMILIES else {}
         if self.command == "schema":

@@ -65,7 +65,7 @@ def rm(
     comfortable_free stays free without it; 'vlmcache undo' restores it.
     """
     from vlmcache.cli.confirmation import can_ask
-    from vlmcache.config import matching
+    from vlmcache.config import matching_names
 
     if not models and (revision is not None or include):
         option = "--include" if include else "--revision"
@@ -83,7 +83,7 @@ def rm(
         trash = False
 
     cache = call.acting(yes=yes)
-    names = matching(cache.session, models)
+    names = matching_names(cache.session, models)
     if names != tuple(models) and not call.json and not call.quiet:
         # A plan of many may be shortened; what a pattern means must not be.
         print(f"matched: {counted(len(names), 'name')}", file=sys.stderr)
