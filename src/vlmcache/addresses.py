@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from vlmcache.errors import UsageError
+from vlmcache.units import short_text
 
 Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
 Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
@@ -26,9 +27,11 @@ def parse_address(text: str) -> tuple[str, int]:
         host = host[1:-1]
     elif ":" in host:
         port = ""
-    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+    # Python refuses to read thousands of digits.
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise UsageError(
-            f"--listen {text!r} is not an address", "write PORT, ADDRESS:PORT or [ADDRESS]:PORT"
+            f"--listen {short_text(text)} is not an address",
+            "write PORT, ADDRESS:PORT or [ADDRESS]:PORT",
         )
     return host or "127.0.0.1", int(port)
 
@@ -45,7 +48,7 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
             networks.append(ipaddress.ip_network(text, strict=False))
         except ValueError:
             raise UsageError(
-                f"--allow {text!r} is not a network", "write for example 192.168.1.0/24"
+                f"--allow {short_text(text)} is not a network", "write for example 192.168.1.0/24"
             ) from None
     return tuple(networks)
 

@@ -193,7 +193,8 @@ class Cache:
         from vlmcache.commands.pull import plan, pull, values
 
         if all == (models is not None):
-            raise UsageError(f"name models or use {self.named('all')}, not both")
+            both = ", not both" if all else ""
+            raise UsageError(f"name models or use {self.named('all')}{both}")
         names: Iterable[str] = without_addresses(self.session.config, as_names(models))
         if all:
             names = names_of_all(self.session.config, cached_models(self.session.cache))
