@@ -62,15 +62,15 @@ if TYPE_CHECKING:
 
 
 class Cache:
-    """A hub cache, and the configuration that it is managed by.
+    """A hub cache, and the configuration by which it is managed.
 
     Both are found when the object is made. Every method returns a report: `.problem` is what went
     wrong or `None`, `.check()` raises it or returns the report, `.ids` is what `--quiet` prints.
-    What cannot be begun at all (a name that means no model, an argument that makes no sense) is
-    raised by the method itself.
+    What cannot begin at all (a name that means no model, an argument that makes no sense) is raised
+    by the method itself.
 
     The class is long, and its methods have many arguments, because it has a method for each command
-    and an argument for each option, and most of it is what editors show of them.
+    and an argument for each option; most of it is documentation that editors show.
 
     Args:
         cache_dir: the hub cache; the one that the environment names if not given.
@@ -90,7 +90,7 @@ class Cache:
     ) -> None:
         self.session = session or open_session(as_path(config), as_path(cache_dir))
         self.progress: Progress | None = None
-        """What sees how far transfers are, from several threads."""
+        """Receives the progress of transfers, from several threads."""
         self.on_step: Callable[[Step], None] = lambda _step: None
         """Is called with what a load test or a quantization does next."""
         self.confirm: Callable[[Any], bool] | None = None
@@ -101,9 +101,9 @@ class Cache:
         """Is called with the variants of a model to pull, if none is named, and returns one."""
         self.select: Callable[[Offer], Sequence[int]] | None = None
         """Is called with all that can be removed, if nothing is named, and returns the numbers of
-        what is to be removed, from 0 on."""
+        what to remove, counted from 0."""
         self.named: Callable[[str], str] = str
-        """Returns what messages call an argument."""
+        """Returns the name of an argument for messages."""
 
     def __repr__(self) -> str:
         return f"Cache(cache_dir={self.session.cache.dir!r}, config={self.session.config.path!r})"
@@ -176,13 +176,13 @@ class Cache:
             dry_run: return the plan and write nothing.
             max_workers: files at a time, 1 to 64; 8 if not given.
             limit_rate: bytes a second for all files together.
-            max_wait: how long a busy hub may ask to wait, ten minutes if not given, and how long
-                another process's download of a file is waited for, as long as it grows if not
-                given.
+            max_wait: how long a busy hub may ask to wait (ten minutes if not given), and how long
+                to wait for another process that downloads a file (as long as the file grows if not
+                given).
             make_room: remove the least recently used models if the disk is too full.
             token: in place of the one that huggingface_hub finds.
-            add: add the models that are complete then to the user's config.yaml.
-            sources: what is asked for contents before the hub: addresses of `vlmcache serve`, hub
+            add: add the models that are then complete to the user's config.yaml.
+            sources: where to look for contents before the hub: addresses of `vlmcache serve`, hub
                 caches, backups, tars and Ollama stores. The user's `sources:` come after them.
 
         Raises:
@@ -200,7 +200,7 @@ class Cache:
             names = names_of_all(self.session.config, cached_models(self.session.cache))
             if not names:
                 raise UsageError(
-                    f"no model is configured, so {self.named('all')} means none",
+                    f"no model is configured: {self.named('all')} has nothing to pull",
                     "name one to pull, such as owner/name; 'vlmcache init' writes a config.yaml",
                 )
         if revision is not None:
@@ -280,12 +280,12 @@ class Cache:
             dry_run: return the plan and remove nothing.
             force: remove although a process uses it.
             trash: keep it in the trash, or with False free its bytes at once; if `None`, only what
-                `self.confirm` has confirmed is kept, as long as enough is free without it.
+                `self.confirm` has confirmed is kept, if enough is free without it.
 
         Raises:
             UnknownModelError: nothing of a name is in the cache.
-            CacheError: it is to be kept, and there is no place for the trash.
-            UsageError: an address is one of a file: the complete model is not what it says; or
+            CacheError: it should be kept, but there is no place for the trash.
+            UsageError: an address is that of a file, so the complete model cannot be meant; or
                 nothing is named.
             UnconfirmedError: `self.select` returns nothing.
         """
@@ -326,9 +326,9 @@ class Cache:
 
         Args:
             models: configured models that older_than, max_size and free may remove too.
-            older_than: remove models that were not used for so long.
+            older_than: remove models that were not used for this long.
             max_size: remove the least recently used models until the cache is no larger.
-            free: remove the least recently used models until the disk has so much free.
+            free: remove the least recently used models until the disk has this much free.
             to: a folder on another drive, to which models are moved instead of being removed; the
                 user's `archive:` if not given.
             duplicates: remove second weight formats.
@@ -338,16 +338,16 @@ class Cache:
             xet: empty the cache of Xet chunks too.
             modules: empty the cache of remote code too.
             trash: keep in the trash what is removed; if `None`, its bytes are freed at once.
-            interactive: remove only what `self.select` returns of all that could be.
+            interactive: remove only what `self.select` returns of all that could be removed.
             dry_run: return the plan and remove nothing.
 
         Raises:
             UnknownModelError: a name to keep or to remove is not a model.
             UsageError: `interactive` is given with a goal or a folder, or without `self.select`;
-                the folder cannot be one to move to, or nothing would be gained by it.
+                models cannot be moved to the folder, or nothing would be gained by it.
             UnconfirmedError: `self.select` returns nothing.
             AwayError: the drive with the models that were moved there is not mounted.
-            ConfigError: another config.yaml that may protect models cannot be read.
+            ConfigError: another config.yaml, which may protect models, cannot be read.
         """
         from vlmcache.commands.remove import clean, values
 
@@ -394,13 +394,12 @@ class Cache:
         """Restore what a removal has put into the trash, exactly as it was.
 
         Args:
-            removal: its id, as `trash` and the receipt of the removal name it; the last removal if
-                not given.
+            removal: its id, from `trash` or the removal's receipt; the last removal if not given.
             dry_run: only return what would be restored.
 
         Raises:
             NothingToUndoError: there is no such removal in the trash.
-            NameTakenError: something else has the name of what is to be restored.
+            NameTakenError: something else has the name of what should be restored.
             AwayError: a part of it is on a drive that is not mounted.
         """
         from vlmcache.commands.trash import undo
@@ -482,7 +481,7 @@ class Cache:
             destination: the folder to move to, a hub cache of its own.
             models: keys, repo ids or `datasets/owner/name`; everything if not given.
             no_link: leave no links in the cache.
-            undo: take back an unfinished move to the destination.
+            undo: roll back an unfinished move to the destination.
             relink: let links that lead nowhere lead to this folder, and move nothing.
             dry_run: return the plan and change nothing.
 
@@ -507,14 +506,14 @@ class Cache:
             if models is not None or no_link:
                 option, other = self.named("undo"), self.named("no_link")
                 raise UsageError(
-                    f"{option} takes back all that is unfinished: give no MODEL and no {other}"
+                    f"{option} rolls back all that is unfinished: give no MODEL and no {other}"
                 )
             return move.undo(self.session, destination, dry_run=dry_run)
         options = values.MoveOptions(link=not no_link, dry_run=dry_run)
         return move.move(self.session, destination, as_names(models), options, self.progress)
 
     def recall(self, models: Names, *, dry_run: bool = False) -> RecallReport:
-        """Bring models back from the drives to which `clean` and `move` have brought them.
+        """Bring models back from the drives to which `clean` and `move` have moved them.
 
         Args:
             models: keys, repo ids or `datasets/owner/name`, or patterns such as `org/*`.
@@ -553,7 +552,7 @@ class Cache:
             dry_run: return the plan and change nothing.
 
         Raises:
-            UsageError: nothing of this cache is in that base, or one of several has to be named.
+            UsageError: nothing here is linked into that base, or one of several must be named.
         """
         from vlmcache.commands.attach import attach
 
@@ -711,7 +710,7 @@ class Cache:
         remove: bool = False,
         dry_run: bool = False,
     ) -> ScheduleReport:
-        """Let a timer of the machine run a command, show what is scheduled, or remove it.
+        """Let a timer of this machine run a command, or show or remove what is scheduled.
 
         Args:
             command: `clean`, `verify` or `status --check` with its options, as a shell takes it or

@@ -21,7 +21,7 @@ def detach(
         str | None,
         typer.Argument(
             metavar="BASE",
-            help="The base, as it was attached; if there is only one, it need not be named.",
+            help="The base, as it was attached; by default the only one.",
             show_default=False,
         ),
     ] = None,

@@ -40,13 +40,13 @@ def move(
         ),
     ] = False,
     undo: Annotated[
-        bool, typer.Option("--undo", help="Take back an unfinished move to DEST.")
+        bool, typer.Option("--undo", help="Roll back an unfinished move to DEST.")
     ] = False,
     relink: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Rewrite links that lead nowhere to DIR, where their drive is mounted now.",
+            help="Point links that lead nowhere to DIR, where their drive is mounted now.",
         ),
     ] = None,
     dry_run: DryRun = False,
@@ -54,8 +54,8 @@ def move(
 ) -> Answer:
     """Move models to another drive: copied and hashed there, then switched.
 
-    Moves all models unless some are named. A link stays in the place of each, which every command
-    and the hub's libraries follow. After an interruption, run it again. Only --relink asks first.
+    Moves all models unless some are named. Each is replaced by a link, which every command and the
+    hub's libraries follow. After an interruption, run it again. Only --relink asks first.
     """
     if relink is None and destination is None:
         raise UsageError("missing argument 'DEST'", "see 'vlmcache move --help'")

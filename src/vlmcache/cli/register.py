@@ -26,7 +26,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "status": Command(
-        "Show models, bytes, room and what to do next.",
+        "Show models, their sizes, free space and what to do next.",
         "vlmcache.commands.status.values.Status",
         "vlmcache.commands.status.view.show",
     ),

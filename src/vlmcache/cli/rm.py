@@ -61,8 +61,8 @@ def rm(
     """Remove models, single revisions, variants or files.
 
     Blobs that other files or revisions need stay. Nothing in use is removed. What you confirm on a
-    terminal is kept for vlmcache.trash_days of config.yaml, 7 by default, as long as more than
-    comfortable_free stays free without it; 'vlmcache undo' restores it.
+    terminal is kept for vlmcache.trash_days of config.yaml (by default 7), unless less than
+    comfortable_free would be free; 'vlmcache undo' restores it.
     """
     from vlmcache.cli.confirmation import can_ask
     from vlmcache.config import matching_names

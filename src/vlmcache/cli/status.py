@@ -25,7 +25,7 @@ def status(
         bool, typer.Option("--outdated", help="Ask the hub whether newer revisions exist.")
     ] = False,
     every: Annotated[
-        bool, typer.Option("--all", help="List the other repos of the cache too, all of them.")
+        bool, typer.Option("--all", help="List all other repos of the cache too.")
     ] = False,
     limit: Annotated[
         int | None,
@@ -54,7 +54,7 @@ def status(
     ] = None,
     context: Context = None,
 ) -> Answer:
-    """Show models, bytes, room and what to do next.
+    """Show models, their sizes, free space and what to do next.
 
     Nothing is changed. Only --outdated uses the network.
     """
