@@ -272,10 +272,12 @@ def _run(arguments: list[str], on_end: OnEnd = lambda *_: None) -> int:
                 _show(outcome)
             return outcome.exit_code
         return outcome if isinstance(outcome, int) else ExitCode.DONE
-    except (BrokenPipeError, SystemExit):
-        # The reader of stdout closed it; Typer raises SystemExit where it sees that itself.
+    except SystemExit:
+        # The reader of stdout closed it, and Typer saw that itself.
         return ExitCode.DONE
     except (KeyboardInterrupt, Interrupted, Terminated, Exception) as error:
+        if isinstance(error, BrokenPipeError) and not _has_report(arguments):
+            return ExitCode.DONE
         _ignore_signals()
         failure = _failure(error, arguments)
         warnings = getattr(error, "warnings", ())
@@ -287,6 +289,12 @@ def _run(arguments: list[str], on_end: OnEnd = lambda *_: None) -> int:
         if not isinstance(problem, BrokenPipeError):
             _print_error(_failure(problem))
     return failure.exit_code
+
+
+def _has_report(arguments: Sequence[str]) -> bool:
+    """Return whether a command answers with a report: a pipe that broke before has cut its work."""
+    command = COMMANDS.get(command_in(arguments) or "")
+    return command is not None and bool(command.value)
 
 
 def _ignore_signals() -> None:

@@ -42,7 +42,7 @@ _WIDEST_TERM = 26
 _ROOM = 36
 """Columns that explanations need to stand next to their terms; with fewer they stand below."""
 _RANGE = late.pattern(r"(\d+)<=x<=(\d+)")
-"""How Typer writes from which number to which."""
+"""How Typer writes a range of numbers."""
 
 
 def exit_codes() -> str:

@@ -1,5 +1,6 @@
 """`vlmcache rm`."""
 
+import contextlib
 import sys
 from typing import Annotated
 
@@ -85,10 +86,12 @@ def rm(
     cache = call.acting(yes=yes)
     names = matching_names(cache.session, models)
     if names != tuple(models) and not call.json and not call.quiet:
-        # A plan of many may be shortened; what a pattern means must not be.
-        print(f"matched: {counted(len(names), 'name')}", file=sys.stderr)
-        for name in names:
-            print(f"  {printable(name)}", file=sys.stderr)
+        # A plan of many may be shortened; what a pattern means must not be. If nobody reads stderr,
+        # that is no reason to stop.
+        with contextlib.suppress(BrokenPipeError):
+            print(f"matched: {counted(len(names), 'name')}", file=sys.stderr)
+            for name in names:
+                print(f"  {printable(name)}", file=sys.stderr)
     return Answer(
         cache.remove(
             names,
