@@ -62,8 +62,8 @@ def rm(
     """Remove models, single revisions, variants or files.
 
     Blobs that other files or revisions need stay. Nothing in use is removed. What you confirm on a
-    terminal is kept for vlmcache.trash_days of config.yaml (by default 7), unless less than
-    comfortable_free would be free; 'vlmcache undo' restores it.
+    terminal is kept for vlmcache.trash_days of config.yaml (by default 7), unless that would leave
+    less than comfortable_free; 'vlmcache undo' restores it.
     """
     from vlmcache.cli.confirmation import can_ask
     from vlmcache.config import matching_names
