@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeAlias
 
 import typer
 
@@ -209,16 +209,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _raise_interrupted)
     code = _run_scheduled(given) if os.environ.get("VLMCACHE_SCHEDULED") else _run(given)
-    try:
-        sys.stdout.flush()
-    except OSError as problem:
-        # Otherwise Python would report it once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # A reader that closed the pipe had enough; any other failure has lost part of the answer.
-        if not isinstance(problem, BrokenPipeError) and not code:
-            _print_error(_failure(problem))
-            code = ExitCode.FAILED
+    problem = _flush(sys.stdout)
+    # A reader that closed the pipe had enough; any other failure has lost part of the answer.
+    if problem is not None and not isinstance(problem, BrokenPipeError) and not code:
+        _print_error(_failure(problem))
+        code = ExitCode.FAILED
+    _flush(sys.stderr)
     sys.exit(int(code))
+
+
+def _flush(stream: TextIO) -> OSError | None:
+    """Write out a stream, and return why that cannot be done."""
+    try:
+        stream.flush()
+    except OSError as problem:
+        # Otherwise Python would try and fail once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return problem
+    return None
 
 
 def _prepare_streams() -> None:
@@ -272,11 +280,9 @@ def _run(arguments: list[str], on_end: OnEnd = lambda *_: None) -> int:
                 _show(outcome)
             return outcome.exit_code
         return outcome if isinstance(outcome, int) else ExitCode.DONE
-    except SystemExit:
-        # The reader of stdout closed it, and Typer saw that itself.
-        return ExitCode.DONE
-    except (KeyboardInterrupt, Interrupted, Terminated, Exception) as error:
-        if isinstance(error, BrokenPipeError) and not _has_report(arguments):
+    except (KeyboardInterrupt, Interrupted, Terminated, SystemExit, Exception) as error:
+        # Typer makes SystemExit of a broken pipe that it sees itself.
+        if isinstance(error, BrokenPipeError | SystemExit) and not _has_report(arguments):
             return ExitCode.DONE
         _ignore_signals()
         failure = _failure(error, arguments)
@@ -294,7 +300,7 @@ def _run(arguments: list[str], on_end: OnEnd = lambda *_: None) -> int:
 def _has_report(arguments: Sequence[str]) -> bool:
     """Return whether a command answers with a report: a pipe that broke before has cut its work."""
     command = COMMANDS.get(command_in(arguments) or "")
-    return command is not None and bool(command.value)
+    return command is not None and bool(command.value) and not {"-h", "--help"} & {*arguments}
 
 
 def _ignore_signals() -> None:
@@ -388,6 +394,8 @@ def _failure(error: BaseException, arguments: Sequence[str] = ()) -> VlmcacheErr
         return _InterruptedError(*_with_summary("interrupted", *error.args))
     if isinstance(error, Terminated):
         return _TerminatedError(*_with_summary("terminated", *error.args))
+    if isinstance(error, BrokenPipeError | SystemExit):
+        return VlmcacheError("the output was closed before the work was done", "run it again")
     if os.environ.get("VLMCACHE_DEBUG"):
         raise error
     # Typer's errors of usage carry their own words; their classes are private to Typer.
