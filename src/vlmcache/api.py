@@ -10,7 +10,7 @@ The module is long for the reason that `Cache` is: every command is a method of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmcache.arguments import (
@@ -27,11 +27,11 @@ from vlmcache.arguments import (
 )
 from vlmcache.config import (
     Session,
+    at_revision,
     cached_models,
     matching_names,
     names_of_all,
     open_session,
-    parse_name,
     without_addresses,
 )
 from vlmcache.errors import UsageError, VlmcacheError
@@ -195,7 +195,7 @@ class Cache:
         if all == (models is not None):
             both = ", not both" if all else ""
             raise UsageError(f"name models or use {self.named('all')}{both}")
-        names: Iterable[str] = without_addresses(self.session.config, as_names(models))
+        names: Sequence[str] = without_addresses(self.session.config, as_names(models))
         if all:
             names = names_of_all(self.session.config, cached_models(self.session.cache))
             if not names:
@@ -203,34 +203,22 @@ class Cache:
                     f"no model is configured: {self.named('all')} has nothing to pull",
                     "name one to pull, such as owner/name; 'vlmcache init' writes a config.yaml",
                 )
-        if revision is not None:
-            if any("@" in name for name in names):
-                option = self.named("revision")
-                raise UsageError(f"a revision is given twice: with @ and with {option}")
-            parts = map(parse_name, names)
-            names = [
-                f"{part.name}@{revision}" + (f":{part.variant}" if part.variant else "")
-                for part in parts
-            ]
-        rate = self._rate(limit_rate)
-        workers = values.WORKERS
-        if max_workers is not None:
-            workers = as_count(self.named("max_workers"), max_workers, 64)
+        names = at_revision(names, revision, self.named("revision"))
+        workers = values.WORKERS if max_workers is None else max_workers
         options = values.PullOptions(
-            plan.FileSelection(as_list(include), as_list(exclude), all_files),
-            dry_run,
-            workers,
-            rate,
-            token,
-            make_room,
-            self.confirm,
-            self.agree,
-            self.choose,
-            as_seconds(self.named("max_wait"), max_wait, ("s", "m")),
-            add,
-            as_list(sources),
+            selection=plan.FileSelection(as_list(include), as_list(exclude), all_files),
+            dry_run=dry_run,
+            max_workers=as_count(self.named("max_workers"), workers, 64),
+            limit_rate=self._rate(limit_rate),
+            token=token,
+            make_room=make_room,
+            confirm=self.confirm,
+            agree=self.agree,
+            choose=self.choose,
+            max_wait=as_seconds(self.named("max_wait"), max_wait, ("s", "m")),
+            add=add,
+            sources=as_list(sources),
         )
-        names = tuple(names)
         if not add:
             return pull.pull(self.session, names, options, self.progress)
         from vlmcache.commands.init.add import ConfigAdder
@@ -684,19 +672,17 @@ class Cache:
         """
         from vlmcache.commands.serve import serve, values
 
-        most = values.CONNECTIONS
-        if max_connections is not None:
-            most = as_count(self.named("max_connections"), max_connections, 65536)
+        connections = values.CONNECTIONS if max_connections is None else max_connections
         options = values.ServeOptions(
-            listen,
-            all,
-            as_path(token_file),
-            as_list(allow),
-            include_gated,
-            as_path(tls_cert),
-            as_path(tls_key),
-            self._rate(limit_rate),
-            most,
+            listen=listen,
+            all=all,
+            token_file=as_path(token_file),
+            allow=as_list(allow),
+            include_gated=include_gated,
+            tls_cert=as_path(tls_cert),
+            tls_key=as_path(tls_key),
+            limit_rate=self._rate(limit_rate),
+            max_connections=as_count(self.named("max_connections"), connections, 65536),
         )
         return serve.Server(self.session, as_names(models), options, self.confirm)
 
@@ -856,17 +842,17 @@ class Cache:
         if history:
             return saved.history(self.session, as_names(models))
         wanted = options.LoadTestOptions(
-            options.parse_precisions(as_list(precision)),
-            device,
-            as_count(self.named("trials"), trials),
-            cold,
-            as_count(self.named("tokens"), tokens),
-            options.parse_loaders(as_list(loader)),
-            trust_remote_code,
-            options.parse_one_attention(attention),
-            as_list(synthetic),
-            as_count(self.named("context"), context) if context is not None else 0,
-            cold_libraries,
+            precisions=options.parse_precisions(as_list(precision)),
+            device=device,
+            trials=as_count(self.named("trials"), trials),
+            cold=cold,
+            tokens=as_count(self.named("tokens"), tokens),
+            loaders=options.parse_loaders(as_list(loader)),
+            trust_remote_code=trust_remote_code,
+            attention=options.parse_one_attention(attention),
+            synthetic=as_list(synthetic),
+            context=as_count(self.named("context"), context) if context is not None else 0,
+            cold_libraries=cold_libraries,
         )
         earlier = saved.read_report(os.fspath(compare)) if compare is not None else None
         saved.check_targets(as_path(save))

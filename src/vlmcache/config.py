@@ -36,6 +36,7 @@ from vlmcache.environment import (
 from vlmcache.errors import ConfigError
 from vlmcache.names import (
     Names,
+    at_revision,
     expand_patterns,
     find_model,
     is_pattern,
@@ -54,6 +55,7 @@ __all__ = [
     "ModelConfig",
     "Names",
     "Session",
+    "at_revision",
     "cached_models",
     "cached_repos",
     "expand_patterns",

@@ -435,5 +435,25 @@ def without_addresses(config: Config, names: Iterable[str]) -> list[str]:
     return [name if (page := parse_page(name, config.hub)) is None else page.name for name in names]
 
 
+def at_revision(names: Iterable[str], revision: str | None, option: str) -> tuple[str, ...]:
+    """Return names at a revision, or as they are if it is `None`.
+
+    Args:
+        names: what was typed.
+        revision: a branch, tag or commit.
+        option: what messages call the revision.
+
+    Raises:
+        UsageError: a name has a revision of its own.
+    """
+    names = tuple(names)
+    if revision is None:
+        return names
+    if any("@" in name for name in names):
+        raise UsageError(f"a revision is given twice: with @ and with {option}")
+    parts = map(parse_name, names)
+    return tuple(f"{part.name}@{revision}" + _after(":", part.variant, None) for part in parts)
+
+
 def _names(config: Config, cached: Iterable[str], *, variants: bool = False) -> Names:
     return Names(config, map(layout.split_name, cached), variants=variants)

@@ -22,7 +22,7 @@ from vlmcache.commands.fleet.values import (
     FleetStatus,
     FleetVerification,
 )
-from vlmcache.config import Config, Session, parse_name, without_addresses
+from vlmcache.config import Config, Session, at_revision, without_addresses
 from vlmcache.errors import UsageError
 from vlmcache.progress import Progress
 
@@ -281,12 +281,4 @@ def _pulled(
     names = without_addresses(config, models)
     if not names:
         raise UsageError("no model is named")
-    if revision is None:
-        return tuple(names)
-    if any("@" in name for name in names):
-        option = named("revision")
-        raise UsageError(f"a revision is given twice: with @ and with {option}")
-    parts = map(parse_name, names)
-    return tuple(
-        f"{part.name}@{revision}" + (f":{part.variant}" if part.variant else "") for part in parts
-    )
+    return at_revision(names, revision, named("revision"))
