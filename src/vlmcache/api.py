@@ -23,6 +23,7 @@ from vlmcache.arguments import (
     as_list,
     as_names,
     as_path,
+    as_rate,
     as_seconds,
 )
 from vlmcache.config import (
@@ -209,7 +210,7 @@ class Cache:
             selection=plan.FileSelection(as_list(include), as_list(exclude), all_files),
             dry_run=dry_run,
             max_workers=as_count(self.named("max_workers"), workers, 64),
-            limit_rate=self._rate(limit_rate),
+            limit_rate=as_rate(self.named("limit_rate"), limit_rate),
             token=token,
             make_room=make_room,
             confirm=self.confirm,
@@ -681,7 +682,7 @@ class Cache:
             include_gated=include_gated,
             tls_cert=as_path(tls_cert),
             tls_key=as_path(tls_key),
-            limit_rate=self._rate(limit_rate),
+            limit_rate=as_rate(self.named("limit_rate"), limit_rate),
             max_connections=as_count(self.named("max_connections"), connections, 65536),
         )
         return serve.Server(self.session, as_names(models), options, self.confirm)
@@ -942,19 +943,6 @@ class Cache:
 
     def _matching(self, models: Names | None, *, missing: bool = False) -> tuple[str, ...]:
         return matching_names(self.session, as_names(models), missing=missing)
-
-    def _rate(self, limit_rate: Size | None) -> int | None:
-        """Return bytes a second.
-
-        Raises:
-            UsageError: it is not a rate, or nothing.
-        """
-        if isinstance(limit_rate, str):
-            limit_rate = limit_rate.removesuffix("/s")
-        rate = as_bytes(self.named("limit_rate"), limit_rate)
-        if rate == 0:
-            raise UsageError(f"{self.named('limit_rate')} must be more than 0")
-        return rate
 
     def _verify_options(
         self, max_age: Duration | None, workers: int | None, *, dry_run: bool = False

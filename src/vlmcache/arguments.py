@@ -59,6 +59,18 @@ def as_bytes(name: str, value: Size | None) -> int | None:
     return size
 
 
+def as_rate(name: str, value: Size | None) -> int | None:
+    """Return a rate in bytes per second; `None` if it is not given.
+
+    Raises:
+        UsageError: it is not a size per second, or 0.
+    """
+    rate = as_bytes(name, value.removesuffix("/s") if isinstance(value, str) else value)
+    if rate == 0:
+        raise UsageError(f"{name} must be more than 0")
+    return rate
+
+
 def as_seconds(name: str, value: object, units: tuple[str, str] = ("d", "h")) -> float | None:
     """Return a duration in seconds; `None` if it is not given.
 

@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vlmcache import log
-from vlmcache.arguments import Names, Size, as_bytes, as_count, as_list, as_names, as_seconds
+from vlmcache.arguments import (
+    Names,
+    Size,
+    as_bytes,
+    as_count,
+    as_list,
+    as_names,
+    as_rate,
+    as_seconds,
+)
 from vlmcache.commands.fleet import measuring, removal, requests
 from vlmcache.commands.fleet import status as states
 from vlmcache.commands.fleet.actor import Setup
@@ -114,11 +123,7 @@ class FleetCache:
         from vlmcache.commands.fleet.pull_values import FleetPullOptions
         from vlmcache.commands.pull.plan import FileSelection
 
-        if isinstance(limit_rate, str):
-            limit_rate = limit_rate.removesuffix("/s")
-        rate = as_bytes(self.named("limit_rate"), limit_rate)
-        if rate == 0:
-            raise UsageError(f"{self.named('limit_rate')} must be more than 0")
+        rate = as_rate(self.named("limit_rate"), limit_rate)
         names = _pulled(self.session.config, as_names(models), revision, self.named)
         where = [word for node in self.wanted for word in ("--nodes", node)]
         where += ["--address", self.address] if self.address is not None else []
