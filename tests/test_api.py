@@ -36,8 +36,9 @@ METHODS = {
 }
 """Commands whose method has another name, or none."""
 COMMON = {"help", "config", "cache-dir", "json", "quiet", "verbose", "yes"}
-OF_A_FLEET = {"address", "nodes"}
 """Options that belong to the object, to the terminal, or to the question that is not asked."""
+OF_A_FLEET = {"address", "nodes"}
+"""Options that belong to the object of a fleet."""
 ONLY_TYPED = {
     # The report holds every repo of the cache anyway.
     "status": {"all", "limit"},
@@ -99,9 +100,9 @@ def test_a_problem_is_a_value_until_it_is_checked() -> None:
     with pytest.raises(vlmcache.NotCachedError) as caught:
         report.check()
     assert caught.value is report.problem
-    whole = vlmcache.Cache().status("good", check=True)
-    assert whole.problem is None
-    assert whole.check() is whole
+    complete = vlmcache.Cache().status("good", check=True)
+    assert complete.problem is None
+    assert complete.check() is complete
 
 
 def test_the_text_of_an_error_has_the_hint() -> None:
@@ -215,13 +216,13 @@ def test_a_move_leaves_a_link_that_relink_keeps(tmp_path: Path, here: CacheBuild
     assert cache.status("good", check=True).problem is None
 
 
-def test_watch_yields_what_is_there() -> None:
-    (look,) = vlmcache.Cache().watch(once=True, min_free="999TB")
-    assert {model.repo for model in look.snapshot.models} == {"org/good", "org/part"}
-    assert look.snapshot.low
-    looks = vlmcache.Cache().watch(interval="1h")
-    assert next(looks).events == ()
-    looks.close()
+def test_watch_yields_what_the_cache_holds() -> None:
+    (observation,) = vlmcache.Cache().watch(once=True, min_free="999TB")
+    assert {model.repo for model in observation.snapshot.models} == {"org/good", "org/part"}
+    assert observation.snapshot.low
+    observations = vlmcache.Cache().watch(interval="1h")
+    assert next(observations).events == ()
+    observations.close()
 
 
 def test_doctor_returns_its_findings(here: CacheBuilder) -> None:
@@ -308,6 +309,14 @@ def test_numbers_and_strings_with_units_mean_the_same() -> None:
         assert cache.clean("good", max_size=size, dry_run=True).missed_by == 0
     plans = [cache.clean("good", older_than=age, dry_run=True).plan for age in (3600, "1h", "60m")]
     assert plans[0] == plans[1] == plans[2]
+
+
+def test_an_argument_that_a_schedule_cannot_use_is_named() -> None:
+    cache = vlmcache.Cache()
+    with pytest.raises(UsageError, match="show shows every schedule"):
+        cache.schedule("clean", show=True)
+    with pytest.raises(UsageError, match="remove makes no schedule: leave out every"):
+        cache.schedule("clean", remove=True, every="1d")
 
 
 @pytest.mark.parametrize(
@@ -484,9 +493,9 @@ moved: str = cache.move(Path("/mnt/big"), no_link=True).check().destination
 cache.move(relink="/mnt/big")
 cache.backup("s3://bucket/store", verify=True).check().uploaded.size
 cache.restore("models.tar", "a/b", overwrite=True).check().skipped.size
-for look in cache.watch(interval=2, min_free="20GB"):
-    free: int | None = look.snapshot.cache.free
-    for event in look.events:
+for observation in cache.watch(interval=2, min_free="20GB"):
+    free: int | None = observation.snapshot.cache.free
+    for event in observation.events:
         kind: str = event.kind
 cache.doctor(shared="vlm").findings[0].code
 for result in cache.load_test("a/b", precision=["bf16"], trials=5).check().results:

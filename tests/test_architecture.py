@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from pathlib import Path
+
+import pytest
 
 import vlmcache
 
@@ -15,11 +18,11 @@ MOST_ARROWS = 113
 
 def _modules() -> dict[str, Path]:
     """Return each module's name without the package's -> its file."""
-    found: dict[str, Path] = {}
+    modules: dict[str, Path] = {}
     for path in sorted(SOURCE.rglob("*.py")):
         parts = path.relative_to(SOURCE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
 
 
 MODULES = _modules()
@@ -27,7 +30,7 @@ MODULES = _modules()
 
 def _imports_of(module: str) -> set[str]:
     """Return the modules that one imports, in functions and for types too."""
-    found: set[str] = set()
+    imported: set[str] = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -37,12 +40,12 @@ def _imports_of(module: str) -> set[str]:
                 name if _module(name) in MODULES else node.module
                 for name in (f"{node.module}.{alias.name}" for alias in node.names)
             ]
-        found.update(one for one in map(_module, names) if one in MODULES)
-    return found - {module}
+        imported.update(name for name in map(_module, names) if name in MODULES)
+    return imported - {module}
 
 
 def _module(name: str) -> str | None:
-    """Return the name without the package's, `None` for what is not of the package."""
+    """Return a name without the package\'s, `None` for a module of another package."""
     package, _, rest = name.partition(".")
     return rest if package == "vlmcache" else None
 
@@ -56,6 +59,7 @@ BASE = (
     "codes",
     "config",
     "config_file",
+    "config_values",
     "environment",
     "errors",
     "installing",
@@ -98,7 +102,7 @@ def _arrows() -> dict[tuple[str, str], list[str]]:
 
 
 def _cycles() -> list[list[str]]:
-    """Return the groups of modules of which each imports each of the others in the end (Tarjan)."""
+    """Return the groups of modules that import one another, directly or not (Tarjan)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -205,21 +209,38 @@ def _lines(source: str, tree: ast.AST) -> int:
 
 def _long() -> list[str]:
     """Return the functions, classes and files that are longer than usual."""
-    found = []
+    long = []
     for module, path in MODULES.items():
         source = path.read_text(encoding="utf-8")
         tree = ast.parse(source)
         if _lines(source, tree) > LONGEST_FILE:
-            found.append(module)
+            long.append(module)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 if _statements(node) - 1 > LONGEST_FUNCTION:
-                    found.append(f"{module}.{node.name}")
+                    long.append(f"{module}.{node.name}")
             elif isinstance(node, ast.ClassDef):
                 body = (node.end_lineno or 0) - node.lineno + 1
                 if body > LONGEST_CLASS:
-                    found.append(f"{module}.{node.name}")
-    return found
+                    long.append(f"{module}.{node.name}")
+    return long
+
+
+def test_the_page_says_how_many_statements_the_package_and_its_largest_rooms_have() -> None:
+    """In round numbers, so that not every change has to touch the page."""
+    sizes: Counter[str] = Counter()
+    for path in MODULES.values():
+        folder = path.parent.relative_to(SOURCE).as_posix()
+        sizes[f"{folder}/"] += _statements(ast.parse(path.read_text(encoding="utf-8")))
+    page = (Path(__file__).parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    (total,) = re.findall(r"`src/` has ([\d,]+) statements", page)
+    assert int(total.replace(",", "")) == pytest.approx(sizes.total(), rel=0.02)
+    rows = re.findall(
+        r"^\| (?:`([\w/]+/)`|the modules at the top) \| ([\d,]+) \|", page, re.MULTILINE
+    )
+    stated = {folder or "./": int(number.replace(",", "")) for folder, number in rows}
+    assert len(stated) > 10
+    assert {folder: sizes[folder] for folder in stated} == pytest.approx(stated, rel=0.05)
 
 
 # The docstring of each says why it is long.

@@ -36,7 +36,7 @@ class Simulated(Machine):
         self.time += seconds
 
 
-def test_a_quiet_machine_is_looked_at_once() -> None:
+def test_a_quiet_machine_is_checked_once() -> None:
     machine = Simulated([0.1])
     assert Quiet(machine).wait()
     assert machine.time == 101

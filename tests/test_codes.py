@@ -95,6 +95,10 @@ def test_the_register_has_the_codes_of_the_source_and_no_others() -> None:
     assert CODES.keys() - codes == set()
 
 
+def test_the_register_is_sorted_by_code() -> None:
+    assert list(CODES) == sorted(CODES)
+
+
 def test_no_two_codes_have_a_sentence_in_common() -> None:
     sentences = [sentence for entry in CODES.values() for sentence in entry]
     assert [sentence for sentence in sentences if sentences.count(sentence) > 1] == []

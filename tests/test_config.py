@@ -101,7 +101,7 @@ def test_an_applications_own_file_is_used_unchanged(tmp_path: Path) -> None:
     assert not config.warnings
 
 
-def test_a_merge_key_is_honoured_and_a_numeric_tag_stays_as_written(tmp_path: Path) -> None:
+def test_a_merge_key_is_honored_and_a_numeric_tag_stays_as_written(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(APPLICATION, encoding="utf-8")
     pinned = load_config(None, environment(tmp_path)).models["qwen_vl_pinned"]
     assert (pinned.repo, pinned.precision, pinned.revision) == (
@@ -124,7 +124,7 @@ def test_a_device_map_can_be_the_number_of_a_device(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"models: {}\n# caf\xe9\n", b"models: {}\n# \x01\n"])
-def test_a_file_that_is_no_text_names_the_line(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_text_is_refused_with_the_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=r"config\.yaml:2: holds bytes that are not UTF-8"):
         load_config(None, environment(tmp_path))
@@ -268,7 +268,7 @@ def test_a_bomb_of_aliases_does_not_grow(tmp_path: Path) -> None:
     loaded(tmp_path, "\n".join([*lines, "models: {}"]))
 
 
-def test_an_unknown_key_of_ours_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_key_of_ours_is_reported_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("vlmcache:\n  min_fre: 1GB\n")
     (warning,) = load_config(None, environment(tmp_path)).warnings
     assert "min_fre is not known; did you mean min_free?" in warning
@@ -468,7 +468,7 @@ def test_the_option_comes_before_every_variable_and_empty_ones_count_as_unset(
     assert locate_cache("here", variables).dir == str(tmp_path / "here")
 
 
-def test_variables_that_disagree_are_told(tmp_path: Path) -> None:
+def test_variables_that_disagree_are_reported(tmp_path: Path) -> None:
     location = locate_cache(None, environment(tmp_path, HF_HUB_CACHE="/one", HF_HOME="/three"))
     assert location.conflicts == ("HF_HOME points to /three/hub, but HF_HUB_CACHE decides: /one",)
     agreed = environment(tmp_path, HF_HUB_CACHE="/three/hub", HF_HOME="/three")
@@ -513,7 +513,7 @@ def test_no_dotenv_moves_a_side_cache(tmp_path: Path, lines: dict[str, str]) -> 
         )
 
 
-def test_a_dotenv_that_is_no_text_is_a_configuration_error(tmp_path: Path) -> None:
+def test_a_dotenv_that_is_not_text_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"HF_HOME=\xff\xfe\n")
     with pytest.raises(ConfigError, match=r"\.env: cannot be read"):
         environment(tmp_path)

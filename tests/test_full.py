@@ -1,4 +1,4 @@
-"""The tier full does at length what the check does a little of, and writes its counts into docs."""
+"""The tier full does at length what the check does briefly, and writes its counts into docs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_no_invariant_is_broken_whichever_call_of_a_command_fails_or_is_its_last
     run("tests.kit.faulty")
     sums = re.search(r"^\| all \|(.*)\|$", (DOCS / "faults.md").read_text(), re.MULTILINE)
     assert sums is not None
-    calls, errors, kills, _, broken = (int(one.replace(",", "")) for one in sums[1].split("|"))
+    calls, errors, kills, _, broken = (int(cell.replace(",", "")) for cell in sums[1].split("|"))
     assert broken == 0
     assert min(calls, errors, kills) > 500, "too few to believe that all commands were tried"
 

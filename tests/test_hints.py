@@ -41,7 +41,7 @@ REVIEWED = {
         "'vlmcache pull --make-room' or 'vlmcache clean --free SIZE' makes room.": GOAL,
         "'vlmcache clean' removes it when it is old enough.": WASTE,
         "'vlmcache clean' removes it under the store's own lock.": WASTE,
-        "Nothing has to be done; 'vlmcache rm' removes by repo and never by a bare hash.": (
+        "Nothing needs to be done; 'vlmcache rm' removes by repo and never by a bare hash.": (
             "it says what the command does"
         ),
         "'vlmcache pull MODEL' continues it, 'vlmcache clean --partials' removes it.": (
@@ -132,16 +132,16 @@ def test_each_hint_that_removes_or_replaces_something_has_a_reason_why_no_only_c
     assert proposed == dict(reviewed)
 
 
-@pytest.mark.parametrize("what", ["a file in a snapshot", "a file in the repo"])
+@pytest.mark.parametrize("where", ["a file in a snapshot", "a file in the repo"])
 def test_a_model_with_files_that_the_hub_does_not_have_is_never_recommended_for_removal(
-    tmp_path: Path, what: str
+    tmp_path: Path, where: str
 ) -> None:
     place = Place(tmp_path)
     cache = CacheBuilder(place.root)
     for name in ("org/ours", "org/plain"):
         cache.repo(name).revision({"config.json": b"{}", "model.safetensors": b"x" * 9000})
     ours = cache.repo("org/ours").folder
-    if what == "a file in a snapshot":
+    if where == "a file in a snapshot":
         (snapshot,) = (ours / "snapshots").iterdir()
         (snapshot / "tuned.safetensors").write_bytes(b"mine")
     else:

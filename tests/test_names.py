@@ -19,7 +19,7 @@ from vlmcache.config import (
     Limits,
     ModelConfig,
     Names,
-    expand,
+    expand_patterns,
     find_model,
     name_of,
     parse_name,
@@ -118,7 +118,7 @@ def test_a_key_that_holds_a_colon_means_what_is_configured() -> None:
 
 def test_a_key_stands_for_its_repo_at_the_configured_revision() -> None:
     found = Names(CONFIG, [("model", "org/name")]).resolve("small")
-    assert (found.folder, found.revision, found.held) == ("models--org--name", None, False)
+    assert (found.folder, found.revision, found.in_place) == ("models--org--name", None, False)
     assert found.model is not None
     assert found.model.revision == "v1"
 
@@ -311,19 +311,19 @@ PATTERNS = Config(
     ],
 )
 def test_a_pattern_stands_for_what_it_matches(text: str, names: list[str]) -> None:
-    assert list(expand(PATTERNS, [text], CACHED)) == names
-    assert list(expand(PATTERNS, [text, text], CACHED)) == names
+    assert list(expand_patterns(PATTERNS, [text], CACHED)) == names
+    assert list(expand_patterns(PATTERNS, [text, text], CACHED)) == names
 
 
 def test_a_pattern_matches_keys_that_are_not_cached_only_if_these_are_asked_for() -> None:
-    assert "absent" not in expand(PATTERNS, ["*"], CACHED)
-    assert "absent" in expand(PATTERNS, ["*"], CACHED, missing=True)
+    assert "absent" not in expand_patterns(PATTERNS, ["*"], CACHED)
+    assert "absent" in expand_patterns(PATTERNS, ["*"], CACHED, missing=True)
 
 
 @pytest.mark.parametrize("text", ["zzz*", "datasets/z*", "[", "a/[b", "spaces/*"])
 def test_a_pattern_that_matches_nothing_is_no_model(text: str) -> None:
     with pytest.raises(UnknownModelError, match="nothing matches"):
-        expand(PATTERNS, [text], CACHED)
+        expand_patterns(PATTERNS, [text], CACHED)
 
 
 @given(
@@ -332,7 +332,7 @@ def test_a_pattern_that_matches_nothing_is_no_model(text: str) -> None:
 )
 def test_what_a_pattern_matches_can_be_read_and_is_there(text: str, cached: list[str]) -> None:
     try:
-        names = expand(PATTERNS, [text], cached)
+        names = expand_patterns(PATTERNS, [text], cached)
     except (UnknownModelError, UsageError):
         return
     if names == (text,):

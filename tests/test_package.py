@@ -19,6 +19,7 @@ import vlmcache
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "vlmcache"
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -45,7 +46,7 @@ def metadata(wheel: zipfile.ZipFile) -> email.message.Message:
 
 
 def in_info(wheel: zipfile.ZipFile, name: str) -> str:
-    return next(found for found in wheel.namelist() if found.endswith(f".dist-info/{name}"))
+    return next(member for member in wheel.namelist() if member.endswith(f".dist-info/{name}"))
 
 
 def test_what_is_tested_is_what_the_source_holds() -> None:
@@ -67,7 +68,7 @@ def test_the_default_configuration_is_the_one_to_copy() -> None:
     assert (SOURCE / "config.yaml").read_text() == (ROOT / "config.yaml").read_text()
 
 
-def test_the_wheel_starts_the_command_and_carries_the_licence(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_starts_the_command_and_carries_the_license(wheel: zipfile.ZipFile) -> None:
     scripts = configparser.ConfigParser()
     scripts.read_string(wheel.read(in_info(wheel, "entry_points.txt")).decode())
     assert dict(scripts["console_scripts"]) == {
@@ -108,8 +109,15 @@ def test_the_workflow_runs_on_each_python_that_the_metadata_names(
     for job in workflow["jobs"].values():
         assert set(job["strategy"]["matrix"]["python"]) == {"3.10", "3.11", "3.12", "3.13"}
         assert set(job["strategy"]["matrix"]["python"]) <= named
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_uses_actions_at_a_commit_and_tests_that_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for job in yaml.safe_load(text)["jobs"].values():
         for step in job["steps"]:
             assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", step.get("uses", f"a@{'0' * 40}"))
+    assert [name for name in re.findall(r"tests/[\w/.]+", text) if not (ROOT / name).exists()] == []
 
 
 def test_every_public_name_is_there_and_listed_once() -> None:

@@ -40,7 +40,7 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "GB", "-1GB", "1.5.2GB", "ten", "1e9", "nan", "1 XB", "１GB", "5i", "1ib"]
 )
-def test_a_text_that_is_no_size_is_refused(text: str) -> None:
+def test_a_string_that_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
         parse_size(text)
 
@@ -66,7 +66,7 @@ def test_a_capital_m_could_mean_months_and_is_refused(text: str, offered: str) -
 
 
 @pytest.mark.parametrize("text", ["", "d", "-3d", "3 months"])
-def test_a_text_that_is_no_duration_is_refused(text: str) -> None:
+def test_a_string_that_is_not_a_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         parse_duration(text)
 

@@ -6,12 +6,12 @@ import sys
 from typing import NoReturn
 
 _COLLECT_AFTER = 20_000
-"""Values that may be made until the collector looks for cycles: this process is a short one."""
+"""Objects that may be made before the collector looks for cycles: this process is short-lived."""
 
 
 def main() -> NoReturn:
     """Run the command line."""
-    # What is imported stays to the end, and need not be looked through again and again.
+    # Imported modules live until the end: searching them for garbage would be wasted time.
     gc.disable()
     try:
         if "_VLMCACHE_COMPLETE" in os.environ:
@@ -21,7 +21,7 @@ def main() -> NoReturn:
             sys.exit()
         from vlmcache.cli.main import main as run
     except KeyboardInterrupt:
-        # Ctrl-C before the one place that answers for failures is there.
+        # Ctrl-C before `cli.main`, which reports all failures, is imported.
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Addresses to listen on, who may ask there, and whether a Host header means this machine."""
+"""Addresses to listen on, networks that may connect, and Host headers that mean this machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from vlmcache.errors import UsageError
+from vlmcache.units import short_text
 
 Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
 Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
@@ -16,7 +17,7 @@ Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 def parse_address(text: str) -> tuple[str, int]:
     """Return host and port of `9400`, `:9400`, `0.0.0.0:9400` or `[::1]:9400`.
 
-    Without a host it is the loopback, so that other machines are answered only if asked for.
+    Without a host it is the loopback: other machines are answered only if an address is given.
 
     Raises:
         UsageError: the string is not an address.
@@ -26,9 +27,11 @@ def parse_address(text: str) -> tuple[str, int]:
         host = host[1:-1]
     elif ":" in host:
         port = ""
-    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+    # Python refuses to read thousands of digits.
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise UsageError(
-            f"--listen {text!r} is not an address", "write PORT, ADDRESS:PORT or [ADDRESS]:PORT"
+            f"--listen {short_text(text)} is not an address",
+            "write PORT, ADDRESS:PORT or [ADDRESS]:PORT",
         )
     return host or "127.0.0.1", int(port)
 
@@ -39,19 +42,19 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
     Raises:
         UsageError: one of them is not a network.
     """
-    found = []
+    networks = []
     for text in texts:
         try:
-            found.append(ipaddress.ip_network(text, strict=False))
+            networks.append(ipaddress.ip_network(text, strict=False))
         except ValueError:
             raise UsageError(
-                f"--allow {text!r} is not a network", "write for example 192.168.1.0/24"
+                f"--allow {short_text(text)} is not a network", "write for example 192.168.1.0/24"
             ) from None
-    return tuple(found)
+    return tuple(networks)
 
 
 def parse_host(text: str) -> Address | None:
-    """Return the address that a string is, one of IPv4 within IPv6 as that of IPv4."""
+    """Return the address that a string is, IPv4 within IPv6 as IPv4; `None` if it is a name."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -60,7 +63,7 @@ def parse_host(text: str) -> Address | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address."""
+    """Return whether only this machine can reach an address."""
     address = parse_host(host)
     return address is not None and address.is_loopback
 
@@ -80,7 +83,7 @@ def is_own_host(header: str, listened_on: str, reached_at: str) -> bool:
     if name in ("localhost", listened_on.lower(), socket.gethostname().lower()):
         return True
     address = parse_host(name)
-    # Where it listens on all addresses, any may be forwarded to it; none is a foreign name.
+    # A server that listens on all addresses may be reached at any: none is a foreign name.
     everywhere = parse_host(listened_on)
     return address is not None and (
         (everywhere is not None and everywhere.is_unspecified) or address == parse_host(reached_at)

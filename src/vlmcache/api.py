@@ -10,17 +10,29 @@ The module is long for the reason that `Cache` is: every command is a method of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from vlmcache.arguments import Names, Size, as_bytes, as_count, as_list, as_names, as_seconds
+from vlmcache.arguments import (
+    Duration,
+    Names,
+    Path,
+    Size,
+    as_bytes,
+    as_count,
+    as_list,
+    as_names,
+    as_path,
+    as_rate,
+    as_seconds,
+)
 from vlmcache.config import (
     Session,
+    at_revision,
     cached_models,
-    matching,
+    matching_names,
     names_of_all,
     open_session,
-    parse_name,
     without_addresses,
 )
 from vlmcache.errors import UsageError, VlmcacheError
@@ -49,21 +61,17 @@ if TYPE_CHECKING:
     from vlmcache.load.warm import WarmReport
     from vlmcache.progress import Progress
 
-Path: TypeAlias = "str | os.PathLike[str]"
-Duration: TypeAlias = "float | str"
-"""Seconds, or a string with its unit."""
-
 
 class Cache:
-    """A hub cache, and the configuration that it is managed by.
+    """A hub cache, and the configuration by which it is managed.
 
     Both are found when the object is made. Every method returns a report: `.problem` is what went
     wrong or `None`, `.check()` raises it or returns the report, `.ids` is what `--quiet` prints.
-    What cannot be begun at all (a name that means no model, an argument that makes no sense) is
-    raised by the method itself.
+    What cannot begin at all (a name that means no model, an argument that makes no sense) is raised
+    by the method itself.
 
     The class is long, and its methods have many arguments, because it has a method for each command
-    and an argument for each option, and most of it is what editors show of them.
+    and an argument for each option; most of it is documentation that editors show.
 
     Args:
         cache_dir: the hub cache; the one that the environment names if not given.
@@ -81,12 +89,9 @@ class Cache:
         *,
         session: Session | None = None,
     ) -> None:
-        self.session = session or open_session(
-            None if config is None else os.fspath(config),
-            None if cache_dir is None else os.fspath(cache_dir),
-        )
+        self.session = session or open_session(as_path(config), as_path(cache_dir))
         self.progress: Progress | None = None
-        """What sees how far transfers are, from several threads."""
+        """Receives the progress of transfers, from several threads."""
         self.on_step: Callable[[Step], None] = lambda _step: None
         """Is called with what a load test or a quantization does next."""
         self.confirm: Callable[[Any], bool] | None = None
@@ -97,9 +102,9 @@ class Cache:
         """Is called with the variants of a model to pull, if none is named, and returns one."""
         self.select: Callable[[Offer], Sequence[int]] | None = None
         """Is called with all that can be removed, if nothing is named, and returns the numbers of
-        what is to be removed, from 0 on."""
+        what to remove, counted from 0."""
         self.named: Callable[[str], str] = str
-        """Returns what messages call an argument."""
+        """Returns the name of an argument for messages."""
 
     def __repr__(self) -> str:
         return f"Cache(cache_dir={self.session.cache.dir!r}, config={self.session.config.path!r})"
@@ -121,7 +126,7 @@ class Cache:
                 them such as `org/*`.
             check: count it as a problem if one of them is not cached.
             outdated: ask the hub for newer revisions.
-            sort: `name`, `size`, `state` or `used`.
+            sort: `name`, `size`, `state`, `type` or `used`.
             filter: tests such as `size>1GB` that every model and repo of the report passes.
             context: tokens of a context whose key-value cache counts as memory.
 
@@ -172,13 +177,13 @@ class Cache:
             dry_run: return the plan and write nothing.
             max_workers: files at a time, 1 to 64; 8 if not given.
             limit_rate: bytes a second for all files together.
-            max_wait: how long a busy hub may ask to wait, ten minutes if not given, and how long
-                another process's download of a file is waited for, as long as it grows if not
-                given.
+            max_wait: how long a busy hub may ask to wait (ten minutes if not given), and how long
+                to wait for another process that downloads a file (as long as the file grows if not
+                given).
             make_room: remove the least recently used models if the disk is too full.
             token: in place of the one that huggingface_hub finds.
-            add: add the models that are complete then to the user's config.yaml.
-            sources: what is asked for contents before the hub: addresses of `vlmcache serve`, hub
+            add: add the models that are then complete to the user's config.yaml.
+            sources: where to look for contents before the hub: addresses of `vlmcache serve`, hub
                 caches, backups, tars and Ollama stores. The user's `sources:` come after them.
 
         Raises:
@@ -189,43 +194,32 @@ class Cache:
         from vlmcache.commands.pull import plan, pull, values
 
         if all == (models is not None):
-            raise UsageError(f"name models or use {self.named('all')}, not both")
-        names: Iterable[str] = without_addresses(self.session.config, as_names(models))
+            both = ", not both" if all else ""
+            raise UsageError(f"name models or use {self.named('all')}{both}")
+        names: Sequence[str] = without_addresses(self.session.config, as_names(models))
         if all:
             names = names_of_all(self.session.config, cached_models(self.session.cache))
             if not names:
                 raise UsageError(
-                    f"no model is configured, so {self.named('all')} means none",
+                    f"no model is configured: {self.named('all')} has nothing to pull",
                     "name one to pull, such as owner/name; 'vlmcache init' writes a config.yaml",
                 )
-        if revision is not None:
-            if any("@" in name for name in names):
-                option = self.named("revision")
-                raise UsageError(f"a revision is given twice: with @ and with {option}")
-            parts = map(parse_name, names)
-            names = [
-                f"{part.name}@{revision}" + (f":{part.variant}" if part.variant else "")
-                for part in parts
-            ]
-        rate = self._rate(limit_rate)
-        workers = values.WORKERS
-        if max_workers is not None:
-            workers = as_count(self.named("max_workers"), max_workers, 64)
+        names = at_revision(names, revision, self.named("revision"))
+        workers = values.WORKERS if max_workers is None else max_workers
         options = values.PullOptions(
-            plan.FileSelection(as_list(include), as_list(exclude), all_files),
-            dry_run,
-            workers,
-            rate,
-            token,
-            make_room,
-            self.confirm,
-            self.agree,
-            self.choose,
-            as_seconds(self.named("max_wait"), max_wait, ("s", "m")),
-            add,
-            as_list(sources),
+            selection=plan.FileSelection(as_list(include), as_list(exclude), all_files),
+            dry_run=dry_run,
+            max_workers=as_count(self.named("max_workers"), workers, 64),
+            limit_rate=as_rate(self.named("limit_rate"), limit_rate),
+            token=token,
+            make_room=make_room,
+            confirm=self.confirm,
+            agree=self.agree,
+            choose=self.choose,
+            max_wait=as_seconds(self.named("max_wait"), max_wait, ("s", "m")),
+            add=add,
+            sources=as_list(sources),
         )
-        names = tuple(names)
         if not add:
             return pull.pull(self.session, names, options, self.progress)
         from vlmcache.commands.init.add import ConfigAdder
@@ -252,8 +246,7 @@ class Cache:
         """
         from vlmcache.commands.init import init
 
-        file = None if config is None else os.fspath(config)
-        return init.init(self.session, file, dry_run=dry_run)
+        return init.init(self.session, as_path(config), dry_run=dry_run)
 
     def remove(
         self,
@@ -276,12 +269,12 @@ class Cache:
             dry_run: return the plan and remove nothing.
             force: remove although a process uses it.
             trash: keep it in the trash, or with False free its bytes at once; if `None`, only what
-                `self.confirm` has confirmed is kept, as long as enough is free without it.
+                `self.confirm` has confirmed is kept, if enough is free without it.
 
         Raises:
             UnknownModelError: nothing of a name is in the cache.
-            CacheError: it is to be kept, and there is no place for the trash.
-            UsageError: an address is one of a file: the complete model is not what it says; or
+            CacheError: it should be kept, but there is no place for the trash.
+            UsageError: an address is that of a file, so the complete model cannot be meant; or
                 nothing is named.
             UnconfirmedError: `self.select` returns nothing.
         """
@@ -322,9 +315,9 @@ class Cache:
 
         Args:
             models: configured models that older_than, max_size and free may remove too.
-            older_than: remove models that were not used for so long.
+            older_than: remove models that were not used for this long.
             max_size: remove the least recently used models until the cache is no larger.
-            free: remove the least recently used models until the disk has so much free.
+            free: remove the least recently used models until the disk has this much free.
             to: a folder on another drive, to which models are moved instead of being removed; the
                 user's `archive:` if not given.
             duplicates: remove second weight formats.
@@ -334,16 +327,16 @@ class Cache:
             xet: empty the cache of Xet chunks too.
             modules: empty the cache of remote code too.
             trash: keep in the trash what is removed; if `None`, its bytes are freed at once.
-            interactive: remove only what `self.select` returns of all that could be.
+            interactive: remove only what `self.select` returns of all that could be removed.
             dry_run: return the plan and remove nothing.
 
         Raises:
             UnknownModelError: a name to keep or to remove is not a model.
             UsageError: `interactive` is given with a goal or a folder, or without `self.select`;
-                the folder cannot be one to move to, or nothing would be gained by it.
+                models cannot be moved to the folder, or nothing would be gained by it.
             UnconfirmedError: `self.select` returns nothing.
             AwayError: the drive with the models that were moved there is not mounted.
-            ConfigError: another config.yaml that may protect models cannot be read.
+            ConfigError: another config.yaml, which may protect models, cannot be read.
         """
         from vlmcache.commands.remove import clean, values
 
@@ -351,12 +344,15 @@ class Cache:
             goals = {"all": all, "xet": xet, "modules": modules}
             goals |= {"free": free is not None, "max_size": max_size is not None}
             goals["to"] = to is not None
-            given = next((self.named(name) for name, value in goals.items() if value), None)
+            given = next((self.named(goal) for goal, is_given in goals.items() if is_given), None)
             if given is not None:
                 option = self.named("interactive")
                 raise UsageError(f"{given} and {option} both choose what to remove", "give one")
             if self.select is None:
-                raise UsageError(f"{self.named('interactive')} needs somebody who chooses")
+                raise UsageError(
+                    f"{self.named('interactive')} needs somebody who chooses",
+                    "set Cache.select to a function that does",
+                )
         options = values.CleanOptions(
             older_than=as_seconds(self.named("older_than"), older_than),
             max_size=as_bytes(self.named("max_size"), max_size),
@@ -370,32 +366,29 @@ class Cache:
             partials=partials,
             trash=trash,
         )
-        if interactive:
-            choose = self.select
-            return clean.clean(
-                self.session, options, dry_run=dry_run, confirm=self.confirm, choose=choose
-            )
-        folder = None if to is None else os.fspath(to)
-        options = clean.with_archive(options, self.session.config, folder)
-        if options.to is None:
-            return clean.clean(self.session, options, dry_run=dry_run, confirm=self.confirm)
-        from vlmcache.commands.move.archive import clean_to
+        if not interactive:
+            options = clean.with_archive(options, self.session.config, as_path(to))
+        if options.to is not None:
+            from vlmcache.commands.move.archive import clean_to
 
-        return clean_to(
-            self.session, options, dry_run=dry_run, confirm=self.confirm, progress=self.progress
+            return clean_to(
+                self.session, options, dry_run=dry_run, confirm=self.confirm, progress=self.progress
+            )
+        choose = self.select if interactive else None
+        return clean.clean(
+            self.session, options, dry_run=dry_run, confirm=self.confirm, choose=choose
         )
 
     def undo(self, removal: str | None = None, *, dry_run: bool = False) -> UndoReport:
         """Restore what a removal has put into the trash, exactly as it was.
 
         Args:
-            removal: its id, as `trash` and the receipt of the removal name it; the last removal if
-                not given.
+            removal: its id, from `trash` or the removal's receipt; the last removal if not given.
             dry_run: only return what would be restored.
 
         Raises:
             NothingToUndoError: there is no such removal in the trash.
-            NameTakenError: something else has the name of what is to be restored.
+            NameTakenError: something else has the name of what should be restored.
             AwayError: a part of it is on a drive that is not mounted.
         """
         from vlmcache.commands.trash import undo
@@ -477,7 +470,7 @@ class Cache:
             destination: the folder to move to, a hub cache of its own.
             models: keys, repo ids or `datasets/owner/name`; everything if not given.
             no_link: leave no links in the cache.
-            undo: take back an unfinished move to the destination.
+            undo: roll back an unfinished move to the destination.
             relink: let links that lead nowhere lead to this folder, and move nothing.
             dry_run: return the plan and change nothing.
 
@@ -502,14 +495,14 @@ class Cache:
             if models is not None or no_link:
                 option, other = self.named("undo"), self.named("no_link")
                 raise UsageError(
-                    f"{option} takes back all that is unfinished: give no MODEL and no {other}"
+                    f"{option} rolls back all that is unfinished: give no MODEL and no {other}"
                 )
             return move.undo(self.session, destination, dry_run=dry_run)
         options = values.MoveOptions(link=not no_link, dry_run=dry_run)
         return move.move(self.session, destination, as_names(models), options, self.progress)
 
     def recall(self, models: Names, *, dry_run: bool = False) -> RecallReport:
-        """Bring models back from the drives to which `clean` and `move` have brought them.
+        """Bring models back from the drives to which `clean` and `move` have moved them.
 
         Args:
             models: keys, repo ids or `datasets/owner/name`, or patterns such as `org/*`.
@@ -538,8 +531,7 @@ class Cache:
         """
         from vlmcache.commands.attach import attach
 
-        named = None if base is None else os.fspath(base)
-        return attach.attach(self.session, named, dry_run=dry_run)
+        return attach.attach(self.session, as_path(base), dry_run=dry_run)
 
     def detach(self, base: Path | None = None, *, dry_run: bool = False) -> AttachReport:
         """Remove the links into a base; nobody is asked. The base is not touched.
@@ -549,12 +541,11 @@ class Cache:
             dry_run: return the plan and change nothing.
 
         Raises:
-            UsageError: nothing of this cache is in that base, or one of several has to be named.
+            UsageError: nothing here is linked into that base, or one of several must be named.
         """
         from vlmcache.commands.attach import attach
 
-        named = None if base is None else os.fspath(base)
-        return attach.detach(self.session, named, dry_run=dry_run, confirm=self.confirm)
+        return attach.detach(self.session, as_path(base), dry_run=dry_run, confirm=self.confirm)
 
     def backup(
         self,
@@ -682,19 +673,17 @@ class Cache:
         """
         from vlmcache.commands.serve import serve, values
 
-        most = values.CONNECTIONS
-        if max_connections is not None:
-            most = as_count(self.named("max_connections"), max_connections, 65536)
+        connections = values.CONNECTIONS if max_connections is None else max_connections
         options = values.ServeOptions(
-            listen,
-            all,
-            None if token_file is None else os.fspath(token_file),
-            as_list(allow),
-            include_gated,
-            None if tls_cert is None else os.fspath(tls_cert),
-            None if tls_key is None else os.fspath(tls_key),
-            self._rate(limit_rate),
-            most,
+            listen=listen,
+            all=all,
+            token_file=as_path(token_file),
+            allow=as_list(allow),
+            include_gated=include_gated,
+            tls_cert=as_path(tls_cert),
+            tls_key=as_path(tls_key),
+            limit_rate=as_rate(self.named("limit_rate"), limit_rate),
+            max_connections=as_count(self.named("max_connections"), connections, 65536),
         )
         return serve.Server(self.session, as_names(models), options, self.confirm)
 
@@ -708,7 +697,7 @@ class Cache:
         remove: bool = False,
         dry_run: bool = False,
     ) -> ScheduleReport:
-        """Let a timer of the machine run a command, show what is scheduled, or remove it.
+        """Let a timer of this machine run a command, or show or remove what is scheduled.
 
         Args:
             command: `clean`, `verify` or `status --check` with its options, as a shell takes it or
@@ -721,24 +710,29 @@ class Cache:
             dry_run: return what would be written or removed, and change nothing.
 
         Raises:
-            UsageError: the arguments do not go together, or the command is not right.
+            UsageError: the arguments do not go together, or the command cannot be scheduled.
             NoSchedulerError: there is no systemd, cron or launchd for this user.
             ScheduleError: the timer cannot be written or removed.
         """
         from vlmcache.commands.schedule import schedule
 
         seconds = as_seconds(self.named("every"), every)
-        option = self.named("show" if show else "remove")
-        if (show and remove) or ((show or remove) and every is not None):
-            raise UsageError(f"{option} goes with no other option: it makes no schedule")
+        if show and (remove or (command, name, every) != (None, None, None)):
+            raise UsageError(
+                f"{self.named('show')} shows every schedule: give nothing else with it"
+            )
+        if remove and every is not None:
+            raise UsageError(
+                f"{self.named('remove')} makes no schedule: leave out {self.named('every')}"
+            )
         words = None if command is None else as_list(command)
         line = words[0] if words is not None and len(words) == 1 else words
         if remove:
             return schedule.remove(
                 self.session, name or (words[0] if words else None), dry_run=dry_run
             )
-        if show or line is None:
-            if line is not None or every is not None or name is not None:
+        if line is None:
+            if every is not None or name is not None:
                 raise UsageError("no command to schedule", "vlmcache schedule verify --every 7d")
             return schedule.show(self.session)
         if seconds is None:
@@ -849,20 +843,20 @@ class Cache:
         if history:
             return saved.history(self.session, as_names(models))
         wanted = options.LoadTestOptions(
-            options.parse_precisions(as_list(precision)),
-            device,
-            as_count(self.named("trials"), trials),
-            cold,
-            as_count(self.named("tokens"), tokens),
-            options.parse_loaders(as_list(loader)),
-            trust_remote_code,
-            options.parse_one_attention(attention),
-            as_list(synthetic),
-            as_count(self.named("context"), context) if context is not None else 0,
-            cold_libraries,
+            precisions=options.parse_precisions(as_list(precision)),
+            device=device,
+            trials=as_count(self.named("trials"), trials),
+            cold=cold,
+            tokens=as_count(self.named("tokens"), tokens),
+            loaders=options.parse_loaders(as_list(loader)),
+            trust_remote_code=trust_remote_code,
+            attention=options.parse_one_attention(attention),
+            synthetic=as_list(synthetic),
+            context=as_count(self.named("context"), context) if context is not None else 0,
+            cold_libraries=cold_libraries,
         )
         earlier = saved.read_report(os.fspath(compare)) if compare is not None else None
-        saved.check_targets(None if save is None else os.fspath(save))
+        saved.check_targets(as_path(save))
         report = bench.load_test(self.session, self._matching(models), wanted, self.on_step)
         report = saved.compared(report, earlier)
         return report if save is None else saved.save_report(os.fspath(save), report)
@@ -948,20 +942,7 @@ class Cache:
         )
 
     def _matching(self, models: Names | None, *, missing: bool = False) -> tuple[str, ...]:
-        return matching(self.session, as_names(models), missing=missing)
-
-    def _rate(self, limit_rate: Size | None) -> int | None:
-        """Return bytes a second.
-
-        Raises:
-            UsageError: it is not a rate, or nothing.
-        """
-        if isinstance(limit_rate, str):
-            limit_rate = limit_rate.removesuffix("/s")
-        rate = as_bytes(self.named("limit_rate"), limit_rate)
-        if rate == 0:
-            raise UsageError(f"{self.named('limit_rate')} must be more than 0")
-        return rate
+        return matching_names(self.session, as_names(models), missing=missing)
 
     def _verify_options(
         self, max_age: Duration | None, workers: int | None, *, dry_run: bool = False

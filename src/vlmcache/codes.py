@@ -1,7 +1,7 @@
 """Every finding code and error code: what it means, and what to do about it.
 
 `vlmcache explain CODE` prints an entry; docs/codes.md lists them all. A remedy names a command or
-a setting in single quotes. The file is long because it is one table.
+a setting in single quotes. The table is sorted, and the file is long because it is one table.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Run 'vlmcache verify --repair' where the models are, then 'vlmcache backup' again.",
     ),
     "base-absent": (
-        "A base, a cache beneath this one, is not there: it was removed, or is not mounted.",
+        "A base (a cache beneath this one) is missing: it was removed, or is not mounted.",
         "Mount it; if it is elsewhere now, run 'vlmcache attach' with that folder.",
     ),
     "base-has-more": (
@@ -39,12 +39,12 @@ CODES: dict[str, tuple[str, str]] = {
         "'vlmcache attach' links them.",
     ),
     "base-unreadable": (
-        "This user may not read all of a base, so that some of its models cannot be loaded.",
-        "Whoever manages it lets its users read it; 'vlmcache doctor' shows the command.",
+        "You may not read all of a base, so some of its models cannot be loaded.",
+        "Ask its admin to let its users read it; 'vlmcache doctor' shows the command.",
     ),
     "base-writable": (
-        "This user can write to a base, which is to be changed by its admin only.",
-        "Its admin runs 'chmod -R go-w FOLDER', or mounts it read-only for its users.",
+        "You can write to a base, which only its admin should change.",
+        "Ask its admin to run 'chmod -R go-w FOLDER', or to mount it read-only for its users.",
     ),
     "busy": (
         "Another process is moving something to the same place.",
@@ -82,7 +82,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Run the command again with '--dry-run' to see a new plan.",
     ),
     "changed-copy": (
-        "A kept quantized copy is not as it was when it was made.",
+        "A kept quantized copy has changed since it was made.",
         "Make it again with 'vlmcache quantize MODEL'; the next load checks it in any case.",
     ),
     "closed-above": (
@@ -103,11 +103,11 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "conflicting-settings": (
         "Two settings name different cache folders, and one of them is ignored.",
-        "Unset the one that you do not mean: 'HF_HUB_CACHE', 'HF_HOME' or an older name of them.",
+        "Unset the one that you do not mean: 'HF_HUB_CACHE', 'HF_HOME' or an older name for one.",
     ),
     "copied-files": (
         "A revision holds copies of files where links are usual, so revisions share no bytes.",
-        "Nothing has to be done; a 'vlmcache pull MODEL' on a filesystem with links saves space.",
+        "Nothing needs to be done; a 'vlmcache pull MODEL' on a filesystem with links saves space.",
     ),
     "crashed": (
         "The process that loaded the model ended without an answer.",
@@ -121,7 +121,7 @@ CODES: dict[str, tuple[str, str]] = {
         "'vlmcache verify --repair' downloads it again, and nothing else.",
     ),
     "damaged-base": (
-        "A file in a base is not what its name says: every cache with a link to it sees that.",
+        "A file in a base is not what its hash says: every cache that links to it is affected.",
         "Tell the base's admin; 'vlmcache verify MODEL --repair' fetches a copy of your own.",
     ),
     "damaged-blob": (
@@ -169,6 +169,10 @@ CODES: dict[str, tuple[str, str]] = {
     "failed-copy": (
         "A kept quantized copy could not be loaded, but its original could: the copy is set aside.",
         "Make it again with 'vlmcache quantize MODEL', or remove it with '--remove'.",
+    ),
+    "fleet-differs": (
+        "A node is missing a model, or has another commit of it than other nodes.",
+        "Run 'vlmcache pull' on the nodes that are named.",
     ),
     "gguf": (
         "The weights are GGUF files, which this command neither loads nor measures.",
@@ -226,7 +230,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "linked-repo": (
         "The repo's folder is a link to another place, and is used from there.",
-        "Nothing has to be done; 'vlmcache move' made the link, or you did.",
+        "Nothing needs to be done; 'vlmcache move' made the link, or you did.",
     ),
     "live-partial": (
         "A download into this repo is in progress.",
@@ -273,7 +277,7 @@ CODES: dict[str, tuple[str, str]] = {
         "'vlmcache pull MODEL' builds it from the blobs and downloads what is missing.",
     ),
     "name-taken": (
-        "Something else has the name of what 'vlmcache undo' is to restore.",
+        "Something else has the name of what 'vlmcache undo' should restore.",
         "Rename or remove that, then run 'vlmcache undo' again; the trash still has it.",
     ),
     "needs-repo": (
@@ -290,6 +294,10 @@ CODES: dict[str, tuple[str, str]] = {
     "no-bytecode": (
         "The libraries' compiled bytecode is not kept, so each process compiles them at its start.",
         "Unset PYTHONDONTWRITEBYTECODE, or run 'python -m compileall' once on their folder.",
+    ),
+    "no-cluster": (
+        "The Ray cluster cannot be joined.",
+        "Run 'ray status' on its head node, and name that with 'vlmcache fleet status --address'.",
     ),
     "no-device": (
         "The requested device does not exist on this machine.",
@@ -308,31 +316,16 @@ CODES: dict[str, tuple[str, str]] = {
         "Run 'vlmcache pull' on one machine at a time.",
     ),
     "no-members": (
-        "Nobody is a member of the group that should share the cache.",
+        "The group that should share the cache has no members.",
         "Add each user with 'usermod -aG GROUP USER'.",
+    ),
+    "no-modes": (
+        "The filesystem does not store file permissions, so none can be set.",
+        "Mount it with the options 'uid=', 'gid=' and 'umask=' for those who should use the cache.",
     ),
     "no-scheduler": (
         "Nothing on this machine runs commands at set times for you.",
         "Install cron, or log in to a session of systemd, then run 'vlmcache schedule' again.",
-    ),
-    "versions-differ": (
-        "Nodes have other versions of vlmcache, Ray or Python than this machine.",
-        "Install the same versions on all nodes; 'vlmcache doctor' shows those of one.",
-    ),
-    "fleet-differs": (
-        "A node is missing a model, or has another commit of it than other nodes.",
-        "Run 'vlmcache pull' on the nodes that are named.",
-    ),
-    "no-cluster": (
-        "The Ray cluster cannot be joined.",
-        "Run 'ray status' on its head node, and name that with 'vlmcache fleet status --address'.",
-    ),
-    "node-lost": (
-        "A node died, hangs or cannot be reached; what it had done is kept.",
-        (
-            "Run the command again once the node is back; 'vlmcache fleet status' shows whether it "
-            "is."
-        ),
     ),
     "no-space": (
         "The disk does not have enough free space for the command.",
@@ -350,10 +343,6 @@ CODES: dict[str, tuple[str, str]] = {
         "The hub does not have this repo, or does not show it to you.",
         "Check the spelling; for a private repo log in with 'hf auth login'.",
     ),
-    "no-modes": (
-        "The filesystem keeps no permissions of files, so none can be set.",
-        "Mount it with the options 'uid=', 'gid=' and 'umask=' for those who are to use the cache.",
-    ),
     "no-such-revision": (
         "The repo has no such branch, tag or commit.",
         "Name one that exists with '--revision', or leave it out to use 'main'.",
@@ -362,11 +351,18 @@ CODES: dict[str, tuple[str, str]] = {
         "The filesystem has no symbolic links, so each revision keeps its own copies.",
         "Set 'HF_HUB_CACHE' to a filesystem with links; on Windows turn on developer mode.",
     ),
+    "node-lost": (
+        "A node died, hangs or cannot be reached; what it had done is kept.",
+        (
+            "Run the command again once the node is back; 'vlmcache fleet status' shows whether it "
+            "is."
+        ),
+    ),
     "non-utf8-name": (
         "The name of a file or folder is not valid UTF-8.",
         (
-            "Nothing of the hub writes such names: 'vlmcache status -v' says where it is, and "
-            "it is left alone."
+            "No program of the hub writes such names: 'vlmcache status -v' says where it is, "
+            "and it is left alone."
         ),
     ),
     "not-a-member": (
@@ -390,7 +386,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Load it at a smaller precision: 'vlmcache load-test MODEL --precision int8'.",
     ),
     "not-in-base": (
-        "Links of this cache lead into a base that does not have these files anymore.",
+        "Links of this cache lead into a base that no longer has these files.",
         "'vlmcache pull MODEL' fetches them, or 'vlmcache attach' links what the base has now.",
     ),
     "not-moved": (
@@ -463,7 +459,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "refused-name": (
         "A file has a name that cannot be written here, so it is left out.",
-        "Ask those who publish the repo to rename it; '--exclude' leaves it out without a word.",
+        "Ask those who publish the repo to rename it; '--exclude' leaves it out silently.",
     ),
     "remote-code": (
         "The repo contains Python code that loading would run; nothing of it was run.",
@@ -479,7 +475,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "same-commit": (
         "Several repos hold the same commit.",
-        "Nothing has to be done; 'vlmcache rm' removes by repo and never by a bare hash.",
+        "Nothing needs to be done; 'vlmcache rm' removes by repo and never by a bare hash.",
     ),
     "schedule": (
         "A schedule cannot be written, read or removed, or its command does not run.",
@@ -494,24 +490,24 @@ CODES: dict[str, tuple[str, str]] = {
         "Run the 'systemctl' command that the finding names, or make the schedule again.",
     ),
     "schedule-no-daemon": (
-        "The crontab holds a schedule, but the daemon of cron does not run.",
+        "The crontab holds a schedule, but the cron daemon is not running.",
         "Start it, for example with 'sudo service cron start'.",
     ),
     "schedule-no-linger": (
-        "Timers of the user run only while that user is logged in.",
+        "The user's timers run only while that user is logged in.",
         "Run 'loginctl enable-linger'.",
     ),
     "schedule-overdue": (
-        "A schedule has not run for more than twice its time.",
+        "A schedule has not run for more than twice its interval.",
         "'vlmcache schedule --show' names its log; 'vlmcache doctor' says what else is wrong.",
     ),
     "schedule-program": (
-        "The program that a schedule runs does not exist any more, or does not start.",
+        "The program that a schedule runs no longer exists, or does not start.",
         "Make the schedule again with the 'vlmcache schedule' command that the finding names.",
     ),
     "schedule-secret": (
         "A variable that holds a secret is not written into a timer.",
-        "Nothing has to be done; a token of 'hf auth login' is found by scheduled commands too.",
+        "Nothing needs to be done; a token of 'hf auth login' is found by scheduled commands too.",
     ),
     "second-cache": (
         "Another folder also holds cached models, and is not the one in use.",
@@ -521,9 +517,24 @@ CODES: dict[str, tuple[str, str]] = {
         "The address to serve at cannot be listened on, or the server could not start.",
         "Name another address or port with '--listen'.",
     ),
+    "source-dropped": (
+        "A source of a pull sent wrong bytes or stopped responding, and is not used for the rest.",
+        (
+            "Run 'vlmcache verify' there if it is a cache, or 'vlmcache backup --verify' if it is "
+            "a store; what was fetched is good."
+        ),
+    ),
+    "source-unusable": (
+        "A source of a pull does not exist, is of no known kind, or cannot be reached.",
+        "Correct '--from' or 'sources' in your config.yaml, or plug in the drive.",
+    ),
     "stale-partial": (
         "A download was left unfinished.",
         "'vlmcache pull MODEL' continues it, 'vlmcache clean --partials' removes it.",
+    ),
+    "still-needed": (
+        "A model that stays in the cache needs what is removed: it is its base model or its code.",
+        "Keep it, or remove that model too; 'vlmcache pull' for that model fetches it again.",
     ),
     "stray-file": (
         "A file in the cache belongs to nothing that vlmcache knows, and is left alone.",
@@ -550,10 +561,6 @@ CODES: dict[str, tuple[str, str]] = {
             "Install the build for this device with 'pip install torch --index-url', see "
             "https://pytorch.org/get-started."
         ),
-    ),
-    "still-needed": (
-        "A model that stays in the cache needs what is removed: it is its base model or its code.",
-        "Keep it, or remove that model too; 'vlmcache pull' for that model fetches it again.",
     ),
     "truncated-blob": (
         "A file is shorter than it should be.",
@@ -583,7 +590,7 @@ CODES: dict[str, tuple[str, str]] = {
         ),
     ),
     "unreadable-file": (
-        "This user may not read a file in the cache.",
+        "You may not read a file in the cache.",
         (
             "'vlmcache doctor' shows who owns it; if 'sudo' made it, 'sudo vlmcache doctor --fix "
             "--cache-dir DIR' gives it back to the owner of the cache."
@@ -617,28 +624,21 @@ CODES: dict[str, tuple[str, str]] = {
         "Loading the model would run Python code of its repo, and that was not allowed.",
         "Read the code, then allow it with '--trust-remote-code' or 'trust_remote_code: true'.",
     ),
+    "unverifiable-file": (
+        "The mirror gives no hash for a file, so only the length of what arrives can be checked.",
+        "Name a mirror that passes on the hub's hashes in 'HF_ENDPOINT', if the content matters.",
+    ),
     "usage": (
         "The command line asks for something that is not possible.",
         "'vlmcache help COMMAND' shows the options and examples.",
     ),
-    "source-dropped": (
-        "A source of a pull sent wrong bytes or stopped responding, and was not used any more.",
-        (
-            "Run 'vlmcache verify' there if it is a cache, or 'vlmcache backup --verify' if it is "
-            "a store; what was fetched is good."
-        ),
-    ),
-    "source-unusable": (
-        "A source of a pull does not exist, is of no known kind, or cannot be reached.",
-        "Correct '--from' or 'sources' in your config.yaml, or plug in the drive.",
-    ),
-    "unverifiable-file": (
-        "The mirror names no hash of a file, so only the length of what arrives can be checked.",
-        "Name a mirror that passes on the hub's hashes in 'HF_ENDPOINT', if the content matters.",
-    ),
     "variant-only": (
         "The weights are a variant, which loaders find only if they are asked for it.",
         "Pass 'variant' to 'from_pretrained', as the finding shows it.",
+    ),
+    "versions-differ": (
+        "Nodes have other versions of vlmcache, Ray or Python than this machine.",
+        "Install the same versions on all nodes; 'vlmcache doctor' shows those of one.",
     ),
     "vouched-by-source": (
         "Neither the hub nor this cache says which files the revision has: a source did.",
@@ -646,7 +646,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "world-writable": (
         "Every user of this machine can change the cache, and what it loads.",
-        "Take the permission away with 'vlmcache doctor --fix'.",
+        "Remove that permission with 'vlmcache doctor --fix'.",
     ),
     "wrong-bytes": (
         "The hub repeatedly sent bytes that differ from its own listing.",

@@ -1,7 +1,7 @@
 """The session that a command works on, out of config.yaml and the environment.
 
-Commands import from here all that belongs to it; `environment`, `config_file` and `names` are its
-parts.
+Commands import from here all that belongs to it; `environment`, `config_file`, `config_values` and
+`names` are its parts.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from typing import NamedTuple
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.config_file import (
+from vlmcache.config_file import read_config, shipped_config
+from vlmcache.config_values import (
     Config,
     Limits,
     ModelConfig,
     Source,
     parse_attention,
     parse_precision,
-    read_config,
-    shipped_config,
 )
 from vlmcache.environment import (
     CacheLocation,
@@ -37,7 +36,8 @@ from vlmcache.environment import (
 from vlmcache.errors import ConfigError
 from vlmcache.names import (
     Names,
-    expand,
+    at_revision,
+    expand_patterns,
     find_model,
     is_pattern,
     name_of,
@@ -55,16 +55,17 @@ __all__ = [
     "ModelConfig",
     "Names",
     "Session",
+    "at_revision",
     "cached_models",
     "cached_repos",
-    "expand",
+    "expand_patterns",
     "find_model",
     "hub_home",
     "is_on",
     "known_sizes",
     "load_config",
     "locate_cache",
-    "matching",
+    "matching_names",
     "name_of",
     "names_of_all",
     "names_of_hub",
@@ -76,6 +77,7 @@ __all__ = [
     "parse_page",
     "parse_precision",
     "read_environment",
+    "removals_in_trash",
     "shipped_config",
     "side_caches",
     "user_config",
@@ -99,7 +101,8 @@ def open_session(
     Args:
         config: the config.yaml to use; the first one found if not given.
         cache_dir: the hub cache; the one that the environment names if not given.
-        configured: whether any config.yaml is read but the one that ships with the package.
+        configured: whether a config.yaml is read; if not, the one that ships with the package
+            counts.
 
     Raises:
         ConfigError: the configuration or the `.env` cannot be read.
@@ -159,27 +162,27 @@ def load_config(option: str | None, environment: Environment) -> Config:
 
 
 def _search_path(option: str | None, environment: Environment) -> list[tuple[Source, str]]:
-    """Return the files that may be read, the one that counts first; no file twice."""
+    """Return the files to read, the one that counts first; no file twice."""
     own = user_config()
     named: tuple[tuple[Source, str | None], ...] = (
         ("--config", option),
         ("VLMCACHE_CONFIG", environment.get("VLMCACHE_CONFIG")),
     )
-    found = [(source, environment.absolute(path)) for source, path in named if path]
+    files = [(source, environment.absolute(path)) for source, path in named if path]
     local = os.path.join(environment.folder, "config.yaml")
     # In the user's own config folder, the file is the user's.
     if os.path.lexists(local) and os.path.realpath(local) != os.path.realpath(own):
-        found.append(("./config.yaml", local))
+        files.append(("./config.yaml", local))
     if os.path.isabs(own) and os.path.lexists(own):
-        found.append(("user", own))
-    places: dict[str, tuple[Source, str]] = {}
-    for source, path in found:
-        places.setdefault(os.path.realpath(path), (source, path))
-    return list(places.values())
+        files.append(("user", own))
+    by_path: dict[str, tuple[Source, str]] = {}
+    for source, path in files:
+        by_path.setdefault(os.path.realpath(path), (source, path))
+    return list(by_path.values())
 
 
 def options_in_force(config: Config, location: CacheLocation) -> list[str]:
-    """Return the options that a command needs to work on the same cache as this one does."""
+    """Return the options that let another command work on the same cache and config.yaml."""
     options: list[str] = []
     if location.source == "--cache-dir":
         options += ["--cache-dir", location.dir]
@@ -198,35 +201,37 @@ def cached_repos(location: CacheLocation) -> list[str]:
 
 
 def cached_models(location: CacheLocation) -> list[str]:
-    """Return the ids of the models among them."""
+    """Return the ids of the models that have a folder in the cache, without a scan."""
     return [name for name in cached_repos(location) if layout.split_name(name) == ("model", name)]
 
 
-def matching(session: Session, names: Iterable[str], *, missing: bool = False) -> tuple[str, ...]:
+def matching_names(
+    session: Session, names: Iterable[str], *, missing: bool = False
+) -> tuple[str, ...]:
     """Return names of models, each pattern among them replaced by what it matches in the cache.
 
     Args:
         session: what to work on.
         names: names and patterns.
-        missing: whether patterns match keys of config.yaml too that are not in the cache.
+        missing: whether patterns also match keys of config.yaml that are not in the cache.
 
     Raises:
         UnknownModelError: a pattern matches nothing.
     """
     names = tuple(names)
     if not any(map(is_pattern, names)):
-        # The cache is not listed for nothing: `status` of all comes here too.
+        # Without a pattern the cache need not be listed.
         return tuple(dict.fromkeys(names))
     environment, config, location = session
     missing = missing and not config.shipped
     folders = (environment.folder, location.dir)
-    return expand(config, names, cached_repos(location), missing=missing, folders=folders)
+    return expand_patterns(config, names, cached_repos(location), missing=missing, folders=folders)
 
 
 def known_sizes(location: CacheLocation, names: Iterable[str]) -> dict[str, int | None]:
     """Return name -> bytes on disk of the blobs of a repo, `None` if it is not in the cache.
 
-    Without a scan, so what a repo shares with others counts for each.
+    There is no scan: what repos share is counted for each of them.
     """
     sizes: dict[str, int | None] = {}
     for name in names:
@@ -239,6 +244,14 @@ def known_sizes(location: CacheLocation, names: Iterable[str]) -> dict[str, int 
     return sizes
 
 
+def removals_in_trash(location: CacheLocation) -> dict[str, tuple[str, ...]]:
+    """Return the id of each removal in the trash -> what it removed, the latest removal first."""
+    from vlmcache.cache.trash import read_trash  # only for completion
+
+    removals = reversed(read_trash(location.dir))
+    return {removal.id: removal.record.names if removal.record else () for removal in removals}
+
+
 def names_of_hub(names: Iterable[str]) -> list[str]:
-    """Return the names of repos that the Hub could have: what else a folder is called is no id."""
+    """Return the names that are ids the Hub could have; a folder can be called anything."""
     return [name for name in names if layout.is_repo_id(layout.split_name(name)[1])]

@@ -1,18 +1,26 @@
-"""A config.yaml and what it says: the values, and how they are read with the line of each."""
+"""How a config.yaml is read: each value with its line, so that a mistake can be found."""
 
 from __future__ import annotations
 
 import functools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from vlmcache import late
 from vlmcache.cache import layout
 from vlmcache.cache.reading import read_bytes
-from vlmcache.cache.weights import Precision
+from vlmcache.config_values import (
+    Config,
+    Limits,
+    ModelConfig,
+    Source,
+    parse_attention,
+    parse_precision,
+    split_variant,
+)
 from vlmcache.environment import FILE_LIMIT, user_config
 from vlmcache.errors import ConfigError, reason_of
 from vlmcache.units import did_you_mean, parse_size
@@ -23,126 +31,13 @@ if TYPE_CHECKING:
 else:
     yaml = late.module("yaml")
 
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
-_PRECISIONS_BY_NAME: dict[str, Precision] = {
-    "fp32": "fp32",
-    "fp16": "fp16",
-    "bf16": "bf16",
-    "int8": "int8",
-    "int4": "int4",
-    "float32": "fp32",
-    "float16": "fp16",
-    "half": "fp16",
-    "bfloat16": "bf16",
-    "8bit": "int8",
-    "4bit": "int4",
-    "nf4": "int4",
-}
-_VARIANT = late.pattern(r"[0-9A-Za-z][0-9A-Za-z._-]*(?:/[0-9A-Za-z._-]+)*")
 _DEEPEST = 100
 """Levels of nesting; thousands of them would end the process within PyYAML's C part."""
 SHIPPED = os.path.join(os.path.dirname(__file__), "config.yaml")
 SHIPPED_VALUES = os.path.join(os.path.dirname(__file__), "config.json")
 """What the shipped file says, made of it by `python -m docs.generate config`."""
-Source: TypeAlias = Literal["--config", "VLMCACHE_CONFIG", "./config.yaml", "user", "shipped"]
 _OWN_ONLY = ("max_size", "archive", "base", "sources", "trash_days")
 """Keys that make a command remove more or lead it elsewhere: no working folder sets them."""
-
-
-class ModelConfig(msgspec.Struct, frozen=True):
-    """A model as config.yaml names it, or as the command line named it by its repo id.
-
-    expected_size and expected_memory are bytes: the download, and the loaded model at `precision`,
-    or as it is stored.
-    """
-
-    key: str
-    repo: str
-    revision: str = "main"
-    precision: Precision | None = None
-    """`None` loads the model in its stored type."""
-    device_map: str | dict[str, Any] = "auto"
-    trust_remote_code: bool = False
-    attention: str | None = None
-    """What computes attention, one of `ATTENTIONS`; the model's own choice if not given."""
-    expected_size: int | None = None
-    expected_memory: int | None = None
-    configured: bool = True
-    """False if only the command line named it."""
-    variant: str | None = None
-    """The quantization of a repo of GGUF files, after a colon in `model_path`: `Q4_K_M`."""
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """Bounds on disk use, in bytes.
-
-    A pull that would leave less than `min_free` is refused; below `comfortable_free` status
-    advises; `max_size` is a budget that `clean` keeps to. `rm` keeps for `trash_days` what it
-    removes; 0 frees at once.
-    """
-
-    min_free: int = 10_000_000_000
-    comfortable_free: int = 30_000_000_000
-    max_size: int | None = None
-    trash_days: int = 7
-
-
-class Config(msgspec.Struct, frozen=True):
-    """The active configuration, and the file it was read from."""
-
-    path: str
-    source: Source
-    models: dict[str, ModelConfig]
-    limits: Limits
-    warnings: tuple[str, ...] = ()
-    also: tuple[tuple[str, ModelConfig], ...] = ()
-    """Models that other files on the search path name, each with its file: `clean` keeps them."""
-    unread: str | None = None
-    """Why such a file cannot be read. What it names is not known then, so nothing is evicted."""
-    own_limits: Limits | None = None
-    """The user's own limits, if `limits` are those of a working folder."""
-    hub: str | None = None
-    """The address of the hub that HF_ENDPOINT names."""
-    unknown: tuple[str, ...] = ()
-    """Those of the warnings that are about keys of `vlmcache:` that mean nothing."""
-    sources: tuple[str, ...] = ()
-    """What a pull asks for contents before the hub, as `--from` names it; the user's own only."""
-    archive: str | None = None
-    """A folder on a slower drive, to which `clean` moves models; the user's own only."""
-    base: str | None = None
-    """A read-only cache beneath the user's, as `attach` names it; the user's own only."""
-    shipped: bool = False
-    """Whether `models` are those that ship with the package: valid names and protected, but
-    nobody has asked for them."""
-
-    @property
-    def listed(self) -> dict[str, ModelConfig]:
-        """The models that somebody has configured, which is what `--all` means."""
-        return {} if self.shipped else self.models
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """What `status` and `doctor` report about the files."""
-        if self.unread is None:
-            return self.warnings
-        return *self.warnings, f"clean removes nothing until this is repaired: {self.unread}"
-
-    @property
-    def evict_for(self) -> int:
-        """The free space that making room may aim at: what a working folder adds is left out."""
-        return min(self.limits.min_free, (self.own_limits or self.limits).min_free)
-
-    @property
-    def trash_days(self) -> int:
-        """Days for which `rm` keeps what it removes: no working folder sets them."""
-        return (self.own_limits or self.limits).trash_days
-
-    @property
-    def comfortable_for(self) -> int:
-        """The free space below which removing is advised: no working folder raises that."""
-        own = self.own_limits or self.limits
-        return min(self.limits.comfortable_free, own.comfortable_free)
 
 
 def shipped_config() -> Config:
@@ -188,7 +83,7 @@ def parse_config(
             config = reader.read(root)
             named = source in ("--config", "VLMCACHE_CONFIG") and not alone
             if named and not is_ours and root is not None:
-                # Nothing in it is wrong, and nothing in it is meant for us.
+                # Nothing in the file is wrong, but nothing in it is meant for us either.
                 raise ConfigError(
                     f"{path}: none of its models has model_path or repo (named by {source})",
                     "name a config.yaml of vlmcache; 'vlmcache init' writes one",
@@ -207,7 +102,7 @@ def parse_config(
             "save the file as UTF-8 text",
         ) from error
     except (yaml.YAMLError, ValueError) as error:
-        # ValueError: a scalar such as a date of the 45th of May, which YAML itself lets through.
+        # ValueError: a scalar such as the date 2026-05-45, which YAML itself accepts.
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: not valid YAML: {reason}") from error
     except RecursionError as error:
@@ -232,15 +127,15 @@ def _safe_loader() -> Any:
 
 @functools.cache
 def _loader_class() -> Any:
-    """Return a loader for which merged mappings (`<<`) do not grow with each merge.
+    """Return a loader with which merged mappings (`<<`) do not grow with each merge.
 
-    With PyYAML's own, a few lines that merge one another can fill all memory.
+    With PyYAML's own loader, a few lines that merge one another can fill all memory.
     """
 
     class Loader(_safe_loader()):  # type: ignore[misc]
         def flatten_mapping(self, node: yaml.MappingNode) -> None:
             super().flatten_mapping(node)
-            # As with PyYAML, the last of the same name counts.
+            # As with PyYAML, the last key of the same name counts.
             last = {
                 name.value if isinstance(name, yaml.ScalarNode) else id(name): (name, value)
                 for name, value in node.value
@@ -260,11 +155,16 @@ class _Reader:
         self.loader = loader
         self.warnings: list[str] = []
         self.unknown: list[str] = []
+        self._places: dict[str, Callable[[yaml.Node, str], Any]] = {
+            "archive": self.folder,
+            "base": self.folder,
+            "sources": self.sources,
+        }
 
     def is_ours(self, root: yaml.Node | None) -> bool:
-        """Return whether a file says anything to us: an application may have its own of the name.
+        """Return whether a file is meant for us: an application may have its own config.yaml.
 
-        `models: {}` does: it says that there are none.
+        `models: {}` is: it says that there are none.
         """
         sections = self.mapping(root, "") if isinstance(root, yaml.MappingNode) else {}
         models = sections.get("models")
@@ -292,17 +192,15 @@ class _Reader:
             models = shipped_config().models
         shipped = self.source == "shipped" or ("models" not in sections and not self.alone)
         limits = Limits()
-        sources: tuple[str, ...] = ()
-        archive: str | None = None
-        base: str | None = None
+        places: dict[str, Any] = {}
         if "vlmcache" in sections:
             fields = self.mapping(sections["vlmcache"], "vlmcache", empty=True)
-            if "sources" in fields and self.source != "./config.yaml":
-                sources = self.sources(fields.pop("sources"))
-            if "archive" in fields and self.source != "./config.yaml":
-                archive = self.folder(fields.pop("archive"), "vlmcache.archive")
-            if "base" in fields and self.source != "./config.yaml":
-                base = self.folder(fields.pop("base"), "vlmcache.base")
+            if self.source != "./config.yaml":
+                places = {
+                    name: read(fields.pop(name), f"vlmcache.{name}")
+                    for name, read in self._places.items()
+                    if name in fields
+                }
             limits = self.limits(fields)
         return Config(
             self.path,
@@ -311,10 +209,8 @@ class _Reader:
             limits,
             (*self.warnings, *self.unknown),
             unknown=tuple(self.unknown),
-            sources=sources,
-            archive=archive,
-            base=base,
             shipped=shipped,
+            **places,
         )
 
     def wrong(self, node: yaml.Node, key: str, problem: str) -> ConfigError:
@@ -345,8 +241,8 @@ class _Reader:
         except yaml.constructor.ConstructorError as error:
             raise self.wrong(node, key, str(error.problem)) from error
         except (AttributeError, LookupError) as error:
-            # What PyYAML makes of a tag that does not suit its text: `!!bool maybe`, `!!int ''`.
-            raise self.wrong(node, key, "its tag does not suit it") from error
+            # PyYAML's errors for a tag that does not fit its value: `!!bool maybe`, `!!int ''`.
+            raise self.wrong(node, key, "its tag does not fit its value") from error
 
     def parsed(
         self,
@@ -363,7 +259,7 @@ class _Reader:
 
     def model(self, key: str, node: yaml.Node) -> ModelConfig:
         where = f"models.{key}"
-        # What is null is left to its default, as if it were not there.
+        # A null leaves the default.
         fields = {
             name: value
             for name, value in self.mapping(node, where).items()
@@ -387,12 +283,12 @@ class _Reader:
         }
         return ModelConfig(key=key, repo=repo, variant=variant, **model)
 
-    def sources(self, node: yaml.Node) -> tuple[str, ...]:
+    def sources(self, node: yaml.Node, key: str) -> tuple[str, ...]:
         """Return a list of strings; one string alone is a list of it."""
         if node.tag.endswith(":null"):
             return ()
         nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        return tuple(self.text(item, "vlmcache.sources") for item in nodes)
+        return tuple(self.text(item, key) for item in nodes)
 
     def folder(self, node: yaml.Node, key: str) -> str | None:
         """Return the absolute path of a folder, which need not exist; `~` is the user's home."""
@@ -418,7 +314,7 @@ class _Reader:
                         f"{user_config()}, --config or VLMCACHE_CONFIG"
                     )
             elif name not in Limits.__struct_fields__:
-                known = (*Limits.__struct_fields__, "archive", "base", "sources")
+                known = (*Limits.__struct_fields__, *self._places)
                 meant = did_you_mean(name, known, 1) or f"known: {', '.join(known)}"
                 self.unknown.append(f"{self.path}:{line}: {key} is not known; {meant}")
             elif null:
@@ -426,42 +322,6 @@ class _Reader:
             else:
                 values[name] = self.parsed(node, key, _parse_limit(name))
         return Limits(**values)  # type: ignore[arg-type]
-
-
-def split_variant(text: str) -> tuple[str, str | None]:
-    """Return what is before the colon of a name, and the variant after it, if there is one.
-
-    The colons of a drive letter, of `https://` and of a port are none of that.
-    """
-    rest, _, variant = text.rpartition(":")
-    # Of variants of the same name, each is called by its path in the repo.
-    is_address = "/" in variant and (len(rest) == 1 or "://" in rest)
-    if not rest or is_address or _VARIANT.fullmatch(variant) is None:
-        return text, None
-    return rest, variant
-
-
-def parse_precision(text: str) -> Precision:
-    """Return a precision by its name or by one of torch's names for it.
-
-    Raises:
-        ValueError: the string names none.
-    """
-    precision = _PRECISIONS_BY_NAME.get(text.lower().removeprefix("torch."))
-    if precision is None:
-        raise ValueError(f"{text!r} is not one of {', '.join(PRECISIONS)}")
-    return precision
-
-
-def parse_attention(text: str) -> str:
-    """Return what computes attention, by transformers' name for it.
-
-    Raises:
-        ValueError: the string names none.
-    """
-    if text not in ATTENTIONS:
-        raise ValueError(f"{text!r} is not one of {', '.join(ATTENTIONS)}")
-    return text
 
 
 def _parse_repo(text: str) -> tuple[str, str | None]:
@@ -493,11 +353,11 @@ def _parse_limit(name: str) -> Callable[[str], int]:
 
 def _parse_device_map(value: Any) -> str | dict[str, Any]:
     if isinstance(value, int) and not isinstance(value, bool):
-        # The number of a device, which transformers takes to be for the complete model.
+        # The number of a device, on which transformers puts the complete model.
         return {"": value}
     if not isinstance(value, str | dict):
         raise ValueError("must be a string such as auto, or a mapping of modules to devices")
-    # Aliases of YAML could make a small file a mapping that fills all memory once it is written.
+    # YAML's aliases could turn a small file into a mapping that fills all memory when written.
     if isinstance(value, dict) and any(not isinstance(v, str | int) for v in value.values()):
         raise ValueError("must map each module to a device")
     return value

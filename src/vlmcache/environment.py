@@ -43,7 +43,7 @@ _DOTENV = frozenset(
         "HF_XET_CHUNK_CACHE_SIZE_BYTES",
     }
 )
-"""What a `.env` may set: no file or folder but the hub cache, for a checkout may be anybody's."""
+"""What a `.env` may set: no file or folder but the hub cache, as a checkout may be anybody's."""
 NETWORK_VARIABLES = frozenset(
     {
         "HTTP_PROXY",
@@ -77,7 +77,7 @@ class Environment(msgspec.Struct, frozen=True):
         return f"Environment(folder={self.folder!r})"
 
     def __rich_repr__(self) -> list[tuple[str, str]]:
-        """Say the same to rich."""
+        """Return the same for rich."""
         return [("folder", self.folder)]
 
     def get(self, name: str) -> str | None:
@@ -132,10 +132,10 @@ def read_environment(
     """
     merged = dict(os.environ if variables is None else variables)
     try:
-        where = os.getcwd() if folder is None else folder
+        folder = os.getcwd() if folder is None else folder
     except FileNotFoundError:
         raise ConfigError("the working folder was removed", "change to one that exists") from None
-    path = os.path.join(where, ".env")
+    path = os.path.join(folder, ".env")
     supplied: set[str] = set()
     ignored: list[str] = []
     if os.path.isfile(path):
@@ -147,7 +147,7 @@ def read_environment(
                 supplied.add(name)
             else:
                 ignored.append(f"{path}: {name} is ignored: it counts only from the environment")
-    return Environment(merged, frozenset(supplied), where, tuple(ignored))
+    return Environment(merged, frozenset(supplied), folder, tuple(ignored))
 
 
 def _read_dotenv(path: str) -> dict[str, str]:
@@ -170,7 +170,7 @@ def _read_dotenv(path: str) -> dict[str, str]:
 
 
 def locate_cache(option: str | None, environment: Environment) -> CacheLocation:
-    """Return the hub cache's folder: what the first of the known sources says.
+    """Return the hub cache's folder: the one that the first source names that is set.
 
     The order after `--cache-dir` is huggingface_hub's own (its `constants.py`).
     """
@@ -195,7 +195,7 @@ def locate_cache(option: str | None, environment: Environment) -> CacheLocation:
         f"{other} points to {path}, but {source} decides: {chosen}"
         for other, path in candidates[1:-1]
         if os.path.realpath(path) != os.path.realpath(chosen)
-        # It is for all programs and says nothing of this one, unless it holds models.
+        # That variable is for all programs: it conflicts only if it leads to a folder of models.
         and (not other.startswith("XDG_CACHE_HOME") or os.path.isdir(path))
     ]
     return CacheLocation(chosen, source, tuple(conflicts))
@@ -227,7 +227,7 @@ def side_caches(environment: Environment) -> dict[str, str]:
 
 
 def own_home(environment: Environment) -> tuple[str, str]:
-    """Return vlmcache's own folder (journal, reports, kept copies) and where that comes from."""
+    """Return vlmcache's own folder (journal, reports, kept copies) and the source of the choice."""
     value = environment.get("VLMCACHE_HOME")
     if value is not None:
         return environment.absolute(value), environment.source("VLMCACHE_HOME")
@@ -237,7 +237,7 @@ def own_home(environment: Environment) -> tuple[str, str]:
 def user_config() -> str:
     """Return the path of the user's own config.yaml, which need not exist.
 
-    A relative `XDG_CONFIG_HOME` does not count, as its specification says: it would make a file of
+    A relative `XDG_CONFIG_HOME` does not count, as its specification says: it would make a file in
     the working folder the user's own. The path is relative only if the user has no home.
     """
     folder = user_folder("config")
@@ -248,7 +248,7 @@ def user_config() -> str:
 
 def user_folder(kind: Literal["cache", "config"]) -> str:
     """Return the folder that vlmcache has for the user, as platformdirs names it."""
-    # Where Linux has nothing set, that needs no library, and this one imports slowly.
+    # With nothing set, Linux needs no library for this, and platformdirs imports slowly.
     unset = not os.environ.get(f"XDG_{kind.upper()}_HOME") and "ANDROID_DATA" not in os.environ
     if sys.platform == "linux" and unset:
         return os.path.join(os.path.expanduser("~"), f".{kind}", "vlmcache")

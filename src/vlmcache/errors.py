@@ -10,7 +10,7 @@ from vlmcache import late
 
 
 class ExitCode(enum.IntEnum):
-    """What the process answers to the shell. Scripts rely on these numbers."""
+    """The exit status of the process. Scripts rely on these numbers."""
 
     DONE = 0
     FAILED = 1
@@ -57,13 +57,13 @@ class VlmcacheError(Exception):
 
     Args:
         message: what happened, and where.
-        hint: what the user can do about it; `None` where nothing sensible can be said.
+        hint: what the user can do about it; `None` if there is nothing sensible to say.
     """
 
     code: ClassVar[str] = "failed"
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
     causes: tuple[VlmcacheError, ...] = ()
-    """What failed in detail, if this sums it up."""
+    """The failures in detail, if this one sums them up."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -71,7 +71,7 @@ class VlmcacheError(Exception):
         self.hint = hint
 
     def saying(self, message: str, hint: str | None) -> VlmcacheError:
-        """Return a failure of the same kind in other words."""
+        """Return an error of the same kind with another message and hint."""
         other = type(self).__new__(type(self))
         VlmcacheError.__init__(other, message, hint)
         return other
@@ -115,7 +115,7 @@ class SpaceError(VlmcacheError):
 
 
 class ChangedError(VlmcacheError):
-    """The cache is no longer what it was when the plan was made."""
+    """The cache has changed since the plan was made."""
 
     code = "changed"
     exit_code = ExitCode.CHANGED
@@ -129,14 +129,14 @@ class PartlyError(VlmcacheError):
 
 
 class UnconfirmedError(VlmcacheError):
-    """Nobody said yes."""
+    """What needs a confirmation was not confirmed."""
 
     code = "unconfirmed"
     exit_code = ExitCode.UNCONFIRMED
 
 
 class InUseError(VlmcacheError):
-    """A process uses what was to go."""
+    """A process is using what was to be removed."""
 
     code = "in-use"
     exit_code = ExitCode.BUSY
@@ -177,13 +177,13 @@ class AccessError(HubError):
 
 
 class BadAnswerError(HubError):
-    """The answer is none that a hub gives: a login page of a network, or a broken mirror."""
+    """The answer did not come from a hub: a network's login page, or a broken mirror."""
 
     code = "bad-answer"
 
 
 class NoSuchRepoError(UnknownModelError):
-    """The hub knows no such repo, or does not tell this user of it."""
+    """The hub does not have the repo, or does not show it to this user."""
 
     code = "no-such-repo"
 
@@ -195,7 +195,7 @@ class NoSuchRevisionError(UnknownModelError):
 
 
 class NoSuchFileError(VlmcacheError):
-    """A listed file is not there."""
+    """The hub does not have a file that it lists."""
 
     code = "no-such-file"
 
@@ -207,7 +207,7 @@ class HostileListingError(VlmcacheError):
 
 
 class WrongBytesError(VlmcacheError):
-    """What the hub sent is not what it listed, again and again."""
+    """The hub repeatedly sent bytes that differ from its listing."""
 
     code = "wrong-bytes"
 
@@ -232,7 +232,7 @@ class MissingPackageError(UnloadableError):
 
 
 class NotDownloadedError(UnloadableError):
-    """The model is not in the cache, or not as a whole."""
+    """The model is not in the cache, or not completely."""
 
     code = "not-downloaded"
     exit_code = ExitCode.NO_MODEL
@@ -251,7 +251,7 @@ class OtherFormatError(UnloadableError):
 
 
 class DamagedWeightsError(UnloadableError):
-    """The files are there and cannot be what they should be."""
+    """The weight files exist but cannot be read as weights."""
 
     code = "damaged-weights"
 
@@ -276,13 +276,13 @@ class UntrustedCodeError(UnloadableError):
 
 
 class UnsupportedPrecisionError(UnloadableError):
-    """The device or the model cannot work at the precision asked for."""
+    """The device or the model cannot work at the requested precision."""
 
     code = "unsupported-precision"
 
 
 class NoDeviceError(UnloadableError):
-    """The device asked for is not there."""
+    """The requested device does not exist."""
 
     code = "no-device"
 
@@ -297,7 +297,7 @@ _NUMBER = late.pattern(r"\[(?:Errno|WinError) -?[0-9]+\] ?")
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why something failed in one line: the system's words, without its number for them."""
+    """Return why something failed in one line: the system's words without its error number."""
     words = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return _NUMBER.sub("", " ".join(words.split())) or type(error).__name__
 
@@ -306,9 +306,10 @@ def in_words(error: OSError, path: str) -> str:
     """Return why the system refused something, and at which path.
 
     Args:
-        error: the refusal. One of this package, which has no number, says all by itself.
-        path: the place, if the error names none or one relative to an open folder, which would say
-            nothing to the user.
+        error: the refusal. The message of one that this package raised, which has no number, is
+            complete.
+        path: the place, if the error does not name one, or names one relative to an open folder,
+            which means nothing to the user.
     """
     if error.errno is None:
         return reason_of(error)
@@ -318,7 +319,7 @@ def in_words(error: OSError, path: str) -> str:
 
 
 def less_memory(precision: str | None) -> str:
-    """Return what to do about a model that does not fit into memory at a precision."""
+    """Return the hint for a model that does not fit into memory at a precision."""
     if precision == "int4":
         return "use a machine with more memory"
     return f"--precision {'int4' if precision == 'int8' else 'int8 or int4'} takes less"

@@ -1,4 +1,4 @@
-"""How vlmcache was installed, and so the command that adds a package to it."""
+"""How vlmcache was installed, and the command that therefore adds a package to it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ NAME = "vlmcache"
 
 
 class Installation(NamedTuple):
-    """What the files next to the installed package say of how they came there."""
+    """How a package was installed, as the files next to it record it."""
 
     prefix: str = sys.prefix
     python: str = sys.executable
     installer: str = "pip"
     """The program, as INSTALLER names it (the packaging guide's "recording installed projects")."""
     origin: str = ""
-    """The address in direct_url.json (PEP 610), with its revision; empty if an index was asked."""
+    """The address in direct_url.json (PEP 610), with its revision; empty if from an index."""
     editable: bool = False
-    """Whether the source itself is what is imported."""
+    """Whether the source itself is imported."""
     has_pip: bool = True
     """Whether the interpreter has pip."""
 
@@ -37,7 +37,7 @@ class Installation(NamedTuple):
         wanted = f"{NAME}[{name}]"
         if self.editable:
             wanted = f"{_path_of(self.origin)}[{name}]"
-        elif self.origin and _is_there(self.origin):
+        elif self.origin and _exists(self.origin):
             wanted = f"{wanted} @ {self.origin}"
         words = ["--editable", wanted] if self.editable else [wanted]
         if self._has("pipx_metadata.json"):
@@ -60,8 +60,8 @@ class Installation(NamedTuple):
         if not self.has_pip:
             python = shlex.quote(self.python)
             return f"{python} -m ensurepip && {python} -m pip install {shlex.join(words)}"
-        found = shutil.which("pip")
-        own = found is not None and os.path.dirname(found) == os.path.dirname(self.python)
+        pip = shutil.which("pip")
+        own = pip is not None and os.path.dirname(pip) == os.path.dirname(self.python)
         return shlex.join([*(["pip"] if own else [self.python, "-m", "pip"]), "install", *words])
 
     def _has(self, name: str) -> bool:
@@ -75,20 +75,21 @@ def _path_of(address: str) -> str:
     return url2pathname(urlsplit(address).path)
 
 
-def _is_there(address: str) -> bool:
+def _exists(address: str) -> bool:
+    """Return whether a `file:` address leads to something; other addresses are taken to."""
     return urlsplit(address).scheme != "file" or os.path.exists(_path_of(address))
 
 
 def read_installation(distribution: Distribution) -> Installation:
-    """Return how a distribution was installed; what cannot be read counts as from an index."""
+    """Return how a distribution was installed; from an index, if that cannot be read."""
     installer = (distribution.read_text("INSTALLER") or "pip").strip()
     has_pip = importlib.util.find_spec("pip") is not None
     try:
-        said = json.loads(distribution.read_text("direct_url.json") or "{}")
-        origin, version = str(said.get("url", "")), said.get("vcs_info", {})
+        direct_url = json.loads(distribution.read_text("direct_url.json") or "{}")
+        origin, version = str(direct_url.get("url", "")), direct_url.get("vcs_info", {})
         if version:
             origin = f"{version['vcs']}+{origin}@{version['commit_id']}"
-        editable = bool(said.get("dir_info", {}).get("editable"))
+        editable = bool(direct_url.get("dir_info", {}).get("editable"))
     except (ValueError, LookupError, AttributeError, TypeError):
         origin, editable = "", False
     return Installation(installer=installer, origin=origin, editable=editable, has_pip=has_pip)

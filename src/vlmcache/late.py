@@ -1,6 +1,6 @@
-"""What takes a while to make and is often not needed, made at its first use: patterns, modules.
+"""Patterns and modules that are made at their first use: they take time, and few are needed.
 
-A command that starts imports a hundred modules, and uses a fifth of the patterns in them.
+A command imports a hundred modules at its start, and uses a fifth of the patterns in them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, AnyStr, cast
 
 
 class _Late:
-    """Has the attributes of what is made when one of them is first asked for.
+    """Stands for a value that is made when one of its attributes is first asked for.
 
     Args:
-        make: makes it.
+        make: makes the value.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -28,7 +28,7 @@ class _Late:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._made, name)
-        # The next time it is found without this method.
+        # Next time the attribute is found without this method.
         setattr(self, name, value)
         return value
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HIDDEN = "***"
 _SECRETS: set[str] = set()
 _HANDLERS: list[Handler] = []
-"""What the command line lets speak now."""
+"""The handlers that the command line has added."""
 _SHORTEST_SECRET = 4
 _FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 _FORMAT_ON_TERMINAL = "%(name)s: %(message)s"
@@ -42,7 +42,7 @@ def debug(area: str, message: str, *values: object) -> None:
 
 
 def hide(secret: str) -> None:
-    """Let a secret appear in no record."""
+    """Keep a secret out of every record."""
     if len(secret) >= _SHORTEST_SECRET:
         _SECRETS.update((secret, repr(secret)[1:-1]))
 
@@ -57,22 +57,22 @@ def scrub(text: str) -> str:
 
 
 def without_login(text: str) -> str:
-    """Return a string without the names and passwords that addresses in it carry."""
+    """Return a string without the user names and passwords in its addresses."""
     return re.sub(r"((?:https?|socks\w*)://)[^\s/@]+@", r"\1", text)
 
 
 def address_without_login(address: str) -> str:
-    """Return an address, with a scheme or without, and without the name and password in it."""
+    """Return an address, with or without a scheme, without its user name and password."""
     scheme, separator, rest = address.rpartition("://")
     return scheme + separator + rest.rpartition("@")[2]
 
 
 def configure(verbosity: int, escape: Callable[[str], str]) -> None:
-    """Let the log speak: on stderr from a verbosity of 1, and in the file of `VLMCACHE_LOG`.
+    """Show the log: on stderr from a verbosity of 1, and in the file that `VLMCACHE_LOG` names.
 
     Args:
         verbosity: 0 for silence, 1 for INFO, more for DEBUG.
-        escape: makes characters harmless that a terminal would act on.
+        escape: escapes characters that a terminal would act on.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -112,8 +112,8 @@ def configure(verbosity: int, escape: Callable[[str], str]) -> None:
     logger.propagate = not _HANDLERS
 
 
-def is_complete() -> bool:
-    """Return whether somebody listens to every step, as `-vv` does."""
+def shows_every_step() -> bool:
+    """Return whether the command line shows every step, as with `-vv`."""
     logging = sys.modules.get("logging")
     return (
         bool(_HANDLERS)
@@ -123,7 +123,7 @@ def is_complete() -> bool:
 
 
 def _logger(area: str) -> Logger | None:
-    """Return the logger `vlmcache.<area>`, from which no secret gets out."""
+    """Return the logger `vlmcache.<area>`, which removes secrets; `None` if nobody listens."""
     logging = sys.modules.get("logging")
     if logging is None:
         return None

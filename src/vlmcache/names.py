@@ -1,6 +1,6 @@
-"""What a name means that somebody types: `NAME[@REVISION][:VARIANT]` (pure).
+"""What a typed name means: `NAME[@REVISION][:VARIANT]` (pure).
 
-Every command reads names here, whatever they are looked up in: a cache, a backup, the kept copies.
+Every command reads names here, wherever they are looked up: in a cache, a backup, the kept copies.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 
 from vlmcache import late
 from vlmcache.cache import layout
-from vlmcache.config_file import Config, ModelConfig, split_variant
+from vlmcache.config_values import Config, ModelConfig, split_variant
 from vlmcache.errors import UnknownModelError, UsageError
 from vlmcache.units import command, did_you_mean
 
@@ -23,8 +23,8 @@ _HUBS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _SCHEME = late.pattern(r"https?://", re.IGNORECASE)
 _AT_A_REVISION = frozenset({"tree", "blob", "resolve", "raw", "blame", "edit", "commit", "commits"})
 _PAGES = _AT_A_REVISION | {"discussions", "settings"}
-"""What follows the id of a repo in the address of one of its pages; first those that name the
-revision next, then a file or folder."""
+"""What follows a repo's id in the address of one of its pages; after those of `_AT_A_REVISION` come
+the revision and a file or folder."""
 
 
 class Name(msgspec.Struct, frozen=True):
@@ -45,12 +45,12 @@ class Named(msgspec.Struct, frozen=True):
     """The type of the repo: `model`, `dataset`, …"""
     repo: str
     revision: str | None = None
-    """The revision that was typed; `None` if none was."""
+    """The revision that was typed."""
     variant: str | None = None
-    """The variant that was typed, or that a key that was typed stands for."""
+    """The variant that was typed, or for which the typed key stands."""
     model: ModelConfig | None = None
     """The configured model that is meant, at its configured revision."""
-    held: bool = False
+    in_place: bool = False
     """Whether the repo is in the place where it was looked up."""
 
     @property
@@ -69,7 +69,7 @@ class Page(msgspec.Struct, frozen=True):
 
 
 def parse_page(text: str, hub: str | None = None) -> Page | None:
-    """Return what an address on the hub is about, `None` if a string is none.
+    """Return what an address on the hub is about, `None` if a string is not one.
 
     Args:
         text: the address, in any case, with or without `https://`.
@@ -93,7 +93,7 @@ def parse_page(text: str, hub: str | None = None) -> Page | None:
     if at == len(parts) or parts[at] not in _AT_A_REVISION or "@" in name:
         return Page(name + after)
     shown = parts[at + 1 :]
-    # A ref such as refs/pr/1 is one part of an address, unless somebody has typed it.
+    # A ref such as refs/pr/1 is one part of an address, unless a person has typed it.
     length = 3 if shown[:1] == ["refs"] else 1
     revision, path = "/".join(shown[:length]), "/".join(shown[length:])
     name += f"@{unquote(revision)}" if revision else ""
@@ -102,7 +102,7 @@ def parse_page(text: str, hub: str | None = None) -> Page | None:
 
 
 def is_pattern(text: str) -> bool:
-    """Return whether a name can mean several, by `*`, `?` or `[`."""
+    """Return whether a name can mean several: it has a `*`, `?` or `[`."""
     return any(sign in text for sign in "*?[")
 
 
@@ -116,8 +116,8 @@ def parse_name(text: str) -> Name:
 class Names:
     """Reads names for one configuration and one place that holds repos.
 
-    The id of a repo in the place comes first, so that no key can stand for another repo than the
-    one that is read off it; then keys, then other repo ids.
+    The id of a repo in the place comes first, so that no key can stand for another repo than its
+    spelling says; then keys, then other repo ids.
 
     Args:
         config: the configuration whose keys count.
@@ -138,9 +138,9 @@ class Names:
         """Return whether a string is a key of config.yaml, and means what is configured there.
 
         Raises:
-            UsageError: it is several repos' id in another case.
+            UsageError: it is the id of several repos in another case.
         """
-        return text in self.config.models and self._held(parse_name(text).name) is None
+        return text in self.config.models and self._in_place(parse_name(text).name) is None
 
     def resolve(self, text: str) -> Named:
         """Return what a name means, whether it is in the place or not.
@@ -149,16 +149,16 @@ class Names:
             UsageError: the revision cannot be one, a variant is named, or it can be several repos.
         """
         if self.is_key(text):
-            model = self.as_held(self.config.models[text])
+            model = self.respelled(self.config.models[text])
             return Named("model", model.repo, variant=model.variant, model=model)
         parts = parse_name(self.without_address(text))
-        held = self._held(parts.name)
+        in_place = self._in_place(parts.name)
         key = self._key(parts.name)
         configured = None if key is None else self.config.models[key]
         if configured is not None:
-            configured = self.as_held(configured)
-        if held is not None:
-            kind, repo_id = held
+            configured = self.respelled(configured)
+        if in_place is not None:
+            kind, repo_id = in_place
             if kind != "model" or (configured and configured.repo != repo_id):
                 configured = None
         elif configured is not None:
@@ -168,21 +168,21 @@ class Names:
             if kind != "model" and "/" not in repo_id:
                 kind, repo_id = "model", parts.name
         if configured is None and kind == "model":
-            configured = self._configured(repo_id, exactly=held is not None)
+            configured = self._configured(repo_id, exactly=in_place is not None)
             repo_id = repo_id if configured is None else configured.repo
         if parts.revision is not None and not layout.is_revision(parts.revision):
             raise UsageError(f"{parts.revision!r} is not a branch, tag or commit")
-        known = held is not None or configured is not None or layout.is_repo_id(repo_id)
+        known = in_place is not None or configured is not None or layout.is_repo_id(repo_id)
         if is_pattern(parts.name) and not known:
             raise UsageError(
                 f"{text} is a pattern, and this command takes only names",
                 f"type {command('status', text)} to see what it matches",
             )
-        turned = parse_name(parts.name)
-        if turned.variant is not None and not known:
+        reordered = parse_name(parts.name)
+        if reordered.variant is not None and not known:
             raise UsageError(
                 f"{text}: the variant comes last",
-                f"type {turned.name}@{parts.revision}:{turned.variant}",
+                f"type {reordered.name}@{parts.revision}:{reordered.variant}",
             )
         if parts.variant is not None and known and (kind != "model" or not self._variants):
             raise UsageError(
@@ -192,10 +192,10 @@ class Names:
         variant = parts.variant
         if variant is None and configured is not None and key == configured.key:
             variant = configured.variant
-        return Named(kind, repo_id, parts.revision, variant, configured, held is not None)
+        return Named(kind, repo_id, parts.revision, variant, configured, in_place is not None)
 
-    def as_held(self, model: ModelConfig) -> ModelConfig:
-        """Return a model with its repo spelled as in the place, if just one there can be meant."""
+    def respelled(self, model: ModelConfig) -> ModelConfig:
+        """Return a model with its repo spelled as in the place, if only one there can be meant."""
         ids = self._ids.get(("model", model.repo.casefold()), set())
         if model.repo in ids or len(ids) != 1:
             return model
@@ -210,7 +210,7 @@ class Names:
 
         Raises:
             UnknownModelError: no such key, and the string is not a repo id with an owner; only ids
-                in the place may be without one (`gpt2`).
+                in the place may have none (`gpt2`).
             UsageError: as `resolve` does.
         """
         named = self.resolve(text)
@@ -218,9 +218,9 @@ class Names:
         if model is None:
             known = (others or named.kind == "model") and layout.is_repo_id(named.repo)
             name = layout.typed_name(named.kind, named.repo)
-            # An owner called `datasets` would make of the id of a model another repo's name.
+            # With an owner called `datasets`, the id of a model would be another repo's name.
             is_its_name = layout.split_name(name) == (named.kind, named.repo)
-            if not (known and is_its_name and ("/" in named.repo or named.held)):
+            if not (known and is_its_name and ("/" in named.repo or named.in_place)):
                 raise self.unknown(text)
             model = ModelConfig(key=name, repo=name, configured=False)
         return msgspec.structs.replace(
@@ -235,7 +235,7 @@ class Names:
         It is the key, unless that would be read as an option or as another repo's id.
         """
         ids = self._ids.get(("model", parse_name(model.key).name.casefold()), set())
-        if model.key.startswith("-") or not ids <= {self.as_held(model).repo}:
+        if model.key.startswith("-") or not ids <= {self.respelled(model).repo}:
             return f"{model.repo}@{model.revision}" + _after(":", model.variant, None)
         known = self.config.models.get(model.key)
         usual = known.revision if known is not None else "main"
@@ -243,20 +243,21 @@ class Names:
         return model.key + _after("@", model.revision, usual) + _after(":", model.variant, variant)
 
     def unknown(self, text: str, place: str | None = None) -> UnknownModelError:
-        """Return the error that says that a name means nothing, and what comes close to it.
+        """Return the error for a name that means nothing, with what is similar to it in its hint.
 
         Args:
             text: what was typed.
             place: `cache` or `backup`, if only what is in the place could be meant.
         """
-        held = list(self._typed_names())
-        models = {key: self.as_held(model) for key, model in self.config.models.items()}
-        keys = [key for key, model in models.items() if place is None or model.repo in held]
+        in_place = list(self._typed_names())
+        models = {key: self.respelled(model) for key, model in self.config.models.items()}
+        keys = [key for key, model in models.items() if place is None or model.repo in in_place]
         if place is None:
-            # Of a configured model the key is named, and not its repo too.
-            held = [one for one in held if one not in {model.repo for model in models.values()}]
+            # A configured model is named by its key only.
+            configured = {model.repo for model in models.values()}
+            in_place = [name for name in in_place if name not in configured]
         name = parse_name(text).name
-        hint = did_you_mean(name, [*keys, *sorted(held)])
+        hint = did_you_mean(name, [*keys, *sorted(in_place)])
         if place is not None:
             listed = "'vlmcache status --all' lists all" if place == "cache" else None
             return UnknownModelError(f"nothing like {text} is in the {place}", hint or listed)
@@ -267,63 +268,63 @@ class Names:
         )
 
     def matching(self, text: str, *, missing: bool = False) -> list[str]:
-        """Return the names that a pattern matches, in any case; a name that is none as it is.
+        """Return the names that a pattern matches, in any case; any other name as it is.
 
         A pattern matches keys and ids of models; those of datasets only if it begins with
         `datasets/`. A model that is matched by its key is not matched by its id too.
 
         Args:
             text: what was typed; its revision and variant count for all that it matches.
-            missing: whether to match keys of models too that are not in the place.
+            missing: whether to match keys of models that are not in the place, too.
 
         Raises:
             UnknownModelError: it matches nothing.
         """
         name = self.without_address(text)
         parts = parse_name(name)
-        if not is_pattern(parts.name) or text in self.config.models or self._held(parts.name):
+        if not is_pattern(parts.name) or text in self.config.models or self._in_place(parts.name):
             return [text]
         after = f"@{parts.revision}" if parts.revision is not None else ""
         after += f":{parts.variant}" if parts.variant is not None else ""
         pattern = parts.name.casefold()
-        found: dict[str, str] = {}
+        matched: dict[str, str] = {}
         for key, model in self.config.models.items():
-            model = self.as_held(model)
-            held = model.repo in self._ids.get(("model", model.repo.casefold()), ())
-            if (held or missing) and fnmatch.fnmatchcase(key.casefold(), pattern):
-                found.setdefault(model.repo, key + after)
+            model = self.respelled(model)
+            in_place = model.repo in self._ids.get(("model", model.repo.casefold()), ())
+            if (in_place or missing) and fnmatch.fnmatchcase(key.casefold(), pattern):
+                matched.setdefault(model.repo, key + after)
         for name in sorted(self._typed_names()):
             kind = layout.split_name(name)[0]
             of_its_type = kind == "model" or pattern.startswith(f"{kind}s/")
             if of_its_type and fnmatch.fnmatchcase(name.casefold(), pattern):
-                found.setdefault(name, name + after)
-        if not found:
+                matched.setdefault(name, name + after)
+        if not matched:
             raise UnknownModelError(
                 f"nothing matches {text}", "'vlmcache status --all' lists what is cached"
             )
-        return list(found.values())
+        return list(matched.values())
 
     def without_address(self, text: str) -> str:
-        """Return the name that the address of a repo's page stands for; other text as it is."""
-        page = None if self._held(text) else parse_page(text, self.config.hub)
+        """Return the name for which the address of a page stands; any other string as it is."""
+        page = None if self._in_place(text) else parse_page(text, self.config.hub)
         return text if page is None else page.name
 
     def _typed_names(self) -> Iterator[str]:
         """Yield what to type for each repo in the place."""
         for (kind, _), ids in self._ids.items():
-            for one in ids:
-                yield layout.typed_name(kind, one)
+            for repo_id in ids:
+                yield layout.typed_name(kind, repo_id)
 
     def _key(self, name: str) -> str | None:
-        """Return the key that a name is, in the same case or, if only one is, in another."""
+        """Return the key that a name is, in the same case or, if only one matches, in any case."""
         if name in self.config.models:
             return name
         folded = name.casefold()
         keys = [key for key in self.config.models if key.casefold() == folded]
         return keys[0] if len(keys) == 1 else None
 
-    def _held(self, name: str) -> tuple[str, str] | None:
-        """Return type and id of the repo in the place whose id a name is, in whatever case."""
+    def _in_place(self, name: str) -> tuple[str, str] | None:
+        """Return type and id of the repo in the place whose id a name is, in any case."""
         for kind, rest in (("model", name), layout.split_name(name)):
             ids = self._ids.get((kind, rest.casefold()), set())
             if rest in ids:
@@ -335,19 +336,19 @@ class Names:
         return None
 
     def _configured(self, repo_id: str, *, exactly: bool) -> ModelConfig | None:
-        """Return the first configured model of a repo: of the very same id, if there is one."""
+        """Return the first configured model of a repo, one with the very same id before others."""
         folded = repo_id.casefold()
         models = self.config.models.values()
         same = [model for model in models if model.repo.casefold() == folded]
         for model in sorted(same, key=lambda model: model.repo != repo_id):
-            meant = self.as_held(model)
+            meant = self.respelled(model)
             if not exactly or meant.repo == repo_id:
                 return meant
         return None
 
 
 def ambiguous(name: str, ids: Iterable[str]) -> UsageError:
-    """Return the error that says that a name can be several repos, which differ by case only."""
+    """Return the error for a name that can be several repos, which differ only by case."""
     return UsageError(f"{name} can be {' or '.join(sorted(ids))}", "type one of them")
 
 
@@ -380,7 +381,7 @@ def find_model(
 
 
 def name_of(config: Config, model: ModelConfig, cached: Iterable[str]) -> str:
-    """Return what to type for a model at a revision, which `find_model` reads back.
+    """Return what to type for a model at a revision; `find_model` reads it back.
 
     Args:
         config: the configuration whose keys count.
@@ -391,14 +392,14 @@ def name_of(config: Config, model: ModelConfig, cached: Iterable[str]) -> str:
 
 
 def names_of_all(config: Config, cached: Iterable[str]) -> list[str]:
-    """Return a name for each configured model that `find_model` reads back: its key, usually.
+    """Return a name for each configured model, usually its key; `find_model` reads it back.
 
-    Those that ship with the package are not among them.
+    The models that ship with the package are not among them.
     """
     return list(map(_names(config, cached).name_of, config.listed.values()))
 
 
-def expand(
+def expand_patterns(
     config: Config,
     names: Iterable[str],
     cached: Iterable[str],
@@ -412,26 +413,46 @@ def expand(
         config: the configuration whose keys count.
         names: what was typed.
         cached: names of the repos that can be matched.
-        missing: whether keys can be matched too whose model is not among these.
-        folders: what is in these by its name is no pattern.
+        missing: whether patterns also match keys whose model is not among these.
+        folders: the name of an entry in one of these is not a pattern.
 
     Raises:
         UnknownModelError: a pattern matches nothing.
     """
     reader, folders = _names(config, cached), tuple(folders)
-    found: dict[str, None] = {}
+    expanded: dict[str, None] = {}
     for text in names:
         is_path = any(os.path.lexists(os.path.join(folder, text)) for folder in folders)
         if is_path or not is_pattern(text):
-            found[text] = None
+            expanded[text] = None
         else:
-            found |= dict.fromkeys(reader.matching(text, missing=missing))
-    return tuple(found)
+            expanded |= dict.fromkeys(reader.matching(text, missing=missing))
+    return tuple(expanded)
 
 
 def without_addresses(config: Config, names: Iterable[str]) -> list[str]:
     """Return names, each address on the hub among them replaced by the name of its repo."""
     return [name if (page := parse_page(name, config.hub)) is None else page.name for name in names]
+
+
+def at_revision(names: Iterable[str], revision: str | None, option: str) -> tuple[str, ...]:
+    """Return names at a revision, or as they are if it is `None`.
+
+    Args:
+        names: what was typed.
+        revision: a branch, tag or commit.
+        option: what messages call the revision.
+
+    Raises:
+        UsageError: a name has a revision of its own.
+    """
+    names = tuple(names)
+    if revision is None:
+        return names
+    if any("@" in name for name in names):
+        raise UsageError(f"a revision is given twice: with @ and with {option}")
+    parts = map(parse_name, names)
+    return tuple(f"{part.name}@{revision}" + _after(":", part.variant, None) for part in parts)
 
 
 def _names(config: Config, cached: Iterable[str], *, variants: bool = False) -> Names:

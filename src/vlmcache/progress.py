@@ -17,30 +17,30 @@ class Progress:
     """Receives the progress of a command, from several threads. This base class shows nothing."""
 
     noun = "model"
-    """What has a turn of its own."""
+    """What the work is divided into, in the singular."""
 
     def planned(self, done: str, sizes: Mapping[str, int], have: Mapping[str, int]) -> None:
-        """All that is to be done is known: model -> bytes, and model -> those done already.
+        """All that is to be done is known: model -> bytes, and model -> bytes done already.
 
-        `done` is what can be said of the bytes that are done: `on disk`, `verified`.
+        `done` says what has happened to the bytes that are done: `on disk`, `verified`.
         """
 
     def started(self, repo: str, sizes: Mapping[str, int], have: int) -> None:
-        """A model's turn begins: file name -> bytes, and the bytes that are done already."""
+        """Work on a model begins: file name -> bytes, and the bytes that are done already."""
 
     def moved(self, repo: str, file: str, position: int) -> None:
         """`position` bytes of a file are done now; fewer than before if it starts again."""
 
     def waiting(self, repo: str, file: str, holder: str | None) -> None:  # noqa: ARG002
-        """Another process downloads a file, and is waited for; `None` once the waiting is over."""
+        """Another process downloads a file and is waited for; `None` once the wait is over."""
         if holder is not None:
             self.note(f"waiting for {holder}, which downloads the same file ({file})")
 
     def ended(self, repo: str) -> None:
-        """A model's turn is over, whether it succeeded or failed."""
+        """Work on a model has ended, whether it succeeded or failed."""
 
     def finished(self) -> None:
-        """All that was planned is over."""
+        """All that was planned has ended."""
 
     def note(self, text: str) -> None:
         """Something that a person would want to know while waiting."""
@@ -51,7 +51,7 @@ class Progress:
 
 
 scanned: ContextVar[Callable[[int, int], None] | None] = ContextVar("scanned", default=None)
-"""Is called with how many repos of a very large cache are read, and how many there are."""
+"""Is called during the scan of a very large cache: repos read, and repos in all."""
 
 
 class FileShare(NamedTuple):
@@ -63,7 +63,7 @@ class FileShare(NamedTuple):
 
 
 class ModelShare:
-    """What is done of one model. Sizes are bytes."""
+    """How much of one model is done. Sizes are bytes."""
 
     def __init__(self, size: int, have: int = 0) -> None:
         self.size = size
@@ -78,7 +78,7 @@ class ModelShare:
         """The bytes that are done now."""
         if self.is_complete:
             return self.size
-        # Until its turn begins, a file's earlier bytes are known only in sum.
+        # Until work on a file begins, its earlier bytes are known only as a part of the sum.
         return min(self.size, max(self.have, sum(self.positions.values())))
 
     def files(self) -> list[FileShare]:
@@ -91,7 +91,7 @@ class ModelShare:
 
 
 class Tally(Progress):
-    """Adds up what is done, of each model and of all."""
+    """Adds up what is done, for each model and for all."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -102,7 +102,7 @@ class Tally(Progress):
         self._is_planned = False
 
     def planned(self, done: str, sizes: Mapping[str, int], have: Mapping[str, int]) -> None:
-        """Begin anew."""
+        """Start again from nothing."""
         with self.lock:
             self._done, self._is_planned = done, True
             self.holders = {}
@@ -119,7 +119,7 @@ class Tally(Progress):
             if not self._is_planned:
                 self.models, self._done = {}, ""
             share = self.models.setdefault(repo, ModelShare(total))
-            # Several revisions or variants of one repo have a turn each.
+            # Several revisions or variants of one repo are worked on one after the other.
             earlier = sum(share.sizes.values())
             share.size = max(share.size, earlier + total)
             share.have = max(share.have, have) if not earlier else earlier + have
@@ -127,14 +127,14 @@ class Tally(Progress):
             share.is_active, share.is_complete = True, False
 
     def moved(self, repo: str, file: str, position: int) -> None:
-        """Take note of a position."""
+        """Record a position."""
         with self.lock:
             share = self.models.get(repo)
             if share is not None and file in share.sizes:
                 share.positions[file] = position
 
     def waiting(self, repo: str, file: str, holder: str | None) -> None:
-        """Take note of who is waited for."""
+        """Record who is waited for."""
         with self.lock:
             if holder is None:
                 self.holders.pop((repo, file), None)
@@ -169,9 +169,9 @@ class Tally(Progress):
 
     @property
     def is_midway(self) -> bool:
-        """Whether a file is begun and not complete.
+        """Whether a file has begun and is not complete.
 
-        What has not brought a byte yet may be busy with something else, and is not stalled.
+        Work that has not moved a byte yet may be busy with something else, and is not stalled.
         """
         with self.lock:
             active = [share for share in self.models.values() if share.is_active]
@@ -190,9 +190,9 @@ class Tally(Progress):
             total, done = self.total, self.done
             if not total:
                 return ""
-            of = f"{size_text(done)} of {size_text(total)} {self._done}".rstrip()
+            amount = f"{size_text(done)} of {size_text(total)} {self._done}".rstrip()
             models = f"; {self.models_text} complete" if len(self.models) > 1 else ""
-            return f"{of}, {size_text(total - done)} left{models}"
+            return f"{amount}, {size_text(total - done)} left{models}"
 
 
 class Rate:
@@ -203,7 +203,7 @@ class Rate:
         self._samples: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, done: int) -> float:
-        """Take note of a number at a time in seconds, and return its growth in a second."""
+        """Record a number at a time in seconds, and return its growth per second."""
         samples = self._samples
         samples.append((now, done))
         while len(samples) > 2 and samples[1][0] <= now - self._seconds:
@@ -218,7 +218,7 @@ class FileOf(NamedTuple):
     model: str
     """The model that it belongs to."""
     name: str
-    """What people know it by."""
+    """Its name for people."""
     size: int
     """Its length in bytes."""
 
@@ -227,7 +227,7 @@ class FileOf(NamedTuple):
 def planned(
     progress: Progress, done: str, sizes: Mapping[str, int], have: Mapping[str, int] | None = None
 ) -> Iterator[None]:
-    """Show meanwhile how much of a command's work is done; see `Progress.planned`."""
+    """Show how much of a command's work is done while the block runs; see `Progress.planned`."""
     progress.planned(done, sizes, have or {})
     try:
         yield
@@ -239,21 +239,21 @@ def planned(
 def files_shown(
     progress: Progress, done: str, files: Mapping[str, FileOf]
 ) -> Iterator[Callable[[str, int], None]]:
-    """Show how far the work on the files of several models is, which may be done in any order.
+    """Show the progress of work on the files of several models, in whatever order it is done.
 
     Args:
         progress: shows it.
-        done: what can be said of the bytes that are done.
+        done: what has happened to the bytes that are done.
         files: path -> the file.
 
     Yields:
-        What is called with a file's path, and how many of its bytes are done.
+        A function to call with a file's path and how many of its bytes are done.
     """
     models: dict[str, dict[str, int]] = {}
     names: dict[str, str] = {}
     for path, file in files.items():
         sizes_of = models.setdefault(file.model, {})
-        # Another revision may have a file of the same name.
+        # Two revisions may each have a file of the same name.
         names[path] = file.name if file.name not in sizes_of else path
         sizes_of[names[path]] = file.size
 
@@ -274,9 +274,9 @@ def files_shown(
 
 @contextlib.contextmanager
 def continued_by(progress: Progress, hint: str) -> Iterator[None]:
-    """Let an interruption say what is done, what is left, and how to continue.
+    """Let an interruption carry what is done, what is left, and how to continue.
 
-    The one place that shows failures takes both from what is raised.
+    `cli.main`, which shows all failures, takes both from the arguments of the exception.
     """
     try:
         yield
@@ -291,7 +291,7 @@ class Stopped(Exception):  # noqa: N818 - not a failure: someone asked for it
 
 
 class StopToken:
-    """Asks work to stop; whoever does the work checks it now and then."""
+    """Asks work to stop; the work checks it now and then."""
 
     def __init__(self) -> None:
         self.stopped = threading.Event()
@@ -336,11 +336,11 @@ class Throttle:
         self.stop_token.sleep(self.wait_for(count))
 
     def wait_for(self, count: int) -> float:
-        """Let `count` more bytes be counted, and return the seconds to wait before they move."""
+        """Count `count` more bytes, and return the seconds to wait before they move."""
         if not self.rate:
             return 0.0
         with self._lock:
             now = time.monotonic()
-            # Up to a quarter of a second of unused rate may be used later.
+            # A quarter of a second of unused rate, at most, may be used later.
             self._free_at = max(self._free_at, now - 0.25) + count / self.rate
             return self._free_at - now

@@ -1,7 +1,7 @@
 """What `schedule` lets a command do before it is written into a timer: everything but its work.
 
 The command line is parsed, names and values are checked, and `clean` plans; nothing is changed, and
-nothing is read that takes long. So what would be refused at night is refused now.
+nothing is read that takes long. What would be refused at night is refused now.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vlmcache.arguments import Names
 from vlmcache.errors import UsageError
 
 _UNASKED = ("all", "xet", "modules")
-"""Options of `clean` that remove more than a person should find removed one morning."""
+"""Options of `clean` that remove more than anybody should find removed one morning."""
 
 
 class Rehearsal(Cache):
@@ -23,7 +23,7 @@ class Rehearsal(Cache):
         """Return the plan.
 
         Raises:
-            UsageError: it asks for more than may be removed unasked.
+            UsageError: an option would remove more than may be removed without asking.
         """
         refused = next((name for name in _UNASKED if options.get(name)), None)
         if refused is not None:
@@ -35,7 +35,7 @@ class Rehearsal(Cache):
         return super().clean(models, **{**options, "dry_run": True})
 
     def verify(self, models: Names | None = None, **options: Any) -> Any:
-        """Return a report of nothing, if there is something of each name to verify."""
+        """Return an empty report, once something to verify is found for each name."""
         from vlmcache.cache.scan import scan
         from vlmcache.commands.verify.scope import Results, find_scopes
 
@@ -45,14 +45,14 @@ class Rehearsal(Cache):
         return results.verification(0.0)
 
     def repair(self, models: Names | None = None, **options: Any) -> Any:
-        """Do as `verify` does."""
+        """Return the same as `verify`."""
         return self.verify(models, **options)
 
     def status(self, models: Names | None = None, *, check: bool = False, **options: Any) -> Any:
         """Return the state.
 
         Raises:
-            UsageError: it is not a check, and nobody would see it.
+            UsageError: it is not a check, so nobody would read it.
         """
         if not check:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""What every command returns: a value that `--json` prints, and what it has to say about itself."""
+"""What every command returns: a value that `--json` prints, with its ids and its problem."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Report(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def ids(self) -> list[str]:
-        """One line for each thing that the report is about, as `--quiet` prints them."""
+        """What the report is about, one id per line of `--quiet`."""
         return []
 
     @property
@@ -31,7 +31,7 @@ class Report(msgspec.Struct, frozen=True, dict=True):
         return problem
 
     def with_problem(self: _R, problem: VlmcacheError | None) -> _R:
-        """Return the same report with what went wrong, which is no part of `--json`'s document."""
+        """Return the same report with what went wrong, which is not one of its fields."""
         report = msgspec.structs.replace(self)
         report.__dict__["_problem"] = problem
         return report

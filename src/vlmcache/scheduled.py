@@ -1,4 +1,4 @@
-"""A command that a timer runs: what its variables say, and what it leaves for `status`.
+"""A command that a timer runs: the variables it gets, and what it leaves for `status`.
 
 Each schedule has a file in vlmcache's own folder that says how its last run ended. It can be lost
 or deleted at any time; where it cannot be written, the run itself is not disturbed.
@@ -24,21 +24,21 @@ from vlmcache.units import duration_text, shell_words
 NAME = "VLMCACHE_SCHEDULED"
 """The variable that names the schedule which runs the command."""
 EVERY = "VLMCACHE_SCHEDULED_EVERY"
-"""Seconds between two runs, where the timer itself can only run something each day."""
+"""Seconds between two runs, if the timer itself can only run something each day."""
 LOG = "VLMCACHE_SCHEDULED_LOG"
-"""The file that the timer lets the output be added to."""
+"""The file to which the timer adds the output."""
 REHEARSAL = "VLMCACHE_REHEARSAL"
-"""Lets a command be parsed and checked, and do nothing."""
+"""Makes a command check what it is given, and do nothing."""
 VARIABLES = (NAME, EVERY, LOG, REHEARSAL)
 
 FOLDER = "schedules"
 _LONGEST_LOG = 1_000_000
 _LONGEST_OUTCOME = 100_000
 _SLACK = 12 * 3600.0
-"""Seconds that a run may begin too early: the last one may have begun late."""
+"""Seconds by which a run may begin too early: the last one may have begun late."""
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class RunOutcome(msgspec.Struct, frozen=True):
     """How the last run of a schedule ended."""
 
     name: str
@@ -62,14 +62,14 @@ class ScheduledRun:
         name: the schedule's name.
         home: vlmcache's own folder.
         words: the command line.
-        every: seconds that have to be between two runs, 0 if the timer sees to that.
+        every: seconds that must be between two runs, 0 if the timer takes care of that.
     """
 
     def __init__(self, name: str, home: str, words: Sequence[str], every: float = 0.0) -> None:
         self._home = home
         now = _now()
-        self.outcome = Outcome(name, shell_words("vlmcache", *words), now, process=os.getpid())
-        last = next((one for one in read_outcomes(home) if one.name == name), None)
+        self.outcome = RunOutcome(name, shell_words("vlmcache", *words), now, process=os.getpid())
+        last = next((outcome for outcome in read_outcomes(home) if outcome.name == name), None)
         age = (now - last.begun).total_seconds() if last is not None else every
         self.waits = ""
         """Why it is too early to run; empty if it is not."""
@@ -77,11 +77,11 @@ class ScheduledRun:
             self.waits = f"{name} ran {duration_text(age)} ago: it is not due yet"
 
     def begin(self) -> None:
-        """Remember that it runs."""
+        """Record that it is running."""
         _write(self._home, self.outcome)
 
     def end(self, code: ExitCode, report: Report | None, problem: VlmcacheError | None) -> None:
-        """Remember how it ended."""
+        """Record how it ended."""
         text = problem.message if problem is not None else ""
         text = text or (report.in_one_line if report is not None else "") or code.meaning
         ended = msgspec.structs.replace(self.outcome, at=_now(), exit_code=int(code), text=text)
@@ -91,7 +91,7 @@ class ScheduledRun:
 def take_turn(home: str, words: Sequence[str]) -> ScheduledRun | None:
     """Return the run that a timer has started in this process; `None` if none has.
 
-    Its variables are taken out of the environment, so that no process it starts is taken for it.
+    Its variables are removed from the environment, so that no process it starts is taken for it.
 
     Args:
         home: vlmcache's own folder.
@@ -110,25 +110,25 @@ def log_path(home: str, name: str) -> str:
     return os.path.join(home, FOLDER, f"{name}.log")
 
 
-def read_outcomes(home: str) -> tuple[Outcome, ...]:
+def read_outcomes(home: str) -> tuple[RunOutcome, ...]:
     """Return how the last run of each schedule ended, by name. What cannot be read is left out."""
     folder = os.path.join(home, FOLDER)
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
     except OSError:
         return ()
-    found = []
+    outcomes = []
     for name in names:
         with contextlib.suppress(OSError, *JSON_ERRORS):
             content = read_bytes(os.path.join(folder, name), _LONGEST_OUTCOME, follow=False)
-            outcome = msgspec.json.decode(content, type=Outcome)
+            outcome = msgspec.json.decode(content, type=RunOutcome)
             if outcome.name == name.removesuffix(".json"):
-                running = outcome.at is None and _runs(outcome.process)
-                found.append(msgspec.structs.replace(outcome, running=running))
-    return tuple(found)
+                running = outcome.at is None and _is_running(outcome.process)
+                outcomes.append(msgspec.structs.replace(outcome, running=running))
+    return tuple(outcomes)
 
 
-def forget(home: str, name: str) -> None:
+def forget_outcome(home: str, name: str) -> None:
     """Forget how the last run of a schedule ended, and its log."""
     if is_anothers(home):
         return
@@ -142,7 +142,7 @@ def _now() -> datetime:
     return datetime.fromtimestamp(int(time.time()), timezone.utc)
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except PermissionError:
@@ -152,26 +152,26 @@ def _runs(process: int) -> bool:
     return process > 0
 
 
-def _write(home: str, outcome: Outcome) -> None:
-    """Put an outcome in the place of the last one, as far as the system lets."""
+def _write(home: str, outcome: RunOutcome) -> None:
+    """Replace the last outcome, if the system allows it."""
     if is_anothers(home):
         return
     path = os.path.join(home, FOLDER, f"{outcome.name}.json")
-    begun = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     with contextlib.suppress(OSError, UnicodeEncodeError):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
-            with open(begun, "xb") as file:
+            with open(temporary, "xb") as file:
                 file.write(msgspec.json.encode(outcome))
-            os.replace(begun, path)
+            os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(begun)
+                os.unlink(temporary)
             raise
 
 
 def _shorten(log: str) -> None:
-    """Let a long log be the old one, in place of the one before."""
+    """Rename a long log, in place of the one before: the next line begins a new log."""
     with contextlib.suppress(OSError):
         if os.path.getsize(log) > _LONGEST_LOG:
             os.replace(log, f"{log}.1")

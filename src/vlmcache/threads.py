@@ -1,4 +1,4 @@
-"""Threads that are waited for, until their work is done or a signal arrives."""
+"""Work in threads, which are waited for until they are done or a signal arrives."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TypeVar
 from vlmcache.progress import Stopped, StopToken
 
 _LEAVE_AFTER = 5.0
-"""Seconds that threads get to put things in order when the work is stopped."""
+"""Seconds that each thread gets to clean up when the work is stopped."""
 
 _QUESTIONS = 8
-"""Questions that are asked at the same time."""
+"""Threads that wait for answers at the same time."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -27,7 +27,7 @@ def _threads(
     work: Callable[[], None], count: int, stop: Callable[[], None], leave_after: float
 ) -> Iterator[None]:
     """Let threads do some work while the block runs, and wait for their end after it."""
-    # Daemons, since a thread that waits for somebody else must not hold up the process's end.
+    # Daemons: a thread that waits for somebody else must not delay the end of the process.
     threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
     try:
         for thread in threads:
@@ -35,7 +35,7 @@ def _threads(
         yield
         for thread in threads:
             while thread.is_alive():
-                # With a bound, since a wait without one keeps signals out on Windows.
+                # With a limit: on Windows no signal gets through a wait without one.
                 thread.join(0.5)
     except BaseException:
         stop()
@@ -54,7 +54,7 @@ def run_in_threads(
         work: what each of them does; it returns soon once `stop` was called.
         count: how many.
         stop: is called if a signal arrives here.
-        leave_after: seconds that each gets then to put things in order.
+        leave_after: seconds that each thread then gets to clean up.
 
     Raises:
         BaseException: what the signal's handler raised.
@@ -77,7 +77,7 @@ def results(
         stopped: is set if any of the work fails, or a signal arrives here.
 
     Raises:
-        Exception: the first that some work raised; what else was begun has ended by then.
+        Exception: the first that any work raised, once all threads have ended.
     """
     pending = deque(items)
     left = len(pending)
@@ -124,7 +124,7 @@ def each(
         stop_token: is stopped if any of the work fails, or a signal arrives here.
 
     Raises:
-        Exception: the first that some work raised; what else was begun has ended by then.
+        Exception: the first that any work raised, once all threads have ended.
     """
     with contextlib.closing(results(items, work, workers, stop_token.stopped)) as done:
         for _ in done:
@@ -140,8 +140,8 @@ def in_parallel(
     """Return what some work returns for each item, in their order; it is done in several threads.
 
     Args:
-        items: one alone is worked on here.
-        work: waits for others rather than compute, and may be left alone at any moment.
+        items: a single one is worked on in this thread.
+        work: waits for answers more than it computes, and may be abandoned at any moment.
         stop: is called if a signal arrives here.
         done: is called with how many are done, from any of the threads.
 
@@ -151,7 +151,7 @@ def in_parallel(
     if len(items) < 2:
         return [work(item) for item in items]
     pending = deque(enumerate(items))
-    found: dict[int, _R] = {}
+    returned: dict[int, _R] = {}
     failures: list[Exception] = []
 
     def work_on() -> None:
@@ -161,34 +161,34 @@ def in_parallel(
             except IndexError:
                 return
             try:
-                found[number] = work(item)
+                returned[number] = work(item)
             except Exception as error:
                 failures.append(error)
-            done(len(found))
+            done(len(returned))
 
     run_in_threads(work_on, min(_QUESTIONS, len(items)), stop, 0.0)
     if failures:
         raise failures[0]
-    return [found[number] for number in range(len(items))]
+    return [returned[number] for number in range(len(items))]
 
 
 class StillError(Exception):
-    """Some work stands still."""
+    """Some work has stopped making progress."""
 
 
 def unless_still(work: Callable[[], _R], seconds: float) -> _R:
-    """Return what some work returns, for as long as it takes, unless it stands still.
+    """Return what some work returns, however long it takes, unless it stops making progress.
 
-    It does if its thread uses no time of a processor: what reads from a disk, however slow, uses
-    some for each block, and what waits for a drive that has gone uses none. Such a thread is left
-    behind. Where the system does not say what a thread uses, nothing is given up.
+    It has if its thread uses no processor time: reading from a disk, however slow, uses some for
+    each block, and waiting for a drive that has gone uses none. Such a thread is abandoned. Where
+    the system does not show what a thread uses, the work is always waited for.
 
     Args:
         work: what is done, in a thread of its own.
-        seconds: how long it may stand still.
+        seconds: how long it may go without progress.
 
     Raises:
-        StillError: it stands still.
+        StillError: it stopped making progress.
         BaseException: what the work raised.
     """
     clocks: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -215,7 +215,7 @@ def unless_still(work: Callable[[], _R], seconds: float) -> _R:
             spent = now if clock is None else time.clock_gettime(clock)
             used, since = spent, (now if spent != used else since)
         if now - since >= seconds:
-            raise StillError(f"nothing was read of it for {seconds:g} s")
+            raise StillError(f"nothing was read for {seconds:g} s")
     if failures:
         raise failures[0]
     return results[0]

@@ -21,12 +21,12 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 8
 
 _BARE = late.pattern(r"[0-9]+(?:\.[0-9]+)?")
 _DIGITS = 40
-"""As many digits of a number are read; more say nothing that a disk or a calendar could hold."""
+"""Digits of a number that are read; no disk and no calendar needs more."""
 
 LARGEST = (1 << 63) - 1
-"""The largest size in bytes that a filesystem can have: what is typed beyond it is a mistake."""
+"""The largest size in bytes that a filesystem can have; a larger one is a mistake."""
 LONGEST = 1000 * _SECONDS["y"]
-"""The longest duration in seconds; far beyond it the calendar of Python ends."""
+"""The longest duration in seconds; Python's calendar ends not far beyond it."""
 
 
 def parse_size(text: str) -> int:
@@ -80,8 +80,8 @@ def parse_duration(text: str, units: tuple[str, str] = ("d", "h")) -> float:
     """Return the seconds that a string such as `30d`, `12h`, `90s` or `0` means.
 
     Args:
-        text: the string. `M` is refused, since most would mean months by it and get minutes.
-        units: those offered for a number without one.
+        text: the string. `M` is refused, as it would mean minutes where most people mean months.
+        units: the units to offer for a number without one.
 
     Raises:
         ValueError: the string is not a duration, or has no unit.
@@ -107,7 +107,7 @@ def _is_zero(text: str, units: tuple[str, str]) -> bool:
     """Return whether a string is a plain 0, which needs no unit.
 
     Raises:
-        ValueError: it is another number without a unit, and so could mean anything.
+        ValueError: it is another number without a unit, which could mean anything.
     """
     number = text.strip()
     if not _BARE.fullmatch(number):
@@ -119,7 +119,7 @@ def _is_zero(text: str, units: tuple[str, str]) -> bool:
 
 
 def short_text(text: str) -> str:
-    """Return the beginning of what comes from outside, in quotes, for a message of one line."""
+    """Return the beginning of a string from outside, in quotes, for a message of one line."""
     return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
@@ -155,12 +155,12 @@ def and_list(parts: Sequence[str]) -> str:
 
 
 def and_more(count: int) -> str:
-    """Return the end of a list from which so many were left out, nothing if none was."""
+    """Return the end of a list from which some were left out: ` and 3 more`; empty for none."""
     return f" and {count} more" if count > 0 else ""
 
 
 def duration_text(seconds: float) -> str:
-    """Return seconds as the largest unit that people would say: `3 days`, `5 min`."""
+    """Return seconds in the largest unit that people would say: `3 days`, `5 min`."""
     for name, length in (("day", 86400), ("hour", 3600)):
         if seconds >= length:
             return counted(int(seconds // length), name)
@@ -175,12 +175,12 @@ def seconds_text(seconds: float) -> str:
 
 
 def command(name: str, *words: str) -> str:
-    """Return a command line that a shell takes as it is meant, whatever the words hold."""
+    """Return a command line of vlmcache for a shell, its words quoted where they need it."""
     return shell_words("vlmcache", name, *words)
 
 
 def shell_words(*words: str) -> str:
-    """Return words as a shell takes them, with what cannot be shown escaped as bash and zsh do."""
+    """Return words quoted for a shell, with what cannot be shown escaped as bash and zsh do."""
     return " ".join(map(_shell_word, words))
 
 
@@ -201,7 +201,7 @@ def _shell_word(word: str) -> str:
 
 
 def is_shown(character: str) -> bool:
-    """Return whether a character is shown as it is: terminals and both encodings allow it."""
+    """Return whether a character is shown as it is: it is harmless, and both streams encode it."""
     if " " <= character <= "~":
         return True
     if not character.isprintable() or unicodedata.category(character)[0] == "C":
@@ -222,12 +222,12 @@ def is_encodable(text: str, stream: object) -> bool:
 
 
 def did_you_mean(text: str, known: Iterable[str], most: int = 3) -> str | None:
-    """Return the question that names what comes close to a string; `None` if nothing does.
+    """Return the question that names what is similar to a string; `None` if nothing is.
 
     Args:
         text: what was typed.
         known: what could have been meant.
-        most: how many of these to name.
+        most: how many of these to name at most.
     """
     import difflib  # only for mistakes
 
@@ -235,13 +235,13 @@ def did_you_mean(text: str, known: Iterable[str], most: int = 3) -> str | None:
     compared = difflib.SequenceMatcher(None, "", typed)
 
     def likeness(name: str) -> float:
-        """Return how alike they are, 0 to 1: in any case, and without the owner of a repo too."""
-        folded, most = name.casefold(), 0.0
+        """Return how similar they are, 0 to 1: in any case, with or without the repo's owner."""
+        folded, alike = name.casefold(), 0.0
         for part in (folded, folded.rpartition("/")[2]):
             compared.set_seq1(part)
-            if compared.real_quick_ratio() > most and compared.quick_ratio() > most:
-                most = max(most, compared.ratio())
-        return most
+            if compared.real_quick_ratio() > alike and compared.quick_ratio() > alike:
+                alike = max(alike, compared.ratio())
+        return alike
 
     near = sorted(((likeness(name), name) for name in dict.fromkeys(known)), key=lambda n: -n[0])
     names = [name for alike, name in near[:most] if alike >= 0.5]

@@ -25,7 +25,7 @@ from vlmcache.cli.main import command_called
 from vlmcache.cli.register import ALIASES, COMMANDS, first_words, members
 from vlmcache.codes import CODES
 from vlmcache.commands.status import filters
-from vlmcache.config_file import ATTENTIONS, PRECISIONS
+from vlmcache.config_values import ATTENTIONS, PRECISIONS
 from vlmcache.load import synthetic
 from vlmcache.load.report import Loader
 
@@ -90,6 +90,9 @@ def words(*typed: str) -> list[str] | None:
         (["schema", "he"], []),
         (["schema", "pu"], ["pull"]),
         (["help", "exit"], ["exit-codes"]),
+        (["help", "fleet", "st"], ["status"]),
+        (["schedule", ""], ["status", "clean", "verify"]),
+        (["undo", ""], []),
         (["watch", ""], []),
         (["nonsense", ""], []),
     ],
@@ -114,6 +117,16 @@ def test_a_key_is_shown_with_its_repo_and_its_size_on_disk(filled: CacheBuilder)
         ("goose", "org/absent, not cached"),
     ]
     assert completion.complete(["pull", "org/"]) == [("org/good", "53.2 kB")]
+
+
+def test_an_id_to_undo_is_shown_with_what_was_removed(
+    filled: CacheBuilder, vlmcache: Vlmcache
+) -> None:
+    first, second = (
+        vlmcache("rm", name, "--trash", "--yes", "--json").document["receipt"]["trash_id"]
+        for name in ("org/good", "Qwen/Qwen2-VL")
+    )
+    assert completion.complete(["undo", ""]) == [(second, "Qwen/Qwen2-VL"), (first, "org/good")]
 
 
 def test_the_cache_and_the_config_that_the_line_names_are_those_that_count(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -46,7 +47,7 @@ LINES = {
     "explain": [["no-space"]],
     "help": [["pull"]],
 }
-"""What is run of each command; without a line here it is run without arguments."""
+"""Arguments with which each command is run; one without a line here is run without any."""
 
 
 @pytest.fixture
@@ -180,3 +181,31 @@ def test_a_reader_that_goes_away_changes_no_exit_code(filled: Vlmcache) -> None:
     process.stderr.close()
     assert process.wait(timeout=120) == 4
     assert re.fullmatch(r"(error: [^\n]+\n(hint: [^\n]+\n)?)?", errors), errors
+
+
+def test_a_command_whose_stderr_nobody_reads_does_all_its_work(filled: Vlmcache) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*filled.command, "rm", "org/good", "org/b*", "--yes"],
+        env=filled.environment,
+        cwd=filled.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=writing,
+    )
+    os.close(writing)
+    assert done.returncode == 0
+    hub = Path(filled.environment["HF_HUB_CACHE"])
+    assert not [name for name in ("good", "begun") if (hub / f"models--org--{name}").exists()]
+
+
+def test_a_pipe_that_breaks_before_the_report_has_cut_the_work_and_is_no_success(
+    filled: Vlmcache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    monkeypatch.setattr("vlmcache.commands.remove.remove.remove", broken)
+    done = run_here("rm", "org/good", "--yes")
+    assert done.code == 1
+    assert done.err == "error: the output was closed before the work was done\nhint: run it again\n"

@@ -39,7 +39,7 @@ def _stable(value: Any, key: str, places: dict[str, str], *, keys_only: bool) ->
             name: _stable(below, name, places, keys_only=keys_only) for name, below in value.items()
         }
     if isinstance(value, list):
-        below = [_stable(one, key, places, keys_only=keys_only) for one in value]
+        below = [_stable(item, key, places, keys_only=keys_only) for item in value]
         return below[:1] if keys_only else below
     if value is not None and (key in VARIES or keys_only):
         return type(value).__name__

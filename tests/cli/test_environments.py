@@ -1,4 +1,4 @@
-"""Each command in environments where something that it counts on is missing: it works or says so.
+"""Each command in environments where something that it relies on is missing: it works or says so.
 
 They are run as real processes; the short form takes those that read and change the most.
 """

@@ -1,4 +1,4 @@
-"""What holds for every command, those that are yet to come included: forms, signals, pipes."""
+"""What holds for every command, future ones included: forms, signals, pipes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LINES = {
     "init": ["--dry-run"],
     "explain": ["no-space"],
 }
-"""What makes a command answer soon; without a line here it is run without arguments."""
+"""Arguments with which a command answers soon; one without a line here is run without any."""
 
 WITHOUT_JSON = {"schema", "help"}
 HARDLY_CAUGHT = {"schema", "explain", "help"}
@@ -57,7 +57,7 @@ HARDLY_CAUGHT = {"schema", "explain", "help"}
 def filled(
     cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Vlmcache:
-    """A whole model, a detached one and a backup; torch, which takes its time, is not there."""
+    """A complete model, a detached one and a backup; torch, which is slow to import, is missing."""
     vlmcache.config("models: {good: {repo: org/good}}\nvlmcache: {min_free: 0}\n")
     cache.repo("org/good").revision(model_files())
     cache.repo("org/\x1b[31mred").revision({"config.json": b"{}"}, refs=())
@@ -73,7 +73,7 @@ def line(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - WITHOUT_JSON))
-def test_json_is_one_document_of_its_schema_also_where_it_fails(
+def test_json_is_one_document_of_its_schema_even_if_the_command_fails(
     filled: Vlmcache, command: str
 ) -> None:
     schema = json.loads(run_here("schema", command).out)
@@ -168,13 +168,13 @@ def test_a_wrong_option_is_exit_2_and_one_line(filled: Vlmcache, command: str) -
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - WITHOUT_JSON))
-def test_quiet_is_one_id_a_line(filled: Vlmcache, command: str) -> None:
+def test_quiet_is_one_id_per_line(filled: Vlmcache, command: str) -> None:
     done = run_here(*line(command), "-q")
     assert all(text and " " not in text and text.isprintable() for text in done.out.splitlines())
     assert not done.err or is_failure(done.err)
 
 
-def test_a_terminal_that_wants_no_colour_is_sent_no_escape_codes(filled: Vlmcache) -> None:
+def test_a_terminal_that_wants_no_color_is_sent_no_escape_codes(filled: Vlmcache) -> None:
     for number, command in enumerate(COMMANDS):
         variables = {"NO_COLOR": "1"} if number % 2 else {"TERM": "dumb"}
         assert "\x1b" not in filled.on_terminal(*line(command), **variables), command

@@ -17,7 +17,6 @@ FRAGMENTS = {"Also", "By", "Can", "For", "If", "Like", "Not", "Only", "Such", "W
 """Words with which neither a verb nor a noun phrase begins."""
 MEASURES = {
     "SIZE": r"\d+(\.\d+)?[kMGT]i?B\b",
-    "RATE": r"\d+(\.\d+)?[kMGT]i?B\b",
     "AGE": r"\d+(\.\d+)?[smhdwy]\b",
     "TIME": r"\d+(\.\d+)?[smhdwy]\b",
 }
@@ -132,6 +131,12 @@ def test_a_page_of_help_fits_its_width_and_never_wraps_an_example(
             assert any(
                 f"vlmcache {' '.join(words_of(arguments[0]))}" in line for line in lines[at + 1 :]
             )
+
+
+def test_the_usage_line_names_arguments_as_other_programs_do() -> None:
+    assert "Usage: vlmcache recall [OPTIONS] MODEL..." in page("recall", "--help", columns=80)
+    backup = page("backup", "--help", columns=80)
+    assert "Usage: vlmcache backup [OPTIONS] DEST [MODEL]..." in backup
 
 
 def test_the_commands_are_in_groups_and_each_in_one() -> None:

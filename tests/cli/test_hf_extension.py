@@ -72,7 +72,7 @@ def test_the_repository_that_the_page_shows_is_a_package_that_needs_ours_and_hol
     subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob("dist/*.whl"))) as wheel:
         names = wheel.namelist()
-        metadata = wheel.read(next(one for one in names if one.endswith("METADATA"))).decode()
+        metadata = wheel.read(next(name for name in names if name.endswith("METADATA"))).decode()
     assert all(".dist-info/" in name for name in names)
     assert "Requires-Dist: vlmcache" in metadata.splitlines()
     # hf reads both, and shows the first that it finds.

@@ -1,4 +1,4 @@
-"""Ctrl-C on a terminal, in the middle of each command that shows bars: what is left to see."""
+"""Ctrl-C on a terminal, in the middle of each command that shows bars: what stays on the screen."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ DONE = {
 
 
 @pytest.fixture
-def held(cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path) -> Vlmcache:
+def halfway(cache: CacheBuilder, vlmcache: Vlmcache, tmp_path: Path) -> Vlmcache:
     """A model in the cache, and commands that stop in the middle."""
     vlmcache.config("models: {good: {repo: org/good}}\nvlmcache: {min_free: 0}\n")
     cache.repo("org/good").revision(
@@ -83,10 +83,10 @@ def prepared(vlmcache: Vlmcache, command: str, cache: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("command", WORK)
 def test_ctrl_c_replaces_the_bars_by_what_is_done_what_is_left_and_how_to_continue(
-    held: Vlmcache, cache: CacheBuilder, command: str, tmp_path: Path
+    halfway: Vlmcache, cache: CacheBuilder, command: str, tmp_path: Path
 ) -> None:
-    with prepared(held, command, cache.root):
-        screen = Screen(held, command, *WORK[command])
+    with prepared(halfway, command, cache.root):
+        screen = Screen(halfway, command, *WORK[command])
         assert "%" in screen.wait_for("━", "─")
         screen.press(b"\x03")
         (tmp_path / "released").touch()
@@ -106,9 +106,9 @@ def test_ctrl_c_replaces_the_bars_by_what_is_done_what_is_left_and_how_to_contin
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"CLICOLOR": "0"}])
 def test_without_colors_a_terminal_gets_one_line_without_escape_codes(
-    held: Vlmcache, tmp_path: Path, variables: dict[str, str]
+    halfway: Vlmcache, tmp_path: Path, variables: dict[str, str]
 ) -> None:
-    screen = Screen(held, "verify", size=(60, 24), **variables)
+    screen = Screen(halfway, "verify", size=(60, 24), **variables)
     shown = screen.wait_for("━", "─")
     assert len(shown.splitlines()) == 1
     screen.press(b"\x03")
@@ -123,9 +123,9 @@ def test_without_colors_a_terminal_gets_one_line_without_escape_codes(
     "variables", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C"}]
 )
 def test_without_unicode_the_bars_are_ascii(
-    held: Vlmcache, tmp_path: Path, variables: dict[str, str]
+    halfway: Vlmcache, tmp_path: Path, variables: dict[str, str]
 ) -> None:
-    screen = Screen(held, "verify", size=(60, 24), **variables)
+    screen = Screen(halfway, "verify", size=(60, 24), **variables)
     shown = screen.wait_for("#", "--")
     (tmp_path / "released").touch()
     code, after = screen.end()

@@ -54,7 +54,7 @@ def place(tmp_path: Path, cache: CacheBuilder, monkeypatch: pytest.MonkeyPatch) 
     return cache
 
 
-@pytest.mark.parametrize(("typed", "code"), TABLE, ids=lambda it: " ".join(map(str, [it])))
+@pytest.mark.parametrize(("typed", "code"), TABLE, ids=str)
 def test_no_command_lists_or_chooses_what_nobody_configured(
     place: CacheBuilder, typed: list[str], code: int
 ) -> None:
@@ -112,7 +112,7 @@ def test_check_names_each_cached_model_that_is_not_complete(place: CacheBuilder)
     (error,) = done.document["errors"]
     assert error["message"] == "not every model is cached: org/part is partial"
     assert error["hint"] == "'vlmcache status org/part' shows what is missing of it"
-    # Nobody asks for the rest of it: something has read its config only.
+    # Nobody asked for the rest: some program has only read the config.
     assert [step["command"] for step in done.document["recommendations"]] == ["vlmcache init"]
 
 
@@ -137,10 +137,10 @@ def test_the_shipped_keys_stay_names_and_their_models_protected(place: CacheBuil
         repo = place.repo(name)
         repo.revision(model_files())
         for folder, _, names in os.walk(repo.folder):
-            for one in names:
-                os.utime(os.path.join(folder, one), (old, old), follow_symlinks=False)
+            for name in names:
+                os.utime(os.path.join(folder, name), (old, old), follow_symlinks=False)
     assert run_here("clean", "--older-than", "30d", "-y").code == 0
-    kept = {one.name for one in place.root.glob("models--*")}
+    kept = {folder.name for folder in place.root.glob("models--*")}
     assert kept == {"models--Qwen--Qwen2-VL-2B-Instruct"}
     assert run_here("rm", "qwen_vl_2b", "-y").code == 0
 
@@ -193,7 +193,8 @@ def test_a_file_of_another_program_that_is_named_is_exit_2(
 def test_a_file_of_another_program_in_the_working_folder_is_one_note(place: CacheBuilder) -> None:
     Path("config.yaml").write_text("models: {small: {layers: 3}}\n")
     document = run_here("status", "--json").document
-    (note,) = (one for one in document["findings"] if one["code"] == "configuration")
+    notes = [note for note in document["findings"] if note["code"] == "configuration"]
+    (note,) = notes
     assert note["detail"].startswith(f"{Path.cwd()}/config.yaml: not used: ")
     assert document["recommendations"][-1]["command"] == "vlmcache init"
 
@@ -221,7 +222,7 @@ def test_every_command_says_once_which_key_of_ours_means_nothing(
             assert times(said, done) == (0, 1)
             continue
         assert done.err == ""
-        assert [one["detail"] for one in done.document["findings"]].count(said) == 1
+        assert [finding["detail"] for finding in done.document["findings"]].count(said) == 1
 
 
 def test_a_mistake_in_the_users_own_limits_is_said_where_they_count(

@@ -137,7 +137,8 @@ def test_a_removal_takes_yes_under_its_own_name_only(
     real = " ".join(["vlmcache", command, *words, yes])
     assert (done.code, done.out) == (2, "")
     assert done.err == (
-        f"error: '{alias}' is another name of '{command}', which --yes needs\nhint: type {real}\n"
+        f"error: '{alias}' is another name for '{command}': --yes needs that one\n"
+        f"hint: type {real}\n"
     )
     # The same without it is the command.
     assert run_here(alias, *words, "--dry-run").code == (7 if words else 0)

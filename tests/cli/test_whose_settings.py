@@ -47,12 +47,12 @@ def test_a_budget_of_a_working_folder_evicts_nothing_and_is_shown(place: Place) 
     assert all(repo.folder.exists() for repo in repos.values())
     path = place.vlmcache.folder / "config.yaml"
     for command in ("status", "doctor"):
-        found = [
-            one["detail"]
-            for one in place.json(command)["findings"]
-            if one["code"] == "configuration" and one["severity"] == "warning"
+        warnings = [
+            finding["detail"]
+            for finding in place.json(command)["findings"]
+            if finding["code"] == "configuration" and finding["severity"] == "warning"
         ]
-        assert [text for text in found if text.startswith(f"{path}:3: vlmcache.max_size is")]
+        assert [text for text in warnings if text.startswith(f"{path}:3: vlmcache.max_size is")]
 
 
 NAMED_BY = ("--config", "VLMCACHE_CONFIG", "./config.yaml", "user")
@@ -87,7 +87,7 @@ def test_what_any_file_on_the_search_path_names_is_never_evicted(
 
 
 @pytest.mark.parametrize(
-    ("broken", "line", "wishes"),
+    ("broken", "line", "options"),
     [
         ("models: [a\n", 2, ()),
         ("models: [a\n", 2, ("--older-than", "30d")),
@@ -96,19 +96,19 @@ def test_what_any_file_on_the_search_path_names_is_never_evicted(
     ],
 )
 def test_clean_removes_nothing_while_another_config_file_cannot_be_read(
-    place: Place, broken: str, line: int, wishes: tuple[str, ...]
+    place: Place, broken: str, line: int, options: tuple[str, ...]
 ) -> None:
     _aged(place.root, one=90)
     path = user_config(broken)
     before = fingerprint(place.root)
-    done = place.run("clean", "-y", *wishes)
+    done = place.run("clean", "-y", *options)
 
     assert done.code == ExitCode.USAGE
     assert f"{path}:{line}: " in done.err
     assert fingerprint(place.root) == before
     status = place.json("status")
     assert status["exit_code"] == 0
-    assert any(f"{path}:{line}: " in one["detail"] for one in status["findings"])
+    assert any(f"{path}:{line}: " in finding["detail"] for finding in status["findings"])
     assert place.run("rm", "org/one", "-y").code == 0
 
 
@@ -138,7 +138,7 @@ def test_a_key_spelled_like_a_cached_repo_never_makes_a_command_change_another(
     moved = place.json(
         "move", str(place.root.parent / "drive"), typed.partition("@")[0], "--dry-run"
     )
-    assert [one["repo"] for one in moved["repos"]] == [cached]
+    assert [repo["repo"] for repo in moved["repos"]] == [cached]
     tar = str(place.root.parent / "saved.tar")
     assert place.run("backup", tar).code == 0
     restored = place.json("restore", tar, typed, "--dry-run")
@@ -183,12 +183,13 @@ def test_a_side_cache_of_a_dotenv_is_ignored_and_shown_by_doctor(place: Place) -
         (hostile / name).write_bytes(b"precious")
     (place.vlmcache.folder / ".env").write_text(f"HF_XET_CACHE={hostile}\nHF_HOME={hostile}\n")
     before = fingerprint(hostile)
-    found = place.json("clean", "--xet", "-y")
-    assert found["exit_code"] == 0
+    cleaned = place.json("clean", "--xet", "-y")
+    assert cleaned["exit_code"] == 0
     assert fingerprint(hostile) == before
-    assert str(hostile) not in str(found["side_caches"])
-    findings = [one["detail"] for one in place.json("doctor")["findings"]]
-    assert any(f"{place.vlmcache.folder}/.env: HF_XET_CACHE is ignored" in one for one in findings)
+    assert str(hostile) not in str(cleaned["side_caches"])
+    details = [finding["detail"] for finding in place.json("doctor")["findings"]]
+    ignored = f"{place.vlmcache.folder}/.env: HF_XET_CACHE is ignored"
+    assert any(ignored in detail for detail in details)
 
 
 @pytest.mark.parametrize(

@@ -499,7 +499,7 @@ class Outcome:
     @property
     def internal(self) -> bool:
         """Whether it ended by an error of its own, not by a refusal that says something."""
-        words = ("Traceback", "internal error", "'vlmcache doctor' may tell why")
+        words = ("Traceback", "internal error", "'vlmcache doctor' may show why")
         refused = self.done.code == 0 or self.done.errors.strip()
         return self.done.code == 97 or not refused or any(w in self.done.errors for w in words)
 

@@ -1,1 +1,1 @@
-"""The command line: one module a command, and one place where failures become exit codes."""
+"""The command line: one module per command, and one place that turns failures into exit codes."""

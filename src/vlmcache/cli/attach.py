@@ -20,17 +20,16 @@ def attach(
         str | None,
         typer.Argument(
             metavar="BASE",
-            help="The cache to put beneath this one; if not given, the one of your config.yaml.",
+            help="The cache to put beneath this one; by default the base of your config.yaml.",
             show_default=False,
         ),
     ] = None,
     dry_run: DryRun = False,
-    yes: Yes = False,
+    yes: Yes = False,  # noqa: ARG001 - nothing is asked, and scripts may give it all the same
 ) -> Answer:
     """Put a read-only cache, such as an admin's, beneath this one.
 
-    All its models can be loaded from this cache then, and take no room here: blobs are links into
-    the base, which is never changed. What the base gets later is linked when you run this again.
+    All its models can then be loaded from this cache and take no room here: blobs are links into
+    the base, which is never changed. Run it again to link what the base has got since.
     """
-    del yes  # nothing is asked: only links are added, and detach removes them
     return Answer(call.acting().attach(base, dry_run=dry_run), {})

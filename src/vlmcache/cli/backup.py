@@ -35,7 +35,7 @@ def backup(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", help="Read what was saved already, and write again what is damaged."
+            "--verify", help="Read what is in the store already, and write damaged contents again."
         ),
     ] = False,
     dry_run: DryRun = False,
@@ -43,12 +43,10 @@ def backup(
 ) -> Answer:
     """Save models, every byte checked on the way.
 
-    To a store, which several machines can share, only what is missing there is written. A tar
-    stream begins with a manifest of all hashes; any tar can list it. Nothing is asked.
+    Only what is missing is written to a store, which several machines can share. A tar stream
+    begins with a manifest of all hashes; any tar can list it. Nothing is asked.
     """
-    from vlmcache.commands.backup.values import STREAM
-
-    streamed = destination == STREAM
+    streamed = destination == "-"
     if streamed and (call.json or call.quiet):
         raise UsageError("--json and -q cannot be used with -: the backup is written to stdout")
     if streamed and sys.stdout.isatty():

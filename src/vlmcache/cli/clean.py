@@ -110,14 +110,15 @@ def clean(
     """Remove what nobody needs, and what was not used for a while.
 
     Without options: revisions that a newer complete one replaced and that were not used for 30
-    days; blobs that nothing links to; downloads that nobody continued for 30 days, or that were
-    finished in another file; leftovers of interrupted runs; and then, if vlmcache.max_size is
-    configured, the least recently used models. Of waste, nothing younger than an hour is removed,
-    and nothing of a damaged repo. To reach a size or an age that you ask for, any model can be
-    removed that is not configured and that nobody uses: a new, damaged or incomplete one too.
-    Everything is freed at once unless --trash is given.
-    With --to, or with vlmcache.archive in your config.yaml, such models are moved and not deleted,
-    configured ones last; 'vlmcache recall' brings one back.
+    days; blobs that nothing links to; downloads that nobody continued for 30 days, or whose file is
+    complete elsewhere; leftovers of interrupted runs; and then, if vlmcache.max_size is configured,
+    the least recently used models. No waste is removed that is younger than an hour or part of a
+    damaged repo. To reach a size or an age that you ask for, any model can be removed that is not
+    configured and not in use, even a new, damaged or incomplete one. Everything is freed at once
+    unless --trash is given.
+
+    With --to, or with vlmcache.archive in your config.yaml, such models are moved instead of
+    deleted, configured ones last; 'vlmcache recall' brings one back.
     """
     if interactive:
         call.cache.select = chooser(

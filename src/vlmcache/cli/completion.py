@@ -1,7 +1,7 @@
 """Completion: what a Tab offers.
 
-A shell asks, by a script of `shells`, a process of its own at each Tab. So nothing is imported that
-the answer does not need: Typer only if an option is typed, the configuration only for models.
+At each Tab the shell starts a process that answers, by a script of `shells`. Nothing is imported
+that the answer does not need: Typer only if an option is typed, the configuration only for models.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from vlmcache import late
 from vlmcache.cli.register import ALIASES, COMMANDS, FAMILIES, first_words, members
 
 SHELL = "_VLMCACHE_COMPLETE"
-"""The variable that makes a process answer a shell, and do nothing else: the shell's name."""
+"""The variable that makes a process answer a shell, and do nothing else; it names the shell."""
 LINE = "_VLMCACHE_LINE"
 """What has been typed up to the cursor."""
 BREAKS = "_VLMCACHE_BREAKS"
-"""The characters at which bash begins another word, within what is one for us."""
+"""The characters at which bash begins another word, within one of ours."""
 
 
 class Offer(NamedTuple):
@@ -32,7 +32,7 @@ class Offer(NamedTuple):
 
 Offers = list[Offer]
 FILES = None
-"""What the shell completes itself: a path."""
+"""In place of offers: the shell completes a path itself."""
 
 PLACES = {
     "attach": ("FILE",),
@@ -64,7 +64,7 @@ PLACES = {
 }
 """What the arguments of each command are, in order."""
 
-_SCHEDULED = ("clean", "verify", "status")
+_SCHEDULED = ("status", "clean", "verify")
 
 VALUES = {
     "--precision": ("fp32", "fp16", "bf16", "int8", "int4"),
@@ -81,7 +81,7 @@ _QUANTIZED = ("int8", "int4")
 _MODELS_ONLY = ("load-test", "quantize", "warm", "fleet-load-test")
 """Commands that work on no datasets and spaces."""
 _MOST_SIZES = 100
-"""Of so many cached repos, each one's size is shown; more would take longer than a Tab may."""
+"""The most cached repos whose sizes are shown; more would take longer than a Tab may."""
 
 
 def answer() -> None:
@@ -107,14 +107,14 @@ def complete(words: Sequence[str]) -> Offers | None:
         if current.startswith("-"):
             options = ("--version", "--install-completion", "--show-completion", "--help")
             return _beginning(current, map(Offer, options))
-        return _beginning(current, (Offer(*known) for known in first_words().items()))
+        return _explained(current, first_words())
     command = ALIASES.get(before[at], before[at])
     if command in FAMILIES:
         family = command
         at = next((i for i, word in enumerate(before) if i > at and word[:1] != "-"), None)
         if at is None:
             known = {"--help": ""} if current.startswith("-") else members(family)
-            return _beginning(current, (Offer(*one) for one in known.items()))
+            return _explained(current, known)
         command = f"{family}-{ALIASES.get(before[at], before[at])}"
     if command not in COMMANDS:
         return []
@@ -137,12 +137,12 @@ class _Line:
         """The option whose value is the next word."""
         self._given: dict[str, str] = {}
         self._arguments: list[str] = []
-        """Those up to here."""
+        """The arguments so far."""
         self._ended = False
         """Whether `--` has ended the options."""
 
     def read_options(self) -> None:
-        """Learn which options the command has, by importing its module and Typer."""
+        """Read which options the command has, from its module; this imports Typer."""
         from vlmcache.cli.main import command_called
 
         for parameter in command_called(self.command).params:
@@ -175,16 +175,14 @@ class _Line:
         if not self._ended and current.startswith("-"):
             if equals and self._options.get(name, (None, ""))[0] is not None:
                 values = self._value(name, value)
-                return values and [Offer(f"{name}={one.word}", one.text) for one in values]
-            return _beginning(
-                current,
-                (
-                    # Up to the first pause, of the help's first sentence.
-                    Offer(one, _PAUSE.split(text)[0].rstrip("."))
-                    for one, (_, text) in self._options.items()
-                    if len(one) > 2
-                ),
-            )
+                return values and [Offer(f"{name}={word}", text) for word, text in values]
+            # The first sentence of the help, up to its first pause.
+            texts = {
+                option: _PAUSE.split(text)[0].rstrip(".")
+                for option, (_, text) in self._options.items()
+                if len(option) > 2
+            }
+            return _explained(current, texts)
         places = PLACES.get(self.command, ())
         if len(self._arguments) < len(places):
             return self._place(places[len(self._arguments)], current)
@@ -208,24 +206,35 @@ class _Line:
     def _place(self, place: str, current: str) -> Offers | None:
         if place == "FILE" or (self.command == "rm" and current.startswith((".", "/", "~"))):
             return FILES
-        if place.startswith("COMMAND") and self._arguments:
-            family = members(self._arguments[0]) if self._arguments[0] in FAMILIES else {}
-            return _beginning(current, (Offer(*one) for one in family.items()))
         if place.startswith("COMMAND"):
-            more = [Offer("exit-codes", "What the exit codes mean.")]
-            known = list(map(Offer, *zip(*first_words().items(), strict=True)))
-            if self.command == "schema":
-                documented = ((n, one) for n, one in COMMANDS.items() if one.value or one.lines)
-                known = [Offer(name, one.summary) for name, one in documented]
-                more = []
-            if self.command == "schedule":
-                known, more = [o for o in known if o.word in _SCHEDULED], []
-            return _beginning(current, known + more)
+            return _explained(current, self._commands())
         if place == "CODE":
             from vlmcache.codes import CODES
 
-            return _beginning(current, (Offer(code, text[0]) for code, text in CODES.items()))
+            return _explained(current, {code: meaning for code, (meaning, _) in CODES.items()})
+        if place == "ID":
+            return _explained(current, self._removals())
         return list(self._models(current))
+
+    def _commands(self) -> Mapping[str, str]:
+        """Return the commands with which the line can continue -> what each does."""
+        if self._arguments:
+            return members(self._arguments[0]) if self._arguments[0] in FAMILIES else {}
+        if self.command == "schema":
+            documented = {n: known for n, known in COMMANDS.items() if known.value or known.lines}
+            return {name: known.summary for name, known in documented.items()}
+        words = first_words()
+        if self.command == "schedule":
+            return {name: words[name] for name in _SCHEDULED}
+        return {**words, "exit-codes": "What the exit codes mean."}
+
+    def _removals(self) -> Mapping[str, str]:
+        """Return the ids of what is in the trash, the latest removal first -> what was removed."""
+        from vlmcache import config
+
+        location = config.locate_cache(self._given.get("--cache-dir"), config.read_environment())
+        removals = config.removals_in_trash(location)
+        return {removal: ", ".join(names) for removal, names in removals.items()}
 
     def _models(self, current: str) -> Iterator[Offer]:
         from vlmcache import config
@@ -234,19 +243,19 @@ class _Line:
         environment = config.read_environment()
         location = config.locate_cache(self._given.get("--cache-dir"), environment)
         listed = config.cached_models if self.command in _MODELS_ONLY else config.cached_repos
-        found = _beginning(current, map(Offer, sorted(config.names_of_hub(listed(location)))))
+        cached = _beginning(current, map(Offer, sorted(config.names_of_hub(listed(location)))))
         keys: dict[str, str] = {}
         with contextlib.suppress(ConfigError):
             active = config.load_config(self._given.get("--config"), environment)
             keys = {key: model.repo for key, model in active.listed.items()}
         chosen = [offer.word for offer in _beginning(current, map(Offer, keys))]
         repos = [keys[key] for key in chosen]
-        if len(found) <= _MOST_SIZES and os.environ.get(SHELL) != "bash":
-            repos += [offer.word for offer in found]
+        if len(cached) <= _MOST_SIZES and os.environ.get(SHELL) != "bash":
+            repos += [offer.word for offer in cached]
         sizes = config.known_sizes(location, repos)
         for key in chosen:
             yield Offer(key, f"{keys[key]}, {_size_text(sizes[keys[key]])}")
-        for offer in found:
+        for offer in cached:
             yield (
                 offer._replace(text=_size_text(sizes[offer.word])) if offer.word in sizes else offer
             )
@@ -258,8 +267,13 @@ def _size_text(size: int | None) -> str:
     return "not cached" if size is None else size_text(size)
 
 
+def _explained(current: str, texts: Mapping[str, str]) -> Offers:
+    """Return the words that begin as was typed; each is mapped to what it means."""
+    return _beginning(current, (Offer(word, text) for word, text in texts.items()))
+
+
 def _beginning(current: str, offers: Iterable[Offer]) -> Offers:
-    """Return those that begin as was typed: in the very same case, or else in any."""
+    """Return the offers that begin as was typed: in the very same case, or else in any."""
     offers = list(offers)
     exactly = [offer for offer in offers if offer.word.startswith(current)]
     folded = current.casefold()
@@ -289,7 +303,7 @@ def _lines(shell: str, current: str, offers: Offers) -> Iterator[str]:
     for word, text in offers:
         if not word.isprintable():
             continue
-        text = " ".join(text.split())
+        text = " ".join(text.split()) if text.isprintable() else ""
         if shell == "bash":
             # What a folder in the cache is called must not become a command.
             yield shlex.quote(word[kept:])

@@ -1,4 +1,4 @@
-"""The questions before anything is removed, or fetched for a model that needs it."""
+"""The questions that a command asks before it acts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _InterruptedError(VlmcacheError):
-    """The person has left, by Ctrl-C or by Ctrl-D."""
+    """A person has ended the command, by Ctrl-C or Ctrl-D."""
 
     code = "interrupted"
     exit_code = ExitCode.INTERRUPTED
@@ -46,7 +46,7 @@ def confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[An
             question = f"Move {models} to {removal.archive.destination}"
         require_terminal(
             json,
-            f"{words}, freeing {size}: there is no terminal to ask on",
+            f"{words}, freeing {size}",
             f"--dry-run shows them, --yes {'removes' if removal.removals else 'moves'} them",
         )
         view.show_plan(removal, stream=sys.stderr, verbose=verbose)
@@ -71,7 +71,7 @@ def agreement(*, json: bool) -> Callable[[Any], bool]:
         text = in_words(others)
         require_terminal(
             json,
-            f"{text}: there is no terminal to ask on",
+            text,
             "--dry-run shows what would be fetched, --yes fetches it",
         )
         return is_agreed(f"{text}. Fetch that too?")
@@ -92,7 +92,7 @@ def permission(*, json: bool) -> Callable[[Any], bool]:
         count = counted(len(models), "model")
         require_terminal(
             json,
-            f"{count} would be served: there is no terminal to ask on",
+            f"{count} would be served",
             "--yes serves them; 'vlmcache status --all' lists what is in the cache",
         )
         for model in models:
@@ -112,18 +112,17 @@ def standing_order(*, json: bool) -> Callable[[Any], bool]:
     """
 
     def ask(report: Any) -> bool:
-        from vlmcache.cli.register import COMMANDS, load
+        from vlmcache.cli.register import view_of
 
         (schedule,) = report.schedules
         if " --yes" not in schedule.command:
             return True
         require_terminal(
             json,
-            f"'{schedule.name}' would change the cache without asking: there is no terminal to "
-            "ask on now",
+            f"'{schedule.name}' would change the cache without asking",
             "--dry-run shows the schedule, --yes makes it",
         )
-        load(COMMANDS["schedule"].view)(report, stream=sys.stderr)
+        view_of("schedule")(report, stream=sys.stderr)
         if not is_agreed(f"Run this {schedule.when}, without asking again?"):
             raise UnconfirmedError("not confirmed: nothing is scheduled")
         return True
@@ -131,14 +130,19 @@ def standing_order(*, json: bool) -> Callable[[Any], bool]:
     return ask
 
 
-def require_terminal(json: bool, message: str, hint: str) -> None:
+def require_terminal(json: bool, what: str, hint: str) -> None:
     """Make sure that there is a terminal on which to ask, and an answer that a person reads.
 
+    Args:
+        json: whether the answer is JSON; then nothing is asked.
+        what: what would be done after the question, for the message.
+        hint: what to type instead.
+
     Raises:
-        UnconfirmedError: there is not; it says so with the message and the hint.
+        UnconfirmedError: nobody can be asked.
     """
     if not can_ask(json=json):
-        raise UnconfirmedError(message, hint)
+        raise UnconfirmedError(f"{what}: there is no terminal to ask on", hint)
 
 
 def can_ask(*, json: bool) -> bool:

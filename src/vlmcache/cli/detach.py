@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from vlmcache.cli.options import Answer, Call, DryRun, Yes, command
-from vlmcache.cli.register import COMMANDS, load
+from vlmcache.cli.register import view_of
 
 EXAMPLES = """Examples:
 
@@ -21,7 +21,7 @@ def detach(
         str | None,
         typer.Argument(
             metavar="BASE",
-            help="The base, as it was attached; if there is only one, it need not be named.",
+            help="The base, as it was attached; by default the only one.",
             show_default=False,
         ),
     ] = None,
@@ -40,10 +40,10 @@ def detach(
         models = counted(len(planned.repos), "model")
         require_terminal(
             call.json,
-            f"{models} would be detached: there is no terminal to ask on",
+            f"{models} would be detached",
             "--dry-run shows them, --yes detaches them",
         )
-        load(COMMANDS["detach"].view)(planned, detached=True, stream=sys.stderr)
+        view_of("detach")(planned, detached=True, stream=sys.stderr)
         return is_agreed(f"Detach {models}?")
 
     cache = call.acting()

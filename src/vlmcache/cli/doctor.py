@@ -32,8 +32,8 @@ def doctor(
 ) -> Answer:
     """Check paths, permissions, disk, versions, GPU.
 
-    Shows each problem with its remedy. --shared shows what has to change before a group can share
-    the cache; --fix changes it.
+    Shows each problem with its remedy. --shared shows what must change before a group can share the
+    cache; --fix changes it.
     """
     if not fix:
         refuse_without("--fix", dry_run=dry_run, yes=yes)

@@ -21,9 +21,9 @@ def explain(
         str, typer.Argument(metavar="CODE", help="A code that a finding or an error carries.")
     ],
 ) -> Answer:
-    """Explain a finding's or an error's code.
+    """Explain the code of a finding or an error.
 
-    Prints what the code means and what to do about it.
+    Prints what it means and what to do about it.
     """
     from vlmcache import codes
 

@@ -65,7 +65,7 @@ def _confirmation(word: str | None, *, json: bool, verbose: bool) -> Callable[[A
         size = view.frees_words(removal)
         require_terminal(
             json,
-            f"{items} on {nodes} would be removed, freeing {size}: there is no terminal to ask on",
+            f"{items} on {nodes} would be removed, freeing {size}",
             "--dry-run shows them, --yes removes them",
         )
         view.show_removal_plan(removal, stream=sys.stderr, verbose=verbose)

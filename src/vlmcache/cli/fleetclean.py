@@ -43,8 +43,8 @@ def fleet_clean(
 ) -> Answer:
     """Remove from each node what nobody needs there, and what was not used for a while.
 
-    What that is, each node decides by its own cache and config.yaml, as 'vlmcache help clean' says;
-    sizes and ages count for each. One plan for all nodes, and one question.
+    Each node decides by its own cache and config.yaml, as 'vlmcache help clean' says; sizes and
+    ages apply to each. One plan for all nodes, and one question.
     """
     fleet = fleet_of(call, address, nodes, yes=yes, word="all" if every else None)
     return Answer(

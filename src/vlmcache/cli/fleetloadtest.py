@@ -40,7 +40,7 @@ def fleet_load_test(
     address: Address = None,
     nodes: Nodes = None,
 ) -> Answer:
-    """Measure on each node how fast models load, all at the same time; slow nodes are named.
+    """Measure how fast models load on all nodes at the same time, and name the slow ones.
 
     Each load runs in a fresh process on its node, until every weight is on the device.
     """

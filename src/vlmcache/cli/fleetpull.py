@@ -52,8 +52,8 @@ def fleet_pull(
 ) -> Answer:
     """Download models once, and let the nodes pass them on to each other.
 
-    The hub sends one copy, whatever the number of nodes, and every byte is checked on each. What
-    was interrupted continues with the same command.
+    The hub sends one copy, however many nodes there are, and each node checks every byte. The same
+    command continues what was interrupted.
     """
     from vlmcache.cli import picker
     from vlmcache.cli.confirmation import can_ask

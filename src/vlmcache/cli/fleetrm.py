@@ -42,9 +42,9 @@ def fleet_rm(
 ) -> Answer:
     """Remove models, single revisions, variants or files from the nodes that have them.
 
-    One plan for all nodes, and one question. A node on which something of it changed meanwhile
-    leaves that alone. What you confirm on a terminal is kept in the trash of each node, as
-    'vlmcache help rm' says; 'vlmcache undo' there restores it.
+    One plan for all nodes, and one question. What has changed on a node since the plan is left
+    alone. What you confirm on a terminal is kept in the trash of each node, as 'vlmcache help rm'
+    says; 'vlmcache undo' there restores it.
     """
     from vlmcache.cli.confirmation import can_ask
 

@@ -36,8 +36,8 @@ def fleet_verify(
 ) -> Answer:
     """Check every file on each node against its hash, without the network.
 
-    Exits with 4 if anything is damaged or missing on a node, else with 3 if some nodes could not be
-    checked; nothing is changed.
+    The exit code is 4 if anything is damaged or missing on a node, else 3 if some nodes could not
+    be checked. Nothing is changed.
     """
     fleet = fleet_of(call, address, nodes)
     return Answer(fleet.verify(models or None, max_age=max_age, workers=workers))

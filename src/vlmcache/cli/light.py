@@ -1,4 +1,4 @@
-"""Commands whose parameters are taken as they are wherever that is right.
+"""Commands that take their parameters as they are typed, wherever that is right.
 
 Typer 0.29 sends every parameter that is no flag through a pydantic adapter, whose import alone
 takes as long as a complete `vlmcache status`. A string for a string needs no adapter.
@@ -23,19 +23,19 @@ class LightCommand(typer.core.TyperCommand):
     """A command that leaves to Typer only the values that need converting."""
 
     called: Sequence[str] = ()
-    """The alias by which it was called, if that is not its name, and what was typed after it."""
+    """The alias by which it was called and what was typed after it; empty if called by its name."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run it.
 
         Raises:
-            UsageError: `--yes` was given to a command that removes, under another name: other tools
-                remove less by that name, or something else.
+            UsageError: `--yes` was given to a command that removes, under another name: in other
+                tools that name may remove less, or something else.
         """
         words = words_of(self.name or "")
         if self.called and self.name in REMOVING and ctx.params.get("yes"):
             raise UsageError(
-                f"'{self.called[0]}' is another name of '{words[-1]}', which --yes needs",
+                f"'{self.called[0]}' is another name for '{words[-1]}': --yes needs that one",
                 f"type {command(*words, *self.called[1:])}",
             )
         return super().invoke(ctx)
@@ -43,6 +43,8 @@ class LightCommand(typer.core.TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the page of help."""
         usage = " ".join([ctx.command_path, *self.collect_usage_pieces(ctx)])
+        # Typer puts required arguments in braces.
+        usage = usage.replace("{", "").replace("}", "")
         arguments, options = _records(self, ctx)
         text, examples = inspect.cleandoc(self.help or ""), self.epilog or ""
         formatter.write(pages.command(text, usage, arguments, options, examples) + "\n")

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeAlias
 
 import typer
 
@@ -24,8 +24,8 @@ from vlmcache.cli.register import (
     FAMILIES,
     command_in,
     first_words,
-    load,
     members,
+    view_of,
     words_of,
 )
 from vlmcache.errors import ExitCode, UsageError, VlmcacheError, in_words, reason_of
@@ -45,7 +45,7 @@ app = typer.Typer(
 )
 
 
-Ended: TypeAlias = "Callable[[ExitCode, Report | None, VlmcacheError | None], object]"
+OnEnd: TypeAlias = "Callable[[ExitCode, Report | None, VlmcacheError | None], object]"
 """Is called with how a command ends, before that is shown."""
 
 
@@ -84,7 +84,7 @@ def _show_completion(value: bool) -> None:
 
 
 class _Commands(LightGroup):
-    """The commands; the module of each is imported only where it is run or asked about."""
+    """The commands; the module of each is imported only when it is run or asked about."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         """Return the names in the order of the help."""
@@ -96,14 +96,14 @@ class _Commands(LightGroup):
         meant: Any = super().resolve_command(ctx, [word, *args[1:]])
         if word != args[0]:
             meant[1].called = args
-        # One that is typed in two words is shown so, however it was typed.
+        # A command of two words is shown as two words, however it was typed.
         return (" ".join(words_of(word)), *meant[1:])
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """Return a command, its module imported now.
 
         Raises:
-            UsageError: there is none of that name.
+            UsageError: no command has that name.
         """
         return _family(cmd_name) if cmd_name in FAMILIES else command_called(cmd_name)
 
@@ -119,13 +119,13 @@ class _Members(_Commands):
         """Return a command, its module imported now.
 
         Raises:
-            UsageError: there is none of that name.
+            UsageError: no command has that name.
         """
         return command_called(f"{self.name}-{cmd_name}")
 
 
 def _family(name: str) -> Any:
-    """Return the group of the commands whose first word is a name."""
+    """Return the group of commands that have this first word."""
     module = importlib.import_module(f"vlmcache.cli.{name}")
 
     def show_help(context: typer.Context) -> None:
@@ -145,7 +145,7 @@ def command_called(name: str) -> Any:
     """Return a command, its module imported now.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: no command has that name.
     """
     if name not in COMMANDS:
         from vlmcache.cli.synonyms import suggestion  # only for mistakes
@@ -202,37 +202,45 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["--"]:
-        # As `hf extensions exec vlmcache -- --help` passes it on.
+        # `hf extensions exec vlmcache -- --help` passes the dashes on.
         del given[0]
     _prepare_streams()
     signal.signal(signal.SIGTERM, _raise_terminated)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _raise_interrupted)
     code = _run_scheduled(given) if os.environ.get("VLMCACHE_SCHEDULED") else _run(given)
-    try:
-        sys.stdout.flush()
-    except OSError as problem:
-        # Python would complain once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # A reader who went away had enough; any other failure has lost a part of the answer.
-        if not isinstance(problem, BrokenPipeError) and not code:
-            _print_error(_failure(problem))
-            code = ExitCode.FAILED
+    problem = _flush(sys.stdout)
+    # A reader that closed the pipe had enough; any other failure has lost part of the answer.
+    if problem is not None and not isinstance(problem, BrokenPipeError) and not code:
+        _print_error(_failure(problem))
+        code = ExitCode.FAILED
+    _flush(sys.stderr)
     sys.exit(int(code))
 
 
+def _flush(stream: TextIO) -> OSError | None:
+    """Write out a stream, and return why that cannot be done."""
+    try:
+        stream.flush()
+    except OSError as problem:
+        # Otherwise Python would try and fail once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return problem
+    return None
+
+
 def _prepare_streams() -> None:
-    """Let output be possible at all: a stream may be closed, or have an encoding of its own."""
+    """Make output possible: a stream may be closed, or have an encoding of its own."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            # As the shell's `>&-` leaves it; what is printed there goes nowhere.
+            # Closed by the shell's `>&-`: what is printed there is dropped.
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         else:
-            # A name that the terminal's encoding lacks is escaped, never a reason to fail.
+            # What the terminal's encoding does not have is escaped, and never a reason to fail.
             stream.reconfigure(errors="backslashreplace")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        # What is typed can be anything; an answer that means nothing is asked for again.
+        # Anything can be typed; an answer that means nothing is asked for again.
         sys.stdin.reconfigure(errors="replace")
 
 
@@ -245,11 +253,11 @@ def _raise_terminated(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _run_scheduled(arguments: list[str]) -> int:
-    """Run a command for a timer, and remember what came of it."""
+    """Run a command for a timer, and record how it ended."""
     from vlmcache import scheduled
     from vlmcache.environment import Environment, own_home
 
-    # The timer names the folder; what is wrong with a `.env` is for the command to say.
+    # The timer names the folder; it is for the command to report what is wrong with a `.env`.
     environment = Environment(dict(os.environ), frozenset(), os.sep)
     turn = scheduled.take_turn(own_home(environment)[0], arguments)
     if turn is None:
@@ -261,36 +269,42 @@ def _run_scheduled(arguments: list[str]) -> int:
     return _run(arguments, turn.end)
 
 
-def _run(arguments: list[str], ended: Ended = lambda *_: None) -> int:
+def _run(arguments: list[str], on_end: OnEnd = lambda *_: None) -> int:
     try:
         outcome = app(arguments, standalone_mode=False, prog_name="vlmcache")
         if isinstance(outcome, Answer):
             if outcome.exit_code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED):
                 _ignore_signals()
-            ended(outcome.exit_code, outcome.value, outcome.value.problem)
+            on_end(outcome.exit_code, outcome.value, outcome.value.problem)
             with contextlib.suppress(BrokenPipeError):
                 _show(outcome)
             return outcome.exit_code
         return outcome if isinstance(outcome, int) else ExitCode.DONE
-    except (BrokenPipeError, SystemExit):
-        # The reader of stdout went away; Typer itself ends with SystemExit where it sees that.
-        return ExitCode.DONE
-    except (KeyboardInterrupt, Interrupted, Terminated, Exception) as error:
+    except (KeyboardInterrupt, Interrupted, Terminated, SystemExit, Exception) as error:
+        # Typer makes SystemExit of a broken pipe that it sees itself.
+        if isinstance(error, BrokenPipeError | SystemExit) and not _has_report(arguments):
+            return ExitCode.DONE
         _ignore_signals()
         failure = _failure(error, arguments)
         warnings = getattr(error, "warnings", ())
-    ended(failure.exit_code, None, failure)
+    on_end(failure.exit_code, None, failure)
     try:
         _show_failure(arguments, failure, warnings)
     except OSError as problem:
-        # Nobody reads it any more, or the disk that it should go to is full.
+        # The reader has closed it, or the disk to which it is written is full.
         if not isinstance(problem, BrokenPipeError):
             _print_error(_failure(problem))
     return failure.exit_code
 
 
+def _has_report(arguments: Sequence[str]) -> bool:
+    """Return whether a command answers with a report: a pipe that broke before has cut its work."""
+    command = COMMANDS.get(command_in(arguments) or "")
+    return command is not None and bool(command.value) and not {"-h", "--help"} & {*arguments}
+
+
 def _ignore_signals() -> None:
-    """Let a second Ctrl-C, typed out of impatience, neither lose what is kept nor trace back."""
+    """Let a second, impatient Ctrl-C neither lose what is kept nor print a traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -308,12 +322,12 @@ def _show(answer: Answer) -> None:
             print(printable(line))
         warn(answer.call.warnings)
     else:
-        view = load(COMMANDS[answer.command].view)
+        view = view_of(answer.command)
         shown = dict(answer.shown)
         if "verbose" in inspect.signature(view).parameters:
             shown["verbose"] = answer.call.verbose
         view(answer.value, **shown)
-        if answer.command != "doctor":  # which shows it as one of its own findings
+        if answer.command != "doctor":  # which has a finding of its own for it
             warn_of_missing_locks()
         if answer.command not in ("doctor", "status"):
             warn(answer.call.warnings)
@@ -352,9 +366,11 @@ class _InternalError(VlmcacheError):
     code = "internal"
 
 
-def _ended(what: str, hint: str | None = None, summary: str = "") -> tuple[str, str | None]:
-    """Return the message and the hint of a command that was interrupted where it stood."""
-    return f"{what}: {summary}" if summary else what, hint
+def _with_summary(
+    message: str, hint: str | None = None, summary: str = ""
+) -> tuple[str, str | None]:
+    """Return message and hint of a command that a signal ended; see `progress.continued_by`."""
+    return f"{message}: {summary}" if summary else message, hint
 
 
 _WORDS_OF_TYPER = {
@@ -368,16 +384,18 @@ def _failure(error: BaseException, arguments: Sequence[str] = ()) -> VlmcacheErr
 
     Args:
         error: what happened.
-        arguments: what was typed, in which the command shows.
+        arguments: what was typed, which names the command.
     """
     if isinstance(error, VlmcacheError):
         return error
     if isinstance(error, KeyboardInterrupt | typer.Abort | Interrupted):
         from vlmcache.cli.confirmation import _InterruptedError
 
-        return _InterruptedError(*_ended("interrupted", *error.args))
+        return _InterruptedError(*_with_summary("interrupted", *error.args))
     if isinstance(error, Terminated):
-        return _TerminatedError(*_ended("terminated", *error.args))
+        return _TerminatedError(*_with_summary("terminated", *error.args))
+    if isinstance(error, BrokenPipeError | SystemExit):
+        return VlmcacheError("the output was closed before the work was done", "run it again")
     if os.environ.get("VLMCACHE_DEBUG"):
         raise error
     # Typer's errors of usage carry their own words; their classes are private to Typer.
@@ -389,18 +407,18 @@ def _failure(error: BaseException, arguments: Sequence[str] = ()) -> VlmcacheErr
         path = getattr(context, "command_path", path)
         close = sorted(getattr(error, "possibilities", None) or ())
         if close:
-            # Where a suggestion always is: in the hint.
+            # A suggestion belongs in the hint.
             error.possibilities = None  # type: ignore[attr-defined]
-        said = " ".join(words().split()).rstrip(".")
+        message = " ".join(words().split()).rstrip(".")
         for theirs, ours in _WORDS_OF_TYPER.items():
-            said = said.replace(theirs, ours)
+            message = message.replace(theirs, ours)
         see = f"see '{path} --help'"
         meant = did_you_mean(str(getattr(error, "option_name", "")), close, 1) if close else None
-        return UsageError(said[:1].lower() + said[1:], f"{meant} {see}" if meant else see)
+        return UsageError(message[:1].lower() + message[1:], f"{meant} {see}" if meant else see)
     if isinstance(error, OSError):
         return _InternalError(
             reason_of(error) if error.filename is None else in_words(error, str(error.filename)),
-            "'vlmcache doctor' may tell why",
+            "'vlmcache doctor' may show why",
         )
     return _InternalError(
         f"internal error: {type(error).__name__}: {reason_of(error)}",

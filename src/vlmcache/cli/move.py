@@ -1,12 +1,14 @@
 """`vlmcache move`."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vlmcache.cli.options import Answer, Call, DryRun, Models, Yes, command
+from vlmcache.cli.register import view_of
 from vlmcache.errors import UsageError
+from vlmcache.units import counted
 
 EXAMPLES = """Examples:
 
@@ -38,13 +40,13 @@ def move(
         ),
     ] = False,
     undo: Annotated[
-        bool, typer.Option("--undo", help="Take back an unfinished move to DEST.")
+        bool, typer.Option("--undo", help="Roll back an unfinished move to DEST.")
     ] = False,
     relink: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Rewrite links that lead nowhere to DIR, where their drive is mounted now.",
+            help="Point links that lead nowhere to DIR, where their drive is mounted now.",
         ),
     ] = None,
     dry_run: DryRun = False,
@@ -52,27 +54,23 @@ def move(
 ) -> Answer:
     """Move models to another drive: copied and hashed there, then switched.
 
-    Moves all models unless some are named. A link stays in the place of each, which every command
-    and the hub's libraries follow. After an interruption, run it again. Only --relink asks first.
+    Moves all models unless some are named. Each is replaced by a link, which every command and the
+    hub's libraries follow. After an interruption, run it again. Only --relink asks first.
     """
-    from vlmcache.commands.move.values import MoveReport
-
     if relink is None and destination is None:
         raise UsageError("missing argument 'DEST'", "see 'vlmcache move --help'")
 
-    def ask(planned: MoveReport) -> bool:
+    def ask(planned: Any) -> bool:
         from vlmcache.cli.confirmation import is_agreed, require_terminal
-        from vlmcache.commands.move import view
 
-        count = len(planned.repos)
-        noun = "link" if count == 1 else "links"
+        links = counted(len(planned.repos), "link")
         require_terminal(
             call.json,
-            f"{count} {noun} would be rewritten: there is no terminal to ask on",
+            f"{links} would be rewritten",
             "--dry-run shows them, --yes rewrites them",
         )
-        view.show(planned, relinked=True, stream=sys.stderr)
-        return is_agreed(f"Rewrite {count} {noun}?")
+        view_of("move")(planned, relinked=True, stream=sys.stderr)
+        return is_agreed(f"Rewrite {links}?")
 
     cache = call.acting()
     cache.confirm = None if yes else ask

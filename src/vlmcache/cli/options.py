@@ -114,7 +114,7 @@ Nodes = Annotated[
 
 
 def refuse_without(option: str, *, dry_run: bool, yes: bool) -> None:
-    """Make sure that nobody takes a command that only reads for one that acts.
+    """Refuse options that would make a command that only reads look like one that acts.
 
     Raises:
         UsageError: `--dry-run` or `--yes` was given, and not the option that they belong to.
@@ -132,7 +132,7 @@ class Call(NamedTuple):
     quiet: bool
     verbose: bool
     warnings: tuple[str, ...] = ()
-    """What every command says about config.yaml, whatever else it does."""
+    """Mistakes in config.yaml, which every command shows."""
 
     def acting(self, *, yes: bool = True, word: str | None = None) -> Cache:
         """Return the cache, which shows its progress on stderr and asks there before it acts.
@@ -167,7 +167,7 @@ class Answer(NamedTuple):
 
     @property
     def exit_code(self) -> ExitCode:
-        """What the process answers to the shell."""
+        """The exit status of the process."""
         problem = self.value.problem
         return self.code if problem is None else problem.exit_code
 
@@ -176,7 +176,7 @@ def command(function: Callable[..., Answer | None]) -> Callable[..., Answer | No
     """Make a command of a function: add the common options, open the cache, start the log.
 
     The function is given a `Call` if it has a parameter `call`, and returns an `Answer`, or nothing
-    where it has printed all itself.
+    if it has printed everything itself.
     """
     name = function.__name__.replace("_", "-")
     own = dict(inspect.signature(function).parameters)
@@ -214,8 +214,8 @@ def command(function: Callable[..., Answer | None]) -> Callable[..., Answer | No
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [parameter.replace(kind=keyword) for parameter in own.values()]
     parameters += [
-        inspect.Parameter(one, keyword, default=default, annotation=kind)
-        for one, (kind, default) in common.items()
+        inspect.Parameter(option, keyword, default=default, annotation=kind)
+        for option, (kind, default) in common.items()
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {}
@@ -224,7 +224,7 @@ def command(function: Callable[..., Answer | None]) -> Callable[..., Answer | No
 
 
 def _shown_scan(call: Call, *, lines: bool) -> AbstractContextManager[None]:
-    """Return what shows a long scan on a terminal meanwhile; not for what has a view of its own."""
+    """Return what shows a long scan on a terminal; nothing for a command that shows lines."""
     if lines or call.quiet or not sys.stderr.isatty():
         return nullcontext()
     from vlmcache.show import progress

@@ -17,7 +17,7 @@ from vlmcache.errors import ExitCode
 from vlmcache.show.text import styled
 
 Rows = Sequence[tuple[str, str]]
-"""What is explained -> the explanation."""
+"""(term, explanation) of each row."""
 
 COMMON = ("--config", "--cache-dir", "--json", "--quiet", "--verbose", "--help")
 """Options that every command has; they come last."""
@@ -37,12 +37,12 @@ _MORE = (
 _WIDEST = 100
 """Longer lines are hard to read."""
 _NARROWEST = 40
-_BESIDE = 26
-"""Columns of the terms, at most; a longer one has a line of its own."""
+_WIDEST_TERM = 26
+"""The widest term in columns; a longer one has a line of its own."""
 _ROOM = 36
 """Columns that explanations need to stand next to their terms; with fewer they stand below."""
 _RANGE = late.pattern(r"(\d+)<=x<=(\d+)")
-"""How Typer writes from which number to which."""
+"""How Typer writes a range of numbers."""
 
 
 def exit_codes() -> str:
@@ -58,11 +58,11 @@ def root(text: str, options: Rows) -> str:
         text: what it does.
         options: its own options.
     """
-    known = first_words()
-    names = max(map(len, known))
+    summaries = first_words()
+    widest = max(map(len, summaries))
     groups = [
-        _section(name, _rows([(one, known[one]) for one in commands], names))
-        for name, commands in grouped().items()
+        _section(heading, _rows([(name, summaries[name]) for name in names], widest))
+        for heading, names in grouped().items()
     ]
     return _page(
         _wrapped(text),
@@ -122,7 +122,7 @@ def _page(*parts: str) -> str:
 
 
 def _columns() -> int:
-    """Return how wide a page is: as the terminal, within what can be read well."""
+    """Return how wide a page is: as wide as the terminal, within what can be read well."""
     return max(_NARROWEST, min(shutil.get_terminal_size((80, 24)).columns, _WIDEST))
 
 
@@ -142,7 +142,7 @@ def _section(heading: str, lines: Iterable[str]) -> str:
 
 
 def _examples(text: str) -> str:
-    """Return examples as they are: a line that is typed is never wrapped."""
+    """Return examples as they are: a line to type is never wrapped."""
     heading, _, lines = text.partition("\n\n")
     return _section(heading.rstrip(":"), lines.splitlines())
 
@@ -163,11 +163,11 @@ def _rows(rows: Rows, least: int = 0, room: int = _ROOM) -> list[str]:
     """Return the lines of a table of two columns, or of terms with their explanations below.
 
     Args:
-        rows: what is explained, and the explanation.
+        rows: terms and explanations.
         least: columns of the terms at least, so that several tables align.
         room: columns that explanations need to stand next to their terms.
     """
-    wide = max([least, *(len(term) for term, _ in rows if len(term) <= _BESIDE)])
+    wide = max([least, *(len(term) for term, _ in rows if len(term) <= _WIDEST_TERM)])
     below = _columns() - wide - 4 < room
     indent = 6 if below else wide + 4
     lines = []

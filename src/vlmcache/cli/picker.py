@@ -1,7 +1,7 @@
-"""Which lines of a numbered list a person means: by numbers, by names, by searching.
+"""Choosing from a numbered list: by numbers, by names, by searching.
 
-Each answer is a line that is typed, and is followed by lines that say what it did. Nothing on the
-screen is drawn over, so that it can be read aloud, and logged.
+Each answer is a typed line, and is followed by lines that say what it did. Nothing on the screen is
+drawn over, so that it can be read aloud and logged.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def chooser(*, json: bool, yes: bool, missing: str, hint: str) -> Callable[[Offe
         hint: what to type then.
 
     Raises:
-        UsageError: there is no terminal, or `--yes` answers what has to be chosen.
+        UsageError: there is no terminal, or `--yes` was given, which chooses nothing.
     """
     if not can_ask(json=json):
         raise UsageError(missing, hint)
@@ -166,11 +166,11 @@ class _Picking:
         self._say(
             f"{self.choices.room}. Type numbers to choose, words to search for, or ? for help"
         )
+        verb = f"{self.choices.verb[:1].upper()}{self.choices.verb[1:]}"
         while True:
-            what = f"{self.choices.verb[:1].upper()}{self.choices.verb[1:]}"
-            question = f"{what} which? (Enter leaves): "
+            question = f"{verb} which? (Enter leaves): "
             if self.chosen:
-                question = f"{what} which else? (Enter continues): "
+                question = f"{verb} which else? (Enter continues): "
             text = typed(question, ended=self.choices.unchanged).strip()
             if not text or text.casefold() in ("q", "quit"):
                 return [] if text else list(self.chosen)

@@ -79,9 +79,9 @@ def pull(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Wait no longer than this for a busy hub that says when to come back, and for "
+            help="Wait at most this long for a busy hub that says when to come back, and for "
             "another process that downloads the same file, for example 30m; by default 10m for "
-            "the hub, and as long as the other download grows.",
+            "the hub, and for the other process as long as its download grows.",
         ),
     ] = None,
     make_room: Annotated[
@@ -90,16 +90,16 @@ def pull(
     ] = False,
     add: Annotated[
         bool,
-        typer.Option("--add", help="Add what is complete then to your config.yaml."),
+        typer.Option("--add", help="Add the models that are then complete to your config.yaml."),
     ] = False,
     sources: Annotated[
         list[str] | None,
         typer.Option(
             "--from",
             metavar="SOURCE",
-            help="Take contents from here before the hub: the address of a 'vlmcache serve', "
-            "another hub cache, a backup, a tar or an Ollama store; by default what your own "
-            "config.yaml has as sources. Repeat it for more.",
+            help="Look here before the hub: the address of a 'vlmcache serve', another hub cache, "
+            "a backup, a tar or an Ollama store; by default the sources of your own config.yaml. "
+            "Repeat it for more.",
         ),
     ] = None,
     yes: Yes = False,

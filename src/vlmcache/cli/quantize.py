@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from vlmcache.cli.loadtest import TrustRemoteCode
 from vlmcache.cli.options import Answer, Call, DryRun, Yes, command
 
 EXAMPLES = """Examples:
@@ -38,9 +39,7 @@ def quantize(
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,  # noqa: ARG001 - nothing is asked, and scripts may give it all the same
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let Python code of the repo run.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> Answer:
     """Keep a quantized copy, so that later loads are fast.
 

@@ -19,7 +19,7 @@ def recall(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="Keys of config.yaml, repo ids or patterns such as 'org/*'.",
         ),
     ],
@@ -28,8 +28,8 @@ def recall(
 ) -> Answer:
     """Bring models back from the archive drive.
 
-    What 'vlmcache clean --to' or 'vlmcache move' has brought to another drive is copied and hashed
-    here, takes the place of its link, and is freed there. After an interruption, run it again.
-    Nothing is asked.
+    What 'vlmcache clean --to' or 'vlmcache move' has moved to another drive is copied back and
+    hashed, replaces its link, and is then freed there. After an interruption, run it again. Nothing
+    is asked.
     """
     return Answer(call.acting().recall(models, dry_run=dry_run))

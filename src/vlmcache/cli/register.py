@@ -26,7 +26,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "status": Command(
-        "Show models, bytes, room and what to do next.",
+        "Show models, their sizes, free space and what to do next.",
         "vlmcache.commands.status.values.Status",
         "vlmcache.commands.status.view.show",
     ),
@@ -263,6 +263,11 @@ def document_type(command: str) -> type[msgspec.Struct]:
         raise UsageError(f"no schema for {command!r}", f"known: {known}")
     kind: type[msgspec.Struct] = load(entry.value)
     return kind
+
+
+def view_of(command: str) -> Any:
+    """Return the function that shows a command's answer, its module imported now."""
+    return load(COMMANDS[command].view)
 
 
 def load(name: str) -> Any:

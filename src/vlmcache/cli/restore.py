@@ -30,7 +30,7 @@ def restore(
 ) -> Answer:
     """Restore a backup, every byte checked before it counts.
 
-    What the cache has already is skipped: after an interruption, run it again. Nothing is asked.
+    What the cache already has is skipped: after an interruption, run it again. Nothing is asked.
     """
     cache = call.acting()
     return Answer(cache.restore(source, models or None, overwrite=overwrite, dry_run=dry_run))

@@ -1,5 +1,6 @@
 """`vlmcache rm`."""
 
+import contextlib
 import sys
 from typing import Annotated
 
@@ -26,7 +27,7 @@ EXAMPLES = """Examples:
 
 # Options that the command of a fleet has too.
 RemoveRevision = Annotated[
-    str | None, typer.Option(metavar="REV", help="Remove only this branch, tag or commit.")
+    str | None, typer.Option(metavar="REVISION", help="Remove only this branch, tag or commit.")
 ]
 RemoveInclude = Annotated[
     list[str] | None,
@@ -61,11 +62,11 @@ def rm(
     """Remove models, single revisions, variants or files.
 
     Blobs that other files or revisions need stay. Nothing in use is removed. What you confirm on a
-    terminal is kept for vlmcache.trash_days of config.yaml, 7 by default, as long as more than
-    comfortable_free stays free without it; 'vlmcache undo' restores it.
+    terminal is kept for vlmcache.trash_days of config.yaml (by default 7), unless that would leave
+    less than comfortable_free; 'vlmcache undo' restores it.
     """
     from vlmcache.cli.confirmation import can_ask
-    from vlmcache.config import matching
+    from vlmcache.config import matching_names
 
     if not models and (revision is not None or include):
         option = "--include" if include else "--revision"
@@ -83,12 +84,14 @@ def rm(
         trash = False
 
     cache = call.acting(yes=yes)
-    names = matching(cache.session, models)
+    names = matching_names(cache.session, models)
     if names != tuple(models) and not call.json and not call.quiet:
-        # A plan of many may be shortened; what a pattern means must not be.
-        print(f"matched: {counted(len(names), 'name')}", file=sys.stderr)
-        for name in names:
-            print(f"  {printable(name)}", file=sys.stderr)
+        # A plan of many may be shortened; what a pattern means must not be. If nobody reads stderr,
+        # that is no reason to stop.
+        with contextlib.suppress(BrokenPipeError):
+            print(f"matched: {counted(len(names), 'name')}", file=sys.stderr)
+            for name in names:
+                print(f"  {printable(name)}", file=sys.stderr)
     return Answer(
         cache.remove(
             names,

@@ -31,19 +31,19 @@ def schedule(
         str | None,
         typer.Option(
             metavar="PERIOD",
-            help="Run it this often, for example 1d, 6h or 15m; there is no default.",
+            help="Run the command this often, for example 1d, 6h or 15m; there is no default.",
         ),
     ] = None,
     name: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Name the schedule, to have several of one command; by default it is named like "
-            "its command.",
+            help="Name the schedule, to have several for one command; the default is the name of "
+            "the command.",
         ),
     ] = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Show what is scheduled, and how it ended last.")
+        bool, typer.Option("--show", help="Show what is scheduled, and how it last ended.")
     ] = False,
     remove: Annotated[
         bool, typer.Option("--remove", help="Remove the schedule of this name or command.")
@@ -53,10 +53,10 @@ def schedule(
 ) -> Answer:
     """Run clean, verify or status --check on a timer.
 
-    Writes a systemd timer, a line of the crontab or an agent of launchd, whichever this machine
-    has, and shows it first. The command is checked now; it runs later without questions, with low
-    priority, on the cache and the config.yaml that count now. The same name again replaces a
-    schedule. How it ended last is in status.
+    Shows and then writes a systemd timer, a line of the crontab or an agent of launchd, whichever
+    this machine has. The command is checked now; later it runs without questions, with low
+    priority, on the cache and the config.yaml that count now. The same name replaces a schedule.
+    'vlmcache status' shows how it last ended.
     """
     if not yes and not dry_run:
         from vlmcache.cli.confirmation import standing_order

@@ -23,8 +23,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="ADDRESS:PORT",
-            help="Answer here, by default on port 9401 to this machine alone; then name models, "
-            "or add --all.",
+            help="Answer here, by default on port 9401 to this machine alone; beyond it, name "
+            "models or add --all.",
         ),
     ] = None,
     all_: Annotated[
@@ -35,8 +35,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Ask clients for the token in this file, which others may not read; by default "
-            "the one in VLMCACHE_SERVE_TOKEN.",
+            help="Ask clients for the token in this file, which only you may read; by default "
+            "for the one in VLMCACHE_SERVE_TOKEN.",
         ),
     ] = None,
     allow: Annotated[
@@ -59,14 +59,14 @@ def serve(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Speak TLS with this certificate, a PEM file; plain HTTP by default.",
+            help="Use TLS with this certificate, a PEM file; plain HTTP by default.",
         ),
     ] = None,
     tls_key: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Read the certificate's key from this file; by default it is in the same one.",
+            help="Read the certificate's key from this file; by default from the certificate's.",
         ),
     ] = None,
     limit_rate: Annotated[

@@ -26,8 +26,7 @@ _vlmcache_completion() {
 
 complete -F _vlmcache_completion vlmcache
 """
-# A shell reads the file at the first Tab, and takes it for the function of that name: it has to
-# answer that Tab too.
+# zsh reads the file at the first Tab, as the function of that name: it has to answer that Tab too.
 _ZSH = """\
 #compdef vlmcache
 
@@ -67,13 +66,13 @@ complete --command vlmcache --no-files --arguments '(__vlmcache_complete)'
 class _Shell(NamedTuple):
     script: str
     path: str
-    """Where the script belongs, in the home folder."""
+    """Where the script belongs, below the home folder."""
     start: str = ""
-    """The file that the shell reads when it starts, if that has to name the script."""
+    """The file that the shell reads when it starts, if it has to name the script."""
     line: str = ""
-    """What that file has to say."""
+    """The line that this file needs."""
     mark: str = ""
-    """What it says if it says that already."""
+    """What is in the file if it has such a line already."""
 
 
 SHELLS = {
@@ -99,7 +98,7 @@ def current_shell() -> str:
     """Return the name of the shell that started this process.
 
     Raises:
-        UsageError: it is none that can be completed for.
+        UsageError: there is no completion for it.
     """
     import psutil
 
@@ -125,7 +124,7 @@ def install(name: str) -> str:
     if shell.start:
         with open(os.path.join(home, shell.start), "a+", encoding="utf-8") as file:
             file.seek(0)
-            said = file.read()
-            if shell.mark not in said:
-                file.write(("" if said.endswith("\n") or not said else "\n") + shell.line + "\n")
+            lines = file.read()
+            if shell.mark not in lines:
+                file.write(("" if lines.endswith("\n") or not lines else "\n") + shell.line + "\n")
     return path

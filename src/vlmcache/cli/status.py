@@ -25,13 +25,13 @@ def status(
         bool, typer.Option("--outdated", help="Ask the hub whether newer revisions exist.")
     ] = False,
     every: Annotated[
-        bool, typer.Option("--all", help="List the other repos of the cache too, all of them.")
+        bool, typer.Option("--all", help="List all other repos of the cache too.")
     ] = False,
     limit: Annotated[
         int | None,
         typer.Option(
             min=1,
-            metavar="N",
+            metavar="COUNT",
             show_default=False,
             help="Show at most this many rows of a table; by default 20, with --all every row.",
         ),
@@ -40,8 +40,8 @@ def status(
         str | None,
         typer.Option(
             metavar="FIELD",
-            help="Sort the rows by name, size, state or used; by default "
-            "as config.yaml lists them.",
+            help="Sort the rows by name, size, state, type or used; by default as config.yaml "
+            "lists them.",
         ),
     ] = None,
     filters: Annotated[
@@ -54,7 +54,7 @@ def status(
     ] = None,
     context: Context = None,
 ) -> Answer:
-    """Show models, bytes, room and what to do next.
+    """Show models, their sizes, free space and what to do next.
 
     Nothing is changed. Only --outdated uses the network.
     """

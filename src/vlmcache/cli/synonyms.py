@@ -1,12 +1,10 @@
 """What a word may mean that is not the name of a command.
 
 A command that removes something is suggested only for a word that means removing in other tools,
-or that differs from its name by one slip of a finger.
+or that differs from its name by a single typo.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 from vlmcache.cli.register import ALIASES, FAMILIES, REMOVING, first_words, members
 
@@ -41,14 +39,14 @@ _WORDS = {
     "--version": "version",
     "--install-completion": "completion completions autocomplete",
 }
-"""What to type -> words with which other tools, or people, say it."""
+"""What to type -> words that other tools, or people, use for it."""
 
 SYNONYMS = {word: meant for meant, words in _WORDS.items() for word in words.split()}
-"""Word -> what to type; of a command that does not exist, none."""
+"""Word -> what to type."""
 
 
 def suggestion(word: str) -> str | None:
-    """Return the hint that names what a word may have meant, `None` if nothing comes close."""
+    """Return the hint that names what a word may have meant, `None` if nothing is similar."""
     meant = _meaning(word.casefold())
     return None if meant is None else f"did you mean 'vlmcache {meant}'?"
 
@@ -56,7 +54,7 @@ def suggestion(word: str) -> str | None:
 def _meaning(word: str) -> str | None:
     family, _, rest = word.partition(" ")
     if rest and family in FAMILIES:
-        # Of what is typed after its first word, only members of the family are meant.
+        # After its first word, only members of the family can be meant.
         meant = _meaning(rest)
         return f"{family} {meant}" if meant in members(family) else None
     known = {**{name: name for name in first_words()}, **ALIASES, **SYNONYMS}
@@ -77,9 +75,9 @@ def _exists(meant: str) -> bool:
 
 
 def _most(word: str, name: str, *, removing: bool) -> int:
-    """Return how many slips a name may differ by from what was typed.
+    """Return how many typos a name may differ by from what was typed.
 
-    Of a name of three letters any slip makes another word; `lean` is no slip of `clean`.
+    With three letters any typo makes another word; `lean` is not a typo of `clean`.
     """
     if len(name) <= 3 or (removing and word[:1] != name[0]):
         return 0
@@ -90,16 +88,11 @@ def _edits(word: str, name: str) -> int:
     """Return how many letters were left out, added, replaced or swapped with the next one."""
     rows = [list(range(len(name) + 1))]
     for i, letter in enumerate(word, 1):
-        row = [i, *_row(word, name, rows, i, letter)]
+        row = [i]
+        for j, other in enumerate(name, 1):
+            least = min(row[-1] + 1, rows[-1][j] + 1, rows[-1][j - 1] + (letter != other))
+            if i > 1 and j > 1 and (letter, word[i - 2]) == (name[j - 2], other):
+                least = min(least, rows[-2][j - 2] + 1)
+            row.append(least)
         rows.append(row)
     return rows[-1][-1]
-
-
-def _row(word: str, name: str, rows: list[list[int]], i: int, letter: str) -> Iterator[int]:
-    left = i
-    for j, other in enumerate(name, 1):
-        least = min(left + 1, rows[i - 1][j] + 1, rows[i - 1][j - 1] + (letter != other))
-        if i > 1 and j > 1 and (letter, word[i - 2]) == (name[j - 2], other):
-            least = min(least, rows[i - 2][j - 2] + 1)
-        left = least
-        yield least

@@ -20,12 +20,12 @@ EXAMPLES = """Examples:
 def trash(
     call: Call,
     empty: Annotated[
-        bool, typer.Option("--empty", help="Remove all that is in the trash, for good.")
+        bool, typer.Option("--empty", help="Remove everything in the trash for good.")
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> Answer:
-    """List what is in the trash, with sizes and the time that is left; or empty it.
+    """List what is in the trash, with its size and the time left, or empty the trash.
 
     The next command that changes the cache removes what is older than vlmcache.trash_days of
     config.yaml. A pull, move or restore that needs the room empties it, the oldest first.
@@ -38,7 +38,7 @@ def trash(
         count, size = counted(len(report.removals), "removal"), size_text(report.frees)
         require_terminal(
             call.json,
-            f"{count} would be removed for good, freeing {size}: there is no terminal to ask on",
+            f"{count} would be removed for good, freeing {size}",
             "--dry-run shows them, --yes removes them",
         )
         for removal in report.removals:

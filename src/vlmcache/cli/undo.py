@@ -29,7 +29,7 @@ def undo(
 ) -> Answer:
     """Restore what rm or clean has put into the trash.
 
-    Everything gets back to its place as it was, its times too. What has come back meanwhile stays;
-    if something else has one of the names, nothing is changed. Nothing is asked.
+    Everything returns to its place as it was, with its times. What has come back in the meantime
+    stays; if something else has one of the names, nothing is changed. Nothing is asked.
     """
     return Answer(call.acting(yes=yes).undo(removal, dry_run=dry_run))

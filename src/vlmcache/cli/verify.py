@@ -47,7 +47,7 @@ def verify(
 ) -> Answer:
     """Check every file against its hash, without the network.
 
-    Exits with 4 if anything is damaged or missing, unless --repair fixes it.
+    The exit code is 4 if anything is damaged or missing, unless --repair fixes it.
     """
     if repair:
         return Answer(

@@ -20,7 +20,7 @@ def warm(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="Keys of config.yaml or repo ids, with an optional @revision and :VARIANT.",
         ),
     ],
@@ -29,7 +29,7 @@ def warm(
 ) -> Answer:
     """Read weights into memory ahead of a server's start.
 
-    The kernel keeps them there as long as nothing else needs the memory. As much is read as fits
-    into free memory, in the order of the models; exits with 3 if that is not all.
+    The kernel keeps them there as long as nothing else needs the memory. Only as much is read as
+    fits into free memory, in the order of the models; the exit code is 3 if that is not all.
     """
     return Answer(call.acting().warm(models, dry_run=dry_run))

@@ -53,8 +53,8 @@ def watch(
 ) -> None:
     """Watch models, downloads and free space live.
 
-    On a terminal a full screen (q ends it), elsewhere plain lines as things happen. Nothing is
-    changed, and no network is used.
+    Shows a full screen on a terminal (q ends it), elsewhere plain lines as things happen. Nothing
+    is changed, and no network is used.
     """
     from vlmcache.addresses import parse_address
     from vlmcache.api import watched

@@ -10,7 +10,7 @@ import msgspec
 
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.change import place
-from vlmcache.config import Session, cached_models, expand, find_model, own_home
+from vlmcache.config import Session, cached_models, expand_patterns, find_model, own_home
 from vlmcache.errors import UsageError, reason_of
 from vlmcache.home.journal import Journal
 from vlmcache.load import streams
@@ -88,7 +88,9 @@ def history(session: Session, names: Sequence[str]) -> LoadReport:
     results = remembered(home)
     known = {earlier.result.model for earlier in results}
     repos = {earlier.result.repo for earlier in results if earlier.result.repo is not None}
-    names = expand(session.config, names, {*cached_models(session.cache), *repos}, missing=True)
+    names = expand_patterns(
+        session.config, names, {*cached_models(session.cache), *repos}, missing=True
+    )
     unknown = (name for name in names if name not in known)
     wanted = {*names, *(find_model(session.config, name, repos).repo for name in unknown)}
     chosen = (

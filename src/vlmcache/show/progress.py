@@ -118,8 +118,9 @@ class Lines(Ticking):
         self.note(f"waiting for {holder}, which downloads the same files")
 
     def note(self, text: str) -> None:
-        """Print a line."""
-        print(f"vlmcache: {printable(text)}", file=self._stream, flush=True)
+        """Print a line; if nobody reads it any more, that is no reason to stop the work."""
+        with contextlib.suppress(OSError):
+            print(f"vlmcache: {printable(text)}", file=self._stream, flush=True)
 
 
 class OneLine(Lines):

@@ -13,7 +13,7 @@ from vlmcache import late
 from vlmcache.units import duration_text, is_encodable, is_shown
 
 if TYPE_CHECKING:
-    from vlmcache.scheduled import Outcome
+    from vlmcache.scheduled import RunOutcome
 
 NOTHING = "-"
 
@@ -116,7 +116,7 @@ def ago(instant: datetime | None, now: datetime) -> str:
     return "just now" if seconds < 60 else f"{duration_text(seconds)} ago"
 
 
-def outcome_text(outcome: Outcome) -> str:
+def outcome_text(outcome: RunOutcome) -> str:
     """Return how the run of a schedule ended: `freed 4.2 GB`, `exit 8: …`."""
     if outcome.at is None:
         return "running" if outcome.running else "did not finish"

@@ -251,10 +251,11 @@ def test_a_fix_without_a_group_gives_the_owner_what_is_his_and_nobody_else_the_r
     assert stat.S_IMODE((repo / "snapshots").stat().st_mode) == 0o700
 
 
-def test_a_group_that_does_not_exist_is_a_usage_error(vlmcache: Vlmcache) -> None:
-    done = vlmcache("doctor", "--shared", "no-such-group")
+@pytest.mark.parametrize("name", ["no-such-group", pytest.param("9" * 5000, id="long")])
+def test_a_group_that_does_not_exist_is_a_usage_error(vlmcache: Vlmcache, name: str) -> None:
+    done = vlmcache("doctor", "--shared", name)
     assert done.code == 2
-    assert "groupadd no-such-group" in done.err
+    assert f"groupadd {name}" in done.err
 
 
 class Sharing(Subject[Access]):

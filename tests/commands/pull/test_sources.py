@@ -438,4 +438,4 @@ def test_a_drive_that_hangs_when_it_is_opened_is_given_up_and_the_hub_is_asked(
         back.set()
     assert report.problem is None
     assert codes(report) == {"source-unusable"}
-    assert "nothing was read of it for 0.2 s" in report.findings[0].detail
+    assert "nothing was read for 0.2 s" in report.findings[0].detail

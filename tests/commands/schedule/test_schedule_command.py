@@ -363,7 +363,7 @@ def run_for_a_timer(patch: pytest.MonkeyPatch, *words: str, **variables: str) ->
     return run_here(*words)
 
 
-def outcome_of(name: str) -> scheduled.Outcome:
+def outcome_of(name: str) -> scheduled.RunOutcome:
     home = os.environ["VLMCACHE_HOME"]
     return next(one for one in scheduled.read_outcomes(home) if one.name == name)
 

@@ -155,7 +155,20 @@ def test_an_address_without_a_host_is_the_loopback(text: str, address: tuple[str
     assert parse_address(text) == address
 
 
-@pytest.mark.parametrize("text", ["", ":", "x", "host:", "::1:9400", "1:70000", "h:-1", "²"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":",
+        "x",
+        "host:",
+        "::1:9400",
+        "1:70000",
+        "h:-1",
+        "²",
+        pytest.param("9" * 5000, id="long"),
+    ],
+)
 def test_what_is_not_an_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not an address"):
         parse_address(text)

@@ -111,7 +111,7 @@ def _sharing(name: str) -> Sharing:
 
     try:
         entry = grp.getgrgid(int(name)) if name.isdecimal() else grp.getgrnam(name)
-    except (KeyError, OverflowError):
+    except (KeyError, OverflowError, ValueError):
         raise UsageError(
             f"no such group: {name}",
             f"sudo groupadd {name}, and sudo usermod -aG {name} USER for each user",

@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vlmcache import log
-from vlmcache.arguments import Names, Size, as_bytes, as_count, as_list, as_names, as_seconds
+from vlmcache.arguments import (
+    Names,
+    Size,
+    as_bytes,
+    as_count,
+    as_list,
+    as_names,
+    as_rate,
+    as_seconds,
+)
 from vlmcache.commands.fleet import measuring, removal, requests
 from vlmcache.commands.fleet import status as states
 from vlmcache.commands.fleet.actor import Setup
@@ -22,7 +31,7 @@ from vlmcache.commands.fleet.values import (
     FleetStatus,
     FleetVerification,
 )
-from vlmcache.config import Config, Session, parse_name, without_addresses
+from vlmcache.config import Config, Session, at_revision, without_addresses
 from vlmcache.errors import UsageError
 from vlmcache.progress import Progress
 
@@ -74,7 +83,7 @@ class FleetCache:
 
         location = self.session.cache
         folder = location.dir if location.source == "--cache-dir" else None
-        verbose = log.is_complete()
+        verbose = log.shows_every_step()
         setup = Setup(folder, verbosity=2 if verbose else 0)
         with cluster.joined(self.address, setup, self.wanted, verbose=verbose) as fleet:
             yield fleet
@@ -114,11 +123,7 @@ class FleetCache:
         from vlmcache.commands.fleet.pull_values import FleetPullOptions
         from vlmcache.commands.pull.plan import FileSelection
 
-        if isinstance(limit_rate, str):
-            limit_rate = limit_rate.removesuffix("/s")
-        rate = as_bytes(self.named("limit_rate"), limit_rate)
-        if rate == 0:
-            raise UsageError(f"{self.named('limit_rate')} must be more than 0")
+        rate = as_rate(self.named("limit_rate"), limit_rate)
         names = _pulled(self.session.config, as_names(models), revision, self.named)
         where = [word for node in self.wanted for word in ("--nodes", node)]
         where += ["--address", self.address] if self.address is not None else []
@@ -281,12 +286,4 @@ def _pulled(
     names = without_addresses(config, models)
     if not names:
         raise UsageError("no model is named")
-    if revision is None:
-        return tuple(names)
-    if any("@" in name for name in names):
-        option = named("revision")
-        raise UsageError(f"a revision is given twice: with @ and with {option}")
-    parts = map(parse_name, names)
-    return tuple(
-        f"{part.name}@{revision}" + (f":{part.variant}" if part.variant else "") for part in parts
-    )
+    return at_revision(names, revision, named("revision"))

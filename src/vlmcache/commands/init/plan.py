@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import msgspec
 import yaml
 
-from vlmcache.config_file import ModelConfig, parse_config
+from vlmcache.config_file import parse_config
+from vlmcache.config_values import ModelConfig
 from vlmcache.errors import ConfigError
 
 _HEADER = """\

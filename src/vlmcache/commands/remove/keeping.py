@@ -11,8 +11,7 @@ from vlmcache.change.space import free_bytes
 from vlmcache.change.trash import KEPT_KINDS, Keep, can_keep
 from vlmcache.commands.remove.facts import gone_revisions
 from vlmcache.commands.remove.values import Keeping, Removal
-from vlmcache.config import Session
-from vlmcache.config_file import Limits
+from vlmcache.config import Limits, Session
 from vlmcache.errors import CacheError
 from vlmcache.units import size_text
 

@@ -149,7 +149,7 @@ def remove(session: Session, line: str | None, *, dry_run: bool = False) -> Sche
         removed = bool(gone)
     else:
         removed = any([timers.remove(name) for timers in kinds])  # noqa: C419 - of each kind
-        scheduled.forget(own_home(environment)[0], name)
+        scheduled.forget_outcome(own_home(environment)[0], name)
     if not removed:
         there = f"there are: {', '.join(names)}" if names else "there are none"
         raise UsageError(f"no schedule is called '{name}'", there)
@@ -157,7 +157,7 @@ def remove(session: Session, line: str | None, *, dry_run: bool = False) -> Sche
 
 
 def problems(
-    timers: Timers, schedule: Schedule, path: str, last: scheduled.Outcome | None
+    timers: Timers, schedule: Schedule, path: str, last: scheduled.RunOutcome | None
 ) -> Iterator[Finding]:
     """Yield what keeps a schedule from running."""
     again = plan.how_to_run(schedule)

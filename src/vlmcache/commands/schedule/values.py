@@ -9,7 +9,7 @@ import msgspec
 from vlmcache.cache.state import Finding
 from vlmcache.errors import VlmcacheError
 from vlmcache.report import Report
-from vlmcache.scheduled import Outcome
+from vlmcache.scheduled import RunOutcome
 from vlmcache.units import shell_words
 
 Kind = Literal["systemd", "cron", "launchd"]
@@ -110,7 +110,7 @@ class ScheduleStatus(msgspec.Struct, frozen=True):
     variables: dict[str, str]
     user: str
     """Whom it runs as."""
-    last: Outcome | None = None
+    last: RunOutcome | None = None
     """How its last run ended, if it ran."""
 
 
@@ -134,7 +134,7 @@ class ScheduleReport(Report, frozen=True):
 
 
 def described(
-    schedule: Schedule, kind: Kind, path: str, log: str, user: str, last: Outcome | None = None
+    schedule: Schedule, kind: Kind, path: str, log: str, user: str, last: RunOutcome | None = None
 ) -> ScheduleStatus:
     """Return a schedule as others are to see it."""
     return ScheduleStatus(

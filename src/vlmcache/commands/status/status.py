@@ -86,7 +86,7 @@ def status(session: Session, names: Sequence[str] = (), *, context: int = 0) -> 
     state = with_bases(state, config.base, read_damaged(environment))
     known_names = names_in(state, session.config, variants=True)
     wanted = [known_names.model(name, others=True) for name in names] or [
-        known_names.as_held(model) for model in config.listed.values()
+        known_names.respelled(model) for model in config.listed.values()
     ]
     findings = list(state.all_findings())
     findings += (

@@ -24,7 +24,7 @@ from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.home.copies import KeptCopy
 from vlmcache.names import parse_name
 from vlmcache.report import Report
-from vlmcache.scheduled import Outcome
+from vlmcache.scheduled import RunOutcome
 from vlmcache.units import size_text
 
 MemorySource = Literal["weights", "config", "table"]
@@ -316,7 +316,7 @@ class Status(Report, frozen=True):
     """Kept quantized copies, which are in vlmcache's own folder and not in the cache."""
     elsewhere: tuple[Elsewhere, ...] = ()
     """Where the repos are of which the cache has only links; not part of its bytes."""
-    schedules: tuple[Outcome, ...] = ()
+    schedules: tuple[RunOutcome, ...] = ()
     """How the last run of each schedule ended."""
     configured: bool = True
     """False if no model is named or configured: then `models` is empty, and `repos` are what there
