@@ -95,7 +95,7 @@ class FileSelection(msgspec.Struct, frozen=True):
         if self.include:
             chosen: set[str] = set()
             for pattern in self.include:
-                matching = layout.matching(files, pattern)
+                matching = layout.matched(files, pattern)
                 if not matching:
                     raise UsageError(
                         f"{repo} has no file that matches --include {pattern}",
@@ -117,7 +117,7 @@ class FileSelection(msgspec.Struct, frozen=True):
             # An index can name what the hub does not have.
             chosen = {*division.needed, *along, *broken} & set(files)
         for pattern in self.exclude:
-            chosen -= layout.matching(files, pattern)
+            chosen -= layout.matched(files, pattern)
         if files and not chosen:
             raise UsageError(f"--exclude leaves no file of {repo}")
         plain = self.is_plain and is_model
