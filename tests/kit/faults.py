@@ -150,7 +150,7 @@ def wrong_bytes(at: int = 0, count: int = 1) -> Fault:
 
 
 def slow(rate: int, *, until: threading.Event | None = None) -> Fault:
-    """Send the body at so many bytes per second, every time unless told otherwise.
+    """Send the body at so many bytes per second, every time by default.
 
     Once `until` is set, what is left comes at once.
     """
@@ -213,7 +213,7 @@ def expired() -> Fault:
 
 
 def redirect_loop() -> Fault:
-    """Redirect to the very address asked for, every time unless told otherwise."""
+    """Redirect to the same address that was asked for, every time by default."""
     return Fault("redirect_loop", times=None)
 
 
@@ -259,8 +259,8 @@ def malformed_json() -> Fault:
 
 def encoded(data: bytes, coding: str) -> bytes:
     """Return a body as a server sends it that encodes, rightly or not."""
-    for one in coding.split(","):
-        match one.strip():
+    for step in coding.split(","):
+        match step.strip():
             case "gzip":
                 data = gzip.compress(data, 1, mtime=0)
             case "deflate":

@@ -1,8 +1,8 @@
-"""A command whose every call that changes a disk fails once, and once is its process's last.
+"""Commands in which each call that changes a disk fails once, and is once the process's last.
 
-What changes a disk through `os` or `open` counts, below a folder: making, removing and renaming,
-links, opening for writing, writing (also by file objects), copying, truncating, setting modes,
-owners and times, and fsync. What C libraries do on their own (SQLite) does not.
+Changes below a folder through `os` or `open` count: making, removing and renaming, links, opening
+for writing, writing (also by file objects), copying, truncating, setting modes, owners and times,
+and fsync. What C libraries do on their own (SQLite) does not count.
 
 `python -m tests.kit.faulty` tries all commands and writes their counts into docs/faults.md.
 """
@@ -263,7 +263,7 @@ def killed_at(nth: int, run: Callable[[], object], folder: Path | None = None) -
 
 
 class Subject(Generic[Answer]):
-    """A command that is put to the test, on a small cache of its own for each fault."""
+    """A command to be tested, on a small cache of its own for each fault."""
 
     command: str
     """What it is called in the table of counts."""
@@ -294,7 +294,7 @@ class Subject(Generic[Answer]):
 
 @dataclass
 class Counts:
-    """What became of a command. calls is how many it makes where nothing fails."""
+    """The counts of a command. `calls` is how many it makes if nothing fails."""
 
     command: str
     calls: int = 0
@@ -308,7 +308,7 @@ class Counts:
 COUNTS: dict[str, Counts] = {}
 """Command -> its counts, of all faults that were tried in this process."""
 STEP = 8
-"""Of so many calls a fault befalls one in the check; it befalls each where all are counted."""
+"""In the check, a fault befalls every eighth call; in the counts of the tier full, each one."""
 
 
 def try_every(
@@ -317,7 +317,7 @@ def try_every(
     """Let a fault befall the first, second, … call of a command, until one run passes untouched.
 
     After each fault all that `hold` says is looked at, then the command is run again. Broken
-    invariants are collected, and told of at the end.
+    invariants are collected and reported at the end.
 
     Args:
         subject: the command.
@@ -404,8 +404,8 @@ def table() -> str:
     kinds: Counter[str] = Counter()
     for row in rows:
         kinds += row.kinds
-    told = ", ".join(f"{name} {count}" for name, count in kinds.most_common())
-    return "\n".join([*lines, "", f"The calls by kind: {told}.", ""])
+    calls = ", ".join(f"{name} {count}" for name, count in kinds.most_common())
+    return "\n".join([*lines, "", f"The calls by kind: {calls}.", ""])
 
 
 def main() -> int:

@@ -413,7 +413,7 @@ class LoopbackHub:
             raise _RefusedError(307, None, "", {"Location": location})
         repo = self._repos.get((kind, repo_id))
         if repo is None or (repo.private and asked.token is None):
-            # Who may not see a repo is not told whether it exists.
+            # Users who may not see a repo do not learn whether it exists.
             if asked.token is None:
                 raise _RefusedError(401, "RepoNotFound", "Invalid username or password.")
             raise _RefusedError(404, "RepoNotFound", "Repository not found")
