@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.kit.caches import safetensors
-from vlmcache.cache.memory import rescale, weights_bytes, with_overhead
+from vlmcache.cache.memory import estimate, rescale, with_overhead
 from vlmcache.cache.weights import Precision, Tensor, read_header
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
+
+
+def weights_bytes(tensors: Mapping[str, Tensor], precision: Precision) -> int:
+    """Return the bytes that tensors take at a precision, if no more is known about the model."""
+    return estimate(tensors, {}, precision, accelerator=True).weights
 
 
 def written(path: Path, header: object, data: bytes = b"") -> str:

@@ -145,11 +145,6 @@ def estimate(
     )
 
 
-def weights_bytes(tensors: Mapping[str, Tensor], precision: Precision) -> int:
-    """Return the bytes that tensors take at a precision, if no more is known about the model."""
-    return estimate(tensors, {}, precision, accelerator=True).weights
-
-
 def native_kernels() -> bool:
     """Return whether the packages that run mxfp4 as it is stored are installed.
 

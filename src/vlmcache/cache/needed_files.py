@@ -285,7 +285,7 @@ class _Repo:
         if ADAPTER_CONFIG in self.names:
             groups.append((one_file(ADAPTER_CONFIG),))
         groups += self._tokenizer()
-        groups += ((one_file(name),) for name in self._beside(weights))
+        groups += ((one_file(name),) for name in self._next_to(weights))
         return _Way(self._known(groups), tuple(weights))
 
     def _pipeline_ways(self) -> list[_Way]:
@@ -345,7 +345,7 @@ class _Repo:
         complete = (files for files in _TOKENIZERS if files <= self.names)
         return [tuple(Option(min(files), files) for files in complete)]
 
-    def _beside(self, weights: Iterable[tuple[Option, ...]]) -> set[str]:
+    def _next_to(self, weights: Iterable[tuple[Option, ...]]) -> set[str]:
         """Return the files that transformers and sentence-transformers open next to the weights."""
         names = self.names - self.weights.left_out.keys()
         folders = {option.entry.rpartition("/")[0] for group in weights for option in group} - {""}

@@ -226,9 +226,9 @@ def trash_trees(cache: str | CacheTree, kind: type[_Tree]) -> list[_Tree]:
     trees: list[_Tree] = []
     with contextlib.suppress(OSError):
         tree = CacheTree(cache)
-        with next_to(tree) as beside, contextlib.suppress(OSError):
-            if beside is not None:
-                trees.append(kind.at(beside_path(tree), open_beside(tree, *beside)))
+        with next_to(tree) as place, contextlib.suppress(OSError):
+            if place is not None:
+                trees.append(kind.at(beside_path(tree), open_beside(tree, *place)))
         with tree.parent(inside := os.path.join(tree.root, layout.TRASH)) as (name, folder):
             if folder is not None:
                 trees.append(kind.at(inside, enter(name, folder, inside)))
