@@ -12,7 +12,7 @@ import msgspec
 from vlmcache import late, units
 from vlmcache.cache import formats, gguf, layout
 from vlmcache.cache.code_files import code_files
-from vlmcache.cache.model_configs import DECIDING, OtherRepo, decoded, other_repos
+from vlmcache.cache.model_configs import DECIDING, KnownFiles, OtherRepo, decoded, other_repos
 from vlmcache.cache.needed_files import GENERATION, Division, divide
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision, State, TreeFile
@@ -439,15 +439,15 @@ def divide_revision(revision: Revision, variant: str | None = None) -> Division:
     """Return the files of a model's snapshot by their role in loading."""
     tree = revision.tree or {}
     present = {file.name for file in revision.files}
-    return divide(
-        present | tree.keys(),
+    files = KnownFiles(
+        frozenset(present | tree.keys()),
         present,
         reader(revision, present),
         listed=bool(tree),
         sizes={name: file.content_size for name, file in tree.items()},
-        variant=variant,
-        complement=bool(revision.refs) and all(ref.startswith("refs/pr/") for ref in revision.refs),
     )
+    complement = bool(revision.refs) and all(ref.startswith("refs/pr/") for ref in revision.refs)
+    return divide(files, variant, complement=complement)
 
 
 def reader(

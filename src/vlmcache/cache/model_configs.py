@@ -47,6 +47,20 @@ Read = Callable[[str], bytes | None]
 """Returns the content of a file, `None` if it is not known."""
 
 
+class KnownFiles(NamedTuple):
+    """What is known about the files of a repo."""
+
+    names: frozenset[str]
+    """Those that the Hub lists and those that are here."""
+    present: AbstractSet[str] = frozenset()
+    """Those that are here."""
+    read: Read = lambda _: None
+    listed: bool = True
+    """Whether the Hub's listing is known, so that the repo has no other files."""
+    sizes: Mapping[str, int] = {}
+    """Name -> bytes, as far as they are known."""
+
+
 class OtherRepo(NamedTuple):
     """Another repo that a model needs: a base model, or the code of its classes."""
 
@@ -57,18 +71,10 @@ class OtherRepo(NamedTuple):
 
 
 class Configs:
-    """The configuration files of a repo, each read once.
+    """The configuration files of a repo, each read once."""
 
-    Args:
-        names: the repo's files.
-        read: returns their content.
-        listed: whether the names are all files that the repo can have.
-    """
-
-    def __init__(self, names: AbstractSet[str], read: Read, *, listed: bool) -> None:
-        self._names = names
-        self._read = read
-        self._listed = listed
+    def __init__(self, files: KnownFiles) -> None:
+        self._names, _, self._read, self._listed, _ = files
         self._known: dict[str, Any] = {}
 
     def json(self, name: str) -> Any:

@@ -20,8 +20,8 @@ from vlmcache.cache.model_configs import (
     ADAPTER_CONFIG,
     MODULES,
     Configs,
+    KnownFiles,
     OtherRepo,
-    Read,
     is_module,
     other_repos,
 )
@@ -124,53 +124,27 @@ class _Way(NamedTuple):
         )
 
 
-def divide(
-    names: Iterable[str],
-    present: AbstractSet[str] = frozenset(),
-    read: Read = lambda _: None,
-    *,
-    listed: bool = True,
-    sizes: Mapping[str, int] | None = None,
-    variant: str | None = None,
-    complement: bool = False,
-) -> Division:
+def divide(files: KnownFiles, variant: str | None = None, *, complement: bool = False) -> Division:
     """Divide the files of a model's repo by their role in loading.
 
     Args:
-        names: those that the Hub lists and those that are here.
-        present: those that are here.
-        read: returns the content of a file; `None` if it is not known.
-        listed: whether the Hub's listing is known, so that no other file can be missing.
-        sizes: name -> bytes, as far as they are known.
+        files: the files of the repo.
         variant: the GGUF variant that is asked for.
         complement: whether it is a pull request, from which loaders fetch only the weights.
     """
-    every = frozenset(names)
-    if complement and not listed and all(map(_is_of_weights, every)):
-        listed = True
-    return _Repo(every, present, read, listed, sizes or {}, variant).divide()
+    if complement and not files.listed and all(map(_is_of_weights, files.names)):
+        files = files._replace(listed=True)
+    return _Repo(files, variant).divide()
 
 
 class _Repo:
     """One repo while it is divided."""
 
-    def __init__(
-        self,
-        names: frozenset[str],
-        present: AbstractSet[str],
-        read: Read,
-        listed: bool,
-        sizes: Mapping[str, int],
-        variant: str | None,
-    ) -> None:
-        self.names = names
-        self.present = present
-        self.read = read
-        self.listed = listed
-        self.sizes = sizes
+    def __init__(self, files: KnownFiles, variant: str | None) -> None:
+        self.names, self.present, self.read, self.listed, self.sizes = files
         self.variant = variant
-        self.weights = Weights(names, present, read, listed=listed)
-        self.configs = Configs(names, read, listed=listed)
+        self.weights = Weights(files)
+        self.configs = Configs(files)
 
     def divide(self) -> Division:
         ways = self._ways()

@@ -10,7 +10,7 @@ import msgspec
 
 from vlmcache.cache import formats, layout
 from vlmcache.cache.gguf import Variant, variants
-from vlmcache.cache.model_configs import Read
+from vlmcache.cache.model_configs import KnownFiles
 from vlmcache.cache.reading import JSON_ERRORS
 
 _LOADED = ("safetensors", "bin", "h5", "msgpack", "ot")
@@ -27,25 +27,13 @@ class Option(NamedTuple):
 
 
 class Weights:
-    """The sets of weights of a repo.
+    """The sets of weights of a repo."""
 
-    Args:
-        names: the repo's files.
-        present: those that are here.
-        read: returns their content.
-        listed: whether the names are all files that the repo can have.
-    """
-
-    def __init__(
-        self, names: AbstractSet[str], present: AbstractSet[str], read: Read, *, listed: bool
-    ) -> None:
-        self._names = names
-        self._present = present
-        self._read = read
-        self._listed = listed
-        self.sets = formats.weight_sets(names)
-        self.left_out = formats.why_left_out(names, self.sets)
-        self.gguf = variants(names)
+    def __init__(self, files: KnownFiles) -> None:
+        self._names, self._present, self._read, self._listed, _ = files
+        self.sets = formats.weight_sets(files.names)
+        self.left_out = formats.why_left_out(files.names, self.sets)
+        self.gguf = variants(files.names)
         self.broken: set[str] = set()
         """Indexes that are here and name no shards, or some that the Hub does not have.
 
