@@ -19,7 +19,7 @@ LIMIT = 1_000_000
 
 
 class BaseAt(msgspec.Struct, frozen=True):
-    """A base, by what it takes to know that it is not mounted."""
+    """A base, and the filesystem that shows whether it is mounted."""
 
     folder: str
     """Its absolute path, as it stands in the links."""

@@ -290,6 +290,19 @@ def is_left_behind(name: str, stat: os.stat_result) -> bool:
     return stat.st_mode & KIND in (FILE, LINK) and layout.is_temporary(name)
 
 
+def count_stray(
+    path: str, stat: os.stat_result, kind: ByteClass, notes: Notes, *, leftover: bool
+) -> None:
+    """Count an entry and all below it as one class, and add it to the strays."""
+    allocated, size = notes.tally.add(kind, stat), stat.st_size
+    folder = modes.S_ISDIR(stat.st_mode)
+    if folder:
+        below, size = add_below(path, kind, notes)
+        allocated += below
+    mtime, device = stat.st_mtime_ns, stat.st_dev
+    notes.strays.append(Stray(stat.st_ino, mtime, size, allocated, path, folder, leftover, device))
+
+
 def add_stray(
     path: str,
     stat: os.stat_result,
@@ -299,27 +312,20 @@ def add_stray(
     detail: str = "not part of the hub's cache layout",
     remedy: str | None = None,
 ) -> None:
-    """Count an entry that is not part of the layout, and note it."""
+    """Count an entry that is not part of the layout, and add a finding about it.
+
+    Args:
+        path: the entry.
+        stat: of the entry itself.
+        notes: of its repo, or of the cache.
+        leftover: whether an interrupted run left it behind; if not given, its name tells.
+        detail: why it is not part of the layout.
+        remedy: what to do about it.
+    """
     if leftover is None:
         leftover = is_left_behind(os.path.basename(path), stat)
-    kind: ByteClass = "partial" if leftover else "foreign"
-    allocated, size = notes.tally.add(kind, stat), stat.st_size
     folder = modes.S_ISDIR(stat.st_mode)
-    if folder:
-        below, size = add_below(path, kind, notes)
-        allocated += below
-    notes.strays.append(
-        Stray(
-            stat.st_ino,
-            stat.st_mtime_ns,
-            size,
-            allocated,
-            path,
-            folder,
-            leftover,
-            stat.st_dev,
-        )
-    )
+    count_stray(path, stat, "partial" if leftover else "foreign", notes, leftover=leftover)
     if leftover:
         notes.warning("leftover", path, "left behind by an interrupted run", units.command("clean"))
     else:

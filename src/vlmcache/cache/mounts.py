@@ -93,7 +93,7 @@ def _unescaped(text: str) -> str:
 
 
 def mount_of(path: str) -> Mount | None:
-    """Return the mount that a path is on, or `None` where the system does not say."""
+    """Return the mount that a path is on; `None` if the system does not say."""
     real = os.path.realpath(path)
     above = [mount for mount in mounts() if f"{real}/".startswith(mount.point.rstrip("/") + "/")]
     # Of two at the same point, the later one shadows the earlier one.
@@ -112,7 +112,7 @@ BY_UUID = "/dev/disk/by-uuid"
 
 
 def drive_of(path: str) -> Drive | None:
-    """Return the filesystem that a path is on, or `None` where the system does not say."""
+    """Return the filesystem that a path is on; `None` if the system does not say."""
     mount = mount_of(path)
     if mount is None:
         return None

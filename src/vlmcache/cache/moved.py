@@ -155,7 +155,7 @@ def destination_of(cache_dir: str, folder: str) -> MovedTo | None:
 
 
 def names_cache(place: str | CacheTree, folder: str, cache_dir: str) -> bool:
-    """Return whether the note at a destination says that a repo there came out of a cache."""
+    """Return whether the note of a repo at a destination names a cache as where it came from."""
     move = read_moves(place, folder).get(folder)
     return move is not None and move.cache == os.path.realpath(cache_dir)
 

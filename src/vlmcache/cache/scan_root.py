@@ -15,13 +15,14 @@ from vlmcache.cache.entries import (
     add_below,
     add_stray,
     allocated_bytes,
+    count_stray,
     entry_of,
     kind_of,
     read_entries,
     read_link,
 )
 from vlmcache.cache.reading import read_bytes
-from vlmcache.cache.state import Leftover, LockFolder, SharedBlob, Stamp, Stray
+from vlmcache.cache.state import Leftover, LockFolder, SharedBlob, Stamp
 
 _RECORDS = (layout.RECORD_SUFFIX, layout.NOTE_SUFFIX, layout.BASE_SUFFIX)
 """How the names of our files among the locks end, after the name of a repo's folder."""
@@ -52,20 +53,7 @@ class RootScan:
         elif folder and name == layout.SHARED_STORE:
             self._read_shared_store(path, stat)
         elif folder and name == layout.LEFTOVERS:
-            allocated = self.notes.tally.add("orphan", stat)
-            below, size = add_below(path, "orphan", self.notes)
-            self.notes.strays.append(
-                Stray(
-                    stat.st_ino,
-                    stat.st_mtime_ns,
-                    size,
-                    allocated + below,
-                    path,
-                    folder=True,
-                    leftover=True,
-                    device=stat.st_dev,
-                )
-            )
+            count_stray(path, stat, "orphan", self.notes, leftover=True)
             self._read_leftovers(path)
             self.notes.warning(
                 "leftover", path, "a removal was interrupted", units.command("clean")

@@ -79,7 +79,7 @@ class TrashRecord(msgspec.Struct, frozen=True):
     places: tuple[str, ...] = ()
     """The folders of moved models, in whose trash the rest of this removal is."""
     done: bool = False
-    """Whether the removal came to its end."""
+    """Whether the removal was completed."""
     receipt: Any = None
 
     @property
@@ -153,7 +153,7 @@ class TrashNeeds(msgspec.Struct, frozen=True):
     shared: Mapping[str, str] = {}
     """Hash of a shared blob -> the id of the removal that needs it."""
     folders: frozenset[str] = frozenset()
-    """Repo folders of which something is in the trash: their locks stay."""
+    """Folders of the repos that have something in the trash: their locks stay."""
 
 
 @contextlib.contextmanager
@@ -162,22 +162,18 @@ def next_to(tree: CacheTree) -> Iterator[tuple[int, str] | None]:
 
     `None` if a rename between the two is not possible, or if that cannot be known.
     """
-    parent = None
-    try:
+    with contextlib.ExitStack() as closing:
+        place = None
         with contextlib.suppress(OSError):
             name = os.path.basename(os.path.realpath(tree.root))
             if BY_DESCRIPTOR and name:
                 # From the open folder, no link leads anywhere else.
                 parent = os.open(os.pardir, FOLDER, dir_fd=tree.top)
+                closing.callback(os.close, parent)
                 status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                is_it = os.path.samestat(status, os.fstat(tree.top))
-                if not is_it or not _one_mount(parent, tree.top):
-                    os.close(parent)
-                    parent = None
-        yield None if parent is None else (parent, name)
-    finally:
-        if parent is not None:
-            os.close(parent)
+                if os.path.samestat(status, os.fstat(tree.top)) and _one_mount(parent, tree.top):
+                    place = parent, name
+        yield place
 
 
 def _one_mount(descriptor: int, other: int) -> bool:
@@ -407,7 +403,7 @@ def find_needs(trash: Collection[Trashed]) -> TrashNeeds:
 
 
 def _targets(tree: CacheTree, path: str) -> Iterator[str]:
-    """Yield where the links at a path and below it lead."""
+    """Yield the targets of the links at a path and below it."""
     pending = [path]
     while pending:
         place = pending.pop()
