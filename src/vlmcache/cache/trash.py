@@ -20,7 +20,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.entries import STALE_AFTER, Notes, allocated_bytes, read_entries
 from vlmcache.cache.reading import FOLDER, JSON_ERRORS, json, parse_json
 from vlmcache.cache.state import CacheState
-from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, enter, trusted_owners
+from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, enter, tree_at, trusted_owners
 
 FORMAT = "vlmcache.trash/1"
 RECORD = "record.json"
@@ -224,10 +224,10 @@ def trash_trees(cache: str | CacheTree, kind: type[_Tree]) -> list[_Tree]:
         tree = CacheTree(cache)
         with next_to(tree) as place, contextlib.suppress(OSError):
             if place is not None:
-                trees.append(kind.at(beside_path(tree), open_beside(tree, *place)))
+                trees.append(tree_at(kind, beside_path(tree), open_beside(tree, *place)))
         with tree.parent(inside := os.path.join(tree.root, layout.TRASH)) as (name, folder):
             if folder is not None:
-                trees.append(kind.at(inside, enter(name, folder, inside)))
+                trees.append(tree_at(kind, inside, enter(name, folder, inside)))
             elif modes.S_ISDIR(os.lstat(inside).st_mode):
                 trees.append(kind(inside))
     return trees

@@ -59,14 +59,6 @@ class CacheTree:
         self.root: str = root.root if isinstance(root, CacheTree) else os.path.abspath(root)
         self._homes: dict[str, Any] = {}
 
-    @classmethod
-    def at(cls: type[_Tree], root: str, descriptor: int) -> _Tree:
-        """Return a tree whose root is open already; its descriptor is closed with the tree."""
-        tree = cls(root)
-        vars(tree)["top"] = descriptor
-        weakref.finalize(tree, os.close, descriptor)
-        return tree
-
     @functools.cached_property
     def top(self) -> int:
         """The descriptor of the root."""
@@ -298,6 +290,14 @@ class CacheTree:
                 if status.st_uid != 0 or status.st_mode & 0o022:
                     return True
         return False
+
+
+def tree_at(kind: type[_Tree], root: str, descriptor: int) -> _Tree:
+    """Return a tree whose root is open already; its descriptor is closed with the tree."""
+    tree = kind(root)
+    vars(tree)["top"] = descriptor
+    weakref.finalize(tree, os.close, descriptor)
+    return tree
 
 
 def _shared_place(tree: CacheTree, path: str) -> str | None:

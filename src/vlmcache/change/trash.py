@@ -33,7 +33,7 @@ from vlmcache.cache.trash import (
     read_trash,
     trash_trees,
 )
-from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter, is_root
+from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter, is_root, tree_at
 from vlmcache.change.plan import (
     Attempt,
     Expected,
@@ -122,7 +122,7 @@ def open_trash(tree: CacheTree) -> TrashRemovalTree:
                 with contextlib.suppress(FileExistsError):
                     _make(tree, parent, layout.trash_beside(name))
                 descriptor = open_beside(tree, parent, name)
-                return TrashRemovalTree.at(beside_path(tree), descriptor)
+                return tree_at(TrashRemovalTree, beside_path(tree), descriptor)
     place = os.path.join(tree.root, layout.TRASH)
     with tree.parent(place) as (name, folder):
         if folder is None:
@@ -130,7 +130,7 @@ def open_trash(tree: CacheTree) -> TrashRemovalTree:
             return TrashRemovalTree(place)
         with contextlib.suppress(FileExistsError):
             _make(tree, folder, name)
-        return TrashRemovalTree.at(place, enter(name, folder, place))
+        return tree_at(TrashRemovalTree, place, enter(name, folder, place))
 
 
 def _make(tree: CacheTree, folder: int, name: str) -> None:
