@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kit.caches import CacheBuilder, Entry, fingerprint
+from tests.kit.disks import common_folder
 from tests.kit.faulty import failing
 
 ADMIN, MEMBER, OTHER, VICTIM, GROUP = 4001, 4002, 4003, 4004, 4000
@@ -207,14 +208,9 @@ def _count_calls(
 
 @contextlib.contextmanager
 def shared_cache() -> Iterator[SharedCache]:
-    """Make such a cache where every user can enter; in memory, since there are many of them."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="attacked-", dir=base))
-    folder.chmod(0o755)
-    try:
+    """Make such a cache where every user can enter."""
+    with common_folder("attacked-", in_memory=True) as folder:
         yield SharedCache(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def swapped(name: str) -> Attack:

@@ -17,7 +17,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -30,6 +29,7 @@ from typing import Any, Generic, Literal, TypeVar
 import pytest
 
 from tests.kit.counts import write_counts
+from tests.kit.disks import common_folder
 
 Fault = int | Literal["kill"] | Callable[[], object]
 Answer = TypeVar("Answer")
@@ -329,7 +329,7 @@ def try_every(
     step = STEP if step is None else step
     counts = COUNTS.setdefault(subject.command, Counts(subject.command))
     broken: list[str] = []
-    with _scratch() as folder:
+    with common_folder("faults-", in_memory=True) as folder:
         first = 1 + (FAULTS.index(fault) * step // len(FAULTS) if fault in FAULTS else 0)
         for nth in range(first, _LATER, step):
             place = folder / str(nth)
@@ -373,15 +373,6 @@ def _try_one(
         where = fired or "nothing"
         broken.append(f"{subject.command}, {fault_name(fault)} at {nth}, {where}: {error}")
     return fired, kinds
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    """Make a folder in memory where there is one: thousands of fsyncs take their time on a disk."""
-    memory = "/dev/shm"
-    base = memory if os.access(memory, os.W_OK | os.X_OK) else None
-    with tempfile.TemporaryDirectory(prefix="faults-", dir=base) as folder:
-        yield Path(folder)
 
 
 def table() -> str:

@@ -45,6 +45,7 @@ from tests.kit.attacks import (
 )
 from tests.kit.caches import CacheBuilder
 from tests.kit.contents import store_all
+from tests.kit.disks import common_folder
 from tests.kit.hub import LoopbackHub
 
 HUNG_AFTER = 30
@@ -699,17 +700,12 @@ _CHANGING_LITTLE = ("backup file", "clean", "clean options", "doctor --fix")
 
 @contextlib.contextmanager
 def _place() -> Iterator[Place]:
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="member-", dir=base))
-    folder.chmod(0o755)
-    try:
+    with common_folder("member-", in_memory=True) as folder:
         place = Place(folder)
         try:
             yield place
         finally:
             place.unmount_destination()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

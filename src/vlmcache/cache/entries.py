@@ -198,8 +198,8 @@ _BY_DESCRIPTOR = os.stat in os.supports_dir_fd and os.listdir in os.supports_fd
 def read_entries(path: str, notes: Notes) -> list[Entry]:
     """Return a folder's entries in the order of their names; an unreadable folder is a finding.
 
-    So is an entry without a stat, for lack of permission or of a working disk: then it is not known
-    what the folder holds.
+    So is an entry that has no stat, since permission is missing or the disk fails: then it is not
+    known what the folder holds.
     """
     return [(name, stat) for name, stat, _ in entries_and_targets(path, notes, targets=False)]
 

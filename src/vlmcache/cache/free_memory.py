@@ -120,7 +120,7 @@ def _process_limits() -> Iterator[int]:
 
 
 def _number(path: str) -> int | None:
-    """Return the number in a file; `None` for a word, such as `max`, or if there is no file."""
+    """Return the number in a file; `None` for a word, such as `max`, or without the file."""
     text = _text(path).strip()
     return int(text) if text.isdecimal() else None
 

@@ -160,7 +160,7 @@ class RepoContent:
 
 
 def _stamp_of(path: str) -> Stamp | None:
-    """Return the stamp of a file; `None` if there is no file."""
+    """Return the stamp of a file; `None` if it does not exist."""
     try:
         stat = os.lstat(path)
     except OSError:

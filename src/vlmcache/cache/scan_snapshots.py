@@ -162,7 +162,7 @@ def _regular_file(
     blob, detail = None, f"{name} is an empty file in place of a link"
     if stat.st_size:
         blob = _blob_of_text(path, name.count("/"), stat)
-        detail = f"{name} is a text file with the link's target in place of the link"
+        detail = f"{name} contains the target of its link in place of being the link"
     elif listed is not None:
         blob = listed.etag if listed.content_size and content.holds(listed) else None
     never_empty = content.kind == "model" and name.endswith(_NEVER_EMPTY)
