@@ -1,4 +1,4 @@
-"""`clean --duplicates` removes weights only if the same tensors stay, by what is in the files."""
+"""`clean --duplicates` removes weights only if the same tensors stay, by the files' content."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_a_file_that_is_written_to_meanwhile_is_not_called_damaged(
 
 @pytest.fixture
 def on_disk() -> Iterator[Path]:
-    """A folder on a disk: what is in memory only cannot leave it."""
+    """A folder on a disk: files on a filesystem in memory cannot leave memory."""
     folder = Path(__file__).parents[2] / f".page-cache-test-{os.getpid()}"
     folder.mkdir()
     yield folder

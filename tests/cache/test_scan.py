@@ -64,7 +64,7 @@ DAMAGE: dict[str, tuple[Callable[[CachedRepo], object], set[str]]] = {
     "ref that is a folder": (lambda repo: repo.ref_folder("v9"), {"malformed-ref"}),
     "no snapshots": (lambda repo: repo.missing_snapshots(), {"missing-snapshots"}),
     "empty snapshot": (lambda repo: repo.empty_snapshot(), {"empty-snapshot"}),
-    "name that is no UTF-8": (lambda repo: repo.non_utf8_name(), {"non-utf8-name"}),
+    "name that is not UTF-8": (lambda repo: repo.non_utf8_name(), {"non-utf8-name"}),
     "snapshot that is a link": (lambda repo: repo.snapshot_link(), {"outside-link"}),
     "link out of the cache": (lambda repo: repo.leaving_link(Path("/etc")), {"outside-link"}),
     "bad tree": (lambda repo: repo.bad_tree("{"), {"unreadable-tree"}),

@@ -108,7 +108,7 @@ def is_failure(written: str | bytes) -> bool:
 
 
 def offline_without_torch(vlmcache: Vlmcache, folder: Path) -> None:
-    """Keep commands offline, and from importing torch, which takes its time."""
+    """Keep commands offline, and from importing torch, which is slow."""
     trap = folder / "trap"
     trap.mkdir()
     (trap / "torch.py").write_text("raise ImportError('not in this test')\n")

@@ -61,7 +61,7 @@ class StoredFile:
         return len(lfs_pointer(self.lfs_sha256 or "", self.size))
 
     def read(self) -> bytes:
-        """Return the whole content."""
+        """Return the complete content."""
         return self.data if isinstance(self.data, bytes) else self.data.read_bytes()
 
 

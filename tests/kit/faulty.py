@@ -316,7 +316,7 @@ def try_every(
 ) -> None:
     """Let a fault befall the first, second, … call of a command, until one run passes untouched.
 
-    After each fault all that `hold` says is looked at, then the command is run again. Broken
+    After each fault `hold` checks the result, then the command is run again. Broken
     invariants are collected and reported at the end.
 
     Args:

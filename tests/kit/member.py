@@ -308,7 +308,7 @@ def _pipe(member: Member, path: Path) -> None:
 
 def _socket(member: Member, path: Path) -> None:
     _clear(path)
-    os.chdir(path.parent)  # the whole path may be too long for a socket
+    os.chdir(path.parent)  # the complete path may be too long for a socket
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(path.name)
 
