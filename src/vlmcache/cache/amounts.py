@@ -145,7 +145,7 @@ def revision_sizes(
 
     Args:
         state: the cache.
-        repo: the repo in it; `None` if there is none.
+        repo: the repo in it.
         revision: the revision.
         without: files that do not count.
     """

@@ -455,7 +455,7 @@ def reader(
 ) -> Callable[[str], bytes | None]:
     """Return a function that reads a file of a snapshot.
 
-    It returns `None` for a file that is not here or that this user may not read, and nothing for
+    It returns `None` for a file that is not here or that this user may not read, and no bytes for
     one that cannot be read for another reason.
 
     Args:
