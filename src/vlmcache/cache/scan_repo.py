@@ -297,7 +297,7 @@ def _read_ref(content: RepoContent, path: str, name: str) -> None:
         content.notes.error(
             "malformed-ref",
             path,
-            "the ref has whitespace around its commit, so that loading it offline fails",
+            "the ref has whitespace around its commit, so loading it offline fails",
             content.pull,
         )
     content.refs[name] = commit

@@ -106,7 +106,7 @@ class RootScan:
         self.notes.warning(
             "wrong-lock",
             path,
-            f"{kind_of(stat)} is in place of a lock, so that downloads wait or fail",
+            f"{kind_of(stat)} is in place of a lock, so downloads wait or fail",
             shlex.join(["mv", path, f"{path}.old"]),
         )
 

@@ -129,7 +129,7 @@ def _read_snapshot(content: RepoContent, snapshot: str, stat: os.stat_result) ->
         content.notes.info(
             "copied-files",
             snapshot,
-            f"copies in place of links, which revisions cannot share: "
+            "copies in place of links, which revisions cannot share: "
             f"{units.counted(copies, 'file')}",
         )
     return Revision(

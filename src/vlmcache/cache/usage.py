@@ -230,7 +230,7 @@ def _has_proc() -> bool:
 def hidden_words(count: int) -> str:
     """Return the sentence that some processes could not be checked."""
     if sys.platform == "linux" and not _has_proc():
-        return "/proc is not mounted, so that no process can be seen; some may use some of this"
+        return "/proc is not mounted, so no process can be seen; some may use some of this"
     return f"{counted(count, 'process')} could not be checked, and may use some of this"
 
 
