@@ -114,7 +114,7 @@ def _own_environment(
     work.mkdir()
     monkeypatch.chdir(work)
     # What a process has met, each test is to meet anew.
-    monkeypatch.setattr(locks, "_UNLOCKED", {})
+    monkeypatch.setattr(locks, "_LOCKLESS", {})
 
 
 @pytest.fixture

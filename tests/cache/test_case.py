@@ -79,7 +79,7 @@ def folding() -> Iterator[Path]:
             subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_disk_that_ignores_case_is_found_by_what_is_there_and_nothing_is_written(
+def test_a_disk_that_ignores_case_is_found_by_its_entries_and_nothing_is_written(
     folding: Path, tmp_path: Path
 ) -> None:
     (folding / "hub").mkdir()
@@ -127,8 +127,8 @@ def test_restore_and_move_refuse_before_the_first_byte_is_written(
     repo.revision({"README.md": b"one", "readme.md": b"two", "config.json": b"{}"})
     saved = tmp_path / "backup.tar"
     backup(place.session, str(saved))
-    there = tmp_path / "new"
-    other = Place(there)
+    elsewhere = tmp_path / "new"
+    other = Place(elsewhere)
     monkeypatch.setattr(case, "ignores_case", lambda path: True)
 
     for options in (RestoreOptions(dry_run=True), RestoreOptions()):
@@ -136,10 +136,10 @@ def test_restore_and_move_refuse_before_the_first_byte_is_written(
             CacheError, match=r"'.*README.md' and '.*readme.md' differ only by case"
         ):
             restore(other.session, str(saved), options=options)
-    assert not there.exists()
+    assert not elsewhere.exists()
     with pytest.raises(CacheError, match="differ only by case"):
-        move(place.session, str(there))
-    assert not there.exists()
+        move(place.session, str(elsewhere))
+    assert not elsewhere.exists()
 
     monkeypatch.setattr(case, "ignores_case", lambda path: False)
     restore(other.session, str(saved))

@@ -1,4 +1,4 @@
-"""A model is cached only if all that loading needs is there; otherwise it says what lacks."""
+"""A model is cached only if everything that loading needs is here; else it says what is missing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def repo(cache: CacheBuilder) -> CachedRepo:
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("tree", [True, False])
-def test_a_whole_download_is_cached(repo: CachedRepo, shards: int, tree: bool) -> None:
+def test_a_complete_download_is_cached(repo: CachedRepo, shards: int, tree: bool) -> None:
     repo.revision(model_files(shards=shards), tree=tree)
     assert judged(repo).state == "cached"
 
@@ -149,7 +149,7 @@ def test_a_ref_and_a_listing_alone_are_a_download_that_has_begun(repo: CachedRep
     assert judged(repo).state == "partial"
 
 
-def test_content_without_any_link_to_it_is_damage_and_no_download_that_has_begun(
+def test_content_without_any_link_to_it_is_damage_and_not_a_download_that_has_begun(
     repo: CachedRepo,
 ) -> None:
     commit = repo.revision(model_files())
@@ -185,7 +185,7 @@ def test_a_revision_is_found_by_branch_tag_commit_and_beginning_of_commit(
     assert judged(repo, commit[:6]).state == "missing"
 
 
-def test_a_datasets_listing_must_be_there_as_a_whole(cache: CacheBuilder) -> None:
+def test_all_files_that_the_listing_of_a_dataset_names_are_needed(cache: CacheBuilder) -> None:
     repo = cache.repo("org/data", "dataset")
     files = {"a.csv": b"1", "b/c.csv": b"2"}
     repo.revision(files, downloaded={"a.csv"})
@@ -205,15 +205,15 @@ def test_a_repo_is_as_bad_as_its_worst_revision(repo: CachedRepo) -> None:
     assert judged(repo, "main").state == "cached"
 
 
-def test_a_format_that_is_there_in_part_is_not_made_up_for_by_another(repo: CachedRepo) -> None:
-    """Transformers takes the first format it finds, and fails if that lacks a shard."""
+def test_an_incomplete_format_is_not_replaced_by_another(repo: CachedRepo) -> None:
+    """Transformers takes the first format that it finds, and fails if a shard of it is missing."""
     files = {**model_files(shards=3), "pytorch_model.bin": b"pickled"}
     repo.revision(files, downloaded=without(files, "model-00002-of-00003.safetensors"), tree=False)
     assert judged(repo).state == "partial"
     assert judged(repo).missing == ("model-00002-of-00003.safetensors",)
 
 
-def test_of_shards_without_their_index_the_index_and_the_other_shards_lack(
+def test_of_shards_without_their_index_the_index_and_the_other_shards_are_missing(
     repo: CachedRepo,
 ) -> None:
     files = model_files(shards=3)
@@ -244,7 +244,7 @@ def test_a_repo_of_another_library_is_cached_once_all_that_is_listed_is_there(
     assert judged(part).missing == (names[0],)
 
 
-def test_a_download_that_came_no_further_than_the_listing_names_what_lacks(
+def test_a_download_that_ended_after_the_listing_names_what_is_missing(
     repo: CachedRepo,
 ) -> None:
     files = {**model_files(), "README.md": b"read me"}
@@ -275,7 +275,7 @@ def test_the_missing_files_are_exactly_what_turns_partial_into_cached(
     again = CacheBuilder(tmp_path_factory.mktemp("more") / "hub").repo("org/name")
     again.revision(files, downloaded=present | set(found.missing))
     rest = judged(again)
-    if INDEX in found.missing:  # only the index tells which shards there are
+    if INDEX in found.missing:  # only the index names the shards
         again.revision(files, downloaded=set(rest.missing))
         rest = judged(again)
     assert rest.state == "cached"

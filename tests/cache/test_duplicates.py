@@ -1,4 +1,4 @@
-"""`clean --duplicates` removes weights only if the same tensors stay, by what is in the files."""
+"""`clean --duplicates` removes weights only if the same tensors stay, by the files' content."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def removed(
     ],
     ids=range(8),
 )
-def test_a_second_format_goes_with_the_reason_where_its_weights_stay(
+def test_a_second_format_is_removed_and_the_reason_says_where_its_weights_stay(
     tmp_path: Path,
     second: dict[str, bytes],
     twin: dict[str, bytes],
@@ -149,7 +149,7 @@ def test_a_name_that_only_the_pickle_has_agrees_if_it_is_tied_to_a_shared_name(
     assert removed(tmp_path, {"model.safetensors": STORED, "pytorch_model.bin": tied})
 
 
-def test_a_pickle_that_holds_a_part_of_the_weights_goes(tmp_path: Path) -> None:
+def test_a_pickle_that_holds_a_part_of_the_weights_is_removed(tmp_path: Path) -> None:
     files = {"model.safetensors": STORED, "pytorch_model.bin": PICKLED_HALVES[0]}
     assert removed(tmp_path, files)
 
@@ -260,7 +260,7 @@ PARTS = {
 }
 
 
-def test_a_pipelines_pickles_go_if_every_part_has_the_same_weights_as_safetensors(
+def test_the_pickles_of_a_pipeline_are_removed_if_every_part_has_the_same_weights_as_safetensors(
     tmp_path: Path,
 ) -> None:
     gone = removed(tmp_path, PARTS)

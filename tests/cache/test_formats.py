@@ -1,4 +1,4 @@
-"""Which files a pull fetches and which are a second format, told from names."""
+"""Which files a pull fetches and which are a second format, by their names alone."""
 
 from __future__ import annotations
 
@@ -241,5 +241,5 @@ def test_other_weights_are_left_out_only_from_folders_for_other_programs(names: 
 
 @examples(300)
 @given(st.lists(st.text("model.safetnrindxb-of012/ /", max_size=40)))
-def test_odd_names_are_no_weights_that_could_go(names: list[str]) -> None:
+def test_odd_names_are_never_taken_for_weights_to_remove(names: list[str]) -> None:
     assert wanted(names) | second_names(names) <= set(names)

@@ -1,4 +1,4 @@
-"""What a process can still take is told by each group above it, whatever its version."""
+"""Each control group above a process limits the memory that it can take, in both versions."""
 
 from __future__ import annotations
 

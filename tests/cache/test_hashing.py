@@ -1,4 +1,4 @@
-"""Hashing: right, on several threads, stoppable, and gentle to the page cache."""
+"""Hashing: correct, on several threads, stoppable, and gentle to the page cache."""
 
 from __future__ import annotations
 
@@ -41,20 +41,21 @@ def test_every_file_is_judged_once_whatever_the_number_of_threads(tmp_path: Path
     os.mkfifo(tmp_path / "pipe")
     checks.append(Check(str(tmp_path / "pipe"), "0" * 64))
     for workers in (1, 3, 16):
-        judged = list(hash_all(checks, workers))
-        assert sorted(one.check.path for one in judged) == sorted(one.path for one in checks)
-        odd = {Path(one.check.path).name for one in judged if not one.good}
-        assert odd == {"absent", "pipe"}
-        assert all(one.problem for one in judged if not one.good)
+        results = list(hash_all(checks, workers))
+        paths = sorted(judged.check.path for judged in results)
+        assert paths == sorted(check.path for check in checks)
+        bad = [judged for judged in results if not judged.good]
+        assert {Path(judged.check.path).name for judged in bad} == {"absent", "pipe"}
+        assert all(judged.problem for judged in bad)
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, 5 * BLOCK, 9 * BLOCK + 5])
 def test_a_file_of_any_length_has_the_hashes_of_the_hub(tmp_path: Path, size: int) -> None:
-    """Alone among more threads than files, and beside another."""
+    """Alone with more threads than files, and next to another file."""
     data = os.urandom(size)
     (tmp_path / "file").write_bytes(data)
     expected = (hashlib.sha256(data).hexdigest(), git_blob_sha1(data))
-    checks = [Check(str(tmp_path / "file"), one) for one in expected]
+    checks = [Check(str(tmp_path / "file"), digest) for digest in expected]
     for check in checks:
         (judged,) = hash_all([check], 2)
         assert judged.good
@@ -62,7 +63,7 @@ def test_a_file_of_any_length_has_the_hashes_of_the_hub(tmp_path: Path, size: in
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_disk_that_fails_in_the_midst_of_a_file_is_a_problem_of_that_file(
+def test_a_disk_that_fails_in_the_middle_of_a_file_is_a_problem_of_that_file(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Failing(FileIO):
@@ -85,13 +86,15 @@ def test_a_disk_that_fails_in_the_midst_of_a_file_is_a_problem_of_that_file(
 @pytest.mark.parametrize("workers", [1, 2])
 def test_progress_ends_at_the_length_of_each_file(tmp_path: Path, workers: int) -> None:
     (tmp_path / "long").write_bytes(b"x" * (20 * BLOCK))
-    told: list[int] = []
+    positions: list[int] = []
     list(
-        hash_all([Check(str(tmp_path / "long"), "0" * 64)], workers, lambda _, at: told.append(at))
+        hash_all(
+            [Check(str(tmp_path / "long"), "0" * 64)], workers, lambda _, at: positions.append(at)
+        )
     )
-    assert told == sorted(told)
-    assert len(told) > 2
-    assert told[-1] == 20 * BLOCK
+    assert positions == sorted(positions)
+    assert len(positions) > 2
+    assert positions[-1] == 20 * BLOCK
 
 
 @pytest.mark.parametrize("workers", [2, 8])
@@ -105,7 +108,7 @@ def test_closing_stops_the_threads(tmp_path: Path, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_file_that_is_written_to_meanwhile_is_not_called_wrong(
+def test_a_file_that_is_written_to_meanwhile_is_not_called_damaged(
     tmp_path: Path, workers: int
 ) -> None:
     path = tmp_path / "file"
@@ -122,16 +125,16 @@ def test_a_file_that_is_written_to_meanwhile_is_not_called_wrong(
 
 @pytest.fixture
 def on_disk() -> Iterator[Path]:
-    """A folder on a disk: what is in memory only cannot leave it."""
+    """A folder on a disk: files on a filesystem in memory cannot leave memory."""
     folder = Path(__file__).parents[2] / f".page-cache-test-{os.getpid()}"
     folder.mkdir()
     yield folder
     shutil.rmtree(folder)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the page cache tells on Linux")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux shows the page cache")
 @pytest.mark.parametrize("kernel", ["with cachestat", "without cachestat"])
-def test_what_was_cold_is_left_cold_and_what_was_resident_stays(
+def test_cold_parts_of_a_file_are_left_cold_and_resident_ones_stay(
     on_disk: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kernel == "without cachestat":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import pytest
@@ -12,13 +13,28 @@ from hypothesis import strategies as st
 
 from tests.kit.hostile import examples
 from tests.kit.repositories import REPOSITORIES, contents
-from vlmcache.cache.model_configs import OtherRepo
+from vlmcache.cache.model_configs import KnownFiles, OtherRepo, Read
 from vlmcache.cache.needed_files import Division, divide
 
 SHARDS = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
 INDEX = "model.safetensors.index.json"
 PICKLED = {"pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"}
 PICKLED_INDEX = "pytorch_model.bin.index.json"
+
+
+def divided(
+    names: Iterable[str],
+    present: AbstractSet[str] = frozenset(),
+    read: Read = lambda _: None,
+    *,
+    listed: bool = True,
+    sizes: Mapping[str, int] | None = None,
+    variant: str | None = None,
+    complement: bool = False,
+) -> Division:
+    """Divide the files of a repo, by what is known about them."""
+    files = KnownFiles(frozenset(names), present, read, listed, sizes or {})
+    return divide(files, variant, complement=complement)
 
 
 def here(
@@ -34,7 +50,7 @@ def here(
         return data if isinstance(data, bytes | None) else json.dumps(data).encode()
 
     names = set(files)
-    return divide(names | set(listed or ()), names, read, listed=listed is not None, **options)
+    return divided(names | set(listed or ()), names, read, listed=listed is not None, **options)
 
 
 @pytest.mark.parametrize(
@@ -163,27 +179,27 @@ def test_other_weights_and_vocabularies_are_needed(name: str) -> None:
     ],
 )
 def test_copies_are_left_out_with_a_reason(copies: set[str], reason: str) -> None:
-    assert divide(MODEL | copies).left_out == dict.fromkeys(copies, reason)
+    assert divided(MODEL | copies).left_out == dict.fromkeys(copies, reason)
 
 
 def test_what_nothing_needs_is_left_out_beyond_a_megabyte() -> None:
     sizes = {"README.md": 9_000_000, "a.png": 400_000, "b.png": 500_000, "film.mp4": 900_000}
-    found = divide(MODEL | sizes.keys(), sizes=sizes)
+    found = divided(MODEL | sizes.keys(), sizes=sizes)
     assert found.left_out == {"film.mp4": "no loader opens it"}
 
 
 def test_large_files_that_are_not_known_are_needed_and_small_ones_come_along() -> None:
     sizes = {"idf.json": 550_000, "words.txt": 400_000, "model.xyz": 9_000_000, "film.mp4": 900_000}
-    found = divide(MODEL | sizes.keys(), sizes=sizes)
+    found = divided(MODEL | sizes.keys(), sizes=sizes)
     assert found.needed == MODEL | {"model.xyz"}
     assert found.along == {"idf.json", "words.txt"}
     assert found.left_out.keys() == {"film.mp4"}
-    assert divide(MODEL | sizes.keys(), frozenset(MODEL), sizes=sizes).missing == {"model.xyz"}
+    assert divided(MODEL | sizes.keys(), frozenset(MODEL), sizes=sizes).missing == {"model.xyz"}
 
 
 def test_next_to_gguf_nothing_large_is_opened() -> None:
     sizes = {"a-Q8_0.gguf": 9_000_000, "a.imatrix": 9_000_000}
-    assert divide(sizes, sizes=sizes).left_out == {"a.imatrix": "no loader opens it"}
+    assert divided(sizes, sizes=sizes).left_out == {"a.imatrix": "no loader opens it"}
 
 
 @pytest.mark.parametrize(
@@ -203,24 +219,24 @@ def test_models_that_a_processor_loads_are_needed(names: set[str]) -> None:
 def test_of_a_repo_without_anything_to_load_all_files_are_needed() -> None:
     names = {"README.md", ".gitattributes", "film.mp4"}
     sizes = dict.fromkeys(names, 900_000)
-    assert divide(names, sizes=sizes).missing == names
-    assert not divide(names, names, sizes=sizes).missing
+    assert divided(names, sizes=sizes).missing == names
+    assert not divided(names, names, sizes=sizes).missing
 
 
 @pytest.mark.parametrize("other", ["text_encoders/controlnet.safetensors", "text_encoders/x.pt"])
 def test_of_text_encoders_only_what_the_pipeline_has_too_is_left_out(other: str) -> None:
     copy = "text_encoders/t5xxl_fp16.safetensors"
     names = {"model_index.json", "text_encoder/model.safetensors", copy, other}
-    assert divide(names).left_out == {copy: "a copy for other programs"}
+    assert divided(names).left_out == {copy: "a copy for other programs"}
     names.remove("text_encoder/model.safetensors")
     names.add("unet/model.safetensors")
-    assert copy in divide(names).needed
+    assert copy in divided(names).needed
 
 
 def test_a_lora_in_a_folder_replaces_no_weights() -> None:
     lora = {"lora/adapter_config.json", "lora/adapter_model.safetensors"}
     names = {"config.json", "pytorch_model.bin", *lora}
-    assert divide(names).needed == names
+    assert divided(names).needed == names
 
 
 def test_an_adapter_needs_its_base_model() -> None:
@@ -372,9 +388,9 @@ def test_an_index_that_names_odd_shards_is_believed() -> None:
 def test_of_several_variants_one_has_to_be_chosen_and_one_is_enough() -> None:
     names = {"a-Q4_K_M.gguf", "a-Q8_0-00001-of-00002.gguf", "a-Q8_0-00002-of-00002.gguf"}
     names |= {"mmproj-f16.gguf", "mmproj-f32.gguf"}
-    assert divide(names).choices is not None
+    assert divided(names).choices is not None
     for variant in ("q8_0", "Q4_K_M"):
-        found = divide(names, variant=variant)
+        found = divided(names, variant=variant)
         assert "mmproj-f16.gguf" in found.needed
         assert found.left_out.keys() == names - found.needed
         assert not here(found.needed, names).missing
@@ -408,7 +424,7 @@ def repositories(draw: st.DrawFn) -> dict[str, bytes]:
 @given(repositories())
 def test_each_file_is_in_one_class(files: dict[str, bytes]) -> None:
     # Without content, for an index may name what the hub does not have.
-    found = divide(files)
+    found = divided(files)
     assert found.needed | found.along | found.left_out.keys() == files.keys()
     assert not found.needed & found.along
     assert not (found.needed | found.along) & found.left_out.keys()
@@ -419,13 +435,13 @@ def test_each_file_is_in_one_class(files: dict[str, bytes]) -> None:
 def test_what_was_fetched_is_complete_and_stays_so_without_what_came_along(
     files: dict[str, bytes], data: st.DataObject
 ) -> None:
-    first = divide(files, frozenset(), files.get)
+    first = divided(files, frozenset(), files.get)
     fetched = first.needed | first.along
-    assert not divide(files, fetched, files.get).missing & files.keys()
+    assert not divided(files, fetched, files.get).missing & files.keys()
     along = data.draw(
         st.sets(st.sampled_from(sorted(first.along))) if first.along else st.just(set())
     )
-    assert not divide(files, fetched - along, files.get).missing & files.keys()
+    assert not divided(files, fetched - along, files.get).missing & files.keys()
 
 
 @examples(200)
@@ -436,10 +452,10 @@ def test_fetching_what_is_missing_ends_with_a_complete_set(
     present = data.draw(st.sets(st.sampled_from(sorted(files))) if files else st.just(set()))
     read = lambda name: files[name] if name in present else None  # noqa: E731
     for _ in range(3):  # What is fetched can name what else is needed.
-        found = divide(files, present, read)
+        found = divided(files, present, read)
         assert not found.missing & present
         present |= found.missing & files.keys()
-    assert not divide(files, present, read).missing & files.keys()
+    assert not divided(files, present, read).missing & files.keys()
 
 
 @examples(200)
@@ -447,12 +463,12 @@ def test_fetching_what_is_missing_ends_with_a_complete_set(
 def test_without_one_needed_file_another_complete_set_is_here_or_it_is_missing(
     files: dict[str, bytes], data: st.DataObject
 ) -> None:
-    first = divide(files, frozenset(), files.get)
+    first = divided(files, frozenset(), files.get)
     if first.needed:
         name = data.draw(st.sampled_from(sorted(first.needed)))
         # Only what is needed is here, so that no other set is.
         rest = first.needed - {name}
-        found = divide(files, rest, files.get)
+        found = divided(files, rest, files.get)
         others = {name for name in rest if name.endswith(".gguf") or "consolidated" in name}
         assert found.missing or others or name == "tokenizer.json"
 

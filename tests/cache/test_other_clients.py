@@ -33,8 +33,8 @@ def repo(cache: CacheBuilder) -> CachedRepo:
     return repo
 
 
-def looked(repo: CachedRepo) -> tuple[CacheState, Repo]:
-    """Scan, and hold the scan against `du`."""
+def scanned(repo: CachedRepo) -> tuple[CacheState, Repo]:
+    """Scan a repo's cache, and compare its size with `du`."""
     state = scan(repo.cache.root)
     assert state.by_class.total == du_allocated(repo.cache.root)
     found = state.repo(REPO)
@@ -48,7 +48,7 @@ def test_an_unfinished_download_of_another_program_is_a_partial_of_that_program(
     repo: CachedRepo, suffix: str, age: float, code: str
 ) -> None:
     path = repo.partial(ETAG, size=9000, age=age, suffix=suffix)
-    state, found = looked(repo)
+    state, found = scanned(repo)
     (partial,) = found.partials
     client = layout.OTHER_CLIENTS[suffix]
     assert (partial.path, partial.etag, partial.client) == (str(path), ETAG, client)
@@ -57,21 +57,21 @@ def test_an_unfinished_download_of_another_program_is_a_partial_of_that_program(
     assert (finding.code, finding.path) == (code, str(path))
     assert client in finding.detail
     assert "pull" not in (finding.remedy or "")
-    assert set(found.blobs) == {one.name for one in repo.blobs.iterdir()} - {path.name}
+    assert set(found.blobs) == set(os.listdir(repo.blobs)) - {path.name}
 
 
 @pytest.mark.parametrize("suffix", [".incomplete", *SUFFIXES])
-def test_the_lock_that_other_clients_keep_beside_their_blob_is_honored(
+def test_the_lock_that_other_clients_keep_next_to_their_blob_is_honored(
     repo: CachedRepo, suffix: str
 ) -> None:
     repo.partial(ETAG, age=9000, suffix=suffix)
     lock = repo.blobs / f"{ETAG}.lock"
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        state, found = looked(repo)
+        state, found = scanned(repo)
         assert found.partials[0].locked
-        assert {one.code for one in state.all_findings()} == {"live-partial"}
-    assert not looked(repo)[1].partials[0].locked
+        assert {finding.code for finding in state.all_findings()} == {"live-partial"}
+    assert not scanned(repo)[1].partials[0].locked
     assert found.strays == ()
 
 
@@ -133,7 +133,7 @@ def test_a_beginning_that_turns_out_wrong_costs_one_new_start(
 
 @pytest.mark.parametrize("suffix", BEGUN)
 @pytest.mark.parametrize("why", ["fresh", "holes", "longer", "empty"])
-def test_what_may_still_be_written_or_is_no_beginning_is_not_used(
+def test_a_partial_that_may_still_be_written_or_is_not_a_beginning_is_not_used(
     missing: CachedRepo, mending_hub: LoopbackHub, suffix: str, why: str
 ) -> None:
     data = {"longer": DATA + b"x", "empty": b""}.get(why, DATA[:5000])
@@ -148,7 +148,9 @@ def test_what_may_still_be_written_or_is_no_beginning_is_not_used(
     assert pulled(missing, mending_hub, path) == (0, len(DATA), len(DATA))
 
 
-def test_what_a_process_has_open_is_not_used(missing: CachedRepo, mending_hub: LoopbackHub) -> None:
+def test_a_partial_that_a_process_has_open_is_not_used(
+    missing: CachedRepo, mending_hub: LoopbackHub
+) -> None:
     path = missing.partial(
         missing.file(WEIGHTS).etag, data=DATA[:5000], age=7200, suffix=".downloadInProgress"
     )
@@ -195,7 +197,7 @@ def test_a_file_among_the_blobs_that_no_rule_knows_is_shown_as_foreign(
         path.symlink_to("/nowhere/at/all")
     else:
         path.write_bytes(b"x" * 9000)
-    state, found = looked(repo)
+    state, found = scanned(repo)
     (stray,) = found.strays
     assert (stray.path, stray.leftover) == (str(path), False)
     assert state.by_class.foreign == stray.allocated
@@ -211,12 +213,12 @@ def test_only_names_that_the_hubs_libraries_write_are_leftovers(
 ) -> None:
     place = repo.cache.root if folder == "." else repo.folder / folder
     (place / name).write_text("mine")
-    state, found = looked(repo)
+    state, found = scanned(repo)
     assert not any(stray.leftover for stray in (*state.strays, *found.strays))
 
 
 @pytest.mark.parametrize("name", ["main.0123abcd.tmp", f"tmp_{'0' * 8}-0000-0000-0000-{'0' * 12}"])
-def test_a_folder_is_no_leftover_whatever_its_name(cache: CacheBuilder, name: str) -> None:
+def test_a_folder_is_never_a_leftover_whatever_its_name(cache: CacheBuilder, name: str) -> None:
     (cache.root / name).mkdir()
     (stray,) = scan(cache.root).strays
     assert not stray.leftover
@@ -226,7 +228,7 @@ def test_a_blob_of_any_name_is_a_blob_if_a_snapshot_links_to_it(repo: CachedRepo
     name = "5d41402abc4b2a76b9719d911017c592-3"
     (repo.blobs / name).write_bytes(b"of a mirror")
     repo.pointer("mirrored.txt").symlink_to(f"../../blobs/{name}")
-    state, found = looked(repo)
+    state, found = scanned(repo)
     assert name in found.blobs
     assert found.strays == ()
     assert not list(state.all_findings())
@@ -237,5 +239,5 @@ def test_a_partial_of_another_program_is_not_taken_for_content_that_never_change
     repo: CachedRepo, suffix: str
 ) -> None:
     path = repo.partial(ETAG, suffix=suffix)
-    found = [one for one in entries(str(repo.cache.root)) if isinstance(one, AccessEntry)]
-    assert [one.kind for one in found if one.path == str(path)] == ["file"]
+    found = [entry for entry in entries(str(repo.cache.root)) if isinstance(entry, AccessEntry)]
+    assert [entry.kind for entry in found if entry.path == str(path)] == ["file"]

@@ -82,7 +82,7 @@ def test_names_shapes_and_types_are_those_that_were_saved(tmp_path: Path, protoc
 
 def test_a_modules_state_is_read_with_its_metadata(tmp_path: Path) -> None:
     content = saved(lambda torch: torch.nn.Linear(3, 2).state_dict())
-    assert {name: one.shape for name, one in tensors(content, tmp_path).items()} == {
+    assert {name: tensor.shape for name, tensor in tensors(content, tmp_path).items()} == {
         "weight": (2, 3),
         "bias": (2,),
     }
@@ -222,7 +222,7 @@ def _with(name: str, content: bytes) -> bytes:
     ],
     ids=range(27),
 )
-def test_what_makes_no_sense_is_one_error(tmp_path: Path, content: bytes) -> None:
+def test_an_archive_that_makes_no_sense_is_a_pickle_error(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(PickleError):
         tensors(content, tmp_path)
 

@@ -25,7 +25,7 @@ PLACES: dict[str, Callable[[CachedRepo], Path]] = {
 }
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there are no such pipes")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
 @pytest.mark.parametrize("linked", [True, False], ids=["link", "pipe"])
 @pytest.mark.parametrize("place", PLACES)
 def test_no_pipe_is_opened_by_a_scan(

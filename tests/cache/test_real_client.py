@@ -98,7 +98,7 @@ def test_each_revision_is_judged_by_what_the_client_fetched(
     assert judge(scan(made[0]).repo(repo, kind), revision).state == state
 
 
-def test_no_byte_of_a_whole_download_is_orphan_partial_or_foreign(
+def test_no_byte_of_a_complete_download_is_orphan_partial_or_foreign(
     made: tuple[Path, dict[str, Any]],
 ) -> None:
     classes = scan(made[0]).by_class

@@ -76,7 +76,7 @@ def test_a_repo_that_was_not_touched_is_not_read_again(cache: CacheBuilder) -> N
     assert same == {"org/two", "org/three"}
 
 
-def test_a_cache_that_goes_and_comes_is_followed(cache: CacheBuilder) -> None:
+def test_a_cache_that_disappears_and_comes_back_is_followed(cache: CacheBuilder) -> None:
     scanner = Scanner(cache.root)
     before = scanner.scan(now=NOW)
     elsewhere = cache.root.with_name("away")
@@ -86,7 +86,7 @@ def test_a_cache_that_goes_and_comes_is_followed(cache: CacheBuilder) -> None:
     assert scanner.scan(set(), now=NOW) == before
 
 
-def test_a_file_in_the_place_of_the_cache_is_told(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_cache_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "hub").write_text("")
     with pytest.raises(ConfigError, match="not a folder"):
         Scanner(tmp_path / "hub").scan(set())

@@ -68,7 +68,7 @@ def test_every_path_here_has_a_mount(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "shown"),
     [
         ("hf download a/b --token hf_abcDEF123", "hf download a/b --token ***"),
         ("hf download --token=secret a/b", "hf download --token=*** a/b"),
@@ -76,8 +76,8 @@ def test_every_path_here_has_a_mount(tmp_path: Path) -> None:
         ("python train.py --steps 3", "python train.py --steps 3"),
     ],
 )
-def test_a_command_line_is_told_without_its_tokens(command: str, told: str) -> None:
-    assert without_secrets(command) == told
+def test_a_command_line_is_shown_without_its_tokens(command: str, shown: str) -> None:
+    assert without_secrets(command) == shown
 
 
 @pytest.mark.parametrize("finder", ["_find_by_proc", "_find_by_psutil"])
@@ -96,7 +96,7 @@ def test_both_ways_of_looking_find_who_holds_a_blob(
         users = found.of_repo(state, repo)
 
     assert users is not None
-    assert [(one.pid, one.how) for one in users] == [(child.pid, how)]
+    assert [(user.pid, user.how) for user in users] == [(child.pid, how)]
     assert who_uses(state).files == {}
 
 
@@ -110,7 +110,7 @@ def test_a_lock_names_its_holder_and_a_free_one_nobody(tmp_path: Path) -> None:
         found = who_uses(state)
         ((name, users),) = found.locks.items()
         assert name == f"{repo.folder.name}/{lock.name}"
-        assert [(one.pid, one.how) for one in users] == [(child.pid, "lock")]
+        assert [(user.pid, user.how) for user in users] == [(child.pid, "lock")]
         assert who_uses(state, ["models--org--other"]).locks == {}
 
 
@@ -133,7 +133,7 @@ print(len(found.files), found.hidden)
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="needs two users")
-def test_processes_that_may_not_be_looked_into_are_counted() -> None:
+def test_processes_that_may_not_be_inspected_are_counted() -> None:
     with common_folder() as folder:
         repo = base(folder / "hub")
         with holding("mapped", repo.blob("model.safetensors")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.kit.caches import safetensors
-from vlmcache.cache.memory import rescale, weights_bytes, with_overhead
+from vlmcache.cache.memory import estimate, rescale, with_overhead
 from vlmcache.cache.weights import Precision, Tensor, read_header
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
+
+
+def weights_bytes(tensors: Mapping[str, Tensor], precision: Precision) -> int:
+    """Return the bytes that tensors take at a precision, if no more is known about the model."""
+    return estimate(tensors, {}, precision, accelerator=True).weights
 
 
 def written(path: Path, header: object, data: bytes = b"") -> str:
@@ -38,7 +44,7 @@ def test_a_header_names_each_tensor_with_dtype_and_shape(file: Path) -> None:
     }
 
 
-def test_metadata_is_no_tensor_and_a_scalar_has_one_element(file: Path) -> None:
+def test_metadata_is_not_a_tensor_and_a_scalar_has_one_element(file: Path) -> None:
     entry = {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}
     path = written(file, {"__metadata__": {"format": "pt"}, "scale": entry}, b"\0" * 4)
     assert read_header(path)["scale"].elements == 1
@@ -82,7 +88,7 @@ def test_a_header_that_contradicts_itself_or_its_file_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 7, b"\xff" * 16, b"\0" * 8 + b"x"])
-def test_a_file_that_is_no_safetensors_file_is_refused(file: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_safetensors_file_is_refused(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"safetensors"):
         read_header(str(file))

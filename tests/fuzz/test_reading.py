@@ -25,7 +25,7 @@ from tests.kit.hostile import TEXTS, as_json, examples, mutated, spoiled
 from tests.kit.pulls import config
 from vlmcache.cache import layout
 from vlmcache.cache.completeness import judge
-from vlmcache.cache.memory import weights_bytes
+from vlmcache.cache.memory import estimate
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import TreeFile
 from vlmcache.cache.weights import read_header
@@ -224,7 +224,7 @@ def test_a_safetensors_header_is_read_or_a_value_error(place: Path, content: byt
     except ValueError:
         return
     for precision in ("fp32", "int8", "int4"):
-        assert 0 <= weights_bytes(tensors, precision) < 1 << 63
+        assert 0 <= estimate(tensors, {}, precision, accelerator=True).weights < 1 << 63
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kit.caches import CacheBuilder, Entry, fingerprint
+from tests.kit.disks import common_folder
 from tests.kit.faulty import failing
 
 ADMIN, MEMBER, OTHER, VICTIM, GROUP = 4001, 4002, 4003, 4004, 4000
@@ -38,7 +39,7 @@ Attack = Callable[["SharedCache"], None]
 
 @dataclass
 class Attacked:
-    """What became of a command. code is -1 if it hung; struck: whether the attack was made."""
+    """The outcome of a command. code: -1 if it hung. struck: whether the attack was made."""
 
     code: int
     errors: str
@@ -124,11 +125,11 @@ class SharedCache:
         """Run a command in a child.
 
         Args:
-            command: it.
-            strike: is told of the call before which it is made, and returns whether it succeeded.
-            nth: before which of the command's calls.
+            command: the command.
+            strike: is called with the call that follows it, and returns whether it succeeded.
+            nth: the number of the call before which it strikes, or several numbers.
             below: the folder whose calls count.
-            reads: whether opening to read, listing and looking count too.
+            reads: whether opening for reading, listing and stats count too.
             hung_after: seconds.
         """
         with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as counted:
@@ -207,14 +208,9 @@ def _count_calls(
 
 @contextlib.contextmanager
 def shared_cache() -> Iterator[SharedCache]:
-    """Make such a cache where every user can enter; in memory, since there are many of them."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="attacked-", dir=base))
-    folder.chmod(0o755)
-    try:
+    """Make such a cache where every user can enter."""
+    with common_folder("attacked-", in_memory=True) as folder:
         yield SharedCache(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def swapped(name: str) -> Attack:
@@ -281,6 +277,6 @@ def as_command(*arguments: str, variables: Mapping[str, str]) -> Callable[[], No
 
 
 def spread(calls: int, count: int) -> list[int]:
-    """Return so many numbers of calls, evenly from the first to the last."""
+    """Return about `count` numbers of calls, evenly spread from the first to the last."""
     step = max(1, calls // count)
     return list(range(1, calls + 1, step))

@@ -124,9 +124,9 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
 
 
 class Gate:
-    """Passes connections on to a server and counts their bytes, until so many have gone one way.
+    """Passes connections on to a server and counts their bytes, up to a limit for each direction.
 
-    After that nothing passes any more; `shut` is set then.
+    After that nothing passes, and `shut` is set.
     """
 
     def __init__(self, endpoint: str, *, sent: int | None = None, received: int | None = None):
@@ -154,9 +154,9 @@ class Gate:
         with client, contextlib.suppress(OSError), socket.create_connection(self._target) as server:
             while not self._closed.is_set():
                 ready = select.select([client, server], [], [], 0.05)[0]
-                for one in ready if not self.shut.is_set() else ():
-                    way = "sent" if one is client else "received"
-                    block = one.recv(65536)
+                for reader in ready if not self.shut.is_set() else ():
+                    way = "sent" if reader is client else "received"
+                    block = reader.recv(65536)
                     if not block:
                         return
                     with self._lock:
@@ -165,12 +165,12 @@ class Gate:
                         if most is not None and self.count[way] > most:
                             self.shut.set()
                             break
-                    (server if one is client else client).sendall(block)
+                    (server if reader is client else client).sendall(block)
                 if self.shut.is_set():
                     self._closed.wait(0.05)
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         self._closed.set()
         for thread in self._threads:
             thread.join()

@@ -1,4 +1,4 @@
-"""Hub caches on disk, whole and damaged, as the real client would have left them."""
+"""Hub caches on disk, complete and damaged, as the real client would have left them."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class CachedRepo:
     ) -> str:
         """Write a revision as `snapshot_download` leaves it and return its commit.
 
-        `link` says how a snapshot holds its files: as links to blobs, as copies beside the blobs,
+        `link` says how a snapshot holds its files: as links to blobs, as copies next to blobs,
         moved there with no blob left (the client without symlinks), or as hard links. Files named
         in `shared` live in the shared store. With `downloaded` only those files are there, as after
         a download with a pattern or an interrupted one. Without `tree` it is an older client's.
@@ -176,7 +176,7 @@ class CachedRepo:
         return path
 
     def ref(self, name: str, commit: str) -> Path:
-        """Let a ref name a commit, whether that is there or not."""
+        """Let a ref name a commit, even if there is no snapshot of it."""
         path = self.refs / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(commit)
@@ -226,7 +226,7 @@ class CachedRepo:
     # Damage to single files.
 
     def dangling_link(self, name: str, commit: str | None = None) -> Path:
-        """Let a snapshot's link lead to a blob that never was; the right blob stays."""
+        """Let a snapshot's link lead to a blob that never existed; the right blob stays."""
         path = self.pointer(name, commit)
         path.unlink()
         path.symlink_to(os.path.relpath(self.blobs / NOWHERE, path.parent))
@@ -292,7 +292,7 @@ class CachedRepo:
         return self.snapshots
 
     def empty_snapshot(self, commit: str = "e" * 40) -> Path:
-        """Make a snapshot without files, or empty one that is there."""
+        """Make a snapshot without files, or empty an existing one."""
         path = self.snapshots / commit
         if path.exists():
             shutil.rmtree(path)
@@ -308,7 +308,7 @@ class CachedRepo:
         return first
 
     def non_utf8_name(self, commit: str | None = None) -> Path:
-        """Add a link to a snapshot whose name is no UTF-8."""
+        """Add a link to a snapshot whose name is not valid UTF-8."""
         path = self.pointer(os.fsdecode(b"caf\xe9.json"), commit)
         blob = self.orphan_blob(b"coffee")
         path.symlink_to(os.path.relpath(blob, path.parent))
@@ -322,7 +322,7 @@ class CachedRepo:
         return path
 
     def snapshot_link(self, target: Path | None = None, commit: str = "f" * 40) -> Path:
-        """Add a snapshot that is itself a link, to the latest one unless told otherwise."""
+        """Add a snapshot that is itself a link, to the latest one by default."""
         path = self.snapshots / commit
         path.symlink_to(self.latest if target is None else target)
         return path
@@ -379,7 +379,7 @@ class CachedRepo:
         return path
 
     def leftover_locks(self, count: int = 1) -> list[Path]:
-        """Leave lock files of blobs that are not there."""
+        """Leave lock files of blobs that do not exist."""
         etags = [hashlib.sha256(b"lock %d" % number).hexdigest() for number in range(count)]
         return [self._lock_file(etag) for etag in etags]
 

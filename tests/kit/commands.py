@@ -41,7 +41,7 @@ class Vlmcache:
     command: tuple[str, ...] = field(default=(sys.executable, "-m", "vlmcache"))
 
     def __call__(self, *arguments: str, **variables: str) -> Done:
-        """Run to the end; stdin is empty and no terminal is there."""
+        """Run to the end, with an empty stdin and without a terminal."""
         done = subprocess.run(
             [*self.command, *arguments],
             env=self.environment | variables,
@@ -64,7 +64,7 @@ class Vlmcache:
         )
 
     def on_terminal(self, *arguments: str, **variables: str) -> str:
-        """Run to the end on a terminal of 80 columns, and return what that is sent."""
+        """Run to the end on a terminal of 80 columns, and return what is sent to it."""
         import fcntl
         import pty
         import struct
@@ -102,13 +102,13 @@ class Vlmcache:
 
 
 def is_failure(written: str | bytes) -> bool:
-    """Whether stderr has one failure and nothing else: what happened, and perhaps a hint."""
+    """Return whether stderr has one failure and nothing else: what happened, and perhaps a hint."""
     text = written.decode() if isinstance(written, bytes) else written
     return re.fullmatch(r"error: [^\n]+\n(hint: [^\n]+\n)?", text) is not None
 
 
 def offline_without_torch(vlmcache: Vlmcache, folder: Path) -> None:
-    """Keep commands offline, and from importing torch, which takes its time."""
+    """Keep commands offline, and from importing torch, which is slow."""
     trap = folder / "trap"
     trap.mkdir()
     (trap / "torch.py").write_text("raise ImportError('not in this test')\n")

@@ -61,7 +61,7 @@ class StoredFile:
         return len(lfs_pointer(self.lfs_sha256 or "", self.size))
 
     def read(self) -> bytes:
-        """Return the whole content."""
+        """Return the complete content."""
         return self.data if isinstance(self.data, bytes) else self.data.read_bytes()
 
 
@@ -78,7 +78,7 @@ def lfs_pointer(sha256: str, size: int) -> bytes:
 
 
 def is_lfs(name: str, size: int) -> bool:
-    """Say whether the hub keeps such a file as LFS unless told otherwise."""
+    """Return whether the hub keeps such a file as LFS by default."""
     return name.endswith(LFS_SUFFIXES) or size > LFS_SIZE
 
 

@@ -92,7 +92,7 @@ def _loses_its_folders(repo: CachedRepo) -> None:
 
 LOST_LINKS: dict[str, tuple[Callable[[CachedRepo], object], bool]] = {
     "no snapshots": (lambda repo: repo.missing_snapshots(), False),
-    "no snapshots beside an old partial": (
+    "no snapshots next to an old partial": (
         lambda repo: (repo.missing_snapshots(), repo.partial(age=7200)),
         False,
     ),
@@ -119,14 +119,14 @@ SEEN_BY_LOOKING: dict[str, Damage] = {
     "link to something longer": (_link_to_something_longer, 0),
     "link out of the cache": (lambda repo: repo.leaving_link(Path("/etc/hosts"), WEIGHTS), 0),
 }
-"""What `status` sees and `pull` mends -> how it is done, and the bytes that mending it takes."""
+"""What `status` sees and `pull` repairs -> how it is done, and the bytes that a repair fetches."""
 
 SEEN_IN_A_SNAPSHOT: dict[str, Damage] = {
     "ref to a missing commit": (lambda repo: repo.ref_to_missing_commit(), 0),
     "empty snapshot": (lambda repo: repo.empty_snapshot(repo.latest), 0),
     "snapshot that is a link": (_snapshot_that_is_a_link, 0),
 }
-"""What else `pull` mends, since it knows which revision is wanted."""
+"""What else `pull` repairs, since it knows which revision is wanted."""
 
 SEEN_BY_HASHING: dict[str, Damage] = {
     "flipped bit": (lambda repo: repo.flipped_bit(WEIGHTS), SIZE),
@@ -136,4 +136,4 @@ SEEN_BY_HASHING: dict[str, Damage] = {
     "listing that cannot be read": (lambda repo: repo.bad_tree("{"), 0),
     "missing link": (lambda repo: repo.pointer(WEIGHTS).unlink(), 0),
 }
-"""What only `verify` sees and mends."""
+"""What only `verify` sees and repairs."""

@@ -32,7 +32,7 @@ exec "$@"
 
 @contextlib.contextmanager
 def small_filesystem(size_bytes: int, *, inodes: int | None = None) -> Iterator[Path]:
-    """Mount a filesystem of its own that holds so many bytes; skip the test where not permitted."""
+    """Mount a filesystem of a given size; skip the test if that is not permitted."""
     options = f"size={size_bytes},mode=0777"
     if inodes is not None:
         options += f",nr_inodes={inodes}"
@@ -48,7 +48,7 @@ def small_filesystem(size_bytes: int, *, inodes: int | None = None) -> Iterator[
 
 
 class RemovableDrive:
-    """A real filesystem on a device of its own, which is unplugged and plugged in elsewhere."""
+    """A real filesystem on a device of its own, which can be unplugged and mounted elsewhere."""
 
     def __init__(self, folder: Path, device: str, uuid: str) -> None:
         self.folder = folder
@@ -73,7 +73,7 @@ class RemovableDrive:
 
 @contextlib.contextmanager
 def removable_drive() -> Iterator[RemovableDrive]:
-    """Make a small drive and mount it; skip the test where not permitted."""
+    """Make a small drive and mount it; skip the test if that is not permitted."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("losetup", "mkfs.ext4"))):
         pytest.skip("a drive of its own needs root, losetup and mkfs.ext4")
     with common_folder() as folder:
@@ -92,7 +92,7 @@ def removable_drive() -> Iterator[RemovableDrive]:
 
 @contextlib.contextmanager
 def _attached(image: Path) -> Iterator[str]:
-    """Make an image a device of its own; skip the test where there are none."""
+    """Make a device of an image; skip the test if there are no loop devices."""
     attach = ["losetup", "--show", "--find", str(image)]
     done = subprocess.run(attach, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -116,7 +116,7 @@ FILESYSTEMS = {
 
 @contextlib.contextmanager
 def filesystem(kind: str) -> Iterator[Path]:
-    """Make a filesystem of a kind and mount it; skip the test where that cannot be."""
+    """Make a filesystem of a kind and mount it; skip the test if that is not possible."""
     make, mount = FILESYSTEMS[kind]
     if os.geteuid() != 0 or not all(map(shutil.which, ("losetup", make[0], mount[0]))):
         pytest.skip(f"{kind} needs root, losetup, {make[0]} and {mount[0]}")
@@ -165,9 +165,16 @@ def read_only_view(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def common_folder() -> Iterator[Path]:
-    """Make a temporary folder that every user can enter and read, unlike pytest's own."""
-    folder = Path(tempfile.mkdtemp(prefix="common-"))
+def common_folder(prefix: str = "common-", *, in_memory: bool = False) -> Iterator[Path]:
+    """Make a temporary folder that every user can enter and read, unlike pytest's own.
+
+    Args:
+        prefix: how its name begins.
+        in_memory: whether it is in memory if possible: thousands of fsyncs take long on a disk.
+    """
+    memory = "/dev/shm"
+    above = memory if in_memory and os.access(memory, os.W_OK | os.X_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=above))
     folder.chmod(0o755)
     try:
         yield folder

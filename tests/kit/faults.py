@@ -96,13 +96,13 @@ class Fault:
 
         `match` is a substring or glob of the path with its query, or of the file name in the repo.
         The fault passes over the first `skip` requests it could befall, then fires `times` times;
-        None is for ever, and without it the fault keeps its own number.
+        None means always; by default the fault keeps its own number.
         """
         often = self.times if times is ... else times
         return replace(self, match=match, method=method, host=host, times=often, skip=skip)
 
     def befalls(self, method: str, target: str, file: str | None, host: Host) -> bool:
-        """Say whether a request is among those the fault is for."""
+        """Return whether a request is among those that the fault is for."""
         if self.method not in (None, method) or self.host not in (None, host):
             return False
         pattern = self.match
@@ -133,7 +133,7 @@ def hang(
 ) -> Fault:
     """Fall silent before the headers or after so many body bytes.
 
-    With `seconds` the answer goes on after that time, with `until` once that is set; otherwise the
+    With `seconds` the answer continues after that time, with `until` once it is set; otherwise the
     connection is held until `LoopbackHub.release` or the end of the hub, and then closed.
     """
     return Fault("hang", after=after, seconds=seconds, until=until)
@@ -150,7 +150,7 @@ def wrong_bytes(at: int = 0, count: int = 1) -> Fault:
 
 
 def slow(rate: int, *, until: threading.Event | None = None) -> Fault:
-    """Send the body at so many bytes per second, every time unless told otherwise.
+    """Send the body at so many bytes per second, every time by default.
 
     Once `until` is set, what is left comes at once.
     """
@@ -163,12 +163,12 @@ def no_sizes() -> Fault:
 
 
 def no_range() -> Fault:
-    """Answer a request for a range with the whole file, as some proxies do."""
+    """Answer a request for a range with the complete file, as some proxies do."""
     return Fault("no_range")
 
 
 def no_parts() -> Fault:
-    """Answer a request for a range with 416, and send the whole file to who asks for that."""
+    """Answer a request for a range with 416, and send the complete file if that is asked for."""
     return Fault("status", status=416, parts_only=True)
 
 
@@ -213,7 +213,7 @@ def expired() -> Fault:
 
 
 def redirect_loop() -> Fault:
-    """Redirect to the very address asked for, every time unless told otherwise."""
+    """Redirect to the same address that was asked for, every time by default."""
     return Fault("redirect_loop", times=None)
 
 
@@ -259,8 +259,8 @@ def malformed_json() -> Fault:
 
 def encoded(data: bytes, coding: str) -> bytes:
     """Return a body as a server sends it that encodes, rightly or not."""
-    for one in coding.split(","):
-        match one.strip():
+    for step in coding.split(","):
+        match step.strip():
             case "gzip":
                 data = gzip.compress(data, 1, mtime=0)
             case "deflate":

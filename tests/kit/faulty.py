@@ -1,8 +1,8 @@
-"""A command whose every call that changes a disk fails once, and once is its process's last.
+"""Commands in which each call that changes a disk fails once, and is once the process's last.
 
-What changes a disk through `os` or `open` counts, below a folder: making, removing and renaming,
-links, opening for writing, writing (also by file objects), copying, truncating, setting modes,
-owners and times, and fsync. What C libraries do on their own (SQLite) does not.
+Changes below a folder through `os` or `open` count: making, removing and renaming, links, opening
+for writing, writing (also by file objects), copying, truncating, setting modes, owners and times,
+and fsync. What C libraries do on their own (SQLite) does not count.
 
 `python -m tests.kit.faulty` tries all commands and writes their counts into docs/faults.md.
 """
@@ -17,7 +17,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -30,6 +29,7 @@ from typing import Any, Generic, Literal, TypeVar
 import pytest
 
 from tests.kit.counts import write_counts
+from tests.kit.disks import common_folder
 
 Fault = int | Literal["kill"] | Callable[[], object]
 Answer = TypeVar("Answer")
@@ -263,7 +263,7 @@ def killed_at(nth: int, run: Callable[[], object], folder: Path | None = None) -
 
 
 class Subject(Generic[Answer]):
-    """A command that is put to the test, on a small cache of its own for each fault."""
+    """A command to be tested, on a small cache of its own for each fault."""
 
     command: str
     """What it is called in the table of counts."""
@@ -294,7 +294,7 @@ class Subject(Generic[Answer]):
 
 @dataclass
 class Counts:
-    """What became of a command. calls is how many it makes where nothing fails."""
+    """The counts of a command. `calls` is how many it makes if nothing fails."""
 
     command: str
     calls: int = 0
@@ -308,7 +308,7 @@ class Counts:
 COUNTS: dict[str, Counts] = {}
 """Command -> its counts, of all faults that were tried in this process."""
 STEP = 8
-"""Of so many calls a fault befalls one in the check; it befalls each where all are counted."""
+"""In the check, a fault befalls every eighth call; in the counts of the tier full, each one."""
 
 
 def try_every(
@@ -316,8 +316,8 @@ def try_every(
 ) -> None:
     """Let a fault befall the first, second, … call of a command, until one run passes untouched.
 
-    After each fault all that `hold` says is looked at, then the command is run again. Broken
-    invariants are collected, and told of at the end.
+    After each fault `hold` checks the result, then the command is run again. Broken
+    invariants are collected and reported at the end.
 
     Args:
         subject: the command.
@@ -329,7 +329,7 @@ def try_every(
     step = STEP if step is None else step
     counts = COUNTS.setdefault(subject.command, Counts(subject.command))
     broken: list[str] = []
-    with _scratch() as folder:
+    with common_folder("faults-", in_memory=True) as folder:
         first = 1 + (FAULTS.index(fault) * step // len(FAULTS) if fault in FAULTS else 0)
         for nth in range(first, _LATER, step):
             place = folder / str(nth)
@@ -375,15 +375,6 @@ def _try_one(
     return fired, kinds
 
 
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
-    """Make a folder in memory where there is one: thousands of fsyncs take their time on a disk."""
-    memory = "/dev/shm"
-    base = memory if os.access(memory, os.W_OK | os.X_OK) else None
-    with tempfile.TemporaryDirectory(prefix="faults-", dir=base) as folder:
-        yield Path(folder)
-
-
 def table() -> str:
     """Return the counts so far as a table in Markdown."""
     lines = [
@@ -404,8 +395,8 @@ def table() -> str:
     kinds: Counter[str] = Counter()
     for row in rows:
         kinds += row.kinds
-    told = ", ".join(f"{name} {count}" for name, count in kinds.most_common())
-    return "\n".join([*lines, "", f"The calls by kind: {told}.", ""])
+    calls = ", ".join(f"{name} {count}" for name, count in kinds.most_common())
+    return "\n".join([*lines, "", f"The calls by kind: {calls}.", ""])
 
 
 def main() -> int:

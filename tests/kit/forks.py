@@ -160,7 +160,7 @@ def _serve(path: str) -> None:
     # The children of load tests and of quantizing are forks, too.
     vars(worker)["subprocess"] = Subprocess
     reader.end_with_parent()
-    # A lock that a thread held at the fork would be held for ever in the child.
+    # A lock that a thread held at the fork would be held forever in the child.
     threads = psutil.Process().num_threads()
     assert threads == 1, f"{threads} threads after the imports"
     # The children collect only what is theirs, and share the pages of what is not.

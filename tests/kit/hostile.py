@@ -70,7 +70,7 @@ def examples(count: int) -> Callable[[Any], Any]:
 
 @st.composite
 def mutated(draw: st.DrawFn, document: Any) -> Any:
-    """Draw a document of which up to three parts are replaced, left out or named otherwise."""
+    """Draw a document in which up to three parts are replaced, removed, renamed or repeated."""
     holder = {"root": copy.deepcopy(document)}
     for _ in range(draw(st.integers(0, 3))):
         place: Any = holder
@@ -93,7 +93,7 @@ def mutated(draw: st.DrawFn, document: Any) -> Any:
 
 @st.composite
 def spoiled(draw: st.DrawFn, content: bytes) -> bytes:
-    """Draw bytes that were cut, or of which some were changed."""
+    """Draw bytes that were truncated, or some of which were changed."""
     data = bytearray(content)
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(0, len(data)))
@@ -110,9 +110,7 @@ def spoiled(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 def as_json(document: Any) -> st.SearchStrategy[bytes]:
-    """Return JSON of documents like this one, most of it whole."""
-    whole = mutated(document).map(
-        # What no UTF-8 can say is left to JSON's own escapes.
-        lambda value: json.dumps(value).encode()
-    )
-    return whole | whole.flatmap(spoiled)
+    """Return JSON of documents like this one, most of it valid."""
+    # What UTF-8 cannot express is left to JSON's own escapes.
+    valid = mutated(document).map(lambda value: json.dumps(value).encode())
+    return valid | valid.flatmap(spoiled)

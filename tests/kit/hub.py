@@ -362,7 +362,7 @@ class LoopbackHub:
         )
 
     def environment(self, cache_dir: Path | str, *, token: str | None = None) -> dict[str, str]:
-        """Return the whole environment for a child process that knows this hub and no other."""
+        """Return the complete environment for a child process that knows this hub and no other."""
         return client_environment(self.url, self.folder / "home", cache_dir, token)
 
     # Answers.
@@ -413,7 +413,7 @@ class LoopbackHub:
             raise _RefusedError(307, None, "", {"Location": location})
         repo = self._repos.get((kind, repo_id))
         if repo is None or (repo.private and asked.token is None):
-            # Who may not see a repo is not told whether it exists.
+            # Users who may not see a repo do not learn whether it exists.
             if asked.token is None:
                 raise _RefusedError(401, "RepoNotFound", "Invalid username or password.")
             raise _RefusedError(404, "RepoNotFound", "Repository not found")
@@ -831,7 +831,7 @@ def _encode(fault: Fault, reply: _Reply) -> None:
 
 
 def _has_effect(fault: Fault, asked: _Asked, reply: _Reply) -> bool:
-    """Say whether the fault would change this answer."""
+    """Return whether the fault would change this answer."""
     kind = fault.kind
     if fault.parts_only and asked.range is None:
         return False
@@ -1083,7 +1083,7 @@ class _Handler(BaseHTTPRequestHandler):
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
     def _hang(self, fault: Fault) -> bool:
-        """Wait; say whether the answer may go on."""
+        """Wait, and return whether the answer may continue."""
         until = fault.until
         while until is not None and not until.is_set():
             if not self._hold(0.01):
@@ -1091,7 +1091,7 @@ class _Handler(BaseHTTPRequestHandler):
         return until is not None or self._hold(fault.seconds)
 
     def _hold(self, seconds: float | None) -> bool:
-        """Wait; say whether the answer may go on."""
+        """Wait, and return whether the answer may continue."""
         released = self.server.hub._released.wait(seconds)
         self.close_connection = self.close_connection or released
         return not released
@@ -1194,7 +1194,7 @@ class _Sender:
 def client_environment(
     url: str, home: Path, cache_dir: Path | str, token: str | None
 ) -> dict[str, str]:
-    """Return the whole environment for a child process that knows a hub and no other."""
+    """Return the complete environment for a child process that knows a hub and no other."""
     home.mkdir(exist_ok=True)
     kept = {k: v for k, v in os.environ.items() if not LEAKY_VARIABLES.match(k)}
     variables = {

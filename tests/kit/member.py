@@ -1,7 +1,7 @@
 """A hostile member of a group: random acts on a shared cache between the calls of root's commands.
 
-`python -m tests.kit.member --runs 1000` tries them on the commands, one seed a run, and prints what
-came of it; `--first SEED --runs 1 --acts` repeats a run and tells of each act. With PYTHONPATH
+`python -m tests.kit.member --runs 1000` tries them on the commands, one seed per run, and prints
+the outcome; `--first SEED --runs 1 --acts` repeats a run and prints each act. With PYTHONPATH
 naming the `src` of another checkout, that one is tried. It needs root.
 """
 
@@ -45,6 +45,7 @@ from tests.kit.attacks import (
 )
 from tests.kit.caches import CacheBuilder
 from tests.kit.contents import store_all
+from tests.kit.disks import common_folder
 from tests.kit.hub import LoopbackHub
 
 HUNG_AFTER = 30
@@ -129,7 +130,7 @@ class Place(SharedCache):
         return sorted(found)
 
     def escapes(self, done: Attacked, *, neighbor_stays: bool) -> Iterator[str]:
-        """Tell what a command did that it must not do."""
+        """Yield what a command did that it must not do."""
         if self.state_outside() != self.before:
             now = self.state_outside()
             names = [n for n in {*now, *self.before} if now.get(n) != self.before.get(n)]
@@ -163,7 +164,7 @@ Act = Callable[["Member", Path], object]
 
 
 class Member:
-    """A process with the member's rights, which acts once whenever it is told of a call."""
+    """A process with the member's rights, which acts once whenever it hears of a call."""
 
     def __init__(self, place: Place, seed: str, acts: int) -> None:
         self.place = place
@@ -211,8 +212,8 @@ class Member:
                 pass
             except Exception:
                 os.write(self.log, traceback.format_exc().encode())
-        told = f"before {call}: {act.__name__.strip('_')} {path}{'' if done else ' (refused)'}\n"
-        os.write(self.log, told.encode(errors="surrogateescape"))
+        line = f"before {call}: {act.__name__.strip('_')} {path}{'' if done else ' (refused)'}\n"
+        os.write(self.log, line.encode(errors="surrogateescape"))
         return done
 
     def _target(self, call: str) -> Path:
@@ -307,7 +308,7 @@ def _pipe(member: Member, path: Path) -> None:
 
 def _socket(member: Member, path: Path) -> None:
     _clear(path)
-    os.chdir(path.parent)  # the whole path may be too long for a socket
+    os.chdir(path.parent)  # the complete path may be too long for a socket
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(path.name)
 
@@ -484,7 +485,7 @@ Prepare = Callable[["Fuzzer", Place], list[str]]
 
 @dataclass
 class Outcome:
-    """What came of a run."""
+    """The outcome of a run."""
 
     seed: int
     command: str
@@ -608,7 +609,7 @@ class Fuzzer:
         return base
 
     def move_cut_short(self, place: Place) -> list[str]:
-        """Return how a move is taken back that was killed in its middle."""
+        """Return the command that undoes a move which was killed halfway."""
         destination = str(place.destination)
         command = self.command(place, "move", destination, "org/name", "--yes")
 
@@ -699,17 +700,12 @@ _CHANGING_LITTLE = ("backup file", "clean", "clean options", "doctor --fix")
 
 @contextlib.contextmanager
 def _place() -> Iterator[Place]:
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="member-", dir=base))
-    folder.chmod(0o755)
-    try:
+    with common_folder("member-", in_memory=True) as folder:
         place = Place(folder)
         try:
             yield place
         finally:
             place.unmount_destination()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -779,11 +775,12 @@ def table(outcomes: list[Outcome]) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     rows: dict[str, list[int]] = {}
-    for one in outcomes:
-        for name in (one.command, "all"):
+    for outcome in outcomes:
+        counted = (1, outcome.acts, outcome.escapes, outcome.hung, outcome.internal)
+        for name in (outcome.command, "all"):
             row = rows.setdefault(name, [0] * 5)
-            for index, is_so in enumerate((1, one.acts, one.escapes, one.hung, one.internal)):
-                row[index] += bool(is_so)
+            for index, counts in enumerate(counted):
+                row[index] += bool(counts)
     lines += [
         f"| {name} | {' | '.join(f'{count:,}' for count in rows[name])} |"
         for name in sorted(rows, key=lambda name: (name == "all", name))
@@ -797,7 +794,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="the seed of the first run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--acts", action="store_true", help="tell of each act and what was printed")
+    parser.add_argument(
+        "--acts", action="store_true", help="print each act and what the command printed"
+    )
     options = parser.parse_args(arguments)
     if os.geteuid() != 0:
         parser.error("only root can act as several users")
@@ -813,7 +812,7 @@ def main(arguments: list[str] | None = None) -> int:
     seeds = range(options.first, options.first + options.runs)
     outcomes = run_all(seeds, min(options.jobs, options.runs), show)
     print(table(outcomes))
-    return int(not all(one.is_good for one in outcomes))
+    return int(not all(outcome.is_good for outcome in outcomes))
 
 
 if __name__ == "__main__":

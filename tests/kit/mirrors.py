@@ -1,4 +1,4 @@
-"""What mirrors make of the hub's answers, where they are not the hub.
+"""How the answers of mirrors differ from the hub's.
 
 - Artifactory: no tree API; its own hashes and headers instead of X-Repo-Commit and X-Linked-*
   (huggingface_hub's issues 1796 and 2974).
@@ -30,7 +30,7 @@ def _bytes(reply: _Reply) -> bytes:
 
 
 def answered(reply: _Reply, status: int, body: str, kind: str) -> None:
-    """Let an answer be another status and page."""
+    """Replace an answer by another status and page."""
     reply.status, reply.body = status, body.encode()
     reply.start, reply.stop = 0, len(reply.body)
     reply.headers = {"Content-Type": kind}

@@ -44,7 +44,7 @@ REPO = "org/name"
 
 
 class Listener(Progress):
-    """Remembers what it was told."""
+    """Remembers what was reported to it."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -87,7 +87,7 @@ def pull(
     extra: Mapping[str, str] | None = None,
     **options: Any,
 ) -> PullReport:
-    """Pull in this process; `org/name` unless told otherwise."""
+    """Pull in this process; `org/name` unless another is given."""
     where = environment(hub, cache)
     if extra:
         where = msgspec.structs.replace(where, variables=where.variables | dict(extra))
@@ -182,9 +182,10 @@ def content(cache: Path) -> dict[str, Entry]:
 
 
 def lies(cache: Path) -> list[str]:
-    """Return what is under a good name without being good: this must never be anything.
+    """Return what a cache must never have: names that do not tell the truth.
 
-    A blob whose content is not what its name says, and a ref to a commit that lacks a file.
+    These are blobs whose content is not what their names say, refs to commits without files, and
+    links to nothing.
     """
     import hashlib
 

@@ -1,4 +1,4 @@
-"""Caches of many sorts for what removes, and the invariants that hold after any of it."""
+"""Caches of many kinds, for the tests of removals."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tests.kit.caches import CacheBuilder, CachedRepo
 
 OLD = 7200.0
 LONG = 40 * 86400.0
-"""Seconds after which what nobody used or continued is waste, if nobody needs it either."""
+"""Seconds after which something that nobody used or continued is waste, unless it is needed."""
 WEIGHTS = bytes(range(256)) * 40
 OTHER = b"other weights" * 1000
 
 
 def settle(root: Path) -> None:
-    """Let all content be old, and only what revisions with a ref have be read now.
+    """Make all content old, and let only the content of revisions with a ref be read now.
 
-    What was written within the last hour may be a download.
+    Files written within the last hour could be a download.
     """
     for repo in root.glob("*--*"):
         refs = [path for path in (repo / "refs").rglob("*") if path.is_file()]

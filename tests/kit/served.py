@@ -34,7 +34,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Asking:
-    """Asks a server, with the token unless another one is named."""
+    """Asks a server, with its token or with another one."""
 
     address: str
     token: str | None = TOKEN

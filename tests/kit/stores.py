@@ -1,4 +1,4 @@
-"""Stores of backups, looked at from outside."""
+"""Stores of backups, as seen from outside."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def store_lies(files: Mapping[str, bytes]) -> list[str]:
-    """Return what of a store is under a good name without being good: never anything.
+    """Return what a store must never have: names that do not tell the truth.
 
-    Content or a manifest that is not what its name says, a manifest whose content lacks, and a ref
-    to a commit of which nothing is there.
+    These are content or a manifest that is not what its name says, a manifest whose content is
+    missing, and a ref to a commit that is missing.
     """
     found = []
     for name, data in files.items():
@@ -43,7 +43,9 @@ def store_lies(files: Mapping[str, bytes]) -> list[str]:
                 found.append(f"wrong manifest {name}")
             needed = [file["hash"] for file in json.loads(data)["files"].values()]
             found += [
-                f"{name} lacks {one}" for one in needed if f"blobs/{one[:2]}/{one}" not in files
+                f"{name} needs {digest}"
+                for digest in needed
+                if f"blobs/{digest[:2]}/{digest}" not in files
             ]
     return found
 

@@ -377,7 +377,7 @@ def test_a_reset_comes_before_the_headers_or_after_so_many_bytes(hub: LoopbackHu
     assert isinstance(broken.error, ConnectionResetError)
 
 
-def test_a_short_answer_has_no_size_and_looks_whole(hub: LoopbackHub) -> None:
+def test_a_short_answer_has_no_size_and_looks_complete(hub: LoopbackHub) -> None:
     hub.fault(short(after=1000).on("model.safetensors", method="GET"))
     answer = fetch(hub, MODEL)
     assert (answer.body, answer.error) == (WEIGHTS[:1000], None)
@@ -444,7 +444,7 @@ def test_a_slow_answer_takes_its_time(hub: LoopbackHub) -> None:
     assert time.monotonic() - start > 0.15
 
 
-def test_a_hanging_answer_goes_on_later_or_ends_with_the_hub() -> None:
+def test_a_hanging_answer_continues_later_or_ends_with_the_hub() -> None:
     with LoopbackHub(redirect="none") as hub:
         hub.add_repo("org/name").commit(FILES)
         hub.fault(hang(seconds=0.1))
@@ -464,7 +464,7 @@ def test_a_hanging_answer_goes_on_later_or_ends_with_the_hub() -> None:
     assert hung[0].body == WEIGHTS[:100]
 
 
-def test_answers_can_be_replaced_by_what_is_no_answer(hub: LoopbackHub) -> None:
+def test_answers_can_be_replaced_by_something_that_is_not_an_answer(hub: LoopbackHub) -> None:
     api = "/api/models/org/name"
     hub.fault(html())
     hub.fault(malformed_json())
@@ -626,7 +626,7 @@ def test_a_fingerprint_sees_every_change(tmp_path: Path) -> None:
 
 
 class Writing(Subject[None]):
-    """Writes one file in each way that there is, and is broken where it is told to be."""
+    """Writes one file in each way that there is, and breaks at a given call."""
 
     command = "writing"
 
@@ -673,7 +673,7 @@ def test_every_way_to_change_a_file_can_fail_or_be_the_last(tmp_path: Path) -> N
     assert (disk.count, disk.fired) == (0, None)
 
 
-def test_what_does_not_hold_after_a_fault_is_told_with_the_call() -> None:
+def test_what_does_not_hold_after_a_fault_is_reported_with_the_call() -> None:
     with pytest.raises(AssertionError, match="writing, EIO at 4, write raw: broken"):
         try_every(Writing(broken_at=4), errno.EIO, at_least=7, step=1)
     assert len(COUNTS.pop("writing").broken) == 1

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from vlmcache.cache.completeness import Judgement, judge
-from vlmcache.cache.entries import STALE_AFTER, begun_bytes
+from vlmcache.cache.entries import begun_bytes, is_stale
 from vlmcache.cache.state import CacheState, Repo, Revision, TreeFile
 
 
@@ -19,16 +19,16 @@ class Amounts(msgspec.Struct, frozen=True):
     size_on_disk: int = 0
     """What these and its unfinished downloads occupy."""
     expected_size: int | None = None
-    """The length of the complete download; `None` if nothing says it."""
+    """The length of the complete download; `None` if it is not known."""
     to_fetch: int | None = None
-    """What a plain pull would fetch of it."""
+    """What a plain pull would fetch."""
     progress: float | None = None
-    """The fraction of the complete download that is here, with what is being downloaded."""
+    """The fraction of the complete download that is here, 0 to 1, unfinished files included."""
     to_receive: int | None = None
-    """`to_fetch` without what another program, which is at work on it, has received already."""
+    """`to_fetch` without what another program that is downloading it has received already."""
 
 
-def measure(
+def amounts_of(
     state: CacheState,
     repo: Repo | None,
     judgement: Judgement,
@@ -37,15 +37,15 @@ def measure(
     estimate: int | None = None,
     kept: int = 0,
 ) -> Amounts:
-    """Return how much of what was judged is here, and how much is left.
+    """Return how much of a revision is here, and how much is left to fetch.
 
     Args:
         state: the cache.
-        repo: the repo of it.
-        judgement: what was said of a revision of the repo.
+        repo: the repo in it; `None` if there is none.
+        judgement: of a revision of the repo.
         variant: the GGUF variant that is asked for; files of others do not count then.
-        estimate: the length of the complete download, for what the cache has no listing of.
-        kept: the bytes of that which the trash has.
+        estimate: the length of the complete download, if the cache has no listing of it.
+        kept: the bytes of it that the trash has.
     """
     tree, division, revision = judgement.tree or {}, judgement.division, judgement.revision
     wanted = tree.keys() if division is None else division.needed | division.along
@@ -58,23 +58,23 @@ def measure(
         size_on_disk += sum(
             partial.allocated for partial in repo.partials if not tree or partial.etag in contents
         )
+    expected = sum(listed.content_size for listed in contents.values())
     if judgement.state == "away":
         return Amounts()
     if judgement.state == "cached":
-        expected = sum(listed.content_size for listed in contents.values()) if tree else size
-        return Amounts(size, size_on_disk, expected, 0, 1.0, 0)
+        return Amounts(size, size_on_disk, expected if tree else size, 0, 1.0, 0)
     if not tree:
         left = None if estimate is None else max(0, estimate - size - kept)
         share = 1 - left / estimate if left is not None and estimate else None
         return Amounts(size, size_on_disk, estimate, left, share, left)
-    expected = sum(listed.content_size for listed in contents.values())
     left = to_fetch(state, repo, judgement)
-    needed = _of_others(state, judgement)
-    if needed is None:
+    others_sizes = _sizes_of_others(state, judgement)
+    if others_sizes is None:
         return Amounts(size, size_on_disk, expected)
-    left += needed[1]
+    expected_of_others, left_of_others = others_sizes
+    left += left_of_others
     waiting = max(0, left - _arriving(state, repo, contents.values()))
-    share = max(0.0, 1 - waiting / max(1, expected + needed[0]))
+    share = max(0.0, 1 - waiting / max(1, expected + expected_of_others))
     return Amounts(size, size_on_disk, expected, left, share, waiting)
 
 
@@ -89,17 +89,17 @@ def _arriving(state: CacheState, repo: Repo | None, contents: Iterable[TreeFile]
             min(partial.size, partial.allocated, listed.content_size)
             for partial in repo.partials
             if partial.etag == listed.etag and not partial.damaged
-            if partial.locked or state.scanned_at - partial.mtime_ns / 1e9 <= STALE_AFTER
+            if not is_stale(partial, state.scanned_at)
         )
         if not repo.holds(listed):
             received += max(0, max(live, default=0) - begun)
     return received
 
 
-def _of_others(state: CacheState, judgement: Judgement) -> tuple[int, int] | None:
-    """Return length and what is to fetch of the other repos that a model needs and that are absent.
+def _sizes_of_others(state: CacheState, judgement: Judgement) -> tuple[int, int] | None:
+    """Return the length of the missing repos that a model also needs, and the bytes left to fetch.
 
-    `None` if that is not known of one of them.
+    `None` if they are not known for one of the repos.
     """
     expected = left = 0
     division = judgement.division
@@ -108,7 +108,7 @@ def _of_others(state: CacheState, judgement: Judgement) -> tuple[int, int] | Non
             continue
         repo = state.repo(need.id)
         # Which files of another repo's code are needed shows only once they are here.
-        other = None if need.code else measure(state, repo, judge(repo, need.revision))
+        other = None if need.code else amounts_of(state, repo, judge(repo, need.revision))
         if other is None or other.to_fetch is None or other.expected_size is None:
             return None
         expected += other.expected_size
@@ -119,8 +119,8 @@ def _of_others(state: CacheState, judgement: Judgement) -> tuple[int, int] | Non
 def to_fetch(state: CacheState, repo: Repo | None, judgement: Judgement) -> int:
     """Return the bytes that a plain pull of a listed revision would fetch, each content once.
 
-    They are those of the missing and damaged files and of what comes along with these, without
-    those that are here under another name or that partial downloads save.
+    That is the missing and damaged files and what comes along with them, without content that is
+    here under another name and the bytes that partial downloads save.
     """
     names = {*judgement.missing, *judgement.damaged}
     tree, revision = judgement.tree or {}, judgement.revision
@@ -145,7 +145,7 @@ def revision_sizes(
 
     Args:
         state: the cache.
-        repo: the repo of it.
+        repo: the repo in it.
         revision: the revision.
         without: files that do not count.
     """

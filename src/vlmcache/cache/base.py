@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat as modes
 from typing import NamedTuple
 
 from vlmcache.cache import layout
 from vlmcache.cache.base_record import BaseAt, BaseRecord
-from vlmcache.cache.mounts import mount_points
-from vlmcache.cache.moved import looks_unmounted, trusted_owners
+from vlmcache.cache.mounts import paths_now
+from vlmcache.cache.moved import looks_unmounted
 from vlmcache.cache.state import Away
-from vlmcache.cache.tree import CacheTree, base_record, open_in_base
+from vlmcache.cache.tree import CacheTree, base_record, open_in_base, trusted_owners
 
 
 class InBase(NamedTuple):
@@ -19,13 +20,13 @@ class InBase(NamedTuple):
 
     base: BaseAt
     status: os.stat_result | None
-    """Of the content; `None` if it is not there."""
+    """Of the content; `None` if it does not exist or cannot be reached."""
     error: OSError | None = None
-    """Why that is not known, if it is not."""
+    """Why it cannot be reached."""
 
 
 class RepoBases:
-    """What is recorded of the bases of one repo, read when the first link asks for it.
+    """What is recorded about the bases of one repo.
 
     Args:
         cache_dir: the cache's folder.
@@ -43,7 +44,7 @@ class RepoBases:
         return self._owned.record if self._owned is not None else None
 
     def find(self, path: str, target: str) -> InBase | None:
-        """Return what a blob's link leads to; `None` if no record of ours says that it does.
+        """Return what a blob's link into a base leads to; `None` if no record names that base.
 
         Args:
             path: the link.
@@ -54,8 +55,9 @@ class RepoBases:
         base = self._owned.record.base_of(target, self._folder, os.path.basename(path))
         if base is None:
             return None
+        trusted = self._owned.owner in trusted_owners()
         try:
-            if self._owned.owner in trusted_owners():
+            if trusted:
                 status = os.stat(path)
             else:
                 descriptor = open_in_base(self._tree, path)
@@ -65,20 +67,18 @@ class RepoBases:
                     os.close(descriptor)
         except (FileNotFoundError, NotADirectoryError):
             return InBase(base, None)
-        except PermissionError as error:
-            return InBase(base, None, error)
         except OSError as error:
-            own = self._owned.owner in trusted_owners()
-            return InBase(base, None, error) if own else None
+            known = trusted or isinstance(error, PermissionError)
+            return InBase(base, None, error) if known else None
         return InBase(base, status if modes.S_ISREG(status.st_mode) else None)
 
 
 def recorded_bases(cache_dir: str, *, trusted: bool = False) -> dict[str, tuple[str, ...]]:
-    """Return repo folder -> the bases that are recorded of it, whether the repo is there or not.
+    """Return repo folder -> its recorded bases, whether the repo exists or not.
 
     Args:
         cache_dir: the cache.
-        trusted: whether only root's records and this user's count.
+        trusted: whether only the records of root and of this user count.
     """
     tree = CacheTree(cache_dir)
     try:
@@ -97,42 +97,38 @@ def recorded_bases(cache_dir: str, *, trusted: bool = False) -> dict[str, tuple[
 
 
 def bases_beneath(cache_dir: str, configured: str | None) -> list[str]:
-    """Return the folders of a cache's bases: the configured one, then those that are recorded.
+    """Return the folders of a cache's bases: the configured one, then the recorded ones.
 
     Args:
         cache_dir: the cache.
-        configured: what the user's own configuration names.
+        configured: the base that the user's own configuration names.
     """
-    recorded = [
-        folder for one in recorded_bases(cache_dir, trusted=True).values() for folder in one
-    ]
+    recorded = recorded_bases(cache_dir, trusted=True).values()
     own = os.path.realpath(cache_dir)
-    folders = dict.fromkeys([*([configured] if configured else []), *recorded])
+    folders = dict.fromkeys([*filter(None, [configured]), *itertools.chain(*recorded)])
     return [folder for folder in folders if os.path.realpath(folder) != own]
 
 
 def base_away(base: BaseAt, cache_dir: str, folder: str) -> Away | None:
-    """Return where a base is that does not have what links lead to, if it is not there itself.
+    """Return where a base should be, if links lead to nothing because it is not mounted.
 
-    A base that is mounted and does not hold a model has lost it: then that is missing.
+    If the base is mounted, it has lost what the links lead to, and that is missing.
 
     Args:
         base: the base.
-        cache_dir: the cache that has the links.
+        cache_dir: the cache that holds the links.
         folder: the name of a repo's folder that was in the base.
     """
     absent = not os.path.isdir(base.folder)
     if base.drive is None:
         unmounted = absent or looks_unmounted(base.folder, cache_dir)
         return Away(base.folder, base=True) if unmounted else None
-    points = list(mount_points(base.drive))
-    if base.drive.mount_point in points:
+    places = paths_now(base.drive, base.folder)
+    if base.drive.mount_point in places:
         return Away(base.folder, base=True) if absent else None
-    below = os.path.relpath(base.folder, base.drive.mount_point)
-    places = (os.path.normpath(os.path.join(point, below)) for point in points)
-    found = (
+    usable = (
         place
-        for place in places
+        for place in places.values()
         if place != base.folder and os.path.isdir(os.path.join(place, folder, layout.BLOBS))
     )
-    return Away(base.folder, base.drive, next(found, None), base=True)
+    return Away(base.folder, base.drive, next(usable, None), base=True)

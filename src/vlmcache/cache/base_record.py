@@ -1,7 +1,7 @@
 """What `attach` records of a repo: the bases into which links among its blobs may lead (pure).
 
-A base is a cache of somebody else's, read-only here, beneath this one. The record lies in the
-cache, in no repo's folder. It alone tells a link of ours into a base from any other that leads out.
+A base is somebody else's cache, read-only here, beneath this one. The record is in the cache,
+outside the repos' folders. Only it distinguishes our links into a base from any other links out.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from vlmcache.cache.state import Drive
 
 FORMAT = "vlmcache.base/1"
 LIMIT = 1_000_000
-"""Bytes of a record that make sense."""
+"""The most bytes that make sense for a record."""
 
 
 class BaseAt(msgspec.Struct, frozen=True):
-    """A base, by what it takes to know that it is not mounted."""
+    """A base, and the filesystem that shows whether it is mounted."""
 
     folder: str
-    """Its absolute path, as the links name it."""
+    """Its absolute path, as it stands in the links."""
     drive: Drive | None = None
     """The filesystem that it is on; `None` if the system does not say."""
 
@@ -50,15 +50,15 @@ class BaseRecord(msgspec.Struct, frozen=True):
     """Ref -> the commit that it named in a base when `attach` wrote it here."""
 
     def base_of(self, target: str, folder: str, etag: str) -> BaseAt | None:
-        """Return the base that a link leads into, `None` if it leads into none of them."""
+        """Return the base that a link leads into; `None` if it leads into none of them."""
         return next((base for base in self.bases if base.holds(target, folder, etag)), None)
 
 
 _DECODER = msgspec.json.Decoder(BaseRecord)
 
 
-def record_path(cache_dir: str, folder: str) -> str:
-    """Return where it is recorded into which bases the blobs of a repo lead."""
+def base_record_path(cache_dir: str, folder: str) -> str:
+    """Return the path of the record of the bases into which the blobs of a repo lead."""
     return os.path.join(cache_dir, layout.LOCKS, folder + layout.BASE_SUFFIX)
 
 
@@ -66,7 +66,7 @@ def decode(content: bytes) -> BaseRecord:
     """Return what a record says.
 
     Raises:
-        MsgspecError, RecursionError, UnicodeDecodeError: it is not a record of ours.
+        MsgspecError, RecursionError, UnicodeDecodeError: it is not such a record.
     """
     record = _DECODER.decode(content)
     if record.format != FORMAT or not all(os.path.isabs(base.folder) for base in record.bases):

@@ -1,4 +1,4 @@
-"""Names that are one file to a filesystem that ignores the case of letters."""
+"""Names that mean one file on a filesystem that ignores the case of letters."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vlmcache.cache.mounts import mount_of, nearest_folder
 from vlmcache.errors import CacheError
 
 _IGNORING = frozenset({"exfat", "hfsplus", "msdos", "vfat"})
-"""Filesystems that always ignore it."""
+"""Filesystems that always ignore case."""
 
 
 def ignores_case(path: str) -> bool:
-    """Return whether the filesystem that a path is on, or would be, takes `a` and `A` for one.
+    """Return whether the filesystem of a path, which need not exist, takes `a` and `A` for one.
 
-    Nothing is written: an entry that is there is asked for by its name in the other case.
+    Nothing is written: an existing entry is looked up by its name in the other case.
     """
     place = nearest_folder(os.path.abspath(path))
     try:
@@ -32,10 +32,9 @@ def ignores_case(path: str) -> bool:
                 continue
             entry = os.lstat(os.path.join(folder, last))
             try:
-                found = os.lstat(os.path.join(folder, other))
+                return os.path.samestat(entry, os.lstat(os.path.join(folder, other)))
             except FileNotFoundError:
                 return False
-            return (entry.st_dev, entry.st_ino) == (found.st_dev, found.st_ino)
     except OSError:
         return False
     mount = mount_of(place)
@@ -43,9 +42,9 @@ def ignores_case(path: str) -> bool:
 
 
 def clash(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return two of the names, with forward slashes, that are one where case is ignored.
+    """Return two of the names that are one where case is ignored; `None` if no two are.
 
-    Folders may differ by case: what is in them comes together in one.
+    Folders may differ by case: their contents end up in one folder. Names have forward slashes.
     """
     seen: dict[str, str] = {}
     for name in sorted(names):
@@ -61,7 +60,7 @@ def clash(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def refuse_clash(names: Iterable[str], place: str) -> None:
-    """Make sure that a cache can hold files, before the first of them is written.
+    """Make sure that a cache can hold files that differ by case, before the first is written.
 
     Args:
         names: paths of files in the cache, with forward slashes.
@@ -82,7 +81,7 @@ def refuse_clash(names: Iterable[str], place: str) -> None:
 def paths_of(
     folder: str, snapshots: Mapping[str, Iterable[str]], refs: Iterable[str]
 ) -> Iterator[str]:
-    """Yield the paths in a cache of a repo's files and refs.
+    """Yield the paths of a repo's files and refs in a cache.
 
     Args:
         folder: the repo's folder.
@@ -95,5 +94,5 @@ def paths_of(
 
 
 def folded(name: str) -> str:
-    """Return what names have in common that a filesystem can take for one: case, composition."""
+    """Return a name without what a filesystem may ignore: case and Unicode composition."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -1,7 +1,7 @@
 """Which Python files of a repo its configuration names, and what these import (pure).
 
-As transformers' `dynamic_module_utils.py` does it: `auto_map` names a module and a class, of the
-repo itself or, after `--`, of another one; relative imports are followed.
+The rules are those of transformers' `dynamic_module_utils.py`: `auto_map` names a module and a
+class of the repo itself or, after `owner/name--`, of another; relative imports are followed.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def own_classes(config: Any) -> Iterator[tuple[str | None, str, str]]:
 
 
 def auto_classes(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the classes that an `auto_map` names, without what is null or names none.
+    """Return the classes that an `auto_map` names, without entries that name none.
 
     Returns:
-        transformers' auto class -> `file.Class`, or `owner/name--file.Class`. Of a slow and a fast
-        tokenizer it is the fast one.
+        transformers' auto class -> `file.Class` or `owner/name--file.Class`. Of a slow and a fast
+        tokenizer, the fast one.
     """
     named = config.get("auto_map")
     return {
@@ -52,18 +52,18 @@ def auto_classes(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def config_strings(config: Any) -> set[str]:
-    """Return the strings that a configuration holds, which may name files or folders."""
-    found: set[str] = set()
+    """Return the strings in a configuration, which may name files or folders."""
+    strings: set[str] = set()
     pending = [config]
-    while pending and len(found) < _MOST_STRINGS:
+    while pending and len(strings) < _MOST_STRINGS:
         value = pending.pop()
         if isinstance(value, str):
-            found.add(value.strip("/"))
+            strings.add(value.strip("/"))
         elif isinstance(value, dict):
             pending += value.values()
         elif isinstance(value, list):
             pending += value
-    return found - {""}
+    return strings - {""}
 
 
 def code_files(
@@ -72,13 +72,13 @@ def code_files(
     content: Callable[[str], bytes | None],
     listed: bool,
 ) -> tuple[set[str], bool]:
-    """Return the files of code that loading runs, and whether these are all of them.
+    """Return the files of code that loading runs, and whether that is all of them.
 
     Args:
         names: all files of the repo.
         roots: file -> classes that configurations name; `None` if these could not be read.
-        content: returns the content of a file that is here.
-        listed: whether no other files than the names can exist.
+        content: returns the content of a file; `None` if it is not here.
+        listed: whether the names are all files that can exist.
     """
     found: set[str] = set()
     sure = True
@@ -91,7 +91,7 @@ def code_files(
         code = content(name)
         classes = (roots or {}).get(name, ())
         if code is None or any(kind.encode() not in code for kind in classes):
-            # What is missing may import more; without a listing that cannot be helped.
+            # A missing file may import more; without a listing that cannot be known.
             sure = sure and code is None and not listed
             continue
         pending += (file for file in _imported(name, code) if file in names or not listed)

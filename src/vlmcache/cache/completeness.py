@@ -12,11 +12,11 @@ import msgspec
 from vlmcache import late, units
 from vlmcache.cache import formats, gguf, layout
 from vlmcache.cache.code_files import code_files
-from vlmcache.cache.model_configs import DECIDING, OtherRepo, decoded, other_repos
+from vlmcache.cache.model_configs import DECIDING, KnownFiles, OtherRepo, decoded, other_repos
 from vlmcache.cache.needed_files import GENERATION, Division, divide
 from vlmcache.cache.reading import read_bytes
 from vlmcache.cache.state import CacheState, File, Finding, Repo, Revision, State, TreeFile
-from vlmcache.cache.weight_options import weight_map
+from vlmcache.cache.weight_options import index_shards
 from vlmcache.cache.weights import Tensor, TruncatedError, read_header
 from vlmcache.errors import reason_of
 
@@ -26,7 +26,7 @@ _INDEX_LIMIT = 64_000_000
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """What can be said of one revision of a repo. Files are named as in the repo."""
+    """What is known about one revision of a repo. Files are named as in the repo."""
 
     state: State
     commit: str | None
@@ -34,13 +34,13 @@ class Judgement(msgspec.Struct, frozen=True):
     missing: tuple[str, ...] = ()
     """Files that loading needs and that do not exist."""
     damaged: tuple[str, ...] = ()
-    """Files that exist, but cannot be what they should be."""
+    """Files that exist but cannot be what they should be."""
     tree: Mapping[str, TreeFile] | None = None
     """The Hub's listing of the commit, if the cache holds it."""
     division: Division | None = None
-    """The files by what they are to loading, of a model of which something is known."""
+    """The files by their role in loading, if it is a model and some of its files are known."""
     missing_repos: tuple[str, ...] = ()
-    """Other repos that loading needs and that are not cached; only if these were looked up."""
+    """Other repos that loading needs and that are not cached, if these were looked up."""
 
 
 Others = Callable[[str], Repo | None]
@@ -48,16 +48,16 @@ Others = Callable[[str], Repo | None]
 
 
 def resolve(repo: Repo, revision: str) -> str | None:
-    """Return the commit that a branch, tag, commit or beginning of a commit means in this cache."""
+    """Return the commit that a branch, tag, commit or start of a commit names in this cache."""
     commits = [snapshot.commit for snapshot in repo.revisions]
     is_commit = layout.COMMIT.fullmatch(revision) is not None
     return commit_named(revision, repo.refs, commits) or (revision if is_commit else None)
 
 
 def commit_named(revision: str, refs: Mapping[str, str], commits: Collection[str]) -> str | None:
-    """Return the commit that a branch, tag, commit or beginning of a commit means.
+    """Return the commit that a branch, tag, commit or start of a commit names.
 
-    A beginning counts from seven characters on, and only if it is that of one commit.
+    A start needs seven characters, and has to be that of one commit only.
 
     Args:
         revision: what was typed.
@@ -76,29 +76,29 @@ def judge(
     """Return the state of one revision (branch, tag or commit) of a repo.
 
     Args:
-        repo: the repo.
+        repo: the repo; `None` if it is not in the cache.
         revision: the revision.
-        others: finds the other repos that it may need; if not given, they are not looked at.
-        variant: the GGUF variant that is asked for; any will do if not given.
+        others: finds the other repos that it may need; if not given, they are not checked.
+        variant: the GGUF variant that is asked for; if not given, any will do.
     """
     judgement = _judge(repo, revision, others, variant)
     if repo is None or variant is None or judgement.division is None:
         return judgement
-    # Files that every variant needs are no beginning of this one.
+    # Files that every variant needs do not make this one begun.
     snapshot = judgement.revision
     own = {file.name for file in snapshot.files} if snapshot is not None else set()
     listed = judgement.tree or {}
     begun = {partial.etag for partial in repo.partials}
     own |= {name for name, file in listed.items() if file.etag in begun}
     own |= repo.lost_names(snapshot.commit) if snapshot is not None else set()
-    called = gguf.variants(own | listed.keys()).called(variant)
-    if not any(own.intersection(one.files) for one in called):
+    asked_for = gguf.variants(own | listed.keys()).called(variant)
+    if not any(own.intersection(candidate.files) for candidate in asked_for):
         return msgspec.structs.replace(judgement, state="missing")
     return without_others(judgement)
 
 
 def without_others(judgement: Judgement) -> Judgement:
-    """Return what is said of one variant: damage of files that are not its own does not count."""
+    """Return the judgement of one variant: damage to the files of other variants does not count."""
     division, revision = judgement.division, judgement.revision
     if division is None or revision is None or judgement.state != "damaged" or revision.linked:
         return judgement
@@ -119,7 +119,7 @@ def _judge(
     commit = resolve(repo, revision)
     if commit is None:
         # A first download that was interrupted before it wrote its ref leaves partial files, and
-        # maybe a snapshot of the small ones.
+        # maybe a snapshot with the small files.
         if ref_is_malformed(repo, revision):
             return Judgement("damaged", None, None)
         if not repo.partials or repo.refs:
@@ -142,11 +142,11 @@ def _judge(
 
 
 def _begun(repo: Repo, commits: set[str], variant: str | None) -> Judgement:
-    """Return what is known of a download that has no ref or no snapshot yet.
+    """Return the judgement of a download that has no ref or no snapshot yet.
 
     Args:
-        repo: where it goes.
-        commits: what it may be of; if there are several, what is missing cannot be known.
+        repo: the repo.
+        commits: those that it may be of; if there are several, what is missing cannot be known.
         variant: the GGUF variant that is asked for.
     """
     if len(commits) != 1:
@@ -164,7 +164,7 @@ def _begun(repo: Repo, commits: set[str], variant: str | None) -> Judgement:
 
 
 def ref_is_malformed(repo: Repo, revision: str) -> bool:
-    """Return whether a ref is there and does not hold a commit and nothing else."""
+    """Return whether a ref exists and holds anything but a commit."""
     path = repo.ref_path(revision)
     return any(
         finding.path == path and finding.code in ("malformed-ref", "unreadable-ref")
@@ -176,44 +176,53 @@ def judge_revision(
     repo: Repo, revision: Revision, others: Others | None = None, variant: str | None = None
 ) -> Judgement:
     """Return the state of one snapshot: damage first, then what is missing."""
-    everything_gone, revision = bool(revision.files) and not revision.here.files, revision.here
-    # Without a listing, a link to anything is as good as it can be known to be.
-    sure = revision.tree is None
+    had_files, revision = bool(revision.files), revision.here
+    all_gone = had_files and not revision.files
+    unlisted = revision.tree is None
     damaged = {
         file.name
         for file in revision.files
-        if not (sure and file.size and file.kind == "link" and not file.damaged)
-        if not _is_whole(revision, file)
+        # A shortcut for most files of a cache: without a listing, a link to content is good.
+        if not (unlisted and file.size and file.kind == "link" and not file.damaged)
+        if not _is_complete(revision, file)
     }
     missing, broken, division = _needs(repo, revision, variant)
     if division is not None and division.choices is not None:
         lost = repo.lost_names(revision.commit)
-        unlinked = [one.name for one in division.choices.variants if lost & {*one.files}]
+        choices = division.choices.variants
+        unlinked = [choice.name for choice in choices if lost.intersection(choice.files)]
         if unlinked and not missing & lost:
             missing, broken, division = _needs(repo, revision, unlinked[0])
-    # What is here and linked from nowhere was not left out: its link is lost.
+    # Content that is here without any link was not left out: its link is lost.
     damaged |= broken | (missing & repo.lost_names(revision.commit) if missing else set())
     missing -= damaged
     state: State = "damaged" if damaged or revision.linked else "partial" if missing else "cached"
-    if everything_gone and not repo.partials:
+    if all_gone and not repo.partials:
         state = "missing"
-    away = []
-    if others is not None and division is not None and division.repos:
-        away = [need.id for need in division.repos if not is_here(need, others, {repo.id})]
+    missing_repos: tuple[str, ...] = ()
+    if others is not None and division is not None:
+        needs = division.repos
+        missing_repos = tuple(need.id for need in needs if not is_here(need, others, {repo.id}))
     return Judgement(
-        "partial" if state == "cached" and away else state,
+        "partial" if state == "cached" and missing_repos else state,
         revision.commit,
         revision,
         tuple(sorted(missing)),
         tuple(sorted(damaged)),
         revision.tree,
         division,
-        tuple(away),
+        missing_repos,
     )
 
 
 def is_here(need: OtherRepo, others: Others, seen: AbstractSet[str] = frozenset()) -> bool:
-    """Return whether another repo that a model needs is cached, with all that it needs itself."""
+    """Return whether another repo that a model needs is cached, with all that it needs itself.
+
+    Args:
+        need: the repo.
+        others: finds repos.
+        seen: ids of repos that are being checked already, and count as cached.
+    """
     repo = others(need.id)
     if need.id in seen or repo is None:
         return need.id in seen
@@ -223,11 +232,11 @@ def is_here(need: OtherRepo, others: Others, seen: AbstractSet[str] = frozenset(
         if revision is None:
             return False
         judgement = judge_revision(repo, revision)
-        rest = judgement.division.repos if judgement.division is not None else ()
+        needs = judgement.division.repos if judgement.division is not None else ()
         seen = {*seen, need.id}
-        return judgement.state == "cached" and all(is_here(one, others, seen) for one in rest)
+        return judgement.state == "cached" and all(is_here(other, others, seen) for other in needs)
     for revision in repo.revisions:
-        names = {file.name for file in revision.files if _is_whole(revision, file)}
+        names = {file.name for file in revision.files if _is_complete(revision, file)}
         roots = dict.fromkeys(need.code, frozenset[str]())
         code, _ = code_files(names, roots, reader(revision), listed=False)
         if code <= names:
@@ -236,12 +245,11 @@ def is_here(need: OtherRepo, others: Others, seen: AbstractSet[str] = frozenset(
 
 
 def needs_of(state: CacheState) -> dict[tuple[str, str], set[tuple[str, str]]]:
-    """Return (repo folder, commit) of each model that needs others -> those, as far as here.
+    """Return (repo folder, commit) of each model that needs others -> those of them that are here.
 
-    What needs them may need them at any commit, if the one that it names is not here. What these
-    need in turn is included.
+    If the commit that it names is not here, it may need any. What these need in turn is included.
     """
-    found: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    needs: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for repo in state.repos:
         for revision in repo.revisions if repo.type == "model" else ():
             read = reader(revision)
@@ -251,20 +259,20 @@ def needs_of(state: CacheState) -> dict[tuple[str, str], set[tuple[str, str]]]:
                 if other is None or other is repo:
                     continue
                 commit = resolve(other, need.revision) if not need.code else None
-                commits = [one.commit for one in other.revisions if commit in (None, one.commit)]
-                needed = found.setdefault((repo.folder, revision.commit), set())
-                needed |= {(other.folder, one) for one in commits}
-    for (folder, _), needed in found.items():
+                commits = (snapshot.commit for snapshot in other.revisions)
+                needed = needs.setdefault((repo.folder, revision.commit), set())
+                needed |= {(other.folder, here) for here in commits if commit in (None, here)}
+    for (folder, _), needed in needs.items():
         pending = list(needed)
         while pending:
-            more = {key for key in found.get(pending.pop(), ()) if key[0] != folder} - needed
+            more = {key for key in needs.get(pending.pop(), ()) if key[0] != folder} - needed
             needed |= more
             pending += more
-    return found
+    return needs
 
 
 def remarks(repo: Repo, judgement: Judgement) -> Iterator[Finding]:
-    """Yield what else is to be known of a revision that was judged."""
+    """Yield the findings about a revision that was judged."""
     division, revision = judgement.division, judgement.revision
     for name in judgement.missing:
         problem = layout.file_name_problem(name)
@@ -289,7 +297,7 @@ def remarks(repo: Repo, judgement: Judgement) -> Iterator[Finding]:
 
 
 def loader_note(repo_id: str, path: str, note: str | None) -> Finding | None:
-    """Return what `Division.note` says of a model, `None` if it says nothing."""
+    """Return the finding for `Division.note` of a model; `None` if there is no note."""
     if note is None:
         return None
     if note == "no-loader":
@@ -300,23 +308,23 @@ def loader_note(repo_id: str, path: str, note: str | None) -> Finding | None:
 
 
 class Content(NamedTuple):
-    """What the files of a model's snapshot say of themselves, of those that loading opens."""
+    """What is in those files of a model's snapshot that loading opens."""
 
     damaged: dict[str, str]
     """File -> why it cannot be what it should be."""
     unreadable: dict[str, str]
     """Weights whose header makes no sense -> why."""
     tensors: dict[str, Tensor]
-    """Those of all weights that are loaded."""
+    """The tensors of all weights that are loaded, by name."""
     config: dict[str, Any]
-    """What config.json says."""
+    """The content of config.json."""
 
 
 def read_content(judgement: Judgement) -> Content:
-    """Return what is read from the files of a complete snapshot that loading opens too.
+    """Return what is in those files of a complete snapshot that loading opens.
 
-    A file can be shorter than it was, or half empty after a crash, and no listing says so: tensors
-    that lie beyond a file's end and a configuration that is not JSON are damage.
+    After a crash a file can be shorter than it was, or half empty, without any listing to compare
+    it with: tensors beyond a file's end and a configuration that is not JSON are damage.
     """
     content = Content({}, {}, {}, {})
     revision, division = judgement.revision, judgement.division
@@ -329,17 +337,17 @@ def read_content(judgement: Judgement) -> Content:
             if name.endswith(".safetensors"):
                 content.tensors.update(read_header(path))
             elif name.endswith(".bin"):
-                # Few caches have such weights, and what reads them imports slowly.
-                # Whether they are sound is verify's to say.
+                # Few caches have such weights, and their reader is slow to import.
+                # Whether they are sound is for `verify` to say.
                 from vlmcache.cache.pickles import PickleError, read_pickled
 
                 with contextlib.suppress(PickleError):
                     content.tensors.update(read_pickled(path))
             elif name in (formats.CONFIG, *formats.OTHER_CONFIGS):
-                # As transformers does: NaN and Infinity are no errors.
-                said = json.loads(read_bytes(path, _INDEX_LIMIT))
-                if name == formats.CONFIG and isinstance(said, dict):
-                    content.config.update(said)
+                # As in transformers, NaN and Infinity are no errors.
+                value = json.loads(read_bytes(path, _INDEX_LIMIT))
+                if name == formats.CONFIG and isinstance(value, dict):
+                    content.config.update(value)
         except (TruncatedError, RecursionError) as error:
             content.damaged[name] = reason_of(error)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -352,7 +360,7 @@ def read_content(judgement: Judgement) -> Content:
 
 
 def judge_content(repo: Repo, revision: Revision) -> State:
-    """Return the state of one snapshot, by what its files say too."""
+    """Return the state of one snapshot, with the content of its files taken into account."""
     judgement = judge_revision(repo, revision)
     if judgement.state == "cached" and repo.type == "model" and read_content(judgement).damaged:
         return "damaged"
@@ -364,7 +372,7 @@ def judge_repo(repo: Repo, judged: Iterable[Judgement] | None = None) -> State:
 
     Args:
         repo: the repo.
-        judged: what was said of each of its revisions, where that is known already.
+        judged: the judgements of its revisions, if they are known already.
     """
     if repo.away is not None:
         return "away"
@@ -384,26 +392,26 @@ def judge_repo(repo: Repo, judged: Iterable[Judgement] | None = None) -> State:
 
 
 def worst(state: State, judged: Iterable[Judgement]) -> Judgement:
-    """Return what was said of the revision that gives a repo its state, which `judge_repo` says."""
+    """Return the judgement that gives a repo the state that `judge_repo` returned."""
     same = (judgement for judgement in judged if judgement.state == state)
     return next(same, Judgement(state, None, None))
 
 
 def _only_begun(repo: Repo, errors: set[str]) -> bool:
-    """Whether the errors are no more than what a first download looks like while it runs.
+    """Return whether the errors are only those of a first download while it runs.
 
     The Hub's client writes the listing and the ref first, then the files.
     """
     begun = {"ref-to-missing-commit", "missing-snapshots"}
     if any(map(repo.lost_names, repo.refs.values())):
-        return False  # A file that has arrived is linked at once.
+        return False  # The client links a file as soon as it has arrived.
     if repo.partials:
         return errors <= {*begun, "empty-snapshot"}
     return errors <= begun and bool(repo.tree_files) and not repo.blobs
 
 
-def _is_whole(revision: Revision, file: File) -> bool:
-    """Whether a file's link leads to content of the length that the Hub named."""
+def _is_complete(revision: Revision, file: File) -> bool:
+    """Return whether a file has content, of the length that the Hub listed if that is known."""
     if file.kind not in ("link", "copy") or file.damaged:
         return False
     listed = revision.tree.get(file.name) if revision.tree is not None else None
@@ -417,7 +425,7 @@ def _is_whole(revision: Revision, file: File) -> bool:
 def _needs(
     repo: Repo, revision: Revision, variant: str | None
 ) -> tuple[set[str], set[str], Division | None]:
-    """Return the needed files that do not exist, and the indexes that make no sense."""
+    """Return the needed files that do not exist, the broken indexes, and a model's division."""
     if repo.type == "model":
         division = divide_revision(revision, variant)
         return set(division.missing), set(division.broken), division
@@ -428,31 +436,31 @@ def _needs(
 
 
 def divide_revision(revision: Revision, variant: str | None = None) -> Division:
-    """Return the files of a model's snapshot by what they are to loading."""
+    """Return the files of a model's snapshot by their role in loading."""
     tree = revision.tree or {}
     present = {file.name for file in revision.files}
-    return divide(
-        present | tree.keys(),
+    files = KnownFiles(
+        frozenset(present | tree.keys()),
         present,
         reader(revision, present),
         listed=bool(tree),
         sizes={name: file.content_size for name, file in tree.items()},
-        variant=variant,
-        complement=bool(revision.refs) and all(ref.startswith("refs/pr/") for ref in revision.refs),
     )
+    complement = bool(revision.refs) and all(ref.startswith("refs/pr/") for ref in revision.refs)
+    return divide(files, variant, complement=complement)
 
 
 def reader(
     revision: Revision, present: AbstractSet[str] | None = None
 ) -> Callable[[str], bytes | None]:
-    """Return what reads a file of a snapshot.
+    """Return a function that reads a file of a snapshot.
 
-    It returns `None` for a file that is not here or that this user may not read. What cannot be
-    read otherwise makes no sense.
+    It returns `None` for a file that is not here or that this user may not read, and no bytes for
+    one that cannot be read for another reason.
 
     Args:
         revision: the snapshot.
-        present: the names of its files, if these are known already.
+        present: the names of its files, if they are known already.
     """
     names = {file.name for file in revision.files} if present is None else present
 
@@ -467,11 +475,9 @@ def reader(
     return read
 
 
-def read_shards(revision: Revision, index: str) -> set[str] | None:
-    """Return the names of the shards that an index file names, or `None` if it cannot be read."""
+def read_shards(revision: Revision, index: str) -> frozenset[str] | None:
+    """Return the shards that an index file names; `None` if it cannot be read or makes no sense."""
     try:
-        shards = weight_map(read_bytes(revision.file_path(index), _INDEX_LIMIT))
+        return index_shards(index, read_bytes(revision.file_path(index), _INDEX_LIMIT))
     except OSError:
         return None
-    folder = index.rpartition("/")[0]
-    return {f"{folder}/{shard}" if folder else shard for shard in shards} if shards else None

@@ -1,6 +1,6 @@
-"""The key-value cache that a context takes, from config.json (pure).
+"""The size of the key-value cache for a context, from config.json (pure).
 
-It is what transformers keeps (5.23): of each layer the keys and the values of all tokens, or of the
+The rules are transformers' (5.23): each layer keeps the keys and values of all tokens, or of the
 last ones that a sliding window reaches.
 """
 
@@ -18,7 +18,7 @@ _KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_g
 _HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
 _HEAD_DIM = ("head_dim", "d_kv", "kv_channels", "attention_head_dim")
 _MOST = 1 << 40
-"""The largest number of a configuration that makes sense here."""
+"""The largest number in a configuration that makes sense here."""
 
 _WINDOWED = ("sliding_attention", "local_attention", "sliding", "local")
 _CHUNKED = ("chunked_attention",)
@@ -30,8 +30,8 @@ def context_memory(
 ) -> tuple[int, tuple[str, ...]]:
     """Return the bytes of the key-value cache, and sentences on what is only approximate.
 
-    Of an encoder-decoder, the input of the encoder is taken to be as long as the context: its keys
-    and values are kept for the decoder's cross attention.
+    The input of an encoder is taken to be as long as the context: its keys and values are kept for
+    the decoder's cross attention.
 
     Args:
         config: the content of config.json.
@@ -64,7 +64,7 @@ def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _width(text: Mapping[str, Any]) -> int:
-    """Return how many numbers one layer keeps of one token: keys and values of its heads."""
+    """Return how many numbers one layer keeps for one token: keys and values of its heads."""
     heads = _number(text, *_HEADS) or 0
     if _number(text, "kv_lora_rank"):
         keys = (_number(text, "qk_nope_head_dim") or 0) + (_number(text, "qk_rope_head_dim") or 0)
@@ -100,7 +100,7 @@ def _kinds(text: Mapping[str, Any], layers: int) -> Iterator[str]:
 
 
 def _length(text: Mapping[str, Any], kind: str, tokens: int) -> int | None:
-    """Return of how many tokens a layer of a kind keeps keys and values; `None` if it has none."""
+    """Return for how many tokens a layer of a kind keeps keys and values; `None` if for none."""
     if kind in _FULL or kind.endswith("full_attention"):
         return tokens
     if kind in _WINDOWED:
@@ -115,7 +115,7 @@ def _window(text: Mapping[str, Any]) -> int | None:
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int | None:
-    """Return the first of some numbers that a configuration has and that makes sense."""
+    """Return the first of the named numbers that a configuration has and that makes sense."""
     for name in names:
         value = config.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MOST:

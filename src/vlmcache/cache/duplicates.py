@@ -1,4 +1,4 @@
-"""Which files of a snapshot hold weights that are there once more, by what is in them.
+"""Which files of a snapshot hold weights that other files hold too, by their content.
 
 `formats.second_formats` judges names. Here the files are read: the twin must be complete, and
 pickled weights must be the same tensors. In doubt a file is not a duplicate.
@@ -20,22 +20,22 @@ _SAMPLE = 4096
 """Bytes at the beginning of each tensor that are compared."""
 
 Stored = tuple[Tensor, str, int]
-"""A tensor, the path of its safetensors file, and where its first byte lies in it."""
+"""A tensor, the path of its safetensors file, and the offset of its first byte in the file."""
 
 
 def find_duplicates(revision: Revision) -> dict[str, str]:
-    """Return the duplicates among a snapshot's files -> the words for where their weights are.
+    """Return the duplicates among a snapshot's files -> words for where their weights are too.
 
-    The files that stay must be as long as the Hub said, which the caller judges.
+    The caller has to check that the files that stay have the length that the Hub listed.
     """
     here = {file.name for file in revision.files}
     pickled_stays = False
-    found: dict[str, str] = {}
+    duplicates: dict[str, str] = {}
     pickled: dict[str, str] = {}
     listed = here | set(revision.tree or ())
     for second in formats.second_formats(listed):
-        gone = second.weights.files & here
-        if not gone:
+        files = second.weights.files & here
+        if not files:
             continue
         where = next(
             (
@@ -46,14 +46,14 @@ def find_duplicates(revision: Revision) -> dict[str, str]:
             None,
         )
         if second.ending != "bin":
-            found |= dict.fromkeys(gone, where) if where is not None else {}
+            duplicates |= dict.fromkeys(files, where) if where is not None else {}
         elif where is not None:
-            pickled |= dict.fromkeys(gone, where)
+            pickled |= dict.fromkeys(files, where)
         elif second.key.folder:
             pickled_stays = True
     if not (pickled_stays and formats.PIPELINE in listed):
-        found |= pickled
-    return found
+        duplicates |= pickled
+    return duplicates
 
 
 def _same_weights(
@@ -65,9 +65,9 @@ def _same_weights(
 ) -> str | None:
     """Return the words for a twin that is complete and holds the weights; `None` in doubt."""
     if twin.single is not None and twin.single in here:
-        names, words = {twin.single}, twin.single
+        names, words = frozenset({twin.single}), twin.single
     elif twin.index_file is not None and twin.index_file in here:
-        names = read_shards(revision, twin.index_file) or set()
+        names = read_shards(revision, twin.index_file) or frozenset()
         words = f"the {len(names)} shards of {twin.index_file}"
         if not names or not names <= twin.shards & here:
             return None
@@ -76,7 +76,7 @@ def _same_weights(
     try:
         if ending == "bin":
             for name in names - set(revision.tree or ()):
-                # Without a listing nobody has compared the file's length.
+                # Without a listing, its length was compared with nothing.
                 read_pickle(revision.file_path(name))
             return words
         stored: dict[str, Stored] = {}
@@ -100,18 +100,18 @@ def _read_safetensors(path: str) -> dict[str, Stored]:
 
 
 def _agree(path: str, stored: Mapping[str, Stored]) -> bool:
-    """Whether all tensors of a pickled file are among those of the safetensors files.
+    """Return whether all tensors of a pickled file are among those of the safetensors files.
 
-    Tensors that are tied are often stored under one of their names only: a name that only the
-    pickle has agrees if its elements are those of a tensor that both have.
+    Tied tensors are often stored under one of their names only: a name that only the pickle has
+    agrees if its elements are those of a tensor that both have.
     """
     pickled = read_pickle(path)
     shared: dict[str, tuple[int, int]] = {}
     for name in pickled.keys() & stored.keys():
-        tensor, place = pickled[name], stored[name]
-        if (tensor.dtype, tensor.shape) != (place[0].dtype, place[0].shape):
+        tensor, twin = pickled[name], stored[name]
+        if (tensor.dtype, tensor.shape) != (twin[0].dtype, twin[0].shape):
             return False
-        if not _begin_alike(path, tensor, place):
+        if not _begin_alike(path, tensor, twin):
             return False
         begin, end = shared.get(tensor.storage, (0, 0))
         if tensor.dense and tensor.extent > end - begin:
@@ -124,9 +124,9 @@ def _agree(path: str, stored: Mapping[str, Stored]) -> bool:
     return bool(shared)
 
 
-def _begin_alike(path: str, tensor: PickledTensor, place: Stored) -> bool:
-    """Whether the first bytes are the same: weights of other training have the same names."""
-    other, other_path, other_start = place
+def _begin_alike(path: str, tensor: PickledTensor, twin: Stored) -> bool:
+    """Return whether the first bytes are the same: other weights can have the same names."""
+    other, other_path, other_start = twin
     length = other.stored
     if not tensor.dense:
         length //= max(1, tensor.elements)

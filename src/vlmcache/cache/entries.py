@@ -25,7 +25,7 @@ from vlmcache.cache.state import (
 from vlmcache.errors import reason_of
 
 STALE_AFTER = 3600.0
-"""Seconds without a write after which an unlocked partial download counts as left behind."""
+"""Seconds after the last write from which on an unlocked partial download is stale."""
 
 REF_LIMIT = 4096
 TREE_LIMIT = 256_000_000
@@ -34,15 +34,15 @@ HAS_BLOCKS = hasattr(os.stat_result, "st_blocks")
 
 
 def allocated_bytes(stat: os.stat_result) -> int:
-    """Return what an entry occupies on its disk, as `du` counts it.
+    """Return the bytes that an entry occupies on its disk, as `du` counts them.
 
-    Windows does not say it in a stat; there it is the length.
+    Windows does not report them; there it is the entry's length.
     """
     return stat.st_blocks * 512 if HAS_BLOCKS else stat.st_size
 
 
 def is_stale(partial: Partial, now: float) -> bool:
-    """Return whether a partial download was left behind: unlocked and long unwritten."""
+    """Return whether a partial download was left behind: unlocked, and not written for an hour."""
     return not partial.locked and now - partial.mtime_ns / 1e9 > STALE_AFTER
 
 
@@ -66,20 +66,20 @@ def is_resumable(full: int, *, ours: bool, size: int, allocated: int, age: float
         ours: whether vlmcache wrote the partial, which it does from front to back. Others may write
             in any order, and may still be writing.
         size: the partial's length in bytes.
-        allocated: what it occupies; less than its length if it has holes.
+        allocated: the bytes that it occupies; fewer than its length if it has holes.
         age: seconds since it was written to.
     """
     return 0 < size <= full and (ours or (allocated >= size and age > STALE_AFTER))
 
 
 def begun_bytes(repo: Repo | None, listed: TreeFile, now: float) -> tuple[int, int]:
-    """Return the bytes of a file that need not be sent, and how many of them have their room.
+    """Return the bytes of a file that need not be fetched, and how many need no more disk space.
 
-    Another program's partial is copied, and stays.
+    Another program's partial is copied and stays, so its copy needs space.
 
     Args:
-        repo: the repo, as far as it exists.
-        listed: the file, as the hub lists it.
+        repo: the repo; `None` if it does not exist.
+        listed: the file, as the Hub lists it.
         now: seconds since the epoch.
     """
     own = layout.own_partials(listed.etag)
@@ -104,16 +104,16 @@ def begun_bytes(repo: Repo | None, listed: TreeFile, now: float) -> tuple[int, i
 
 
 def entry_of(stat: os.stat_result, below: int = 0) -> Stamp:
-    """Return what a stat says of an entry.
+    """Return the stamp of an entry.
 
     Args:
         stat: of the entry itself, links not followed.
-        below: allocated bytes of what the entry holds, where these are to be counted with it.
+        below: allocated bytes of what the entry holds, if they are to be counted with it.
     """
     return Stamp(stat.st_ino, stat.st_mtime_ns, stat.st_size, allocated_bytes(stat) + below)
 
 
-class Tally:
+class ByteTally:
     """Allocated bytes by class; a file with several hard links counts once, as in `du`."""
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Tally:
         self.linked: dict[tuple[int, int], tuple[ByteClass, int]] = {}
 
     def add(self, kind: ByteClass, stat: os.stat_result) -> int:
-        """Count an entry once, hard links included, and return its bytes."""
+        """Count an entry, once however many hard links it has, and return its bytes."""
         allocated = allocated_bytes(stat)
         if stat.st_nlink > 1 and not modes.S_ISDIR(stat.st_mode):
             return self.add_linked(kind, allocated, stat.st_dev, stat.st_ino)
@@ -129,14 +129,14 @@ class Tally:
         return allocated
 
     def add_linked(self, kind: ByteClass, allocated: int, device: int, inode: int) -> int:
-        """Count an inode that has several names once."""
+        """Count an inode that has several names, once, and return its bytes."""
         if (device, inode) not in self.linked:
             self.linked[device, inode] = (kind, allocated)
             self.bytes[kind] += allocated
         return allocated
 
-    def merge(self, other: Tally) -> None:
-        """Add what was counted elsewhere; each inode counts once."""
+    def merge(self, other: ByteTally) -> None:
+        """Add the counts of another tally; each inode counts once."""
         for kind, count in other.bytes.items():
             self.bytes[kind] += count
         for key, (kind, allocated) in other.linked.items():
@@ -154,16 +154,16 @@ class Notes(msgspec.Struct):
     """Findings, strays and bytes of one repo, or of the cache itself."""
 
     repo: str | None
-    tally: Tally = msgspec.field(default_factory=Tally)
+    tally: ByteTally = msgspec.field(default_factory=ByteTally)
     findings: list[Finding] = []
     strays: list[Stray] = []
 
     def error(self, code: str, path: str, detail: str, remedy: str | None = None) -> None:
-        """Add a finding: something cannot be loaded."""
+        """Add a finding about something that cannot be loaded."""
         self.findings.append(Finding(code, "error", self.repo, path, detail, remedy))
 
     def warning(self, code: str, path: str, detail: str, remedy: str | None = None) -> None:
-        """Add a finding: something is odd."""
+        """Add a finding about something that is wasted or odd."""
         self.findings.append(Finding(code, "warning", self.repo, path, detail, remedy))
 
     def info(self, code: str, path: str, detail: str, remedy: str | None = None) -> None:
@@ -171,13 +171,13 @@ class Notes(msgspec.Struct):
         self.findings.append(Finding(code, "info", self.repo, path, detail, remedy))
 
     def unreadable(self, path: str, error: OSError) -> None:
-        """Add a finding: a folder cannot be read."""
+        """Add the finding that a folder cannot be read."""
         detail = f"the folder cannot be read: {reason_of(error)}"
         log.info("scan", "skipped: '%s': %s", path, detail)
         self.error(UNREADABLE, path, detail, units.command("doctor"))
 
     def could_read(self, path: str) -> bool:
-        """Whether a folder and all below it could be read, as far as it was read."""
+        """Return whether nothing that was read so far in a folder and below was unreadable."""
         return not any(
             finding.code == UNREADABLE and f"{finding.path}{os.sep}".startswith(path + os.sep)
             for finding in self.findings
@@ -188,18 +188,18 @@ Entry = tuple[str, os.stat_result]
 """An entry's name, and the stat of the entry itself (of a link, not of its target)."""
 
 _NOT_TEXT = late.pattern("[\ud800-\udfff]")
-"""What Python puts into a name in the place of bytes that are not valid UTF-8."""
+"""What Python puts into a name in place of bytes that are not valid UTF-8."""
 KIND = 0o170000
-"""The bits of a mode that say what an entry is: what `stat.S_IFMT` keeps."""
+"""The bits of a mode that say what an entry is, as in `stat.S_IFMT`."""
 LINK, FILE = modes.S_IFLNK, modes.S_IFREG
 _BY_DESCRIPTOR = os.stat in os.supports_dir_fd and os.listdir in os.supports_fd
 
 
 def read_entries(path: str, notes: Notes) -> list[Entry]:
-    """Return a folder's entries in the order of their names; an unreadable one is a finding.
+    """Return a folder's entries in the order of their names; an unreadable folder is a finding.
 
-    An entry that is there and has no stat, for want of permission or of a working disk, is not
-    nothing: what the folder holds is not known then.
+    So is an entry that has no stat, since permission is missing or the disk fails: then it is not
+    known what the folder holds.
     """
     return [(name, stat) for name, stat, _ in entries_and_targets(path, notes, targets=False)]
 
@@ -209,9 +209,9 @@ def entries_and_targets(
 ) -> Iterator[tuple[str, os.stat_result, str]]:
     """Yield a folder's entries as `read_entries` returns them, each link with its target.
 
-    The target is empty for what is not a link, and for a link that went meanwhile. All is asked of
-    the open folder where the system has such calls: the kernel need not walk the path again for
-    each entry.
+    The target is empty for what is not a link, and for a link that was removed meanwhile. If the
+    system has such calls, all go to the open folder, so that the kernel need not walk the path
+    again for each entry.
     """
     folder: int | None = None
     try:
@@ -259,7 +259,7 @@ def entries_and_targets(
 
 
 def read_link(path: str) -> str:
-    """Return a link's target; nothing if the link went while its folder was read."""
+    """Return a link's target; an empty string if the link is gone or cannot be read."""
     try:
         return os.readlink(path)
     except OSError:
@@ -270,7 +270,7 @@ def add_below(path: str, kind: ByteClass, notes: Notes) -> tuple[int, int]:
     """Count everything below a folder as one class.
 
     Returns:
-        Allocated bytes and length of all that is below.
+        Allocated bytes, and the length of all files below.
     """
     allocated = size = 0
     pending = [path]
@@ -286,9 +286,21 @@ def add_below(path: str, kind: ByteClass, notes: Notes) -> tuple[int, int]:
 
 
 def is_left_behind(name: str, stat: os.stat_result) -> bool:
-    """Whether an entry is a temporary of the hub's libraries or ours: a file or a link."""
-    file = modes.S_ISREG(stat.st_mode) or modes.S_ISLNK(stat.st_mode)
-    return file and layout.is_temporary(name)
+    """Return whether an entry is a temporary file or link of the hub's libraries or ours."""
+    return stat.st_mode & KIND in (FILE, LINK) and layout.is_temporary(name)
+
+
+def count_stray(
+    path: str, stat: os.stat_result, kind: ByteClass, notes: Notes, *, leftover: bool
+) -> None:
+    """Count an entry and all below it as one class, and add it to the strays."""
+    allocated, size = notes.tally.add(kind, stat), stat.st_size
+    folder = modes.S_ISDIR(stat.st_mode)
+    if folder:
+        below, size = add_below(path, kind, notes)
+        allocated += below
+    mtime, device = stat.st_mtime_ns, stat.st_dev
+    notes.strays.append(Stray(stat.st_ino, mtime, size, allocated, path, folder, leftover, device))
 
 
 def add_stray(
@@ -300,27 +312,20 @@ def add_stray(
     detail: str = "not part of the hub's cache layout",
     remedy: str | None = None,
 ) -> None:
-    """Count an entry that is not part of the layout, and note it."""
+    """Count an entry that is not part of the layout, and add a finding about it.
+
+    Args:
+        path: the entry.
+        stat: of the entry itself.
+        notes: of its repo, or of the cache.
+        leftover: whether an interrupted run left it behind; if not given, its name tells.
+        detail: why it is not part of the layout.
+        remedy: what to do about it.
+    """
     if leftover is None:
         leftover = is_left_behind(os.path.basename(path), stat)
-    kind: ByteClass = "partial" if leftover else "foreign"
-    allocated, size = notes.tally.add(kind, stat), stat.st_size
     folder = modes.S_ISDIR(stat.st_mode)
-    if folder:
-        below, size = add_below(path, kind, notes)
-        allocated += below
-    notes.strays.append(
-        Stray(
-            stat.st_ino,
-            stat.st_mtime_ns,
-            size,
-            allocated,
-            path,
-            folder,
-            leftover,
-            stat.st_dev,
-        )
-    )
+    count_stray(path, stat, "partial" if leftover else "foreign", notes, leftover=leftover)
     if leftover:
         notes.warning("leftover", path, "left behind by an interrupted run", units.command("clean"))
     else:

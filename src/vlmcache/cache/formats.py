@@ -18,7 +18,7 @@ CONFIG = "config.json"
 PIPELINE = "model_index.json"
 
 OTHER_CONFIGS = (PIPELINE, "adapter_config.json", "params.json")
-"""What stands in place of config.json in pipelines, adapters and original checkpoints."""
+"""What replaces config.json in pipelines, adapters and original checkpoints."""
 
 PROCESSOR_FILES = frozenset(
     {
@@ -47,7 +47,7 @@ PROCESSOR_FILES = frozenset(
 """Names that transformers' tokenizers and processors look for at the top of a repo."""
 
 _MOST_SHARDS = 2000
-"""More than any model has; a name that claims more is not believed."""
+"""More than any model has; names that claim more are not believed."""
 
 _SHARD = late.pattern(r"(.+)-(\d{1,6})-of-(\d{1,6})")
 _TRAINING = late.pattern(
@@ -66,25 +66,25 @@ _WEIGHT_ENDINGS = (
     *(".npy", ".npz", ".nemo", ".arpa", ".binary", ".caffemodel", ".joblib", ".keras", ".plan"),
     *(".pdiparams", ".pdmodel", ".pdparams", ".pickle", ".pkl", ".pte", ".t7", ".task"),
 )
-"""Endings of files of weights, of whatever library."""
+"""Endings of files of weights, of any library."""
 _CONSOLIDATED = late.pattern(r"consolidated[^/]*\.safetensors(?:\.index\.json)?$")
 _ALTERNATE_FOLDERS = ("coreml", "gguf", "metal", "onnx", "openvino", "original")
-"""Folders at the top of a repo that hold its weights once more, for other programs."""
+"""Folders at the top of a repo that hold its weights a second time, for other programs."""
 
 _OPENVINO = frozenset({"openvino_model.bin", "openvino_model.xml"})
 _CONVERTED_PARTS = frozenset({*_OPENVINO, "model.onnx", "model.onnx_data"})
-"""The names under which a part of a pipeline is kept once more for other runtimes."""
+"""The names of second copies of a pipeline's part, for other runtimes."""
 _TEXT_ENCODER = late.pattern(r"text_encoders/(?:clip_[a-z]|t5xxl\w*)\.safetensors$")
 """The names under which ComfyUI looks for the text encoders of a pipeline."""
 _TFLITE = late.pattern(r"(?:model|\d+)(?:-\w+)?\.tflite$")
-"""The names of exports for mobile devices, which say the length of the input or nothing."""
+"""The names of exports for mobile devices, some of which give the length of the input."""
 
 VARIANTS = frozenset({"bf16", "ema", "fp16", "fp32", "fp8", "non_ema"})
-"""Variants that are known to be the default weights at another precision or step. What another
-word in a name stands for cannot be known, as of `pytorch_model.generator.bin`."""
+"""Variants that are known to be the default weights at another precision or step. What any other
+word in a name means cannot be known, as in `pytorch_model.generator.bin`."""
 
 _OTHER_WEIGHTS = late.pattern("adapter|control|embed|lora|lycoris|motion|upscal", re.IGNORECASE)
-"""Words in the name of a single file which say that it is not the pipeline once more."""
+"""Words in the name of a single file which say that it is not a copy of the pipeline."""
 
 _FOREIGN = {
     "diffusion_flax_model.msgpack": "diffusion_pytorch_model",
@@ -98,7 +98,7 @@ DEFAULT_STEMS = ("model", "diffusion_pytorch_model")
 
 
 _PARSED = (".safetensors", ".bin", ".h5", ".msgpack", ".ot")
-"""Endings of weights whose names say which weights they are."""
+"""Endings of weights whose names tell which weights they are."""
 
 
 class WeightKey(NamedTuple):
@@ -116,15 +116,15 @@ WEIGHTS = WeightKey("", "model", "")
 class WeightSet(NamedTuple):
     """The files of one format that together are one set of weights, by their names.
 
-    single: the file that holds all of it. index_file and shards: the same in several files. There
-    may be both, and shards may be absent.
+    single: the file that holds all weights. index_file and shards: the same in several files. There
+    may be both, and some shards may be missing.
     """
 
     single: str | None
     index_file: str | None
     shards: frozenset[str]
     numbers: frozenset[tuple[int, int]]
-    """Number and count that the names of the shards say."""
+    """Number and count in the names of the shards."""
 
     @property
     def files(self) -> frozenset[str]:
@@ -133,7 +133,7 @@ class WeightSet(NamedTuple):
 
     @property
     def index_name(self) -> str:
-        """The index of the shards, whether it is among the names or not."""
+        """The name of the shards' index, whether it exists or not."""
         if self.index_file is not None:
             return self.index_file
         folder, slash, base = min(self.shards).rpartition("/")
@@ -142,7 +142,7 @@ class WeightSet(NamedTuple):
 
     @property
     def expected(self) -> frozenset[str]:
-        """All shards, by what the names of some say of their number."""
+        """All shards, by the count that the names of some give."""
         counts = {count for _, count in self.numbers}
         if len(counts) != 1 or not 0 < (count := counts.pop()) <= _MOST_SHARDS:
             return self.shards
@@ -155,22 +155,22 @@ class WeightSet(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether the names are those of a complete set: one file, or an index and all shards."""
+        """Whether the names make a complete set: one file, or an index and all shards."""
         if self.single is not None:
             return True
         counts = {count for _, count in self.numbers}
         if self.index_file is None or len(counts) != 1:
             return False
         (count,) = counts
-        found = {number for number, _ in self.numbers}
-        # Some sets are counted from zero, and then to one less or, as gpt-oss's, to the count.
+        numbers = {number for number, _ in self.numbers}
+        # Some sets are counted from zero, up to the count less one or, as gpt-oss's, to the count.
         return 0 < count <= _MOST_SHARDS and (
-            found.issuperset(range(1, count + 1)) or found.issuperset(range(count))
+            numbers.issuperset(range(1, count + 1)) or numbers.issuperset(range(count))
         )
 
 
 class SecondFormat(NamedTuple):
-    """A set of weights that, by the names, is there once more in a format that loaders prefer."""
+    """A set of weights that, by the names, also exists in a format that loaders prefer."""
 
     key: WeightKey
     ending: str
@@ -180,7 +180,7 @@ class SecondFormat(NamedTuple):
 
 
 class _WeightFile(NamedTuple):
-    """What the name of a file of weights says; number and count for a shard."""
+    """What the name of a file of weights says; `number` is a shard's number and count."""
 
     key: WeightKey
     ending: str
@@ -189,7 +189,7 @@ class _WeightFile(NamedTuple):
 
 
 def _parse_weights(name: str) -> _WeightFile | None:
-    """Return what a name says; `None` if it does not say which weights the file holds."""
+    """Return what a file's name says; `None` if it does not say which weights the file holds."""
     folder, _, base = name.rpartition("/")
     if _TRAINING.search(name) or base in _OPENVINO:
         return None
@@ -251,12 +251,12 @@ def weight_sets(names: Iterable[str]) -> dict[WeightKey, dict[str, WeightSet]]:
 def second_formats(
     names: Iterable[str], sets: Mapping[WeightKey, Mapping[str, WeightSet]] | None = None
 ) -> list[SecondFormat]:
-    """Return the sets of weights of which, by the names, a complete twin is in the same folder.
+    """Return the sets of weights that, by the names, have a complete twin in the same folder.
 
-    Twins have the same stem, once a leading `pytorch_` is dropped, and the same variant. Pickled
-    weights (`.bin`) are second to safetensors; those of TensorFlow, Flax and Rust are to both. A
-    pipeline keeps every `.bin` if one of its parts has weights as `.bin` only, since diffusers
-    then loads them all as `.bin`.
+    Twins have the same stem, apart from a leading `pytorch_`, and the same variant. Pickled weights
+    (`.bin`) are second to safetensors; those of TensorFlow, Flax and Rust are second to both. A
+    pipeline keeps every `.bin` if one of its parts has weights as `.bin` only, since diffusers then
+    loads them all as `.bin`.
 
     Args:
         names: the files of a revision.
@@ -285,15 +285,15 @@ def second_formats(
     return found
 
 
-def left_out(
+def why_left_out(
     names: Iterable[str], sets: Mapping[WeightKey, Mapping[str, WeightSet]] | None = None
 ) -> dict[str, str]:
-    """Return the files that no pull fetches unless it is asked to -> why.
+    """Return the files that a pull leaves out unless it is asked for them -> why.
 
-    Weights are left out only if the same weights stay, complete by their names: in a preferred
-    format in the same folder (see `second_formats`), or as the default set of the repo, of which
-    the others are copies for other programs, at other precisions, or in a single file. Small files
-    that belong to such copies only are left out with them. In doubt a file stays.
+    Weights are left out only if the same weights are fetched, complete by their names: in a
+    preferred format in the same folder (see `second_formats`), or as the default set of the repo,
+    of which the others are copies for other programs, at other precisions, or in a single file.
+    Small files that belong only to such copies are left out with them. In doubt a file is fetched.
 
     Args:
         names: the files of a revision.
@@ -320,19 +320,19 @@ def left_out(
 def wanted(names: Iterable[str]) -> set[str]:
     """Return the files that loading can need: all but those that are left out."""
     every = set(names)
-    return every - left_out(every).keys()
+    return every - why_left_out(every).keys()
 
 
 @layout.by_name
 def is_weights(name: str) -> bool:
-    """Return whether a file's ending is one of weights, of whatever library."""
+    """Return whether a file's ending is one of weights, of any library."""
     return name.lower().endswith(_WEIGHT_ENDINGS)
 
 
 def _copies_of_default(
     every: AbstractSet[str], sets: Mapping[WeightKey, Mapping[str, WeightSet]]
 ) -> dict[str, str]:
-    """Return what exists in addition to the complete default set of a repo -> why it is left."""
+    """Return the files that copy the complete default set of a repo -> why they are left out."""
     complete = {
         key
         for key, formats in sets.items()
@@ -391,7 +391,7 @@ def _copies_of_default(
 
 
 def _is_single_file(name: str) -> bool:
-    """Whether a file at the top of a pipeline is all of it in one file, as far as names tell."""
+    """Return whether a file at the top of a pipeline is a copy of all of it, by its name."""
     if "/" in name or not name.endswith((".safetensors", ".ckpt")) or _OTHER_WEIGHTS.search(name):
         return False
     parsed = _parse_weights(name)
@@ -404,14 +404,14 @@ def _is_converted_part(name: str, folders: AbstractSet[str]) -> bool:
 
 
 def weight_candidates(names: AbstractSet[str]) -> list[tuple[str, bool]]:
-    """Return the ways in which a model's weights can be there, the preferred one first.
+    """Return the forms in which a model's weights can exist, the preferred one first.
 
     Args:
-        names: every file known of the revision, from the Hub's listing and from the disk.
+        names: all known files of the revision, from the Hub's listing and from the disk.
 
     Returns:
-        Pairs of a file name and whether it is an index of shards. Shards stand for the index that
-        names them. Empty where none of the names is one that transformers looks for.
+        Pairs of a file name and whether it is an index of shards. Shards without their index count
+        as the index. Empty if transformers looks for none of the names.
     """
     order = (
         (SAFETENSORS_SINGLE, False),
@@ -425,16 +425,16 @@ def weight_candidates(names: AbstractSet[str]) -> list[tuple[str, bool]]:
         ("flax_model.msgpack", False),
     )
     numbered = any("-of-" in name for name in names)
-    found = [
-        (name, index)
-        for name, index in order
-        if name in names or (index and numbered and shards_of(name, names))
+    candidates = [
+        (name, is_index)
+        for name, is_index in order
+        if name in names or (is_index and numbered and shards_of(name, names))
     ]
-    return found or [(name, False) for name in sorted(names) if name.endswith(".gguf")]
+    return candidates or [(name, False) for name in sorted(names) if name.endswith(".gguf")]
 
 
 def shards_of(index: str, names: AbstractSet[str]) -> set[str]:
-    """Return all shards of an index, from the names of some: `model-00001-of-00002…`."""
+    """Return the names of all shards of an index, by those that exist: `model-00001-of-00002…`."""
     stem, ending = index.removesuffix(".index.json").split(".")
     pattern = re.compile(rf"{stem}-\d{{5}}-of-(\d{{5}})\.{ending}")
     counts = {match[1] for name in names if (match := pattern.fullmatch(name))}
@@ -447,18 +447,18 @@ def shards_of(index: str, names: AbstractSet[str]) -> set[str]:
 
 
 def show_use(names: Iterable[str], own: Iterable[str], *, model: bool) -> bool:
-    """Return whether a revision cannot be used without one of some of its files being read.
+    """Return whether every use of a revision reads at least one of certain files.
 
     Args:
-        names: the files of the revision that are there.
-        own: those of them that are looked at.
-        model: whether it is one of a model; of anything else a program may read any part.
+        names: all files of the revision that exist.
+        own: those of them that are watched.
+        model: whether it is a model; of anything else a program may read any part.
     """
-    every, seen = set(names), set(own)
-    if model and seen & _always_opened(every) and _other_weights(every) <= seen:
+    every, watched = set(names), set(own)
+    if model and watched & _always_opened(every) and _other_weights(every) <= watched:
         return True
     read = {name for name in every if not _FOR_READERS.search(name)}
-    return bool(read) and read <= seen
+    return bool(read) and read <= watched
 
 
 def _other_weights(names: set[str]) -> set[str]:
@@ -471,10 +471,10 @@ def _other_weights(names: set[str]) -> set[str]:
 
 
 def _always_opened(names: set[str]) -> set[str]:
-    """Return the files that every load of a model opens, whatever library does it.
+    """Return the files that every load of a model opens, with any library.
 
-    Where weights are there in several formats, no single one is opened by all; and what reads GGUF
-    files needs no configuration.
+    If weights exist in several formats, no format is opened by all; and programs that read GGUF
+    files need no configuration.
     """
     if any(name.endswith(".gguf") for name in names):
         return set()

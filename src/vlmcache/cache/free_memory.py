@@ -1,4 +1,4 @@
-"""What memory this process can still take: the machine's, or less in control groups and by limits.
+"""How much memory this process can still take: the machine's, or less by limits of its groups.
 
 Linux's control groups are described at https://docs.kernel.org/admin-guide/cgroup-v2.html and
 https://docs.kernel.org/admin-guide/cgroup-v1/memory.html.
@@ -14,7 +14,7 @@ from vlmcache.cache.mounts import Mount, mounts
 
 PROCESS = "/proc/self"
 _LONGEST = 100_000
-"""The most characters that are read of a kernel's file."""
+"""The most characters that are read from a file of the kernel."""
 
 
 class _Files(NamedTuple):
@@ -27,7 +27,7 @@ class _Files(NamedTuple):
 
 
 _VERSIONS = {
-    # Above memory.high the kernel slows a group down until it is below again.
+    # Above memory.high the kernel slows a group down until it is below it again.
     "cgroup2": _Files(
         ("memory.max", "memory.high"), "memory.current", "", ("file_dirty", "file_writeback")
     ),
@@ -41,7 +41,7 @@ _VERSIONS = {
 def available_memory(process: str = PROCESS) -> int:
     """Return the bytes that this process can still take without anything being killed.
 
-    Files in memory that are clean count as free: the kernel drops them when memory is wanted.
+    Clean pages of files count as free: the kernel drops them when memory is needed.
 
     Args:
         process: the folder that describes its groups and mounts, as in /proc.
@@ -53,10 +53,10 @@ def available_memory(process: str = PROCESS) -> int:
 
 
 def group_rooms(process: str = PROCESS) -> Iterator[int]:
-    """Yield what is left below each memory limit of the process's groups, of both versions.
+    """Yield the bytes left below each memory limit of the process's groups, of both versions.
 
-    A group's limit holds for all groups below it. A group that this process cannot see, since it
-    is in a container, has its limits where the container's groups are mounted.
+    A group's limit holds for all groups below it. If this process is in a container and cannot see
+    its group, the limits are where the container's groups are mounted.
     """
     lines = [line.split(":", 2) for line in _text(os.path.join(process, "cgroup")).splitlines()]
     own = {
@@ -79,7 +79,7 @@ def _folders(mount: Mount, group: str) -> Iterator[str]:
     if group == root or group.startswith(f"{root}/"):
         parts = [part for part in group[len(root) :].split("/") if part]
     if ".." in parts:
-        # Outside of what the process's namespace shows.
+        # Outside the process's namespace.
         parts = []
     for depth in range(len(parts), -1, -1):
         yield os.path.join(mount.point, *parts[:depth])
@@ -95,7 +95,7 @@ def _rooms(folder: str, names: _Files) -> Iterator[int]:
     def amount(*words: str) -> int:
         return sum(stat.get(f"{names.prefix}{word}", 0) for word in words)
 
-    # Pages that a process has locked are on neither list, and those of shared memory on others.
+    # Locked pages and those of shared memory are on neither of these lists.
     files = amount("inactive_file", "active_file")
     clean = max(0, files - amount(*names.dirty))
     for name in names.limits:
@@ -105,7 +105,7 @@ def _rooms(folder: str, names: _Files) -> Iterator[int]:
 
 
 def _process_limits() -> Iterator[int]:
-    """Yield what this process may have of addresses and data above what it has, if limited."""
+    """Yield the bytes of addresses and of data that this process may still take, if limited."""
     try:
         import resource
     except ImportError:  # not on Windows
@@ -120,7 +120,7 @@ def _process_limits() -> Iterator[int]:
 
 
 def _number(path: str) -> int | None:
-    """Return the number that a file holds; `None` for a word, such as `max`, or no file."""
+    """Return the number in a file; `None` for a word, such as `max`, or without the file."""
     text = _text(path).strip()
     return int(text) if text.isdecimal() else None
 

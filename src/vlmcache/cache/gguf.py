@@ -1,4 +1,4 @@
-"""Which variants of a model the names of GGUF files stand for (pure)."""
+"""The variants of a model, by the names of its GGUF files (pure)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Variant(NamedTuple):
     """One quantization of a model: a file, or a split set of files."""
 
     name: str
-    """What follows the colon in `org/name:Q4_K_M`; different for each variant of a repo."""
+    """What follows the colon in `org/name:Q4_K_M`; unique in its repo."""
     files: tuple[str, ...]
-    """All its files in order; of a split set also those that are not among the names."""
+    """All its files in order, those of a split set that are missing included."""
     aliases: frozenset[str]
-    """What it can be called too, in lower case."""
+    """Other names for it, in lower case."""
 
 
 class Variants(NamedTuple):
@@ -32,10 +32,10 @@ class Variants(NamedTuple):
 
     variants: tuple[Variant, ...]
     projectors: tuple[str, ...]
-    """The mmproj files: the part of a model that sees or hears. Each works with each variant."""
+    """The mmproj files: the part of a model that sees or hears. Each works with every variant."""
 
     def called(self, word: str) -> list[Variant]:
-        """Return the variants that a word means: their tag, folder or file name, in any case."""
+        """Return the variants that a word names, by their tag, folder or file name, in any case."""
         word = word.casefold()
         exact = [variant for variant in self.variants if variant.name.casefold() == word]
         return exact or [variant for variant in self.variants if word in variant.aliases]
@@ -44,7 +44,7 @@ class Variants(NamedTuple):
         """Return the name of each variant -> its bytes.
 
         Args:
-            sizes: file name -> bytes, of the files of which that is known.
+            sizes: file name -> bytes, as far as they are known.
         """
         return {
             variant.name: sum(sizes.get(name, 0) for name in variant.files)
@@ -55,7 +55,7 @@ class Variants(NamedTuple):
         """Return the mmproj file to have next to a variant: f16, else the smallest.
 
         Args:
-            sizes: name -> bytes, of the files of which that is known.
+            sizes: file name -> bytes, as far as they are known.
         """
 
         def preference(name: str) -> tuple[bool, int, str]:
@@ -66,15 +66,15 @@ class Variants(NamedTuple):
 
 @layout.by_name
 def is_gguf(name: str) -> bool:
-    """Return whether a name is that of GGUF weights; an importance matrix is none."""
+    """Return whether a name is that of GGUF weights, and not of an importance matrix."""
     return name.lower().endswith(".gguf") and "imatrix" not in name.rpartition("/")[2].lower()
 
 
 def variants(names: Iterable[str]) -> Variants:
     """Return the variants among the names of a repo's files, sorted by their own names.
 
-    A variant is called by the tag between the last `-` or `.` and `.gguf`, by its folder if its
-    tag is not a quantization, and by its path if several would have that name.
+    A variant is named by the tag between the last `-` or `.` and `.gguf`, by its folder if its tag
+    is not a quantization, and by its path if several variants would get the same name.
     """
     named = sorted(set(filter(is_gguf, names)))
     if not named:
@@ -95,14 +95,14 @@ def variants(names: Iterable[str]) -> Variants:
             if count
             else (name,)
         )
-    called = {key: _name(key[0]) for key in sets}
-    uses = Counter(name.casefold() for name in called.values())
+    short_names = {key: _name(key[0]) for key in sets}
+    uses = Counter(name.casefold() for name in short_names.values())
     stems = Counter(stem.casefold() for stem, _ in sets)
     found = []
     for (stem, count), files in sets.items():
-        name = called[stem, count]
+        name = short_names[stem, count]
         if uses[name.casefold()] > 1:
-            # Of the same weights in one file and in parts, the one file has the plain path.
+            # If the same weights are in one file and in parts too, the one file has the plain path.
             name = files[0][: -len(".gguf")] if stems[stem.casefold()] > 1 else stem
         found.append(Variant(name, files, _aliases(stem)))
     return Variants(tuple(sorted(found)), tuple(projectors))

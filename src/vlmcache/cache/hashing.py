@@ -1,4 +1,4 @@
-"""Hashing of files that should have the content that a hash names: on all cores, at disk speed.
+"""Hashing of files whose content should have a known hash: on all cores, at disk speed.
 
 The Hub names a blob by the sha256 of its content (LFS and Xet files), or by git's blob sha1.
 """
@@ -21,20 +21,20 @@ from vlmcache.progress import Stopped
 from vlmcache.threads import results
 
 BLOCK = 1 << 20
-"""Bytes that are read, hashed and written at a time."""
+"""Bytes that are copied at a time while they are hashed."""
 _PIECE = 1 << 18
-"""Bytes that are read and hashed at a time: few enough to stay in the core's own cache meanwhile.
+"""Bytes that are read and hashed at a time: few enough to stay in the core's own cache.
 
 With 1 MB it takes 2 % longer on an idle machine and an eighth longer on a busy one.
 """
 _STRETCH = 32
-"""Pieces that are read ahead of the hash, and given back after it, at a time."""
+"""Pieces that are read ahead of the hash at a time, and given back after it."""
 
 
 class Identity(NamedTuple):
-    """What a file is as long as nobody has written to it. Times are nanoseconds since the epoch.
+    """What stays the same while nobody writes to a file. Times are nanoseconds since the epoch.
 
-    The change time is set by the system alone: a write that puts back the modification time shows.
+    Only the system sets the change time: it shows a write that restored the modification time.
     """
 
     device: int
@@ -52,9 +52,9 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class Judged(msgspec.Struct, frozen=True):
-    """What became of a check.
+    """The result of a check.
 
-    actual: the content's own hash, `None` where it was not or could not be read; problem says why.
+    actual: the content's own hash; `None` if it could not be read: problem says why.
     """
 
     check: Check
@@ -69,16 +69,16 @@ class Judged(msgspec.Struct, frozen=True):
 
 
 class ContentChangedError(ChangedError):
-    """Someone wrote to the file while it was read."""
+    """Somebody wrote to the file while it was read."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"it was written to while it was read: {path}", "run it again")
+        super().__init__(f"the file was written to while it was read: {path}", "run it again")
 
 
 Opener = Callable[[str], int]
 """Opens a file for reading and returns its descriptor."""
 OnProgress = Callable[[Check, int], None]
-"""Is called, from several threads, with how many bytes of a check's file are hashed by now."""
+"""Called from several threads with a check and how many bytes of its file are hashed so far."""
 
 
 def cores() -> int:
@@ -89,7 +89,7 @@ def cores() -> int:
 
 
 def identify(path: str) -> Identity:
-    """Return what the file is that a path leads to.
+    """Return the identity of the file that a path leads to.
 
     Raises:
         OSError: there is none.
@@ -98,7 +98,7 @@ def identify(path: str) -> Identity:
 
 
 def identify_open(descriptor: int) -> Identity:
-    """Return what the file is that a descriptor has open."""
+    """Return the identity of an open file, by its descriptor."""
     return _identity(os.fstat(descriptor))
 
 
@@ -109,7 +109,7 @@ def _identity(stat: os.stat_result) -> Identity:
 
 
 def new_hash(expected: str, size: int) -> hashlib._Hash:
-    """Return the hash, nothing hashed yet, by which a blob of that name and length is named."""
+    """Return a new hash object of the kind by which a blob of that name and length is named."""
     if len(expected) == 64:
         return hashlib.sha256(usedforsecurity=False)
     # git hashes a header in front of the content (`git help hash-object`).
@@ -117,16 +117,16 @@ def new_hash(expected: str, size: int) -> hashlib._Hash:
 
 
 def hash_file(path: str, expected: str, opener: Opener = open_quietly) -> str:
-    """Return the hash of a file's content, of the kind that the expected one is.
+    """Return the hash of a file's content, of the same kind as the expected one.
 
     Args:
         path: the file.
         expected: the hash.
-        opener: opens it: `CacheTree.open_content` for what is in a cache.
+        opener: opens it: `CacheTree.open_content` for files in a cache.
 
     Raises:
         OSError: it cannot be read.
-        ContentChangedError: it was written to meanwhile.
+        ContentChangedError: it was written to while it was read.
     """
     with os.fdopen(opener(path), "rb", buffering=0) as file:
         return _digest(Check(path, expected), file, bytearray(_PIECE), None, threading.Event())[1]
@@ -144,10 +144,10 @@ def hash_all(
     What was not in the page cache before is not left there. Close the iterator to stop early.
 
     Args:
-        checks: the files; the longest are best named first, so that no core idles at the end.
-        workers: threads; one a core if not given.
+        checks: the files; best with the longest first, so that no core idles at the end.
+        workers: threads; one per core if not given.
         on_progress: is called with the progress.
-        opener: opens them: `CacheTree.open_content` for what is in a cache.
+        opener: opens them: `CacheTree.open_content` for files in a cache.
     """
     stopped = threading.Event()
     own = threading.local()
@@ -178,7 +178,7 @@ def _judge(
                 return Judged(check, None, problem="it changed while it was read")
         except OSError as error:
             return Judged(check, None, problem=f"it cannot be read: {reason_of(error)}")
-        # Another file has taken its place meanwhile: that one counts.
+        # Another file has taken its place meanwhile: check that one.
     raise AssertionError("unreachable")
 
 

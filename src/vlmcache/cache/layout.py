@@ -22,16 +22,19 @@ SNAPSHOTS = "snapshots"
 REFS = "refs"
 TREES = "trees"
 OWN_TREE = ".vlmcache.json"
-"""How the name ends of a listing of a snapshot that does not hold all of it.
+"""How the name of a listing ends if its snapshot does not hold all listed files.
 
-The client takes such a snapshot for a broken one if it finds the listing under its own name.
+If the client found the listing under the usual name, it would take the snapshot for broken.
 """
 NO_EXIST = ".no_exist"
 LOCKS = ".locks"
 CACHE_TAG = "CACHEDIR.TAG"
 PARTIAL_SUFFIX = ".incomplete"
 SECOND_PARTIAL = ".22222222" + PARTIAL_SUFFIX
-"""How the name ends of what was sent again and differs from the partial; one of the client's."""
+"""How the name of a second partial ends, for content that was sent again and differs.
+
+The client gives partials such names too.
+"""
 
 OTHER_CLIENTS = {
     ".downloadInProgress": "llama.cpp",
@@ -50,10 +53,10 @@ SHARED_MARKER_TEXT = "1\n"
 MANIFEST_SUFFIX = ".refs"
 LOCK_SUFFIX = ".lock"
 SOFT_SUFFIX = ".soft"
-"""What follows the name of a shared blob's lock where the filesystem has no locks."""
+"""What follows the name of a shared blob's lock on a filesystem without locks."""
 
 LEFTOVERS = ".vlmcache-leftovers"
-"""Folder in the cache root that holds what a removal has renamed away and not yet unlinked.
+"""Folder in the cache's root that holds what a removal has renamed and not yet unlinked.
 
 Each run has a folder of its own in it, which mirrors the cache: `<unique>/<repo folder>/…`.
 """
@@ -61,26 +64,26 @@ WHOLE_REPO = "repo-"
 """How the unique name begins if complete repos were renamed, and not parts of them."""
 
 TRASH = ".vlmcache-trash"
-"""Folder in the cache root that holds what `rm` keeps, where it cannot be next to the hub folder.
+"""Folder in the cache's root that is the trash, if the trash cannot be next to the hub folder.
 
 Next to a hub folder `hub` it is `.hub.vlmcache-trash`. Each removal has a folder of its own in it.
 """
 
 MOVES = ".vlmcache-moved.json"
-"""File at the top of a destination in which `move` noted all that it brought, until 0.1.1."""
+"""File at the top of a destination in which `move` noted all that it moved there, until 0.1.1."""
 NOTE_SUFFIX = ".moved-here.json"
-"""How the file's name ends that notes out of which cache `move` has brought a repo.
+"""How the name of the file ends that notes out of which cache `move` took a repo.
 
 It is `.locks/<repo folder>.moved-here.json` at the destination.
 """
 RECORD_SUFFIX = ".moved.json"
-"""How the file's name ends that records where `move` has brought one repo of a cache.
+"""How the name of the file ends that records where `move` took a repo of a cache.
 
-It is `.locks/<repo folder>.moved.json`: of all that is in a cache's root, the Hub's own scan warns
-of every entry but that folder.
+It is `.locks/<repo folder>.moved.json`: the Hub's own scan warns of any other entry that it does
+not know in a cache's root.
 """
 BASE_SUFFIX = ".base.json"
-"""How the file's name ends that records into which bases `attach` has linked blobs of a repo.
+"""How the name of the file ends that records into which bases `attach` linked blobs of a repo.
 
 It is `.locks/<repo folder>.base.json`.
 """
@@ -91,7 +94,7 @@ KINDS = {"models": "model", "datasets": "dataset", "spaces": "space", "kernels":
 """Folder prefix of a repo -> its type."""
 
 DESKTOP_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
-"""Files that file managers leave in any folder they show."""
+"""Files that file managers leave in folders that they show."""
 
 ROOT_FILES = frozenset(
     {CACHE_TAG, MOVES, "version.txt", "version_diffusers_cache.txt", ".gitignore"}
@@ -139,16 +142,16 @@ _REPO_ID = late.pattern(rf"{_REPO_PART}(?:/{_REPO_PART})?")
 _LONGEST_NAME = 4000
 """Bytes of the name of a repo's file, its folders included: Linux opens no longer path."""
 _MOST_FOLDERS = 100
-"""Folders one in another that a file of a repo may be in: what makes them calls itself for each."""
+"""Levels of folders that a file of a repo may be in: what makes them is recursive."""
 _REF = late.pattern(r"[0-9A-Za-z_][^\x00-\x20\\:*?\[~^\x7f]{0,254}")
 
 
 _T = TypeVar("_T")
 
 
-def by_name(say: Callable[[str], _T]) -> Callable[[str], _T]:
-    """Remember what a function says of a file's name: a cache has the same names in many repos."""
-    return functools.lru_cache(maxsize=1 << 14)(say)
+def by_name(function: Callable[[str], _T]) -> Callable[[str], _T]:
+    """Remember what a function returns for file names: the same ones are in many repos."""
+    return functools.lru_cache(maxsize=1 << 14)(function)
 
 
 def repo_folder(kind: str, repo_id: str) -> str:
@@ -157,52 +160,52 @@ def repo_folder(kind: str, repo_id: str) -> str:
 
 
 def typed_name(kind: str, repo_id: str) -> str:
-    """Return what to type for a repo: its id; for other types than models, with their prefix.
+    """Return what to type for a repo: its id, with a prefix for other types than models.
 
-    The hub's addresses of files begin with the same.
+    The Hub's addresses of files begin with the same.
     """
     return repo_id if kind == "model" else f"{kind}s/{repo_id}"
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return (type, repo id) of a repo by what is typed for it, such as `datasets/owner/name`."""
+    """Return (type, repo id) for what is typed for a repo, such as `datasets/owner/name`."""
     prefix, _, rest = name.partition("/")
     return (KINDS[prefix], rest) if prefix in KINDS and rest else ("model", name)
 
 
 def folder_of(name: str) -> str:
-    """Return the name of a repo's folder by what is typed for the repo."""
+    """Return the name of a repo's folder for what is typed for the repo."""
     return repo_folder(*split_name(name))
 
 
 def blob_path(folder: str, name: str) -> str:
-    """Return where a blob of the repo in a folder is."""
+    """Return the path of a blob of the repo in a folder."""
     return os.path.join(folder, BLOBS, name)
 
 
 def ref_path(folder: str, ref: str) -> str:
-    """Return where a ref of the repo in a folder is: `refs/pr/1` is two folders down."""
+    """Return the path of a ref of the repo in a folder; the ref `refs/pr/1` has folders too."""
     return os.path.join(folder, REFS, *ref.split("/"))
 
 
 def tree_path(folder: str, commit: str, *, own: bool = False) -> str:
-    """Return where the Hub's listing of a commit is, in the folder of its repo.
+    """Return the path of the Hub's listing of a commit, in the folder of its repo.
 
     Args:
         folder: the repo's folder.
         commit: the commit.
-        own: whether it is one that the client does not read, see `OWN_TREE`.
+        own: whether it is a listing that the client does not read, see `OWN_TREE`.
     """
     return os.path.join(folder, TREES, f"{commit}{OWN_TREE if own else '.json'}")
 
 
 def snapshot_path(folder: str, commit: str) -> str:
-    """Return where the snapshot of a commit is, in the folder of its repo."""
+    """Return the path of the snapshot of a commit, in the folder of its repo."""
     return os.path.join(folder, SNAPSHOTS, commit)
 
 
 def file_path(snapshot: str, name: str) -> str:
-    """Return where a file of a snapshot is; its name has forward slashes on every system."""
+    """Return the path of a file of a snapshot; its name has forward slashes on every system."""
     return os.path.join(snapshot, *name.split("/"))
 
 
@@ -212,22 +215,22 @@ def trash_beside(name: str) -> str:
 
 
 def staged_path(destination: str, *names: str) -> str:
-    """Return where `move` stages what it copies to a destination, and something in that folder."""
+    """Return the path of the folder in which `move` stages copies, or of something in it."""
     return os.path.join(destination, MOVING, *names)
 
 
 def shared_blob_path(cache_dir: str, shared_hash: str) -> str:
-    """Return where a shared blob of a cache is."""
+    """Return the path of a shared blob of a cache."""
     return os.path.join(cache_dir, SHARED_STORE, shared_hash[:2], shared_hash)
 
 
 def lock_path(cache_dir: str, folder: str, etag: str) -> str:
-    """Return where the hub's lock of a blob is, by the name of the repo's folder."""
+    """Return the path of the hub's lock of a blob, by the name of the repo's folder."""
     return os.path.join(cache_dir, LOCKS, folder, etag + LOCK_SUFFIX)
 
 
 def parse_repo_folder(name: str) -> tuple[str, str] | None:
-    """Return (type, repo id) of a repo's folder name, or `None` if it is not one."""
+    """Return (type, repo id) of the name of a repo's folder; `None` if it is not one."""
     prefix, separator, rest = name.partition("--")
     if not separator or prefix not in KINDS or not rest:
         return None
@@ -235,9 +238,9 @@ def parse_repo_folder(name: str) -> tuple[str, str] | None:
 
 
 def name_by_path(repo_id: str, path: str) -> str:
-    """Return what to type for the repo of an entry at a path: an id can be of several types."""
-    found = [repo for part in path.split(os.sep) if (repo := parse_repo_folder(part))]
-    return next((typed_name(*repo) for repo in reversed(found) if repo[1] == repo_id), repo_id)
+    """Return what to type for a repo, whose type shows in the path of one of its entries."""
+    repos = [repo for part in path.split(os.sep) if (repo := parse_repo_folder(part))]
+    return next((typed_name(*repo) for repo in reversed(repos) if repo[1] == repo_id), repo_id)
 
 
 def is_repo_id(text: str) -> bool:
@@ -264,9 +267,9 @@ def is_revision(text: str) -> bool:
 
 
 def _hostile_problem(name: str) -> str | None:
-    """Return why no repo can hold a file of that name.
+    """Return why no repo can hold a file of that name; `None` if it can.
 
-    What leaves the folder on any system is refused on every system.
+    A name that leaves the folder on one system is refused on all.
     """
     if len(name) > _LONGEST_NAME:
         return "it is too long"
@@ -284,7 +287,7 @@ def _hostile_problem(name: str) -> str | None:
 
 
 def _length_problem(name: str) -> str | None:
-    """Return why a name is too long for any filesystem."""
+    """Return why a name is too long for filesystems, or invalid; `None` if it is neither."""
     try:
         too_long = len(name.encode()) > _LONGEST_NAME or any(
             len(part.encode()) > 255 for part in name.split("/")
@@ -295,29 +298,29 @@ def _length_problem(name: str) -> str | None:
 
 
 def file_name_problem(name: str) -> str | None:
-    """Return why a file of a repo cannot be written below a snapshot, or `None` if it can.
+    """Return why a file of a repo cannot be written below a snapshot; `None` if it can.
 
-    Names come from the network or from archives. What some system cannot hold, or reads as another
-    name, is refused on every system, since a cache can move between them.
+    Names come from the network or from archives. A name that one system cannot hold, or takes for
+    another name, is refused on all, since a cache can move between systems.
     """
     problem = _hostile_problem(name) or _length_problem(name)
     if problem is not None:
         return problem
     if any(character < " " or "\x7f" <= character < "\xa0" for character in name):
-        return "it holds control characters"
+        return "it contains control characters"
     if "\\" in name:
-        return "it holds a backslash, which is read as a folder on Windows"
+        return "it contains a backslash, which separates folders on Windows"
     if _DRIVE.match(name):
-        return "it is read as a drive on Windows"
+        return "it names a drive on Windows"
     if os.name == "nt" and any(map(_NOT_ON_WINDOWS.search, name.split("/"))):
-        return "Windows has no such names"
+        return "Windows does not allow such names"
     return "it is not valid Unicode" if "\ufffd" in name else None
 
 
-def matching(names: Iterable[str], pattern: str) -> set[str]:
-    """Return the file names that a pattern of `--include` or `--exclude` means.
+def matched(names: Iterable[str], pattern: str) -> set[str]:
+    """Return the file names that a pattern of `--include` or `--exclude` matches.
 
-    As huggingface_hub's filter_repo_objects does it (`utils/_paths.py`).
+    The rules are those of huggingface_hub's filter_repo_objects (`utils/_paths.py`).
     """
     complete = pattern + "*" if pattern.endswith("/") else pattern
     return {name for name in names if fnmatch.fnmatch(name, complete)}
@@ -326,22 +329,22 @@ def matching(names: Iterable[str], pattern: str) -> set[str]:
 def listing_problem(names: Collection[str], *, written: bool = False) -> tuple[str, str] | None:
     """Return a name for which a complete listing is refused, and why; `None` if there is none.
 
-    It leaves the folder, makes no sense, or is both a file and a folder. What else cannot be
-    written is no reason to refuse the other files, see `file_name_problem`.
+    It leaves the folder, makes no sense, or is both a file and a folder. If a name cannot be
+    written for another reason, only that file is refused: see `file_name_problem`.
 
     Args:
-        names: those of the listing.
+        names: the names in the listing.
         written: whether all of it is about to be written.
     """
     for name in names:
         reason = _hostile_problem(name) or (_length_problem(name) if written else None)
         if reason is not None:
             return name, reason
-    # In this order, a name that is a folder too comes right before what is in it.
+    # In this order, a name that is also a folder comes right before the folder's content.
     ordered = sorted(name.replace("/", "\0") for name in names)
     for name, following in itertools.pairwise(ordered):
         if following.startswith(name + "\0"):
-            return name.replace("\0", "/"), "it is a folder too"
+            return name.replace("\0", "/"), "it is also a folder"
     return None
 
 
@@ -351,7 +354,7 @@ def is_etag(text: str) -> bool:
 
 
 def are_etags(texts: Collection[str]) -> bool:
-    """Return whether all strings are such hashes, which for many is known as soon as for one."""
+    """Return whether all strings are such hashes; for many strings that is as quick as for one."""
     if not _ETAG_LENGTHS.issuperset(map(len, texts)):
         return False
     joined = "".join(texts)
@@ -359,7 +362,7 @@ def are_etags(texts: Collection[str]) -> bool:
 
 
 def is_blob_name(text: str) -> bool:
-    """Return whether a string can name a blob: a hash of the Hub's, or what mirrors give for it."""
+    """Return whether a string can name a blob: one of the Hub's hashes, or those of mirrors."""
     return _BLOB_NAME_ALONE.fullmatch(text) is not None
 
 
@@ -369,48 +372,48 @@ def is_commit_folder(text: str) -> bool:
 
 
 def partial_etag(name: str) -> str | None:
-    """Return the etag that a partial download's file name belongs to, `None` for other names."""
+    """Return the etag in the name of a partial download; `None` for other names."""
     match = _PARTIAL.fullmatch(name) if name.endswith(_PARTIAL_ENDS) else None
     return match["etag"] if match else None
 
 
 def own_partials(etag: str) -> tuple[str, str]:
-    """Return the names of the two files in which a blob arrives here, the usual one first."""
+    """Return the names of the two files in which we receive a blob, the usual one first."""
     return etag + PARTIAL_SUFFIX, etag + SECOND_PARTIAL
 
 
 def partial_client(name: str) -> str | None:
-    """Return the program that alone writes a partial download, `None` for the hub's own."""
+    """Return the only program that writes partial downloads of that name; `None` for the hub's."""
     match = _PARTIAL.fullmatch(name)
     return OTHER_CLIENTS[match["other"]] if match and match["other"] else None
 
 
 def is_blob_lock(name: str) -> bool:
-    """Return whether the name is that of a lock which other clients keep next to their blobs.
+    """Return whether a name is that of a lock which other clients keep next to their blobs.
 
-    The Rust, Go and Swift clients write `blobs/<etag>.lock`; the hub's library has `.locks/`.
+    The Rust, Go and Swift clients write `blobs/<etag>.lock`; the hub's library uses `.locks/`.
     """
     return _BLOB_LOCK.fullmatch(name) is not None
 
 
 def blob_of_text(text: bytes, depth: int) -> str | None:
-    """Return the blob that a file means which holds a link's target in place of being that link.
+    """Return the blob that a file stands for if it contains a link's target; `None` if it does not.
 
-    git, zip and copies to a filesystem without links leave such files.
+    git, zip and copies to a filesystem without links leave such files in place of links.
 
     Args:
         text: the file's content.
         depth: as for `link_target`.
     """
     start = link_target("", depth)
-    # A copy made on Windows holds the link as Windows writes it.
+    # A copy made on Windows contains the target as Windows writes it.
     target = text.decode("ascii", "replace").replace("\\", "/")
     name = target.removeprefix(start)
     return name if target.startswith(start) and is_etag(name) else None
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether the name is one that hub libraries give to files they are about to rename."""
+    """Return whether a name is one that hub libraries, or we, give to files until a rename."""
     # Blobs and links are many and temporaries few: most names need no pattern.
     likely = name.startswith((".", "tmp")) or name.endswith(".tmp")
     return likely and _TEMPORARY.fullmatch(name) is not None
@@ -426,11 +429,17 @@ def link_target(name: str, depth: int) -> str:
     return "../" * (depth + 2) + f"{BLOBS}/{name}"
 
 
-def shared_hash_of(target: str) -> str | None:
-    """Return the hash of the shared blob that a repo blob's link target names, if it names one.
+def blob_of_target(target: str) -> str:
+    """Return the blob that the target of a snapshot's link names; an empty string for others."""
+    folder, _, name = target.rpartition("/")
+    return name if folder.rpartition("/")[2] == BLOBS else ""
 
-    The hub writes `../../blobs/<xx>/<hash>`, relative to the repo's `blobs` folder. The store of
-    another cache is named by its complete path.
+
+def shared_hash_of(target: str) -> str | None:
+    """Return the hash of the shared blob that the target of a blob's link names; `None` for others.
+
+    The hub writes `../../blobs/<xx>/<hash>`, relative to the repo's `blobs` folder. A link into the
+    store of another cache has its complete path.
     """
     if os.path.isabs(target):
         return None

@@ -1,7 +1,8 @@
-"""Whether a lock of the hub is held, and by whom: the one place that decides it.
+"""Whether a lock of the hub is held; only this module decides it.
 
-A lock is a file on which its holder has an flock, as filelock takes it. Where the filesystem has no
-flock (Lustre, CIFS, buckets), it is held while its file is there and was written within the hour.
+A lock is a file on which its holder has an flock, as filelock takes it. If the filesystem has no
+flock (Lustre, CIFS, buckets), a lock counts as held while its file exists and was written within
+the last hour.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from vlmcache.cache.state import Finding
 from vlmcache.cache.tree import CacheTree
 
 SOFT_SECONDS = 3600.0
-"""Seconds since it was written in which a lock or a partial counts as held without an flock."""
-_WITHOUT = "this filesystem has no locks: what was written within the hour counts as in use"
+"""Seconds after the last write during which a lock or partial counts as held without an flock."""
+_WITHOUT = "this filesystem has no locks: files written within the last hour count as in use"
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
-_UNLOCKED: dict[int, str] = {}
+_LOCKLESS: dict[int, str] = {}
 """Device of each filesystem without locks that was met -> a path on it."""
 
 
-def unlocked() -> tuple[Finding, ...]:
+def lockless() -> tuple[Finding, ...]:
     """Return a finding for each filesystem without locks that this process has met."""
     return tuple(
         Finding("no-locks", "warning", None, path, _WITHOUT, "pull from one machine at a time")
-        for path in _UNLOCKED.values()
+        for path in _LOCKLESS.values()
     )
 
 
@@ -37,13 +38,13 @@ def flock(descriptor: int, path: str, *, shared: bool = False) -> bool | None:
     Args:
         descriptor: the file.
         path: its path.
-        shared: whether others may have it at the same time, as is enough to see whether it is held.
+        shared: whether others may lock it too; that is enough to find out whether it is held.
 
     Returns:
         Whether it is locked now; `None` if the filesystem has no locks.
 
     Raises:
-        OSError: the system refuses for another reason than that it is held.
+        OSError: the system refuses for another reason than that somebody holds it.
     """
     try:
         if sys.platform == "win32":
@@ -60,14 +61,14 @@ def flock(descriptor: int, path: str, *, shared: bool = False) -> bool | None:
             return False
         if error.errno not in _NO_LOCKS:
             raise
-        if _UNLOCKED.setdefault(os.fstat(descriptor).st_dev, path) == path:
+        if _LOCKLESS.setdefault(os.fstat(descriptor).st_dev, path) == path:
             log.info("locks", "%s: '%s'", _WITHOUT, path)
         return None
     return True
 
 
 def is_fresh(status: os.stat_result, now: float | None = None) -> bool:
-    """Return whether a file was written within the hour.
+    """Return whether a file was written within the last hour.
 
     Args:
         status: of the file.
@@ -88,8 +89,8 @@ def check_lock(tree: CacheTree, path: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        # A shared lock fails just where somebody holds the hub's exclusive one; two that only
-        # look do not see each other, and network drives take it on a file open for reading.
+        # A shared lock fails only if somebody holds the hub's exclusive one: two processes that
+        # check do not see each other. Network drives grant it for a file open for reading.
         free = flock(descriptor, path, shared=True)
         return is_fresh(os.fstat(descriptor)) if free is None else not free
     finally:
@@ -99,7 +100,7 @@ def check_lock(tree: CacheTree, path: str) -> bool:
 def lock_held(path: str, tree: CacheTree | None = None) -> bool:
     """Return whether another process holds the hub's lock at a path.
 
-    A lock that cannot be tried counts as held, since deleting under it would be the greater harm.
+    A lock that cannot be tried counts as held, since deleting under it would do more harm.
 
     Args:
         path: the lock's file.
@@ -107,16 +108,14 @@ def lock_held(path: str, tree: CacheTree | None = None) -> bool:
     """
     try:
         return check_lock(tree or CacheTree(os.path.dirname(path)), path)
-    except FileNotFoundError:
-        return False
     except OSError:
         return True
 
 
 def partial_in_use(path: str, tree: CacheTree) -> bool:
-    """Return whether a partial may be being written where nothing but its time can say so.
+    """Return whether a partial may be in use on a filesystem without locks, judged by its time.
 
-    Processes of other machines cannot be seen, nor their locks on a filesystem without locks.
+    There, neither the processes of other machines nor their locks can be seen.
     """
     try:
         descriptor = tree.open(path)

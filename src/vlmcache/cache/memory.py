@@ -1,4 +1,4 @@
-"""What a model takes once loaded, from its weights' headers and its config.json.
+"""The memory that a model takes once loaded, from its weights' headers and its config.json.
 
 What transformers does with a tensor was read in its source (5.23) and measured: docs/memory.md.
 """
@@ -20,7 +20,7 @@ from vlmcache.cache.context import context_memory
 from vlmcache.cache.weights import DTYPE_BITS, Precision, Tensor
 
 _FLOATS = {"F16", "BF16", "F32", "F64"}
-"""Types that a load converts to the precision asked for."""
+"""Types that loading converts to the precision asked for."""
 
 _SCALES = late.pattern(r"scale|absmax|quant_state|\.SCB$|qzeros")
 """Names that go with quantized weights: of bitsandbytes, AWQ, GPTQ, FP8 and MXFP4."""
@@ -34,11 +34,11 @@ which no mapped file holds, and which bitsandbytes leaves alone."""
 _UNQUANTIZED = late.pattern(
     r"embed|lm_head|norm|wte|wpe|(?:^|\.)output\.weight$|(?:^|\.)shared\.weight$|attention_bias"
 )
-"""Names of what bitsandbytes leaves in half precision besides experts: what is no linear layer,
-and the output head."""
+"""Names of what bitsandbytes leaves in half precision, apart from experts: whatever is not a linear
+layer, and the output head."""
 
 _TIED = late.pattern(r"(?:^|\.)(?:shared|embed_tokens|wte|word_embeddings|lm_head)\.weight$")
-"""Names of an embedding, and of what is the same tensor in a model that ties them."""
+"""Names of an embedding and of the output head, which are one tensor in a model that ties them."""
 
 _SMALL = r"e_score_correction_bias|A_log|dt_bias|conv1d|sinks|gate\.weight"
 _KEPT_IN_FP32: dict[str, tuple[str, str]] = {
@@ -57,9 +57,9 @@ _KEPT_IN_FP32: dict[str, tuple[str, str]] = {
     "umt5": ("wo", ""),
     "voxtral": ("", "embed_positions"),
 }
-"""Architecture -> names of what stays fp32 in a load at fp16, and at fp16 and bf16: transformers'
-`_keep_in_fp32_modules` and `_keep_in_fp32_modules_strict`, as far as it is more than a few vectors.
-bitsandbytes quantizes none of the first. The names match anywhere, as they do there."""
+"""Architecture -> names of what stays fp32 when loaded at fp16, and at fp16 or bf16: transformers'
+`_keep_in_fp32_modules` and `_keep_in_fp32_modules_strict`, if they are more than a few vectors.
+bitsandbytes quantizes none of the first. As in transformers, the names match anywhere."""
 
 _BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 2, "int4": 2}
 _HALVES: dict[str, Precision] = {"float16": "fp16", "bfloat16": "bf16"}
@@ -72,18 +72,18 @@ chat, and a fixed part for the runtime and the device's context. A rule of thumb
 
 
 class MemoryEstimate(msgspec.Struct, frozen=True):
-    """What a model takes once loaded, in bytes: its weights, and what comes on top."""
+    """The bytes that a model takes once loaded: its weights, and what is added to them."""
 
     weights: int
     overhead: int
     mapped: int = 0
-    """Of the weights, those that stay in their files and are mapped; the kernel can drop them."""
+    """Those of the weights that are mapped from their files; the kernel can drop them."""
     device: int = 0
-    """Of the weights, those that are on an accelerator."""
+    """Those of the weights that are on an accelerator."""
     context: int = 0
     """The key-value cache of the context asked for."""
     notes: tuple[str, ...] = ()
-    """What of this is only approximate, as sentences."""
+    """Sentences on what is only approximate."""
 
     @property
     def total(self) -> int:
@@ -92,20 +92,21 @@ class MemoryEstimate(msgspec.Struct, frozen=True):
 
     @property
     def held(self) -> MemoryEstimate:
-        """What has to fit for a load to succeed: without what the kernel can drop and read again.
+        """The part that has to fit for a load to succeed.
 
-        What is only computed with comes later.
+        It is the weights without those that the kernel can drop and read again; the memory for
+        computing is needed only later.
         """
         return MemoryEstimate(self.weights - self.mapped, 0)
 
     @property
     def anonymous(self) -> int:
-        """Of the weights, those that the process holds itself: the kernel cannot drop them."""
+        """Those of the weights that the process holds itself: the kernel cannot drop them."""
         return self.weights - self.mapped - self.device
 
 
 def with_overhead(weights: int) -> MemoryEstimate:
-    """Return the memory of a model whose weights take so many bytes."""
+    """Return the memory of a model whose weights take a number of bytes."""
     return MemoryEstimate(weights, round(weights * OVERHEAD_FRACTION) + OVERHEAD_BYTES)
 
 
@@ -118,15 +119,15 @@ def estimate(
     native: bool = True,
     context: int = 0,
 ) -> MemoryEstimate:
-    """Return what a model takes once loaded.
+    """Return the memory that a model takes once loaded.
 
     Args:
-        tensors: those of its files that are loaded.
+        tensors: the tensors of the files that are loaded.
         config: the content of config.json; empty if it is not known.
         precision: the precision asked for.
-        accelerator: whether it is loaded on one, in place of the CPU.
-        native: whether what runs mxfp4 as it is stored is installed.
-        context: tokens of the context that its key-value cache is to hold.
+        accelerator: whether it is loaded on an accelerator and not on the CPU.
+        native: whether the packages that run mxfp4 as it is stored are installed.
+        context: how many tokens its key-value cache has to hold.
     """
     plan = _Plan(tensors, config, precision, accelerator=accelerator, native=native)
     held = mapped = 0
@@ -144,25 +145,23 @@ def estimate(
     )
 
 
-def weights_bytes(tensors: Mapping[str, Tensor], precision: Precision) -> int:
-    """Return the bytes that tensors of which no more is known take at a precision."""
-    return estimate(tensors, {}, precision, accelerator=True).weights
-
-
 def native_kernels() -> bool:
-    """Return whether what runs mxfp4 as it is stored is installed, by transformers' rule."""
+    """Return whether the packages that run mxfp4 as it is stored are installed.
+
+    These are the ones that transformers asks for.
+    """
     return all(importlib.util.find_spec(name) is not None for name in ("kernels", "triton"))
 
 
 def has_accelerator() -> bool:
-    """Return whether this machine has an accelerator by its devices, without importing torch."""
+    """Return whether this machine has an accelerator, by its devices: torch is not imported."""
     if sys.platform == "darwin":
         return platform.machine() == "arm64"
     return any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd")))
 
 
 class _Plan:
-    """What becomes of each tensor of one model at one precision."""
+    """What loading does with each tensor of one model at one precision."""
 
     def __init__(
         self,
@@ -205,7 +204,7 @@ class _Plan:
         self._tied = any(part.get("tie_word_embeddings") is True for part in parts)
 
     def loaded(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors that a load keeps: of tied ones the first."""
+        """Yield the tensors that loading keeps: of tied ones only the first."""
         shapes = set()
         for name, tensor in sorted(self._tensors.items()):
             if self._tied and _TIED.search(name):
@@ -216,7 +215,7 @@ class _Plan:
                 yield name, tensor
 
     def _is_spent(self, name: str) -> bool:
-        """Whether a tensor only serves to unpack others."""
+        """Return whether a tensor only serves to unpack others."""
         if self._unpacked == "fp8":
             return _FP8_SCALE.search(name) is not None
         return self._unpacked == "mxfp4" and name.endswith("_scales")
@@ -224,10 +223,10 @@ class _Plan:
     def tensor(self, name: str, tensor: Tensor) -> tuple[int, bool]:
         """Return the bytes that a tensor takes, and whether it stays in its mapped file.
 
-        int8 and int4 are bitsandbytes' LLM.int8 and nf4: linear weights take one byte with a float
-        scale a row, or half a byte with a float scale for each 64 elements; the rest stays in half
-        precision. Weights that are stored quantized stay as they are, unless what runs them is
-        missing; what of them is stored in floats is converted to the precision asked for.
+        int8 and int4 are bitsandbytes' LLM.int8 and nf4: linear weights take one byte per element
+        and a float scale per row, or half a byte and a float scale per 64 elements; the rest stays
+        in half precision. Weights that are stored quantized stay as they are, unless the packages
+        that run them are missing; their floats are converted to the precision asked for.
         """
         floats = self._float_bytes(name)
         if self._unpacked == "mxfp4" and name.endswith("_blocks"):
@@ -259,14 +258,14 @@ class _Plan:
         return _BYTES[self._precision]
 
     def _is_type(self, tensor: Tensor, size: int) -> bool:
-        """Whether a tensor is stored in the type of so many bytes that it is loaded as."""
+        """Return whether a tensor of that many bytes per element is stored as it is loaded."""
         return size == 4 or tensor.dtype == {"fp16": "F16"}.get(self._half, "BF16")
 
 
 def is_quantized(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether weights are stored quantized: integers or short floats, with their scales.
 
-    Masks and positions are integers too, and are not.
+    Masks and positions are integers too, and do not count.
     """
     return any(map(_SCALES.search, tensors)) and any(
         len(tensor.shape) > 1 and tensor.dtype not in _FLOATS | {"BOOL", "I64"}
@@ -275,7 +274,7 @@ def is_quantized(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield a configuration and those of the models in it, two levels deep."""
+    """Yield a configuration and those of the models in it, down to two levels."""
     yield config
     for part in config.values():
         if isinstance(part, dict):
@@ -293,10 +292,10 @@ def _any_of(patterns: Iterator[str]) -> re.Pattern[str] | None:
 
 
 def rescale(size: int, stored: Precision, precision: Precision) -> int:
-    """Return roughly what weights of `size` bytes at one precision take at another.
+    """Return roughly the bytes that weights of `size` bytes at one precision take at another.
 
-    For models whose headers are not at hand. Quantized models are taken to keep an eighth of their
-    weights in half precision (embeddings, output head), as Qwen2-VL of 2B and 7B do roughly.
+    It is for models whose headers are not available. Quantized models are taken to keep an eighth
+    of their weights in half precision (embeddings, output head), as Qwen2-VL 2B and 7B do roughly.
     """
     factors: dict[Precision, float] = {
         "fp32": 4.0,

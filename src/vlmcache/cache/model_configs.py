@@ -1,4 +1,4 @@
-"""What the configurations of a model's repo say of its other files and of other repos (pure)."""
+"""What the configurations in a model's repo say about its files and about other repos (pure)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CODE_CONFIGS = (
 """Configurations that can name classes of the repo's own code, or of another repo's."""
 
 DECIDING = (formats.CONFIG, ADAPTER_CONFIG)
-"""Configurations that can name other repos, which have to be known before a download."""
+"""Configurations that can name other repos, which must be known before a download."""
 
 _NUMBERED = late.pattern(r"(\d+_\w+)/")
 _PART_CONFIGS = {
@@ -31,7 +31,7 @@ _PART_CONFIGS = {
     "Processor": "preprocessor_config.json",
     "Extractor": "preprocessor_config.json",
 }
-"""Word in the name of a part's class -> the configuration that the part has."""
+"""Word in the class name of a part -> the part's configuration."""
 
 _STORED: dict[str, Precision] = {
     "float32": "fp32",
@@ -41,10 +41,24 @@ _STORED: dict[str, Precision] = {
     "F16": "fp16",
     "BF16": "bf16",
 }
-"""Names of types, as torch and safetensors have them."""
+"""Names of types in torch and safetensors -> precision."""
 
 Read = Callable[[str], bytes | None]
 """Returns the content of a file, `None` if it is not known."""
+
+
+class KnownFiles(NamedTuple):
+    """What is known about the files of a repo."""
+
+    names: frozenset[str]
+    """Those that the Hub lists and those that are here."""
+    present: AbstractSet[str] = frozenset()
+    """Those that are here."""
+    read: Read = lambda _: None
+    listed: bool = True
+    """Whether the Hub's listing is known, so that the repo has no other files."""
+    sizes: Mapping[str, int] = {}
+    """Name -> bytes, as far as they are known."""
 
 
 class OtherRepo(NamedTuple):
@@ -52,27 +66,19 @@ class OtherRepo(NamedTuple):
 
     id: str
     code: frozenset[str] = frozenset()
-    """The files of code that are named; none if it is a model, which is needed as such."""
+    """The needed files of code; empty if the repo is needed as a model."""
     revision: str = "main"
 
 
 class Configs:
-    """The configuration files of a repo, each read once.
+    """The configuration files of a repo, each read once."""
 
-    Args:
-        names: the repo's files.
-        read: returns their content.
-        listed: whether these are all files that the repo can have.
-    """
-
-    def __init__(self, names: AbstractSet[str], read: Read, *, listed: bool) -> None:
-        self._names = names
-        self._read = read
-        self._listed = listed
+    def __init__(self, files: KnownFiles) -> None:
+        self._names, _, self._read, self._listed, _ = files
         self._known: dict[str, Any] = {}
 
     def json(self, name: str) -> Any:
-        """Return what the JSON of a file says; `None` if it is not known or not JSON."""
+        """Return the JSON value of a file; `None` if the file is missing or not JSON."""
         if name not in self._names:
             return None
         if name not in self._known:
@@ -104,7 +110,7 @@ class Configs:
         return named & folders or folders
 
     def missing_parts(self) -> Iterator[str]:
-        """Yield what shows that a part of a pipeline is not there at all, without a listing."""
+        """Yield a file of each part of a pipeline that is missing entirely, without a listing."""
         index = self.json(formats.PIPELINE)
         if self._listed or not isinstance(index, dict):
             return
@@ -115,7 +121,7 @@ class Configs:
                 yield f"{part}/{config or formats.CONFIG}"
 
     def code_roots(self) -> dict[str, set[str]] | None:
-        """Return file -> classes of the repo's own code that are named; `None` if not known."""
+        """Return file -> the named classes of the repo's own code; `None` if not known."""
         if formats.CONFIG in self._names and not isinstance(self.json(formats.CONFIG), dict):
             return None
         roots: dict[str, set[str]] = {}
@@ -137,7 +143,7 @@ def other_repos(config: Callable[[str], Any]) -> Iterator[OtherRepo]:
     """Yield the other repos that a model's configurations name.
 
     Args:
-        config: returns what the JSON of a configuration says, `None` without it.
+        config: returns the JSON value of a configuration; `None` if there is none.
     """
     adapter = config(ADAPTER_CONFIG)
     base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
@@ -154,7 +160,7 @@ def other_repos(config: Callable[[str], Any]) -> Iterator[OtherRepo]:
 
 
 def decoded(content: bytes | None) -> Any:
-    """Return what the JSON of a configuration says; `None` if it is not JSON."""
+    """Return the JSON value of a configuration; `None` if it is missing or not JSON."""
     try:
         return parse_json(content) if content else None
     except JSON_ERRORS:
@@ -162,19 +168,19 @@ def decoded(content: bytes | None) -> Any:
 
 
 def stored_precision(config: Any, dtypes: Iterable[str]) -> Precision | None:
-    """Return the precision at which transformers loads a model that is given none.
+    """Return the precision at which transformers loads a model if none is asked for.
 
-    It is what config.json says, else the type of the first floats among the weights; `None` if
-    neither says so, or if it is a type that cannot be asked for.
+    It is the one in config.json, else the type of the first floats among the weights. `None` if
+    there is neither, or if it is a type that cannot be asked for.
 
     Args:
-        config: what config.json says.
+        config: the content of config.json.
         dtypes: the types of the tensors, as safetensors names them.
     """
-    named = config if isinstance(config, dict) else {}
-    said = named.get("dtype") or named.get("torch_dtype")
-    if isinstance(said, str):
-        return _STORED.get(said.removeprefix("torch."))
+    keys = config if isinstance(config, dict) else {}
+    dtype = keys.get("dtype") or keys.get("torch_dtype")
+    if isinstance(dtype, str):
+        return _STORED.get(dtype.removeprefix("torch."))
     return next((_STORED[dtype] for dtype in dtypes if dtype in _STORED), None)
 
 
@@ -185,7 +191,7 @@ def is_module(name: str) -> bool:
 
 
 def _part_classes(index: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield folder and class of each part that a pipeline has."""
+    """Yield the folder and class name of each part of a pipeline."""
     for part, value in index.items():
         is_class = isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
         if is_class and not part.startswith("_"):

@@ -1,4 +1,4 @@
-"""Which filesystem a path lies on, what is known of it, and where it is mounted now."""
+"""Which filesystem a path is on, what is known about it, and where it is mounted now."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vlmcache.cache.state import Drive
 LOCAL = frozenset(
     {"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "tmpfs", "xfs", "zfs"}
 )
-"""Filesystems of which it is known that each read reaches their access times.
+"""Filesystems that are known to record each read in the access time.
 
-Through a network drive, FUSE or an overlay a read can leave none, whatever the mount's options say.
+On a network drive, FUSE or an overlay a read may leave no trace, whatever the mount's options say.
 """
 
 AccessTimes = Literal["exact", "daily", "never", "unknown"]
@@ -45,7 +45,7 @@ class Mount(msgspec.Struct, frozen=True):
     source: str = ""
     """The device or address that it is mounted from."""
     device: int = 0
-    """Its number, as in `st_dev`."""
+    """The number of its device, as in `st_dev`."""
     root: str = "/"
     """The folder of the filesystem that is mounted."""
 
@@ -93,7 +93,7 @@ def _unescaped(text: str) -> str:
 
 
 def mount_of(path: str) -> Mount | None:
-    """Return the mount that a path is on, or `None` where the system does not say."""
+    """Return the mount that a path is on; `None` if the system does not say."""
     real = os.path.realpath(path)
     above = [mount for mount in mounts() if f"{real}/".startswith(mount.point.rstrip("/") + "/")]
     # Of two at the same point, the later one shadows the earlier one.
@@ -112,23 +112,31 @@ BY_UUID = "/dev/disk/by-uuid"
 
 
 def drive_of(path: str) -> Drive | None:
-    """Return the filesystem that a path is on, or `None` where the system does not say."""
+    """Return the filesystem that a path is on; `None` if the system does not say."""
     mount = mount_of(path)
     if mount is None:
         return None
     return Drive(mount.point, mount.type, mount.source, _uuid_of(mount, _uuids()))
 
 
-def mount_points(drive: Drive) -> Iterator[str]:
-    """Yield where a filesystem is mounted now."""
+def paths_now(drive: Drive, path: str) -> dict[str, str]:
+    """Return each mount point of a filesystem -> what a path on it is called there now.
+
+    Args:
+        drive: the filesystem, and where it was mounted.
+        path: what the path was called then.
+    """
     uuids = _uuids()
+    below = os.path.relpath(path, drive.mount_point)
+    places: dict[str, str] = {}
     visible = {mount.point: mount for mount in mounts()}
     for mount in visible.values():
         uuid = _uuid_of(mount, uuids) if drive.uuid is not None else None
-        # No more is known of what is in memory, on a network, or on a device without a name.
+        # Filesystems in memory, on a network or on an unnamed device have only type and source.
         same_source = (mount.type, mount.source) == (drive.type, drive.source)
         if same_source if uuid is None else uuid == drive.uuid:
-            yield mount.point
+            places[mount.point] = os.path.normpath(os.path.join(mount.point, below))
+    return places
 
 
 def _uuids() -> dict[int, str]:

@@ -1,9 +1,9 @@
 """What `move` notes at its destination: which repos it brings there, and out of which cache.
 
-The notes, one for each repo, lie at the destination, in no repo's folder. They alone tell a link
-that vlmcache has left from any other, and so where a removal may follow one; each counts only if it
-is root's, this user's or of the owner of the repo itself. A record in the cache says of each repo
-where it went; it is there while that drive is away, and proves nothing to a removal.
+The notes, one for each repo, are at the destination, outside the repos' folders. Only they prove
+that vlmcache left a link, so that a removal may follow it; a note counts only if it belongs to
+root, to this user or to the owner of the repo itself. A record in the cache says where each repo
+went. It can be read while that drive is away, but proves nothing to a removal.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache import layout
-from vlmcache.cache.mounts import mount_of, mount_points, nearest_folder
+from vlmcache.cache.mounts import mount_of, nearest_folder, paths_now
 from vlmcache.cache.reading import JSON_ERRORS, read_bytes
 from vlmcache.cache.state import Away, Drive, Repo
-from vlmcache.cache.tree import CacheTree
+from vlmcache.cache.tree import CacheTree, trusted_owners
 from vlmcache.errors import AwayError
 
 FORMAT = "vlmcache.moved/1"
 RECORD_FORMAT = "vlmcache.move-record/1"
 DRIVE_AWAY = "drive-away"
-"""The code of the finding that says: this repo is on a drive that is not mounted."""
+"""The code of the finding that a repo is on a drive that is not mounted."""
 _LIMIT = 16_000_000
 _RECORD_LIMIT = 64_000
 _IN_MEMORY = ("tmpfs", "autofs")
 
 
 class MoveRecord(msgspec.Struct, frozen=True):
-    """A repo that was brought to a destination, or is on its way."""
+    """A repo that was moved to a destination, or is being moved there."""
 
     cache: str
     """The real path of the cache that it comes from."""
@@ -58,7 +58,7 @@ class RepoRecord(msgspec.Struct, frozen=True):
     destination: str
     """The folder of the other cache."""
     drive: Drive | None
-    """The filesystem that it is on; `None` if the system does not say."""
+    """The filesystem that this folder is on; `None` if the system does not say."""
 
 
 _DECODER = msgspec.json.Decoder(Note)
@@ -66,32 +66,27 @@ _RECORD_DECODER = msgspec.json.Decoder(RepoRecord)
 
 
 class MovedTo(NamedTuple):
-    """Where a repo was brought, and the device and inode of that folder when its note was read."""
+    """Where a repo was moved, and the device and inode of that folder when its note was read."""
 
     destination: str
     identity: tuple[int, int]
 
 
 def note_path(destination: str, folder: str) -> str:
-    """Return where the note of a repo at a destination is."""
+    """Return the path of the note of a repo at a destination."""
     return os.path.join(destination, layout.LOCKS, folder + layout.NOTE_SUFFIX)
 
 
 def recorded_path(path: str) -> str:
-    """Return the path of the repo that a record or a note, by its path, speaks of."""
+    """Return the path of the repo that the record or note at a path is about."""
     locks, name = os.path.split(path)
     for suffix in (layout.NOTE_SUFFIX, layout.RECORD_SUFFIX, layout.BASE_SUFFIX):
         name = name.removesuffix(suffix)
     return os.path.join(os.path.dirname(locks), name)
 
 
-def trusted_owners() -> set[int]:
-    """Return the users whose notes count in any case: root and this user."""
-    return {0, getattr(os, "geteuid", lambda: 0)()}
-
-
-def owners_of(tree: CacheTree, folder: str) -> set[int]:
-    """Return whose note of a repo counts: root's, this user's and those of the repo's owner."""
+def note_owners(tree: CacheTree, folder: str) -> set[int]:
+    """Return the users whose note of a repo counts: root, this user and the repo's owner."""
     owners = trusted_owners()
     with contextlib.suppress(OSError):
         owners.add(tree.stat(os.path.join(tree.root, folder)).st_uid)
@@ -99,21 +94,21 @@ def owners_of(tree: CacheTree, folder: str) -> set[int]:
 
 
 def read_moves(place: str | CacheTree, only: str | None = None) -> dict[str, MoveRecord]:
-    """Return folder -> move, of all that is noted at a destination; nothing that is not trusted.
+    """Return repo folder -> move, for the trusted notes at a destination.
 
     Args:
         place: the destination, or a tree that has it open.
-        only: the one folder that is asked for.
+        only: the one repo folder that is asked for.
     """
     try:
         tree = CacheTree(place)
-        found = _read_note(tree, os.path.join(tree.root, layout.MOVES), only)
+        moves = _read_note(tree, os.path.join(tree.root, layout.MOVES), only)
         folders = [only] if only is not None else _noted(tree)
     except OSError:
         return {}
     for folder in folders:
-        found |= _read_note(tree, note_path(tree.root, folder), folder)
-    return found
+        moves |= _read_note(tree, note_path(tree.root, folder), folder)
+    return moves
 
 
 def _noted(tree: CacheTree) -> list[str]:
@@ -136,15 +131,15 @@ def _read_note(tree: CacheTree, path: str, only: str | None) -> dict[str, MoveRe
     return {
         folder: move
         for folder, move in note.repos.items()
-        if note.format == FORMAT and only in (None, folder) and owner in owners_of(tree, folder)
+        if note.format == FORMAT and only in (None, folder) and owner in note_owners(tree, folder)
     }
 
 
 def destination_of(cache_dir: str, folder: str) -> MovedTo | None:
-    """Return where `move` has brought a repo of a cache, `None` if that is not proven.
+    """Return where `move` took a repo of a cache; `None` if that is not proven.
 
     Args:
-        cache_dir: the cache that holds a link in the place of the repo's folder.
+        cache_dir: the cache that holds a link in place of the repo's folder.
         folder: the name of the repo's folder.
     """
     destination = linked_destination(cache_dir, folder)
@@ -155,18 +150,18 @@ def destination_of(cache_dir: str, folder: str) -> MovedTo | None:
         if stat.S_ISLNK(tree.stat(os.path.join(destination, folder)).st_mode):
             return None
     except OSError:
-        pass  # It was removed there, or a way back has begun.
+        pass  # It was removed there, or is being moved back.
     return MovedTo(destination, tree.identity) if names_cache(tree, folder, cache_dir) else None
 
 
 def names_cache(place: str | CacheTree, folder: str, cache_dir: str) -> bool:
-    """Return whether the note at a destination says that a repo there came out of a cache."""
+    """Return whether the note of a repo at a destination names a cache as where it came from."""
     move = read_moves(place, folder).get(folder)
     return move is not None and move.cache == os.path.realpath(cache_dir)
 
 
 def linked_destination(cache_dir: str, folder: str) -> str | None:
-    """Return the folder that a link names in the form in which `move` leaves links, else `None`."""
+    """Return the destination named by a link in the form that `move` writes; `None` for others."""
     try:
         target = os.readlink(os.path.join(cache_dir, folder))
     except OSError:
@@ -175,29 +170,25 @@ def linked_destination(cache_dir: str, folder: str) -> str | None:
     return destination if name == folder and os.path.isabs(target) else None
 
 
-def record_path(cache_dir: str, folder: str) -> str:
-    """Return where it is recorded to which place a repo of a cache went."""
+def move_record_path(cache_dir: str, folder: str) -> str:
+    """Return the path of the record of where a repo of a cache was moved to."""
     return os.path.join(cache_dir, layout.LOCKS, folder + layout.RECORD_SUFFIX)
 
 
 def read_record(cache_dir: str, folder: str) -> RepoRecord | None:
-    """Return what is recorded of a link in the place of a repo's folder, if it can be trusted.
+    """Return the record of a link in place of a repo's folder; `None` if it cannot be trusted.
 
-    It has to be a plain file of this user, of root, of the cache folder's owner or of the link's,
-    and to say what the link itself says: nobody's record speaks of another's link.
+    It has to be a plain file that belongs to this user, to root, or to the owner of the cache
+    folder or the link, and has to name the same destination as the link.
     """
     destination = linked_destination(cache_dir, folder)
     if destination is None:
         return None
     try:
-        owners = {
-            *trusted_owners(),
-            os.stat(cache_dir).st_uid,
-            os.lstat(os.path.join(cache_dir, folder)).st_uid,
-        }
-        record = _RECORD_DECODER.decode(
-            read_bytes(record_path(cache_dir, folder), _RECORD_LIMIT, owners=owners)
-        )
+        link = os.lstat(os.path.join(cache_dir, folder))
+        owners = trusted_owners(os.stat(cache_dir).st_uid, link.st_uid)
+        path = move_record_path(cache_dir, folder)
+        record = _RECORD_DECODER.decode(read_bytes(path, _RECORD_LIMIT, owners=owners))
     except (OSError, *JSON_ERRORS):
         return None
     if record.format != RECORD_FORMAT or record.destination != destination:
@@ -208,9 +199,9 @@ def read_record(cache_dir: str, folder: str) -> RepoRecord | None:
 
 
 def find_away(cache_dir: str, folder: str) -> Away | None:
-    """Return where a repo is whose link leads nowhere, if that is because a drive is not mounted.
+    """Return where a repo is, if its link leads nowhere because a drive is not mounted.
 
-    A drive that is mounted and does not hold the repo is not an excuse: then the repo is damaged.
+    If the drive is mounted and does not hold the repo, the repo is damaged.
 
     Args:
         cache_dir: the cache that holds the link.
@@ -222,31 +213,29 @@ def find_away(cache_dir: str, folder: str) -> Away | None:
     record = read_record(cache_dir, folder)
     if record is None or record.drive is None:
         return Away(destination) if looks_unmounted(destination, cache_dir) else None
-    drive = record.drive
-    points = list(mount_points(drive))
-    if drive.mount_point in points:
+    places = paths_now(record.drive, destination)
+    if record.drive.mount_point in places:
         return None
-    below = os.path.relpath(destination, drive.mount_point)
-    places = (os.path.normpath(os.path.join(point, below)) for point in points)
-    relinkable = (place for place in places if can_relink(cache_dir, folder, place))
-    return Away(destination, drive, next(relinkable, None))
+    relinkable = (place for place in places.values() if can_relink(cache_dir, folder, place))
+    return Away(destination, record.drive, next(relinkable, None))
 
 
 def can_relink(cache_dir: str, folder: str, place: str | CacheTree) -> bool:
-    """Return whether a folder holds a repo that `move` has brought out of a cache."""
+    """Return whether a folder holds a repo that `move` took out of a cache."""
     try:
         tree = CacheTree(place)
-        is_there = stat.S_ISDIR(tree.stat(os.path.join(tree.root, folder)).st_mode)
+        exists = stat.S_ISDIR(tree.stat(os.path.join(tree.root, folder)).st_mode)
     except OSError:
         return False
-    return is_there and names_cache(tree, folder, cache_dir)
+    return exists and names_cache(tree, folder, cache_dir)
 
 
 def looks_unmounted(destination: str, cache_dir: str) -> bool:
-    """Return whether a folder that is not there seems to be on a drive that is not mounted.
+    """Return whether a folder seems to be missing because its drive is not mounted.
 
-    Nothing is recorded of it. An unmounted drive leaves an empty folder, or none at all, on the
-    system's own disk; one whose folder was removed is a mount of its own, or has other content.
+    It is a guess, for folders without a record of their drive. An unmounted drive leaves an empty
+    folder, or none, on the system's own disk. If only the folder was removed, the drive is still a
+    mount of its own, or holds other things.
     """
     nearest = nearest_folder(destination)
     try:
@@ -262,16 +251,21 @@ def looks_unmounted(destination: str, cache_dir: str) -> bool:
 
 
 def away_words(away: Away, name: str | None = None) -> str:
-    """Return the one sentence that says where a repo is, next to its name or with it."""
+    """Return the sentence that says where a repo is.
+
+    Args:
+        away: where it is.
+        name: the repo's name, if the sentence does not stand next to it.
+    """
     subject = "away" if name is None else f"{name} is away"
     if away.base:
-        where = "not there" if away.drive is None else "on a drive that is not mounted"
+        where = "missing" if away.drive is None else "on a drive that is not mounted"
         return f"{subject}: its base {away.destination} is {where}"
     return f"{subject}: it is at {away.destination}, on a drive that is not mounted"
 
 
 def away_remedy(away: Away) -> str:
-    """Return what to do so that a repo is there again."""
+    """Return what to do to have a repo back."""
     if away.found_at is not None and away.base:
         return f"the base is mounted elsewhere now: {units.command('attach', away.found_at)}"
     if away.found_at is not None:
@@ -287,12 +281,12 @@ def away_remedy(away: Away) -> str:
 
 
 def away_error(repo: Repo, away: Away) -> AwayError:
-    """Return the refusal of a command that needs what is away."""
+    """Return the refusal of a command that needs a repo which is away."""
     return AwayError(away_words(away, repo.id), away_remedy(away))
 
 
 def leads_back(destination: str, folder: str, cache_dir: str) -> bool:
-    """Return whether a link at a destination leads to the very repo that is to be moved there.
+    """Return whether a link at a destination leads back to the repo that is to be moved there.
 
     Args:
         destination: the other cache.

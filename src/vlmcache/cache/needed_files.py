@@ -1,8 +1,8 @@
-"""Which files of a model's repo loading needs, which come along, and which stay out (pure).
+"""Which files of a model's repo loading needs, which come along, and which are left out (pure).
 
-A model can often be loaded in several ways: from safetensors or from pickled weights, by the
-tokenizer's own file or by its vocabulary, by transformers or by llama.cpp. One complete way is
-enough. What configuration files say is passed in as a function that returns their bytes.
+A model can often be loaded in several ways: from safetensors or from pickled weights, with the
+tokenizer's own file or with its vocabulary, by transformers or by llama.cpp. One complete way is
+enough. Files are read through a function that the caller passes in.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from vlmcache.cache.model_configs import (
     ADAPTER_CONFIG,
     MODULES,
     Configs,
+    KnownFiles,
     OtherRepo,
-    Read,
     is_module,
     other_repos,
 )
@@ -29,7 +29,7 @@ from vlmcache.cache.weight_options import Option, Weights, is_index, one_file
 
 GENERATION = "generation_config.json"
 _SMALL = 1_000_000
-"""Bytes that files which nothing is known to need may have together to be fetched along."""
+"""The most bytes, all together, of files that come along although nothing is known to need them."""
 
 _FOR_READERS = late.pattern(
     r"(?:^|/)(?:README|LICEN[CS]E|NOTICE|USE_POLICY|CITATION|requirements|setup\.cfg|pyproject)"
@@ -51,7 +51,7 @@ _SCRIPT = late.pattern(
 _OWN_CODE = late.pattern(
     r"^\w*(?:model|config|tokeniz|process|pipeline|custom)\w*\.py$", re.IGNORECASE
 )
-"""Names of code that loaders run, where no configuration names it."""
+"""Names of code that loaders run if no configuration names any."""
 _PROCESSORS = frozenset(
     {
         "alphabet.json",
@@ -72,36 +72,36 @@ _VOCABULARY = late.pattern(
 )
 """Files of tokenizers that tokenizer.json makes superfluous."""
 _OWN_VOCABULARY = late.pattern(r"tekken\.json|[\w.-]*tiktoken(?:\.model)?|[\w.-]*\.spm")
-"""Those of tokenizers that do not read tokenizer.json."""
+"""Files of tokenizers that do not read tokenizer.json."""
 _TOKENIZERS = (
     frozenset({"tokenizer.json"}),
     frozenset({"vocab.json", "merges.txt"}),
     frozenset({"vocab.txt"}),
 )
-"""What a fast tokenizer can be made of, the preferred first."""
+"""The files that are enough for a fast tokenizer, the preferred ones first."""
 _SENTENCE_CONFIG = late.pattern(r"config_sentence_transformers\.json|sentence_\w+_config\.json")
 _MISTRAL_TOKENIZER = late.pattern(r"tekken\.json|tokenizer\.(?:model|json)(?:\.v\d+)?")
 
 
 class Division(NamedTuple):
-    """The files of a repo by what they are to loading."""
+    """The files of a repo by their role in loading."""
 
     needed: frozenset[str]
-    """Files of the way of loading that is complete, or comes closest, or is preferred."""
+    """Files of the way of loading that is complete, or the closest to it, or preferred."""
     missing: frozenset[str]
-    """Those of them that are not here."""
+    """The needed files that are not here."""
     along: frozenset[str]
     """Fetched together with something needed, never alone."""
     left_out: Mapping[str, str]
     """File -> why a plain pull leaves it out."""
     repos: tuple[OtherRepo, ...] = ()
     broken: frozenset[str] = frozenset()
-    """Indexes that are here and name no shards, or some that the hub does not have."""
+    """Indexes that are here and name no shards, or some that the Hub does not have."""
     note: str | None = None
-    """`no-loader` if no library that is known loads the weights; a variant's name if one has to be
-    asked for."""
+    """`no-loader` if no known library loads the weights; a variant's name if loading has to ask for
+    it."""
     choices: Variants | None = None
-    """The GGUF variants, of which one has to be chosen."""
+    """The GGUF variants, if one of them has to be chosen."""
 
 
 class _Way(NamedTuple):
@@ -124,67 +124,37 @@ class _Way(NamedTuple):
         )
 
 
-def divide(
-    names: Iterable[str],
-    present: AbstractSet[str] = frozenset(),
-    read: Read = lambda _: None,
-    *,
-    listed: bool = True,
-    sizes: Mapping[str, int] | None = None,
-    variant: str | None = None,
-    complement: bool = False,
-) -> Division:
-    """Divide the files of a model's repo by what they are to loading.
+def divide(files: KnownFiles, variant: str | None = None, *, complement: bool = False) -> Division:
+    """Divide the files of a model's repo by their role in loading.
 
     Args:
-        names: those that the hub lists and those that are here.
-        present: those that are here.
-        read: returns the content of a file, `None` if it is not known.
-        listed: whether the hub's listing is known, so that no other file can be missing.
-        sizes: name -> bytes, as far as they are known.
+        files: the files of the repo.
         variant: the GGUF variant that is asked for.
-        complement: whether it is a pull request, of which loaders fetch only the weights.
+        complement: whether it is a pull request, from which loaders fetch only the weights.
     """
-    every = frozenset(names)
-    if complement and not listed and all(map(_is_of_weights, every)):
-        listed = True
-    return _Repo(every, present, read, listed, sizes or {}, variant).divide()
+    if complement and not files.listed and all(map(_is_of_weights, files.names)):
+        files = files._replace(listed=True)
+    return _Repo(files, variant).divide()
 
 
 class _Repo:
     """One repo while it is divided."""
 
-    def __init__(
-        self,
-        names: frozenset[str],
-        present: AbstractSet[str],
-        read: Read,
-        listed: bool,
-        sizes: Mapping[str, int],
-        variant: str | None,
-    ) -> None:
-        self.names = names
-        self.present = present
-        self.read = read
-        self.listed = listed
-        self.sizes = sizes
+    def __init__(self, files: KnownFiles, variant: str | None) -> None:
+        self.names, self.present, self.read, self.listed, self.sizes = files
         self.variant = variant
-        self.weights = Weights(names, present, read, listed=listed)
-        self.configs = Configs(names, read, listed=listed)
+        self.weights = Weights(files)
+        self.configs = Configs(files)
 
     def divide(self) -> Division:
         ways = self._ways()
         begun = [way for way in ways if way.begun(self.present)] or ways[:1]
-        options, missing = [], frozenset[str]()
-        best: tuple[int, list[Option], frozenset[str]] | None = None
-        for way in begun:
-            options = way.chosen(self.present)
-            missing = frozenset().union(*(option.files for option in options)) - self.present
-            if best is None or len(missing) < best[0]:
-                best = len(missing), options, missing
-        assert best is not None
-        _, options, missing = best
-        needed = frozenset().union(*(option.files for option in options))
+        options = min(
+            (way.chosen(self.present) for way in begun),
+            key=lambda options: len(_files_of(options) - self.present),
+        )
+        needed = _files_of(options)
+        missing = needed - self.present
         left_out = {name: why for name, why in self.weights.left_out.items() if name not in needed}
         chosen = {option.entry for option in options}
         for way in ways:
@@ -199,13 +169,12 @@ class _Repo:
                         else "another form of the model is here",
                     )
         if self.variant or self.weights.all_gguf:
-            gguf = {file for one in self.weights.gguf.variants for file in one.files} | {
-                *self.weights.gguf.projectors
-            }
+            gguf = {*self.weights.gguf.projectors}
+            gguf.update(*(variant.files for variant in self.weights.gguf.variants))
             left_out |= dict.fromkeys(gguf & self.names - needed, "another variant")
         along = self.names - needed - left_out.keys()
         large = self._too_large(along)
-        # llama.cpp opens nothing else; of other loaders nobody knows all that they open.
+        # llama.cpp opens nothing else; what other loaders open is not known completely.
         unknown = frozenset() if any(map(is_gguf, needed)) else frozenset(filter(_is_opened, large))
         if not needed:
             unknown, large = along, set()
@@ -226,21 +195,19 @@ class _Repo:
         )
 
     def _too_large(self, along: AbstractSet[str]) -> set[str]:
-        """Return what is not known to be needed and is too much to be fetched for nothing."""
-        if not self.sizes or sum(self.sizes.get(name, 0) for name in along) <= _SMALL:
+        """Return the files that are not known to be needed and too large to come along."""
+        sizes = {name: self.sizes.get(name, 0) for name in along}
+        if not self.sizes or sum(sizes.values()) <= _SMALL:
             return set()
         extras = [name for name in along if not _is_kept(name)]
         total = 0
-        found = set()
-        for name in sorted(
-            extras, key=lambda name: (not _is_opened(name), self.sizes.get(name, 0), name)
-        ):
-            size = self.sizes.get(name, 0)
-            if total + size > _SMALL:
-                found.add(name)
+        large = set()
+        for name in sorted(extras, key=lambda name: (not _is_opened(name), sizes[name], name)):
+            if total + sizes[name] > _SMALL:
+                large.add(name)
             else:
-                total += size
-        return found
+                total += sizes[name]
+        return large
 
     def _ways(self) -> list[_Way]:
         names = self.names
@@ -264,7 +231,7 @@ class _Repo:
         return [self._gguf_way()] if self.weights.all_gguf else [self._any_way()]
 
     def _lost_weights(self) -> bool:
-        """Whether it is, without a listing, a model of transformers without its weights."""
+        """Return whether, without a listing, this is a transformers model without its weights."""
         weights = [name for name in self.names if formats.is_weights(name)]
         config = self.configs.json(formats.CONFIG)
         if weights:
@@ -292,7 +259,7 @@ class _Repo:
         if ADAPTER_CONFIG in self.names:
             groups.append((one_file(ADAPTER_CONFIG),))
         groups += self._tokenizer()
-        groups += ((one_file(name),) for name in self._beside(weights))
+        groups += ((one_file(name),) for name in self._next_to(weights))
         return _Way(self._known(groups), tuple(weights))
 
     def _pipeline_ways(self) -> list[_Way]:
@@ -327,7 +294,7 @@ class _Repo:
         ]
 
     def _any_way(self) -> _Way:
-        """Return the way of a library that is not known: all that it could open."""
+        """Return the way of an unknown library: all files that it could open."""
         weights = list(self.weights.groups())
         known = {name for group in weights for option in group for name in option.files}
         code, sure = code_files(self.names, self.configs.code_roots(), self.read, self.listed)
@@ -340,21 +307,19 @@ class _Repo:
         return _Way(self._known(groups), tuple(weights))
 
     def _known(self, groups: Iterable[tuple[Option, ...]]) -> tuple[tuple[Option, ...], ...]:
-        """Return the groups that can be had: the hub cannot have what it does not list."""
+        """Return the groups that can exist: the Hub does not have what it does not list."""
         if not self.listed:
             return tuple(groups)
-        kept = (tuple(one for one in group if one.files <= self.names) for group in groups)
+        kept = (tuple(option for option in group if option.files <= self.names) for group in groups)
         return tuple(filter(None, kept))
 
     def _tokenizer(self) -> list[tuple[Option, ...]]:
-        fast = (
-            [Option(min(files), files) for files in _TOKENIZERS if files <= self.names]
-            if "tokenizer.json" in self.names
-            else []
-        )
-        return [tuple(fast)] if fast else []
+        if "tokenizer.json" not in self.names:
+            return []
+        complete = (files for files in _TOKENIZERS if files <= self.names)
+        return [tuple(Option(min(files), files) for files in complete)]
 
-    def _beside(self, weights: Iterable[tuple[Option, ...]]) -> set[str]:
+    def _next_to(self, weights: Iterable[tuple[Option, ...]]) -> set[str]:
         """Return the files that transformers and sentence-transformers open next to the weights."""
         names = self.names - self.weights.left_out.keys()
         folders = {option.entry.rpartition("/")[0] for group in weights for option in group} - {""}
@@ -386,7 +351,7 @@ class _Repo:
         return (found | self._sentence()) - {"tokenizer.json"}
 
     def _sentence(self) -> set[str]:
-        """Return what sentence-transformers opens, without which another model is loaded."""
+        """Return what sentence-transformers opens: without it, it loads another model."""
         found = set(filter(_is_sentence_config, self.names)) | ({MODULES} & self.names)
         if found or any(map(is_module, self.names)):
             found.add(MODULES)
@@ -397,10 +362,14 @@ class _Repo:
         return found
 
 
+def _files_of(options: Iterable[Option]) -> frozenset[str]:
+    return frozenset().union(*(option.files for option in options))
+
+
 _OF_TRANSFORMERS = ("architectures", "model_type")
-"""Keys of config.json that say that transformers loads the model."""
+"""Keys of config.json which show that transformers loads the model."""
 _LOADED_OTHERWISE = late.pattern(r"consolidated|adapter_model|[^/]*\.gguf$", re.IGNORECASE)
-"""Weights next to which transformers' own are not missed."""
+"""Weights next to which no weights of transformers' own are missing."""
 
 
 @layout.by_name
@@ -410,7 +379,7 @@ def _is_of_weights(name: str) -> bool:
 
 @layout.by_name
 def _is_opened(name: str) -> bool:
-    """Whether a loader may open a file, as far as its name tells."""
+    """Return whether a loader may open a file, by its name."""
     return not (_FOR_READERS.search(name) or _TEMPLATES.search(name) or _SCRIPT.search(name))
 
 
@@ -420,7 +389,7 @@ def _is_sentence_config(name: str) -> bool:
 
 
 def _is_kept(name: str) -> bool:
-    """Whether a file that nothing needs is fetched along whatever its size."""
+    """Return whether a file that nothing needs comes along whatever its size."""
     return bool(
         formats.is_weights(name)
         or name.endswith(".py")

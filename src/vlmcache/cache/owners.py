@@ -1,4 +1,4 @@
-"""Who owns what of a cache, and what to type if that keeps this user out."""
+"""Who owns the entries of a cache, and what to type if that keeps this user out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def group_name(gid: int) -> str:
 
 
 def owners_of(path: str) -> str | None:
-    """Return whose an entry is, as `ada, group vlm`; `None` where nobody owns it."""
+    """Return who owns an entry, as `ada, group vlm`; `None` if there is no entry or no owner."""
     if not hasattr(os, "geteuid"):
         return None
     try:
@@ -49,9 +49,10 @@ def owners_of(path: str) -> str | None:
 
 
 def is_anothers(folder: str) -> bool:
-    """Return whether root would write where another user decides what a path leads to.
+    """Return whether this is root, and another user decides where the path of a folder leads.
 
-    So it is if the folder, which need not exist, is a link, or if it or one above it is not root's.
+    That is so if the folder, which need not exist, is a link, or if it or a folder above it does
+    not belong to root.
     """
     if not is_root():
         return False
@@ -66,12 +67,15 @@ def is_anothers(folder: str) -> bool:
 
 
 def fix_owners(cache_dir: str) -> str:
-    """Return what gives the cache's owner what root has made; the cache of root's is another."""
+    """Return the command that gives a cache's owner what root has made in it.
+
+    It names the cache, since root's own is another one.
+    """
     return "sudo " + units.command("doctor", "--fix", "--cache-dir", cache_dir)
 
 
 def denial(path: str, cache_dir: str, *, to_write: bool = False) -> Denial | None:
-    """Return who owns what keeps this user from an entry of a cache; `None` if nothing does.
+    """Return what keeps this user from an entry of a cache, and its owner; `None` if nothing does.
 
     Args:
         path: the entry.
@@ -86,9 +90,9 @@ def denial(path: str, cache_dir: str, *, to_write: bool = False) -> Denial | Non
         try:
             status = os.lstat(place)
         except OSError:
-            pass  # gone, or below a folder that is closed: that one is named
+            pass  # gone, or below a closed folder, which is named instead
         else:
-            # To remove a file is to change its folder; its own mode does not matter.
+            # Removing a file changes its folder; its own mode does not matter.
             counts = not to_write or os.path.isdir(place)
             if counts and status.st_uid != os.geteuid() and not os.access(place, wanted):
                 return _denial(place, status.st_uid, cache_dir)

@@ -1,7 +1,7 @@
-"""The page cache: what of a file is in it, filling it, and giving back what nobody needs there.
+"""The page cache: which parts of a file are in it, filling it, and evicting what nobody needs.
 
 Only the standard library is imported here, so that a process that does nothing else starts at once.
-What tells, evicts and populates is Linux's; elsewhere nothing is known and nothing is evicted.
+The calls used are Linux's; on other systems nothing is known and nothing is evicted.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 SMALLEST = 1 << 20
-"""Length in bytes below which a file is not worth the questions."""
+"""Length in bytes below which it is not worth asking about a file."""
 PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
-"""Bytes that the kernel reads and maps at once where it may."""
+"""Bytes that the kernel reads and maps at once if it may."""
 
 _CACHESTAT = 451
 """The number of cachestat(2), one and the same on every processor (Linux 6.5)."""
@@ -26,7 +26,7 @@ _MADV_HUGEPAGE = 14
 _MADV_POPULATE_READ = 22
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _BUFFER = 4 << 20
-"""Bytes that are read at once where nothing can be populated."""
+"""Bytes that are read at once if pages cannot be populated."""
 _LOWEST_BIT = bytes(number & 1 for number in range(256))
 
 _libc: ctypes.CDLL | None = None
@@ -76,8 +76,8 @@ def evict(paths: Iterable[str], *, write: bool = True) -> None:
 def resident_bytes(path: str) -> int | None:
     """Return how many bytes of a file are in memory; `None` if the system does not say.
 
-    Of a file that this user neither owns nor may write, newer kernels tell nothing, and mincore(2)
-    of older ones says that all of it is there.
+    For a file that this user neither owns nor may write, newer kernels report nothing, and
+    mincore(2) of older ones reports all of it as resident.
     """
     with io.FileIO(path) as file:
         status = os.fstat(file.fileno())
@@ -89,7 +89,7 @@ def resident_bytes(path: str) -> int | None:
         if pages is None or last is None:
             if libc() is None or not (status.st_uid == os.geteuid() or os.access(path, os.W_OK)):
                 return None
-            flags = _looked_at(file.fileno(), size)
+            flags = _page_flags(file.fileno(), size)
             if flags is None:
                 return None
             pages, last = flags.count(1), flags[-1]
@@ -98,7 +98,7 @@ def resident_bytes(path: str) -> int | None:
 
 
 def resident_fraction(paths: Sequence[str]) -> float | None:
-    """Return the part of the files' bytes that is in memory, 0 to 1; `None` if not known."""
+    """Return the fraction of the files' bytes that is in memory, 0 to 1; `None` if not known."""
     resident = resident_sum(paths)
     total = sum(map(os.path.getsize, paths))
     if resident is None:
@@ -107,7 +107,7 @@ def resident_fraction(paths: Sequence[str]) -> float | None:
 
 
 def resident_sum(paths: Sequence[str]) -> int | None:
-    """Return how many bytes of files are in memory; `None` if that of one is not known."""
+    """Return how many bytes of files are in memory; `None` if it is not known of one of them."""
     counts = [resident_bytes(path) for path in paths]
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
@@ -116,9 +116,9 @@ def resident_sum(paths: Sequence[str]) -> int | None:
 def resident_blocks(descriptor: int, size: int, block: int) -> list[bool] | None:
     """Return for each block of a file whether any of it is in the page cache; nothing is read.
 
-    cachestat(2) counts the pages of a range in microseconds; where the kernel does not have it,
-    mincore(2) looks at every page. Of a file that this user neither owns nor may write, kernels
-    tell nothing, or say that all of it is there.
+    cachestat(2) counts the pages of a range in microseconds; if the kernel does not have it,
+    mincore(2) checks every page. For a file that this user neither owns nor may write, kernels
+    report nothing, or all of it as resident.
 
     Args:
         descriptor: of the open file.
@@ -138,7 +138,7 @@ def resident_blocks(descriptor: int, size: int, block: int) -> list[bool] | None
         counts.append(count > 0)
     else:
         return counts
-    flags = _looked_at(descriptor, size)
+    flags = _page_flags(descriptor, size)
     if flags is None:
         return None
     step = block // PAGE
@@ -159,7 +159,7 @@ def _counted(descriptor: int, begin: int, length: int) -> int | None:
     return int(counts[0])
 
 
-def _looked_at(descriptor: int, size: int) -> bytes | None:
+def _page_flags(descriptor: int, size: int) -> bytes | None:
     """Return 1 for each resident page of a file and 0 for others, as mincore(2) says."""
     library = libc()
     pages = (ctypes.c_ubyte * -(-size // PAGE))()
@@ -189,21 +189,20 @@ def _mapped(descriptor: int, begin: int, length: int) -> Iterator[int | None]:
 def populate(address: int, length: int) -> bool:
     """Make all pages of a range of mapped memory resident; return whether the kernel did so.
 
-    Linux reads what is missing without copying it anywhere (since 5.14).
+    Linux does it since 5.14, and reads what is missing without copying it anywhere.
     """
     library = libc()
     if library is None or not sys.platform.startswith("linux"):
         return False
     begin = address // PAGE * PAGE
-    whole = address + length - begin
-    return bool(library.madvise(begin, whole, _MADV_POPULATE_READ) == 0)
+    return bool(library.madvise(begin, address + length - begin, _MADV_POPULATE_READ) == 0)
 
 
 def bring(file: io.FileIO, begin: int, length: int, *, exact: bool = False) -> int:
-    """Bring a range of a file into memory and return the bytes of it that are there then.
+    """Bring a range of a file into memory and return how many of its bytes are there then.
 
-    Linux populates it, which leaves the processor to others; elsewhere the range is read and
-    thrown away.
+    Linux populates the pages, which takes little processor time; on other systems the range is
+    read and thrown away.
 
     Args:
         file: the open file.

@@ -1,4 +1,4 @@
-"""What a file that `torch.save` wrote holds, read from its pickle without executing it.
+"""The tensors in a file that `torch.save` wrote, read from its pickle without executing it.
 
 The pickle's instructions are followed on plain values: nothing is imported and nothing is called.
 Only what PyTorch writes for a flat dict of plain tensors is understood; anything else is an error.
@@ -60,7 +60,7 @@ class PickleError(ValueError):
 
 
 def _require(fact: bool, problem: str) -> None:
-    """Make sure of a fact about a file; the problem is what is wrong without it."""
+    """Make sure of a fact about a file; without it, the problem is raised."""
     if not fact:
         raise PickleError(problem)
 
@@ -110,12 +110,12 @@ class _Storage(NamedTuple):
     dtype: str | None
     key: str
     elements: int
-    """Bytes, where the type is not known."""
+    """Bytes, if the type is not known."""
 
 
 _MARK = object()
 _VALUE = object()
-"""A number, a flag or a list: nothing of which more is asked."""
+"""Stands for any number, flag or list: they are not needed."""
 
 _CONSTANTS = {
     "MARK": _MARK,
@@ -129,7 +129,7 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Machine(msgspec.Struct):
-    """Follows the instructions of a pickle, as `pickle` does, on values that cannot do anything."""
+    """Follows the instructions of a pickle, as `pickle` does, on values that cannot act."""
 
     stack: list[object] = []
     memo: dict[int, object] = {}
@@ -170,7 +170,7 @@ class _Machine(msgspec.Struct):
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
         elif name in ("APPEND", "APPENDS"):
-            # What is in a list does not matter, since no tensor of a flat dict is in one.
+            # The items of a list do not matter: no tensor of a flat dict is in a list.
             if name == "APPENDS":
                 self._since_mark()
             else:
@@ -203,7 +203,7 @@ class _Machine(msgspec.Struct):
 
 
 def _text(value: object) -> str:
-    # One string can be taken from the memo and joined to another by every instruction.
+    # Each instruction can take a string from the memo and append it to another.
     if not isinstance(value, str) or len(value) > _LONGEST_NAME:
         raise PickleError("a key or name that is not a string, or too long")
     return value
@@ -238,7 +238,7 @@ def _storage(value: object) -> _Storage:
 
 
 def _built(function: object, arguments: object) -> object:
-    """Return what a call would give, of the few calls that make up plain tensors."""
+    """Return what a call would return, for the few calls that make up plain tensors."""
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
         raise PickleError("a call that is not expected")
     name, count = function.name, len(arguments)
@@ -308,14 +308,14 @@ class _Archive:
             raise PickleError("a compressed entry")
         self.file.seek(entry.header_offset)
         header = self.file.read(30)
-        whole = len(header) == 30 and header[:4] == b"PK\3\4"
-        _require(whole, "an entry without its header")
+        valid = len(header) == 30 and header[:4] == b"PK\3\4"
+        _require(valid, "an entry without its header")
         names, extra = struct.unpack("<HH", header[26:])
         return entry.header_offset + 30 + names + extra, entry.file_size
 
 
 class _Bounded(io.BufferedIOBase):
-    """A file of which only so much is read at once: `zipfile` reads what the file tells it to."""
+    """A file that is read in bounded parts: `zipfile` reads as much as the file tells it to."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -336,7 +336,7 @@ class _Bounded(io.BufferedIOBase):
 
 
 def read_pickle(path: str) -> dict[str, PickledTensor]:
-    """Return the tensors that a file of PyTorch weights says it holds, by name.
+    """Return the tensors that a file of PyTorch weights lists, by name.
 
     The file is content of a repo and so not to be trusted. Tensors that lie outside their storage
     or the file, quantized and sparse ones, nested dicts, other values and the formats before
@@ -373,9 +373,9 @@ def read_pickle(path: str) -> dict[str, PickledTensor]:
 
 
 def read_pickled(path: str) -> dict[str, Tensor]:
-    """Return the tensors of a file of PyTorch weights as a safetensors header would name them.
+    """Return the tensors of a file of PyTorch weights as a safetensors header would list them.
 
-    Of tensors that are one piece of the file under several names, the first is returned.
+    If several names stand for the same piece of the file, the first is returned.
 
     Raises:
         PickleError: the file is not a flat dict of plain tensors in a zip archive.

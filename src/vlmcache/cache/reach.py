@@ -10,9 +10,9 @@ _ACL = "system.posix_acl_access"
 
 
 class Reach:
-    """Who can get at some files, as far as the modes of the folders above them say.
+    """Who can reach some files, as far as the modes of the folders above them say.
 
-    The superuser counts as anybody else: what is closed to all others is private.
+    Root counts like any other user: what is closed to all others is private.
 
     Args:
         paths: of the files.
@@ -23,11 +23,11 @@ class Reach:
         self._known: dict[tuple[int, frozenset[int] | None], bool] = {}
 
     def lets_in(self, user: int, groups: frozenset[int] | None) -> bool:
-        """Return whether a user may enter every folder on the way; asked again, it costs nothing.
+        """Return whether a user may enter every folder on the way; the answer is kept.
 
         Args:
-            user: its number.
-            groups: the numbers of its groups; it may be in any if not given.
+            user: the user's number.
+            groups: the numbers of the user's groups; if not given, the user may be in any.
         """
         if (user, groups) not in self._known:
             self._known[user, groups] = self._enters(user, groups)

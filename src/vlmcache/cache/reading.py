@@ -1,4 +1,4 @@
-"""Small reads that leave access times alone: these show when a model was last used."""
+"""Small reads that leave access times alone, since these show when a model was last used."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from vlmcache import late
 json = late.module("json")
 
 JSON_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
-"""What msgspec raises for bytes that are not JSON, nested too deeply, or no UTF-8."""
+"""What msgspec raises for bytes that are not JSON, are nested too deeply, or are not UTF-8."""
 
 _ESCAPES = late.pattern(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL)
-"""Escapes in JSON; the group is half of a character, which stands for a byte of no encoding."""
+"""Escapes in JSON; the group is half of a surrogate pair, which stands for an undecodable byte."""
 
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
-"""How a folder is opened: a pipe that has taken its place by now is refused, not waited for."""
+"""How a folder is opened: a pipe that has replaced it meanwhile is refused, not waited for."""
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_ATIME = getattr(os, "O_NOATIME", 0)
 
 
 def json_value(content: bytes, kind: Any) -> Any:
-    """Return what JSON holds, whose strings need not be valid Unicode: git allows any file name.
+    """Return the value of JSON whose strings need not be valid Unicode: git allows any file name.
 
     Raises:
         MsgspecError, RecursionError: it is not JSON, or not of that kind.
@@ -44,10 +44,10 @@ def json_value(content: bytes, kind: Any) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """Return what JSON says, of which `NaN` and `Infinity` are part as they are in Python's.
+    """Return the value of JSON, in which `NaN` and `Infinity` are allowed as in Python.
 
     Raises:
-        MsgspecError: it is not JSON; one of JSON_ERRORS if it is not in other ways.
+        MsgspecError, RecursionError, UnicodeDecodeError: it is not JSON.
     """
     try:
         return msgspec.json.decode(content)
@@ -55,7 +55,7 @@ def parse_json(content: bytes) -> Any:
         try:
             return json.loads(content.decode())
         except ValueError as error:
-            # The numbers of lines and columns are Python's; a string is not UTF-8 elsewhere.
+            # Python's message names line and column; content that is not UTF-8 ends here too.
             raise msgspec.DecodeError(str(error)) from None
 
 
@@ -65,7 +65,7 @@ def open_quietly(path: str, *, follow: bool = True, folder: int | None = None) -
     Args:
         path: the file.
         follow: whether it may be a link.
-        folder: the descriptor of the folder in which the path is.
+        folder: the descriptor of the folder that the path is relative to.
 
     Returns:
         A file descriptor, which the caller closes.
@@ -73,13 +73,13 @@ def open_quietly(path: str, *, follow: bool = True, folder: int | None = None) -
     Raises:
         OSError: it cannot be opened, or is not a regular file (a pipe would block the reader).
     """
-    # Opening alone takes what waits in a pipe from its reader, and can act on a device.
+    # Merely opening a pipe disturbs its reader, and opening a device can make it act.
     _refuse_other(os.stat(path, dir_fd=folder, follow_symlinks=follow).st_mode, path)
     flags = _FLAGS if follow else _FLAGS | getattr(os, "O_NOFOLLOW", 0)
     try:
         descriptor = os.open(path, flags | _NO_ATIME, dir_fd=folder)
     except PermissionError:
-        # O_NOATIME is allowed to the owner of the file only.
+        # Only the file's owner may use O_NOATIME.
         descriptor = os.open(path, flags, dir_fd=folder)
     try:
         _refuse_other(os.fstat(descriptor).st_mode, path)
@@ -104,16 +104,16 @@ def read_bytes(
     Args:
         path: the file, or its descriptor, which is closed.
         limit: the most bytes that make sense for it.
-        owners: the users whose file it may be; anybody's if not given.
+        owners: the users who may own it; anybody if not given.
         follow: whether it may be a link; never if owners are given.
 
     Raises:
-        OSError: it cannot be read, is longer than `limit`, or is a link or another user's.
+        OSError: it cannot be read, is longer than `limit`, is a link, or belongs to another user.
     """
     opened = path if isinstance(path, int) else open_quietly(path, follow=follow and owners is None)
     with open(opened, "rb") as file:
         if owners is not None and os.fstat(file.fileno()).st_uid not in owners:
-            raise PermissionError(f"another user's: {path}")
+            raise PermissionError(f"it belongs to another user: {path}")
         content = file.read(limit + 1)
     if len(content) > limit:
         raise OSError(f"longer than the {limit} bytes that make sense here: {path}")

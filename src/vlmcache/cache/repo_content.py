@@ -1,4 +1,4 @@
-"""What has been read of one repo's folder, what is wrong with it, and the `Repo` it becomes."""
+"""The content of one repo's folder as it was read, what is wrong with it, and its `Repo`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from collections.abc import Collection, Mapping
 from vlmcache import units
 from vlmcache.cache import formats, layout
 from vlmcache.cache.base import RepoBases, base_away
-from vlmcache.cache.base_record import BaseAt
-from vlmcache.cache.base_record import record_path as base_record_path
+from vlmcache.cache.base_record import BaseAt, base_record_path
 from vlmcache.cache.entries import Notes, add_stray, entry_of, is_stale
 from vlmcache.cache.moved import (
     DRIVE_AWAY,
@@ -19,8 +18,8 @@ from vlmcache.cache.moved import (
     away_words,
     destination_of,
     find_away,
+    move_record_path,
     note_path,
-    record_path,
 )
 from vlmcache.cache.state import (
     Blob,
@@ -61,14 +60,14 @@ class RepoContent:
         self.shared = shared
         linked = modes.S_ISLNK(stat.st_mode)
         self.linked_to = os.path.realpath(self.path) if linked else None
-        self.is_there = not linked or os.path.isdir(self.path)
+        self.exists = not linked or os.path.isdir(self.path)
         """False if the folder is a link to a place that does not exist."""
         self.moved = destination_of(cache_dir, folder) if linked else None
-        self.away = None if self.is_there else find_away(cache_dir, folder)
-        self.record = _stamp_of((record_path if linked else note_path)(cache_dir, folder))
+        self.away = None if self.exists else find_away(cache_dir, folder)
+        self.record = _stamp_of((move_record_path if linked else note_path)(cache_dir, folder))
         self.base_record = None if linked else _stamp_of(base_record_path(cache_dir, folder))
         self.gone: dict[str, BaseAt] = {}
-        """Blob -> the base that it was in, and is not now."""
+        """Blob -> the base that it was in, if it is not there now."""
         self.entry = entry_of(stat)
         self.notes = Notes(self.id)
         self.blobs: dict[str, Blob] = {}
@@ -87,17 +86,17 @@ class RepoContent:
 
     @functools.cached_property
     def bases(self) -> RepoBases | None:
-        """What is recorded of its bases; `None` if nothing is."""
+        """What is recorded about its bases; `None` if nothing is."""
         return RepoBases(self.cache_dir, self.folder) if self.base_record is not None else None
 
     @functools.cached_property
     def pull(self) -> str | None:
-        """What brings the repo's content back; `None` if its name is not one of the Hub's."""
+        """The command that downloads what is missing; `None` if the Hub has no such names."""
         return self._command("pull")
 
     @functools.cached_property
     def repair(self) -> str | None:
-        """What repairs it out of what is here, as far as that is possible."""
+        """The command that repairs the repo with what is here, as far as possible."""
         return self._command("verify", "--repair")
 
     def _command(self, name: str, *options: str) -> str | None:
@@ -106,10 +105,10 @@ class RepoContent:
         return units.command(name, layout.typed_name(self.kind, self.id), *options)
 
     def remedy(self, *commits: str, name: str | None = None) -> str | None:
-        """Return what brings commits, or one file of a commit, back.
+        """Return the command that restores commits, or one file of a commit.
 
-        A repair, which needs no network, where the content is here and only links are not; or where
-        the hub does not list the file, so that no download could bring it.
+        It is a repair, which needs no network, if the content is here and only links are missing,
+        or if the Hub does not list the file, so that it cannot be downloaded.
         """
         for commit in commits:
             tree = self.trees.get(commit, {})
@@ -161,7 +160,7 @@ class RepoContent:
 
 
 def _stamp_of(path: str) -> Stamp | None:
-    """Return what a stat says of a file; `None` if there is none."""
+    """Return the stamp of a file; `None` if it does not exist."""
     try:
         stat = os.lstat(path)
     except OSError:
@@ -170,7 +169,7 @@ def _stamp_of(path: str) -> Stamp | None:
 
 
 def check_repo(content: RepoContent, now: float) -> None:
-    """Compare what was read of a repo with itself, and give the bytes of its blobs to classes.
+    """Compare the parts of a repo with each other, and assign the bytes of its blobs to classes.
 
     Args:
         content: the content of its folder; findings and counts are added to its notes.
@@ -184,11 +183,11 @@ def check_repo(content: RepoContent, now: float) -> None:
 
 
 def _check_bases(content: RepoContent) -> None:
-    """Say what is not in a base that snapshots link to, or that the base is not mounted."""
+    """Report files that snapshots link to and a base does not have, or that it is not mounted."""
     used = {file.blob for revision in content.revisions for file in revision.files}
     for folder, base in {base.folder: base for base in content.gone.values()}.items():
         away = base_away(base, content.cache_dir, content.folder)
-        names = [name for name, one in content.gone.items() if one == base and name in used]
+        names = [name for name, was_in in content.gone.items() if was_in == base and name in used]
         if names and away is not None:
             content.away = away
             content.notes.warning(DRIVE_AWAY, content.path, away_words(away), away_remedy(away))
@@ -196,8 +195,8 @@ def _check_bases(content: RepoContent) -> None:
             content.notes.warning(
                 "not-in-base",
                 content.path,
-                f"{units.counted(len(names), 'file')} of it "
-                f"{'is' if len(names) == 1 else 'are'} not in the base anymore: {folder}",
+                f"the base does not have {units.counted(len(names), 'file')} that the repo links "
+                f"to: {folder}",
                 content.pull,
             )
 
@@ -218,11 +217,11 @@ def _check_refs(content: RepoContent) -> None:
 
 
 def _check_sizes(content: RepoContent) -> None:
-    """Compare the files with what the listing says, and find blobs that lost all bytes."""
+    """Compare the lengths of files with the listing, and find blobs that lost all their bytes."""
     reported: set[str] = set()
     for revision in content.revisions:
         tree = revision.tree
-        # Without a listing, only that a file is empty says something.
+        # Without a listing, only empty files are suspicious.
         files = revision.files if tree is not None else [f for f in revision.files if not f.size]
         for file in files:
             if file.kind not in ("link", "copy") or (file.blob and file.blob in reported):
@@ -248,7 +247,8 @@ def _check_sizes(content: RepoContent) -> None:
                 content.notes.error(
                     "truncated-blob" if short else "oversized-blob",
                     path,
-                    f"{file.name} has {file.size} of {listed.content_size} bytes",
+                    f"{file.name} has {file.size} {'of' if short else 'instead of'} "
+                    f"{listed.content_size} bytes",
                     remedy,
                 )
             elif listed is None and file.blob and file.blob not in layout.EMPTY_HASHES:
@@ -260,10 +260,10 @@ def _check_sizes(content: RepoContent) -> None:
 
 
 def _classify_blobs(content: RepoContent) -> None:
-    """Give each blob's bytes to a class, by who links to it."""
+    """Assign the bytes of each blob to a class, by the revisions that link to it."""
     named: set[str] = set()
     linked: set[str] = set()
-    # Where a snapshot could not be read, what it links to is not known.
+    # If a snapshot could not be read, it is not known what it links to.
     all_read = content.notes.could_read(content.path)
     inodes: dict[tuple[int, int], ByteClass] = {}
     for revision in content.revisions:
@@ -307,7 +307,7 @@ def _classify_blobs(content: RepoContent) -> None:
                     units.command("clean"),
                 )
         if blob.name in content.linked_blobs:
-            continue  # The link is counted already, as metadata; its target lies elsewhere.
+            continue  # The link is already counted as metadata; its target is elsewhere.
         if blob.links == 1:
             content.notes.tally.bytes[kind] += blob.allocated
         else:
@@ -324,7 +324,7 @@ def _classify_blobs(content: RepoContent) -> None:
 
 
 def _listed_blobs(content: RepoContent) -> dict[str, str]:
-    """Return blob -> commit, by the listings of snapshots and of commits that a ref names."""
+    """Return blob -> commit, by the listings of snapshots and of the commits of refs."""
     commits = [revision.commit for revision in content.revisions if not revision.refs]
     commits += content.refs.values()
     return {
@@ -335,7 +335,7 @@ def _listed_blobs(content: RepoContent) -> dict[str, str]:
 
 
 def _disown(content: RepoContent, blob: Blob) -> None:
-    """Count as foreign what is in `blobs/` and of which nothing says that it is a blob."""
+    """Count an entry of `blobs/` as foreign, since nothing shows that it is a blob."""
     path = layout.blob_path(content.path, blob.name)
     del content.blobs[blob.name]
     if blob.name in content.linked_blobs:
@@ -348,7 +348,7 @@ def _disown(content: RepoContent, blob: Blob) -> None:
 
 
 def _find_lost_links(content: RepoContent, loose: Collection[str]) -> None:
-    """Report content that a snapshot's listing names, and that nothing links to."""
+    """Report content that a snapshot's listing names and nothing links to."""
     for revision in content.revisions:
         linked = {file.name for file in revision.files}
         lost = [
@@ -357,8 +357,8 @@ def _find_lost_links(content: RepoContent, loose: Collection[str]) -> None:
             if listed.etag in loose and name not in linked and content.holds(listed)
         ]
         if lost and linked:
-            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-            detail = f"the content is here, and its link is missing: {', '.join(lost[:3])}{more}"
+            more = units.and_more(len(lost) - 3)
+            detail = f"the content is here, but its link is missing: {', '.join(lost[:3])}{more}"
             content.notes.warning("lost-link", revision.path, detail, content.repair)
 
 
@@ -382,7 +382,7 @@ def _check_partials(content: RepoContent, now: float) -> None:
 
 
 def _is_another_file(revision: Revision, file: File, listed: TreeFile) -> bool:
-    """Whether a link leads to a good blob, but to that of another file of the revision."""
+    """Return whether a link leads to a good blob, but to that of another file."""
     if file.blob is None or file.blob == listed.etag or file.size == listed.content_size:
         return False
     return any(other.etag == file.blob for other in (revision.tree or {}).values())

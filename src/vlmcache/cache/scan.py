@@ -1,7 +1,7 @@
 """From a folder to a `CacheState`: every entry read once, damage turned into findings.
 
-The scan reads names, stats, link targets, refs and tree listings; it opens no weights and changes
-nothing, access times included. Whatever it meets, it continues: a place that cannot be read becomes
+The scan reads names, stats, link targets, refs and listings. It opens no weights and changes
+nothing, not even access times. Whatever it meets, it continues: a place that cannot be read becomes
 a finding, its own bytes are counted, and the rest is listed.
 """
 
@@ -20,9 +20,9 @@ import msgspec
 from vlmcache import progress, units
 from vlmcache.cache import layout
 from vlmcache.cache.entries import (
+    ByteTally,
     Entry,
     Notes,
-    Tally,
     read_entries,
     read_link,
 )
@@ -34,6 +34,7 @@ from vlmcache.cache.state import (
     UNREADABLE,
     ByClass,
     CacheState,
+    FileMark,
     Repo,
 )
 from vlmcache.errors import CacheError, ConfigError, reason_of
@@ -44,13 +45,13 @@ if TYPE_CHECKING:
 _MOUNT_IT = "mount that drive"
 
 MANY_REPOS = 10_000
-"""Repos beyond which reading a cache takes so long that a person wants to know how far it is."""
+"""The number of repos from which on reading a cache takes so long that progress is shown."""
 _LONGEST_CHAIN = 40
-"""Links that the system follows for one path."""
+"""The most links that the system follows for one path."""
 
 
 def _led_to(path: str) -> list[str]:
-    """Return where a link leads, and the links that it leads through, each below a real folder."""
+    """Return the paths that a link leads through and to, each below a real folder."""
     chain: list[str] = []
     while len(chain) < _LONGEST_CHAIN:
         here = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
@@ -70,7 +71,7 @@ def rebased(path: str, folder: str, other: str) -> str:
 
 class _ScannedRepo(NamedTuple):
     repo: Repo
-    tally: Tally
+    tally: ByteTally
 
 
 class _CacheScan:
@@ -79,7 +80,7 @@ class _CacheScan:
     Args:
         cache_dir: the cache's folder.
         now: seconds since the epoch.
-        known: repo folder -> what an earlier scan found, for repos that are not to be read again.
+        known: repo folder -> the result of an earlier scan, for repos not to be read again.
         only: the repo folders to read; all of them if not given.
     """
 
@@ -115,12 +116,12 @@ class _CacheScan:
                 repos.append((name, stat))
             else:
                 self.root.read(name, stat)
-        tell = progress.scanned.get() if len(repos) > MANY_REPOS else None
+        report = progress.scanned.get() if len(repos) > MANY_REPOS else None
         for number, (name, stat) in enumerate(repos):
-            if tell is not None:
-                tell(number, len(repos))
+            if report is not None:
+                report(number, len(repos))
             if self.only is None or name in self.only:
-                # A repo that is removed while the cache is read is not part of it anymore.
+                # A repo that is removed while the cache is read is left out.
                 with suppress(FileNotFoundError):
                     self._read_repo(name, stat)
         if self.only is None:
@@ -158,8 +159,8 @@ class _CacheScan:
     def _scan_repo(self, folder: str, stat: os.stat_result) -> _ScannedRepo:
         content = RepoContent(self.dir, folder, stat, self.root.shared)
         path, linked_to, notes = content.path, content.linked_to, content.notes
-        if linked_to is not None and content.is_there:
-            notes.info("linked-repo", path, f"the repo lies at {linked_to}")
+        if linked_to is not None and content.exists:
+            notes.info("linked-repo", path, f"the repo is at {linked_to}")
         elif content.away is not None:
             notes.warning(DRIVE_AWAY, path, away_words(content.away), away_remedy(content.away))
         elif linked_to is not None:
@@ -168,17 +169,19 @@ class _CacheScan:
             notes.error(
                 "dangling-link",
                 path,
-                f"the repo's folder is a link to {linked_to}, which is not there",
+                f"the repo's folder is a link to {linked_to}, which does not exist",
                 f"{back}, or remove the link: {units.command('rm', content.id)}",
             )
-        if content.is_there:
+        if content.exists:
             notes.tally.add("metadata", os.stat(path))
         return _ScannedRepo(read_repo(content, self.now), notes.tally)
 
     def _find_users(self) -> None:
-        """Note with each shared blob which repo blobs link to it."""
+        """Set the repo blobs that link to each shared blob."""
         users: dict[str, list[str]] = {}
+        all_read = True
         for repo in self.repos:
+            all_read = all_read and all(finding.code != UNREADABLE for finding in repo.findings)
             for blob in repo.blobs.values():
                 if blob.shared is not None:
                     users.setdefault(blob.shared, []).append(f"{repo.folder}/blobs/{blob.name}")
@@ -186,7 +189,7 @@ class _CacheScan:
             self.root.shared[shared_hash] = msgspec.structs.replace(
                 shared, users=tuple(users.get(shared_hash, ()))
             )
-            if shared_hash not in users:
+            if all_read and shared_hash not in users:
                 self.notes.warning(
                     "orphan-shared-blob",
                     shared.path,
@@ -197,7 +200,7 @@ class _CacheScan:
                 self.notes.warning(
                     "missing-manifest",
                     shared.path,
-                    "the shared blob has no manifest of its references: the hub never frees it",
+                    "the shared blob has no manifest of its users, so the hub never removes it",
                 )
 
     def _find_same_commits(self) -> None:
@@ -215,7 +218,7 @@ class _CacheScan:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """The scan makes many values and no cycles; the cyclic collector would only walk them."""
+    """Turn the cyclic garbage collector off: the scan makes many values and no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -226,7 +229,7 @@ def _without_collection() -> Iterator[None]:
 
 
 class Scanner:
-    """Scans one cache again and again, and reads only what is said to have changed.
+    """Scans one cache repeatedly, and reads only what may have changed.
 
     Args:
         cache_dir: the hub cache's folder; it may be absent.
@@ -247,19 +250,19 @@ class Scanner:
 
         Args:
             touched: names in the cache folder below which something may have changed since the
-                last scan; all of them if not given. Repos that are none of these are taken from
-                the last scan, as the very same values. Repos that came or went need not be named.
+                last scan; all of them if not given. Other repos are taken from the last scan, as
+                the same objects. Repos that were added or removed need not be named.
             now: seconds since the epoch, against which partial downloads are judged.
             only: the repo folders to read; all of them if not given.
 
         Raises:
             ConfigError: the path exists and is not a folder.
-            CacheError: the folder cannot be read: what it holds is not known.
+            CacheError: the folder cannot be read.
         """
         now = time.time() if now is None else now
         known = {} if touched is None else self._untouched(touched)
         self._scanned = {}
-        if _is_there(self.dir):
+        if _exists(self.dir):
             with _without_collection():
                 cache_scan = _CacheScan(self.dir, now, known, only)
                 state = cache_scan.run()
@@ -278,7 +281,7 @@ class Scanner:
         )
 
     def _untouched(self, touched: Collection[str]) -> dict[str, _ScannedRepo]:
-        # What a repo's blob says of itself depends on the shared blob that it is a link to.
+        # The values of a blob depend on the shared blob that it links to.
         shared = layout.SHARED_STORE in touched
         return {
             folder: scanned
@@ -288,12 +291,12 @@ class Scanner:
         }
 
 
-def _is_there(path: str) -> bool:
+def _exists(path: str) -> bool:
     """Return whether the cache's folder exists.
 
     Raises:
         ConfigError: something else has its name.
-        CacheError: that cannot be known.
+        CacheError: the system does not say.
     """
     try:
         if modes.S_ISDIR(os.stat(path).st_mode):
@@ -326,20 +329,18 @@ def scan(
     Args:
         cache_dir: the hub cache's folder; it may be absent.
         now: seconds since the epoch, against which partial downloads are judged.
-        only: folder names of the repos to look at, where the others are of no interest; what is
-            known only from all of them (users of shared blobs, sums) is then left out.
+        only: the repo folders to read; all of them if not given. What is known only from all of
+            them (users of shared blobs, sums) is then left out.
 
     Raises:
         ConfigError: the path exists and is not a folder.
-        CacheError: the folder cannot be read: what it holds is not known.
+        CacheError: the folder cannot be read.
     """
     return Scanner(cache_dir).scan(now=now, only=only)
 
 
-def repo_finder(
-    cache_dir: str, damaged: Collection[tuple[int, int, int, int]] = ()
-) -> Callable[[str], Repo | None]:
-    """Return what finds a repo by what is typed for it, and reads nothing else of the cache.
+def repo_finder(cache_dir: str, damaged: Collection[FileMark] = ()) -> Callable[[str], Repo | None]:
+    """Return a function that finds a repo by what is typed for it, and reads nothing else.
 
     Args:
         cache_dir: the cache.

@@ -1,4 +1,4 @@
-"""Reads what one repo's folder holds."""
+"""Reads one repo's folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _TREE_DECODER = msgspec.json.Decoder(_TreeDocument)
 
 
 def parse_listing(content: bytes) -> dict[str, TreeFile]:
-    """Return what the file of a listing says; nothing if it is of a form that is not known.
+    """Return the content of a listing's file; nothing if it is of an unknown version.
 
     Raises:
         MsgspecError, RecursionError: it is not JSON, or does not hold a listing.
@@ -57,7 +57,7 @@ def parse_listing(content: bytes) -> dict[str, TreeFile]:
 def scan_repo(cache_dir: str, folder: str, *, now: float | None = None) -> Repo | None:
     """Return one repo as it is now, by its folder's name; `None` if it does not exist.
 
-    Its blobs are not joined with the shared store: whether these are present is asked of the disk.
+    The shared store is not read: whether a blob that links to it is present is asked of the disk.
     """
     if layout.parse_repo_folder(folder) is None:
         return None
@@ -73,10 +73,10 @@ def read_repo(content: RepoContent, now: float) -> Repo:
     """Read a repo's folder and return what it holds.
 
     Args:
-        content: what is known of the repo; all that is read is added to it.
+        content: what is known about the repo; all that is read is added to it.
         now: seconds since the epoch, against which partial downloads are judged.
     """
-    if not content.is_there:
+    if not content.exists:
         return content.repo()
     folders: dict[str, str] = {}
     for name, stat in read_entries(content.path, content.notes):
@@ -87,7 +87,7 @@ def read_repo(content: RepoContent, now: float) -> Repo:
             content.notes.tally.add("metadata", stat)
             folders[name] = path
         else:
-            add_stray(path, stat, content.notes, detail="a folder belongs in its place")
+            add_stray(path, stat, content.notes, detail="a folder should be in its place")
     for name, read in _READERS.items():
         if name in folders:
             read(content, folders[name])
@@ -95,7 +95,7 @@ def read_repo(content: RepoContent, now: float) -> Repo:
         content.notes.error(
             "missing-snapshots",
             content.path,
-            "the repo has no snapshots folder: nothing of it can be loaded",
+            "the repo has no snapshots folder: nothing in it can be loaded",
             content.remedy(*content.refs.values()),
         )
     check_repo(content, now)
@@ -113,7 +113,7 @@ def _read_no_exist(content: RepoContent, path: str) -> None:
 def _read_blobs(content: RepoContent, path: str) -> None:
     blobs = content.blobs
     entries = read_entries(path, content.notes)
-    # Nearly every entry is a file that a hash names, which needs no closer look.
+    # Nearly every entry is a file named by a hash, which needs no further checks.
     all_known = layout.are_etags([name for name, _ in entries])
     device = allocated = -1
     for name, stat in entries:
@@ -176,7 +176,7 @@ def _read_partial(content: RepoContent, path: str, stat: os.stat_result, etag: s
 
 
 def _read_linked_blob(content: RepoContent, path: str, stat: os.stat_result) -> None:
-    """A blob that is a link: into the shared store, or to anywhere."""
+    """Read a blob that is a link, into the shared store or anywhere."""
     name = os.path.basename(path)
     if layout.is_temporary(name):
         add_stray(path, stat, content.notes)
@@ -186,21 +186,21 @@ def _read_linked_blob(content: RepoContent, path: str, stat: os.stat_result) -> 
     content.notes.tally.add("metadata", stat)
     content.linked_blobs.add(name)
     target = read_link(path)
-    found = content.bases.find(path, target) if content.bases is not None else None
-    if found is not None:
-        _read_blob_in_base(content, path, stat, found)
+    in_base = content.bases.find(path, target) if content.bases is not None else None
+    if in_base is not None:
+        _read_blob_in_base(content, path, stat, in_base)
         return
     shared_hash = layout.shared_hash_of(target)
     shared = content.shared.get(shared_hash or "")
     size, atime, present = shared.size if shared else 0, stat.st_atime_ns, False
     outside, allocated_there = shared_hash is None, 0
     with contextlib.suppress(OSError):
-        there = os.stat(path)
-        size, atime, present = there.st_size, there.st_atime_ns, modes.S_ISREG(there.st_mode)
-        # A repo that lies elsewhere has its store next to it there, and not here.
+        status = os.stat(path)
+        size, atime, present = status.st_size, status.st_atime_ns, modes.S_ISREG(status.st_mode)
+        # A moved repo has its shared store next to it there, not here.
         ours = shared and os.path.realpath(shared.path) == os.path.realpath(path)
         if content.linked_to is not None and not outside and not ours:
-            shared_hash, allocated_there = None, allocated_bytes(there)
+            shared_hash, allocated_there = None, allocated_bytes(status)
     content.blobs[name] = Blob(
         stat.st_ino,
         stat.st_mtime_ns,
@@ -216,44 +216,44 @@ def _read_linked_blob(content: RepoContent, path: str, stat: os.stat_result) -> 
         allocated_there=allocated_there,
     )
     if not present:
-        detail = "the blob is a link to nothing that has content"
+        detail = "the blob is a link that leads to no file"
         content.notes.error("missing-blob", path, detail, content.pull)
     elif outside:
         content.notes.warning("outside-link", path, "the blob is a link out of the cache")
 
 
 def _read_blob_in_base(
-    content: RepoContent, path: str, stat: os.stat_result, found: InBase
+    content: RepoContent, path: str, stat: os.stat_result, in_base: InBase
 ) -> None:
-    """A blob that is a link of ours into a base: its bytes are not this cache's."""
-    name, there = os.path.basename(path), found.status
+    """Read a blob that is a link of ours into a base: its bytes do not belong to this cache."""
+    name, target = os.path.basename(path), in_base.status
     content.blobs[name] = Blob(
         stat.st_ino,
         stat.st_mtime_ns,
-        there.st_size if there is not None else 0,
+        target.st_size if target is not None else 0,
         allocated_bytes(stat),
         name,
         stat.st_dev,
         stat.st_nlink,
-        there.st_atime_ns if there is not None else stat.st_atime_ns,
-        present=there is not None,
+        target.st_atime_ns if target is not None else stat.st_atime_ns,
+        present=target is not None,
         linked=True,
-        base=found.base.folder,
-        there=(
-            (there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns)
-            if there is not None
+        base=in_base.base.folder,
+        target=(
+            (target.st_dev, target.st_ino, target.st_size, target.st_mtime_ns)
+            if target is not None
             else None
         ),
     )
-    if found.error is not None:
+    if in_base.error is not None:
         content.notes.error(
             "unreadable-file",
             path,
-            f"the base lets it not be read: {reason_of(found.error)}: {read_link(path)}",
+            f"the file in the base cannot be read: {reason_of(in_base.error)}: {read_link(path)}",
             units.command("doctor"),
         )
-    elif there is None:
-        content.gone[name] = found.base
+    elif target is None:
+        content.gone[name] = in_base.base
 
 
 def _read_refs(content: RepoContent, path: str) -> None:
@@ -269,11 +269,11 @@ def _read_refs(content: RepoContent, path: str) -> None:
             if modes.S_ISDIR(stat.st_mode):
                 pending.append((place, name + "/"))
                 content.ref_folders[name] = entry_of(stat)
-                # Empty, where a branch is expected; below `refs/refs` the hub leaves such.
+                # An empty folder in place of a branch; below `refs/refs` the hub leaves such.
                 top = not prefix and name != layout.REFS
                 if top and not read_entries(place, content.notes):
                     content.notes.error(
-                        "malformed-ref", place, "a folder is in the ref's place", content.pull
+                        "malformed-ref", place, "a folder is in place of the ref", content.pull
                     )
             else:
                 content.ref_files[name] = entry_of(stat)
@@ -287,7 +287,7 @@ def _read_ref(content: RepoContent, path: str, name: str) -> None:
         content.notes.error(
             "unreadable-file",
             path,
-            f"this user may not read the ref: {reason_of(error)}",
+            f"you may not read the ref: {reason_of(error)}",
             units.command("doctor"),
         )
         return
@@ -304,7 +304,7 @@ def _read_ref(content: RepoContent, path: str, name: str) -> None:
         content.notes.error(
             "malformed-ref",
             path,
-            "the ref has white space around its commit: offline loading does not find it",
+            "the ref has whitespace around its commit, so loading it offline fails",
             content.pull,
         )
     content.refs[name] = commit
@@ -319,7 +319,7 @@ def _read_trees(content: RepoContent, path: str) -> None:
             add_stray(place, stat, content.notes)
             continue
         if own and commit in content.tree_files:
-            # The client has written the same under its own name since.
+            # The client has since written the listing under its own name.
             add_stray(place, stat, content.notes, leftover=True)
             continue
         content.notes.tally.add("metadata", stat)
@@ -329,11 +329,11 @@ def _read_trees(content: RepoContent, path: str) -> None:
         try:
             files = parse_listing(read_bytes(place, TREE_LIMIT, follow=False))
         except PermissionError as error:
-            # The hub's library lets only its own user read a listing.
+            # The hub's library makes listings readable only for the user who runs it.
             content.notes.info(
                 "unreadable-file",
                 place,
-                f"this user may not read the listing: {reason_of(error)}",
+                f"you may not read the listing: {reason_of(error)}",
                 units.command("doctor"),
             )
             continue
@@ -356,4 +356,4 @@ _READERS = {
     layout.NO_EXIST: _read_no_exist,
     layout.SNAPSHOTS: read_snapshots,
 }
-"""Folder in a repo -> what reads it, in an order in which each finds what it builds on."""
+"""Folder in a repo -> the function that reads it, in the order in which they need each other."""

@@ -1,4 +1,4 @@
-"""Reads what a cache's root holds next to the repos: locks, shared blobs, leftovers, strays."""
+"""Reads what is in a cache's root apart from repos: locks, shared blobs, leftovers, strays."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from vlmcache.cache.entries import (
     add_below,
     add_stray,
     allocated_bytes,
+    count_stray,
     entry_of,
     kind_of,
     read_entries,
     read_link,
 )
 from vlmcache.cache.reading import read_bytes
-from vlmcache.cache.state import Leftover, LockFolder, SharedBlob, Stamp, Stray
+from vlmcache.cache.state import Leftover, LockFolder, SharedBlob, Stamp
 
 _RECORDS = (layout.RECORD_SUFFIX, layout.NOTE_SUFFIX, layout.BASE_SUFFIX)
-"""How the names of files end that are ours among the locks, each next to the name of a repo."""
+"""How the names of our files among the locks end, after the name of a repo's folder."""
 
 
 class RootScan:
-    """What has been read of a cache's root so far; `read` adds one entry of it.
+    """What has been read of a cache's root so far; `read` adds one entry.
 
     Args:
         cache_dir: the cache's folder.
-        notes: of the cache itself; what is found and counted is added to them.
+        notes: of the cache itself; findings and counts are added to them.
     """
 
     def __init__(self, cache_dir: str, notes: Notes) -> None:
@@ -52,20 +53,7 @@ class RootScan:
         elif folder and name == layout.SHARED_STORE:
             self._read_shared_store(path, stat)
         elif folder and name == layout.LEFTOVERS:
-            allocated = self.notes.tally.add("orphan", stat)
-            below, size = add_below(path, "orphan", self.notes)
-            self.notes.strays.append(
-                Stray(
-                    stat.st_ino,
-                    stat.st_mtime_ns,
-                    size,
-                    allocated + below,
-                    path,
-                    folder=True,
-                    leftover=True,
-                    device=stat.st_dev,
-                )
-            )
+            count_stray(path, stat, "orphan", self.notes, leftover=True)
             self._read_leftovers(path)
             self.notes.warning(
                 "leftover", path, "a removal was interrupted", units.command("clean")
@@ -76,7 +64,7 @@ class RootScan:
             self.notes.info(
                 "unfinished-move",
                 path,
-                "a move to this folder is going on, or was interrupted",
+                "a move to this folder is in progress, or was interrupted",
                 "run the same 'vlmcache move' again, or with --undo",
             )
         elif folder and name == layout.TRASH:
@@ -95,9 +83,8 @@ class RootScan:
                 continue
             self.notes.tally.add("metadata", stat)
             if not folder:
-                ours = (*_RECORDS, layout.LOCK_SUFFIX)
-                recorded = any(suffix in name for suffix in ours)
-                if layout.parse_repo_folder(name) is not None and not recorded:
+                is_file = any(suffix in name for suffix in (*_RECORDS, layout.LOCK_SUFFIX))
+                if layout.parse_repo_folder(name) is not None and not is_file:
                     self._note_wrong_lock(place, stat)
                 continue
             files: dict[str, Stamp] = {}
@@ -115,19 +102,19 @@ class RootScan:
             self.locks[name] = LockFolder(place, entry_of(stat), files, other)
 
     def _note_wrong_lock(self, path: str, stat: os.stat_result) -> None:
-        """Note what stands where a lock should be: no download of that file or repo can take it."""
+        """Note an entry in place of a lock, which no download of that file or repo can take."""
         self.notes.warning(
             "wrong-lock",
             path,
-            f"{kind_of(stat)} is where a lock belongs, so that downloads wait or fail",
+            f"{kind_of(stat)} is in place of a lock, so downloads wait or fail",
             shlex.join(["mv", path, f"{path}.old"]),
         )
 
     def _is_needless_record(self, name: str) -> bool:
-        """Whether a file among the locks records where a repo went that has no link here."""
+        """Return whether a file among the locks is a record that no repo here needs."""
         for suffix in _RECORDS:
-            folder, found, rest = name.partition(suffix)
-            if found and layout.parse_repo_folder(folder) is not None:
+            folder, is_record, rest = name.partition(suffix)
+            if is_record and layout.parse_repo_folder(folder) is not None:
                 place = os.path.join(self.dir, folder)
                 linked = os.path.islink(place)
                 if suffix == layout.BASE_SUFFIX:
@@ -173,8 +160,8 @@ class RootScan:
                     shared_hash = layout.shared_hash_of(target)
                     if shared_hash is not None:
                         shared.add(shared_hash)
-                    elif target.split("/")[-2:-1] == [layout.BLOBS]:
-                        blobs.add(target.rpartition("/")[2])
+                    elif blob := layout.blob_of_target(target):
+                        blobs.add(blob)
                 elif parts[0] == layout.REFS:
                     with contextlib.suppress(OSError, UnicodeDecodeError):
                         commit = read_bytes(place, REF_LIMIT, follow=False).decode().strip()

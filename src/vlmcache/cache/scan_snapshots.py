@@ -1,4 +1,4 @@
-"""Reads the snapshots of a repo: links to blobs, and what stands in place of them."""
+"""Reads the snapshots of a repo: links to blobs, and what is in place of links."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vlmcache.errors import reason_of
 _NEVER_EMPTY = (".json", ".safetensors", ".gguf", ".bin")
 """Endings of a model's files that make no sense without content."""
 _LONGEST_STUB = 512
-"""Bytes beyond which no file is taken for the target of a link."""
+"""The most bytes of a file that may contain the target of a link."""
 
 
 def read_snapshots(content: RepoContent, path: str) -> None:
@@ -70,7 +70,7 @@ def _read_snapshot(content: RepoContent, snapshot: str, stat: os.stat_result) ->
         folder, prefix, to_blobs = pending.pop()
         skip = len(to_blobs)
         for own_name, status, target in entries_and_targets(folder, content.notes):
-            # Repos have files of the same names, which are to be held once.
+            # Many repos have files of the same names: each name is kept in memory once.
             mode, name = status.st_mode, intern(prefix + own_name)
             if mode & KIND == LINK:
                 count = status.st_nlink
@@ -84,7 +84,7 @@ def _read_snapshot(content: RepoContent, snapshot: str, stat: os.stat_result) ->
                     path = os.path.join(folder, own_name)
                     files.append(_odd_link(content, commit, name, path, status))
                     continue
-                # As `_file` does it; this line is run for nearly every entry of a cache.
+                # The same as `_file`; this line runs for nearly every entry of a cache.
                 files.append(
                     File(
                         status.st_ino,
@@ -106,7 +106,7 @@ def _read_snapshot(content: RepoContent, snapshot: str, stat: os.stat_result) ->
                     path,
                     status,
                     content.notes,
-                    detail="a folder in the place of a file of the model",
+                    detail="a folder is in place of a file of the model",
                     remedy="move that folder elsewhere, then pull the model again",
                 )
             elif modes.S_ISDIR(mode):
@@ -129,7 +129,8 @@ def _read_snapshot(content: RepoContent, snapshot: str, stat: os.stat_result) ->
         content.notes.info(
             "copied-files",
             snapshot,
-            f"{copies} files are copies in place of links: revisions cannot share them",
+            "copies in place of links, which revisions cannot share: "
+            f"{units.counted(copies, 'file')}",
         )
     return Revision(
         commit,
@@ -143,7 +144,7 @@ def _read_snapshot(content: RepoContent, snapshot: str, stat: os.stat_result) ->
 
 
 def _is_in_the_way(content: RepoContent, commit: str, name: str, path: str) -> bool:
-    """Return whether a folder that is not empty is where the listing has a file."""
+    """Return whether a folder that is not empty is in place of a listed file."""
     if name not in content.trees.get(commit, {}):
         return False
     try:
@@ -156,12 +157,12 @@ def _is_in_the_way(content: RepoContent, commit: str, name: str, path: str) -> b
 def _regular_file(
     content: RepoContent, commit: str, name: str, path: str, stat: os.stat_result
 ) -> File:
-    """A file of a snapshot that is not a link: its content, or what was left of its link."""
+    """Return a file of a snapshot that is not a link: a copy, or what is left of its link."""
     listed = content.trees.get(commit, {}).get(name)
-    blob, detail = None, f"{name} is an empty file in place of its link"
+    blob, detail = None, f"{name} is an empty file in place of a link"
     if stat.st_size:
         blob = _blob_of_text(path, name.count("/"), stat)
-        detail = f"{name} holds the text of its link in place of being the link"
+        detail = f"{name} contains the target of its link in place of being the link"
     elif listed is not None:
         blob = listed.etag if listed.content_size and content.holds(listed) else None
     never_empty = content.kind == "model" and name.endswith(_NEVER_EMPTY)
@@ -174,7 +175,7 @@ def _regular_file(
 
 
 def _blob_of_text(path: str, depth: int, stat: os.stat_result) -> str | None:
-    """Return the blob that a file's content means, if that is the text of a link to one."""
+    """Return the blob that a file stands for if it contains a link's target; else `None`."""
     lengths = {len(layout.link_target("", depth)) + digits for digits in (40, 64)}
     if stat.st_size not in lengths or stat.st_size > _LONGEST_STUB:
         return None
@@ -187,8 +188,8 @@ def _blob_of_text(path: str, depth: int, stat: os.stat_result) -> str | None:
 def _odd_link(
     content: RepoContent, commit: str, name: str, path: str, stat: os.stat_result
 ) -> File:
-    """A snapshot's link that is not the one that the hub writes to a blob that exists."""
-    # A link to the cache's old place says which blob it means.
+    """Return a link of a snapshot that is not the hub's usual link to an existing blob."""
+    # A link to where the cache was before still names its blob.
     meant = content.blobs.get(read_link(path).replace("\\", "/").rpartition("/")[2])
     if meant is not None and meant.name in content.gone:
         return _file(name, "gone", stat, meant.name)
@@ -198,7 +199,7 @@ def _odd_link(
         target = os.stat(path)
     except FileNotFoundError:
         detail = (
-            f"the link leads to another place than the blob's ({name})"
+            f"the link does not lead to its blob, which is here ({name})"
             if blob_meant
             else f"the blob it links to is missing ({name})"
         )
@@ -206,7 +207,7 @@ def _odd_link(
         return _file(name, "dangling", stat, blob_meant)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            content.notes.error("link-loop", path, f"the link leads in a circle ({name})", remedy)
+            content.notes.error("link-loop", path, f"the link leads to itself ({name})", remedy)
             return _file(name, "loop", stat)
         detail = f"the link cannot be followed ({name}): {reason_of(error)}"
         code = "unreadable-file" if isinstance(error, PermissionError) else "dangling-link"

@@ -20,20 +20,23 @@ ByteClass = Literal[
 Severity = Literal["error", "warning", "info"]
 State = Literal["cached", "partial", "missing", "damaged", "away"]
 FileKind = Literal["link", "copy", "stub", "outside", "dangling", "loop", "unreadable", "gone"]
-"""A stub is a file that is there in place of its link: empty, or with the link's target as text.
+"""A stub is a file in place of a link: empty, or with the link's target as its text.
 
-What is gone was in a base, and the base does not have it now, or is not mounted.
+What is gone was in a base that does not have it now, or is not mounted.
 """
 
+FileMark = tuple[int, int, int, int]
+"""Device, inode, size and mtime in ns of a file, by which it is known again if it is unchanged."""
+
 UNREADABLE = "unreadable-folder"
-"""The code of the finding that says: what this folder holds is not known."""
+"""The code of the finding that it is not known what a folder holds."""
 
 
 class ByClass(msgspec.Struct, frozen=True):
     """Allocated bytes of a folder, every one of them in exactly one class.
 
     referenced: blobs of revisions that a ref names. detached: blobs only of other revisions.
-    A blob whose link was lost counts as if it were there: the listing of the commit names it.
+    A blob whose link was lost counts as if it were linked: the listing of the commit names it.
     orphan: blobs that nothing needs, and leftovers of removals. partial: unfinished downloads
     and temporaries. shared: the cache-wide blob store. metadata: folders, links, refs, trees,
     locks, manifests. foreign: whatever is not the hub's. trash: what `rm` keeps in the folder.
@@ -69,9 +72,9 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Stamp(msgspec.Struct, frozen=True, gc=False):
-    """What `lstat` says of a name: enough to tell later whether it is still the same.
+    """What `lstat` reports of an entry: enough to see later whether it is still the same.
 
-    allocated: for a folder whose content is of no interest, that of all below it included.
+    allocated: of a folder whose content is of no interest, with all below it.
     """
 
     inode: int
@@ -88,25 +91,25 @@ class Blob(Stamp, frozen=True, gc=False):
     links: int
     atime_ns: int
     shared: str | None = None
-    """Hash of the shared blob that this entry is a link to."""
+    """Hash of the shared blob that this entry links to."""
     present: bool = True
-    """False where the entry is a link to nothing."""
+    """False if the entry is a link to nothing."""
     linked: bool = False
-    """Whether the entry is a link; allocated, inode and mtime_ns are those of the link then."""
+    """Whether the entry is a link; allocated, inode and mtime_ns are then those of the link."""
     allocated_there: int = 0
-    """What a link of a repo that lies elsewhere leads to occupies, in the shared store there."""
+    """Bytes of the shared blob that it links to, if repo and store are on another drive."""
     damaged: bool = False
     """Whether `verify` found that its content is not what its name says."""
     base: str | None = None
-    """The folder of the base that it is a link into: its content is not this cache's."""
-    there: tuple[int, int, int, int] | None = None
-    """Device, inode, size and mtime in ns of what a link into a base leads to."""
+    """The folder of the base that it links into: its content does not belong to this cache."""
+    target: FileMark | None = None
+    """The file that a link into a base leads to."""
 
 
 class File(Stamp, frozen=True, gc=False):
     """A file of a snapshot. `name` is its path in the repo, with forward slashes.
 
-    blob: the blob of the repo that it leads to; of a broken link or a stub, the one that it means.
+    blob: the blob of the repo that it leads to; of a broken link or a stub, the one that it meant.
     """
 
     name: str
@@ -120,7 +123,7 @@ class File(Stamp, frozen=True, gc=False):
 
 
 class TreeFile(msgspec.Struct, frozen=True, gc=False):
-    """What the Hub said of one file at one commit."""
+    """What the Hub lists for one file at one commit."""
 
     size: int
     blob_id: str
@@ -150,9 +153,9 @@ class Revision(msgspec.Struct, frozen=True):
     tree: dict[str, TreeFile] | None = None
     """The Hub's listing at this commit, if the cache holds it."""
     linked: bool = False
-    """True where the snapshot's folder is itself a link, which is never followed."""
+    """Whether the snapshot's folder is itself a link, which is never followed."""
     entry: Stamp | None = None
-    """The snapshot's folder or link itself; allocated is that of its folders, not of its files."""
+    """The snapshot's folder or link itself; allocated includes its folders, not its files."""
 
     @property
     def here(self) -> Revision:
@@ -181,7 +184,7 @@ class Partial(Stamp, frozen=True, gc=False):
     client: str | None = None
     """The other program that alone writes it; `None` for the hub's and ours."""
     damaged: bool = False
-    """Whether it is known not to be the beginning of the blob."""
+    """Whether it is known not to be a beginning of the blob."""
 
 
 class Stray(Stamp, frozen=True, gc=False):
@@ -190,14 +193,14 @@ class Stray(Stamp, frozen=True, gc=False):
     path: str
     folder: bool
     leftover: bool = False
-    """True where the hub's libraries or vlmcache itself left it behind."""
+    """Whether the hub's libraries or vlmcache itself left it behind."""
     device: int = 0
 
 
 class Leftover(msgspec.Struct, frozen=True):
-    """What an interrupted removal had renamed away from one repo and not yet unlinked.
+    """What an interrupted removal has taken out of one repo and not yet unlinked.
 
-    Its folder below `.vlmcache-leftovers/` mirrors the repo's, so it shows what was to be
+    Its folder below `.vlmcache-leftovers/` mirrors the repo's, and so shows what was to be
     removed: refs (name -> commit), snapshots (commits), the blobs that these link to, and
     shared blobs.
     """
@@ -225,32 +228,32 @@ class LockFolder(msgspec.Struct, frozen=True):
 
 
 class Drive(msgspec.Struct, frozen=True):
-    """A mounted filesystem, by what it takes to know it again."""
+    """A mounted filesystem, by what identifies it."""
 
     mount_point: str
     type: str
     """As the system names it: `ext4`, `nfs4`."""
     source: str
-    """The device or the address that it was mounted from."""
+    """The device or address that it was mounted from."""
     uuid: str | None = None
-    """`None` where it has none, as in memory and on a network."""
+    """`None` if it has none, as in memory and on a network."""
 
 
 class Away(msgspec.Struct, frozen=True):
     """Where a repo is whose link leads to a drive that is not mounted."""
 
     destination: str
-    """The folder to which `move` has brought it, as its link says."""
+    """The folder to which `move` took it, as its link says."""
     drive: Drive | None = None
-    """`None` where the move did not record it."""
+    """`None` if the move did not record it."""
     found_at: str | None = None
     """Where that folder is now, if the same filesystem is mounted elsewhere."""
     base: bool = False
-    """Whether it is a base to which `attach` has linked, and not a place of moved repos."""
+    """Whether this is a base to which `attach` has linked, and not a place of moved repos."""
 
 
 class Repo(msgspec.Struct, frozen=True):
-    """A repo's folder and all that is in it."""
+    """A repo's folder and everything in it."""
 
     id: str
     type: str
@@ -267,16 +270,16 @@ class Repo(msgspec.Struct, frozen=True):
     linked_to: str | None = None
     """Where the folder is, if it is a link to another place."""
     moved_to: str | None = None
-    """The destination's folder, if it was `vlmcache move` that left the link."""
+    """The destination's folder, if `vlmcache move` left the link."""
     moved_at: tuple[int, int] | None = None
     """Device and inode of that folder when the note of the move was read in it."""
     away: Away | None = None
     """Where it is, if `vlmcache move` left the link and that drive is not mounted."""
     record: Stamp | None = None
-    """The file in which `vlmcache move` has recorded where a linked repo went, or has noted where
-    this one came from."""
+    """The file in which `vlmcache move` recorded where a linked repo went, or noted where this one
+    came from."""
     base_record: Stamp | None = None
-    """The file in which `vlmcache attach` has recorded the bases that its blobs lead into."""
+    """The file in which `vlmcache attach` recorded the bases that its blobs lead into."""
     bases: tuple[str, ...] = ()
     """The folders of these bases."""
     base_refs: dict[str, str] = msgspec.field(default_factory=dict)
@@ -284,26 +287,26 @@ class Repo(msgspec.Struct, frozen=True):
     entry: Stamp | None = None
     """The folder, or the link, itself."""
     ref_files: dict[str, Stamp] = msgspec.field(default_factory=dict)
-    """Ref name -> its file, whether it names a commit or not."""
+    """Ref name -> its file, even if it names no commit."""
     ref_folders: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Folder below `refs/` -> its stamp: `refs/pr` of the ref `refs/pr/1`."""
     tree_files: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Commit -> the file of the Hub's listing."""
     own_trees: frozenset[str] = frozenset()
-    """Commits whose listing has the name that the client does not read."""
+    """Commits whose listing has a name that the client does not read."""
     no_exist: dict[str, Stamp] = msgspec.field(default_factory=dict)
     """Commit -> the folder of names that the Hub is known not to have."""
     trees: dict[str, dict[str, TreeFile]] = msgspec.field(default_factory=dict)
-    """Commit -> the Hub's listing, whether there is a snapshot of it or not."""
+    """Commit -> the Hub's listing, even if there is no snapshot of it."""
 
     @property
     def size_on_disk(self) -> int:
-        """What `du` reports for the folder (of the linked one, for a link)."""
+        """What `du` reports for the folder, or for the folder that the link leads to."""
         return self.by_class.total
 
     @property
     def home(self) -> str:
-        """The folder itself: if the repo was moved, where it really is."""
+        """Where the folder really is: elsewhere, if the repo was moved."""
         return self.linked_to or self.path
 
     def blob_path(self, name: str) -> str:
@@ -328,12 +331,6 @@ class Repo(msgspec.Struct, frozen=True):
         return tuple(sorted({blob.base for blob in self.blobs.values() if blob.base is not None}))
 
     @property
-    def size_in_bases(self) -> int:
-        """Length of the blobs whose content is in a base, each once."""
-        sizes = {blob.there: blob.size for blob in self.blobs.values() if blob.base is not None}
-        return sum(sizes.values())
-
-    @property
     def size(self) -> int:
         """Length of all blobs, shared ones included, and of copied files."""
         sizes = [blob.size for blob in self.blobs.values()]
@@ -344,7 +341,7 @@ class Repo(msgspec.Struct, frozen=True):
         return sum(sizes)
 
     def blob_users(self) -> dict[str, set[tuple[str, str]]]:
-        """Return blob name -> (commit, file name) of all that link to it, softly or hard."""
+        """Return blob name -> (commit, file name) of all links to it, symbolic or hard."""
         inodes = {
             (blob.device, blob.inode): blob.name for blob in self.blobs.values() if blob.links > 1
         }
@@ -365,9 +362,9 @@ class Repo(msgspec.Struct, frozen=True):
         return sound and blob is not None and blob.size == listed.content_size
 
     def lost_names(self, commit: str) -> set[str]:
-        """Return the files of a commit's listing whose content is here and linked from nowhere.
+        """Return the files of a commit's listing whose content is here without any link to it.
 
-        There are none where a folder could not be read: what links to what is not known then.
+        There are none if a folder could not be read: then the links are not known.
         """
         tree = self.trees.get(commit, {})
         revision = self.revision(commit)
@@ -391,7 +388,7 @@ class SharedBlob(Stamp, frozen=True, gc=False):
     device: int
     links: int
     manifest: bool
-    """Whether the manifest of its references is there."""
+    """Whether the manifest of its references exists."""
     users: tuple[str, ...] = ()
     """Repo blobs that link to it, as `<repo folder>/blobs/<etag>`."""
     manifest_allocated: int = 0
@@ -400,12 +397,12 @@ class SharedBlob(Stamp, frozen=True, gc=False):
 
 
 class Lent(msgspec.Struct, frozen=True, gc=False):
-    """A content that a base has, to which a blob of a cache may be a link."""
+    """Content that a base has, and that a blob of a cache may link to."""
 
     base: str
     """The folder of the base."""
     path: str
-    """The file in it: a blob of the same repo there, or one of its shared store."""
+    """The file in the base: a blob of the same repo, or one of its shared store."""
     device: int
     inode: int
     size: int
@@ -426,18 +423,18 @@ class CacheState(msgspec.Struct, frozen=True):
     scanned_at: float
     """Seconds since the epoch."""
     locks: dict[str, LockFolder] = msgspec.field(default_factory=dict)
-    """Repo folder -> its locks, for repos that are no longer there too."""
+    """Repo folder -> its locks, even if the repo is gone."""
     leftovers: tuple[Leftover, ...] = ()
     outside: dict[str, str] = msgspec.field(default_factory=dict)
     """Path that a link of a repo leads to or through, outside that repo -> the repo's folder."""
     lent: dict[tuple[str, str], Lent] = msgspec.field(default_factory=dict)
     """(Repo folder, blob), or ("", Xet hash) of a shared store -> where a base has the content.
 
-    Only if its bases were looked at."""
+    It is filled only if the bases were read."""
     trashed: dict[tuple[str, str], int] = msgspec.field(default_factory=dict)
-    """(Repo folder, blob) -> the length of it in the trash, from where a pull takes it back.
+    """(Repo folder, blob) -> its length in the trash, from which a pull takes it back.
 
-    Only if the trash was looked at."""
+    It is filled only if the trash was read."""
 
     @property
     def size_on_disk(self) -> int:
@@ -450,11 +447,11 @@ class CacheState(msgspec.Struct, frozen=True):
         for repo in self.repos:
             yield from repo.findings
 
-    def with_damage(self, damaged: Collection[tuple[int, int, int, int]]) -> CacheState:
-        """Return the cache with the files marked that were found damaged and did not change since.
+    def with_damage(self, damaged: Collection[FileMark]) -> CacheState:
+        """Return the cache with those files marked that were found damaged and are unchanged.
 
         Args:
-            damaged: device, inode, size and mtime in ns of each of those files.
+            damaged: the files that `verify` found damaged.
         """
         if not damaged:
             return self
@@ -463,7 +460,7 @@ class CacheState(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, shared=shared, repos=repos)
 
     def shares(self, repo: Repo | None, listed: TreeFile) -> bool:
-        """Return whether the shared store has a listed file's content, to which a repo may link."""
+        """Return whether the shared store has a listed file's content, for a repo to link to."""
         if not self.shared_marked or (repo is not None and repo.linked_to is not None):
             return False
         shared = self.shared.get(listed.xet_hash or "")
@@ -471,14 +468,14 @@ class CacheState(msgspec.Struct, frozen=True):
         return sound and shared is not None and shared.size == listed.content_size
 
     def lends(self, folder: str, listed: TreeFile) -> Lent | None:
-        """Return where a base has a listed file's content, to which a repo may link."""
+        """Return where a base has a listed file's content, for a repo to link to."""
         repo = self.repo_in(folder) if self.lent else None
         if not self.lent or (repo is not None and repo.linked_to is not None):
             return None
-        found = self.lent.get((folder, listed.etag))
-        if found is None and listed.xet_hash:
-            found = self.lent.get(("", listed.xet_hash))
-        return found if found is not None and found.size == listed.content_size else None
+        lent = self.lent.get((folder, listed.etag))
+        if lent is None and listed.xet_hash:
+            lent = self.lent.get(("", listed.xet_hash))
+        return lent if lent is not None and lent.size == listed.content_size else None
 
     def takes_back(self, folder: str, listed: TreeFile) -> bool:
         """Return whether a pull takes a listed file's content back from the trash."""
@@ -489,7 +486,7 @@ class CacheState(msgspec.Struct, frozen=True):
         return next((repo for repo in self.repos if repo.folder == folder), None)
 
     def repo(self, name: str, kind: str | None = None) -> Repo | None:
-        """Return the one repo that a name can mean, or `None`; see `repos_called`."""
+        """Return the only repo that a name can mean, or `None`; see `repos_called`."""
         repos = self.repos_called(name, kind)
         return repos[0] if len(repos) == 1 else None
 
@@ -509,22 +506,20 @@ class CacheState(msgspec.Struct, frozen=True):
 _Content = TypeVar("_Content", Blob, File, Partial, SharedBlob)
 
 
-def _marked(content: _Content, damaged: Collection[tuple[int, int, int, int]]) -> _Content:
+def _marked(content: _Content, damaged: Collection[FileMark]) -> _Content:
     """Return a file, marked if it is one of those that were found damaged."""
     mark = (content.device, content.inode, content.size, content.mtime_ns)
     if isinstance(content, Blob):
-        mark = content.there or mark
+        mark = content.target or mark
     if mark not in damaged:
         return content
     return msgspec.structs.replace(content, damaged=True)
 
 
 def _with_damage(
-    repo: Repo,
-    shared: Mapping[str, SharedBlob],
-    damaged: Collection[tuple[int, int, int, int]],
+    repo: Repo, shared: Mapping[str, SharedBlob], damaged: Collection[FileMark]
 ) -> Repo:
-    """Return a repo with its damaged files marked; the very same if there are none."""
+    """Return a repo with its damaged files marked; the same object if there are none."""
     blobs = {name: _marked(blob, damaged) for name, blob in repo.blobs.items()}
     for name, blob in repo.blobs.items():
         content = shared.get(blob.shared or "")
@@ -533,7 +528,7 @@ def _with_damage(
     bad = {name for name, blob in blobs.items() if blob.damaged}
     partials = tuple(_marked(partial, damaged) for partial in repo.partials)
     revisions = []
-    found = bool(bad) or any(partial.damaged for partial in partials)
+    any_damaged = bool(bad) or any(partial.damaged for partial in partials)
     for revision in repo.revisions:
         files = tuple(
             msgspec.structs.replace(file, damaged=True)
@@ -541,8 +536,8 @@ def _with_damage(
             else _marked(file, damaged)
             for file in revision.files
         )
-        found = found or any(file.damaged for file in files)
+        any_damaged = any_damaged or any(file.damaged for file in files)
         revisions.append(msgspec.structs.replace(revision, files=files))
-    if not found:
+    if not any_damaged:
         return repo
     return msgspec.structs.replace(repo, blobs=blobs, revisions=tuple(revisions), partials=partials)

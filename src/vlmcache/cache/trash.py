@@ -1,7 +1,7 @@
-"""The trash of a cache as it is read: where it lies, and what each removal has left in it.
+"""Reading the trash of a cache: where it is, and what each removal has left in it.
 
-A removal has a folder `<id>` in it with a record and what was renamed there, each under its number
-in the record. The trash lies next to the hub folder if it can, else in the cache's root.
+A removal has a folder `<id>` in it with a record and what was moved there, each item under its
+number in the record. The trash is next to the hub folder if possible, else in the cache's root.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import os
 import stat as modes
 import time
-import weakref
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,7 +20,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.entries import STALE_AFTER, Notes, allocated_bytes, read_entries
 from vlmcache.cache.reading import FOLDER, JSON_ERRORS, json, parse_json
 from vlmcache.cache.state import CacheState
-from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, enter
+from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, enter, tree_at, trusted_owners
 
 FORMAT = "vlmcache.trash/1"
 RECORD = "record.json"
@@ -30,21 +29,21 @@ _LIMIT = 256_000_000
 _ID = late.pattern(r"[0-9a-f]{8}")
 _DELETED = late.pattern(r"[0-9a-f]{8}\.emptied")
 EMPTIED = ".emptied"
-"""How the name ends of a removal's folder of which the rest is to be unlinked."""
+"""How the name of a removal's folder ends while it is being emptied."""
 
 _Tree = TypeVar("_Tree", bound=CacheTree)
 
 
 class TrashedItem(msgspec.Struct, frozen=True):
-    """What was, or was to be, renamed into the trash."""
+    """Something that was, or was to be, moved into the trash."""
 
     path: str
-    """Its place below the cache's root."""
+    """Its path below the cache's root."""
     kind: str
     """The kind of the action that removed it."""
     repo: str | None = None
     frees: int = 0
-    """Bytes that the plan of the removal counted for it."""
+    """Bytes that the plan of the removal said it would free."""
 
 
 class FolderTime(msgspec.Struct, frozen=True):
@@ -54,11 +53,11 @@ class FolderTime(msgspec.Struct, frozen=True):
     inode: int
     before: int
     after: int | None = None
-    """The same after the removal; if it is another by now, somebody else has changed the folder."""
+    """The same after the removal; if it differs now, somebody else has changed the folder."""
 
 
 class TrashRecord(msgspec.Struct, frozen=True):
-    """What a removal has written before it renamed anything, and completed in the end."""
+    """What a removal writes before it moves anything, and completes in the end."""
 
     format: str
     id: str
@@ -71,22 +70,27 @@ class TrashRecord(msgspec.Struct, frozen=True):
     names: tuple[str, ...]
     """The models, revisions or paths that were removed."""
     items: tuple[TrashedItem, ...]
-    """What was to be renamed; its number in this list is its name in the trash."""
+    """What was to be moved; an item's number in this list is its name in the trash."""
     folders: tuple[FolderTime, ...] = ()
     revisions: tuple[tuple[str, str, str], ...] = ()
     """(type, repo, commit) of the revisions that were removed."""
     part_of: str | None = None
-    """The real path of the cache whose removal this is a part of, if it is a place's."""
+    """The real path of the cache whose removal this is a part of, if this is where models moved."""
     places: tuple[str, ...] = ()
-    """The folders of moved models in whose trash the rest of this removal is."""
+    """The folders of moved models, in whose trash the rest of this removal is."""
     done: bool = False
-    """Whether the removal came to its end."""
+    """Whether the removal was completed."""
     receipt: Any = None
 
     @property
     def expires_at(self) -> float:
-        """Seconds since the epoch from which on the next command removes it."""
+        """When it expires, in seconds since the epoch; the next command then removes it."""
         return self.removed_at + self.days * DAY
+
+    def encode(self) -> bytes:
+        """Return the record as it is written; names on a disk need not be valid Unicode."""
+        content: str = json.dumps(msgspec.to_builtins(self), indent=1)
+        return content.encode("ascii")
 
 
 class TrashTree(CacheTree):
@@ -103,7 +107,7 @@ class Trashed(NamedTuple):
     tree: CacheTree
     id: str
     record: TrashRecord | None
-    """`None` where it cannot be read."""
+    """`None` if it cannot be read."""
     removed_at: float
 
     @property
@@ -124,13 +128,18 @@ class Trashed(NamedTuple):
                 yield item, path
 
     def is_expired(self, now: float, days: float) -> bool:
-        """Return whether it was kept long enough; without a record for so many days."""
+        """Return whether it was kept long enough.
+
+        Args:
+            now: seconds since the epoch.
+            days: how long it is kept if it has no record.
+        """
         expires = self.removed_at + days * DAY
         return now >= (expires if self.record is None else self.record.expires_at)
 
 
 class Weight(NamedTuple):
-    """What something occupies, and what removing it would give back, in bytes."""
+    """What something occupies, and what removing it would free, in bytes."""
 
     size_on_disk: int
     frees: int
@@ -144,40 +153,27 @@ class TrashNeeds(msgspec.Struct, frozen=True):
     shared: Mapping[str, str] = {}
     """Hash of a shared blob -> the id of the removal that needs it."""
     folders: frozenset[str] = frozenset()
-    """Repo folders of which something is in the trash: their locks stay."""
-
-
-def opened(kind: type[_Tree], path: str, descriptor: int) -> _Tree:
-    """Return a tree whose root is open already; its descriptor is closed with it."""
-    tree = kind(path)
-    vars(tree)["top"] = descriptor
-    weakref.finalize(tree, os.close, descriptor)
-    return tree
+    """Folders of the repos that have something in the trash: their locks stay."""
 
 
 @contextlib.contextmanager
 def next_to(tree: CacheTree) -> Iterator[tuple[int, str] | None]:
-    """Yield the open folder in which a cache's folder is and that one's real name.
+    """Yield the folder that contains a cache's folder, opened, and the cache folder's real name.
 
-    `None` if what is renamed between the two would have to be copied, or that cannot be known.
+    `None` if a rename between the two is not possible, or if that cannot be known.
     """
-    parent = None
-    try:
+    with contextlib.ExitStack() as closing:
+        place = None
         with contextlib.suppress(OSError):
             name = os.path.basename(os.path.realpath(tree.root))
             if BY_DESCRIPTOR and name:
                 # From the open folder, no link leads anywhere else.
                 parent = os.open(os.pardir, FOLDER, dir_fd=tree.top)
-                found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                if not os.path.samestat(found, os.fstat(tree.top)) or not _one_mount(
-                    parent, tree.top
-                ):
-                    os.close(parent)
-                    parent = None
-        yield None if parent is None else (parent, name)
-    finally:
-        if parent is not None:
-            os.close(parent)
+                closing.callback(os.close, parent)
+                status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                if os.path.samestat(status, os.fstat(tree.top)) and _one_mount(parent, tree.top):
+                    place = parent, name
+        yield place
 
 
 def _one_mount(descriptor: int, other: int) -> bool:
@@ -187,7 +183,7 @@ def _one_mount(descriptor: int, other: int) -> bool:
 
 
 def _mount_id(descriptor: int) -> str | None:
-    """Return which mount an open folder is on: the same filesystem may be mounted twice."""
+    """Return the mount that an open folder is on: the same filesystem may be mounted twice."""
     with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{descriptor}") as lines:
         return next((line for line in lines if line.startswith("mnt_id:")), None)
     return None
@@ -202,44 +198,43 @@ def beside_path(tree: CacheTree) -> str:
 def open_beside(tree: CacheTree, parent: int, name: str) -> int:
     """Open the trash next to a cache's folder and return its descriptor.
 
-    Whoever may write next to the cache could have made it: it has to belong to the cache's owner,
-    to root or to this user.
+    Others who may write next to the cache could have made it, so it has to belong to the cache's
+    owner, to root or to this user.
 
     Raises:
-        OSError: it is not there, not a folder, or somebody else's.
+        OSError: it does not exist, is not a folder, or belongs to somebody else.
     """
     place = beside_path(tree)
     descriptor = enter(layout.trash_beside(name), parent, place)
-    owners = {0, os.geteuid(), os.fstat(tree.top).st_uid}
-    if os.fstat(descriptor).st_uid not in owners:
+    if os.fstat(descriptor).st_uid not in trusted_owners(os.fstat(tree.top).st_uid):
         os.close(descriptor)
-        raise PermissionError(f"another user's: {place}")
+        raise PermissionError(f"it belongs to another user: {place}")
     return descriptor
 
 
 def trash_trees(cache: str | CacheTree, kind: type[_Tree]) -> list[_Tree]:
-    """Return the trashes of a cache that are there, opened.
+    """Return the trashes of a cache that exist, opened.
 
     Args:
         cache: the cache, or a tree that has it open.
-        kind: how they are opened.
+        kind: the class of the trees.
     """
     trees: list[_Tree] = []
     with contextlib.suppress(OSError):
         tree = CacheTree(cache)
-        with next_to(tree) as beside, contextlib.suppress(OSError):
-            if beside is not None:
-                trees.append(opened(kind, beside_path(tree), open_beside(tree, *beside)))
+        with next_to(tree) as place, contextlib.suppress(OSError):
+            if place is not None:
+                trees.append(tree_at(kind, beside_path(tree), open_beside(tree, *place)))
         with tree.parent(inside := os.path.join(tree.root, layout.TRASH)) as (name, folder):
             if folder is not None:
-                trees.append(opened(kind, inside, enter(name, folder, inside)))
+                trees.append(tree_at(kind, inside, enter(name, folder, inside)))
             elif modes.S_ISDIR(os.lstat(inside).st_mode):
                 trees.append(kind(inside))
     return trees
 
 
 def has_trash(cache: str) -> bool:
-    """Return whether a cache seems to have a trash, at the price of two questions."""
+    """Return whether a cache seems to have a trash; this is quick."""
     return any(
         os.path.lexists(path)
         for path in (os.path.join(cache, layout.TRASH), beside_path(CacheTree(cache)))
@@ -253,21 +248,21 @@ def read_trash(
 
     Args:
         cache: the cache, or a tree that has it open.
-        kind: how the trash is opened.
+        kind: the class of the trash's tree.
         only: the one id that is asked for.
     """
-    found: list[Trashed] = []
+    removals: list[Trashed] = []
     if not has_trash(cache.root if isinstance(cache, CacheTree) else cache):
-        return found
+        return removals
     for tree in trash_trees(cache, kind):
         with contextlib.suppress(OSError):
             for name in tree.names(tree.root) if only is None else [only]:
                 if _ID.fullmatch(name):
                     with contextlib.suppress(OSError):
                         trashed = _read(tree, name)
-                        if trashed.record is not None or not _is_begun(trashed):
-                            found.append(trashed)
-    return sorted(found, key=lambda trashed: trashed.removed_at)
+                        if trashed.record is not None or not _is_empty(trashed):
+                            removals.append(trashed)
+    return sorted(removals, key=lambda trashed: trashed.removed_at)
 
 
 def _read(tree: CacheTree, name: str) -> Trashed:
@@ -284,13 +279,13 @@ def _read(tree: CacheTree, name: str) -> Trashed:
     return Trashed(tree, name, record, record.removed_at if record else status.st_mtime)
 
 
-def _is_begun(trashed: Trashed) -> bool:
-    """Return whether a removal was ended before it had renamed anything: its record comes first."""
+def _is_empty(trashed: Trashed) -> bool:
+    """Return whether a removal was interrupted before it renamed anything here."""
     return not any(name.isdecimal() for name in trashed.tree.names(trashed.path))
 
 
 def is_below(path: str) -> bool:
-    """Return whether a path of a record can be one below a cache's root, and not in its trash."""
+    """Return whether a record's path is one below a cache's root, and not in its trash."""
     parts = path.split(os.sep)
     return (
         not os.path.isabs(path)
@@ -301,29 +296,23 @@ def is_below(path: str) -> bool:
 
 
 def emptied(tree: CacheTree) -> list[str]:
-    """Return the folders of a trash of which the rest is to be unlinked."""
+    """Return the folders of a trash that an interrupted run has left to unlink."""
     try:
         names = tree.names(tree.root)
     except OSError:
         return []
-    found = [os.path.join(tree.root, name) for name in names if _DELETED.fullmatch(name)]
+    folders = [os.path.join(tree.root, name) for name in names if _DELETED.fullmatch(name)]
     for name in filter(_ID.fullmatch, names):
         with contextlib.suppress(OSError):
             trashed = _read(tree, name)
             young = time.time() - trashed.removed_at < STALE_AFTER
-            if trashed.record is None and not young and _is_begun(trashed):
-                found.append(trashed.path)
-    return found
-
-
-def encoded(record: TrashRecord) -> bytes:
-    """Return a record as it is written; names on a disk need not be valid Unicode."""
-    content: str = json.dumps(msgspec.to_builtins(record), indent=1)
-    return content.encode("ascii")
+            if trashed.record is None and not young and _is_empty(trashed):
+                folders.append(trashed.path)
+    return folders
 
 
 def weigh(path: str) -> Weight:
-    """Return what a path and all below it occupy, and what removing it would give back."""
+    """Return what a path and all below it occupy, and what removing them would free."""
     files: dict[tuple[int, int], tuple[int, int]] = {}
     names: dict[tuple[int, int], int] = {}
     size = 0
@@ -335,7 +324,8 @@ def weigh(path: str) -> Weight:
         place, status = pending.pop()
         if modes.S_ISDIR(status.st_mode):
             size += allocated_bytes(status)
-            pending += ((os.path.join(place, name), of) for name, of in read_entries(place, notes))
+            entries = read_entries(place, notes)
+            pending += ((os.path.join(place, name), status) for name, status in entries)
             continue
         key = status.st_dev, status.st_ino
         files[key] = allocated_bytes(status), status.st_nlink
@@ -352,21 +342,21 @@ def trash_size(cache: str) -> int:
 
 
 def blob_paths(trashed: Trashed, folder: str) -> dict[str, str]:
-    """Return blob -> its path in the trash, of the blobs of a repo that a removal has there."""
-    found: dict[str, str] = {}
+    """Return blob -> its path in the trash, for the blobs of a repo in one removal."""
+    paths: dict[str, str] = {}
     inside = os.path.join(folder, layout.BLOBS, "")
     for item, path in trashed.items():
         if item.path == folder:
             blobs = os.path.join(path, layout.BLOBS)
             with contextlib.suppress(OSError):
-                found |= {name: os.path.join(blobs, name) for name in trashed.tree.names(blobs)}
+                paths |= {name: os.path.join(blobs, name) for name in trashed.tree.names(blobs)}
         elif item.kind == "blob" and item.path.startswith(inside):
-            found[item.path.removeprefix(inside)] = path
-    return found
+            paths[item.path.removeprefix(inside)] = path
+    return paths
 
 
 def with_trash(state: CacheState) -> CacheState:
-    """Return a cache with the blobs that a pull would take back from its trash."""
+    """Return the state of a cache with the blobs that a pull would take back from its trash."""
     trash = read_trash(state.dir)
     shared = {
         os.path.basename(item.path): trashed.tree.stat(path).st_size
@@ -375,7 +365,7 @@ def with_trash(state: CacheState) -> CacheState:
         if item.kind == "shared"
     }
     shared |= {name: blob.size for name, blob in state.shared.items()}
-    found: dict[tuple[str, str], int] = {}
+    sizes: dict[tuple[str, str], int] = {}
     for trashed in trash:
         folders = {item.path.partition(os.sep)[0] for item, _ in trashed.items()}
         for folder in filter(layout.parse_repo_folder, folders):
@@ -390,12 +380,12 @@ def with_trash(state: CacheState) -> CacheState:
                         target = layout.shared_hash_of(trashed.tree.readlink(path))
                         size = shared.get(target or "")
                     if size is not None and layout.partial_etag(name) is None:
-                        found[folder, name] = size
-    return msgspec.structs.replace(state, trashed=found) if found else state
+                        sizes[folder, name] = size
+    return msgspec.structs.replace(state, trashed=sizes) if sizes else state
 
 
 def find_needs(trash: Collection[Trashed]) -> TrashNeeds:
-    """Return what removals in the trash need of what is in the cache."""
+    """Return what removals in the trash need of the cache."""
     blobs: dict[tuple[str, str], str] = {}
     shared: dict[str, str] = {}
     folders: set[str] = set()
@@ -407,13 +397,13 @@ def find_needs(trash: Collection[Trashed]) -> TrashNeeds:
                 shared_hash = layout.shared_hash_of(target)
                 if shared_hash is not None:
                     shared.setdefault(shared_hash, trashed.id)
-                elif target.split("/")[-2:-1] == [layout.BLOBS]:
-                    blobs.setdefault((folder, target.rpartition("/")[2]), trashed.id)
+                elif blob := layout.blob_of_target(target):
+                    blobs.setdefault((folder, blob), trashed.id)
     return TrashNeeds(blobs, shared, frozenset(folders))
 
 
 def _targets(tree: CacheTree, path: str) -> Iterator[str]:
-    """Yield where the links at a path and below it lead."""
+    """Yield the targets of the links at a path and below it."""
     pending = [path]
     while pending:
         place = pending.pop()

@@ -1,7 +1,7 @@
 """A cache read below its root, folder by folder through descriptors; links are never followed.
 
-Whoever may write to a folder of a shared cache can put a link in its place at any moment. From the
-descriptor of a folder that was entered, no name leads anywhere else.
+Whoever may write to a folder of a shared cache can replace what is in it by links at any moment.
+From the descriptor of a folder that was entered, no name leads anywhere else.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from vlmcache.cache import layout
-from vlmcache.cache.base_record import LIMIT, BaseRecord, decode, record_path
+from vlmcache.cache.base_record import LIMIT, BaseRecord, base_record_path, decode
 from vlmcache.cache.reading import FOLDER, JSON_ERRORS, open_quietly, read_bytes
 
 BY_DESCRIPTOR = os.open in os.supports_dir_fd and os.unlink in os.supports_dir_fd
 """Whether the system opens and changes what a folder's descriptor holds; Windows does not."""
 _OTHER = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EMLINK, errno.ENXIO})
-"""What systems answer if a link, a socket or the like is where a folder or file should be."""
+"""Errors that mean that a link, a socket or the like is where a folder or file should be."""
 _HANDLES = "/proc/self/fd/"
 _PASSING = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
-"""How a folder is opened that one need not be able to list."""
+"""How a folder is opened only to be passed through: this user need not be able to list it."""
 
 _Tree = TypeVar("_Tree", bound="CacheTree")
 
 
 class StaleError(OSError):
-    """What was found is not what was expected there."""
+    """Something else is there than was expected."""
 
 
 def stale(path: str) -> StaleError:
@@ -40,7 +40,7 @@ def stale(path: str) -> StaleError:
 
 
 class OwnedRecord(NamedTuple):
-    """What is recorded of a repo's bases, and whose record it is."""
+    """The record of a repo's bases, and the user who owns it."""
 
     record: BaseRecord
     owner: int
@@ -50,8 +50,8 @@ class CacheTree:
     """A cache, or a place to which models were moved.
 
     Args:
-        root: the folder, opened once: what takes its name later is something else. Or a tree whose
-            open folder this one has too.
+        root: the folder, which is opened once, so that replacing it later changes nothing. Or a
+            tree, whose open folder this one shares.
     """
 
     def __init__(self, root: str | CacheTree) -> None:
@@ -72,7 +72,7 @@ class CacheTree:
         """Make sure that no link has led to the root, whose path is a real one.
 
         Raises:
-            StaleError: a part of the path became a link; where the system does not tell, none is.
+            StaleError: a part of the path is a link. Not on systems that do not show it.
         """
         try:
             place = os.readlink(f"/proc/self/fd/{self.top}") if BY_DESCRIPTOR else self.root
@@ -98,7 +98,7 @@ class CacheTree:
             OSError: the system refuses; the error names the complete path.
         """
         inside = path == self.root or path.startswith(os.path.join(self.root, ""))
-        # What is outside is a side cache in which entries were found.
+        # A path outside the root is an entry of a side cache.
         root = self.root if inside else os.path.dirname(path)
         *folders, name = os.path.relpath(path, root).split(os.sep)
         if os.pardir in (*folders, name):
@@ -123,13 +123,13 @@ class CacheTree:
             os.close(descriptor)
 
     def home(self: _Tree, path: str) -> tuple[_Tree, str]:
-        """Return the tree that a path really is in, and the path there: a repo may be a link.
+        """Return the tree that a path is really in, and its path there: a repo may be a link.
 
-        Whoever made the link has to be trusted, or to own what it leads to: another user's models
-        are not read through it.
+        Whoever made the link has to be trusted, or to own what it leads to: nobody can make this
+        user read another user's models.
 
         Raises:
-            StaleError: it leads to what is another user's, or not to a folder.
+            StaleError: it leads to what belongs to another user, or not to a folder.
             OSError: it leads to nothing that can be reached.
         """
         folder, _, rest = os.path.relpath(path, self.root).partition(os.sep)
@@ -144,8 +144,8 @@ class CacheTree:
         if place not in self._homes:
             home = type(self)(os.path.dirname(place))
             status, made = home.stat(place), self.stat(link)
-            owners = (0, getattr(os, "geteuid", int)(), status.st_uid)
-            if not modes.S_ISDIR(status.st_mode) or made.st_uid not in owners:
+            trusted = made.st_uid in trusted_owners(status.st_uid)
+            if not modes.S_ISDIR(status.st_mode) or not trusted:
                 raise stale(link)
             self._homes[place] = home
         return self._homes[place], os.path.join(place, rest)
@@ -160,13 +160,13 @@ class CacheTree:
         """Return the status of what is at a path, of a link and not of what it leads to.
 
         Raises:
-            OSError: it cannot be reached, or is gone.
+            OSError: it does not exist or cannot be reached.
         """
         with self._reached(path) as (name, folder):
             return os.stat(name, dir_fd=folder, follow_symlinks=False)
 
     def exists(self, path: str) -> bool:
-        """Return whether anything is at a path, a link that leads nowhere included.
+        """Return whether anything is at a path, even a link that leads nowhere.
 
         Raises:
             OSError: it cannot be reached.
@@ -268,17 +268,17 @@ class CacheTree:
         Args:
             path: the file.
             limit: the most bytes that make sense for it.
-            owners: the users whose file it may be; anybody's if not given.
+            owners: the users who may own it; anybody if not given.
 
         Raises:
-            OSError: it cannot be read, is longer than `limit`, or is another user's.
+            OSError: it cannot be read, is longer than `limit`, or belongs to another user.
         """
         return read_bytes(self.open(path), limit, owners=owners)
 
     def is_contested(self, path: str) -> bool:
-        """Return whether others could swap a part of a path under the hands of root.
+        """Return whether others could swap a part of a path while root uses it.
 
-        So that what opens files by their paths alone, as libraries do, has to be left out.
+        Then libraries, which open files by their paths alone, must not be given the path.
         """
         if not is_root():
             return False
@@ -292,8 +292,16 @@ class CacheTree:
         return False
 
 
+def tree_at(kind: type[_Tree], root: str, descriptor: int) -> _Tree:
+    """Return a tree whose root is open already; its descriptor is closed with the tree."""
+    tree = kind(root)
+    vars(tree)["top"] = descriptor
+    weakref.finalize(tree, os.close, descriptor)
+    return tree
+
+
 def _shared_place(tree: CacheTree, path: str) -> str | None:
-    """Return the shared blob that a blob of a repo is a link to, `None` if it is none."""
+    """Return the path of the shared blob that a repo's blob links to; `None` if it does not."""
     with contextlib.suppress(OSError):
         shared = layout.shared_hash_of(tree.readlink(path))
         return layout.shared_blob_path(tree.root, shared) if shared else None
@@ -301,14 +309,14 @@ def _shared_place(tree: CacheTree, path: str) -> str | None:
 
 
 def base_record(tree: CacheTree, folder: str) -> OwnedRecord | None:
-    """Return what is recorded of a repo's bases, `None` if that is nothing that makes sense.
+    """Return the record of a repo's bases; `None` if there is no valid one.
 
     Args:
         tree: the cache.
         folder: the name of the repo's folder.
     """
     try:
-        descriptor = tree.open(record_path(tree.root, folder))
+        descriptor = tree.open(base_record_path(tree.root, folder))
         owner = os.fstat(descriptor).st_uid
         return OwnedRecord(decode(read_bytes(descriptor, LIMIT)), owner)
     except (OSError, *JSON_ERRORS):
@@ -316,17 +324,17 @@ def base_record(tree: CacheTree, folder: str) -> OwnedRecord | None:
 
 
 def open_in_base(tree: CacheTree, path: str) -> int:
-    """Open what a blob leads to that is a link into a base.
+    """Open the content of a blob that is a link into a base.
 
-    The record of another user leads only to what is theirs or what everybody may read: nobody is
-    made to read, and pass on, what is closed to whoever made the record.
+    Another user's record leads only to what they own or what everybody may read: nobody is made to
+    read, and pass on, what the user who made the record may not read.
 
     Args:
         tree: the cache.
         path: the blob.
 
     Raises:
-        StaleError: no record of ours says that it leads there, or it leads to what is closed.
+        StaleError: no record names the base that it leads into, or it leads to what is closed.
         OSError: the system refuses.
     """
     folder = os.path.relpath(path, tree.root).split(os.sep)[0]
@@ -343,8 +351,8 @@ def open_in_base(tree: CacheTree, path: str) -> int:
     with there.parent(place) as (name, above):
         descriptor = _open(name, above, place)
         status = os.fstat(descriptor)
-        owners = {0, getattr(os, "geteuid", int)(), status.st_uid}
-        if owned.owner not in owners and not (status.st_mode & modes.S_IROTH and _is_open(above)):
+        trusted = owned.owner in trusted_owners(status.st_uid)
+        if not trusted and not (status.st_mode & modes.S_IROTH and _is_open(above)):
             os.close(descriptor)
             raise stale(place)
     return descriptor
@@ -366,7 +374,7 @@ def _open(name: str, folder: int | None, path: str) -> int:
 
 
 def _is_open(folder: int | None) -> bool:
-    """Return whether every user may enter a folder, which is open, and all those above it."""
+    """Return whether every user may enter an open folder and all folders above it."""
     if folder is None:
         return False
     here = os.dup(folder)
@@ -385,12 +393,12 @@ def _is_open(folder: int | None) -> bool:
 
 
 def name_path(error: OSError, path: str, name: str = "") -> None:
-    """Let a refusal name the complete path, where it names what only an open folder tells.
+    """Let an error name the complete path, if it names only an entry of an open folder.
 
     Args:
-        error: the refusal.
+        error: the error.
         path: the path.
-        name: its name in the folder; a link that is made has it as the second one.
+        name: its name in the folder; of a link that is made, the error's second name.
     """
     named = error.filename
     complete = isinstance(named, str) and os.path.isabs(named) and not named.startswith(_HANDLES)
@@ -399,12 +407,17 @@ def name_path(error: OSError, path: str, name: str = "") -> None:
 
 
 def is_root() -> bool:
-    """Return whether what this process makes would be root's, whoever's the cache is."""
+    """Return whether this process is root, whose new files do not belong to the cache's owner."""
     return BY_DESCRIPTOR and os.geteuid() == 0
 
 
+def trusted_owners(*others: int) -> set[int]:
+    """Return the users whose links and records count: root, this user, and the others given."""
+    return {0, getattr(os, "geteuid", int)(), *others}
+
+
 def identity_of(folder: str) -> tuple[int, int] | None:
-    """Return the device and inode of the folder that a path leads to, `None` if there is none."""
+    """Return the device and inode of the folder that a path leads to; `None` if there is none."""
     try:
         return CacheTree(folder).identity
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Who uses what, and since when not: locks, open and mapped files, last use of each revision."""
+"""Who uses a cache, and when it was last used: locks, open and mapped files, last uses."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from vlmcache.cache.tree import CacheTree
 from vlmcache.units import counted
 
 _ONE_READER = 3600 * 10**9
-"""If all of a repo was read within so many nanoseconds, a backup or a copy may have read it."""
+"""Nanoseconds: if all of a repo was read within them, a backup or a copy may have read it."""
 
 _SECRET = late.pattern(r"(--token[ =]|\bhf_)\S+")
 
 
 class Process(msgspec.Struct, frozen=True):
-    """A process that uses something of the cache. command is its command line."""
+    """A process that uses something in the cache. command is its command line."""
 
     pid: int
     command: str
@@ -39,10 +39,10 @@ class Process(msgspec.Struct, frozen=True):
 class Usage(msgspec.Struct, frozen=True):
     """What running processes use, as far as this user may see.
 
-    files: (device, inode) -> processes that hold the file open or mapped. locks: the hub's locks
-    that are held, as `<repo folder>/<etag>.lock` -> processes that have the lock's file open, none
-    where these cannot be seen. hidden: processes of other users that could not be looked into and
-    that get at the files.
+    files: (device, inode) -> processes that have the file open or mapped. locks: the hub's locks
+    that are held, as `<repo folder>/<etag>.lock` -> processes that have the lock's file open, or
+    none if they cannot be seen. hidden: the number of other users' processes that could not be
+    checked and can reach the files.
     """
 
     files: dict[tuple[int, int], tuple[Process, ...]] = {}
@@ -52,7 +52,7 @@ class Usage(msgspec.Struct, frozen=True):
     def of_repo(self, state: CacheState, repo: Repo) -> tuple[Process, ...] | None:
         """Return who uses anything of a repo; `None` if nobody does.
 
-        Empty where a lock is held and its holder cannot be seen.
+        Empty if a lock is held and its holder cannot be seen.
         """
         lockers = self.locks_of(repo.folder)
         if not self.files:
@@ -66,7 +66,9 @@ class Usage(msgspec.Struct, frozen=True):
             *filter(None, shared),
         ]
         groups = [self.files.get((entry.device, entry.inode), ()) for entry in entries]
-        groups += (self.files.get(blob.there[:2], ()) for blob in repo.blobs.values() if blob.there)
+        groups += (
+            self.files.get(blob.target[:2], ()) for blob in repo.blobs.values() if blob.target
+        )
         users = _distinct([*groups, lockers or ()])
         return users if users or lockers is not None else None
 
@@ -77,20 +79,20 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 def _distinct(groups: Sequence[tuple[Process, ...]]) -> tuple[Process, ...]:
-    # Of a process that is named several times, the first counts.
+    # If a process is listed several times, its first entry counts.
     seen = {process.pid: process for group in reversed(groups) for process in reversed(group)}
     return tuple(seen[pid] for pid in sorted(seen))
 
 
 def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage:
-    """Return which processes use files and locks of the cache; this process is never among them.
+    """Return which other processes use files and locks of the cache.
 
-    Linux says it through /proc, by device and inode (see proc_pid_fd(5) and proc_pid_maps(5));
-    elsewhere psutil says it, by path.
+    On Linux they are found through /proc, by device and inode (see proc_pid_fd(5) and
+    proc_pid_maps(5)), on other systems through psutil, by path.
 
     Args:
         state: the cache as it was scanned.
-        folders: the repo folders to look at; all of them if not given.
+        folders: the repo folders to check; all of them if not given.
     """
     content: dict[tuple[int, int], str] = {}
     for repo in state.repos:
@@ -115,12 +117,12 @@ def who_uses(state: CacheState, folders: Collection[str] | None = None) -> Usage
 
 
 def content_of(state: CacheState, repo: Repo) -> Iterator[tuple[tuple[int, int], str]]:
-    """Yield (device, inode) and real path of all that a process may have open of a repo."""
+    """Yield the (device, inode) and real path of each file of a repo that a process may open."""
     base = os.path.realpath(repo.path)
     for blob in repo.blobs.values():
         yield (blob.device, blob.inode), layout.blob_path(base, blob.name)
-        if blob.there is not None:
-            yield blob.there[:2], os.path.realpath(layout.blob_path(base, blob.name))
+        if blob.target is not None:
+            yield blob.target[:2], os.path.realpath(layout.blob_path(base, blob.name))
         if blob.shared is not None and blob.shared in state.shared:
             shared = state.shared[blob.shared]
             yield (shared.device, shared.inode), os.path.realpath(shared.path)
@@ -139,14 +141,14 @@ def find_users(
     *,
     removed: bool = False,
 ) -> Usage:
-    """Return who has the given files open or mapped.
+    """Return which other processes have the given files open or mapped.
 
     Args:
-        content: (device, inode) -> real path of the files that matter.
+        content: (device, inode) -> real path of the files.
         taken: names of the locks that are held.
-        locks: (device, inode) -> name of the files of these locks.
-        removed: the files have lost their last names, and new files may have their inodes by now;
-            on Linux, who has one of those open does not count.
+        locks: (device, inode) -> name, for the files of these locks.
+        removed: whether the files have lost their last names. New files may have their inodes by
+            now; on Linux, processes that have one of these open do not count.
     """
     if not content and not taken:
         return Usage()
@@ -176,7 +178,7 @@ UNSEEN_OUTSIDE = "processes outside this container cannot be seen, and may use s
 
 
 def in_container() -> bool:
-    """Return whether other processes of this machine cannot be seen, whoever they belong to.
+    """Return whether there may be processes on this machine that nobody here can see.
 
     That is so in every PID namespace but the first (pid_namespaces(7)).
     """
@@ -187,13 +189,16 @@ def in_container() -> bool:
 
 
 def open_elsewhere(descriptor: int) -> bool:
-    """Return whether another process has an open file open or mapped, one that is hidden included.
+    """Return whether another process, even a hidden one, has a file open or mapped.
 
-    A write lease is tried and given back at once: Linux grants it only if nobody else has the file
-    open (fcntl(2), F_SETLEASE). Whoever opens the file meanwhile waits, and the signal for us is
-    SIGURG, which is ignored unless a program asks for it; SIGIO would end this process. Where
-    leases cannot be had (another system or filesystem, somebody else's file) the answer is no, and
-    so it is if this process itself has the file open a second time: nothing can be said then.
+    A write lease is requested and given back at once: Linux grants it only if nobody else has the
+    file open (fcntl(2), F_SETLEASE). A process that opens the file meanwhile waits, and we would
+    get the signal SIGURG, which is ignored unless a program asks for it; SIGIO would end this
+    process. If there are no leases (another system or filesystem, somebody else's file), or if
+    this process itself has the file open twice, it cannot be known, and the answer is no.
+
+    Args:
+        descriptor: of the file, opened by this process.
     """
     try:
         import fcntl
@@ -223,7 +228,7 @@ def _has_proc() -> bool:
 
 
 def hidden_words(count: int) -> str:
-    """Return that some processes could not be looked into, for people."""
+    """Return the sentence that some processes could not be checked."""
     if sys.platform == "linux" and not _has_proc():
         return "/proc is not mounted, so no process can be seen; some may use some of this"
     return f"{counted(count, 'process')} could not be checked, and may use some of this"
@@ -231,7 +236,7 @@ def hidden_words(count: int) -> str:
 
 _Found = Iterator[tuple[tuple[int, int], Process | None]]
 _DELETED = b" (deleted)"
-"""What Linux adds to the name of a mapped file that has lost its last one (proc(5))."""
+"""What Linux adds to the name of a mapped file that was removed (proc(5))."""
 
 
 def _find_by_proc(wanted: Mapping[tuple[int, int], str], removed: bool) -> _Found:
@@ -263,10 +268,10 @@ def _find_by_proc(wanted: Mapping[tuple[int, int], str], removed: bool) -> _Foun
 
 
 def _could_use(base: str, reach: Reach) -> bool:
-    """Return whether a process that may not be looked into could use the files.
+    """Return whether a process that this user may not inspect could use the files.
 
-    Another user's can, if that user gets at them. Threads of the kernel, whose command line is
-    empty, use none.
+    It could if it belongs to another user who can reach them. The kernel's threads, whose command
+    line is empty, use none.
     """
     try:
         with open(f"{base}/cmdline", "rb") as file:
@@ -274,9 +279,9 @@ def _could_use(base: str, reach: Reach) -> bool:
                 return False
         with open(f"{base}/status", encoding="ascii", errors="replace") as file:
             lines = (line.partition(":") for line in file)
-            said = {name: value.split() for name, _, value in lines}
-        user = int(said["Uid"][1])
-        groups = frozenset(map(int, [said["Gid"][1], *said["Groups"]]))
+            fields = {name: value.split() for name, _, value in lines}
+        user = int(fields["Uid"][1])
+        groups = frozenset(map(int, [fields["Gid"][1], *fields["Groups"]]))
     except FileNotFoundError:
         return False
     except (OSError, LookupError, ValueError):
@@ -314,7 +319,7 @@ def _mapped_files(
 
 
 def _find_nobody(wanted: Mapping[tuple[int, int], str], removed: bool) -> _Found:  # noqa: ARG001
-    """Yield that there may be processes: without /proc, Linux shows none."""
+    """Yield one hidden process: without /proc, Linux shows none."""
     yield (0, 0), None
 
 
@@ -331,7 +336,7 @@ def _command_line(base: str) -> str:
 
 
 def holder_of(status: os.stat_result) -> str:
-    """Return in words who holds a lock, if Linux shows it (`/proc/locks`, proc(5)).
+    """Return words for the process that holds a lock, if Linux shows it (`/proc/locks`, proc(5)).
 
     Args:
         status: of the lock's file.
@@ -354,7 +359,7 @@ def holder_of(status: os.stat_result) -> str:
 
 
 def without_secrets(command: str) -> str:
-    """Return a command line with the tokens in it struck out; others may read what we print."""
+    """Return a command line without the tokens in it, since others may read what we print."""
     return _SECRET.sub(r"\1***", command)
 
 
@@ -390,7 +395,7 @@ def _find_by_psutil(wanted: Mapping[tuple[int, int], str], removed: bool) -> _Fo
 
 
 def _is_anothers(process: Any, reach: Reach) -> bool:
-    """Return whether a process is another user's who gets at the files, as far as is known."""
+    """Return whether a process may belong to another user who can reach the files."""
     try:
         user = process.uids().effective
     except Exception:  # of psutil, also where a system has no such numbers
@@ -403,9 +408,9 @@ def own_uses(
 ) -> dict[tuple[str, str], LastUse]:
     """Return (repo folder, commit) -> last use of the revisions that no ref names.
 
-    It is read from the content that no other revision of the repo has: whoever reads what two share
-    may use either. The source is `access` only where a use would have shown; elsewhere nothing but
-    the download and our journal speak, and neither says that nobody used it since.
+    It follows from the content that no other revision of the repo has: a read of shared content may
+    be a use of any of them. The source is `access` only if a use would have left a trace. Otherwise
+    only the download and our journal are known, which do not show that nobody used it since.
 
     Args:
         state: the cache.
@@ -440,7 +445,7 @@ def own_uses(
 
 
 def _reads(repo: Repo, revision: Revision) -> dict[str, tuple[tuple[int, int], int]]:
-    """Return file name -> (device, inode) of its content, and when that was last read."""
+    """Return file name -> (device, inode) of its content, and when it was last read, in ns."""
     contents: list[tuple[str, Blob | File]] = [
         (file.name, repo.blobs[file.blob]) for file in revision.files if file.blob in repo.blobs
     ]
@@ -449,10 +454,10 @@ def _reads(repo: Repo, revision: Revision) -> dict[str, tuple[tuple[int, int], i
 
 
 class LastUse(msgspec.Struct, frozen=True):
-    """When a revision was last used: seconds since the epoch, and what says so.
+    """When a revision was last used, in seconds since the epoch, and how that is known.
 
-    journal: vlmcache saw it. access: the access times of its files. written: nothing shows
-    uses, so it is the time of the download.
+    journal: vlmcache recorded the use. access: from the access times of its files. written: uses
+    are not known, so this is the time of the download.
     """
 
     at: float
@@ -467,15 +472,15 @@ def last_uses(
     Args:
         state: the cache.
         journal: (type, repo, commit) -> seconds since the epoch, as `Journal.uses` gives them.
-        access_times: what access times on the cache's mount are worth. Where they are `never`
-            kept, they are not looked at.
+        access_times: what access times on the cache's mount are worth; if they are `never` kept,
+            they are ignored.
     """
     last: dict[tuple[str, str], LastUse] = {}
     for repo in state.repos:
         known = repo.blobs
         for revision in repo.revisions:
             blobs = [known[file.blob] for file in revision.files if file.blob in known]
-            # A link is made by a download, even if its blob has existed for a long time.
+            # A download makes links, even to blobs that have existed for a long time.
             times = [file.mtime_ns for file in revision.files]
             times += [blob.mtime_ns for blob in blobs]
             if access_times != "never":

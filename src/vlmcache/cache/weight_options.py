@@ -1,4 +1,4 @@
-"""The weights of a model's repo: of each set of them, the files that do, in order (pure)."""
+"""The weights of a model's repo: for each set of them, the files that suffice, in order (pure)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import NamedTuple
 import msgspec
 
 from vlmcache.cache import formats, layout
-from vlmcache.cache.gguf import variants
-from vlmcache.cache.model_configs import Read
+from vlmcache.cache.gguf import Variant, variants
+from vlmcache.cache.model_configs import KnownFiles
 from vlmcache.cache.reading import JSON_ERRORS
 
 _LOADED = ("safetensors", "bin", "h5", "msgpack", "ot")
@@ -18,38 +18,26 @@ _LOADED = ("safetensors", "bin", "h5", "msgpack", "ot")
 
 
 class Option(NamedTuple):
-    """Files that together do, and the one that a loader looks for first."""
+    """Files that are enough together, and the one that a loader looks for first."""
 
     entry: str
     files: frozenset[str]
     note: str | None = None
-    """What there is to say of weights that not every loader finds: see `Division.note`."""
+    """A remark on weights that not every loader finds, see `Division.note`."""
 
 
 class Weights:
-    """The sets of weights of a repo.
+    """The sets of weights of a repo."""
 
-    Args:
-        names: the repo's files.
-        present: those that are here.
-        read: returns their content.
-        listed: whether these are all files that the repo can have.
-    """
-
-    def __init__(
-        self, names: AbstractSet[str], present: AbstractSet[str], read: Read, *, listed: bool
-    ) -> None:
-        self._names = names
-        self._present = present
-        self._read = read
-        self._listed = listed
-        self.sets = formats.weight_sets(names)
-        self.left_out = formats.left_out(names, self.sets)
-        self.gguf = variants(names)
+    def __init__(self, files: KnownFiles) -> None:
+        self._names, self._present, self._read, self._listed, _ = files
+        self.sets = formats.weight_sets(files.names)
+        self.left_out = formats.why_left_out(files.names, self.sets)
+        self.gguf = variants(files.names)
         self.broken: set[str] = set()
-        """Indexes that are here and name no shards, or some that the hub does not have.
+        """Indexes that are here and name no shards, or some that the Hub does not have.
 
-        Known once the options are.
+        Filled while the options are made.
         """
 
     @property
@@ -62,31 +50,31 @@ class Weights:
     def gguf_groups(
         self, variant: str | None, sizes: Mapping[str, int]
     ) -> list[tuple[Option, ...]]:
-        """Return the options for the GGUF variants, and for what maps pictures to their input."""
+        """Return the options for the GGUF variants, and for the projector of pictures.
+
+        The variant that is closest to complete comes first.
+        """
         choices = self.gguf.called(variant) if variant else list(self.gguf.variants)
-        # Of what is begun, the one that comes closest.
-        choices.sort(key=lambda one: len(set(one.files) - self._present) / len(one.files))
-        whole = tuple(
-            Option(
-                next(iter(sorted(self._present & {*one.files})), one.files[0]), frozenset(one.files)
-            )
-            for one in choices
-        )
-        groups = [whole] if whole else []
+        choices.sort(key=lambda choice: len({*choice.files} - self._present) / len(choice.files))
+        groups = [tuple(map(self._variant_option, choices))] if choices else []
         preferred = self.gguf.projector(sizes)
         if preferred is not None:
             others = [name for name in self.gguf.projectors if name != preferred]
             groups.append(tuple(one_file(name) for name in (preferred, *others)))
         return groups
 
+    def _variant_option(self, variant: Variant) -> Option:
+        files = frozenset(variant.files)
+        return Option(min(self._present & files, default=variant.files[0]), files)
+
     def groups(
         self, folders: AbstractSet[str] | None = None, kind: str = ""
     ) -> Iterator[tuple[Option, ...]]:
-        """Yield the options for each set of weights, and each other file of weights as one.
+        """Yield the options for each set of weights; any other file of weights is its own set.
 
         Args:
             folders: the folders at the top whose sets are loaded; all if not given.
-            kind: the variant that is preferred.
+            kind: the preferred variant.
         """
         grouped: dict[formats.WeightKey, list[formats.WeightKey]] = {}
         for key in self.sets:
@@ -99,7 +87,10 @@ class Weights:
             if any(option.files - self.left_out.keys() for option in options):
                 yield tuple(options)
         parsed = {
-            name for sets in self.sets.values() for one in sets.values() for name in one.files
+            name
+            for by_ending in self.sets.values()
+            for weights in by_ending.values()
+            for name in weights.files
         }
         gguf = self.all_gguf
         for name in self._names - parsed - self.left_out.keys():
@@ -129,7 +120,7 @@ class Weights:
         return options
 
     def _is_usable(self, weights: formats.WeightSet) -> bool:
-        """Whether a set is complete by its names, or its index is what a loader opens."""
+        """Return whether a set is complete by its names, or by what its index says."""
         if weights.complete or weights.index_file is None:
             return weights.complete
         shards = self._shards(weights)
@@ -147,29 +138,32 @@ class Weights:
         return Option(index, shards | {index}, note)
 
     def _shards(self, weights: formats.WeightSet) -> frozenset[str] | None:
-        """Return the shards that the index names, if it is here and makes sense."""
+        """Return the shards that the index names; `None` if it is not here or makes no sense."""
         index = weights.index_name
         if weights.complete and index not in self._present:
             return None
         content = self._read(index)
-        shards = weight_map(content) if content is not None else None
-        folder = index[: index.rfind("/") + 1]
-        return frozenset(folder + name for name in shards) if shards is not None else None
+        return index_shards(index, content) if content is not None else None
 
 
-def weight_map(content: bytes) -> frozenset[str] | None:
-    """Return the names of the shards that an index names; `None` if it makes no sense.
+def index_shards(index: str, content: bytes) -> frozenset[str] | None:
+    """Return the shards that an index names; `None` if it makes no sense.
 
     It is content of a repo and so not to be trusted: a shard that is not a plain name below the
-    index's folder makes it unreadable.
+    index's folder makes it invalid.
+
+    Args:
+        index: its name in the repo. Shards lie in the same folder.
+        content: its content.
     """
     try:
-        found = frozenset(_INDEX_DECODER.decode(content).weight_map.values())
+        shards = frozenset(_INDEX_DECODER.decode(content).weight_map.values())
     except JSON_ERRORS:
         return None
-    if not found or any(layout.file_name_problem(name) for name in found):
+    if not shards or any(map(layout.file_name_problem, shards)):
         return None
-    return found
+    folder = index[: index.rfind("/") + 1]
+    return frozenset(folder + name for name in shards)
 
 
 class _Index(msgspec.Struct):

@@ -1,7 +1,7 @@
 """Safetensors headers.
 
-The header's format is described at https://huggingface.co/docs/safetensors: eight bytes with its
-length, then JSON with dtype, shape and offsets of each tensor.
+The format is described at https://huggingface.co/docs/safetensors: eight bytes with the header's
+length, then JSON with the dtype, shape and offsets of each tensor.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Tensor(msgspec.Struct, frozen=True, gc=False):
 
 
 def read_header(path: str) -> dict[str, Tensor]:
-    """Return the tensors that a safetensors file says it holds, by name.
+    """Return the tensors that a safetensors file lists, by name.
 
     The file is content of a repo and so not to be trusted: each tensor must lie inside the file
     and be as long as its dtype and shape say, and their number, names and dimensions are bounded.
@@ -89,7 +89,7 @@ def read_header(path: str) -> dict[str, Tensor]:
         if size < 8 or length > min(HEADER_LIMIT, size - 8):
             raise ValueError(f"not a safetensors file: {path}")
         content = file.read(length)
-    # Four colons each, which are counted before an object is made of any.
+    # Each has four colons or more: they are counted before any objects are made.
     if content.count(b":") > 5 * MOST_TENSORS:
         raise ValueError(f"the safetensors header names too many tensors: {path}")
     try:
@@ -104,13 +104,13 @@ def read_header(path: str) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         bits = DTYPE_BITS.get(tensor.dtype)
         if tensor.stored < 0:
-            raise ValueError(f"tensor {name} has no place: {path}")
+            raise ValueError(f"tensor {name} ends before it begins: {path}")
         if tensor.data_offsets[1] > data:
             raise TruncatedError(f"tensor {name} lies outside its file: {path}")
-        # Of a type that is not known, an element takes a bit at least.
+        # Of an unknown type, an element takes at least one bit.
         needs = (tensor.elements * (bits or 1) + 7) // 8
         if needs != tensor.stored if bits else needs > tensor.stored:
-            raise ValueError(f"tensor {name} has not the length of its shape: {path}")
+            raise ValueError(f"the length of tensor {name} does not fit its shape: {path}")
     if sum(tensor.stored for tensor in tensors.values()) > data:
         raise ValueError(f"tensors overlap in the safetensors file: {path}")
     return tensors

@@ -13,12 +13,11 @@ from typing import NamedTuple
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.base_record import FORMAT, BaseAt, BaseRecord, record_path
+from vlmcache.cache.base_record import FORMAT, BaseAt, BaseRecord, base_record_path
 from vlmcache.cache.mounts import drive_of
-from vlmcache.cache.moved import trusted_owners
 from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import Lent, TreeFile
-from vlmcache.cache.tree import CacheTree, StaleError, base_record
+from vlmcache.cache.tree import CacheTree, StaleError, base_record, trusted_owners
 from vlmcache.change import place
 from vlmcache.change.abilities import cannot
 from vlmcache.change.locks import Lock
@@ -59,14 +58,14 @@ def record_bases(
         if wanted.keys() <= known.keys():
             return
         raise CacheError(
-            f"another user's record is in the cache: {record_path(tree.root, folder)}",
+            f"another user's record is in the cache: {base_record_path(tree.root, folder)}",
             "attach as that user",
         )
     _write(tree, folder, tuple(wanted.values()), before if refs is None else refs)
 
 
 def _write(tree: Tree, folder: str, bases: tuple[BaseAt, ...], refs: Mapping[str, str]) -> None:
-    path = record_path(tree.root, folder)
+    path = base_record_path(tree.root, folder)
     content = msgspec.json.encode(BaseRecord(FORMAT, bases, dict(refs)))
     tree.make_folders(os.path.dirname(path))
     # Whose a record is tells what it is worth: one of root's stays root's.
@@ -95,7 +94,7 @@ def forget_bases(tree: Tree, folder: str, bases: Iterable[str]) -> None:
         _write(tree, folder, stay, owned.record.refs)
     elif not stay:
         with contextlib.suppress(FileNotFoundError):
-            tree.unlink(record_path(tree.root, folder))
+            tree.unlink(base_record_path(tree.root, folder))
 
 
 def place_blob_link(tree: Tree, path: str, lent: Lent) -> bool:

@@ -17,13 +17,12 @@ from vlmcache.cache.moved import (
     MoveRecord,
     Note,
     RepoRecord,
+    move_record_path,
+    note_owners,
     note_path,
-    owners_of,
     read_moves,
-    record_path,
-    trusted_owners,
 )
-from vlmcache.cache.tree import CacheTree
+from vlmcache.cache.tree import CacheTree, trusted_owners
 from vlmcache.change.tree import Tree
 from vlmcache.errors import CacheError
 
@@ -58,7 +57,7 @@ def write_moves(place: str | CacheTree, moves: Mapping[str, MoveRecord]) -> None
             with contextlib.suppress(FileNotFoundError):
                 tree.unlink(path)
         elif is_older or move != before.get(folder):
-            if tree.exists(path) and tree.stat(path).st_uid not in owners_of(tree, folder):
+            if tree.exists(path) and tree.stat(path).st_uid not in note_owners(tree, folder):
                 raise CacheError(f"another user's: {path}", "move to another folder")
             content = msgspec.json.encode(Note(FORMAT, {folder: move}))
             tree.make_folders(os.path.dirname(path))
@@ -78,7 +77,7 @@ def write_record(cache_dir: str, folder: str, destination: str) -> None:
     Raises:
         OSError: the system refuses.
     """
-    path = record_path(cache_dir, folder)
+    path = move_record_path(cache_dir, folder)
     record = RepoRecord(RECORD_FORMAT, cache_dir, destination, drive_of(destination))
     try:
         content = msgspec.json.encode(record)
@@ -95,7 +94,7 @@ def remove_record(cache_dir: str, folder: str) -> None:
     Raises:
         OSError: the system refuses.
     """
-    path = record_path(cache_dir, folder)
+    path = move_record_path(cache_dir, folder)
     tree = Tree(cache_dir)
     for name in (path, path + _TEMPORARY):
         with contextlib.suppress(FileNotFoundError):
@@ -104,7 +103,7 @@ def remove_record(cache_dir: str, folder: str) -> None:
 
 def record_size(cache_dir: str, folder: str) -> int:
     """Return the bytes of disk that the record of a repo and the folder of records occupy."""
-    path = record_path(cache_dir, folder)
+    path = move_record_path(cache_dir, folder)
     size = 0
     for name in (os.path.dirname(path), path, path + _TEMPORARY):
         with contextlib.suppress(OSError):

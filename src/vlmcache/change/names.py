@@ -169,7 +169,7 @@ class _Lookup:
             here |= {name for name, file in tree.items() if file.etag in left}
             variants = gguf.variants(here | tree.keys())
             known |= {one.name: None for one in variants.variants if here.intersection(one.files)}
-            chosen = {name for pattern in self.include for name in layout.matching(here, pattern)}
+            chosen = {name for pattern in self.include for name in layout.matched(here, pattern)}
             called = variants.called(variant) if variant is not None else []
             if len(called) > 1:
                 raise ambiguous(target.name, (one.name for one in called))

@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from vlmcache.cache import layout
-from vlmcache.cache.base_record import record_path as base_record_path
-from vlmcache.cache.moved import away_remedy, note_path, record_path
+from vlmcache.cache.base_record import base_record_path
+from vlmcache.cache.moved import away_remedy, move_record_path, note_path
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change.names import Target
 from vlmcache.change.needed import LISTED, foreign_files, is_read
@@ -154,7 +154,7 @@ class _Builder:
         assert repo.linked_to is not None
         frees, expected = repo.entry.allocated if repo.entry else 0, expected_of(repo.entry)
         self.actions.trees.append(Remove(repo.path, "link", repo.id, reason, frees, expected))
-        self._add_record(repo, record_path(self.state.dir, repo.folder), reason)
+        self._add_record(repo, move_record_path(self.state.dir, repo.folder), reason)
         why = "only the link is removed: links are never followed"
         if repo.away is not None:
             why = (

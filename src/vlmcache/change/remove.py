@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Sequence
 
 from vlmcache.cache import layout
-from vlmcache.cache.moved import read_moves, record_path, recorded_path
+from vlmcache.cache.moved import move_record_path, read_moves, recorded_path
 from vlmcache.cache.scan_repo import scan_repo
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.tree import CacheTree, StaleError
@@ -372,7 +372,7 @@ def apply_removals(
         targets = (kept_there.get(os.path.join(place, folder)) for place in seen)
         target = next(filter(None, targets), None)
         if target is not None:
-            paths = (action.path, record_path(state.dir, folder))
+            paths = (action.path, move_record_path(state.dir, folder))
             left = [other for other in left if other.path not in paths]
             detail = f"what it leads to stays: {target.path}"
             stay.append(Outcome("remove", action.path, target.result, detail=detail))

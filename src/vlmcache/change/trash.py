@@ -28,14 +28,12 @@ from vlmcache.cache.trash import (
     TrashRecord,
     beside_path,
     emptied,
-    encoded,
     next_to,
     open_beside,
-    opened,
     read_trash,
     trash_trees,
 )
-from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter, is_root
+from vlmcache.cache.tree import BY_DESCRIPTOR, CacheTree, StaleError, enter, is_root, tree_at
 from vlmcache.change.plan import (
     Attempt,
     Expected,
@@ -124,7 +122,7 @@ def open_trash(tree: CacheTree) -> TrashRemovalTree:
                 with contextlib.suppress(FileExistsError):
                     _make(tree, parent, layout.trash_beside(name))
                 descriptor = open_beside(tree, parent, name)
-                return opened(TrashRemovalTree, beside_path(tree), descriptor)
+                return tree_at(TrashRemovalTree, beside_path(tree), descriptor)
     place = os.path.join(tree.root, layout.TRASH)
     with tree.parent(place) as (name, folder):
         if folder is None:
@@ -132,7 +130,7 @@ def open_trash(tree: CacheTree) -> TrashRemovalTree:
             return TrashRemovalTree(place)
         with contextlib.suppress(FileExistsError):
             _make(tree, folder, name)
-        return opened(TrashRemovalTree, place, enter(name, folder, place))
+        return tree_at(TrashRemovalTree, place, enter(name, folder, place))
 
 
 def _make(tree: CacheTree, folder: int, name: str) -> None:
@@ -204,7 +202,7 @@ class TrashWriter:
         writer._numbers = {item.path: first + number for number, item in enumerate(items)}
         writer.record = msgspec.structs.replace(record, items=record.items + items)
         writer.trash, writer.folder = trash, trashed.path
-        trash.write(os.path.join(trashed.path, RECORD), encoded(writer.record))
+        trash.write(os.path.join(trashed.path, RECORD), writer.record.encode())
         return writer
 
     @property
@@ -246,7 +244,7 @@ class TrashWriter:
         try:
             mode = modes.S_IMODE(os.stat(trash.top if BY_DESCRIPTOR else trash.root).st_mode)
             trash.make_folders(folder, mode)
-            trash.write(os.path.join(folder, RECORD), encoded(record))
+            trash.write(os.path.join(folder, RECORD), record.encode())
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_removal(trash, folder, Attempt(_whatever(folder)))
@@ -342,7 +340,7 @@ class TrashWriter:
             record = msgspec.structs.replace(
                 self.record, folders=times, done=True, receipt=msgspec.to_builtins(receipt)
             )
-            self.trash.write(os.path.join(self.folder, RECORD), encoded(record))
+            self.trash.write(os.path.join(self.folder, RECORD), record.encode())
 
 
 def folder_status(tree: CacheTree, path: str) -> os.stat_result:

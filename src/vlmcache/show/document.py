@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from vlmcache.cache.locks import unlocked
+from vlmcache.cache.locks import lockless
 from vlmcache.cache.state import Finding
 from vlmcache.errors import ExitCode, VlmcacheError
 from vlmcache.show.text import encodable, printable_json
@@ -70,7 +70,7 @@ def document(
         content |= msgspec.to_builtins(value)
     told = content.get("findings", ())
     if not any(finding["code"] == "no-locks" for finding in told):
-        told = (*told, *msgspec.to_builtins(unlocked()))
+        told = (*told, *msgspec.to_builtins(lockless()))
     known = {finding["detail"] for finding in told}
     new = (text for text in warnings if text not in known)
     told = (*told, *msgspec.to_builtins(tuple(map(_about_a_line, new))))

@@ -134,6 +134,6 @@ def warn(texts: Iterable[str]) -> None:
 def warn_of_missing_locks() -> None:
     """Say which filesystems without locks the command has met."""
     # Help, which needs this module too, does not wait for those of the cache.
-    from vlmcache.cache.locks import unlocked
+    from vlmcache.cache.locks import lockless
 
-    warn(f"{finding.detail}: {finding.path}" for finding in unlocked())
+    warn(f"{finding.detail}: {finding.path}" for finding in lockless())

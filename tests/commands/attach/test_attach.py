@@ -17,7 +17,7 @@ from tests.kit.hub import LoopbackHub
 from tests.kit.pulls import pull
 from tests.kit.served import TOKEN, serving
 from vlmcache import Cache, UnknownModelError, UsageError
-from vlmcache.cache.base_record import decode, record_path
+from vlmcache.cache.base_record import base_record_path, decode
 from vlmcache.commands.doctor.bases import check_bases
 from vlmcache.commands.watch.events import changes
 from vlmcache.config import open_session
@@ -212,7 +212,7 @@ def test_detach_leaves_what_was_downloaded_here(attached: Based) -> None:
     assert [path.name for path in own.iterdir()] == [link.name]
     assert attached.state() == "partial"
     assert attached.repo().refs.keys() == {"main"}
-    assert not os.path.exists(record_path(str(attached.root), ONE))
+    assert not os.path.exists(base_record_path(str(attached.root), ONE))
     (revision,) = attached.repo().revisions
     assert [file.name for file in revision.files] == ["model.safetensors"]
 
@@ -278,14 +278,15 @@ def test_pull_links_what_a_base_has_of_a_model_that_is_not_attached(
     assert report.receipt is not None
     assert report.receipt.fetched == len(NEWER["config.json"])
     assert attached.state() == "cached"
-    assert attached.repo().size_in_bases == len(WEIGHTS) + len(FILES["sub/more.json"])
+    lent = [blob.size for blob in attached.repo().blobs.values() if blob.base is not None]
+    assert sum(lent) == len(WEIGHTS) + len(FILES["sub/more.json"])
 
 
 def test_rm_removes_links_and_the_record_and_nothing_else(attached: Based) -> None:
     removal = attached.cache.remove("org/one")
     assert removal.problem is None
     assert removal.receipt is not None
-    assert not os.path.exists(record_path(str(attached.root), ONE))
+    assert not os.path.exists(base_record_path(str(attached.root), ONE))
     with pytest.raises(UnknownModelError):
         attached.cache.remove("org/one")
 

@@ -9,7 +9,7 @@ import pytest
 from tests.kit.bases import FILES, NEWER, Based
 from tests.kit.caches import CacheBuilder
 from tests.kit.faulty import FAULTS, Fault, Subject, fault_name, try_every
-from vlmcache.cache.base_record import record_path
+from vlmcache.cache.base_record import base_record_path
 from vlmcache.cache.completeness import judge
 from vlmcache.cache.scan import scan
 from vlmcache.cache.usage import Usage
@@ -109,7 +109,7 @@ class Detaching(_OnABase):
     def again(self, place: Path) -> None:
         root = place / "private" / "hub"
         leads = any(blob.base for repo in scan(root).repos for blob in repo.blobs.values())
-        recorded = any(Path(record_path(str(root), name)).exists() for name in (ONE, TWO))
+        recorded = any(Path(base_record_path(str(root), name)).exists() for name in (ONE, TWO))
         if leads or recorded:
             report = self.run(place)
             assert report.problem is None, report.problem
@@ -123,7 +123,7 @@ class Detaching(_OnABase):
         assert repo is not None
         assert not any(blob.linked for blob in repo.blobs.values())
         assert judge(repo, "mine").state == "partial"
-        assert not any(Path(record_path(str(root), name)).exists() for name in (ONE, TWO))
+        assert not any(Path(base_record_path(str(root), name)).exists() for name in (ONE, TWO))
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=fault_name)

@@ -133,7 +133,7 @@ def test_a_base_without_its_folder_is_away_and_no_command_takes_it_for_damage(
     assert (verification.missing, verification.damaged) == ((), ())
     assert len(verification.unverifiable) == 2
     assert isinstance(pull(hub, based.root, "org/one").problem, AwayError)
-    with pytest.raises(UsageError, match="is not there"):
+    with pytest.raises(UsageError, match="is missing"):
         based.cache.attach()
     assert fingerprint(based.root) == before
     (based.folder / "other").rename(based.base.root)

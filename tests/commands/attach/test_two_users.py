@@ -15,7 +15,7 @@ from tests.kit.bases import FILES, NEWER, Based
 from tests.kit.caches import model_files
 from tests.kit.disks import NOBODY, as_other_user, common_folder, read_only_view
 from tests.kit.hub import LoopbackHub
-from vlmcache.cache.base_record import BaseAt, BaseRecord, record_path
+from vlmcache.cache.base_record import BaseAt, BaseRecord, base_record_path
 from vlmcache.cache.tree import CacheTree, StaleError
 
 ONE = "models--org--one"
@@ -174,7 +174,7 @@ def test_a_planted_link_without_a_record_is_a_link_out_of_the_cache(tmp_path: Pa
     based = Based(tmp_path)
     based.fill()
     based.cache.attach(based.base.root)
-    os.unlink(record_path(str(based.root), ONE))
+    os.unlink(base_record_path(str(based.root), ONE))
     assert {finding.code for finding in based.repo().findings} == {"outside-link"}
     assert based.cache.verify(max_age=0).checked == 0
     based.cache.attach(based.base.root)
@@ -224,7 +224,7 @@ def test_a_record_of_another_form_makes_nothing_a_base(tmp_path: Path) -> None:
     based = Based(tmp_path)
     based.fill()
     based.cache.attach(based.base.root)
-    path = Path(record_path(str(based.root), ONE))
+    path = Path(base_record_path(str(based.root), ONE))
     for content in (b"", b"{", b"[]", b'{"format": "vlmcache.base/1", "bases": 1}', b"\xff"):
         path.write_bytes(content)
         assert based.repo().attached_to == ()

@@ -15,7 +15,7 @@ from tests.kit.disks import NOBODY, RemovableDrive, removable_drive
 from vlmcache import compat
 from vlmcache.cache import mounts
 from vlmcache.cache.completeness import judge, judge_repo
-from vlmcache.cache.moved import read_moves, read_record, record_path
+from vlmcache.cache.moved import move_record_path, read_moves, read_record
 from vlmcache.cache.scan import scan
 from vlmcache.cache.state import CacheState, Repo
 from vlmcache.change.moved_note import write_record
@@ -61,7 +61,7 @@ class Place:
 
     @property
     def record(self) -> Path:
-        return Path(record_path(str(self.root), FOLDER))
+        return Path(move_record_path(str(self.root), FOLDER))
 
     def scan(self) -> CacheState:
         return scan(self.root)

@@ -15,7 +15,7 @@ from tests.commands.move.test_archive import NAMES, Room, folder_of
 from tests.kit.bases import FILES
 from tests.kit.caches import CacheBuilder, du_allocated, fingerprint
 from tests.kit.disks import removable_drive, small_filesystem
-from vlmcache.cache.base_record import record_path
+from vlmcache.cache.base_record import base_record_path
 from vlmcache.cache.moved import note_path
 from vlmcache.cache.scan import scan
 from vlmcache.cache.trash import has_trash
@@ -94,7 +94,7 @@ def test_an_attached_model_that_was_removed_comes_back_with_its_record(
     with pytest.raises(UnknownModelError):
         room.cache.remove(LENT)
     assert room.cache.undo().problem is None
-    assert os.path.exists(record_path(str(room.root), folder_of(LENT)))
+    assert os.path.exists(base_record_path(str(room.root), folder_of(LENT)))
     assert fingerprint(room.root) == before
     assert room.cache.verify(LENT, max_age=0).problem is None
     assert room.cache.status(LENT).repos[0].size_in_base == sum(map(len, FILES.values()))

@@ -14,7 +14,7 @@ from vlmcache.cache import layout
 from vlmcache.cache.completeness import ref_is_malformed
 from vlmcache.cache.entries import begun_bytes
 from vlmcache.cache.gguf import variants
-from vlmcache.cache.model_configs import OtherRepo, Read
+from vlmcache.cache.model_configs import KnownFiles, OtherRepo, Read
 from vlmcache.cache.needed_files import divide
 from vlmcache.cache.state import CacheState, File, Lent, Repo, Revision, TreeFile
 from vlmcache.change.plan import Action, Fetch, Link, Plan, WriteRef
@@ -84,9 +84,9 @@ class FileSelection(msgspec.Struct, frozen=True):
         listed = files if isinstance(files, Mapping) else {}
         linked = {file.name: file for file in revision.files} if revision is not None else {}
         sizes = {name: file.content_size for name, file in listed.items()}
-        division = divide(
-            files, linked.keys() & set(files), read, sizes=sizes, variant=self.variant
-        )
+        names = frozenset(files)
+        known = KnownFiles(names, linked.keys() & names, read, sizes=sizes)
+        division = divide(known, self.variant)
         available = variants(files)
         if self.variant is not None and len(available.called(self.variant)) != 1:
             if not available.variants:
@@ -95,7 +95,7 @@ class FileSelection(msgspec.Struct, frozen=True):
         if self.include:
             chosen: set[str] = set()
             for pattern in self.include:
-                matching = layout.matching(files, pattern)
+                matching = layout.matched(files, pattern)
                 if not matching:
                     raise UsageError(
                         f"{repo} has no file that matches --include {pattern}",
@@ -117,7 +117,7 @@ class FileSelection(msgspec.Struct, frozen=True):
             # An index can name what the hub does not have.
             chosen = {*division.needed, *along, *broken} & set(files)
         for pattern in self.exclude:
-            chosen -= layout.matching(files, pattern)
+            chosen -= layout.matched(files, pattern)
         if files and not chosen:
             raise UsageError(f"--exclude leaves no file of {repo}")
         plain = self.is_plain and is_model

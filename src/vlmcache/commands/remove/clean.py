@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import msgspec
 
 from vlmcache import units
-from vlmcache.cache.beside import LIBRARIES, library_entries
 from vlmcache.cache.completeness import judge_revision
 from vlmcache.cache.entries import STALE_AFTER, allocated_bytes, entry_of
 from vlmcache.cache.scan import scan
+from vlmcache.cache.side_caches import LIBRARIES, library_entries
 from vlmcache.cache.state import CacheState
 from vlmcache.cache.trash import find_needs, read_trash
 from vlmcache.cache.usage import Usage, content_of, find_users, in_container

@@ -12,7 +12,7 @@ import msgspec
 
 from vlmcache import units
 from vlmcache.cache import gguf, layout
-from vlmcache.cache.amounts import measure, revision_sizes
+from vlmcache.cache.amounts import amounts_of, revision_sizes
 from vlmcache.cache.completeness import (
     Content,
     Judgement,
@@ -188,7 +188,7 @@ def _model_status(
         content = None  # An adapter's own weights are the least of what is loaded.
     folder = layout.folder_of(model.repo)
     kept = sum(size for (name, _), size in state.trashed.items() if name == folder)
-    amounts = measure(
+    amounts = amounts_of(
         state,
         repo,
         judgement,
@@ -364,7 +364,7 @@ def _repo_status(known: Known, repo: Repo) -> RepoStatus:
             )
         )
     found = judge_repo(repo, judged)
-    amounts = measure(state, repo, worst(found, judged))
+    amounts = amounts_of(state, repo, worst(found, judged))
     base, size_in_base = _in_base(repo, repo.revisions)
     return RepoStatus(
         repo=repo.id,
@@ -424,7 +424,7 @@ def _bases(state: CacheState) -> Iterator[Elsewhere]:
     for repo in state.repos:
         for blob in repo.blobs.values():
             if blob.base is not None:
-                sizes.setdefault(blob.base, {})[blob.there or (repo.folder, blob.name)] = blob.size
+                sizes.setdefault(blob.base, {})[blob.target or (repo.folder, blob.name)] = blob.size
         for base in repo.attached_to:
             repos.setdefault(base, []).append(repo.id)
     for base, names in sorted(repos.items()):
@@ -450,5 +450,5 @@ def _in_base(repo: Repo | None, revisions: Sequence[Revision]) -> tuple[str | No
         for blob in (repo.blobs.values() if repo is not None and repo.bases else ())
         if blob.base is not None and blob.name in names
     ]
-    sizes = {blob.there or blob.name: blob.size for blob in blobs}
+    sizes = {blob.target or blob.name: blob.size for blob in blobs}
     return (blobs[0].base if blobs else None), sum(sizes.values())

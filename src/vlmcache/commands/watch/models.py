@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from vlmcache.cache.amounts import Amounts, measure
+from vlmcache.cache.amounts import Amounts, amounts_of
 from vlmcache.cache.completeness import Judgement, judge, judge_repo, judge_revision, worst
 from vlmcache.cache.owners import owner_name
 from vlmcache.cache.state import CacheState, Partial, Repo, State
@@ -162,7 +162,7 @@ class Models:
         variant = model.variant if model is not None else None
         if repo is None:
             missing = Judgement("missing", None, None)
-            return "missing", measure(state, None, missing, estimate=estimate)
+            return "missing", amounts_of(state, None, missing, estimate=estimate)
         key = repo.folder, model.revision if model is not None else None, variant
         known = self._judged.get(key)
         same = known is not None and known[0] is repo
@@ -176,7 +176,7 @@ class Models:
                 judged = [judge_revision(repo, each, state.repo) for each in repo.revisions]
                 found = judge_repo(repo, judged)
             shown = worst(found, judged)
-            amounts = measure(state, repo, shown, variant=variant, estimate=estimate)
+            amounts = amounts_of(state, repo, shown, variant=variant, estimate=estimate)
             others = {
                 need.id: state.repo(need.id)
                 for judgement in judged

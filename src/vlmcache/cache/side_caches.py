@@ -1,10 +1,10 @@
-"""What hf_xet and the libraries of remote code keep next to the hub cache, by its layout.
+"""What hf_xet and the libraries that run remote code keep next to the hub cache, by its layout.
 
 hf_xet makes `logs/xet_….log` and a folder for each endpoint (`http___127_0_0_1-fPS9ESocpm7VXpc6`)
-with `chunk-cache`, `shard-cache` and `staging` in it. transformers, datasets, evaluate and
+that holds `chunk-cache`, `shard-cache` and `staging`. transformers, datasets, evaluate and
 diffusers make packages `<library>_modules`: an empty `__init__.py` in each folder, Python files in
-the folders below (of a repo, its commit, a hash of local code) and nothing else; locks of the
-`datasets` end with `.lock`, and their records of where code came from with `.json`.
+the folders below (named for a repo, its commit, or a hash of local code) and nothing else. The
+locks of `datasets` end with `.lock`, its records of where code came from with `.json`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ LIBRARIES = {"xet": "hf_xet", "modules": "remote code"}
 
 
 def library_entries(name: str, folder: str) -> tuple[list[str], list[str]]:
-    """Return the names in a side cache's folder: the library's own, and others. Links are others.
+    """Return the names in a side cache's folder: the library's own, and others (all links are).
 
     Args:
         name: `xet` or `modules`.
-        folder: the side cache; one that cannot be listed has neither.
+        folder: the side cache; if it cannot be listed, both are empty.
     """
     is_own = _is_xet if name == "xet" else _is_code
     own: list[str] = []
@@ -53,7 +53,7 @@ def library_entries(name: str, folder: str) -> tuple[list[str], list[str]]:
                     (own if is_own(entry) else others).append(entry.name)
     except OSError:
         return [], []
-    # Beside what somebody else wrote, these may be of their package.
+    # Next to what somebody else wrote, these may belong to their package.
     (others or own).extend(top)
     return sorted(own), sorted(others)
 
@@ -75,7 +75,7 @@ def _is_code(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_package(entry: os.DirEntry[str], *, top: bool = False) -> bool:
-    """Return whether a folder holds what makes remote code importable, and no more."""
+    """Return whether a folder holds only what makes remote code importable."""
     return _holds_only(entry, lambda inner: _is_of_package(inner, top=top))
 
 
@@ -106,7 +106,7 @@ def _is_file_called(entry: os.DirEntry[str], names: re.Pattern[str]) -> bool:
 
 
 def _holds_only(entry: os.DirEntry[str], is_known: Callable[[os.DirEntry[str]], bool]) -> bool:
-    """Return whether an entry is a folder that can be read and has nothing else in it."""
+    """Return whether an entry is a folder that can be read and holds nothing unknown."""
     if not entry.is_dir(follow_symlinks=False):
         return False
     try:
