@@ -104,7 +104,6 @@ class _Lookup:
         self.state = state
         self.names = names
         self.options = options
-        self.include = options.include
 
     def find(self, text: str) -> Target:
         """Return what a name or path means."""
@@ -113,7 +112,7 @@ class _Lookup:
         is_key = not is_folder and self.names.is_key(text)
         entry = None if is_key else self._at_path(text)
         if isinstance(entry, Stray):
-            if self.include:
+            if self.options.include:
                 raise UsageError(f"--include chooses files of a model, and {text} is not a model")
             return Target(text, stray=entry)
         if entry is not None:
@@ -155,10 +154,12 @@ class _Lookup:
 
     def _files(self, target: Target, repo: Repo | None, variant: str | None) -> Target:
         """Return the target with the files that are meant of it, if not all are."""
-        if variant is None and not self.include:
+        if variant is None and not self.options.include:
             return target
-        if variant is not None and self.include:
-            raise UsageError(f"{target.name} and --include {self.include[0]} both choose files")
+        if variant is not None and self.options.include:
+            raise UsageError(
+                f"{target.name} and --include {self.options.include[0]} both choose files"
+            )
         if repo is None or target.gone or target.ref is not None:
             raise self.names.unknown(target.name, "cache")
         if repo.away is not None:
@@ -180,7 +181,9 @@ class _Lookup:
             known |= {
                 group.name: None for group in groups.variants if here.intersection(group.files)
             }
-            chosen = {name for pattern in self.include for name in layout.matching(here, pattern)}
+            chosen = {
+                name for pattern in self.options.include for name in layout.matching(here, pattern)
+            }
             called = groups.called(variant) if variant is not None else []
             if len(called) > 1:
                 raise ambiguous(target.name, (group.name for group in called))
@@ -189,7 +192,9 @@ class _Lookup:
             if chosen:
                 found[revision.commit] = frozenset(chosen)
         if not found:
-            what = f"variant {variant}" if variant is not None else f"file {self.include[0]}"
+            what = (
+                f"variant {variant}" if variant is not None else f"file {self.options.include[0]}"
+            )
             raise UnknownModelError(
                 f"{repo.id} has no {what} in the cache",
                 "it has " + ", ".join(known) if variant is not None and known else None,

@@ -268,14 +268,10 @@ class TrashWriter:
         folders = {os.path.dirname(item.path) for item in items}
         folders |= {"", layout.LOCKS, *(os.path.join(layout.LOCKS, repo) for repo in repos)}
         for path in sorted(folders):
-            status = self._status(path)
-            if status is not None and modes.S_ISDIR(status.st_mode):
-                yield FolderTime(path, status.st_ino, status.st_mtime_ns)
-
-    def _status(self, path: str) -> os.stat_result | None:
-        with contextlib.suppress(OSError):
-            return folder_status(self.tree, path)
-        return None
+            with contextlib.suppress(OSError):
+                status = _folder_status(self.tree, path)
+                if modes.S_ISDIR(status.st_mode):
+                    yield FolderTime(path, status.st_ino, status.st_mtime_ns)
 
     def take(self, attempt: Attempt, expected: Expected | None) -> None:
         """Rename what an action removes into the trash.
@@ -335,9 +331,9 @@ class TrashWriter:
                 remove_if_empty(self.trash, self.tree)
                 return
             times = tuple(
-                msgspec.structs.replace(time, after=status.st_mtime_ns)
+                msgspec.structs.replace(time, after=after)
                 for time in self.record.folders
-                if (status := self._status(time.path)) is not None and status.st_ino == time.inode
+                if (after := time_now(self.tree, time)) is not None
             )
             record = msgspec.structs.replace(
                 self.record, folders=times, done=True, receipt=msgspec.to_builtins(receipt)
@@ -355,7 +351,7 @@ def entry_status(tree: CacheTree, path: str) -> os.stat_result:
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
 
 
-def folder_status(tree: CacheTree, path: str) -> os.stat_result:
+def _folder_status(tree: CacheTree, path: str) -> os.stat_result:
     """Return the status of a folder of a cache by its path below the root, `""` for the root.
 
     Raises:
@@ -364,6 +360,14 @@ def folder_status(tree: CacheTree, path: str) -> os.stat_result:
     if not path:
         return os.stat(tree.top if BY_DESCRIPTOR else tree.root)
     return entry_status(tree, os.path.join(tree.root, path))
+
+
+def time_now(tree: CacheTree, time: FolderTime) -> int | None:
+    """Return when a folder was changed last, in nanoseconds; `None` if it is another or gone."""
+    with contextlib.suppress(OSError):
+        status = _folder_status(tree, time.path)
+        return status.st_mtime_ns if status.st_ino == time.inode else None
+    return None
 
 
 def _refuse_full(entry: TreeEntry) -> None:

@@ -25,9 +25,9 @@ from vlmcache.change.shared_store import MANIFEST_LIMIT, SharedStore
 from vlmcache.change.trash import (
     TrashRemovalTree,
     entry_status,
-    folder_status,
     remove_if_empty,
     remove_removal,
+    time_now,
 )
 from vlmcache.change.tree import sync_folder
 from vlmcache.errors import reason_of
@@ -225,7 +225,7 @@ class Undoing:
         A removal that was killed has not noted how it left its folders: of these, those count that
         changed when something of them was renamed, or not at all.
         """
-        now = _time_now(self.tree, time)
+        now = time_now(self.tree, time)
         if now is None or self.record.done:
             return now is not None and now == time.after
         renamed = max(
@@ -293,13 +293,6 @@ class Undoing:
                     self.store.add_references(blob, content.decode().splitlines())
             else:
                 self._rename(step.source, step.path)
-
-
-def _time_now(tree: RemovalTree, time: FolderTime) -> int | None:
-    with contextlib.suppress(OSError):
-        status = folder_status(tree, time.path)
-        return status.st_mtime_ns if status.st_ino == time.inode else None
-    return None
 
 
 def _set_time(tree: RemovalTree, time: FolderTime) -> None:

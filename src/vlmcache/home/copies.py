@@ -166,11 +166,10 @@ def remove_copies(home: str, repo: str, commit: str | None = None) -> int:
     Raises:
         OSError: the system refuses.
     """
-    if commit is not None and not layout.is_entry_name(commit):
-        return 0
     root = os.path.join(home, FOLDER, layout.repo_folder("model", repo))
     gone = root if commit is None else os.path.join(root, commit)
-    if not os.path.isdir(gone) or os.path.islink(gone) or is_anothers(gone):
+    named = commit is None or layout.is_entry_name(commit)
+    if not named or not os.path.isdir(gone) or os.path.islink(gone) or is_anothers(gone):
         return 0
     freed = allocated(gone)
     shutil.rmtree(gone)

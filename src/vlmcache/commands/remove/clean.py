@@ -73,9 +73,10 @@ def clean(
         )
     known, removal = planned_cleaning(session, options, choose, dry_run=dry_run)
     state, plan, usage = known.state, removal.plan, known.usage
-    if dry_run or not plan.actions:
-        nothing = FreeSpace(state.dir).measured(Receipt(()))
-        return removal if dry_run else msgspec.structs.replace(removal, receipt=nothing)
+    if dry_run:
+        return removal
+    if not plan.actions:
+        return msgspec.structs.replace(removal, receipt=FreeSpace(state.dir).measured(Receipt(())))
     require_consent(confirm, removal, "was removed")
     if confirm is not None:
         # The question may have been open for hours.

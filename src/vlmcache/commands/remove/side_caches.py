@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 
 import msgspec
 
 from vlmcache.cache.beside import LIBRARIES, library_entries
-from vlmcache.cache.entries import allocated_bytes, entry_of
+from vlmcache.cache.entries import entry_of
+from vlmcache.cache.trash import weigh
 from vlmcache.cache.usage import distinct, find_users
 from vlmcache.change.plan import Kept, Plan, RemoveTree
 from vlmcache.change.removals import expected_of
@@ -26,7 +26,10 @@ def measured_caches(environment: Environment) -> tuple[SideCache, ...]:
             name,
             path,
             os.path.isdir(path),
-            sum(_size_below(os.path.join(path, entry)) for entry in library_entries(name, path)[0]),
+            sum(
+                weigh(os.path.join(path, entry)).size_on_disk
+                for entry in library_entries(name, path)[0]
+            ),
         )
         for name, path in side_caches(environment).items()
     )
@@ -79,7 +82,9 @@ def with_side_caches(
                 continue
             expected = expected_of(entry_of(os.lstat(path)), sized=False)
             actions.append(
-                RemoveTree(path, "side-cache", None, f"--{cache.name}", _size_below(path), expected)
+                RemoveTree(
+                    path, "side-cache", None, f"--{cache.name}", weigh(path).size_on_disk, expected
+                )
             )
     plan = msgspec.structs.replace(
         plan,
@@ -88,15 +93,6 @@ def with_side_caches(
         kept=(*plan.kept, *kept),
     )
     return plan, tuple(stays for stays in kept if stays.processes)
-
-
-def _size_below(path: str) -> int:
-    """Return the bytes on disk of an entry with all that is below it; links count as themselves."""
-    size = 0
-    for below in inodes_below(path).values():
-        with contextlib.suppress(OSError):
-            size += allocated_bytes(os.lstat(below))
-    return size
 
 
 def _is_at_or_below(path: str, folder: str) -> bool:
